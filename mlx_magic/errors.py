@@ -1,0 +1,185 @@
+"""The errors of mlx-magic.
+
+    MlxMagicError
+    ├── RequestError             an option, a prompt or an expression cannot be used
+    ├── ImageError               a picture cannot be used                      .source
+    │   ├── ImageNotFoundError   no such file, or a glob that matches nothing
+    │   ├── ImageDecodeError     not a picture, damaged or cut short
+    │   ├── ImageTooLargeError   more pixels than are allowed
+    │   └── FetchError           a URL was refused or did not deliver
+    ├── ModelError               a model cannot be used                        .model
+    │   ├── ModelNotFoundError   no such alias, folder or repository
+    │   ├── CheckpointError      config or weights are missing or damaged
+    │   ├── UnsupportedModelError   neither library knows the architecture
+    │   ├── UntrustedCodeError   the checkpoint wants to run its own code      .wanted
+    │   ├── DownloadError        the Hub is out of reach or refused
+    │   ├── ImagesNotSupportedError   pictures were given to a text model      .vision_models
+    │   ├── ModelInUseError      it cannot be unloaded under its user
+    │   └── MemoryBudgetError    it would not fit                              .needed_bytes .limit_bytes
+    ├── GenerationError          the model failed while it was generating      .model
+    └── EngineError              the inference thread is closed or has died
+
+Every message is one line that says what happened, to which thing, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MlxMagicError(Exception):
+    """Base class of all errors raised by mlx-magic."""
+
+
+class RequestError(MlxMagicError):
+    """Raised when a request is not valid: an option, a prompt, an expression.
+
+    Attributes
+    ----------
+    option : str or None
+        Name of the offending option, without dashes.
+    """
+
+    def __init__(self, message: str, *, option: str | None = None) -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class ImageError(MlxMagicError):
+    """Raised when a picture cannot be used.
+
+    Attributes
+    ----------
+    source : str
+        The picture as the person named it, shortened for display.
+    """
+
+    def __init__(self, message: str, *, source: str) -> None:
+        super().__init__(message)
+        self.source = source
+
+
+class ImageNotFoundError(ImageError):
+    """Raised when a file is missing or a glob matches nothing."""
+
+
+class ImageDecodeError(ImageError):
+    """Raised when the content is no picture, is damaged or is cut short."""
+
+
+class ImageTooLargeError(ImageError):
+    """Raised when a picture has more pixels, or a file more bytes, than allowed.
+
+    Attributes
+    ----------
+    size : int
+        What the picture has, in pixels (or bytes, for a download).
+    limit : int
+        What is allowed, in the same unit.
+    """
+
+    def __init__(self, message: str, *, source: str, size: int, limit: int) -> None:
+        super().__init__(message, source=source)
+        self.size = size
+        self.limit = limit
+
+
+class FetchError(ImageError):
+    """Raised when a URL was refused, could not be reached, or sent no picture."""
+
+
+class ModelError(MlxMagicError):
+    """Raised when a model cannot be used.
+
+    Attributes
+    ----------
+    model : str
+        Alias, folder or repository id, as it was asked for.
+    """
+
+    def __init__(self, message: str, *, model: str) -> None:
+        super().__init__(message)
+        self.model = model
+
+
+class ModelNotFoundError(ModelError):
+    """Raised when there is no such alias, folder or repository."""
+
+
+class CheckpointError(ModelError):
+    """Raised when a checkpoint's files are missing, unreadable or cut short."""
+
+
+class UnsupportedModelError(ModelError):
+    """Raised when neither mlx-vlm nor mlx-lm knows the architecture."""
+
+
+class UntrustedCodeError(ModelError):
+    """Raised when a checkpoint asks to run code and this load does not allow it.
+
+    Attributes
+    ----------
+    wanted : tuple of str
+        What it wanted to run, one entry each (``"config.json: model_file = 'x.py'"``).
+    """
+
+    def __init__(self, message: str, *, model: str, wanted: Sequence[str]) -> None:
+        super().__init__(message, model=model)
+        self.wanted = tuple(wanted)
+
+
+class DownloadError(ModelError):
+    """Raised when a repository cannot be fetched: offline, gated, missing, cut off."""
+
+
+class ImagesNotSupportedError(ModelError):
+    """Raised when pictures are given to a text-only model.
+
+    Attributes
+    ----------
+    vision_models : tuple of str
+        Vision models at hand.
+    """
+
+    def __init__(self, message: str, *, model: str, vision_models: Sequence[str]) -> None:
+        super().__init__(message, model=model)
+        self.vision_models = tuple(vision_models)
+
+
+class ModelInUseError(ModelError):
+    """Raised when a model is to be unloaded while a request uses it."""
+
+
+class MemoryBudgetError(ModelError):
+    """Raised before a load that would not fit into memory.
+
+    Attributes
+    ----------
+    needed_bytes : int
+        Estimated need of the load.
+    limit_bytes : int
+        What may be used.
+    """
+
+    def __init__(self, message: str, *, model: str, needed_bytes: int, limit_bytes: int) -> None:
+        super().__init__(message, model=model)
+        self.needed_bytes = needed_bytes
+        self.limit_bytes = limit_bytes
+
+
+class GenerationError(MlxMagicError):
+    """Raised when a model fails while it generates.
+
+    Attributes
+    ----------
+    model : str
+        The model that failed.
+    """
+
+    def __init__(self, message: str, *, model: str) -> None:
+        super().__init__(message)
+        self.model = model
+
+
+class EngineError(MlxMagicError):
+    """Raised when the inference thread is closed or has died."""

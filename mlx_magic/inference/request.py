@@ -1,0 +1,221 @@
+"""What goes into a generation and what comes out of it: plain frozen data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlx_magic.errors import RequestError
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.images import ImageInput
+
+Phase = Literal["queued", "downloading", "loading", "seeing", "reading", "writing", "done"]
+FinishReason = Literal["stop", "length", "cancelled"]
+OutputFormat = Literal["markdown", "text", "json", "raw"]
+
+DEFAULT_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. ``None`` leaves a value to the checkpoint.
+
+    Attributes
+    ----------
+    max_tokens : int
+        Upper limit of the answer, in tokens.
+    temperature : float or None
+        0 is greedy.
+    top_p, top_k : float or None, int or None
+        Nucleus (0 to 1] and top-k (0 is off) limits.
+    seed : int or None
+        Makes a sampled answer repeat.
+    """
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _whole("max_tokens", self.max_tokens, at_least=1)
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise RequestError(
+                f"temperature is {self.temperature}: use 0 (greedy) or more.", option="temperature"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RequestError(
+                f"top_p is {self.top_p}: use a number above 0, up to 1.", option="top_p"
+            )
+        if self.top_k is not None:
+            _whole("top_k", self.top_k, at_least=0)
+        if self.seed is not None:
+            _whole("seed", self.seed, at_least=0)
+
+
+def _whole(name: str, value: object, *, at_least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise RequestError(
+            f"{name} is {value!r}: use a whole number of {at_least} or more.", option=name
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One question to one model.
+
+    Attributes
+    ----------
+    prompt : str
+        The question; never empty.
+    images : tuple of ImageInput
+        Pictures, in the order the model sees them.
+    model : str
+        Alias, folder or Hub repository id.
+    system : str or None
+        System prompt.
+    sampling : Sampling
+    format : {"markdown", "text", "json", "raw"}
+        How the answer is shown; ``"json"`` also parses it.
+    """
+
+    prompt: str
+    images: tuple[ImageInput, ...] = ()
+    model: str = "demo"
+    system: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    format: OutputFormat = "markdown"
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise RequestError("The prompt is empty: write a question.", option="prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, counted on the model's own inputs.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+        All tokens the model read, pictures included.
+    image_tokens : int
+        Those of them that stand for pictures.
+    cached_tokens : int
+        Those of the prompt that came from a cache.
+    completion_tokens : int
+        Tokens written.
+    """
+
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together, in tokens."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds (rates in tokens per second).
+
+    Attributes
+    ----------
+    queued, load, vision, prefill, decode : float
+        Waiting, loading the model, the vision tower, reading the prompt, writing.
+    time_to_first_token : float or None
+        From the request to the first token; None if there was none.
+    prompt_tps, generation_tps : float
+        Tokens per second of prefill (vision included) and of decode; 0.0 where unknown.
+    """
+
+    queued: float = 0.0
+    load: float = 0.0
+    vision: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    time_to_first_token: float | None = None
+    prompt_tps: float = 0.0
+    generation_tps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """One step of a generation, as a backend reports it.
+
+    Attributes
+    ----------
+    phase : Phase
+        What the model is doing.
+    text : str
+        New text; may be empty.
+    prompt_read, prompt_tokens, image_tokens : int
+        Tokens read so far, of how many, and how many of these are pictures.
+    completion_tokens : int
+        Tokens written so far.
+    finish_reason : FinishReason or None
+        Set on the last chunk.
+    peak_memory : int
+        Highest use during this request, in bytes.
+    """
+
+    phase: Phase
+    text: str = ""
+    prompt_read: int = 0
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    completion_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    peak_memory: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VisionResult:
+    """A complete answer. ``str(result)`` is its text.
+
+    Attributes
+    ----------
+    text : str
+        The answer; what there is of it when cancelled.
+    data : object or None
+        The parsed value for format ``"json"``.
+    data_error : str or None
+        Why `data` could not be parsed.
+    images : tuple of ImageInput
+        The pictures that were asked about.
+    model : str
+        The model that answered.
+    finish_reason : {"stop", "length", "cancelled"}
+    usage : Usage
+    timings : Timings
+    peak_memory : int
+        Highest memory use during the request, in bytes.
+    prompt : str
+        The question, as the model got it.
+    format : OutputFormat
+        How the result shows itself.
+    """
+
+    text: str
+    model: str
+    finish_reason: FinishReason
+    data: Any = None
+    data_error: str | None = None
+    images: tuple[ImageInput, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    peak_memory: int = 0
+    prompt: str = ""
+    format: OutputFormat = "markdown"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def with_data(self, data: Any, error: str | None) -> VisionResult:
+        """Return a copy that holds parsed data, or says why there is none."""
+        return replace(self, data=data, data_error=error)
