@@ -1,0 +1,201 @@
+"""Pictures named by a string: paths, globs and data URIs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import glob
+import os
+import re
+import stat
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
+
+from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
+from mlx_magic.inference.image_limits import (
+    MAX_FILE_BYTES,
+    MAX_IMAGES,
+    check_bytes,
+    megabytes,
+    reason,
+    shorten,
+)
+
+# No need to walk a whole disk to know that it is too much.
+_GLOB_LIMIT = 10_000
+
+
+def find_files(text: str, base: Path | None = None) -> list[Path]:
+    """Return the files that a path or a glob names; a file that exists wins over a glob.
+
+    Parameters
+    ----------
+    text : str
+        A path or a glob; ``~`` is the home folder, ``**`` any depth.
+    base : Path, optional
+        What a relative path is relative to; the current folder by default.
+
+    Returns
+    -------
+    list of Path
+        One file, or all that the glob matches, in natural order (``a2`` before ``a10``).
+
+    Raises
+    ------
+    ImageNotFoundError
+        If there is no such file, or the glob matches none.
+    ImageError
+        If it is a folder, is out of reach, or the glob matches too many files.
+    """
+    label = shorten(text)
+    folder = Path.cwd() if base is None else base
+    if not text.strip():
+        raise ImageNotFoundError("An empty string names no picture.", source=label)
+    try:
+        path = folder / _expand_home(text)
+        if path.exists():
+            return [_regular_file(path, label)]
+        if not glob.has_magic(text):
+            raise ImageNotFoundError(_missing(path, label), source=label)
+        matches = _glob(text, folder, label)
+    # A name with a NUL in it, longer than the file system allows, behind a locked folder, ...
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ImageNotFoundError(
+            f"{label} is no path to a picture: {reason(error)}.", source=label
+        ) from error
+    if not matches:
+        raise ImageNotFoundError(
+            f"No file matches '{label}' in {shorten(str(folder))}.", source=label
+        )
+    return matches
+
+
+def path_label(path: Path, text: str, base: Path | None = None) -> str:
+    """Return a found file as the person would write it: relative where `text` was."""
+    folder = Path.cwd() if base is None else base
+    if text.startswith("~") or Path(text).is_absolute() or not path.is_relative_to(folder):
+        return shorten(str(path))
+    return shorten(str(path.relative_to(folder)))
+
+
+def read_file(path: Path, label: str) -> bytes:
+    """Return the content of a file that is not too large.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read.
+    ImageTooLargeError
+        If it has more than `MAX_FILE_BYTES`.
+    """
+    try:
+        with path.open("rb") as file:
+            check_bytes(os.fstat(file.fileno()).st_size, label)
+            return read_limited(file, label)
+    except OSError as error:
+        raise ImageError(f"{label} cannot be read: {reason(error)}.", source=label) from error
+
+
+def read_limited(file: BinaryIO, label: str) -> bytes:
+    """Return what is left to read, up to the limit.
+
+    Raises
+    ------
+    ImageTooLargeError
+        If there is more than `MAX_FILE_BYTES`.
+    """
+    data = file.read(MAX_FILE_BYTES + 1)
+    check_bytes(len(data), label)
+    return data
+
+
+def is_data_uri(text: str) -> bool:
+    """Return whether `text` is a ``data:`` URI."""
+    return text[:5].lower() == "data:"
+
+
+def data_uri_label(text: str) -> str:
+    """Return a name for a data URI that does not repeat its content."""
+    return f"data URI ({megabytes(len(text))})"
+
+
+def read_data_uri(text: str, label: str) -> bytes:
+    """Return the content of a ``data:`` URI; its type is not believed.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it has no comma or its base64 is damaged.
+    ImageTooLargeError
+        If it has more than `MAX_FILE_BYTES`.
+    """
+    header, comma, body = text.partition(",")
+    if not comma:
+        raise ImageDecodeError(
+            f"{label} has no comma: write data:image/png;base64,… with the content after it.",
+            source=label,
+        )
+    check_bytes(len(body) * 3 // 4, label)
+    content = unquote_to_bytes(body)
+    if not header.lower().rstrip().endswith(";base64"):
+        check_bytes(len(content), label)
+        return content
+    content = b"".join(content.split()).rstrip(b"=")
+    try:
+        return base64.b64decode(content + b"=" * (-len(content) % 4), altchars=None, validate=True)
+    except binascii.Error as error:
+        raise ImageDecodeError(
+            f"{label} holds damaged base64: {reason(error)}.", source=label
+        ) from error
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts ``a2`` before ``a10``, whatever the case."""
+    parts = re.split(r"([0-9]+)", text)
+    key = [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts]
+    return [*key, (2, 0, text)]
+
+
+def _expand_home(text: str) -> Path:
+    return Path(text).expanduser() if text.startswith("~") else Path(text)
+
+
+def _regular_file(path: Path, label: str) -> Path:
+    if path.is_dir():
+        raise ImageError(
+            f"{label} is a folder: name its pictures, like '{label.rstrip('/')}/*.png'.",
+            source=label,
+        )
+    # A pipe or a device could make the kernel wait for ever.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ImageError(f"{label} is no regular file.", source=label)
+    return path
+
+
+def _glob(text: str, folder: Path, label: str) -> list[Path]:
+    pattern = str(_expand_home(text))
+    # Path.glob takes no absolute patterns, and would read wildcards in the folder's own name.
+    found = glob.iglob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207
+    names = list(islice(found, _GLOB_LIMIT + 1))
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if len(files) > MAX_IMAGES or len(names) > _GLOB_LIMIT:
+        count = len(files) if len(names) <= _GLOB_LIMIT else f"more than {_GLOB_LIMIT}"
+        raise ImageError(
+            f"'{label}' matches {count} files: at most {MAX_IMAGES} pictures fit in one request.",
+            source=label,
+        )
+    return sorted(files, key=lambda path: natural_key(str(path)))
+
+
+def _missing(path: Path, label: str) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"No file '{label}': there is no folder {shorten(str(folder))}."
+    names = [entry.name for entry in islice(folder.iterdir(), _GLOB_LIMIT) if entry.is_file()]
+    by_case = {name.casefold(): name for name in sorted(names, reverse=True)}
+    near = difflib.get_close_matches(path.name.casefold(), sorted(by_case), n=1, cutoff=0.6)
+    message = f"No file '{shorten(path.name)}' in {shorten(str(folder))}"
+    return f"{message}; did you mean '{shorten(by_case[near[0]])}'?" if near else f"{message}."

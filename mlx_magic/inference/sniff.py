@@ -1,0 +1,124 @@
+"""What a file is by its first bytes: a picture to decode, or what to do with it instead."""
+
+from __future__ import annotations
+
+SNIFF_BYTES = 512
+"""As many first bytes as `picture_format` and `why_no_picture` want to see."""
+
+READABLE = ("PNG", "JPEG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "JPEG 2000", "PPM", "QOI")
+"""What is decoded; HEIF too, once pillow-heif is registered."""
+
+_STARTS = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"GIF87a": "GIF",
+    b"GIF89a": "GIF",
+    b"II*\x00": "TIFF",
+    b"MM\x00*": "TIFF",
+    b"II+\x00": "TIFF",
+    b"MM\x00+": "TIFF",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JPEG 2000",
+    b"qoif": "QOI",
+}
+# ISO base media files: the brand after 'ftyp' tells pictures from films.
+_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    b"heic": "HEIF",
+    b"heix": "HEIF",
+    b"heim": "HEIF",
+    b"heis": "HEIF",
+    b"hevc": "HEIF",
+    b"mif1": "HEIF",
+    b"msf1": "HEIF",
+}
+# Known, not read: its name, and what the person can do.
+_ADVICE = {
+    b"%PDF-": ("a PDF document", "Export the page as a PNG"),
+    b"%!PS": ("a PostScript document", "Export it as a PNG"),
+    b"\x00\x00\x01\x00": ("an icon (ICO)", "Save it as a PNG"),
+    b"icns": ("an icon (ICNS)", "Save it as a PNG"),
+    b"8BPS": ("a Photoshop document", "Export it as a PNG"),
+    b"\xff\x0a": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
+    b"\x00\x00\x00\x0cJXL ": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
+    b"\x93NUMPY": ("a saved NumPy array", "Load it with np.load and give the array"),
+    b"PK\x03\x04": ("a ZIP archive or an Office document", "Take the pictures out of it"),
+    b"\x1f\x8b": ("a gzip archive", "Unpack it"),
+    b"\x1aE\xdf\xa3": ("a video", "Save one frame of it as a PNG"),
+    b"version https://git-lfs": ("a Git LFS pointer", "Run git lfs pull"),
+}
+
+
+def picture_format(head: bytes) -> str | None:
+    """Return the format of a picture by its first bytes, or None.
+
+    Parameters
+    ----------
+    head : bytes
+        The first `SNIFF_BYTES` bytes, or all there are.
+
+    Returns
+    -------
+    str or None
+        One of `READABLE`, or ``"HEIF"``.
+    """
+    for start, name in _STARTS.items():
+        if head.startswith(start):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp":
+        return _picture_brand(head)
+    # Two letters are little: take more of the header into account.
+    if head[:2] == b"BM" and head[6:10] == b"\x00\x00\x00\x00":
+        return "BMP"
+    if len(head) > 3 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PPM"
+    return None
+
+
+def why_no_picture(head: bytes) -> str:
+    """Say what a file is that `picture_format` does not know, and what to do.
+
+    Returns
+    -------
+    str
+        To follow a name: ``"is a PDF document, not a picture. Export the page as a PNG."``
+    """
+    if not head:
+        return "is empty, so there is no picture in it."
+    for start, (what, advice) in _ADVICE.items():
+        if head.startswith(start):
+            return f"is {what}, which is not read here. {advice}."
+    if head[4:8] == b"ftyp":
+        return "is a video, which is not read here. Save one frame of it as a PNG."
+    text = _as_text(head)
+    if text is None:
+        return f"is no picture of a known format. Known are {', '.join(READABLE)}."
+    if "<svg" in text:
+        return "is an SVG drawing, which is not read here. Export it as a PNG."
+    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        return "is a web page, not a picture. Give the address of the picture itself."
+    return "is a text file, not a picture."
+
+
+def _picture_brand(head: bytes) -> str | None:
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    compatible = [head[at : at + 4] for at in range(16, end, 4)]
+    brands = [_BRANDS[brand] for brand in (head[8:12], *compatible) if brand in _BRANDS]
+    # An AVIF file may call itself the general 'mif1' first.
+    return "AVIF" if "AVIF" in brands else next(iter(brands), None)
+
+
+def _as_text(head: bytes) -> str | None:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return head.decode("utf-16", errors="ignore")
+    # The cut at SNIFF_BYTES may have split a character: leave its bytes out.
+    for cut in range(4):
+        try:
+            text = head[: len(head) - cut].decode("utf-8-sig")
+        except UnicodeDecodeError:
+            continue
+        return text if all(char.isprintable() or char.isspace() for char in text) else None
+    return None

@@ -1,0 +1,151 @@
+"""Which addresses are public, and which URLs are taken apart at all."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_magic.inference.addresses import Target, is_public, parse_url
+
+NOT_PUBLIC = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "100.64.0.1",
+    "100.127.255.255",
+    "127.0.0.1",
+    "127.255.255.254",
+    "169.254.169.254",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.1",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.255.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:8.8.8.8",
+    "::8.8.8.8",
+    "64:ff9b::7f00:1",
+    "64:ff9b::808:808",
+    "64:ff9b:1::1",
+    "100::1",
+    "2001::1",
+    "2001:db8::1",
+    "2002:7f00:1::",
+    "2002:808:808::1",
+    "3fff::1",
+    "5f00::1",
+    "fc00::1",
+    "fd12::1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "2606:4700::1111%eth0",
+    "fec0::1",
+    "ff02::1",
+]
+
+
+@pytest.mark.parametrize("text", NOT_PUBLIC)
+def test_not_public(text: str) -> None:
+    assert not is_public(ipaddress.ip_address(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["1.1.1.1", "8.8.8.8", "100.128.0.1", "172.32.0.1", "2606:4700::1111", "2a00:1450::1"]
+)
+def test_public(text: str) -> None:
+    assert is_public(ipaddress.ip_address(text))
+
+
+@given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)))
+def test_never_laxer_than_the_standard_library(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    private = (
+        address.is_private
+        or address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+        or not address.is_global
+    )
+    assert not (private and is_public(address))
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("http://Example.org", Target("http", "example.org", 80, "/")),
+        ("HTTPS://example.org:8443/a%20b?c=ü&d=e#f",
+         Target("https", "example.org", 8443, "/a%20b?c=%C3%BC&d=e")),
+        ("http://bücher.example/ä", Target("http", "xn--bcher-kva.example", 80, "/%C3%A4")),
+        ("http://[2606:4700::1111]:81/", Target("http", "2606:4700::1111", 81, "/")),
+        ("http://8.8.8.8/x", Target("http", "8.8.8.8", 80, "/x")),
+    ],
+)  # fmt: skip
+def test_urls_are_taken_apart(url: str, target: Target) -> None:
+    assert parse_url(url) == target
+
+
+def test_the_host_header_has_brackets_and_an_unusual_port_only() -> None:
+    assert parse_url("https://a.example:443/").host_header == "a.example"
+    assert parse_url("http://a.example:443/").host_header == "a.example:443"
+    assert parse_url("http://[2606:4700::1111]/").host_header == "[2606:4700::1111]"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("file:///etc/passwd", "only http and https"),
+        ("gopher://example.org/", "only http and https"),
+        ("//example.org/a", "only http and https"),
+        ("http://user:secret@example.org/", "user name or a password"),
+        ("http://user@example.org/", "user name or a password"),
+        ("http://@example.org/", "user name or a password"),
+        ("http:///a.png", "names no host"),
+        ("http://example.org:0/", "port 0"),
+        ("http://example.org:99999/", "no valid address"),
+        ("http://example.org:x/", "no valid address"),
+        ("http://[::1/", "no valid address"),
+        ("http://exa mple.org/", "space or a control"),
+        ("http://example.org/a\r\nX: y", "space or a control"),
+        ("http://exam_ple!.org/", "host name is not valid"),
+        ("http://" + "x" * 70 + ".org/", "host name is not valid"),
+        ("http://2130706433/", "host is a number"),
+        ("http://0x7f000001/", "host is a number"),
+        ("http://0x7f.1/", "host is a number"),
+        ("http://127.1/", "host is a number"),
+        ("http://0177.0.0.1/", "host is a number"),
+        ("http://127.0.0.1./", "host is a number"),
+        ("http://1.2.3.4.5/", "host is a number"),
+    ],
+)
+def test_urls_that_are_refused_say_why(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_target_or_a_value_error(text: str) -> None:
+    for url in (text, f"http://{text}", f"http://example.org/{text}"):
+        try:
+            target = parse_url(url)
+        except ValueError:
+            continue
+        assert target.path.isascii()
+        assert target.host.isascii()
+        assert not set(target.path + target.host) & set(" \r\n\t")
