@@ -1,1 +1,61 @@
-"""Vision-language models that live in your notebook kernel."""
+"""Vision-language models that live in your notebook's kernel.
+
+``%load_ext mlx_magic`` gives ``%%vision`` and ``%vision``; from Python there are
+`ask`, `stream`, `pool` and `demo_model`. Names are loaded on first use: importing
+the package imports no model library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_magic.api import TextStream, ask, demo_model, stream
+    from mlx_magic.inference.pool import ModelPool
+    from mlx_magic.inference.request import VisionResult
+
+    pool: ModelPool
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TextStream",
+    "VisionResult",
+    "__version__",
+    "ask",
+    "demo_model",
+    "pool",
+    "stream",
+]
+
+_HOMES = {
+    "ask": "mlx_magic.api",
+    "stream": "mlx_magic.api",
+    "demo_model": "mlx_magic.api",
+    "TextStream": "mlx_magic.api",
+    "VisionResult": "mlx_magic.inference.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "pool":
+        # Not kept here: the session may be replaced, in tests above all.
+        return import_module("mlx_magic.inference.session").current().pool
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mlx_magic' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """Register the magics; called by ``%load_ext mlx_magic``."""
+    import_module("mlx_magic.notebook.extension").load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """Take the magics away; called by ``%unload_ext mlx_magic``. Models stay loaded."""
+    import_module("mlx_magic.notebook.extension").unload(ipython)

@@ -15,7 +15,7 @@
     │   ├── DownloadError        the Hub is out of reach or refused
     │   ├── ImagesNotSupportedError   pictures were given to a text model      .vision_models
     │   ├── ModelInUseError      it cannot be unloaded under its user
-    │   └── MemoryBudgetError    it would not fit                              .needed_bytes .limit_bytes
+    │   └── MemoryBudgetError    it would not fit             .needed_bytes .limit_bytes
     ├── GenerationError          the model failed while it was generating      .model
     └── EngineError              the inference thread is closed or has died
 

@@ -1,0 +1,1 @@
+"""Inference: models, requests and the thread that MLX belongs to. Knows nothing of notebooks."""

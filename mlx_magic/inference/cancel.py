@@ -35,3 +35,7 @@ class CancelToken:
         """
         if self._event.is_set():
             raise Cancelled
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until somebody asks, at most so long; return whether somebody did."""
+        return self._event.wait(seconds)

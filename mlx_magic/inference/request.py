@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_magic.errors import RequestError
@@ -215,7 +215,3 @@ class VisionResult:
 
     def __str__(self) -> str:
         return self.text
-
-    def with_data(self, data: Any, error: str | None) -> VisionResult:
-        """Return a copy that holds parsed data, or says why there is none."""
-        return replace(self, data=data, data_error=error)

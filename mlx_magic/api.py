@@ -1,0 +1,197 @@
+"""Asking from Python: `ask` waits for the answer, `stream` gives it as it comes."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mlx_magic.inference import session
+from mlx_magic.inference.generation import Generation, Sink
+from mlx_magic.inference.request import (
+    DEFAULT_MAX_TOKENS,
+    GenerationChunk,
+    GenerationRequest,
+    OutputFormat,
+    Sampling,
+    VisionResult,
+)
+
+# Waiting in short pieces lets Ctrl-C in: a lock held for longer would not, on
+# every platform.
+_WAIT = 0.1
+
+
+def ask(
+    prompt: str,
+    images: Any = None,
+    model: str | None = None,
+    *,
+    system: str | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    format: OutputFormat = "text",
+    max_pixels: int | None = None,
+) -> VisionResult:
+    """Ask a model, and wait for the whole answer.
+
+    Parameters
+    ----------
+    prompt : str
+        The question.
+    images : object, optional
+        A path, glob, URL, data URI, PIL image, NumPy array, matplotlib figure,
+        bytes, pandas Series, an earlier result, or a list of such.
+    model : str, optional
+        Alias, folder or Hub repository id; the default model if left out.
+    system : str, optional
+        System prompt.
+    max_tokens : int
+        Upper limit of the answer, in tokens.
+    temperature, top_p, top_k, seed : optional
+        Sampling; the checkpoint's own defaults if left out. Temperature 0 is greedy.
+    format : {"text", "markdown", "json", "raw"}
+        ``"json"`` parses the answer into `VisionResult.data`.
+    max_pixels : int, optional
+        Larger pictures are scaled down to so many pixels.
+
+    Returns
+    -------
+    VisionResult
+
+    Raises
+    ------
+    MlxMagicError
+        See `mlx_magic.errors`.
+    """
+    sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
+    request = _request(prompt, model, system, sampling, format)
+    return _wait(_start(request, images, max_pixels))
+
+
+def stream(
+    prompt: str,
+    images: Any = None,
+    model: str | None = None,
+    *,
+    system: str | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    format: OutputFormat = "text",
+    max_pixels: int | None = None,
+) -> TextStream:
+    """Ask a model, and iterate over the answer's text as it is written.
+
+    Takes what `ask` takes.
+
+    Returns
+    -------
+    TextStream
+        Yields str; has `cancel()` and `result`.
+    """
+    sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
+    request = _request(prompt, model, system, sampling, format)
+    return TextStream(request, images, max_pixels)
+
+
+def demo_model() -> Path:
+    """Return the folder of the bundled model."""
+    from mlx_magic import demo
+
+    return demo.folder()
+
+
+class TextStream:
+    """Text of an answer as it is written. Made by `stream`."""
+
+    def __init__(self, request: GenerationRequest, images: Any, max_pixels: int | None) -> None:
+        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._generation = _start(request, images, max_pixels, sink=self._take)
+        self._generation.future.add_done_callback(lambda _: self._pieces.put(None))
+        self._ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while not self._ended:
+            try:
+                piece = self._pieces.get(timeout=_WAIT)
+            except queue.Empty:
+                continue
+            except KeyboardInterrupt:
+                self.cancel()
+                raise
+            if piece is not None:
+                return piece
+            self._ended = True
+            error = self._generation.future.exception()
+            if error is not None:
+                raise error
+        raise StopIteration
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Stop the answer; what there is of it stays in `result`."""
+        self._generation.cancel()
+
+    @property
+    def result(self) -> VisionResult:
+        """The complete result; waits for it."""
+        return _wait(self._generation)
+
+    def _take(self, chunk: GenerationChunk) -> None:
+        if chunk.text:
+            self._pieces.put(chunk.text)
+
+
+def _request(
+    prompt: str, model: str | None, system: str | None, sampling: Sampling, format: OutputFormat
+) -> GenerationRequest:
+    return GenerationRequest(
+        prompt=prompt,
+        model=model or session.current().default_model or session.DEMO,
+        system=system,
+        sampling=sampling,
+        format=format,
+    )
+
+
+def _start(
+    request: GenerationRequest, images: Any, max_pixels: int | None, sink: Sink | None = None
+) -> Generation:
+    values = [] if images is None else [(None, images)]
+    return session.current().start(request, images=values, max_pixels=max_pixels, sink=sink)
+
+
+def _wait(generation: Generation) -> VisionResult:
+    try:
+        while True:
+            try:
+                return generation.future.result(timeout=_WAIT)
+            except FutureTimeout:
+                # A request's own TimeoutError must not be waited on for ever.
+                if generation.done:
+                    return generation.future.result()
+    except KeyboardInterrupt:
+        generation.cancel()
+        raise

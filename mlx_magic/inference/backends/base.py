@@ -1,0 +1,78 @@
+"""What the inference layer asks of a library that runs models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.cancel import CancelToken
+    from mlx_magic.inference.checkpoint import Checkpoint
+    from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
+
+Report = Callable[["GenerationChunk"], None]
+LoadProgress = Callable[[int, int, str], None]
+
+
+class LoadedModel(Protocol):
+    """A model in memory. Every method runs on the inference thread."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its weights, as they are in memory."""
+
+    def generate(
+        self, request: GenerationRequest, *, cancel: CancelToken, report: Report
+    ) -> Generator[None, None, FinishReason]:
+        """Answer one request, a decode step a slice.
+
+        Parameters
+        ----------
+        request : GenerationRequest
+        cancel : CancelToken
+            Looked at between prefill chunks and between decode steps.
+        report : callable
+            Takes each `GenerationChunk`.
+
+        Returns
+        -------
+        FinishReason
+            ``"stop"`` or ``"length"``.
+
+        Raises
+        ------
+        Cancelled
+            At the first cancellation point after `cancel` was asked.
+        """
+
+    def close(self) -> None:
+        """Let go of the weights and give their memory back."""
+
+
+class Backend(Protocol):
+    """A library that can load one kind of model."""
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        trust_remote_code: bool,
+        cancel: CancelToken,
+        progress: LoadProgress,
+    ) -> Generator[None, None, LoadedModel]:
+        """Load a checkpoint in slices; on the inference thread.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+        trust_remote_code : bool
+            Whether the person allowed the checkpoint's own code for this load.
+        cancel : CancelToken
+            Looked at between slices.
+        progress : callable
+            Takes bytes done, bytes in all and a note.
+
+        Raises
+        ------
+        Cancelled, CheckpointError, UnsupportedModelError
+        """

@@ -1,0 +1,250 @@
+"""What differs by platform, behind one door: BLAS, dtype, memory, chunk size."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import gc
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SWITCH = "MLX_MAGIC_OPENBLAS"
+
+# A cancel waits for one prefill chunk. On a GPU a chunk of mlx-vlm's own size
+# takes milliseconds. On a CPU it is kept to about a second: two operations a
+# weight and token, at some 20 GFLOP/s.
+PREFILL_CHUNK_GPU = 2048
+PREFILL_CHUNKS_CPU = (16, 256)
+PREFILL_WEIGHTS_CPU = 20e9 / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Blas:
+    """Which BLAS MLX's CPU backend uses.
+
+    Attributes
+    ----------
+    loaded : str or None
+        Path of the OpenBLAS that was put before the wheel's own, if any.
+    reason : str
+        Why, or why not; one line for `%vision status`.
+    """
+
+    loaded: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """MLX's memory, in bytes.
+
+    Attributes
+    ----------
+    active, cached : int
+        In arrays, and kept by the allocator for reuse.
+    limit : int
+        What may be used in all; 0 is unknown.
+    """
+
+    active: int
+    cached: int
+    limit: int
+
+
+_blas: Blas | None = None
+
+
+def prepare() -> Blas:
+    """Load OpenBLAS where it helps; must run before mlx is imported. Runs once.
+
+    The mlx-cpu wheel ships reference BLAS, about forty times slower in float32
+    (measured, see the project's facts). macOS and CUDA need none of this.
+    """
+    global _blas
+    if _blas is None:
+        _blas = _prepare()
+    return _blas
+
+
+def blas() -> Blas | None:
+    """Return what `prepare` did, or None before it ran."""
+    return _blas
+
+
+def _prepare() -> Blas:
+    if sys.platform != "linux":
+        return Blas(None, "not needed on this platform")
+    if os.environ.get(SWITCH, "1").lower() in {"0", "no", "off", "false"}:
+        return Blas(None, f"turned off by {SWITCH}")
+    if "mlx.core" in sys.modules:
+        return Blas(None, "mlx was imported before mlx-magic could load OpenBLAS")
+    if importlib.util.find_spec("mlx_cuda") or _has_distribution("mlx-cuda"):
+        return Blas(None, "not needed with CUDA")
+    tried = []
+    for path in _openblas_candidates():
+        problem = _check_product(path)
+        if problem is None:
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+            return Blas(path, "loaded before mlx")
+        tried.append(f"{Path(path).name}: {problem}")
+    if tried:
+        return Blas(None, "; ".join(tried))
+    return Blas(None, "not found: install libopenblas0-pthread for up to 40 times the speed")
+
+
+def _has_distribution(prefix: str) -> bool:
+    from importlib.metadata import distributions
+
+    return any((d.metadata["Name"] or "").lower().startswith(prefix) for d in distributions())
+
+
+def _openblas_candidates() -> list[str]:
+    """Debian's first, then the older one that the opencv wheel carries."""
+    found = []
+    if system := ctypes.util.find_library("openblas"):
+        found.append(system)
+    spec = importlib.util.find_spec("cv2")
+    if spec is not None and spec.origin:
+        libs = Path(spec.origin).parents[1] / "opencv_python.libs"
+        found += [str(p) for p in sorted(libs.glob("libopenblas*.so*"))]
+    return found
+
+
+def _check_product(path: str) -> str | None:
+    """Multiply two matrices with that library alone; None when it is right."""
+    import numpy as np
+
+    try:
+        sgemm = ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL).cblas_sgemm
+    except (OSError, AttributeError) as error:
+        return str(error)
+    rng = np.random.default_rng(0)
+    # Larger than one block of any kernel, so that its assembly really runs.
+    m, k, n = 97, 193, 131
+    a = rng.standard_normal((m, k), dtype=np.float32)
+    b = rng.standard_normal((k, n), dtype=np.float32)
+    c = np.zeros((m, n), dtype=np.float32)
+    one, zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
+    pointer = ctypes.POINTER(ctypes.c_float)
+    row_major, no_trans = 101, 111
+    sgemm(
+        row_major, no_trans, no_trans, m, n, k,
+        one, a.ctypes.data_as(pointer), k, b.ctypes.data_as(pointer), n,
+        zero, c.ctypes.data_as(pointer), n,
+    )  # fmt: skip
+    if not np.allclose(c, a.astype(np.float64) @ b.astype(np.float64), atol=1e-3):
+        return "gives wrong products on this processor"
+    return None
+
+
+def is_gpu() -> bool:
+    """Whether MLX runs on a GPU (Metal or CUDA); on the inference thread."""
+    import mlx.core as mx
+
+    return bool(mx.default_device() == mx.Device(mx.gpu))
+
+
+def describe() -> str:
+    """Name the device for a person, without importing MLX for it."""
+    mx = sys.modules.get("mlx.core")
+    if mx is None:
+        return "not started"
+    if mx.default_device() != mx.Device(mx.gpu):
+        return "CPU"
+    return "GPU (Metal)" if mx.metal.is_available() else "GPU (CUDA)"
+
+
+def prefill_chunk(nbytes: int) -> int:
+    """Tokens that are read between two looks at the cancel token.
+
+    Parameters
+    ----------
+    nbytes : int
+        Bytes of the model's weights.
+    """
+    if is_gpu():
+        return PREFILL_CHUNK_GPU
+    least, most = PREFILL_CHUNKS_CPU
+    tokens = int(PREFILL_WEIGHTS_CPU / max(nbytes / 4, 1))
+    return min(max(tokens, least), most)
+
+
+def wants_float32(nbytes: int) -> bool:
+    """Whether weights should be unpacked and cast to float32 after loading.
+
+    On the CPU backend half-precision and quantised products do not go through
+    BLAS (three times slower and more, measured). Not if the weights would then
+    take more than half of the memory there is.
+
+    Parameters
+    ----------
+    nbytes : int
+        Bytes of the weights as float32.
+    """
+    if is_gpu():
+        return False
+    total = total_memory()
+    return total == 0 or nbytes <= total // 2
+
+
+def total_memory() -> int:
+    """Bytes this machine lets a model use; 0 is unknown."""
+    mx = sys.modules.get("mlx.core")
+    if mx is not None:
+        info: dict[str, Any] = {}
+        with contextlib.suppress(RuntimeError, AttributeError):
+            info = mx.device_info()
+        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+            value = info.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def memory() -> Memory:
+    """Return MLX's counters; zeros before MLX is in use."""
+    mx = sys.modules.get("mlx.core")
+    if mx is None or not hasattr(mx, "get_active_memory"):
+        return Memory(0, 0, total_memory())
+    return Memory(mx.get_active_memory(), mx.get_cache_memory(), total_memory())
+
+
+def reset_peak() -> None:
+    """Start measuring peak memory anew; on the inference thread."""
+    import mlx.core as mx
+
+    mx.reset_peak_memory()
+
+
+def peak() -> int:
+    """Peak memory since `reset_peak`, in bytes."""
+    import mlx.core as mx
+
+    return int(mx.get_peak_memory())
+
+
+def free() -> None:
+    """Give memory of dropped arrays back to the system; on the inference thread."""
+    import mlx.core as mx
+
+    # Dropped weights go to MLX's buffer cache first, and cycles keep them alive.
+    gc.collect()
+    mx.clear_cache()
+
+
+def release_thread() -> None:
+    """Let go of MLX's streams of this thread, which is about to end.
+
+    MLX's threads behind them would otherwise abort the process at its exit.
+    """
+    mx = sys.modules.get("mlx.core")
+    if mx is not None and hasattr(mx, "clear_streams"):
+        gc.collect()
+        mx.clear_streams()

@@ -1,0 +1,36 @@
+"""Errors of mlx-vlm and mlx-lm, translated once."""
+
+from __future__ import annotations
+
+from mlx_magic.errors import CheckpointError, ModelError, UnsupportedModelError
+from mlx_magic.inference.checkpoint import Checkpoint
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message as one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelError:
+    """Say in our words why a checkpoint did not load.
+
+    Parameters
+    ----------
+    library : str
+        ``"mlx-vlm"`` or ``"mlx-lm"``.
+    checkpoint : Checkpoint
+    error : Exception
+        What the library raised.
+    """
+    text = one_line(error)
+    if "odel type" in text and "not supported" in text:
+        return UnsupportedModelError(
+            f"{checkpoint.name}: this {library} does not know model_type "
+            f"{checkpoint.model_type!r}: update {library}, or choose another model.",
+            model=checkpoint.name,
+        )
+    return CheckpointError(
+        f"{checkpoint.name}: {library} could not load {checkpoint.path}: {text}",
+        model=checkpoint.name,
+    )

@@ -1,0 +1,214 @@
+"""Vision models, through mlx-vlm. The only module that imports it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference.backends import device, prefill, weights
+from mlx_magic.inference.backends.base import LoadProgress, Report
+from mlx_magic.inference.backends.failure import load_error, one_line
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
+
+
+class VisionBackend:
+    """Loads vision models with mlx-vlm."""
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        trust_remote_code: bool,
+        cancel: CancelToken,
+        progress: LoadProgress,
+    ) -> Generator[None, None, VisionModel]:
+        """Load a vision model in slices. See `Backend.load`."""
+        device.prepare()
+        progress(0, 0, "importing mlx-vlm")
+        yield
+        import mlx_vlm
+
+        cancel.checkpoint()
+        progress(0, checkpoint.weight_bytes, "reading the checkpoint")
+        yield
+        try:
+            # False is said out loud: left open, transformers would ask on a terminal.
+            model, processor = mlx_vlm.load(
+                str(checkpoint.path), lazy=True, trust_remote_code=trust_remote_code
+            )
+        except Exception as error:
+            raise load_error("mlx-vlm", checkpoint, error) from error.with_traceback(None)
+        yield
+        size = yield from weights.materialise(model, cancel=cancel, progress=progress)
+        return VisionModel(checkpoint.name, model, processor, size)
+
+
+class VisionModel:
+    """A loaded vision model. See `LoadedModel`."""
+
+    def __init__(self, name: str, model: Any, processor: Any, nbytes: int) -> None:
+        self._name = name
+        self._model = model
+        self._processor = processor
+        self._nbytes = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return self._nbytes
+
+    def close(self) -> None:
+        """Let go of the weights."""
+        self._model = self._processor = None
+        device.free()
+
+    def generate(
+        self, request: GenerationRequest, *, cancel: CancelToken, report: Report
+    ) -> Generator[None, None, FinishReason]:
+        """Answer one request. See `LoadedModel.generate`."""
+        from mlx_vlm import stream_generate
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        device.reset_peak()
+        report(GenerationChunk("seeing" if request.images else "reading"))
+        yield
+        cancel.checkpoint()
+        inputs = self._inputs(request)
+        counts = _Counts(
+            prompt_tokens=int(inputs["input_ids"].size), image_tokens=self._image_tokens(inputs)
+        )
+        caches = make_prompt_cache(self._model.language_model)
+        sampling = request.sampling
+        with contextlib.ExitStack() as stack:
+            unwatch = stack.enter_context(
+                prefill.watched(
+                    caches, cancel, lambda read: report(counts.chunk("reading", read=read))
+                )
+            )
+            stack.enter_context(
+                prefill.replaced(
+                    self._model,
+                    "get_input_embeddings",
+                    self._seeing_then_reading(counts, cancel, report),
+                )
+            )
+            stream = stream_generate(
+                self._model,
+                self._processor,
+                "",
+                **inputs,
+                prompt_cache=caches,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                seed=sampling.seed,
+                prefill_step_size=device.prefill_chunk(self._nbytes),
+                skip_special_tokens=True,
+            )
+            stack.callback(stream.close)
+            for count, piece in enumerate(stream):
+                if count == 0:
+                    unwatch()
+                report(counts.chunk("writing", text=piece.text, written=piece.generation_tokens))
+                if piece.finish_reason is not None:
+                    return "stop" if piece.finish_reason == "stop" else "length"
+                cancel.checkpoint()
+                yield
+        raise GenerationError(
+            f"{self._name}: mlx-vlm ended without a finish reason.", model=self._name
+        )
+
+    def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
+        """Tokens, pixels and masks, made by the model's own processor."""
+        from mlx_vlm.prompt_utils import apply_chat_template
+        from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
+
+        config, processor = self._model.config, self._processor
+        prompt = apply_chat_template(
+            processor, config, _messages(request), num_images=len(request.images)
+        )
+        try:
+            inputs = prepare_inputs(
+                processor,
+                images=[image.pixels for image in request.images] or None,
+                prompts=prompt,
+                image_token_index=getattr(config, "image_token_index", None),
+                add_special_tokens=should_add_special_tokens(config.model_type, processor),
+            )
+        except Exception as error:
+            raise GenerationError(
+                f"{self._name}: its processor refused the question: {one_line(error)}",
+                model=self._name,
+            ) from error.with_traceback(None)
+        inputs["mask"] = inputs.pop("attention_mask", None)
+        return {key: value for key, value in inputs.items() if value is not None}
+
+    def _image_tokens(self, inputs: dict[str, Any]) -> int:
+        """Count the places of the prompt that stand for pictures."""
+        if "pixel_values" not in inputs:
+            return 0
+        config = self._model.config
+        for key in ("image_token_id", "image_token_index"):
+            token = getattr(config, key, None)
+            if isinstance(token, int):
+                return int((inputs["input_ids"] == token).sum().item())
+        return 0
+
+    def _seeing_then_reading(self, counts: _Counts, cancel: CancelToken, report: Report) -> Any:
+        """Stand in front of the vision tower, to know when seeing ends and reading begins."""
+        import mlx.core as mx
+
+        original = self._model.get_input_embeddings
+
+        def get_input_embeddings(*args: Any, **kwargs: Any) -> Any:
+            cancel.checkpoint()
+            output = original(*args, **kwargs)
+            mx.eval(output.inputs_embeds)
+            # Where one image token stands for many embeddings, these count.
+            longer = int(output.inputs_embeds.shape[1]) - counts.prompt_tokens
+            if longer > 0:
+                counts.prompt_tokens += longer
+                counts.image_tokens += longer
+            cancel.checkpoint()
+            report(counts.chunk("reading"))
+            return output
+
+        return get_input_embeddings
+
+
+@dataclass
+class _Counts:
+    """Token counts of one request, growing as they become known."""
+
+    prompt_tokens: int
+    image_tokens: int
+
+    def chunk(
+        self, phase: Any, *, text: str = "", read: int | None = None, written: int = 0
+    ) -> GenerationChunk:
+        return GenerationChunk(
+            phase,
+            text=text,
+            prompt_read=self.prompt_tokens if read is None and phase == "writing" else read or 0,
+            prompt_tokens=self.prompt_tokens,
+            image_tokens=self.image_tokens,
+            completion_tokens=written,
+            peak_memory=device.peak() if phase == "writing" else 0,
+        )
+
+
+def _messages(request: GenerationRequest) -> list[dict[str, Any]]:
+    """Pictures in the turn they came in: a plain string would lose their place."""
+    messages: list[dict[str, Any]] = []
+    if request.system:
+        messages.append({"role": "system", "content": request.system})
+    content: list[dict[str, str]] = [{"type": "image"} for _ in request.images]
+    content.append({"type": "text", "text": request.prompt})
+    messages.append({"role": "user", "content": content})
+    return messages

@@ -1,0 +1,134 @@
+"""Bringing lazily loaded weights into memory in slices that can be cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import Any
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.base import LoadProgress
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+
+# At 1 GB/s from a disk a slice takes a sixteenth of a second: that is how long
+# a cancel waits, and how often the progress moves.
+SLICE_BYTES = 64 * 2**20
+
+
+def nbytes(model: Any) -> int:
+    """Bytes of all parameters of an ``mlx.nn.Module``."""
+    return sum(array.nbytes for _, array in _leaves(model))
+
+
+def materialise(
+    model: Any, *, cancel: CancelToken, progress: LoadProgress
+) -> Generator[None, None, int]:
+    """Evaluate a lazily loaded model's parameters, a slice at a time.
+
+    The parameters of a load that is stopped are dropped here, whoever else
+    still holds the module.
+
+    Parameters
+    ----------
+    model : mlx.nn.Module
+    cancel : CancelToken
+    progress : callable
+        Takes bytes done, bytes in all and a note.
+
+    Returns
+    -------
+    int
+        Bytes of the weights.
+
+    Raises
+    ------
+    Cancelled
+        Between two slices.
+    """
+    import mlx.core as mx
+
+    if device.wants_float32(4 * _elements(model)):
+        model.set_dtype(mx.float32)
+        _dequantise(model)
+    total, done = nbytes(model), 0
+    for batch in _slices([array for _, array in _leaves(model)]):
+        if cancel.requested:
+            model.clear()
+            batch.clear()
+            device.free()
+            raise Cancelled
+        mx.eval(batch)
+        done += sum(array.nbytes for array in batch)
+        progress(done, total, "loading weights")
+        yield
+    # Also what is no parameter but was made lazily, such as rotary frequencies.
+    mx.eval(model)
+    return total
+
+
+def _elements(model: Any) -> int:
+    """Count the numbers that the weights stand for; packed ones count as what they unpack to."""
+    import mlx.core as mx
+
+    # A quantised module packs its numbers, of `bits` each, into unsigned integers.
+    packed = {
+        name: module.bits for name, module in model.named_modules() if hasattr(module, "bits")
+    }
+    total = 0
+    for name, array in _leaves(model):
+        bits = packed.get(name.removesuffix(".weight"))
+        unpacks = bits and name.endswith(".weight") and array.dtype == mx.uint32
+        total += array.size * 32 // bits if unpacks else array.size
+    return total
+
+
+def _dequantise(model: Any) -> None:
+    """Unpack quantised layers, lazily.
+
+    Quantised products do not go through BLAS on the CPU backend: a prompt is
+    read many times slower than with the same weights in float32.
+    """
+    import mlx.core as mx
+    from mlx import nn
+    from mlx.utils import tree_unflatten
+
+    unpacked: list[tuple[str, Any]] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.QuantizedLinear):
+            plain: Any = nn.Linear(1, 1, bias="bias" in module)
+        elif isinstance(module, nn.QuantizedEmbedding):
+            plain = nn.Embedding(1, 1)
+        else:
+            continue
+        plain.weight = mx.dequantize(
+            module.weight,
+            module.scales,
+            module.get("biases"),
+            module.group_size,
+            module.bits,
+            module.mode,
+        )
+        if "bias" in module:
+            plain.bias = module.bias
+        unpacked.append((name, plain))
+    if unpacked:
+        model.update_modules(tree_unflatten(unpacked))
+
+
+def _leaves(model: Any) -> list[tuple[str, Any]]:
+    from mlx.utils import tree_flatten
+
+    leaves: list[tuple[str, Any]] = tree_flatten(model.parameters())
+    return leaves
+
+
+def _slices(arrays: Iterable[Any]) -> Generator[list[Any], None, None]:
+    batch: list[Any] = []
+    size = 0
+    for array in arrays:
+        batch.append(array)
+        size += array.nbytes
+        if size >= SLICE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

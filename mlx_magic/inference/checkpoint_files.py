@@ -1,0 +1,203 @@
+"""The files of a checkpoint: which ones a library will read, and whether they are whole."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mlx_magic.errors import CheckpointError
+from mlx_magic.inference.architectures import Kind
+from mlx_magic.inference.safetensors_header import tensor_bytes
+
+INDEX = "model.safetensors.index.json"
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model*",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "*.tiktoken",
+    "tiktoken.model",
+    "spiece.model",
+    "sentencepiece*.model",
+)
+_PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
+
+
+def read_config(folder: Path, *, model: str) -> dict[str, Any]:
+    """Read config.json.
+
+    Raises
+    ------
+    CheckpointError
+        When there is none, or it is no JSON object with a model_type.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{model}: {folder} has no config.json: name the folder that holds config.json, "
+            "the weights and the tokenizer.",
+            model=model,
+        )
+    config = read_object(path, model=model)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise CheckpointError(
+            f"{model}: config.json names no model_type, so nothing can load it: "
+            "is it the configuration of a model?",
+            model=model,
+        )
+    return config
+
+
+def read_object(path: Path, *, model: str) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = "cannot be read" if isinstance(error, OSError) else "is damaged (no valid JSON)"
+        raise CheckpointError(
+            f"{model}: {path.name} {why}: fetch the model again.", model=model
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{model}: {path.name} is no JSON object: fetch the model again.", model=model
+        )
+    return content
+
+
+def weights(folder: Path, kind: Kind, *, model: str) -> Counter[str]:
+    """Check every weight file that the library for this kind will read.
+
+    Returns
+    -------
+    collections.Counter
+        Bytes of tensors, by dtype.
+
+    Raises
+    ------
+    CheckpointError
+        When there are none, a shard is missing, or one is cut short or damaged.
+    """
+    files = _weight_files(folder, kind, _shards(folder, model=model))
+    if not files:
+        raise _no_weights(folder, kind, model=model)
+    sizes: Counter[str] = Counter()
+    for file in files:
+        sizes += tensor_bytes(file, model=model)
+    if not sizes:
+        raise CheckpointError(
+            f"{model}: {files[0].name} holds no tensors: fetch the model again.", model=model
+        )
+    return sizes
+
+
+def require_tokenizer(folder: Path, *, model: str) -> None:
+    """Refuse a folder whose tokenizer is missing or cut short.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    if not _first(folder, _TOKENIZERS):
+        raise CheckpointError(
+            f"{model}: {folder} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json): "
+            "copy the tokenizer files of the model into it.",
+            model=model,
+        )
+    path = folder / "tokenizer.json"
+    # Parsing it would take a third of a second for a large vocabulary.
+    if path.is_file() and not _ends_with_brace(path):
+        raise CheckpointError(
+            f"{model}: tokenizer.json is cut short: fetch the model again.", model=model
+        )
+
+
+def is_complete(folder: Path) -> bool:
+    """Say whether all weight files are there: a cancelled download leaves gaps."""
+    try:
+        shards = _shards(folder, model=folder.name)
+    except CheckpointError:
+        return False
+    return bool(shards) or any(folder.glob("*.safetensors"))
+
+
+def _shards(folder: Path, *, model: str) -> list[Path]:
+    """Files that the index names; mlx-vlm would silently leave out a missing one."""
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    named = read_object(index, model=model).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+        raise CheckpointError(
+            f"{model}: {INDEX} has no weight_map: fetch the model again.", model=model
+        )
+    shards = sorted(set(named.values()))
+    outside = [name for name in shards if Path(name).name != name]
+    if outside:
+        raise CheckpointError(
+            f"{model}: {INDEX} names {outside[0]!r}, which is not in its folder: "
+            "fetch the model again from a source that you trust.",
+            model=model,
+        )
+    missing = [name for name in shards if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{model}: {len(missing)} of {len(shards)} weight files are missing "
+            f"({_listed(missing)}): fetch the model again.",
+            model=model,
+        )
+    return [folder / name for name in shards]
+
+
+def _weight_files(folder: Path, kind: Kind, shards: list[Path]) -> list[Path]:
+    if kind == "text":
+        # mlx-lm looks at nothing else.
+        return sorted(folder.glob("model*.safetensors"))
+    return shards or [
+        path
+        for path in sorted(folder.glob("*.safetensors"))
+        if not path.name.endswith("consolidated.safetensors")
+    ]
+
+
+def _no_weights(folder: Path, kind: Kind, *, model: str) -> CheckpointError:
+    others = [path.name for path in sorted(folder.glob("*.safetensors"))]
+    pickles = _first(folder, _PICKLES)
+    gguf = _first(folder, ("*.gguf",))
+    converter = "mlx_vlm" if kind == "vision" else "mlx_lm"
+    if others:
+        text = f"only {_listed(others)}, while model*.safetensors are read: rename or convert them"
+    elif pickles:
+        text = (
+            f"only pickled weights ({pickles}), which can run code and are not read: "
+            f"convert them with `python -m {converter} convert`, or fetch a safetensors version"
+        )
+    elif gguf:
+        text = f"only {gguf}, and GGUF is not read: fetch the model's safetensors or MLX version"
+    else:
+        text = "no weights (*.safetensors): fetch the model again, completely"
+    return CheckpointError(f"{model}: {folder} has {text}.", model=model)
+
+
+def _first(folder: Path, patterns: Iterable[str]) -> str | None:
+    return next((p.name for pattern in patterns for p in sorted(folder.glob(pattern))), None)
+
+
+def _ends_with_brace(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 64, 0))
+        return file.read().rstrip().endswith(b"}")
+
+
+def _listed(names: list[str]) -> str:
+    shown = [name if name.isprintable() else repr(name) for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

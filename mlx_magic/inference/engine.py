@@ -1,0 +1,144 @@
+"""The one thread that MLX belongs to: a queue of work, done a slice at a time."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import TypeVar
+
+from mlx_magic.errors import EngineError
+
+T = TypeVar("T")
+Steps = Generator[None, None, None]
+
+
+class Engine:
+    """Runs work in slices, one piece after the other, on one thread of its own.
+
+    MLX's streams are thread-local and a lazy array fails on another thread:
+    everything that loads, evaluates or frees arrays goes through here. A piece
+    of work is a generator; every ``yield`` is a place where the engine may look
+    at something else.
+
+    Parameters
+    ----------
+    threaded : bool
+        False leaves the thread out: tests call `step` by hand.
+    at_end : callable, optional
+        Called on the thread before it ends.
+    """
+
+    def __init__(self, *, threaded: bool = True, at_end: Callable[[], None] = lambda: None) -> None:
+        self._threaded = threaded
+        self._at_end = at_end
+        self._jobs: deque[tuple[Steps, Callable[[BaseException], None]]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work that have not ended, the running one included."""
+        return len(self._jobs)
+
+    def submit(self, steps: Steps, on_error: Callable[[BaseException], None]) -> None:
+        """Queue a piece of work.
+
+        Parameters
+        ----------
+        steps : generator
+            The work; runs on the engine's thread.
+        on_error : callable
+            Called there with whatever `steps` raises.
+
+        Raises
+        ------
+        EngineError
+            When the engine is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise EngineError("The inference thread is closed: restart the kernel.")
+            self._jobs.append((steps, on_error))
+            if self._threaded and self._thread is None:
+                self._start()
+            self._changed.notify()
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Run one function on the engine's thread, after what is queued.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            Its value or its error.
+        """
+        future: Future[T] = Future()
+
+        def steps() -> Steps:
+            future.set_result(function())
+            yield from ()
+
+        self.submit(steps(), future.set_exception)
+        return future
+
+    def step(self) -> bool:
+        """Do one slice of work.
+
+        Returns
+        -------
+        bool
+            Whether there was anything to do.
+        """
+        if not self._jobs:
+            return False
+        steps, on_error = self._jobs[0]
+        try:
+            next(steps)
+        except StopIteration:
+            self._drop()
+        except BaseException as error:
+            self._drop()
+            on_error(error)
+        return True
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Take no more work, let go of what is queued, and end the thread.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait for the slice that is running.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _drop(self) -> None:
+        with self._changed:
+            self._jobs.popleft()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="mlx-magic", daemon=True)
+        self._thread.start()
+        # A daemon thread inside MLX while the interpreter goes down can crash it.
+        atexit.register(self.close)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    break
+            self.step()
+        closed = EngineError("The kernel is shutting down: this request was dropped.")
+        for steps, on_error in list(self._jobs):
+            steps.close()
+            on_error(closed)
+        self._jobs.clear()
+        self._at_end()

@@ -1,0 +1,157 @@
+"""One question on its way to an answer, as everyone but the model sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlx_magic.inference.json_answer import parse_json
+from mlx_magic.inference.request import (
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    Timings,
+    Usage,
+    VisionResult,
+)
+from mlx_magic.inference.work import Clock, Progress, Work
+
+Sink = Callable[[GenerationChunk], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a generation looks like at one moment.
+
+    Attributes
+    ----------
+    progress : Progress
+    text : str
+        All text so far.
+    completion_tokens : int
+    elapsed : float
+        Seconds since the request.
+    """
+
+    progress: Progress
+    text: str
+    completion_tokens: int
+    elapsed: float
+
+
+class Generation(Work[VisionResult]):
+    """The handle of one request.
+
+    Parameters
+    ----------
+    request : GenerationRequest
+    clock : callable
+        Seconds, monotonic.
+    sink : callable, optional
+        Called on the inference thread with each `GenerationChunk`; must be quick.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, *, clock: Clock, sink: Sink | None = None
+    ) -> None:
+        super().__init__(clock)
+        self.request = request
+        self._sink = sink
+        self._parts: list[str] = []
+        self._last = GenerationChunk("queued")
+        self._first_token_at: float | None = None
+
+    def prepared(self, request: GenerationRequest) -> None:
+        """Set the request once its pictures are open; for the preparing thread."""
+        self.request = request
+
+    def report(self, chunk: GenerationChunk) -> None:
+        """Take in one step of the model; for the working thread.
+
+        Raises
+        ------
+        Cancelled
+            When the generation has ended meanwhile.
+        """
+        if chunk.phase != self._progress.phase:
+            self.enter(chunk.phase)
+        if chunk.completion_tokens and self._first_token_at is None:
+            self._first_token_at = self._clock()
+        if chunk.text:
+            # Several tokenisers put a blank before the first word of an answer.
+            text = chunk.text if self._parts else chunk.text.lstrip()
+            if text:
+                self._parts.append(text)
+                chunk = _with_text(chunk, text)
+        if chunk.phase == "reading":
+            self.advance(chunk.prompt_read, chunk.prompt_tokens)
+        self._last = chunk
+        if self._sink is not None:
+            self._sink(chunk)
+
+    def finish(self, reason: FinishReason) -> None:
+        """Set the result from what was reported; for the working thread."""
+        self._finish(lambda: self._result(reason))
+
+    def snapshot(self) -> Snapshot:
+        """Return what there is now; safe from any thread."""
+        return Snapshot(
+            self._progress, "".join(self._parts), self._last.completion_tokens, self.elapsed
+        )
+
+    def _cancelled_outcome(self) -> VisionResult:
+        return self._result("cancelled")
+
+    def _result(self, reason: FinishReason) -> VisionResult:
+        last, spent, request = self._last, self._spent, self.request
+        read_for = spent.get("seeing", 0.0) + spent.get("reading", 0.0)
+        decode = spent.get("writing", 0.0)
+        first = self._first_token_at
+        text = "".join(self._parts)
+        data, data_error = parse_json(text) if request.format == "json" else (None, None)
+        return VisionResult(
+            text=text,
+            model=request.model,
+            finish_reason=reason,
+            data=data,
+            data_error=data_error,
+            images=request.images,
+            usage=Usage(
+                prompt_tokens=last.prompt_tokens,
+                image_tokens=last.image_tokens,
+                completion_tokens=last.completion_tokens,
+            ),
+            timings=Timings(
+                queued=spent.get("queued", 0.0),
+                load=spent.get("loading", 0.0) + spent.get("downloading", 0.0),
+                vision=spent.get("seeing", 0.0),
+                prefill=spent.get("reading", 0.0),
+                decode=decode,
+                time_to_first_token=None if first is None else first - self.created,
+                prompt_tps=_rate(last.prompt_tokens, read_for),
+                # The first token belongs to prefill: decode made the others.
+                generation_tps=_rate(max(last.completion_tokens - 1, 0), decode),
+            ),
+            peak_memory=last.peak_memory,
+            prompt=request.prompt,
+            format=request.format,
+        )
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+def _with_text(chunk: GenerationChunk, text: str) -> GenerationChunk:
+    if text is chunk.text:
+        return chunk
+    return GenerationChunk(
+        chunk.phase,
+        text,
+        chunk.prompt_read,
+        chunk.prompt_tokens,
+        chunk.image_tokens,
+        chunk.completion_tokens,
+        chunk.finish_reason,
+        chunk.peak_memory,
+    )

@@ -1,0 +1,322 @@
+"""What cells, panel and code share in one kernel: models by name, requests on their way."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from mlx_magic import demo
+from mlx_magic.errors import (
+    GenerationError,
+    ImagesNotSupportedError,
+    MlxMagicError,
+    RequestError,
+)
+from mlx_magic.inference import checkpoint, images
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.engine import Engine, Steps
+from mlx_magic.inference.generation import Generation, Sink
+from mlx_magic.inference.pool import Load, ModelPool
+from mlx_magic.inference.request import GenerationRequest
+from mlx_magic.inference.work import Clock, Work, amount
+
+DEMO = "demo"
+NamedImage = tuple[str | None, Any]
+
+
+class Session:
+    """The engine, the pool and the names of models.
+
+    Parameters
+    ----------
+    engine : Engine
+    pool : ModelPool
+    clock : callable
+        Seconds, monotonic.
+
+    Attributes
+    ----------
+    aliases : dict of str to str
+        Alias to folder or repository id.
+    default_model : str or None
+        Used where a request names no model; None is the bundled demo model.
+    """
+
+    def __init__(
+        self, engine: Engine, pool: ModelPool, *, clock: Clock = time.perf_counter
+    ) -> None:
+        self.engine = engine
+        self.pool = pool
+        self.aliases: dict[str, str] = {}
+        self.default_model: str | None = None
+        self._clock = clock
+        self._works: set[Work[Any]] = set()
+        self._lock = threading.Lock()
+        # Opening pictures, fetching URLs and downloading must hold up neither
+        # the kernel's loop nor the inference thread.
+        self._preparing = ThreadPoolExecutor(4, thread_name_prefix="mlx-magic-prepare")
+
+    @property
+    def running(self) -> list[Work[Any]]:
+        """Generations and loads that have no outcome yet."""
+        with self._lock:
+            return list(self._works)
+
+    @property
+    def model_names(self) -> list[str]:
+        """Names that a person may use for a model without a download."""
+        names = [DEMO, *self.aliases, *(m.name for m in self.pool)]
+        return list(dict.fromkeys(names))
+
+    def start(
+        self,
+        request: GenerationRequest,
+        *,
+        images: Sequence[NamedImage] = (),
+        max_pixels: int | None = None,
+        sink: Sink | None = None,
+    ) -> Generation:
+        """Begin to answer a request; returns at once.
+
+        Parameters
+        ----------
+        request : GenerationRequest
+            Its own `images` come before the others.
+        images : sequence of (name, value)
+            Pictures to open: anything that `images.open_images` takes.
+        max_pixels : int, optional
+            Larger pictures are scaled down to so many pixels.
+        sink : callable, optional
+            Takes each `GenerationChunk`, on the inference thread.
+
+        Returns
+        -------
+        Generation
+            Its future holds the `VisionResult` or an `MlxMagicError`.
+        """
+        generation = Generation(request, clock=self._clock, sink=sink)
+        self._track(generation)
+        self._preparing.submit(self._prepare, generation, list(images), max_pixels)
+        return generation
+
+    def load(self, name: str, *, alias: str | None = None, trust_remote_code: bool = False) -> Load:
+        """Begin to load a model; returns at once.
+
+        Parameters
+        ----------
+        name : str
+            Alias, folder or repository id.
+        alias : str, optional
+            A short name to give it.
+        trust_remote_code : bool
+            Whether this load may run the checkpoint's own code.
+        """
+        if alias is not None:
+            self._check_alias(alias)
+        load = Load(alias or name, clock=self._clock)
+
+        def prepare() -> None:
+            found = self._resolve(name, load, trusted=trust_remote_code)
+            if alias is not None:
+                self.aliases[alias] = str(found.path)
+            self.pool.submit_load(
+                load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
+            )
+
+        self._track(load)
+        self._preparing.submit(self._guarded, load, prepare)
+        return load
+
+    def check(self, name: str) -> str:
+        """Look whether a model can be used, without loading it.
+
+        Returns
+        -------
+        str
+            What it is, for a person.
+
+        Raises
+        ------
+        ModelError
+            When there is no such model, or its checkpoint cannot be used.
+        """
+        found = checkpoint.resolve(name, aliases=self._all_aliases())
+        if isinstance(found, checkpoint.RemoteCheckpoint):
+            return "will be downloaded when it is first used"
+        return f"{found.kind}, {found.model_type}"
+
+    def unload(self, name: str) -> Future[int]:
+        """Unload a model; see `ModelPool.unload`."""
+        return self.pool.unload(name)
+
+    def cancel(self) -> int:
+        """Cancel everything that is running or queued; return how much that was."""
+        works = self.running
+        for work in works:
+            work.cancel()
+        return len(works)
+
+    def device(self) -> list[tuple[str, str]]:
+        """Say what MLX runs on here: pairs of a word and its value, for a person."""
+        memory, blas = device.memory(), device.blas()
+        limit = f" of {amount(memory.limit)}" if memory.limit else ""
+        facts = [
+            ("device", device.describe()),
+            ("memory", f"{amount(memory.active)} in use, {amount(memory.cached)} kept{limit}"),
+        ]
+        if blas is not None:
+            facts.append(("OpenBLAS", blas.reason + (f" ({blas.loaded})" if blas.loaded else "")))
+        return facts
+
+    def close(self) -> None:
+        """Cancel what runs and end the threads."""
+        self.cancel()
+        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self.engine.close()
+
+    def _track(self, work: Work[Any]) -> None:
+        with self._lock:
+            self._works.add(work)
+
+        def ended(_: object) -> None:
+            with self._lock:
+                self._works.discard(work)
+
+        work.future.add_done_callback(ended)
+
+    def _all_aliases(self) -> dict[str, str]:
+        return {DEMO: str(demo.folder()), **self.aliases}
+
+    def _check_alias(self, alias: str) -> None:
+        if alias == DEMO or not alias.strip() or "/" in alias or alias.startswith("-"):
+            raise RequestError(
+                f"{alias!r} cannot be an alias: use a short name without a slash, "
+                f"other than {DEMO!r}.",
+                option="as",
+            )
+
+    def _resolve(
+        self, name: str, work: Work[Any], *, trusted: bool = False
+    ) -> checkpoint.Checkpoint:
+        """Find a checkpoint, downloading it first where that is needed."""
+        found = checkpoint.resolve(name, aliases=self._all_aliases())
+        if isinstance(found, checkpoint.RemoteCheckpoint):
+            from mlx_magic.inference import hub
+
+            work.enter("downloading", f"downloading {found.repo_id}")
+            folder = hub.download(
+                found.repo_id,
+                cancel=work.token,
+                progress=work.advance,
+                trust_remote_code=trusted,
+            )
+            found = checkpoint.inspect(folder, name)
+        return found
+
+    def _prepare(
+        self, generation: Generation, values: list[NamedImage], max_pixels: int | None
+    ) -> None:
+        def prepare() -> None:
+            request = generation.request
+            found = self._resolve(request.model, generation)
+            if found.kind == "text" and (values or request.images):
+                raise self._no_images(request.model)
+            opened = [
+                *request.images,
+                *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
+            ]
+            for image in opened:
+                # Cached: the event loop must not spend its time on scaling.
+                image.thumbnail()
+            generation.prepared(replace(request, images=tuple(opened)))
+            self.engine.submit(self._steps(generation, found), generation.fail)
+
+        self._guarded(generation, prepare)
+
+    def _guarded(self, work: Work[Any], prepare: Any) -> None:
+        try:
+            work.token.checkpoint()
+            prepare()
+        except Cancelled:
+            work.stopped()
+        except BaseException as error:
+            work.fail(error)
+
+    def _steps(self, generation: Generation, found: checkpoint.Checkpoint) -> Steps:
+        """Load if needed, then answer; in slices on the inference thread."""
+        request = generation.request
+        try:
+            generation.enter("loading")
+            lease = yield from self.pool.leased(found, generation)
+            with lease as model:
+                reason = yield from model.generate(
+                    request, cancel=generation.token, report=generation.report
+                )
+            generation.finish(reason)
+        except Cancelled:
+            generation.stopped()
+        except MlxMagicError:
+            raise
+        except Exception as error:
+            raise _failure(request.model, error) from error.with_traceback(None)
+
+    def _no_images(self, name: str) -> ImagesNotSupportedError:
+        vision = [m.name for m in self.pool if m.kind == "vision"]
+        vision = list(dict.fromkeys([*vision, DEMO]))
+        return ImagesNotSupportedError(
+            f"{name} is a text model and cannot see pictures: ask a vision model instead "
+            f"(at hand: {', '.join(vision)}), or leave the pictures out.",
+            model=name,
+            vision_models=vision,
+        )
+
+
+def _failure(model: str, error: Exception) -> GenerationError:
+    """Wrap a model's failure. Frames would hold its arrays: only their text is kept."""
+    detail = " ".join(str(error).split())[:300]
+    failure = GenerationError(
+        f"{model} failed while it answered: {type(error).__name__}: {detail}", model=model
+    )
+    failure.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    return failure
+
+
+_session: Session | None = None
+_session_lock = threading.Lock()
+
+
+def current() -> Session:
+    """Return this process's session, making it on first use."""
+    global _session
+    with _session_lock:
+        if _session is None:
+            _session = _make()
+        return _session
+
+
+def replace_current(session: Session | None) -> Session | None:
+    """Put another session in its place; for tests. Returns the one before."""
+    global _session
+    with _session_lock:
+        before, _session = _session, session
+        return before
+
+
+def _make() -> Session:
+    from mlx_magic.inference.backends.text import TextBackend
+    from mlx_magic.inference.backends.vision import VisionBackend
+
+    engine = Engine(at_end=device.release_thread)
+    pool = ModelPool(
+        engine,
+        {"vision": VisionBackend(), "text": TextBackend()},
+        clock=time.perf_counter,
+        limit=device.total_memory,
+    )
+    return Session(engine, pool)

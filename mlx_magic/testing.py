@@ -1,0 +1,249 @@
+"""Public fakes for tests: a backend that follows a script, a recording sink, a manual clock.
+
+With them a notebook tool can be tested without weights and without sleeping::
+
+    session = scripted_session("Hello there.")
+    session.start(GenerationRequest(prompt="Hi", model=folder)).future.result()
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterable
+from typing import Literal
+
+from mlx_magic.inference.backends.base import LoadProgress, Report
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.pool import ModelPool
+from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
+from mlx_magic.inference.session import Session
+
+HoldPhase = Literal["loading", "seeing", "reading", "writing"]
+
+# How often a held phase looks at its cancel token: pace, not synchronisation.
+_PACE = 0.005
+
+
+class ManualClock:
+    """A clock that stands still until it is told otherwise.
+
+    Attributes
+    ----------
+    now : float
+        Seconds.
+    """
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        """Return the time that was set, in seconds."""
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
+
+
+class RecordingSink:
+    """A sink that keeps every chunk.
+
+    Attributes
+    ----------
+    chunks : list of GenerationChunk
+    """
+
+    def __init__(self) -> None:
+        self.chunks: list[GenerationChunk] = []
+
+    def __call__(self, chunk: GenerationChunk) -> None:
+        """Keep a chunk."""
+        self.chunks.append(chunk)
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(chunk.text for chunk in self.chunks)
+
+
+class ScriptedBackend:
+    """A backend whose models say what they are told to. Loads any checkpoint.
+
+    Parameters
+    ----------
+    pieces : str or iterable of str
+        The answer; a str is cut after each blank.
+    hold : {"loading", "seeing", "reading", "writing"}, optional
+        Stay in this phase until cancelled or released; "writing" repeats the
+        answer's pieces meanwhile.
+    error : Exception, optional
+        Raised in place of the first piece.
+
+    Attributes
+    ----------
+    requests : list of GenerationRequest
+        What was asked, in order.
+    loads, closed : int
+        How often a model was loaded, and closed.
+    threads : set of str
+        Names of the threads that did work.
+    """
+
+    def __init__(
+        self,
+        pieces: str | Iterable[str] = "An answer.",
+        *,
+        hold: HoldPhase | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        words = pieces.replace(" ", " \0").split("\0") if isinstance(pieces, str) else pieces
+        self.pieces = [piece for piece in words if piece]
+        self.hold = hold
+        self.error = error
+        self.requests: list[GenerationRequest] = []
+        self.loads = self.closed = 0
+        self.threads: set[str] = set()
+        self._released = threading.Event()
+
+    def release(self) -> None:
+        """Let a held phase go on."""
+        self._released.set()
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        trust_remote_code: bool,
+        cancel: CancelToken,
+        progress: LoadProgress,
+    ) -> Generator[None, None, ScriptedModel]:
+        """Load in two slices. See `Backend.load`."""
+        self.threads.add(threading.current_thread().name)
+        progress(0, checkpoint.weight_bytes, "loading weights")
+        yield
+        cancel.checkpoint()
+        if self.hold == "loading":
+            yield from self.held(cancel)
+        progress(checkpoint.weight_bytes, checkpoint.weight_bytes, "loading weights")
+        yield
+        self.loads += 1
+        return ScriptedModel(self, checkpoint.weight_bytes)
+
+    def held(self, cancel: CancelToken) -> Generator[None, None, None]:
+        """Wait for `release`, looking at the token all the while."""
+        while not self._released.wait(_PACE):
+            cancel.checkpoint()
+            yield
+
+    @property
+    def is_released(self) -> bool:
+        """Whether `release` was called."""
+        return self._released.is_set()
+
+
+class ScriptedModel:
+    """A model of a `ScriptedBackend`."""
+
+    def __init__(self, backend: ScriptedBackend, nbytes: int) -> None:
+        self._backend = backend
+        self._nbytes = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights, as the checkpoint says."""
+        return self._nbytes
+
+    def close(self) -> None:
+        """Count that the model was closed."""
+        self._backend.closed += 1
+
+    def generate(
+        self, request: GenerationRequest, *, cancel: CancelToken, report: Report
+    ) -> Generator[None, None, FinishReason]:
+        """Follow the script. See `LoadedModel.generate`."""
+        script = self._backend
+        script.threads.add(threading.current_thread().name)
+        script.requests.append(request)
+        read = len(request.prompt.split())
+        if request.images:
+            report(GenerationChunk("seeing"))
+            yield from self._pause("seeing", cancel)
+        report(GenerationChunk("reading", prompt_tokens=read))
+        yield from self._pause("reading", cancel)
+        if script.error is not None:
+            raise script.error
+        for count, piece in enumerate(self._pieces(), start=1):
+            report(
+                GenerationChunk(
+                    "writing",
+                    text=piece,
+                    prompt_read=read,
+                    prompt_tokens=read,
+                    image_tokens=16 * len(request.images),
+                    completion_tokens=count,
+                )
+            )
+            if count >= request.sampling.max_tokens:
+                return "length"
+            if script.hold == "writing" and count >= len(script.pieces) and not script.is_released:
+                cancel.wait(_PACE)
+            cancel.checkpoint()
+            yield
+        return "stop"
+
+    def _pause(self, phase: HoldPhase, cancel: CancelToken) -> Generator[None, None, None]:
+        cancel.checkpoint()
+        yield
+        if self._backend.hold == phase:
+            yield from self._backend.held(cancel)
+
+    def _pieces(self) -> Iterable[str]:
+        yield from self._backend.pieces
+        while self._backend.hold == "writing" and not self._backend.is_released:
+            yield from self._backend.pieces
+
+
+def scripted_session(
+    pieces: str | Iterable[str] = "An answer.",
+    *,
+    hold: HoldPhase | None = None,
+    backend: ScriptedBackend | None = None,
+    threaded: bool = True,
+) -> Session:
+    """Return a session whose models, of either kind, follow a script.
+
+    Parameters
+    ----------
+    pieces, hold
+        For a new `ScriptedBackend`.
+    backend : ScriptedBackend, optional
+        Use this one instead.
+    threaded : bool
+        False leaves the engine's thread out: call ``session.engine.step()``.
+    """
+    import time
+
+    script = backend or ScriptedBackend(pieces, hold=hold)
+    engine = Engine(threaded=threaded)
+    pool = ModelPool(engine, {"vision": script, "text": script}, clock=time.perf_counter)
+    return Session(engine, pool)
+
+
+def use_scripted(
+    pieces: str | Iterable[str] = "An answer.", *, hold: HoldPhase | None = None
+) -> ScriptedBackend:
+    """Make this process's session a scripted one; for kernels under test.
+
+    Returns
+    -------
+    ScriptedBackend
+    """
+    from mlx_magic.inference import session
+
+    script = ScriptedBackend(pieces, hold=hold)
+    before = session.replace_current(scripted_session(backend=script))
+    if before is not None:
+        before.close()
+    return script

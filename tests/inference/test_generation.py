@@ -1,0 +1,120 @@
+"""The handle of a request: phases, timings, cancelling, snapshots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.request import GenerationChunk, GenerationRequest
+from mlx_magic.testing import ManualClock, RecordingSink
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(100.0)
+
+
+@pytest.fixture
+def generation(clock: ManualClock) -> Generation:
+    return Generation(GenerationRequest(prompt="What?"), clock=clock)
+
+
+def written(text: str, count: int, **more: Any) -> GenerationChunk:
+    return GenerationChunk("writing", text=text, completion_tokens=count, **more)
+
+
+def test_timings_are_the_time_spent_in_each_phase(
+    generation: Generation, clock: ManualClock
+) -> None:
+    clock.advance(1)  # queued
+    generation.enter("loading")
+    clock.advance(2)
+    generation.report(GenerationChunk("seeing", prompt_tokens=20, image_tokens=16))
+    clock.advance(3)
+    generation.report(GenerationChunk("reading", prompt_tokens=20, image_tokens=16))
+    clock.advance(1)
+    generation.report(written("A", 1, prompt_tokens=20, image_tokens=16))
+    clock.advance(2)
+    generation.report(written("B", 5, prompt_tokens=20, image_tokens=16, peak_memory=7))
+    generation.finish("stop")
+
+    result = generation.future.result(0)
+    t = result.timings
+    assert (t.queued, t.load, t.vision, t.prefill, t.decode) == (1, 2, 3, 1, 2)
+    assert t.time_to_first_token == 7
+    assert t.prompt_tps == 20 / 4
+    assert t.generation_tps == 4 / 2
+    assert result.usage.prompt_tokens == 20
+    assert result.usage.image_tokens == 16
+    assert result.usage.total_tokens == 25
+    assert result.peak_memory == 7
+    assert str(result) == result.text == "AB"
+
+
+def test_without_a_token_there_is_no_time_to_the_first(generation: Generation) -> None:
+    generation.cancel()
+    timings = generation.future.result(0).timings
+    assert timings.time_to_first_token is None
+    assert timings.generation_tps == 0.0
+
+
+@pytest.mark.parametrize("phase", ["queued", "downloading", "loading"])
+def test_before_the_model_works_cancelling_ends_at_once(generation: Generation, phase: str) -> None:
+    if phase != "queued":
+        generation.enter(phase)  # type: ignore[arg-type]
+    generation.cancel()
+
+    assert generation.done
+    assert generation.future.result(0).finish_reason == "cancelled"
+    with pytest.raises(Cancelled):
+        generation.enter("seeing")
+
+
+def test_in_the_model_cancelling_waits_for_its_next_look(generation: Generation) -> None:
+    generation.report(GenerationChunk("reading"))
+    generation.report(written("Half an", 2))
+    generation.cancel()
+
+    assert generation.token.requested
+    assert not generation.done
+    generation.stopped()
+    result = generation.future.result(0)
+    assert (result.finish_reason, result.text) == ("cancelled", "Half an")
+
+
+def test_the_first_outcome_stands(generation: Generation) -> None:
+    generation.finish("stop")
+    generation.cancel()
+    generation.fail(GenerationError("late", model="m"))
+    assert generation.future.result(0).finish_reason == "stop"
+
+
+def test_blanks_before_the_first_word_are_dropped_and_others_kept(generation: Generation) -> None:
+    sink = RecordingSink()
+    generation = Generation(generation.request, clock=ManualClock(), sink=sink)
+    for count, text in enumerate(["", " ", " Two", " words", "\n"], start=1):
+        generation.report(written(text, count))
+    generation.finish("stop")
+
+    assert generation.future.result(0).text == "Two words\n"
+    assert sink.text.lstrip() == "Two words\n"
+
+
+def test_a_snapshot_shows_what_there_is(generation: Generation, clock: ManualClock) -> None:
+    generation.report(GenerationChunk("reading", prompt_read=5, prompt_tokens=9))
+    now = generation.snapshot()
+    assert (now.progress.phase, now.progress.done, now.progress.total) == ("reading", 5, 9)
+    clock.advance(4)
+    generation.report(written("x", 1))
+    assert generation.snapshot().text == "x"
+    assert generation.snapshot().elapsed == 4
+
+
+def test_an_error_is_the_outcome(generation: Generation) -> None:
+    generation.fail(GenerationError("it broke", model="m"))
+    with pytest.raises(GenerationError, match="it broke"):
+        generation.future.result(0)

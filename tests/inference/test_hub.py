@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import errno
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlx_magic.errors import (
+    CheckpointError,
+    DownloadError,
+    UnsupportedModelError,
+    UntrustedCodeError,
+)
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint, RemoteCheckpoint, resolve
+from mlx_magic.inference.hub import download
+from tests import checkpoints, fake_hub
+
+CHUNK = 4096
+REPO = "org/name"
+WEIGHTS = {"model.a": ("F32", (64, 1024)), "model.b": ("F16", (1024,))}
+
+
+def ignored(done: int, total: int) -> None:
+    pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_hub.FakeHub]:
+    import huggingface_hub
+
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", CHUNK)
+    huggingface_hub.close_session()
+    with fake_hub.running() as server:
+        yield server
+        huggingface_hub.close_session()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = checkpoints.good(tmp_path / "source")
+    checkpoints.write_safetensors(folder / "model.safetensors", WEIGHTS)
+    (folder / "README.md").write_text("not needed")
+    (folder / "extra.py").write_text("not needed")
+    (folder / "pytorch_model.bin").write_bytes(b"not needed")
+    return folder
+
+
+def publish(hub: fake_hub.FakeHub, folder: Path) -> None:
+    hub.repos[REPO] = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_what_a_model_needs_is_fetched_and_no_more(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    seen: list[tuple[int, int]] = []
+    threads: set[threading.Thread] = set()
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+        threads.add(threading.current_thread())
+
+    cache = tmp_path / "cache"
+    assert isinstance(resolve(REPO, aliases={}, cache=cache), RemoteCheckpoint)
+    path = download(
+        REPO, cancel=CancelToken(), progress=progress, cache=cache, endpoint=hub.endpoint
+    )
+    needed = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
+    assert {file.name for file in path.iterdir()} == needed
+    assert hub.fetched[-1] == "model.safetensors"
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+    size = sum(len(hub.repos[REPO][name]) for name in needed)
+    assert seen[-1] == (size, size)
+    assert seen == sorted(seen)
+    found = resolve(REPO, aliases={}, cache=cache, offline=True)
+    assert isinstance(found, Checkpoint)
+    assert found.path == path
+
+
+def test_a_cancelled_download_stops_and_goes_on_later(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    cache, token = tmp_path / "cache", CancelToken()
+    seen: list[int] = []
+    whole = len(hub.repos[REPO]["model.safetensors"])
+
+    def progress(done: int, total: int) -> None:
+        seen.append(done)
+        if total > whole and done > whole // 2:
+            token.cancel()
+
+    with pytest.raises(Cancelled):
+        download(REPO, cancel=token, progress=progress, cache=cache, endpoint=hub.endpoint)
+    assert seen[-1] < whole // 2 + 3 * CHUNK
+    assert not list(cache.rglob("*.incomplete"))
+    assert isinstance(resolve(REPO, aliases={}, cache=cache), RemoteCheckpoint)
+
+    hub.fetched.clear()
+    path = download(
+        REPO, cancel=CancelToken(), progress=ignored, cache=cache, endpoint=hub.endpoint
+    )
+    assert hub.fetched == ["model.safetensors"]
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+
+
+def test_cancelled_before_it_begins_it_asks_for_nothing(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    token = CancelToken()
+    token.cancel()
+    with pytest.raises(Cancelled):
+        download(REPO, cancel=token, progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    assert hub.fetched == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error"),
+    [
+        (checkpoints.with_model_file, UntrustedCodeError),
+        (checkpoints.with_auto_map, UntrustedCodeError),
+        (
+            lambda folder: checkpoints.update_json(
+                folder / "config.json", {"model_type": "hologram9000"}
+            ),
+            UnsupportedModelError,
+        ),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            CheckpointError,
+        ),
+    ],
+)
+def test_no_weights_come_for_what_cannot_be_used(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, spoil: object, error: type[Exception]
+) -> None:
+    assert callable(spoil)
+    spoil(folder)
+    publish(hub, folder)
+    with pytest.raises(error, match=r"^org/name"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert "model.safetensors" not in hub.fetched
+    assert "evil.py" not in hub.fetched
+    assert "evil" not in sys.modules
+
+
+def test_code_is_fetched_only_with_permission(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, checkpoints.with_model_file(folder))
+    path = download(
+        REPO,
+        cancel=CancelToken(),
+        progress=ignored,
+        trust_remote_code=True,
+        cache=tmp_path,
+        endpoint=hub.endpoint,
+    )
+    assert (path / "evil.py").is_file()
+    assert not checkpoints.mark_of(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        ((404, "RepoNotFound"), "is not on the Hub, or is private"),
+        ((401, "RepoNotFound"), "is not on the Hub, or is private"),
+        ((401, "GatedRepo"), "is gated: accept its terms"),
+        ((403, "GatedRepo"), "is gated: accept its terms"),
+        ((403, None), r"refused by the Hub \(HTTP 403\)"),
+        ((429, None), "HTTP 429, too many requests"),
+        ((500, None), "the Hub has a problem"),
+        ((503, None), "the Hub has a problem"),
+        ((418, None), "HTTP 418"),
+    ],
+)
+def test_a_refusal_is_one_line(
+    hub: fake_hub.FakeHub, tmp_path: Path, refusal: tuple[int, str | None], words: str
+) -> None:
+    hub.refusals[REPO] = refusal
+    with pytest.raises(DownloadError, match=words) as caught:
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert caught.value.model == REPO
+    assert str(caught.value).startswith(f"{REPO} ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        ((401, "GatedRepo"), "is gated: accept its terms"),
+        ((403, "GatedRepo"), "is gated: accept its terms"),
+        ((403, None), r"refused by the Hub \(HTTP 403\)"),
+    ],
+)
+def test_files_that_are_refused_are_one_line(
+    hub: fake_hub.FakeHub,
+    folder: Path,
+    tmp_path: Path,
+    refusal: tuple[int, str | None],
+    words: str,
+) -> None:
+    publish(hub, folder)
+    hub.file_refusals[REPO] = refusal
+    with pytest.raises(DownloadError, match=words):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+
+
+def test_shards_that_are_there_count_as_done(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    checkpoints.with_missing_shard(folder)
+    checkpoints.write_safetensors(folder / "model-00002-of-00002.safetensors", WEIGHTS)
+    publish(hub, folder)
+    path = download(
+        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+    )
+    lost = path / "model-00002-of-00002.safetensors"
+    lost.resolve().unlink()
+    lost.unlink()
+    hub.fetched.clear()
+    seen: list[tuple[int, int]] = []
+    download(
+        REPO,
+        cancel=CancelToken(),
+        progress=lambda done, total: seen.append((done, total)),
+        cache=tmp_path,
+        endpoint=hub.endpoint,
+    )
+    assert hub.fetched == [lost.name]
+    size = sum(file.stat().st_size for file in path.iterdir())
+    assert seen[0][0] > size - lost.stat().st_size
+    assert seen[-1] == (size, size)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"README.md": b""}, "no config.json"),
+        ({"config.json": b'{"model_type": "llama"}', "x.bin": b""}, "no safetensors weights"),
+    ],
+)
+def test_a_repository_without_a_model_is_one_line(
+    hub: fake_hub.FakeHub, tmp_path: Path, files: dict[str, bytes], words: str
+) -> None:
+    hub.repos[REPO] = files
+    with pytest.raises(DownloadError, match=words):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+
+
+def test_nobody_at_the_other_end_is_one_line(hub: fake_hub.FakeHub, tmp_path: Path) -> None:
+    with fake_hub.running() as gone:
+        endpoint = gone.endpoint
+    with pytest.raises(DownloadError, match="out of reach") as caught:
+        download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=endpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_nothing_is_asked(
+    hub: fake_hub.FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="unset HF_HUB_OFFLINE"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+
+
+def test_a_disk_without_room_is_said_before_the_weights_come(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, folder)
+    monkeypatch.setattr(
+        "mlx_magic.inference.hub.shutil.disk_usage",
+        lambda path: type("Usage", (), {"free": 1000})(),
+    )
+    with pytest.raises(DownloadError, match="make room"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert "model.safetensors" not in hub.fetched
+
+
+def test_a_disk_that_fills_up_is_one_line(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, folder)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    with pytest.raises(DownloadError, match="does not fit on the disk"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )

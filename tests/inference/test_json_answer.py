@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_magic.inference.json_answer import MOST_TRIES, parse_json
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+CONTAINERS = st.lists(VALUES, max_size=4) | st.dictionaries(st.text(), VALUES, max_size=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        (" \n[1, 2]\n", [1, 2]),
+        ("\ufeff[1]", [1]),
+        ("null", None),
+        ("42", 42),
+        ('"x"', "x"),
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        ("```\n[1]\n```", [1]),
+        ('```JSON \n{"a": "```"}\n```\n', {"a": "```"}),
+        ('```json\n{"a": 1}', {"a": 1}),
+        ('Here it is:\n```json\n{"a": 1}\n```\nAnything else?', {"a": 1}),
+        ("```python\nprint(1)\n```\n```json\n[2]\n```", [2]),
+        ("```json [1] ```", [1]),
+        ('The answer is {"a": [1, {"b": 2}]}. Good?', {"a": [1, {"b": 2}]}),
+        ('It\'s a 5" pipe: {"a": 1}', {"a": 1}),
+        ("{not this} but [1]", [1]),
+        ("first [1] then [2]", [1]),
+    ],
+)
+def test_json_is_found(text: str, value: Any) -> None:
+    assert parse_json(text) == (value, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "the answer is empty"),
+        (" \n", "the answer is empty"),
+        ("A red square.", "Expecting value: line 1 column 1"),
+        ('{"a": 1,}', "line 1 column"),
+        ('{"a":\n 1 "b"}', "Expecting ',' delimiter: line 2 column 4"),
+        ("{'a': 1}", "Expecting property name enclosed in double quotes: line 1 column 2"),
+        ('Here:\n{"a": [1, 2], "b":', "Expecting value: line 2 column"),
+        ('```json\n{"a" 1}\n```', "Expecting ':' delimiter: line 2 column 6"),
+        ("[NaN]", "NaN is not JSON: line 1 column 1"),
+        ("-Infinity", "-Infinity is not JSON: line 1 column 1"),
+        ("[" * 100_000, "Nested too deeply: line 1 column 1"),
+        ("9" * 10_000, "Exceeds the limit"),
+        ("1 2", "Extra data: line 1 column 2"),
+    ],
+)
+def test_what_is_no_json_is_one_line_with_its_place(text: str, error: str) -> None:
+    value, found = parse_json(text)
+    assert value is None
+    assert found is not None
+    assert error in found
+    assert "\n" not in found
+
+
+def test_a_degenerate_answer_is_given_up_soon() -> None:
+    for part in ("{a} ", "```\n", "```\n{"):
+        value, error = parse_json(part * 50_000)
+        assert (value, error is not None) == (None, True)
+    assert parse_json("{a} " * MOST_TRIES + "[1]")[0] is None
+    assert parse_json("{a} " * (MOST_TRIES - 1) + "[1]") == ([1], None)
+
+
+def test_nothing_is_taken_out_of_a_value_that_is_cut_off() -> None:
+    whole = json.dumps({"list": [1, 2], "object": {"a": [3]}, "text": "[4]"})
+    for end in range(1, len(whole)):
+        assert parse_json("Here: " + whole[:end])[0] is None
+
+
+@given(VALUES)
+def test_any_json_comes_back(value: Any) -> None:
+    assert parse_json(json.dumps(value, indent=1, ensure_ascii=False)) == (value, None)
+
+
+@given(CONTAINERS)
+def test_any_json_comes_back_out_of_a_fence_and_out_of_prose(value: Any) -> None:
+    text = json.dumps(value)
+    assert parse_json(f"Sure!\n```json\n{text}\n```\nDone.") == (value, None)
+    assert parse_json(f"It's this: {text}. Done.") == (value, None)
+
+
+@given(st.text() | st.text(alphabet='[]{}",:1 \n`\\'))
+def test_any_text_is_parsed_or_explained(text: str) -> None:
+    value, error = parse_json(text)
+    if error is not None:
+        assert value is None
+        assert "\n" not in error

@@ -1,0 +1,41 @@
+"""What a request may ask for."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_magic.errors import RequestError
+from mlx_magic.inference.request import GenerationRequest, Sampling
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", -3),
+        ("max_tokens", 2.5),
+        ("max_tokens", True),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(RequestError, match=field) as caught:
+        Sampling(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.option == field
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\n\t "])
+def test_an_empty_prompt_is_refused(prompt: str) -> None:
+    with pytest.raises(RequestError, match="empty"):
+        GenerationRequest(prompt=prompt)
+
+
+def test_the_edges_are_allowed() -> None:
+    Sampling(max_tokens=1, temperature=0, top_p=1.0, top_k=0, seed=0)

@@ -1,0 +1,254 @@
+"""The session with a scripted backend: routing, order, cancelling, errors, unloading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mlx_magic.errors import (
+    CheckpointError,
+    GenerationError,
+    ImageNotFoundError,
+    ImagesNotSupportedError,
+    MemoryBudgetError,
+    ModelInUseError,
+    ModelNotFoundError,
+    RequestError,
+    UntrustedCodeError,
+)
+from mlx_magic.inference.request import GenerationRequest, Sampling
+from mlx_magic.inference.session import Session
+from mlx_magic.testing import RecordingSink, ScriptedBackend, scripted_session
+from tests import checkpoints
+
+
+@pytest.fixture
+def script() -> ScriptedBackend:
+    return ScriptedBackend("It is a red circle.")
+
+
+@pytest.fixture
+def session(script: ScriptedBackend) -> Iterator[Session]:
+    session = scripted_session(backend=script)
+    yield session
+    script.release()
+    session.close()
+
+
+@pytest.fixture
+def vision(tmp_path: Path) -> str:
+    return str(checkpoints.good(tmp_path / "seer"))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    return str(checkpoints.good_text(tmp_path / "reader"))
+
+
+def picture() -> Image.Image:
+    return Image.new("RGB", (20, 10), "red")
+
+
+def question(model: str, **sampling: int) -> GenerationRequest:
+    return GenerationRequest(prompt="What is it?", model=model, sampling=Sampling(**sampling))
+
+
+def test_a_question_about_a_picture_is_answered(session: Session, vision: str) -> None:
+    sink = RecordingSink()
+    generation = session.start(question(vision), images=[("img", picture())], sink=sink)
+    result = generation.future.result(10)
+
+    assert result.text == sink.text == "It is a red circle."
+    assert result.finish_reason == "stop"
+    assert [image.size for image in result.images] == [(20, 10)]
+    assert result.usage.image_tokens == 16
+    phases = list(dict.fromkeys(chunk.phase for chunk in sink.chunks))
+    assert phases == ["seeing", "reading", "writing"]
+    assert session.running == []
+
+
+def test_max_tokens_ends_with_length(session: Session, vision: str) -> None:
+    result = session.start(question(vision, max_tokens=2)).future.result(10)
+    assert (result.finish_reason, result.usage.completion_tokens) == ("length", 2)
+
+
+def test_a_model_is_loaded_once_on_the_engines_thread(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    generations = [session.start(question(vision)) for _ in range(5)]
+    for generation in generations:
+        generation.future.result(10)
+    assert script.loads == 1
+    assert script.threads == {"mlx-magic"}
+    assert [m.users for m in session.pool] == [0]
+
+
+def test_pictures_for_a_text_model_are_refused_before_anything_is_loaded(
+    session: Session, script: ScriptedBackend, text: str
+) -> None:
+    with pytest.raises(ImagesNotSupportedError, match="demo") as caught:
+        session.start(question(text), images=[("img", picture())]).future.result(10)
+    assert caught.value.vision_models == ("demo",)
+    assert script.loads == 0
+    assert session.start(question(text)).future.result(10).text
+
+
+@pytest.mark.parametrize("broken", sorted(checkpoints.BROKEN))
+def test_a_broken_checkpoint_leaves_nothing_behind(
+    session: Session, script: ScriptedBackend, tmp_path: Path, broken: str
+) -> None:
+    folder = checkpoints.BROKEN[broken](tmp_path / "broken")
+    with pytest.raises(Exception, match=r"\S") as caught:
+        session.start(question(str(folder))).future.result(10)
+    assert caught.type.__module__ == "mlx_magic.errors"
+    assert "\n" not in str(caught.value)
+    assert len(session.pool) == 0
+    good = str(checkpoints.good(tmp_path / "good"))
+    assert session.start(question(good)).future.result(10).text
+
+
+def test_a_missing_picture_fails_the_request_alone(session: Session, vision: str) -> None:
+    with pytest.raises(ImageNotFoundError):
+        session.start(question(vision), images=[(None, "nowhere.png")]).future.result(10)
+    assert session.start(question(vision)).future.result(10).text
+
+
+@pytest.mark.parametrize("phase", ["loading", "seeing", "reading", "writing"])
+def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
+    session: Session, script: ScriptedBackend, vision: str, phase: str
+) -> None:
+    script.hold = phase  # type: ignore[assignment]
+    sink = RecordingSink()
+    generation = session.start(question(vision, max_tokens=10**6), images=[("i", picture())],
+                               sink=sink)  # fmt: skip
+    while generation.progress.phase != phase:
+        pass
+    assert session.cancel() == 1
+    result = generation.future.result(10)
+
+    assert result.finish_reason == "cancelled"
+    assert result.text == sink.text
+    script.hold = None
+    again = session.start(question(vision)).future.result(10)
+    assert (again.finish_reason, again.text) == ("stop", "It is a red circle.")
+
+
+def test_cancel_in_the_queue_does_not_touch_who_runs(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    script.hold = "reading"
+    first = session.start(question(vision))
+    while first.progress.phase != "reading":
+        pass
+    second = session.start(question(vision))
+    second.cancel()
+
+    assert second.future.result(10).finish_reason == "cancelled"
+    assert not first.done
+    script.release()
+    assert first.future.result(10).finish_reason == "stop"
+    assert len(script.requests) == 1
+
+
+def test_a_models_failure_is_named_and_keeps_the_model(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    script.error = ZeroDivisionError("by zero")
+    with pytest.raises(GenerationError, match="ZeroDivisionError: by zero") as caught:
+        session.start(question(vision)).future.result(10)
+    assert caught.value.model == vision
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.__traceback__ is None, "frames would hold the model's arrays"
+    script.error = None
+    assert session.start(question(vision)).future.result(10).text
+
+
+def test_load_use_and_unload_by_alias(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    info = session.load(vision, alias="seer").future.result(10)
+    assert info is not None
+    assert (info.name, info.kind, info.users) == ("seer", "vision", 0)
+    assert "seer" in session.pool
+    assert session.pool["seer"] == info
+    assert "seer" in session.model_names
+    session.start(question("seer")).future.result(10)
+    assert script.loads == 1
+    assert session.unload("seer").result(10) == info.nbytes
+    assert script.closed == 1
+    assert len(session.pool) == 0
+    with pytest.raises(ModelNotFoundError, match="not loaded"):
+        session.unload("seer")
+
+
+@pytest.mark.parametrize("alias", ["demo", "", "a/b", "-x"])
+def test_a_bad_alias_is_refused(session: Session, vision: str, alias: str) -> None:
+    with pytest.raises(RequestError, match="alias"):
+        session.load(vision, alias=alias)
+
+
+def test_a_model_in_use_is_not_unloaded(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    script.hold = "reading"
+    generation = session.start(question(vision))
+    while generation.progress.phase != "reading":
+        pass
+    with pytest.raises(ModelInUseError):
+        session.unload(vision)
+    script.release()
+    generation.future.result(10)
+    session.unload(vision).result(10)
+
+
+def test_cancelling_a_load_leaves_nothing(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    script.hold = "loading"
+    load = session.load(vision)
+    while load.progress.phase != "loading":
+        pass
+    load.cancel()
+    assert load.future.result(10) is None
+    session.engine.call(lambda: None).result(10)
+    assert len(session.pool) == 0
+    assert script.loads == 0
+
+
+def test_code_of_a_checkpoint_needs_permission_for_that_load(
+    session: Session, tmp_path: Path
+) -> None:
+    folder = str(checkpoints.with_auto_map(checkpoints.good(tmp_path / "evil")))
+    with pytest.raises(UntrustedCodeError) as caught:
+        session.start(question(folder)).future.result(10)
+    assert caught.value.wanted
+    with pytest.raises(UntrustedCodeError):
+        session.load(folder).future.result(10)
+    info = session.load(folder, trust_remote_code=True).future.result(10)
+    assert info is not None
+    assert info.trusted
+    assert session.start(question(folder)).future.result(10).text
+    session.unload(folder).result(10)
+    with pytest.raises(UntrustedCodeError):
+        session.start(question(folder)).future.result(10)
+
+
+def test_a_load_that_does_not_fit_is_refused_with_the_numbers(vision: str) -> None:
+    session = scripted_session()
+    session.pool._limit = lambda: 10
+    with pytest.raises(MemoryBudgetError) as caught:
+        session.load(vision).future.result(10)
+    assert caught.value.limit_bytes == 10
+    assert caught.value.needed_bytes > 10
+    session.close()
+
+
+def test_check_names_what_a_model_is(session: Session, vision: str, tmp_path: Path) -> None:
+    assert session.check(vision).startswith("vision")
+    with pytest.raises(ModelNotFoundError):
+        session.check("nonsense")
+    with pytest.raises(CheckpointError):
+        session.check(str(checkpoints.without_weights(tmp_path / "w")))

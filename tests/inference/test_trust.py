@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlx_magic.errors import CheckpointError, UntrustedCodeError
+from mlx_magic.inference import architectures
+from mlx_magic.inference.checkpoint import Checkpoint, resolve
+from mlx_magic.inference.trust import require_trust, wanted_code
+from tests import checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return checkpoints.good(tmp_path / "m")
+
+
+def refusal(folder: Path) -> UntrustedCodeError:
+    checkpoint = resolve(str(folder), aliases={})
+    assert isinstance(checkpoint, Checkpoint)
+    with pytest.raises(UntrustedCodeError) as caught:
+        checkpoint.require_trust(False)
+    checkpoint.require_trust(True)
+    assert not checkpoints.mark_of(folder).exists()
+    assert "evil" not in sys.modules
+    assert "custom_model" not in sys.modules
+    return caught.value
+
+
+def test_a_plain_checkpoint_wants_nothing(folder: Path) -> None:
+    (folder / "evil.py").write_text("not asked for")
+    assert wanted_code(folder) == ()
+
+
+def test_model_file_is_named(folder: Path) -> None:
+    error = refusal(checkpoints.with_model_file(folder))
+    assert error.wanted == ("config.json: model_file = 'evil.py'",)
+    assert error.model == str(folder)
+    text = str(error)
+    assert "\n" not in text
+    assert "config.json: model_file = 'evil.py'" in text
+    assert "--trust-remote-code" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "auto_class"),
+    [
+        ("config.json", "AutoConfig"),
+        ("config.json", "AutoModelForCausalLM"),
+        ("processor_config.json", "AutoProcessor"),
+        ("preprocessor_config.json", "AutoImageProcessor"),
+        ("video_preprocessor_config.json", "AutoVideoProcessor"),
+        ("generation_config.json", "AutoAnything"),
+        ("qformer_tokenizer/tokenizer_config.json", "AutoAnything"),
+    ],
+)
+def test_auto_map_is_named_wherever_it_stands(folder: Path, file: str, auto_class: str) -> None:
+    error = refusal(checkpoints.with_auto_map(folder, file, auto_class))
+    assert error.wanted == (f"{file}: auto_map {auto_class} = 'evil.Evil'",)
+
+
+def test_auto_map_of_a_tokenizer_is_named(folder: Path) -> None:
+    error = refusal(checkpoints.with_auto_map(folder))
+    assert error.wanted == ("tokenizer_config.json: auto_map AutoTokenizer = ['evil.Evil', None]",)
+
+
+def test_the_old_form_of_auto_map_is_named(folder: Path) -> None:
+    checkpoints.update_json(folder / "tokenizer_config.json", {"auto_map": ["evil.Evil", None]})
+    assert wanted_code(folder) == ("tokenizer_config.json: auto_map = ['evil.Evil', None]",)
+
+
+@pytest.mark.parametrize(
+    ("part", "place"),
+    [
+        ({"text_config": {"auto_map": {"AutoConfig": "e.E"}}}, "text_config.auto_map"),
+        ({"parts": [{}, {"auto_map": {"AutoConfig": "e.E"}}]}, "parts[1].auto_map"),
+        ({"a": {"b": {"auto_map": {"AutoConfig": "e.E"}}}}, "a.b.auto_map"),
+    ],
+)
+def test_nested_auto_maps_are_named(folder: Path, part: dict[str, object], place: str) -> None:
+    checkpoints.update_json(folder / "config.json", part)
+    assert wanted_code(folder) == (f"config.json: {place} AutoConfig = 'e.E'",)
+
+
+def test_code_of_another_repository_is_named(folder: Path) -> None:
+    checkpoints.update_json(
+        folder / "config.json", {"auto_map": {"AutoConfig": "other/repo--evil.Evil"}}
+    )
+    assert wanted_code(folder) == ("config.json: auto_map AutoConfig = 'other/repo--evil.Evil'",)
+
+
+def test_a_key_cannot_break_the_line_or_drive_the_terminal(folder: Path) -> None:
+    checkpoints.update_json(folder / "config.json", {"auto_map": {"a\n\x1b[2J": "e.E"}})
+    assert str(refusal(folder)).isprintable()
+
+
+@pytest.mark.parametrize("empty", [None, {}, [], ""])
+def test_an_empty_auto_map_wants_nothing(folder: Path, empty: object) -> None:
+    checkpoints.update_json(folder / "config.json", {"auto_map": empty})
+    assert wanted_code(folder) == ()
+
+
+def test_vocabularies_are_no_configuration(folder: Path) -> None:
+    checkpoints.write_json(folder / "vocab.json", {"auto_map": 17})
+    assert wanted_code(folder) == ()
+
+
+def test_pickles_are_refused_as_weights(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert wanted_code(folder) == ()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="pickled weights"):
+        resolve(str(folder), aliases={})
+
+
+ESCAPE = "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
+
+
+@pytest.mark.parametrize("model_type", ["phi3_v", "molmo", "molmo2", "kimi_vl", "ernie4_5_moe_vl"])
+@pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
+def test_templates_that_run_without_a_sandbox_are_named(
+    folder: Path, model_type: str, file: str
+) -> None:
+    checkpoints.update_json(folder / "config.json", {"model_type": model_type})
+    assert wanted_code(folder) == ()
+    if file.endswith(".jinja"):
+        (folder / file).write_text(ESCAPE)
+    else:
+        checkpoints.update_json(folder / file, {"chat_template": ESCAPE})
+    assert refusal(folder).wanted == (
+        f"{file}: a template that mlx-vlm's {model_type} processor runs without a sandbox",
+    )
+
+
+def test_templates_in_the_sandbox_want_nothing(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(ESCAPE)
+    assert wanted_code(folder) == ()
+
+
+def test_every_architecture_that_leaves_the_sandbox_is_found() -> None:
+    library = architectures.library(architectures.VISION_LIBRARY)
+    assert library is not None
+    leaving = {
+        path.parent.name
+        for path in library.models.glob("*/*.py")
+        if "jinja2" in (text := path.read_text(encoding="utf-8")) and "import" in text
+    }
+    seen = {
+        name
+        for name in leaving
+        if any(
+            "from jinja2 import" in text
+            for text in architectures.vision_sources({"model_type": name}).values()
+        )
+    }
+    assert seen == leaving
+
+
+@pytest.mark.parametrize("model_type", ["moondream1", "moondream2", "moondream3"])
+def test_code_that_the_library_fetches_by_itself_is_named(folder: Path, model_type: str) -> None:
+    checkpoints.update_json(folder / "config.json", {"model_type": model_type})
+    (line,) = refusal(folder).wanted
+    assert "another repository" in line
+
+
+def test_a_long_list_is_cut_in_the_message_only() -> None:
+    wanted = tuple(f"{i}.json: auto_map" for i in range(5))
+    with pytest.raises(UntrustedCodeError, match=r"2\.json: auto_map; and 2 more\)") as caught:
+        require_trust(wanted, model="m", allowed=False)
+    assert caught.value.wanted == wanted
+
+
+@pytest.mark.model
+def test_the_hostile_checkpoints_of_these_tests_are_hostile(folder: Path) -> None:
+    """What is refused above would have run: otherwise these tests would prove nothing."""
+    checkpoints.with_auto_map(checkpoints.with_model_file(folder), "config.json", "AutoConfig")
+    mark = checkpoints.mark_of(folder)
+    code = f"""
+import pathlib
+import mlx_vlm.utils, transformers
+folder, mark = pathlib.Path({str(folder)!r}), pathlib.Path({str(mark)!r})
+mlx_vlm.utils.get_model_and_args({{"model_type": "smolvlm", "model_file": "evil.py"}}, folder)
+assert mark.read_text() == "custom_model"
+mark.unlink()
+transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+assert mark.read_text().endswith("evil")
+mark.unlink()
+from mlx_vlm.models.kimi_vl.processing_kimi_vl import KimiVLProcessor
+processor = object.__new__(KimiVLProcessor)
+processor.chat_template = (
+    "{{{{ cycler.__init__.__globals__.os.system('touch ' ~ messages[0].content) }}}}"
+)
+processor.apply_chat_template([{{"role": "user", "content": str(mark)}}])
+assert mark.exists()
+"""
+    home = {"HF_HOME": str(folder.parent / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=home, check=False
+    )
+    assert done.returncode == 0, done.stderr
