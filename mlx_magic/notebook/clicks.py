@@ -1,0 +1,211 @@
+"""Waiting for work in a cell so that a click on its Cancel button, or an interrupt, arrives."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mlx_magic.notebook.shell_tap import Kernel, ShellTap
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
+
+INTERVAL = 0.05
+"""Seconds between two looks at the work: what an interrupt, or in ipykernel 6 a click, may wait."""
+
+# Since this version of ipykernel, comm messages are handled while an async cell awaits.
+_COMMS_PASS_AWAITING_CELLS = (7, 4)
+
+_tap: ShellTap | None = None  # one process has one kernel
+
+
+class ClickRoute:
+    """How clicks reach one running cell; entering it makes the way ready.
+
+    Parameters
+    ----------
+    awaited : bool
+        Whether the cell awaits its work (`wait_async`) or blocks (`wait_blocking`).
+    kernel : ipykernel.kernelbase.Kernel or None
+        Default: the kernel of this process, if there is one.
+
+    Attributes
+    ----------
+    works : bool
+        Whether a click can arrive while the cell runs.
+    reason : str
+        Why not, in words for a tooltip; empty if it can.
+    """
+
+    def __init__(self, *, awaited: bool, kernel: Kernel = None) -> None:
+        kernel = _current_kernel() if kernel is None else kernel
+        self._tap = _tap_of(kernel)
+        self._awaited = awaited
+        self._entered = ExitStack()
+        self.reason = "" if self._tap is not None else _why_not(kernel, awaited=awaited)
+        self.works = not self.reason
+
+    def __enter__(self) -> ClickRoute:
+        """Make the way ready; do so before the button is made, or an early click is lost."""
+        if self._tap is not None:
+            self._tap.install()
+            self._tap.cell_began()
+            self._entered.callback(self._tap.cell_ended)
+        if not self._awaited:
+            self._entered.enter_context(_interrupt_raises())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Leave the tap in place: between cells it only passes messages on; see `uninstall`."""
+        self._entered.close()
+
+    @contextmanager
+    def watch(self, button: widgets.Button, callback: Callable[[], None]) -> Iterator[None]:
+        """Call `callback` when the button is clicked, on whichever way the click comes.
+
+        Parameters
+        ----------
+        button : ipywidgets.Button
+        callback : callable
+            May be called twice for one click and from any thread, so it should do no more than
+            set a `CancelToken`.
+        """
+
+        def clicked(_: object) -> None:
+            callback()
+
+        comm_id = button.model_id
+        button.on_click(clicked)
+        if self._tap is not None and comm_id is not None:
+            self._tap.add(comm_id, callback)
+        try:
+            yield
+        finally:
+            if self._tap is not None and comm_id is not None:
+                self._tap.discard(comm_id)
+            button.on_click(clicked, remove=True)
+
+
+def uninstall() -> None:
+    """Leave the kernel's shell channel as it was before the first `ClickRoute`."""
+    global _tap
+    if _tap is not None:
+        _tap.remove()
+        _tap = None
+
+
+async def wait_async(
+    done: concurrent.futures.Future[Any] | Callable[[], bool],
+    tick: Callable[[], None],
+    interval: float = INTERVAL,
+) -> None:
+    """Wait without holding the event loop.
+
+    Parameters
+    ----------
+    done : concurrent.futures.Future or callable
+        What is waited for. Its result and its exception are left to the caller.
+    tick : callable
+        Called on this thread before each wait, to bring the view up to date.
+    interval : float
+        Seconds between two ticks; a future wakes the wait at once.
+
+    Raises
+    ------
+    asyncio.CancelledError
+        If the cell is interrupted. That does not cancel the work.
+    """
+    loop = asyncio.get_running_loop()
+    finished: asyncio.Future[None] = loop.create_future()
+
+    def finish() -> None:
+        if not finished.done():
+            finished.set_result(None)
+
+    def wake(_: object) -> None:
+        # After an interrupt the work may end when the loop is long closed.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(finish)
+
+    is_done = done.done if isinstance(done, concurrent.futures.Future) else done
+    if isinstance(done, concurrent.futures.Future):
+        # Not wrap_future: it cancels the work with the cell and logs errors that nobody fetched.
+        done.add_done_callback(wake)
+    while not is_done():
+        tick()
+        # The timeout is there for interrupts too: they are seen at a wake-up only.
+        await asyncio.wait({finished}, timeout=interval)
+
+
+def wait_blocking(
+    future: concurrent.futures.Future[Any],
+    tick: Callable[[], None],
+    interval: float = INTERVAL,
+) -> None:
+    """Wait, inside a `ClickRoute`, where nothing can be awaited: nested, in code, in a terminal.
+
+    Parameters
+    ----------
+    future : concurrent.futures.Future
+        What is waited for. Its result and its exception are left to the caller.
+    tick : callable
+        Called on this thread before each wait, to bring the view up to date.
+    interval : float
+        Seconds between two ticks; the future wakes the wait at once.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the kernel is interrupted. That does not cancel the work.
+    """
+    while not future.done():
+        tick()
+        if _tap is not None:
+            _tap.flush()
+        concurrent.futures.wait([future], timeout=interval)
+
+
+def _current_kernel() -> Kernel:
+    from IPython.core.getipython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None)
+
+
+def _tap_of(kernel: Kernel) -> ShellTap | None:
+    global _tap
+    if kernel is None or not ShellTap.supported(kernel):
+        return None
+    if _tap is None or _tap.kernel is not kernel:
+        _tap = ShellTap(kernel)
+    return _tap
+
+
+def _why_not(kernel: Kernel, *, awaited: bool) -> str:
+    """Return why a click cannot arrive without a tap; empty if it can."""
+    if kernel is None:
+        return "There is no notebook kernel: press Ctrl-C."
+    version = getattr(sys.modules.get("ipykernel"), "version_info", (0,))[:2]
+    if awaited and version >= _COMMS_PASS_AWAITING_CELLS:
+        return ""
+    return "Clicks do not reach a running cell here: use the kernel's interrupt."
+
+
+@contextmanager
+def _interrupt_raises() -> Iterator[None]:
+    """Let SIGINT raise here even inside an async cell, where ipykernel only cancels the task."""
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if on_main else None
+    if not callable(before):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
