@@ -1,0 +1,1 @@
+"""The notebook: magics, waiting, display. Knows nothing of MLX."""

@@ -1,0 +1,70 @@
+"""Cutting a growing text into blocks that are finished and a short tail that is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LONGEST_TAIL = 480
+"""Characters after which a tail without a blank line is cut anyway.
+
+Each update sends the tail again: a bound on it keeps the bytes on the wire
+linear in the length of the answer.
+"""
+
+
+@dataclass(slots=True)
+class Blocks:
+    """A text that grows, as finished blocks and a tail.
+
+    A block ends at a blank line outside of a code fence, so that it can be
+    rendered as Markdown by itself, or where the tail has become too long.
+
+    Attributes
+    ----------
+    finished : list of (str, bool)
+        Text of each block, and whether it is whole (Markdown) or was cut (plain).
+    tail : str
+    """
+
+    finished: list[tuple[str, bool]] = field(default_factory=list)
+    tail: str = ""
+    _fence: bool = False
+    _cut: bool = False
+
+    def feed(self, text: str) -> None:
+        """Append text."""
+        self.tail += text
+        while (end := self._end_of_block()) is not None:
+            self._finish(end, whole=not self._cut)
+            self._cut = False
+        while len(self.tail) > LONGEST_TAIL:
+            self._finish(_place_to_cut(self.tail), whole=False)
+            # What follows continues a block that is no longer whole.
+            self._cut = True
+
+    def _finish(self, end: int, *, whole: bool) -> None:
+        block, self.tail = self.tail[:end], self.tail[end:]
+        if block.count("```") % 2:
+            self._fence = not self._fence
+            whole = False
+        if block.strip():
+            self.finished.append((block, whole))
+
+    def _end_of_block(self) -> int | None:
+        place, fence = 0, self._fence
+        while (end := self.tail.find("\n\n", place)) != -1:
+            if self.tail.count("```", place, end) % 2:
+                fence = not fence
+            if not fence:
+                return end + 2
+            place = end + 2
+        return None
+
+
+def _place_to_cut(text: str) -> int:
+    """After the last line break, else the last blank, in the second half; else at the limit."""
+    for mark in ("\n", " "):
+        place = text.rfind(mark, LONGEST_TAIL // 2, LONGEST_TAIL)
+        if place != -1:
+            return place + 1
+    return LONGEST_TAIL

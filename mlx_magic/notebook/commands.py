@@ -1,0 +1,132 @@
+"""What a ``%vision`` line asks for, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_magic.errors import RequestError
+from mlx_magic.notebook.expressions import one_line
+from mlx_magic.notebook.options import (
+    LINE_OPTIONS,
+    PLANNED_COMMANDS,
+    Words,
+    read_options,
+    suggestion,
+)
+from mlx_magic.notebook.tokens import split_line
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCommand:
+    """Load a model, by an alias if one is given."""
+
+    model: str
+    alias: str | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadCommand:
+    """Unload one model; all of them if `model` is None."""
+
+    model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ListCommand:
+    """List the models."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusCommand:
+    """Say what is loaded, running and used."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseCommand:
+    """Make a model the default."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCommand:
+    """Cancel what is running."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelpCommand:
+    """``%vision`` alone: status and a short help."""
+
+
+Command = (
+    LoadCommand
+    | UnloadCommand
+    | ListCommand
+    | StatusCommand
+    | UseCommand
+    | CancelCommand
+    | HelpCommand
+)
+
+
+def parse_line(line: str) -> Command:
+    """Read what follows ``%vision``.
+
+    Raises
+    ------
+    RequestError
+        For an unknown or planned subcommand or flag, and for missing or surplus words.
+    """
+    tokens = split_line(line)
+    if not tokens:
+        return HelpCommand()
+    verb = tokens[0].text
+    if verb in PLANNED_COMMANDS:
+        raise RequestError(f"%vision {verb} is not available yet.", option=verb)
+    if verb not in LINE_OPTIONS:
+        hint = suggestion(verb, LINE_OPTIONS)
+        if hint == ".":
+            hint = f": use one of {', '.join(LINE_OPTIONS)}; questions start with %%vision."
+        raise RequestError(f"Unknown subcommand {one_line(verb, 40)!r}{hint}", option="subcommand")
+    return _command(verb, read_options(tokens[1:], LINE_OPTIONS[verb]))
+
+
+def _command(verb: str, words: Words) -> Command:
+    everything = "all" in words.values
+    if verb in ("load", "use") or (verb == "unload" and not everything):
+        return _model_command(verb, words)
+    if words.positional:
+        raise RequestError(
+            f"%vision {verb}{' --all' if everything else ''} takes no "
+            f"{one_line(words.positional[0].raw, 40)!r}.",
+            option=verb,
+        )
+    if verb == "unload":
+        return UnloadCommand(None)
+    plain: dict[str, Command] = {
+        "list": ListCommand(),
+        "status": StatusCommand(),
+        "cancel": CancelCommand(),
+    }
+    return plain[verb]
+
+
+def _model_command(verb: str, words: Words) -> Command:
+    names = [token.text for token in words.positional]
+    if not names or not names[0]:
+        other = " (or --all)" if verb == "unload" else ""
+        raise RequestError(f"%vision {verb} needs a MODEL{other}.", option="model")
+    if len(names) > 1:
+        raise RequestError(
+            f"%vision {verb} takes one MODEL, not {len(names)}: put a name with blanks in quotes.",
+            option="model",
+        )
+    if verb == "use":
+        return UseCommand(names[0])
+    if verb == "unload":
+        return UnloadCommand(names[0])
+    alias = words.values.get("as")
+    if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
+        raise RequestError(f"--as {alias!r}: an alias has no blanks and no slash.", option="as")
+    return LoadCommand(names[0], alias, "trust_remote_code" in words.values)

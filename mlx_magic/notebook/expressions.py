@@ -1,0 +1,58 @@
+"""Python expressions of the notebook: is this text one, which names does it need, what failed."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import warnings
+from collections.abc import Callable, Mapping
+
+Evaluate = Callable[[str], object]
+"""Evaluates an expression in the notebook's namespace."""
+
+
+def parse_expression(text: str) -> ast.Expression | None:
+    """Return the syntax tree of `text`, or None if it is no complete Python expression."""
+    try:
+        with warnings.catch_warnings():  # "invalid escape sequence" is no news in a prompt
+            warnings.simplefilter("ignore")
+            return ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def undefined_names(tree: ast.Expression, namespace: Mapping[str, object]) -> list[str]:
+    """Return the names that `tree` reads and that neither it nor the notebook defines."""
+    bound: set[str] = set()
+    read: dict[str, None] = {}  # in order
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.Name):
+            if isinstance(node.ctx, ast.Load):
+                read[node.id] = None
+            else:
+                bound.add(node.id)
+    return [
+        name
+        for name in read
+        if name not in bound and name not in namespace and not hasattr(builtins, name)
+    ]
+
+
+def one_line(text: str, limit: int = 120) -> str:
+    """Return `text` on one line, cut to `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def describe(error: BaseException) -> str:
+    """Say in one line what an expression raised; a NameError says it all by itself."""
+    try:
+        message = one_line(str(error))
+    except Exception:  # a broken __str__ of somebody's exception class
+        message = ""
+    if isinstance(error, NameError) and message:
+        return message
+    name = type(error).__name__
+    return f"{name}: {message}" if message else name

@@ -1,0 +1,68 @@
+"""What ``%load_ext mlx_magic`` puts into IPython, and takes out again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_magic.notebook import clicks, completer
+from mlx_magic.notebook.awaited import AwaitedCells
+from mlx_magic.notebook.magics import VisionMagics
+
+_installed: dict[int, AwaitedCells] = {}
+
+
+def load(ipython: Any) -> None:
+    """Register magics, awaited cells, completion and display; a second time changes nothing."""
+    if id(ipython) in _installed:
+        return
+    magics = VisionMagics(ipython)
+    ipython.register_magics(magics)
+    # Also for `awaited`, which looks the instance up by its class's name.
+    ipython.magics_manager.registry["VisionMagics"] = magics
+    cells = AwaitedCells(ipython)
+    cells.install()
+    completer.install(ipython, _model_names)
+    _install_formatters(ipython)
+    _installed[id(ipython)] = cells
+
+
+def unload(ipython: Any) -> None:
+    """Take out what `load` put in. Models stay in the pool."""
+    cells = _installed.pop(id(ipython), None)
+    if cells is None:
+        return
+    cells.uninstall()
+    completer.uninstall(ipython)
+    clicks.uninstall()
+    manager = ipython.magics_manager
+    manager.registry.pop("VisionMagics", None)
+    for kind in ("line", "cell"):
+        manager.magics[kind].pop("vision", None)
+
+
+def _model_names() -> list[str]:
+    from mlx_magic.inference import session
+
+    return session.current().model_names
+
+
+def _install_formatters(ipython: Any) -> None:
+    """Show results and the pool richly; by name, so that nothing is imported for it."""
+    formatter = ipython.display_formatter
+
+    def bundle(result: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from mlx_magic.notebook import render
+
+        return render.bundle(result)
+
+    formatter.mimebundle_formatter.for_type_by_name(
+        "mlx_magic.inference.request", "VisionResult", bundle
+    )
+
+    def table(pool: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from mlx_magic.notebook.tables import pool_table
+
+        shown = pool_table(pool)
+        return {"text/plain": repr(shown), "text/html": shown._repr_html_()}
+
+    formatter.mimebundle_formatter.for_type_by_name("mlx_magic.inference.pool", "ModelPool", table)

@@ -1,0 +1,241 @@
+"""``%%vision`` and ``%vision``: parse, call, translate errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+from IPython.core.error import UsageError
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
+from IPython.display import display
+from traitlets import Bool, Enum, Float, Int, Unicode
+
+from mlx_magic.errors import EngineError, GenerationError, MlxMagicError
+from mlx_magic.inference import session
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.pool import Load, ModelInfo
+from mlx_magic.inference.request import (
+    DEFAULT_MAX_TOKENS,
+    GenerationRequest,
+    OutputFormat,
+    VisionResult,
+)
+from mlx_magic.inference.work import amount
+from mlx_magic.notebook import commands, template
+from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.help_text import help_text
+from mlx_magic.notebook.image_words import image_values
+from mlx_magic.notebook.options import FORMATS
+from mlx_magic.notebook.running import RunningCell
+from mlx_magic.notebook.tables import ModelTable, StatusTable
+
+DEMO_NOTE = (
+    "No model was chosen: this is the bundled demo model. "
+    "Choose another with -m MODEL or %vision use MODEL."
+)
+
+
+@magics_class
+class VisionMagics(Magics):
+    """The magics. Every option of ``%%vision`` has a trait here."""
+
+    model = Unicode(None, allow_none=True, help="Model of cells without -m.").tag(config=True)
+    output = Unicode(None, allow_none=True, help="Variable that keeps each result.").tag(
+        config=True
+    )
+    system = Unicode(None, allow_none=True, help="System prompt.").tag(config=True)
+    max_tokens = Int(DEFAULT_MAX_TOKENS, help="Longest answer, in tokens.").tag(config=True)
+    temperature = Float(None, allow_none=True, help="0 is greedy; None: the checkpoint's.").tag(
+        config=True
+    )
+    top_p = Float(None, allow_none=True, help="Nucleus; None: the checkpoint's.").tag(config=True)
+    top_k = Int(None, allow_none=True, help="0 is off; None: the checkpoint's.").tag(config=True)
+    seed = Int(None, allow_none=True, help="Makes sampled answers repeat.").tag(config=True)
+    format = Enum(FORMATS, "markdown", help="How answers are shown.").tag(config=True)
+    show = Bool(True, help="Whether cells show pictures and answers.").tag(config=True)
+    max_pixels = Int(
+        None, allow_none=True, help="Larger pictures are scaled down to so many pixels."
+    ).tag(config=True)
+
+    def __init__(self, shell: Any, **kwargs: Any) -> None:
+        super().__init__(shell, **kwargs)
+        self._ip: Any = shell
+        self._demo_noted = False
+
+    @no_var_expand
+    @cell_magic("vision")  # type: ignore[arg-type]
+    def vision_cell(self, line: str, cell: str) -> VisionResult | None:
+        """``%%vision``; the text of its help stands in help_text."""
+        with _translated():
+            asked = self._ask(line, cell)
+            running = RunningCell(
+                self._ip, asked.generation, awaited=False, show=asked.arguments.show
+            )
+            try:
+                running.blocking()
+            except KeyboardInterrupt:
+                self._keep_partial(asked)
+                raise
+            return self._answered(asked)
+
+    @no_var_expand
+    @line_magic("vision")  # type: ignore[arg-type]
+    def vision_line(self, line: str) -> Any:
+        """``%vision``; the text of its help stands in help_text."""
+        with _translated():
+            command = commands.parse_line(line)
+            if isinstance(command, commands.LoadCommand):
+                load = self._load(command)
+                return self._loaded(RunningCell(self._ip, load, awaited=False).blocking(), load)
+            return self._run(command)
+
+    async def awaited(self, line: str, cell: str | None = None) -> Any:
+        """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
+        with _translated():
+            if cell is None:
+                command = commands.parse_line(line)
+                if not isinstance(command, commands.LoadCommand):
+                    return self._run(command)
+                load = self._load(command)
+                running = RunningCell(self._ip, load, awaited=True)
+                return self._loaded(await running.awaited(), load)
+            asked = self._ask(line, cell)
+            answering = RunningCell(
+                self._ip, asked.generation, awaited=True, show=asked.arguments.show
+            )
+            try:
+                await answering.awaited()
+            except asyncio.CancelledError:
+                self._keep_partial(asked)
+                raise
+            return self._answered(asked)
+
+    def _ask(self, line: str, cell: str) -> _Asked:
+        """Everything that needs the notebook's variables, on the thread that owns them."""
+        arguments = parse_cell(line, cell, self._defaults())
+        now = session.current()
+        prompt = template.fill(arguments.prompt, self._evaluate).strip("\n")
+        images = image_values(arguments.images, self._ip.user_ns, self._evaluate)
+        model = arguments.model or now.default_model
+        request = GenerationRequest(
+            prompt=prompt,
+            model=model or session.DEMO,
+            system=arguments.system,
+            sampling=arguments.sampling,
+            format=arguments.format,
+        )
+        generation = now.start(request, images=images, max_pixels=arguments.max_pixels)
+        return _Asked(arguments, generation, chosen=model is not None)
+
+    def _answered(self, asked: _Asked) -> VisionResult | None:
+        result = asked.generation.future.result()
+        self._note_demo(asked)
+        self._keep(asked, result)
+        if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
+            return result
+        # A terminal has shown the text as it came; --no-show shows nothing.
+        self._ip.displayhook.update_user_ns(result)
+        return None
+
+    def _keep(self, asked: _Asked, result: VisionResult) -> None:
+        if asked.arguments.output is not None:
+            self._ip.user_ns[asked.arguments.output] = result
+
+    def _keep_partial(self, asked: _Asked) -> None:
+        """Keep and show what an interrupted answer has."""
+        future = asked.generation.future
+        if not future.done() or future.exception() is not None:
+            return
+        result = future.result()
+        self._keep(asked, result)
+        if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
+            display(result)
+
+    def _note_demo(self, asked: _Asked) -> None:
+        if not asked.chosen and not self._demo_noted:
+            self._demo_noted = True
+            print(DEMO_NOTE)
+
+    def _defaults(self) -> Defaults:
+        return Defaults(
+            model=self.model,
+            output=self.output,
+            system=self.system,
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            format=cast("OutputFormat", self.format),
+            show=self.show,
+            max_pixels=self.max_pixels,
+        )
+
+    def _evaluate(self, expression: str) -> Any:
+        return eval(expression, self._ip.user_global_ns, self._ip.user_ns)
+
+    def _load(self, command: commands.LoadCommand) -> Load:
+        return session.current().load(
+            command.model, alias=command.alias, trust_remote_code=command.trust_remote_code
+        )
+
+    def _loaded(self, info: ModelInfo | None, load: Load) -> None:
+        if info is None:
+            print(f"Cancelled: {load.name} was not loaded.")
+            return
+        details = ", ".join(
+            part
+            for part in (info.kind, info.model_type, info.quantization, amount(info.nbytes))
+            if part
+        )
+        print(f"Loaded {load.name}: {details}.")
+
+    def _run(self, command: commands.Command) -> Any:
+        now = session.current()
+        match command:
+            case commands.ListCommand():
+                return ModelTable.of(now)
+            case commands.StatusCommand() | commands.HelpCommand():
+                return StatusTable.of(now, default=self.model or now.default_model)
+            case commands.CancelCommand():
+                count = now.cancel()
+                print(f"Cancelled {count}." if count else "Nothing is running.")
+            case commands.UseCommand(model):
+                found = now.check(model)
+                now.default_model = self.model = model
+                print(f"Using {model} ({found}).")
+            case commands.UnloadCommand(model):
+                names = [model] if model is not None else [m.name for m in now.pool]
+                for name in names:
+                    freed = now.unload(name).result()
+                    print(f"Unloaded {name}: {amount(freed)} freed.")
+                if not names:
+                    print("No model is loaded.")
+        return None
+
+
+class _Asked:
+    """A question on its way, with what the cell wanted of it."""
+
+    def __init__(self, arguments: CellArguments, generation: Generation, *, chosen: bool) -> None:
+        self.arguments = arguments
+        self.generation = generation
+        self.chosen = chosen
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Show a person's slip as one line; what is not theirs keeps its traceback."""
+    try:
+        yield
+    except (GenerationError, EngineError):
+        raise
+    except MlxMagicError as error:
+        # Exactly this class: IPython shows a traceback for any other, subclasses included.
+        raise UsageError(str(error)) from None
+
+
+VisionMagics.vision_cell.__doc__ = help_text("cell")  # type: ignore[assignment]
+VisionMagics.vision_line.__doc__ = help_text("line")  # type: ignore[assignment]

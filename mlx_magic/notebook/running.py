@@ -1,0 +1,125 @@
+"""Waiting for a generation or a load in a cell, with its view and its Cancel button."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from mlx_magic.inference.work import Work
+from mlx_magic.notebook import clicks
+from mlx_magic.notebook.stream import TerminalView, View, WidgetView
+
+T = TypeVar("T")
+
+PATIENCE = 5.0
+"""Seconds that an interrupted cell waits for the model to reach its next cancellation point."""
+
+
+class RunningCell(Generic[T]):
+    """A piece of work that a cell waits for.
+
+    Parameters
+    ----------
+    ipython : InteractiveShell
+    work : Work
+        A generation or a load.
+    awaited : bool
+        Whether the cell awaits (top of a cell) or blocks (nested, or no kernel).
+    show : bool
+        False shows nothing at all.
+    """
+
+    def __init__(self, ipython: Any, work: Work[T], *, awaited: bool, show: bool = True) -> None:
+        self._work = work
+        self._awaited = awaited
+        self._show = show
+        self._has_kernel = getattr(ipython, "kernel", None) is not None
+
+    async def awaited(self) -> T:
+        """Wait without holding the kernel's loop.
+
+        Raises
+        ------
+        asyncio.CancelledError
+            On an interrupt, once the work has stopped. It has its partial outcome then.
+        """
+        with self._viewed() as view:
+            try:
+                await clicks.wait_async(self._work.future, view.update)
+            except asyncio.CancelledError:
+                self._work.cancel()
+                end = time.monotonic() + PATIENCE
+                await clicks.wait_async(
+                    lambda: self._work.done or time.monotonic() > end, view.update
+                )
+                raise
+        return self._work.future.result()
+
+    def blocking(self) -> T:
+        """Wait where nothing can be awaited.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            On an interrupt, once the work has stopped. It has its partial outcome then.
+        """
+        with self._viewed() as view:
+            try:
+                clicks.wait_blocking(self._work.future, view.update)
+            except KeyboardInterrupt:
+                self._work.cancel()
+                with contextlib.suppress(TimeoutError):
+                    self._work.future.exception(timeout=PATIENCE)
+                raise
+        return self._work.future.result()
+
+    @contextlib.contextmanager
+    def _viewed(self) -> Iterator[View]:
+        if not self._show:
+            yield _Blind()
+            return
+        if not self._has_kernel:
+            view: View = TerminalView(self._work)
+            yield view
+            view.leave(alone=False)
+            return
+        with self._cancelled_on_error(), clicks.ClickRoute(awaited=self._awaited) as route:
+            widget = WidgetView(self._work, why_no_click=route.reason)
+            with route.watch(widget.button, self._work.cancel):
+                widget.show()
+                try:
+                    yield widget
+                finally:
+                    widget.leave(alone=self._awaited)
+                    self._close_later(widget)
+
+    @contextlib.contextmanager
+    def _cancelled_on_error(self) -> Iterator[None]:
+        """Nobody would see the answer of a cell that failed."""
+        try:
+            yield
+        except BaseException:
+            self._work.cancel()
+            raise
+
+    def _close_later(self, view: View) -> None:
+        """Keep the view on the page until the result has taken its place, or it would jump."""
+        try:
+            asyncio.get_running_loop().call_later(0.5, view.close)
+        except RuntimeError:
+            view.close()
+
+
+class _Blind:
+    """A view that shows nothing."""
+
+    def show(self) -> None: ...
+
+    def update(self) -> None: ...
+
+    def leave(self, *, alone: bool) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,205 @@
+"""The live view of a running cell: pictures, phase, text as it comes, a Cancel button."""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.work import Work
+from mlx_magic.notebook import render, sanitise
+from mlx_magic.notebook.blocks import Blocks
+from mlx_magic.notebook.phases import phase_line
+from mlx_magic.notebook.throttle import Throttle
+
+_MUTED = "color:var(--jp-content-font-color2,#666)"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5"
+
+
+class View(Protocol):
+    """What shows a piece of work while it runs."""
+
+    def show(self) -> None:
+        """Begin to show."""
+
+    def update(self) -> None:
+        """Show what is new; called often, on the thread that runs cells."""
+
+    def leave(self, *, alone: bool) -> None:
+        """Make room for the result, which comes next."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class WidgetView:
+    """Shows a generation or a load with widgets.
+
+    Parameters
+    ----------
+    work : Generation or Load
+    why_no_click : str
+        Why clicks cannot arrive while the cell runs; empty if they can.
+    clock : callable
+        Seconds, monotonic.
+
+    Attributes
+    ----------
+    button : ipywidgets.Button
+        Its description is "Cancel": any client of the kernel can find and press it.
+    """
+
+    def __init__(
+        self,
+        work: Work[Any],
+        *,
+        why_no_click: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        import ipywidgets as widgets
+
+        self._widgets = widgets
+        self._work = work
+        self._blocks = Blocks()
+        self._shown_text = 0
+        self._throttle = Throttle(clock)
+        self._pictures: Any = None
+        self._handle: Any = None
+        self.button = widgets.Button(
+            description="Cancel",
+            icon="stop",
+            tooltip=why_no_click or "Stop, and keep what was written",
+            disabled=bool(why_no_click),
+            layout=widgets.Layout(width="auto"),
+        )
+        self._status = widgets.HTML(_status(phase_line(work.progress)))
+        bar = [self.button, self._status]
+        if why_no_click:
+            bar.append(widgets.HTML(_status(html.escape(why_no_click))))
+        self._tail = widgets.HTML()
+        # Shared by all blocks: else each would open two more comms.
+        self._look = {"layout": self._tail.layout, "style": self._tail.style}
+        self._text = widgets.VBox([self._tail])
+        self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
+        self._box = widgets.VBox([self._text, self._bar])
+        self._last_line = self._status.value
+
+    def show(self) -> None:
+        """Display the view in the cell that is running."""
+        from IPython.display import display
+
+        self._handle = display(self._box, display_id=True)
+
+    def leave(self, *, alone: bool) -> None:
+        """Make room for the result, which comes next.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether everything that the cell shows is this view.
+        """
+        from IPython.display import clear_output
+
+        if alone:
+            clear_output(wait=True)
+        elif self._handle is not None:
+            self._handle.update({"text/plain": ""}, raw=True)
+
+    def update(self) -> None:
+        """Show what is new, within what time and bytes allow."""
+        tokens, text = 0, ""
+        if isinstance(self._work, Generation):
+            snapshot = self._work.snapshot()
+            tokens, text = snapshot.completion_tokens, snapshot.text
+            self._show_pictures(self._work)
+        line = _status(phase_line(self._work.progress, tokens))
+        size = min(len(text) - self._shown_text, 2_000) + len(self._blocks.tail) + len(line)
+        if (line == self._last_line and len(text) == self._shown_text) or not self._throttle.allows(
+            size, tokens
+        ):
+            return
+        sizes = []
+        if len(text) > self._shown_text:
+            sizes += self._grow(text[self._shown_text :])
+            self._shown_text = len(text)
+        if line != self._last_line and _worth_sending(line, text):
+            self._status.value = self._last_line = line
+            sizes.append(len(line))
+        self._throttle.sent(*sizes)
+
+    def close(self) -> None:
+        """Take every widget away, so that none stays in the kernel."""
+        blocks = [*self._text.children, *self._box.children, *self._bar.children]
+        parts = [w for owner in (self._box, *blocks) for w in (owner, owner.layout)]
+        styles = [w.style for w in blocks if hasattr(w, "style")]
+        for widget in {id(w): w for w in (*parts, *styles)}.values():
+            widget.close()
+
+    def _show_pictures(self, generation: Generation) -> None:
+        if self._pictures is None and generation.request.images:
+            self._pictures = self._widgets.HTML(render.thumbnails_html(generation.request.images))
+            self._box.children = (self._pictures, *self._box.children)
+
+    def _grow(self, text: str) -> list[int]:
+        before = len(self._blocks.finished)
+        self._blocks.feed(text)
+        new = self._blocks.finished[before:]
+        sizes = []
+        if new:
+            blocks = [self._widgets.HTML(_block(*block), **self._look) for block in new]
+            children = (*self._text.children[:-1], *blocks, self._tail)
+            # Opened with all its traits, and closed again later.
+            sizes += [len(b.value) + 1_500 for b in blocks] + [45 * len(children)]
+            self._text.children = children
+        self._tail.value = _plain(self._blocks.tail)
+        return [*sizes, len(self._tail.value)]
+
+
+class TerminalView:
+    """Writes the text to standard output as it comes, for IPython in a terminal."""
+
+    def __init__(self, work: Work[Any]) -> None:
+        self._work = work
+        self._shown = 0
+
+    def show(self) -> None:
+        """Show nothing yet."""
+
+    def update(self) -> None:
+        """Write what is new."""
+        if isinstance(self._work, Generation):
+            text = self._work.snapshot().text
+            if len(text) > self._shown:
+                sys.stdout.write(sanitise.to_plain(text[self._shown :]))
+                sys.stdout.flush()
+                self._shown = len(text)
+
+    def leave(self, *, alone: bool) -> None:
+        """Write the rest and end the line."""
+        self.update()
+        if self._shown:
+            sys.stdout.write("\n")
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def _status(line: str) -> str:
+    return f'<span role="status" style="{_MUTED}">{line}</span>'
+
+
+def _worth_sending(line: str, text: str) -> bool:
+    # While text flows the text itself is the progress: a count beside it would
+    # double the messages.
+    return not text or "writing" not in line or "tokens" not in line
+
+
+def _plain(text: str) -> str:
+    return f'<div style="{_TEXT}">{html.escape(sanitise.to_plain(text))}</div>' if text else ""
+
+
+def _block(text: str, whole: bool) -> str:
+    return sanitise.to_html(text) if whole else _plain(text.rstrip("\n"))

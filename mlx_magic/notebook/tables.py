@@ -1,0 +1,103 @@
+"""``%vision list`` and ``%vision status`` as text and as HTML."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+from mlx_magic.inference.pool import ModelPool
+from mlx_magic.inference.session import DEMO, Session
+from mlx_magic.inference.work import amount
+from mlx_magic.notebook.phases import phase_line
+
+_CELL = "text-align:left;padding:2px 12px 2px 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings. Shows itself.
+
+    Attributes
+    ----------
+    headings : tuple of str
+    rows : tuple of tuple of str
+    note : str
+        A line below.
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def __repr__(self) -> str:
+        lines = [self.headings, *self.rows] if any(self.headings) else [*self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        text = [
+            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*text, *([self.note] if self.note else [])])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th style="{_CELL}">{html.escape(h)}</th>' for h in self.headings)
+        body = "".join(
+            "<tr>" + "".join(f'<td style="{_CELL}">{html.escape(w)}</td>' for w in row) + "</tr>"
+            for row in self.rows
+        )
+        thead = f"<thead><tr>{head}</tr></thead>" if any(self.headings) else ""
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return f"<table>{thead}<tbody>{body}</tbody></table>{note}"
+
+
+class ModelTable:
+    """``%vision list``."""
+
+    @staticmethod
+    def of(session: Session) -> Table:
+        """Return the models at hand: loaded ones, the bundled one, aliases."""
+        loaded = pool_rows(session.pool)
+        names = {row[0] for row in loaded}
+        others = [
+            (name, "bundled" if name == DEMO else "alias", "", "", "", "not loaded")
+            for name in (DEMO, *session.aliases)
+            if name not in names
+        ]
+        return Table(_MODEL_HEADINGS, (*loaded, *others))
+
+
+class StatusTable:
+    """``%vision status``."""
+
+    @staticmethod
+    def of(session: Session, *, default: str | None) -> Table:
+        """Return what is loaded, running and used, and on what device."""
+        rows: list[tuple[str, str]] = [
+            ("default model", default or f"{DEMO} (bundled)"),
+            ("loaded", ", ".join(m.name for m in session.pool) or "nothing"),
+            ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
+            *session.device(),
+        ]
+        return Table(("", ""), tuple(rows), "%vision? lists the commands, %%vision? the options.")
+
+
+_MODEL_HEADINGS = ("model", "kind", "architecture", "quantised", "size", "state")
+
+
+def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
+    """Return a row for each model in memory."""
+    return tuple(
+        (
+            m.name,
+            m.kind,
+            m.model_type,
+            m.quantization or "no",
+            amount(m.nbytes),
+            ("in use" if m.users else "loaded") + (", may run its code" if m.trusted else ""),
+        )
+        for m in pool
+    )
+
+
+def pool_table(pool: ModelPool) -> Table:
+    """Return the pool as a table."""
+    return Table(_MODEL_HEADINGS, pool_rows(pool), "" if len(pool) else "No model is loaded.")

@@ -1,0 +1,45 @@
+"""How often a live view may be updated: by time, and by bytes for the tokens there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+INTERVAL = 0.066
+"""Seconds between two updates: fifteen a second."""
+
+HEAD_START = 20_000
+BYTES_A_TOKEN = 190
+"""Bytes that updates may take: a head start for short answers, then so many a token.
+
+1,000 tokens then take at most 210 KB, and 4,000 no more than four times that.
+"""
+
+MESSAGE_OVERHEAD = 900
+"""Bytes of a widget message around the value that it carries (measured: 750 to 850)."""
+
+
+@dataclass(slots=True)
+class Throttle:
+    """Says when the next update may be sent.
+
+    Parameters
+    ----------
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    clock: Callable[[], float]
+    _last: float = float("-inf")
+    _sent: int = 0
+
+    def allows(self, size: int, tokens: int) -> bool:
+        """Whether an update of `size` bytes may go out now, `tokens` having been written."""
+        if self.clock() - self._last < INTERVAL:
+            return False
+        return self._sent + size + MESSAGE_OVERHEAD <= HEAD_START + BYTES_A_TOKEN * tokens
+
+    def sent(self, *sizes: int) -> None:
+        """Take note of an update made of messages with so many bytes each."""
+        self._last = self.clock()
+        self._sent += sum(size + MESSAGE_OVERHEAD for size in sizes)

@@ -1,0 +1,44 @@
+"""An IPython shell without a kernel, and a scripted session behind the magics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
+from traitlets.config import Config
+
+import mlx_magic.demo
+from mlx_magic.inference import session
+from mlx_magic.testing import ScriptedBackend, scripted_session
+from tests import checkpoints
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    """A shell with the extension loaded, in a folder of its own."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.chdir(tmp_path)
+    config = Config()
+    config.HistoryManager.enabled = False
+    shell = InteractiveShell(config=config)
+    shell.run_line_magic("load_ext", "mlx_magic")
+    shell.user_ns["img"] = Image.new("RGB", (40, 20), "red")
+    yield shell
+    shell.run_line_magic("unload_ext", "mlx_magic")
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedBackend]:
+    """The backend behind every model; the bundled one is a folder without real weights."""
+    folder = checkpoints.good(tmp_path / "bundled")
+    monkeypatch.setattr(mlx_magic.demo, "folder", lambda: folder)
+    script = ScriptedBackend("It is **red**.")
+    scripted = scripted_session(backend=script)
+    before = session.replace_current(scripted)
+    yield script
+    script.release()
+    scripted.close()
+    session.replace_current(before)

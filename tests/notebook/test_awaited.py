@@ -1,0 +1,92 @@
+"""Which cells are rewritten to await, and which are left alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlx_magic.notebook.awaited import AwaitedCells
+
+
+class FakeEvents:
+    def __init__(self) -> None:
+        self.registered: list[tuple[str, Any]] = []
+
+    def register(self, name: str, function: Any) -> None:
+        self.registered.append((name, function))
+
+    def unregister(self, name: str, function: Any) -> None:
+        self.registered.remove((name, function))
+
+    def fire(self, name: str) -> None:
+        for registered, function in list(self.registered):
+            if registered == name:
+                function(None)
+
+
+@pytest.fixture
+def ipython() -> SimpleNamespace:
+    return SimpleNamespace(kernel=object(), events=FakeEvents(), input_transformers_post=[])
+
+
+@pytest.fixture
+def cells(ipython: SimpleNamespace) -> AwaitedCells:
+    cells = AwaitedCells(ipython)
+    cells.install()
+    return cells
+
+
+MAGIC = "get_ipython().run_cell_magic('vision', 'a.png', 'What?\\n')\n"
+LOAD = "get_ipython().run_line_magic('vision', 'load demo')\n"
+AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited("
+
+
+def test_a_cell_and_a_load_are_awaited(cells: AwaitedCells) -> None:
+    assert cells.transform([MAGIC]) == [AWAITED + "'a.png', 'What?\\n')\n"]
+    assert cells.transform(["x = 1\n", LOAD]) == ["x = 1\n", AWAITED + "'load demo')\n"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "get_ipython().run_line_magic('vision', 'list')\n",
+        "x = get_ipython().run_line_magic('vision', 'load demo')\n",
+        "    get_ipython().run_line_magic('vision', 'load demo')\n",
+        "get_ipython().run_cell_magic('time', '', '%%vision\\nWhat?')\n",
+        "get_ipython().run_cell_magic('visionary', '', 'x')\n",
+        "print('%%vision')\n",
+    ],
+)
+def test_everything_else_stays_as_it_is(cells: AwaitedCells, line: str) -> None:
+    assert cells.transform([line]) == [line]
+
+
+def test_within_a_running_cell_nothing_is_awaited(
+    cells: AwaitedCells, ipython: SimpleNamespace
+) -> None:
+    ipython.events.fire("pre_run_cell")
+    assert cells.nested
+    assert cells.transform([MAGIC]) == [MAGIC]
+    ipython.events.fire("post_run_cell")
+    assert cells.transform([MAGIC]) != [MAGIC]
+
+
+def test_the_end_of_the_loading_cell_does_not_count(
+    cells: AwaitedCells, ipython: SimpleNamespace
+) -> None:
+    ipython.events.fire("post_run_cell")
+    ipython.events.fire("pre_run_cell")
+    assert cells.nested
+
+
+def test_without_a_kernel_nothing_is_awaited(cells: AwaitedCells, ipython: SimpleNamespace) -> None:
+    ipython.kernel = None
+    assert cells.transform([MAGIC]) == [MAGIC]
+
+
+def test_uninstalling_leaves_nothing(cells: AwaitedCells, ipython: SimpleNamespace) -> None:
+    cells.uninstall()
+    assert ipython.input_transformers_post == []
+    assert ipython.events.registered == []

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_magic.errors import RequestError
+from mlx_magic.notebook.commands import (
+    CancelCommand,
+    Command,
+    HelpCommand,
+    ListCommand,
+    LoadCommand,
+    StatusCommand,
+    UnloadCommand,
+    UseCommand,
+    parse_line,
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("", HelpCommand()),
+        ("  ", HelpCommand()),
+        ("list", ListCommand()),
+        ("status", StatusCommand()),
+        ("cancel", CancelCommand()),
+        ("use demo", UseCommand("demo")),
+        ("unload demo", UnloadCommand("demo")),
+        ("unload --all", UnloadCommand(None)),
+        ("load org/name", LoadCommand("org/name")),
+        ("load '/my models/x' --as x", LoadCommand("/my models/x", "x")),
+        ("load --trust-remote-code x --as=y", LoadCommand("x", "y", trust_remote_code=True)),
+    ],
+)
+def test_each_subcommand_is_read(line: str, command: Command) -> None:
+    assert parse_line(line) == command
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("panel", "%vision panel is not available yet."),
+        ("load x --pin", "--pin is not available yet."),
+        ("load x --adapter y", "--adapter is not available yet."),
+        ("lod x", "Unknown subcommand 'lod'; did you mean load?"),
+        ("stats", "Unknown subcommand 'stats'; did you mean status?"),
+        (
+            "photo.jpg",
+            "Unknown subcommand 'photo.jpg': use one of load, unload, list, status, use, cancel; "
+            "questions start with %%vision.",
+        ),
+        ("load", "%vision load needs a MODEL."),
+        ("load ''", "%vision load needs a MODEL."),
+        ("use", "%vision use needs a MODEL."),
+        ("unload", "%vision unload needs a MODEL (or --all)."),
+        ("use a b", "%vision use takes one MODEL, not 2: put a name with blanks in quotes."),
+        ("unload x --all", "%vision unload --all takes no 'x'."),
+        ("list x", "%vision list takes no 'x'."),
+        ("status --all", "Unknown flag --all."),
+        ("load x --trust", "Unknown flag --trust; did you mean --trust-remote-code?"),
+        ("load x --as", "--as needs a value: --as ALIAS."),
+        ("load x --as 'a b'", "--as 'a b': an alias has no blanks and no slash."),
+        ("load x --as a/b", "--as 'a/b': an alias has no blanks and no slash."),
+        ("load x --as ''", "--as '': an alias has no blanks and no slash."),
+        ("use 'x", "A quote is not closed: use 'x"),
+    ],
+)
+def test_slips_are_one_clear_line(line: str, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_line(line)
+    assert str(caught.value) == message
+
+
+@given(st.text() | st.text(alphabet="load unse'-= ").map(lambda text: f"load {text}"))
+def test_no_line_gives_another_error(line: str) -> None:
+    message = ""
+    try:
+        parse_line(line)
+    except RequestError as error:
+        message = str(error)
+    assert "\n" not in message

@@ -1,0 +1,218 @@
+"""The magics in a shell without a kernel: what they ask, keep, print and refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference import session
+from mlx_magic.inference.request import VisionResult
+from mlx_magic.notebook.magics import VisionMagics
+from mlx_magic.testing import ScriptedBackend
+from tests import checkpoints
+
+
+def cell(shell: InteractiveShell, line: str, body: str = "What is it?") -> object:
+    return shell.run_cell_magic("vision", line, body)
+
+
+def line(shell: InteractiveShell, text: str) -> object:
+    return shell.run_line_magic("vision", text)
+
+
+def test_a_cell_asks_keeps_and_streams(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.user_ns["thing"] = "shape"
+    cell(shell, "img -o r --max-tokens 50 --seed 3 --system Short.", "What {thing} is it?")
+
+    result = shell.user_ns["r"]
+    assert isinstance(result, VisionResult)
+    assert shell.user_ns["_"] is result
+    [request] = script.requests
+    assert request.prompt == "What shape is it?"
+    assert request.system == "Short."
+    assert (request.sampling.max_tokens, request.sampling.seed) == (50, 3)
+    assert [image.size for image in request.images] == [(40, 20)]
+    out = capsys.readouterr().out
+    assert "It is **red**.\n" in out
+    assert "bundled demo model" in out
+
+
+def test_the_note_about_the_bundled_model_comes_once_and_only_without_a_choice(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell(shell, "-m demo")
+    assert "No model was chosen" not in capsys.readouterr().out
+    cell(shell, "")
+    assert "No model was chosen" in capsys.readouterr().out
+    cell(shell, "")
+    assert "No model was chosen" not in capsys.readouterr().out
+
+
+def test_no_show_shows_nothing_and_keeps_the_result(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cell(shell, "-m demo --no-show -o r") is None
+    assert capsys.readouterr().out == ""
+    assert shell.user_ns["r"].text == "It is **red**."
+    assert shell.user_ns["_"] is shell.user_ns["r"]
+
+
+def test_json_is_parsed(shell: InteractiveShell, script: ScriptedBackend) -> None:
+    script.pieces = ['{"colour": ', '"red"}']
+    cell(shell, "-m demo -f json -o r")
+    assert shell.user_ns["r"].data == {"colour": "red"}
+    script.pieces = ["no json"]
+    cell(shell, "-m demo -f json -o r")
+    assert shell.user_ns["r"].data is None
+    assert shell.user_ns["r"].data_error
+    assert shell.user_ns["r"].text == "no json"
+
+
+def test_an_earlier_result_is_a_picture_too(
+    shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    cell(shell, "img -o r")
+    cell(shell, "r")
+    assert script.requests[1].images[0].digest == script.requests[0].images[0].digest
+
+
+def test_config_gives_the_defaults_and_a_flag_wins(
+    shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    shell.run_line_magic("config", "VisionMagics.max_tokens = 7")
+    shell.run_line_magic("config", "VisionMagics.system = 'Be short.'")
+    cell(shell, "")
+    cell(shell, "--max-tokens 9")
+    assert [r.sampling.max_tokens for r in script.requests] == [7, 9]
+    assert script.requests[0].system == "Be short."
+
+
+def slips(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
+    """Name -> line, body, words that the message must have."""
+    (tmp_path / "notes.txt").write_text("Just text.")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    return {
+        "a missing file": ("nowhere.png", "?", "nowhere.png"),
+        "a glob without matches": ("none*.png", "?", r"none\*\.png"),
+        "a text file": ("notes.txt", "?", r"notes\.txt"),
+        "a corrupt picture": ("broken.png", "?", r"broken\.png"),
+        "an expression that raises": ("1/0", "?", "1/0"),
+        "an expression that is no picture": ("len", "?", "len"),
+        "an unknown flag": ("--colour", "?", "--colour"),
+        "a flag that is to come": ("--schema x", "?", "not available yet"),
+        "an empty prompt": ("img", "\n", "empty"),
+        "no tokens": ("--max-tokens 0", "?", "max_tokens"),
+        "fewer than none": ("--max-tokens -4", "?", "max_tokens"),
+        "a negative temperature": ("--temperature -1", "?", "temperature"),
+        "a bad variable": ("-o 1x", "?", "1x"),
+        "an unknown model": ("-m nonsense", "?", "nonsense"),
+        "an undefined name in the prompt": ("", "{nothing}", "nothing"),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(slips(Path("/tmp"))))
+def test_a_slip_is_one_line_and_nothing_is_lost(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path, name: str
+) -> None:
+    words, body, message = slips(tmp_path)[name]
+    with pytest.raises(UsageError, match=message) as caught:
+        cell(shell, words, body)
+    assert caught.type is UsageError
+    assert "\n" not in str(caught.value)
+    cell(shell, "-m demo -o r")
+    assert shell.user_ns["r"].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("broken", sorted(checkpoints.BROKEN))
+def test_a_broken_checkpoint_is_one_line(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path, broken: str
+) -> None:
+    folder = checkpoints.BROKEN[broken](tmp_path / "broken")
+    with pytest.raises(UsageError, match=r"broken") as caught:
+        line(shell, f"load {folder}")
+    assert "\n" not in str(caught.value)
+    assert len(session.current().pool) == 0
+
+
+def test_a_checkpoint_that_asks_for_code_is_refused_by_name(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
+    with pytest.raises(UsageError, match=r"model_file.*evil\.py"):
+        cell(shell, f"-m {folder}")
+    assert not checkpoints.mark_of(folder).exists()
+
+
+def test_a_hub_id_while_offline_is_one_line(
+    shell: InteractiveShell, script: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UsageError, match="some/model"):
+        cell(shell, "-m some/model")
+
+
+def test_pictures_for_a_text_model_are_refused(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    folder = checkpoints.good_text(tmp_path / "reader")
+    with pytest.raises(UsageError, match="demo"):
+        cell(shell, f"img -m {folder}")
+    assert script.loads == 0
+
+
+def test_a_models_failure_is_no_slip(shell: InteractiveShell, script: ScriptedBackend) -> None:
+    script.error = RuntimeError("nan")
+    with pytest.raises(GenerationError, match="RuntimeError: nan"):
+        cell(shell, "-m demo")
+
+
+def test_load_list_use_status_unload(
+    shell: InteractiveShell,
+    script: ScriptedBackend,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = checkpoints.good(tmp_path / "seer")
+    line(shell, f"load {folder} --as seer")
+    assert capsys.readouterr().out == "Loaded seer: vision, smolvlm, 96 B.\n"
+    assert "seer" in repr(line(shell, "list"))
+    line(shell, "use seer")
+    assert capsys.readouterr().out == "Using seer (vision, smolvlm).\n"
+    cell(shell, "")
+    assert script.requests[0].model == "seer"
+    assert "seer" in repr(line(shell, "status"))
+    capsys.readouterr()
+    line(shell, "unload seer")
+    assert capsys.readouterr().out == "Unloaded seer: 96 B freed.\n"
+    line(shell, "unload --all")
+    assert capsys.readouterr().out == "No model is loaded.\n"
+    with pytest.raises(UsageError, match="not loaded"):
+        line(shell, "unload seer")
+    line(shell, "cancel")
+    assert capsys.readouterr().out == "Nothing is running.\n"
+
+
+def test_help_shows_every_option(shell: InteractiveShell) -> None:
+    for kind in ("cell", "line"):
+        assert shell.find_magic("vision", kind).__doc__
+    doc = shell.find_magic("vision", "cell").__doc__
+    assert "%config VisionMagics." in doc
+    for trait in VisionMagics.class_traits(config=True):
+        assert f" {trait}\n" in doc
+    assert "--max-tokens" in doc
+
+
+def test_the_extension_loads_twice_and_unloads_without_a_trace(shell: InteractiveShell) -> None:
+    shell.run_line_magic("reload_ext", "mlx_magic")
+    before = len(shell.input_transformers_post)
+    shell.run_line_magic("unload_ext", "mlx_magic")
+    assert shell.find_cell_magic("vision") is None
+    assert shell.find_line_magic("vision") is None
+    assert len(shell.input_transformers_post) == before - 1
+    shell.run_line_magic("load_ext", "mlx_magic")
