@@ -1,0 +1,139 @@
+"""A Hub on this machine that speaks enough of the protocol for the real client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class FakeHub:
+    """Repositories by id, each a mapping of file name to content.
+
+    Attributes
+    ----------
+    refusals : dict
+        Repository id to (status, X-Error-Code or None).
+    file_refusals : dict
+        The same for the files only: a gated repository shows its list to anybody.
+    fetched : list of str
+        Names of files whose content was asked for, in order.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Mapping[str, bytes]] = {}
+        self.refusals: dict[str, tuple[int, str | None]] = {}
+        self.file_refusals: dict[str, tuple[int, str | None]] = {}
+        self.fetched: list[str] = []
+        self.endpoint = ""
+
+
+@contextmanager
+def running() -> Iterator[FakeHub]:
+    """Serve on a free port of 127.0.0.1 until the block ends."""
+    hub = FakeHub()
+
+    class Request(_Request):
+        pass
+
+    Request.hub = hub
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Request)
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Request(BaseHTTPRequestHandler):
+    hub: FakeHub
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/tree/.+|/revision/.+)?", path):
+            repo_id, what = found.groups()
+            if self._allowed(repo_id):
+                tree = what is not None and what.startswith("/tree/")
+                self._json(self._tree(repo_id) if tree else self._info(repo_id))
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+            repo_id, name = found.groups()
+            if refusal := self.hub.file_refusals.get(repo_id):
+                self._refuse(*refusal)
+            elif self._allowed(repo_id):
+                self._file(repo_id, name)
+        else:
+            self._refuse(404, None)
+
+    def _allowed(self, repo_id: str) -> bool:
+        refusal = self.hub.refusals.get(repo_id)
+        if refusal is None and repo_id not in self.hub.repos:
+            refusal = (404, "RepoNotFound")
+        if refusal is not None:
+            self._refuse(*refusal)
+        return refusal is None
+
+    def _refuse(self, status: int, code: str | None) -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _info(self, repo_id: str) -> object:
+        files = self.hub.repos[repo_id].items()
+        siblings = [{"rfilename": name, "size": len(content)} for name, content in files]
+        return {"id": repo_id, "sha": COMMIT, "siblings": siblings}
+
+    def _tree(self, repo_id: str) -> object:
+        return [
+            {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
+            for name, content in self.hub.repos[repo_id].items()
+        ]
+
+    def _json(self, content: object) -> None:
+        self._send(json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, repo_id: str, name: str) -> None:
+        content = self.hub.repos[repo_id].get(name)
+        if content is None:
+            self._refuse(404, "EntryNotFound")
+            return
+        if self.command == "GET":
+            self.hub.fetched.append(name)
+        self._send(content, {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(content)}"'})
+
+    def _send(self, body: bytes, headers: Mapping[str, str]) -> None:
+        self.send_response(200)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            try:
+                self.wfile.write(body)
+            except OSError:
+                self.close_connection = True  # the client has cancelled
+
+
+def _etag(content: bytes) -> str:
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
