@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_magic.inference.json_answer import parse_json
 from mlx_magic.inference.request import (
@@ -60,6 +60,7 @@ class Generation(Work[VisionResult]):
         self._parts: list[str] = []
         self._last = GenerationChunk("queued")
         self._first_token_at: float | None = None
+        self._seen: tuple[str, ...] = ()
 
     def prepared(self, request: GenerationRequest) -> None:
         """Set the request once its pictures are open; for the preparing thread."""
@@ -75,6 +76,7 @@ class Generation(Work[VisionResult]):
         """
         if chunk.phase != self._progress.phase:
             self.enter(chunk.phase)
+        self._seen = chunk.seen or self._seen
         if chunk.completion_tokens and self._first_token_at is None:
             self._first_token_at = self._clock()
         if chunk.text:
@@ -83,6 +85,8 @@ class Generation(Work[VisionResult]):
             if text:
                 self._parts.append(text)
                 chunk = _with_text(chunk, text)
+        if chunk.phase == "seeing" and chunk.seen:
+            self.advance(0, 0, note=_looking(chunk.seen))
         if chunk.phase == "reading":
             self.advance(chunk.prompt_read, chunk.prompt_tokens)
         self._last = chunk
@@ -135,6 +139,7 @@ class Generation(Work[VisionResult]):
             peak_memory=last.peak_memory,
             prompt=request.prompt,
             format=request.format,
+            seen=self._seen,
         )
 
 
@@ -145,13 +150,10 @@ def _rate(count: int, seconds: float) -> float:
 def _with_text(chunk: GenerationChunk, text: str) -> GenerationChunk:
     if text is chunk.text:
         return chunk
-    return GenerationChunk(
-        chunk.phase,
-        text,
-        chunk.prompt_read,
-        chunk.prompt_tokens,
-        chunk.image_tokens,
-        chunk.completion_tokens,
-        chunk.finish_reason,
-        chunk.peak_memory,
-    )
+    return replace(chunk, text=text)
+
+
+def _looking(seen: tuple[str, ...]) -> str:
+    """Say what the vision tower is looking at."""
+    pictures = "the picture" if len(seen) == 1 else f"{len(seen)} pictures"
+    return f"looking at {pictures} at {', '.join(dict.fromkeys(seen))}"

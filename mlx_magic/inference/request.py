@@ -162,6 +162,8 @@ class GenerationChunk:
         Set on the last chunk.
     peak_memory : int
         Highest use during this request, in bytes.
+    seen : tuple of str
+        The size at which the model sees each picture, once that is known.
     """
 
     phase: Phase
@@ -172,6 +174,7 @@ class GenerationChunk:
     completion_tokens: int = 0
     finish_reason: FinishReason | None = None
     peak_memory: int = 0
+    seen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,6 +202,9 @@ class VisionResult:
         The question, as the model got it.
     format : OutputFormat
         How the result shows itself.
+    seen : tuple of str
+        The size at which the model saw each picture, such as ``"128 x 128"``;
+        empty where it is not known.
     """
 
     text: str
@@ -212,6 +218,7 @@ class VisionResult:
     peak_memory: int = 0
     prompt: str = ""
     format: OutputFormat = "markdown"
+    seen: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -34,9 +34,13 @@ def bundle(result: VisionResult) -> dict[str, str]:
         return {"text/plain": to_plain(result.text)}
     plain, answer = _answer(result)
     finish = _FINISH.get(result.finish_reason)
+    pictures = thumbnails_html(result.images, result.seen)
     shown = {
         "text/plain": "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part),
-        "text/html": f"<div>{thumbnails_html(result.images)}{answer}{_footer(result)}</div>",
+        # A word without a blank must not push the page aside.
+        "text/html": (
+            f'<div style="overflow-wrap:anywhere">{pictures}{answer}{_footer(result)}</div>'
+        ),
     }
     if result.format == "markdown":
         ending = f"\n\n*{finish}*" if finish else ""
@@ -74,9 +78,17 @@ def _footer(result: VisionResult) -> str:
     return f'<div style="{_QUIET};margin-top:6px">{text}</div>'
 
 
-def thumbnails_html(images: Iterable[ImageInput]) -> str:
-    """Return the pictures as a row of small ones with captions; ``""`` if there are none."""
-    figures = "".join(_figure(image) for image in images)
+def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> str:
+    """Return the pictures as a row of small ones with captions; ``""`` if there are none.
+
+    Parameters
+    ----------
+    images : sequence of ImageInput
+    seen : sequence of str
+        The size at which the model sees each of them, where that is known.
+    """
+    sizes = seen if len(seen) == len(images) else [""] * len(images)
+    figures = "".join(_figure(image, size) for image, size in zip(images, sizes, strict=True))
     if not figures:
         return ""
     return (
@@ -85,7 +97,7 @@ def thumbnails_html(images: Iterable[ImageInput]) -> str:
     )
 
 
-def _figure(image: ImageInput) -> str:
+def _figure(image: ImageInput, seen: str) -> str:
     thumbnail = image.thumbnail(THUMBNAIL_SIDE)
     source = escape(one_line(to_plain(image.source), 80))
     width, height = image.size
@@ -93,6 +105,8 @@ def _figure(image: ImageInput) -> str:
     caption = f"{source} · {width} × {height}"  # noqa: RUF001 - the sign for sizes
     if image.original_size != image.size and "{}x{}".format(*image.original_size) not in note:
         caption += " (from {} × {})".format(*image.original_size)  # noqa: RUF001
+    if seen and seen != "{} x {}".format(*image.size):
+        caption += f" · seen at {escape(to_plain(seen))}".replace(" x ", " × ")  # noqa: RUF001
     if note:
         caption += f" · {escape(note)}"
     data = b64encode(thumbnail.data).decode("ascii")

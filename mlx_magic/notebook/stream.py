@@ -16,7 +16,8 @@ from mlx_magic.notebook.phases import phase_line
 from mlx_magic.notebook.throttle import Throttle
 
 _MUTED = "color:var(--jp-content-font-color2,#666)"
-_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.5"
+_SIZE = "font-size:var(--jp-content-font-size1,14px);line-height:var(--jp-content-line-height,1.6)"
+_TEXT = f"white-space:pre-wrap;overflow-wrap:anywhere;{_SIZE}"
 
 
 class View(Protocol):
@@ -84,7 +85,8 @@ class WidgetView:
         self._look = {"layout": self._tail.layout, "style": self._tail.style}
         self._text = widgets.VBox([self._tail])
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
-        self._box = widgets.VBox([self._text, self._bar])
+        # The button stands on top: there it does not move while the text grows.
+        self._box = widgets.VBox([self._bar, self._text])
         self._last_line = self._status.value
 
     def show(self) -> None:
@@ -141,7 +143,7 @@ class WidgetView:
     def _show_pictures(self, generation: Generation) -> None:
         if self._pictures is None and generation.request.images:
             self._pictures = self._widgets.HTML(render.thumbnails_html(generation.request.images))
-            self._box.children = (self._pictures, *self._box.children)
+            self._box.children = (self._bar, self._pictures, self._text)
 
     def _grow(self, text: str) -> list[int]:
         before = len(self._blocks.finished)
@@ -202,4 +204,6 @@ def _plain(text: str) -> str:
 
 
 def _block(text: str, whole: bool) -> str:
-    return sanitise.to_html(text) if whole else _plain(text.rstrip("\n"))
+    if not whole:
+        return _plain(text.rstrip("\n"))
+    return f'<div style="overflow-wrap:anywhere;{_SIZE}">{sanitise.to_html(text)}</div>'

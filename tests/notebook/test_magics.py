@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,8 @@ def test_a_checkpoint_that_asks_for_code_is_refused_by_name(
 def test_a_hub_id_while_offline_is_one_line(
     shell: InteractiveShell, script: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The client reads the variable once, when it is first imported: not now, for all tests.
+    importlib.import_module("huggingface_hub.constants")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UsageError, match="some/model"):
         cell(shell, "-m some/model")

@@ -11,6 +11,7 @@ from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, prefill, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.failure import load_error, one_line
+from mlx_magic.inference.backends.seen import seen_sizes
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
@@ -82,6 +83,10 @@ class VisionModel:
         counts = _Counts(
             prompt_tokens=int(inputs["input_ids"].size), image_tokens=self._image_tokens(inputs)
         )
+        if request.images:
+            patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
+            seen = seen_sizes(inputs, len(request.images), patch)
+            report(GenerationChunk("seeing", seen=seen))
         caches = make_prompt_cache(self._model.language_model)
         sampling = request.sampling
         with contextlib.ExitStack() as stack:

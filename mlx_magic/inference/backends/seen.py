@@ -1,0 +1,51 @@
+"""What a processor made of the pictures: the sizes that the model really sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def seen_sizes(inputs: Mapping[str, Any], count: int, patch: int) -> tuple[str, ...]:
+    """Say for each picture at what size the model sees it.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The processor's output: ``pixel_values`` of shape (pictures, 3, H, W),
+        (1, tiles, 3, H, W), with the channels last, or as a list of such; or
+        packed patches with ``image_grid_thw`` of shape (pictures, 3).
+    count : int
+        Number of pictures.
+    patch : int
+        Side of a patch, in pixels; for packed patches.
+
+    Returns
+    -------
+    tuple of str
+        Such as ``"128 x 128"`` or ``"5 tiles of 384 x 384"``; empty where the
+        shapes do not tell.
+    """
+    grid = inputs.get("image_grid_thw")
+    if grid is not None and len(grid) == count:
+        rows = [[int(n) for n in row] for row in grid.tolist()]
+        return tuple(f"{w * patch} x {h * patch}" for _, h, w in rows)
+    pixels = inputs.get("pixel_values")
+    if isinstance(pixels, list | tuple):
+        shapes = [tuple(p.shape) for p in pixels if hasattr(p, "shape")]
+        return tuple(_size(shape) for shape in shapes) if len(shapes) == count else ()
+    shape = tuple(getattr(pixels, "shape", ()))
+    if len(shape) not in (4, 5):
+        return ()
+    tiles = shape[0] if len(shape) == 4 else shape[0] * shape[1]
+    if count == 0 or tiles % count:
+        return ()
+    each = tiles // count
+    size = _size(shape)
+    return (size if each == 1 else f"{each} tiles of {size}",) * count
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    channels_last = shape[-1] in (1, 3) and shape[-3] not in (1, 3)
+    height, width = shape[-3:-1] if channels_last else shape[-2:]
+    return f"{width} x {height}"
