@@ -15,18 +15,9 @@ _WORDS = {
 }
 
 
-def phase_line(progress: Progress, completion_tokens: int = 0) -> str:
-    """Return one short line: the phase, and how far it has come where that is known.
-
-    Parameters
-    ----------
-    progress : Progress
-    completion_tokens : int
-        Tokens written so far.
-    """
+def phase_line(progress: Progress) -> str:
+    """Return one short line: the phase, and how far it has come where that is known."""
     words = progress.note or _WORDS[progress.phase]
-    if progress.phase == "writing":
-        return f"{words} · {completion_tokens} tokens" if completion_tokens else words
     if progress.total <= 0:
         return words + " …"
     if progress.phase == "reading":

@@ -117,7 +117,7 @@ class WidgetView:
             snapshot = self._work.snapshot()
             tokens, text = snapshot.completion_tokens, snapshot.text
             self._show_pictures(self._work)
-        line = _status(phase_line(self._work.progress, tokens))
+        line = _status(phase_line(self._work.progress))
         size = min(len(text) - self._shown_text, 2_000) + len(self._blocks.tail) + len(line)
         if (line == self._last_line and len(text) == self._shown_text) or not self._throttle.allows(
             size, tokens
@@ -127,7 +127,7 @@ class WidgetView:
         if len(text) > self._shown_text:
             sizes += self._grow(text[self._shown_text :])
             self._shown_text = len(text)
-        if line != self._last_line and _worth_sending(line, text):
+        if line != self._last_line:
             self._status.value = self._last_line = line
             sizes.append(len(line))
         self._throttle.sent(*sizes)
@@ -191,12 +191,6 @@ class TerminalView:
 
 def _status(line: str) -> str:
     return f'<span role="status" style="{_MUTED}">{line}</span>'
-
-
-def _worth_sending(line: str, text: str) -> bool:
-    # While text flows the text itself is the progress: a count beside it would
-    # double the messages.
-    return not text or "writing" not in line or "tokens" not in line
 
 
 def _plain(text: str) -> str:

@@ -1,0 +1,174 @@
+"""The live view, without a browser: what its widgets hold as an answer grows."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import ipywidgets as widgets
+import pytest
+from PIL import Image
+
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.images import open_images
+from mlx_magic.inference.pool import Load
+from mlx_magic.inference.request import GenerationChunk, GenerationRequest
+from mlx_magic.notebook.phases import phase_line
+from mlx_magic.notebook.stream import TerminalView, WidgetView
+from mlx_magic.testing import ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def generation(clock: ManualClock) -> Generation:
+    return Generation(GenerationRequest(prompt="What?"), clock=clock)
+
+
+@pytest.fixture
+def view(generation: Generation, clock: ManualClock) -> Iterator[WidgetView]:
+    view = WidgetView(generation, clock=clock)
+    yield view
+    view.close()
+
+
+def all_widgets(view: WidgetView) -> list[Any]:
+    found: list[Any] = []
+
+    def walk(widget: Any) -> None:
+        found.append(widget)
+        for child in getattr(widget, "children", ()):
+            walk(child)
+
+    walk(view._box)
+    return found
+
+
+def shown(view: WidgetView) -> str:
+    text = " ".join(w.value for w in all_widgets(view) if isinstance(w, widgets.HTML))
+    return html.unescape(re.sub(r"<[^>]*>", "", text))
+
+
+def write(generation: Generation, text: str, count: int) -> None:
+    generation.report(GenerationChunk("writing", text=text, completion_tokens=count))
+
+
+def tick(view: WidgetView, clock: ManualClock) -> None:
+    clock.advance(1.0)
+    view.update()
+
+
+def test_there_is_a_button_named_cancel(view: WidgetView) -> None:
+    [button] = [w for w in all_widgets(view) if isinstance(w, widgets.Button)]
+    assert button.description == "Cancel"
+    assert not button.disabled
+
+
+def test_a_button_that_cannot_work_is_disabled_and_says_why(generation: Generation) -> None:
+    view = WidgetView(generation, why_no_click="Use the kernel's interrupt.")
+    assert view.button.disabled
+    assert "interrupt" in view.button.tooltip
+    assert "Use the kernel's interrupt." in shown(view)
+    view.close()
+
+
+def test_text_comes_as_it_is_written(
+    view: WidgetView, generation: Generation, clock: ManualClock
+) -> None:
+    write(generation, "It is <b>red", 3)
+    tick(view, clock)
+    assert "It is <b>red" in shown(view)
+    assert "<b>" not in view._tail.value
+    write(generation, " & round.", 5)
+    tick(view, clock)
+    assert "It is <b>red & round." in shown(view)
+
+
+def test_finished_blocks_are_markdown_and_are_not_sent_again(
+    view: WidgetView, generation: Generation, clock: ManualClock
+) -> None:
+    write(generation, "**One**\n\nTwo", 4)
+    tick(view, clock)
+    first, tail = view._text.children
+    assert "<strong>One</strong>" in first.value
+    assert "Two" in tail.value
+    write(generation, " more", 5)
+    tick(view, clock)
+    assert view._text.children[0] is first
+
+
+def test_hostile_text_stays_text(
+    view: WidgetView, generation: Generation, clock: ManualClock
+) -> None:
+    write(generation, "<img src=x onerror=alert(1)>\n\n![x](http://a.b/c.png)\n\n\x1b[31mred", 9)
+    tick(view, clock)
+    for widget in all_widgets(view):
+        if isinstance(widget, widgets.HTML):
+            assert "<img" not in widget.value
+            assert "\x1b" not in widget.value
+
+
+def test_pictures_come_before_the_first_token_and_once(
+    view: WidgetView, generation: Generation, clock: ManualClock
+) -> None:
+    images = tuple(open_images(Image.new("RGB", (30, 20), "red"), name="img"))
+    generation.prepared(GenerationRequest(prompt="What?", images=images))
+    view.update()
+    assert "img · 30 × 20" in shown(view)  # noqa: RUF001 - the sign for sizes
+    before = view._box.children
+    tick(view, clock)
+    assert view._box.children is before or view._box.children == before
+
+
+def test_the_phase_is_shown(view: WidgetView, generation: Generation, clock: ManualClock) -> None:
+    assert "waiting" in shown(view)
+    generation.report(GenerationChunk("seeing", seen=("128 x 128",)))
+    tick(view, clock)
+    assert "looking at the picture at 128 x 128" in shown(view)
+    generation.report(GenerationChunk("reading", prompt_read=1000, prompt_tokens=2000))
+    tick(view, clock)
+    assert "reading the prompt · 1,000 of 2,000 tokens" in shown(view)
+    write(generation, "x", 1)
+    tick(view, clock)
+    assert "writing" in shown(view)
+
+
+def test_a_load_shows_its_bytes(clock: ManualClock) -> None:
+    load = Load("big", clock=clock)
+    load.enter("loading")
+    load.advance(1_200_000_000, 4_000_000_000, "loading weights")
+    assert phase_line(load.progress) == "loading weights · 1.2 GB of 4.0 GB"
+    view = WidgetView(load, clock=clock)
+    assert "1.2 GB of 4.0 GB" in shown(view)
+    view.close()
+
+
+def test_closing_leaves_no_widget_in_the_kernel(generation: Generation, clock: ManualClock) -> None:
+    before = set(widgets.widget._instances)
+    view = WidgetView(generation, clock=clock)
+    images = tuple(open_images(Image.new("RGB", (30, 20)), name="img"))
+    generation.prepared(GenerationRequest(prompt="What?", images=images))
+    for count in range(1, 40):
+        write(generation, "some words and\n\n" * 3, count)
+        tick(view, clock)
+    view.close()
+    assert set(widgets.widget._instances) == before
+
+
+def test_a_terminal_gets_the_text_as_it_comes(
+    generation: Generation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = TerminalView(generation)
+    view.update()
+    assert capsys.readouterr().out == ""
+    write(generation, "It \x1b[31mis", 2)
+    view.update()
+    assert capsys.readouterr().out == "It is"
+    write(generation, " red", 3)
+    view.leave(alone=False)
+    assert capsys.readouterr().out == " red\n"
