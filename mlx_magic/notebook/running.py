@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from mlx_magic.inference.work import Work
-from mlx_magic.notebook import clicks
+from mlx_magic.notebook import clicks, stream
 from mlx_magic.notebook.stream import TerminalView, View, WidgetView
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class RunningCell(Generic[T]):
         asyncio.CancelledError
             On an interrupt, once the work has stopped. It has its partial outcome then.
         """
+        await self._imports()
         with self._viewed() as view:
             try:
                 await clicks.wait_async(self._work.future, view.update)
@@ -75,6 +77,12 @@ class RunningCell(Generic[T]):
                     self._work.future.exception(timeout=PATIENCE)
                 raise
         return self._work.future.result()
+
+    async def _imports(self) -> None:
+        """Import what shows things off the loop: 0.3 s of the first cell (measured)."""
+        if self._show and self._has_kernel and "ipywidgets" not in sys.modules:
+            with self._cancelled_on_error():
+                await asyncio.get_running_loop().run_in_executor(None, stream.import_libraries)
 
     @contextlib.contextmanager
     def _viewed(self) -> Iterator[View]:

@@ -160,6 +160,13 @@ class WidgetView:
         return [*sizes, len(self._tail.value)]
 
 
+def import_libraries() -> None:
+    """Import what a `WidgetView` and a result need to show themselves; for another thread."""
+    import ipywidgets  # noqa: F401
+
+    sanitise.to_html("")
+
+
 class TerminalView:
     """Writes the text to standard output as it comes, for IPython in a terminal."""
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_magic.inference.images import ImageInput, open_images
-from mlx_magic.inference.request import FinishReason, OutputFormat, Timings, Usage, VisionResult
 from mlx_magic.inference.json_answer import parse_json
+from mlx_magic.inference.request import FinishReason, OutputFormat, Timings, Usage, VisionResult
 from mlx_magic.notebook.render import bundle, thumbnails_html, usage_line
 
 

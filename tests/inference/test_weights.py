@@ -1,0 +1,94 @@
+"""Weights come into memory in slices, and a stopped load leaves none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mlx_magic.inference.backends import device, weights
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.engine import Engine
+
+SIDE = 64
+BYTES = SIDE * SIDE * 4
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(at_end=device.release_thread)
+    engine.call(device.prepare).result(30)
+    yield engine
+    engine.close()
+
+
+def layers(count: int, *, quantise: bool = False) -> Any:
+    """A lazy stack of square layers: nothing of it is evaluated yet."""
+    import mlx.core as mx
+    from mlx import nn
+
+    stack = nn.Sequential(*[nn.Linear(SIDE, SIDE, bias=False) for _ in range(count)])
+    stack.update({"layers": [{"weight": mx.random.normal((SIDE, SIDE))} for _ in range(count)]})
+    if quantise:
+        nn.quantize(stack, group_size=32, bits=4)
+    return stack
+
+
+def test_slices_report_bytes_and_stop_between(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "SLICE_BYTES", 2 * BYTES)
+
+    def work() -> list[tuple[int, int]]:
+        seen: list[tuple[int, int]] = []
+        steps = weights.materialise(
+            layers(5), cancel=CancelToken(), progress=lambda d, t, n: seen.append((d, t))
+        )
+        assert sum(1 for _ in steps) == 3
+        return seen
+
+    seen = engine.call(work).result(30)
+    assert seen == [(2 * BYTES, 5 * BYTES), (4 * BYTES, 5 * BYTES), (5 * BYTES, 5 * BYTES)]
+
+
+def test_a_stopped_load_gives_everything_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "SLICE_BYTES", BYTES)
+
+    def work() -> tuple[int, int, int]:
+        before = device.memory().active
+        token, model = CancelToken(), layers(8)
+        steps = weights.materialise(model, cancel=token, progress=lambda d, t, n: None)
+        next(steps)
+        next(steps)
+        during = device.memory().active
+        token.cancel()
+        with pytest.raises(Cancelled):
+            next(steps)
+        return before, during, device.memory().active
+
+    before, during, after = engine.call(work).result(30)
+    assert during >= before + 2 * BYTES
+    assert after < before + BYTES
+
+
+def test_on_a_cpu_quantised_weights_are_unpacked(engine: Engine) -> None:
+    def work() -> tuple[bool, int, int, float]:
+        import mlx.core as mx
+
+        packed = layers(2, quantise=True)
+        elements = weights._elements(packed)
+        inputs = mx.random.normal((3, SIDE))
+        expected = packed(inputs)
+        for _ in weights.materialise(packed, cancel=CancelToken(), progress=lambda d, t, n: None):
+            pass
+        difference = mx.abs(packed(inputs) - expected).max().item()
+        return device.is_gpu(), elements, weights.nbytes(packed), difference
+
+    gpu, elements, nbytes, difference = engine.call(work).result(30)
+    # Weights, and a scale and a bias for each group of 32.
+    assert elements == 2 * (SIDE * SIDE + 2 * SIDE * SIDE // 32)
+    assert difference < 1e-3
+    assert gpu or nbytes == 2 * BYTES
