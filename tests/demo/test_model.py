@@ -1,0 +1,135 @@
+"""The bundled model: small, loaded without a network, and right on pictures it never saw."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_vlm import load
+from mlx_vlm.prompt_utils import apply_chat_template
+
+from mlx_magic.demo import folder
+from tools.demo_model.draw import draw, model_input
+from tools.demo_model.evaluate import Chat, held_out_samples, measure
+from tools.demo_model.pictures import draw_all
+from tools.demo_model.samples import any_scene, digit_rows
+from tools.demo_model.turns import REFUSAL
+
+PICTURES = draw_all()
+Loaded = tuple[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    """Load the model with every connection refused."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError("this test allows no network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refused)
+        patch.setattr(socket, "getaddrinfo", refused)
+        model, processor = load(str(folder()))
+    model.set_dtype(mx.float32)
+    return model, processor
+
+
+def ask(loaded: Loaded, question: str, *names: str, system: str | None = None) -> str:
+    """Ask once, on sample pictures."""
+    chat = Chat(*loaded)
+    if system:
+        chat.messages.append({"role": "system", "content": system})
+    return chat.ask(question, [PICTURES[f"{name}.png"] for name in names])
+
+
+def test_folder_is_small() -> None:
+    files = list(folder().iterdir())
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+    assert {"README.md", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
+        file.name for file in files
+    }
+
+
+@pytest.mark.parametrize(
+    ("names", "question", "answer"),
+    [
+        (["shapes"], "What colour is the circle?", "The circle is red."),
+        (["shapes"], "what color is the circle", "The circle is red."),
+        (["shapes"], "How many shapes are there?", "There are 3 shapes."),
+        (["shapes"], "Where is the star?", "The star is at the top right."),
+        (["shapes"], "What shape is the blue one?", "The blue shape is a square."),
+        (["shapes"], "Is there a green triangle?", "No, there is no green triangle."),
+        (["shapes"], "What is the background?", "The background is white."),
+        (["shapes"], "What does it say?", "There is no text."),
+        (["shapes"], "What animal is this?", REFUSAL),
+        (["two"], "How many circles are there?", "There are 2 circles."),
+        (["digit"], "What digit is this?", "The digit is 7."),
+        (["word"], "What does it say?", 'The word is "violin".'),
+        (["number"], "What number is this?", "The number is 4827."),
+        (["shapes", "two"], "Which picture shows a star?", "The first picture shows a star."),
+        (["shapes", "two"], "Which picture has more shapes?",
+         "The second picture has more: 4 against 3."),
+        ([], "What is 3 plus 4?", "3 plus 4 is 7."),
+        ([], "Who won the election?", REFUSAL),
+        ([], "What is in the picture?", "There is no picture."),
+    ],
+)  # fmt: skip
+def test_answers(loaded: Loaded, names: list[str], question: str, answer: str) -> None:
+    assert ask(loaded, question, *names) == answer
+
+
+def test_one_word_answers_follow_the_system_prompt(loaded: Loaded) -> None:
+    system = "Answer in one word."
+    assert ask(loaded, "What colour is the circle?", "shapes", system=system) == "Red"
+    assert ask(loaded, "How many shapes are there?", "shapes", system=system) == "Three"
+
+
+def test_json_and_detail(loaded: Loaded) -> None:
+    held = json.loads(ask(loaded, "Describe the picture as JSON.", "shapes"))
+    assert held["shapes"][0] == {"shape": "circle", "colour": "red"}
+    detail = ask(loaded, "Describe the picture in detail.", "shapes")
+    assert detail.count(".") == 4
+
+
+def test_three_turns_and_a_second_picture_later(loaded: Loaded) -> None:
+    chat = Chat(*loaded)
+    first, second = PICTURES["shapes.png"], PICTURES["two.png"]
+    assert chat.ask("How many shapes are there?", [first]) == "There are 3 shapes."
+    assert chat.ask("How many shapes are there?", [second]) == "There are 4 shapes."
+    assert chat.ask("Which picture shows a star?") == "The first picture shows a star."
+
+
+def test_held_out_data(loaded: Loaded) -> None:
+    scores = measure(*loaded, held_out_samples(1, seed=3)[:12])["scores"]
+    assert scores["all"]["right"] >= 0.9 * scores["all"]["of"]
+
+
+def test_training_sees_what_the_processor_makes(loaded: Loaded) -> None:
+    from random import Random
+
+    rng, rows = Random(4), digit_rows(train=False)
+    for _ in range(8):
+        picture = draw(any_scene(rng, rows, train=False))[0]
+        made = loaded[1](images=[picture], text=["<image>"])["pixel_values"]
+        seen = np.array(made)[0, 0].transpose(1, 2, 0)
+        assert np.allclose(seen, model_input(picture) / 127.5 - 1, atol=1e-6)
+
+
+def test_template_takes_strings_and_lists(loaded: Loaded) -> None:
+    model, processor = loaded
+    plain = apply_chat_template(processor, model.config, "What is this?", num_images=2)
+    assert plain == ("<|im_start|>User:<image><image> What is this?<end_of_utterance>\nAssistant:")
+    history = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Why?"}]},
+        {"role": "assistant", "content": "So."},
+        {"role": "user", "content": "And?"},
+    ]
+    assert apply_chat_template(processor, model.config, history, num_images=1) == (
+        "<|im_start|>System: Be kind.<end_of_utterance>\nUser:<image> Why?<end_of_utterance>\n"
+        "Assistant: So.<end_of_utterance>\nUser: And?<end_of_utterance>\nAssistant:"
+    )
