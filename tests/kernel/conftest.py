@@ -15,18 +15,18 @@ VERSIONS = ("6.29.5", "6.31.0", "7.0.1", "7.1.0", "7.2.0", "7.3.0", "7.4.0")
 
 
 def version_folder(version: str) -> Path:
-    """Return the folder that ``make kernels`` has put this ipykernel into."""
-    folder = os.environ.get("MLX_MAGIC_KERNELS") or ROOT / ".cache" / "ipykernel"
-    return Path(folder) / version
+    """Return the folder that ``make kernels`` has put this ipykernel into, or skip the test."""
+    folders = os.environ.get("MLX_MAGIC_KERNELS") or ROOT / ".cache" / "ipykernel"
+    folder = Path(folders) / version
+    if not folder.is_dir():
+        reason = f"ipykernel {version} is not at hand: run `make kernels`"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    return folder
 
 
 def start_client(version: str, home: Path) -> Client:
     """Start a kernel of this ipykernel, and make sure that it is that one."""
-    folder = version_folder(version)
-    if not folder.is_dir():
-        reason = f"ipykernel {version} is not at hand: run `make kernels`"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    client = Client([folder, ROOT], home)
+    client = Client([version_folder(version), ROOT], home)
     client.run("import ipykernel")
     assert client.value("ipykernel.__version__") == version
     return client

@@ -92,7 +92,7 @@ class Cell:
     def summary(self) -> str:
         """What happened, for the message of a failed test."""
         status = "running" if self.reply is None else self.status
-        kinds = [message["msg_type"] for message in self.messages]
+        kinds = [kind for m in self.messages if not (kind := m["msg_type"]).startswith("comm_")]
         errors = [content["evalue"] for content in self._contents("error")]
         return f"{status} {errors} {self.text!r} {self.stderr!r} {kinds}"
 
@@ -174,25 +174,41 @@ class Client:
 
     # widgets
 
-    def buttons(self, description: str, *, seen: bool = True) -> list[str]:
-        """Comm ids of the open buttons of this name, oldest first.
+    def wait_for_button(self, cell: Cell, description: str = "Cancel", *, seen: bool = True) -> str:
+        """Return the comm id of a cell's open button of this name, once there is one.
 
         A person sees a button once it is displayed. Under ``%%capture`` it is not, but any
         client of the kernel can find it nevertheless: that is ``seen=False``.
         """
-        shown = self._shown_widgets() if seen else self.widgets
-        return [
-            comm_id
-            for comm_id, state in self.widgets.items()
-            if state.get("_model_name") == "ButtonModel"
-            and state["description"] == description
-            and comm_id in shown
-        ]
 
-    def _shown_widgets(self) -> set[str]:
-        """Comm ids of displayed widgets and of all that is inside of them."""
-        views = [data.get(VIEW, {}) for cell in self.cells.values() for data in cell.displayed]
-        todo = [view["model_id"] for view in views if view and view["model_id"] in self.widgets]
+        def found() -> list[str]:
+            shown = self._shown_widgets(cell) if seen else self.widgets
+            return [
+                comm_id
+                for comm_id, state in self._widgets_of(cell)
+                if state.get("_model_name") == "ButtonModel"
+                and state["description"] == description
+                and comm_id in shown
+            ]
+
+        self.wait_for(lambda: bool(found()), f"a {description} button")
+        return found()[-1]
+
+    def wait_for_words(self, cell: Cell, words: str, timeout: float = DEADLINE) -> None:
+        """Wait until an open HTML widget of the cell shows these words."""
+
+        def shown() -> bool:
+            return any(words in str(s.get("value", "")) for _, s in self._widgets_of(cell))
+
+        self.wait_for(shown, f"a widget that shows {words!r}", timeout)
+
+    def _widgets_of(self, cell: Cell) -> list[tuple[str, dict[str, Any]]]:
+        opened = [m["content"]["comm_id"] for m in cell.messages if m["msg_type"] == "comm_open"]
+        return [(comm_id, self.widgets[comm_id]) for comm_id in opened if comm_id in self.widgets]
+
+    def _shown_widgets(self, cell: Cell) -> set[str]:
+        """Comm ids of the widgets that a cell displays and of all that is inside of them."""
+        todo = [data[VIEW]["model_id"] for data in cell.displayed if VIEW in data]
         shown: set[str] = set()
         while todo:
             comm_id = todo.pop()
@@ -200,18 +216,6 @@ class Client:
             children = self.widgets.get(comm_id, {}).get("children", [])
             todo += [str(child).removeprefix("IPY_MODEL_") for child in children]
         return shown
-
-    def wait_for_button(self, description: str = "Cancel", *, seen: bool = True) -> str:
-        """Return the comm id of the newest button of this name, once there is one."""
-        self.wait_for(lambda: bool(self.buttons(description, seen=seen)), f"a {description} button")
-        return self.buttons(description, seen=seen)[-1]
-
-    def wait_for_words(self, words: str) -> None:
-        """Wait until an open HTML widget shows these words."""
-        self.wait_for(lambda: self._shows(words), f"a widget that shows {words!r}")
-
-    def _shows(self, words: str) -> bool:
-        return any(words in str(state.get("value", "")) for state in self.widgets.values())
 
     def click(self, comm_id: str, subshell_id: str | None = None) -> None:
         """Click a button; JupyterLab names a subshell, other front ends name none."""

@@ -82,7 +82,7 @@ def test_click_cancels_and_the_queued_cells_run_in_order(
     client: Client, way: str, subshell_id: str | None
 ) -> None:
     running = client.start(way)
-    button = client.wait_for_button()
+    button = client.wait_for_button(running)
     queued = [client.start(f"print({number}, job.future.done())") for number in range(2)]
     client.click(button, subshell_id)
     client.finish(running)
@@ -96,7 +96,7 @@ def test_interrupt_aborts_the_queue_and_the_next_cell_can_be_cancelled(
     client: Client, way: str
 ) -> None:
     running = client.start(way)
-    client.wait_for_button()
+    client.wait_for_button(running)
     queued = client.start("print('must not run')")
     client.interrupt()
     client.finish(running)
@@ -107,16 +107,16 @@ def test_interrupt_aborts_the_queue_and_the_next_cell_can_be_cancelled(
 
     client.run("job.cancelled.set(); job.button.close()")
     again = client.start(way)
-    client.click(client.wait_for_button())
+    client.click(client.wait_for_button(again))
     assert client.finish(again).stdout.startswith("cancelled\n")
 
 
 def test_clicks_on_other_buttons_are_left_alone(client: Client) -> None:
-    client.run("other = widgets.Button(description='Other'); display(other); clicks = []")
+    shown = client.run("other = widgets.Button(description='Other'); display(other); clicks = []")
     client.run("other.on_click(lambda _: clicks.append(1))")
     running = client.start("blocked()")
-    cancel = client.wait_for_button()
-    client.click(client.wait_for_button("Other"))
+    cancel = client.wait_for_button(running)
+    client.click(client.wait_for_button(shown, "Other"))
     client.click(cancel)
     assert client.finish(running).stdout == "cancelled\n"
     # Another button's click has waited for its turn, as without us.
