@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import glob
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_magic.errors import ImageError, ImageNotFoundError
@@ -72,6 +73,7 @@ class _Resolver:
     base: Path
 
     def __call__(self, token: Token) -> tuple[str, object]:
+        token = _unwrapped(token)
         text = token.text
         path = self._path(text)
         folder = _ask(path.is_dir)
@@ -132,6 +134,16 @@ class _Resolver:
         candidates |= {name: False for name in self.namespace if not name.startswith("_")}
         found = difflib.get_close_matches(name or wanted, sorted(candidates), n=3, cutoff=0.7)
         return [folder + slash + item if candidates[item] else item for item in found]
+
+
+def _unwrapped(token: Token) -> Token:
+    """Take ``{img}`` for ``img``: in most magics a variable stands in braces."""
+    if not token.quoted and token.raw.startswith("{"):
+        tree = parse_expression(token.raw)
+        if tree is not None and isinstance(tree.body, ast.Set) and len(tree.body.elts) == 1:
+            inner = token.raw[1:-1].strip()
+            return replace(token, raw=inner, text=inner)
+    return token
 
 
 def _ask(question: Callable[[], bool]) -> bool:

@@ -99,8 +99,11 @@ class VisionMagics(Magics):
                 if not isinstance(command, commands.LoadCommand):
                     return self._run(command)
                 load = self._load(command)
-                running = RunningCell(self._ip, load, awaited=True)
-                return self._loaded(await running.awaited(), load)
+                try:
+                    info = await RunningCell(self._ip, load, awaited=True).awaited()
+                except asyncio.CancelledError:
+                    raise KeyboardInterrupt from None
+                return self._loaded(info, load)
             asked = self._ask(line, cell)
             answering = RunningCell(
                 self._ip, asked.generation, awaited=True, show=asked.arguments.show
@@ -109,7 +112,8 @@ class VisionMagics(Magics):
                 await answering.awaited()
             except asyncio.CancelledError:
                 self._keep_partial(asked)
-                raise
+                # What an interrupt is called in every other cell; it stops Run All.
+                raise KeyboardInterrupt from None
             return self._answered(asked)
 
     def _ask(self, line: str, cell: str) -> _Asked:

@@ -71,7 +71,6 @@ class WidgetView:
         self._handle: Any = None
         self.button = widgets.Button(
             description="Cancel",
-            icon="stop",
             tooltip=why_no_click or "Stop, and keep what was written",
             disabled=bool(why_no_click),
             layout=widgets.Layout(width="auto"),
@@ -105,6 +104,10 @@ class WidgetView:
         """
         from IPython.display import clear_output
 
+        # A button that no longer cancels anything must not be found.
+        self._bar.children = self._bar.children[1:]
+        for widget in (self.button, self.button.layout, self.button.style):
+            widget.close()
         if alone:
             clear_output(wait=True)
         elif self._handle is not None:

@@ -219,3 +219,15 @@ def test_no_word_gives_another_error(line: str) -> None:
     except MlxMagicError as error:
         message = str(error)
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{img}", [("img", "the picture")]),
+        ("{ imgs[1] }", [("imgs[1]", "second")]),
+        ("{photo_cat, recipes}", [("{photo_cat, recipes}", {1, 3})]),
+    ],
+)
+def test_a_variable_in_braces_is_the_variable(line: str, expected: object, empty: Path) -> None:
+    assert values(line, empty) == expected
