@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import weakref
 from collections.abc import Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,16 +20,18 @@ from mlx_magic.inference.request import (
     Sampling,
     VisionResult,
 )
+from mlx_magic.inference.work import wait
 
-# Waiting in short pieces lets Ctrl-C in: a lock held for longer would not, on
-# every platform.
+Model = str | os.PathLike[str] | None
+
+# Waiting in short pieces lets Ctrl-C in.
 _WAIT = 0.1
 
 
 def ask(
     prompt: str,
     images: Any = None,
-    model: str | None = None,
+    model: Model = None,
     *,
     system: str | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -48,7 +51,7 @@ def ask(
     images : object, optional
         A path, glob, URL, data URI, PIL image, NumPy array, matplotlib figure,
         bytes, pandas Series, an earlier result, or a list of such.
-    model : str, optional
+    model : str or path, optional
         Alias, folder or Hub repository id; the default model if left out.
     system : str, optional
         System prompt.
@@ -72,13 +75,14 @@ def ask(
     """
     sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
     request = _request(prompt, model, system, sampling, format)
-    return _wait(_start(request, images, max_pixels))
+    generation = _start(request, images, max_pixels)
+    return wait(generation.future, generation.cancel)
 
 
 def stream(
     prompt: str,
     images: Any = None,
-    model: str | None = None,
+    model: Model = None,
     *,
     system: str | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -114,10 +118,19 @@ class TextStream:
     """Text of an answer as it is written. Made by `stream`."""
 
     def __init__(self, request: GenerationRequest, images: Any, max_pixels: int | None) -> None:
-        self._pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._generation = _start(request, images, max_pixels, sink=self._take)
-        self._generation.future.add_done_callback(lambda _: self._pieces.put(None))
+        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+        def take(chunk: GenerationChunk) -> None:
+            if chunk.text:
+                pieces.put(chunk.text)
+
+        self._pieces = pieces
+        self._generation = _start(request, images, max_pixels, sink=take)
+        self._generation.future.add_done_callback(lambda _: pieces.put(None))
         self._ended = False
+        # Leaving the loop early stops the model: nobody else will read the rest.
+        # That is why neither the sink nor the callback holds this object.
+        weakref.finalize(self, self._generation.cancel)
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -157,41 +170,30 @@ class TextStream:
     @property
     def result(self) -> VisionResult:
         """The complete result; waits for it."""
-        return _wait(self._generation)
-
-    def _take(self, chunk: GenerationChunk) -> None:
-        if chunk.text:
-            self._pieces.put(chunk.text)
+        return wait(self._generation.future, self._generation.cancel)
 
 
 def _request(
-    prompt: str, model: str | None, system: str | None, sampling: Sampling, format: OutputFormat
+    prompt: str, model: Model, system: str | None, sampling: Sampling, format: OutputFormat
 ) -> GenerationRequest:
     return GenerationRequest(
         prompt=prompt,
-        model=model or session.current().default_model or session.DEMO,
+        model=_model_name(model),
         system=system,
         sampling=sampling,
         format=format,
     )
 
 
+def _model_name(model: Model) -> str:
+    if model is None:
+        return session.current().default_model or session.DEMO
+    return os.fspath(model)
+
+
 def _start(
     request: GenerationRequest, images: Any, max_pixels: int | None, sink: Sink | None = None
 ) -> Generation:
-    values = [] if images is None else [(None, images)]
+    nothing = images is None or (isinstance(images, list | tuple) and not images)
+    values = [] if nothing else [(None, images)]
     return session.current().start(request, images=values, max_pixels=max_pixels, sink=sink)
-
-
-def _wait(generation: Generation) -> VisionResult:
-    try:
-        while True:
-            try:
-                return generation.future.result(timeout=_WAIT)
-            except FutureTimeout:
-                # A request's own TimeoutError must not be waited on for ever.
-                if generation.done:
-                    return generation.future.result()
-    except KeyboardInterrupt:
-        generation.cancel()
-        raise

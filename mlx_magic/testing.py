@@ -83,6 +83,8 @@ class ScriptedBackend:
 
     Attributes
     ----------
+    library : str
+        What it is called in messages.
     requests : list of GenerationRequest
         What was asked, in order.
     loads, closed : int
@@ -90,6 +92,8 @@ class ScriptedBackend:
     threads : set of str
         Names of the threads that did work.
     """
+
+    library = "the script"
 
     def __init__(
         self,
@@ -106,6 +110,10 @@ class ScriptedBackend:
         self.loads = self.closed = 0
         self.threads: set[str] = set()
         self._released = threading.Event()
+
+    def estimate(self, checkpoint: Checkpoint) -> int:
+        """Return the bytes of the weights on disk."""
+        return checkpoint.weight_bytes
 
     def release(self) -> None:
         """Let a held phase go on."""

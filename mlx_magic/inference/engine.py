@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -10,6 +11,8 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from mlx_magic.errors import EngineError
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Steps = Generator[None, None, None]
@@ -34,6 +37,7 @@ class Engine:
     def __init__(self, *, threaded: bool = True, at_end: Callable[[], None] = lambda: None) -> None:
         self._threaded = threaded
         self._at_end = at_end
+        self._soon: deque[Callable[[], None]] = deque()
         self._jobs: deque[tuple[Steps, Callable[[BaseException], None]]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -60,15 +64,18 @@ class Engine:
             When the engine is closed.
         """
         with self._changed:
-            if self._closed:
-                raise EngineError("The inference thread is closed: restart the kernel.")
+            self._make_ready()
             self._jobs.append((steps, on_error))
-            if self._threaded and self._thread is None:
-                self._start()
             self._changed.notify()
 
-    def call(self, function: Callable[[], T]) -> Future[T]:
-        """Run one function on the engine's thread, after what is queued.
+    def call(self, function: Callable[[], T], *, soon: bool = False) -> Future[T]:
+        """Run one function on the engine's thread.
+
+        Parameters
+        ----------
+        function : callable
+        soon : bool
+            Between two slices of what is running, not after what is queued.
 
         Returns
         -------
@@ -76,12 +83,25 @@ class Engine:
             Its value or its error.
         """
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
 
         def steps() -> Steps:
-            future.set_result(function())
+            run()
             yield from ()
 
-        self.submit(steps(), future.set_exception)
+        if not soon:
+            self.submit(steps(), future.set_exception)
+            return future
+        with self._changed:
+            self._make_ready()
+            self._soon.append(run)
+            self._changed.notify()
         return future
 
     def step(self) -> bool:
@@ -92,6 +112,9 @@ class Engine:
         bool
             Whether there was anything to do.
         """
+        if self._soon:
+            self._soon.popleft()()
+            return True
         if not self._jobs:
             return False
         steps, on_error = self._jobs[0]
@@ -101,7 +124,7 @@ class Engine:
             self._drop()
         except BaseException as error:
             self._drop()
-            on_error(error)
+            _tell(on_error, error)
         return True
 
     def close(self, timeout: float = 5.0) -> None:
@@ -115,12 +138,31 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is None:
+            self._drop_all()
+        elif self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def _drop(self) -> None:
         with self._changed:
             self._jobs.popleft()
+
+    def _drop_all(self) -> None:
+        closed = EngineError("The kernel is shutting down: this request was dropped.")
+        while self._jobs:
+            steps, on_error = self._jobs.popleft()
+            steps.close()
+            _tell(on_error, closed)
+
+    def _make_ready(self) -> None:
+        """Start the thread if need be; under the lock."""
+        if self._closed:
+            raise EngineError("The inference thread is closed: restart the kernel.")
+        if self._thread is not None and not self._thread.is_alive():
+            # Also so in a forked child, which has the object but not the thread.
+            raise EngineError("The inference thread has died: restart the kernel.")
+        if self._threaded and self._thread is None:
+            self._start()
 
     def _start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="mlx-magic", daemon=True)
@@ -131,14 +173,20 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._jobs and not self._closed:
+                while not self._jobs and not self._soon and not self._closed:
                     self._changed.wait()
                 if self._closed:
                     break
             self.step()
-        closed = EngineError("The kernel is shutting down: this request was dropped.")
-        for steps, on_error in list(self._jobs):
-            steps.close()
-            on_error(closed)
-        self._jobs.clear()
+        while self._soon:
+            self._soon.popleft()()
+        self._drop_all()
         self._at_end()
+
+
+def _tell(on_error: Callable[[BaseException], None], error: BaseException) -> None:
+    try:
+        on_error(error)
+    except Exception:
+        # The thread must go on for everybody else.
+        _log.exception("The end of a piece of work could not be told.")

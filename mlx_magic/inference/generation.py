@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mlx_magic.inference.json_answer import parse_json
 from mlx_magic.inference.request import (
@@ -15,6 +17,11 @@ from mlx_magic.inference.request import (
     VisionResult,
 )
 from mlx_magic.inference.work import Clock, Progress, Work
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.images import ImageInput
+
+_log = logging.getLogger(__name__)
 
 Sink = Callable[[GenerationChunk], None]
 
@@ -49,6 +56,12 @@ class Generation(Work[VisionResult]):
         Seconds, monotonic.
     sink : callable, optional
         Called on the inference thread with each `GenerationChunk`; must be quick.
+
+    Attributes
+    ----------
+    request : GenerationRequest
+    pictures : tuple of ImageInput
+        Those whose thumbnails are made.
     """
 
     def __init__(
@@ -56,6 +69,7 @@ class Generation(Work[VisionResult]):
     ) -> None:
         super().__init__(clock)
         self.request = request
+        self.pictures: tuple[ImageInput, ...] = ()
         self._sink = sink
         self._parts: list[str] = []
         self._last = GenerationChunk("queued")
@@ -65,6 +79,16 @@ class Generation(Work[VisionResult]):
     def prepared(self, request: GenerationRequest) -> None:
         """Set the request once its pictures are open; for the preparing thread."""
         self.request = request
+
+    def draw(self) -> None:
+        """Make the pictures' thumbnails; for the preparing thread.
+
+        After the model has begun: it need not wait for them, but the event loop
+        must not spend its time on them either.
+        """
+        for image in self.request.images:
+            image.thumbnail()
+        self.pictures = self.request.images
 
     def report(self, chunk: GenerationChunk) -> None:
         """Take in one step of the model; for the working thread.
@@ -91,7 +115,12 @@ class Generation(Work[VisionResult]):
             self.advance(chunk.prompt_read, chunk.prompt_tokens)
         self._last = chunk
         if self._sink is not None:
-            self._sink(chunk)
+            try:
+                self._sink(chunk)
+            except Exception:
+                # The answer is not to be lost for its observer.
+                _log.exception("A sink failed and gets nothing more.")
+                self._sink = None
 
     def finish(self, reason: FinishReason) -> None:
         """Set the result from what was reported; for the working thread."""

@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import MemoryBudgetError, ModelInUseError, ModelNotFoundError
+from mlx_magic.errors import (
+    EngineError,
+    MemoryBudgetError,
+    MlxMagicError,
+    ModelError,
+    ModelInUseError,
+    ModelNotFoundError,
+)
+from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.base import Backend, LoadedModel
+from mlx_magic.inference.backends.failure import load_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import Engine, Steps
-from mlx_magic.inference.work import Clock, Work
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """A model in the pool, as a person sees it.
-
-    Attributes
-    ----------
-    name : str
-        Alias, folder or repository id it was loaded as.
-    kind : {"vision", "text"}
-    model_type : str
-        Architecture, from config.json.
-    quantization : str or None
-    nbytes : int
-        Bytes of the weights in memory.
-    users : int
-        Requests that hold it now.
-    path : str
-        Folder of the checkpoint.
-    trusted : bool
-        Whether this load was allowed to run the checkpoint's code.
-    """
-
-    name: str
-    kind: str
-    model_type: str
-    quantization: str | None
-    nbytes: int
-    users: int
-    path: str
-    trusted: bool
+from mlx_magic.inference.model_info import Load, ModelInfo
+from mlx_magic.inference.work import Clock, Work, wait
 
 
 @dataclass(slots=True)
@@ -61,6 +41,7 @@ class _Entry:
         checkpoint = self.checkpoint
         return ModelInfo(
             name=self.names[0],
+            names=tuple(self.names),
             kind=checkpoint.kind,
             model_type=checkpoint.model_type,
             quantization=checkpoint.quantization,
@@ -69,25 +50,6 @@ class _Entry:
             path=str(checkpoint.path),
             trusted=self.trusted,
         )
-
-
-class Load(Work["ModelInfo | None"]):
-    """A load that somebody asked for; its outcome is None when it was cancelled.
-
-    Parameters
-    ----------
-    name : str
-        The model, as it was asked for.
-    clock : callable
-        Seconds, monotonic.
-    """
-
-    def __init__(self, name: str, *, clock: Clock) -> None:
-        super().__init__(clock)
-        self.name = name
-
-    def _cancelled_outcome(self) -> None:
-        return None
 
 
 class ModelPool:
@@ -119,8 +81,66 @@ class ModelPool:
         self._backends = backends
         self._clock = clock
         self._limit = limit
+        self._opener: Callable[..., Load] | None = None
         self._lock = threading.RLock()
         self._entries: dict[tuple[str, bool], _Entry] = {}
+
+    def opens_with(self, opener: Callable[..., Load]) -> None:
+        """Say what finds and loads a model by its name; for the session."""
+        self._opener = opener
+
+    def load(
+        self,
+        model: str | os.PathLike[str],
+        alias: str | None = None,
+        *,
+        trust_remote_code: bool = False,
+    ) -> ModelInfo:
+        """Load a model, and wait for it.
+
+        Parameters
+        ----------
+        model : str or path
+            Alias, folder or Hub repository id.
+        alias : str, optional
+            A short name to give it.
+        trust_remote_code : bool
+            Whether this load may run the checkpoint's own code.
+
+        Raises
+        ------
+        ModelError
+            When it cannot be loaded, or the load was cancelled.
+        """
+        if self._opener is None:
+            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
+        load = self._opener(os.fspath(model), alias=alias, trust_remote_code=trust_remote_code)
+        info = wait(load.future, load.cancel)
+        if info is None:
+            raise ModelError(f"The load of {load.name} was cancelled.", model=load.name)
+        return info
+
+    def unload(self, name: str) -> int:
+        """Unload a model, and wait until its memory is free.
+
+        Returns
+        -------
+        int
+            Bytes given back.
+
+        Raises
+        ------
+        ModelNotFoundError
+            When no such model is in memory.
+        ModelInUseError
+            When a request holds it.
+        """
+        return wait(self.submit_unload(name))
+
+    @property
+    def memory(self) -> device.Memory:
+        """MLX's memory: bytes active, cached, and what may be used."""
+        return device.memory()
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -132,10 +152,11 @@ class ModelPool:
         return iter(self.models)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.models)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._find(name) is not None
+        with self._lock:
+            return isinstance(name, str) and self._find(name) is not None
 
     def __getitem__(self, name: str) -> ModelInfo:
         with self._lock:
@@ -203,8 +224,8 @@ class ModelPool:
         entry = yield from self._loaded(checkpoint, checkpoint.name, work)
         return self._lease(entry)
 
-    def unload(self, name: str) -> Future[int]:
-        """Unload one model.
+    def submit_unload(self, name: str) -> Future[int]:
+        """Take a model out of the pool, and free it as soon as the engine's thread can.
 
         Returns
         -------
@@ -232,7 +253,15 @@ class ModelPool:
             entry.model.close()
             return size
 
-        return self._engine.call(free)
+        # Nobody holds it: it need not wait for a generation of another model.
+        return self._engine.call(free, soon=True)
+
+    def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
+        """Return the checkpoint of a model that was loaded from this folder."""
+        wanted = str(Path(folder).resolve())
+        with self._lock:
+            entries = [e for (path, _), e in self._entries.items() if path == wanted]
+            return entries[0].checkpoint if entries else None
 
     def _loaded(
         self,
@@ -248,27 +277,41 @@ class ModelPool:
             with self._lock:
                 entry = self._entries.get((folder, trusted))
                 if entry is not None:
-                    if name not in entry.names:
-                        entry.names.append(name)
+                    self._name(entry, name)
                     return entry
         trusted = bool(trust_remote_code)
         checkpoint.require_trust(trusted)
-        self._check_memory(checkpoint, name)
-        model = yield from self._backends[checkpoint.kind].load(
-            checkpoint, trust_remote_code=trusted, cancel=work.token, progress=work.advance
-        )
+        backend = self._backends[checkpoint.kind]
+        try:
+            self._check_memory(backend.estimate(checkpoint), name)
+            model = yield from backend.load(
+                checkpoint, trust_remote_code=trusted, cancel=work.token, progress=work.advance
+            )
+        except (Cancelled, MlxMagicError):
+            raise
+        except Exception as error:
+            raise load_error(backend.library, checkpoint, error) from without_frames(error)
         if work.token.requested:
             model.close()
             raise Cancelled
-        entry = _Entry(checkpoint, model, trusted, [name])
+        entry = _Entry(checkpoint, model, trusted)
         with self._lock:
             self._entries[folder, trusted] = entry
+            self._name(entry, name)
         return entry
 
-    def _check_memory(self, checkpoint: Checkpoint, name: str) -> None:
+    def _name(self, entry: _Entry, name: str) -> None:
+        """Let a name stand for this model and no other; under the lock."""
+        for other in self._entries.values():
+            if other is not entry and name in other.names:
+                other.names.remove(name)
+                other.names = other.names or [str(other.checkpoint.path)]
+        if name not in entry.names:
+            entry.names.append(name)
+
+    def _check_memory(self, needed: int, name: str) -> None:
         limit = self._limit()
-        resident = sum(entry.model.nbytes for entry in self._entries.values())
-        needed = checkpoint.weight_bytes
+        resident = sum(model.nbytes for model in self.models)
         if limit and resident + needed > limit:
             raise MemoryBudgetError(
                 f"{name} needs {needed / 1e9:.1f} GB, but of {limit / 1e9:.1f} GB only "

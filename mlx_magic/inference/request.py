@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mlx_magic.errors import RequestError
 
@@ -41,6 +42,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, at_least=1)
+        _number("temperature", self.temperature)
+        _number("top_p", self.top_p)
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise RequestError(
                 f"temperature is {self.temperature}: use 0 (greedy) or more.", option="temperature"
@@ -55,8 +58,14 @@ class Sampling:
             _whole("seed", self.seed, at_least=0)
 
 
+def _number(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise RequestError(f"{name} is {value!r}: use a number.", option=name)
+
+
 def _whole(name: str, value: object, *, at_least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+    # NumPy's whole numbers count too.
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise RequestError(
             f"{name} is {value!r}: use a whole number of {at_least} or more.", option=name
         )
@@ -89,6 +98,18 @@ class GenerationRequest:
     format: OutputFormat = "markdown"
 
     def __post_init__(self) -> None:
+        for option, text in (("prompt", self.prompt), ("model", self.model)):
+            if not isinstance(text, str):
+                raise RequestError(f"The {option} is {text!r}: use a str.", option=option)
+        if self.system is not None and not isinstance(self.system, str):
+            raise RequestError(f"system is {self.system!r}: use a str.", option="system")
+        if self.format not in get_args(OutputFormat):
+            raise RequestError(
+                f"format is {self.format!r}: use one of {', '.join(get_args(OutputFormat))}.",
+                option="format",
+            )
+        if not self.model.strip():
+            raise RequestError("The model has no name: use an alias or a folder.", option="model")
         if not self.prompt.strip():
             raise RequestError("The prompt is empty: write a question.", option="prompt")
 
@@ -158,8 +179,6 @@ class GenerationChunk:
         Tokens read so far, of how many, and how many of these are pictures.
     completion_tokens : int
         Tokens written so far.
-    finish_reason : FinishReason or None
-        Set on the last chunk.
     peak_memory : int
         Highest use during this request, in bytes.
     seen : tuple of str
@@ -172,7 +191,6 @@ class GenerationChunk:
     prompt_tokens: int = 0
     image_tokens: int = 0
     completion_tokens: int = 0
-    finish_reason: FinishReason | None = None
     peak_memory: int = 0
     seen: tuple[str, ...] = ()
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mlx_magic import demo
 from mlx_magic.errors import (
+    EngineError,
     GenerationError,
     ImagesNotSupportedError,
     MlxMagicError,
@@ -19,10 +22,12 @@ from mlx_magic.errors import (
 )
 from mlx_magic.inference import checkpoint, images
 from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.generation import Generation, Sink
-from mlx_magic.inference.pool import Load, ModelPool
+from mlx_magic.inference.model_info import Load, ModelInfo
+from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import GenerationRequest
 from mlx_magic.inference.work import Clock, Work, amount
 
@@ -58,9 +63,8 @@ class Session:
         self._clock = clock
         self._works: set[Work[Any]] = set()
         self._lock = threading.Lock()
-        # Opening pictures, fetching URLs and downloading must hold up neither
-        # the kernel's loop nor the inference thread.
-        self._preparing = ThreadPoolExecutor(4, thread_name_prefix="mlx-magic-prepare")
+        self._closed = False
+        pool.opens_with(self.load)
 
     @property
     def running(self) -> list[Work[Any]]:
@@ -71,7 +75,7 @@ class Session:
     @property
     def model_names(self) -> list[str]:
         """Names that a person may use for a model without a download."""
-        names = [DEMO, *self.aliases, *(m.name for m in self.pool)]
+        names = [DEMO, *self.aliases, *(name for m in self.pool for name in m.names)]
         return list(dict.fromkeys(names))
 
     def start(
@@ -101,8 +105,8 @@ class Session:
             Its future holds the `VisionResult` or an `MlxMagicError`.
         """
         generation = Generation(request, clock=self._clock, sink=sink)
-        self._track(generation)
-        self._preparing.submit(self._prepare, generation, list(images), max_pixels)
+        values = list(images)
+        self._begin(generation, lambda: self._prepare(generation, values, max_pixels))
         return generation
 
     def load(self, name: str, *, alias: str | None = None, trust_remote_code: bool = False) -> Load:
@@ -124,14 +128,18 @@ class Session:
         def prepare() -> None:
             found = self._resolve(name, load, trusted=trust_remote_code)
             if alias is not None:
-                self.aliases[alias] = str(found.path)
+                load.future.add_done_callback(partial(self._alias, alias, str(found.path)))
             self.pool.submit_load(
                 load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
             )
 
-        self._track(load)
-        self._preparing.submit(self._guarded, load, prepare)
+        self._begin(load, prepare)
         return load
+
+    def _alias(self, alias: str, path: str, future: Future[ModelInfo | None]) -> None:
+        """Give a name to what was loaded; not to what was not."""
+        if future.exception() is None and future.result() is not None:
+            self.aliases[alias] = path
 
     def check(self, name: str) -> str:
         """Look whether a model can be used, without loading it.
@@ -151,10 +159,6 @@ class Session:
             return "will be downloaded when it is first used"
         return f"{found.kind}, {found.model_type}"
 
-    def unload(self, name: str) -> Future[int]:
-        """Unload a model; see `ModelPool.unload`."""
-        return self.pool.unload(name)
-
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
         works = self.running
@@ -170,25 +174,45 @@ class Session:
             ("device", device.describe()),
             ("memory", f"{amount(memory.active)} in use, {amount(memory.cached)} kept{limit}"),
         ]
-        if blas is not None:
-            facts.append(("OpenBLAS", blas.reason + (f" ({blas.loaded})" if blas.loaded else "")))
+        if blas is None:
+            blas = device.Blas(None, f"decided at the first load; {device.SWITCH}=0 turns it off")
+        facts.append(("OpenBLAS", blas.reason + (f" ({blas.loaded})" if blas.loaded else "")))
         return facts
 
     def close(self) -> None:
         """Cancel what runs and end the threads."""
+        with self._lock:
+            self._closed = True
         self.cancel()
-        self._preparing.shutdown(wait=False, cancel_futures=True)
         self.engine.close()
 
-    def _track(self, work: Work[Any]) -> None:
+    def _begin(self, work: Work[Any], prepare: Callable[[], None]) -> None:
+        """Prepare a piece of work on a thread of its own.
+
+        Opening pictures, fetching and downloading must hold up neither the
+        kernel's loop nor the inference thread nor each other, nor the exit of
+        the process: a pool's threads would.
+        """
         with self._lock:
+            if self._closed:
+                raise EngineError("This session is closed: restart the kernel.")
             self._works.add(work)
 
         def ended(_: object) -> None:
             with self._lock:
                 self._works.discard(work)
 
+        def run() -> None:
+            try:
+                work.token.checkpoint()
+                prepare()
+            except Cancelled:
+                work.stopped()
+            except BaseException as error:
+                work.fail(error)
+
         work.future.add_done_callback(ended)
+        threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
 
     def _all_aliases(self) -> dict[str, str]:
         return {DEMO: str(demo.folder()), **self.aliases}
@@ -205,6 +229,11 @@ class Session:
         self, name: str, work: Work[Any], *, trusted: bool = False
     ) -> checkpoint.Checkpoint:
         """Find a checkpoint, downloading it first where that is needed."""
+        target = self._all_aliases().get(name, name)
+        loaded = self.pool.checkpoint(target)
+        if loaded is not None:
+            # Reading its files again would take milliseconds of every question.
+            return replace(loaded, name=name)
         found = checkpoint.resolve(name, aliases=self._all_aliases())
         if isinstance(found, checkpoint.RemoteCheckpoint):
             from mlx_magic.inference import hub
@@ -222,31 +251,17 @@ class Session:
     def _prepare(
         self, generation: Generation, values: list[NamedImage], max_pixels: int | None
     ) -> None:
-        def prepare() -> None:
-            request = generation.request
-            found = self._resolve(request.model, generation)
-            if found.kind == "text" and (values or request.images):
-                raise self._no_images(request.model)
-            opened = [
-                *request.images,
-                *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
-            ]
-            for image in opened:
-                # Cached: the event loop must not spend its time on scaling.
-                image.thumbnail()
-            generation.prepared(replace(request, images=tuple(opened)))
-            self.engine.submit(self._steps(generation, found), generation.fail)
-
-        self._guarded(generation, prepare)
-
-    def _guarded(self, work: Work[Any], prepare: Any) -> None:
-        try:
-            work.token.checkpoint()
-            prepare()
-        except Cancelled:
-            work.stopped()
-        except BaseException as error:
-            work.fail(error)
+        request = generation.request
+        found = self._resolve(request.model, generation)
+        if found.kind == "text" and (values or request.images):
+            raise self._no_images(request.model)
+        opened = [
+            *request.images,
+            *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
+        ]
+        generation.prepared(replace(request, images=tuple(opened)))
+        self.engine.submit(self._steps(generation, found), generation.fail)
+        generation.draw()
 
     def _steps(self, generation: Generation, found: checkpoint.Checkpoint) -> Steps:
         """Load if needed, then answer; in slices on the inference thread."""
@@ -264,7 +279,8 @@ class Session:
         except MlxMagicError:
             raise
         except Exception as error:
-            raise _failure(request.model, error) from error.with_traceback(None)
+            failure = _failure(request.model, error)
+            raise failure from without_frames(error)
 
     def _no_images(self, name: str) -> ImagesNotSupportedError:
         vision = [m.name for m in self.pool if m.kind == "vision"]
@@ -319,4 +335,6 @@ def _make() -> Session:
         clock=time.perf_counter,
         limit=device.total_memory,
     )
-    return Session(engine, pool)
+    made = Session(engine, pool)
+    atexit.register(made.close)
+    return made

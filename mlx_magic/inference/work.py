@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -57,6 +58,9 @@ class Work(Generic[T]):
 
     def __init__(self, clock: Clock) -> None:
         self.future: Future[T] = Future()
+        # From here on nobody can cancel the future itself, past the token.
+        self.future.set_running_or_notify_cancel()
+        self._ended = False
         self.token = CancelToken()
         self._clock = clock
         self._lock = threading.RLock()
@@ -66,8 +70,8 @@ class Work(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """Whether there is an outcome."""
-        return self.future.done()
+        """Whether the outcome is decided; the future has it at once."""
+        return self._ended
 
     @property
     def progress(self) -> Progress:
@@ -83,8 +87,9 @@ class Work(Generic[T]):
         """Ask for the work to stop; safe from any thread, and more than once."""
         self.token.cancel()
         with self._lock:
-            if not self.done and self._progress.phase in ENDS_AT_ONCE:
-                self._finish(self._cancelled_outcome)
+            ends_now = self._progress.phase in ENDS_AT_ONCE
+        if ends_now:
+            self._finish(self._cancelled_outcome, only_in=ENDS_AT_ONCE)
 
     def enter(self, phase: Phase, note: str = "") -> None:
         """Begin a phase; for the working thread.
@@ -95,7 +100,7 @@ class Work(Generic[T]):
             When the work has been cancelled; it ends here.
         """
         with self._lock:
-            if self.done:
+            if self._ended:
                 raise Cancelled
             if phase != self._progress.phase:
                 self._close_phase()
@@ -103,8 +108,11 @@ class Work(Generic[T]):
 
     def advance(self, done: int, total: int, note: str | None = None) -> None:
         """Report progress within the phase; for the working thread."""
-        now = self._progress
-        self._progress = Progress(now.phase, done, total, now.note if note is None else note)
+        with self._lock:
+            if not self._ended:
+                now = self._progress
+                note = now.note if note is None else note
+                self._progress = Progress(now.phase, done, total, note)
 
     def succeed(self, outcome: T) -> None:
         """Set the outcome, unless there is one already."""
@@ -113,10 +121,10 @@ class Work(Generic[T]):
     def fail(self, error: BaseException) -> None:
         """End with an error, unless there is an outcome already."""
         with self._lock:
-            if not self.done:
-                self._close_phase()
-                self._progress = Progress("done")
-                self.future.set_exception(error)
+            if self._ended:
+                return
+            self._end()
+        self.future.set_exception(error)
 
     def stopped(self) -> None:
         """End as cancelled, keeping what there is; for the working thread."""
@@ -125,18 +133,52 @@ class Work(Generic[T]):
     def _cancelled_outcome(self) -> T:
         raise NotImplementedError
 
-    def _finish(self, outcome: Callable[[], T]) -> None:
+    def _finish(
+        self, outcome: Callable[[], T], *, only_in: Collection[Phase] | None = None
+    ) -> None:
         with self._lock:
-            if not self.done:
-                self._close_phase()
-                self._progress = Progress("done")
-                self.future.set_result(outcome())
+            if self._ended or (only_in is not None and self._progress.phase not in only_in):
+                return
+            self._end()
+        # Outside of the lock: the future calls foreign callbacks.
+        try:
+            self.future.set_result(outcome())
+        except Exception as error:
+            self.future.set_exception(error)
+
+    def _end(self) -> None:
+        self._close_phase()
+        self._progress = Progress("done")
+        self._ended = True
 
     def _close_phase(self) -> None:
         now = self._clock()
         phase = self._progress.phase
         self._spent[phase] = self._spent.get(phase, 0.0) + now - self._since
         self._since = now
+
+
+def wait(future: Future[T], on_interrupt: Callable[[], None] = lambda: None) -> T:
+    """Wait for a future on a thread that Ctrl-C may reach.
+
+    Parameters
+    ----------
+    future : concurrent.futures.Future
+    on_interrupt : callable
+        Called before KeyboardInterrupt goes on.
+    """
+    try:
+        while True:
+            try:
+                # In short pieces: a lock held for longer keeps Ctrl-C out on some platforms.
+                return future.result(timeout=0.1)
+            except FutureTimeout:
+                # The work's own TimeoutError must not be waited on for ever.
+                if future.done():
+                    return future.result()
+    except KeyboardInterrupt:
+        on_interrupt()
+        raise
 
 
 def amount(size: int) -> str:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 # What IPython makes of `%%vision …` and of `%vision load …` as a statement of its own.
+_CALL = re.compile(r"get_ipython\(\)\.run_(?:cell|line)_magic\('vision', ")
 _CELL = re.compile(r"get_ipython\(\)\.run_cell_magic\('vision', ")
 _LOAD = re.compile(r"get_ipython\(\)\.run_line_magic\('vision', '\s*load\b")
 _AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited("
@@ -46,15 +47,20 @@ class AwaitedCells:
 
     def transform(self, lines: list[str]) -> list[str]:
         """Rewrite the lines of one cell."""
-        if self.nested or getattr(self._ipython, "kernel", None) is None:
+        if self.nested or not self._can_await():
             return lines
-        return [self._rewritten(line) for line in lines]
+        # Only such a cell may be cleared: it shows nothing but what we show.
+        alone = sum(bool(line.strip()) for line in lines) == 1
+        return [self._rewritten(line, alone=alone) for line in lines]
 
-    def _rewritten(self, line: str) -> str:
-        # The kind tells the two apart: a line has no body.
-        line = _CELL.sub(_AWAITED, line, count=1) if _CELL.match(line) else line
-        if _LOAD.match(line):
-            line = line.replace("get_ipython().run_line_magic('vision', ", _AWAITED, 1)
+    def _can_await(self) -> bool:
+        ipython = self._ipython
+        return getattr(ipython, "kernel", None) is not None and bool(ipython.autoawait)
+
+    def _rewritten(self, line: str, *, alone: bool) -> str:
+        for magic in (_CELL, _LOAD):
+            if magic.match(line):
+                return _CALL.sub(_AWAITED + f"{alone}, ", line, count=1)
         return line
 
     # IPython passes arguments by the callback's own signature.

@@ -8,6 +8,9 @@ from mlx_magic.notebook import clicks, completer
 from mlx_magic.notebook.awaited import AwaitedCells
 from mlx_magic.notebook.magics import VisionMagics
 
+_RESULT = ("mlx_magic.inference.request", "VisionResult")
+_POOL = ("mlx_magic.inference.pool", "ModelPool")
+
 _installed: dict[int, AwaitedCells] = {}
 
 
@@ -38,6 +41,9 @@ def unload(ipython: Any) -> None:
     manager.registry.pop("VisionMagics", None)
     for kind in ("line", "cell"):
         manager.magics[kind].pop("vision", None)
+    for module, name in (_RESULT, _POOL):
+        ipython.display_formatter.mimebundle_formatter.deferred_printers.pop((module, name), None)
+        _drop_printer(ipython, module, name)
 
 
 def _model_names() -> list[str]:
@@ -55,9 +61,7 @@ def _install_formatters(ipython: Any) -> None:
 
         return render.bundle(result)
 
-    formatter.mimebundle_formatter.for_type_by_name(
-        "mlx_magic.inference.request", "VisionResult", bundle
-    )
+    formatter.mimebundle_formatter.for_type_by_name(*_RESULT, bundle)
 
     def table(pool: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
         from mlx_magic.notebook.tables import pool_table
@@ -65,4 +69,11 @@ def _install_formatters(ipython: Any) -> None:
         shown = pool_table(pool)
         return {"text/plain": repr(shown), "text/html": shown._repr_html_()}
 
-    formatter.mimebundle_formatter.for_type_by_name("mlx_magic.inference.pool", "ModelPool", table)
+    formatter.mimebundle_formatter.for_type_by_name(*_POOL, table)
+
+
+def _drop_printer(ipython: Any, module: str, name: str) -> None:
+    """Forget a formatter that was used, and so is kept by its class."""
+    printers = ipython.display_formatter.mimebundle_formatter.type_printers
+    for kind in [k for k in printers if (k.__module__, k.__name__) == (module, name)]:
+        del printers[kind]

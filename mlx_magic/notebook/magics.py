@@ -10,12 +10,13 @@ from typing import Any, cast
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
-from traitlets import Bool, Enum, Float, Int, Unicode
+from IPython.utils.capture import capture_output
+from traitlets import Bool, Enum, Float, Int, Unicode, observe
 
 from mlx_magic.errors import EngineError, GenerationError, MlxMagicError
 from mlx_magic.inference import session
 from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.pool import Load, ModelInfo
+from mlx_magic.inference.model_info import Load, ModelInfo
 from mlx_magic.inference.request import (
     DEFAULT_MAX_TOKENS,
     GenerationRequest,
@@ -23,7 +24,7 @@ from mlx_magic.inference.request import (
     VisionResult,
 )
 from mlx_magic.inference.work import amount
-from mlx_magic.notebook import commands, template
+from mlx_magic.notebook import commands, render, template
 from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
 from mlx_magic.notebook.help_text import help_text
 from mlx_magic.notebook.image_words import image_values
@@ -31,10 +32,7 @@ from mlx_magic.notebook.options import FORMATS
 from mlx_magic.notebook.running import RunningCell
 from mlx_magic.notebook.tables import ModelTable, StatusTable
 
-DEMO_NOTE = (
-    "No model was chosen: this is the bundled demo model. "
-    "Choose another with -m MODEL or %vision use MODEL."
-)
+DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vision use MODEL."
 
 
 @magics_class
@@ -64,6 +62,11 @@ class VisionMagics(Magics):
         self._ip: Any = shell
         self._demo_noted = False
 
+    @observe("model")
+    def _model_chosen(self, change: Any) -> None:
+        """Let `mlx_magic.ask` use the same default."""
+        session.current().default_model = change["new"]
+
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]
     def vision_cell(self, line: str, cell: str) -> VisionResult | None:
@@ -91,7 +94,7 @@ class VisionMagics(Magics):
                 return self._loaded(RunningCell(self._ip, load, awaited=False).blocking(), load)
             return self._run(command)
 
-    async def awaited(self, line: str, cell: str | None = None) -> Any:
+    async def awaited(self, alone: bool, line: str, cell: str | None = None) -> Any:
         """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
         with _translated():
             if cell is None:
@@ -100,13 +103,17 @@ class VisionMagics(Magics):
                     return self._run(command)
                 load = self._load(command)
                 try:
-                    info = await RunningCell(self._ip, load, awaited=True).awaited()
+                    info = await RunningCell(self._ip, load, awaited=True, alone=alone).awaited()
                 except asyncio.CancelledError:
                     raise KeyboardInterrupt from None
                 return self._loaded(info, load)
             asked = self._ask(line, cell)
             answering = RunningCell(
-                self._ip, asked.generation, awaited=True, show=asked.arguments.show
+                self._ip,
+                asked.generation,
+                awaited=True,
+                alone=alone and not asked.said_something,
+                show=asked.arguments.show,
             )
             try:
                 await answering.awaited()
@@ -114,15 +121,20 @@ class VisionMagics(Magics):
                 self._keep_partial(asked)
                 # What an interrupt is called in every other cell; it stops Run All.
                 raise KeyboardInterrupt from None
+            await self._drawn(asked)
             return self._answered(asked)
 
     def _ask(self, line: str, cell: str) -> _Asked:
         """Everything that needs the notebook's variables, on the thread that owns them."""
         arguments = parse_cell(line, cell, self._defaults())
         now = session.current()
-        prompt = template.fill(arguments.prompt, self._evaluate).strip("\n")
-        images = image_values(arguments.images, self._ip.user_ns, self._evaluate)
-        model = arguments.model or now.default_model
+        with contextlib.ExitStack() as after, capture_output() as said:
+            # Shown in any case, once nothing is captured any more.
+            after.callback(said.show)
+            prompt = template.fill(arguments.prompt, self._evaluate).strip("\n")
+            images = image_values(arguments.images, self._ip.user_ns, self._evaluate)
+        said_something = bool(said.stdout or said.stderr or said.outputs)
+        model = arguments.model
         request = GenerationRequest(
             prompt=prompt,
             model=model or session.DEMO,
@@ -131,7 +143,16 @@ class VisionMagics(Magics):
             format=arguments.format,
         )
         generation = now.start(request, images=images, max_pixels=arguments.max_pixels)
-        return _Asked(arguments, generation, chosen=model is not None)
+        return _Asked(
+            arguments, generation, chosen=model is not None, said_something=said_something
+        )
+
+    async def _drawn(self, asked: _Asked) -> None:
+        """Draw a large result off the loop; showing it then takes what is there."""
+        result = asked.generation.future.result()
+        if asked.arguments.show and (result.images or len(result.text) > 2_000):
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, render.bundle, result)
 
     def _answered(self, asked: _Asked) -> VisionResult | None:
         result = asked.generation.future.result()
@@ -140,6 +161,8 @@ class VisionMagics(Magics):
         if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
             return result
         # A terminal has shown the text as it came; --no-show shows nothing.
+        if asked.arguments.show and (ending := render.ending(result)):
+            print(ending)
         self._ip.displayhook.update_user_ns(result)
         return None
 
@@ -154,11 +177,12 @@ class VisionMagics(Magics):
             return
         result = future.result()
         self._keep(asked, result)
+        self._ip.displayhook.update_user_ns(result)
         if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
             display(result)
 
     def _note_demo(self, asked: _Asked) -> None:
-        if not asked.chosen and not self._demo_noted:
+        if asked.arguments.show and not asked.chosen and not self._demo_noted:
             self._demo_noted = True
             print(DEMO_NOTE)
 
@@ -202,18 +226,18 @@ class VisionMagics(Magics):
             case commands.ListCommand():
                 return ModelTable.of(now)
             case commands.StatusCommand() | commands.HelpCommand():
-                return StatusTable.of(now, default=self.model or now.default_model)
+                return StatusTable.of(now, default=self.model)
             case commands.CancelCommand():
                 count = now.cancel()
                 print(f"Cancelled {count}." if count else "Nothing is running.")
             case commands.UseCommand(model):
                 found = now.check(model)
-                now.default_model = self.model = model
+                self.model = model
                 print(f"Using {model} ({found}).")
             case commands.UnloadCommand(model):
                 names = [model] if model is not None else [m.name for m in now.pool]
                 for name in names:
-                    freed = now.unload(name).result()
+                    freed = now.pool.unload(name)
                     print(f"Unloaded {name}: {amount(freed)} freed.")
                 if not names:
                     print("No model is loaded.")
@@ -223,10 +247,18 @@ class VisionMagics(Magics):
 class _Asked:
     """A question on its way, with what the cell wanted of it."""
 
-    def __init__(self, arguments: CellArguments, generation: Generation, *, chosen: bool) -> None:
+    def __init__(
+        self,
+        arguments: CellArguments,
+        generation: Generation,
+        *,
+        chosen: bool,
+        said_something: bool,
+    ) -> None:
         self.arguments = arguments
         self.generation = generation
         self.chosen = chosen
+        self.said_something = said_something
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Sequence
+from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ _QUIET = "color:var(--jp-content-font-color2,inherit);font-size:85%"
 _BORDER = "1px solid var(--jp-border-color2,#8886)"
 
 
+@lru_cache(maxsize=1)
 def bundle(result: VisionResult) -> dict[str, str]:
     """Return a result's MIME bundle: no timings, rates or memory in it.
 
@@ -46,6 +48,15 @@ def bundle(result: VisionResult) -> dict[str, str]:
         ending = f"\n\n*{finish}*" if finish else ""
         shown["text/markdown"] = to_markdown(result.text) + ending
     return shown
+
+
+def ending(result: VisionResult) -> str:
+    """Return what a terminal, which has shown the text itself, says after it."""
+    finish = _FINISH.get(result.finish_reason)
+    parts = [f"[{finish}]"] if finish else []
+    if result.data_error is not None:
+        parts.append(f"Not valid JSON: {one_line(to_plain(result.data_error))}")
+    return "\n".join(parts)
 
 
 def _answer(result: VisionResult) -> tuple[str, str]:

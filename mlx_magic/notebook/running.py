@@ -18,6 +18,11 @@ T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds that an interrupted cell waits for the model to reach its next cancellation point."""
 
+HEAD_START = 0.08
+"""Seconds at most that a cell waits before it shows its view."""
+
+_BUSY = frozenset({"downloading", "loading", "writing"})
+
 
 class RunningCell(Generic[T]):
     """A piece of work that a cell waits for.
@@ -29,13 +34,24 @@ class RunningCell(Generic[T]):
         A generation or a load.
     awaited : bool
         Whether the cell awaits (top of a cell) or blocks (nested, or no kernel).
+    alone : bool
+        Whether everything that the cell shows is this work's.
     show : bool
         False shows nothing at all.
     """
 
-    def __init__(self, ipython: Any, work: Work[T], *, awaited: bool, show: bool = True) -> None:
+    def __init__(
+        self,
+        ipython: Any,
+        work: Work[T],
+        *,
+        awaited: bool,
+        alone: bool = False,
+        show: bool = True,
+    ) -> None:
         self._work = work
         self._awaited = awaited
+        self._alone = alone
         self._show = show
         self._has_kernel = getattr(ipython, "kernel", None) is not None
 
@@ -47,7 +63,8 @@ class RunningCell(Generic[T]):
         asyncio.CancelledError
             On an interrupt, once the work has stopped. It has its partial outcome then.
         """
-        await self._imports()
+        with self._cancelled_on_error():
+            await self._head_start()
         with self._viewed() as view:
             try:
                 await clicks.wait_async(self._work.future, view.update)
@@ -78,11 +95,21 @@ class RunningCell(Generic[T]):
                 raise
         return self._work.future.result()
 
-    async def _imports(self) -> None:
-        """Import what shows things off the loop: 0.3 s of the first cell (measured)."""
-        if self._show and self._has_kernel and "ipywidgets" not in sys.modules:
-            with self._cancelled_on_error():
-                await asyncio.get_running_loop().run_in_executor(None, stream.import_libraries)
+    async def _head_start(self) -> None:
+        """Let the model begin before the view is built.
+
+        Both need Python's lock, and the model would wait: 7 ms for the widgets of a
+        view, 0.3 s in the first cell for importing what draws it (both measured).
+        """
+        if not (self._show and self._has_kernel):
+            return
+        if "ipywidgets" not in sys.modules:
+            await asyncio.get_running_loop().run_in_executor(None, stream.import_libraries)
+        end = time.monotonic() + HEAD_START
+        while not self._work.done and time.monotonic() < end:
+            if self._work.progress.phase in _BUSY:
+                break
+            await asyncio.sleep(0.01)
 
     @contextlib.contextmanager
     def _viewed(self) -> Iterator[View]:
@@ -91,8 +118,11 @@ class RunningCell(Generic[T]):
             return
         if not self._has_kernel:
             view: View = TerminalView(self._work)
-            yield view
-            view.leave(alone=False)
+            with self._cancelled_on_error():
+                try:
+                    yield view
+                finally:
+                    view.leave(alone=False)
             return
         with self._cancelled_on_error(), clicks.ClickRoute(awaited=self._awaited) as route:
             widget = WidgetView(self._work, why_no_click=route.reason)
@@ -101,7 +131,7 @@ class RunningCell(Generic[T]):
                 try:
                     yield widget
                 finally:
-                    widget.leave(alone=self._awaited)
+                    widget.leave(alone=self._alone)
                     self._close_later(widget)
 
     @contextlib.contextmanager

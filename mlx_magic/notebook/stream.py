@@ -78,7 +78,7 @@ class WidgetView:
         self._status = widgets.HTML(_status(phase_line(work.progress)))
         bar = [self.button, self._status]
         if why_no_click:
-            bar.append(widgets.HTML(_status(html.escape(why_no_click))))
+            bar.append(widgets.HTML(_status(why_no_click)))
         self._tail = widgets.HTML()
         # Shared by all blocks: else each would open two more comms.
         self._look = {"layout": self._tail.layout, "style": self._tail.style}
@@ -86,13 +86,19 @@ class WidgetView:
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
         # The button stands on top: there it does not move while the text grows.
         self._box = widgets.VBox([self._bar, self._text])
+        self._clock = clock
         self._last_line = self._status.value
+        self._last_phase = work.progress.phase
+        self._next_line = 0.0
 
     def show(self) -> None:
         """Display the view in the cell that is running."""
         from IPython.display import display
 
-        self._handle = display(self._box, display_id=True)
+        # Without its text: a client without widgets has no use for it, and nbval compares it.
+        view = self._box._repr_mimebundle_()
+        view.pop("text/plain", None)
+        self._handle = display(view, raw=True, display_id=True)
 
     def leave(self, *, alone: bool) -> None:
         """Make room for the result, which comes next.
@@ -120,20 +126,11 @@ class WidgetView:
             snapshot = self._work.snapshot()
             tokens, text = snapshot.completion_tokens, snapshot.text
             self._show_pictures(self._work)
-        line = _status(phase_line(self._work.progress))
-        size = min(len(text) - self._shown_text, 2_000) + len(self._blocks.tail) + len(line)
-        if (line == self._last_line and len(text) == self._shown_text) or not self._throttle.allows(
-            size, tokens
-        ):
-            return
-        sizes = []
-        if len(text) > self._shown_text:
-            sizes += self._grow(text[self._shown_text :])
+        self._show_phase()
+        new = len(text) - self._shown_text
+        if new and self._throttle.allows(min(new, 2_000) + len(self._blocks.tail), tokens):
+            self._throttle.sent(*self._grow(text[self._shown_text :]))
             self._shown_text = len(text)
-        if line != self._last_line:
-            self._status.value = self._last_line = line
-            sizes.append(len(line))
-        self._throttle.sent(*sizes)
 
     def close(self) -> None:
         """Take every widget away, so that none stays in the kernel."""
@@ -143,9 +140,22 @@ class WidgetView:
         for widget in {id(w): w for w in (*parts, *styles)}.values():
             widget.close()
 
+    def _show_phase(self) -> None:
+        """Show a new phase at once, and progress within one twice a second.
+
+        Apart from the text's bytes: a long download must not use them up.
+        """
+        progress = self._work.progress
+        line = _status(phase_line(progress))
+        due = progress.phase != self._last_phase or self._clock() >= self._next_line
+        if line != self._last_line and due:
+            self._status.value = self._last_line = line
+            self._last_phase = progress.phase
+            self._next_line = self._clock() + 0.5
+
     def _show_pictures(self, generation: Generation) -> None:
-        if self._pictures is None and generation.request.images:
-            self._pictures = self._widgets.HTML(render.thumbnails_html(generation.request.images))
+        if self._pictures is None and generation.pictures:
+            self._pictures = self._widgets.HTML(render.thumbnails_html(generation.pictures))
             self._box.children = (self._bar, self._pictures, self._text)
 
     def _grow(self, text: str) -> list[int]:
@@ -171,36 +181,49 @@ def import_libraries() -> None:
 
 
 class TerminalView:
-    """Writes the text to standard output as it comes, for IPython in a terminal."""
+    """Writes the text to standard output as it comes, for IPython in a terminal.
+
+    Until there is text, the phase stands on standard error, if that is a terminal.
+    """
 
     def __init__(self, work: Work[Any]) -> None:
         self._work = work
         self._shown = 0
+        self._phase = ""
 
     def show(self) -> None:
         """Show nothing yet."""
 
     def update(self) -> None:
         """Write what is new."""
-        if isinstance(self._work, Generation):
-            text = self._work.snapshot().text
-            if len(text) > self._shown:
-                sys.stdout.write(sanitise.to_plain(text[self._shown :]))
-                sys.stdout.flush()
-                self._shown = len(text)
+        text = self._work.snapshot().text if isinstance(self._work, Generation) else ""
+        if len(text) > self._shown:
+            self._write_phase("")
+            sys.stdout.write(sanitise.to_plain(text[self._shown :]))
+            sys.stdout.flush()
+            self._shown = len(text)
+        elif not self._shown:
+            self._write_phase(phase_line(self._work.progress))
 
     def leave(self, *, alone: bool) -> None:
         """Write the rest and end the line."""
         self.update()
+        self._write_phase("")
         if self._shown:
             sys.stdout.write("\n")
 
     def close(self) -> None:
         """Hold nothing."""
 
+    def _write_phase(self, line: str) -> None:
+        if line != self._phase and sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{sanitise.to_plain(line)}")
+            sys.stderr.flush()
+            self._phase = line
+
 
 def _status(line: str) -> str:
-    return f'<span role="status" style="{_MUTED}">{line}</span>'
+    return f'<span role="status" style="{_MUTED}">{html.escape(line)}</span>'
 
 
 def _plain(text: str) -> str:

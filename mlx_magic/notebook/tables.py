@@ -56,7 +56,7 @@ class ModelTable:
     def of(session: Session) -> Table:
         """Return the models at hand: loaded ones, the bundled one, aliases."""
         loaded = pool_rows(session.pool)
-        names = {row[0] for row in loaded}
+        names = {name for model in session.pool for name in model.names}
         others = [
             (name, "bundled" if name == DEMO else "alias", "", "", "", "not loaded")
             for name in (DEMO, *session.aliases)
@@ -87,7 +87,7 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
     """Return a row for each model in memory."""
     return tuple(
         (
-            m.name,
+            ", ".join(m.names),
             m.kind,
             m.model_type,
             m.quantization or "no",

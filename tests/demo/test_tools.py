@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from random import Random
 
 import numpy as np
 
 from mlx_magic.demo import folder
+from tools.demo_model.chat import kept_for_measuring, total
 from tools.demo_model.data import IGNORED, KINDS, Bucket, Filler, encode
 from tools.demo_model.describe import as_json, detail, summary
 from tools.demo_model.draw import CHARACTERS, draw, targets
@@ -51,6 +53,25 @@ def test_held_out_words_and_digits_are_never_trained_on() -> None:
     assert not {unknown(rng, True).question for _ in range(500)} & {
         unknown(rng, False).question for _ in range(500)
     }
+
+
+def test_held_out_sums_can_be_inferred_from_their_mirrors() -> None:
+    pairs = [(a, b) for a in range(13) for b in range(13)]
+    kept = {pair for pair in pairs if kept_for_measuring(*pair)}
+    assert len(kept) == 21
+    assert not {(b, a) for a, b in kept} & kept, "among them no double"
+    rng = Random(4)
+    answers = {f"{a} plus {b} is {a + b}." for a, b in kept}
+    assert not {total(rng, True).answer for _ in range(3000)} & answers
+    assert {total(rng, False).answer for _ in range(1000)} == answers
+
+
+def test_conversations_can_be_sums_alone() -> None:
+    rng = Random(5)
+    for _ in range(50):
+        made = sample(rng, {}, sums=1.0)
+        assert not made.scenes
+        assert all(len(re.findall(r"\d+", turn.question)) == 2 for turn in made.turns)
 
 
 def test_answers_are_true_to_the_scene() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from mlx_magic.errors import RequestError
@@ -39,3 +42,20 @@ def test_an_empty_prompt_is_refused(prompt: str) -> None:
 
 def test_the_edges_are_allowed() -> None:
     Sampling(max_tokens=1, temperature=0, top_p=1.0, top_k=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("prompt", 5), ("model", None), ("model", " "), ("system", 5), ("format", "xml")],
+)
+def test_a_question_of_the_wrong_kind_is_refused_by_name(field: str, value: object) -> None:
+    question: dict[str, Any] = {"prompt": "What?", field: value}
+    with pytest.raises(RequestError) as caught:
+        GenerationRequest(**question)
+    assert caught.value.option == field
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    Sampling(max_tokens=np.int64(5), temperature=np.float32(0.5))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="temperature"):
+        Sampling(temperature="0")  # type: ignore[arg-type]

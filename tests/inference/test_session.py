@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from mlx_magic.errors import (
     CheckpointError,
+    EngineError,
     GenerationError,
     ImageNotFoundError,
     ImagesNotSupportedError,
@@ -21,6 +23,7 @@ from mlx_magic.errors import (
 )
 from mlx_magic.inference.request import GenerationRequest, Sampling
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.work import Work
 from mlx_magic.testing import RecordingSink, ScriptedBackend, scripted_session
 from tests import checkpoints
 
@@ -54,6 +57,11 @@ def picture() -> Image.Image:
 
 def question(model: str, **sampling: int) -> GenerationRequest:
     return GenerationRequest(prompt="What is it?", model=model, sampling=Sampling(**sampling))
+
+
+def reach(work: Work[Any], phase: str) -> None:
+    while work.progress.phase != phase:
+        assert not work.done
 
 
 def test_a_question_about_a_picture_is_answered(session: Session, vision: str) -> None:
@@ -124,8 +132,7 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
     sink = RecordingSink()
     generation = session.start(question(vision, max_tokens=10**6), images=[("i", picture())],
                                sink=sink)  # fmt: skip
-    while generation.progress.phase != phase:
-        pass
+    reach(generation, phase)
     assert session.cancel() == 1
     result = generation.future.result(10)
 
@@ -141,8 +148,7 @@ def test_cancel_in_the_queue_does_not_touch_who_runs(
 ) -> None:
     script.hold = "reading"
     first = session.start(question(vision))
-    while first.progress.phase != "reading":
-        pass
+    reach(first, "reading")
     second = session.start(question(vision))
     second.cancel()
 
@@ -177,11 +183,11 @@ def test_load_use_and_unload_by_alias(
     assert "seer" in session.model_names
     session.start(question("seer")).future.result(10)
     assert script.loads == 1
-    assert session.unload("seer").result(10) == info.nbytes
+    assert session.pool.submit_unload("seer").result(10) == info.nbytes
     assert script.closed == 1
     assert len(session.pool) == 0
     with pytest.raises(ModelNotFoundError, match="not loaded"):
-        session.unload("seer")
+        session.pool.submit_unload("seer")
 
 
 @pytest.mark.parametrize("alias", ["demo", "", "a/b", "-x"])
@@ -195,13 +201,12 @@ def test_a_model_in_use_is_not_unloaded(
 ) -> None:
     script.hold = "reading"
     generation = session.start(question(vision))
-    while generation.progress.phase != "reading":
-        pass
+    reach(generation, "reading")
     with pytest.raises(ModelInUseError):
-        session.unload(vision)
+        session.pool.submit_unload(vision)
     script.release()
     generation.future.result(10)
-    session.unload(vision).result(10)
+    session.pool.submit_unload(vision).result(10)
 
 
 def test_cancelling_a_load_leaves_nothing(
@@ -209,8 +214,7 @@ def test_cancelling_a_load_leaves_nothing(
 ) -> None:
     script.hold = "loading"
     load = session.load(vision)
-    while load.progress.phase != "loading":
-        pass
+    reach(load, "loading")
     load.cancel()
     assert load.future.result(10) is None
     session.engine.call(lambda: None).result(10)
@@ -231,7 +235,7 @@ def test_code_of_a_checkpoint_needs_permission_for_that_load(
     assert info is not None
     assert info.trusted
     assert session.start(question(folder)).future.result(10).text
-    session.unload(folder).result(10)
+    session.pool.submit_unload(folder).result(10)
     with pytest.raises(UntrustedCodeError):
         session.start(question(folder)).future.result(10)
 
@@ -252,3 +256,91 @@ def test_check_names_what_a_model_is(session: Session, vision: str, tmp_path: Pa
         session.check("nonsense")
     with pytest.raises(CheckpointError):
         session.check(str(checkpoints.without_weights(tmp_path / "w")))
+
+
+def test_an_alias_that_is_used_again_names_the_new_model(
+    session: Session, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    first, second = (str(checkpoints.good(tmp_path / name)) for name in ("first", "second"))
+    session.load(first, alias="m").future.result(10)
+    session.load(second, alias="m").future.result(10)
+
+    assert session.pool["m"].path == second
+    assert session.pool[first].path == first
+    session.pool.unload("m")
+    assert [m.path for m in session.pool] == [first]
+
+
+def test_a_load_that_failed_leaves_no_alias(session: Session, tmp_path: Path) -> None:
+    folder = checkpoints.with_auto_map(checkpoints.good(tmp_path / "evil"))
+    with pytest.raises(UntrustedCodeError):
+        session.load(str(folder), alias="e").future.result(10)
+    assert "e" not in session.aliases
+
+
+def test_another_model_is_unloaded_while_one_answers(
+    session: Session, script: ScriptedBackend, vision: str, tmp_path: Path
+) -> None:
+    other = str(checkpoints.good(tmp_path / "other"))
+    session.load(other).future.result(10)
+    script.hold = "writing"
+    generation = session.start(question(vision, max_tokens=10**6))
+    reach(generation, "writing")
+
+    assert session.pool.unload(other) > 0
+    assert script.closed == 1
+    assert not generation.done
+    generation.cancel()
+    generation.future.result(10)
+
+
+def test_nobody_can_cancel_the_futures_themselves(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    script.hold = "reading"
+    generation = session.start(question(vision))
+    reach(generation, "reading")
+    assert not generation.future.cancel()
+    called = session.engine.call(lambda: 1)
+    assert not called.cancel()
+    script.release()
+    assert called.result(10) == 1
+
+
+def test_a_failure_while_loading_names_the_model_and_keeps_no_frames(
+    session: Session, script: ScriptedBackend, vision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> Any:
+        raise RuntimeError("no room for weights")
+
+    monkeypatch.setattr(script, "load", broken)
+    with pytest.raises(CheckpointError, match=r"could not load .*no room for weights") as caught:
+        session.load(vision).future.result(10)
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.__traceback__ is None
+
+
+def test_a_sink_that_fails_does_not_cost_the_answer(session: Session, vision: str) -> None:
+    def sink(chunk: object) -> None:
+        raise ValueError("sink")
+
+    assert session.start(question(vision), sink=sink).future.result(10).text
+
+
+def test_a_closed_session_says_so(vision: str) -> None:
+    session = scripted_session()
+    session.close()
+    with pytest.raises(EngineError, match="closed"):
+        session.start(question(vision))
+    assert session.running == []
+
+
+def test_the_pool_loads_and_unloads_from_code(
+    session: Session, vision: str, tmp_path: Path
+) -> None:
+    info = session.pool.load(Path(vision), alias="seer")
+    assert info.names == ("seer",)
+    assert session.pool.memory.limit > 0
+    assert session.pool.unload("seer") == info.nbytes
+    with pytest.raises(CheckpointError):
+        session.pool.load(checkpoints.without_weights(tmp_path / "none"))

@@ -28,7 +28,9 @@ class FakeEvents:
 
 @pytest.fixture
 def ipython() -> SimpleNamespace:
-    return SimpleNamespace(kernel=object(), events=FakeEvents(), input_transformers_post=[])
+    return SimpleNamespace(
+        kernel=object(), autoawait=True, events=FakeEvents(), input_transformers_post=[]
+    )
 
 
 @pytest.fixture
@@ -44,8 +46,13 @@ AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited("
 
 
 def test_a_cell_and_a_load_are_awaited(cells: AwaitedCells) -> None:
-    assert cells.transform([MAGIC]) == [AWAITED + "'a.png', 'What?\\n')\n"]
-    assert cells.transform(["x = 1\n", LOAD]) == ["x = 1\n", AWAITED + "'load demo')\n"]
+    assert cells.transform([MAGIC]) == [AWAITED + "True, 'a.png', 'What?\\n')\n"]
+    assert cells.transform([LOAD, "\n"]) == [AWAITED + "True, 'load demo')\n", "\n"]
+
+
+def test_a_cell_that_does_more_is_not_alone(cells: AwaitedCells) -> None:
+    rewritten = cells.transform(["x = 1\n", LOAD])
+    assert rewritten == ["x = 1\n", AWAITED + "False, 'load demo')\n"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,13 @@ def test_the_end_of_the_loading_cell_does_not_count(
 
 def test_without_a_kernel_nothing_is_awaited(cells: AwaitedCells, ipython: SimpleNamespace) -> None:
     ipython.kernel = None
+    assert cells.transform([MAGIC]) == [MAGIC]
+
+
+def test_without_autoawait_nothing_is_awaited(
+    cells: AwaitedCells, ipython: SimpleNamespace
+) -> None:
+    ipython.autoawait = False
     assert cells.transform([MAGIC]) == [MAGIC]
 
 

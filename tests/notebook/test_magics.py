@@ -48,11 +48,11 @@ def test_the_note_about_the_bundled_model_comes_once_and_only_without_a_choice(
     shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell(shell, "-m demo")
-    assert "No model was chosen" not in capsys.readouterr().out
+    assert "This is the bundled demo model" not in capsys.readouterr().out
     cell(shell, "")
-    assert "No model was chosen" in capsys.readouterr().out
+    assert "This is the bundled demo model" in capsys.readouterr().out
     cell(shell, "")
-    assert "No model was chosen" not in capsys.readouterr().out
+    assert "This is the bundled demo model" not in capsys.readouterr().out
 
 
 def test_no_show_shows_nothing_and_keeps_the_result(

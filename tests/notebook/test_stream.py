@@ -13,7 +13,7 @@ from PIL import Image
 
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.images import open_images
-from mlx_magic.inference.pool import Load
+from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.request import GenerationChunk, GenerationRequest
 from mlx_magic.notebook.phases import phase_line
 from mlx_magic.notebook.stream import TerminalView, WidgetView
@@ -118,6 +118,7 @@ def test_pictures_come_before_the_first_token_and_once(
 ) -> None:
     images = tuple(open_images(Image.new("RGB", (30, 20), "red"), name="img"))
     generation.prepared(GenerationRequest(prompt="What?", images=images))
+    generation.draw()
     view.update()
     assert "img · 30 × 20" in shown(view)  # noqa: RUF001 - the sign for sizes
     before = view._box.children
@@ -153,6 +154,7 @@ def test_closing_leaves_no_widget_in_the_kernel(generation: Generation, clock: M
     view = WidgetView(generation, clock=clock)
     images = tuple(open_images(Image.new("RGB", (30, 20)), name="img"))
     generation.prepared(GenerationRequest(prompt="What?", images=images))
+    generation.draw()
     for count in range(1, 40):
         write(generation, "some words and\n\n" * 3, count)
         tick(view, clock)
@@ -172,3 +174,22 @@ def test_a_terminal_gets_the_text_as_it_comes(
     write(generation, " red", 3)
     view.leave(alone=False)
     assert capsys.readouterr().out == " red\n"
+
+
+def test_a_long_download_moves_to_its_end_and_leaves_room_for_text(
+    generation: Generation, view: WidgetView, clock: ManualClock
+) -> None:
+    generation.enter("downloading")
+    seen = set()
+    for second in range(600):
+        generation.advance(second * 10**7, 6 * 10**9)
+        tick(view, clock)
+        seen.add(view._status.value)
+    assert len(seen) > 100
+    assert "6.0 GB of 6.0 GB" in shown(view)
+    generation.enter("loading")
+    view.update()
+    assert "loading" in shown(view), "a new phase is shown at once"
+    write(generation, "A", 1)
+    tick(view, clock)
+    assert view._tail.value

@@ -50,7 +50,21 @@ class LoadedModel(Protocol):
 
 
 class Backend(Protocol):
-    """A library that can load one kind of model."""
+    """A library that can load one kind of model.
+
+    Attributes
+    ----------
+    library : str
+        Its name, for messages.
+    """
+
+    library: str
+
+    def estimate(self, checkpoint: Checkpoint) -> int:
+        """Return the bytes that a checkpoint's weights will take in memory.
+
+        On the inference thread: what will be done to them depends on the device.
+        """
 
     def load(
         self,

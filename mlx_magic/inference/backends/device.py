@@ -8,8 +8,10 @@ import ctypes.util
 import gc
 import importlib.util
 import os
+import secrets
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +194,17 @@ def wants_float32(nbytes: int) -> bool:
     return total == 0 or nbytes <= total // 2
 
 
+def start() -> None:
+    """Import MLX, after what must come before it; on the inference thread."""
+    prepare()
+    import_module("mlx.core")
+
+
 def total_memory() -> int:
-    """Bytes this machine lets a model use; 0 is unknown."""
+    """Bytes this machine lets a model use; 0 is unknown.
+
+    Before `start` that is the machine's memory, afterwards the device's.
+    """
     mx = sys.modules.get("mlx.core")
     if mx is not None:
         info: dict[str, Any] = {}
@@ -237,6 +248,13 @@ def free() -> None:
     # Dropped weights go to MLX's buffer cache first, and cycles keep them alive.
     gc.collect()
     mx.clear_cache()
+
+
+def fresh_seed(seed: int | None = None) -> None:
+    """Seed this thread's random state, by chance if no seed is given."""
+    import mlx.core as mx
+
+    mx.random.seed(secrets.randbits(63) if seed is None else seed)
 
 
 def release_thread() -> None:

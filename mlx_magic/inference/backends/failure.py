@@ -12,6 +12,15 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def without_frames(error: Exception) -> Exception:
+    """Take the frames off an exception and its causes: they would hold weights."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
 def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelError:
     """Say in our words why a checkpoint did not load.
 

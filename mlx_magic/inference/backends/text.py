@@ -9,7 +9,6 @@ from typing import Any
 from mlx_magic.errors import CheckpointError, GenerationError
 from mlx_magic.inference.backends import device, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.failure import load_error
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import (
@@ -22,6 +21,12 @@ from mlx_magic.inference.request import (
 
 class TextBackend:
     """Loads text models with mlx-lm."""
+
+    library = "mlx-lm"
+
+    def estimate(self, checkpoint: Checkpoint) -> int:
+        """Return the bytes of the weights in memory. See `Backend.estimate`."""
+        return weights.estimate(checkpoint)
 
     def load(
         self,
@@ -40,15 +45,12 @@ class TextBackend:
         cancel.checkpoint()
         progress(0, checkpoint.weight_bytes, "reading the checkpoint")
         yield
-        try:
-            loaded: tuple[Any, ...] = load(
-                str(checkpoint.path),
-                tokenizer_config={"trust_remote_code": trust_remote_code},
-                lazy=True,
-                trust_remote_code=trust_remote_code,
-            )
-        except Exception as error:
-            raise load_error("mlx-lm", checkpoint, error) from error.with_traceback(None)
+        loaded: tuple[Any, ...] = load(
+            str(checkpoint.path),
+            tokenizer_config={"trust_remote_code": trust_remote_code},
+            lazy=True,
+            trust_remote_code=trust_remote_code,
+        )
         model, tokenizer = loaded[:2]
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
@@ -137,7 +139,6 @@ class TextModel:
         return tokens
 
     def _sampler(self, sampling: Sampling) -> Any:
-        import mlx.core as mx
         from mlx_lm.sample_utils import make_sampler
 
         def chosen(value: Any, key: str, otherwise: Any) -> Any:
@@ -145,20 +146,12 @@ class TextModel:
 
         greedy = self._defaults.get("do_sample") is False
         temperature = chosen(sampling.temperature, "" if greedy else "temperature", 0.0)
-        if temperature > 0:
-            # MLX's default key would repeat after an earlier request's seed.
-            mx.random.seed(sampling.seed if sampling.seed is not None else _fresh_seed())
+        device.fresh_seed(sampling.seed)
         return make_sampler(
             temp=temperature,
             top_p=chosen(sampling.top_p, "top_p", 0.0),
             top_k=chosen(sampling.top_k, "top_k", 0),
         )
-
-
-def _fresh_seed() -> int:
-    import secrets
-
-    return secrets.randbits(63)
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, prefill, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.failure import load_error, one_line
+from mlx_magic.inference.backends.failure import one_line, without_frames
 from mlx_magic.inference.backends.seen import seen_sizes
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -19,6 +19,12 @@ from mlx_magic.inference.request import FinishReason, GenerationChunk, Generatio
 
 class VisionBackend:
     """Loads vision models with mlx-vlm."""
+
+    library = "mlx-vlm"
+
+    def estimate(self, checkpoint: Checkpoint) -> int:
+        """Return the bytes of the weights in memory. See `Backend.estimate`."""
+        return weights.estimate(checkpoint)
 
     def load(
         self,
@@ -37,13 +43,10 @@ class VisionBackend:
         cancel.checkpoint()
         progress(0, checkpoint.weight_bytes, "reading the checkpoint")
         yield
-        try:
-            # False is said out loud: left open, transformers would ask on a terminal.
-            model, processor = mlx_vlm.load(
-                str(checkpoint.path), lazy=True, trust_remote_code=trust_remote_code
-            )
-        except Exception as error:
-            raise load_error("mlx-vlm", checkpoint, error) from error.with_traceback(None)
+        # False is said out loud: left open, transformers would ask on a terminal.
+        model, processor = mlx_vlm.load(
+            str(checkpoint.path), lazy=True, trust_remote_code=trust_remote_code
+        )
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
         return VisionModel(checkpoint.name, model, processor, size)
@@ -76,6 +79,9 @@ class VisionModel:
         from mlx_vlm.models.cache import make_prompt_cache
 
         device.reset_peak()
+        if request.sampling.seed is None:
+            # Else it would repeat after an earlier request's seed.
+            device.fresh_seed()
         report(GenerationChunk("seeing" if request.images else "reading"))
         yield
         cancel.checkpoint()
@@ -150,7 +156,7 @@ class VisionModel:
             raise GenerationError(
                 f"{self._name}: its processor refused the question: {one_line(error)}",
                 model=self._name,
-            ) from error.with_traceback(None)
+            ) from without_frames(error)
         inputs["mask"] = inputs.pop("attention_mask", None)
         return {key: value for key, value in inputs.items() if value is not None}
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.base import LoadProgress
-from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
 
 # At 1 GB/s from a disk a slice takes a sixteenth of a second: that is how long
 # a cancel waits, and how often the progress moves.
@@ -19,12 +20,24 @@ def nbytes(model: Any) -> int:
     return sum(array.nbytes for _, array in _leaves(model))
 
 
+def estimate(checkpoint: Checkpoint) -> int:
+    """Bytes that a checkpoint's weights will take in memory; on the inference thread."""
+    device.start()
+    quantization = checkpoint.config.get("quantization") or {}
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    unpacked = {"F16": 2.0, "BF16": 2.0, "U32": 32 / bits if isinstance(bits, int) else 1.0}
+    float32 = sum(
+        int(size * unpacked.get(dtype, 1.0)) for dtype, size in checkpoint.bytes_by_dtype.items()
+    )
+    return float32 if device.wants_float32(float32) else checkpoint.weight_bytes
+
+
 def materialise(
     model: Any, *, cancel: CancelToken, progress: LoadProgress
 ) -> Generator[None, None, int]:
     """Evaluate a lazily loaded model's parameters, a slice at a time.
 
-    The parameters of a load that is stopped are dropped here, whoever else
+    The parameters of a load that stops or fails are dropped here, whoever else
     still holds the module.
 
     Parameters
@@ -51,12 +64,14 @@ def materialise(
         _dequantise(model)
     total, done = nbytes(model), 0
     for batch in _slices([array for _, array in _leaves(model)]):
-        if cancel.requested:
+        try:
+            cancel.checkpoint()
+            mx.eval(batch)
+        except BaseException:
             model.clear()
             batch.clear()
             device.free()
-            raise Cancelled
-        mx.eval(batch)
+            raise
         done += sum(array.nbytes for array in batch)
         progress(done, total, "loading weights")
         yield

@@ -1,0 +1,77 @@
+"""`mlx_magic.ask` and `mlx_magic.stream`, with a scripted model."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mlx_magic
+from mlx_magic.errors import RequestError
+from mlx_magic.inference import session
+from mlx_magic.testing import ScriptedBackend, scripted_session
+from tests import checkpoints
+
+
+@pytest.fixture
+def script() -> Iterator[ScriptedBackend]:
+    script = ScriptedBackend("One two three.")
+    scripted = scripted_session(backend=script)
+    before = session.replace_current(scripted)
+    yield script
+    script.release()
+    scripted.close()
+    session.replace_current(before)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return checkpoints.good(tmp_path / "model")
+
+
+def test_ask_waits_for_the_result(script: ScriptedBackend, model: Path) -> None:
+    result = mlx_magic.ask("What?", model=model)
+    assert (result.text, result.finish_reason) == ("One two three.", "stop")
+    assert mlx_magic.ask("What?", [], str(model)).images == ()
+
+
+def test_stream_gives_pieces_then_the_result(script: ScriptedBackend, model: Path) -> None:
+    stream = mlx_magic.stream("What?", model=model)
+    assert list(stream) == ["One ", "two ", "three."]
+    assert stream.result.text == "One two three."
+
+
+def test_a_cancelled_stream_keeps_what_came(script: ScriptedBackend, model: Path) -> None:
+    script.hold = "writing"
+    stream = mlx_magic.stream("What?", model=model, max_tokens=10**6)
+    assert next(stream) == "One "
+    stream.cancel()
+    assert stream.result.finish_reason == "cancelled"
+    assert stream.result.text.startswith("One ")
+
+
+def test_leaving_a_stream_early_stops_the_model(script: ScriptedBackend, model: Path) -> None:
+    script.hold = "writing"
+    for _ in mlx_magic.stream("What?", model=model, max_tokens=10**6):
+        break
+    gc.collect()
+    script.hold = None
+    assert mlx_magic.ask("And now?", model=model).text == "One two three."
+
+
+def test_an_error_comes_out_of_both(script: ScriptedBackend, model: Path) -> None:
+    with pytest.raises(RequestError, match="empty"):
+        mlx_magic.ask(" ", model=model)
+    with pytest.raises(mlx_magic.errors.ImageNotFoundError):
+        list(mlx_magic.stream("What?", "nowhere.png", model))
+
+
+def test_the_pool_is_the_sessions(script: ScriptedBackend, model: Path) -> None:
+    mlx_magic.ask("What?", model=model)
+    assert str(model) in mlx_magic.pool
+    assert "mlx" not in dir(mlx_magic)
+    assert "pool" in dir(mlx_magic)
+    with pytest.raises(AttributeError):
+        mlx_magic.nothing  # noqa: B018

@@ -1,0 +1,199 @@
+"""What the documents name exists: options, commands, targets, files; their code can be read."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import mlx_magic
+from mlx_magic.notebook.arguments import parse_cell
+from mlx_magic.notebook.commands import parse_line
+from mlx_magic.notebook.options import CELL_OPTIONS, LINE_OPTIONS
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LARGEST_NOTEBOOK = 400_000
+# Flags of other programs: pip, mypy.
+FOREIGN_FLAGS = {"--force-reinstall", "--no-deps", "--strict"}
+# Made by make, or a person's own.
+MADE = {".venv", ".cache/ipykernel/"}
+OPTIONS = [*CELL_OPTIONS, *(option for options in LINE_OPTIONS.values() for option in options)]
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def fenced(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the language and the content of each block of code."""
+    for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
+        yield match[2], match[3]
+
+
+def inline(text: str) -> list[str]:
+    """Return what stands between single backticks, outside of blocks."""
+    text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+def check_code(source: str) -> None:
+    """Read a cell as the magics and Python would; nothing is run."""
+    if source.startswith("%%vision"):
+        head, _, body = source.partition("\n")
+        parse_cell(head.removeprefix("%%vision"), body)
+        return
+    rest = []
+    for line in source.splitlines():
+        if line.startswith("%vision"):
+            parse_line(line.removeprefix("%vision"))
+        elif not line.startswith("%"):
+            rest.append(line)
+    ast.parse("\n".join(rest))
+
+
+def cells(path: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return found
+
+
+def source_of(cell: dict[str, object]) -> str:
+    source = cell["source"]
+    return source if isinstance(source, str) else "".join(source)  # type: ignore[arg-type]
+
+
+def tags_of(cell: dict[str, object]) -> list[str]:
+    metadata = cell["metadata"]
+    assert isinstance(metadata, dict)
+    return list(metadata.get("tags", []))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_code_in_documents_can_be_read(name: str) -> None:
+    for language, code in fenced(text_of(name)):
+        if language == "python" or code.startswith("%"):
+            check_code(code)
+
+
+def test_readme_shows_magics_and_python() -> None:
+    blocks = list(fenced(text_of("README.md")))
+    assert any(code.startswith("%%vision") for _, code in blocks)
+    assert any(code.startswith("%vision") for _, code in blocks)
+    assert any(language == "python" for language, _ in blocks)
+
+
+def test_unknown_flags_in_documents_would_be_seen() -> None:
+    with pytest.raises(mlx_magic.errors.RequestError):
+        check_code("%%vision --no-such-flag\nWhat?")
+    with pytest.raises(mlx_magic.errors.RequestError):
+        check_code("%vision lost")
+    with pytest.raises(SyntaxError):
+        check_code("for piece in")
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_named_flags_exist(name: str) -> None:
+    known = {flag for option in OPTIONS for flag in option.flags if flag.startswith("--")}
+    named = {flag for code in inline(text_of(name)) for flag in re.findall(r"--[a-z][a-z-]+", code)}
+    assert named <= known | FOREIGN_FLAGS
+
+
+def test_readme_names_every_option() -> None:
+    named = " ".join(inline(text_of("README.md")))
+    missing = [o.flags for o in CELL_OPTIONS if not any(flag in named for flag in o.flags)]
+    assert not missing
+
+
+def test_readme_calls_unavailable_what_is_unavailable() -> None:
+    [sentence] = re.findall(r"Their flags \((.*?)\) are errors", text_of("README.md"), re.DOTALL)
+    planned = {flag for option in OPTIONS if not option.available for flag in option.flags}
+    named = set(re.findall(r"`(-[^`]+)`", sentence))
+    assert named
+    assert named <= planned
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_named_subcommands_exist(name: str) -> None:
+    for code in inline(text_of(name)):
+        if match := re.match(r"%vision ([a-z]+)", code):
+            assert match[1] in LINE_OPTIONS
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_named_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z0-9]+):", text_of("Makefile"), re.MULTILINE))
+    shell = [line for language, code in fenced(text_of(name)) if language == "console"
+             for line in code.splitlines()]  # fmt: skip
+    used = {match[1] for code in [*inline(text_of(name)), *shell]
+            if (match := re.match(r"\s*make ([a-z0-9]+)", code))}  # fmt: skip
+    assert used <= targets
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_named_files_exist(name: str) -> None:
+    text = text_of(name)
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+    paths = [code for code in inline(text) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", code)]
+    places = (ROOT, ROOT / "mlx_magic", ROOT / "mlx_magic/inference")
+    for path in {*links, *paths} - MADE:
+        assert any((place / path).exists() for place in places), path
+
+
+def test_structure_names_every_module() -> None:
+    [drawing] = [code for _, code in fenced(text_of("CONTRIBUTING.md")) if "inference/" in code]
+    modules = {path.name for path in (ROOT / "mlx_magic").rglob("*.py")} - {"__init__.py"}
+    named = set(re.findall(r"\b(\w+\.py)\b", drawing)) - {"__init__.py"}
+    assert named == modules
+
+
+def test_named_public_names_exist() -> None:
+    for name in DOCUMENTS:
+        for attribute in re.findall(r"`mlx_magic\.(\w+)", text_of(name)):
+            assert hasattr(mlx_magic, attribute) or (ROOT / f"mlx_magic/{attribute}.py").exists()
+
+
+def test_changelog_has_this_version() -> None:
+    assert f"## [{mlx_magic.__version__}]" in text_of("CHANGELOG.md")
+
+
+def test_readme_picture_is_sharp_and_small() -> None:
+    path = ROOT / "docs" / "images" / "quickstart.png"
+    assert path.stat().st_size < 400_000
+    with Image.open(path) as picture:
+        assert picture.width >= 1200
+
+
+def test_there_is_a_notebook() -> None:
+    assert [path.name for path in NOTEBOOKS] == ["quickstart.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_code_can_be_read(path: Path) -> None:
+    for cell in cells(path):
+        if cell["cell_type"] == "code":
+            check_code(source_of(cell))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_small_and_was_run_from_top_to_end(path: Path) -> None:
+    assert path.stat().st_size < LARGEST_NOTEBOOK
+    assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+    counts = [cell["execution_count"] for cell in cells(path) if cell["cell_type"] == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_cell_that_is_not_compared_has_its_reason_before_it(path: Path) -> None:
+    before = ""
+    for cell in cells(path):
+        skipped = any(tag.startswith("nbval") for tag in tags_of(cell)) or "NBVAL" in source_of(
+            cell
+        )
+        assert not skipped or "not compared" in " ".join(before.split())
+        before = source_of(cell) if cell["cell_type"] == "markdown" else ""
