@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from random import Random
 
 import numpy as np
 
 from mlx_magic.demo import folder
-from tools.demo_model.chat import kept_for_measuring, total
+from tools.demo_model.chat import SUMS, held_out_totals, total
 from tools.demo_model.data import IGNORED, KINDS, Bucket, Filler, encode
 from tools.demo_model.describe import as_json, detail, summary
 from tools.demo_model.draw import CHARACTERS, draw, targets
@@ -53,25 +52,6 @@ def test_held_out_words_and_digits_are_never_trained_on() -> None:
     assert not {unknown(rng, True).question for _ in range(500)} & {
         unknown(rng, False).question for _ in range(500)
     }
-
-
-def test_held_out_sums_can_be_inferred_from_their_mirrors() -> None:
-    pairs = [(a, b) for a in range(13) for b in range(13)]
-    kept = {pair for pair in pairs if kept_for_measuring(*pair)}
-    assert len(kept) == 21
-    assert not {(b, a) for a, b in kept} & kept, "among them no double"
-    rng = Random(4)
-    answers = {f"{a} plus {b} is {a + b}." for a, b in kept}
-    assert not {total(rng, True).answer for _ in range(3000)} & answers
-    assert {total(rng, False).answer for _ in range(1000)} == answers
-
-
-def test_conversations_can_be_sums_alone() -> None:
-    rng = Random(5)
-    for _ in range(50):
-        made = sample(rng, {}, sums=1.0)
-        assert not made.scenes
-        assert all(len(re.findall(r"\d+", turn.question)) == 2 for turn in made.turns)
 
 
 def test_answers_are_true_to_the_scene() -> None:
@@ -122,3 +102,11 @@ def test_a_batch_holds_its_pictures() -> None:
     used = arrays["features"][arrays["features"] < 8 * IMAGE_TOKENS]
     assert sorted(used) == list(range(pictures * IMAGE_TOKENS))
     assert arrays["pictures"].dtype == np.uint8
+
+
+def test_every_held_out_sum_is_measured_and_none_is_trained_on() -> None:
+    kept = held_out_totals()
+    assert len(kept) == 22 * len(SUMS)
+    rng = Random(4)
+    trained = {total(rng, True).answer for _ in range(3000)}
+    assert not trained & {turn.answer for turn in kept}

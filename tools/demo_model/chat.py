@@ -46,6 +46,11 @@ NO_PICTURE = (
     "Describe this {pic} in detail.", "What word is this?", "How many circles are there?",
 )  # fmt: skip
 
+SUMS = (
+    "What is {a} plus {b}?", "What is {a} + {b}?", "Add {a} and {b}.",
+    "How much is {a} plus {b}?", "{a} + {b} = ?", "Calculate {a} + {b}.",
+)  # fmt: skip
+
 
 def total(rng: Random, train: bool) -> Turn:
     """Ask for a sum of two numbers up to twelve; some pairs are kept for measuring."""
@@ -53,16 +58,17 @@ def total(rng: Random, train: bool) -> Turn:
         a, b = rng.randrange(13), rng.randrange(13)
         if held_out(f"{a}+{b}", 8) != train:
             break
-    question = pick(
-        rng,
-        f"What is {a} plus {b}?",
-        f"What is {a} + {b}?",
-        f"Add {a} and {b}.",
-        f"How much is {a} plus {b}?",
-        f"{a} + {b} = ?",
-        f"Calculate {a} + {b}.",
-    )
-    return Turn(question, f"{a} plus {b} is {a + b}.", "sum", str(a + b))
+    return _sum(pick(rng, *SUMS), a, b)
+
+
+def held_out_totals() -> list[Turn]:
+    """Return every sum that is kept for measuring, in every wording."""
+    pairs = [(a, b) for a in range(13) for b in range(13) if held_out(f"{a}+{b}", 8)]
+    return [_sum(wording, a, b) for a, b in pairs for wording in SUMS]
+
+
+def _sum(wording: str, a: int, b: int) -> Turn:
+    return Turn(wording.format(a=a, b=b), f"{a} plus {b} is {a + b}.", "sum", str(a + b))
 
 
 def opposite(rng: Random) -> Turn:

@@ -18,6 +18,7 @@ import mlx.core as mx
 from PIL import Image
 
 from mlx_magic.demo import folder
+from tools.demo_model.chat import held_out_totals
 from tools.demo_model.data import KINDS
 from tools.demo_model.draw import draw
 from tools.demo_model.samples import Sample, digit_rows, sample
@@ -124,6 +125,11 @@ def main() -> None:
         model.set_dtype(mx.float32)
     started = time.time()
     result = measure(model, processor, held_out_samples(args.number, args.seed))
+    # Sums are few enough to ask them all: a draw asks some pairs more often than others.
+    sums = [Sample(turns=[turn]) for turn in held_out_totals()]
+    every = measure(model, processor, sums)
+    result["scores"]["every held-out sum"] = every["scores"]["sum"]
+    result["wrong"] += every["wrong"]
     for name, score in result["scores"].items():
         share = score["right"] / score["of"]
         print(f"{name:28} {100 * share:6.1f} % {score['right']:5} of {score['of']}")

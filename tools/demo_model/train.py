@@ -88,7 +88,7 @@ def evaluate(
                 kind = KINDS[(int(mark) - 1) % 32]
                 right[kind].append(bool(hits[row][marks[row] == mark].all()))
     for kind in KINDS:
-        if right[kind]:
+        if kind in right:
             print(f"{kind:14} {np.mean(right[kind]):.4f} of {len(right[kind])}")
     every = [hit for kind in right.values() for hit in kind]
     print(f"{'all':14} {np.mean(every):.4f} of {len(every)}", flush=True)
