@@ -36,7 +36,7 @@ class Transcript:
 
     def cell(self, source: str) -> None:
         """Show a cell that starts to run."""
-        self._write(f"\n{'─' * WIDTH}\n{textwrap.indent(source, '  ▏ ')}\n\n")
+        self._write(f"\n{'─' * WIDTH}\n{textwrap.indent(source, '  ▏ ', lambda _: True)}\n\n")
 
     def text(self, markdown: str) -> None:
         """Show a cell of text."""
@@ -79,7 +79,9 @@ class Transcript:
 
     def _output(self, text: str) -> None:
         """Write an output; of the static result that ends a streamed answer, only the rest."""
-        rest = rest_of(text, self._answer)
+        # JSON is streamed as it was written and shown indented: that is another text.
+        same = text.lstrip().startswith(self._answer.strip()[:20])
+        rest = rest_of(text, self._answer) if same else None
         if rest is None:
             self._end_answer()
             rest = text

@@ -49,18 +49,18 @@ class AwaitedCells:
         """Rewrite the lines of one cell."""
         if self.nested or not self._can_await():
             return lines
-        # Only such a cell may be cleared: it shows nothing but what we show.
-        alone = sum(bool(line.strip()) for line in lines) == 1
-        return [self._rewritten(line, alone=alone) for line in lines]
+        # Where nothing comes before, the cell has shown nothing that clearing could take.
+        code = [i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] != "#"]
+        return [self._rewritten(line, first=[i] == code[:1]) for i, line in enumerate(lines)]
 
     def _can_await(self) -> bool:
         ipython = self._ipython
         return getattr(ipython, "kernel", None) is not None and bool(ipython.autoawait)
 
-    def _rewritten(self, line: str, *, alone: bool) -> str:
+    def _rewritten(self, line: str, *, first: bool) -> str:
         for magic in (_CELL, _LOAD):
             if magic.match(line):
-                return _CALL.sub(_AWAITED + f"{alone}, ", line, count=1)
+                return _CALL.sub(_AWAITED + f"{first}, ", line, count=1)
         return line
 
     # IPython passes arguments by the callback's own signature.

@@ -94,7 +94,7 @@ class VisionMagics(Magics):
                 return self._loaded(RunningCell(self._ip, load, awaited=False).blocking(), load)
             return self._run(command)
 
-    async def awaited(self, alone: bool, line: str, cell: str | None = None) -> Any:
+    async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
         """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
         with _translated():
             if cell is None:
@@ -103,7 +103,7 @@ class VisionMagics(Magics):
                     return self._run(command)
                 load = self._load(command)
                 try:
-                    info = await RunningCell(self._ip, load, awaited=True, alone=alone).awaited()
+                    info = await RunningCell(self._ip, load, awaited=True, alone=first).awaited()
                 except asyncio.CancelledError:
                     raise KeyboardInterrupt from None
                 return self._loaded(info, load)
@@ -112,7 +112,7 @@ class VisionMagics(Magics):
                 self._ip,
                 asked.generation,
                 awaited=True,
-                alone=alone and not asked.said_something,
+                alone=first and not asked.said_something,
                 show=asked.arguments.show,
             )
             try:

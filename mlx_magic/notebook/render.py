@@ -117,7 +117,7 @@ def _figure(image: ImageInput, seen: str) -> str:
     if image.original_size != image.size and "{}x{}".format(*image.original_size) not in note:
         caption += " (from {} × {})".format(*image.original_size)  # noqa: RUF001
     if seen and seen != "{} x {}".format(*image.size):
-        caption += f" · seen at {escape(to_plain(seen))}".replace(" x ", " × ")  # noqa: RUF001
+        caption += f"<br>seen at {escape(to_plain(seen))}".replace(" x ", " × ")  # noqa: RUF001
     if note:
         caption += f" · {escape(note)}"
     data = b64encode(thumbnail.data).decode("ascii")

@@ -35,7 +35,7 @@ class RunningCell(Generic[T]):
     awaited : bool
         Whether the cell awaits (top of a cell) or blocks (nested, or no kernel).
     alone : bool
-        Whether everything that the cell shows is this work's.
+        Whether the cell has shown nothing else so far, so that it may be cleared.
     show : bool
         False shows nothing at all.
     """

@@ -50,7 +50,8 @@ def test_a_cell_and_a_load_are_awaited(cells: AwaitedCells) -> None:
     assert cells.transform([LOAD, "\n"]) == [AWAITED + "True, 'load demo')\n", "\n"]
 
 
-def test_a_cell_that_does_more_is_not_alone(cells: AwaitedCells) -> None:
+def test_what_came_before_in_the_cell_is_not_cleared(cells: AwaitedCells) -> None:
+    assert cells.transform(["# Now\n", LOAD, "x = 1\n"])[1] == AWAITED + "True, 'load demo')\n"
     rewritten = cells.transform(["x = 1\n", LOAD])
     assert rewritten == ["x = 1\n", AWAITED + "False, 'load demo')\n"]
 
