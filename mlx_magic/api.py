@@ -14,6 +14,7 @@ from mlx_magic.inference import session
 from mlx_magic.inference.generation import Generation, Sink
 from mlx_magic.inference.request import (
     DEFAULT_MAX_TOKENS,
+    DEMO,
     GenerationChunk,
     GenerationRequest,
     OutputFormat,
@@ -187,7 +188,7 @@ def _request(
 
 def _model_name(model: Model) -> str:
     if model is None:
-        return session.current().default_model or session.DEMO
+        return session.current().default_model or DEMO
     return os.fspath(model)
 
 

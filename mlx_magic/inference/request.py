@@ -17,6 +17,9 @@ OutputFormat = Literal["markdown", "text", "json", "raw"]
 
 DEFAULT_MAX_TOKENS = 512
 
+DEMO = "demo"
+"""Name of the bundled model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -92,7 +95,7 @@ class GenerationRequest:
 
     prompt: str
     images: tuple[ImageInput, ...] = ()
-    model: str = "demo"
+    model: str = DEMO
     system: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     format: OutputFormat = "markdown"

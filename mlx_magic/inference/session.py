@@ -28,10 +28,9 @@ from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.generation import Generation, Sink
 from mlx_magic.inference.model_info import Load, ModelInfo
 from mlx_magic.inference.pool import ModelPool
-from mlx_magic.inference.request import GenerationRequest
+from mlx_magic.inference.request import DEMO, GenerationRequest
 from mlx_magic.inference.work import Clock, Work, amount
 
-DEMO = "demo"
 NamedImage = tuple[str | None, Any]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
@@ -14,11 +14,9 @@ from IPython.utils.capture import capture_output
 from traitlets import Bool, Enum, Float, Int, Unicode, observe
 
 from mlx_magic.errors import EngineError, GenerationError, MlxMagicError
-from mlx_magic.inference import session
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.model_info import Load, ModelInfo
 from mlx_magic.inference.request import (
     DEFAULT_MAX_TOKENS,
+    DEMO,
     GenerationRequest,
     OutputFormat,
     VisionResult,
@@ -30,7 +28,11 @@ from mlx_magic.notebook.help_text import help_text
 from mlx_magic.notebook.image_words import image_values
 from mlx_magic.notebook.options import FORMATS
 from mlx_magic.notebook.running import RunningCell
-from mlx_magic.notebook.tables import ModelTable, StatusTable
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.generation import Generation
+    from mlx_magic.inference.model_info import Load, ModelInfo
+    from mlx_magic.inference.session import Session
 
 DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vision use MODEL."
 
@@ -65,7 +67,7 @@ class VisionMagics(Magics):
     @observe("model")
     def _model_chosen(self, change: Any) -> None:
         """Let `mlx_magic.ask` use the same default."""
-        session.current().default_model = change["new"]
+        _session().default_model = change["new"]
 
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]
@@ -127,7 +129,7 @@ class VisionMagics(Magics):
     def _ask(self, line: str, cell: str) -> _Asked:
         """Everything that needs the notebook's variables, on the thread that owns them."""
         arguments = parse_cell(line, cell, self._defaults())
-        now = session.current()
+        now = _session()
         with contextlib.ExitStack() as after, capture_output() as said:
             # Shown in any case, once nothing is captured any more.
             after.callback(said.show)
@@ -137,7 +139,7 @@ class VisionMagics(Magics):
         model = arguments.model
         request = GenerationRequest(
             prompt=prompt,
-            model=model or session.DEMO,
+            model=model or DEMO,
             system=arguments.system,
             sampling=arguments.sampling,
             format=arguments.format,
@@ -205,7 +207,7 @@ class VisionMagics(Magics):
         return eval(expression, self._ip.user_global_ns, self._ip.user_ns)
 
     def _load(self, command: commands.LoadCommand) -> Load:
-        return session.current().load(
+        return _session().load(
             command.model, alias=command.alias, trust_remote_code=command.trust_remote_code
         )
 
@@ -221,11 +223,15 @@ class VisionMagics(Magics):
         print(f"Loaded {load.name}: {details}.")
 
     def _run(self, command: commands.Command) -> Any:
-        now = session.current()
+        now = _session()
         match command:
             case commands.ListCommand():
+                from mlx_magic.notebook.tables import ModelTable
+
                 return ModelTable.of(now)
             case commands.StatusCommand() | commands.HelpCommand():
+                from mlx_magic.notebook.tables import StatusTable
+
                 return StatusTable.of(now, default=self.model)
             case commands.CancelCommand():
                 count = now.cancel()
@@ -242,6 +248,13 @@ class VisionMagics(Magics):
                 if not names:
                     print("No model is loaded.")
         return None
+
+
+def _session() -> Session:
+    """Return the session; what it needs is imported at the first use, not by %load_ext."""
+    from mlx_magic.inference import session
+
+    return session.current()
 
 
 class _Asked:

@@ -6,7 +6,8 @@ import html
 from dataclasses import dataclass
 
 from mlx_magic.inference.pool import ModelPool
-from mlx_magic.inference.session import DEMO, Session
+from mlx_magic.inference.request import DEMO
+from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import amount
 from mlx_magic.notebook.phases import phase_line
 
