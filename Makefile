@@ -23,7 +23,7 @@ install = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || { \
 	echo "uv could not; trying with pip."; $(PY) -m pip install --quiet $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test fast notebooks check lint types wheel kernels smollm2 browser venv \
+.PHONY: help demo lab test fast notebooks check lint types bench wheel kernels smollm2 browser venv \
 	constraints clean
 
 help:  ## list the targets
@@ -52,6 +52,9 @@ lint: venv  ## check style and format with ruff
 
 types: venv  ## check types with mypy
 	$(PY) -m mypy
+
+bench: venv  ## measure against raw mlx-vlm, quickly (benchmarks/README.md)
+	$(PY) -m benchmarks
 
 wheel: venv  ## build a wheel and prove that it works outside of this folder
 	$(PY) tools/check_wheel.py

@@ -180,7 +180,7 @@ def _encode_thumbnail(pixels: Image.Image, side: int) -> Thumbnail:
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = pixels if size == pixels.size else shrink(pixels, size)
     png, jpeg = io.BytesIO(), io.BytesIO()
-    small.save(png, "PNG", compress_level=9)
+    small.save(png, "PNG")
     small.save(jpeg, "JPEG", quality=_JPEG_QUALITY)
     as_png = len(png.getvalue()) <= len(jpeg.getvalue())
     data, mime = (png, "image/png") if as_png else (jpeg, "image/jpeg")

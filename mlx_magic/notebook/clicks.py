@@ -16,7 +16,7 @@ from mlx_magic.notebook.shell_tap import Kernel, ShellTap
 if TYPE_CHECKING:
     import ipywidgets as widgets
 
-INTERVAL = 0.05
+INTERVAL = 0.08
 """Seconds between two looks at the work: what an interrupt, or in ipykernel 6 a click, may wait."""
 
 # Since this version of ipykernel, comm messages are handled while an async cell awaits.

@@ -18,8 +18,8 @@ T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds that an interrupted cell waits for the model to reach its next cancellation point."""
 
-HEAD_START = 0.08
-"""Seconds at most that a cell waits before it shows its view."""
+HEAD_START = (0.02, 0.06)
+"""Seconds that a cell waits before it shows its view; after each it looks whether to go on."""
 
 _BUSY = frozenset({"downloading", "loading", "writing"})
 
@@ -105,11 +105,10 @@ class RunningCell(Generic[T]):
             return
         if "ipywidgets" not in sys.modules:
             await asyncio.get_running_loop().run_in_executor(None, stream.import_libraries)
-        end = time.monotonic() + HEAD_START
-        while not self._work.done and time.monotonic() < end:
-            if self._work.progress.phase in _BUSY:
+        for pause in HEAD_START:
+            await asyncio.sleep(pause)
+            if self._work.done or self._work.progress.phase in _BUSY:
                 break
-            await asyncio.sleep(0.01)
 
     @contextlib.contextmanager
     def _viewed(self) -> Iterator[View]:

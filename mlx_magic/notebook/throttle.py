@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-INTERVAL = 0.049
-"""Seconds between two updates: one at each tick of the waiting cell, twenty a second."""
+INTERVAL = 0.07
+"""Seconds between two updates, less than between two ticks of the waiting cell: each
+tick may send one, twelve a second. Every update takes Python's lock from the model."""
 
 HEAD_START = 20_000
 BYTES_A_TOKEN = 190

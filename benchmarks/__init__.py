@@ -1,0 +1,1 @@
+"""Measurements against raw mlx-vlm and a bare IPython; run ``python -m benchmarks``."""

@@ -1,0 +1,144 @@
+"""Run benchmarks: ``python -m benchmarks [NAME ...]``; without a name, all of them."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import cancel, cell, machine, random_model, startup, wire
+from benchmarks.figures import Report
+from benchmarks.live import ROOT, live_kernel
+from mlx_magic.demo import folder as bundled
+
+NAMES = ("startup", "cell", "wire", "cancel")
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured.
+
+    Attributes
+    ----------
+    starts, raw_starts : int
+        Pairs of processes.
+    pairs, tokens : int
+        Pairs of cells, and the length of their answers.
+    clicks : int
+        In each phase.
+    words : int
+        Length of the prompt that a click interrupts, in pairs of words.
+    rates : list of float
+        Tokens a second of the scripted answers.
+    """
+
+    starts: int
+    raw_starts: int
+    pairs: int
+    tokens: int
+    clicks: int
+    words: int
+    rates: list[float]
+
+
+QUICK = Size(5, 1, 10, 200, 10, 1500, [0.0, 400.0])
+FULL = Size(15, 5, 30, 400, 20, 1500, [0.0, 20.0, 60.0, 100.0])
+# A GPU reads a short prompt before a click could come; its words are whole tokens there too.
+GPU_WORDS = 12_000
+
+
+def main() -> None:
+    """Measure what the command line names; print tables and write JSON."""
+    given = _arguments()
+    size = FULL if given.full else QUICK
+    host = machine.describe()
+    deadline = time.monotonic() + given.seconds
+    names = given.names or list(NAMES)
+    out = given.out or (RESULTS if given.full else ROOT / "build" / "benchmarks")
+
+    def finished(report: Report, label: str = "") -> None:
+        print(report.table(), flush=True)
+        path = report.save(out, host, machine.label(host) + label)
+        print(f"  -> {path}\n", flush=True)
+
+    if "startup" in names:
+        finished(startup.measure(pairs=size.starts, raw_runs=size.raw_starts))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if {"cell", "wire", "cancel"} & {*names}:
+            model = _model(given, folder)
+            _in_kernel(names, model, size, deadline, folder, finished, gpu="gpu" in host)
+
+
+def _in_kernel(
+    names: list[str],
+    model: Path,
+    size: Size,
+    deadline: float,
+    folder: Path,
+    finished: Callable[..., None],
+    *,
+    gpu: bool,
+) -> None:
+    """Measure what needs a kernel; all in the same one, as its first answer may be slow."""
+    with live_kernel() as kernel:
+        if "cell" in names:
+            finished(
+                cell.measure(
+                    kernel,
+                    model,
+                    cell.draw_picture(folder),
+                    pairs=size.pairs,
+                    max_tokens=size.tokens,
+                    least_rate=0.98 if gpu else 0.95,
+                    deadline=deadline,
+                ),
+                f"-{model.name}",
+            )
+        if "cancel" in names:
+            words = GPU_WORDS if gpu else size.words
+            finished(
+                cancel.measure(kernel, model, clicks=size.clicks, words=words, deadline=deadline),
+                f"-{model.name}",
+            )
+        if "wire" in names:
+            # Last: its scripted sessions replace the real one.
+            report = wire.measure_model(kernel, model)
+            wire.measure_paced(kernel, model, folder, size.rates, report)
+            finished(report)
+
+
+def _model(given: argparse.Namespace, scratch: Path) -> Path:
+    if given.model in ("tiny", "2b", "endless"):
+        return random_model.build(given.model, given.base, scratch / given.model)
+    return Path(given.model).resolve()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument(
+        "--model",
+        default="tiny",
+        help="tiny or 2b (random weights), endless (the base's own), or a folder made by "
+        "benchmarks.random_model",
+    )
+    parser.add_argument("--base", type=Path, default=bundled(), help="folder of the bundled model")
+    parser.add_argument("--full", action="store_true", help="as many runs as the quoted figures")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the JSON files: build/benchmarks, or results if --full"
+    )
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no run after these")
+    given = parser.parse_args()
+    unknown = [name for name in given.names if name not in NAMES]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}: use {', '.join(NAMES)}")
+    return given
+
+
+if __name__ == "__main__":
+    main()
