@@ -31,7 +31,7 @@ from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
 from mlx_magic.inference.work import Clock, Work, amount
 
-DRAW_AFTER = 0.06
+DRAW_AFTER = 0.08
 """Seconds that the model gets before the thumbnails are made."""
 
 NamedImage = tuple[str | None, Any]

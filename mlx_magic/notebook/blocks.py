@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-LONGEST_TAIL = 320
+LONGEST_TAIL = 480
 """Characters after which a tail without a blank line is cut anyway.
 
 Each update sends the tail again: a bound on it keeps the bytes on the wire

@@ -18,7 +18,7 @@ T = TypeVar("T")
 PATIENCE = 5.0
 """Seconds that an interrupted cell waits for the model to reach its next cancellation point."""
 
-HEAD_START = (0.02, 0.06)
+HEAD_START = (0.02, 0.08)
 """Seconds that a cell waits before it shows its view; after each it looks whether to go on."""
 
 _BUSY = frozenset({"downloading", "loading", "writing"})

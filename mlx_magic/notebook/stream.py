@@ -75,17 +75,17 @@ class WidgetView:
             disabled=bool(why_no_click),
             layout=widgets.Layout(width="auto"),
         )
-        self._status = widgets.HTML(_status(phase_line(work.progress)))
+        self._tail = widgets.HTML()
+        # Shared: each would open two more comms, a millisecond of the model's time.
+        self._look = {"layout": self._tail.layout, "style": self._tail.style}
+        self._status = widgets.HTML(_status(phase_line(work.progress)), **self._look)
         bar = [self.button, self._status]
         if why_no_click:
-            bar.append(widgets.HTML(_status(why_no_click)))
-        self._tail = widgets.HTML()
-        # Shared by all blocks: else each would open two more comms.
-        self._look = {"layout": self._tail.layout, "style": self._tail.style}
+            bar.append(widgets.HTML(_status(why_no_click), **self._look))
         self._text = widgets.VBox([self._tail])
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
         # The button stands on top: there it does not move while the text grows.
-        self._box = widgets.VBox([self._bar, self._text])
+        self._box = widgets.VBox([self._bar, self._text], layout=self._text.layout)
         self._clock = clock
         self._last_line = self._status.value
         self._last_phase = work.progress.phase
@@ -155,7 +155,9 @@ class WidgetView:
 
     def _show_pictures(self, generation: Generation) -> None:
         if self._pictures is None and generation.pictures:
-            self._pictures = self._widgets.HTML(render.thumbnails_html(generation.pictures))
+            self._pictures = self._widgets.HTML(
+                render.thumbnails_html(generation.pictures), **self._look
+            )
             self._box.children = (self._bar, self._pictures, self._text)
 
     def _grow(self, text: str) -> list[int]:
