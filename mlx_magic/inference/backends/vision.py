@@ -14,7 +14,12 @@ from mlx_magic.inference.backends.failure import one_line, without_frames
 from mlx_magic.inference.backends.seen import seen_sizes
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
+from mlx_magic.inference.request import (
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    Sampling,
+)
 
 
 class VisionBackend:
@@ -75,7 +80,6 @@ class VisionModel:
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
-        from mlx_vlm import stream_generate
         from mlx_vlm.models.cache import make_prompt_cache
 
         device.reset_peak()
@@ -94,7 +98,6 @@ class VisionModel:
             seen = seen_sizes(inputs, len(request.images), patch)
             report(GenerationChunk("seeing", seen=seen))
         caches = make_prompt_cache(self._model.language_model)
-        sampling = request.sampling
         with contextlib.ExitStack() as stack:
             unwatch = stack.enter_context(
                 prefill.watched(
@@ -108,20 +111,7 @@ class VisionModel:
                     self._seeing_then_reading(counts, cancel, report),
                 )
             )
-            stream = stream_generate(
-                self._model,
-                self._processor,
-                "",
-                **inputs,
-                prompt_cache=caches,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                seed=sampling.seed,
-                prefill_step_size=device.prefill_chunk(self._nbytes),
-                skip_special_tokens=True,
-            )
+            stream = self._stream(inputs, caches, request.sampling)
             stack.callback(stream.close)
             for count, piece in enumerate(stream):
                 if count == 0:
@@ -133,6 +123,25 @@ class VisionModel:
                 yield
         raise GenerationError(
             f"{self._name}: mlx-vlm ended without a finish reason.", model=self._name
+        )
+
+    def _stream(self, inputs: dict[str, Any], caches: list[Any], sampling: Sampling) -> Any:
+        """Let mlx-vlm read the inputs and write, a token at a time."""
+        from mlx_vlm import stream_generate
+
+        return stream_generate(
+            self._model,
+            self._processor,
+            "",
+            **inputs,
+            prompt_cache=caches,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            prefill_step_size=device.prefill_chunk(self._nbytes),
+            skip_special_tokens=True,
         )
 
     def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
