@@ -38,12 +38,12 @@ class TextBackend:
     ) -> Generator[None, None, TextModel]:
         """Load a text model in slices. See `Backend.load`."""
         device.prepare()
-        progress(0, 0, "importing mlx-lm")
+        progress(0, 0, "loading: importing mlx-lm")
         yield
         from mlx_lm.utils import load
 
         cancel.checkpoint()
-        progress(0, checkpoint.weight_bytes, "reading the checkpoint")
+        progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
         loaded: tuple[Any, ...] = load(
             str(checkpoint.path),

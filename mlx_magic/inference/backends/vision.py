@@ -41,12 +41,12 @@ class VisionBackend:
     ) -> Generator[None, None, VisionModel]:
         """Load a vision model in slices. See `Backend.load`."""
         device.prepare()
-        progress(0, 0, "importing mlx-vlm")
+        progress(0, 0, "loading: importing mlx-vlm")
         yield
         import mlx_vlm
 
         cancel.checkpoint()
-        progress(0, checkpoint.weight_bytes, "reading the checkpoint")
+        progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
         # False is said out loud: left open, transformers would ask on a terminal.
         model, processor = mlx_vlm.load(
