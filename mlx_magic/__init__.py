@@ -1,7 +1,7 @@
 """Vision-language models that live in your notebook's kernel.
 
 ``%load_ext mlx_magic`` gives ``%%vision`` and ``%vision``; from Python there are
-`ask`, `stream`, `pool` and `demo_model`. Names are loaded on first use: importing
+`ask`, `stream`, `panel`, `pool` and `demo_model`. Names are loaded on first use: importing
 the package imports no model library.
 """
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlx_magic.api import TextStream, ask, demo_model, stream
     from mlx_magic.inference.pool import ModelPool
     from mlx_magic.inference.request import VisionResult
+    from mlx_magic.notebook.panel.panel import panel
 
     pool: ModelPool
 
@@ -25,6 +26,7 @@ __all__ = [
     "__version__",
     "ask",
     "demo_model",
+    "panel",
     "pool",
     "stream",
 ]
@@ -33,6 +35,7 @@ _HOMES = {
     "ask": "mlx_magic.api",
     "stream": "mlx_magic.api",
     "demo_model": "mlx_magic.api",
+    "panel": "mlx_magic.notebook.panel.panel",
     "TextStream": "mlx_magic.api",
     "VisionResult": "mlx_magic.inference.request",
 }

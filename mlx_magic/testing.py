@@ -174,8 +174,11 @@ class ScriptedModel:
         script = self._backend
         script.threads.add(threading.current_thread().name)
         script.requests.append(request)
-        read = len(request.prompt.split())
-        if request.images:
+        turns = request.history
+        asked = [request.prompt, *(t for turn in turns for t in (turn.prompt, turn.answer))]
+        read = sum(len(text.split()) for text in asked)
+        pictures = len(request.images) + sum(len(turn.images) for turn in turns)
+        if pictures:
             report(GenerationChunk("seeing"))
             yield from self._pause("seeing", cancel)
         report(GenerationChunk("reading", prompt_tokens=read))
@@ -189,7 +192,7 @@ class ScriptedModel:
                     text=piece,
                     prompt_read=read,
                     prompt_tokens=read,
-                    image_tokens=16 * len(request.images),
+                    image_tokens=16 * pictures,
                     completion_tokens=count,
                 )
             )

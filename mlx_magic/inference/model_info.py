@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mlx_magic.inference.work import Clock, Work
@@ -51,11 +52,27 @@ class Load(Work["ModelInfo | None"]):
         The model, as it was asked for.
     clock : callable
         Seconds, monotonic.
+
+    Attributes
+    ----------
+    name : str
+    before_success : callable
+        Called once the model is loaded and before anybody learns of it.
     """
 
     def __init__(self, name: str, *, clock: Clock) -> None:
         super().__init__(clock)
         self.name = name
+        self.before_success: Callable[[], None] = lambda: None
+
+    def succeed(self, outcome: ModelInfo | None) -> None:
+        """Set the outcome, unless there is one already."""
+
+        def completed() -> ModelInfo | None:
+            self.before_success()
+            return outcome
+
+        self._finish(completed)
 
     def _cancelled_outcome(self) -> None:
         return None

@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +25,8 @@ from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.model_info import Load, ModelInfo
+from mlx_magic.inference.resident import Resident
 from mlx_magic.inference.work import Clock, Work, wait
-
-
-@dataclass(slots=True)
-class _Entry:
-    checkpoint: Checkpoint
-    model: LoadedModel
-    trusted: bool
-    names: list[str] = field(default_factory=list)
-    users: int = 0
-
-    def info(self) -> ModelInfo:
-        checkpoint = self.checkpoint
-        return ModelInfo(
-            name=self.names[0],
-            names=tuple(self.names),
-            kind=checkpoint.kind,
-            model_type=checkpoint.model_type,
-            quantization=checkpoint.quantization,
-            nbytes=self.model.nbytes,
-            users=self.users,
-            path=str(checkpoint.path),
-            trusted=self.trusted,
-        )
 
 
 class ModelPool:
@@ -82,12 +59,17 @@ class ModelPool:
         self._clock = clock
         self._limit = limit
         self._opener: Callable[..., Load] | None = None
+        self._tell: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
-        self._entries: dict[tuple[str, bool], _Entry] = {}
+        self._entries: dict[tuple[str, bool], Resident] = {}
 
     def opens_with(self, opener: Callable[..., Load]) -> None:
         """Say what finds and loads a model by its name; for the session."""
         self._opener = opener
+
+    def tells(self, callback: Callable[[], None]) -> None:
+        """Say what is called, under no lock, when models or leases change; for the session."""
+        self._tell = callback
 
     def load(
         self,
@@ -187,21 +169,23 @@ class ModelPool:
                     checkpoint, checkpoint.name, load, trust_remote_code=trust_remote_code
                 )
                 with self._lock:
-                    load.succeed(entry.info())
+                    info = entry.info()
+                load.succeed(info)
             except Cancelled:
                 load.stopped()
 
         self._engine.submit(steps(), load.fail)
 
     @contextlib.contextmanager
-    def _lease(self, entry: _Entry) -> Iterator[LoadedModel]:
-        with self._lock:
-            entry.users += 1
+    def _lease(self, entry: Resident) -> Iterator[LoadedModel]:
+        """Let go of an entry at the end; `_loaded` has counted its user."""
         try:
+            self._tell()
             yield entry.model
         finally:
             with self._lock:
                 entry.users -= 1
+            self._tell()
 
     def leased(
         self, checkpoint: Checkpoint, work: Work[Any]
@@ -221,7 +205,7 @@ class ModelPool:
         context manager
             Gives the `LoadedModel` and ends the lease.
         """
-        entry = yield from self._loaded(checkpoint, checkpoint.name, work)
+        entry = yield from self._loaded(checkpoint, checkpoint.name, work, lease=True)
         return self._lease(entry)
 
     def submit_unload(self, name: str) -> Future[int]:
@@ -247,6 +231,7 @@ class ModelPool:
                 )
             key = next(k for k, e in self._entries.items() if e is entry)
             del self._entries[key]
+        self._tell()
 
         def free() -> int:
             size = entry.model.nbytes
@@ -254,7 +239,9 @@ class ModelPool:
             return size
 
         # Nobody holds it: it need not wait for a generation of another model.
-        return self._engine.call(free, soon=True)
+        freed = self._engine.call(free, soon=True)
+        freed.add_done_callback(lambda _: self._tell())
+        return freed
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
         """Return the checkpoint of a model that was loaded from this folder."""
@@ -270,15 +257,23 @@ class ModelPool:
         work: Work[Any],
         *,
         trust_remote_code: bool | None = None,
-    ) -> Generator[None, None, _Entry]:
-        """Find the model or load it. Permission to run code is part of its identity."""
+        lease: bool = False,
+    ) -> Generator[None, None, Resident]:
+        """Find the model or load it. Permission to run code is part of its identity.
+
+        With `lease` it is in use when it is returned: nobody can unload it in between.
+        """
         folder = str(checkpoint.path.resolve())
         for trusted in (True, False) if trust_remote_code is None else (trust_remote_code,):
             with self._lock:
                 entry = self._entries.get((folder, trusted))
+                renamed = entry is not None and self._name(entry, name)
                 if entry is not None:
-                    self._name(entry, name)
-                    return entry
+                    entry.users += lease
+            if renamed:
+                self._tell()
+            if entry is not None:
+                return entry
         trusted = bool(trust_remote_code)
         checkpoint.require_trust(trusted)
         backend = self._backends[checkpoint.kind]
@@ -294,20 +289,23 @@ class ModelPool:
         if work.token.requested:
             model.close()
             raise Cancelled
-        entry = _Entry(checkpoint, model, trusted)
+        entry = Resident(checkpoint, model, trusted, users=int(lease))
         with self._lock:
             self._entries[folder, trusted] = entry
             self._name(entry, name)
+        self._tell()
         return entry
 
-    def _name(self, entry: _Entry, name: str) -> None:
-        """Let a name stand for this model and no other; under the lock."""
+    def _name(self, entry: Resident, name: str) -> bool:
+        """Let a name stand for this model and no other; under the lock. Say if that is new."""
         for other in self._entries.values():
             if other is not entry and name in other.names:
                 other.names.remove(name)
                 other.names = other.names or [str(other.checkpoint.path)]
-        if name not in entry.names:
-            entry.names.append(name)
+        if name in entry.names:
+            return False
+        entry.names.append(name)
+        return True
 
     def _check_memory(self, needed: int, name: str) -> None:
         limit = self._limit()
@@ -322,10 +320,10 @@ class ModelPool:
                 limit_bytes=limit,
             )
 
-    def _find(self, name: str) -> _Entry | None:
+    def _find(self, name: str) -> Resident | None:
         return next((e for e in self._entries.values() if name in e.names), None)
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Resident:
         entry = self._find(name)
         if entry is None:
             loaded = ", ".join(m.name for m in self.models) or "none"

@@ -75,6 +75,22 @@ def _whole(name: str, value: object, *, at_least: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Exchange:
+    """An earlier question of a conversation and its answer.
+
+    Attributes
+    ----------
+    prompt, answer : str
+    images : tuple of ImageInput
+        The pictures of that question.
+    """
+
+    prompt: str
+    answer: str
+    images: tuple[ImageInput, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One question to one model.
 
@@ -91,6 +107,8 @@ class GenerationRequest:
     sampling : Sampling
     format : {"markdown", "text", "json", "raw"}
         How the answer is shown; ``"json"`` also parses it.
+    history : tuple of Exchange
+        The conversation before this question, oldest first.
     """
 
     prompt: str
@@ -99,6 +117,7 @@ class GenerationRequest:
     system: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     format: OutputFormat = "markdown"
+    history: tuple[Exchange, ...] = ()
 
     def __post_init__(self) -> None:
         for option, text in (("prompt", self.prompt), ("model", self.model)):

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from mlx_magic import demo
 from mlx_magic.errors import (
     EngineError,
-    GenerationError,
     ImagesNotSupportedError,
     MlxMagicError,
     RequestError,
 )
-from mlx_magic.inference import checkpoint, images
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.failure import without_frames
+from mlx_magic.inference import checkpoint, images, machine
+from mlx_magic.inference.backends.failure import generation_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.current import current, replace_current
 from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.generation import Generation, Sink
-from mlx_magic.inference.model_info import Load, ModelInfo
+from mlx_magic.inference.model_info import Load
+from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
-from mlx_magic.inference.work import Clock, Work, amount
+from mlx_magic.inference.watch import Watchers
+from mlx_magic.inference.work import Clock, Work
+
+__all__ = ["NamedImage", "Session", "current", "replace_current"]
 
 DRAW_AFTER = 0.08
 """Seconds that the model gets before the thumbnails are made."""
@@ -46,13 +47,6 @@ class Session:
     pool : ModelPool
     clock : callable
         Seconds, monotonic.
-
-    Attributes
-    ----------
-    aliases : dict of str to str
-        Alias to folder or repository id.
-    default_model : str or None
-        Used where a request names no model; None is the bundled demo model.
     """
 
     def __init__(
@@ -60,19 +54,58 @@ class Session:
     ) -> None:
         self.engine = engine
         self.pool = pool
-        self.aliases: dict[str, str] = {}
-        self.default_model: str | None = None
+        self._aliases: Mapping[str, str] = MappingProxyType({})
+        self._default_model: str | None = None
         self._clock = clock
+        self._watchers = Watchers()
         self._works: set[Work[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
         pool.opens_with(self.load)
+        pool.tells(self._watchers.tell)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Alias to folder or repository id, as they are now; see `load`."""
+        return self._aliases
+
+    @property
+    def default_model(self) -> str | None:
+        """Used where a request names no model; None is the bundled demo model."""
+        return self._default_model
+
+    @default_model.setter
+    def default_model(self, name: str | None) -> None:
+        changed = name != self._default_model
+        self._default_model = name
+        if changed:
+            self._watchers.tell()
 
     @property
     def running(self) -> list[Work[Any]]:
         """Generations and loads that have no outcome yet."""
         with self._lock:
-            return list(self._works)
+            return [work for work in self._works if not work.future.done()]
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Be told when something begins, ends or changes; progress is not told.
+
+        That is: a generation or a load, a model in the pool and its names, a lease,
+        the aliases and the default model. What ended has its outcome by then, and
+        is no longer in `running`.
+
+        Parameters
+        ----------
+        callback : callable
+            Called on any thread, the inference thread among them: must be quick.
+            One that raises is logged, and called no more.
+
+        Returns
+        -------
+        callable
+            Ends it.
+        """
+        return self._watchers.add(callback)
 
     @property
     def model_names(self) -> list[str]:
@@ -130,7 +163,7 @@ class Session:
         def prepare() -> None:
             found = self._resolve(name, load, trusted=trust_remote_code)
             if alias is not None:
-                load.future.add_done_callback(partial(self._alias, alias, str(found.path)))
+                load.before_success = partial(self._alias, alias, str(found.path))
             self.pool.submit_load(
                 load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
             )
@@ -138,10 +171,11 @@ class Session:
         self._begin(load, prepare)
         return load
 
-    def _alias(self, alias: str, path: str, future: Future[ModelInfo | None]) -> None:
+    def _alias(self, alias: str, path: str) -> None:
         """Give a name to what was loaded; not to what was not."""
-        if future.exception() is None and future.result() is not None:
-            self.aliases[alias] = path
+        with self._lock:
+            self._aliases = MappingProxyType({**self._aliases, alias: path})
+        self._watchers.tell()
 
     def check(self, name: str) -> str:
         """Look whether a model can be used, without loading it.
@@ -161,6 +195,13 @@ class Session:
             return "will be downloaded when it is first used"
         return f"{found.kind}, {found.model_type}"
 
+    def on_disk(self) -> list[ModelOnDisk]:
+        """Look which models are on this machine's disk; see `models_on_disk`.
+
+        Reads files: not for an event loop.
+        """
+        return models_on_disk(self.aliases)
+
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
         works = self.running
@@ -170,16 +211,7 @@ class Session:
 
     def device(self) -> list[tuple[str, str]]:
         """Say what MLX runs on here: pairs of a word and its value, for a person."""
-        memory, blas = device.memory(), device.blas()
-        limit = f" of {amount(memory.limit)}" if memory.limit else ""
-        facts = [
-            ("device", device.describe()),
-            ("memory", f"{amount(memory.active)} in use, {amount(memory.cached)} kept{limit}"),
-        ]
-        if blas is None:
-            blas = device.Blas(None, f"decided at the first load; {device.SWITCH}=0 turns it off")
-        facts.append(("OpenBLAS", blas.reason + (f" ({blas.loaded})" if blas.loaded else "")))
-        return facts
+        return machine.facts()
 
     def close(self) -> None:
         """Cancel what runs and end the threads."""
@@ -203,6 +235,7 @@ class Session:
         def ended(_: object) -> None:
             with self._lock:
                 self._works.discard(work)
+            self._watchers.tell()
 
         def run() -> None:
             try:
@@ -214,6 +247,7 @@ class Session:
                 work.fail(error)
 
         work.future.add_done_callback(ended)
+        self._watchers.tell()
         threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
 
     def _all_aliases(self) -> dict[str, str]:
@@ -255,8 +289,9 @@ class Session:
     ) -> None:
         request = generation.request
         found = self._resolve(request.model, generation)
-        if found.kind == "text" and (values or request.images):
-            raise self._no_images(request.model)
+        before = any(exchange.images for exchange in request.history)
+        if found.kind == "text" and (values or request.images or before):
+            raise self._no_images(request.model, before=before)
         opened = [
             *request.images,
             *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
@@ -284,62 +319,17 @@ class Session:
         except MlxMagicError:
             raise
         except Exception as error:
-            failure = _failure(request.model, error)
+            failure = generation_error(request.model, error)
             raise failure from without_frames(error)
 
-    def _no_images(self, name: str) -> ImagesNotSupportedError:
+    def _no_images(self, name: str, *, before: bool) -> ImagesNotSupportedError:
         vision = [m.name for m in self.pool if m.kind == "vision"]
         vision = list(dict.fromkeys([*vision, DEMO]))
+        otherwise = "begin a new conversation" if before else "leave the pictures out"
         return ImagesNotSupportedError(
-            f"{name} is a text model and cannot see pictures: ask a vision model instead "
-            f"(at hand: {', '.join(vision)}), or leave the pictures out.",
+            f"{name} is a text model and cannot see pictures"
+            f"{', and this conversation has some' if before else ''}: ask a vision model "
+            f"instead (at hand: {', '.join(vision)}), or {otherwise}.",
             model=name,
             vision_models=vision,
         )
-
-
-def _failure(model: str, error: Exception) -> GenerationError:
-    """Wrap a model's failure. Frames would hold its arrays: only their text is kept."""
-    detail = " ".join(str(error).split())[:300]
-    failure = GenerationError(
-        f"{model} failed while it answered: {type(error).__name__}: {detail}", model=model
-    )
-    failure.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
-    return failure
-
-
-_session: Session | None = None
-_session_lock = threading.Lock()
-
-
-def current() -> Session:
-    """Return this process's session, making it on first use."""
-    global _session
-    with _session_lock:
-        if _session is None:
-            _session = _make()
-        return _session
-
-
-def replace_current(session: Session | None) -> Session | None:
-    """Put another session in its place; for tests. Returns the one before."""
-    global _session
-    with _session_lock:
-        before, _session = _session, session
-        return before
-
-
-def _make() -> Session:
-    from mlx_magic.inference.backends.text import TextBackend
-    from mlx_magic.inference.backends.vision import VisionBackend
-
-    engine = Engine(at_end=device.release_thread)
-    pool = ModelPool(
-        engine,
-        {"vision": VisionBackend(), "text": TextBackend()},
-        clock=time.perf_counter,
-        limit=device.total_memory,
-    )
-    made = Session(engine, pool)
-    atexit.register(made.close)
-    return made

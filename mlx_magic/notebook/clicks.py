@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from mlx_magic.notebook.shell_tap import Kernel, ShellTap
+from mlx_magic.notebook.shell_tap import Kernel, ShellTap, context_for_threads
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
@@ -90,6 +91,36 @@ class ClickRoute:
             if self._tap is not None and comm_id is not None:
                 self._tap.discard(comm_id)
             button.on_click(clicked, remove=True)
+
+
+def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callable[[], None]:
+    """Call `callback` for clicks as soon as the kernel receives them, cell or no cell.
+
+    Where the kernel cannot be tapped, clicks come as they come.
+
+    Parameters
+    ----------
+    button : ipywidgets.Button
+    callback : callable
+        Called on the thread that reads the channel: it should do no more than set a
+        `CancelToken`. The click comes again the ordinary way.
+
+    Returns
+    -------
+    callable
+        Ends the watch.
+    """
+    tap, comm_id = _tap_of(_current_kernel()), button.model_id
+    if tap is None or comm_id is None:
+        return lambda: None
+    tap.install()
+    tap.add(comm_id, callback)
+    return lambda: tap.discard(comm_id)
+
+
+def thread_context() -> contextvars.Context:
+    """Return the context in which a thread can send widget messages; copy it for each thread."""
+    return context_for_threads(_current_kernel())
 
 
 def uninstall() -> None:

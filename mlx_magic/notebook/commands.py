@@ -8,7 +8,6 @@ from mlx_magic.errors import RequestError
 from mlx_magic.notebook.expressions import one_line
 from mlx_magic.notebook.options import (
     LINE_OPTIONS,
-    PLANNED_COMMANDS,
     Words,
     read_options,
     suggestion,
@@ -55,6 +54,11 @@ class CancelCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class PanelCommand:
+    """Open the panel."""
+
+
+@dataclass(frozen=True, slots=True)
 class HelpCommand:
     """``%vision`` alone: status and a short help."""
 
@@ -66,6 +70,7 @@ Command = (
     | StatusCommand
     | UseCommand
     | CancelCommand
+    | PanelCommand
     | HelpCommand
 )
 
@@ -76,14 +81,12 @@ def parse_line(line: str) -> Command:
     Raises
     ------
     RequestError
-        For an unknown or planned subcommand or flag, and for missing or surplus words.
+        For an unknown subcommand, an unknown or planned flag, and for missing or surplus words.
     """
     tokens = split_line(line)
     if not tokens:
         return HelpCommand()
     verb = tokens[0].text
-    if verb in PLANNED_COMMANDS:
-        raise RequestError(f"%vision {verb} is not available yet.", option=verb)
     if verb not in LINE_OPTIONS:
         hint = suggestion(verb, LINE_OPTIONS)
         if hint == ".":
@@ -108,6 +111,7 @@ def _command(verb: str, words: Words) -> Command:
         "list": ListCommand(),
         "status": StatusCommand(),
         "cancel": CancelCommand(),
+        "panel": PanelCommand(),
     }
     return plain[verb]
 

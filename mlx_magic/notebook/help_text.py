@@ -35,6 +35,7 @@ _LINE_TEXT = {
     "status": ("", "what is loaded and running, memory, device"),
     "use": ("MODEL", "make it the default of %%vision"),
     "cancel": ("", "cancel what is running"),
+    "panel": ("", "the same by mouse"),
 }
 
 _LINE_HEAD = """\

@@ -128,7 +128,7 @@ class VisionMagics(Magics):
 
     def _ask(self, line: str, cell: str) -> _Asked:
         """Everything that needs the notebook's variables, on the thread that owns them."""
-        arguments = parse_cell(line, cell, self._defaults())
+        arguments = parse_cell(line, cell, self.defaults())
         now = _session()
         with contextlib.ExitStack() as after, capture_output() as said:
             # Shown in any case, once nothing is captured any more.
@@ -188,7 +188,8 @@ class VisionMagics(Magics):
             self._demo_noted = True
             print(DEMO_NOTE)
 
-    def _defaults(self) -> Defaults:
+    def defaults(self) -> Defaults:
+        """Return what holds where a cell has no flag."""
         return Defaults(
             model=self.model,
             output=self.output,
@@ -236,6 +237,10 @@ class VisionMagics(Magics):
             case commands.CancelCommand():
                 count = now.cancel()
                 print(f"Cancelled {count}." if count else "Nothing is running.")
+            case commands.PanelCommand():
+                from mlx_magic.notebook.panel.panel import panel
+
+                return panel()
             case commands.UseCommand(model):
                 found = now.check(model)
                 self.model = model

@@ -82,8 +82,8 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
     "status": (),
     "use": (),
     "cancel": (),
+    "panel": (),
 }
-PLANNED_COMMANDS = ("panel",)
 
 
 @dataclass(frozen=True, slots=True)

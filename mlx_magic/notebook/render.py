@@ -59,6 +59,17 @@ def ending(result: VisionResult) -> str:
     return "\n".join(parts)
 
 
+def answer_html(text: str) -> str:
+    """Return an answer, without its pictures and its footer, as HTML."""
+    plain = to_plain(text)
+    return to_html(plain) if plain.strip() else "<p><em>(no text)</em></p>"
+
+
+def finish_words(result: VisionResult) -> str:
+    """Say why an answer ended, where that is not its natural end."""
+    return _FINISH.get(result.finish_reason, "")
+
+
 def _answer(result: VisionResult) -> tuple[str, str]:
     """Return the answer itself as plain text and as HTML."""
     plain = to_plain(result.text)
@@ -69,9 +80,9 @@ def _answer(result: VisionResult) -> tuple[str, str]:
         problem = f"Not valid JSON: {one_line(to_plain(result.data_error))}"
         warning = f'<p role="alert"><strong>{escape(problem)}</strong></p>'
         return f"{problem}\n{plain}", warning + preformatted(plain)
-    if not plain.strip():
-        return plain, "<p><em>(no text)</em></p>"
-    return plain, to_html(plain) if result.format == "markdown" else preformatted(plain)
+    if result.format == "markdown" or not plain.strip():
+        return plain, answer_html(plain)
+    return plain, preformatted(plain)
 
 
 def _pretty(result: VisionResult) -> str:

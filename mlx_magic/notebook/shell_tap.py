@@ -10,6 +10,7 @@ queue, and nothing in it runs early.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import signal
 import threading
@@ -121,7 +122,7 @@ class ShellTap:
             return
 
         def tapped(frames: list[Any]) -> object:
-            if self._cells:
+            if self._cells or self._watched:
                 self._look(frames)
             return below(frames)
 
@@ -147,7 +148,8 @@ class ShellTap:
         with self._lock:
             callback = self._watched.get(comm_id)
             if callback is None:
-                self._early.add(comm_id)
+                if self._cells:
+                    self._early.add(comm_id)
                 return
         try:
             callback()
@@ -174,6 +176,21 @@ class ShellTap:
         data = content["data"]
         clicked = data.get("method") == "custom" and data["content"].get("event") == "click"
         return str(content["comm_id"]) if clicked else None
+
+
+def context_for_threads(kernel: Kernel) -> contextvars.Context:
+    """Return the context in which a thread can send widget messages.
+
+    Each message names the request that it belongs to. ipykernel 7.0 knows that only where the
+    request is handled, and fails in a thread: there it is this one, in which this is called.
+    Everything else falls back on the newest request.
+
+    Parameters
+    ----------
+    kernel : ipykernel.kernelbase.Kernel or None
+    """
+    fails = hasattr(kernel, "_shell_parent") and not hasattr(kernel, "_shell_context")
+    return contextvars.copy_context() if fails else contextvars.Context()
 
 
 @contextmanager

@@ -28,9 +28,16 @@ class Throttle:
     ----------
     clock : callable
         Seconds, monotonic.
+    head_start, bytes_a_token : int
+        The bytes that updates may take.
+    overhead : int
+        Bytes of a message around its value.
     """
 
     clock: Callable[[], float]
+    head_start: int = HEAD_START
+    bytes_a_token: int = BYTES_A_TOKEN
+    overhead: int = MESSAGE_OVERHEAD
     _last: float = float("-inf")
     _sent: int = 0
 
@@ -38,9 +45,10 @@ class Throttle:
         """Whether an update of `size` bytes may go out now, `tokens` having been written."""
         if self.clock() - self._last < INTERVAL:
             return False
-        return self._sent + size + MESSAGE_OVERHEAD <= HEAD_START + BYTES_A_TOKEN * tokens
+        allowed = self.head_start + self.bytes_a_token * tokens
+        return self._sent + size + self.overhead <= allowed
 
     def sent(self, *sizes: int) -> None:
         """Take note of an update made of messages with so many bytes each."""
         self._last = self.clock()
-        self._sent += sum(size + MESSAGE_OVERHEAD for size in sizes)
+        self._sent += sum(size + self.overhead for size in sizes)

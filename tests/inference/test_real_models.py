@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,16 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 import mlx_magic.errors
+from mlx_magic.inference import images as pictures
 from mlx_magic.inference import session as sessions
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling, VisionResult
+from mlx_magic.inference.request import (
+    Exchange,
+    GenerationChunk,
+    GenerationRequest,
+    Sampling,
+    VisionResult,
+)
 from mlx_magic.inference.session import Session
 from tests.model_folders import smollm2_folder
 
@@ -207,9 +216,6 @@ def test_a_text_models_seed_repeats(session: Session, smollm2: str) -> None:
 def test_weights_that_do_not_fit_their_config_are_one_line_and_leave_nothing(
     session: Session, tmp_path: Path
 ) -> None:
-    import json
-    import shutil
-
     folder = tmp_path / "misfit"
     shutil.copytree(mlx_magic.demo_model(), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -221,3 +227,222 @@ def test_weights_that_do_not_fit_their_config_are_one_line_and_leave_nothing(
         ask(session, QUESTION, model=str(folder))
     assert "\n" not in str(caught.value)
     assert len(session.pool) == loaded
+
+
+def opened(*images: Image.Image) -> tuple[pictures.ImageInput, ...]:
+    return tuple(pictures.open_images(list(images)))
+
+
+def square() -> Image.Image:
+    image = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(image).rectangle((80, 80, 220, 220), fill="blue")
+    return image
+
+
+def raw_vision(
+    session: Session, messages: list[dict[str, Any]], images: list[Image.Image]
+) -> tuple[str, int]:
+    """Ask mlx-vlm itself; return its text and how many tokens it read."""
+
+    def work() -> tuple[str, int]:
+        import mlx.core as mx
+        import mlx_vlm
+
+        model, processor = mlx_vlm.load(str(mlx_magic.demo_model()))
+        model.set_dtype(mx.float32)
+        prompt = mlx_vlm.apply_chat_template(
+            processor, model.config, messages, num_images=len(images)
+        )
+        pieces = list(mlx_vlm.stream_generate(model, processor, prompt, images, max_tokens=48))
+        return "".join(piece.text for piece in pieces).strip(), pieces[-1].prompt_tokens
+
+    return session.engine.call(work).result(120)
+
+
+def user(text: str, *, images: int = 0) -> dict[str, Any]:
+    parts: list[dict[str, str]] = [{"type": "image"}] * images
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def follow(
+    session: Session, request: GenerationRequest, *images: Image.Image, sink: Any = None
+) -> VisionResult:
+    return session.start(request, images=[("i", i) for i in images], sink=sink).future.result(120)
+
+
+def test_a_follow_up_reads_the_picture_of_its_first_turn_as_raw_mlx_vlm_does(
+    session: Session, circle: Image.Image
+) -> None:
+    first = ask(session, QUESTION, circle, max_tokens=48)
+    again = "Which shape is it?"
+    result = follow(
+        session,
+        GenerationRequest(
+            prompt=again,
+            history=(Exchange(QUESTION, first.text, first.images),),
+            system="Answer briefly.",
+            sampling=Sampling(max_tokens=48),
+        ),
+    )
+    messages = [
+        {"role": "system", "content": "Answer briefly."},
+        user(QUESTION, images=1),
+        {"role": "assistant", "content": first.text},
+        user(again),
+    ]
+    assert (result.text, result.usage.prompt_tokens) == raw_vision(session, messages, [circle])
+    assert result.usage.image_tokens == first.usage.image_tokens
+    assert result.usage.prompt_tokens > first.usage.prompt_tokens
+    assert (result.images, result.seen) == ((), ())
+    assert result.timings.vision > 0
+    assert result.text != ask(session, again, max_tokens=48).text, "the turn before counts"
+
+
+def test_two_turns_with_a_picture_each_are_read_as_raw_mlx_vlm_reads_them(
+    session: Session, circle: Image.Image
+) -> None:
+    first = ask(session, QUESTION, circle, max_tokens=48)
+    again = "And what colour is this one?"
+    chunks: list[GenerationChunk] = []
+    result = follow(
+        session,
+        GenerationRequest(
+            prompt=again,
+            history=(Exchange(QUESTION, first.text, first.images),),
+            sampling=Sampling(max_tokens=48),
+        ),
+        square(),
+        sink=chunks.append,
+    )
+    messages = [
+        user(QUESTION, images=1),
+        {"role": "assistant", "content": first.text},
+        user(again, images=1),
+    ]
+    expected = raw_vision(session, messages, [circle, square()])
+    assert (result.text, result.usage.prompt_tokens) == expected
+    assert raw_vision(session, messages, [square(), circle])[0] != result.text, "order counts"
+    assert result.usage.image_tokens == 2 * first.usage.image_tokens
+    assert [image.size for image in result.images] == [(300, 300)]
+    assert result.seen == first.seen
+    assert len(result.seen) == 1
+    assert chunks[0].phase == "seeing"
+
+
+def with_template(folder: Path, template: str) -> str:
+    """Copy the bundled model, and give it another chat template."""
+    shutil.copytree(mlx_magic.demo_model(), folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return str(folder)
+
+
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+)
+NO_TURNS = "{% if messages | length > 1 %}{{ raise_exception('One turn only') }}{% endif %}"
+DROPS = "{% set messages = messages[-1:] %}"
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (NO_SYSTEM, r"System role not supported.*without a system prompt"),
+        (NO_TURNS, r"One turn only.*without the turns before"),
+        (DROPS, r"leaves out the system prompt.*without a system prompt"),
+    ],
+    ids=["no system prompt", "one turn", "drops"],
+)
+def test_a_template_that_cannot_take_a_conversation_says_so_in_one_line(
+    session: Session, circle: Image.Image, tmp_path: Path, before: str, words: str
+) -> None:
+    whole = (mlx_magic.demo_model() / "chat_template.jinja").read_text()
+    model = with_template(tmp_path / "one-turn", before + whole)
+    history = (Exchange(QUESTION, "Red.", opened(circle)),)
+    chat = GenerationRequest(prompt="Why?", model=model, history=history, system="Be kind.")
+
+    with pytest.raises(mlx_magic.errors.GenerationError, match=words) as caught:
+        follow(session, chat)
+    assert "\n" not in str(caught.value)
+    assert caught.value.model == model
+    assert model in session.pool
+    assert ask(session, QUESTION, circle, model=model).text == ask(session, QUESTION, circle).text
+    session.pool.unload(model)
+
+
+def test_a_text_models_turns_are_read_as_raw_mlx_lm_reads_them(
+    session: Session, smollm2: str
+) -> None:
+    turns = ("My name is Ada.", "Hello Ada!", "What is my name?")
+    result = follow(
+        session,
+        GenerationRequest(
+            prompt=turns[2],
+            model=smollm2,
+            system="You are polite.",
+            history=(Exchange(*turns[:2]),),
+            sampling=Sampling(max_tokens=16, temperature=0),
+        ),
+    )
+    roles = ("system", "user", "assistant", "user")
+    messages = [
+        {"role": role, "content": text}
+        for role, text in zip(roles, ("You are polite.", *turns), strict=True)
+    ]
+
+    def raw() -> tuple[str, int]:
+        import mlx.core as mx
+        import mlx_lm
+
+        model, tokenizer = mlx_lm.load(smollm2)[:2]
+        model.set_dtype(mx.float32)
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return mlx_lm.generate(model, tokenizer, prompt, max_tokens=16).strip(), len(prompt)
+
+    expected = session.engine.call(raw).result(120)
+    assert (result.text.strip(), result.usage.prompt_tokens) == expected
+    alone = ask(session, turns[2], model=smollm2, max_tokens=1)
+    assert result.usage.prompt_tokens > alone.usage.prompt_tokens
+
+
+def test_a_base_model_continues_the_turns_as_plain_text(
+    session: Session, smollm2: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(smollm2, folder, symlinks=True)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    request = GenerationRequest(
+        prompt="c", model=str(folder), system="s", history=(Exchange("a", "b"),),
+        sampling=Sampling(max_tokens=1),
+    )  # fmt: skip
+    result = follow(session, request)
+
+    def raw() -> int:
+        from transformers import AutoTokenizer
+
+        return len(AutoTokenizer.from_pretrained(str(folder)).encode("s\n\na\n\nb\n\nc"))
+
+    assert result.usage.prompt_tokens == session.engine.call(raw).result(120)
+    session.pool.unload(str(folder))
+
+
+def test_a_text_models_template_that_drops_turns_is_refused(
+    session: Session, smollm2: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "forgetful"
+    shutil.copytree(smollm2, folder, symlinks=True)
+    last = "{{ messages[-1]['content'] }}"
+    (folder / "chat_template.jinja").write_text(last)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = last
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    model = str(folder)
+    chat = GenerationRequest(prompt="Why?", model=model, history=(Exchange("What?", "That."),))
+
+    with pytest.raises(mlx_magic.errors.GenerationError, match="leaves out earlier turns"):
+        follow(session, chat)
+    assert ask(session, "Hi", model=model, max_tokens=1).usage.completion_tokens == 1
+    session.pool.unload(model)

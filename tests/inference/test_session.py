@@ -21,7 +21,8 @@ from mlx_magic.errors import (
     RequestError,
     UntrustedCodeError,
 )
-from mlx_magic.inference.request import GenerationRequest, Sampling
+from mlx_magic.inference.images import open_images
+from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import Work
 from mlx_magic.testing import RecordingSink, ScriptedBackend, scripted_session
@@ -344,3 +345,52 @@ def test_the_pool_loads_and_unloads_from_code(
     assert session.pool.unload("seer") == info.nbytes
     with pytest.raises(CheckpointError):
         session.pool.load(checkpoints.without_weights(tmp_path / "none"))
+
+
+def test_an_alias_is_there_as_soon_as_its_load_has_its_outcome(
+    session: Session, vision: str
+) -> None:
+    # A callback of the future comes before all that others do with its outcome.
+    there: list[bool] = []
+    load = session.load(vision, alias="seer")
+    load.future.add_done_callback(lambda _: there.append("seer" in session.aliases))
+    assert load.future.result(10) is not None
+    assert session.start(question("seer")).future.result(10).text
+    assert there == [True]
+
+
+def test_a_load_that_was_cancelled_leaves_no_alias(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    script.hold = "loading"
+    load = session.load(vision, alias="seer")
+    reach(load, "loading")
+    load.cancel()
+    script.release()
+    session.engine.call(lambda: None).result(10)
+    assert load.future.result(10) is None
+    assert not session.aliases
+
+
+def test_pictures_of_earlier_turns_are_refused_by_a_text_model_too(
+    session: Session, script: ScriptedBackend, text: str
+) -> None:
+    seen = tuple(open_images(picture()))
+    chat = GenerationRequest(prompt="Why?", model=text, history=(Exchange("What?", "It.", seen),))
+    with pytest.raises(ImagesNotSupportedError, match="begin a new conversation") as caught:
+        session.start(chat).future.result(10)
+    assert "\n" not in str(caught.value)
+    assert script.loads == 0
+
+
+def test_a_scripted_model_reads_the_turns_before(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    seen = tuple(open_images(picture()))
+    history = (Exchange("What is it?", "A circle.", seen),)
+    chat = GenerationRequest(prompt="And this?", model=vision, history=history)
+    result = session.start(chat, images=[("img", picture())]).future.result(10)
+
+    assert script.requests[-1].history == history
+    assert (result.usage.prompt_tokens, result.usage.image_tokens) == (7, 32)
+    assert len(result.images) == 1

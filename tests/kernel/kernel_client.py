@@ -118,6 +118,7 @@ class Client:
         self.cells: dict[str, Cell] = {}
         self.widgets: dict[str, dict[str, Any]] = {}
         self.comm_messages: list[Message] = []
+        self.iopub: list[Message] = []
         self.control: dict[str, dict[str, Any]] = {}
         self._manager = KernelManager()
         environment = {
@@ -219,11 +220,67 @@ class Client:
 
     def click(self, comm_id: str, subshell_id: str | None = None) -> None:
         """Click a button; JupyterLab names a subshell, other front ends name none."""
-        data = {"method": "custom", "content": {"event": "click"}}
-        message = self._client.session.msg("comm_msg", {"comm_id": comm_id, "data": data})
+        self.send_custom(comm_id, {"event": "click"}, subshell_id)
+
+    def send_custom(
+        self, comm_id: str, content: dict[str, Any], subshell_id: str | None = None
+    ) -> None:
+        """Send what a widget's view in the page sends."""
+        self._send_comm(comm_id, {"method": "custom", "content": content}, subshell_id)
+
+    def set_state(self, comm_id: str, subshell_id: str | None = None, **state: Any) -> None:
+        """Change traits of a widget, as a person does at a control."""
+        self.widgets[comm_id].update(state)
+        data = {"method": "update", "state": state, "buffer_paths": []}
+        self._send_comm(comm_id, data, subshell_id)
+
+    def request_states(self, subshell_id: str | None = None) -> dict[str, dict[str, Any]]:
+        """Ask for the states of all widgets, as a page does that is loaded again.
+
+        Returns
+        -------
+        dict
+            State of each widget, by comm id; `widgets` holds them from now on.
+        """
+        comm_id = f"control-{len(self.iopub)}"
+        content = {"comm_id": comm_id, "target_name": "jupyter.widget.control", "data": {}}
+        self._send("comm_open", content, subshell_id, metadata={"version": "1.0.0"})
+        self._send_comm(comm_id, {"method": "request_states"}, subshell_id)
+
+        def answers() -> list[dict[str, Any]]:
+            return [
+                m["content"]["data"]["states"]
+                for m in self.comm_messages
+                if m["msg_type"] == "comm_msg" and m["content"]["comm_id"] == comm_id
+            ]
+
+        self.wait_for(lambda: bool(answers()), "the states of the widgets")
+        self._send("comm_close", {"comm_id": comm_id, "data": {}}, subshell_id)
+        return {key: dict(widget["state"]) for key, widget in answers()[0].items()}
+
+    def round_trip(self) -> list[Message]:
+        """Ask the kernel what it is; return what it published meanwhile, less its status."""
+        begin = len(self.iopub)
+        asked = Cell(self._send("kernel_info_request", {}))
+        self.cells[asked.msg_id] = asked
+        self.finish(asked)
+        return [m for m in self.iopub[begin:] if m["parent_header"].get("msg_id") != asked.msg_id]
+
+    def _send_comm(self, comm_id: str, data: dict[str, Any], subshell_id: str | None) -> str:
+        return self._send("comm_msg", {"comm_id": comm_id, "data": data}, subshell_id)
+
+    def _send(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        subshell_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str:
+        message = self._client.session.msg(msg_type, content, metadata=metadata)
         if subshell_id is not None:
             message["header"]["subshell_id"] = subshell_id
         self._client.shell_channel.send(message)
+        return str(message["header"]["msg_id"])
 
     def new_subshell(self) -> str:
         """Open a subshell, as JupyterLab does for its widget messages; ipykernel 7 and later."""
@@ -266,6 +323,7 @@ class Client:
             assert self._manager.is_alive(), "the kernel has died"
 
     def _on_iopub(self, message: Message) -> None:
+        self.iopub.append(message)
         cell = self.cells.get(message["parent_header"].get("msg_id"))
         if cell is not None:
             cell.messages.append(message)

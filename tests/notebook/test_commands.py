@@ -41,15 +41,15 @@ def test_each_subcommand_is_read(line: str, command: Command) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("panel", "%vision panel is not available yet."),
+        ("panel qwen", "%vision panel takes no 'qwen'."),
         ("load x --pin", "--pin is not available yet."),
         ("load x --adapter y", "--adapter is not available yet."),
         ("lod x", "Unknown subcommand 'lod'; did you mean load?"),
         ("stats", "Unknown subcommand 'stats'; did you mean status?"),
         (
             "photo.jpg",
-            "Unknown subcommand 'photo.jpg': use one of load, unload, list, status, use, cancel; "
-            "questions start with %%vision.",
+            "Unknown subcommand 'photo.jpg': use one of load, unload, list, status, use, cancel, "
+            "panel; questions start with %%vision.",
         ),
         ("load", "%vision load needs a MODEL."),
         ("load ''", "%vision load needs a MODEL."),

@@ -141,7 +141,7 @@ def test_after_an_equals_sign_only_the_value_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("%vision ", ["load", "unload", "list", "status", "use", "cancel"]),
+        ("%vision ", ["load", "unload", "list", "status", "use", "cancel", "panel"]),
         ("%vision l", ["load", "list"]),
         ("%vision load ", ["demo", "qwen", "org/demo-2", "'my model'"]),
         ("  %vision use q", ["qwen"]),
@@ -155,7 +155,7 @@ def test_after_an_equals_sign_only_the_value_is_replaced() -> None:
         ("%vision load ./p", ["./photos/"]),
         ("%vision list ", []),
         ("%vision nonsense ", []),
-        ("%vision pan", []),
+        ("%vision pan", ["panel"]),
     ],
 )
 def test_subcommands_and_models_are_completed(line: str, expected: list[str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mlx_magic.errors import CheckpointError, ModelError, UnsupportedModelError
+import traceback
+
+from mlx_magic.errors import CheckpointError, GenerationError, ModelError, UnsupportedModelError
 from mlx_magic.inference.checkpoint import Checkpoint
 
 
@@ -43,3 +45,21 @@ def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelE
         f"{checkpoint.name}: {library} could not load {checkpoint.path}: {text}",
         model=checkpoint.name,
     )
+
+
+def generation_error(model: str, error: Exception) -> GenerationError:
+    """Wrap a model's failure. Frames would hold its arrays: only their text is kept.
+
+    Parameters
+    ----------
+    model : str
+        As it was asked for.
+    error : Exception
+        What was raised while it answered.
+    """
+    detail = " ".join(str(error).split())[:300]
+    failure = GenerationError(
+        f"{model} failed while it answered: {type(error).__name__}: {detail}", model=model
+    )
+    failure.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    return failure

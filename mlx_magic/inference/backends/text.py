@@ -7,8 +7,9 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import CheckpointError, GenerationError
-from mlx_magic.inference.backends import device, weights
+from mlx_magic.inference.backends import chat, device, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
+from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import (
@@ -127,15 +128,20 @@ class TextModel:
         )
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
-        messages = [{"role": "user", "content": request.prompt}]
-        if request.system:
-            messages.insert(0, {"role": "system", "content": request.system})
+        messages = chat.messages(request)
         if self._tokenizer.chat_template is None:
             # A base model has no turns: it continues the text.
             text = "\n\n".join(m["content"] for m in messages)
             tokens: list[int] = self._tokenizer.encode(text)
             return tokens
-        tokens = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        template = self._tokenizer.apply_chat_template
+        try:
+            tokens = template(messages, add_generation_prompt=True)
+            text = template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:
+            refusal = chat.template_error(error, request, model=self._name)
+            raise refusal from without_frames(error)
+        chat.require_whole(text, request, model=self._name)
         return tokens
 
     def _sampler(self, sampling: Sampling) -> Any:

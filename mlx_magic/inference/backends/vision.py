@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, prefill, weights
+from mlx_magic.inference.backends import chat, device, prefill, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.failure import one_line, without_frames
 from mlx_magic.inference.backends.seen import seen_sizes
@@ -86,17 +86,20 @@ class VisionModel:
         if request.sampling.seed is None:
             # Else it would repeat after an earlier request's seed.
             device.fresh_seed()
-        report(GenerationChunk("seeing" if request.images else "reading"))
+        pictures = chat.pictures(request)
+        report(GenerationChunk("seeing" if pictures else "reading"))
         yield
         cancel.checkpoint()
         inputs = self._inputs(request)
         counts = _Counts(
             prompt_tokens=int(inputs["input_ids"].size), image_tokens=self._image_tokens(inputs)
         )
-        if request.images:
+        if pictures:
             patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
-            seen = seen_sizes(inputs, len(request.images), patch)
-            report(GenerationChunk("seeing", seen=seen))
+            seen = seen_sizes(inputs, len(pictures), patch)
+            # Those of earlier turns come first.
+            own = seen[len(pictures) - len(request.images) :]
+            report(GenerationChunk("seeing", seen=own))
         caches = make_prompt_cache(self._model.language_model)
         with contextlib.ExitStack() as stack:
             unwatch = stack.enter_context(
@@ -146,17 +149,14 @@ class VisionModel:
 
     def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
         """Tokens, pixels and masks, made by the model's own processor."""
-        from mlx_vlm.prompt_utils import apply_chat_template
         from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 
         config, processor = self._model.config, self._processor
-        prompt = apply_chat_template(
-            processor, config, _messages(request), num_images=len(request.images)
-        )
+        prompt = self._prompt(request)
         try:
             inputs = prepare_inputs(
                 processor,
-                images=[image.pixels for image in request.images] or None,
+                images=[image.pixels for image in chat.pictures(request)] or None,
                 prompts=prompt,
                 image_token_index=getattr(config, "image_token_index", None),
                 add_special_tokens=should_add_special_tokens(config.model_type, processor),
@@ -168,6 +168,23 @@ class VisionModel:
             ) from without_frames(error)
         inputs["mask"] = inputs.pop("attention_mask", None)
         return {key: value for key, value in inputs.items() if value is not None}
+
+    def _prompt(self, request: GenerationRequest) -> Any:
+        """Write the conversation as the model's chat template wants it."""
+        from mlx_vlm.prompt_utils import apply_chat_template
+
+        try:
+            prompt = apply_chat_template(
+                self._processor,
+                self._model.config,
+                chat.messages(request, _content),
+                num_images=len(chat.pictures(request)),
+            )
+        except Exception as error:
+            refusal = chat.template_error(error, request, model=self._name)
+            raise refusal from without_frames(error)
+        chat.require_whole(prompt, request, model=self._name)
+        return prompt
 
     def _image_tokens(self, inputs: dict[str, Any]) -> int:
         """Count the places of the prompt that stand for pictures."""
@@ -223,12 +240,6 @@ class _Counts:
         )
 
 
-def _messages(request: GenerationRequest) -> list[dict[str, Any]]:
+def _content(text: str, pictures: int) -> list[dict[str, str]]:
     """Pictures in the turn they came in: a plain string would lose their place."""
-    messages: list[dict[str, Any]] = []
-    if request.system:
-        messages.append({"role": "system", "content": request.system})
-    content: list[dict[str, str]] = [{"type": "image"} for _ in request.images]
-    content.append({"type": "text", "text": request.prompt})
-    messages.append({"role": "user", "content": content})
-    return messages
+    return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]

@@ -1,0 +1,52 @@
+"""The one session of this process: made at its first use, with the real backends."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.pool import ModelPool
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.session import Session
+
+_session: Session | None = None
+_lock = threading.Lock()
+
+
+def current() -> Session:
+    """Return this process's session, making it on first use."""
+    global _session
+    with _lock:
+        if _session is None:
+            _session = _make()
+        return _session
+
+
+def replace_current(session: Session | None) -> Session | None:
+    """Put another session in its place; for tests. Returns the one before."""
+    global _session
+    with _lock:
+        before, _session = _session, session
+        return before
+
+
+def _make() -> Session:
+    from mlx_magic.inference.backends.text import TextBackend
+    from mlx_magic.inference.backends.vision import VisionBackend
+    from mlx_magic.inference.session import Session
+
+    engine = Engine(at_end=device.release_thread)
+    pool = ModelPool(
+        engine,
+        {"vision": VisionBackend(), "text": TextBackend()},
+        clock=time.perf_counter,
+        limit=device.total_memory,
+    )
+    made = Session(engine, pool)
+    atexit.register(made.close)
+    return made

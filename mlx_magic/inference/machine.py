@@ -1,0 +1,19 @@
+"""What MLX runs on here, in words for a person."""
+
+from __future__ import annotations
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.work import amount
+
+
+def facts() -> list[tuple[str, str]]:
+    """Return pairs of a word and its value: device, memory, BLAS."""
+    memory, blas = device.memory(), device.blas()
+    limit = f" of {amount(memory.limit)}" if memory.limit else ""
+    if blas is None:
+        blas = device.Blas(None, f"decided at the first load; {device.SWITCH}=0 turns it off")
+    return [
+        ("device", device.describe()),
+        ("memory", f"{amount(memory.active)} in use, {amount(memory.cached)} kept{limit}"),
+        ("OpenBLAS", blas.reason + (f" ({blas.loaded})" if blas.loaded else "")),
+    ]

@@ -1,0 +1,145 @@
+"""Which models are on this machine's disk: the bundled one, aliases, the Hub's cache."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlx_magic import demo
+from mlx_magic.errors import ModelError
+from mlx_magic.inference import checkpoint, checkpoint_files
+from mlx_magic.inference.request import DEMO
+
+_REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOnDisk:
+    """A model that could be loaded without a download, or the reason why not.
+
+    Attributes
+    ----------
+    name : str
+        Alias or repository id.
+    path : Path
+        Its folder.
+    kind : {"vision", "text", ""}
+        Empty where its config.json does not tell.
+    model_type : str
+        Architecture, from config.json; may be empty.
+    quantization : str or None
+    nbytes : int
+        Bytes of the weights on disk; 0 is unknown.
+    problem : str
+        Why it cannot be used as it is, in one line; empty if it can.
+    """
+
+    name: str
+    path: Path
+    kind: str = ""
+    model_type: str = ""
+    quantization: str | None = None
+    nbytes: int = 0
+    problem: str = ""
+
+
+def models_on_disk(aliases: Mapping[str, str], *, cache: Path | None = None) -> list[ModelOnDisk]:
+    """Look for models: without the network, without importing a library, reading no weights.
+
+    Takes some milliseconds a model, more where it has many weight files: not for an
+    event loop.
+
+    Parameters
+    ----------
+    aliases : mapping
+        Alias to folder or repository id; those of folders are listed.
+    cache : Path, optional
+        The Hub's cache folder, instead of its default.
+
+    Returns
+    -------
+    list of ModelOnDisk
+        The bundled model, then aliases, then repositories in the cache that have a
+        config.json, by name. A repository that an alias stands for is listed once.
+    """
+    found = [_look(DEMO, demo.folder())]
+    for name, folder in sorted(_folders(aliases)):
+        found.append(_look(name, folder))
+    listed = {model.path.resolve() for model in found}
+    for repo_id, folder in sorted(_cached(cache)):
+        if folder.resolve() not in listed:
+            found.append(_look(repo_id, folder))
+    return found
+
+
+def _look(name: str, folder: Path) -> ModelOnDisk:
+    try:
+        found = checkpoint.inspect(folder, name)
+    except ModelError as error:
+        return _unusable(name, folder, error)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return ModelOnDisk(name, folder, problem=f"its folder cannot be read ({reason})")
+    problem = ""
+    try:
+        found.require_trust(False)
+    except ModelError as error:
+        problem = _without_name(error, name)
+    return ModelOnDisk(
+        name=name,
+        path=folder,
+        kind=found.kind,
+        model_type=found.model_type,
+        quantization=found.quantization,
+        nbytes=found.weight_bytes,
+        problem=problem,
+    )
+
+
+def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
+    """Say what can be said of a checkpoint that `inspect` refused."""
+    problem = _without_name(error, name)
+    try:
+        config = checkpoint_files.read_config(folder, model=name)
+    except ModelError:
+        return ModelOnDisk(name, folder, problem=problem)
+    return ModelOnDisk(
+        name=name,
+        path=folder,
+        kind=checkpoint.kind_of(config),
+        model_type=config["model_type"],
+        quantization=checkpoint.quantization_of(config),
+        problem=problem,
+    )
+
+
+def _without_name(error: ModelError, name: str) -> str:
+    """Return the message as it reads beside the name."""
+    return " ".join(str(error).split()).removeprefix(name).removeprefix(":").lstrip()
+
+
+def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    for name, target in aliases.items():
+        folder = Path(target).expanduser()
+        # One that is gone is listed with its problem; what else is no folder is a repository.
+        if name != DEMO and (folder.is_absolute() or folder.is_dir()):
+            yield name, folder
+
+
+def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
+    """Yield repositories with a config.json, as `checkpoint.resolve` would find them."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root = Path(HF_HUB_CACHE) if cache is None else cache
+    for folder in root.glob("models--*"):
+        named = _REPOSITORY.fullmatch(folder.name)
+        # Repository ids have no double dash or dot: this one would be ambiguous.
+        if named is None or any("--" in part or ".." in part for part in named.groups()):
+            continue
+        repo_id = "/".join(named.groups())
+        config = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache)
+        if isinstance(config, str):
+            yield repo_id, Path(config).parent

@@ -1,0 +1,1 @@
+"""The panel: the same engine and pool as the cells, by mouse."""

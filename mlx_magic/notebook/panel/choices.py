@@ -1,0 +1,132 @@
+"""The models that a person can choose from: in memory, on disk, bundled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.model_info import Load
+from mlx_magic.inference.request import DEMO
+from mlx_magic.inference.session import Session
+from mlx_magic.inference.work import Progress, Work, amount
+from mlx_magic.notebook.phases import phase_line
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.on_disk import ModelOnDisk
+
+ModelState = Literal["loaded", "loading", "on disk", "bundled", "unusable"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model as the panel lists it.
+
+    Attributes
+    ----------
+    name : str
+        What a person and a cell call it.
+    state : {"loaded", "loading", "on disk", "bundled", "unusable"}
+    kind : str
+        ``"vision"``, ``"text"`` or ``""`` where that is not known yet.
+    details : str
+        Architecture, quantisation and size.
+    nbytes : int
+        Bytes in memory if loaded, else on disk; 0 is unknown.
+    users : int
+        Requests that hold it now.
+    problem : str
+        Why it cannot be used.
+    progress : Progress or None
+        While it is loading.
+    default : bool
+        Whether cells without a model use it.
+    """
+
+    name: str
+    state: ModelState
+    kind: str = ""
+    details: str = ""
+    nbytes: int = 0
+    users: int = 0
+    problem: str = ""
+    progress: Progress | None = None
+    default: bool = False
+
+    @property
+    def label(self) -> str:
+        """One line for a list to choose from."""
+        return " · ".join(part for part in (self.name, self.kind, self.state) if part)
+
+    @property
+    def line(self) -> str:
+        """What stands beside its name."""
+        if self.progress is not None:
+            return phase_line(self.progress)
+        if self.problem:
+            return self.problem
+        size = amount(self.nbytes) if self.nbytes else ""
+        return " · ".join(part for part in (self.kind, self.details, size) if part)
+
+
+def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
+    """Return what there is to choose from: loaded models first, then those on their way.
+
+    Parameters
+    ----------
+    session : Session
+    disk : sequence of ModelOnDisk
+        As it was last looked at.
+    """
+    default = session.default_model or DEMO
+    found: dict[str, ModelChoice] = {}
+    paths: set[str] = set()
+    for model in session.pool:
+        paths.add(model.path)
+        found[model.name] = ModelChoice(
+            model.name,
+            "loaded",
+            model.kind,
+            _details(model.model_type, model.quantization),
+            model.nbytes,
+            model.users,
+            default=default in model.names,
+        )
+    for name, progress in _loading(session.running):
+        if name not in found and not any(name in m.names for m in session.pool):
+            found[name] = ModelChoice(name, "loading", progress=progress, default=name == default)
+    for entry in disk:
+        if entry.name in found or str(entry.path) in paths:
+            continue
+        state: ModelState = "bundled" if entry.name == DEMO else "on disk"
+        found[entry.name] = ModelChoice(
+            entry.name,
+            "unusable" if entry.problem else state,
+            entry.kind,
+            _details(entry.model_type, entry.quantization),
+            entry.nbytes,
+            problem=entry.problem,
+            default=entry.name == default,
+        )
+    for name, path in session.aliases.items():
+        # Given since the disk was looked at.
+        if name not in found and path not in paths:
+            found[name] = ModelChoice(name, "on disk", default=name == default)
+    if default not in found and not any(choice.default for choice in found.values()):
+        found[default] = ModelChoice(default, "on disk", default=True)
+    return list(found.values())
+
+
+def _loading(running: Sequence[Work[Any]]) -> list[tuple[str, Progress]]:
+    loads = []
+    for work in running:
+        if isinstance(work, Load):
+            loads.append((work.name, work.progress))
+        elif isinstance(work, Generation) and work.progress.phase in ("loading", "downloading"):
+            loads.append((work.request.model, work.progress))
+    return loads
+
+
+def _details(model_type: str, quantization: str | None) -> str:
+    return " · ".join(part for part in (model_type, quantization) if part)

@@ -1,0 +1,50 @@
+"""Small pieces that the panel's sections are made of."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import ipywidgets as widgets
+
+
+def put(widget: Any, trait: str, value: Any) -> None:
+    """Set a trait that has changed; nothing is compared or sent where it has not."""
+    if getattr(widget, trait) != value:
+        setattr(widget, trait, value)
+
+
+def button(text: str, tip: str, *, disabled: bool = False, look: str = "") -> widgets.Button:
+    """Return a button as wide as its text.
+
+    Parameters
+    ----------
+    text : str
+    tip : str
+        What it does; where it is disabled, why.
+    disabled : bool
+    look : str
+        ``"primary"`` or ``""``.
+    """
+    return widgets.Button(
+        description=text,
+        tooltip=tip,
+        disabled=disabled,
+        button_style=look,
+        layout=widgets.Layout(width="auto"),
+    )
+
+
+def line(*children: widgets.Widget) -> widgets.HBox:
+    """Return widgets side by side; they wrap where it is narrow."""
+    box = widgets.HBox(children)
+    box.add_class("mlxm-line")
+    return box
+
+
+def said(text: str, *, problem: bool = False) -> str:
+    """Return one line as HTML that a screen reader speaks."""
+    if not text:
+        return ""
+    role, look = ("alert", "mlxm-problem") if problem else ("status", "mlxm-quiet")
+    return f'<div role="{role}" class="{look}">{html.escape(text)}</div>'

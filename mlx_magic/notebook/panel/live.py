@@ -1,0 +1,196 @@
+"""From a generation to the small messages that keep its answer on the page up to date."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mlx_magic.inference.work import Progress
+from mlx_magic.notebook import render, sanitise
+from mlx_magic.notebook.blocks import Blocks
+from mlx_magic.notebook.panel.conversation import Answer
+from mlx_magic.notebook.phases import phase_line
+from mlx_magic.notebook.throttle import Throttle
+
+LONGEST_SHOWN = 100_000
+"""Characters of an answer that are put on the page; its result has them all."""
+
+STATUS_INTERVAL = 0.5
+"""Seconds between two changes of progress within a phase."""
+
+_HEAD_START = 20_000
+_BYTES_A_TOKEN = 105
+_OVERHEAD = 520
+
+
+class AnswerMessages(Protocol):
+    """Where the messages of an answer go."""
+
+    def delta(self, turn: str, index: int, before: int, text: str, status: str = "") -> None:
+        """Append plain text to the tail, which has `before` characters."""
+
+    def blocks(self, turn: str, index: int, before: int, html: list[str], tail: str) -> None:
+        """Append finished blocks to the `before` that are there, and replace the tail."""
+
+    def status(self, turn: str, index: int, status: str, fraction: float) -> None:
+        """Show a phase, and its progress from 0 to 1 (-1: unknown)."""
+
+
+class LiveAnswer:
+    """What the page shows of one answer.
+
+    Parameters
+    ----------
+    turn : str
+        Id of its turn.
+    index : int
+        Its place among the turn's answers.
+    answer : Answer
+    out : AnswerMessages
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        turn: str,
+        index: int,
+        answer: Answer,
+        out: AnswerMessages,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.answer = answer
+        self.turn = turn
+        self.index = index
+        self.saved = ""
+        self.cell = ""
+        self._out = out
+        self._clock = clock
+        self._blocks = Blocks()
+        self._html: list[str] = []
+        self._shown = 0
+        self._throttle = Throttle(
+            clock, head_start=_HEAD_START, bytes_a_token=_BYTES_A_TOKEN, overhead=_OVERHEAD
+        )
+        self._status = "waiting …"
+        self._fraction = -1.0
+        self._phase: object = None
+        self._next_status = 0.0
+
+    def update(self) -> bool:
+        """Send what is new, within what time and bytes allow.
+
+        Returns
+        -------
+        bool
+            Whether the answer has just ended; its state is to be sent whole then.
+        """
+        generation = self.answer.generation
+        if generation is None or self.answer.state != "running":
+            return False
+        if generation.future.done():
+            self._end()
+            return True
+        snapshot = generation.snapshot()
+        self._show_phase(snapshot.progress)
+        tokens, text = snapshot.completion_tokens, snapshot.text[:LONGEST_SHOWN]
+        new = text[self._shown :]
+        if new and self._throttle.allows(min(len(new), 2_000), tokens):
+            self._throttle.sent(*self._grow(new, self._count(tokens)))
+            self._shown = len(text)
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it, for a page that shows it for the first time."""
+        answer, result = self.answer, self.answer.result
+        return {
+            "model": answer.model,
+            "state": answer.state,
+            "status": self._status if answer.state == "running" else "",
+            "fraction": self._fraction,
+            "blocks": list(self._html),
+            "tail": self._tail() if answer.state == "running" else "",
+            "text": result.text[:LONGEST_SHOWN] if result else "",
+            "cell": self.cell,
+            "footer": _footer(answer),
+            "error": sanitise.to_plain(answer.error),
+            "saved": self.saved,
+        }
+
+    def _end(self) -> None:
+        generation = self.answer.generation
+        assert generation is not None
+        error = generation.future.exception()
+        if error is not None:
+            self.answer.error = " ".join(str(error).split()) or type(error).__name__
+        else:
+            self.answer.result = generation.future.result()
+        result = self.answer.result
+        text = result.text if result else generation.snapshot().text
+        shown = text[:LONGEST_SHOWN]
+        self._html = [render.answer_html(shown)] if result else _failed(shown)
+        if len(text) > LONGEST_SHOWN:
+            self._html.append(
+                f"<p><em>{len(text):,} characters: only the first {LONGEST_SHOWN:,} are shown; "
+                "save the result as a variable for all of them.</em></p>"
+            )
+
+    def _show_phase(self, progress: Progress) -> None:
+        """Show a new phase at once, and progress within one twice a second."""
+        line = phase_line(progress)
+        new = progress.phase != self._phase
+        if not new and (progress.phase == "writing" or self._clock() < self._next_status):
+            return
+        self._phase = progress.phase
+        if line != self._status:
+            self._status = line
+            self._fraction = progress.done / progress.total if progress.total > 0 else -1.0
+            self._next_status = self._clock() + STATUS_INTERVAL
+            self._out.status(self.turn, self.index, line, self._fraction)
+
+    def _count(self, tokens: int) -> str:
+        """Return the status with the tokens so far; it travels with the text, now and then."""
+        if self._clock() < self._next_status:
+            return ""
+        self._next_status = self._clock() + STATUS_INTERVAL
+        self._status = f"writing · {tokens:,} tokens"
+        return self._status
+
+    def _tail(self) -> str:
+        return sanitise.to_plain(self._blocks.tail)
+
+    def _grow(self, text: str, status: str) -> list[int]:
+        """Send new text; return the bytes of each message."""
+        tail, finished = self._tail(), len(self._blocks.finished)
+        self._blocks.feed(text)
+        new = self._blocks.finished[finished:]
+        if new:
+            html = [_block(*block) for block in new]
+            self._out.blocks(self.turn, self.index, len(self._html), html, self._tail())
+            self._html += html
+            return [sum(map(len, html)) + len(self._blocks.tail)]
+        after = self._tail()
+        if not after.startswith(tail):
+            # A control sequence that was cut in two is taken out once it is whole.
+            self._out.blocks(self.turn, self.index, len(self._html), [], after)
+            return [len(after)]
+        self._out.delta(self.turn, self.index, len(tail), after[len(tail) :], status)
+        return [len(after) - len(tail) + len(status)]
+
+
+def _block(text: str, whole: bool) -> str:
+    return sanitise.to_html(text) if whole else sanitise.preformatted(text.rstrip("\n"))
+
+
+def _failed(text: str) -> list[str]:
+    return [sanitise.preformatted(text)] if text else []
+
+
+def _footer(answer: Answer) -> str:
+    if answer.result is None:
+        return ""
+    line = render.usage_line(answer.result)
+    ending = render.finish_words(answer.result)
+    return f"{ending} · {line}" if ending else line

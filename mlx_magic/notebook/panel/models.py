@@ -1,0 +1,154 @@
+"""The models of a panel: what there is, loading, unloading, what became of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from mlx_magic.errors import MlxMagicError, ModelInUseError, ModelNotFoundError
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.model_info import Load
+from mlx_magic.inference.session import Session
+from mlx_magic.inference.work import amount
+from mlx_magic.notebook.panel.choices import ModelChoice, choices
+from mlx_magic.notebook.panel.guarded import guarded
+from mlx_magic.notebook.panel.models_section import ModelsSection
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.on_disk import ModelOnDisk
+
+_log = logging.getLogger(__name__)
+
+
+class Models:
+    """Keeps a `ModelsSection` true and does what its buttons say.
+
+    Parameters
+    ----------
+    session : Session
+    changed : callable
+        Called, on any thread, when there is something new.
+
+    Attributes
+    ----------
+    section : ModelsSection
+    """
+
+    def __init__(self, session: Session, changed: Callable[[], None]) -> None:
+        self._session = session
+        self._changed = changed
+        self._loads: set[Load] = set()
+        self._loaded_names: set[str] = set()
+        self._lock = threading.Lock()
+        self._disk: list[ModelOnDisk] = []
+        self._looking = False
+        self._said = ("", False)
+        self.section = ModelsSection(self.load, self.unload, self.cancel_load, self.look)
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load that this panel began is on its way."""
+        with self._lock:
+            return bool(self._loads)
+
+    def show(self) -> list[ModelChoice]:
+        """Bring the section up to date; return what there is to choose from."""
+        with self._lock:
+            disk, said = self._disk, self._said
+            loaded, self._loaded_names = self._loaded_names, set()
+        found = choices(self._session, disk)
+        memory = self._session.pool.memory
+        self.section.show(found, active=memory.active, cached=memory.cached, limit=memory.limit)
+        self.section.say(said[0], problem=said[1])
+        for name in loaded:
+            self.section.loaded(name)
+        return found
+
+    def look(self) -> None:
+        """Look at the disk again; on a thread, since a large cache takes its time."""
+        with self._lock:
+            if self._looking:
+                return
+            self._looking = True
+
+        def run() -> None:
+            try:
+                found = self._session.on_disk()
+                with self._lock:
+                    self._disk = found
+            except Exception as error:
+                _log.exception("The models on disk could not be listed.")
+                self._say(f"The models on disk could not be listed: {error}", problem=True)
+            finally:
+                with self._lock:
+                    self._looking = False
+            self._changed()
+
+        threading.Thread(target=run, name="mlx-magic-disk", daemon=True).start()
+
+    def load(self, name: str) -> None:
+        """Begin to load a model."""
+        with guarded(lambda problem: self._say(problem, problem=True)):
+            load = self._session.load(name)
+            with self._lock:
+                self._loads.add(load)
+            self._say("")
+            load.future.add_done_callback(lambda _: self._loaded(load))
+
+    def unload(self, name: str) -> None:
+        """Begin to unload a model."""
+
+        def unloaded(future: Future[int]) -> None:
+            error = future.exception()
+            if error is not None:
+                self._say(f"{name} could not be unloaded: {error}", problem=True)
+            else:
+                self._say(f"Unloaded {name}: {amount(future.result())} freed.")
+
+        try:
+            self._session.pool.submit_unload(name).add_done_callback(unloaded)
+        except (ModelInUseError, ModelNotFoundError) as error:
+            self._say(str(error), problem=True)
+
+    def cancel_load(self, name: str) -> None:
+        """Cancel what loads a model, whoever asked for it."""
+        for work in self._session.running:
+            loads = isinstance(work, Load) and work.name == name
+            needs = (
+                isinstance(work, Generation)
+                and work.request.model == name
+                and work.progress.phase in ("loading", "downloading")
+            )
+            if loads or needs:
+                work.cancel()
+
+    def cancel(self) -> None:
+        """Cancel the loads that this panel began; safe from any thread."""
+        with self._lock:
+            loads = list(self._loads)
+        for load in loads:
+            load.cancel()
+
+    def _loaded(self, load: Load) -> None:
+        with self._lock:
+            self._loads.discard(load)
+        error = load.future.exception()
+        if isinstance(error, MlxMagicError):
+            self._say(str(error), problem=True)
+        elif error is not None:
+            self._say(f"{load.name} could not be loaded: {error}", problem=True)
+        elif (info := load.future.result()) is None:
+            self._say(f"Cancelled: {load.name} was not loaded.")
+        else:
+            with self._lock:
+                # Shown by `show`: the inference thread is not to send widget messages.
+                self._loaded_names.add(load.name)
+            self._say(f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}.")
+
+    def _say(self, text: str, *, problem: bool = False) -> None:
+        with self._lock:
+            self._said = (" ".join(text.split()), problem)
+        self._changed()

@@ -1,0 +1,208 @@
+"""The panel's list of models, with the memory they take."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from mlx_magic.inference.work import amount
+from mlx_magic.notebook.panel.choices import ModelChoice
+from mlx_magic.notebook.panel.controls import button, line, put, said
+
+_COLOURS = 5
+
+
+class ModelsSection:
+    """Rows of models with a button each, a memory bar, and a field for any other model.
+
+    Parameters
+    ----------
+    load, unload, cancel_load : callable
+        What the buttons do; each takes the model's name.
+    refresh : callable
+        Looks at the disk again.
+
+    Attributes
+    ----------
+    box : ipywidgets.VBox
+        What is shown.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str], None],
+        unload: Callable[[str], None],
+        cancel_load: Callable[[str], None],
+        refresh: Callable[[], None],
+    ) -> None:
+        self._actions = {"Load": load, "Unload": unload, "Cancel load": cancel_load}
+        self._rows: dict[str, _Row] = {}
+        self.memory = widgets.HTML()
+        self._shared = _Shared(self.memory)
+        self.memory.add_class("mlxm-memory")
+        self.list = widgets.VBox()
+        self.list.add_class("mlxm-models")
+        self.name = widgets.Combobox(
+            placeholder="another: folder, or organisation/name on the Hub",
+            continuous_update=True,
+            layout=widgets.Layout(flex="1 1 16em", width="auto", min_width="0"),
+        )
+        self.name.add_class("mlxm-model-name")
+        self.load_other = button("Load", "Name a model first", disabled=True)
+        self.look_again = button("Look again", "Look for models on disk again")
+        self.load_other.on_click(lambda _: self._load_other(load))
+        self.look_again.on_click(lambda _: refresh())
+        self.name.observe(self._named, "value")
+        other = line(self.name, self.load_other, self.look_again)
+        self.note = widgets.HTML()
+        self.box = widgets.VBox([self.memory, self.list, other, self.note])
+
+    def show(self, choices: Sequence[ModelChoice], *, active: int, cached: int, limit: int) -> None:
+        """Bring rows and bar up to date; sends only what has changed. See `memory_bar`."""
+        put(self.memory, "value", memory_bar(choices, active, cached, limit))
+        rows = []
+        for choice in choices:
+            row = self._rows.get(choice.name)
+            if row is None:
+                row = _Row(choice, self._shared, self._press)
+            rows.append(row)
+            row.show(choice)
+        gone = [row for row in self._rows.values() if row not in rows]
+        order = tuple(row.box for row in rows)
+        if order != tuple(self.list.children):
+            self.list.children = order
+        self._rows = {row.name: row for row in rows}
+        for row in gone:
+            row.close()
+
+    def say(self, text: str, *, problem: bool = False) -> None:
+        """Show one line below the list."""
+        put(self.note, "value", said(text, problem=problem))
+
+    def loaded(self, name: str) -> None:
+        """Empty the field, if that is what it asked for."""
+        if self.name.value.strip() == name:
+            self.name.value = ""
+
+    def _press(self, action: str, name: str) -> None:
+        self._actions[action](name)
+
+    def _named(self, _: Any) -> None:
+        named = bool(self.name.value.strip())
+        self.load_other.disabled = not named
+        self.load_other.tooltip = "" if named else "Name a model first"
+
+    def _load_other(self, load: Callable[[str], None]) -> None:
+        load(self.name.value.strip())
+
+
+class _Shared:
+    """Layouts and styles that all rows have in common: a comm each, once."""
+
+    def __init__(self, html: widgets.HTML) -> None:
+        self.text = widgets.Layout(flex="1 1 12em", width="auto", min_width="0")
+        self.button = widgets.Layout(width="7.5em", flex="0 0 auto")
+        self.row = widgets.Layout()
+        self.button_style = widgets.ButtonStyle()
+        self.text_style = html.style
+
+
+class _Row:
+    def __init__(
+        self, choice: ModelChoice, shared: _Shared, press: Callable[[str, str], None]
+    ) -> None:
+        self.name = choice.name
+        action, why_not = _action(choice)
+        self.text = widgets.HTML(row_html(choice), layout=shared.text, style=shared.text_style)
+        self.button = widgets.Button(
+            description=action,
+            disabled=bool(why_not),
+            tooltip=why_not or f"{action} {choice.name}",
+            layout=shared.button,
+            style=shared.button_style,
+        )
+        self.button.on_click(lambda _: press(self.button.description, self.name))
+        self.box = widgets.HBox(
+            [self.text, self.button], layout=shared.row, _dom_classes=["mlxm-model"]
+        )
+
+    def show(self, choice: ModelChoice) -> None:
+        action, why_not = _action(choice)
+        put(self.text, "value", row_html(choice))
+        put(self.button, "description", action)
+        put(self.button, "disabled", bool(why_not))
+        put(self.button, "tooltip", why_not or f"{action} {choice.name}")
+
+    def close(self) -> None:
+        for widget in (self.box, self.text, self.button):
+            widget.close()
+
+
+def row_html(choice: ModelChoice) -> str:
+    """Return what a row says of its model."""
+    badge = choice.state + (", in use" if choice.users else "")
+    default = '<span class="mlxm-badge">default</span>' if choice.default else ""
+    bar = ""
+    if choice.progress is not None and choice.progress.total > 0:
+        share = 100 * min(choice.progress.done / choice.progress.total, 1.0)
+        bar = f'<span class="mlxm-bar"><span style="width:{share:.1f}%"></span></span>'
+    state = choice.state.replace(" ", "-")
+    return (
+        f'<span class="mlxm-model-title">{html.escape(choice.name)}</span> '
+        f'<span class="mlxm-badge mlxm-{state}">{html.escape(badge)}</span>{default}'
+        f'<span class="mlxm-quiet mlxm-model-line">{html.escape(choice.line)}</span>{bar}'
+    )
+
+
+def memory_bar(choices: Sequence[ModelChoice], active: int, cached: int, limit: int) -> str:
+    """Return the memory as a bar of the models' shares, with its words.
+
+    Parameters
+    ----------
+    choices : sequence of ModelChoice
+    active, cached, limit : int
+        Bytes that MLX has in arrays, keeps for reuse, and may use; a limit of 0 is unknown.
+    """
+    loaded = [choice for choice in choices if choice.state == "loaded"]
+    weights = sum(choice.nbytes for choice in loaded)
+    # Weights count once, whether MLX has counted them yet or not.
+    other = max(active - weights, 0)
+    parts = [(c.name, c.nbytes, f"mlxm-share{at % _COLOURS}") for at, c in enumerate(loaded)]
+    parts += [("answers", other, "mlxm-share-work"), ("kept for reuse", cached, "mlxm-kept")]
+    parts = [part for part in parts if part[1] >= 100_000]
+    total = limit or sum(size for _, size, _ in parts) or 1
+    segments = "".join(
+        f'<span class="{look}" style="width:{100 * size / total:.2f}%" '
+        f'title="{html.escape(name)}: {amount(size)}"></span>'
+        for name, size, look in parts
+    )
+    legend = "".join(
+        f'<span><i class="{look}"></i>{html.escape(name)} {amount(size)}</span>'
+        for name, size, look in parts
+    )
+    used = weights + other + cached
+    of = f" of {amount(limit)}" if limit else ""
+    words = f"{amount(used)}{of} in use" if used >= 100_000 else f"No model is loaded{_free(limit)}"
+    return (
+        f'<div class="mlxm-memory-words"><span>Memory</span><span>{html.escape(words)}</span></div>'
+        f'<div class="mlxm-memory-bar" role="img" aria-label="Memory: {html.escape(words)}">'
+        f"{segments}</div>"
+        f'<div class="mlxm-legend">{legend}</div>'
+    )
+
+
+def _free(limit: int) -> str:
+    return f"; {amount(limit)} in all" if limit else ""
+
+
+def _action(choice: ModelChoice) -> tuple[str, str]:
+    """Return what the row's button does, and why it cannot."""
+    if choice.state == "loaded":
+        why = f"{choice.name} is answering: cancel that, or wait" if choice.users else ""
+        return "Unload", why
+    if choice.state == "loading":
+        return "Cancel load", ""
+    return "Load", choice.problem

@@ -1,0 +1,326 @@
+"""The panel: its parts put together, and what it offers to Python."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as widgets
+
+from mlx_magic.errors import MlxMagicError, RequestError
+from mlx_magic.inference import session as sessions
+from mlx_magic.inference.images import open_images
+from mlx_magic.inference.request import DEMO
+from mlx_magic.inference.work import wait
+from mlx_magic.notebook import clicks
+from mlx_magic.notebook.panel import export
+from mlx_magic.notebook.panel.composer import Composer
+from mlx_magic.notebook.panel.controls import put
+from mlx_magic.notebook.panel.conversation import Picture, Turn
+from mlx_magic.notebook.panel.editing import Editing
+from mlx_magic.notebook.panel.guarded import guarded
+from mlx_magic.notebook.panel.models import Models
+from mlx_magic.notebook.panel.namespace import Namespace
+from mlx_magic.notebook.panel.pictures import Pictures
+from mlx_magic.notebook.panel.status import activity
+from mlx_magic.notebook.panel.tray import Tray
+from mlx_magic.notebook.panel.turn_actions import TurnActions
+from mlx_magic.notebook.panel.turns import Turns
+from mlx_magic.notebook.panel.updates import Updates
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.request import VisionResult
+    from mlx_magic.inference.session import Session
+
+NO_WIDGETS = "The panel needs a front end that shows Jupyter widgets."
+
+
+class Panel:
+    """A panel in the notebook: models, questions, answers. Shows itself.
+
+    Parameters
+    ----------
+    session : Session, optional
+        What it drives; by default what the cells use.
+    ipython : InteractiveShell, optional
+        Whose variables it can take pictures from and put results into.
+
+    Attributes
+    ----------
+    box : ipywidgets.VBox
+        What is shown.
+    """
+
+    def __init__(self, session: Session | None = None, ipython: Any = None) -> None:
+        self._session = session or sessions.current()
+        self._lock = threading.RLock()
+        self._stale = True
+        self._problem = ""
+        self._models_due = 0.0
+        self._updates = Updates(self._update)
+        self._names = Namespace(ipython)
+        self._pictures = Pictures(self._changed)
+        self._tray = Tray(self._pictures, run=self._run_with, cancel=self.cancel, say=self._failed)
+        self._composer = Composer(self._tray.view)
+        self._editing = Editing(self._composer, self._pictures)
+        self._models = Models(self._session, self._changed)
+        self._turns = Turns()
+        self._actions = TurnActions(self._turns, self._names, edit=self.edit, say=self._failed)
+        self._status = widgets.HTML()
+        self.box = self._assemble()
+        self._wire()
+        self._refresh()
+        self._models.look()
+        self._updates.wake()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The conversation so far, oldest first."""
+        return tuple(self._turns.turns)
+
+    @property
+    def result(self) -> VisionResult | None:
+        """The newest answer that is there; of several models the first one's."""
+        results = [a.result for turn in reversed(self.turns) for a in turn.answers if a.result]
+        return results[0] if results else None
+
+    def ask(self, prompt: str, images: Any = None, models: Any = None) -> VisionResult | None:
+        """Ask as if by mouse, and wait for the answer.
+
+        Parameters
+        ----------
+        prompt : str
+        images : object, optional
+            Anything that `mlx_magic.ask` takes.
+        models : str or sequence of str, optional
+            By default the one that is chosen.
+
+        Returns
+        -------
+        VisionResult or None
+            The first model's; None where it failed, and the panel says why.
+
+        Raises
+        ------
+        MlxMagicError
+            When the question cannot be asked: no prompt, a picture that does not open.
+        """
+        if images is not None:
+            opened = open_images(images, name="images")
+            self._pictures.put(Picture(f"a{at}", image) for at, image in enumerate(opened))
+        chosen = [models] if isinstance(models, str) else models or self._composer.chosen
+        turn = self._ask(prompt, list(chosen))
+        for answer in turn.answers:
+            if answer.generation is not None:
+                try:
+                    wait(answer.generation.future, answer.generation.cancel)
+                except MlxMagicError:
+                    continue  # the panel shows it
+        self._update()
+        return turn.answers[0].result
+
+    def cancel(self) -> None:
+        """Cancel the answers and loads that this panel began; safe from any thread."""
+        self._turns.cancel()
+        self._models.cancel()
+        self._changed()
+
+    def edit(self, turn: str) -> None:
+        """Take a turn back into the controls; asking replaces it and all after it."""
+        with self._lock:
+            self._editing.begin(self._turns.find(turn))
+            self._problem = ""
+        self._changed()
+
+    def to_markdown(self) -> str:
+        """Return the conversation as Markdown, pictures as thumbnails in it."""
+        return export.to_markdown(self.turns)
+
+    def to_json(self) -> str:
+        """Return the conversation as JSON, pictures by name, size and hash."""
+        return export.to_json(self.turns)
+
+    def close(self) -> None:
+        """Cancel what this panel began, and take it off the page."""
+        self.cancel()
+        self._updates.close()
+        for undo in self._undo:
+            undo()
+        for widget in _all_widgets(self.box):
+            widget.close()
+
+    def __repr__(self) -> str:
+        return f"<Panel: {len(self.turns)} turns>"
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        shown = dict(self.box._repr_mimebundle_() or {})
+        # Always the same: notebooks are compared by it.
+        return {**shown, "text/plain": NO_WIDGETS}
+
+    def _assemble(self) -> widgets.VBox:
+        models = widgets.Accordion([self._models.section.box], titles=("Models",), selected_index=0)
+        models.add_class("mlxm-models-fold")
+        self._status.add_class("mlxm-status")
+        box = widgets.VBox([self._status, models, self._actions.view, self._composer.box])
+        box.add_class("mlxm-panel")
+        return box
+
+    def _wire(self) -> None:
+        form = self._composer
+        form.run.on_click(lambda _: self._run())
+        form.cancel.on_click(lambda _: self.cancel())
+        form.new.on_click(lambda _: self._new())
+        form.stop_editing.on_click(lambda _: self._stop_editing())
+        form.add.on_click(lambda _: self._add_word())
+        form.word.on_msg(lambda _, content, __: self._entered(content))
+        for control in (form.prompt, form.word, form.model, form.compare, *form.others):
+            control.observe(lambda _: self._changed(), "value")
+        self._undo: list[Callable[[], None]] = [
+            # A click on Cancel counts when the kernel receives it, even under a busy cell.
+            clicks.watch_always(form.cancel, self.cancel),
+            self._session.watch(self._changed),
+            self._names.after_cells(self._changed),
+        ]
+
+    def _changed(self) -> None:
+        """Something is new, in whatever thread: the view follows soon."""
+        self._stale = True
+        self._updates.wake()
+
+    def _update(self) -> bool:
+        """Bring everything up to date; returns whether more is to come by itself."""
+        with self._lock:
+            for turn, live in self._turns.update():
+                self._actions.prepare(turn, live)
+                self._turns.show(turn, live)
+                self._stale = True
+            if self._stale or time.monotonic() >= self._models_due:
+                self._stale = False
+                self._models_due = time.monotonic() + 0.5
+                self._refresh()
+            return self._turns.running or bool(self._session.running)
+
+    def _refresh(self) -> None:
+        with self._lock:
+            form, turns = self._composer, self._turns
+            choices = self._models.show()
+            form.offer(choices, self._session.default_model or DEMO)
+            put(form.word, "options", self._names.picture_names())
+            kinds = {choice.name: choice.kind for choice in choices}
+            blind = [name for name in form.chosen if kinds.get(name) == "text"]
+            self._tray.show(f"{blind[0]} is a text model and cannot see pictures" if blind else "")
+            why = self._why_not_run(blind)
+            form.able(form.run, why, "Ask (Ctrl-Enter or Cmd-Enter)")
+            busy = turns.running or self._models.loading
+            form.able(form.cancel, "" if busy else "Nothing is running", "Stop (Escape)")
+            form.able(form.new, "" if turns.turns else "There is nothing to clear", "Begin anew")
+            form.able(form.add, "" if form.word.value.strip() else "Name a variable first")
+            put(form.follow, "disabled", not turns.turns)
+            put(form.stop_editing.layout, "display", None if self._editing.turn else "none")
+            hint, problem = self._hint(why)
+            form.say(hint, problem=problem)
+            put(self._status, "value", activity(self._session, choices))
+
+    def _why_not_run(self, blind: list[str]) -> str:
+        if self._turns.running:
+            return "An answer is on its way: wait for it, or cancel it"
+        if not self._composer.prompt.value.strip():
+            return "Write a prompt first"
+        if not self._composer.chosen:
+            return "Choose a model first"
+        if self._pictures.opening:
+            return "The pictures are being opened"
+        if blind and self._pictures.ready:
+            return f"{blind[0]} cannot see pictures: remove them, or choose a vision model"
+        return ""
+
+    def _hint(self, why: str) -> tuple[str, bool]:
+        if self._problem:
+            return self._problem, True
+        if self._editing.turn:
+            number = self._turns.place(self._editing.turn) + 1
+            return f"Editing turn {number}: Run replaces it and the turns after it.", False
+        return (why if why and not self._turns.running else ""), False
+
+    def _run_with(self, prompt: str) -> None:
+        """Ask by keyboard: with the text as the page has it, which may be ahead."""
+        self._composer.prompt.value = prompt
+        self._run()
+
+    def _run(self) -> None:
+        with guarded(self._failed):
+            if why := self._why_not_run([]):
+                raise RequestError(f"{why}.", option="prompt")
+            self._ask(self._composer.prompt.value, self._composer.chosen)
+
+    def _ask(self, prompt: str, models: list[str]) -> Turn:
+        form = self._composer
+        with self._lock:
+            turn = self._turns.ask(
+                self._session,
+                prompt,
+                models,
+                pictures=self._pictures.ready,
+                options=form.options.read(),
+                follows=form.follow.value,
+                instead_of=self._editing.turn,
+            )
+            form.prompt.value = ""
+            self._pictures.clear()
+            self._problem = ""
+            self._editing.end()
+        self._changed()
+        return turn
+
+    def _new(self) -> None:
+        with self._lock:
+            self._editing.end()
+            self._turns.clear()
+            self._problem = ""
+        self._changed()
+
+    def _stop_editing(self) -> None:
+        with self._lock:
+            self._editing.end()
+        self._changed()
+
+    def _add_word(self) -> None:
+        with guarded(self._failed):
+            word = self._composer.word.value
+            for name, value, text in self._names.pictures(word):
+                self._pictures.open(value, name, text)
+            self._composer.word.value = ""
+
+    def _entered(self, content: Mapping[str, Any]) -> None:
+        """Enter in the field does what the button beside it does."""
+        if content.get("event") == "submit":
+            self._add_word()
+
+    def _failed(self, problem: str) -> None:
+        self._problem = problem
+        self._changed()
+
+
+def panel(session: Session | None = None) -> Panel:
+    """Open a panel in the notebook; as the last line of a cell it shows itself.
+
+    Parameters
+    ----------
+    session : Session, optional
+        What it drives; by default what the cells use.
+
+    Returns
+    -------
+    Panel
+    """
+    from IPython.core.getipython import get_ipython
+
+    return Panel(session, get_ipython())
+
+
+def _all_widgets(box: widgets.Widget) -> list[widgets.Widget]:
+    """Return a widget and everything in it, the innermost first."""
+    inner = [w for child in getattr(box, "children", ()) for w in _all_widgets(child)]
+    return [*inner, box]

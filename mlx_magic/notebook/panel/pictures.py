@@ -1,0 +1,212 @@
+"""The pictures that stand ready for the next question, opened off the loop."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_magic.errors import MlxMagicError, RequestError
+from mlx_magic.inference import images
+from mlx_magic.inference.image_limits import MAX_IMAGES
+from mlx_magic.notebook.panel.conversation import Picture
+from mlx_magic.notebook.sanitise import to_plain
+
+THUMBNAIL_SIDE = 128
+"""Pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A picture on its way.
+
+    Attributes
+    ----------
+    id, name : str
+    fraction : float
+        How much of it has arrived, from 0 to 1.
+    """
+
+    id: str
+    name: str
+    fraction: float = 1.0
+
+
+class Pictures:
+    """Pictures in order, those on their way, and what went wrong.
+
+    Opening decodes and scales: that is done on a thread of its own, one picture
+    after the other, so that neither the kernel's loop waits nor memory is filled
+    by thirty pictures at once.
+
+    Parameters
+    ----------
+    changed : callable
+        Called, on any thread, when there is something new.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._lock = threading.RLock()
+        self._ready: list[Picture] = []
+        self._opening: dict[str, Opening] = {}
+        self._problems: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+        self._queue: queue.SimpleQueue[tuple[str, str, str, Any]] = queue.SimpleQueue()
+        self._working = False
+
+    @property
+    def ready(self) -> tuple[Picture, ...]:
+        """The pictures, in order."""
+        with self._lock:
+            return tuple(self._ready)
+
+    @property
+    def opening(self) -> list[Opening]:
+        """Those on their way."""
+        with self._lock:
+            return list(self._opening.values())
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What went wrong: an id and one line for each."""
+        with self._lock:
+            return dict(self._problems)
+
+    def announce(self, opening: Opening) -> None:
+        """Show a picture that is still arriving."""
+        with self._lock:
+            self._opening[opening.id] = opening
+        self._changed()
+
+    def open(self, value: Any, name: str, word: str = "", *, as_id: str = "") -> None:
+        """Open what a value holds; returns at once.
+
+        Parameters
+        ----------
+        value : object
+            Anything that `images.open_images` takes.
+        name : str
+            What to call it.
+        word : str
+            What a ``%%vision`` line would say for it.
+        as_id : str
+            Id under which it was announced.
+        """
+        with self._lock:
+            key = as_id or f"p{next(self._numbers)}"
+            self._opening[key] = Opening(key, name)
+            self._queue.put((key, name, word, value))
+            if not self._working:
+                self._working = True
+                threading.Thread(target=self._work, name="mlx-magic-open", daemon=True).start()
+        self._changed()
+
+    def put(self, pictures: Iterable[Picture]) -> None:
+        """Have exactly these, as an earlier question had them."""
+        with self._lock:
+            self._ready = list(pictures)
+        self._changed()
+
+    def fail(self, key: str, text: str) -> None:
+        """Say what went wrong with a picture that was announced."""
+        with self._lock:
+            self._opening.pop(key, None)
+            self._problems[key or f"e{next(self._numbers)}"] = text
+        self._changed()
+
+    def remove(self, key: str) -> None:
+        """Take a picture out, or stop to wait for it."""
+        with self._lock:
+            self._ready = [picture for picture in self._ready if picture.id != key]
+            self._opening.pop(key, None)
+        self._changed()
+
+    def dismiss(self, key: str) -> None:
+        """Forget what went wrong."""
+        with self._lock:
+            self._problems.pop(key, None)
+        self._changed()
+
+    def order(self, keys: Iterable[str]) -> None:
+        """Put the pictures in this order; those that are not named stay at the end."""
+        with self._lock:
+            place = {key: at for at, key in enumerate(keys)}
+            self._ready.sort(key=lambda picture: place.get(picture.id, len(place)))
+        self._changed()
+
+    def clear(self) -> None:
+        """Take everything out."""
+        with self._lock:
+            self._ready.clear()
+            self._opening.clear()
+            self._problems.clear()
+        self._changed()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if self._queue.empty():
+                    self._working = False
+                    return
+            self._open(*self._queue.get())
+
+    def _open(self, key: str, name: str, word: str, value: Any) -> None:
+        with self._lock:
+            if key not in self._opening:
+                return
+        try:
+            opened = images.open_images(value, name=name)
+            for image in opened:
+                image.thumbnail(THUMBNAIL_SIDE)
+            with self._lock:
+                if key not in self._opening:
+                    return
+                if len(self._ready) + len(opened) > MAX_IMAGES:
+                    raise RequestError(
+                        f"{name}: a question takes at most {MAX_IMAGES} pictures; "
+                        "remove some first.",
+                        option="images",
+                    )
+                words = _words(word, value, len(opened))
+                self._ready += [
+                    Picture(f"{key}.{at}" if at else key, image, words[at])
+                    for at, image in enumerate(opened)
+                ]
+                del self._opening[key]
+        except MlxMagicError as error:
+            self.fail(key, str(error))
+            return
+        except BaseException:
+            self.fail(key, f"{name} could not be opened; the kernel's log has the reason.")
+            raise
+        self._changed()
+
+
+def _words(word: str, value: Any, count: int) -> list[str]:
+    """Return what a ``%%vision`` line would say for each picture of a value."""
+    if count == 1 or not word:
+        return [word] * count
+    if isinstance(value, (list, tuple)) and len(value) == count and word.isidentifier():
+        return [f"{word}[{at}]" for at in range(count)]
+    return [""] * count
+
+
+def picture_state(picture: Picture, seen: str = "") -> dict[str, Any]:
+    """Return what the page shows of a picture."""
+    image = picture.image
+    thumbnail = image.thumbnail(THUMBNAIL_SIDE)
+    data = b64encode(thumbnail.data).decode("ascii")
+    return {
+        "id": picture.id,
+        "name": to_plain(picture.name),
+        "width": image.size[0],
+        "height": image.size[1],
+        "note": to_plain(image.note or ""),
+        "seen": seen,
+        "thumb": f"data:{thumbnail.mime};base64,{data}",
+    }

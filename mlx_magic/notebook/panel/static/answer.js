@@ -1,0 +1,109 @@
+// One model's answer: growing while it runs, with actions when it has ended.
+
+const MOST_SHOWN = 200_000; // characters of one text; Python sends fewer
+const SEGMENT = 2_000; // characters after which a line's end begins another segment
+const LONGEST_SEGMENT = 8_000;
+
+/** One view of an answer. */
+class AnswerView {
+  constructor(turns, turn, index, several) {
+    Object.assign(this, { turns, turn, index, several });
+    this.model = make("span", { class: "mlxv-model" });
+    this.status = make("span", { class: "mlxv-status" });
+    this.bar = new Bar("Progress");
+    this.stop = makeButton("Cancel", () => this.cancel(), { kind: "mlxv-small" });
+    this.blocks = make("div", { class: "mlxv-blocks" });
+    this.tail = make("div", { class: "mlxv-tail" });
+    this.error = make("p", { class: "mlxv-error", hidden: true });
+    this.footer = make("p", { class: "mlxv-meta", hidden: true });
+    this.actions = new Actions(this);
+    const head = make("div", { class: "mlxv-who" }, this.model, this.status, this.stop);
+    const text = make("div", { class: "mlxv-text" }, this.blocks, this.tail);
+    const parts = [head, this.bar.node, text, this.error, this.footer, this.actions.node];
+    this.node = make("section", { class: "mlxv-answer" }, ...parts);
+  }
+
+  /** Bring it up to date within the room of this frame; return whether text is left over. */
+  draw(answer, room) {
+    if (answer !== this.answer) this.reset(answer);
+    const { state, status, footer } = answer;
+    const running = state === "running";
+    const silent = state === "cancelled" && !footer ? "cancelled" : "";
+    setText(this.status, running ? status : silent);
+    this.bar.node.hidden = !running;
+    this.bar.set(answer.fraction);
+    this.stop.hidden = !(running && this.several);
+    this.actions.show(running);
+    return this.drawBlocks(answer, room) || this.drawTail(answer, room);
+  }
+
+  /** Begin anew with another state of the answer. */
+  reset(answer) {
+    this.answer = answer;
+    [this.blocksShown, this.tailShown, this.times] = [0, 0, 0];
+    this.blocks.replaceChildren();
+    this.tail.replaceChildren();
+    this.node.setAttribute("aria-label", `Answer of ${answer.model}`);
+    this.stop.textContent = `Cancel ${answer.model}`;
+    this.stop.disabled = false;
+    setText(this.model, answer.model);
+    setText(this.error, answer.error);
+    setText(this.footer, answer.footer);
+  }
+
+  /** Cancel this answer; the others go on. */
+  cancel() {
+    this.stop.disabled = true;
+    this.turns.model.send({ type: "cancel", turn: this.turn, index: this.index });
+  }
+
+  /** Append finished blocks; return whether some are left over. */
+  drawBlocks({ blocks }, room) {
+    while (this.blocksShown < blocks.length && room.left > 0) {
+      const html = blocks[this.blocksShown++];
+      const block = make("div", { class: "mlxv-block" });
+      if (html.length > MOST_SHOWN) appendText(block, plainOf(html).slice(0, MOST_SHOWN));
+      else block.innerHTML = html;
+      room.left -= html.length;
+      this.blocks.append(block);
+    }
+    return this.blocksShown < blocks.length;
+  }
+
+  /** Append what is new in the tail; return whether some is left over. */
+  drawTail(answer, room) {
+    const { times } = this.turns.tailOf(answer);
+    if (times !== this.times) {
+      [this.times, this.tailShown] = [times, 0];
+      this.tail.replaceChildren();
+    }
+    const most = Math.min(answer.tail.length, MOST_SHOWN);
+    const end = Math.min(most, this.tailShown + Math.max(room.left, 0));
+    appendText(this.tail, answer.tail.slice(this.tailShown, end));
+    room.left -= end - this.tailShown;
+    this.tailShown = end;
+    return end < most;
+  }
+}
+
+/** Append plain text in segments, so that only the last one is laid out again. */
+function appendText(node, text) {
+  for (let at = 0; at < text.length; ) {
+    let last = node.lastElementChild;
+    if (!last || last.full) last = node.appendChild(make("div", { class: "mlxv-segment" }));
+    const used = last.used ?? 0;
+    const line = text.indexOf("\n", at + Math.max(0, SEGMENT - used));
+    const end = Math.min(at + LONGEST_SEGMENT - used, line < 0 ? Infinity : line + 1);
+    last.append(text.slice(at, end));
+    last.used = used + Math.min(end, text.length) - at;
+    last.full = end <= text.length;
+    at = end;
+  }
+}
+
+/** Return the text of HTML, which is not put into the page. */
+function plainOf(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html;
+  return template.content.textContent;
+}

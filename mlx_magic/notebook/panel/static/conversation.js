@@ -1,0 +1,186 @@
+// The conversation as it is seen: changes are gathered, and drawn once a frame.
+
+const A_FRAME = 20_000; // characters put into the page at once: more would be felt
+const BOTTOM = 24; // pixels from the end that still count as being there
+const STATES = { running: "is answering", done: "has answered", cancelled: "was cancelled" };
+
+/** Draw the conversation; return what takes it away again. */
+function renderConversation(turns, el) {
+  const view = new Conversation(turns);
+  el.append(view.node);
+  turns.views.add(view);
+  view.hear({ all: true });
+  return () => {
+    turns.views.delete(view);
+    view.observer.disconnect();
+  };
+}
+
+/** One view of the conversation. */
+class Conversation {
+  constructor(turns) {
+    this.turns = turns;
+    this.views = new Map();
+    this.changed = new Set();
+    this.whole = false;
+    this.frame = 0;
+    this.atEnd = true;
+    this.lastTop = 0;
+    this.build();
+    // Follows the end after the page was laid out: asking for a height earlier costs a layout.
+    this.observer = new ResizeObserver(() => this.follow());
+    this.observer.observe(this.log);
+    this.observer.observe(this.list);
+  }
+
+  /** Make the parts that stay. */
+  build() {
+    const give = (text, format) =>
+      makeButton(text, () => this.turns.export(format), { kind: "mlxv-quiet" });
+    this.exports = [give("Export Markdown", "markdown"), give("Export JSON", "json")];
+    this.note = new Note();
+    this.empty = make("p", { class: "mlxv-empty" }, "Answers appear here.");
+    this.list = make("div", { class: "mlxv-turns" });
+    // Not live: each new word would be read out. What happens is said beside it.
+    const log = { role: "log", "aria-label": "Conversation", "aria-live": "off", tabindex: "0" };
+    this.log = make("div", { class: "mlxv-log", ...log }, this.list);
+    this.log.addEventListener("scroll", () => this.scrolled());
+    this.spoken = make("div", { class: "mlxv-spoken", role: "status" });
+    const title = make("span", { class: "mlxv-title" }, "Conversation");
+    const buttons = make("span", { class: "mlxv-buttons" }, ...this.exports);
+    const head = make("div", { class: "mlxv-bar" }, title, buttons);
+    const group = { class: "mlxm-conversation", role: "group", "aria-label": "Conversation" };
+    const parts = [head, this.note.node, this.empty, this.log, this.spoken];
+    this.node = make("div", group, ...parts);
+  }
+
+  /** Notice whether the reader is at the end. */
+  scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.log;
+    const near = scrollHeight - scrollTop - clientHeight < BOTTOM;
+    if (near || scrollTop < this.lastTop) this.atEnd = near;
+    this.lastTop = scrollTop;
+  }
+
+  /** Stay at the end, where the reader is there. */
+  follow() {
+    if (this.atEnd) this.log.scrollTop = this.log.scrollHeight;
+  }
+
+  /** Note what is new, to be drawn with the next frame. */
+  hear({ all, added, turn, said }) {
+    if (all) this.whole = true;
+    if (added) this.atEnd = true; // who asks wants to see it
+    if (said) this.note.show(this.turns.notes.get(""));
+    if (turn) this.changed.add(turn);
+    this.frame ||= requestAnimationFrame(() => this.draw());
+  }
+
+  /** Draw what is new, as much as a frame has room for. */
+  draw() {
+    this.frame = 0;
+    const { list } = this.turns;
+    const ids = this.whole ? list.map((turn) => turn.id) : [...this.changed];
+    if (this.whole) {
+      const items = list.map(({ id }) => ({ id }));
+      reconcile(this.list, items, this.views, ({ id }) => new TurnView(this.turns, id));
+    }
+    this.whole = false;
+    this.changed.clear();
+    const room = { left: A_FRAME };
+    // The newest first: that is what one looks at.
+    for (const id of ids.reverse()) {
+      const turn = this.turns.find(id);
+      if (turn && this.views.get(id)?.draw(turn, room)) this.hear({ turn: id });
+    }
+    this.showAround(list);
+  }
+
+  /** Show what stands around the turns. */
+  showAround(list) {
+    this.empty.hidden = list.length > 0;
+    this.log.hidden = !list.length;
+    const why = list.length ? "" : "There is nothing to export yet";
+    for (const button of this.exports) allow(button, why);
+    const running = list.some((turn) => turn.answers.some(({ state }) => state === "running"));
+    this.log.setAttribute("aria-busy", String(running));
+    const said = ({ model, state }) => `${model} ${STATES[state] ?? "has failed"}`;
+    const words = list.at(-1)?.answers.map(said).join(", ") ?? "";
+    if (this.spoken.textContent !== words) this.spoken.textContent = words;
+  }
+}
+
+/** One turn: the question, its pictures, and the answers side by side. */
+class TurnView {
+  constructor(turns, id) {
+    this.turns = turns;
+    this.id = id;
+    this.answers = [];
+    this.columns = make("div", { class: "mlxv-answers" });
+    this.node = make("article", { class: "mlxv-turn" });
+  }
+
+  /** Do nothing: `draw` does it. */
+  update() {}
+
+  /** Bring it up to date within the room of this frame; return whether something is left. */
+  draw(turn, room) {
+    if (turn !== this.turn) this.ask(turn);
+    const several = turn.answers.length > 1;
+    while (this.answers.length > turn.answers.length) this.answers.pop().node.remove();
+    while (this.answers.length < turn.answers.length) {
+      const answer = new AnswerView(this.turns, this.id, this.answers.length, several);
+      this.answers.push(answer);
+      this.columns.append(answer.node);
+    }
+    const left = this.answers.map((view, index) => view.draw(turn.answers[index], room));
+    const running = turn.answers.some(({ state }) => state === "running");
+    this.node.classList.toggle("mlxv-ended", !running);
+    return left.includes(true);
+  }
+
+  /** Show the question. */
+  ask(turn) {
+    this.turn = turn;
+    const meta = (text) => make("p", { class: "mlxv-meta" }, text);
+    const afresh = !turn.follows && turn.number > 1;
+    const asked = make(
+      "div", { class: "mlxv-asked" },
+      afresh ? meta("Asked afresh, without what stands above") : null,
+      turn.system ? meta(`System: ${turn.system}`) : null,
+      make("p", { class: "mlxv-ask" }, turn.prompt),
+    );
+    const label = `Edit and ask again: question ${turn.number}`;
+    const title = "Edit and ask again";
+    const edit = makeButton("Edit", () => this.edit(), { label, title, kind: "mlxv-quiet" });
+    const number = make("span", { class: "mlxv-number" }, String(turn.number));
+    const head = make("div", { class: "mlxv-question" }, number, asked, edit);
+    this.node.setAttribute("aria-label", `Question ${turn.number}`);
+    const pictures = turn.pictures.length ? [makeAsked(turn.pictures)] : [];
+    for (const part of [...this.node.children]) if (part !== this.columns) part.remove();
+    this.node.prepend(head, ...pictures);
+    this.node.append(this.columns);
+  }
+
+  /** Put the question back into the prompt. */
+  edit() {
+    this.turns.model.send({ type: "edit", turn: this.id });
+    this.node.closest(".mlxm-panel")?.querySelector(".mlxm-prompt textarea")?.focus();
+  }
+}
+
+/** Make the row of pictures that a question was about. */
+function makeAsked(pictures) {
+  const list = make("ul", { class: "mlxv-asked-about", "aria-label": "Pictures of this question" });
+  for (const picture of pictures) {
+    const { name, note, thumb } = picture;
+    const seen = (picture.seen ?? "").replace(/ ?x ?/, " × ");
+    const sized = seen && seen !== sizeOf(picture) ? `seen at ${seen}` : "";
+    const details = [sizeOf(picture), sized, note].filter(Boolean).join(" · ");
+    const title = make("span", { class: "mlxv-name" }, name);
+    const caption = make("span", { class: "mlxv-size" }, details);
+    const words = make("span", { class: "mlxv-caption" }, title, caption);
+    list.append(make("li", { title: `${name}\n${details}` }, makeThumb(thumb), words));
+  }
+  return list;
+}

@@ -1,0 +1,116 @@
+// What concerns the panel as a whole: its keys, what is dropped and pasted, a lost kernel.
+
+const LOST =
+  "The kernel was restarted or the connection is lost. What you see is what was there; " +
+  "run the cell again for a live panel.";
+const KERNEL_GONE = ["restarting", "autorestarting", "dead", "terminating"];
+
+/** Call `then` with the panel's root once the element stands in one. */
+function whenInPanel(el, signal, then) {
+  const look = () => {
+    const root = el.closest(".mlxm-panel");
+    if (!root || !el.isConnected) return;
+    observer.disconnect();
+    then(root);
+  };
+  // Its size changes when it is put into the page.
+  const observer = new ResizeObserver(look);
+  observer.observe(el);
+  signal.addEventListener("abort", () => observer.disconnect());
+}
+
+/** Keep the panel's keys from the notebook; run with Ctrl or Cmd and Enter, cancel with Escape. */
+function bindKeys(root, model, signal) {
+  const onKey = (event) => {
+    const { key, target } = event;
+    const accel = event.ctrlKey || event.metaKey;
+    if (!event.isComposing && !event.defaultPrevented) {
+      if (key === "Enter" && accel && target.matches(".mlxm-prompt textarea")) {
+        event.preventDefault();
+        model.send({ type: "run", prompt: target.value });
+      } else if (key === "Escape") {
+        event.preventDefault();
+        model.send({ type: "cancel" });
+      }
+    }
+    // Saving and the like stay the notebook's. Typing is ours, and Ctrl-Enter, which would run
+    // the cell, and so begin a new panel.
+    const ours = !accel || key === "Enter" || "acvxyz".includes(key.toLowerCase());
+    if (ours && !/^F\d+$/.test(key)) event.stopPropagation();
+  };
+  root.addEventListener("keydown", onKey, { signal });
+}
+
+/** Take files that are dropped on the panel, and pictures that are pasted into it. */
+function bindFiles(root, add, signal) {
+  const drop = (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    root.classList.toggle("mlxm-dropping", event.type !== "drop");
+    if (event.type === "drop") add([...event.dataTransfer.files]);
+  };
+  const leave = (event) => {
+    if (!root.contains(event.relatedTarget)) root.classList.remove("mlxm-dropping");
+  };
+  const paste = (event) => {
+    event.stopPropagation();
+    const data = event.clipboardData;
+    const files = [...(data?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+    const typing = event.target.closest?.("input, textarea");
+    // A spreadsheet's cells are text and picture at once: where one types, they are text.
+    if (!files.length || (typing && data.types.includes("text/plain"))) return;
+    event.preventDefault();
+    add(files.map((file) => named(file, "pasted")));
+  };
+  for (const type of ["dragenter", "dragover", "drop"]) {
+    root.addEventListener(type, drop, { signal });
+  }
+  root.addEventListener("dragleave", leave, { signal });
+  root.addEventListener("paste", paste, { signal });
+}
+
+/** Return a file with a name that says where it came from. */
+function named(file, stem) {
+  const ending = file.type.split("/")[1]?.split("+")[0] || "png";
+  return new File([file], `${stem}.${ending}`, { type: file.type });
+}
+
+/** Show the banner and stop everything while the kernel behind the panel is gone. */
+function watchKernel(root, el, model, signal) {
+  const kernel = model.widget_manager?.kernel; // not every front end has it
+  let gone = false;
+  const show = () => {
+    const away = (kernel?.connectionStatus ?? "connected") !== "connected";
+    setLost(root, gone || away || el.classList.contains("jupyter-widgets-disconnected"));
+  };
+  const onStatus = (_, status) => {
+    // The kernel that answers after these knows nothing of this panel.
+    gone ||= KERNEL_GONE.includes(status);
+    show();
+  };
+  // This is how ipywidgets says so, in every front end.
+  const observer = new MutationObserver(show);
+  observer.observe(el, { attributes: true, attributeFilter: ["class"] });
+  kernel?.statusChanged?.connect(onStatus);
+  kernel?.connectionStatusChanged?.connect(show);
+  signal.addEventListener("abort", () => {
+    observer.disconnect();
+    kernel?.statusChanged?.disconnect(onStatus);
+    kernel?.connectionStatusChanged?.disconnect(show);
+  });
+  show();
+}
+
+/** Put the panel's banner there and make the rest inert, or the reverse. */
+function setLost(root, lost) {
+  const banner = root.querySelector(":scope > .mlxm-lost");
+  if (lost === Boolean(banner)) return;
+  root.classList.toggle("mlxm-inert", lost);
+  for (const child of root.children) child.inert = lost && child !== banner;
+  if (!lost) return banner.remove();
+  // A region must be there before its text, or it is not read out.
+  const region = make("div", { class: "mlxm-lost", role: "alert" });
+  root.prepend(region);
+  region.textContent = LOST;
+}

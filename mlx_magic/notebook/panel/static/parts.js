@@ -1,0 +1,113 @@
+// Small parts that the other files are made of. All files of this folder are one module, put
+// together by front.py: what one declares, the others see. What comes from a model, a file or a
+// person is put into the page as text; only the answers' finished blocks are HTML, and Python has
+// sanitised them.
+
+/** Make an element: attributes, `on…` listeners and children; a string becomes text. */
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child != null));
+  return node;
+}
+
+/** Make a button; `label` is for screen readers where the text alone does not say enough. */
+function makeButton(text, onclick, { label, title, kind = "" } = {}) {
+  const look = `mlxv-button ${kind}`;
+  return make("button", { type: "button", class: look, "aria-label": label, title, onclick }, text);
+}
+
+/** Make a button of one sign. */
+function makeIcon(sign, title, label, onclick) {
+  return makeButton(sign, onclick, { label, title, kind: "mlxv-icon" });
+}
+
+/** Disable a button and say why, or enable it (`why` is ""). */
+function allow(button, why) {
+  button.disabled = Boolean(why);
+  button.title = why;
+}
+
+/** Set a text only where it differs, as screen readers hear each change; hide an empty one. */
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+  node.hidden = !text;
+}
+
+/** Make a picture of a data URI; any other address is never asked for. */
+function makeThumb(source) {
+  const image = make("img", { class: "mlxv-thumb", alt: "", draggable: "false" });
+  if (/^data:image\//i.test(source ?? "")) image.src = source;
+  return image;
+}
+
+/** Return a size in pixels for a person. */
+function sizeOf({ width, height }) {
+  return width && height ? `${width} × ${height}` : "";
+}
+
+/** Return bytes for a person. */
+function bytesOf(count) {
+  if (count < 1e6) return `${Math.max(1, Math.round(count / 1e3))} kB`;
+  return `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0)} MB`;
+}
+
+/** Make the children of `parent` those of `items`, by id: kept ones stay the same nodes. */
+function reconcile(parent, items, shown, create) {
+  const ids = new Set(items.map((item) => item.id));
+  const focused = parent.contains(document.activeElement) ? document.activeElement : null;
+  for (const [id, view] of shown) {
+    if (ids.has(id)) continue;
+    view.node.remove();
+    shown.delete(id);
+  }
+  items.forEach((item, place) => {
+    if (!shown.has(item.id)) shown.set(item.id, create(item));
+    const view = shown.get(item.id);
+    view.update(item, place, items.length);
+    if (parent.children[place] !== view.node) {
+      parent.insertBefore(view.node, parent.children[place] ?? null);
+    }
+  });
+  // A node that is moved loses the focus.
+  if (focused?.isConnected && document.activeElement !== focused) focused.focus();
+}
+
+/** A thin line of progress; a fraction below 0 means that nobody knows. */
+class Bar {
+  constructor(label) {
+    this.fill = make("div", { class: "mlxv-fill" });
+    const range = { "aria-valuemin": "0", "aria-valuemax": "100", "aria-label": label };
+    this.node = make("div", { class: "mlxv-progress", role: "progressbar", ...range }, this.fill);
+  }
+
+  /** Show how far it is. */
+  set(fraction) {
+    const known = fraction >= 0;
+    this.node.classList.toggle("mlxv-unknown", !known);
+    this.fill.style.width = known ? `${Math.min(100, fraction * 100)}%` : "";
+    if (known) this.node.setAttribute("aria-valuenow", Math.round(fraction * 100));
+    else this.node.removeAttribute("aria-valuenow");
+  }
+}
+
+/** A line that answers what somebody did, perhaps with an offer to replace. */
+class Note {
+  constructor(replace = () => {}) {
+    this.text = make("span");
+    this.button = makeButton("Replace", () => replace(), { kind: "mlxv-small" });
+    this.node = make("p", { class: "mlxv-note", role: "status" }, this.text, this.button);
+    this.show(null);
+  }
+
+  /** Show it, or nothing. */
+  show(words) {
+    this.node.classList.toggle("mlxv-error", words?.ok === false);
+    setText(this.text, words?.text ?? "");
+    this.button.hidden = words?.ask !== "replace";
+  }
+}

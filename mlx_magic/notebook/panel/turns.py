@@ -1,0 +1,257 @@
+"""The turns of a panel: asking, following the answers, editing, clearing."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from mlx_magic.errors import MlxMagicError, RequestError
+from mlx_magic.inference.request import GenerationRequest
+from mlx_magic.inference.session import Session
+from mlx_magic.notebook.panel.conversation import Answer, Picture, Turn, history
+from mlx_magic.notebook.panel.live import AnswerMessages, LiveAnswer
+from mlx_magic.notebook.panel.options_form import Options
+from mlx_magic.notebook.panel.pictures import picture_state
+
+MOST_MODELS = 3
+"""Models that one question is put to."""
+
+
+class TurnMessages(AnswerMessages, Protocol):
+    """Where the messages of all turns go."""
+
+    def turn(self, turn: dict[str, Any]) -> None:
+        """Add a turn, or replace the one with its id."""
+
+    def answer(self, turn: str, index: int, answer: dict[str, Any]) -> None:
+        """Replace an answer."""
+
+    def drop(self, ids: list[str]) -> None:
+        """Take turns away."""
+
+
+class Turns:
+    """The conversation of one panel.
+
+    Attributes
+    ----------
+    turns : list of Turn
+        Oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self._out: TurnMessages
+        self._live: dict[str, list[LiveAnswer]] = {}
+        self._ids = itertools.count(1)
+        # Reentrant: a message sent under it may call back.
+        self._lock = threading.RLock()
+
+    def show_on(self, out: TurnMessages) -> None:
+        """Say where the messages go; before the first question."""
+        self._out = out
+
+    @property
+    def running(self) -> bool:
+        """Whether an answer is on its way."""
+        return any(turn.running for turn in self.turns)
+
+    def ask(
+        self,
+        session: Session,
+        prompt: str,
+        models: Sequence[str],
+        *,
+        pictures: Sequence[Picture] = (),
+        options: Options,
+        follows: bool = True,
+        instead_of: str = "",
+    ) -> Turn:
+        """Put a question to one model, or the same to several; returns at once.
+
+        Parameters
+        ----------
+        session : Session
+        prompt : str
+        models : sequence of str
+        pictures : sequence of Picture
+        options : Options
+        follows : bool
+            Whether the models read the turns before it, too.
+        instead_of : str
+            Id of a turn that this one replaces, with all after it.
+
+        Raises
+        ------
+        RequestError
+            When the prompt is empty, or the models are none or too many.
+        """
+        models = list(dict.fromkeys(models))
+        if not 1 <= len(models) <= MOST_MODELS:
+            raise RequestError(
+                f"{len(models)} models: choose one, or up to {MOST_MODELS} to compare.",
+                option="model",
+            )
+        with self._lock:
+            before = self.turns[: self.place(instead_of)]
+            turn = Turn(
+                f"t{next(self._ids)}",
+                prompt,
+                tuple(pictures),
+                system=options.system,
+                sampling=options.sampling,
+                max_pixels=options.max_pixels,
+                follows=follows,
+            )
+            requests = [
+                GenerationRequest(
+                    prompt=prompt,
+                    model=model,
+                    system=options.system,
+                    sampling=options.sampling,
+                    history=history(before, model) if follows else (),
+                )
+                for model in models
+            ]
+            # Nothing is taken away for a question that cannot be asked.
+            self._drop(self.turns[len(before) :])
+            images = [(picture.name, picture.image) for picture in pictures]
+            for request in requests:
+                answer = Answer(request.model)
+                turn.answers.append(answer)
+                try:
+                    answer.generation = session.start(
+                        request, images=images, max_pixels=options.max_pixels
+                    )
+                except MlxMagicError as error:
+                    answer.error = str(error)
+            self.turns.append(turn)
+            self._live[turn.id] = [
+                LiveAnswer(turn.id, index, answer, self._out)
+                for index, answer in enumerate(turn.answers)
+            ]
+            self._out.turn(self.turn_state(turn))
+        return turn
+
+    def update(self) -> list[tuple[Turn, LiveAnswer]]:
+        """Send what is new of every running answer; return those that have just ended."""
+        ended = []
+        with self._lock:
+            running = [turn for turn in self.turns if turn.running]
+            for turn in running:
+                for live in self._live[turn.id]:
+                    if live.update():
+                        ended.append((turn, live))
+        return ended
+
+    def show(self, turn: Turn, live: LiveAnswer) -> None:
+        """Send an answer whole."""
+        with self._lock:
+            result = live.answer.result
+            if result is not None and result.seen and turn.pictures:
+                self._out.turn(self.turn_state(turn))
+            else:
+                self._out.answer(turn.id, live.index, live.state())
+
+    def cancel(self) -> None:
+        """Cancel every answer that is on its way; safe from any thread."""
+        for turn in list(self.turns):
+            turn.cancel()
+
+    def cancel_one(self, turn: str, index: int) -> None:
+        """Cancel one of the answers that are compared."""
+        answer = self.live(turn, index).answer
+        if answer.generation is not None and answer.state == "running":
+            answer.generation.cancel()
+
+    def clear(self) -> None:
+        """Begin anew: cancel what runs, forget every turn."""
+        with self._lock:
+            self._drop(self.turns)
+
+    def find(self, turn: str) -> Turn:
+        """Return a turn.
+
+        Raises
+        ------
+        RequestError
+            When there is none with this id.
+        """
+        with self._lock:
+            found = next((t for t in self.turns if t.id == turn), None)
+        if found is None:
+            raise RequestError("That turn is gone.", option="turn")
+        return found
+
+    def live(self, turn: str, index: int) -> LiveAnswer:
+        """Return one answer of a turn, as it is shown.
+
+        Raises
+        ------
+        RequestError
+            When there is none.
+        """
+        self.find(turn)
+        with self._lock:
+            answers = self._live[turn]
+        if not 0 <= index < len(answers):
+            raise RequestError("That answer is gone.", option="turn")
+        return answers[index]
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return all turns, for a page that shows them for the first time."""
+        with self._lock:
+            return [self.turn_state(turn) for turn in self.turns]
+
+    def turn_state(self, turn: Turn) -> dict[str, Any]:
+        """Return all of one turn."""
+        seen = next((a.result.seen for a in turn.answers if a.result and a.result.seen), ())
+        sizes = seen if len(seen) == len(turn.pictures) else [""] * len(turn.pictures)
+        return {
+            "id": turn.id,
+            "number": self.number(turn),
+            "prompt": turn.prompt,
+            "system": turn.system or "",
+            "pictures": [
+                picture_state(picture, size)
+                for picture, size in zip(turn.pictures, sizes, strict=True)
+            ],
+            "answers": [live.state() for live in self._live[turn.id]],
+            "follows": turn.follows,
+        }
+
+    def refresh(self, turn: str) -> None:
+        """Send a turn again, or that it is gone: the page missed something."""
+        with self._lock:
+            found = next((t for t in self.turns if t.id == turn), None)
+            if found is None:
+                self._out.drop([turn])
+            else:
+                self._out.turn(self.turn_state(found))
+
+    def number(self, turn: Turn) -> int:
+        """Return a turn's place, from 1."""
+        with self._lock:
+            return self.place(turn.id) + 1
+
+    def before(self, turn: Turn) -> list[Turn]:
+        """Return the turns before one."""
+        with self._lock:
+            return self.turns[: self.place(turn.id)]
+
+    def place(self, turn: str) -> int:
+        """Return where a turn is; the end if it is not there."""
+        places = (at for at, found in enumerate(self.turns) if found.id == turn)
+        return next(places, len(self.turns))
+
+    def _drop(self, turns: Sequence[Turn]) -> None:
+        gone = list(turns)
+        if not gone:
+            return
+        for turn in gone:
+            turn.cancel()
+            self._live.pop(turn.id, None)
+        self.turns = [turn for turn in self.turns if turn not in gone]
+        self._out.drop([turn.id for turn in gone])

@@ -1,0 +1,103 @@
+"""Conversations as turns; what a chat template may not leave out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference.backends import chat
+from mlx_magic.inference.images import ImageInput, open_images
+from mlx_magic.inference.request import Exchange, GenerationRequest
+
+
+def pictures(*colours: str) -> tuple[ImageInput, ...]:
+    return tuple(open_images([Image.new("RGB", (4, 4), colour) for colour in colours]))
+
+
+def conversation(**more: Any) -> GenerationRequest:
+    return GenerationRequest(
+        prompt="Third?",
+        history=(
+            Exchange("First?", "One.", pictures("red", "green")),
+            Exchange("Second?", "Two."),
+        ),
+        **more,
+    )
+
+
+def test_turns_come_in_order_each_with_its_own_pictures() -> None:
+    request = conversation(system="Be brief.", images=pictures("blue"))
+    assert chat.messages(request, lambda text, count: (text, count)) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": ("First?", 2)},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": ("Second?", 0)},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": ("Third?", 1)},
+    ]
+    colours = [image.pixels.getpixel((0, 0)) for image in chat.pictures(request)]
+    assert colours == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
+
+
+def test_a_question_by_itself_is_one_turn() -> None:
+    assert chat.messages(GenerationRequest(prompt="Hi")) == [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "<s>Be brief.</s>First? One. Second? Two. Third?",
+        "First? One. Second? Two. Be brief. Third?",
+        "Be\n  brief. |  First?\n\nSecond?\nThird?",
+    ],
+)
+def test_a_prompt_with_everything_in_it_passes(prompt: str) -> None:
+    chat.require_whole(prompt, conversation(system="Be brief."), model="m")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("First? Second? Third?", "system prompt"),
+        ("Be brief. Third?", "earlier turns"),
+        ("Be brief. First? Third? Second?", "earlier turns"),
+        ("Third?", "system prompt"),
+        ({"role": "user", "content": "Third?"}, "system prompt"),
+    ],
+)
+def test_what_a_template_leaves_out_is_refused(prompt: object, words: str) -> None:
+    with pytest.raises(GenerationError, match=words) as caught:
+        chat.require_whole(prompt, conversation(system="Be brief."), model="m")
+    assert caught.value.model == "m"
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_question_twice_must_be_there_twice() -> None:
+    request = GenerationRequest(prompt="Again?", history=(Exchange("Again?", "No."),))
+    chat.require_whole("Again? No. Again?", request, model="m")
+    with pytest.raises(GenerationError, match="earlier turns"):
+        chat.require_whole("Again?", request, model="m")
+
+
+def test_a_question_by_itself_is_the_templates_own_affair() -> None:
+    chat.require_whole("<|rewritten|>", GenerationRequest(prompt="Hi"), model="m")
+
+
+@pytest.mark.parametrize(
+    ("request_", "advice"),
+    [
+        (GenerationRequest(prompt="Hi"), "ask in another way"),
+        (GenerationRequest(prompt="Hi", system="s"), "without a system prompt, or choose"),
+        (conversation(), "without the turns before this question"),
+        (conversation(system="s"), "a system prompt or without the turns"),
+    ],
+)
+def test_a_templates_refusal_says_what_could_be_left_out(
+    request_: GenerationRequest, advice: str
+) -> None:
+    error = chat.template_error(ValueError("Roles must\nalternate."), request_, model="m")
+    assert advice in str(error)
+    assert "(Roles must alternate)" in str(error)

@@ -1,0 +1,196 @@
+"""What is listed as being on disk, in which order, and what is said of the unusable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mlx_magic
+from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
+from mlx_magic.testing import scripted_session
+from tests import checkpoints, fake_hub
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return folder
+
+
+def snapshot(cache: Path, repo_id: str) -> Path:
+    """Lay out a repository as the Hub's client does; return where its files go."""
+    root = cache / f"models--{repo_id.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(fake_hub.COMMIT)
+    folder = root / "snapshots" / fake_hub.COMMIT
+    folder.mkdir(parents=True)
+    return folder
+
+
+def only(models: list[ModelOnDisk], name: str) -> ModelOnDisk:
+    [found] = [model for model in models if model.name == name]
+    return found
+
+
+def names(models: list[ModelOnDisk]) -> list[str]:
+    return [model.name for model in models]
+
+
+def test_without_anything_there_is_the_bundled_model(cache: Path) -> None:
+    [demo] = models_on_disk({}, cache=cache / "nowhere")
+    assert (demo.name, demo.path, demo.kind) == ("demo", mlx_magic.demo_model(), "vision")
+    assert (demo.model_type, demo.problem) == ("smolvlm", "")
+    assert demo.nbytes > 1_000_000
+
+
+def test_the_bundled_model_comes_first_then_aliases_then_the_cache_each_by_name(
+    cache: Path, tmp_path: Path
+) -> None:
+    for repo_id in ("zoo/cat", "Zoo/ant", "a/dog"):
+        checkpoints.good(snapshot(cache, repo_id))
+    aliases = {
+        "y": str(checkpoints.good_text(tmp_path / "one")),
+        "b": str(checkpoints.good(tmp_path / "two")),
+    }
+    found = models_on_disk(aliases, cache=cache)
+    assert names(found) == ["demo", "b", "y", "Zoo/ant", "a/dog", "zoo/cat"]
+    assert [model.problem for model in found] == [""] * 6
+    assert [model.kind for model in found[1:4]] == ["vision", "text", "vision"]
+    assert found[1].path == tmp_path / "two"
+
+
+def test_a_model_is_described_as_its_files_do(cache: Path) -> None:
+    config = {**checkpoints.TEXT_CONFIG, "quantization": {"bits": 4, "group_size": 64}}
+    folder = checkpoints.good(snapshot(cache, "org/small"), config)
+    assert only(models_on_disk({}, cache=cache), "org/small") == ModelOnDisk(
+        "org/small", folder, "text", "llama", "4-bit, group 64", nbytes=96
+    )
+
+
+@pytest.mark.parametrize("broken", sorted(set(checkpoints.BROKEN) - {"config.json"}))
+def test_what_cannot_be_used_is_listed_with_its_problem(cache: Path, broken: str) -> None:
+    folder = checkpoints.BROKEN[broken](snapshot(cache, "org/broken"))
+    found = only(models_on_disk({}, cache=cache), "org/broken")
+    assert broken in found.problem
+    assert "\n" not in found.problem
+    assert not found.problem.startswith("org/broken")
+    assert (found.path, found.kind) == (folder, "vision")
+    assert found.model_type in ("smolvlm", "hologram9000")
+
+
+def test_a_damaged_config_is_a_problem_too(cache: Path) -> None:
+    checkpoints.good(snapshot(cache, "org/name")).joinpath("config.json").write_text("{")
+    found = only(models_on_disk({}, cache=cache), "org/name")
+    assert "config.json is damaged" in found.problem
+    assert (found.kind, found.model_type, found.nbytes) == ("", "", 0)
+
+
+@pytest.mark.parametrize("ask", [checkpoints.with_model_file, checkpoints.with_auto_map])
+def test_one_that_wants_to_run_code_says_so_and_runs_none(
+    cache: Path, ask: Callable[[Path], Path]
+) -> None:
+    folder = ask(checkpoints.good(snapshot(cache, "org/evil")))
+    found = only(models_on_disk({}, cache=cache), "org/evil")
+    assert found.problem.startswith("wants to run its own code")
+    assert "\n" not in found.problem
+    assert (found.kind, found.nbytes) == ("vision", 96)
+    assert not checkpoints.mark_of(folder).exists()
+
+
+def test_what_is_no_model_is_left_out(cache: Path) -> None:
+    checkpoints.without_config(snapshot(cache, "org/tokenizer-only"))
+    snapshot(cache, "org/empty")
+    (cache / "models--org--never-begun").mkdir()
+    (cache / "datasets--org--pictures" / "snapshots").mkdir(parents=True)
+    (cache / ".locks" / "models--org--locked").mkdir(parents=True)
+    (cache / "version.txt").write_text("1")
+    # No name that a person could give: no organisation, two double dashes, odd characters.
+    for name in ("gpt2", "a--b--c", "a--..", "a b--c", "--x"):
+        checkpoints.good(snapshot(cache, name))
+    assert names(models_on_disk({}, cache=cache)) == ["demo"]
+
+
+def test_only_the_main_snapshot_counts(cache: Path) -> None:
+    folder = checkpoints.good(snapshot(cache, "org/name"))
+    older = folder.parent / ("0" * 40)
+    checkpoints.without_weights(older)
+    [_, found] = models_on_disk({}, cache=cache)
+    assert (found.path, found.problem) == (folder, "")
+
+
+def test_files_may_be_links_into_the_blobs(cache: Path) -> None:
+    folder = snapshot(cache, "org/name")
+    blobs = folder.parents[1] / "blobs"
+    checkpoints.good(blobs)
+    for blob in blobs.iterdir():
+        (folder / blob.name).symlink_to(blob)
+    assert only(models_on_disk({}, cache=cache), "org/name").problem == ""
+    (blobs / "model.safetensors").unlink()
+    found = only(models_on_disk({}, cache=cache), "org/name")
+    assert "model.safetensors cannot be read" in found.problem
+
+
+def test_an_alias_of_a_repository_in_the_cache_is_listed_once(cache: Path, tmp_path: Path) -> None:
+    folder = checkpoints.good(snapshot(cache, "org/name"))
+    assert names(models_on_disk({"n": str(folder)}, cache=cache)) == ["demo", "n"]
+    # An alias for an id says nothing about the disk: the repository does.
+    assert names(models_on_disk({"n": "org/name"}, cache=cache)) == ["demo", "org/name"]
+
+
+def test_an_alias_whose_folder_is_gone_says_so(cache: Path, tmp_path: Path) -> None:
+    folder = checkpoints.good(tmp_path / "moved")
+    shutil.rmtree(folder)
+    found = only(models_on_disk({"m": str(folder)}, cache=cache), "m")
+    assert "has no config.json" in found.problem
+
+
+def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_magic.inference import checkpoint
+
+    inspect = checkpoint.inspect
+
+    def refusing(folder: Path, name: str) -> checkpoint.Checkpoint:
+        if name == "org/secret":
+            raise PermissionError(13, "Permission denied")
+        return inspect(folder, name)
+
+    for repo_id in ("org/open", "org/secret"):
+        checkpoints.good(snapshot(cache, repo_id))
+    monkeypatch.setattr(checkpoint, "inspect", refusing)
+    found = models_on_disk({}, cache=cache)
+    assert only(found, "org/open").problem == ""
+    assert only(found, "org/secret").problem == "its folder cannot be read (Permission denied)"
+
+
+def test_a_session_looks_with_its_aliases(tmp_path: Path) -> None:
+    session = scripted_session()
+    folder = str(checkpoints.good(tmp_path / "seer"))
+    session.load(folder, alias="s").future.result(10)
+    found = only(session.on_disk(), "s")
+    # As the pool has it, so that a list can tell that they are the same.
+    assert str(found.path) == session.pool["s"].path
+    session.close()
+
+
+def test_looking_imports_no_model_library(cache: Path, tmp_path: Path) -> None:
+    checkpoints.good(snapshot(cache, "org/name"))
+    code = (
+        "import json, pathlib, sys\n"
+        "from mlx_magic.inference.on_disk import models_on_disk\n"
+        f"found = models_on_disk({{}}, cache=pathlib.Path({str(cache)!r}))\n"
+        "heavy = {'mlx', 'mlx_vlm', 'mlx_lm', 'transformers', 'numpy', 'PIL'}\n"
+        "print(json.dumps([len(found), sorted(heavy & {m.split('.')[0] for m in sys.modules})]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout) == [2, []]

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from IPython.core.inputtransformer2 import TransformerManager
+from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
+
+from mlx_magic.errors import RequestError
+from mlx_magic.inference.image_input import ImageInput, make_image_input
+from mlx_magic.inference.request import Sampling, VisionResult
+from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.image_words import image_values
+from mlx_magic.notebook.panel.cell_text import (
+    WITHOUT_HISTORY,
+    cell_text,
+    what_is_left_out,
+    words_for,
+)
+from mlx_magic.notebook.panel.conversation import Answer, Picture, Turn
+from mlx_magic.notebook.template import fill
+from mlx_magic.notebook.tokens import split_line
+from mlx_magic.testing import ScriptedBackend
+
+
+def image(name: str = "cat.png") -> ImageInput:
+    return make_image_input(Image.new("RGB", (8, 6), "red"), name)
+
+
+def pictures(count: int) -> tuple[Picture, ...]:
+    return tuple(Picture(f"p{at}", image()) for at in range(count))
+
+
+def asked(prompt: str = "What is it?", **options: object) -> Turn:
+    return Turn("t1", prompt, **options)  # type: ignore[arg-type]
+
+
+def literal(expression: str) -> object:
+    """Only a string may be filled in: anything else would be the notebook's."""
+    value = ast.literal_eval(expression)
+    assert isinstance(value, str)
+    return value
+
+
+def as_ipython_runs(cell: str) -> tuple[str, str]:
+    """Return the line and the body that IPython gives to the magic."""
+    code = TransformerManager().transform_cell(cell)
+    statement = ast.parse(code).body
+    assert len(statement) == 1
+    assert isinstance(statement[0], ast.Expr)
+    call = statement[0].value
+    assert isinstance(call, ast.Call)
+    assert ast.unparse(call.func) == "get_ipython().run_cell_magic"
+    magic, line, body = map(ast.literal_eval, call.args)
+    assert magic == "vision"
+    return line, body
+
+
+def read_back(cell: str, defaults: Defaults | None = None) -> tuple[CellArguments, str]:
+    """Return what the magic makes of a cell, and the prompt that is asked."""
+    arguments = parse_cell(*as_ipython_runs(cell), defaults)
+    return arguments, fill(arguments.prompt, literal)
+
+
+def test_a_plain_question() -> None:
+    assert cell_text(asked(), "demo", []) == "%%vision -m demo\nWhat is it?"
+
+
+def test_everything_that_differs_from_the_defaults_is_said() -> None:
+    turn = asked(
+        pictures=pictures(2),
+        system="Be brief.",
+        sampling=Sampling(100, temperature=0.0, top_p=0.5, top_k=0, seed=7),
+        max_pixels=250_000,
+    )
+    assert cell_text(turn, "my model", ["cat.png", "df['a b'][3]"], output="r") == (
+        "%%vision cat.png df['a b'][3] -m 'my model' -o r --system 'Be brief.' --max-tokens 100 "
+        "--temperature 0 --top-p 0.5 --top-k 0 --seed 7 --max-pixels 250000\nWhat is it?"
+    )
+
+
+def test_what_the_notebook_has_as_its_default_is_left_out() -> None:
+    defaults = Defaults(system="s", max_tokens=9, temperature=1.0, format="text", output="r")
+    turn = asked(system="s", sampling=Sampling(9, temperature=1.0))
+    assert cell_text(turn, "demo", [], output="r", defaults=defaults) == (
+        "%%vision -m demo -f markdown\nWhat is it?"
+    )
+    assert "--max-tokens 512" in cell_text(asked(), "demo", [], defaults=defaults)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ['Answer as {"total": 0.0, "items": [{"name": "..."}]}', "a {} b", "{key: value}", "}} {"],
+)
+def test_braces_that_are_not_filled_in_stay_as_they_are(prompt: str) -> None:
+    assert cell_text(asked(prompt), "demo", []) == f"%%vision -m demo\n{prompt}"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written"),
+    [
+        ("Say {x}.", "Say {{x}}."),
+        ("{{", "{{{{"),
+        ("a\n  \nb", "a\n{'  '}\nb"),
+        (">>> 1 + 1\n2", "{'>>>'} 1 + 1\n2"),
+        ("In [3]: x", "{'In'} [3]: x"),
+        ("...: x", "{'...'}: x"),
+        ("a\r\nb", "a{'\\r'}\nb"),
+        ("a\u2028b\x00", "a{'\\u2028'}b{'\\x00'}"),
+        ("{\x0b{'\x0b'}", "{{{'\\x0b'}{{'{'\\x0b'}'}}"),
+    ],
+)
+def test_what_would_be_changed_on_its_way_is_a_literal(prompt: str, written: str) -> None:
+    cell = cell_text(asked(prompt), "demo", [])
+    assert cell == f"%%vision -m demo\n{written}"
+    assert read_back(cell)[1].removesuffix("\n") == prompt
+
+
+def test_a_system_prompt_of_several_lines_is_the_call_that_ipython_makes() -> None:
+    turn = asked("Is {x} \n \nit?", pictures=pictures(1), system='Be brief.\nIt\'s "nice".')
+    cell = cell_text(turn, "demo", ["cat.png"])
+    assert cell.startswith("get_ipython().run_cell_magic('vision', ")
+    assert len(cell.splitlines()) == 1
+    arguments, prompt = read_back(cell)
+    assert (arguments.system, prompt) == (turn.system, turn.prompt)
+    assert [token.raw for token in arguments.images] == ["cat.png"]
+
+
+TEXT = st.text(max_size=40) | st.text(
+    alphabet=st.sampled_from(" \t\n\r\x0b\x1c\x85\u2028\xa0{}[]()'\"\\-%=.>x1:#?In…é"), max_size=40
+)
+WORDS = st.sampled_from(
+    ["cat.png", "img", "df['a b'][3]", "'a b.jpg'", "~/x/*.png", "https://x.example/a?b=1&c=(2)",
+     "[a, b]", "{img}", "a[1.jpg", "x if y else z", "my photo.jpg", "-o", "--", "it's", 'a"b', ":)",
+     "f('(')", "a\\", "a - b.jpg", "x # y", "'a\nb.jpg'", "''"]
+)  # fmt: skip
+
+
+@given(
+    prompt=TEXT.filter(str.strip),
+    system=st.none() | TEXT,
+    model=TEXT.filter(str.strip),
+    words=st.lists(WORDS, max_size=3),
+    sampling=st.builds(
+        Sampling,
+        max_tokens=st.integers(1, 10_000),
+        temperature=st.none() | st.floats(0, 1e300),
+        top_p=st.none() | st.floats(0, 1, exclude_min=True),
+        top_k=st.none() | st.integers(0, 1_000),
+        seed=st.none() | st.integers(0),
+    ),
+    max_pixels=st.none() | st.integers(1, 10**9),
+    output=st.sampled_from([None, "r", "größe"]),
+)
+@example("\n\n%%time\n  a  ", None, "demo", [], Sampling(), None, None)
+@example("{'\x0b'}\x0b{x}", "--", "-m", ["-m", "["], Sampling(), None, "r")
+def test_a_cell_asks_the_same(
+    prompt: str,
+    system: str | None,
+    model: str,
+    words: list[str],
+    sampling: Sampling,
+    max_pixels: int | None,
+    output: str | None,
+) -> None:
+    turn = asked(
+        prompt,
+        pictures=pictures(len(words)),
+        system=system,
+        sampling=sampling,
+        max_pixels=max_pixels,
+    )
+    arguments, asks = read_back(cell_text(turn, model, words, output=output))
+    # IPython ends a cell with a line feed; the magic takes those around the prompt off.
+    assert asks in (prompt, prompt + "\n")
+    assert arguments.system == system
+    assert arguments.model == model
+    assert arguments.sampling == sampling
+    assert arguments.max_pixels == max_pixels
+    assert arguments.output == output
+    assert len(arguments.images) == len(words)
+    alone = [cell_text(asked(pictures=pictures(1)), "m", [word]) for word in words]
+    assert arguments.images == tuple(read_back(cell)[0].images[0] for cell in alone)
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "quoted"),
+    [
+        ("my photo.jpg", "my photo.jpg", True),
+        ("a[1.jpg", "a[1.jpg", True),
+        ("-o.jpg", "-o.jpg", True),
+        ("-img", "(-img)", False),
+        ("it's", "it's", True),
+        ("a - b.jpg", "a - b.jpg", True),
+        ("x # y", "x # y", True),
+        ("x if y else z", "(x if y else z)", False),
+        (" img ", "img", False),
+        ("df['a b'][3]", "df['a b'][3]", False),
+        ("'a b.jpg'", "a b.jpg", True),
+    ],
+)
+def test_a_word_is_read_as_one(word: str, text: str, quoted: bool) -> None:
+    arguments, _ = read_back(cell_text(asked(pictures=pictures(1)), "demo", [word]))
+    assert [(token.text, token.quoted) for token in arguments.images] == [(text, quoted)]
+
+
+@pytest.mark.parametrize("system", [None, "Be brief.", "Be brief.\nBe kind."])
+def test_the_notebook_runs_the_cell(
+    system: str | None, shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    tray = (Picture("p1", image("a (1).png")), Picture("p2", image(), "[img]"))
+    turn = asked("Is\n  \n{x} it {?", pictures=tray, system=system, max_pixels=20)
+    found = words_for(tray, shell.user_ns)
+    shell.user_ns.update(found.variables)
+    shell.run_cell(cell_text(turn, "demo", found.words, output="r")).raise_error()
+    [request] = script.requests
+    assert (request.prompt, request.system) == (turn.prompt, system)
+    assert [picture.size for picture in request.images] == [(5, 3), (6, 3)]
+    assert shell.user_ns["r"].text == "It is **red**."
+
+
+def test_words_and_pictures_have_to_match() -> None:
+    with pytest.raises(RequestError, match="2 pictures have 1 words"):
+        cell_text(asked(pictures=pictures(2)), "demo", ["a.png"])
+
+
+def test_ten_thousand_braces_take_no_time() -> None:
+    prompt = "{ " * 10_000
+    assert read_back(cell_text(asked(prompt), "demo", []))[1] == prompt + "\n"
+
+
+def test_a_word_is_kept_and_an_upload_gets_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = image("receipt (1).jpg"), image("receipt (1).jpg")
+    tray = [
+        Picture("p1", image(), "img"),
+        Picture("p2", first),
+        Picture("p3", second),
+        Picture("p4", first),
+        Picture("p5", image(), "my photo.jpg"),
+    ]
+    found = words_for(tray, {"img": 1})
+    assert found.words == ("img", "receipt_1", "receipt_1_2", "receipt_1", "'my photo.jpg'")
+    assert found.variables == {"receipt_1": first, "receipt_1_2": second}
+    again = words_for(tray, {"img": 1, **found.variables})
+    assert again == found
+    taken = words_for(tray, {"receipt_1": "something else"})
+    assert taken.words[1:3] == ("receipt_1_2", "receipt_1_3")
+
+
+def test_a_file_does_not_win_over_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "receipt").write_text("no picture")
+    found = words_for([Picture("p1", image("receipt.jpg"))], {})
+    assert found.words == ("(receipt)",)
+    namespace: dict[str, object] = {**found.variables}
+    tokens = split_line(found.words[0])
+    [(_, value)] = image_values(tokens, namespace, lambda code: eval(code, {}, namespace))
+    assert value is found.variables["receipt"]
+
+
+def test_what_came_before_is_left_out_and_said() -> None:
+    before = asked("Before?")
+    before.answers.append(Answer("demo", result=VisionResult("Yes.", "demo", "stop")))
+    assert what_is_left_out(asked(), [before], "demo") == WITHOUT_HISTORY
+    assert what_is_left_out(asked(follows=False), [before], "demo") == ""
+    assert what_is_left_out(asked(), [], "demo") == ""
+    assert what_is_left_out(asked(), [asked("Unanswered?")], "demo") == ""

@@ -1,0 +1,541 @@
+"""The panel without a browser: what a person does, and what the page is told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from mlx_magic.errors import GenerationError, RequestError
+from mlx_magic.inference.request import GenerationRequest, VisionResult
+from mlx_magic.notebook.panel.panel import NO_WIDGETS, Panel
+from mlx_magic.testing import ScriptedBackend
+from tests.notebook.panel.conftest import WAIT, DrivenPanel, png
+
+AddModel = Callable[..., str]
+
+
+def test_asking_shows_the_turn_and_the_answer(
+    driven: DrivenPanel, script: ScriptedBackend
+) -> None:
+    driven.ask("What is it?")
+    driven.finish()
+    assert [message["type"] for message in driven.sent][0] == "turn"
+    (answer,) = driven.answers()
+    assert answer["state"] == "done"
+    assert answer["blocks"] == ["<p>It is <strong>red</strong>.</p>\n"]
+    assert answer["cell"] == "%%vision -m demo\nWhat is it?"
+    assert "written" in answer["footer"]
+    assert script.requests[0].prompt == "What is it?"
+    assert driven.form.prompt.value == ""
+    assert driven.panel.result is not None
+    assert driven.panel.result.text == "It is **red**."
+
+
+def test_the_page_starts_from_the_whole_conversation(driven: DrivenPanel) -> None:
+    driven.ask("What is it?")
+    driven.finish()
+    state = driven.panel._actions.view.get_state()
+    assert [turn["prompt"] for turn in state["turns"]] == ["What is it?"]
+
+
+def test_run_is_off_without_a_prompt_and_says_why(driven: DrivenPanel) -> None:
+    run = driven.button("Run")
+    assert run.disabled
+    assert run.tooltip == "Write a prompt first"
+    driven.write("What?")
+    assert not run.disabled
+    driven.write("   ")
+    assert run.disabled
+
+
+def test_cancel_works_while_it_runs_and_is_off_before_and_after(
+    driven: DrivenPanel, script: ScriptedBackend
+) -> None:
+    assert driven.button("Cancel").disabled
+    script.hold = "writing"
+    driven.ask("What?")
+    assert driven.button("Run").disabled
+    driven.click("Cancel")
+    driven.finish()
+    assert driven.answers()[0]["state"] == "cancelled"
+    assert driven.button("Cancel").tooltip == "Nothing is running"
+    driven.write("Again?")
+    assert not driven.button("Run").disabled
+
+
+def test_keys_run_with_the_text_of_the_page_and_cancel(
+    driven: DrivenPanel, script: ScriptedBackend
+) -> None:
+    script.hold = "writing"
+    driven.page("run", prompt="Typed faster than sent")
+    assert driven.panel.turns[0].prompt == "Typed faster than sent"
+    driven.tray._handle_custom_msg({"type": "cancel"}, [])
+    driven.finish()
+    assert driven.answers()[0]["state"] == "cancelled"
+
+
+def test_ctrl_enter_without_a_prompt_says_what_is_missing(driven: DrivenPanel) -> None:
+    driven.page("run", prompt=" ")
+    assert "Write a prompt first" in driven.hint
+    assert driven.panel.turns == ()
+
+
+def test_a_failed_answer_shows_its_reason(driven: DrivenPanel, script: ScriptedBackend) -> None:
+    script.error = GenerationError("demo failed: no luck.", model="demo")
+    driven.ask("What?")
+    driven.finish()
+    assert driven.answers()[0]["error"] == "demo failed: no luck."
+    assert not driven.panel._turns.running
+
+
+def test_a_model_that_is_not_there_fails_in_its_answer(driven: DrivenPanel) -> None:
+    turn = driven.panel._ask("What?", ["no/such/model/at/all"])
+    driven.finish()
+    assert "There is no" in turn.answers[0].error
+
+
+class TestPictures:
+    def test_an_upload_is_opened_and_asked_about(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        driven.upload("red.png", png())
+        (shown,) = driven.tray.pictures
+        assert (shown["name"], shown["width"], shown["height"]) == ("red.png", 40, 20)
+        assert shown["thumb"].startswith("data:image/")
+        driven.ask("What?")
+        driven.finish()
+        assert [image.size for image in script.requests[0].images] == [(40, 20)]
+        assert driven.tray.pictures == []
+        assert driven.panel._turns.state()[0]["pictures"][0]["name"] == "red.png"
+
+    def test_pieces_are_put_together(self, driven: DrivenPanel) -> None:
+        data = png(size=(300, 200))
+        half = len(data) // 2
+        fields: dict[str, Any] = {"id": "u", "name": "a.png", "size": len(data), "pieces": 2}
+        driven.page("file", **fields, piece=0, data=data[:half])
+        assert driven.tray.opening[0]["fraction"] == pytest.approx(half / len(data))
+        assert "opened" in driven.form.hint.value or driven.button("Run").disabled
+        driven.page("file", **fields, piece=1, data=data[half:])
+        driven.opened()
+        assert [p["width"] for p in driven.tray.pictures] == [300]
+        assert driven.tray.opening == []
+
+    def test_what_is_no_picture_is_said_in_one_line_and_can_be_dismissed(
+        self, driven: DrivenPanel
+    ) -> None:
+        driven.upload("notes.txt", b"hello there")
+        (problem,) = driven.tray.problems
+        assert problem["text"].startswith("notes.txt ")
+        assert "\n" not in problem["text"]
+        driven.page("dismiss", id=problem["id"])
+        assert driven.tray.problems == []
+
+    def test_remove_and_reorder(self, driven: DrivenPanel, script: ScriptedBackend) -> None:
+        for at, colour in enumerate(("red", "green", "blue")):
+            driven.upload(f"{colour}.png", png(colour), key=f"u{at}")
+        driven.page("order", ids=["u2", "u0", "u1"])
+        driven.page("remove", id="u0")
+        assert [p["name"] for p in driven.tray.pictures] == ["blue.png", "green.png"]
+        driven.ask("What?")
+        driven.finish()
+        assert [i.source for i in script.requests[0].images] == ["blue.png", "green.png"]
+
+    def test_a_variable_of_the_notebook(
+        self, driven: DrivenPanel, shell: InteractiveShell
+    ) -> None:
+        assert "img" in driven.form.word.options
+        driven.form.word.value = "img"
+        driven.update()
+        driven.click("Add")
+        driven.opened()
+        assert [p["name"] for p in driven.tray.pictures] == ["img"]
+        driven.ask("What?")
+        driven.finish()
+        assert driven.answers()[0]["cell"] == "%%vision img -m demo\nWhat?"
+
+    def test_variables_are_looked_for_after_each_cell(
+        self, driven: DrivenPanel, shell: InteractiveShell
+    ) -> None:
+        shell.run_cell("other = img.copy()")
+        driven.update()
+        assert set(driven.form.word.options) == {"img", "other"}
+
+    def test_a_word_that_is_nothing_is_said(self, driven: DrivenPanel) -> None:
+        driven.form.word.value = "nosuchthing"
+        driven.update()
+        driven.click("Add")
+        assert "nosuchthing" in driven.hint
+        assert driven.form.word.value == "nosuchthing"
+
+    def test_a_text_model_cannot_see(
+        self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
+    ) -> None:
+        name = add_model("words", kind="text")
+        driven.session.pool.load(name)
+        driven.update()
+        driven.form.model.value = name
+        driven.update()
+        assert "cannot see pictures" in driven.tray.why_not
+        driven.upload("red.png", png())
+        driven.write("What?")
+        assert driven.button("Run").disabled
+        assert "words cannot see pictures" in driven.button("Run").tooltip
+        driven.form.model.value = "demo"
+        driven.update()
+        assert not driven.button("Run").disabled
+
+
+class TestConversation:
+    def test_a_follow_up_reads_the_turns_before_it(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        driven.upload("red.png", png())
+        driven.ask("What is it?")
+        driven.finish()
+        driven.ask("And now?")
+        driven.finish()
+        (before,) = script.requests[1].history
+        assert (before.prompt, before.answer) == ("What is it?", "It is **red**.")
+        assert [image.source for image in before.images] == ["red.png"]
+
+    def test_a_question_can_stand_alone(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        driven.ask("One?")
+        driven.finish()
+        driven.form.follow.value = False
+        driven.ask("Two?")
+        driven.finish()
+        driven.form.follow.value = True
+        driven.ask("Three?")
+        driven.finish()
+        assert [len(request.history) for request in script.requests] == [0, 0, 1]
+
+    def test_a_cancelled_answer_is_no_history(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        script.hold = "reading"
+        driven.ask("One?")
+        driven.click("Cancel")
+        driven.finish()
+        script.hold = None
+        driven.ask("Two?")
+        driven.finish()
+        assert script.requests[-1].history == ()
+
+    def test_edit_takes_a_turn_back_and_replaces_what_follows(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        driven.upload("red.png", png())
+        for prompt in ("One?", "Two?", "Three?"):
+            driven.ask(prompt)
+            driven.finish()
+        driven.write("A draft")
+        driven.page("edit", turn=driven.panel.turns[0].id)
+        assert driven.form.prompt.value == "One?"
+        assert [p["name"] for p in driven.tray.pictures] == ["red.png"]
+        assert "Editing turn 1" in driven.hint
+        driven.ask("One, again?")
+        driven.finish()
+        assert [turn.prompt for turn in driven.panel.turns] == ["One, again?"]
+        assert [image.source for image in script.requests[-1].images] == ["red.png"]
+        assert script.requests[-1].history == ()
+        assert driven.form.prompt.value == "A draft"
+
+    def test_editing_can_be_given_up(self, driven: DrivenPanel) -> None:
+        driven.ask("One?")
+        driven.finish()
+        driven.write("A draft")
+        driven.page("edit", turn=driven.panel.turns[0].id)
+        driven.click("Stop editing")
+        assert driven.form.prompt.value == "A draft"
+        assert len(driven.panel.turns) == 1
+
+    def test_save_puts_the_result_into_a_variable(
+        self, driven: DrivenPanel, shell: InteractiveShell
+    ) -> None:
+        driven.ask("One?")
+        driven.finish()
+        turn = driven.panel.turns[0].id
+        driven.page("save", turn=turn, index=0, name=" answer ", replace=False)
+        assert isinstance(shell.user_ns["answer"], VisionResult)
+        assert driven.sent[-1]["ok"]
+        assert driven.answers()[0]["saved"] == "answer"
+
+    def test_save_asks_before_it_replaces(
+        self, driven: DrivenPanel, shell: InteractiveShell
+    ) -> None:
+        driven.ask("One?")
+        driven.finish()
+        turn = driven.panel.turns[0].id
+        image = shell.user_ns["img"]
+        driven.page("save", turn=turn, index=0, name="img", replace=False)
+        assert driven.sent[-1]["ask"] == "replace"
+        assert shell.user_ns["img"] is image
+        driven.page("save", turn=turn, index=0, name="img", replace=True)
+        assert isinstance(shell.user_ns["img"], VisionResult)
+
+    @pytest.mark.parametrize("name", ["", "1st", "class", "two words", "print"])
+    def test_a_bad_name_is_refused_where_it_was_typed(
+        self, driven: DrivenPanel, shell: InteractiveShell, name: str
+    ) -> None:
+        driven.ask("One?")
+        driven.finish()
+        before = dict(shell.user_ns)
+        driven.page("save", turn=driven.panel.turns[0].id, index=0, name=name, replace=True)
+        assert driven.sent[-1]["type"] == "said"
+        assert not driven.sent[-1]["ok"]
+        assert shell.user_ns == before
+
+    def test_a_copied_cell_gets_its_picture_and_runs(
+        self, driven: DrivenPanel, shell: InteractiveShell, script: ScriptedBackend
+    ) -> None:
+        driven.upload("my receipt.png", png())
+        driven.ask("What?")
+        driven.finish()
+        cell = driven.answers()[0]["cell"]
+        assert cell == "%%vision my_receipt -m demo\nWhat?"
+        driven.page("cell_used", turn=driven.panel.turns[0].id, index=0)
+        assert "my_receipt" in driven.sent[-1]["text"]
+        assert shell.run_cell(cell).success
+        assert script.requests[0].images[0].digest == script.requests[1].images[0].digest
+
+    def test_export_hands_over_a_file(self, driven: DrivenPanel) -> None:
+        driven.ask("What is it?")
+        driven.finish()
+        driven.page("export", format="json")
+        assert driven.sent[-1]["name"].endswith(".json")
+        assert json.loads(driven.sent[-1]["text"])["turns"][0]["prompt"] == "What is it?"
+        driven.page("export", format="markdown")
+        assert driven.sent[-1]["name"].endswith(".md")
+        assert "It is **red**." in driven.sent[-1]["text"]
+
+    def test_new_conversation_cancels_and_clears(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        script.hold = "writing"
+        driven.ask("One?")
+        generation = driven.panel.turns[0].answers[0].generation
+        assert generation is not None
+        driven.click("New conversation")
+        assert driven.panel.turns == ()
+        assert generation.future.result(timeout=WAIT).finish_reason == "cancelled"
+
+    def test_a_turn_that_is_gone_is_said(self, driven: DrivenPanel) -> None:
+        driven.page("edit", turn="t99")
+        assert "gone" in driven.hint
+        driven.page("refresh", turn="t99")
+        assert driven.sent[-1] == {"type": "drop", "ids": ["t99"]}
+
+
+class TestCompare:
+    def test_two_models_answer_side_by_side(
+        self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
+    ) -> None:
+        other = add_model("other")
+        driven.update()
+        driven.form.compare.value = True
+        driven.form.others[0].value = other
+        driven.ask("What?")
+        driven.finish()
+        assert [answer["model"] for answer in driven.answers()] == ["demo", "other"]
+        assert [answer["state"] for answer in driven.answers()] == ["done", "done"]
+        assert sorted(request.model for request in script.requests) == ["demo", "other"]
+
+    def test_one_is_cancelled_and_the_other_goes_on(
+        self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
+    ) -> None:
+        script.hold = "writing"
+        turn = driven.panel._ask("What?", ["demo", add_model("other")])
+        driven.page("cancel", turn=turn.id, index=1)
+        generation = turn.answers[1].generation
+        assert generation is not None
+        generation.future.result(timeout=WAIT)
+        driven.update()
+        assert [a["state"] for a in driven.answers()] == ["running", "cancelled"]
+        script.release()
+        driven.finish()
+        assert driven.answers()[0]["state"] == "done"
+
+    def test_cancel_stops_them_all(
+        self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
+    ) -> None:
+        script.hold = "writing"
+        driven.panel._ask("What?", ["demo", add_model("other")])
+        driven.update()
+        driven.click("Cancel")
+        driven.finish()
+        assert {a["state"] for a in driven.answers()} == {"cancelled"}
+
+    def test_the_same_model_twice_is_asked_once(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        driven.form.compare.value = True
+        driven.form.others[0].value = "demo"
+        driven.ask("What?")
+        driven.finish()
+        assert len(script.requests) == 1
+
+    def test_four_models_are_too_many(self, driven: DrivenPanel) -> None:
+        with pytest.raises(RequestError, match="up to 3"):
+            driven.panel._ask("What?", ["a", "b", "c", "d"])
+
+
+class TestModels:
+    def test_what_a_cell_loads_the_panel_sees(
+        self, driven: DrivenPanel, shell: InteractiveShell
+    ) -> None:
+        assert "mlxm-loaded" not in driven.models
+        shell.run_line_magic("vision", "load demo")
+        driven.update()
+        assert "mlxm-loaded" in driven.models
+        assert driven.button("Unload").tooltip == "Unload demo"
+
+    def test_load_and_unload(self, driven: DrivenPanel, add_model: AddModel) -> None:
+        name = add_model("other")
+        driven.panel._models.load(name)
+        for load in list(driven.session.running):
+            load.future.result(timeout=WAIT)
+        driven.update()
+        assert name in driven.session.pool
+        assert "Loaded other" in driven.models
+        driven.click("Unload")
+        driven.session.engine.call(lambda: None).result(timeout=WAIT)
+        driven.update()
+        assert len(driven.session.pool) == 0
+        assert "Unloaded other" in driven.models
+
+    def test_a_load_shows_its_progress_and_can_be_cancelled(
+        self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
+    ) -> None:
+        script.hold = "loading"
+        name = add_model("other")
+        driven.panel._models.load(name)
+        (load,) = driven.session.running
+        driven.update()
+        driven.click("Cancel load")
+        assert load.future.result(timeout=WAIT) is None
+        driven.update()
+        assert "Cancelled: other was not loaded." in driven.models
+
+    def test_the_panels_cancel_stops_its_loads(
+        self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
+    ) -> None:
+        script.hold = "loading"
+        driven.panel._models.load(add_model("other"))
+        (load,) = driven.session.running
+        driven.update()
+        driven.click("Cancel")
+        assert load.future.result(timeout=WAIT) is None
+
+    def test_a_bad_name_is_one_line(self, driven: DrivenPanel) -> None:
+        section = driven.panel._models.section
+        assert section.load_other.disabled
+        section.name.value = "./nowhere"
+        section.load_other.click()
+        for load in list(driven.session.running):
+            load.future.exception(timeout=WAIT)
+        driven.update()
+        assert "There is no folder ./nowhere" in driven.models
+        assert section.name.value == "./nowhere"
+
+    def test_a_model_in_use_cannot_be_unloaded_and_says_why(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
+        driven.ask("One?")
+        driven.finish()
+        script.hold = "writing"
+        driven.ask("Two?")
+        generation = driven.panel.turns[1].answers[0].generation
+        assert generation is not None
+        while not generation.snapshot().text:
+            generation.token.wait(0.01)
+        driven.update()
+        unload = driven.button("Unload")
+        assert unload.disabled
+        assert "is answering" in unload.tooltip
+
+
+def test_the_status_line_says_what_a_cell_does(
+    driven: DrivenPanel, script: ScriptedBackend
+) -> None:
+    assert "idle" in driven.panel._status.value
+    script.hold = "writing"
+    generation = driven.session.start(GenerationRequest("From a cell?"))
+    while not generation.snapshot().text:
+        generation.token.wait(0.01)
+    assert driven.update()
+    assert "demo: writing" in driven.panel._status.value
+    generation.cancel()
+    generation.future.result(timeout=WAIT)
+    driven.update()
+    assert "idle" in driven.panel._status.value
+
+
+def test_two_panels_do_not_cancel_each_other(
+    driven: DrivenPanel, shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    script.hold = "writing"
+    other = DrivenPanel(shell)
+    driven.ask("One?")
+    other.ask("Two?")
+    driven.click("Cancel")
+    driven.finish()
+    assert driven.answers()[0]["state"] == "cancelled"
+    assert other.answers()[0]["state"] == "running"
+    other.click("Cancel")
+    other.finish()
+    other.panel.close()
+
+
+def test_an_idle_panel_sends_nothing_and_needs_no_thread(driven: DrivenPanel) -> None:
+    sent: list[str] = []
+    for widget in [driven.form.run, driven.form.model, driven.panel._status, driven.tray]:
+        widget.observe(lambda change: sent.append(change["name"]))
+    for _ in range(5):
+        assert not driven.update()
+    assert sent == []
+
+
+def test_the_options_reach_the_request(driven: DrivenPanel, script: ScriptedBackend) -> None:
+    options = driven.form.options
+    options.system.value = "Be brief."
+    options.max_tokens.value = 7
+    options.own.value = False
+    options.temperature.value = 0.5
+    options.top_k.value = 5
+    options.seed.value = "3"
+    driven.ask("What?")
+    driven.finish()
+    request = script.requests[0]
+    assert request.system == "Be brief."
+    assert request.sampling.max_tokens == 7
+    assert (request.sampling.temperature, request.sampling.top_k) == (0.5, 5)
+    assert request.sampling.seed == 3
+
+
+def test_a_bad_seed_loses_nothing(driven: DrivenPanel) -> None:
+    driven.form.options.seed.value = "dice"
+    driven.ask("What?")
+    assert "The seed is" in driven.hint
+    assert driven.form.prompt.value == "What?"
+
+
+def test_python_can_ask_too(driven: DrivenPanel, shell: InteractiveShell) -> None:
+    result = driven.panel.ask("What?", images=shell.user_ns["img"])
+    assert result is not None
+    assert result.text == "It is **red**."
+    assert len(driven.panel.turns) == 1
+
+
+def test_it_shows_itself_the_same_each_time(shell: InteractiveShell, script: Any) -> None:
+    panel = shell.run_line_magic("vision", "panel")
+    assert isinstance(panel, Panel)
+    bundle = panel._repr_mimebundle_()
+    assert bundle["text/plain"] == NO_WIDGETS
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    panel.close()

@@ -1,0 +1,103 @@
+"""The thread that keeps a panel up to date."""
+
+from __future__ import annotations
+
+import threading
+
+from mlx_magic.notebook.panel.updates import Updates
+
+WAIT = 10.0
+
+
+class Scripted:
+    """Answers what the script says; tells how often it was asked, and when it ran out."""
+
+    def __init__(self, *more: bool) -> None:
+        self.more = list(more)
+        self.calls = 0
+        self.threads: set[str] = set()
+        self.over = threading.Event()
+
+    def __call__(self) -> bool:
+        self.calls += 1
+        self.threads.add(threading.current_thread().name)
+        more = self.more.pop(0)
+        if not self.more:
+            self.over.set()
+        return more
+
+
+def ended(updates: Updates) -> None:
+    for thread in threading.enumerate():
+        if thread.name == "mlx-magic-panel":
+            thread.join(WAIT)
+    assert not updates.active
+
+
+def test_nothing_runs_until_it_is_woken() -> None:
+    updates = Updates(lambda: False)
+    assert not updates.active
+
+
+def test_it_goes_on_while_there_is_more_and_then_its_thread_is_gone() -> None:
+    script = Scripted(True, True, False)
+    updates = Updates(script, interval=0.0)
+    updates.wake()
+    assert script.over.wait(WAIT)
+    ended(updates)
+    assert script.calls == 3
+    assert script.threads == {"mlx-magic-panel"}
+
+
+def test_what_is_asked_for_during_the_last_update_is_not_lost() -> None:
+    again = threading.Event()
+    calls = []
+
+    def update() -> bool:
+        calls.append(1)
+        if len(calls) == 1:
+            updates.wake()
+        else:
+            again.set()
+        return False
+
+    updates = Updates(update, interval=60.0)
+    updates.wake()
+    assert again.wait(WAIT)
+    ended(updates)
+    assert len(calls) == 2
+
+
+def test_it_can_be_woken_again() -> None:
+    first, second = threading.Event(), threading.Event()
+
+    def update() -> bool:
+        (second if first.is_set() else first).set()
+        return False
+
+    updates = Updates(update)
+    updates.wake()
+    assert first.wait(WAIT)
+    ended(updates)
+    updates.wake()
+    assert second.wait(WAIT)
+    ended(updates)
+
+
+def test_an_update_that_fails_is_logged_and_ends_the_thread(caplog: object) -> None:
+    def update() -> bool:
+        raise RuntimeError("no page")
+
+    updates = Updates(update, interval=0.0)
+    updates.wake()
+    ended(updates)
+    assert "no page" in caplog.text  # type: ignore[attr-defined]
+
+
+def test_a_closed_one_does_nothing() -> None:
+    script = Scripted(False)
+    updates = Updates(script)
+    updates.close()
+    updates.wake()
+    assert not updates.active
+    assert script.calls == 0

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import keyword
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from mlx_magic.errors import RequestError
+from mlx_magic.inference.image_input import make_image_input
+from mlx_magic.inference.images import open_images
+from mlx_magic.inference.request import VisionResult
+from mlx_magic.notebook.panel.variables import (
+    MOST_STATS,
+    MOST_VARIABLES,
+    check_name,
+    describe_existing,
+    free_name,
+    picture_variables,
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "cat.png")
+    return tmp_path
+
+
+def red() -> Image.Image:
+    return Image.new("RGB", (40, 20), "red")
+
+
+def what(value: object) -> str:
+    return "".join(found.what for found in picture_variables({"x": value}))
+
+
+def values() -> Iterator[tuple[object, str]]:
+    image = make_image_input(red(), "red.png")
+    yield red(), "PIL image 40x20"
+    yield np.zeros((20, 40), np.uint8), "array 20x40"
+    yield np.zeros((20, 40, 3)), "array 20x40x3"
+    yield np.zeros((3, 20, 40), np.float32), "array 3x20x40"
+    yield np.zeros((5, 20, 40, 4), np.uint8), "array 5x20x40x4"
+    yield image, "picture 40x20"
+    yield VisionResult("a", "m", "stop", images=(image,)), "result with 1 picture"
+    yield VisionResult("a", "m", "stop", images=(image, image)), "result with 2 pictures"
+    yield "cat.png", "file cat.png"
+    yield Path("cat.png"), "file cat.png"
+    yield [red()], "1 picture"
+    yield (red(), "cat.png", np.zeros((20, 40))), "3 pictures"
+
+
+@pytest.mark.parametrize(("value", "expected"), list(values()), ids=lambda value: str(value)[:20])
+def test_what_holds_pictures_is_listed_and_can_be_opened(value: object, expected: str) -> None:
+    assert what(value) == expected
+    assert open_images(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        3,
+        "cat",
+        "missing.png",
+        "https://x.example/cat.png",
+        "a\0.png",
+        "~nobody-of-this-name/cat.png",
+        "x" * 300 + ".png",
+        "x" * 5_000 + ".png",
+        "",
+        [],
+        (),
+        ["a", "b"],
+        [red(), 3],
+        [[red()]],
+        [red()] * 65,
+        {"a": red()},
+        {1},
+        red,
+        Image.Image,
+        Image,
+        np.zeros(10),
+        np.zeros((1797, 64)),
+        np.zeros((4, 4)),
+        np.zeros((20, 40, 7)),
+        np.zeros((100, 20, 40, 3), np.uint8),
+        np.zeros((20, 40), complex),
+        np.zeros((2, 2, 2, 2, 2)),
+        np.zeros((0, 40, 3)),
+        np.broadcast_to(np.uint8(0), (20_000, 20_000)),
+        VisionResult("a", "m", "stop"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_holds_none_is_not_listed(value: object) -> None:
+    assert what(value) == ""
+
+
+def test_a_directory_that_is_called_like_a_picture_is_none(folder: Path) -> None:
+    (folder / "folder.png").mkdir()
+    assert what("folder.png") == ""
+
+
+def test_matplotlib_and_pandas() -> None:
+    from matplotlib.figure import Figure
+
+    pandas: Any = pytest.importorskip("pandas")
+    figure = Figure()
+    assert what(figure) == "figure"
+    assert what(figure.subplots()) == "axes"
+    assert what(pandas.Series([red(), red()])) == "2 pictures"
+    assert what(pandas.Series(["cat.png"])) == "1 picture"
+    assert what(pandas.Series(["cat", "dog"])) == ""
+    assert what(pandas.Series([1, 2])) == ""
+    assert what(pandas.DataFrame({"a": [1]})) == ""
+
+
+def test_names_of_ipython_and_private_ones_are_left_out() -> None:
+    namespace: dict[str, object] = dict.fromkeys(["_", "_1", "_x", "In", "Out", "b", "A"], red())
+    assert [found.name for found in picture_variables(namespace)] == ["A", "b"]
+
+
+def test_no_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIL.Image", "numpy", "pandas", "matplotlib.figure", "matplotlib.axes"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert picture_variables({"x": 3, "y": object()}) == []
+    assert not {"numpy", "pandas", "matplotlib.figure"} & sys.modules.keys()
+
+
+def test_no_property_of_an_unknown_class_is_read() -> None:
+    class Trap:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"read {name}")
+
+        def __len__(self) -> int:
+            raise AssertionError("asked for its length")
+
+        @property  # type: ignore[misc]
+        def __class__(self) -> Any:
+            raise AssertionError("asked for its class")
+
+        @property
+        def size(self) -> Any:
+            raise AssertionError("read size")
+
+    class Words(list[str]):
+        def __len__(self) -> int:
+            raise AssertionError("asked for its length")
+
+        def __iter__(self) -> Any:
+            raise AssertionError("read")
+
+    assert picture_variables({"x": Trap(), "y": Words(["a"])}) == []
+
+
+def test_a_subclass_that_fails_is_left_out() -> None:
+    class Broken(Image.Image):
+        @property
+        def size(self) -> Any:
+            raise OSError
+
+    assert picture_variables({"x": Broken(), "y": red()}) == picture_variables({"y": red()})
+
+
+def test_ten_thousand_names_and_huge_lists_are_quick() -> None:
+    namespace: dict[str, object] = {f"n{at}": at for at in range(10_000)}
+    namespace["long"] = ["cat.png"] * 10_000_000
+    namespace |= {f"path{at}": f"missing{at}.png" for at in range(10_000)}
+    began = time.process_time()
+    assert picture_variables(namespace) == []
+    assert time.process_time() - began < 1
+
+
+def test_the_disk_is_asked_a_limited_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+
+    def is_file(path: Path) -> bool:
+        asked.append(path)
+        return False
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    picture_variables({f"path{at}": f"{at}.png" for at in range(1_000)})
+    assert len(asked) == MOST_STATS
+
+
+def test_the_list_has_an_end() -> None:
+    image = red()
+    assert len(picture_variables({f"n{at}": image for at in range(1_000)})) == MOST_VARIABLES
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("receipt (1).jpg", "receipt_1"),
+        ("C:\\photos\\My Cat.PNG", "My_Cat"),
+        ("/home/x/2024-05-01.png", "picture_2024_05_01"),
+        ("class.png", "picture_class"),
+        ("list.png", "picture_list"),
+        ("exit", "picture_exit"),
+        ("__init__.png", "init"),
+        (".png", "png"),
+        ("", "picture"),
+        ("???", "picture"),
+        ("größe.jpg", "größe"),
+        ("\ufb01g.png", "fig"),
+        ("x\u00b2.png", "x2"),
+        ("imgs[0]", "imgs_0"),
+        ("photo.tar.gz", "photo_tar"),
+    ],
+)
+def test_a_name_is_made_of_a_file_name(wanted: str, expected: str) -> None:
+    assert free_name(wanted, {}, red()) == expected
+
+
+def test_a_taken_name_gets_a_number_unless_it_is_the_value_itself() -> None:
+    mine = red()
+    assert free_name("cat.png", {"cat": 1}, mine) == "cat_2"
+    assert free_name("cat.png", {"cat": 1, "cat_2": 2}, mine) == "cat_3"
+    assert free_name("cat.png", {"cat": 1, "cat_2": mine}, mine) == "cat_2"
+    assert free_name("cat.png", {"cat": mine}, mine) == "cat"
+
+
+@given(st.text(), st.dictionaries(st.sampled_from(["picture", "a", "a_2"]), st.just(1)))
+def test_any_text_gives_a_name_that_a_person_may_use(
+    wanted: str, namespace: dict[str, object]
+) -> None:
+    name = free_name(wanted, namespace, red())
+    assert check_name(name) == name
+    assert name not in namespace
+    assert not keyword.iskeyword(name)
+    assert len(name) < 60
+
+
+@pytest.mark.parametrize("name", ["answer", "größe", "_x", "x1", "match", "answer "])
+def test_a_good_name_is_kept(name: str) -> None:
+    assert check_name(name) == name.strip()
+
+
+def test_a_name_is_given_as_python_reads_it() -> None:
+    assert check_name("\ufb01g") == "fig"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "has no name"),
+        ("  ", "has no name"),
+        ("2x", r"^'2x' is no variable name: use letters, digits and _, a letter first\.$"),
+        ("a b", "is no variable name"),
+        ("a\nb", "is no variable name"),
+        ("x[0]", "is no variable name"),
+        ("x" * 500 + "!", "is no variable name"),
+        ("class", r"^'class' is a word of Python: use another name\.$"),
+        ("list", r"^'list' is a name that Python itself uses: use another, like list_1\.$"),
+        ("In", r"^'In' is a name that IPython itself uses: use another, like In_1\.$"),
+        ("get_ipython", "IPython itself"),
+        ("_", "like answer"),
+        ("__", "like answer"),
+        ("_3", "like answer"),
+        ("_i", "IPython itself"),
+        ("_i12", "IPython itself"),
+        ("_oh", "IPython itself"),
+        ("__name__", "itself uses"),
+    ],
+)
+def test_a_bad_name_is_refused_in_one_line(name: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        check_name(name)
+    assert caught.value.option == "output"
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 140
+
+
+def test_what_a_name_stands_for_is_said() -> None:
+    namespace: dict[str, object] = {"x": [], "i": 3, "n": None, "r": red()}
+    said = [describe_existing(name, namespace) for name in ("x", "i", "n", "r", "free")]
+    assert said == ["x is a list", "i is an int", "n is None", "r is an Image", ""]
+
+
+def test_a_class_with_a_strange_name_is_described_in_one_line() -> None:
+    odd = type("a\n" * 100, (), {})()
+    said = describe_existing("x", {"x": odd})
+    assert "\n" not in said
+    assert len(said) < 60
