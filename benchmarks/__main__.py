@@ -14,7 +14,7 @@ from benchmarks.figures import Report
 from benchmarks.live import ROOT, live_kernel
 from mlx_magic.demo import folder as bundled
 
-NAMES = ("startup", "cell", "wire", "cancel")
+NAMES = ("startup", "cell", "wire", "cancel", "panel")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -69,6 +69,12 @@ def main() -> None:
         finished(startup.measure(pairs=size.starts, raw_runs=size.raw_starts))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        if "panel" in names:
+            # Wants a browser: imported only where it is asked for.
+            from benchmarks import panel
+
+            rates = [400.0, 100.0, 20.0] if given.full else [400.0]
+            finished(panel.measure(folder, paints=size.starts, clicks=size.clicks, rates=rates))
         if {"cell", "wire", "cancel"} & {*names}:
             model = _model(given, folder)
             _in_kernel(names, model, size, deadline, folder, finished, gpu="gpu" in host)

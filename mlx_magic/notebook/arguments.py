@@ -40,6 +40,17 @@ class Defaults:
     show: bool = True
     max_pixels: int | None = None
 
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn where nothing else is said."""
+        return Sampling(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class CellArguments:

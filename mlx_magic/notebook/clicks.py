@@ -94,7 +94,7 @@ class ClickRoute:
 
 
 def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callable[[], None]:
-    """Call `callback` for clicks as soon as the kernel receives them, cell or no cell.
+    """Call `callback` once for each click, as soon as the kernel receives it, cell or no cell.
 
     Where the kernel cannot be tapped, clicks come as they come.
 
@@ -102,8 +102,8 @@ def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callab
     ----------
     button : ipywidgets.Button
     callback : callable
-        Called on the thread that reads the channel: it should do no more than set a
-        `CancelToken`. The click comes again the ordinary way.
+        Called on the thread that reads the channel or on the one that handles messages: it
+        should do no more than set a `CancelToken`.
 
     Returns
     -------
@@ -111,11 +111,33 @@ def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callab
         Ends the watch.
     """
     tap, comm_id = _tap_of(_current_kernel()), button.model_id
-    if tap is None or comm_id is None:
-        return lambda: None
-    tap.install()
-    tap.add(comm_id, callback)
-    return lambda: tap.discard(comm_id)
+    counting = threading.Lock()
+    early = 0
+
+    def received() -> None:
+        nonlocal early
+        with counting:
+            early += 1
+        callback()
+
+    def handled(_: object) -> None:
+        """Leave out a click that was received before: by now it may mean something else."""
+        nonlocal early
+        with counting:
+            known, early = early > 0, max(0, early - 1)
+        if not known:
+            callback()
+
+    def end() -> None:
+        button.on_click(handled, remove=True)
+        if tap is not None and comm_id is not None:
+            tap.discard(comm_id)
+
+    button.on_click(handled)
+    if tap is not None and comm_id is not None:
+        tap.install()
+        tap.add(comm_id, received)
+    return end
 
 
 def thread_context() -> contextvars.Context:

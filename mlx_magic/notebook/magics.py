@@ -238,9 +238,9 @@ class VisionMagics(Magics):
                 count = now.cancel()
                 print(f"Cancelled {count}." if count else "Nothing is running.")
             case commands.PanelCommand():
-                from mlx_magic.notebook.panel.panel import panel
+                from mlx_magic.notebook.panel.opening import panel
 
-                return panel()
+                return panel(ipython=self._ip)
             case commands.UseCommand(model):
                 found = now.check(model)
                 self.model = model

@@ -14,12 +14,16 @@ from playwright.sync_api import Browser, expect, sync_playwright
 from tests import checkpoints
 
 from .lab import ROOT, FrontEnd, LabNotebook, LabServer
+from .panel_page import PanelPage
 
 OpenNotebook = Callable[..., LabNotebook]
+OpenPanel = Callable[..., PanelPage]
 
 _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    # A camera that shows a moving pattern, and nobody who must allow it.
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
 )
 
 
@@ -79,3 +83,27 @@ def open_notebook(
     for notebook in opened:
         notebook.screenshot(f"{name}-end")
     context.close()
+
+
+@pytest.fixture
+def models(model: Path) -> Path:
+    """As `model`, with another one beside it."""
+    if not model.with_name("other").exists():
+        checkpoints.good(model.with_name("other"))
+    return model
+
+
+@pytest.fixture
+def open_panel(open_notebook: OpenNotebook) -> OpenPanel:
+    """Open a notebook, run its first cell, and the second one, which shows a panel."""
+
+    def open_cells(setup: str, *cells: str, front_end: FrontEnd = "lab") -> PanelPage:
+        notebook = open_notebook(setup, "%vision panel", *cells, front_end=front_end)
+        notebook.page.set_viewport_size({"width": 1100, "height": 1300})
+        notebook.run(0)
+        notebook.run(1)
+        panel = PanelPage(notebook)
+        expect(panel.root).to_be_visible()
+        return panel
+
+    return open_cells

@@ -180,6 +180,13 @@ class LabNotebook:
         """See that a cell waits or runs: it shows a star."""
         expect(self.cell(number).locator(".jp-InputPrompt")).to_have_text("[*]:")
 
+    def choose_menu(self, menu: str, *items: str) -> None:
+        """Choose from the menu bar: the last item is clicked, those before it open."""
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=menu).click()
+        for number, item in enumerate(items, start=1):
+            label = self.page.locator(".lm-Menu-itemLabel", has_text=item).first
+            label.click() if number == len(items) else label.hover()
+
     def interrupt(self) -> None:
         """Press the square button."""
         self.page.locator('[data-jp-item-name="interrupt"]').first.click()

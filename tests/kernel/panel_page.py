@@ -86,8 +86,11 @@ class Page:
         self.view = self._find(lambda state: state.get("role") == "conversation")
         self.prompt = self._find(lambda state: "mlxm-prompt" in state.get("_dom_classes", ()))
         self.model = self._find(lambda state: state.get("description") == "Model")
+        self.max_tokens = self._find(lambda state: state.get("description") == "Max tokens")
+        self.status = self._find(lambda state: "mlxm-status" in state.get("_dom_classes", ()))
         self.refreshed = 0
-        self._begin(client.widgets[self.view]["turns"], 0)
+        self._read = 0
+        self.conversation = Conversation(client.widgets[self.view]["turns"])
 
     def reload(self) -> None:
         """Lose all that the page holds, and get it from the kernel."""
@@ -98,7 +101,8 @@ class Page:
             if message["content"].get("data", {}).get("method") == "update_states"
         ]
         # What came before that was for a page that is gone.
-        self._begin(self.client.widgets[self.view]["turns"], answers[-1] + 1)
+        self._read = answers[-1] + 1
+        self.conversation = Conversation(self.client.widgets[self.view]["turns"])
 
     # what a person does
 
@@ -143,11 +147,6 @@ class Page:
                 str(state.get("value", "")) + str(state.get("description", "")) for state in states
             )
         return ""
-
-    @property
-    def menu(self) -> list[str]:
-        """What the menu of models offers."""
-        return list(self.client.widgets[self.model]["_options_labels"])
 
     @property
     def turns(self) -> list[Turn]:
@@ -213,9 +212,11 @@ class Page:
         """Wait until a model's row says all of this."""
         self.wait_for(lambda: all(word in self.row(name) for word in words), f"{name}: {words}")
 
-    def _begin(self, turns: list[Turn], read: int) -> None:
-        self.conversation = Conversation(turns)
-        self._read = read
+    def wait_for_choice(self, label: str) -> None:
+        """Wait until the menu of models offers this."""
+        self.wait_for(
+            lambda: label in self.client.widgets[self.model]["_options_labels"], f"{label!r}"
+        )
 
     def _find(self, matches: Callable[[dict[str, Any]], bool]) -> str:
         (found,) = (key for key in self._inside(self.root) if matches(self.client.widgets[key]))

@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from mlx_magic.notebook.panel.choices import ModelChoice
-from mlx_magic.notebook.panel.controls import button, line, put, said
+from mlx_magic.notebook.panel.controls import button, fold, line, put, said
 from mlx_magic.notebook.panel.options_form import OptionsForm
 from mlx_magic.notebook.panel.turns import MOST_MODELS
 
@@ -28,7 +28,10 @@ class Composer:
     def __init__(self, tray: widgets.DOMWidget) -> None:
         auto = widgets.Layout(width="auto")
         self.options = OptionsForm()
+        style = {"description_width": "initial"}
         self.word = widgets.Combobox(
+            description="From the notebook",
+            style=style,
             placeholder="a variable, path or address",
             ensure_option=False,
             layout=widgets.Layout(flex="1 1 14em", width="auto", min_width="0"),
@@ -36,17 +39,17 @@ class Composer:
         self.word.add_class("mlxm-word")
         self.add = button("Add", "Name a variable, path or address first", disabled=True)
         self.prompt = widgets.Textarea(
+            description="Prompt",
             placeholder="What would you like to know?  (Ctrl-Enter or Cmd-Enter runs)",
             rows=3,
             layout=auto,
         )
         self.prompt.add_class("mlxm-prompt")
         menu = {"layout": widgets.Layout(flex="1 1 14em", width="auto", min_width="0")}
-        style = {"description_width": "initial"}
         self.model = widgets.Dropdown(description="Model", style=style, **menu)
         self.others = [
-            widgets.Dropdown(description="and", options=[("(none)", NONE)], style=style, **menu)
-            for _ in range(MOST_MODELS - 1)
+            widgets.Dropdown(description=which, options=[("(none)", NONE)], style=style, **menu)
+            for which in ("Second", "Third")[: MOST_MODELS - 1]
         ]
         self.compare = widgets.Checkbox(description="Compare models", indent=False, layout=auto)
         self.follow = widgets.Checkbox(
@@ -64,11 +67,11 @@ class Composer:
         self.hint = widgets.HTML()
         self.hint.add_class("mlxm-hint")
         self.models = line(self.model, self.compare)
-        self.more_options = widgets.Accordion([self.options.box], titles=("Options",))
+        self.more_options = fold("Options", self.options.box)
         self.box = widgets.VBox(
             [
                 tray,
-                line(widgets.Label("From the notebook"), self.word, self.add),
+                line(self.word, self.add),
                 self.prompt,
                 self.models,
                 line(self.run, self.cancel, self.follow, self.new, self.stop_editing),

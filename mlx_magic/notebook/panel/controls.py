@@ -42,6 +42,23 @@ def line(*children: widgets.Widget) -> widgets.HBox:
     return box
 
 
+def fold(title: str, content: widgets.DOMWidget, *, opened: bool = False) -> widgets.VBox:
+    """Return a section below a heading that opens and closes it.
+
+    Not ipywidgets' Accordion: no key reaches its headings. The page folds by its style alone,
+    so that it does so while a cell runs, too.
+    """
+    heading = widgets.ToggleButton(
+        description=title,
+        value=opened,
+        tooltip=f"Show or hide: {title}",
+        layout=widgets.Layout(width="auto"),
+    )
+    heading.add_class("mlxm-fold")
+    content.add_class("mlxm-folded")
+    return widgets.VBox([heading, content])
+
+
 def said(text: str, *, problem: bool = False) -> str:
     """Return one line as HTML that a screen reader speaks."""
     if not text:

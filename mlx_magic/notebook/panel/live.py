@@ -170,7 +170,12 @@ class LiveAnswer:
             html = [_block(*block) for block in new]
             self._out.blocks(self.turn, self.index, len(self._html), html, self._tail())
             self._html += html
-            return [sum(map(len, html)) + len(self._blocks.tail)]
+            sizes = [sum(map(len, html)) + len(self._blocks.tail)]
+            if status:
+                # Where each update ends a block, no other message would bring it.
+                self._out.status(self.turn, self.index, status, self._fraction)
+                sizes.append(len(status))
+            return sizes
         after = self._tail()
         if not after.startswith(tail):
             # A control sequence that was cut in two is taken out once it is whole.

@@ -46,7 +46,9 @@ class ModelsSection:
         self.list = widgets.VBox()
         self.list.add_class("mlxm-models")
         self.name = widgets.Combobox(
-            placeholder="another: folder, or organisation/name on the Hub",
+            description="Another model",
+            style={"description_width": "initial"},
+            placeholder="a folder, or organisation/name on the Hub",
             continuous_update=True,
             layout=widgets.Layout(flex="1 1 16em", width="auto", min_width="0"),
         )
@@ -93,7 +95,7 @@ class ModelsSection:
     def _named(self, _: Any) -> None:
         named = bool(self.name.value.strip())
         self.load_other.disabled = not named
-        self.load_other.tooltip = "" if named else "Name a model first"
+        self.load_other.tooltip = "Load this model" if named else "Name a model first"
 
     def _load_other(self, load: Callable[[str], None]) -> None:
         load(self.name.value.strip())
@@ -185,7 +187,8 @@ def memory_bar(choices: Sequence[ModelChoice], active: int, cached: int, limit: 
     )
     used = weights + other + cached
     of = f" of {amount(limit)}" if limit else ""
-    words = f"{amount(used)}{of} in use" if used >= 100_000 else f"No model is loaded{_free(limit)}"
+    empty = used < 100_000 and not loaded
+    words = f"No model is loaded{_free(limit)}" if empty else f"{amount(used)}{of} in use"
     return (
         f'<div class="mlxm-memory-words"><span>Memory</span><span>{html.escape(words)}</span></div>'
         f'<div class="mlxm-memory-bar" role="img" aria-label="Memory: {html.escape(words)}">'

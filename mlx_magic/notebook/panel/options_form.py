@@ -45,18 +45,24 @@ class OptionsForm:
             description="System prompt", rows=2, placeholder="How the model should behave", **wide
         )
         self.max_tokens = widgets.BoundedIntText(
-            description="Max tokens", value=DEFAULT_MAX_TOKENS, min=1, max=1_000_000, **wide
+            description="Max tokens",
+            value=DEFAULT_MAX_TOKENS,
+            min=1,
+            max=1_000_000,
+            tooltip="An answer ends there at the latest",
+            **wide,
         )
         self.own = widgets.Checkbox(
             description=_OWN,
             value=True,
             indent=False,
+            layout=widgets.Layout(width="auto"),
             tooltip="As the checkpoint's generation_config.json has it",
         )
-        self.temperature = widgets.FloatSlider(
+        self.temperature = widgets.BoundedFloatText(
             description="Temperature", value=0.0, min=0.0, max=2.0, step=0.05, **wide
         )
-        self.top_p = widgets.FloatSlider(
+        self.top_p = widgets.BoundedFloatText(
             description="Top p", value=1.0, min=0.05, max=1.0, step=0.05, **wide
         )
         self.top_k = widgets.BoundedIntText(

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from mlx_magic.errors import MlxMagicError, RequestError
+from mlx_magic.errors import RequestError
 from mlx_magic.inference import session as sessions
 from mlx_magic.inference.images import open_images
 from mlx_magic.inference.request import DEMO
-from mlx_magic.inference.work import wait
 from mlx_magic.notebook import clicks
 from mlx_magic.notebook.panel import export
 from mlx_magic.notebook.panel.composer import Composer
-from mlx_magic.notebook.panel.controls import put
+from mlx_magic.notebook.panel.controls import fold, put
 from mlx_magic.notebook.panel.conversation import Picture, Turn
 from mlx_magic.notebook.panel.editing import Editing
 from mlx_magic.notebook.panel.guarded import guarded
 from mlx_magic.notebook.panel.models import Models
 from mlx_magic.notebook.panel.namespace import Namespace
+from mlx_magic.notebook.panel.options_form import Options
 from mlx_magic.notebook.panel.pictures import Pictures
 from mlx_magic.notebook.panel.status import activity
 from mlx_magic.notebook.panel.tray import Tray
@@ -31,6 +31,7 @@ from mlx_magic.notebook.panel.turns import Turns
 from mlx_magic.notebook.panel.updates import Updates
 
 if TYPE_CHECKING:
+    from mlx_magic.inference.generation import Generation
     from mlx_magic.inference.request import VisionResult
     from mlx_magic.inference.session import Session
 
@@ -64,6 +65,9 @@ class Panel:
         self._pictures = Pictures(self._changed)
         self._tray = Tray(self._pictures, run=self._run_with, cancel=self.cancel, say=self._failed)
         self._composer = Composer(self._tray.view)
+        if (defaults := self._names.defaults()) is not None:
+            given = Options(defaults.system, defaults.sampling, defaults.max_pixels)
+            self._composer.options.write(given)
         self._editing = Editing(self._composer, self._pictures)
         self._models = Models(self._session, self._changed)
         self._turns = Turns()
@@ -114,10 +118,7 @@ class Panel:
         turn = self._ask(prompt, list(chosen))
         for answer in turn.answers:
             if answer.generation is not None:
-                try:
-                    wait(answer.generation.future, answer.generation.cancel)
-                except MlxMagicError:
-                    continue  # the panel shows it
+                self._wait_for(answer.generation)
         self._update()
         return turn.answers[0].result
 
@@ -148,7 +149,7 @@ class Panel:
         self._updates.close()
         for undo in self._undo:
             undo()
-        for widget in _all_widgets(self.box):
+        for widget in {id(w): w for w in _all_widgets(self.box, *self._composer.others)}.values():
             widget.close()
 
     def __repr__(self) -> str:
@@ -160,8 +161,7 @@ class Panel:
         return {**shown, "text/plain": NO_WIDGETS}
 
     def _assemble(self) -> widgets.VBox:
-        models = widgets.Accordion([self._models.section.box], titles=("Models",), selected_index=0)
-        models.add_class("mlxm-models-fold")
+        models = fold("Models", self._models.section.box, opened=True)
         self._status.add_class("mlxm-status")
         box = widgets.VBox([self._status, models, self._actions.view, self._composer.box])
         box.add_class("mlxm-panel")
@@ -170,7 +170,6 @@ class Panel:
     def _wire(self) -> None:
         form = self._composer
         form.run.on_click(lambda _: self._run())
-        form.cancel.on_click(lambda _: self.cancel())
         form.new.on_click(lambda _: self._new())
         form.stop_editing.on_click(lambda _: self._stop_editing())
         form.add.on_click(lambda _: self._add_word())
@@ -183,6 +182,15 @@ class Panel:
             self._session.watch(self._changed),
             self._names.after_cells(self._changed),
         ]
+
+    def _wait_for(self, generation: Generation) -> None:
+        """Wait in a cell; a click on Cancel arrives, and the outcome is the panel's to show."""
+        try:
+            with clicks.ClickRoute(awaited=False):
+                clicks.wait_blocking(generation.future, lambda: None)
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
 
     def _changed(self) -> None:
         """Something is new, in whatever thread: the view follows soon."""
@@ -303,24 +311,11 @@ class Panel:
         self._changed()
 
 
-def panel(session: Session | None = None) -> Panel:
-    """Open a panel in the notebook; as the last line of a cell it shows itself.
-
-    Parameters
-    ----------
-    session : Session, optional
-        What it drives; by default what the cells use.
-
-    Returns
-    -------
-    Panel
-    """
-    from IPython.core.getipython import get_ipython
-
-    return Panel(session, get_ipython())
-
-
-def _all_widgets(box: widgets.Widget) -> list[widgets.Widget]:
-    """Return a widget and everything in it, the innermost first."""
-    inner = [w for child in getattr(box, "children", ()) for w in _all_widgets(child)]
-    return [*inner, box]
+def _all_widgets(*boxes: widgets.Widget) -> list[widgets.Widget]:
+    """Return widgets and everything in them, the innermost first, layouts and styles too."""
+    found: list[widgets.Widget] = []
+    for box in boxes:
+        found += _all_widgets(*getattr(box, "children", ()))
+        parts = (box, getattr(box, "layout", None), getattr(box, "style", None))
+        found += [part for part in parts if isinstance(part, widgets.Widget)]
+    return found

@@ -6,10 +6,13 @@ import logging
 import threading
 from collections.abc import Callable
 
-from mlx_magic.notebook import clicks
+from mlx_magic.notebook import clicks, throttle
 
-INTERVAL = 0.065
-"""Seconds between two updates: about 15 a second."""
+INTERVAL = throttle.INTERVAL + 0.003
+"""Seconds between two updates: about 12 a second.
+
+Just more than the throttle lets pass: with less, every other update would send nothing.
+"""
 
 _log = logging.getLogger(__name__)
 

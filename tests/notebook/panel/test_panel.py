@@ -18,12 +18,10 @@ from tests.notebook.panel.conftest import WAIT, DrivenPanel, png
 AddModel = Callable[..., str]
 
 
-def test_asking_shows_the_turn_and_the_answer(
-    driven: DrivenPanel, script: ScriptedBackend
-) -> None:
+def test_asking_shows_the_turn_and_the_answer(driven: DrivenPanel, script: ScriptedBackend) -> None:
     driven.ask("What is it?")
     driven.finish()
-    assert [message["type"] for message in driven.sent][0] == "turn"
+    assert driven.sent[0]["type"] == "turn"
     (answer,) = driven.answers()
     assert answer["state"] == "done"
     assert answer["blocks"] == ["<p>It is <strong>red</strong>.</p>\n"]
@@ -144,9 +142,7 @@ class TestPictures:
         driven.finish()
         assert [i.source for i in script.requests[0].images] == ["blue.png", "green.png"]
 
-    def test_a_variable_of_the_notebook(
-        self, driven: DrivenPanel, shell: InteractiveShell
-    ) -> None:
+    def test_a_variable_of_the_notebook(self, driven: DrivenPanel, shell: InteractiveShell) -> None:
         assert "img" in driven.form.word.options
         driven.form.word.value = "img"
         driven.update()
@@ -202,9 +198,7 @@ class TestConversation:
         assert (before.prompt, before.answer) == ("What is it?", "It is **red**.")
         assert [image.source for image in before.images] == ["red.png"]
 
-    def test_a_question_can_stand_alone(
-        self, driven: DrivenPanel, script: ScriptedBackend
-    ) -> None:
+    def test_a_question_can_stand_alone(self, driven: DrivenPanel, script: ScriptedBackend) -> None:
         driven.ask("One?")
         driven.finish()
         driven.form.follow.value = False
@@ -539,3 +533,28 @@ def test_it_shows_itself_the_same_each_time(shell: InteractiveShell, script: Any
     assert bundle["text/plain"] == NO_WIDGETS
     assert "application/vnd.jupyter.widget-view+json" in bundle
     panel.close()
+
+
+def test_a_cell_that_runs_again_closes_its_panel_of_before(
+    shell: InteractiveShell, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = {"metadata": {"cellId": "one"}}
+    monkeypatch.setattr(shell, "get_parent", lambda: cell, raising=False)
+    first = shell.run_line_magic("vision", "panel")
+    second = shell.run_line_magic("vision", "panel")
+    assert first.box.comm is None
+    assert second.box.comm is not None
+    cell["metadata"]["cellId"] = "two"
+    third = shell.run_line_magic("vision", "panel")
+    assert second.box.comm is not None
+    second.close()
+    third.close()
+
+
+def test_a_closed_panel_leaves_no_widget(shell: InteractiveShell, script: Any) -> None:
+    from ipywidgets.widgets.widget import _instances
+
+    before = set(_instances)
+    panel = Panel(ipython=shell)
+    panel.close()
+    assert set(_instances) <= before

@@ -30,12 +30,7 @@ class Actions {
       event.preventDefault();
       this.send(false);
     });
-    this.form.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape") return;
-      event.preventDefault();
-      event.stopPropagation();
-      this.closeForm();
-    });
+    bindEscape(this.form, () => this.closeForm());
   }
 
   /** Show what can be done now. */

@@ -15,9 +15,7 @@ class Camera {
     const close = makeButton("Close", () => this.close());
     const buttons = make("div", { class: "mlxv-buttons" }, this.shoot, close);
     this.node = make("div", { class: "mlxv-camera", hidden: true }, this.video, buttons);
-    for (const part of [this.node, this.button]) {
-      part.addEventListener("keydown", (event) => this.leave(event));
-    }
+    bindEscape(this.node, () => this.close());
     this.allow("");
   }
 
@@ -26,14 +24,6 @@ class Camera {
     allow(this.button, why || this.missing);
     if (this.missing) setText(this.reason, why ? "" : this.missing);
     if (why) this.release();
-  }
-
-  /** Close on Escape, which then cancels nothing. */
-  leave(event) {
-    if (event.key !== "Escape" || !this.stream) return;
-    event.preventDefault();
-    event.stopPropagation();
-    this.close();
   }
 
   /** Ask for the camera and show it, or close it. */

@@ -14,16 +14,22 @@ function whyNoInsert(node) {
 function inserter(cell) {
   const commands = window.jupyterapp?.commands; // only where a server is set to expose it
   if (commands?.hasCommand(COMMAND)) return () => commands.execute(COMMAND);
-  const wanted = `[data-command="${COMMAND}"]`;
-  const notebook = cell.closest(".jp-NotebookPanel");
-  const button = cell.querySelector(wanted) ?? notebook?.querySelector(wanted);
-  return button && (() => button.click());
+  // The first is the notebook's toolbar; the cell's own stands there in a narrow window, too.
+  const button = cell.closest(".jp-NotebookPanel")?.querySelector(`[data-command="${COMMAND}"]`);
+  if (!button) return null;
+  // One kind of button acts when pressed and the other on the click; neither does on both.
+  return () => {
+    const press = { bubbles: true, cancelable: true, button: 0 };
+    button.dispatchEvent(new MouseEvent("mousedown", press));
+    button.dispatchEvent(new MouseEvent("click", press));
+  };
 }
 
 /** Insert a cell with a text below the one that holds `node`; return why not, or "". */
 async function insertCell(node, text) {
   const cell = node.closest(".jp-Cell");
-  const active = () => cell.parentElement.closest(".jp-Notebook").querySelector(".jp-mod-active");
+  const notebook = cell.closest(".jp-Notebook");
+  const active = () => notebook.querySelector(".jp-Cell.jp-mod-active");
   // It goes below the active cell; a click has made this the one, a key perhaps not.
   if (active() !== cell) cell.dispatchEvent(new MouseEvent("mousedown", { bubbles: true }));
   if (active() !== cell) return "Click into this cell first, then insert again";

@@ -3,6 +3,8 @@
 const LOST =
   "The kernel was restarted or the connection is lost. What you see is what was there; " +
   "run the cell again for a live panel.";
+// From an element with it upwards, JupyterLab and Notebook look for no shortcut.
+const SUPPRESS = "data-lm-suppress-shortcuts";
 const KERNEL_GONE = ["restarting", "autorestarting", "dead", "terminating"];
 
 /** Call `then` with the panel's root once the element stands in one. */
@@ -19,26 +21,48 @@ function whenInPanel(el, signal, then) {
   signal.addEventListener("abort", () => observer.disconnect());
 }
 
-/** Keep the panel's keys from the notebook; run with Ctrl or Cmd and Enter, cancel with Escape. */
+/** Run with Ctrl or Cmd and Enter, cancel with Escape; keep the panel's keys from the notebook. */
 function bindKeys(root, model, signal) {
-  const onKey = (event) => {
+  const isAccel = (event) => event.ctrlKey || event.metaKey;
+  const act = (event) => {
     const { key, target } = event;
-    const accel = event.ctrlKey || event.metaKey;
-    if (!event.isComposing && !event.defaultPrevented) {
-      if (key === "Enter" && accel && target.matches(".mlxm-prompt textarea")) {
-        event.preventDefault();
-        model.send({ type: "run", prompt: target.value });
-      } else if (key === "Escape") {
-        event.preventDefault();
-        model.send({ type: "cancel" });
-      }
+    if (event.isComposing) return;
+    if (key === "Enter" && isAccel(event) && target.matches(".mlxm-prompt textarea")) {
+      event.preventDefault();
+      model.send({ type: "run", prompt: target.value });
+    } else if (key === "Escape" && !target.closest("[data-escape]")) {
+      event.preventDefault();
+      model.send({ type: "cancel" });
     }
+  };
+  const isOurs = (event) => {
     // Saving and the like stay the notebook's. Typing is ours, and Ctrl-Enter, which would run
     // the cell, and so begin a new panel.
-    const ours = !accel || key === "Enter" || "acvxyz".includes(key.toLowerCase());
-    if (ours && !/^F\d+$/.test(key)) event.stopPropagation();
+    if (/^F\d+$/.test(event.key)) return false;
+    return !isAccel(event) || ["enter", ..."acvxyz"].includes(event.key.toLowerCase());
   };
-  root.addEventListener("keydown", onKey, { signal });
+  const keep = (event) => {
+    const { target } = event;
+    if (root.contains(target)) target.toggleAttribute(SUPPRESS, isOurs(event));
+  };
+  const stop = (event) => {
+    if (isOurs(event)) event.stopPropagation();
+  };
+  // Notebook listens on the document before its parts do; the window comes still earlier.
+  window.addEventListener("keydown", keep, { signal, capture: true });
+  // On the way down: a Textarea of ipywidgets lets no key out.
+  root.addEventListener("keydown", act, { signal, capture: true });
+  root.addEventListener("keydown", stop, { signal });
+}
+
+/** Let an element have Escape for itself while it is open; then it cancels nothing. */
+function bindEscape(node, close) {
+  node.dataset.escape = "";
+  node.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault();
+    close();
+  });
 }
 
 /** Take files that are dropped on the panel, and pictures that are pasted into it. */

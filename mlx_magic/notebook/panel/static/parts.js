@@ -100,14 +100,14 @@ class Note {
   constructor(replace = () => {}) {
     this.text = make("span");
     this.button = makeButton("Replace", () => replace(), { kind: "mlxv-small" });
-    this.node = make("p", { class: "mlxv-note", role: "status" }, this.text, this.button);
-    this.show(null);
+    this.node = make("p", { class: "mlxv-note", role: "status" }, this.text);
   }
 
   /** Show it, or nothing. */
   show(words) {
     this.node.classList.toggle("mlxv-error", words?.ok === false);
     setText(this.text, words?.text ?? "");
-    this.button.hidden = words?.ask !== "replace";
+    if (words?.ask === "replace") this.node.append(this.button);
+    else this.button.remove();
   }
 }

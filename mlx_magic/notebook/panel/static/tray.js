@@ -51,7 +51,7 @@ class Tray {
     this.problems = make("ul", { class: "mlxv-problems", role: "alert" });
     this.spoken = make("div", { class: "mlxv-spoken", role: "status" });
     const hint = make("span", { class: "mlxv-hint" }, "Drop, paste or choose pictures");
-    const buttons = [clear, this.choose, this.camera.button, this.input];
+    const buttons = [this.choose, this.camera.button, clear, this.input];
     const bar = make(
       "div", { class: "mlxv-bar" }, hint, make("span", { class: "mlxv-buttons" }, ...buttons),
     );
