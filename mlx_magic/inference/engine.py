@@ -117,14 +117,19 @@ class Engine:
             return True
         if not self._jobs:
             return False
-        steps, on_error = self._jobs[0]
+        with self._changed:
+            job = self._jobs.popleft()
+        steps, on_error = job
         try:
             next(steps)
         except StopIteration:
-            self._drop()
+            return True
         except BaseException as error:
-            self._drop()
             _tell(on_error, error)
+            return True
+        # To the end of the round: everybody's next slice comes before its own.
+        with self._changed:
+            self._jobs.append(job)
         return True
 
     def close(self, timeout: float = 5.0) -> None:
@@ -142,10 +147,6 @@ class Engine:
             self._drop_all()
         elif self._thread is not threading.current_thread():
             self._thread.join(timeout)
-
-    def _drop(self) -> None:
-        with self._changed:
-            self._jobs.popleft()
 
     def _drop_all(self) -> None:
         closed = EngineError("The kernel is shutting down: this request was dropped.")

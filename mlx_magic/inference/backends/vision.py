@@ -11,7 +11,10 @@ from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat, device, prefill, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.failure import one_line, without_frames
+from mlx_magic.inference.backends.batch import Written
+from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed
 from mlx_magic.inference.backends.seen import seen_sizes
+from mlx_magic.inference.backends.vision_batch import VisionBatch, can_batch
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import (
@@ -20,6 +23,9 @@ from mlx_magic.inference.request import (
     GenerationRequest,
     Sampling,
 )
+
+MOST_TOGETHER = 32
+"""Answers of one model that are written at once."""
 
 
 class VisionBackend:
@@ -65,6 +71,17 @@ class VisionModel:
         self._model = model
         self._processor = processor
         self._nbytes = nbytes
+        self._busy = False
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
+        self._batch: VisionBatch | None = None
+        if can_batch(model):
+            self._batch = VisionBatch(
+                model.language_model,
+                processor,
+                chunk=device.prefill_chunk(nbytes),
+                most=MOST_TOGETHER,
+            )
 
     @property
     def nbytes(self) -> int:
@@ -73,35 +90,146 @@ class VisionModel:
 
     def close(self) -> None:
         """Let go of the weights."""
-        self._model = self._processor = None
+        self._model = self._processor = self._batch = None
         device.free()
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
-        from mlx_vlm.models.cache import make_prompt_cache
-
         device.reset_peak()
-        if request.sampling.seed is None:
-            # Else it would repeat after an earlier request's seed.
-            device.fresh_seed()
-        pictures = chat.pictures(request)
-        report(GenerationChunk("seeing" if pictures else "reading"))
+        report(GenerationChunk("seeing" if chat.pictures(request) else "reading"))
         yield
         cancel.checkpoint()
         inputs = self._inputs(request)
         counts = _Counts(
             prompt_tokens=int(inputs["input_ids"].size), image_tokens=self._image_tokens(inputs)
         )
+        self._say_seen(request, inputs, report)
+        if self._batch is None:
+            return (yield from self._alone(inputs, counts, request.sampling, cancel, report))
+        return (yield from self._together(inputs, counts, request.sampling, cancel, report))
+
+    def _say_seen(
+        self, request: GenerationRequest, inputs: dict[str, Any], report: Report
+    ) -> None:
+        pictures = chat.pictures(request)
         if pictures:
             patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
             seen = seen_sizes(inputs, len(pictures), patch)
-            # Those of earlier turns come first.
-            own = seen[len(pictures) - len(request.images) :]
+            # Those of the turns before were said then.
+            own = seen[len(pictures) - len(request.images) :] if seen else seen
             report(GenerationChunk("seeing", seen=own))
+
+    def _together(
+        self,
+        inputs: dict[str, Any],
+        counts: _Counts,
+        sampling: Sampling,
+        cancel: CancelToken,
+        report: Report,
+    ) -> Generator[None, None, FinishReason]:
+        """Answer beside whatever else this model answers."""
+        from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
+
+        batch = self._batch
+        assert batch is not None
+        embeds = self._embeds(inputs, counts)
+        report(counts.chunk("reading"))
+        yield
+        seat = batch.add(
+            _as_long(inputs["input_ids"].reshape(-1).tolist(), counts.prompt_tokens),
+            embeds,
+            max_tokens=sampling.max_tokens,
+            draw=self._draw(sampling),
+        )
+        words = make_streaming_detokenizer(self._processor)
+        count = read = 0
+        try:
+            while True:
+                written = yield from batch.follow(seat, cancel)
+                if written is None:
+                    if seat.read != read and not count:
+                        read = seat.read
+                        report(counts.chunk("reading", read=read))
+                    continue
+                count += 1
+                reason = self._take(written, words, count, sampling)
+                report(counts.chunk("writing", text=words.last_segment, written=count))
+                if reason is not None:
+                    return reason
+        finally:
+            batch.leave(seat)
+
+    def _take(
+        self, written: Written, words: Any, count: int, sampling: Sampling
+    ) -> FinishReason | None:
+        """Take in a token; say whether it ends the answer, and how."""
+        if written.token == BAD:
+            raise GenerationError(
+                f"{self._name}: its numbers overflowed while it answered: ask for less at once, or "
+                "use a checkpoint of higher precision.",
+                model=self._name,
+            )
+        if not written.stopped:
+            words.add_token(written.token, skip_special_token_ids=self._special)
+            if count < sampling.max_tokens:
+                return None
+        words.finalize()
+        return "stop" if written.stopped else "length"
+
+    def _embeds(self, inputs: dict[str, Any], counts: _Counts) -> dict[str, Any]:
+        """Let the vision tower look, and return what the language model reads."""
+        import mlx.core as mx
+        from mlx_vlm.generate.common import generation_stream
+
+        more = {
+            key: value
+            for key, value in inputs.items()
+            if key not in ("input_ids", "pixel_values", "mask")
+        }
+        with mx.stream(generation_stream):
+            output = self._model.get_input_embeddings(
+                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **more
+            )
+            mx.eval(output.inputs_embeds)
+        counts.embedded(int(output.inputs_embeds.shape[1]))
+        return {key: value for key, value in output.to_dict().items() if value is not None}
+
+    def _draw(self, sampling: Sampling) -> Draw:
+        """Return how tokens are drawn: as asked, else as the checkpoint says."""
+        from mlx_vlm.generate.common import resolve_sampling_defaults
+
+        temperature, top_p, top_k = resolve_sampling_defaults(
+            self._model.config,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        seed = fresh_seed() if sampling.seed is None else sampling.seed
+        return Draw(float(temperature), float(top_p) or 1.0, int(top_k), seed=seed)
+
+    def _alone(
+        self,
+        inputs: dict[str, Any],
+        counts: _Counts,
+        sampling: Sampling,
+        cancel: CancelToken,
+        report: Report,
+    ) -> Generator[None, None, FinishReason]:
+        """Answer by itself, where the model's caches cannot be put together."""
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        while self._busy:
+            cancel.checkpoint()
+            yield
+        if sampling.seed is None:
+            # Else it would repeat after an earlier request's seed.
+            device.fresh_seed()
         caches = make_prompt_cache(self._model.language_model)
         with contextlib.ExitStack() as stack:
+            self._busy = True
+            stack.callback(setattr, self, "_busy", False)
             unwatch = stack.enter_context(
                 prefill.watched(
                     caches, cancel, lambda read: report(counts.chunk("reading", read=read))
@@ -114,7 +242,7 @@ class VisionModel:
                     self._seeing_then_reading(counts, cancel, report),
                 )
             )
-            stream = self._stream(inputs, caches, request.sampling)
+            stream = self._stream(inputs, caches, sampling)
             stack.callback(stream.close)
             for count, piece in enumerate(stream):
                 if count == 0:
@@ -207,16 +335,17 @@ class VisionModel:
             cancel.checkpoint()
             output = original(*args, **kwargs)
             mx.eval(output.inputs_embeds)
-            # Where one image token stands for many embeddings, these count.
-            longer = int(output.inputs_embeds.shape[1]) - counts.prompt_tokens
-            if longer > 0:
-                counts.prompt_tokens += longer
-                counts.image_tokens += longer
+            counts.embedded(int(output.inputs_embeds.shape[1]))
             cancel.checkpoint()
             report(counts.chunk("reading"))
             return output
 
         return get_input_embeddings
+
+
+def _as_long(tokens: list[int], length: int) -> list[int]:
+    """Fill up where one image token stands for many embeddings: only their number counts."""
+    return [0] * (length - len(tokens)) + tokens
 
 
 @dataclass
@@ -225,6 +354,13 @@ class _Counts:
 
     prompt_tokens: int
     image_tokens: int
+
+    def embedded(self, length: int) -> None:
+        """Count anew where one image token stands for many embeddings."""
+        longer = length - self.prompt_tokens
+        if longer > 0:
+            self.prompt_tokens += longer
+            self.image_tokens += longer
 
     def chunk(
         self, phase: Any, *, text: str = "", read: int | None = None, written: int = 0

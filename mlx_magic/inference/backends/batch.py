@@ -1,0 +1,138 @@
+"""Requests to one model that are answered together: who sits where, and whose turn it is."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_magic.inference.cancel import CancelToken
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A token of one request.
+
+    Attributes
+    ----------
+    token : int
+    stopped : bool
+        Whether it ends the answer, and is no part of it.
+    """
+
+    token: int
+    stopped: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """A request's place in a batch.
+
+    Attributes
+    ----------
+    uid : int
+    read : int
+        Prompt tokens that were read so far.
+    written : deque of Written
+        What the request has not taken yet.
+    error : BaseException or None
+        Why it cannot go on.
+    tick : int
+        The batch's step that it saw last.
+    owes : bool
+        Whether it took a token in this slice, and is to let others go on.
+    """
+
+    uid: int
+    read: int = 0
+    written: deque[Written] = field(default_factory=deque)
+    error: BaseException | None = None
+    tick: int = -1
+    owes: bool = False
+
+
+class Batch(ABC):
+    """Steps all its requests at once; the engine's thread only.
+
+    Each request is a piece of work of its own, and the engine goes round them. The
+    first that comes by after a step makes the next one, for all; the others find
+    their token waiting. So a batch needs no scheduler of its own, requests join and
+    leave between two steps, and several batches share the thread fairly.
+    """
+
+    def __init__(self) -> None:
+        self._uids = itertools.count()
+        self._tick = 0
+        self._seats: dict[int, Seat] = {}
+
+    def __len__(self) -> int:
+        """Requests that have a seat."""
+        return len(self._seats)
+
+    def take_seat(self) -> Seat:
+        """Let a request in; what it wants is queued by the class below."""
+        seat = Seat(next(self._uids), tick=self._tick)
+        self._seats[seat.uid] = seat
+        return seat
+
+    def leave(self, seat: Seat) -> None:
+        """Take a request out, wherever it is; the others do not notice."""
+        if self._seats.pop(seat.uid, None) is not None:
+            self._drop(seat.uid)
+
+    def follow(self, seat: Seat, cancel: CancelToken) -> Generator[None, None, Any]:
+        """Wait for this request's next token, stepping the batch where it is due.
+
+        Yields
+        ------
+        None
+            After each slice.
+
+        Returns
+        -------
+        Written or None
+            None where it is still being read: look at ``seat.read``.
+
+        Raises
+        ------
+        Cancelled
+            At the first slice after `cancel` was asked.
+        """
+        if seat.owes:
+            seat.owes = False
+            yield
+        cancel.checkpoint()
+        if not seat.written and seat.error is None:
+            # Else somebody has made the step that this request waits for.
+            if seat.tick == self._tick:
+                self._advance()
+        seat.tick = self._tick
+        if seat.error is not None and not seat.written:
+            raise seat.error
+        seat.owes = True
+        return seat.written.popleft() if seat.written else None
+
+    def _advance(self) -> None:
+        self._tick += 1
+        try:
+            self._step()
+        except Exception as error:
+            # What fails for all of them cannot go on for any.
+            for each in self._seats.values():
+                each.error = error
+            self._clear()
+
+    @abstractmethod
+    def _step(self) -> None:
+        """Write a token of each request that is being written, and read a chunk of one prompt."""
+
+    @abstractmethod
+    def _drop(self, uid: int) -> None:
+        """Take a request out of whatever state it is in."""
+
+    @abstractmethod
+    def _clear(self) -> None:
+        """Forget every request, after an error."""

@@ -1,0 +1,147 @@
+"""Drawing the next token of every request in a batch, each in its own way."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LogitsProcessor = Callable[[Any, Any], Any]
+"""Takes the tokens so far and logits of shape (1, vocabulary); returns such logits."""
+
+BAD = -1
+"""In place of a token where a request's logits are no numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How one request's tokens are drawn.
+
+    Attributes
+    ----------
+    temperature : float
+        0 is greedy.
+    top_p, min_p : float
+        1 and 0 are off.
+    top_k : int
+        0 is off.
+    seed : int
+        Each token's randomness comes from this and its place alone: not from
+        what else is in the batch.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+def fresh_seed() -> int:
+    """Return a seed that nobody has used."""
+    return secrets.randbits(48)
+
+
+class RowSampler:
+    """Draws for a batch whose rows are named in `rows` before each call.
+
+    It has the interface that mlx-vlm's batches look for (``sample_target``), since a
+    plain sampler there is one for all rows.
+
+    Attributes
+    ----------
+    rows : list of int
+        Uid of each row of the logits that come next.
+    draws : dict of int to Draw
+        By uid.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.draws: dict[int, Draw] = {}
+
+    def __call__(self, logprobs: Any) -> Any:
+        """Draw the first token of each row."""
+        return self.sample_target(logprobs, row_ids=[], positions=[0] * logprobs.shape[0])
+
+    def sample_target(
+        self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
+    ) -> Any:
+        """Draw a token for each row.
+
+        Parameters
+        ----------
+        logprobs : mlx.core.array
+            Shape (rows, vocabulary).
+        row_ids : sequence of int
+            Not looked at.
+        positions : sequence of int
+            How many tokens each row has written.
+
+        Returns
+        -------
+        mlx.core.array
+            Shape (rows,), int32; `BAD` where the logits are no numbers.
+        """
+        import mlx.core as mx
+
+        draws = [self.draws[uid] for uid in self.rows]
+        tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
+        warm = [at for at, draw in enumerate(draws) if draw.temperature > 0]
+        if warm:
+            sampled = _sampled(
+                logprobs[mx.array(warm)] if len(warm) < len(draws) else logprobs,
+                [draws[at] for at in warm],
+                [positions[at] for at in warm],
+            )
+            if len(warm) == len(draws):
+                tokens = sampled
+            else:
+                tokens[mx.array(warm)] = sampled
+        # One number that is none makes the sum, and so the whole row, none.
+        return mx.where(mx.isnan(logprobs[:, 0]), mx.array(BAD, mx.int32), tokens)
+
+
+def _sampled(logprobs: Any, draws: Sequence[Draw], positions: Sequence[int]) -> Any:
+    """Draw from what temperature, top-k, top-p and min-p leave, in that order."""
+    import mlx.core as mx
+
+    temperatures = mx.array([draw.temperature for draw in draws])[:, None]
+    scaled = logprobs.astype(mx.float32) / temperatures
+    scaled = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
+    size = scaled.shape[-1]
+    least = mx.full((len(draws), 1), -mx.inf)
+    if any(draw.top_k or draw.top_p < 1 for draw in draws):
+        # Descending. The least likely token that is left sets the limit.
+        ordered = -mx.sort(-scaled, axis=-1)
+        ks = mx.array([min(draw.top_k or size, size) - 1 for draw in draws])[:, None]
+        least = mx.take_along_axis(ordered, ks, axis=-1)
+        kept = mx.where(ordered >= least, mx.exp(ordered), 0.0)
+        before = (mx.cumsum(kept, axis=-1) - kept) / mx.sum(kept, axis=-1, keepdims=True)
+        top_ps = mx.array([draw.top_p for draw in draws])[:, None]
+        # A token stays while those before it have not yet filled the nucleus.
+        count = mx.sum(mx.logical_and(before < top_ps, ordered >= least), axis=-1, keepdims=True)
+        nucleus = mx.take_along_axis(ordered, mx.maximum(count - 1, 0), axis=-1)
+        least = mx.maximum(least, nucleus)
+    if any(draw.min_p for draw in draws):
+        floors = mx.array([draw.min_p for draw in draws])[:, None]
+        least = mx.maximum(least, mx.max(scaled, axis=-1, keepdims=True) + mx.log(floors))
+    left = mx.where(scaled >= least, scaled, -mx.inf)
+    noise = mx.stack(
+        [
+            mx.random.gumbel(shape=(size,), key=_key(draw.seed, position))
+            for draw, position in zip(draws, positions, strict=True)
+        ]
+    )
+    return mx.argmax(left + noise, axis=-1).astype(mx.int32)
+
+
+def _key(seed: int, position: int) -> Any:
+    import mlx.core as mx
+
+    # Splitmix: neighbouring places and seeds must not draw alike.
+    mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    mixed ^= mixed >> 31
+    mixed = (mixed * 0x94D049BB133111EB) & (2**64 - 1)
+    return mx.random.key(mixed ^ (mixed >> 29))
