@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,8 +40,12 @@ def ask(
     top_p: float | None = None,
     top_k: int | None = None,
     seed: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | Sequence[str] = (),
     format: OutputFormat = "text",
     max_pixels: int | None = None,
+    timeout: float | None = None,
 ) -> VisionResult:
     """Ask a model, and wait for the whole answer.
 
@@ -58,12 +62,17 @@ def ask(
         System prompt.
     max_tokens : int
         Upper limit of the answer, in tokens.
-    temperature, top_p, top_k, seed : optional
+    temperature, top_p, top_k, seed, min_p, repetition_penalty : optional
         Sampling; the checkpoint's own defaults if left out. Temperature 0 is greedy.
+    stop : str or sequence of str
+        The answer ends before the first of these texts.
     format : {"text", "markdown", "json", "raw"}
         ``"json"`` parses the answer into `VisionResult.data`.
     max_pixels : int, optional
         Larger pictures are scaled down to so many pixels.
+    timeout : float, optional
+        Seconds, after which the answer ends with what there is
+        (``finish_reason`` "timeout").
 
     Returns
     -------
@@ -74,8 +83,10 @@ def ask(
     MlxMagicError
         See `mlx_magic.errors`.
     """
-    sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
-    request = _request(prompt, model, system, sampling, format)
+    sampling = Sampling(
+        max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
+    )
+    request = _request(prompt, model, system, sampling, format, timeout)
     generation = _start(request, images, max_pixels)
     return wait(generation.future, generation.cancel)
 
@@ -91,8 +102,12 @@ def stream(
     top_p: float | None = None,
     top_k: int | None = None,
     seed: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | Sequence[str] = (),
     format: OutputFormat = "text",
     max_pixels: int | None = None,
+    timeout: float | None = None,
 ) -> TextStream:
     """Ask a model, and iterate over the answer's text as it is written.
 
@@ -103,8 +118,10 @@ def stream(
     TextStream
         Yields str; has `cancel()` and `result`.
     """
-    sampling = Sampling(max_tokens, temperature, top_p, top_k, seed)
-    request = _request(prompt, model, system, sampling, format)
+    sampling = Sampling(
+        max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
+    )
+    request = _request(prompt, model, system, sampling, format, timeout)
     return TextStream(request, images, max_pixels)
 
 
@@ -175,7 +192,12 @@ class TextStream:
 
 
 def _request(
-    prompt: str, model: Model, system: str | None, sampling: Sampling, format: OutputFormat
+    prompt: str,
+    model: Model,
+    system: str | None,
+    sampling: Sampling,
+    format: OutputFormat,
+    timeout: float | None,
 ) -> GenerationRequest:
     return GenerationRequest(
         prompt=prompt,
@@ -183,7 +205,15 @@ def _request(
         system=system,
         sampling=sampling,
         format=format,
+        timeout=timeout,
     )
+
+
+def _texts(stop: Any) -> Any:
+    """Return stop texts as a tuple; what is none of these is refused where it is checked."""
+    if isinstance(stop, str):
+        return (stop,)
+    return tuple(stop) if isinstance(stop, Iterable) else stop
 
 
 def _model_name(model: Model) -> str:

@@ -9,16 +9,18 @@ With them a notebook tool can be tested without weights and without sleeping::
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Iterable
 from typing import Literal
 
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.engine import WAIT, Engine
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.work import Clock
 
 HoldPhase = Literal["loading", "seeing", "reading", "writing"]
 
@@ -78,8 +80,8 @@ class ScriptedBackend:
     hold : {"loading", "seeing", "reading", "writing"}, optional
         Stay in this phase until cancelled or released; "writing" repeats the
         answer's pieces meanwhile.
-    error : Exception, optional
-        Raised in place of the first piece.
+    error : BaseException, optional
+        Raised in place of the first piece. A ``SystemExit`` ends the inference thread.
 
     Attributes
     ----------
@@ -100,7 +102,7 @@ class ScriptedBackend:
         pieces: str | Iterable[str] = "An answer.",
         *,
         hold: HoldPhase | None = None,
-        error: Exception | None = None,
+        error: BaseException | None = None,
     ) -> None:
         words = pieces.replace(" ", " \0").split("\0") if isinstance(pieces, str) else pieces
         self.pieces = [piece for piece in words if piece]
@@ -141,9 +143,9 @@ class ScriptedBackend:
 
     def held(self, cancel: CancelToken) -> Generator[None, None, None]:
         """Wait for `release`, looking at the token all the while."""
-        while not self._released.wait(_PACE):
+        while not self._released.is_set():
             cancel.checkpoint()
-            yield
+            yield WAIT
 
     @property
     def is_released(self) -> bool:
@@ -222,6 +224,7 @@ def scripted_session(
     hold: HoldPhase | None = None,
     backend: ScriptedBackend | None = None,
     threaded: bool = True,
+    clock: Clock = time.perf_counter,
 ) -> Session:
     """Return a session whose models, of either kind, follow a script.
 
@@ -233,13 +236,13 @@ def scripted_session(
         Use this one instead.
     threaded : bool
         False leaves the engine's thread out: call ``session.engine.step()``.
+    clock : callable
+        Seconds, monotonic; a `ManualClock` for deadlines.
     """
-    import time
-
     script = backend or ScriptedBackend(pieces, hold=hold)
     engine = Engine(threaded=threaded)
-    pool = ModelPool(engine, {"vision": script, "text": script}, clock=time.perf_counter)
-    return Session(engine, pool)
+    pool = ModelPool(engine, {"vision": script, "text": script}, clock=clock)
+    return Session(engine, pool, clock=clock)
 
 
 def use_scripted(

@@ -1,62 +1,97 @@
-"""The one thread that MLX belongs to: a queue of work, done a slice at a time."""
+"""The one thread that MLX belongs to: it goes round the work, a slice of each in turn."""
 
 from __future__ import annotations
 
 import atexit
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from mlx_magic.errors import EngineError
+from mlx_magic.inference.backends.failure import one_line
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Steps = Generator[None, None, None]
+OnError = Callable[[BaseException], None]
+
+WAIT: Any = object()
+"""Yielded by a piece of work that has nothing to do in this round."""
+
+PAUSE = 0.005
+"""Seconds that the thread sleeps after a round in which nobody had anything to do."""
+
+_CLOSING = "The kernel is shutting down: this request was dropped."
+_DIED = (
+    "The inference thread died{}: all that ran on it ended, and its models are gone. "
+    "Ask again: a new one loads them anew."
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    steps: Steps
+    on_error: OnError
 
 
 class Engine:
-    """Runs work in slices, one piece after the other, on one thread of its own.
+    """Runs work in slices, going round it, on one thread of its own.
 
     MLX's streams are thread-local and a lazy array fails on another thread:
     everything that loads, evaluates or frees arrays goes through here. A piece
-    of work is a generator; every ``yield`` is a place where the engine may look
-    at something else.
+    of work is a generator. After every ``yield`` all the others get a slice
+    before it gets its next: nobody waits for the end of another's load or answer,
+    only for its slice. One that yields `WAIT` had nothing to do; a round of
+    nothing else lets the thread sleep for `PAUSE`, or until there is new work.
+
+    An ``Exception`` ends its own piece of work. Anything worse (``SystemExit`` from
+    foreign code, say) ends the thread: all work on it fails with an `EngineError`,
+    and the next work gets a fresh thread. See `when_lost`.
 
     Parameters
     ----------
     threaded : bool
         False leaves the thread out: tests call `step` by hand.
     at_end : callable, optional
-        Called on the thread before it ends.
+        Called on a thread before it ends.
     """
 
     def __init__(self, *, threaded: bool = True, at_end: Callable[[], None] = lambda: None) -> None:
         self._threaded = threaded
         self._at_end = at_end
-        self._soon: deque[Callable[[], None]] = deque()
-        self._jobs: deque[tuple[Steps, Callable[[BaseException], None]]] = deque()
+        self._soon: deque[tuple[Callable[[], None], OnError]] = deque()
+        self._jobs: deque[_Job] = deque()
+        self._idle = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
         self._closed = False
+        self._when_lost: list[Callable[[], None]] = []
+        self._out_of_reach: list[_Job] = []
 
-    @property
-    def waiting(self) -> int:
-        """Pieces of work that have not ended, the running one included."""
-        return len(self._jobs)
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Say what is called when the thread has died, before anybody learns of it.
 
-    def submit(self, steps: Steps, on_error: Callable[[BaseException], None]) -> None:
-        """Queue a piece of work.
+        Arrays of the dead thread cannot be used on the next one: `callback` is to
+        forget them. It must be quick, and may be called on any thread.
+        """
+        self._when_lost.append(callback)
+
+    def submit(self, steps: Steps, on_error: OnError) -> None:
+        """Add a piece of work to the round.
 
         Parameters
         ----------
         steps : generator
             The work; runs on the engine's thread.
         on_error : callable
-            Called there with whatever `steps` raises.
+            Called there with whatever `steps` raises, or with an `EngineError`.
 
         Raises
         ------
@@ -65,7 +100,8 @@ class Engine:
         """
         with self._changed:
             self._make_ready()
-            self._jobs.append((steps, on_error))
+            self._jobs.append(_Job(steps, on_error))
+            self._idle = 0
             self._changed.notify()
 
     def call(self, function: Callable[[], T], *, soon: bool = False) -> Future[T]:
@@ -75,7 +111,7 @@ class Engine:
         ----------
         function : callable
         soon : bool
-            Between two slices of what is running, not after what is queued.
+            After the slice that is running, not in its turn.
 
         Returns
         -------
@@ -100,40 +136,44 @@ class Engine:
             return future
         with self._changed:
             self._make_ready()
-            self._soon.append(run)
+            self._soon.append((run, future.set_exception))
             self._changed.notify()
         return future
 
     def step(self) -> bool:
-        """Do one slice of work.
+        """Do one slice: of the piece of work whose turn it is.
 
         Returns
         -------
         bool
-            Whether there was anything to do.
+            Whether there was any work.
         """
         if self._soon:
-            self._soon.popleft()()
+            self._soon.popleft()[0]()
             return True
         if not self._jobs:
             return False
-        with self._changed:
-            job = self._jobs.popleft()
-        steps, on_error = job
+        # It stays at the head meanwhile: whatever happens, it is not lost.
+        job = self._jobs[0]
+        waits, ended = False, True
         try:
-            next(steps)
+            said: object = next(job.steps)
+            waits, ended = said is WAIT, False
         except StopIteration:
-            return True
-        except BaseException as error:
-            _tell(on_error, error)
-            return True
-        # To the end of the round: everybody's next slice comes before its own.
+            pass
+        except Exception as error:
+            _tell(job.on_error, error)
         with self._changed:
-            self._jobs.append(job)
+            if self._jobs and self._jobs[0] is job:
+                self._jobs.popleft()
+                if not ended:
+                    # To the end of the round: everybody's next slice comes before its own.
+                    self._jobs.append(job)
+            self._idle = self._idle + 1 if waits else 0
         return True
 
     def close(self, timeout: float = 5.0) -> None:
-        """Take no more work, let go of what is queued, and end the thread.
+        """Take no more work, let go of what there is, and end the thread.
 
         Parameters
         ----------
@@ -143,49 +183,104 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        if self._thread is None:
-            self._drop_all()
-        elif self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-
-    def _drop_all(self) -> None:
-        closed = EngineError("The kernel is shutting down: this request was dropped.")
-        while self._jobs:
-            steps, on_error = self._jobs.popleft()
-            steps.close()
-            _tell(on_error, closed)
+            thread = self._thread
+        if thread is None:
+            self._end_all(_CLOSING)
+        elif thread is not threading.current_thread():
+            thread.join(timeout)
 
     def _make_ready(self) -> None:
         """Start the thread if need be; under the lock."""
         if self._closed:
             raise EngineError("The inference thread is closed: restart the kernel.")
-        if self._thread is not None and not self._thread.is_alive():
-            # Also so in a forked child, which has the object but not the thread.
-            raise EngineError("The inference thread has died: restart the kernel.")
+        if self._process != os.getpid():
+            raise EngineError(
+                "This process was forked from one with an inference thread, which stayed there: "
+                "start it with 'spawn'."
+            )
         if self._threaded and self._thread is None:
             self._start()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="mlx-magic", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="mlx-magic", daemon=True)
+        guard = threading.Thread(
+            target=self._guard, args=(thread,), name="mlx-magic-guard", daemon=True
+        )
+        thread.start()
+        guard.start()
+        self._thread = thread
         # A daemon thread inside MLX while the interpreter goes down can crash it.
+        atexit.unregister(self.close)
         atexit.register(self.close)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+            message = _CLOSING
+        except BaseException as error:
+            # Its frames would hold arrays: only its words are kept.
+            message = _DIED.format(f" ({type(error).__name__}: {one_line(error)})")
+            self._forget(message)
+        self._end_all(message)
+        self._at_end()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 while not self._jobs and not self._soon and not self._closed:
                     self._changed.wait()
-                if self._closed:
-                    break
+                if self._closed and not self._soon:
+                    return
+                if self._idle >= len(self._jobs) and not self._soon:
+                    self._idle = 0
+                    self._changed.wait(PAUSE)
+                    continue
             self.step()
-        while self._soon:
-            self._soon.popleft()()
-        self._drop_all()
-        self._at_end()
+
+    def _guard(self, thread: threading.Thread) -> None:
+        """Wait until the thread ends, for the case that it cannot say so itself."""
+        thread.join()
+        with self._changed:
+            if self._thread is not thread:
+                return
+        message = _DIED.format("")
+        self._forget(message)
+        self._end_all(message, within_reach=False)
+
+    def _forget(self, message: str) -> None:
+        _log.warning(message)
+        for callback in self._when_lost:
+            try:
+                callback()
+            except Exception:
+                _log.exception("What the thread held could not be forgotten.")
+
+    def _end_all(self, message: str, *, within_reach: bool = True) -> None:
+        """Let go of all work and say why; from here on new work gets a fresh thread."""
+        with self._changed:
+            jobs, calls = list(self._jobs), list(self._soon)
+            self._jobs.clear()
+            self._soon.clear()
+            self._thread = None
+        if within_reach:
+            for job in jobs:
+                put_away(job.steps)
+        else:
+            # They must not be closed on another thread, nor freed there.
+            self._out_of_reach += jobs
+        for on_error in [job.on_error for job in jobs] + [failed for _, failed in calls]:
+            _tell(on_error, EngineError(message))
 
 
-def _tell(on_error: Callable[[BaseException], None], error: BaseException) -> None:
+def put_away(steps: Steps) -> None:
+    """Close a piece of work that will not go on; on the thread that it belongs to."""
+    try:
+        steps.close()
+    except Exception:
+        _log.exception("A piece of work could not be closed.")
+
+
+def _tell(on_error: OnError, error: BaseException) -> None:
     try:
         on_error(error)
     except Exception:

@@ -16,6 +16,7 @@ from mlx_magic.inference.request import (
     Usage,
     VisionResult,
 )
+from mlx_magic.inference.stops import Stopped, Stops
 from mlx_magic.inference.work import Clock, Progress, Work
 
 if TYPE_CHECKING:
@@ -67,11 +68,13 @@ class Generation(Work[VisionResult]):
     def __init__(
         self, request: GenerationRequest, *, clock: Clock, sink: Sink | None = None
     ) -> None:
-        super().__init__(clock)
+        super().__init__(clock, timeout=request.timeout)
         self.request = request
         self.pictures: tuple[ImageInput, ...] = ()
         self._sink = sink
+        self._stops = Stops(request.sampling.stop)
         self._parts: list[str] = []
+        self._begun = False
         self._last = GenerationChunk("queued")
         self._first_token_at: float | None = None
         self._seen: tuple[str, ...] = ()
@@ -97,22 +100,50 @@ class Generation(Work[VisionResult]):
         ------
         Cancelled
             When the generation has ended meanwhile.
+        Stopped
+            When the text completes a stop text: the answer ends before that.
         """
         if chunk.phase != self._progress.phase:
             self.enter(chunk.phase)
         self._seen = chunk.seen or self._seen
         if chunk.completion_tokens and self._first_token_at is None:
             self._first_token_at = self._clock()
+        stopped = False
         if chunk.text:
             # Several tokenisers put a blank before the first word of an answer.
-            text = chunk.text if self._parts else chunk.text.lstrip()
-            if text:
-                self._parts.append(text)
-                chunk = _with_text(chunk, text)
+            text = chunk.text if self._begun else chunk.text.lstrip()
+            self._begun = self._begun or bool(text)
+            text, stopped = self._stops.feed(text)
+            chunk = self._written(chunk, text)
         if chunk.phase == "seeing" and chunk.seen:
             self.advance(0, 0, note=_looking(chunk.seen))
         if chunk.phase == "reading":
             self.advance(chunk.prompt_read, chunk.prompt_tokens)
+        self._show(chunk)
+        if stopped:
+            raise Stopped
+
+    def finish(self, reason: FinishReason) -> None:
+        """Set the result from what was reported; for the working thread."""
+        self._flush()
+        self._finish(lambda: self._result(reason))
+
+    def stopped(self) -> None:
+        """End as cancelled or timed out, keeping what there is; for the working thread."""
+        self._flush()
+        super().stopped()
+
+    def _flush(self) -> None:
+        """Show what was held back as the possible beginning of a stop text."""
+        if not self._ended and (text := self._stops.flush()):
+            self._show(self._written(self._last, text))
+
+    def _written(self, chunk: GenerationChunk, text: str) -> GenerationChunk:
+        if text:
+            self._parts.append(text)
+        return chunk if text == chunk.text else replace(chunk, text=text)
+
+    def _show(self, chunk: GenerationChunk) -> None:
         self._last = chunk
         if self._sink is not None:
             try:
@@ -122,10 +153,6 @@ class Generation(Work[VisionResult]):
                 _log.exception("A sink failed and gets nothing more.")
                 self._sink = None
 
-    def finish(self, reason: FinishReason) -> None:
-        """Set the result from what was reported; for the working thread."""
-        self._finish(lambda: self._result(reason))
-
     def snapshot(self) -> Snapshot:
         """Return what there is now; safe from any thread."""
         return Snapshot(
@@ -133,7 +160,7 @@ class Generation(Work[VisionResult]):
         )
 
     def _cancelled_outcome(self) -> VisionResult:
-        return self._result("cancelled")
+        return self._result(self.token.cause or "cancelled")
 
     def _result(self, reason: FinishReason) -> VisionResult:
         last, spent, request = self._last, self._spent, self.request
@@ -141,6 +168,7 @@ class Generation(Work[VisionResult]):
         decode = spent.get("writing", 0.0)
         first = self._first_token_at
         text = "".join(self._parts)
+        asked = self.token.asked_at if reason in ("cancelled", "timeout") else None
         data, data_error = parse_json(text) if request.format == "json" else (None, None)
         return VisionResult(
             text=text,
@@ -152,6 +180,7 @@ class Generation(Work[VisionResult]):
             usage=Usage(
                 prompt_tokens=last.prompt_tokens,
                 image_tokens=last.image_tokens,
+                cached_tokens=last.cached_tokens,
                 completion_tokens=last.completion_tokens,
             ),
             timings=Timings(
@@ -161,7 +190,7 @@ class Generation(Work[VisionResult]):
                 prefill=spent.get("reading", 0.0),
                 decode=decode,
                 time_to_first_token=None if first is None else first - self.created,
-                prompt_tps=_rate(last.prompt_tokens, read_for),
+                prompt_tps=_rate(last.prompt_tokens - last.cached_tokens, read_for),
                 # The first token belongs to prefill: decode made the others.
                 generation_tps=_rate(max(last.completion_tokens - 1, 0), decode),
             ),
@@ -169,17 +198,13 @@ class Generation(Work[VisionResult]):
             prompt=request.prompt,
             format=request.format,
             seen=self._seen,
+            stopped_in=None if asked is None else self._last_phase,
+            stopping=None if asked is None else max(self._since - asked, 0.0),
         )
 
 
 def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
-
-
-def _with_text(chunk: GenerationChunk, text: str) -> GenerationChunk:
-    if text is chunk.text:
-        return chunk
-    return replace(chunk, text=text)
 
 
 def _looking(seen: tuple[str, ...]) -> str:

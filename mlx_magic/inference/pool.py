@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import (
     EngineError,
-    MemoryBudgetError,
     MlxMagicError,
     ModelError,
-    ModelInUseError,
-    ModelNotFoundError,
 )
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.base import Backend, LoadedModel
@@ -24,8 +21,9 @@ from mlx_magic.inference.backends.failure import load_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import Engine, Steps
+from mlx_magic.inference.loading import Loading, Loads, require_room
 from mlx_magic.inference.model_info import Load, ModelInfo
-from mlx_magic.inference.resident import Resident
+from mlx_magic.inference.resident import Key, Resident, Residents
 from mlx_magic.inference.work import Clock, Work, wait
 
 
@@ -60,8 +58,9 @@ class ModelPool:
         self._limit = limit
         self._opener: Callable[..., Load] | None = None
         self._tell: Callable[[], None] = lambda: None
-        self._lock = threading.RLock()
-        self._entries: dict[tuple[str, bool], Resident] = {}
+        self._residents = Residents()
+        self._loads = Loads()
+        engine.when_lost(self._forget)
 
     def opens_with(self, opener: Callable[..., Load]) -> None:
         """Say what finds and loads a model by its name; for the session."""
@@ -127,8 +126,7 @@ class ModelPool:
     @property
     def models(self) -> list[ModelInfo]:
         """The models in memory, oldest first."""
-        with self._lock:
-            return [entry.info() for entry in self._entries.values()]
+        return self._residents.models
 
     def __iter__(self) -> Iterator[ModelInfo]:
         return iter(self.models)
@@ -137,12 +135,10 @@ class ModelPool:
         return len(self.models)
 
     def __contains__(self, name: object) -> bool:
-        with self._lock:
-            return isinstance(name, str) and self._find(name) is not None
+        return isinstance(name, str) and self._residents.find(name) is not None
 
     def __getitem__(self, name: str) -> ModelInfo:
-        with self._lock:
-            return self._entry(name).info()
+        return self._residents.info(self._residents.named(name))
 
     def __repr__(self) -> str:
         names = ", ".join(f"{m.name} ({m.nbytes / 1e6:.0f} MB)" for m in self.models)
@@ -168,9 +164,7 @@ class ModelPool:
                 entry = yield from self._loaded(
                     checkpoint, checkpoint.name, load, trust_remote_code=trust_remote_code
                 )
-                with self._lock:
-                    info = entry.info()
-                load.succeed(info)
+                load.succeed(self._residents.info(entry))
             except Cancelled:
                 load.stopped()
 
@@ -183,8 +177,7 @@ class ModelPool:
             self._tell()
             yield entry.model
         finally:
-            with self._lock:
-                entry.users -= 1
+            self._residents.let_go(entry)
             self._tell()
 
     def leased(
@@ -223,14 +216,7 @@ class ModelPool:
         ModelInUseError
             When a request holds it.
         """
-        with self._lock:
-            entry = self._entry(name)
-            if entry.users:
-                raise ModelInUseError(
-                    f"{name} is answering a request: cancel it, or wait, then unload.", model=name
-                )
-            key = next(k for k, e in self._entries.items() if e is entry)
-            del self._entries[key]
+        entry = self._residents.remove(name)
         self._tell()
 
         def free() -> int:
@@ -245,10 +231,8 @@ class ModelPool:
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
         """Return the checkpoint of a model that was loaded from this folder."""
-        wanted = str(Path(folder).resolve())
-        with self._lock:
-            entries = [e for (path, _), e in self._entries.items() if path == wanted]
-            return entries[0].checkpoint if entries else None
+        entry = self._residents.of_folder(str(Path(folder).resolve()))
+        return entry.checkpoint if entry else None
 
     def _loaded(
         self,
@@ -264,68 +248,59 @@ class ModelPool:
         With `lease` it is in use when it is returned: nobody can unload it in between.
         """
         folder = str(checkpoint.path.resolve())
-        for trusted in (True, False) if trust_remote_code is None else (trust_remote_code,):
-            with self._lock:
-                entry = self._entries.get((folder, trusted))
-                renamed = entry is not None and self._name(entry, name)
-                if entry is not None:
-                    entry.users += lease
-            if renamed:
-                self._tell()
-            if entry is not None:
-                return entry
-        trusted = bool(trust_remote_code)
-        checkpoint.require_trust(trusted)
-        backend = self._backends[checkpoint.kind]
+        keys = [(folder, trusted) for trusted in (True, False)]
+        if trust_remote_code is not None:
+            keys = [(folder, trust_remote_code)]
+        if (entry := self._taken(keys, name, lease=lease)) is not None:
+            return entry
+        key = next((key for key in keys if key in self._loads), keys[-1])
+        checkpoint.require_trust(key[1])
         try:
-            self._check_memory(backend.estimate(checkpoint), name)
+            begin = partial(self._load, checkpoint, key)
+            with self._loads.joined(key, work, name, begin) as loading:
+                yield from loading.follow(work)
+                entry = self._taken([key], name, lease=lease)
+        finally:
+            self._tell()
+        assert entry is not None, "the load keeps it in the pool until all have taken it"
+        return entry
+
+    def _taken(self, keys: list[Key], name: str, *, lease: bool) -> Resident | None:
+        """Take a model that is in memory, under this name."""
+        entry, renamed = self._residents.take(keys, name, lease=lease)
+        if renamed:
+            self._tell()
+        return entry
+
+    def _load(self, checkpoint: Checkpoint, key: Key, loading: Loading) -> Steps:
+        """Load a model for all who wait for it."""
+        backend, trusted = self._backends[checkpoint.kind], key[1]
+        try:
+            taken = self._loads.nbytes + sum(model.nbytes for model in self.models)
+            needed = backend.estimate(checkpoint)
+            require_room(needed, taken, self._limit(), checkpoint.name)
+            loading.nbytes = needed
             model = yield from backend.load(
-                checkpoint, trust_remote_code=trusted, cancel=work.token, progress=work.advance
+                checkpoint,
+                trust_remote_code=trusted,
+                cancel=loading.token,
+                progress=loading.advance,
             )
         except (Cancelled, MlxMagicError):
             raise
         except Exception as error:
             raise load_error(backend.library, checkpoint, error) from without_frames(error)
-        if work.token.requested:
+        names = loading.names
+        if not names:
             model.close()
             raise Cancelled
-        entry = Resident(checkpoint, model, trusted, users=int(lease))
-        with self._lock:
-            self._entries[folder, trusted] = entry
-            self._name(entry, name)
+        # In use by those who wait, until the last of them has taken it.
+        entry = Resident(checkpoint, model, trusted, users=1)
+        loading.when_left = partial(self._residents.let_go, entry)
+        self._residents.add(key, entry, names[0])
+
+    def _forget(self) -> None:
+        """Forget every model: their arrays belong to a thread that has died."""
+        self._residents.clear()
+        self._loads.forget()
         self._tell()
-        return entry
-
-    def _name(self, entry: Resident, name: str) -> bool:
-        """Let a name stand for this model and no other; under the lock. Say if that is new."""
-        for other in self._entries.values():
-            if other is not entry and name in other.names:
-                other.names.remove(name)
-                other.names = other.names or [str(other.checkpoint.path)]
-        if name in entry.names:
-            return False
-        entry.names.append(name)
-        return True
-
-    def _check_memory(self, needed: int, name: str) -> None:
-        limit = self._limit()
-        resident = sum(model.nbytes for model in self.models)
-        if limit and resident + needed > limit:
-            raise MemoryBudgetError(
-                f"{name} needs {needed / 1e9:.1f} GB, but of {limit / 1e9:.1f} GB only "
-                f"{max(limit - resident, 0) / 1e9:.1f} GB are free: unload a model "
-                "(%vision unload NAME), or choose a smaller or quantised one.",
-                model=name,
-                needed_bytes=needed,
-                limit_bytes=limit,
-            )
-
-    def _find(self, name: str) -> Resident | None:
-        return next((e for e in self._entries.values() if name in e.names), None)
-
-    def _entry(self, name: str) -> Resident:
-        entry = self._find(name)
-        if entry is None:
-            loaded = ", ".join(m.name for m in self.models) or "none"
-            raise ModelNotFoundError(f"{name} is not loaded; loaded: {loaded}.", model=name)
-        return entry

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mlx_magic.inference.images import ImageInput
 
 Phase = Literal["queued", "downloading", "loading", "seeing", "reading", "writing", "done"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 OutputFormat = Literal["markdown", "text", "json", "raw"]
 
 DEFAULT_MAX_TOKENS = 512
@@ -35,6 +35,12 @@ class Sampling:
         Nucleus (0 to 1] and top-k (0 is off) limits.
     seed : int or None
         Makes a sampled answer repeat.
+    min_p : float or None
+        Drops tokens below this share of the likeliest one's probability; 0 is off.
+    repetition_penalty : float or None
+        Above 0; above 1 makes what was written before less likely, 1 is off.
+    stop : tuple of str
+        Texts that end the answer; they are no part of it.
     """
 
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -42,6 +48,9 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, at_least=1)
@@ -59,11 +68,29 @@ class Sampling:
             _whole("top_k", self.top_k, at_least=0)
         if self.seed is not None:
             _whole("seed", self.seed, at_least=0)
+        _number("min_p", self.min_p)
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise RequestError(
+                f"min_p is {self.min_p}: use a number from 0 (off) to 1.", option="min_p"
+            )
+        _positive("repetition_penalty", self.repetition_penalty, unit="number")
+        _texts("stop", self.stop)
 
 
 def _number(name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise RequestError(f"{name} is {value!r}: use a number.", option=name)
+
+
+def _positive(name: str, value: float | None, *, unit: str) -> None:
+    _number(name, value)
+    if value is not None and not 0 < value < float("inf"):
+        raise RequestError(f"{name} is {value}: use a {unit} above 0.", option=name)
+
+
+def _texts(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
+        raise RequestError(f"{name} is {value!r}: use str, none of them empty.", option=name)
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:
@@ -109,6 +136,8 @@ class GenerationRequest:
         How the answer is shown; ``"json"`` also parses it.
     history : tuple of Exchange
         The conversation before this question, oldest first.
+    timeout : float or None
+        Seconds from the request, after which it ends with what there is.
     """
 
     prompt: str
@@ -118,6 +147,7 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     format: OutputFormat = "markdown"
     history: tuple[Exchange, ...] = ()
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         for option, text in (("prompt", self.prompt), ("model", self.model)):
@@ -134,6 +164,7 @@ class GenerationRequest:
             raise RequestError("The model has no name: use an alias or a folder.", option="model")
         if not self.prompt.strip():
             raise RequestError("The prompt is empty: write a question.", option="prompt")
+        _positive("timeout", self.timeout, unit="number of seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +230,8 @@ class GenerationChunk:
         New text; may be empty.
     prompt_read, prompt_tokens, image_tokens : int
         Tokens read so far, of how many, and how many of these are pictures.
+    cached_tokens : int
+        Those of the prompt that came from a cache; they count as read.
     completion_tokens : int
         Tokens written so far.
     peak_memory : int
@@ -215,6 +248,7 @@ class GenerationChunk:
     completion_tokens: int = 0
     peak_memory: int = 0
     seen: tuple[str, ...] = ()
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,7 +258,7 @@ class VisionResult:
     Attributes
     ----------
     text : str
-        The answer; what there is of it when cancelled.
+        The answer; what there is of it when cancelled or timed out.
     data : object or None
         The parsed value for format ``"json"``.
     data_error : str or None
@@ -233,7 +267,7 @@ class VisionResult:
         The pictures that were asked about.
     model : str
         The model that answered.
-    finish_reason : {"stop", "length", "cancelled"}
+    finish_reason : {"stop", "length", "cancelled", "timeout"}
     usage : Usage
     timings : Timings
     peak_memory : int
@@ -245,6 +279,10 @@ class VisionResult:
     seen : tuple of str
         The size at which the model saw each picture, such as ``"128 x 128"``;
         empty where it is not known.
+    stopped_in : Phase or None
+        The phase in which it was cancelled or timed out.
+    stopping : float or None
+        Seconds from then, when it was asked to stop, to its end.
     """
 
     text: str
@@ -259,6 +297,8 @@ class VisionResult:
     prompt: str = ""
     format: OutputFormat = "markdown"
     seen: tuple[str, ...] = ()
+    stopped_in: Phase | None = None
+    stopping: float | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -21,12 +21,14 @@ from mlx_magic.inference import checkpoint, images, machine
 from mlx_magic.inference.backends.failure import generation_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.current import current, replace_current
+from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.generation import Generation, Sink
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
+from mlx_magic.inference.stops import Stopped
 from mlx_magic.inference.watch import Watchers
 from mlx_magic.inference.work import Clock, Work
 
@@ -47,6 +49,13 @@ class Session:
     pool : ModelPool
     clock : callable
         Seconds, monotonic.
+
+    Attributes
+    ----------
+    engine : Engine
+    pool : ModelPool
+    deadlines : Deadlines
+        Ends requests whose `timeout` is over.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Session:
         self._aliases: Mapping[str, str] = MappingProxyType({})
         self._default_model: str | None = None
         self._clock = clock
+        self.deadlines = Deadlines(clock)
         self._watchers = Watchers()
         self._works: set[Work[Any]] = set()
         self._lock = threading.Lock()
@@ -218,6 +228,7 @@ class Session:
         with self._lock:
             self._closed = True
         self.cancel()
+        self.deadlines.close()
         self.engine.close()
 
     def _begin(self, work: Work[Any], prepare: Callable[[], None]) -> None:
@@ -247,6 +258,7 @@ class Session:
                 work.fail(error)
 
         work.future.add_done_callback(ended)
+        self.deadlines.add(work)
         self._watchers.tell()
         threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
 
@@ -316,6 +328,8 @@ class Session:
             generation.finish(reason)
         except Cancelled:
             generation.stopped()
+        except Stopped:
+            generation.finish("stop")
         except MlxMagicError:
             raise
         except Exception as error:

@@ -46,9 +46,13 @@ class Work(Generic[T]):
     ----------
     clock : callable
         Seconds, monotonic.
+    timeout : float, optional
+        Seconds from now, after which it is to stop.
 
     Attributes
     ----------
+    deadline : float or None
+        When it is to stop, in seconds of the clock.
     future : concurrent.futures.Future
         Holds the outcome. It is never cancelled itself: a cancelled piece of
         work has an outcome too.
@@ -56,16 +60,18 @@ class Work(Generic[T]):
         What the inference thread looks at.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, timeout: float | None = None) -> None:
         self.future: Future[T] = Future()
         # From here on nobody can cancel the future itself, past the token.
         self.future.set_running_or_notify_cancel()
         self._ended = False
-        self.token = CancelToken()
         self._clock = clock
         self._lock = threading.RLock()
         self._progress = Progress("queued")
         self._since = self.created = clock()
+        self.deadline = None if timeout is None else self.created + timeout
+        self.token = CancelToken(deadline=self.deadline, clock=clock)
+        self._last_phase: Phase = "queued"
         self._spent: dict[Phase, float] = {}
 
     @property
@@ -90,6 +96,11 @@ class Work(Generic[T]):
             ends_now = self._progress.phase in ENDS_AT_ONCE
         if ends_now:
             self._finish(self._cancelled_outcome, only_in=ENDS_AT_ONCE)
+
+    def expire(self) -> None:
+        """Stop it if its time is up; safe from any thread."""
+        if self.token.requested:
+            self.cancel()
 
     def enter(self, phase: Phase, note: str = "") -> None:
         """Begin a phase; for the working thread.
@@ -127,7 +138,7 @@ class Work(Generic[T]):
         self.future.set_exception(error)
 
     def stopped(self) -> None:
-        """End as cancelled, keeping what there is; for the working thread."""
+        """End as cancelled or timed out, keeping what there is; for the working thread."""
         self._finish(self._cancelled_outcome)
 
     def _cancelled_outcome(self) -> T:
@@ -148,6 +159,7 @@ class Work(Generic[T]):
 
     def _end(self) -> None:
         self._close_phase()
+        self._last_phase = self._progress.phase
         self._progress = Progress("done")
         self._ended = True
 

@@ -23,6 +23,10 @@ class Defaults:
     max_tokens : int
     temperature, top_p, top_k, seed : float, float, int, int, or None
         None leaves it to the checkpoint.
+    min_p, repetition_penalty : float or None
+    stop : tuple of str
+    timeout : float or None
+        Seconds.
     format : {"markdown", "text", "json", "raw"}
     show : bool
     max_pixels : int or None
@@ -39,6 +43,10 @@ class Defaults:
     format: OutputFormat = "markdown"
     show: bool = True
     max_pixels: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+    timeout: float | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -49,6 +57,9 @@ class Defaults:
             top_p=self.top_p,
             top_k=self.top_k,
             seed=self.seed,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            stop=self.stop,
         )
 
 
@@ -67,6 +78,8 @@ class CellArguments:
     format : {"markdown", "text", "json", "raw"}
     show : bool
     max_pixels : int or None
+    timeout : float or None
+        Seconds.
     """
 
     prompt: str
@@ -78,6 +91,7 @@ class CellArguments:
     format: OutputFormat = "markdown"
     show: bool = True
     max_pixels: int | None = None
+    timeout: float | None = None
 
 
 def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellArguments:
@@ -110,10 +124,14 @@ def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellAr
             top_p=_number("top_p", given, defaults.top_p),
             top_k=_optional_whole("top_k", given, defaults.top_k),
             seed=_optional_whole("seed", given, defaults.seed),
+            min_p=_number("min_p", given, defaults.min_p),
+            repetition_penalty=_number("repetition_penalty", given, defaults.repetition_penalty),
+            stop=_stop(given, defaults.stop),
         ),
         format=_format(given.get("format", defaults.format)),
         show=defaults.show and "no_show" not in given,
         max_pixels=_pixels(given, defaults.max_pixels),
+        timeout=_number("timeout", given, defaults.timeout),
     )
 
 
@@ -169,6 +187,13 @@ def _number(name: str, given: dict[str, str], default: float | None) -> float | 
         raise RequestError(
             f"{_flag(name)} is {one_line(given[name], 40)!r}: use a number.", option=name
         ) from None
+
+
+def _stop(given: dict[str, str], default: tuple[str, ...]) -> tuple[str, ...]:
+    if "stop" not in given:
+        return default
+    # Nobody can write the end of a line within one.
+    return (given["stop"].replace("\\n", "\n"),)
 
 
 def _pixels(given: dict[str, str], default: int | None) -> int | None:

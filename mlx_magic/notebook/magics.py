@@ -11,7 +11,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
 from IPython.utils.capture import capture_output
-from traitlets import Bool, Enum, Float, Int, Unicode, observe
+from traitlets import Bool, Enum, Float, Int, List, Unicode, observe
 
 from mlx_magic.errors import EngineError, GenerationError, MlxMagicError
 from mlx_magic.inference.request import (
@@ -52,7 +52,13 @@ class VisionMagics(Magics):
     )
     top_p = Float(None, allow_none=True, help="Nucleus; None: the checkpoint's.").tag(config=True)
     top_k = Int(None, allow_none=True, help="0 is off; None: the checkpoint's.").tag(config=True)
+    min_p = Float(None, allow_none=True, help="0 is off; None: the checkpoint's.").tag(config=True)
+    repetition_penalty = Float(
+        None, allow_none=True, help="Above 1: repeat less; None: the checkpoint's."
+    ).tag(config=True)
     seed = Int(None, allow_none=True, help="Makes sampled answers repeat.").tag(config=True)
+    stop = List(Unicode(), help="Texts that end an answer.").tag(config=True)
+    timeout = Float(None, allow_none=True, help="Seconds until a cell ends.").tag(config=True)
     format = Enum(FORMATS, "markdown", help="How answers are shown.").tag(config=True)
     show = Bool(True, help="Whether cells show pictures and answers.").tag(config=True)
     max_pixels = Int(
@@ -143,6 +149,7 @@ class VisionMagics(Magics):
             system=arguments.system,
             sampling=arguments.sampling,
             format=arguments.format,
+            timeout=arguments.timeout,
         )
         generation = now.start(request, images=images, max_pixels=arguments.max_pixels)
         return _Asked(
@@ -202,6 +209,10 @@ class VisionMagics(Magics):
             format=cast("OutputFormat", self.format),
             show=self.show,
             max_pixels=self.max_pixels,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            stop=tuple(self.stop),
+            timeout=self.timeout,
         )
 
     def _evaluate(self, expression: str) -> Any:

@@ -53,7 +53,17 @@ CELL_OPTIONS = (
     Option("temperature", ("--temperature",), "T", "0 is greedy", "temperature"),
     Option("top_p", ("--top-p",), "P", "nucleus: above 0, up to 1", "top_p"),
     Option("top_k", ("--top-k",), "K", "only the K likeliest tokens; 0 is off", "top_k"),
+    Option("min_p", ("--min-p",), "P", "drop tokens under P of the likeliest", "min_p"),
+    Option(
+        "repetition_penalty",
+        ("--repetition-penalty",),
+        "R",
+        "above 1: repeat less; 1 is off",
+        "repetition_penalty",
+    ),
     Option("seed", ("--seed",), "N", "makes a sampled answer repeat", "seed"),
+    Option("stop", ("--stop",), "TEXT", "end before this text; \\n ends a line", "stop"),
+    Option("timeout", ("--timeout",), "S", "end after S seconds, keep what is there", "timeout"),
     Option("format", ("-f", "--format"), "|".join(FORMATS), "how the answer is shown", "format"),
     Option("no_show", ("--no-show",), "", "show nothing, only keep the result", "show"),
     Option(

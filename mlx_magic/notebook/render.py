@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 THUMBNAIL_SIDE = 256
 """Pixels."""
 
-_FINISH = {"length": "cut off at max_tokens", "cancelled": "cancelled"}
+_FINISH = {"length": "cut off at max_tokens", "cancelled": "cancelled", "timeout": "timed out"}
 _QUIET = "color:var(--jp-content-font-color2,inherit);font-size:85%"
 _BORDER = "1px solid var(--jp-border-color2,#8886)"
 

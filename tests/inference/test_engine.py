@@ -1,14 +1,26 @@
-"""The engine: one thread, slices, order, errors, closing."""
+"""The engine: one thread, slices in turn, errors, the thread's death, closing."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
 from mlx_magic.errors import EngineError
-from mlx_magic.inference.engine import Engine
+from mlx_magic.inference import engine as engine_module
+from mlx_magic.inference.engine import WAIT, Engine
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine()
+    yield engine
+    engine.close()
 
 
 def steps(log: list[str], name: str, count: int) -> Generator[None, None, None]:
@@ -21,18 +33,47 @@ def no_error(error: BaseException) -> None:
     raise AssertionError("nothing failed") from error
 
 
-def test_it_does_one_slice_a_step_and_one_piece_after_the_other() -> None:
+class Waiting:
+    """A piece of work that has nothing to do until it is told to end."""
+
+    def __init__(self) -> None:
+        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.rounds = 0
+        self.closed_on = ""
+
+    def steps(self) -> Generator[None, None, None]:
+        try:
+            while not self.go_on.is_set():
+                self.rounds += 1
+                self.entered.set()
+                yield WAIT
+        finally:
+            self.closed_on = threading.current_thread().name
+
+
+def test_everybody_gets_a_slice_in_turn() -> None:
     engine, log = Engine(threaded=False), list[str]()
-    engine.submit(steps(log, "a", 2), no_error)
+    engine.submit(steps(log, "a", 3), no_error)
     engine.submit(steps(log, "b", 1), no_error)
 
     assert engine.step()
     assert log == ["a0"]
-    assert engine.waiting == 2
+    engine.submit(steps(log, "c", 2), no_error)
     while engine.step():
         pass
-    assert log == ["a0", "a1", "b0"]
-    assert engine.waiting == 0
+    assert log == ["a0", "b0", "a1", "c0", "a2", "c1"]
+    assert not engine.step()
+
+
+def test_a_call_takes_its_turn_or_comes_at_once() -> None:
+    engine, log = Engine(threaded=False), list[str]()
+    engine.submit(steps(log, "a", 2), no_error)
+    engine.call(lambda: log.append("in turn"))
+    engine.step()
+    engine.call(lambda: log.append("soon"), soon=True)
+    while engine.step():
+        pass
+    assert log == ["a0", "soon", "in turn", "a1"]
 
 
 def test_an_error_ends_its_own_piece_alone() -> None:
@@ -43,19 +84,16 @@ def test_an_error_ends_its_own_piece_alone() -> None:
         raise ValueError("no")
 
     engine.submit(failing(), errors.append)
-    engine.submit(steps(log, "b", 1), no_error)
+    engine.submit(steps(log, "b", 3), no_error)
     while engine.step():
         pass
 
     assert [str(e) for e in errors] == ["no"]
-    assert log == ["b0"]
+    assert log == ["b0", "b1", "b2"]
 
 
-def test_everything_runs_on_one_thread_that_is_not_the_callers() -> None:
-    engine = Engine()
+def test_everything_runs_on_one_thread_that_is_not_the_callers(engine: Engine) -> None:
     names = [engine.call(lambda: threading.current_thread().name).result(10) for _ in range(3)]
-    engine.close()
-
     assert set(names) == {"mlx-magic"}
 
 
@@ -71,28 +109,244 @@ def test_call_passes_on_the_error() -> None:
         future.result(0)
 
 
+def count_pauses(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    pauses: list[float] = []
+    wait = engine._changed.wait
+
+    def counting(timeout: float | None = None) -> bool:
+        if timeout is not None:
+            pauses.append(timeout)
+        return wait(timeout)
+
+    monkeypatch.setattr(engine._changed, "wait", counting)
+    return pauses
+
+
+def test_the_thread_sleeps_after_rounds_in_which_nobody_had_anything_to_do(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses = count_pauses(engine, monkeypatch)
+
+    def waiting(rounds: int) -> Generator[None, None, None]:
+        for _ in range(rounds):
+            yield WAIT
+
+    done = [threading.Event(), threading.Event()]
+    for event in done:
+
+        def work(event: threading.Event = event) -> Generator[None, None, None]:
+            yield from waiting(10)
+            event.set()
+
+        engine.submit(work(), no_error)
+    assert all(event.wait(10) for event in done)
+    assert len(pauses) >= 9
+    assert set(pauses) == {engine_module.PAUSE}
+
+
+def test_one_that_waits_does_not_slow_one_that_works(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting()
+    pauses = count_pauses(engine, monkeypatch)
+    before_and_after: list[int] = []
+
+    def busy() -> Generator[None, None, None]:
+        before_and_after.append(len(pauses))
+        for _ in range(100):
+            yield
+        before_and_after.append(len(pauses))
+        waiting.go_on.set()
+
+    engine.submit(waiting.steps(), no_error)
+    assert waiting.entered.wait(10)
+    engine.submit(busy(), no_error)
+    assert waiting.go_on.wait(10)
+    assert before_and_after[0] == before_and_after[1]
+    assert waiting.rounds >= 100
+
+
+def test_new_work_wakes_a_thread_that_pauses(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PAUSE", 1000.0)
+    waiting = Waiting()
+    engine.submit(waiting.steps(), no_error)
+    assert waiting.entered.wait(10)
+    assert engine.call(lambda: 1).result(10) == 1
+    assert engine.call(lambda: 2, soon=True).result(10) == 2
+    waiting.go_on.set()
+    engine.call(lambda: None).result(10)
+
+
+class Bad(BaseException):
+    """No Exception: worse."""
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, Bad])
+def test_when_the_thread_dies_everybody_is_told_and_the_next_gets_a_fresh_one(
+    engine: Engine, kind: type[BaseException]
+) -> None:
+    waiting, ended = Waiting(), threading.Event()
+    errors: list[BaseException] = []
+    lost: list[int] = []
+    engine.when_lost(lambda: lost.append(len(errors)))
+
+    def dying() -> Generator[None, None, None]:
+        yield
+        raise kind("the end")
+
+    def told(error: BaseException) -> None:
+        errors.append(error)
+        if len(errors) == 2:
+            ended.set()
+
+    engine.submit(waiting.steps(), told)
+    assert waiting.entered.wait(10)
+    before = engine.call(threading.get_ident).result(10)
+    engine.submit(dying(), told)
+    assert ended.wait(1), "within a second"
+
+    assert [type(error) for error in errors] == [EngineError] * 2
+    assert len({id(error) for error in errors}) == 2
+    assert f"died ({kind.__name__}: the end)" in str(errors[0])
+    assert errors[0].__traceback__ is None
+    assert lost == [0], "what it held is forgotten before anybody asks again"
+    assert waiting.closed_on == "mlx-magic"
+    thread = engine.call(threading.current_thread).result(10)
+    assert thread.name == "mlx-magic"
+    assert thread.is_alive()
+    assert isinstance(before, int)
+
+
+def test_a_call_that_waits_for_a_dying_thread_is_told() -> None:
+    engine = Engine()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def dying() -> Generator[None, None, None]:
+        entered.set()
+        go_on.wait(10)
+        raise SystemExit
+        yield
+
+    engine.submit(dying(), lambda error: None)
+    assert entered.wait(10)
+    waiting = [engine.call(lambda: None), engine.call(lambda: None, soon=True)]
+    go_on.set()
+    # One that comes soon may still be done.
+    with pytest.raises(EngineError, match="died"):
+        waiting[0].result(1)
+    assert waiting[1].exception(1) is None or isinstance(waiting[1].exception(), EngineError)
+    engine.close()
+
+
+def test_a_thread_that_is_simply_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, told = Engine(), threading.Event()
+    lost: list[str] = []
+    engine.when_lost(lambda: lost.append("forgotten"))
+    waiting = Waiting()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_run", lambda: None)
+        engine.submit(waiting.steps(), lambda error: told.set())
+        assert told.wait(1)
+    assert lost == ["forgotten"]
+    assert waiting.closed_on == "", "what belongs to a dead thread is left alone"
+    assert engine.call(lambda: 5).result(10) == 5
+    engine.close()
+
+
+def test_a_forked_process_is_told_that_the_thread_stayed_behind(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    with pytest.raises(EngineError, match="forked"):
+        engine.call(lambda: None)
+
+
 def test_closing_drops_what_is_queued_and_says_so() -> None:
     engine = Engine()
     entered, go_on = threading.Event(), threading.Event()
+    waiting = Waiting()
+    errors: list[BaseException] = []
 
     def slow() -> None:
         entered.set()
         go_on.wait(10)
 
+    engine.submit(waiting.steps(), errors.append)
     running = engine.call(slow)
     queued = engine.call(lambda: None)
     assert entered.wait(10)
     closing = threading.Thread(target=engine.close)
     closing.start()
+    while not engine._closed:
+        pass
     go_on.set()
     closing.join(10)
 
     running.result(10)
     with pytest.raises(EngineError, match="shutting down"):
         queued.result(10)
+    assert [type(error) for error in errors] == [EngineError]
+    assert waiting.closed_on == "mlx-magic"
     with pytest.raises(EngineError, match="closed"):
         engine.call(lambda: None)
 
 
+def test_one_that_cannot_be_closed_does_not_keep_the_others_from_being_told() -> None:
+    engine = Engine(threaded=False)
+    errors: list[BaseException] = []
+
+    def stubborn() -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            raise ValueError("not me")
+
+    engine.submit(stubborn(), errors.append)
+    engine.step()
+    engine.submit(steps([], "b", 9), errors.append)
+    engine.close()
+    assert [type(error) for error in errors] == [EngineError] * 2
+
+
 def test_closing_an_engine_that_never_ran_is_nothing() -> None:
     Engine().close()
+
+
+LEAVING = """
+import atexit, time
+left = []
+atexit.register(lambda: print(time.perf_counter() - left[0]))
+from pathlib import Path
+from mlx_magic.inference.images import open_images
+from mlx_magic.inference.request import GenerationRequest
+from mlx_magic.testing import use_scripted
+from mlx_magic.inference.session import current
+from PIL import Image
+folder, hold = {folder!r}, {hold!r}
+use_scripted("a b c", hold=hold)
+asked = [
+    current().start(
+        GenerationRequest("What?", model=folder, timeout=1000.0),
+        images=[("i", Image.new("L", (9, 9)))],
+    )
+    for _ in range(3)
+]
+while any(work.progress.phase != hold for work in asked):
+    assert not any(work.done for work in asked)
+left.append(time.perf_counter())
+"""
+
+
+@pytest.mark.parametrize("hold", ["loading", "seeing", "reading", "writing"])
+def test_a_process_with_work_in_flight_ends_cleanly_and_quickly(tmp_path: Any, hold: str) -> None:
+    from tests import checkpoints
+
+    folder = str(checkpoints.good(tmp_path / "seer"))
+    source = LEAVING.format(folder=folder, hold=hold)
+    run = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert float(run.stdout) < 2.0

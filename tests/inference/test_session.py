@@ -56,7 +56,7 @@ def picture() -> Image.Image:
     return Image.new("RGB", (20, 10), "red")
 
 
-def question(model: str, **sampling: int) -> GenerationRequest:
+def question(model: str, **sampling: Any) -> GenerationRequest:
     return GenerationRequest(prompt="What is it?", model=model, sampling=Sampling(**sampling))
 
 
@@ -145,19 +145,24 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
 
 
 def test_cancel_in_the_queue_does_not_touch_who_runs(
-    session: Session, script: ScriptedBackend, vision: str
+    script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "reading"
+    session = scripted_session(backend=script, threaded=False)
     first = session.start(question(vision))
-    reach(first, "reading")
+    while first.progress.phase != "reading":
+        session.engine.step()
     second = session.start(question(vision))
     second.cancel()
 
-    assert second.future.result(10).finish_reason == "cancelled"
+    assert second.future.result(0).finish_reason == "cancelled"
     assert not first.done
     script.release()
-    assert first.future.result(10).finish_reason == "stop"
+    while not first.done:
+        session.engine.step()
+    assert first.future.result(0).finish_reason == "stop"
     assert len(script.requests) == 1
+    session.close()
 
 
 def test_a_models_failure_is_named_and_keeps_the_model(

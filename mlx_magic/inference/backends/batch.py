@@ -73,8 +73,12 @@ class Batch(ABC):
         return len(self._seats)
 
     def take_seat(self) -> Seat:
-        """Let a request in; what it wants is queued by the class below."""
-        seat = Seat(next(self._uids), tick=self._tick)
+        """Let a request in; what it wants is queued by the class below.
+
+        It makes no step in its first slice: those that come with it get in before the
+        next one, and are read together.
+        """
+        seat = Seat(next(self._uids))
         self._seats[seat.uid] = seat
         return seat
 

@@ -1,4 +1,4 @@
-"""Text-only models, through mlx-lm. The only module that imports it."""
+"""Text-only models, through mlx-lm. It and `text_batch` alone import it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any
 from mlx_magic.errors import CheckpointError, GenerationError
 from mlx_magic.inference.backends import chat, device, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
+from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.failure import without_frames
+from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed
+from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import (
@@ -18,6 +21,9 @@ from mlx_magic.inference.request import (
     GenerationRequest,
     Sampling,
 )
+
+MOST_TOGETHER = 32
+"""Answers of one model that are written at once."""
 
 
 class TextBackend:
@@ -67,6 +73,15 @@ class TextModel:
         self._model = model
         self._tokenizer = tokenizer
         self._nbytes = nbytes
+        self._busy = False
+        self._batch: TextBatch | None = None
+        if can_batch(model):
+            self._batch = TextBatch(
+                model,
+                tokenizer.eos_token_ids,
+                chunk=device.prefill_chunk(nbytes),
+                most=MOST_TOGETHER,
+            )
 
     @property
     def nbytes(self) -> int:
@@ -75,57 +90,113 @@ class TextModel:
 
     def close(self) -> None:
         """Let go of the weights."""
-        self._model = self._tokenizer = None
+        self._model = self._tokenizer = self._batch = None
         device.free()
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
-        from mlx_lm.generate import stream_generate
-
         device.reset_peak()
         report(GenerationChunk("reading"))
         yield
+        cancel.checkpoint()
         prompt = self._tokens(request)
+        answer = self._alone if self._batch is None else self._together
+        return (yield from answer(prompt, request.sampling, cancel, report))
 
-        def read(done: int, total: int) -> None:
+    def _together(
+        self, prompt: list[int], sampling: Sampling, cancel: CancelToken, report: Report
+    ) -> Generator[None, None, FinishReason]:
+        """Answer beside whatever else this model answers."""
+        batch = self._batch
+        assert batch is not None
+        report(GenerationChunk("reading", prompt_tokens=len(prompt)))
+        # The tokenizer gives each who asks a detokenizer of their own.
+        words = self._tokenizer.detokenizer
+        seat = batch.add(prompt, self._draw(sampling))
+        count = read = 0
+        try:
+            while True:
+                written = yield from batch.follow(seat, cancel)
+                if written is None:
+                    if seat.read != read:
+                        read = seat.read
+                        report(
+                            GenerationChunk("reading", prompt_read=read, prompt_tokens=len(prompt))
+                        )
+                    continue
+                count += 1
+                reason = self._take(written, words, count, sampling)
+                report(_writing(len(prompt), words.last_segment, count))
+                if reason is not None:
+                    return reason
+        finally:
+            batch.leave(seat)
+
+    def _take(
+        self, written: Written, words: Any, count: int, sampling: Sampling
+    ) -> FinishReason | None:
+        """Take in a token; say whether it ends the answer, and how."""
+        self._require_number(written.token)
+        if not written.stopped:
+            words.add_token(written.token)
+            if count < sampling.max_tokens:
+                return None
+        words.finalize()
+        return "stop" if written.stopped else "length"
+
+    def _alone(
+        self, prompt: list[int], sampling: Sampling, cancel: CancelToken, report: Report
+    ) -> Generator[None, None, FinishReason]:
+        """Answer by itself, where the model's caches cannot be put together."""
+        while self._busy:
             cancel.checkpoint()
-            report(GenerationChunk("reading", prompt_read=done, prompt_tokens=total))
-
-        reading = True
-        stream = stream_generate(
-            self._model,
-            self._tokenizer,
-            prompt,
-            max_tokens=request.sampling.max_tokens,
-            sampler=self._sampler(request.sampling),
-            prefill_step_size=device.prefill_chunk(self._nbytes),
-            # Called once more after the first token, when reading is over.
-            prompt_progress_callback=lambda done, total: read(done, total) if reading else None,
-        )
+            yield
+        self._busy = True
+        stream = self._stream(prompt, sampling, cancel, report)
         try:
             for piece in stream:
-                reading = False
-                report(
-                    GenerationChunk(
-                        "writing",
-                        text=piece.text,
-                        prompt_read=len(prompt),
-                        prompt_tokens=len(prompt),
-                        completion_tokens=piece.generation_tokens,
-                        peak_memory=device.peak(),
-                    )
-                )
+                self._require_number(piece.token)
+                report(_writing(len(prompt), piece.text, piece.generation_tokens))
                 if piece.finish_reason is not None:
                     return "stop" if piece.finish_reason == "stop" else "length"
                 cancel.checkpoint()
                 yield
         finally:
             stream.close()
+            self._busy = False
         raise GenerationError(
             f"{self._name}: mlx-lm ended without a finish reason.", model=self._name
         )
+
+    def _stream(
+        self, prompt: list[int], sampling: Sampling, cancel: CancelToken, report: Report
+    ) -> Any:
+        """Let mlx-lm read the prompt and write, a token at a time."""
+        from mlx_lm.generate import stream_generate
+
+        def read(done: int, total: int) -> None:
+            cancel.checkpoint()
+            report(GenerationChunk("reading", prompt_read=done, prompt_tokens=total))
+
+        return stream_generate(
+            self._model,
+            self._tokenizer,
+            prompt,
+            max_tokens=sampling.max_tokens,
+            sampler=CountingSampler.alone(self._draw(sampling)),
+            prefill_step_size=device.prefill_chunk(self._nbytes),
+            prompt_progress_callback=read,
+        )
+
+    def _require_number(self, token: int) -> None:
+        if token == BAD:
+            raise GenerationError(
+                f"{self._name}: its numbers overflowed while it answered: ask for less at once, or "
+                "use a checkpoint of higher precision.",
+                model=self._name,
+            )
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
         messages = chat.messages(request)
@@ -144,20 +215,30 @@ class TextModel:
         chat.require_whole(text, request, model=self._name)
         return tokens
 
-    def _sampler(self, sampling: Sampling) -> Any:
-        from mlx_lm.sample_utils import make_sampler
+    def _draw(self, sampling: Sampling) -> Draw:
+        """Return how tokens are drawn: as asked, else as the checkpoint says."""
 
         def chosen(value: Any, key: str, otherwise: Any) -> Any:
             return value if value is not None else self._defaults.get(key) or otherwise
 
         greedy = self._defaults.get("do_sample") is False
-        temperature = chosen(sampling.temperature, "" if greedy else "temperature", 0.0)
-        device.fresh_seed(sampling.seed)
-        return make_sampler(
-            temp=temperature,
-            top_p=chosen(sampling.top_p, "top_p", 0.0),
-            top_k=chosen(sampling.top_k, "top_k", 0),
+        return Draw(
+            float(chosen(sampling.temperature, "" if greedy else "temperature", 0.0)),
+            float(chosen(sampling.top_p, "top_p", 1.0)),
+            int(chosen(sampling.top_k, "top_k", 0)),
+            seed=fresh_seed() if sampling.seed is None else sampling.seed,
         )
+
+
+def _writing(prompt_tokens: int, text: str, written: int) -> GenerationChunk:
+    return GenerationChunk(
+        "writing",
+        text=text,
+        prompt_read=prompt_tokens,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=written,
+        peak_memory=device.peak(),
+    )
 
 
 def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:

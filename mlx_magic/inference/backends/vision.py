@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat, device, prefill, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.failure import one_line, without_frames
 from mlx_magic.inference.backends.batch import Written
+from mlx_magic.inference.backends.counts import Counts
+from mlx_magic.inference.backends.failure import one_line, without_frames
+from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed
 from mlx_magic.inference.backends.seen import seen_sizes
 from mlx_magic.inference.backends.vision_batch import VisionBatch, can_batch
@@ -23,6 +24,7 @@ from mlx_magic.inference.request import (
     GenerationRequest,
     Sampling,
 )
+from mlx_magic.inference.reuse import Reuse
 
 MOST_TOGETHER = 32
 """Answers of one model that are written at once."""
@@ -82,14 +84,25 @@ class VisionModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
+        self._recall = Recall(model, nbytes, prompts=self._batch is not None)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
         return self._nbytes
 
+    @property
+    def reuse(self) -> Reuse:
+        """What was reused, and what is kept for it; safe from any thread."""
+        return self._recall.counts
+
+    def forget(self) -> int:
+        """Let go of all pictures and prompts that are kept; return their bytes."""
+        return self._recall.forget()
+
     def close(self) -> None:
-        """Let go of the weights."""
+        """Let go of the weights, and of what is kept."""
+        self._recall.forget()
         self._model = self._processor = self._batch = None
         device.free()
 
@@ -102,7 +115,7 @@ class VisionModel:
         yield
         cancel.checkpoint()
         inputs = self._inputs(request)
-        counts = _Counts(
+        counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size), image_tokens=self._image_tokens(inputs)
         )
         self._say_seen(request, inputs, report)
@@ -110,9 +123,7 @@ class VisionModel:
             return (yield from self._alone(inputs, counts, request.sampling, cancel, report))
         return (yield from self._together(inputs, counts, request.sampling, cancel, report))
 
-    def _say_seen(
-        self, request: GenerationRequest, inputs: dict[str, Any], report: Report
-    ) -> None:
+    def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
         pictures = chat.pictures(request)
         if pictures:
             patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
@@ -124,7 +135,7 @@ class VisionModel:
     def _together(
         self,
         inputs: dict[str, Any],
-        counts: _Counts,
+        counts: Counts,
         sampling: Sampling,
         cancel: CancelToken,
         report: Report,
@@ -134,29 +145,36 @@ class VisionModel:
 
         batch = self._batch
         assert batch is not None
-        embeds = self._embeds(inputs, counts)
+        start = self._recall.start(inputs)
+        embeds = self._embeds(inputs, counts, start)
         report(counts.chunk("reading"))
         yield
+        tokens = _as_long(inputs["input_ids"].reshape(-1).tolist(), counts.prompt_tokens)
         seat = batch.add(
-            _as_long(inputs["input_ids"].reshape(-1).tolist(), counts.prompt_tokens),
+            tokens[start.count :],
             embeds,
             max_tokens=sampling.max_tokens,
             draw=self._draw(sampling),
+            cache=start.caches(),
+            keep_from=None if start.places is None else start.count,
         )
         words = make_streaming_detokenizer(self._processor)
-        count = read = 0
+        answer: list[int] = []
+        read = 0
         try:
             while True:
                 written = yield from batch.follow(seat, cancel)
                 if written is None:
-                    if seat.read != read and not count:
+                    if seat.read != read and not answer:
                         read = seat.read
                         report(counts.chunk("reading", read=read))
                     continue
-                count += 1
-                reason = self._take(written, words, count, sampling)
-                report(counts.chunk("writing", text=words.last_segment, written=count))
+                answer.append(written.token)
+                reason = self._take(written, words, len(answer), sampling)
+                report(counts.chunk("writing", text=words.last_segment, written=len(answer)))
                 if reason is not None:
+                    # Only now: of an answer that was cut short nothing may be kept.
+                    self._recall.keep(start, answer, batch.row(seat))
                     return reason
         finally:
             batch.leave(seat)
@@ -178,8 +196,28 @@ class VisionModel:
         words.finalize()
         return "stop" if written.stopped else "length"
 
-    def _embeds(self, inputs: dict[str, Any], counts: _Counts) -> dict[str, Any]:
-        """Let the vision tower look, and return what the language model reads."""
+    def _embeds(self, inputs: dict[str, Any], counts: Counts, start: Start) -> dict[str, Any]:
+        """Return what the language model reads, from the start on."""
+        shows = self._recall.shows(inputs, start.count)
+        # Words alone: the vision tower is not asked.
+        words = {"input_ids": inputs["input_ids"][:, start.count :]}
+        embeds = self._see(inputs if shows or not start.count else words)
+        length = int(embeds["inputs_embeds"].shape[1])
+        if set(embeds) != {"inputs_embeds"} or length + (not shows) * start.count != (
+            counts.prompt_tokens
+        ):
+            # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
+            if start.count:
+                return self._embeds(inputs, counts, start.cold())
+            start.cold()
+        if start.count and shows:
+            embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
+        counts.cached_tokens = start.count
+        counts.embedded(length)
+        return embeds
+
+    def _see(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Let the model make embeddings; its vision tower looks at what is new to it."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
 
@@ -188,13 +226,16 @@ class VisionModel:
             for key, value in inputs.items()
             if key not in ("input_ids", "pixel_values", "mask")
         }
-        with mx.stream(generation_stream):
+
+        def see() -> dict[str, Any]:
             output = self._model.get_input_embeddings(
                 inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **more
             )
             mx.eval(output.inputs_embeds)
-        counts.embedded(int(output.inputs_embeds.shape[1]))
-        return {key: value for key, value in output.to_dict().items() if value is not None}
+            return {key: value for key, value in output.to_dict().items() if value is not None}
+
+        with mx.stream(generation_stream):
+            return self._recall.look(self._model, see)
 
     def _draw(self, sampling: Sampling) -> Draw:
         """Return how tokens are drawn: as asked, else as the checkpoint says."""
@@ -212,7 +253,7 @@ class VisionModel:
     def _alone(
         self,
         inputs: dict[str, Any],
-        counts: _Counts,
+        counts: Counts,
         sampling: Sampling,
         cancel: CancelToken,
         report: Report,
@@ -325,16 +366,20 @@ class VisionModel:
                 return int((inputs["input_ids"] == token).sum().item())
         return 0
 
-    def _seeing_then_reading(self, counts: _Counts, cancel: CancelToken, report: Report) -> Any:
+    def _seeing_then_reading(self, counts: Counts, cancel: CancelToken, report: Report) -> Any:
         """Stand in front of the vision tower, to know when seeing ends and reading begins."""
         import mlx.core as mx
 
         original = self._model.get_input_embeddings
 
         def get_input_embeddings(*args: Any, **kwargs: Any) -> Any:
+            def see() -> Any:
+                output = original(*args, **kwargs)
+                mx.eval(output.inputs_embeds)
+                return output
+
             cancel.checkpoint()
-            output = original(*args, **kwargs)
-            mx.eval(output.inputs_embeds)
+            output = self._recall.look(self._model, see)
             counts.embedded(int(output.inputs_embeds.shape[1]))
             cancel.checkpoint()
             report(counts.chunk("reading"))
@@ -346,34 +391,6 @@ class VisionModel:
 def _as_long(tokens: list[int], length: int) -> list[int]:
     """Fill up where one image token stands for many embeddings: only their number counts."""
     return [0] * (length - len(tokens)) + tokens
-
-
-@dataclass
-class _Counts:
-    """Token counts of one request, growing as they become known."""
-
-    prompt_tokens: int
-    image_tokens: int
-
-    def embedded(self, length: int) -> None:
-        """Count anew where one image token stands for many embeddings."""
-        longer = length - self.prompt_tokens
-        if longer > 0:
-            self.prompt_tokens += longer
-            self.image_tokens += longer
-
-    def chunk(
-        self, phase: Any, *, text: str = "", read: int | None = None, written: int = 0
-    ) -> GenerationChunk:
-        return GenerationChunk(
-            phase,
-            text=text,
-            prompt_read=self.prompt_tokens if read is None and phase == "writing" else read or 0,
-            prompt_tokens=self.prompt_tokens,
-            image_tokens=self.image_tokens,
-            completion_tokens=written,
-            peak_memory=device.peak() if phase == "writing" else 0,
-        )
 
 
 def _content(text: str, pictures: int) -> list[dict[str, str]]:

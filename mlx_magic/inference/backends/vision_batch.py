@@ -16,6 +16,11 @@ MOST_READ_TOGETHER = 8
 LIKE_LENGTHS = 1.25
 """How much longer than the shortest a prompt may be that is read with it: padding costs time."""
 
+LIKE_TOKENS = 16
+"""The same in tokens, for short ones."""
+
+_ENDLESS = 2**62
+
 
 @dataclass(slots=True, eq=False)
 class Prompt:
@@ -29,8 +34,11 @@ class Prompt:
         What the model's ``get_input_embeddings`` gave: ``inputs_embeds`` of shape
         (1, tokens, width), and what else the language model wants.
     max_tokens : int
+        Those that may still be written.
     cache : list or None
         One of its own with a prefix in it; `tokens` and `embeds` are what follows then.
+    keep_from : int or None
+        Where keys and values are wanted once the answer has ended: from which token on.
     """
 
     seat: Seat
@@ -38,11 +46,18 @@ class Prompt:
     embeds: dict[str, Any]
     max_tokens: int
     cache: list[Any] | None = None
+    keep_from: int | None = None
 
     @property
     def plain(self) -> bool:
         """Whether it can be read beside others: nothing but embeddings belongs to it."""
-        return self.cache is None and set(self.embeds) == {"inputs_embeds"}
+        return set(self.embeds) == {"inputs_embeds"}
+
+    def goes_with(self, other: Prompt) -> bool:
+        """Say whether both can be read in one go without wasting much of it."""
+        least, most = sorted((len(self.tokens), len(other.tokens)))
+        alike = most <= LIKE_LENGTHS * least or most - least <= LIKE_TOKENS
+        return alike and self.plain and (self.cache is None) == (other.cache is None)
 
 
 class VisionBatch(Batch):
@@ -72,6 +87,8 @@ class VisionBatch(Batch):
         self._stream = generation_stream
         self._sampler = RowSampler()
         self._waiting: list[Prompt] = []
+        self._prompts: dict[int, Prompt] = {}
+        self._rows: dict[int, list[tuple[Any, Any]]] = {}
         self._reading: Any = None
         self._read_by: list[Prompt] = []
         self._empty = GenerationBatch.empty
@@ -86,21 +103,26 @@ class VisionBatch(Batch):
         max_tokens: int,
         draw: Draw,
         cache: list[Any] | None = None,
+        keep_from: int | None = None,
     ) -> Seat:
         """Let a request in. See `Prompt` for what is given."""
         seat = self.take_seat()
         self._sampler.draws[seat.uid] = draw
-        self._waiting.append(Prompt(seat, tokens, embeds, max_tokens, cache))
+        prompt = Prompt(seat, tokens, embeds, max_tokens, cache, keep_from)
+        self._prompts[seat.uid] = prompt
+        self._waiting.append(prompt)
         return seat
 
-    def row_cache(self, seat: Seat) -> list[Any]:
-        """Return a copy of what was read and written for a request that is being written."""
-        at = self._writing.uids.index(seat.uid)
-        return [cache.extract(at) for cache in self._writing.prompt_cache]
+    def row(self, seat: Seat) -> list[tuple[Any, Any]] | None:
+        """Return keys and values of each layer for an answer that has ended, and forget them.
+
+        All tokens of the prompt and the answer from ``keep_from`` on, the last one included.
+        """
+        return self._rows.pop(seat.uid, None)
 
     def _none(self) -> Any:
         return self._empty(
-            self._model, self._sampler, self._ends, compute_logprobs=False, greedy_sampling=False
+            self._model, self._sampler, _never, compute_logprobs=False, greedy_sampling=False
         )
 
     def _step(self) -> None:
@@ -117,13 +139,26 @@ class VisionBatch(Batch):
 
     def _write(self) -> None:
         """Write a token of each answer; what has ended leaves."""
-        uids = list(self._writing.uids)
-        self._sampler.rows = uids
-        for response in self._writing.next():
-            seat = self._seats.get(response.uid)
-            if seat is not None:
-                stopped = response.finish_reason == "stop"
-                seat.written.append(Written(int(response.token), stopped))
+        import mlx.core as mx
+
+        batch = self._writing
+        self._sampler.rows = list(batch.uids)
+        staying = []
+        # It is told that no answer ends: a row that has ended would be gone from it already.
+        for at, response in enumerate(batch.next()):
+            prompt = self._prompts[response.uid]
+            token = int(response.token)
+            stopped = bool(self._ends(token))
+            prompt.seat.written.append(Written(token, stopped))
+            prompt.max_tokens -= 1
+            if not stopped and prompt.max_tokens > 0:
+                staying.append(at)
+            elif prompt.keep_from is not None:
+                rows = [_row(cache, at, prompt.keep_from) for cache in batch.prompt_cache]
+                mx.eval(rows)
+                self._rows[response.uid] = rows
+        if len(staying) < len(batch.uids):
+            batch.filter(staying)
 
     def _begin_reading(self) -> None:
         prompts = self._next_prompts()
@@ -131,38 +166,36 @@ class VisionBatch(Batch):
         from mlx_vlm.models.cache import make_prompt_cache
 
         alone = prompts[0] if len(prompts) == 1 else None
-        caches = (alone.cache or make_prompt_cache(self._model)) if alone else None
-        embeds, more = (
-            (alone.embeds["inputs_embeds"], _others(alone.embeds))
-            if alone
-            else (_padded([prompt.embeds["inputs_embeds"] for prompt in prompts]), {})
-        )
+        if alone:
+            embeds, more = alone.embeds["inputs_embeds"], _others(alone.embeds)
+            caches, right = alone.cache or make_prompt_cache(self._model), {}
+        else:
+            caches, right = _warm(prompts) if prompts[0].cache else (None, {})
+            rows = [prompt.embeds["inputs_embeds"] for prompt in prompts]
+            embeds, more = _padded(rows, left=caches is None), {}
         self._read_by = prompts
         self._reading = PromptProcessingBatch(
             self._model,
             [prompt.seat.uid for prompt in prompts],
             [prompt.tokens for prompt in prompts],
-            [prompt.max_tokens for prompt in prompts],
+            [_ENDLESS] * len(prompts),
             embeds,
             more,
             prefill_step_size=self._chunk,
             warm_cache=caches,
+            **right,
         )
+        for prompt in prompts:
+            # An answer may go on for long: what was needed to read its prompt need not.
+            prompt.embeds, prompt.cache = {}, None
 
     def _next_prompts(self) -> list[Prompt]:
         """Take the prompt that waits longest, and those beside which it can be read."""
         first = self._waiting[0]
         room = min(MOST_READ_TOGETHER, self._most - len(self._writing.uids))
-        length = len(first.tokens)
         chosen = [first]
         if first.plain:
-            chosen += [
-                prompt
-                for prompt in self._waiting[1:]
-                if prompt.plain
-                and len(prompt.tokens) <= LIKE_LENGTHS * length
-                and length <= LIKE_LENGTHS * len(prompt.tokens)
-            ][: room - 1]
+            chosen += [p for p in self._waiting[1:] if p.goes_with(first)][: room - 1]
         self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
         return chosen
 
@@ -181,7 +214,7 @@ class VisionBatch(Batch):
             if batch.needs_processing():
                 return
         self._sampler.rows = list(batch.uids)
-        written = batch.generate(self._sampler, self._ends, compute_logprobs=False)
+        written = batch.generate(self._sampler, _never, compute_logprobs=False)
         self._reading = None
         for prompt in self._read_by:
             prompt.seat.read = len(prompt.tokens)
@@ -195,6 +228,8 @@ class VisionBatch(Batch):
         import mlx.core as mx
 
         self._sampler.draws.pop(uid, None)
+        self._prompts.pop(uid, None)
+        self._rows.pop(uid, None)
         self._waiting = [prompt for prompt in self._waiting if prompt.seat.uid != uid]
         with mx.stream(self._stream):
             if self._reading is not None and uid in self._reading.uids:
@@ -212,6 +247,8 @@ class VisionBatch(Batch):
     def _clear(self) -> None:
         self._seats.clear()
         self._sampler.draws.clear()
+        self._prompts.clear()
+        self._rows.clear()
         self._waiting.clear()
         self._reading, self._read_by = None, []
         self._writing = self._none()
@@ -240,13 +277,42 @@ def _others(embeds: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in embeds.items() if key != "inputs_embeds"}
 
 
-def _padded(rows: Sequence[Any]) -> Any:
-    """Return embeddings of different length as one array, padded on the left."""
+def _padded(rows: Sequence[Any], *, left: bool) -> Any:
+    """Return embeddings of different length as one array, padded on one side."""
     import mlx.core as mx
 
     longest = max(row.shape[1] for row in rows)
+    missing = [longest - row.shape[1] for row in rows]
     return mx.concatenate(
-        [mx.pad(row, ((0, 0), (longest - row.shape[1], 0), (0, 0))) for row in rows], axis=0
+        [
+            mx.pad(row, [(0, 0), (pad, 0) if left else (0, pad), (0, 0)])
+            for row, pad in zip(rows, missing, strict=True)
+        ],
+        axis=0,
     )
 
 
+def _warm(prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, Any]]:
+    """Put the prompts' caches together; what is read after them is padded on the right."""
+    layers = zip(*(prompt.cache or [] for prompt in prompts), strict=True)
+    lengths = [len(prompt.tokens) for prompt in prompts]
+    padding = [max(lengths) - length for length in lengths]
+    caches = [type(layer[0]).merge(list(layer)) for layer in layers]
+    return caches, {"right_pad_per_row": padding, "suffix_lens": lengths}
+
+
+def _row(cache: Any, at: int, start: int) -> tuple[Any, Any]:
+    """Copy one row's keys and values from a token on out of a batch's cache."""
+    import mlx.core as mx
+
+    padding = getattr(cache, "left_padding", None)
+    if padding is None:
+        first, end = start, cache.offset
+    else:
+        first, end = start + int(padding[at].item()), cache.size()
+    keys, values = (part[at : at + 1, :, first:end] for part in (cache.keys, cache.values))
+    return mx.contiguous(keys), mx.contiguous(values)
+
+
+def _never(token: int) -> bool:
+    return False

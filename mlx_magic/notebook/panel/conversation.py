@@ -68,7 +68,7 @@ class Answer:
             return "failed"
         if self.result is None:
             return "running"
-        return "cancelled" if self.result.finish_reason == "cancelled" else "done"
+        return "cancelled" if self.result.finish_reason in ("cancelled", "timeout") else "done"
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ The JSON is one object; what is not known is null, sizes are in pixels, times in
       options   {max_tokens: int, temperature, top_p: float, top_k, seed, max_pixels: int}
       pictures  list of {name: str, word: str, width, height: int, sha256: str, note: str}
       answers   list of {model: str, state: "running" | "done" | "cancelled" | "failed",
-                text: str, finish_reason: "stop" | "length" | "cancelled",
+                text: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
                 usage: {prompt_tokens, image_tokens, cached_tokens, completion_tokens: int},
                 timings: {queued, load, vision, prefill, decode, time_to_first_token: float,
                 prompt_tps, generation_tps: float}, peak_memory: int (bytes),

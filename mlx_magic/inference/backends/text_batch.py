@@ -1,0 +1,258 @@
+"""Questions to one text model, answered together with mlx-lm's batches."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Collection
+from typing import Any
+
+from mlx_magic.inference.backends import prefill
+from mlx_magic.inference.backends.batch import Batch, Seat, Written
+from mlx_magic.inference.backends.sampler import Draw, RowSampler
+from mlx_magic.inference.backends.text_reading import Prompt, Reading, alike, joined
+
+MOST_READ_TOGETHER = 8
+"""Prompts that are read in one go where they come at once."""
+
+CLEAR_EVERY = 256
+"""Steps after which unused buffers are given back, as mlx-lm does alone."""
+
+
+class CountingSampler(RowSampler):
+    """A `RowSampler` that counts each row's tokens: mlx-lm does not tell a sampler its place.
+
+    Attributes
+    ----------
+    drawn : dict of int to int
+        Tokens of each uid so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: dict[int, int] = {}
+
+    @classmethod
+    def alone(cls, draw: Draw) -> CountingSampler:
+        """Return one for a request that is answered by itself."""
+        sampler = cls()
+        sampler.admit(0, draw)
+        sampler.rows = [0]
+        return sampler
+
+    def admit(self, uid: int, draw: Draw) -> None:
+        """Take in a request."""
+        self.draws[uid] = draw
+        self.drawn[uid] = 0
+
+    def dismiss(self, uid: int) -> None:
+        """Forget a request."""
+        self.draws.pop(uid, None)
+        self.drawn.pop(uid, None)
+
+    def __call__(self, logprobs: Any) -> Any:
+        """Draw the next token of each row. See `RowSampler.sample_target`."""
+        places = [self.drawn[uid] for uid in self.rows]
+        for uid in self.rows:
+            self.drawn[uid] += 1
+        return self.sample_target(logprobs, row_ids=self.rows, positions=places)
+
+
+class TextBatch(Batch):
+    """Reads prompts a chunk at a time, and writes a token of every answer at each step.
+
+    Parameters
+    ----------
+    model : module
+        One of mlx-lm's, for which `can_batch` holds.
+    ends : collection of int
+        Tokens that end an answer.
+    chunk : int
+        Prompt tokens that are read in one step.
+    most : int
+        Answers that are written at once; the others wait.
+    """
+
+    def __init__(self, model: Any, ends: Collection[int], *, chunk: int, most: int) -> None:
+        super().__init__()
+        from mlx_lm.generate import generation_stream
+
+        self._model = model
+        self._ends = frozenset(ends)
+        self._chunk = chunk
+        self._most = most
+        self._stream = generation_stream
+        self._sampler = CountingSampler()
+        self._waiting: list[Prompt] = []
+        self._reading: Reading | None = None
+        # mlx-lm's GenerationBatch, None while nothing is written. A single answer keeps
+        # plain caches until another joins: that is what it costs alone, to the bit.
+        self._writing: Any = None
+        self._joined = False
+        self._steps = 0
+        self._pads = _all_plain(model)
+        self._wired: contextlib.ExitStack | None = None
+
+    def add(self, tokens: list[int], draw: Draw, *, cache: list[Any] | None = None) -> Seat:
+        """Let a request in. See `Prompt` for what is given."""
+        seat = self.take_seat()
+        self._sampler.admit(seat.uid, draw)
+        self._waiting.append(Prompt(seat, tokens, cache))
+        return seat
+
+    def row_cache(self, seat: Seat) -> list[Any]:
+        """Return a copy of what was read and written for a request that is being written."""
+        at = self._writing.uids.index(seat.uid)
+        caches = self._writing.prompt_cache
+        return [cache.extract(at) for cache in (caches if self._joined else joined(caches))]
+
+    def _step(self) -> None:
+        import mlx.core as mx
+
+        self._wire()
+        self._steps += 1
+        with mx.stream(self._stream):
+            self._let_go()
+            if self._writing is not None:
+                self._write()
+            if self._reading is None and self._waiting and self._room > 0:
+                self._reading = self._begin(self._next_prompts())
+            if self._reading is not None:
+                self._read(self._reading)
+        if self._steps % CLEAR_EVERY == 0:
+            mx.clear_cache()
+
+    @property
+    def _room(self) -> int:
+        return self._most - (len(self._writing.uids) if self._writing is not None else 0)
+
+    def _let_go(self) -> None:
+        """Drop the rows of those who left since the last step, all in one copy."""
+        if self._reading is not None:
+            self._reading.keep(self._seats)
+            if not self._reading.prompts:
+                self._reading = None
+        if self._writing is None:
+            return
+        rows = [at for at, uid in enumerate(self._writing.uids) if uid in self._seats]
+        if not rows:
+            self._writing = None
+        elif len(rows) < len(self._writing.uids):
+            self._writing.filter(rows)
+
+    def _write(self) -> None:
+        """Write a token of each answer. Those that have ended leave of themselves."""
+        self._sampler.rows = list(self._writing.uids)
+        for response in self._writing.next():
+            token = int(response.token)
+            self._seats[response.uid].written.append(Written(token, token in self._ends))
+
+    def _next_prompts(self) -> list[Prompt]:
+        """Take the prompt that waits longest, and those beside which it can be read."""
+        first = self._waiting[0]
+        most = min(MOST_READ_TOGETHER, self._room) if self._pads and first.cache is None else 1
+        beside = [prompt for prompt in self._waiting[1:] if alike(first, prompt)]
+        chosen = [first, *beside[: most - 1]]
+        self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
+        return chosen
+
+    def _begin(self, prompts: list[Prompt]) -> Reading:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        caches = prompts[0].cache or make_prompt_cache(self._model)
+        if len(prompts) > 1:
+            return Reading(prompts, joined(caches, rows=len(prompts)), joined=True)
+        return Reading(prompts, caches, joined=False)
+
+    def _read(self, reading: Reading) -> None:
+        """Read a chunk; after the last, the answers can be written."""
+        import mlx.core as mx
+
+        if reading.done < reading.length:
+            rows = reading.chunk(self._chunk)
+            self._model(mx.array(rows), cache=reading.caches)
+            # Else the next chunks would be begun before this one is done, and none could be
+            # cancelled.
+            mx.eval([cache.state for cache in reading.caches])
+            mx.clear_cache()
+            reading.advance(len(rows[0]))
+            if reading.done < reading.length:
+                return
+        reading.straighten()
+        self._reading = None
+        self._join(self._begin_writing(reading), together=reading.joined)
+        for prompt in reading.prompts:
+            prompt.seat.read = len(prompt.tokens)
+
+    def _begin_writing(self, reading: Reading) -> Any:
+        """Put prompts that were read to the last token but one into mlx-lm's hands."""
+        import mlx.core as mx
+        from mlx_lm.generate import GenerationBatch, StopSequences
+
+        count = len(reading.prompts)
+        self._sampler.rows = [prompt.seat.uid for prompt in reading.prompts]
+        return GenerationBatch(
+            self._model,
+            list(self._sampler.rows),
+            mx.array([prompt.tokens[-1] for prompt in reading.prompts]),
+            reading.caches,
+            [[] for _ in range(count)],
+            [self._sampler] * count,
+            self._sampler,
+            [()] * count,
+            # Who follows a seat knows when its answer is long enough, and leaves.
+            [StopSequences()] * count,
+            [sys.maxsize] * count,
+        )
+
+    def _join(self, new: Any, *, together: bool) -> None:
+        """Write new answers beside the others."""
+        if self._writing is None:
+            self._writing, self._joined = new, together
+            return
+        if not self._joined:
+            self._writing.prompt_cache = joined(self._writing.prompt_cache)
+        if not together:
+            new.prompt_cache = joined(new.prompt_cache)
+        self._writing.extend(new)
+        self._joined = True
+
+    def _drop(self, uid: int) -> None:
+        # What it leaves in the caches goes with the next step.
+        self._sampler.dismiss(uid)
+        self._waiting = [prompt for prompt in self._waiting if prompt.seat.uid != uid]
+        if not self._seats:
+            self._clear()
+
+    def _clear(self) -> None:
+        for uid in list(self._sampler.draws):
+            self._sampler.dismiss(uid)
+        self._seats.clear()
+        self._waiting.clear()
+        self._reading = self._writing = None
+        if self._wired is not None:
+            self._wired.close()
+            self._wired = None
+
+    def _wire(self) -> None:
+        """Keep the weights in memory while there is work, where the platform has such a limit."""
+        if self._wired is None:
+            from mlx_lm.generate import wired_limit
+
+            self._wired = contextlib.ExitStack()
+            self._wired.enter_context(wired_limit(self._model, [self._stream]))
+
+
+def can_batch(model: Any) -> bool:
+    """Say whether a model's caches can be put together, as those of one batch are."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    caches = make_prompt_cache(model)
+    return bool(caches) and all(hasattr(cache, "merge") for cache in prefill.flat(caches))
+
+
+def _all_plain(model: Any) -> bool:
+    """Say whether prompts may be filled up: what is no plain KV cache would take that in."""
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    return all(type(cache) is KVCache for cache in make_prompt_cache(model))

@@ -1,0 +1,178 @@
+"""How much memory a request will take, reckoned before it takes any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_magic.errors import MemoryBudgetError
+
+_TEXT_PARTS = ("text_config", "llm_config", "language_config", "llm", "language_model")
+_LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+_KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
+_HEADS = ("num_attention_heads", "n_heads", "n_head")
+_WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
+
+# Queries, keys, values, the residual stream and the two halves of a gated MLP, which is about
+# 2.7 times as wide as the stream: what one layer holds for each token of a chunk.
+_STREAMS_A_TOKEN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a language model decides how much memory a token takes.
+
+    Attributes
+    ----------
+    layers, heads, kv_heads, head_size, width, vocabulary : int
+        0 where config.json does not say.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    width: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Shape:
+        """Read it from a parsed config.json."""
+        text: Mapping[str, Any] = next(
+            (config[p] for p in _TEXT_PARTS if isinstance(config.get(p), dict)), {}
+        )
+        both = {**config, **text}
+        heads, width = _first(both, _HEADS), _first(both, _WIDTH)
+        return cls(
+            layers=_first(both, _LAYERS),
+            heads=heads,
+            kv_heads=_first(both, _KV_HEADS) or heads,
+            head_size=_first(both, ("head_dim",)) or (width // heads if heads else 0),
+            width=width,
+            vocabulary=_first(both, ("vocab_size",)),
+        )
+
+    def kv_bytes(self, itemsize: float) -> float:
+        """Bytes of keys and values for one token; 0 where that is unknown."""
+        return 2 * self.layers * self.kv_heads * self.head_size * itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a request will take at most, in bytes.
+
+    Attributes
+    ----------
+    cache : int
+        Keys and values of the prompt and of the longest answer.
+    reading : int
+        What a chunk of the prompt takes while it is read.
+    """
+
+    cache: int
+    reading: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.cache + self.reading
+
+
+def need(
+    shape: Shape,
+    *,
+    prompt_tokens: int,
+    max_tokens: int,
+    chunk: int,
+    itemsize: int,
+    kv_bits: int | None = None,
+) -> Need:
+    """Reckon what a request will take.
+
+    Parameters
+    ----------
+    shape : Shape
+    prompt_tokens : int
+        The real number, pictures included.
+    max_tokens : int
+        Of the answer.
+    chunk : int
+        Tokens that are read at once.
+    itemsize : int
+        Bytes of a number.
+    kv_bits : int, optional
+        Bits of the cache's numbers, where it is quantised; their scales count 1/16 on top.
+    """
+    stored = itemsize if kv_bits is None else kv_bits / 8 + itemsize / 16
+    cache = shape.kv_bytes(stored) * (prompt_tokens + max_tokens)
+    chunk = min(chunk, prompt_tokens)
+    streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
+    # One layer's scores, where attention is not fused, and one row of the vocabulary.
+    scores = chunk * prompt_tokens * shape.heads * itemsize
+    return Need(round(cache), round(streams + scores + shape.vocabulary * 4))
+
+
+def require_room(
+    model: str,
+    needed: Need,
+    *,
+    free: int,
+    prompt_tokens: int,
+    image_tokens: int,
+    max_tokens: int,
+) -> None:
+    """Refuse a request that cannot fit beside what is there.
+
+    Parameters
+    ----------
+    model : str
+    needed : Need
+    free : int
+        Bytes.
+    prompt_tokens, image_tokens, max_tokens : int
+
+    Raises
+    ------
+    MemoryBudgetError
+        With the numbers, and what would help.
+    """
+    if needed.total <= free:
+        return
+    remedies = []
+    if image_tokens > prompt_tokens // 2:
+        remedies.append("a smaller --max-pixels or fewer pictures")
+    if max_tokens > prompt_tokens:
+        remedies.append("a smaller --max-tokens")
+    remedies.append("unloading another model")
+    raise MemoryBudgetError(
+        f"{model} would need {needed.total / 1e9:.2f} GB to read {prompt_tokens:,} tokens "
+        f"({image_tokens:,} of pictures) and write up to {max_tokens:,}, but "
+        f"{max(free, 0) / 1e9:.2f} GB are free: {', '.join(remedies)} would help.",
+        model=model,
+        needed_bytes=needed.total,
+        limit_bytes=max(free, 0),
+    )
+
+
+def most_together(shape: Shape, *, free: int, tokens: int, itemsize: int, most: int) -> int:
+    """Return how many requests of so many tokens may run at once; at least one.
+
+    Parameters
+    ----------
+    shape : Shape
+    free : int
+        Bytes; half of it may go to caches.
+    tokens : int
+        Prompt and answer of one request.
+    itemsize : int
+    most : int
+        Never more than these.
+    """
+    each = shape.kv_bytes(itemsize) * tokens
+    return max(1, min(most, int(free / 2 / each))) if each else most
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
+    found = (config.get(key) for key in keys)
+    return next((value for value in found if isinstance(value, int) and value > 0), 0)

@@ -1,0 +1,169 @@
+"""Who steps a batch, who finds a token waiting, who leaves."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_magic.inference.backends.batch import Batch, Seat, Written
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+
+
+class Counting(Batch):
+    """Writes 0, 1, 2 ... for each request, after as many steps of reading as it has tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+        self.reading: dict[int, int] = {}
+        self.next: dict[int, int] = {}
+        self.error: Exception | None = None
+
+    def add(self, prompt: int = 0) -> Seat:
+        seat = self.take_seat()
+        self.reading[seat.uid] = prompt
+        self.next[seat.uid] = 0
+        return seat
+
+    def _step(self) -> None:
+        self.steps += 1
+        if self.error is not None:
+            raise self.error
+        for uid in self.next:
+            if self.reading[uid]:
+                self.reading[uid] -= 1
+                self._seats[uid].read += 1
+            else:
+                self._seats[uid].written.append(Written(self.next[uid]))
+                self.next[uid] += 1
+
+    def _drop(self, uid: int) -> None:
+        del self.next[uid], self.reading[uid]
+
+    def _clear(self) -> None:
+        self.next.clear()
+        self.reading.clear()
+        self._seats.clear()
+
+
+def request(
+    batch: Counting, log: list[int], count: int, cancel: CancelToken, prompt: int = 0
+) -> Generator[None, None, None]:
+    seat = batch.add(prompt)
+    try:
+        while len(log) < count:
+            written = yield from batch.follow(seat, cancel)
+            if written is not None:
+                log.append(written.token)
+    finally:
+        batch.leave(seat)
+
+
+def go_round(jobs: deque[Generator[None, None, None]]) -> None:
+    """Do what the engine does."""
+    while jobs:
+        job = jobs.popleft()
+        try:
+            next(job)
+        except StopIteration:
+            continue
+        jobs.append(job)
+
+
+def test_one_request_gets_a_token_a_step_and_yields_between() -> None:
+    batch, log = Counting(), list[int]()
+    job = request(batch, log, 3, CancelToken())
+    next(job)
+    assert batch.steps == 0
+    for count in (1, 2):
+        next(job)
+        assert log == list(range(count))
+        assert batch.steps == count
+    with pytest.raises(StopIteration):
+        next(job)
+    assert log == [0, 1, 2]
+    assert len(batch) == 0
+
+
+def test_several_share_each_step() -> None:
+    batch = Counting()
+    logs: list[list[int]] = [[] for _ in range(5)]
+    go_round(deque(request(batch, log, 10, CancelToken()) for log in logs))
+    assert logs == [list(range(10))] * 5
+    assert batch.steps == 10
+
+
+def test_what_is_being_read_gives_none_and_no_token_is_lost() -> None:
+    batch, short, long = Counting(), list[int](), list[int]()
+    go_round(
+        deque([request(batch, short, 6, CancelToken()), request(batch, long, 6, CancelToken(), 4)])
+    )
+    assert short == long == list(range(6))
+
+
+def test_who_is_cancelled_leaves_and_the_others_go_on() -> None:
+    batch, logs = Counting(), [list[int](), list[int]()]
+    tokens = [CancelToken(), CancelToken()]
+    jobs = [request(batch, log, 5, token) for log, token in zip(logs, tokens, strict=True)]
+    for job in jobs:
+        next(job)
+    tokens[0].cancel()
+    with pytest.raises(Cancelled):
+        next(jobs[0])
+    go_round(deque(jobs[1:]))
+    assert logs[1] == list(range(5))
+    assert len(batch) == 0
+
+
+def test_a_step_that_fails_ends_all_with_its_reason_and_the_next_can_come() -> None:
+    batch = Counting()
+    jobs = [request(batch, [], 5, CancelToken()) for _ in range(2)]
+    next(jobs[0])
+    next(jobs[1])
+    batch.error = MemoryError("too much")
+    for job in jobs:
+        with pytest.raises(MemoryError, match="too much"):
+            go_round(deque([job]))
+    batch.error = None
+    log: list[int] = []
+    go_round(deque([request(batch, log, 2, CancelToken())]))
+    assert log == [0, 1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 4), st.integers(1, 8), st.one_of(st.none(), st.integers(0, 20))),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_whoever_comes_and_goes_everybody_gets_their_own_tokens(
+    plans: list[tuple[int, int, int | None]],
+) -> None:
+    """Each plan: steps of reading, tokens wanted, and the slice at which it is cancelled."""
+    batch = Counting()
+    tokens = [CancelToken() for _ in plans]
+    logs: list[list[int]] = [[] for _ in plans]
+    jobs = deque(
+        (number, request(batch, logs[number], wanted, tokens[number], prompt))
+        for number, (prompt, wanted, _) in enumerate(plans)
+    )
+    slices = [0] * len(plans)
+    while jobs:
+        number, job = jobs.popleft()
+        if slices[number] == plans[number][2]:
+            tokens[number].cancel()
+        slices[number] += 1
+        try:
+            next(job)
+        except (StopIteration, Cancelled):
+            continue
+        jobs.append((number, job))
+    for log, token, (_, wanted, _) in zip(logs, tokens, plans, strict=True):
+        assert log == list(range(len(log)))
+        assert token.requested or len(log) == wanted
+    assert len(batch) == 0

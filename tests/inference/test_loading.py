@@ -1,0 +1,374 @@
+"""Loads in flight: one for all who wait, its progress, failure and end; fairness beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_magic.errors import CheckpointError, EngineError, GenerationError, MemoryBudgetError
+from mlx_magic.inference.backends.base import LoadProgress
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.engine import OnError, Steps
+from mlx_magic.inference.request import GenerationChunk, GenerationRequest, VisionResult
+from mlx_magic.inference.session import Session
+from mlx_magic.inference.work import Work
+from mlx_magic.testing import ScriptedBackend, ScriptedModel, scripted_session
+from tests import checkpoints
+
+SLICES = 6
+
+_submitted: dict[Session, list[Any]] = {}
+
+
+class SlowBackend(ScriptedBackend):
+    """Loads in several slices, and keeps count of them."""
+
+    def __init__(self, pieces: str = "a b c d e f g h") -> None:
+        super().__init__(pieces)
+        self.log: list[str] = []
+        self.begun = self.dropped = 0
+        self.fails: Exception | None = None
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        trust_remote_code: bool,
+        cancel: CancelToken,
+        progress: LoadProgress,
+    ) -> Generator[None, None, ScriptedModel]:
+        self.begun += 1
+        ended = False
+        try:
+            for index in range(SLICES):
+                cancel.checkpoint()
+                self.log.append(f"load {checkpoint.path.name}")
+                progress(index + 1, SLICES, "loading weights")
+                yield
+            if self.fails is not None:
+                raise self.fails
+            ended = True
+        finally:
+            self.dropped += not ended
+        self.loads += 1
+        return ScriptedModel(self, checkpoint.weight_bytes)
+
+
+@pytest.fixture
+def script() -> SlowBackend:
+    return SlowBackend()
+
+
+@pytest.fixture
+def session(script: SlowBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """A session whose engine is stepped by hand."""
+    session = scripted_session(backend=script, threaded=False)
+    came = _submitted[session] = []
+    submit = session.engine.submit
+
+    def noted(steps: Steps, on_error: OnError) -> None:
+        submit(steps, on_error)
+        came.append(on_error.__self__)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(session.engine, "submit", noted)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(checkpoints.good(tmp_path / "seer"))
+
+
+def question(model: str) -> GenerationRequest:
+    return GenerationRequest(prompt="What is it?", model=model)
+
+
+def prepared(session: Session, works: list[Any]) -> list[Any]:
+    """Wait until these have come to the engine, without a step of it."""
+    while not all(work in _submitted[session] for work in works):
+        pass
+    return works
+
+
+def run(session: Session, until: Callable[[], bool] | None = None) -> None:
+    while not (until is not None and until()) and session.engine.step():
+        pass
+
+
+def ask(session: Session, folder: str, count: int) -> list[Any]:
+    return prepared(session, [session.start(question(folder)) for _ in range(count)])
+
+
+def outcome(work: Work[Any]) -> VisionResult:
+    result = work.future.result(0)
+    assert isinstance(result, VisionResult)
+    return result
+
+
+def test_ten_requests_cause_one_load_and_each_sees_its_progress(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    asked = ask(session, folder, 10)
+    seen: list[set[tuple[int, int]]] = [set() for _ in asked]
+    while script.loads == 0:
+        assert session.engine.step()
+        for mine, work in zip(seen, asked, strict=True):
+            if work.progress.note == "loading weights":
+                mine.add((work.progress.done, work.progress.total))
+    assert all(mine == {(done, SLICES) for done in range(1, SLICES + 1)} for mine in seen)
+    run(session)
+
+    assert (script.begun, script.loads) == (1, 1)
+    assert {outcome(work).text for work in asked} == {"a b c d e f g h"}
+    assert [model.users for model in session.pool] == [0]
+    assert script.log == ["load seer"] * SLICES
+
+
+def test_a_load_asked_for_and_a_question_share_a_load(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    works = prepared(session, [session.load(folder, alias="seer"), session.start(question(folder))])
+    run(session)
+    assert script.begun == 1
+    assert works[0].future.result(0).users in (0, 1)
+    assert set(session.pool.models[0].names) == {"seer", folder}
+    assert outcome(works[1]).text
+
+
+def test_when_it_fails_all_get_the_reason_and_the_next_tries_again(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    script.fails = RuntimeError("no room for weights")
+    asked = ask(session, folder, 10)
+    run(session)
+
+    errors = [work.future.exception(0) for work in asked]
+    assert {type(error) for error in errors} == {CheckpointError}
+    assert len({str(error) for error in errors}) == 1
+    assert len({id(error) for error in errors}) == 10, "each has its own frames"
+    assert all(error.model == folder for error in errors)
+    assert all(error.__cause__ is script.fails for error in errors)
+    assert script.begun == 1
+    script.fails = None
+    [again] = ask(session, folder, 1)
+    run(session)
+    assert outcome(again).text
+    assert (script.begun, script.loads) == (2, 1)
+
+
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_a_load_goes_on_for_the_others(
+    session: Session, script: SlowBackend, folder: str, who: int
+) -> None:
+    asked = ask(session, folder, 3)
+    run(session, lambda: len(script.log) == 2)
+    asked[who].cancel()
+    run(session)
+
+    assert (script.begun, script.dropped, script.loads) == (1, 0, 1)
+    reasons = [outcome(work).finish_reason for work in asked]
+    assert reasons == ["cancelled" if at == who else "stop" for at in range(3)]
+    assert session.pool.models[0].names == (folder,)
+
+
+def test_a_load_is_dropped_when_nobody_is_left(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    asked = ask(session, folder, 3)
+    run(session, lambda: len(script.log) == 2)
+    assert session.cancel() == 3
+    [late] = ask(session, folder, 1)
+    run(session, lambda: script.dropped == 1)
+    assert len(script.log) <= 3
+    assert script.loads == 0
+    assert len(session.pool) == 0
+    run(session)
+    assert {outcome(work).finish_reason for work in asked} == {"cancelled"}
+    assert outcome(late).text
+    assert script.begun == 2
+
+
+def test_one_who_joins_late_carries_the_load_on(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    [first] = ask(session, folder, 1)
+    run(session, lambda: len(script.log) == 2)
+    [late] = ask(session, folder, 1)
+    run(session, lambda: late.progress.note == "loading weights")
+    first.cancel()
+    run(session)
+    assert outcome(late).text
+    assert script.begun == 1
+
+
+def test_a_load_that_ends_when_nobody_wants_it_any_more_is_not_kept(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    [asked] = ask(session, folder, 1)
+    run(session, lambda: len(script.log) == SLICES)
+    asked.cancel()
+    run(session)
+    assert len(session.pool) == 0
+    assert script.loads == script.closed
+
+
+def test_nobody_can_unload_a_model_before_those_who_wait_have_taken_it(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    load, asked = session.load(folder), session.start(question(folder))
+    prepared(session, [load, asked])
+    refused = 0
+    while not asked.done:
+        session.engine.step()
+        if folder in session.pool and not asked.done:
+            refused += 1
+            assert session.pool[folder].users > 0
+    assert refused > 0
+    assert outcome(asked).text
+    assert session.pool[folder].users == 0
+
+
+def test_loads_in_flight_count(session: Session, script: SlowBackend, tmp_path: Path) -> None:
+    folders = [str(checkpoints.good(tmp_path / name)) for name in ("first", "second")]
+    size = 96
+    session.pool._limit = lambda: 2 * size - 1
+    first, second = (session.load(folder) for folder in folders)
+    prepared(session, [first, second])
+    run(session)
+    outcomes = [first.future.exception(0), second.future.exception(0)]
+    [refused] = [error for error in outcomes if error is not None]
+    assert isinstance(refused, MemoryBudgetError)
+    assert (refused.needed_bytes, refused.limit_bytes) == (size, 2 * size - 1)
+    assert script.begun == 1
+    # What was loaded counts once: the same again fits beside it when there is room.
+    session.pool._limit = lambda: 2 * size
+    again = prepared(session, [session.load(folder) for folder in folders])
+    run(session)
+    assert all(work.future.result(0) is not None for work in again)
+
+
+def test_a_load_that_failed_counts_no_more(
+    session: Session, script: SlowBackend, tmp_path: Path
+) -> None:
+    session.pool._limit = lambda: 100
+    script.fails = ValueError("broken")
+    prepared(session, [session.load(str(checkpoints.good(tmp_path / "first")))])
+    run(session)
+    script.fails = None
+    [load] = prepared(session, [session.load(str(checkpoints.good(tmp_path / "second")))])
+    run(session)
+    assert load.future.result(0) is not None
+
+
+def test_a_question_joins_a_load_that_may_run_code(
+    session: Session, script: SlowBackend, tmp_path: Path
+) -> None:
+    folder = str(checkpoints.with_auto_map(checkpoints.good(tmp_path / "own")))
+    [load] = prepared(session, [session.load(folder, trust_remote_code=True)])
+    session.engine.step()
+    [asked] = ask(session, folder, 1)
+    run(session)
+    assert load.future.result(0).trusted
+    assert outcome(asked).text
+    assert script.begun == 1
+
+
+def test_two_answers_advance_in_turn(session: Session, script: SlowBackend, tmp_path: Path) -> None:
+    log: list[str] = []
+
+    def sink(name: str) -> Callable[[GenerationChunk], None]:
+        return lambda chunk: log.append(name) if chunk.text else None
+
+    works = []
+    for name in ("first", "second"):
+        folder = str(checkpoints.good(tmp_path / name))
+        prepared(session, [session.load(folder)])
+        run(session)
+        works.append(folder)
+    asked = [session.start(question(f), sink=sink(Path(f).name)) for f in works]
+    prepared(session, asked)
+    run(session)
+
+    [before, *after] = log[:2]
+    assert log == [before, *after] * 8, "a token of each in turn"
+
+
+def test_a_load_in_slices_does_not_stop_an_answer(
+    session: Session, script: SlowBackend, folder: str, tmp_path: Path
+) -> None:
+    prepared(session, [session.load(folder)])
+    run(session)
+    script.log.clear()
+
+    def sink(chunk: GenerationChunk) -> None:
+        if chunk.text:
+            script.log.append("token")
+
+    asked = session.start(question(folder), sink=sink)
+    prepared(session, [asked])
+    run(session, lambda: "token" in script.log)
+    [load] = prepared(session, [session.load(str(checkpoints.good(tmp_path / "other")))])
+    run(session)
+
+    assert load.future.result(0) is not None
+    pairs = list(zip(script.log, script.log[1:], strict=False))
+    assert script.log.count("load other") == SLICES
+    assert ("load other", "load other") not in pairs, "there is a token between two slices"
+
+
+def test_nobody_waits_for_a_whole_answer_of_another(
+    session: Session, script: SlowBackend, folder: str
+) -> None:
+    prepared(session, [session.load(folder)])
+    run(session)
+    script.hold = "writing"
+    long = prepared(session, [session.start(question(folder))])[0]
+    run(session, lambda: long.progress.phase == "writing")
+    [short] = ask(session, folder, 1)
+    run(session, lambda: short.progress.phase == "writing")
+    assert not long.done
+    assert short.snapshot().completion_tokens == 1
+    assert session.cancel() == 2
+
+
+@pytest.mark.parametrize("phase", ["loading", "reading", "writing"])
+def test_when_the_thread_dies_all_are_told_and_the_next_question_loads_anew(
+    tmp_path: Path, phase: str
+) -> None:
+    folder = str(checkpoints.good(tmp_path / "seer"))
+    doomed = str(checkpoints.good(tmp_path / "doomed"))
+    script = ScriptedBackend("a b c", hold=phase)  # type: ignore[arg-type]
+    session = scripted_session(backend=script)
+    asked = [session.start(question(folder)) for _ in range(5)]
+    while any(work.progress.phase != phase for work in asked):
+        assert not any(work.done for work in asked)
+
+    def die() -> Generator[None, None, None]:
+        raise SystemExit(1)
+        yield
+
+    errors: list[BaseException] = []
+    session.engine.submit(die(), errors.append)
+    for work in asked:
+        with pytest.raises(EngineError, match="died"):
+            work.future.result(1)
+    assert session.running == []
+    assert len(session.pool) == 0
+
+    loads, script.hold = script.loads, None
+    assert session.start(question(folder)).future.result(10).text == "a b c"
+    assert script.loads == loads + 1
+    assert [model.users for model in session.pool] == [0]
+    # Also where it is the answer itself that ends it.
+    script.error = SystemExit(1)
+    with pytest.raises(EngineError, match="SystemExit"):
+        session.start(question(doomed)).future.result(10)
+    script.error = MemoryError("no more")
+    with pytest.raises(GenerationError, match="MemoryError"):
+        session.start(question(doomed)).future.result(10)
+    session.close()

@@ -1,0 +1,118 @@
+"""Drawing tokens row by row: what each row asks for, and nothing of its neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.sampler import BAD, Draw, RowSampler
+
+pytestmark = pytest.mark.model  # needs mlx, no weights
+
+VOCABULARY = 50
+
+
+def logprobs(rows: int, seed: int = 0) -> Any:
+    device.prepare()
+    import mlx.core as mx
+
+    logits = mx.array(np.random.default_rng(seed).normal(size=(rows, VOCABULARY)) * 3)
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def draw(rows: Any, draws: list[Draw], position: int = 0) -> list[int]:
+    sampler = RowSampler()
+    sampler.rows = list(range(len(draws)))
+    sampler.draws = dict(enumerate(draws))
+    tokens = sampler.sample_target(rows, row_ids=[], positions=[position] * len(draws))
+    found: list[int] = tokens.tolist()
+    return found
+
+
+def drawn(row: Any, how: dict[str, Any], count: int = 300) -> set[int]:
+    """Return what comes of many seeds for one row."""
+    import mlx.core as mx
+
+    rows = mx.repeat(row, count, axis=0)
+    return set(draw(rows, [Draw(seed=seed, **how) for seed in range(count)]))
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    rows = logprobs(4)
+    assert draw(rows, [Draw()] * 4) == np.array(rows).argmax(axis=-1).tolist()
+
+
+def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
+    rows = logprobs(6)
+    draws = [
+        Draw(),
+        Draw(1.0, seed=3),
+        Draw(0.7, top_p=0.8, seed=4),
+        Draw(1.5, top_k=5, seed=5),
+        Draw(1.0, min_p=0.2, seed=6),
+        Draw(0.9, 0.9, 9, 0.01, seed=7),
+    ]
+    together = draw(rows, draws, position=11)
+    alone = [draw(rows[at : at + 1], [draws[at]], position=11)[0] for at in range(6)]
+    assert together == alone
+
+
+def test_seed_and_place_decide() -> None:
+    row = logprobs(1)
+    hot = Draw(2.0, seed=1)
+    assert draw(row, [hot], 5) == draw(row, [hot], 5)
+    places = {draw(row, [hot], place)[0] for place in range(40)}
+    seeds = {draw(row, [Draw(2.0, seed=seed)], 5)[0] for seed in range(40)}
+    assert len(places) > 5
+    assert len(seeds) > 5
+
+
+def test_top_k_leaves_k() -> None:
+    row = logprobs(1)
+    likeliest = np.array(row)[0].argsort()[::-1]
+    assert drawn(row, {"temperature": 3.0, "top_k": 3}) == set(likeliest[:3].tolist())
+
+
+def test_top_p_leaves_the_nucleus() -> None:
+    row = logprobs(1)
+    chances = np.exp(np.array(row)[0])
+    order = chances.argsort()[::-1]
+    before = np.cumsum(chances[order]) - chances[order]
+    nucleus = set(order[before < 0.6].tolist())
+    found = drawn(row, {"temperature": 1.0, "top_p": 0.6})
+    assert found <= nucleus
+    assert order[0] in found
+
+
+def test_a_tiny_top_p_is_greedy() -> None:
+    row = logprobs(1)
+    assert drawn(row, {"temperature": 1.0, "top_p": 1e-6}) == {int(np.array(row)[0].argmax())}
+
+
+def test_min_p_leaves_what_is_near_the_likeliest() -> None:
+    row = logprobs(1)
+    chances = np.exp(np.array(row)[0])
+    near = set(np.flatnonzero(chances >= 0.3 * chances.max()).tolist())
+    assert drawn(row, {"temperature": 1.0, "min_p": 0.3}) <= near
+
+
+def test_without_limits_the_shares_are_the_models() -> None:
+    import mlx.core as mx
+
+    row = mx.log(mx.array([[0.5, 0.3, 0.2]]))
+    tokens = draw(mx.repeat(row, 4_000, axis=0), [Draw(1.0, seed=s) for s in range(4_000)])
+    shares = np.bincount(tokens, minlength=3) / 4_000
+    assert np.abs(shares - [0.5, 0.3, 0.2]).max() < 0.04
+
+
+def test_numbers_that_are_none_spoil_their_own_row_alone() -> None:
+    import mlx.core as mx
+
+    rows = logprobs(3)
+    good = draw(rows, [Draw(), Draw(1.0, seed=1), Draw()])
+    rows[1] = mx.nan
+    assert draw(rows, [Draw(), Draw(1.0, seed=1), Draw()]) == [good[0], BAD, good[2]]
