@@ -88,7 +88,11 @@ class _Resolver:
         if folder or (_WILDCARD.search(text) and self._matches(text)):
             return one_line(text, 80), Path(text) if folder else text
         if unknown and not _FILE_NAME.fullmatch(text):
-            raise self._missing(token, f"name {unknown[0]!r} is not defined", unknown[0])
+            named = unknown[0] == text
+            what = (
+                "no variable, file or address" if named else f"name {unknown[0]!r} is not defined"
+            )
+            raise self._missing(token, what, unknown[0])
         kind = "no file matches" if _WILDCARD.search(text) else "no such file"
         raise self._missing(token, kind, text)
 

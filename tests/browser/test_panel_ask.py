@@ -79,7 +79,7 @@ def ask_about_two(panel: PanelPage) -> None:
     )
     asked = panel.turn(1).get_by_role("list", name="Pictures of this question")
     expect(asked.get_by_role("listitem")).to_have_count(2)
-    expect(asked).to_contain_text("320 × 256 · seen at 128 × 128")
+    expect(asked).to_contain_text(re.compile("320 . 256 · seen at 128 . 128"))
     expect(panel.prompt).to_have_value("")
     panel.expect_pictures()
     # The cell did not run again: that would have made another panel.

@@ -77,8 +77,8 @@ box.add_class("mlxm-panel")
 display(box, label)
 """
 THREE = """
-tray.pictures = [picture("a", "first.png", "teal"), picture("c", "third.png", "purple")]
-tray.pictures.insert(1, picture("b", "second.png", "orange", (300, 500)))
+second = picture("b", "second.png", "orange", (300, 500))
+tray.pictures = [picture("a", "first.png", "teal"), second, picture("c", "third.png", "purple")]
 """
 
 
@@ -673,6 +673,8 @@ def test_a_lost_kernel_leaves_a_clear_state(show: Show, front_end: FrontEnd, way
     focusable = "node => { node.focus(); return document.activeElement === node }"
     for part in (front.prompt, front.pictures.first):
         assert not part.evaluate(focusable)
+    drop(front.panel)
+    expect(front.tray.locator(".mlxv-busy li")).to_have_count(0)
     kernel = page.locator(".jp-Notebook-ExecutionIndicator").first
     expect(kernel).to_have_attribute("data-status", "idle", timeout=30_000)
     expect(banner).to_be_visible()
@@ -712,12 +714,33 @@ def test_a_connection_that_comes_back_brings_the_panel_back(show: Show) -> None:
 
 WATCH = """() => {
   window.longest = 0;
-  new PerformanceObserver((list) => {
-    for (const { duration } of list.getEntries()) window.longest = Math.max(longest, duration);
-  }).observe({ entryTypes: ["longtask"] });
+  const look = (list) => {
+    for (const { duration } of list.getEntries()) longest = Math.max(longest, duration);
+  };
+  (window.watch = new PerformanceObserver(look)).observe({ entryTypes: ["longtask"] });
 }"""
+BLOCK = "(time) => { for (const end = performance.now() + time; performance.now() < end; ); }"
 BLOCKED = 100.0
 """Milliseconds that the page's main thread may be kept, at most."""
+
+
+def assert_never_blocked(front: FrontPage, *cells: int) -> None:
+    """Run cells and see that no task took too long, and that one would be seen.
+
+    On a busy machine any task can take long: one that always does shows three times.
+    """
+    page = front.page
+    page.evaluate(WATCH)
+    for _ in range(3):
+        page.evaluate("longest = 0")
+        for cell in cells:
+            front.notebook.run(cell)
+        expect(front.button("Copy")).to_be_visible()
+        if (longest := page.evaluate("longest")) < BLOCKED:
+            break
+    assert longest < BLOCKED
+    page.evaluate(f"() => setTimeout({BLOCK}, 0, {BLOCKED})")
+    page.wait_for_function("(time) => longest >= time", arg=BLOCKED)
 
 
 def test_2000_tokens_never_block_the_page(show: Show) -> None:
@@ -734,14 +757,10 @@ for step in range(1, 201):
     time.sleep(0.05)
 talk.answer("t1", 0, answer("smol", blocks=[to_html(words * 200)], text=words * 200))
 """
-    front = show(ASKED, stream)
-    front.notebook.run(1)
-    front.page.evaluate(WATCH)
-    front.notebook.run(2)
-    expect(front.button("Copy")).to_be_visible()
+    front = show(ASKED + stream)
+    assert_never_blocked(front, 1)
     expect(front.answer.locator(".mlxv-text")).to_have_text((WORDS * 200).strip())
     assert front.heard() == []
-    assert front.page.evaluate("longest") < BLOCKED
 
 
 def test_a_megabyte_without_a_space_never_blocks_the_page(show: Show) -> None:
@@ -754,16 +773,12 @@ for step in range(10):
     end = """
 talk.answer("t2", 0, answer("smol", blocks=[preformatted("y" * 1_000_000)], text="y"))
 """
-    front = show("1", stream, end)
+    front = show(stream, end)
     front.notebook.run(1)
-    front.page.evaluate(WATCH)
-    front.notebook.run(2)
-    segment = front.page.locator(".mlxv-tail .mlxv-segment")
-    expect(segment).to_have_count(25)
-    front.notebook.run(3)
-    expect(front.button("Copy")).to_be_visible()
-    expect(front.page.locator(".mlxv-block .mlxv-segment")).to_have_count(25)
-    assert front.page.evaluate("longest") < BLOCKED
+    expect(front.page.locator(".mlxv-tail")).to_have_text("x" * 100_000)
+    assert_never_blocked(front, 1, 2)
+    expect(front.page.locator(".mlxv-block")).to_have_text("y" * 100_000)
+    expect(front.page.locator(".mlxv-block .mlxv-segment")).to_have_count(13)
 
 
 # ---- looks

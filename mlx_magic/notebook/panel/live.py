@@ -20,7 +20,7 @@ STATUS_INTERVAL = 0.5
 """Seconds between two changes of progress within a phase."""
 
 _HEAD_START = 20_000
-_BYTES_A_TOKEN = 105
+_BYTES_A_TOKEN = 88
 _OVERHEAD = 520
 
 

@@ -60,6 +60,8 @@ class Panel:
         self._stale = True
         self._problem = ""
         self._models_due = 0.0
+        self._asked = ""
+        self._asked_at = 0.0
         self._updates = Updates(self._update)
         self._names = Namespace(ipython)
         self._pictures = Pictures(self._changed)
@@ -174,6 +176,7 @@ class Panel:
         form.stop_editing.on_click(lambda _: self._stop_editing())
         form.add.on_click(lambda _: self._add_word())
         form.word.on_msg(lambda _, content, __: self._entered(content))
+        form.prompt.observe(lambda change: self._typed(change["new"]), "value")
         for control in (form.prompt, form.word, form.model, form.compare, *form.others):
             control.observe(lambda _: self._changed(), "value")
         self._undo: list[Callable[[], None]] = [
@@ -256,6 +259,15 @@ class Panel:
         """Ask by keyboard: with the text as the page has it, which may be ahead."""
         self._composer.prompt.value = prompt
         self._run()
+        if not self._composer.prompt.value:
+            self._asked, self._asked_at = prompt, time.monotonic()
+
+    def _typed(self, text: str) -> None:
+        """Empty the prompt once more where the page's last keystrokes come after its question."""
+        late = bool(text) and text == self._asked and time.monotonic() - self._asked_at < 2.0
+        self._asked = ""
+        if late:
+            self._composer.prompt.value = ""
 
     def _run(self) -> None:
         with guarded(self._failed):

@@ -21,7 +21,8 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
     """
     loaded = [choice.name for choice in choices if choice.state == "loaded"]
     parts = [f"{', '.join(loaded)} loaded" if loaded else "no model loaded yet"]
-    running = session.running
+    # What waits says less than what is being done.
+    running = sorted(session.running, key=lambda work: work.progress.phase == "queued")
     for work in running[:2]:
         if isinstance(work, Generation):
             parts.append(f"{work.request.model}: {_line(work)}")

@@ -67,7 +67,7 @@ class TurnActions:
                 return
             there = self._names.existing(name)
             if there and not replace and self._names.values.get(name) is not live.answer.result:
-                self._say(turn, index, f"{there}.", ok=False, ask="replace")
+                self._say(turn, index, f"{there} already. Replace it?", ok=False, ask="replace")
                 return
             self._names.define(name, live.answer.result)
         except MlxMagicError as error:

@@ -26,7 +26,7 @@ class DrivenPanel:
         self.panel._updates.close()
         self.session = session.current()
         self.sent: list[dict[str, Any]] = []
-        self.panel._actions.view.send = self._send  # type: ignore[method-assign]
+        self.panel._actions.view.send = self._send
         self.form = self.panel._composer
         self.tray = self.panel._tray.view
         self.update()

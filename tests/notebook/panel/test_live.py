@@ -105,10 +105,10 @@ def test_nothing_new_sends_nothing(asked: Asked) -> None:
 
 
 def test_a_slow_model_does_not_fill_the_wire(asked: Asked) -> None:
-    """One token a second at 15 looks: 100 tokens may take 10.5 KB and the head start."""
+    """One token a second at 15 looks: 100 tokens may take 8.8 KB and the head start."""
     for token in range(100):
         asked.write(f"word{token} ", tokens=1)
-    assert asked.page.messages * 520 < 20_000 + 105 * 100 + 2 * 520
+    assert asked.page.messages * 520 < 20_000 + 88 * 100 + 2 * 520
 
 
 def test_its_end_is_told_once_and_has_everything(asked: Asked) -> None:

@@ -558,3 +558,11 @@ def test_a_closed_panel_leaves_no_widget(shell: InteractiveShell, script: Any) -
     panel = Panel(ipython=shell)
     panel.close()
     assert set(_instances) <= before
+
+
+def test_keystrokes_that_come_after_their_question_do_not_stay(driven: DrivenPanel) -> None:
+    driven.page("run", prompt="What is it?")
+    driven.write("What is it?")
+    assert driven.form.prompt.value == ""
+    driven.write("What is it?")
+    assert driven.form.prompt.value == "What is it?"

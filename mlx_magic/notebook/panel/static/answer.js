@@ -1,8 +1,10 @@
 // One model's answer: growing while it runs, with actions when it has ended.
 
-const MOST_SHOWN = 200_000; // characters of one text; Python sends fewer
+const MOST_SHOWN = 100_000; // characters of one text, and Python sends no more
+const LONGEST_HTML = 400_000; // of a block; a longer one is not even parsed into the page
 const SEGMENT = 2_000; // characters after which a line's end begins another segment
 const LONGEST_SEGMENT = 8_000;
+const SEGMENT_LOOK = { class: "mlxv-segment", dir: "auto" };
 
 /** One view of an answer. */
 class AnswerView {
@@ -61,8 +63,8 @@ class AnswerView {
   drawBlocks({ blocks }, room) {
     while (this.blocksShown < blocks.length && room.left > 0) {
       const html = blocks[this.blocksShown++];
-      const block = make("div", { class: "mlxv-block" });
-      if (html.length > MOST_SHOWN) appendText(block, plainOf(html).slice(0, MOST_SHOWN));
+      const block = make("div", { class: "mlxv-block", dir: "auto" });
+      if (html.length > LONGEST_HTML) appendText(block, plainOf(html).slice(0, MOST_SHOWN));
       else block.innerHTML = html;
       room.left -= html.length;
       this.blocks.append(block);
@@ -78,7 +80,7 @@ class AnswerView {
       this.tail.replaceChildren();
     }
     const most = Math.min(answer.tail.length, MOST_SHOWN);
-    const end = Math.min(most, this.tailShown + Math.max(room.left, 0));
+    const end = wholeTo(answer.tail, Math.min(most, this.tailShown + Math.max(room.left, 0)));
     appendText(this.tail, answer.tail.slice(this.tailShown, end));
     room.left -= end - this.tailShown;
     this.tailShown = end;
@@ -86,14 +88,21 @@ class AnswerView {
   }
 }
 
+/** Return where to cut a text without cutting a character in two. */
+function wholeTo(text, end) {
+  const unit = end < text.length ? text.charCodeAt(end) : 0;
+  return unit >= 0xdc00 && unit < 0xe000 ? end + 1 : end;
+}
+
 /** Append plain text in segments, so that only the last one is laid out again. */
 function appendText(node, text) {
   for (let at = 0; at < text.length; ) {
     let last = node.lastElementChild;
-    if (!last || last.full) last = node.appendChild(make("div", { class: "mlxv-segment" }));
+    if (!last || last.full) last = node.appendChild(make("div", SEGMENT_LOOK));
     const used = last.used ?? 0;
     const line = text.indexOf("\n", at + Math.max(0, SEGMENT - used));
-    const end = Math.min(at + LONGEST_SEGMENT - used, line < 0 ? Infinity : line + 1);
+    const full = wholeTo(text, at + LONGEST_SEGMENT - used);
+    const end = Math.min(full, line < 0 ? Infinity : line + 1);
     last.append(text.slice(at, end));
     last.used = used + Math.min(end, text.length) - at;
     last.full = end <= text.length;

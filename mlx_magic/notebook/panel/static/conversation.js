@@ -148,7 +148,7 @@ class TurnView {
       "div", { class: "mlxv-asked" },
       afresh ? meta("Asked afresh, without what stands above") : null,
       turn.system ? meta(`System: ${turn.system}`) : null,
-      make("p", { class: "mlxv-ask" }, turn.prompt),
+      make("p", { class: "mlxv-ask", dir: "auto" }, turn.prompt),
     );
     const label = `Edit and ask again: question ${turn.number}`;
     const title = "Edit and ask again";

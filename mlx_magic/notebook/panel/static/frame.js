@@ -71,8 +71,9 @@ function bindFiles(root, add, signal) {
     if (!event.dataTransfer?.types.includes("Files")) return;
     event.preventDefault();
     event.stopPropagation();
-    root.classList.toggle("mlxm-dropping", event.type !== "drop");
-    if (event.type === "drop") add([...event.dataTransfer.files]);
+    const inert = root.classList.contains("mlxm-inert");
+    root.classList.toggle("mlxm-dropping", event.type !== "drop" && !inert);
+    if (event.type === "drop" && !inert) add([...event.dataTransfer.files]);
   };
   const leave = (event) => {
     if (!root.contains(event.relatedTarget)) root.classList.remove("mlxm-dropping");

@@ -48,7 +48,8 @@ class Tray {
     const { clear } = this.thumbnails;
     this.reason = make("p", { class: "mlxv-reason", hidden: true });
     this.busy = make("ul", { class: "mlxv-busy", "aria-label": "Pictures on their way" });
-    this.problems = make("ul", { class: "mlxv-problems", role: "alert" });
+    this.problems = make("ul", { class: "mlxv-problems" });
+    const alert = make("div", { role: "alert" }, this.problems);
     this.spoken = make("div", { class: "mlxv-spoken", role: "status" });
     const hint = make("span", { class: "mlxv-hint" }, "Drop, paste or choose pictures");
     const buttons = [this.choose, this.camera.button, clear, this.input];
@@ -58,7 +59,7 @@ class Tray {
     const inside = [bar, this.reason, this.camera.reason, this.camera.node, this.thumbnails.node];
     this.zone = make("div", { class: "mlxv-zone" }, ...inside, this.busy);
     const group = { class: "mlxm-tray", role: "group", "aria-label": "Pictures" };
-    this.node = make("div", group, this.zone, this.problems, this.spoken);
+    this.node = make("div", group, this.zone, alert, this.spoken);
   }
 
   /** Bring everything up to date with the model. */
@@ -124,9 +125,9 @@ class Tray {
         this.draw();
       }
     } catch (error) {
-      // A folder, or a file that is gone.
+      // A folder, a file that is gone, or a kernel that is.
+      this.refuse(`${file.name} could not be sent: ${error.message}`);
       this.stop(id);
-      this.refuse(`${file.name} could not be read: ${error.message}`);
     }
   }
 
@@ -134,8 +135,8 @@ class Tray {
   stop(id) {
     this.stopped.add(id);
     this.sending = this.sending.filter((item) => item.id !== id);
-    this.model.send({ type: "remove", id });
     this.draw();
+    this.model.send({ type: "remove", id });
   }
 
   /** Show a problem that Python need not know of. */
