@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import cancel, cell, machine, random_model, startup, wire
+from benchmarks import cancel, cell, engine, machine, random_model, reuse, startup, wire
 from benchmarks.figures import Report
 from benchmarks.live import ROOT, live_kernel
 from mlx_magic.demo import folder as bundled
 
-NAMES = ("startup", "cell", "wire", "cancel", "panel")
+NAMES = ("startup", "cell", "wire", "cancel", "engine", "panel")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -34,6 +34,10 @@ class Size:
         Length of the prompt that a click interrupts, in pairs of words.
     rates : list of float
         Tokens a second of the scripted answers.
+    rounds, together : int
+        Of 8 and 32 questions at once, and the length of their answers.
+    chats : int
+        Of ten turns; about as many pictures again, twice over, are asked twice.
     """
 
     starts: int
@@ -43,10 +47,13 @@ class Size:
     clicks: int
     words: int
     rates: list[float]
+    rounds: int
+    together: int
+    chats: int
 
 
-QUICK = Size(5, 1, 10, 200, 10, 1500, [0.0, 400.0])
-FULL = Size(15, 5, 30, 400, 20, 1500, [0.0, 20.0, 60.0, 100.0])
+QUICK = Size(5, 1, 10, 200, 10, 1500, [0.0, 400.0], 2, 64, 1)
+FULL = Size(15, 5, 30, 400, 20, 1500, [0.0, 20.0, 60.0, 100.0], 7, 64, 5)
 # A GPU reads a short prompt before a click could come; its words are whole tokens there too.
 GPU_WORDS = 12_000
 
@@ -78,6 +85,8 @@ def main() -> None:
         if {"cell", "wire", "cancel"} & {*names}:
             model = _model(given, folder)
             _in_kernel(names, model, size, deadline, folder, finished, gpu="gpu" in host)
+        if "engine" in names:
+            _engine(given, size, deadline, folder, finished, gpu="gpu" in host)
 
 
 def _in_kernel(
@@ -118,6 +127,44 @@ def _in_kernel(
             finished(report)
 
 
+def _engine(
+    given: argparse.Namespace,
+    size: Size,
+    deadline: float,
+    folder: Path,
+    finished: Callable[..., None],
+    *,
+    gpu: bool,
+) -> None:
+    """Measure what needs processes of its own, each with the same folder of weights."""
+    source = _model(given, folder / "source")
+    for tiles in (False, True):
+        scratch = folder / ("tiles" if tiles else "together")
+        scratch.mkdir()
+        model = random_model.twin(source, scratch / source.name, tiles=tiles, float32=not gpu)
+        if tiles:
+            report = reuse.measure(
+                model,
+                scratch,
+                pairs=2 * size.chats + 1,
+                chats=size.chats,
+                tokens=size.together // 2,
+                deadline=deadline,
+            )
+        else:
+            report = engine.measure(
+                model,
+                scratch,
+                rounds=size.rounds,
+                singles=size.pairs,
+                tokens=size.together,
+                limits=engine.GPU_LIMITS if gpu else engine.CPU_LIMITS,
+                deadline=deadline,
+                manager=given.manager,
+            )
+        finished(report, f"-{source.name}")
+
+
 def _model(given: argparse.Namespace, scratch: Path) -> Path:
     if given.model in ("tiny", "2b", "endless"):
         return random_model.build(given.model, given.base, scratch / given.model)
@@ -132,6 +179,9 @@ def _arguments() -> argparse.Namespace:
         default="tiny",
         help="tiny or 2b (random weights), endless (the base's own), or a folder made by "
         "benchmarks.random_model",
+    )
+    parser.add_argument(
+        "--manager", type=Path, help="python of an environment with mlx-manager, to compare with"
     )
     parser.add_argument("--base", type=Path, default=bundled(), help="folder of the bundled model")
     parser.add_argument("--full", action="store_true", help="as many runs as the quoted figures")

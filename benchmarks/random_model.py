@@ -46,6 +46,10 @@ VISION_2B = {
 }
 
 
+# Sides of a picture's grid of tiles; one more tile is the whole picture. SmolVLM-2.2B cuts so too.
+TILES = 4
+
+
 def build(shape: str, base: Path, folder: Path, *, quantise: bool = False, seed: int = 0) -> Path:
     """Write a model folder that ``mlx_vlm.load`` reads.
 
@@ -84,6 +88,50 @@ def build(shape: str, base: Path, folder: Path, *, quantise: bool = False, seed:
     generation = {"do_sample": False, "eos_token_id": [NEVER], "pad_token_id": 0}
     _write_json(folder / "generation_config.json", generation)
     return folder
+
+
+def twin(source: Path, folder: Path, *, tiles: bool, float32: bool) -> Path:
+    """Write a model folder once more, for other pictures or another kind of processor.
+
+    Parameters
+    ----------
+    source, folder : Path
+        One that `build` wrote, and where to write.
+    tiles : bool
+        Whether pictures are cut into tiles: a square one then makes 17 times as many tokens.
+    float32 : bool
+        Whether to write the weights so: the CPU backend is slow with less. Else they are linked.
+
+    Returns
+    -------
+    Path
+        `folder`.
+    """
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    weights = "model.safetensors"
+    if float32:
+        _widen(source / weights, folder / weights)
+        config = _read_json(folder / "config.json")
+        _write_json(folder / "config.json", {**config, "torch_dtype": "float32"})
+    else:
+        (folder / weights).symlink_to((source / weights).resolve())
+    if tiles:
+        images = _read_json(folder / "preprocessor_config.json")
+        side = images["max_image_size"]["longest_edge"]
+        images.update(do_image_splitting=True, size={"longest_edge": TILES * side})
+        _write_json(folder / "preprocessor_config.json", images)
+    return folder
+
+
+def _widen(source: Path, target: Path) -> None:
+    import mlx.core as mx
+
+    found: Any = mx.load(str(source))
+    weights = {
+        name: held.astype(mx.float32) if mx.issubdtype(held.dtype, mx.floating) else held
+        for name, held in found.items()
+    }
+    mx.save_safetensors(str(target), weights, metadata={"format": "mlx"})
 
 
 def _enlarge(config: dict[str, Any], folder: Path) -> None:

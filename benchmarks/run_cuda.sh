@@ -3,10 +3,11 @@
 #
 #   bash benchmarks/run_cuda.sh WHEELS OUT SECONDS [SHAPE]
 #
-# WHEELS holds mlx, its CUDA backend, mlx-vlm, mlx-lm, ipykernel, ipywidgets and what they need
-# beyond the PyTorch, transformers and nvidia-* packages that are there. JSON files go to OUT. It
+# WHEELS holds mlx, its CUDA backend, mlx-vlm, mlx-lm, ipykernel, ipywidgets, psutil and what they
+# need (mlx-vlm's server: fastapi and uvicorn; without these it is left out) beyond the PyTorch, transformers and nvidia-* packages that are there. JSON files go to OUT. It
 # ends after SECONDS at the latest; what was measured until then is written. The model's folder is
-# a temporary one, unless MODEL names one to keep. NAMES chooses the benchmarks ("cell cancel").
+# a temporary one, unless MODEL names one to keep. NAMES chooses the benchmarks ("cell cancel";
+# "engine" keeps the model in four processes at once, and wants a run of its own).
 set -euo pipefail
 wheels=$1 out=$2 seconds=$3 shape=${4:-2b}
 python=${PYTHON:-python3}

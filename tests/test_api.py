@@ -75,3 +75,31 @@ def test_the_pool_is_the_sessions(script: ScriptedBackend, model: Path) -> None:
     assert "pool" in dir(mlx_magic)
     with pytest.raises(AttributeError):
         mlx_magic.nothing  # noqa: B018
+
+
+def test_stop_texts_sampling_and_time(script: ScriptedBackend, model: Path) -> None:
+    assert mlx_magic.ask("What?", model=model, stop=" three").text == "One two"
+    result = mlx_magic.ask(
+        "What?", model=model, stop=["x", "two"], min_p=0.1, repetition_penalty=1.1, timeout=60
+    )
+    assert (result.text, result.finish_reason) == ("One ", "stop")
+    request = script.requests[-1]
+    assert request.sampling.stop == ("x", "two")
+    assert (request.sampling.min_p, request.sampling.repetition_penalty) == (0.1, 1.1)
+    assert request.timeout == 60
+    stream = mlx_magic.stream("What?", model=model, stop="hree")
+    assert "".join(stream) == stream.result.text == "One two t"
+
+
+@pytest.mark.parametrize("stop", [5, None, "", ["a", 5]])
+def test_a_stop_that_is_no_text_is_refused(stop: object) -> None:
+    with pytest.raises(RequestError, match="stop"):
+        mlx_magic.ask("What?", stop=stop)  # type: ignore[arg-type]
+
+
+def test_a_stream_ends_when_its_time_is_up(script: ScriptedBackend, model: Path) -> None:
+    script.hold = "writing"
+    stream = mlx_magic.stream("What?", model=model, max_tokens=10**6, timeout=0.2)
+    text = "".join(stream)
+    assert text == stream.result.text
+    assert stream.result.finish_reason == "timeout"

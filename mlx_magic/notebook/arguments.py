@@ -131,7 +131,7 @@ def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellAr
         format=_format(given.get("format", defaults.format)),
         show=defaults.show and "no_show" not in given,
         max_pixels=_pixels(given, defaults.max_pixels),
-        timeout=_number("timeout", given, defaults.timeout),
+        timeout=_seconds(given, defaults.timeout),
     )
 
 
@@ -194,6 +194,15 @@ def _stop(given: dict[str, str], default: tuple[str, ...]) -> tuple[str, ...]:
         return default
     # Nobody can write the end of a line within one.
     return (given["stop"].replace("\\n", "\n"),)
+
+
+def _seconds(given: dict[str, str], default: float | None) -> float | None:
+    value = _number("timeout", given, default)
+    if value is not None and not 0 < value < float("inf"):
+        raise RequestError(
+            f"--timeout is {value}: use a number of seconds above 0.", option="timeout"
+        )
+    return value
 
 
 def _pixels(given: dict[str, str], default: int | None) -> int | None:

@@ -226,8 +226,8 @@ def test_a_call_that_waits_for_a_dying_thread_is_told() -> None:
     def dying() -> Generator[None, None, None]:
         entered.set()
         go_on.wait(10)
+        yield from ()
         raise SystemExit
-        yield
 
     engine.submit(dying(), lambda error: None)
     assert entered.wait(10)

@@ -9,7 +9,8 @@ import pytest
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest
+from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
+from mlx_magic.inference.stops import Stopped
 from mlx_magic.testing import ManualClock, RecordingSink
 
 
@@ -118,3 +119,60 @@ def test_an_error_is_the_outcome(generation: Generation) -> None:
     generation.fail(GenerationError("it broke", model="m"))
     with pytest.raises(GenerationError, match="it broke"):
         generation.future.result(0)
+
+
+def stopping_at(*stop: str) -> tuple[Generation, RecordingSink]:
+    sink = RecordingSink()
+    request = GenerationRequest(prompt="What?", sampling=Sampling(stop=stop))
+    return Generation(request, clock=ManualClock(), sink=sink), sink
+
+
+def test_a_stop_text_ends_the_answer_before_it() -> None:
+    generation, sink = stopping_at("END")
+    for count, text in enumerate([" One E", "N"], start=1):
+        generation.report(written(text, count))
+    assert sink.text == generation.snapshot().text == "One "
+    with pytest.raises(Stopped):
+        generation.report(written("D. More", 3))
+    generation.finish("stop")
+
+    result = generation.future.result(0)
+    assert (result.text, sink.text) == ("One ", "One ")
+    assert result.usage.completion_tokens == 3
+
+
+@pytest.mark.parametrize("end", ["finish", "stopped"])
+def test_what_was_held_back_comes_at_the_end(end: str) -> None:
+    generation, sink = stopping_at("END", "\n\n")
+    generation.report(written("One E", 1))
+    generation.report(written("N", 2))
+    assert sink.text == "One "
+    if end == "finish":
+        generation.finish("length")
+    else:
+        generation.cancel()
+        generation.stopped()
+    result = generation.future.result(0)
+    assert result.text == sink.text == "One EN"
+    assert sink.chunks[-1].completion_tokens == 2
+
+
+def test_a_deadline_is_measured_from_the_request(clock: ManualClock) -> None:
+    generation = Generation(GenerationRequest(prompt="What?", timeout=5.0), clock=clock)
+    assert generation.deadline == 105.0
+    generation.report(GenerationChunk("reading"))
+    clock.advance(7)
+    generation.expire()
+    assert not generation.done
+    clock.advance(1)
+    generation.stopped()
+    result = generation.future.result(0)
+    assert (result.finish_reason, result.stopped_in, result.stopping) == ("timeout", "reading", 3)
+
+
+def test_a_cancel_that_came_too_late_is_no_stop(generation: Generation) -> None:
+    generation.report(written("All", 1))
+    generation.cancel()
+    generation.finish("stop")
+    result = generation.future.result(0)
+    assert (result.finish_reason, result.stopped_in, result.stopping) == ("stop", None, None)

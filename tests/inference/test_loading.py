@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 
 from mlx_magic.errors import CheckpointError, EngineError, GenerationError, MemoryBudgetError
+from mlx_magic.inference import current
 from mlx_magic.inference.backends.base import LoadProgress
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import OnError, Steps
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest, VisionResult
+from mlx_magic.inference.request import (
+    GenerationChunk,
+    GenerationRequest,
+    Sampling,
+    VisionResult,
+)
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import Work
 from mlx_magic.testing import ScriptedBackend, ScriptedModel, scripted_session
@@ -90,8 +96,10 @@ def question(model: str) -> GenerationRequest:
 
 def prepared(session: Session, works: list[Any]) -> list[Any]:
     """Wait until these have come to the engine, without a step of it."""
-    while not all(work in _submitted[session] for work in works):
-        pass
+    while waiting := [work for work in works if work not in _submitted[session]]:
+        for work in waiting:
+            # It raises here what went wrong there.
+            assert not work.done or work.future.result(1) is None
     return works
 
 
@@ -349,8 +357,8 @@ def test_when_the_thread_dies_all_are_told_and_the_next_question_loads_anew(
         assert not any(work.done for work in asked)
 
     def die() -> Generator[None, None, None]:
+        yield from ()
         raise SystemExit(1)
-        yield
 
     errors: list[BaseException] = []
     session.engine.submit(die(), errors.append)
@@ -371,4 +379,30 @@ def test_when_the_thread_dies_all_are_told_and_the_next_question_loads_anew(
     script.error = MemoryError("no more")
     with pytest.raises(GenerationError, match="MemoryError"):
         session.start(question(doomed)).future.result(10)
+    session.close()
+
+
+@pytest.mark.model
+def test_a_real_model_answers_the_same_after_its_thread_has_died() -> None:
+    session = current._make()
+    request = GenerationRequest(
+        prompt="What is it?", sampling=Sampling(max_tokens=12, temperature=0)
+    )
+    before = session.start(request).future.result(60)
+
+    def die() -> Generator[None, None, None]:
+        yield from ()
+        raise SystemExit
+
+    asked = [session.start(request) for _ in range(4)]
+    while not any(work.progress.phase == "writing" for work in asked):
+        assert not all(work.done for work in asked)
+    session.engine.submit(die(), lambda error: None)
+    for work in asked:
+        # One may just have had the time to end.
+        assert isinstance(work.future.exception(10), EngineError | None)
+    after = session.start(request).future.result(60)
+    assert (after.text, after.usage) == (before.text, before.usage)
+    assert after.timings.load > 0
+    assert session.pool.unload("demo") > 0
     session.close()

@@ -213,6 +213,79 @@ def test_a_text_models_seed_repeats(session: Session, smollm2: str) -> None:
     assert len({sampled(seed) for seed in range(4)}) > 1
 
 
+ASKED = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "Hi",
+    "Why is the sky blue?",
+    "What is 12 plus 30?",
+    "Translate 'good morning' into Spanish.",
+    "The sea was calm and the sky was clear. " * 12 + "What was calm?",
+    "List four animals.",
+)
+
+
+def ask_at_once(
+    session: Session, model: str, sampling: list[Sampling]
+) -> list[tuple[str, int, int, str]]:
+    """Ask text questions that all run together, each in its own way."""
+    asked = itertools.islice(itertools.cycle(ASKED), len(sampling))
+    generations = [
+        session.start(GenerationRequest(prompt=prompt, model=model, sampling=own))
+        for prompt, own in zip(asked, sampling, strict=True)
+    ]
+    return [outcome(generation.future.result(120)) for generation in generations]
+
+
+def outcome(result: VisionResult) -> tuple[str, int, int, str]:
+    usage = result.usage
+    return result.text, usage.prompt_tokens, usage.completion_tokens, result.finish_reason
+
+
+@pytest.mark.parametrize("count", [8, 16])
+def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
+    session: Session, smollm2: str, count: int
+) -> None:
+    def raw() -> list[tuple[str, int, int, str]]:
+        import mlx.core as mx
+        import mlx_lm
+
+        model, tokenizer = mlx_lm.load(smollm2)[:2]
+        model.set_dtype(mx.float32)
+        found = []
+        for prompt in ASKED:
+            message = {"role": "user", "content": prompt}
+            tokens = tokenizer.apply_chat_template([message], add_generation_prompt=True)
+            pieces = list(mlx_lm.stream_generate(model, tokenizer, tokens, max_tokens=12))
+            text = "".join(piece.text for piece in pieces).lstrip()
+            last = pieces[-1]
+            found.append((text, len(tokens), last.generation_tokens, last.finish_reason))
+        return found
+
+    expected = session.engine.call(raw).result(120)
+    assert {each[3] for each in expected} == {"stop", "length"}
+    greedy = [Sampling(max_tokens=12, temperature=0)] * count
+    assert ask_at_once(session, smollm2, greedy) == expected * (count // len(ASKED))
+
+
+def test_a_text_models_seed_gives_the_same_answer_beside_others(
+    session: Session, smollm2: str
+) -> None:
+    ways = [
+        Sampling(max_tokens=8, temperature=0.7, top_p=0.9, seed=1),
+        Sampling(max_tokens=8, temperature=1.5, top_k=40, seed=2),
+        Sampling(max_tokens=3, temperature=0),
+        Sampling(max_tokens=8, temperature=1.2, seed=3),
+    ]
+    alone = [
+        outcome(session.start(
+            GenerationRequest(prompt=prompt, model=smollm2, sampling=own)
+        ).future.result(120))
+        for prompt, own in zip(ASKED, ways, strict=False)
+    ]  # fmt: skip
+    assert ask_at_once(session, smollm2, ways) == alone
+
+
 def test_weights_that_do_not_fit_their_config_are_one_line_and_leave_nothing(
     session: Session, tmp_path: Path
 ) -> None:

@@ -25,6 +25,13 @@ from mlx_magic.inference.request import GenerationRequest, Sampling
         ("top_p", 1.1),
         ("top_k", -1),
         ("seed", -1),
+        ("min_p", -0.1),
+        ("min_p", 1.5),
+        ("min_p", float("nan")),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", -1.0),
+        ("repetition_penalty", float("inf")),
+        ("repetition_penalty", True),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(field: str, value: float) -> None:
@@ -42,11 +49,32 @@ def test_an_empty_prompt_is_refused(prompt: str) -> None:
 
 def test_the_edges_are_allowed() -> None:
     Sampling(max_tokens=1, temperature=0, top_p=1.0, top_k=0, seed=0)
+    Sampling(min_p=0, repetition_penalty=1, stop=("\n", "END"))
+    Sampling(min_p=1.0, repetition_penalty=0.5)
+
+
+@pytest.mark.parametrize("stop", ["END", ["END"], ("",), ("END", 5), None])
+def test_stop_is_texts(stop: Any) -> None:
+    with pytest.raises(RequestError, match="stop") as caught:
+        Sampling(stop=stop)
+    assert caught.value.option == "stop"
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prompt", 5), ("model", None), ("model", " "), ("system", 5), ("format", "xml")],
+    [
+        ("prompt", 5),
+        ("model", None),
+        ("model", " "),
+        ("system", 5),
+        ("format", "xml"),
+        ("timeout", 0),
+        ("timeout", -1.5),
+        ("timeout", float("inf")),
+        ("timeout", float("nan")),
+        ("timeout", "5"),
+        ("timeout", True),
+    ],
 )
 def test_a_question_of_the_wrong_kind_is_refused_by_name(field: str, value: object) -> None:
     question: dict[str, Any] = {"prompt": "What?", field: value}

@@ -84,6 +84,15 @@ def test_max_tokens_ends_with_length(session: Session, vision: str) -> None:
     assert (result.finish_reason, result.usage.completion_tokens) == ("length", 2)
 
 
+def test_a_stop_text_ends_an_answer(session: Session, vision: str) -> None:
+    sink = RecordingSink()
+    request = question(vision, stop=("nothing", " red"))
+    result = session.start(request, sink=sink).future.result(10)
+    assert (result.finish_reason, result.text, sink.text) == ("stop", "It is a", "It is a")
+    assert result.usage.completion_tokens == 4
+    assert [model.users for model in session.pool] == [0]
+
+
 def test_a_model_is_loaded_once_on_the_engines_thread(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
@@ -144,9 +153,7 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
     assert (again.finish_reason, again.text) == ("stop", "It is a red circle.")
 
 
-def test_cancel_in_the_queue_does_not_touch_who_runs(
-    script: ScriptedBackend, vision: str
-) -> None:
+def test_cancel_in_the_queue_does_not_touch_who_runs(script: ScriptedBackend, vision: str) -> None:
     script.hold = "reading"
     session = scripted_session(backend=script, threaded=False)
     first = session.start(question(vision))
@@ -158,8 +165,8 @@ def test_cancel_in_the_queue_does_not_touch_who_runs(
     assert second.future.result(0).finish_reason == "cancelled"
     assert not first.done
     script.release()
-    while not first.done:
-        session.engine.step()
+    while session.engine.step():
+        pass
     assert first.future.result(0).finish_reason == "stop"
     assert len(script.requests) == 1
     session.close()

@@ -30,13 +30,18 @@ def test_every_option_is_read() -> None:
     found = parse(
         "a.jpg -m demo 'b c.jpg' -o answer --system 'be (very) terse' --max-tokens 7 "
         "--temperature 0.5 --top-p 0.9 --top-k 5 --seed 1 -f json --no-show "
-        "--max-pixels 1000 [x, y]"
+        "--max-pixels 1000 --min-p 0.1 --repetition-penalty 1.2 --stop 'The end' --timeout 2.5 "
+        "[x, y]"
     )
     assert [token.text for token in found.images] == ["a.jpg", "b c.jpg", "[x, y]"]
     assert found.model == "demo"
     assert found.output == "answer"
     assert found.system == "be (very) terse"
-    assert found.sampling == Sampling(max_tokens=7, temperature=0.5, top_p=0.9, top_k=5, seed=1)
+    assert found.sampling == Sampling(
+        max_tokens=7, temperature=0.5, top_p=0.9, top_k=5, seed=1, min_p=0.1,
+        repetition_penalty=1.2, stop=("The end",),
+    )  # fmt: skip
+    assert found.timeout == 2.5
     assert found.format == "json"
     assert found.show is False
     assert found.max_pixels == 1000
@@ -57,16 +62,26 @@ def test_long_names_of_the_short_flags() -> None:
 def test_defaults_hold_where_there_is_no_flag() -> None:
     defaults = Defaults(
         model="m", output="o", system="s", max_tokens=3, temperature=1.0, top_p=0.5, top_k=2,
-        seed=9, format="raw", show=False, max_pixels=10,
+        seed=9, format="raw", show=False, max_pixels=10, min_p=0.2, repetition_penalty=1.1,
+        stop=("x", "y"), timeout=30.0,
     )  # fmt: skip
     found = parse("", defaults)
     assert found == CellArguments(
         prompt="What is it?\n", model="m", output="o", system="s",
-        sampling=Sampling(max_tokens=3, temperature=1.0, top_p=0.5, top_k=2, seed=9),
-        format="raw", show=False, max_pixels=10,
+        sampling=Sampling(
+            max_tokens=3, temperature=1.0, top_p=0.5, top_k=2, seed=9, min_p=0.2,
+            repetition_penalty=1.1, stop=("x", "y"),
+        ),
+        format="raw", show=False, max_pixels=10, timeout=30.0,
     )  # fmt: skip
     assert parse("--temperature 0 -f text -m n", defaults).sampling.temperature == 0
     assert parse("--system ''", defaults).system == ""
+    assert parse("--stop z", defaults).sampling.stop == ("z",)
+    assert parse("--timeout 1", defaults).timeout == 1
+
+
+def test_a_stop_text_may_have_the_end_of_a_line() -> None:
+    assert parse(r"--stop '\n\nQ:'").sampling.stop == ("\n\nQ:",)
 
 
 @pytest.mark.parametrize("flag", ["-c", "--chat", "--reset", "--schema", "--detach"])
@@ -119,6 +134,13 @@ def test_a_planned_flag_is_never_suggested() -> None:
         ("--top-k -1", "top_k is -1"),
         ("--seed -1", "seed is -1"),
         ("--seed 1e3", "--seed is '1e3': use a whole number."),
+        ("--min-p 2", "min_p is 2.0: use a number from 0"),
+        ("--min-p low", "--min-p is 'low': use a number."),
+        ("--repetition-penalty 0", "repetition_penalty is 0.0: use a number above 0."),
+        ("--stop ''", "stop is ('',): use str, none of them empty."),
+        ("--timeout 0", "--timeout is 0.0: use a number of seconds above 0."),
+        ("--timeout -1", "--timeout is -1.0: use a number of seconds above 0."),
+        ("--timeout soon", "--timeout is 'soon': use a number."),
         ("--max-pixels 0", "--max-pixels is 0: use a whole number of 1 or more."),
         ("--max-pixels -1", "--max-pixels is -1"),
         ("-f markdwon", "Unknown format 'markdwon'; did you mean markdown?"),

@@ -104,10 +104,12 @@ def test_an_open_bracket_offers_each_variable() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("%%vision --m", ["--model", "--max-tokens", "--max-pixels"]),
+        ("%%vision --m", ["--model", "--max-tokens", "--min-p", "--max-pixels"]),
         ("%%vision a.jpg --no", ["--no-show"]),
-        ("%%vision -m demo --m", ["--max-tokens", "--max-pixels"]),
+        ("%%vision -m demo --m", ["--max-tokens", "--min-p", "--max-pixels"]),
         ("%%vision --max-tokens=3 --max-", ["--max-pixels"]),
+        ("%%vision --st", ["--stop"]),
+        ("%%vision --ti", ["--timeout"]),
         ("%%vision --sch", []),
         ("%%vision -- --m", []),
         ("%%vision -f ", ["markdown", "text", "json", "raw"]),

@@ -94,6 +94,29 @@ def test_config_gives_the_defaults_and_a_flag_wins(
     assert script.requests[0].system == "Be short."
 
 
+def test_sampling_stop_and_time_come_from_flags_and_config(
+    shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    shell.run_line_magic("config", "VisionMagics.stop = ['**', 'END']")
+    shell.run_line_magic("config", "VisionMagics.timeout = 60")
+    cell(shell, "-m demo --min-p 0.1 --repetition-penalty 1.2 -o r")
+    [request] = script.requests
+    assert request.sampling.stop == ("**", "END")
+    assert (request.sampling.min_p, request.sampling.repetition_penalty) == (0.1, 1.2)
+    assert request.timeout == 60
+    assert (shell.user_ns["r"].text, shell.user_ns["r"].finish_reason) == ("It is ", "stop")
+
+
+def test_time_that_is_up_ends_a_cell_with_what_there_is(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.hold = "writing"
+    cell(shell, "-m demo --max-tokens 1000000 --timeout 0.3 -o r")
+    assert shell.user_ns["r"].finish_reason == "timeout"
+    assert shell.user_ns["r"].text.startswith("It is **red**.")
+    assert "[timed out]" in capsys.readouterr().out
+
+
 def slips(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
     """Name -> line, body, words that the message must have."""
     (tmp_path / "notes.txt").write_text("Just text.")
@@ -111,6 +134,7 @@ def slips(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
         "no tokens": ("--max-tokens 0", "?", "max_tokens"),
         "fewer than none": ("--max-tokens -4", "?", "max_tokens"),
         "a negative temperature": ("--temperature -1", "?", "temperature"),
+        "no time": ("--timeout 0", "?", "timeout is 0.0"),
         "a bad variable": ("-o 1x", "?", "1x"),
         "an unknown model": ("-m nonsense", "?", "nonsense"),
         "an undefined name in the prompt": ("", "{nothing}", "nothing"),

@@ -119,7 +119,8 @@ def test_the_bundle_is_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finish", "words"), [("length", "cut off at max_tokens"), ("cancelled", "cancelled")]
+    ("finish", "words"),
+    [("length", "cut off at max_tokens"), ("cancelled", "cancelled"), ("timeout", "timed out")],
 )
 def test_an_answer_that_did_not_end_by_itself_says_why(finish: FinishReason, words: str) -> None:
     shown = bundle(result("One, two", finish=finish))

@@ -1,4 +1,4 @@
-"""Vision models, through mlx-vlm. The only module that imports it."""
+"""Vision models, through mlx-vlm. It, `recall`, `vision_batch` and `vision_inputs` import it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, prefill, weights
+from mlx_magic.inference.backends import chat, device, prefill, vision_inputs, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.counts import Counts
-from mlx_magic.inference.backends.failure import one_line, without_frames
 from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed
 from mlx_magic.inference.backends.seen import seen_sizes
@@ -114,9 +113,10 @@ class VisionModel:
         report(GenerationChunk("seeing" if chat.pictures(request) else "reading"))
         yield
         cancel.checkpoint()
-        inputs = self._inputs(request)
+        inputs = vision_inputs.made_of(request, self._name, self._model.config, self._processor)
         counts = Counts(
-            prompt_tokens=int(inputs["input_ids"].size), image_tokens=self._image_tokens(inputs)
+            prompt_tokens=int(inputs["input_ids"].size),
+            image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
         )
         self._say_seen(request, inputs, report)
         if self._batch is None:
@@ -316,56 +316,6 @@ class VisionModel:
             skip_special_tokens=True,
         )
 
-    def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
-        """Tokens, pixels and masks, made by the model's own processor."""
-        from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
-
-        config, processor = self._model.config, self._processor
-        prompt = self._prompt(request)
-        try:
-            inputs = prepare_inputs(
-                processor,
-                images=[image.pixels for image in chat.pictures(request)] or None,
-                prompts=prompt,
-                image_token_index=getattr(config, "image_token_index", None),
-                add_special_tokens=should_add_special_tokens(config.model_type, processor),
-            )
-        except Exception as error:
-            raise GenerationError(
-                f"{self._name}: its processor refused the question: {one_line(error)}",
-                model=self._name,
-            ) from without_frames(error)
-        inputs["mask"] = inputs.pop("attention_mask", None)
-        return {key: value for key, value in inputs.items() if value is not None}
-
-    def _prompt(self, request: GenerationRequest) -> Any:
-        """Write the conversation as the model's chat template wants it."""
-        from mlx_vlm.prompt_utils import apply_chat_template
-
-        try:
-            prompt = apply_chat_template(
-                self._processor,
-                self._model.config,
-                chat.messages(request, _content),
-                num_images=len(chat.pictures(request)),
-            )
-        except Exception as error:
-            refusal = chat.template_error(error, request, model=self._name)
-            raise refusal from without_frames(error)
-        chat.require_whole(prompt, request, model=self._name)
-        return prompt
-
-    def _image_tokens(self, inputs: dict[str, Any]) -> int:
-        """Count the places of the prompt that stand for pictures."""
-        if "pixel_values" not in inputs:
-            return 0
-        config = self._model.config
-        for key in ("image_token_id", "image_token_index"):
-            token = getattr(config, key, None)
-            if isinstance(token, int):
-                return int((inputs["input_ids"] == token).sum().item())
-        return 0
-
     def _seeing_then_reading(self, counts: Counts, cancel: CancelToken, report: Report) -> Any:
         """Stand in front of the vision tower, to know when seeing ends and reading begins."""
         import mlx.core as mx
@@ -391,8 +341,3 @@ class VisionModel:
 def _as_long(tokens: list[int], length: int) -> list[int]:
     """Fill up where one image token stands for many embeddings: only their number counts."""
     return [0] * (length - len(tokens)) + tokens
-
-
-def _content(text: str, pictures: int) -> list[dict[str, str]]:
-    """Pictures in the turn they came in: a plain string would lose their place."""
-    return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]

@@ -1,0 +1,182 @@
+"""The processes that are compared, each with a model of its own; see also `benchmarks.servers`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.live import ROOT
+from benchmarks.workload import Ask, Burst
+
+PATIENCE = 600.0
+"""Seconds that a start or an answer may take: a GPU's first one compiles its kernels."""
+
+
+class Peer(Protocol):
+    """Something that answers.
+
+    Attributes
+    ----------
+    name : str
+    pid : int
+        Of its process.
+    """
+
+    name: str
+    pid: int
+
+    def wait(self) -> None:
+        """Wait until it can answer."""
+
+    def answer(self, asks: Sequence[Ask], max_tokens: int) -> Burst:
+        """Answer all of them, asked at once, greedily."""
+
+    def close(self) -> None:
+        """End it."""
+
+
+class Process:
+    """A process of its own, ended with what it started.
+
+    Parameters
+    ----------
+    command : list of str
+    folder : Path
+        For its log.
+    environment : dict
+        What is added to ours.
+    **pipes
+        For `subprocess.Popen`.
+    """
+
+    def __init__(
+        self, command: list[str], folder: Path, environment: dict[str, str], **pipes: Any
+    ) -> None:
+        descriptor, log = tempfile.mkstemp(suffix=".log", dir=folder)
+        self._log = Path(log)
+        more = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with os.fdopen(descriptor, "wb") as errors:
+            # Its end tells them that we are gone, however we went.
+            pipes = {"stdin": subprocess.PIPE, "stdout": errors, **pipes}
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **more, **environment}, stderr=errors, **pipes
+            )
+
+    def failed(self, what: str) -> RuntimeError:
+        """Return an error with the last lines of the log."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return RuntimeError("\n".join([f"{what}; it wrote last:", *lines[-15:]]))
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        # Leaving the context closes the pipes and waits.
+        with self.process:
+            pass
+
+
+class Worker:
+    """One of `benchmarks.ways`, and lines of JSON to and from it.
+
+    Parameters
+    ----------
+    name : str
+        The way.
+    model : Path
+    folder : Path
+        For its log.
+    """
+
+    def __init__(self, name: str, model: Path, folder: Path) -> None:
+        self.name = name
+        self._process = Process(
+            [sys.executable, "-m", "benchmarks.ways", name, str(model)],
+            folder,
+            {},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.process.pid
+
+    def wait(self) -> None:
+        """Wait until its model is loaded."""
+        self._read()
+
+    def answer(self, asks: Sequence[Ask], max_tokens: int) -> Burst:
+        """Let it answer. See `Peer`."""
+        writer = self._process.process.stdin
+        assert writer is not None
+        order = {"asks": [asdict(ask) for ask in asks], "max_tokens": max_tokens}
+        writer.write(json.dumps(order) + "\n")
+        writer.flush()
+        return Burst.from_json(self._read())
+
+    def _read(self) -> dict[str, Any]:
+        reader = self._process.process.stdout
+        assert reader is not None
+        line = reader.readline()
+        if not line:
+            raise self._process.failed(f"The process of {self.name!r} ended")
+        held: dict[str, Any] = json.loads(line)
+        return held
+
+    def close(self) -> None:
+        """End it."""
+        self._process.close()
+
+
+@contextmanager
+def running(starts: Sequence[Callable[[], Peer]]) -> Iterator[list[Peer]]:
+    """Start peers beside each other, wait for all, and end them afterwards."""
+    with ExitStack() as stack:
+        peers = []
+        for start in starts:
+            peers.append(start())
+            stack.callback(peers[-1].close)
+        for peer in peers:
+            peer.wait()
+        yield peers
+
+
+class MemoryWatch:
+    """The most memory that processes held while it ran.
+
+    Parameters
+    ----------
+    peers : sequence of Peer
+
+    Attributes
+    ----------
+    most : dict
+        Bytes resident, by name. A GPU's own memory is not in it.
+    """
+
+    def __init__(self, peers: Sequence[Peer]) -> None:
+        self._processes = {peer.name: psutil.Process(peer.pid) for peer in peers}
+        self.most = dict.fromkeys(self._processes, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            for name, process in self._processes.items():
+                self.most[name] = max(self.most[name], process.memory_info().rss)

@@ -1,0 +1,241 @@
+"""Three ways to answer in process, each in one of its own: ``python -m benchmarks.ways``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workload import Answer, Ask, Burst
+from mlx_magic.inference.backends import device
+
+NAMES = ("raw", "batch", "ours")
+
+
+class Raw:
+    """mlx-vlm alone, as its README uses it: one answer after the other.
+
+    Parameters
+    ----------
+    folder : str
+        The model.
+    """
+
+    def __init__(self, folder: str) -> None:
+        import mlx_vlm
+
+        self._model, self._processor = mlx_vlm.load(folder)
+
+    def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
+        """Answer one after the other."""
+        began = time.perf_counter()
+        answers = tuple(self._one(ask, max_tokens, began) for ask in asks)
+        return Burst(time.perf_counter() - began, answers, device.peak())
+
+    def _one(self, ask: Ask, max_tokens: int, began: float) -> Answer:
+        from mlx_vlm import stream_generate
+
+        times, parts, piece = [], [], None
+        for piece in stream_generate(
+            self._model,
+            self._processor,
+            prompt_of(self._model, self._processor, ask),
+            [ask.picture],
+            max_tokens=max_tokens,
+            temperature=0.0,
+            skip_special_tokens=True,
+        ):
+            times.append(time.perf_counter() - began)
+            parts.append(piece.text)
+        if piece is None:
+            raise RuntimeError("mlx-vlm yielded nothing.")
+        text = "".join(parts).strip()
+        return Answer(times[0], times[-1], piece.generation_tokens, text, piece.prompt_tokens)
+
+
+class OneBatch:
+    """mlx-vlm's ``BatchGenerator``, all questions put into it at once.
+
+    Parameters
+    ----------
+    folder : str
+        The model.
+    """
+
+    def __init__(self, folder: str) -> None:
+        import mlx_vlm
+
+        self._model, self._processor = mlx_vlm.load(folder)
+
+    def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
+        """Let the vision tower look at all pictures, then read and write together."""
+        from mlx_vlm.generate import BatchGenerator
+
+        began = time.perf_counter()
+        batch = BatchGenerator(
+            self._model.language_model,
+            self._processor,
+            compute_logprobs=False,
+            greedy_sampling=True,
+        )
+        uids, lengths = [], []
+        for ask in asks:
+            tokens, embeds = self._inputs(ask)
+            uids += batch.insert([tokens], max_tokens, prompt_kwargs=[embeds])
+            lengths.append(len(tokens))
+        written: dict[int, list[int]] = {uid: [] for uid in uids}
+        times: dict[int, list[float]] = {uid: [] for uid in uids}
+        while batch.has_work:
+            _, responses = batch.next()
+            now = time.perf_counter() - began
+            for response in responses:
+                times[response.uid].append(now)
+                if response.finish_reason != "stop":
+                    written[response.uid].append(int(response.token))
+        batch.close()
+        answers = tuple(
+            Answer(times[uid][0], times[uid][-1], len(times[uid]), self._words(written[uid]), read)
+            for uid, read in zip(uids, lengths, strict=True)
+        )
+        return Burst(time.perf_counter() - began, answers, device.peak())
+
+    def _inputs(self, ask: Ask) -> tuple[list[int], dict[str, Any]]:
+        """Return the tokens of a question, and what the language model reads."""
+        from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
+
+        kind = self._model.config.model_type
+        held = prepare_inputs(
+            self._processor,
+            images=[ask.picture],
+            prompts=prompt_of(self._model, self._processor, ask),
+            image_token_index=getattr(self._model.config, "image_token_index", None),
+            add_special_tokens=should_add_special_tokens(kind, self._processor),
+        )
+        ids, pixels = held.pop("input_ids"), held.pop("pixel_values")
+        mask = held.pop("attention_mask", None)
+        embeds = self._model.get_input_embeddings(ids, pixels, mask=mask, **held).to_dict()
+        found = {key: value for key, value in embeds.items() if value is not None}
+        return ids.squeeze(0).tolist(), {**held, **found}
+
+    def _words(self, tokens: list[int]) -> str:
+        from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
+
+        words = make_streaming_detokenizer(self._processor)
+        skipped = set(self._processor.tokenizer.all_special_ids)
+        for token in tokens:
+            words.add_token(token, skip_special_token_ids=skipped)
+        words.finalize()
+        return str(words.text).strip()
+
+
+class Ours:
+    """mlx-magic's session, all questions begun at once.
+
+    Parameters
+    ----------
+    folder : str
+        The model.
+    """
+
+    def __init__(self, folder: str) -> None:
+        from mlx_magic.inference import session
+
+        self._folder = folder
+        self._session = session.current()
+        self._session.load(folder).future.result()
+
+    def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
+        """Begin all, and wait for all."""
+        from mlx_magic.inference.request import GenerationChunk
+
+        began = time.perf_counter()
+        times: list[list[float]] = [[] for _ in asks]
+
+        def noted(at: list[float]) -> Callable[[GenerationChunk], None]:
+            def note(chunk: GenerationChunk) -> None:
+                if chunk.completion_tokens:
+                    at.append(time.perf_counter() - began)
+
+            return note
+
+        started = [
+            self._begin(ask, max_tokens, noted(at)) for ask, at in zip(asks, times, strict=True)
+        ]
+        results = [generation.future.result() for generation in started]
+        wall = time.perf_counter() - began
+        answers = tuple(
+            Answer(
+                at[0],
+                at[-1],
+                result.usage.completion_tokens,
+                result.text.strip(),
+                result.usage.prompt_tokens,
+                result.usage.cached_tokens,
+                result.usage.image_tokens,
+            )
+            for at, result in zip(times, results, strict=True)
+        )
+        return Burst(wall, answers, max(result.peak_memory for result in results))
+
+    def _begin(self, ask: Ask, max_tokens: int, sink: Callable[[Any], None]) -> Any:
+        from mlx_magic.inference.images import open_images
+        from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
+
+        opened = tuple(open_images([ask.picture])) if ask.history else ()
+        history = tuple(
+            Exchange(question, answer, images=opened if number == 0 else ())
+            for number, (question, answer) in enumerate(ask.history)
+        )
+        request = GenerationRequest(
+            ask.question,
+            model=self._folder,
+            sampling=Sampling(max_tokens, temperature=0.0),
+            history=history,
+        )
+        own = [] if ask.history else [(None, ask.picture)]
+        return self._session.start(request, images=own, sink=sink)
+
+
+def prompt_of(model: Any, processor: Any, ask: Ask) -> Any:
+    """Return a chat as the model's template writes it, the picture in its own turn."""
+    from mlx_vlm.prompt_utils import apply_chat_template
+
+    return apply_chat_template(
+        processor, model.config, ask.messages({"type": "image"}), num_images=1
+    )
+
+
+def main() -> None:
+    """Answer what comes as lines of JSON, until there are no more."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ways")
+    parser.add_argument("way", choices=NAMES)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    # Libraries print to what they take for the standard output.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    device.prepare()
+    ways: dict[str, Callable[[str], Raw | OneBatch | Ours]] = {
+        "raw": Raw,
+        "batch": OneBatch,
+        "ours": Ours,
+    }
+    way = ways[given.way](str(given.folder))
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        asks = [
+            Ask(held["question"], held["picture"], tuple(map(tuple, held["history"])))
+            for held in order["asks"]
+        ]
+        burst = way.answer(asks, order["max_tokens"])
+        print(json.dumps(burst.as_json()), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()

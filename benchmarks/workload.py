@@ -1,0 +1,210 @@
+"""What the peers are asked, and what came back: plain data that crosses processes as JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+QUESTIONS = (
+    "Describe this picture in every detail.",
+    "What is in the middle?",
+    "Which colours do you see, and where are they?",
+    "Is there anything round in it? Say why you think so.",
+    "What would you call this picture?",
+    "How large is the square compared with the whole picture?",
+    "What is at the left edge?",
+    "Write a caption for a newspaper.",
+)
+
+
+SPECIAL = re.compile(r"<[|/]?[a-z_]+[|]?>")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A question about a picture, alone or as the next turn of a chat.
+
+    Attributes
+    ----------
+    question : str
+    picture : str
+        Path of the file. In a chat it belongs to the first turn.
+    history : tuple of (str, str)
+        Questions and answers before, oldest first.
+    """
+
+    question: str
+    picture: str
+    history: tuple[tuple[str, str], ...] = ()
+
+    def messages(self, picture: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the chat as OpenAI's endpoints and chat templates take it.
+
+        Parameters
+        ----------
+        picture : dict
+            The part that stands for the picture.
+        """
+        turns: list[dict[str, Any]] = []
+        for question, answer in (*self.history, (self.question, None)):
+            words: list[dict[str, Any]] = [{"type": "text", "text": question}]
+            turns.append({"role": "user", "content": words if turns else [picture, *words]})
+            if answer is not None:
+                turns.append({"role": "assistant", "content": answer})
+        return turns
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer; times are in seconds from the moment all were asked.
+
+    Attributes
+    ----------
+    first, last : float
+        When the first and the last token came.
+    tokens, prompt_tokens, cached_tokens, image_tokens : int
+        0 where a peer does not say.
+    text : str
+        Without blanks at its ends: tokenisers differ in these.
+    """
+
+    first: float
+    last: float
+    tokens: int
+    text: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    image_tokens: int = 0
+
+    @property
+    def decode(self) -> float:
+        """Tokens a second after the first one."""
+        return (self.tokens - 1) / (self.last - self.first)
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """The answers to what was asked at once.
+
+    Attributes
+    ----------
+    wall : float
+        Seconds until all had ended.
+    answers : tuple of Answer
+        In the order of the questions.
+    peak : int
+        Most bytes that MLX held; 0 is unknown.
+    """
+
+    wall: float
+    answers: tuple[Answer, ...]
+    peak: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, of all answers together."""
+        return sum(answer.tokens for answer in self.answers) / self.wall
+
+    @property
+    def last_first(self) -> float:
+        """Seconds until the last request had its first token."""
+        return max(answer.first for answer in self.answers)
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers' texts."""
+        return [answer.text for answer in self.answers]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `from_json` takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, held: dict[str, Any]) -> Burst:
+        """Read back what `as_json` gave."""
+        answers = tuple(Answer(**answer) for answer in held["answers"])
+        return cls(held["wall"], answers, held["peak"])
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the figures without the texts, to be kept as a sample."""
+        return {
+            "wall": self.wall,
+            "tokens": sum(answer.tokens for answer in self.answers),
+            "last_first": self.last_first,
+            "cached_tokens": sum(answer.cached_tokens for answer in self.answers),
+            "prompt_tokens": sum(answer.prompt_tokens for answer in self.answers),
+        }
+
+
+class Pictures:
+    """Draws pictures that are all different, and writes them to a folder.
+
+    Parameters
+    ----------
+    folder : Path
+    size : (int, int)
+        Width and height in pixels.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int] = (640, 480)) -> None:
+        self._folder = folder
+        self._size = size
+        self._count = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(self) -> str:
+        """Write a new picture; returns its path."""
+        import numpy as np
+        from PIL import Image
+
+        width, height = self._size
+        chance = np.random.default_rng(self._count)
+        pixels = np.zeros((height, width, 3), dtype=np.uint8)
+        pixels[..., self._count % 3] = np.linspace(60, 255, width).astype(np.uint8)
+        left, top = chance.integers(0, width // 2), chance.integers(0, height // 2)
+        square = chance.integers(0, 256, 3)
+        pixels[top : top + height // 3, left : left + width // 3] = square
+        path = self._folder / f"picture-{self._count}.png"
+        Image.fromarray(pixels).save(path)
+        self._count += 1
+        return str(path)
+
+
+def load(pictures: Pictures, count: int, turn: int, *, same: bool) -> list[Ask]:
+    """Make questions that nobody was asked before.
+
+    A peer that keeps what it read must not find whole prompts of the run before.
+
+    Parameters
+    ----------
+    pictures : Pictures
+    count : int
+    turn : int
+        Number of this run: the words differ with it.
+    same : bool
+        Whether all are about one picture.
+    """
+    one = pictures.draw() if same else None
+    return [
+        Ask(
+            f"Question {turn}.{number}: {QUESTIONS[number % len(QUESTIONS)]}",
+            one or pictures.draw(),
+        )
+        for number in range(count)
+    ]
+
+
+def matches(texts: Sequence[str], others: Sequence[str]) -> int:
+    """Count the texts that are the same as their partners.
+
+    Each library shows in its own way what is no word, and that does not count: bytes that are
+    no characters, blanks, and special tokens, which models here write in place of an end.
+    """
+    return sum(_shown(a) == _shown(b) for a, b in zip(texts, others, strict=True))
+
+
+def _shown(text: str) -> str:
+    return "".join(SPECIAL.sub("", text).replace("\ufffd", "").split())

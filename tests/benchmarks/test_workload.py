@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import workload
+from benchmarks.workload import Answer, Ask, Burst, Pictures
+
+PICTURE = {"type": "image"}
+seconds = st.floats(min_value=0.001, max_value=1000)
+answers = st.builds(
+    Answer, first=seconds, last=seconds, tokens=st.integers(1, 500), text=st.text(max_size=20)
+)
+bursts = st.builds(
+    Burst,
+    wall=seconds,
+    answers=st.lists(answers, min_size=1, max_size=4).map(tuple),
+    peak=st.integers(0, 2**40),
+)
+
+
+def test_a_picture_stays_in_the_first_turn_of_a_chat() -> None:
+    ask = Ask("third?", "a.png", (("first?", "one"), ("second?", "two")))
+    turns = ask.messages(PICTURE)
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"]
+    assert turns[0]["content"] == [PICTURE, {"type": "text", "text": "first?"}]
+    assert turns[1]["content"] == "one"
+    assert turns[4]["content"] == [{"type": "text", "text": "third?"}]
+
+
+def test_a_question_alone_has_its_picture() -> None:
+    assert Ask("what?", "a.png").messages(PICTURE) == [
+        {"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}
+    ]
+
+
+@given(bursts)
+def test_a_burst_crosses_a_process(burst: Burst) -> None:
+    assert Burst.from_json(json.loads(json.dumps(burst.as_json()))) == burst
+    assert "text" not in json.dumps(burst.numbers())
+
+
+def test_figures_of_a_burst() -> None:
+    burst = Burst(2.0, (Answer(0.5, 1.5, 11, "a"), Answer(1.25, 2.0, 9, "b")))
+    assert (burst.rate, burst.last_first) == (10.0, 1.25)
+    assert burst.answers[0].decode == 10.0
+
+
+@pytest.mark.parametrize(("same", "pictures"), [(True, 1), (False, 8)])
+def test_no_two_questions_of_a_load_or_of_two_turns_are_the_same(
+    tmp_path: Path, same: bool, pictures: int
+) -> None:
+    drawn = Pictures(tmp_path, (32, 24))
+    first, second = (workload.load(drawn, 8, turn, same=same) for turn in (1, 2))
+    assert len({ask.question for ask in [*first, *second]}) == 16
+    for asks in (first, second):
+        assert len({Path(ask.picture).read_bytes() for ask in asks}) == pictures
+    assert not {ask.picture for ask in first} & {ask.picture for ask in second}
+
+
+def test_only_words_count_when_texts_are_compared() -> None:
+    assert workload.matches(["ab\ufffd", "c", "d"], ["a\ufffdb", "c", "x"]) == 2
+    assert workload.matches(["One. Two"], ["One.<end_of_utterance> Two<|im_end|>"]) == 1
+    assert workload.matches(["1 < 2, 3 > 2"], ["1  2, 3  2"]) == 0
+    with pytest.raises(ValueError, match="zip"):
+        workload.matches(["a"], [])

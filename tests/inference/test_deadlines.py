@@ -1,0 +1,179 @@
+"""Deadlines: in each phase the time ends a request, keeps what there is, and says where it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mlx_magic.inference import hub
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.deadlines import Deadlines
+from mlx_magic.inference.request import GenerationRequest, Sampling, VisionResult
+from mlx_magic.inference.session import Session
+from mlx_magic.inference.work import Work
+from mlx_magic.testing import ManualClock, RecordingSink, ScriptedBackend, scripted_session
+from tests import checkpoints
+
+TIMEOUT = 10.0
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(100.0)
+
+
+@pytest.fixture
+def script() -> ScriptedBackend:
+    return ScriptedBackend("a b c")
+
+
+@pytest.fixture
+def session(script: ScriptedBackend, clock: ManualClock) -> Iterator[Session]:
+    """A session with a clock and an engine that are moved by hand."""
+    session = scripted_session(backend=script, threaded=False, clock=clock)
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return str(checkpoints.good(tmp_path / "seer"))
+
+
+def question(model: str, timeout: float | None = TIMEOUT, **sampling: Any) -> GenerationRequest:
+    return GenerationRequest(
+        prompt="What?", model=model, timeout=timeout, sampling=Sampling(**sampling)
+    )
+
+
+def step_until(session: Session, work: Work[Any], phase: str) -> None:
+    while work.progress.phase != phase:
+        session.engine.step()
+
+
+def ended(result: VisionResult) -> tuple[str, str | None, float | None]:
+    return result.finish_reason, result.stopped_in, result.stopping
+
+
+@pytest.mark.parametrize("phase", ["loading", "seeing", "reading", "writing"])
+def test_in_every_phase_of_the_engine(
+    session: Session, script: ScriptedBackend, clock: ManualClock, folder: str, phase: str
+) -> None:
+    script.hold = phase  # type: ignore[assignment]
+    sink = RecordingSink()
+    generation = session.start(
+        question(folder, max_tokens=10**6), images=[("i", Image.new("L", (9, 9)))], sink=sink
+    )
+    step_until(session, generation, phase)
+    clock.advance(TIMEOUT - 0.5)
+    for _ in range(20):
+        session.engine.step()
+    assert not generation.done
+    clock.advance(0.75)
+    step_until(session, generation, "done")
+
+    result = generation.future.result(0)
+    assert ended(result) == ("timeout", phase, 0.25)
+    assert result.text == sink.text
+    assert bool(result.text) == (phase == "writing")
+    # The model is as good as before.
+    script.hold = None
+    again = session.start(question(folder))
+    step_until(session, again, "done")
+    assert again.future.result(0).text == "a b c"
+
+
+def test_in_the_queue(session: Session, clock: ManualClock, folder: str) -> None:
+    generation = session.start(question(folder))
+    clock.advance(TIMEOUT - 1)
+    session.deadlines.look()
+    assert not generation.done
+    clock.advance(1.5)
+    session.deadlines.look()
+    assert ended(generation.future.result(0)) == ("timeout", "queued", 0.5)
+
+
+def test_in_a_download(
+    session: Session, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(repo_id: str, *, cancel: CancelToken, **_: Any) -> Path:
+        while True:
+            cancel.checkpoint()
+
+    monkeypatch.setattr(hub, "download", download)
+    generation = session.start(question("some/model"))
+    while generation.progress.phase != "downloading":
+        assert not generation.done
+    clock.advance(TIMEOUT)
+    assert generation.future.result(10).finish_reason == "timeout"
+    assert generation.future.result(0).stopped_in == "downloading"
+
+
+def test_one_request_of_several_ends_alone(
+    session: Session, script: ScriptedBackend, clock: ManualClock, folder: str
+) -> None:
+    script.hold = "reading"
+    asked = [session.start(question(folder, timeout)) for timeout in (1.0, None, 100.0)]
+    for generation in asked:
+        step_until(session, generation, "reading")
+    clock.advance(2)
+    for _ in range(9):
+        session.engine.step()
+    assert [generation.done for generation in asked] == [True, False, False]
+    script.release()
+    for generation in asked:
+        step_until(session, generation, "done")
+    reasons = [generation.future.result(0).finish_reason for generation in asked]
+    assert reasons == ["timeout", "stop", "stop"]
+
+
+def test_a_cancel_says_where_and_how_long(
+    session: Session, script: ScriptedBackend, clock: ManualClock, folder: str
+) -> None:
+    script.hold = "reading"
+    generation = session.start(question(folder))
+    step_until(session, generation, "reading")
+    generation.cancel()
+    clock.advance(0.125)
+    step_until(session, generation, "done")
+    assert ended(generation.future.result(0)) == ("cancelled", "reading", 0.125)
+
+
+def test_an_answer_in_time_says_nothing(session: Session, clock: ManualClock, folder: str) -> None:
+    generation = session.start(question(folder))
+    step_until(session, generation, "done")
+    clock.advance(1000)
+    session.deadlines.look()
+    assert ended(generation.future.result(0)) == ("stop", None, None)
+
+
+def test_with_a_real_clock_somebody_looks(script: ScriptedBackend, folder: str) -> None:
+    stuck = scripted_session(backend=script, threaded=False)
+    asked = [stuck.start(question(folder, timeout)) for timeout in (1000.0, 0.05, 0.1)]
+    assert [g.future.result(10).finish_reason for g in asked[1:]] == ["timeout"] * 2
+    assert not asked[0].done
+    thread = stuck.deadlines._thread
+    assert thread is not None
+    stuck.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+    script.hold = "writing"
+    running = scripted_session(backend=script)
+    result = running.start(question(folder, 0.2, max_tokens=10**6)).future.result(10)
+    assert (result.finish_reason, result.stopped_in) == ("timeout", "writing")
+    assert result.text.startswith("a b c")
+    assert result.stopping is not None
+    assert result.stopping < 5
+    running.close()
+
+
+def test_there_is_no_thread_before_the_first_deadline(clock: ManualClock) -> None:
+    deadlines = Deadlines(clock)
+    deadlines.add(Work(clock))
+    assert deadlines._thread is None
+    deadlines.close()

@@ -1,0 +1,302 @@
+"""Pictures that were seen before: what the vision tower is asked again, and what never changes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_magic.inference.backends.features import Features
+from mlx_magic.inference.cancel import Cancelled
+
+mx = pytest.importorskip("mlx.core")
+nn = pytest.importorskip("mlx.nn")
+
+SIDE, WIDTH = 4, 3
+BYTES = 4 * SIDE * WIDTH
+"""Of what a tower gives for one picture."""
+
+
+class Tower(nn.Module):  # type: ignore[misc, name-defined]
+    """Gives a row of features for each row of each picture, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = mx.arange(SIDE * 3 * WIDTH).reshape(SIDE * 3, WIDTH) / 10
+        self.asked: list[int] = []
+
+    def __call__(self, pixels: Any, scale: Any = None, **_: Any) -> Any:
+        self.asked.append(int(pixels.shape[0]))
+        features = pixels.reshape(pixels.shape[0], SIDE, SIDE * 3) @ self.weight
+        return features if scale is None else features * scale
+
+
+class States(Tower):
+    """Gives the states of all its layers too, as SigLIP does."""
+
+    def __call__(self, pixels: Any, scale: Any = None, **more: Any) -> Any:
+        features = super().__call__(pixels, scale, **more)
+        return features, features + 1, [features * layer for layer in range(10)]
+
+
+class Mixing(Tower):
+    """Puts all pictures into one row, as Pixtral does: they cannot be told apart."""
+
+    def __call__(self, pixels: Any, scale: Any = None, **more: Any) -> Any:
+        features = super().__call__(pixels, scale, **more)
+        return features.reshape(1, -1, WIDTH) + mx.mean(features)
+
+
+class Model(nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self, tower: Any = None) -> None:
+        super().__init__()
+        self.vision_tower = tower or Tower()
+
+    @property
+    def asked(self) -> list[int]:
+        """How many pictures the tower got in each call."""
+        return list(self.vision_tower.asked)
+
+    def see(self, pixels: Any, **more: Any) -> Any:
+        return self.vision_tower(pixels, **more)
+
+
+def picture(seed: int) -> Any:
+    return mx.array(np.random.default_rng(seed).standard_normal((SIDE, SIDE, 3), dtype=np.float32))
+
+
+def batch(*seeds: int) -> Any:
+    return mx.stack([picture(seed) for seed in seeds])
+
+
+def evaluated(function: Callable[[], Any]) -> Callable[[], Any]:
+    def see() -> Any:
+        output = function()
+        mx.eval(output)
+        return output
+
+    return see
+
+
+def look(features: Features, model: Model, pixels: Any, **more: Any) -> Any:
+    return features.look(model, evaluated(lambda: model.see(pixels, **more)))
+
+
+def same(one: Any, other: Any) -> bool:
+    return bool(mx.array_equal(one, other).item())
+
+
+def test_a_picture_seen_before_is_not_encoded_again() -> None:
+    features, model = Features(10**6), Model()
+    first = look(features, model, batch(1))
+    again = look(features, model, batch(1))
+    assert model.asked == [1]
+    assert same(first, again)
+    assert same(first, Model().see(batch(1)))
+    assert (features.hits, features.misses, features.nbytes) == (1, 1, BYTES)
+
+
+def test_of_several_pictures_those_alone_are_encoded_that_are_new() -> None:
+    features, model = Features(10**6), Model()
+    look(features, model, batch(1, 2))
+    seen = look(features, model, batch(2, 3))
+    assert model.asked == [2, 1]
+    assert np.allclose(seen, Model().see(batch(2, 3)), atol=1e-6)
+    look(features, model, batch(3))
+    seen = look(features, model, batch(3, 1, 3, 2))
+    assert model.asked == [2, 1], "in any order, alone, and twice at once"
+    assert np.allclose(seen, Model().see(batch(3, 1, 3, 2)), atol=1e-6)
+    assert (features.hits, features.misses) == (1 + 1 + 4, 3)
+
+
+def test_a_picture_twice_in_one_prompt_is_encoded_once() -> None:
+    features, model = Features(10**6), Model()
+    look(features, model, batch(1, 2))
+    seen = look(features, model, batch(5, 5, 1))
+    assert model.asked == [2, 1]
+    assert np.allclose(seen, Model().see(batch(5, 5, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: (batch(1) + 1e-6, {}),
+        lambda: (batch(1).astype(mx.float16), {}),
+        lambda: (batch(1).transpose(0, 2, 1, 3), {}),
+        lambda: (batch(1), {"scale": mx.array([[[2.0]]])}),
+        lambda: (batch(1), {"scale": 2.0}),
+        lambda: (batch(1), {"grid": mx.array([[1, 4, 4]])}),
+        lambda: (batch(1), {"output_hidden_states": True}),
+    ],
+    ids=["pixels", "type", "turned", "array", "number", "geometry", "option"],
+)
+def test_whatever_differs_is_another_picture(other: Callable[[], Any]) -> None:
+    features, model = Features(10**6), Model()
+    look(features, model, batch(1))
+    pixels, more = other()
+    seen = look(features, model, pixels, **more)
+    assert model.asked == [1, 1]
+    assert same(seen, Model().see(pixels, **more))
+
+
+def test_a_mask_for_each_picture_goes_with_its_picture() -> None:
+    features, model = Features(10**6), Model()
+    scale = mx.array([1.0, 2.0]).reshape(2, 1, 1)
+    look(features, model, batch(1, 2), scale=scale)
+    seen = look(features, model, batch(2, 1), scale=scale)
+    assert model.asked == [2, 2], "the same pictures, each with the other's mask"
+    assert np.allclose(seen, Model().see(batch(2, 1), scale=scale), atol=1e-6)
+    look(features, model, batch(2, 1), scale=scale[::-1])
+    assert model.asked == [2, 2]
+
+
+def test_a_tower_that_mixes_its_pictures_is_asked_for_all_of_them() -> None:
+    features, model = Features(10**6), Model(Mixing())
+    for seeds in [(1,), (2,), (1, 2), (2, 1), (1, 2), (1,)]:
+        seen = look(features, model, batch(*seeds))
+        assert np.allclose(seen, Model(Mixing()).see(batch(*seeds)), atol=1e-6)
+    assert model.asked == [1, 1, 2, 2]
+
+
+def test_patches_with_a_grid_are_known_as_a_whole() -> None:
+    features, model = Features(10**6), Model()
+    grid = mx.array([[1, 2, 1], [1, 2, 1], [1, 1, 1]])
+    look(features, model, batch(1, 2, 3, 4, 5), grid=grid)
+    look(features, model, batch(1, 2, 3, 4, 5), grid=grid)
+    assert model.asked == [5]
+    look(features, model, batch(1, 2, 3, 4, 5), grid=grid[::-1])
+    assert model.asked == [5, 5]
+
+
+def test_states_that_nobody_looks_at_are_not_kept() -> None:
+    def see(model: Model, pixels: Any, layers: Sequence[int]) -> Callable[[], Any]:
+        def work() -> Any:
+            features, _, states = model.see(pixels)
+            return sum((states[layer] for layer in layers), features)
+
+        return evaluated(work)
+
+    features, model = Features(10**6), Model(States())
+    one = features.look(model, see(model, batch(1), [-2]))
+    assert features.nbytes == 3 * BYTES, "two that every caller is given, and one layer's state"
+    assert same(features.look(model, see(model, batch(1), [-2])), one)
+    assert model.asked == [1]
+    # Another layer is wanted now: it is encoded again, and right.
+    other = features.look(model, see(model, batch(1), [3]))
+    assert same(other, see(Model(States()), batch(1), [3])())
+    assert same(features.look(model, see(model, batch(1), [5])), see(model, batch(1), [5])())
+
+
+def test_states_that_are_put_together_at_once_are_right_too() -> None:
+    def see(model: Model) -> Callable[[], Any]:
+        # MLX takes such a list apart by itself: nobody can see that it does.
+        return evaluated(lambda: mx.concatenate(model.see(batch(1))[2]))
+
+    features, model = Features(10**6), Model(States())
+    looks = [features.look(model, see(model)) for _ in range(3)]
+    assert all(same(each, see(Model(States()))()) for each in looks)
+    assert model.asked[2:] == [], "after the second, nothing is encoded again"
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
+    features, model = Features(3 * BYTES), Model()
+    for seed in (1, 2, 3, 1, 4):
+        look(features, model, batch(seed))
+        assert features.nbytes <= 3 * BYTES
+    look(features, model, batch(1))
+    assert model.asked == [1] * 4
+    look(features, model, batch(2))
+    assert model.asked == [1] * 5, "2 was not used for longest"
+    features.clear()
+    assert features.nbytes == 0
+    assert look(Features(BYTES - 1), model, batch(1)) is not None
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Cancelled])
+def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
+    error: type[Exception],
+) -> None:
+    features, model = Features(10**6), Model()
+
+    def see() -> Any:
+        assert "vision_tower" in vars(model)
+        mx.eval(model.see(batch(1)))
+        raise error
+
+    before = vars(model).copy()
+    with pytest.raises(error):
+        features.look(model, see)
+    assert vars(model) == before
+    assert isinstance(model.vision_tower, Tower)
+    assert features.nbytes == 0
+    look(features, model, batch(1))
+    assert model.asked == [1, 1]
+
+
+def test_the_model_is_itself_before_and_after_and_keeps_its_weights() -> None:
+    features, model = Features(10**6), Model()
+    tower = model.vision_tower
+
+    def see() -> Any:
+        assert model.vision_tower is not tower
+        assert model.vision_tower.weight is tower.weight, "what it has can be looked at"
+        assert list(model.parameters()) == ["vision_tower"]
+        return evaluated(lambda: model.see(batch(1)))()
+
+    features.look(model, see)
+    assert model.vision_tower is tower
+    assert "vision_tower" not in vars(model)
+
+
+def test_a_tower_one_level_down_is_found() -> None:
+    class Outer(nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Model()
+
+    outer = Outer()
+    features = Features(10**6)
+    for _ in range(2):
+        features.look(outer, evaluated(lambda: outer.model.see(batch(1))))
+    assert outer.model.asked == [1]
+
+
+def test_arguments_that_cannot_be_told_apart_go_straight_to_the_tower() -> None:
+    features, model = Features(10**6), Model()
+    for _ in range(2):
+        look(features, model, batch(1), config=object())
+    assert model.asked == [1, 1]
+    assert features.nbytes == 0
+
+
+def test_what_is_kept_is_evaluated_and_can_be_used_on_another_thread() -> None:
+    features, model = Features(10**6), Model()
+    look(features, model, batch(1, 2))
+    pixels = batch(2)
+    mx.eval(pixels)
+    found: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: found.append(np.asarray(look(features, model, pixels)))
+    )
+    thread.start()
+    thread.join()
+    assert np.allclose(found[0], Model().see(batch(2)), atol=1e-6)
+    assert model.asked == [2]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), max_size=8), st.integers(0, 6))
+def test_whatever_comes_in_whatever_order_is_seen_as_without_a_memory(
+    looks: list[list[int]], room: int
+) -> None:
+    features, model = Features(room * BYTES), Model()
+    for seeds in looks:
+        seen = look(features, model, batch(*seeds))
+        assert np.allclose(seen, Model().see(batch(*seeds)), atol=1e-6)
+        assert features.nbytes <= room * BYTES
+    assert features.hits + features.misses == sum(len(seeds) for seeds in looks)

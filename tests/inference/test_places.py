@@ -1,0 +1,97 @@
+"""What stands at each place of a prompt, and which prompts must never look alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_magic.inference.backends.places import Places, places
+
+mx = pytest.importorskip("mlx.core")
+
+IMAGE = 9
+
+
+def picture(seed: int, side: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((3, side, side)).astype(np.float32)
+
+
+def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
+    """Words as numbers, pictures as arrays; each picture is `each` image tokens."""
+    tokens: list[int] = []
+    pictures = []
+    for part in parts:
+        if isinstance(part, int):
+            tokens.append(part)
+        else:
+            pictures.append(part)
+            tokens += [IMAGE] * each
+    inputs: dict[str, Any] = {"input_ids": mx.array([tokens]), "mask": mx.ones((1, len(tokens)))}
+    if pictures:
+        inputs["pixel_values"] = mx.array(np.stack(pictures))[None]
+    return {**inputs, **more}
+
+
+def held(inputs: dict[str, Any]) -> list[Any]:
+    found = places(inputs, IMAGE)
+    assert found is not None
+    return found.held
+
+
+def common(one: dict[str, Any], other: dict[str, Any]) -> int:
+    pairs = zip(held(one), held(other), strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(held(one)), 99))
+
+
+A, B, C = picture(1), picture(2), picture(3)
+
+
+def test_words_are_their_tokens() -> None:
+    assert places(prompt(1, 2, 3), IMAGE) == Places([1, 2, 3])
+
+
+def test_equal_tokens_of_other_pictures_differ_from_the_picture_on() -> None:
+    assert common(prompt(1, A, 2), prompt(1, A, 3)) == 4
+    assert common(prompt(1, A, 2), prompt(1, B, 2)) == 1
+    assert common(prompt(1, A, 2, B, 4), prompt(1, A, 2, C, 4)) == 5
+    assert common(prompt(1, A, 2, B, 4), prompt(1, B, 2, A, 4)) == 1
+    assert common(prompt(1, A, 2), prompt(1, A, 2, B, 4)) == 5, "a chat's next picture"
+
+
+def test_places_of_one_picture_differ_from_each_other() -> None:
+    assert len(set(held(prompt(A)))) == 3
+
+
+def test_the_same_pixels_in_another_geometry_are_another_picture() -> None:
+    wide = A.reshape(3, 2, 8)
+    assert common(prompt(1, A), prompt(1, wide)) == 1
+    mask = mx.ones((1, 1, 4, 4))
+    assert common(prompt(1, A, pixel_mask=mask), prompt(1, A, pixel_mask=mask * 0)) == 1
+    assert common(prompt(1, A, sizes=[[4, 4]]), prompt(1, A, sizes=[[4, 3]])) == 1
+
+
+def test_a_mask_of_each_picture_belongs_to_it_alone() -> None:
+    mask = mx.ones((1, 2, 4, 4))
+    other = mx.concatenate([mask[:, :1], mask[:, 1:] * 0], axis=1)
+    assert common(prompt(1, A, 2, B, pixel_mask=mask), prompt(1, A, 2, B, pixel_mask=other)) == 5
+
+
+def test_where_it_is_not_clear_which_picture_stands_where_only_the_same_pictures_match() -> None:
+    one, other = prompt(1, A, B, 2), prompt(1, A, C, 2)
+    assert common(one, other) == 0, "two pictures side by side are one run of image tokens"
+    assert common(one, prompt(1, A, B, 3)) == 7
+    packed = {"input_ids": mx.array([[1, 9, 9, 2]]), "pixel_values": mx.ones((16, 12))}
+    found = places(packed, IMAGE)
+    assert found is not None
+    assert found.mark is not None
+    assert found.then([5]) == [*found.held, (found.mark, 5)]
+    assert found.held[0] == (found.mark, 1)
+
+
+def test_what_cannot_be_told_apart_has_no_places() -> None:
+    assert places(prompt(1, A), None) is None
+    assert places({**prompt(1, 2), "pixel_values": mx.ones((1, 3, 4, 4))}, IMAGE) is None
+    assert places(prompt(1, A, more=object()), IMAGE) is None
+    assert places(prompt(1, more=object()), IMAGE) is None

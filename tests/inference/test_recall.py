@@ -1,0 +1,97 @@
+"""What is kept for a model: how much, of which models, and only what is whole."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.recall import LEAST_BYTES, Recall, Start, reuse_limit
+from mlx_magic.inference.reuse import Reuse
+
+mx = pytest.importorskip("mlx.core")
+
+TOKENS = list(range(40))
+
+
+def model(**language: Any) -> Any:
+    return SimpleNamespace(
+        language_model=SimpleNamespace(**language), config=SimpleNamespace(image_token_id=9)
+    )
+
+
+def rows(count: int) -> list[tuple[Any, Any]]:
+    return [(mx.ones((1, 1, count, 4)), mx.ones((1, 1, count, 4)))]
+
+
+def inputs(tokens: list[int]) -> dict[str, Any]:
+    return {"input_ids": mx.array([tokens])}
+
+
+def test_a_prompt_and_its_answer_are_known_to_the_next_one() -> None:
+    recall = Recall(model(), 0, prompts=True)
+    recall.keep(recall.start(inputs(TOKENS)), [50, 51], rows(42))
+    start = recall.start(inputs([*TOKENS, 50, 52, 53]))
+    assert start.count == 41
+    [cache] = start.caches() or [None]
+    assert cache is not None
+    assert (cache.offset, cache.keys.shape) == (41, (1, 1, 41, 4))
+    assert recall.counts.prefix_hits == 1
+    assert recall.forget() == 42 * 2 * 4 * 4
+    assert recall.counts.nbytes == 0
+
+
+@pytest.mark.parametrize("count", [41, 43, 0])
+def test_rows_that_are_ahead_of_their_tokens_or_behind_are_not_kept(count: int) -> None:
+    recall = Recall(model(), 0, prompts=True)
+    recall.keep(recall.start(inputs(TOKENS)), [50, 51], rows(count))
+    recall.keep(recall.start(inputs(TOKENS)), [50, 51], None)
+    recall.keep(Start(), [50, 51], rows(2))
+    assert recall.counts.prefix_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "recall",
+    [
+        Recall(model(_rope_deltas=None), 0, prompts=True),
+        Recall(model(_position_ids=None), 0, prompts=True),
+        Recall(model(), 0, prompts=False),
+    ],
+    ids=["rope deltas", "position ids", "answered alone"],
+)
+def test_models_with_positions_of_their_own_read_each_prompt_from_its_start(
+    recall: Recall,
+) -> None:
+    for _ in range(2):
+        start = recall.start(inputs(TOKENS))
+        assert (start.count, start.places, start.caches()) == (0, None, None)
+        recall.keep(start, [], rows(40))
+    assert recall.counts.prefix_bytes == recall.counts.prefix_misses == 0
+
+
+def test_whether_a_picture_follows_decides_if_the_tower_is_asked() -> None:
+    recall = Recall(model(), 0, prompts=True)
+    assert not recall.shows(inputs([1, 9, 2]), 0), "there are no pixels"
+    shown = {**inputs([1, 9, 2]), "pixel_values": mx.ones((1, 3, 4, 4))}
+    assert [recall.shows(shown, at) for at in range(3)] == [True, True, False]
+
+
+def test_what_is_kept_at_most_follows_the_model_and_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "total_memory", lambda: 16 * 2**30)
+    assert reuse_limit(10**6) == LEAST_BYTES
+    assert reuse_limit(2 * 10**9) == 10**9
+    assert reuse_limit(10**12) == 2 * 2**30
+    assert Recall(model(), 2 * 10**9, prompts=True).counts.limit_bytes == 10**9
+    monkeypatch.setattr(device, "total_memory", lambda: 0)
+    assert reuse_limit(10**12) == LEAST_BYTES, "how much there is, is not known"
+
+
+def test_counts_of_several_models_add_up() -> None:
+    one, other = Reuse(1, 2, 3, 4, 5, 6, 7), Reuse(10, 20, 30, 40, 50, 60, 70)
+    assert Reuse.total([one, other]) == Reuse(11, 22, 33, 44, 55, 66, 77)
+    assert Reuse.total([]) == Reuse()
+    assert one.nbytes == 9

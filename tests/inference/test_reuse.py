@@ -1,0 +1,413 @@
+"""Pictures and prompts that a real model knows already: the same answers, and less work."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+import mlx_magic
+from benchmarks.random_model import build
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference import images as pictures
+from mlx_magic.inference.backends.vision import VisionBackend, VisionModel
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.checkpoint import inspect
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.request import (
+    Exchange,
+    GenerationChunk,
+    GenerationRequest,
+    Sampling,
+    Usage,
+)
+
+pytestmark = pytest.mark.model
+
+SIDE, IMAGE_TOKENS = 512, 1024
+
+Cut = Callable[[int, CancelToken], None]
+
+
+def shape(colour: str, kind: str = "ellipse") -> Image.Image:
+    image = Image.new("RGB", (200, 150), "white")
+    getattr(ImageDraw.Draw(image), kind)((60, 30, 140, 110), fill=colour)
+    return image
+
+
+def opened(*images: Image.Image) -> tuple[pictures.ImageInput, ...]:
+    return tuple(pictures.open_images(list(images))) if images else ()
+
+
+def cut_at(slice_: int) -> Cut:
+    """Cancel before this slice."""
+
+    def cut(now: int, token: CancelToken) -> None:
+        if now == slice_:
+            token.cancel()
+
+    return cut
+
+
+class Asked:
+    """A request on its way, as the engine would take it, a slice at a time."""
+
+    def __init__(self, model: VisionModel, request: GenerationRequest, cut: Cut | None) -> None:
+        self.chunks: list[GenerationChunk] = []
+        self.text, self.reason, self.slices = "", "", 0
+        self.error: Exception | None = None
+        self._cut = cut
+        self._cancel = CancelToken()
+        self._steps = model.generate(request, cancel=self._cancel, report=self._report)
+
+    def _report(self, chunk: GenerationChunk) -> None:
+        self.chunks.append(chunk)
+        self.text += chunk.text
+
+    @property
+    def usage(self) -> Usage:
+        last = self.chunks[-1]
+        return Usage(
+            last.prompt_tokens, last.image_tokens, last.cached_tokens, last.completion_tokens
+        )
+
+    def step(self) -> bool:
+        """Do a slice; return whether there is more."""
+        if self._cut is not None:
+            self._cut(self.slices, self._cancel)
+        self.slices += 1
+        try:
+            next(self._steps)
+        except StopIteration as end:
+            self.reason = end.value
+        except Cancelled:
+            self.reason = "cancelled"
+        except Exception as error:
+            self.error = error
+        else:
+            return True
+        return False
+
+
+class Room:
+    """A model and the thread that it belongs to."""
+
+    def __init__(self, engine: Engine, folder: Path) -> None:
+        self.engine = engine
+        self.model: VisionModel = engine.call(lambda: _finished(_load(folder))).result(120)
+
+    def ask(
+        self,
+        prompt: str,
+        *images: Image.Image,
+        history: tuple[Exchange, ...] = (),
+        cut: Cut | None = None,
+        **sampling: Any,
+    ) -> Asked:
+        """Ask, and wait for the end."""
+        request = GenerationRequest(
+            prompt=prompt,
+            images=opened(*images),
+            history=history,
+            sampling=Sampling(**{"max_tokens": 12, **sampling}),
+        )
+        return self.all([(request, cut)])[0]
+
+    def all(self, requests: list[tuple[GenerationRequest, Cut | None]]) -> list[Asked]:
+        """Ask several at once, and go round them."""
+
+        def work() -> list[Asked]:
+            asked = [Asked(self.model, request, cut) for request, cut in requests]
+            going = list(asked)
+            while going:
+                going = [each for each in going if each.step()]
+            return asked
+
+        return self.engine.call(work).result(300)
+
+    def forget(self) -> int:
+        return self.engine.call(self.model.forget).result(60)
+
+    def cold(self, prompt: str, *images: Image.Image, **more: Any) -> Asked:
+        """Ask a model that knows nothing."""
+        self.forget()
+        return self.ask(prompt, *images, **more)
+
+
+def _load(folder: Path) -> Generator[None, None, VisionModel]:
+    return VisionBackend().load(
+        inspect(folder, folder.name),
+        trust_remote_code=False,
+        cancel=CancelToken(),
+        progress=lambda done, total, note: None,
+    )
+
+
+def _finished(steps: Generator[None, None, VisionModel]) -> VisionModel:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    from mlx_magic.inference.backends import device
+
+    made = Engine(at_end=device.release_thread)
+    made.call(device.start).result(60)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def demo(engine: Engine) -> Iterator[Room]:
+    room = Room(engine, mlx_magic.demo_model())
+    yield room
+    engine.call(room.model.close).result(60)
+
+
+@pytest.fixture(scope="module")
+def large(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """A model of random weights that takes a picture as 1,024 tokens."""
+    folder = engine.call(lambda: large_model(tmp_path_factory.mktemp("large"))).result(60)
+    room = Room(engine, folder)
+    yield room
+    engine.call(room.model.close).result(60)
+
+
+def large_model(folder: Path) -> Path:
+    base = folder / "base"
+    shutil.copytree(mlx_magic.demo_model(), base)
+
+    def change(name: str, **more: Any) -> None:
+        held = json.loads((base / name).read_text(encoding="utf-8"))
+        (base / name).write_text(json.dumps({**held, **more}), encoding="utf-8")
+
+    vision = json.loads((base / "config.json").read_text())["vision_config"]
+    vision.update(image_size=SIDE, num_hidden_layers=1)
+    change("config.json", vision_config=vision, torch_dtype="float32")
+    size = {"height": SIDE, "width": SIDE}
+    change("preprocessor_config.json", size=size, max_image_size={"longest_edge": SIDE})
+    change("processor_config.json", image_seq_len=IMAGE_TOKENS)
+    made = build("tiny", base, folder / "model")
+    _enliven(made / "model.safetensors")
+    return made
+
+
+def _enliven(weights: Path) -> None:
+    """Make the weights larger: with those of a fresh model all prompts get the same answer."""
+    import mlx.core as mx
+
+    held: Any = mx.load(str(weights))
+    held = {
+        name: array * 4 if array.ndim > 1 and "embed" not in name else array
+        for name, array in held.items()
+    }
+    mx.eval(held)
+    mx.save_safetensors(str(weights), held, metadata={"format": "mlx"})
+
+
+RED, BLUE, SQUARE = shape("red"), shape("blue"), shape("green", "rectangle")
+QUESTION = "What colour is the shape?"
+
+
+def test_the_second_question_on_a_picture_reads_the_new_words_alone(large: Room) -> None:
+    first = large.cold(QUESTION, RED)
+    second = large.ask("Which shape is it then?", RED)
+    reuse = large.model.reuse
+    again = large.cold("Which shape is it then?", RED)
+
+    assert first.usage.image_tokens == IMAGE_TOKENS
+    assert first.usage.cached_tokens == 0
+    assert second.usage.prompt_tokens - second.usage.cached_tokens < 20
+    assert second.usage.cached_tokens > IMAGE_TOKENS
+    assert (second.text, second.reason) == (again.text, again.reason)
+    assert first.text != second.text, "the model's answers depend on the question"
+    assert large.cold(QUESTION, BLUE).text != first.text, "and on the picture"
+    assert (reuse.prefix_hits, reuse.picture_misses) == (1, 1), "nor did it look again"
+
+
+def test_progress_starts_at_what_is_known(large: Room) -> None:
+    large.cold(QUESTION, RED)
+    second = large.ask("Which shape is it then?", RED)
+    read = [chunk.prompt_read for chunk in second.chunks if chunk.phase == "reading"]
+    assert read[0] == second.usage.cached_tokens > IMAGE_TOKENS
+    assert read == sorted(read)
+    assert read[-1] <= second.usage.prompt_tokens
+
+
+def test_a_picture_in_another_place_is_not_looked_at_again(demo: Room) -> None:
+    demo.cold(QUESTION, RED)
+    before = demo.model.reuse
+    other = demo.ask(QUESTION, BLUE, RED)
+    after = demo.model.reuse
+    assert after.picture_hits + after.picture_misses == before.picture_misses + 2
+    demo.ask("Now?", SQUARE, BLUE)
+    assert demo.model.reuse.picture_hits == after.picture_hits + 1
+    assert demo.model.reuse.picture_misses == after.picture_misses + 1
+    assert other.text == demo.cold(QUESTION, BLUE, RED).text
+
+
+def test_ten_turns_on_a_picture_read_each_turn_once(large: Room) -> None:
+    large.forget()
+    colds: list[tuple[str, tuple[Exchange, ...], str]] = []
+    history: tuple[Exchange, ...] = ()
+    for turn in range(10):
+        prompt = f"Question {turn}: which shape?"
+        images = [RED] if turn == 0 else []
+        asked = large.ask(prompt, *images, history=history)
+        if turn:
+            fresh = asked.usage.prompt_tokens - asked.usage.cached_tokens
+            assert fresh < 0.05 * asked.usage.prompt_tokens
+        if turn in (1, 5, 9):
+            colds.append((prompt, history, asked.text))
+        history += (Exchange(prompt, asked.text, opened(*images)),)
+    assert len({turn.answer for turn in history}) > 5
+    for prompt, before, text in colds:
+        assert large.cold(prompt, history=before).text == text
+
+
+def test_a_second_picture_in_a_later_turn_leaves_the_first_known(demo: Room) -> None:
+    first = demo.cold(QUESTION, RED)
+    history = (Exchange(QUESTION, first.text, opened(RED)),)
+    second = demo.ask("And this one?", BLUE, history=history)
+    assert first.usage.prompt_tokens < second.usage.cached_tokens
+    assert second.usage.cached_tokens < second.usage.prompt_tokens - first.usage.image_tokens
+    assert second.text == demo.cold("And this one?", BLUE, history=history).text
+
+
+def test_equal_words_about_another_picture_are_read_anew(demo: Room) -> None:
+    expected = [demo.cold(QUESTION, image).text for image in (RED, BLUE, SQUARE)]
+    demo.forget()
+    for _ in range(2):
+        assert [demo.ask(QUESTION, image).text for image in (RED, BLUE, SQUARE)] == expected
+    assert demo.model.reuse.prefix_bytes > 0
+    assert len(set(expected)) == 3
+
+
+def test_a_model_that_answers_alone_does_not_look_again_either(
+    demo: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = demo.cold(QUESTION, RED).text
+    monkeypatch.setattr(demo.model, "_batch", None)
+    demo.forget()
+    before = demo.model.reuse
+    asked = [demo.ask(QUESTION, RED) for _ in range(3)]
+    assert {each.text for each in asked} == {together}
+    assert demo.model.reuse.picture_misses == before.picture_misses + 1
+    assert demo.model.reuse.picture_hits == before.picture_hits + 2
+
+
+def test_a_seed_gives_the_same_answer_warm_and_cold(large: Room) -> None:
+    cold = large.cold(QUESTION, RED, temperature=1.0, seed=7)
+    assert large.ask(QUESTION, RED, temperature=1.0, seed=7).text == cold.text
+
+
+def test_warm_prompts_are_read_together_and_answered_as_alone(demo: Room) -> None:
+    asked = [f"What colour is the shape?{' please' * (n % 4)}" for n in range(12)]
+    images = [RED, BLUE, SQUARE]
+    expected = [demo.cold(q, images[n % 3]).text for n, q in enumerate(asked)]
+    demo.forget()
+    for image in images:
+        demo.ask(QUESTION, image)
+    requests = [
+        (GenerationRequest(prompt=q, images=opened(images[n % 3]), sampling=Sampling(12)), None)
+        for n, q in enumerate(asked)
+    ]
+    together = demo.all([*requests])
+    assert [each.text for each in together] == expected
+    assert min(each.usage.cached_tokens for each in together) > 64
+
+
+def kept(room: Room) -> int:
+    return room.model.reuse.prefix_bytes
+
+
+@pytest.mark.parametrize("picture", [True, False], ids=["picture", "words"])
+def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(
+    demo: Room, picture: bool
+) -> None:
+    """In mlx-vlm a cancelled turn leaves a cache ahead of its tokens: the next one reads wrong."""
+    images = [RED] if picture else []
+    long = "Tell me about the shape, its colour and its place. " * 4
+    follow = "Which shape is it?"
+    whole = demo.cold(long, *images)
+    expected = demo.cold(long + follow, *images).text
+    for at in range(whole.slices):
+        demo.forget()
+        cut = demo.ask(long, *images, cut=cut_at(at))
+        assert cut.reason == "cancelled"
+        assert kept(demo) == 0
+        follows = demo.ask(long + follow, *images)
+        assert (follows.usage.cached_tokens, follows.text) == (0, expected)
+
+
+def test_of_an_answer_that_failed_nothing_is_kept(
+    demo: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = demo.cold(QUESTION, RED).text
+    demo.forget()
+
+    def fails(*args: Any) -> None:
+        raise GenerationError("No.", model="demo")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.model, "_take", fails)
+        assert isinstance(demo.ask(QUESTION, RED).error, GenerationError)
+    assert kept(demo) == 0
+    assert demo.ask(QUESTION, RED).text == expected
+
+
+def test_a_third_cancelled_at_random_moments_changes_no_later_answer(demo: Room) -> None:
+    controls = [(f"Question {n}: {QUESTION}", [RED, BLUE, SQUARE][n % 3]) for n in range(20)]
+    expected = [demo.cold(prompt, image).text for prompt, image in controls]
+    demo.forget()
+    rng = random.Random(4)
+    history: dict[int, tuple[Exchange, ...]] = dict.fromkeys(range(8), ())
+    ends = []
+    for _ in range(12):
+        requests: list[tuple[GenerationRequest, Cut | None]] = []
+        for chat in history:
+            prompt, image = rng.choice(controls)
+            first = not history[chat]
+            request = GenerationRequest(
+                prompt=prompt,
+                images=opened(image) if first or rng.random() < 0.2 else (),
+                history=history[chat],
+                sampling=Sampling(max_tokens=rng.randint(1, 12)),
+            )
+            at = rng.randrange(1, 14) if rng.random() < 1 / 3 else -1
+            requests.append((request, cut_at(at)))
+        for chat, (request, _), asked in zip(history, requests, demo.all(requests), strict=True):
+            ends.append(asked.reason)
+            # A person asks on after an answer that was cut short, too.
+            turn = Exchange(request.prompt, asked.text or "...", request.images)
+            history[chat] = (*history[chat], turn) if len(history[chat]) < 4 else ()
+    assert set(ends) == {"stop", "length", "cancelled"}
+    assert 0.15 < ends.count("cancelled") / len(ends) < 0.4
+    assert demo.model.reuse.prefix_hits > 20
+    assert [demo.ask(prompt, image).text for prompt, image in controls] == expected
+
+
+def test_what_is_kept_is_bounded_and_unloading_frees_it(engine: Engine) -> None:
+    import mlx.core as mx
+
+    held = engine.call(mx.get_active_memory).result(60)
+    room = Room(engine, mlx_magic.demo_model())
+    for n in range(12):
+        room.ask(f"Question {n}?", shape("red" if n % 2 else "blue"))
+        reuse = room.model.reuse
+        assert reuse.nbytes <= reuse.limit_bytes
+    assert reuse.prefix_bytes > 0
+    assert reuse.picture_bytes > 0
+    engine.call(room.model.close).result(60)
+    assert room.model.reuse.nbytes == 0
+    assert engine.call(mx.get_active_memory).result(60) <= held + 100_000

@@ -1,0 +1,577 @@
+"""Text models answer together as each would alone. Random weights in float32, no download."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import random
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference.backends import device, text
+from mlx_magic.inference.backends.batch import Seat
+from mlx_magic.inference.backends.sampler import BAD, Draw
+from mlx_magic.inference.backends.text import TextModel
+from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
+
+VOCABULARY = 256
+CHUNK = 16
+GREEDY = Draw()
+LENGTHS = (1, 2, 5, 17, 18, 20, 40, 41)
+
+
+def loud(model: Any, scale: float) -> Any:
+    """Make random weights larger: with small ones every answer is one token again and again."""
+    import mlx.core as mx
+    from mlx.utils import tree_map
+
+    model.update(tree_map(lambda x: x * scale if x.ndim > 1 else x, model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def llama(**more: Any) -> Any:
+    import mlx.core as mx
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    mx.random.seed(1)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    rest = {"model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": VOCABULARY}
+    return loud(Model(ModelArgs(**shape, **heads, **rest, **more)), 3.0)
+
+
+def sliding() -> Any:
+    layers = ["sliding_attention", "full_attention"] * 2
+    return llama(layer_types=layers, sliding_window=12)
+
+
+def lfm2() -> Any:
+    """Make a model of convolutions and attention: its caches are of two kinds."""
+    import mlx.core as mx
+    from mlx_lm.models.lfm2 import Model, ModelArgs
+
+    mx.random.seed(1)
+    sizes = {"hidden_size": 64, "block_dim": 64, "block_ff_dim": 128, "block_multiple_of": 16}
+    layers = {"num_hidden_layers": 4, "full_attn_idxs": [1, 3], "conv_L_cache": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    rest: dict[str, Any] = {
+        "model_type": "lfm2", "vocab_size": VOCABULARY, "norm_eps": 1e-5, "conv_bias": False,
+        "max_position_embeddings": 1000, "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False, "rope_theta": 10_000.0,
+    }  # fmt: skip
+    return loud(Model(ModelArgs(**sizes, **layers, **heads, **rest)), 2.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mlx() -> None:
+    device.start()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return llama()
+
+
+def prompts(count: int, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
+    rng = random.Random(seed)
+    sizes = [rng.choice(lengths) for _ in range(count)]
+    return [[rng.randrange(3, VOCABULARY) for _ in range(size)] for size in sizes]
+
+
+def raw(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Ask mlx-lm itself, greedily."""
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    steps = generate_step(mx.array(prompt), model, max_tokens=count, prefill_step_size=CHUNK)
+    return [int(token) for token, _ in steps]
+
+
+class Asked:
+    """One request to a batch, as a piece of work for the engine."""
+
+    def __init__(
+        self, batch: TextBatch, tokens: list[int], draw: Draw = GREEDY, *, count: int = 20
+    ) -> None:
+        self.batch, self.tokens, self.draw, self.count = batch, tokens, draw, count
+        self.cache: list[Any] | None = None
+        self.at_end: Callable[[Seat], None] = lambda seat: None
+        self.cancel = CancelToken()
+        self.written: list[int] = []
+        self.read: list[int] = []
+        self.error: BaseException | None = None
+        self.ended = False
+
+    def failed(self, error: BaseException) -> None:
+        self.error = error
+
+    def steps(self) -> Generator[None, None, None]:
+        seat = self.batch.add(self.tokens, self.draw, cache=self.cache)
+        try:
+            while len(self.written) < self.count:
+                written = yield from self.batch.follow(seat, self.cancel)
+                self.read.append(seat.read)
+                if written is not None:
+                    self.written.append(written.token)
+                    if written.stopped:
+                        break
+            self.at_end(seat)
+        finally:
+            self.ended = True
+            self.batch.leave(seat)
+
+
+def go(asked: Sequence[Asked], between: Callable[[int], None] = lambda slice_: None) -> None:
+    """Let an engine without a thread answer them; `between` is called before each slice."""
+    engine = Engine(threaded=False)
+    for each in asked:
+        engine.submit(each.steps(), each.failed)
+    done = 0
+    between(done)
+    while engine.step():
+        done += 1
+        between(done)
+
+
+def answer(model: Any, tokens: list[int], draw: Draw = GREEDY, count: int = 20) -> list[int]:
+    """Answer one request by itself."""
+    asked = Asked(batch(model), tokens, draw, count=count)
+    go([asked])
+    assert asked.error is None
+    return asked.written
+
+
+@functools.cache
+def twelve(seed: int) -> tuple[list[list[int]], list[Draw], list[list[int]]]:
+    """Return prompts, how each is drawn, and what each is answered by itself."""
+    asked = prompts(12, seed=seed, lengths=(1, 3, 33, 34, 37, 60))
+    draws = [GREEDY, Draw(1.0, 0.9, 30, seed=seed)] * 6
+    model = llama()
+    pairs = zip(asked, draws, strict=True)
+    return asked, draws, [answer(model, tokens, draw, 10) for tokens, draw in pairs]
+
+
+def batch(model: Any, *, most: int = 32, ends: Sequence[int] = ()) -> TextBatch:
+    return TextBatch(model, ends, chunk=CHUNK, most=most)
+
+
+def held() -> int:
+    """Bytes in arrays, when all that was begun is done."""
+    import gc
+
+    import mlx.core as mx
+    from mlx_lm.generate import generation_stream
+
+    mx.synchronize(generation_stream)
+    gc.collect()
+    return int(mx.get_active_memory())
+
+
+@pytest.mark.parametrize("count", [8, 16])
+@pytest.mark.parametrize("make", [llama, sliding, lfm2])
+def test_answers_written_together_are_those_of_raw_mlx_lm_alone(
+    make: Callable[[], Any], count: int
+) -> None:
+    model = make()
+    assert can_batch(model)
+    asked = prompts(count)
+    expected = [raw(model, tokens, 30) for tokens in asked]
+    assert len({tuple(tokens) for tokens in expected}) == count, "else nothing is proven"
+
+    assert [answer(model, tokens, count=30) for tokens in asked] == expected
+    together = batch(model)
+    jobs = [Asked(together, tokens, count=30) for tokens in asked]
+    go(jobs)
+    assert [job.written for job in jobs] == expected
+
+
+@pytest.mark.parametrize("make", [llama, sliding, lfm2])
+def test_requests_that_come_while_others_are_written_join_them(make: Callable[[], Any]) -> None:
+    model = make()
+    asked = prompts(10, seed=3)
+    together = batch(model, most=6)
+    jobs = [Asked(together, tokens, count=12 + at) for at, tokens in enumerate(asked)]
+    engine = Engine(threaded=False)
+    rng = random.Random(1)
+    most = 0
+    for job in jobs:
+        engine.submit(job.steps(), job.failed)
+        for _ in range(rng.randrange(25)):
+            engine.step()
+            most = max(most, len(together))
+    while engine.step():
+        pass
+    assert most > 2
+    assert [job.written for job in jobs] == [raw(model, job.tokens, job.count) for job in jobs]
+
+
+def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: Any) -> None:
+    draws = [
+        Draw(0.7, 0.9, 0, seed=1), GREEDY, Draw(1.5, 1.0, 20, seed=2), Draw(1.0, 0.8, 50, seed=3),
+        Draw(1.2, seed=4), Draw(1.2, seed=5), GREEDY, Draw(0.9, 0.95, 8, 0.05, seed=6),
+    ]  # fmt: skip
+    asked = prompts(len(draws), seed=7)
+    alone = [answer(model, *pair) for pair in zip(asked, draws, strict=True)]
+    together = batch(model)
+    jobs = [Asked(together, *pair) for pair in zip(asked, draws, strict=True)]
+    go(jobs)
+    assert [job.written for job in jobs] == alone
+    assert alone[1] == raw(model, asked[1], 20)
+    assert answer(model, asked[0], Draw(1.5, seed=1)) != answer(model, asked[0], Draw(1.5, seed=2))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    seed=st.integers(0, 2),
+    # A third of twelve, each before one of the slices that there are: waiting to writing.
+    cancels=st.lists(
+        st.tuples(st.integers(0, 11), st.integers(0, 260)),
+        min_size=4, max_size=4, unique_by=lambda pair: pair[0],
+    ),
+)  # fmt: skip
+def test_a_third_cancelled_anywhere_changes_nothing_for_the_rest(
+    model: Any, seed: int, cancels: list[tuple[int, int]]
+) -> None:
+    asked, draws, expected = twelve(seed)
+    together = batch(model, most=8)
+    jobs = [Asked(together, *pair, count=10) for pair in zip(asked, draws, strict=True)]
+
+    def between(slice_: int) -> None:
+        for victim, when in cancels:
+            if when == slice_ and not jobs[victim].ended:
+                jobs[victim].cancel.cancel()
+
+    go(jobs, between)
+    for job, tokens in zip(jobs, expected, strict=True):
+        if job.cancel.requested:
+            assert isinstance(job.error, Cancelled)
+            assert job.written == tokens[: len(job.written)]
+        else:
+            assert (job.error, job.written) == (None, tokens)
+    assert len(together) == 0
+
+
+def test_a_cancelled_request_makes_no_further_step(model: Any) -> None:
+    together = batch(model)
+    job = Asked(together, prompts(1, lengths=(100,))[0])
+
+    def between(slice_: int) -> None:
+        if job.read and job.read[-1]:
+            job.cancel.cancel()
+
+    go([job], between)
+    assert isinstance(job.error, Cancelled)
+    assert job.read[-1] == CHUNK, "it stopped after the first chunk"
+
+
+def test_memory_goes_back_when_all_have_left(model: Any) -> None:
+    import mlx.core as mx
+
+    together = batch(model)
+    asked = prompts(8, lengths=(60, 64, 70))
+    go([Asked(together, tokens) for tokens in asked])
+    before = held()
+
+    most = 0
+    jobs = [Asked(together, tokens) for tokens in asked]
+
+    def between(slice_: int) -> None:
+        nonlocal most
+        most = max(most, int(mx.get_active_memory()))
+        if slice_ == 30:
+            jobs[0].cancel.cancel()
+
+    go(jobs, between)
+    assert most > before + 100_000
+    assert held() <= before + 1024
+
+
+class Watched:
+    """Stands in front of a model: notes what it is given, and may spoil its logits."""
+
+    def __init__(self, model: Any, spoil: int | None = None) -> None:
+        self._model, self._spoil = model, spoil
+        self.shapes: list[tuple[int, ...]] = []
+        self.error: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, tokens: Any, cache: Any) -> Any:
+        import mlx.core as mx
+
+        self.shapes.append(tuple(tokens.shape))
+        if self.error is not None:
+            raise self.error
+        logits = self._model(tokens, cache=cache)
+        if self._spoil is None:
+            return logits
+        return mx.where((tokens[:, -1] == self._spoil)[:, None, None], mx.nan, logits)
+
+
+def test_a_chunk_is_no_larger_for_many_and_done_before_the_next_is_begun(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    watched = Watched(model)
+    evaluate = mx.eval
+
+    def marking(*arrays: Any) -> None:
+        watched.shapes.append(())
+        evaluate(*arrays)
+
+    monkeypatch.setattr(mx, "eval", marking)
+    together = batch(watched)
+    jobs = [Asked(together, tokens, count=1) for tokens in prompts(4, lengths=(40, 41))]
+    go(jobs)
+    chunks = [at for at, shape in enumerate(watched.shapes) if shape and shape[1] > 1]
+    assert {watched.shapes[at] for at in chunks} <= {(4, 4), (4, 3)}, "4 rows share 16 tokens"
+    assert all(watched.shapes[at + 1] == () for at in chunks)
+    for job in jobs:
+        assert job.read == sorted(job.read)
+        assert set(job.read) >= {0, 4, 8, 36, len(job.tokens)}
+
+
+def test_logits_that_are_no_numbers_are_the_fault_of_their_row_alone(model: Any) -> None:
+    asked = prompts(4, seed=11, lengths=(9,))
+    expected = [raw(model, tokens, 12) for tokens in asked]
+    asked[2] = [*asked[2][:-1], 2]
+    together = batch(Watched(model, spoil=2))
+    jobs = [Asked(together, tokens, count=12) for tokens in asked]
+    go(jobs)
+    assert jobs[2].written[0] == BAD
+    assert [jobs[at].written for at in (0, 1, 3)] == [expected[at] for at in (0, 1, 3)]
+
+
+def test_a_step_that_fails_ends_all_and_the_batch_goes_on_afterwards(model: Any) -> None:
+    watched = Watched(model)
+    together = batch(watched)
+    jobs = [Asked(together, tokens) for tokens in prompts(3)]
+
+    def between(slice_: int) -> None:
+        watched.error = RuntimeError("out of memory") if slice_ > 20 else None
+
+    go(jobs, between)
+    assert [str(job.error) for job in jobs] == ["out of memory"] * 3
+    watched.error = None
+    again = Asked(together, jobs[0].tokens)
+    go([again])
+    assert again.written == raw(model, again.tokens, 20)
+
+
+def test_each_token_of_a_request_is_drawn_anew() -> None:
+    import mlx.core as mx
+
+    sampler = CountingSampler.alone(Draw(1.0, seed=1))
+    same = mx.log(mx.full((1, 64), 1 / 64))
+    assert len({int(sampler(same).item()) for _ in range(20)}) > 10
+
+
+def test_no_more_than_the_most_are_written_at_once_and_the_others_get_their_turn(
+    model: Any,
+) -> None:
+    watched = Watched(model)
+    together = batch(watched, most=3)
+    jobs = [Asked(together, tokens, count=6) for tokens in prompts(8, lengths=(5, 6))]
+    go(jobs)
+    assert max(shape[0] for shape in watched.shapes) == 3
+    assert [job.written for job in jobs] == [raw(model, job.tokens, 6) for job in jobs]
+
+
+def test_an_end_token_ends_an_answer_and_is_given(model: Any) -> None:
+    tokens = prompts(1, lengths=(9,))[0]
+    whole = raw(model, tokens, 20)
+    end = whole[7]
+    job = Asked(batch(model, ends=[end]), tokens)
+    go([job])
+    assert job.written == whole[: whole.index(end) + 1]
+
+
+@pytest.mark.parametrize("company", [1, 3])
+@pytest.mark.parametrize("make", [llama, lfm2])
+def test_a_copy_of_what_was_read_is_a_warm_start(make: Callable[[], Any], company: int) -> None:
+    model = make()
+    tokens = prompts(1, seed=2, lengths=(30,))[0]
+    together = batch(model)
+    first = Asked(together, tokens, count=5)
+    kept: list[list[Any]] = []
+    first.at_end = lambda seat: kept.append(together.row_cache(seat))
+    go([first, *(Asked(together, other) for other in prompts(company - 1))])
+
+    more = [9, 8, 7]
+    second = Asked(together, more, count=20)
+    second.cache = kept[0]
+    go([second, *(Asked(together, other) for other in prompts(company - 1))])
+    assert second.written == raw(model, [*tokens, *first.written, *more], 20)
+
+
+def test_caches_that_cannot_be_put_together_are_known() -> None:
+    from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache
+
+    class Model:
+        def __init__(self, *caches: Any) -> None:
+            self.make_cache = lambda: list(caches)
+
+    assert can_batch(Model(KVCache(), CacheList(KVCache(), KVCache())))
+    assert not can_batch(Model(KVCache(), ChunkedKVCache(8)))
+    assert not can_batch(Model(CacheList(KVCache(), ChunkedKVCache(8))))
+    assert not can_batch(Model())
+
+
+def byte_tokenizer() -> Any:
+    """Make a tokenizer of bytes: most of what a random model writes is cut within a character."""
+    from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({character: at for at, character in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made)
+    return TokenizerWrapper(fast, BPEStreamingDetokenizer, eos_token_ids=[17, 99, 200])
+
+
+@pytest.fixture(params=["together", "alone"])
+def text_model(
+    request: pytest.FixtureRequest, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> TextModel:
+    if request.param == "alone":
+        monkeypatch.setattr(text, "can_batch", lambda model: False)
+    settings = {"temperature": 0.0, "top_k": 30}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
+    return TextModel(Checkpoint("tiny", tmp_path, "text", "llama"), model, byte_tokenizer(), 1)
+
+
+Outcome = tuple[str, int, int, Any]
+
+
+class Question:
+    """One request to a `TextModel`, as a piece of work for the engine."""
+
+    def __init__(self, model: TextModel, prompt: str, **sampling: Any) -> None:
+        self.request = GenerationRequest(prompt=prompt, sampling=Sampling(**sampling))
+        self.model = model
+        self.cancel = CancelToken()
+        self.chunks: list[GenerationChunk] = []
+        self.report: Callable[[GenerationChunk], None] = self.chunks.append
+        self.reason: str = ""
+        self.error: BaseException | None = None
+
+    def failed(self, error: BaseException) -> None:
+        self.error = error
+
+    def steps(self) -> Generator[None, None, None]:
+        generation = self.model.generate(self.request, cancel=self.cancel, report=self.report)
+        self.reason = yield from generation
+
+    @property
+    def outcome(self) -> Outcome:
+        text = "".join(chunk.text for chunk in self.chunks)
+        last = self.chunks[-1]
+        return text, last.completion_tokens, last.prompt_tokens, self.reason
+
+
+def ask(*questions: Question) -> list[Outcome]:
+    engine = Engine(threaded=False)
+    for each in questions:
+        engine.submit(each.steps(), each.failed)
+    while engine.step():
+        pass
+    return [each.outcome for each in questions if each.chunks]
+
+
+def raw_text(model: Any, prompt: str, count: int) -> Outcome:
+    from mlx_lm.generate import stream_generate
+
+    tokenizer = byte_tokenizer()
+    pieces = list(
+        stream_generate(model, tokenizer, prompt, max_tokens=count, prefill_step_size=CHUNK)
+    )
+    last = pieces[-1]
+    whole = "".join(piece.text for piece in pieces)
+    return whole, last.generation_tokens, last.prompt_tokens, last.finish_reason
+
+
+PROMPTS = ["Hi", "What is it?", "é", "Why is the sky blue at noon, and red at night?", "12 + 30 ="]
+
+
+def test_text_and_counts_are_those_of_raw_mlx_lm(text_model: TextModel, model: Any) -> None:
+    asked = [(prompt, count) for prompt in PROMPTS for count in (1, 40)]
+    expected = [raw_text(model, prompt, count) for prompt, count in asked]
+    assert {outcome[3] for outcome in expected} == {"stop", "length"}, "both ends are seen"
+    questions = [Question(text_model, prompt, max_tokens=count) for prompt, count in asked]
+    assert ask(*questions) == expected
+    for question in questions:
+        read = [chunk.prompt_read for chunk in question.chunks if chunk.phase == "reading"]
+        total = question.chunks[-1].prompt_tokens
+        assert (read, read[-1]) == (sorted(read), total)
+        written = [c.completion_tokens for c in question.chunks if c.phase == "writing"]
+        assert written == list(range(1, len(written) + 1))
+
+
+def test_a_seeds_answer_is_the_same_beside_others_and_alone(text_model: TextModel) -> None:
+    def question(seed: int) -> Question:
+        return Question(text_model, "Hi", temperature=1.0, seed=seed, max_tokens=20)
+
+    alone = [ask(question(seed))[0] for seed in range(4)]
+    assert ask(*(question(seed) for seed in range(4))) == alone
+    assert len(set(alone)) == 4
+    unseeded = [ask(Question(text_model, "Hi", temperature=1.0, max_tokens=20)) for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+
+
+def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, model: Any) -> None:
+    questions = [Question(text_model, prompt, max_tokens=9) for prompt in PROMPTS]
+    engine = Engine(threaded=False)
+    for each in questions:
+        engine.submit(each.steps(), each.failed)
+    questions[3].cancel.cancel()
+    steps = 0
+    while engine.step():
+        steps += 1
+        if questions[0].chunks and questions[0].chunks[-1].completion_tokens == 3:
+            questions[0].cancel.cancel()
+    for at in (0, 3):
+        assert isinstance(questions[at].error, Cancelled)
+    for at in (1, 2, 4):
+        assert questions[at].outcome == raw_text(model, PROMPTS[at], 9)
+
+
+@pytest.mark.parametrize("text_model", ["alone"], indirect=True)
+def test_a_model_that_cannot_batch_answers_one_after_the_other(text_model: TextModel) -> None:
+    order: list[str] = []
+    questions = [Question(text_model, prompt, max_tokens=5) for prompt in PROMPTS[:3]]
+    for each in questions:
+        each.report = lambda chunk, each=each: order.append(each.request.prompt)  # type: ignore[misc]
+    ask(*questions)
+    begun = order[len(questions) :]
+    assert [prompt for prompt, _ in itertools.groupby(begun)] == PROMPTS[:3]
+
+
+def test_numbers_that_overflow_are_one_line_for_one_request(
+    text_model: TextModel, model: Any
+) -> None:
+    watched = Watched(model, spoil=byte_tokenizer().encode("!")[0])
+    settled = TextModel(
+        Checkpoint("tiny", Path("/nowhere"), "text", "llama"), watched, byte_tokenizer(), 1
+    )
+    questions = [Question(settled, prompt, max_tokens=3) for prompt in ("Hi!", "What is it?")]
+    ask(*questions)
+    assert isinstance(questions[0].error, GenerationError)
+    assert "overflowed" in str(questions[0].error)
+    assert questions[1].outcome[:1] == raw_text(model, "What is it?", 3)[:1]
