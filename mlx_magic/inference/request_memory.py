@@ -53,7 +53,7 @@ class Shape:
             vocabulary=_first(both, ("vocab_size",)),
         )
 
-    def kv_bytes(self, itemsize: float) -> float:
+    def kv_bytes(self, itemsize: int) -> int:
         """Bytes of keys and values for one token; 0 where that is unknown."""
         return 2 * self.layers * self.kv_heads * self.head_size * itemsize
 
@@ -86,7 +86,6 @@ def need(
     max_tokens: int,
     chunk: int,
     itemsize: int,
-    kv_bits: int | None = None,
 ) -> Need:
     """Reckon what a request will take.
 
@@ -101,16 +100,13 @@ def need(
         Tokens that are read at once.
     itemsize : int
         Bytes of a number.
-    kv_bits : int, optional
-        Bits of the cache's numbers, where it is quantised; their scales count 1/16 on top.
     """
-    stored = itemsize if kv_bits is None else kv_bits / 8 + itemsize / 16
-    cache = shape.kv_bytes(stored) * (prompt_tokens + max_tokens)
+    cache = shape.kv_bytes(itemsize) * (prompt_tokens + max_tokens)
     chunk = min(chunk, prompt_tokens)
     streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
     # One layer's scores, where attention is not fused, and one row of the vocabulary.
     scores = chunk * prompt_tokens * shape.heads * itemsize
-    return Need(round(cache), round(streams + scores + shape.vocabulary * 4))
+    return Need(cache, streams + scores + shape.vocabulary * 4)
 
 
 def require_room(
@@ -153,24 +149,6 @@ def require_room(
         needed_bytes=needed.total,
         limit_bytes=max(free, 0),
     )
-
-
-def most_together(shape: Shape, *, free: int, tokens: int, itemsize: int, most: int) -> int:
-    """Return how many requests of so many tokens may run at once; at least one.
-
-    Parameters
-    ----------
-    shape : Shape
-    free : int
-        Bytes; half of it may go to caches.
-    tokens : int
-        Prompt and answer of one request.
-    itemsize : int
-    most : int
-        Never more than these.
-    """
-    each = shape.kv_bytes(itemsize) * tokens
-    return max(1, min(most, int(free / 2 / each))) if each else most
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:

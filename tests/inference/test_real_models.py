@@ -220,7 +220,7 @@ ASKED = (
     "Why is the sky blue?",
     "What is 12 plus 30?",
     "Translate 'good morning' into Spanish.",
-    "The sea was calm and the sky was clear. " * 12 + "What was calm?",
+    "The sea was calm and the sky was clear. " * 6 + "What was calm?",
     "List four animals.",
 )
 
@@ -242,9 +242,8 @@ def outcome(result: VisionResult) -> tuple[str, int, int, str]:
     return result.text, usage.prompt_tokens, usage.completion_tokens, result.finish_reason
 
 
-@pytest.mark.parametrize("count", [8, 16])
 def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
-    session: Session, smollm2: str, count: int
+    session: Session, smollm2: str
 ) -> None:
     def raw() -> list[tuple[str, int, int, str]]:
         import mlx.core as mx
@@ -256,7 +255,7 @@ def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
         for prompt in ASKED:
             message = {"role": "user", "content": prompt}
             tokens = tokenizer.apply_chat_template([message], add_generation_prompt=True)
-            pieces = list(mlx_lm.stream_generate(model, tokenizer, tokens, max_tokens=12))
+            pieces = list(mlx_lm.stream_generate(model, tokenizer, tokens, max_tokens=10))
             text = "".join(piece.text for piece in pieces).lstrip()
             last = pieces[-1]
             found.append((text, len(tokens), last.generation_tokens, last.finish_reason))
@@ -264,8 +263,9 @@ def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
 
     expected = session.engine.call(raw).result(120)
     assert {each[3] for each in expected} == {"stop", "length"}
-    greedy = [Sampling(max_tokens=12, temperature=0)] * count
-    assert ask_at_once(session, smollm2, greedy) == expected * (count // len(ASKED))
+    for times in (1, 2):
+        greedy = [Sampling(max_tokens=10, temperature=0)] * len(expected) * times
+        assert ask_at_once(session, smollm2, greedy) == expected * times
 
 
 def test_a_text_models_seed_gives_the_same_answer_beside_others(

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.inference.request_memory import Need, Shape, most_together, need, require_room
+from mlx_magic.inference.request_memory import Need, Shape, need, require_room
 
 QWEN = {
     "vocab_size": 151_936,
@@ -47,22 +45,6 @@ def test_pictures_and_long_answers_take_more() -> None:
     assert total(16_000, 512) > total(1_000, 512) > total(1_000, 64)
 
 
-def test_a_quantised_cache_takes_less() -> None:
-    def cache(bits: int | None) -> int:
-        found = need(
-            Shape.of(QWEN),
-            prompt_tokens=1000,
-            max_tokens=24,
-            chunk=512,
-            itemsize=2,
-            kv_bits=bits,
-        )
-        return found.cache
-
-    assert cache(None) == 36_864 * 1024
-    assert cache(4) == pytest.approx(cache(None) * (0.5 + 0.125) / 2)
-
-
 def test_what_fits_is_let_through() -> None:
     require_room("qwen", Need(5, 5), free=10, prompt_tokens=1, image_tokens=0, max_tokens=1)
 
@@ -84,11 +66,3 @@ def test_a_refusal_has_the_numbers_and_what_would_help() -> None:
     )
     assert caught.value.needed_bytes == 3_500_000_000
     assert caught.value.limit_bytes == 1_200_000_000
-
-
-@given(st.integers(0, 10**12), st.integers(1, 10**6), st.integers(1, 64))
-def test_at_least_one_may_always_run_and_never_too_many(free: int, tokens: int, most: int) -> None:
-    count = most_together(Shape.of(QWEN), free=free, tokens=tokens, itemsize=2, most=most)
-    assert 1 <= count <= most
-    if count > 1:
-        assert count * tokens * 36_864 <= free / 2

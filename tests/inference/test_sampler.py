@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.sampler import BAD, Draw, RowSampler
+from mlx_magic.inference.backends.sampler import (
+    BAD,
+    Draw,
+    RowSampler,
+    guarded,
+    processors,
+    repetition_penalty,
+)
+from mlx_magic.inference.request import Sampling
 
 pytestmark = pytest.mark.model  # needs mlx, no weights
 
@@ -116,3 +124,33 @@ def test_numbers_that_are_none_spoil_their_own_row_alone() -> None:
     good = draw(rows, [Draw(), Draw(1.0, seed=1), Draw()])
     rows[1] = mx.nan
     assert draw(rows, [Draw(), Draw(1.0, seed=1), Draw()]) == [good[0], BAD, good[2]]
+
+
+def test_a_penalty_makes_what_was_written_less_likely_and_leaves_the_prompt() -> None:
+    import mlx.core as mx
+
+    logits = mx.array([[2.0, -2.0, 1.0, 4.0]])
+    process = repetition_penalty(2.0, prompt_tokens=2)
+    assert process(mx.array([3, 2]), logits).tolist() == [[2.0, -2.0, 1.0, 4.0]]
+    after = process(mx.array([3, 2, 0, 1]), mx.array(logits))
+    assert after.tolist() == [[1.0, -4.0, 1.0, 4.0]]
+
+
+def test_only_a_penalty_that_does_something_is_applied() -> None:
+    assert processors(Sampling(), 1) == []
+    assert processors(Sampling(repetition_penalty=1.0), 1) == []
+    assert len(processors(Sampling(repetition_penalty=1.1), 1)) == 1
+
+
+def test_a_processor_that_raises_tells_once_and_leaves_the_logits() -> None:
+    calls: list[int] = []
+    errors: list[Exception] = []
+
+    def broken(tokens: Any, logits: Any) -> Any:
+        calls.append(1)
+        raise ValueError("no")
+
+    process = guarded(broken, errors.append)
+    assert [process([], "logits") for _ in range(3)] == ["logits"] * 3
+    assert len(calls) == 1
+    assert str(errors[0]) == "no"

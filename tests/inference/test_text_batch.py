@@ -550,6 +550,7 @@ def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, mode
         assert isinstance(questions[at].error, Cancelled)
     for at in (1, 2, 4):
         assert questions[at].outcome == raw_text(model, PROMPTS[at], 9)
+    assert not text_model._batch, "nobody is left in it"
 
 
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)

@@ -53,6 +53,11 @@ class Seat:
     tick: int = -1
     owes: bool = False
 
+    def fail(self, error: BaseException) -> None:
+        """End this request alone."""
+        self.error = error
+        self.written.clear()
+
 
 class Batch(ABC):
     """Steps all its requests at once; the engine's thread only.
@@ -69,7 +74,7 @@ class Batch(ABC):
         self._seats: dict[int, Seat] = {}
 
     def __len__(self) -> int:
-        """Requests that have a seat."""
+        """Return how many requests have a seat."""
         return len(self._seats)
 
     def take_seat(self) -> Seat:
@@ -109,10 +114,10 @@ class Batch(ABC):
             seat.owes = False
             yield
         cancel.checkpoint()
-        if not seat.written and seat.error is None:
-            # Else somebody has made the step that this request waits for.
-            if seat.tick == self._tick:
-                self._advance()
+        waits = not seat.written and seat.error is None
+        # Else somebody has made the step that this request waits for.
+        if waits and seat.tick == self._tick:
+            self._advance()
         seat.tick = self._tick
         if seat.error is not None and not seat.written:
             raise seat.error

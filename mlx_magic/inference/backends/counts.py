@@ -30,6 +30,10 @@ class Counts:
             self.prompt_tokens += longer
             self.image_tokens += longer
 
+    def as_many(self, tokens: list[int]) -> list[int]:
+        """Fill up where one image token stands for many embeddings: only their number counts."""
+        return [0] * (self.prompt_tokens - len(tokens)) + tokens
+
     def chunk(
         self, phase: Phase, *, text: str = "", read: int = 0, written: int = 0
     ) -> GenerationChunk:

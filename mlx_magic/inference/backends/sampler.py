@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_magic.inference.request import Sampling
+
 LogitsProcessor = Callable[[Any, Any], Any]
 """Takes the tokens so far and logits of shape (1, vocabulary); returns such logits."""
 
@@ -36,6 +38,70 @@ class Draw:
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+
+
+def processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProcessor]:
+    """Return what changes a request's logits before a token is drawn.
+
+    Parameters
+    ----------
+    sampling : Sampling
+    prompt_tokens : int
+        How many of the tokens that a processor is given are the prompt's.
+    """
+    penalty = sampling.repetition_penalty or 1.0
+    return [] if penalty == 1.0 else [repetition_penalty(penalty, prompt_tokens)]
+
+
+def repetition_penalty(penalty: float, prompt_tokens: int) -> LogitsProcessor:
+    """Make what an answer has written before less likely to come again.
+
+    Only the answer counts, not its prompt: of that, more or less may have been read before.
+
+    Parameters
+    ----------
+    penalty : float
+        1 is off.
+    prompt_tokens : int
+        How many of the tokens that it is given are the prompt's.
+    """
+
+    def process(tokens: Any, logits: Any) -> Any:
+        import mlx.core as mx
+
+        written = tokens[prompt_tokens:]
+        if not written.size:
+            return logits
+        found = logits[:, written]
+        logits[:, written] = mx.where(found < 0, found * penalty, found / penalty)
+        return logits
+
+    return process
+
+
+def guarded(processor: LogitsProcessor, failed: Callable[[Exception], None]) -> LogitsProcessor:
+    """Let a processor fail for its own request alone.
+
+    Parameters
+    ----------
+    processor : callable
+    failed : callable
+        Takes what it raised; it is not called again.
+    """
+    broken = False
+
+    def process(tokens: Any, logits: Any) -> Any:
+        nonlocal broken
+        if broken:
+            return logits
+        try:
+            return processor(tokens, logits)
+        except Exception as error:
+            broken = True
+            failed(error)
+            return logits
+
+    return process
 
 
 def fresh_seed() -> int:

@@ -11,7 +11,8 @@ from mlx_magic.inference.backends import chat, device, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.failure import without_frames
-from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed
+from mlx_magic.inference.backends.room import Room
+from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed, processors
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -74,6 +75,7 @@ class TextModel:
         self._tokenizer = tokenizer
         self._nbytes = nbytes
         self._busy = False
+        self._room = Room(self._name, checkpoint.config, chunk=device.prefill_chunk(nbytes))
         self._batch: TextBatch | None = None
         if can_batch(model):
             self._batch = TextBatch(
@@ -102,6 +104,9 @@ class TextModel:
         yield
         cancel.checkpoint()
         prompt = self._tokens(request)
+        self._room.require(
+            prompt_tokens=len(prompt), image_tokens=0, max_tokens=request.sampling.max_tokens
+        )
         answer = self._alone if self._batch is None else self._together
         return (yield from answer(prompt, request.sampling, cancel, report))
 
@@ -114,7 +119,8 @@ class TextModel:
         report(GenerationChunk("reading", prompt_tokens=len(prompt)))
         # The tokenizer gives each who asks a detokenizer of their own.
         words = self._tokenizer.detokenizer
-        seat = batch.add(prompt, self._draw(sampling))
+        # Its batch tells a processor of the prompt's last token, and of the answer's.
+        seat = batch.add(prompt, self._draw(sampling), processors=processors(sampling, 1))
         count = read = 0
         try:
             while True:
@@ -226,7 +232,8 @@ class TextModel:
             float(chosen(sampling.temperature, "" if greedy else "temperature", 0.0)),
             float(chosen(sampling.top_p, "top_p", 1.0)),
             int(chosen(sampling.top_k, "top_k", 0)),
-            seed=fresh_seed() if sampling.seed is None else sampling.seed,
+            sampling.min_p or 0.0,
+            fresh_seed() if sampling.seed is None else sampling.seed,
         )
 
 

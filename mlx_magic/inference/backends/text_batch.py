@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from mlx_magic.inference.backends import prefill
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
-from mlx_magic.inference.backends.sampler import Draw, RowSampler
+from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.text_reading import Prompt, Reading, alike, joined
 
 MOST_READ_TOGETHER = 8
@@ -93,11 +93,19 @@ class TextBatch(Batch):
         self._pads = _all_plain(model)
         self._wired: contextlib.ExitStack | None = None
 
-    def add(self, tokens: list[int], draw: Draw, *, cache: list[Any] | None = None) -> Seat:
+    def add(
+        self,
+        tokens: list[int],
+        draw: Draw,
+        *,
+        cache: list[Any] | None = None,
+        processors: Iterable[LogitsProcessor] = (),
+    ) -> Seat:
         """Let a request in. See `Prompt` for what is given."""
         seat = self.take_seat()
         self._sampler.admit(seat.uid, draw)
-        self._waiting.append(Prompt(seat, tokens, cache))
+        safe = [guarded(processor, seat.fail) for processor in processors]
+        self._waiting.append(Prompt(seat, tokens, cache, safe))
         return seat
 
     def row_cache(self, seat: Seat) -> list[Any]:
@@ -199,7 +207,7 @@ class TextBatch(Batch):
             [[] for _ in range(count)],
             [self._sampler] * count,
             self._sampler,
-            [()] * count,
+            [prompt.processors for prompt in reading.prompts],
             # Who follows a seat knows when its answer is long enough, and leaves.
             [StopSequences()] * count,
             [sys.maxsize] * count,

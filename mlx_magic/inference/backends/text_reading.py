@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.inference.backends.batch import Seat
+from mlx_magic.inference.backends.sampler import LogitsProcessor
 
 LIKE_LENGTHS = 1.25
 """How much longer than the shortest a prompt may be that is read with it: padding costs time."""
@@ -23,11 +24,14 @@ class Prompt:
         At least one.
     cache : list or None
         One of its own with a prefix in it, one a layer; `tokens` is what follows then.
+    processors : list of callable
+        What changes its logits.
     """
 
     seat: Seat
     tokens: list[int]
     cache: list[Any] | None = None
+    processors: list[LogitsProcessor] = field(default_factory=list)
 
     @property
     def ahead(self) -> int:

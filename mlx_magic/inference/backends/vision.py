@@ -1,19 +1,25 @@
-"""Vision models, through mlx-vlm. It, `recall`, `vision_batch` and `vision_inputs` import it."""
+"""Vision models, through mlx-vlm. It, `recall` and `vision_*` import it."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, prefill, vision_inputs, weights
+from mlx_magic.inference.backends import chat, device, vision_inputs, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.recall import Recall, Start
-from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed
+from mlx_magic.inference.backends.room import Room
+from mlx_magic.inference.backends.sampler import (
+    BAD,
+    Draw,
+    fresh_seed,
+    processors,
+)
 from mlx_magic.inference.backends.seen import seen_sizes
+from mlx_magic.inference.backends.vision_alone import OneByOne
 from mlx_magic.inference.backends.vision_batch import VisionBatch, can_batch
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -61,18 +67,17 @@ class VisionBackend:
         )
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
-        return VisionModel(checkpoint.name, model, processor, size)
+        return VisionModel(checkpoint, model, processor, size)
 
 
 class VisionModel:
     """A loaded vision model. See `LoadedModel`."""
 
-    def __init__(self, name: str, model: Any, processor: Any, nbytes: int) -> None:
-        self._name = name
+    def __init__(self, checkpoint: Checkpoint, model: Any, processor: Any, nbytes: int) -> None:
+        self._name = checkpoint.name
         self._model = model
         self._processor = processor
         self._nbytes = nbytes
-        self._busy = False
         tokenizer = getattr(processor, "tokenizer", processor)
         self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
         self._batch: VisionBatch | None = None
@@ -84,6 +89,13 @@ class VisionModel:
                 most=MOST_TOGETHER,
             )
         self._recall = Recall(model, nbytes, prompts=self._batch is not None)
+        self._alone = OneByOne(model, processor, self._recall, nbytes)
+        self._room = Room(
+            self._name,
+            checkpoint.config,
+            chunk=device.prefill_chunk(nbytes),
+            forget=self._recall.forget,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -103,6 +115,7 @@ class VisionModel:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
         self._model = self._processor = self._batch = None
+        self._alone.close()
         device.free()
 
     def generate(
@@ -119,6 +132,11 @@ class VisionModel:
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
         )
         self._say_seen(request, inputs, report)
+        self._room.require(
+            prompt_tokens=counts.prompt_tokens,
+            image_tokens=counts.image_tokens,
+            max_tokens=request.sampling.max_tokens,
+        )
         if self._batch is None:
             return (yield from self._alone(inputs, counts, request.sampling, cancel, report))
         return (yield from self._together(inputs, counts, request.sampling, cancel, report))
@@ -149,7 +167,7 @@ class VisionModel:
         embeds = self._embeds(inputs, counts, start)
         report(counts.chunk("reading"))
         yield
-        tokens = _as_long(inputs["input_ids"].reshape(-1).tolist(), counts.prompt_tokens)
+        tokens = counts.as_many(inputs["input_ids"].reshape(-1).tolist())
         seat = batch.add(
             tokens[start.count :],
             embeds,
@@ -157,6 +175,7 @@ class VisionModel:
             draw=self._draw(sampling),
             cache=start.caches(),
             keep_from=None if start.places is None else start.count,
+            processors=processors(sampling, len(tokens) - start.count),
         )
         words = make_streaming_detokenizer(self._processor)
         answer: list[int] = []
@@ -248,96 +267,5 @@ class VisionModel:
             top_k=sampling.top_k,
         )
         seed = fresh_seed() if sampling.seed is None else sampling.seed
-        return Draw(float(temperature), float(top_p) or 1.0, int(top_k), seed=seed)
-
-    def _alone(
-        self,
-        inputs: dict[str, Any],
-        counts: Counts,
-        sampling: Sampling,
-        cancel: CancelToken,
-        report: Report,
-    ) -> Generator[None, None, FinishReason]:
-        """Answer by itself, where the model's caches cannot be put together."""
-        from mlx_vlm.models.cache import make_prompt_cache
-
-        while self._busy:
-            cancel.checkpoint()
-            yield
-        if sampling.seed is None:
-            # Else it would repeat after an earlier request's seed.
-            device.fresh_seed()
-        caches = make_prompt_cache(self._model.language_model)
-        with contextlib.ExitStack() as stack:
-            self._busy = True
-            stack.callback(setattr, self, "_busy", False)
-            unwatch = stack.enter_context(
-                prefill.watched(
-                    caches, cancel, lambda read: report(counts.chunk("reading", read=read))
-                )
-            )
-            stack.enter_context(
-                prefill.replaced(
-                    self._model,
-                    "get_input_embeddings",
-                    self._seeing_then_reading(counts, cancel, report),
-                )
-            )
-            stream = self._stream(inputs, caches, sampling)
-            stack.callback(stream.close)
-            for count, piece in enumerate(stream):
-                if count == 0:
-                    unwatch()
-                report(counts.chunk("writing", text=piece.text, written=piece.generation_tokens))
-                if piece.finish_reason is not None:
-                    return "stop" if piece.finish_reason == "stop" else "length"
-                cancel.checkpoint()
-                yield
-        raise GenerationError(
-            f"{self._name}: mlx-vlm ended without a finish reason.", model=self._name
-        )
-
-    def _stream(self, inputs: dict[str, Any], caches: list[Any], sampling: Sampling) -> Any:
-        """Let mlx-vlm read the inputs and write, a token at a time."""
-        from mlx_vlm import stream_generate
-
-        return stream_generate(
-            self._model,
-            self._processor,
-            "",
-            **inputs,
-            prompt_cache=caches,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=sampling.seed,
-            prefill_step_size=device.prefill_chunk(self._nbytes),
-            skip_special_tokens=True,
-        )
-
-    def _seeing_then_reading(self, counts: Counts, cancel: CancelToken, report: Report) -> Any:
-        """Stand in front of the vision tower, to know when seeing ends and reading begins."""
-        import mlx.core as mx
-
-        original = self._model.get_input_embeddings
-
-        def get_input_embeddings(*args: Any, **kwargs: Any) -> Any:
-            def see() -> Any:
-                output = original(*args, **kwargs)
-                mx.eval(output.inputs_embeds)
-                return output
-
-            cancel.checkpoint()
-            output = self._recall.look(self._model, see)
-            counts.embedded(int(output.inputs_embeds.shape[1]))
-            cancel.checkpoint()
-            report(counts.chunk("reading"))
-            return output
-
-        return get_input_embeddings
-
-
-def _as_long(tokens: list[int], length: int) -> list[int]:
-    """Fill up where one image token stands for many embeddings: only their number counts."""
-    return [0] * (length - len(tokens)) + tokens
+        min_p = sampling.min_p or 0.0
+        return Draw(float(temperature), float(top_p) or 1.0, int(top_k), min_p, seed)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
-from mlx_magic.inference.backends.sampler import Draw, RowSampler
+from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 
 MOST_READ_TOGETHER = 8
 """Prompts that are read in one go where they come at once."""
@@ -39,6 +39,8 @@ class Prompt:
         One of its own with a prefix in it; `tokens` and `embeds` are what follows then.
     keep_from : int or None
         Where keys and values are wanted once the answer has ended: from which token on.
+    processors : list of callable
+        What changes its logits.
     """
 
     seat: Seat
@@ -47,6 +49,7 @@ class Prompt:
     max_tokens: int
     cache: list[Any] | None = None
     keep_from: int | None = None
+    processors: list[LogitsProcessor] = field(default_factory=list)
 
     @property
     def plain(self) -> bool:
@@ -104,11 +107,13 @@ class VisionBatch(Batch):
         draw: Draw,
         cache: list[Any] | None = None,
         keep_from: int | None = None,
+        processors: Sequence[LogitsProcessor] = (),
     ) -> Seat:
         """Let a request in. See `Prompt` for what is given."""
         seat = self.take_seat()
         self._sampler.draws[seat.uid] = draw
         prompt = Prompt(seat, tokens, embeds, max_tokens, cache, keep_from)
+        prompt.processors = [guarded(processor, seat.fail) for processor in processors]
         self._prompts[seat.uid] = prompt
         self._waiting.append(prompt)
         return seat
@@ -183,6 +188,7 @@ class VisionBatch(Batch):
             more,
             prefill_step_size=self._chunk,
             warm_cache=caches,
+            logits_processors=[prompt.processors or None for prompt in prompts],
             **right,
         )
         for prompt in prompts:

@@ -1,0 +1,55 @@
+"""A request is refused before it is read, but not for what could be let go of."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_magic.errors import MemoryBudgetError
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.device import Memory
+from mlx_magic.inference.backends.room import Room
+
+pytestmark = pytest.mark.model  # asks mlx what it runs on
+
+CONFIG = {"num_hidden_layers": 10, "num_attention_heads": 8, "hidden_size": 512}
+TOKENS = {"prompt_tokens": 1_000, "image_tokens": 0, "max_tokens": 1_000}
+
+
+class Device:
+    def __init__(self, *, active: int, kept: int, limit: int) -> None:
+        self.kept, self.active, self.limit = kept, active, limit
+        self.forgot = 0
+
+    def memory(self) -> Memory:
+        return Memory(self.active + self.kept, 0, self.limit)
+
+    def forget(self) -> None:
+        self.forgot += 1
+        self.kept = 0
+
+
+def room(held: Device) -> Room:
+    device.start()
+    return Room("smol", CONFIG, chunk=64, forget=held.forget, memory=held.memory)
+
+
+def test_what_fits_is_read_and_nothing_is_forgotten() -> None:
+    held = Device(active=1_000, kept=1_000, limit=10**9)
+    room(held).require(**TOKENS)
+    assert held.forgot == 0
+
+
+def test_what_is_kept_goes_before_a_request_is_refused() -> None:
+    held = Device(active=0, kept=10**9, limit=10**9)
+    room(held).require(**TOKENS)
+    assert held.forgot == 1
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
+    held = Device(active=990_000_000, kept=0, limit=10**9)
+    with pytest.raises(MemoryBudgetError, match=r"smol would need 0\.\d+ GB .* 0\.01 GB are free"):
+        room(held).require(**TOKENS)
+
+
+def test_an_unknown_limit_refuses_nothing() -> None:
+    room(Device(active=10**12, kept=0, limit=0)).require(**TOKENS)
