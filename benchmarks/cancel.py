@@ -104,14 +104,15 @@ def _clicks(
     clicks: int,
     deadline: float,
     spread: float,
-    before: Callable[[], None] = lambda: None,
+    before: Callable[[], None] | None = None,
 ) -> list[Stop]:
     """Run a cell and click, until `clicks` clicks came in time or twice as many were tried."""
     found: list[Stop] = []
     for turn in range(2 * clicks):
         if len(found) == clicks or (found and time.monotonic() > deadline):
             break
-        before()
+        # What was read before would not be read again.
+        before() if before is not None else kernel.do("in_kernel.forget()")
         kernel.wait_for_quiet()
         stop = _click(kernel, code, reached, spread * (turn % clicks) / clicks)
         if stop is not None:

@@ -117,6 +117,7 @@ class Raw:
 
 def paces(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
     """Answer once, uncancelled; return the seconds of each prefill chunk and decode step."""
+    forget()
     marks: list[tuple[float, GenerationChunk]] = []
 
     def note(chunk: GenerationChunk) -> None:
@@ -155,6 +156,11 @@ def until_free() -> float:
     began = time.perf_counter()
     session.current().engine.call(lambda: None).result()
     return time.perf_counter() - began
+
+
+def forget() -> None:
+    """Let the next question be the first one about its picture."""
+    session.current().pool.forget()
 
 
 class Paced:

@@ -19,6 +19,7 @@ from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import WAIT, Engine
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
+from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import Clock
 
@@ -164,6 +165,15 @@ class ScriptedModel:
     def nbytes(self) -> int:
         """Bytes of the weights, as the checkpoint says."""
         return self._nbytes
+
+    @property
+    def reuse(self) -> Reuse:
+        """Nothing: text is not kept."""
+        return Reuse()
+
+    def forget(self) -> int:
+        """Let go of nothing."""
+        return 0
 
     def close(self) -> None:
         """Count that the model was closed."""

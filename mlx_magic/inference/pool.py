@@ -24,6 +24,7 @@ from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.loading import Loading, Loads, require_room
 from mlx_magic.inference.model_info import Load, ModelInfo
 from mlx_magic.inference.resident import Key, Resident, Residents
+from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.work import Clock, Work, wait
 
 
@@ -122,6 +123,25 @@ class ModelPool:
     def memory(self) -> device.Memory:
         """MLX's memory: bytes active, cached, and what may be used."""
         return device.memory()
+
+    @property
+    def reuse(self) -> Reuse:
+        """What the models were spared by what they saw and read before, all together."""
+        return Reuse.total(model.reuse for model in self._residents.loaded)
+
+    def forget(self) -> int:
+        """Let go of what is kept for reuse: pictures that were seen, prompts that were read.
+
+        Returns
+        -------
+        int
+            Bytes given back.
+        """
+
+        def forget() -> int:
+            return sum(model.forget() for model in self._residents.loaded)
+
+        return wait(self._engine.call(forget, soon=True))
 
     @property
     def models(self) -> list[ModelInfo]:

@@ -67,6 +67,12 @@ class Residents:
         with self._lock:
             return [entry.info() for entry in self._by_key.values()]
 
+    @property
+    def loaded(self) -> list[LoadedModel]:
+        """The models themselves; what is done with them is the inference thread's."""
+        with self._lock:
+            return [entry.model for entry in self._by_key.values()]
+
     def info(self, entry: Resident) -> ModelInfo:
         """Return what a person gets to see of one."""
         with self._lock:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
+from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import amount
 from mlx_magic.notebook.phases import phase_line
@@ -76,9 +77,24 @@ class StatusTable:
             ("default model", default or f"{DEMO} (bundled)"),
             ("loaded", ", ".join(m.name for m in session.pool) or "nothing"),
             ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
+            ("reused", _reused(session.pool.reuse)),
             *session.device(),
         ]
         return Table(("", ""), tuple(rows), "%vision? lists the commands, %%vision? the options.")
+
+
+def _reused(reuse: Reuse) -> str:
+    """Say how much was reused, and what that takes."""
+    parts = [
+        f"{hits} of {hits + misses} {what}"
+        for hits, misses, what in (
+            (reuse.picture_hits, reuse.picture_misses, "pictures"),
+            (reuse.prefix_hits, reuse.prefix_misses, "prompts"),
+        )
+        if hits + misses
+    ]
+    kept = f"{amount(reuse.nbytes)} kept of {amount(reuse.limit_bytes)}"
+    return f"{', '.join(parts)}; {kept}" if parts else "nothing yet"
 
 
 _MODEL_HEADINGS = ("model", "kind", "architecture", "quantised", "size", "state")

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mlx_magic.inference.cancel import CancelToken
     from mlx_magic.inference.checkpoint import Checkpoint
     from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
+    from mlx_magic.inference.reuse import Reuse
 
 Report = Callable[["GenerationChunk"], None]
 LoadProgress = Callable[[int, int, str], None]
@@ -44,6 +45,13 @@ class LoadedModel(Protocol):
         Cancelled
             At the first cancellation point after `cancel` was asked.
         """
+
+    @property
+    def reuse(self) -> Reuse:
+        """What was reused, and what is kept for it; safe from any thread."""
+
+    def forget(self) -> int:
+        """Let go of what is kept for reuse; return its bytes."""
 
     def close(self) -> None:
         """Let go of the weights and give their memory back."""

@@ -22,6 +22,7 @@ from mlx_magic.inference.request import (
     GenerationRequest,
     Sampling,
 )
+from mlx_magic.inference.reuse import Reuse
 
 MOST_TOGETHER = 32
 """Answers of one model that are written at once."""
@@ -89,6 +90,15 @@ class TextModel:
     def nbytes(self) -> int:
         """Bytes of the weights."""
         return self._nbytes
+
+    @property
+    def reuse(self) -> Reuse:
+        """Nothing: text is not kept."""
+        return Reuse()
+
+    def forget(self) -> int:
+        """Let go of nothing."""
+        return 0
 
     def close(self) -> None:
         """Let go of the weights."""
