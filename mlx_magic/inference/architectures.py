@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import importlib.metadata
 import importlib.util
@@ -47,6 +46,10 @@ class Library:
         if file.is_file() and re.search(r"\bModelArgs\b", _text(file)):
             return file
         return None
+
+
+_TABLE = re.compile(r"^MODEL_REMAPPING\b[^={]*=\s*\{(.*?)\}", re.MULTILINE | re.DOTALL)
+_PAIR = re.compile(r"""["']([^"']+)["']\s*:\s*["']([^"']+)["']""")
 
 
 @functools.cache
@@ -156,24 +159,13 @@ def _text(path: Path) -> str:
 
 
 def _remapping(source: Path) -> Mapping[str, str]:
-    """Read MODEL_REMAPPING out of a library's utils.py."""
-    try:
-        tree = ast.parse(_text(source))
-    except SyntaxError:
-        return {}
-    for node in tree.body:
-        match node:
-            case ast.Assign(targets=[ast.Name(id="MODEL_REMAPPING")], value=ast.Dict() as table):
-                pairs = zip(table.keys, table.values, strict=True)
-                return {
-                    key.value: value.value
-                    for key, value in pairs
-                    if isinstance(key, ast.Constant)
-                    and isinstance(value, ast.Constant)
-                    and isinstance(key.value, str)
-                    and isinstance(value.value, str)
-                }
-    return {}
+    """Read MODEL_REMAPPING out of a library's utils.py.
+
+    Not with `ast`: Python 3.11 cannot build two syntax trees at once, and IPython may be
+    building the next cell's on another thread (SystemError, seen with ten requests at once).
+    """
+    table = _TABLE.search(_text(source))
+    return dict(_PAIR.findall(re.sub(r"#.*", "", table[1]))) if table else {}
 
 
 def _versioned(name: str) -> str:
