@@ -57,6 +57,7 @@ class Panel:
     def __init__(self, session: Session | None = None, ipython: Any = None) -> None:
         self._session = session or sessions.current()
         self._lock = threading.RLock()
+        self._closed = False
         self._stale = True
         self._problem = ""
         self._models_due = 0.0
@@ -146,11 +147,16 @@ class Panel:
         return export.to_json(self.turns)
 
     def close(self) -> None:
-        """Cancel what this panel began, and take it off the page."""
+        """Cancel what this panel began, and take it off the page; twice is the same as once."""
+        if self._closed:
+            return
         self.cancel()
         self._updates.close()
         for undo in self._undo:
             undo()
+        with self._lock:
+            # An update that is under way comes to its end first; none comes after.
+            self._closed = True
         for widget in {id(w): w for w in _all_widgets(self.box, *self._composer.others)}.values():
             widget.close()
 
@@ -203,6 +209,8 @@ class Panel:
     def _update(self) -> bool:
         """Bring everything up to date; returns whether more is to come by itself."""
         with self._lock:
+            if self._closed:
+                return False
             for turn, live in self._turns.update():
                 self._actions.prepare(turn, live)
                 self._turns.show(turn, live)

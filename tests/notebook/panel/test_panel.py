@@ -566,3 +566,11 @@ def test_keystrokes_that_come_after_their_question_do_not_stay(driven: DrivenPan
     assert driven.form.prompt.value == ""
     driven.write("What is it?")
     assert driven.form.prompt.value == "What is it?"
+
+
+def test_an_update_that_comes_after_the_end_touches_nothing(
+    driven: DrivenPanel, add_model: AddModel
+) -> None:
+    driven.panel.close()
+    add_model("late")
+    assert not driven.update()
