@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -94,7 +94,7 @@ class Panel:
         return results[0] if results else None
 
     def ask(self, prompt: str, images: Any = None, models: Any = None) -> VisionResult | None:
-        """Ask as if by mouse, and wait for the answer.
+        """Ask with the options that are set, and wait; what stands in the controls stays there.
 
         Parameters
         ----------
@@ -114,11 +114,10 @@ class Panel:
         MlxMagicError
             When the question cannot be asked: no prompt, a picture that does not open.
         """
-        if images is not None:
-            opened = open_images(images, name="images")
-            self._pictures.put(Picture(f"a{at}", image) for at, image in enumerate(opened))
+        opened = open_images(images, name="images") if images is not None else ()
+        pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
         chosen = [models] if isinstance(models, str) else models or self._composer.chosen
-        turn = self._ask(prompt, list(chosen))
+        turn = self._ask(prompt, list(chosen), pictures)
         for answer in turn.answers:
             if answer.generation is not None:
                 self._wait_for(answer.generation)
@@ -281,24 +280,33 @@ class Panel:
         with guarded(self._failed):
             if why := self._why_not_run([]):
                 raise RequestError(f"{why}.", option="prompt")
-            self._ask(self._composer.prompt.value, self._composer.chosen)
+            form = self._composer
+            with self._lock:
+                self._ask(
+                    form.prompt.value,
+                    form.chosen,
+                    self._pictures.ready,
+                    instead_of=self._editing.turn,
+                )
+                form.prompt.value = ""
+                self._pictures.clear()
+                self._editing.end()
 
-    def _ask(self, prompt: str, models: list[str]) -> Turn:
+    def _ask(
+        self, prompt: str, models: list[str], pictures: Sequence[Picture], instead_of: str = ""
+    ) -> Turn:
         form = self._composer
         with self._lock:
             turn = self._turns.ask(
                 self._session,
                 prompt,
                 models,
-                pictures=self._pictures.ready,
+                pictures=pictures,
                 options=form.options.read(),
                 follows=form.follow.value,
-                instead_of=self._editing.turn,
+                instead_of=instead_of,
             )
-            form.prompt.value = ""
-            self._pictures.clear()
             self._problem = ""
-            self._editing.end()
         self._changed()
         return turn
 
