@@ -7,15 +7,12 @@ name to compare with.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
-from PIL import Image
-from playwright.sync_api import Locator, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Locator, Page, ViewportSize, expect
 
-from tests.browser.conftest import find_chromium
 from tests.browser.lab import LabNotebook
-from tools.readme_pictures import COLOURS, PLAIN, ROOT, SCALE, start_server
+from tools.readme_pictures import PLAIN, ROOT, make_small, open_notebook
 
 CELLS = (
     "%load_ext mlx_magic\n"
@@ -32,20 +29,8 @@ README = ROOT / "docs" / "images" / "panel.png"
 def main() -> None:
     """Take them all."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = start_server(Path(folder))
-        browser = playwright.chromium.launch(
-            executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        try:
-            context = browser.new_context(viewport=SIZE, device_scale_factor=SCALE)
-            context.set_default_timeout(30_000)
-            expect.set_options(timeout=30_000)
-            path = server.add_notebook("tour", list(CELLS))
-            _tour(LabNotebook(context.new_page(), server, path, Path(folder)))
-        finally:
-            browser.close()
-            server.close()
+    with open_notebook(CELLS, SIZE) as notebook:
+        _tour(notebook)
 
 
 def _tour(notebook: LabNotebook) -> None:
@@ -98,11 +83,7 @@ def _keep(page: Page, part: Locator, path: Path) -> None:
     page.mouse.move(0, 0)
     page.evaluate("document.fonts.ready")
     part.screenshot(path=path)
-    # A quarter of the bytes; the difference cannot be seen.
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
-    print(f"{path.relative_to(ROOT)}: {small.width} x {small.height}")
+    make_small(path)
 
 
 if __name__ == "__main__":

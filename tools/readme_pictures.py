@@ -7,9 +7,11 @@ halted in the middle of the last answer, so that the picture shows it being writ
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -94,7 +96,11 @@ def photograph(page: Page, path: Path) -> None:
         path=path,
         clip={"x": max(left, 0), "y": max(top, 0), "width": right - left, "height": bottom - top},
     )
-    # A quarter of the bytes; the difference cannot be seen.
+    make_small(path)
+
+
+def make_small(path: Path) -> None:
+    """Keep a picture with few colours: a quarter of the bytes, and no difference to be seen."""
     with Image.open(path) as picture:
         small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
@@ -103,22 +109,30 @@ def photograph(page: Page, path: Path) -> None:
     )
 
 
-def main() -> None:
-    """Take the picture."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+@contextlib.contextmanager
+def open_notebook(cells: Sequence[str], size: ViewportSize) -> Iterator[LabNotebook]:
+    """Open a notebook in a JupyterLab and a Chromium of its own, beside the sample pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = start_server(Path(folder))
         browser = playwright.chromium.launch(
             executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"]
         )
         try:
-            context = browser.new_context(viewport=SIZE, device_scale_factor=SCALE)
+            context = browser.new_context(viewport=size, device_scale_factor=SCALE)
             context.set_default_timeout(30_000)
-            path = server.add_notebook("tour", list(CELLS))
-            run_cells(LabNotebook(context.new_page(), server, path, Path(folder)))
+            expect.set_options(timeout=30_000)
+            path = server.add_notebook("tour", list(cells))
+            yield LabNotebook(context.new_page(), server, path, Path(folder))
         finally:
             browser.close()
             server.close()
+
+
+def main() -> None:
+    """Take the picture."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with open_notebook(CELLS, SIZE) as notebook:
+        run_cells(notebook)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import ast
 import builtins
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any
 
 Evaluate = Callable[[str], object]
 """Evaluates an expression in the notebook's namespace."""
@@ -38,6 +39,16 @@ def undefined_names(tree: ast.Expression, namespace: Mapping[str, object]) -> li
         for name in read
         if name not in bound and name not in namespace and not hasattr(builtins, name)
     ]
+
+
+def evaluator(ipython: Any) -> Evaluate:
+    """Return what evaluates an expression among a notebook's variables.
+
+    Parameters
+    ----------
+    ipython : InteractiveShell
+    """
+    return lambda expression: eval(expression, ipython.user_global_ns, ipython.user_ns)
 
 
 def one_line(text: str, limit: int = 120) -> str:

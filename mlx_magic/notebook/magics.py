@@ -24,6 +24,7 @@ from mlx_magic.inference.request import (
 from mlx_magic.inference.work import amount
 from mlx_magic.notebook import commands, render, template
 from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.expressions import evaluator
 from mlx_magic.notebook.help_text import help_text
 from mlx_magic.notebook.image_words import image_values
 from mlx_magic.notebook.options import FORMATS
@@ -139,8 +140,9 @@ class VisionMagics(Magics):
         with contextlib.ExitStack() as after, capture_output() as said:
             # Shown in any case, once nothing is captured any more.
             after.callback(said.show)
-            prompt = template.fill(arguments.prompt, self._evaluate).strip("\n")
-            images = image_values(arguments.images, self._ip.user_ns, self._evaluate)
+            evaluate = evaluator(self._ip)
+            prompt = template.fill(arguments.prompt, evaluate).strip("\n")
+            images = image_values(arguments.images, self._ip.user_ns, evaluate)
         said_something = bool(said.stdout or said.stderr or said.outputs)
         model = arguments.model
         request = GenerationRequest(
@@ -214,9 +216,6 @@ class VisionMagics(Magics):
             stop=tuple(self.stop),
             timeout=self.timeout,
         )
-
-    def _evaluate(self, expression: str) -> Any:
-        return eval(expression, self._ip.user_global_ns, self._ip.user_ns)
 
     def _load(self, command: commands.LoadCommand) -> Load:
         return _session().load(

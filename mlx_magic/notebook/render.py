@@ -35,7 +35,7 @@ def bundle(result: VisionResult) -> dict[str, str]:
     if result.format == "raw":
         return {"text/plain": to_plain(result.text)}
     plain, answer = _answer(result)
-    finish = _FINISH.get(result.finish_reason)
+    finish = finish_words(result)
     pictures = thumbnails_html(result.images, result.seen)
     shown = {
         "text/plain": "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part),
@@ -52,7 +52,7 @@ def bundle(result: VisionResult) -> dict[str, str]:
 
 def ending(result: VisionResult) -> str:
     """Return what a terminal, which has shown the text itself, says after it."""
-    finish = _FINISH.get(result.finish_reason)
+    finish = finish_words(result)
     parts = [f"[{finish}]"] if finish else []
     if result.data_error is not None:
         parts.append(f"Not valid JSON: {one_line(to_plain(result.data_error))}")
@@ -94,8 +94,8 @@ def _pretty(result: VisionResult) -> str:
 
 def _footer(result: VisionResult) -> str:
     parts = [result.model]
-    if result.finish_reason in _FINISH:
-        parts.append(_FINISH[result.finish_reason])
+    if finish := finish_words(result):
+        parts.append(finish)
     text = escape(to_plain(" · ".join(parts)))
     return f'<div style="{_QUIET};margin-top:6px">{text}</div>'
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,6 @@ from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import Work
 from mlx_magic.testing import RecordingSink, ScriptedBackend, scripted_session
 from tests import checkpoints
-
-
-@pytest.fixture
-def script() -> ScriptedBackend:
-    return ScriptedBackend("It is a red circle.")
-
-
-@pytest.fixture
-def session(script: ScriptedBackend) -> Iterator[Session]:
-    session = scripted_session(backend=script)
-    yield session
-    script.release()
-    session.close()
 
 
 @pytest.fixture

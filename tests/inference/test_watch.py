@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,21 +16,8 @@ from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.request import GenerationChunk, GenerationRequest
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.watch import Watchers
-from mlx_magic.testing import ScriptedBackend, scripted_session
+from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
-
-
-@pytest.fixture
-def script() -> ScriptedBackend:
-    return ScriptedBackend("It is a red circle.")
-
-
-@pytest.fixture
-def session(script: ScriptedBackend) -> Iterator[Session]:
-    session = scripted_session(backend=script)
-    yield session
-    script.release()
-    session.close()
 
 
 @pytest.fixture

@@ -224,6 +224,8 @@ class TextModel:
         template = self._tokenizer.apply_chat_template
         try:
             tokens = template(messages, add_generation_prompt=True)
+            if len(messages) == 1:
+                return tokens
             text = template(messages, add_generation_prompt=True, tokenize=False)
         except Exception as error:
             refusal = chat.template_error(error, request, model=self._name)

@@ -13,7 +13,7 @@ from mlx_magic.errors import RequestError
 from mlx_magic.notebook.arguments import Defaults
 from mlx_magic.notebook.expressions import parse_expression
 from mlx_magic.notebook.panel.conversation import Picture, Turn, history
-from mlx_magic.notebook.panel.variables import free_name
+from mlx_magic.notebook.panel.variables import SUFFIXES, free_name
 from mlx_magic.notebook.template import escape, fill
 from mlx_magic.notebook.tokens import quote, split_line
 
@@ -33,7 +33,6 @@ _NOT_IN_A_BODY = re.compile(
     r"|\A[^\S\n]*(?:\.\.\.|(?:\[(?:nav|ins)\][ ])?In(?=[ ]\[\d+\]:))"
     f"|[{_CONTROLS}]+"
 )
-_PICTURE_FILE = re.compile(r"\.(?:png|jpe?g|gif|webp|bmp|tiff?|heic|avif)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +178,12 @@ def _one_word(word: str) -> str:
         return word
     # `a if b else c` in brackets; my photo.jpg in quotes.
     bracketed = f"({word})"
-    expression = parse_expression(bracketed) is not None and not _PICTURE_FILE.search(word)
+    expression = parse_expression(bracketed) is not None and not _names_a_picture(word)
     return bracketed if expression and _is_one_word(bracketed) else quote(word)
+
+
+def _names_a_picture(word: str) -> bool:
+    return word.lower().endswith(tuple(SUFFIXES))
 
 
 def _is_one_word(word: str) -> bool:

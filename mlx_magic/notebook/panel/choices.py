@@ -93,9 +93,11 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             model.users,
             default=default in model.names,
         )
-    for name, progress in _loading(session.running):
+    for name, work in loading(session.running):
         if name not in found and not any(name in m.names for m in session.pool):
-            found[name] = ModelChoice(name, "loading", progress=progress, default=name == default)
+            found[name] = ModelChoice(
+                name, "loading", progress=work.progress, default=name == default
+            )
     for entry in disk:
         if entry.name in found or str(entry.path) in paths:
             continue
@@ -118,13 +120,14 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
     return list(found.values())
 
 
-def _loading(running: Sequence[Work[Any]]) -> list[tuple[str, Progress]]:
-    loads = []
+def loading(running: Sequence[Work[Any]]) -> list[tuple[str, Work[Any]]]:
+    """Return what loads a model now, a load or a question to it, with the model's name."""
+    loads: list[tuple[str, Work[Any]]] = []
     for work in running:
         if isinstance(work, Load):
-            loads.append((work.name, work.progress))
+            loads.append((work.name, work))
         elif isinstance(work, Generation) and work.progress.phase in ("loading", "downloading"):
-            loads.append((work.request.model, work.progress))
+            loads.append((work.request.model, work))
     return loads
 
 

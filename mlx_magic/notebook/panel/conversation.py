@@ -70,6 +70,11 @@ class Answer:
             return "running"
         return "cancelled" if self.result.finish_reason in ("cancelled", "timeout") else "done"
 
+    def cancel(self) -> None:
+        """Cancel it, if it is on its way."""
+        if self.generation is not None and self.state == "running":
+            self.generation.cancel()
+
 
 @dataclass(slots=True)
 class Turn:
@@ -107,8 +112,7 @@ class Turn:
     def cancel(self) -> None:
         """Cancel every answer that is on its way."""
         for answer in self.answers:
-            if answer.generation is not None and answer.state == "running":
-                answer.generation.cancel()
+            answer.cancel()
 
 
 def history(turns: Sequence[Turn], model: str) -> tuple[Exchange, ...]:

@@ -9,11 +9,10 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from mlx_magic.errors import MlxMagicError, ModelInUseError, ModelNotFoundError
-from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import amount
-from mlx_magic.notebook.panel.choices import ModelChoice, choices
+from mlx_magic.notebook.panel.choices import ModelChoice, choices, loading
 from mlx_magic.notebook.panel.guarded import guarded
 from mlx_magic.notebook.panel.models_section import ModelsSection
 
@@ -115,14 +114,8 @@ class Models:
 
     def cancel_load(self, name: str) -> None:
         """Cancel what loads a model, whoever asked for it."""
-        for work in self._session.running:
-            loads = isinstance(work, Load) and work.name == name
-            needs = (
-                isinstance(work, Generation)
-                and work.request.model == name
-                and work.progress.phase in ("loading", "downloading")
-            )
-            if loads or needs:
+        for model, work in loading(self._session.running):
+            if model == name:
                 work.cancel()
 
     def cancel(self) -> None:

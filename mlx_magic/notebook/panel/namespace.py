@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.arguments import Defaults
+from mlx_magic.notebook.expressions import evaluator
 from mlx_magic.notebook.image_words import image_values
 from mlx_magic.notebook.panel import variables
 from mlx_magic.notebook.tokens import split_line
@@ -24,7 +25,6 @@ class Namespace:
     def __init__(self, ipython: Any = None) -> None:
         self._ip = ipython
         self._known: tuple[str, ...] | None = None
-        self._looked_at = False
 
     @property
     def values(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Namespace:
         tokens = split_line(words)
         if not tokens:
             raise RequestError("Name a variable, a path or an address first.", option="images")
-        values = image_values(tokens, self.values, self._evaluate)
+        values = image_values(tokens, self.values, evaluator(self._ip))
         return [
             (name, value, token.raw) for token, (name, value) in zip(tokens, values, strict=True)
         ]
@@ -95,6 +95,3 @@ class Namespace:
 
         self._ip.events.register("post_run_cell", ran)
         return lambda: self._ip.events.unregister("post_run_cell", ran)
-
-    def _evaluate(self, expression: str) -> Any:
-        return eval(expression, self._ip.user_global_ns, self._ip.user_ns)

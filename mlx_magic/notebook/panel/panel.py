@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -57,6 +57,7 @@ class Panel:
     def __init__(self, session: Session | None = None, ipython: Any = None) -> None:
         self._session = session or sessions.current()
         self._lock = threading.RLock()
+        self._closed = False
         self._stale = True
         self._problem = ""
         self._models_due = 0.0
@@ -93,7 +94,7 @@ class Panel:
         return results[0] if results else None
 
     def ask(self, prompt: str, images: Any = None, models: Any = None) -> VisionResult | None:
-        """Ask as if by mouse, and wait for the answer.
+        """Ask with the options that are set, and wait; what stands in the controls stays there.
 
         Parameters
         ----------
@@ -113,11 +114,10 @@ class Panel:
         MlxMagicError
             When the question cannot be asked: no prompt, a picture that does not open.
         """
-        if images is not None:
-            opened = open_images(images, name="images")
-            self._pictures.put(Picture(f"a{at}", image) for at, image in enumerate(opened))
+        opened = open_images(images, name="images") if images is not None else ()
+        pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
         chosen = [models] if isinstance(models, str) else models or self._composer.chosen
-        turn = self._ask(prompt, list(chosen))
+        turn = self._ask(prompt, list(chosen), pictures)
         for answer in turn.answers:
             if answer.generation is not None:
                 self._wait_for(answer.generation)
@@ -146,11 +146,16 @@ class Panel:
         return export.to_json(self.turns)
 
     def close(self) -> None:
-        """Cancel what this panel began, and take it off the page."""
+        """Cancel what this panel began, and take it off the page; twice is the same as once."""
+        if self._closed:
+            return
         self.cancel()
         self._updates.close()
         for undo in self._undo:
             undo()
+        with self._lock:
+            # An update that is under way comes to its end first; none comes after.
+            self._closed = True
         for widget in {id(w): w for w in _all_widgets(self.box, *self._composer.others)}.values():
             widget.close()
 
@@ -203,6 +208,8 @@ class Panel:
     def _update(self) -> bool:
         """Bring everything up to date; returns whether more is to come by itself."""
         with self._lock:
+            if self._closed:
+                return False
             for turn, live in self._turns.update():
                 self._actions.prepare(turn, live)
                 self._turns.show(turn, live)
@@ -273,24 +280,33 @@ class Panel:
         with guarded(self._failed):
             if why := self._why_not_run([]):
                 raise RequestError(f"{why}.", option="prompt")
-            self._ask(self._composer.prompt.value, self._composer.chosen)
+            form = self._composer
+            with self._lock:
+                self._ask(
+                    form.prompt.value,
+                    form.chosen,
+                    self._pictures.ready,
+                    instead_of=self._editing.turn,
+                )
+                form.prompt.value = ""
+                self._pictures.clear()
+                self._editing.end()
 
-    def _ask(self, prompt: str, models: list[str]) -> Turn:
+    def _ask(
+        self, prompt: str, models: list[str], pictures: Sequence[Picture], instead_of: str = ""
+    ) -> Turn:
         form = self._composer
         with self._lock:
             turn = self._turns.ask(
                 self._session,
                 prompt,
                 models,
-                pictures=self._pictures.ready,
+                pictures=pictures,
                 options=form.options.read(),
                 follows=form.follow.value,
-                instead_of=self._editing.turn,
+                instead_of=instead_of,
             )
-            form.prompt.value = ""
-            self._pictures.clear()
             self._problem = ""
-            self._editing.end()
         self._changed()
         return turn
 

@@ -96,15 +96,6 @@ class Turns:
             )
         with self._lock:
             before = self.turns[: self.place(instead_of)]
-            turn = Turn(
-                f"t{next(self._ids)}",
-                prompt,
-                tuple(pictures),
-                system=options.system,
-                sampling=options.sampling,
-                max_pixels=options.max_pixels,
-                follows=follows,
-            )
             requests = [
                 GenerationRequest(
                     prompt=prompt,
@@ -117,16 +108,16 @@ class Turns:
             ]
             # Nothing is taken away for a question that cannot be asked.
             self._drop(self.turns[len(before) :])
-            images = [(picture.name, picture.image) for picture in pictures]
-            for request in requests:
-                answer = Answer(request.model)
-                turn.answers.append(answer)
-                try:
-                    answer.generation = session.start(
-                        request, images=images, max_pixels=options.max_pixels
-                    )
-                except MlxMagicError as error:
-                    answer.error = str(error)
+            turn = Turn(
+                f"t{next(self._ids)}",
+                prompt,
+                tuple(pictures),
+                [_begun(session, request, pictures, options) for request in requests],
+                system=options.system,
+                sampling=options.sampling,
+                max_pixels=options.max_pixels,
+                follows=follows,
+            )
             self.turns.append(turn)
             self._live[turn.id] = [
                 LiveAnswer(turn.id, index, answer, self._out)
@@ -162,9 +153,7 @@ class Turns:
 
     def cancel_one(self, turn: str, index: int) -> None:
         """Cancel one of the answers that are compared."""
-        answer = self.live(turn, index).answer
-        if answer.generation is not None and answer.state == "running":
-            answer.generation.cancel()
+        self.live(turn, index).answer.cancel()
 
     def clear(self) -> None:
         """Begin anew: cancel what runs, forget every turn."""
@@ -180,10 +169,10 @@ class Turns:
             When there is none with this id.
         """
         with self._lock:
-            found = next((t for t in self.turns if t.id == turn), None)
-        if found is None:
-            raise RequestError("That turn is gone.", option="turn")
-        return found
+            place = self.place(turn)
+            if place == len(self.turns):
+                raise RequestError("That turn is gone.", option="turn")
+            return self.turns[place]
 
     def live(self, turn: str, index: int) -> LiveAnswer:
         """Return one answer of a turn, as it is shown.
@@ -225,11 +214,10 @@ class Turns:
     def refresh(self, turn: str) -> None:
         """Send a turn again, or that it is gone: the page missed something."""
         with self._lock:
-            found = next((t for t in self.turns if t.id == turn), None)
-            if found is None:
+            try:
+                self._out.turn(self.turn_state(self.find(turn)))
+            except RequestError:
                 self._out.drop([turn])
-            else:
-                self._out.turn(self.turn_state(found))
 
     def number(self, turn: Turn) -> int:
         """Return a turn's place, from 1."""
@@ -255,3 +243,16 @@ class Turns:
             self._live.pop(turn.id, None)
         self.turns = [turn for turn in self.turns if turn not in gone]
         self._out.drop([turn.id for turn in gone])
+
+
+def _begun(
+    session: Session, request: GenerationRequest, pictures: Sequence[Picture], options: Options
+) -> Answer:
+    """Begin to answer; what cannot even begin is an answer that failed."""
+    answer = Answer(request.model)
+    images = [(picture.name, picture.image) for picture in pictures]
+    try:
+        answer.generation = session.start(request, images=images, max_pixels=options.max_pixels)
+    except MlxMagicError as error:
+        answer.error = str(error)
+    return answer

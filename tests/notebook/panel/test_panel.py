@@ -91,7 +91,7 @@ def test_a_failed_answer_shows_its_reason(driven: DrivenPanel, script: ScriptedB
 
 
 def test_a_model_that_is_not_there_fails_in_its_answer(driven: DrivenPanel) -> None:
-    turn = driven.panel._ask("What?", ["no/such/model/at/all"])
+    turn = driven.panel._ask("What?", ["no/such/model/at/all"], ())
     driven.finish()
     assert "There is no" in turn.answers[0].error
 
@@ -344,7 +344,7 @@ class TestCompare:
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
         script.hold = "writing"
-        turn = driven.panel._ask("What?", ["demo", add_model("other")])
+        turn = driven.panel._ask("What?", ["demo", add_model("other")], ())
         driven.page("cancel", turn=turn.id, index=1)
         generation = turn.answers[1].generation
         assert generation is not None
@@ -359,7 +359,7 @@ class TestCompare:
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
         script.hold = "writing"
-        driven.panel._ask("What?", ["demo", add_model("other")])
+        driven.panel._ask("What?", ["demo", add_model("other")], ())
         driven.update()
         driven.click("Cancel")
         driven.finish()
@@ -376,7 +376,7 @@ class TestCompare:
 
     def test_four_models_are_too_many(self, driven: DrivenPanel) -> None:
         with pytest.raises(RequestError, match="up to 3"):
-            driven.panel._ask("What?", ["a", "b", "c", "d"])
+            driven.panel._ask("What?", ["a", "b", "c", "d"], ())
 
 
 class TestModels:
@@ -566,3 +566,30 @@ def test_keystrokes_that_come_after_their_question_do_not_stay(driven: DrivenPan
     assert driven.form.prompt.value == ""
     driven.write("What is it?")
     assert driven.form.prompt.value == "What is it?"
+
+
+def test_an_update_that_comes_after_the_end_touches_nothing(
+    driven: DrivenPanel, add_model: AddModel
+) -> None:
+    driven.panel.close()
+    add_model("late")
+    assert not driven.update()
+
+
+def test_python_leaves_the_controls_to_the_person(
+    driven: DrivenPanel, shell: InteractiveShell
+) -> None:
+    driven.ask("One?")
+    driven.finish()
+    driven.upload("red.png", png())
+    driven.write("A draft")
+    driven.page("edit", turn=driven.panel.turns[0].id)
+    with pytest.raises(RequestError):
+        driven.panel.ask(" ", images=shell.user_ns["img"])
+    driven.panel.ask("Two?", images=shell.user_ns["img"])
+    driven.update()
+    assert [turn.prompt for turn in driven.panel.turns] == ["One?", "Two?"]
+    assert driven.form.prompt.value == "One?"
+    driven.click("Stop editing")
+    assert driven.form.prompt.value == "A draft"
+    assert [p["name"] for p in driven.tray.pictures] == ["red.png"]

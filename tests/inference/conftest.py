@@ -1,0 +1,25 @@
+"""A session whose models follow a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from mlx_magic.inference.session import Session
+from mlx_magic.testing import ScriptedBackend, scripted_session
+
+
+@pytest.fixture
+def script() -> ScriptedBackend:
+    """The backend behind every model."""
+    return ScriptedBackend("It is a red circle.")
+
+
+@pytest.fixture
+def session(script: ScriptedBackend) -> Iterator[Session]:
+    """What cells, panel and code share."""
+    session = scripted_session(backend=script)
+    yield session
+    script.release()
+    session.close()
