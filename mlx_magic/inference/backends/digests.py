@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import secrets
 from typing import Any
+
+from mlx_magic.inference.backends import device
 
 SIZE = 16
 """Bytes of a digest: two pictures meet by chance once in 10**19 or so."""
+
+LARGE = 2**16
+"""Bytes from which on an array is condensed on the GPU that it is on."""
+
+LANES = 4
+BLOCK = 4096
 
 
 def as_numpy(array: Any) -> Any:
@@ -27,8 +37,38 @@ def is_array(value: Any) -> bool:
     return isinstance(value, mx.array | np.ndarray)
 
 
+def condensed(array: Any) -> Any:
+    """Multiply an MLX array's bytes with secret numbers; on its own device.
+
+    To bring a picture from a GPU and hash it took 4.5 ms of a first token's 50 (H100).
+
+    Returns
+    -------
+    mlx.core.array
+        uint32, of shape (`LANES`, blocks). Sums of 16-bit words, each times a random 32-bit
+        number, modulo 2**32: the upper half of such a sum is the same for two given arrays
+        with a chance of 2**-16 (multilinear hashing), for all lanes 2**-64. The numbers are
+        this process's own, so that nobody can make two pictures that meet.
+    """
+    import mlx.core as mx
+
+    words = mx.contiguous(array).reshape(-1).view(mx.uint16)
+    missing = -words.size % BLOCK
+    blocks = mx.pad(words, (0, missing)).reshape(-1, BLOCK).astype(mx.uint32)
+    # A lane at a time: all at once would take four times the room.
+    return mx.stack([(blocks * mx.array(numbers)).sum(axis=1) for numbers in _numbers()])
+
+
+@functools.cache
+def _numbers() -> Any:
+    import numpy as np
+
+    drawn = np.frombuffer(secrets.token_bytes(4 * LANES * BLOCK), np.uint32)
+    return drawn.reshape(LANES, BLOCK)
+
+
 def digest(*parts: Any) -> bytes:
-    """Return one digest of several parts.
+    """Return one digest of several parts; it holds within this process.
 
     Parameters
     ----------
@@ -49,10 +89,10 @@ def _feed(state: Any, part: Any) -> None:
     import numpy as np
 
     if is_array(part):
-        held = np.ascontiguousarray(as_numpy(part))
+        state.update(f"array {getattr(part, 'dtype', '')} {tuple(part.shape)};".encode())
+        held = np.ascontiguousarray(as_numpy(condensed(part) if _is_large(part) else part))
         if held.dtype == object:
             raise TypeError("An array of objects has no digest.")
-        state.update(f"array {getattr(part, 'dtype', '')} {tuple(part.shape)};".encode())
         state.update(held.reshape(-1).view(np.uint8).data)
     elif isinstance(part, bytes):
         state.update(b"bytes %d;" % len(part) + part)
@@ -67,3 +107,15 @@ def _feed(state: Any, part: Any) -> None:
         _feed(state, [item for key in sorted(part, key=str) for item in (str(key), part[key])])
     else:
         raise TypeError(f"{type(part).__name__} has no digest.")
+
+
+def _is_large(array: Any) -> bool:
+    """Say whether an array is to be condensed where it is; on a CPU it is at hand."""
+    import mlx.core as mx
+
+    return (
+        isinstance(array, mx.array)
+        and array.nbytes >= LARGE
+        and array.nbytes % 2 == 0
+        and device.is_gpu()
+    )

@@ -121,11 +121,15 @@ class RowSampler:
         Uid of each row of the logits that come next.
     draws : dict of int to Draw
         By uid.
+    drawn : mlx.core.array or None
+        What was drawn last, of shape (rows,).
     """
 
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.draws: dict[int, Draw] = {}
+        self.drawn: Any = None
+        self._bad: Any = None
 
     def __call__(self, logprobs: Any) -> Any:
         """Draw the first token of each row."""
@@ -166,7 +170,10 @@ class RowSampler:
             else:
                 tokens[mx.array(warm)] = sampled
         # One number that is none makes the sum, and so the whole row, none.
-        return mx.where(mx.isnan(logprobs[:, 0]), mx.array(BAD, mx.int32), tokens)
+        if self._bad is None:
+            self._bad = mx.array(BAD, mx.int32)
+        self.drawn = mx.where(mx.isnan(logprobs[:, 0]), self._bad, tokens)
+        return self.drawn
 
 
 def _sampled(logprobs: Any, draws: Sequence[Draw], positions: Sequence[int]) -> Any:

@@ -24,13 +24,13 @@ class CountingSampler(RowSampler):
 
     Attributes
     ----------
-    drawn : dict of int to int
+    counts : dict of int to int
         Tokens of each uid so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.drawn: dict[int, int] = {}
+        self.counts: dict[int, int] = {}
 
     @classmethod
     def alone(cls, draw: Draw) -> CountingSampler:
@@ -43,18 +43,18 @@ class CountingSampler(RowSampler):
     def admit(self, uid: int, draw: Draw) -> None:
         """Take in a request."""
         self.draws[uid] = draw
-        self.drawn[uid] = 0
+        self.counts[uid] = 0
 
     def dismiss(self, uid: int) -> None:
         """Forget a request."""
         self.draws.pop(uid, None)
-        self.drawn.pop(uid, None)
+        self.counts.pop(uid, None)
 
     def __call__(self, logprobs: Any) -> Any:
         """Draw the next token of each row. See `RowSampler.sample_target`."""
-        places = [self.drawn[uid] for uid in self.rows]
+        places = [self.counts[uid] for uid in self.rows]
         for uid in self.rows:
-            self.drawn[uid] += 1
+            self.counts[uid] += 1
         return self.sample_target(logprobs, row_ids=self.rows, positions=places)
 
 

@@ -183,10 +183,10 @@ class VisionModel:
         try:
             while True:
                 written = yield from batch.follow(seat, cancel)
+                if seat.read != read and not answer:
+                    read = seat.read
+                    report(counts.chunk("reading", read=read))
                 if written is None:
-                    if seat.read != read and not answer:
-                        read = seat.read
-                        report(counts.chunk("reading", read=read))
                     continue
                 answer.append(written.token)
                 reason = self._take(written, words, len(answer), sampling)

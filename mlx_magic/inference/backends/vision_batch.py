@@ -41,6 +41,8 @@ class Prompt:
         Where keys and values are wanted once the answer has ended: from which token on.
     processors : list of callable
         What changes its logits.
+    begun, ended : bool
+        Whether its first token was handed out before the step that gives it, and its last was.
     """
 
     seat: Seat
@@ -50,6 +52,8 @@ class Prompt:
     cache: list[Any] | None = None
     keep_from: int | None = None
     processors: list[LogitsProcessor] = field(default_factory=list)
+    begun: bool = False
+    ended: bool = False
 
     @property
     def plain(self) -> bool:
@@ -152,11 +156,12 @@ class VisionBatch(Batch):
         # It is told that no answer ends: a row that has ended would be gone from it already.
         for at, response in enumerate(batch.next()):
             prompt = self._prompts[response.uid]
-            token = int(response.token)
-            stopped = bool(self._ends(token))
-            prompt.seat.written.append(Written(token, stopped))
-            prompt.max_tokens -= 1
-            if not stopped and prompt.max_tokens > 0:
+            if prompt.begun:
+                # Its first token was handed out when its prompt had been read.
+                prompt.begun = False
+            else:
+                self._take(prompt, int(response.token))
+            if not prompt.ended:
                 staying.append(at)
             elif prompt.keep_from is not None:
                 rows = [_row(cache, at, prompt.keep_from) for cache in batch.prompt_cache]
@@ -164,6 +169,13 @@ class VisionBatch(Batch):
                 self._rows[response.uid] = rows
         if len(staying) < len(batch.uids):
             batch.filter(staying)
+
+    def _take(self, prompt: Prompt, token: int) -> None:
+        """Hand out a token of an answer."""
+        stopped = bool(self._ends(token))
+        prompt.seat.written.append(Written(token, stopped))
+        prompt.max_tokens -= 1
+        prompt.ended = stopped or prompt.max_tokens <= 0
 
     def _begin_reading(self) -> None:
         prompts = self._next_prompts()
@@ -222,8 +234,13 @@ class VisionBatch(Batch):
         self._sampler.rows = list(batch.uids)
         written = batch.generate(self._sampler, _never, compute_logprobs=False)
         self._reading = None
-        for prompt in self._read_by:
+        for prompt, token in zip(self._read_by, self._sampler.drawn.tolist(), strict=True):
             prompt.seat.read = len(prompt.tokens)
+            # The first token is there; the step that would give it begins the second one first.
+            # One that ends the answer waits for it: its keys and values come then.
+            if prompt.max_tokens > 1 and not self._ends(token):
+                self._take(prompt, token)
+                prompt.begun = True
         self._read_by = []
         if self._writing.uids:
             self._writing.extend(written)
