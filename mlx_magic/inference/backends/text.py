@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import CheckpointError, GenerationError
-from mlx_magic.inference.backends import chat, device, weights
+from mlx_magic.inference.backends import chat, device, warmup, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.failure import without_frames
@@ -63,7 +63,9 @@ class TextBackend:
         model, tokenizer = loaded[:2]
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
-        return TextModel(checkpoint, model, tokenizer, size)
+        made = TextModel(checkpoint, model, tokenizer, size)
+        yield from made.warm_up(cancel=cancel, progress=progress)
+        return made
 
 
 class TextModel:
@@ -104,6 +106,13 @@ class TextModel:
         """Let go of the weights."""
         self._model = self._tokenizer = self._batch = None
         device.free()
+
+    def warm_up(
+        self, *, cancel: CancelToken, progress: LoadProgress
+    ) -> Generator[None, None, None]:
+        """Answer a request of nobody's. See `warmup.warmed`."""
+        request = warmup.sample(self._name, picture=False)
+        yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
