@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 from typing import Any
@@ -38,9 +39,7 @@ def test_there_are_at_most_twenty_calls_a_second(steps: list[float]) -> None:
     for seconds in steps:
         clock.advance(seconds)
         observers.tell()
-    assert all(
-        later - earlier >= INTERVAL for earlier, later in zip(times, times[1:], strict=False)
-    )
+    assert all(later - earlier >= INTERVAL for earlier, later in itertools.pairwise(times))
     # None that was due is left out.
     assert bool(times) == bool(steps)
 
