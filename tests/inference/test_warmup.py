@@ -16,10 +16,10 @@ from mlx_magic.inference.reuse import Reuse
 class Model:
     """Notes what is asked of it; answers in three slices, or fails in the second."""
 
-    nbytes = 1000
     reuse = Reuse()
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, nbytes: int = 10**9) -> None:
+        self.nbytes = nbytes
         self.error = error
         self.calls: list[str] = []
         self.asked: list[GenerationRequest] = []
@@ -79,10 +79,17 @@ def test_a_gpu_answers_a_short_request_and_keeps_nothing(gpu: None) -> None:
     assert len(request.images) == 1
     assert 1 < request.sampling.max_tokens <= 8
     assert model.calls == ["forget"]
-    assert notes.said == [(1000, 1000, "loading: warming up")]
+    assert notes.said == [(10**9, 10**9, "loading: warming up")]
 
 
-def test_a_cpu_only_makes_the_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_lets_a_small_model_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    model = Model(nbytes=1000)
+    list(begin(model))
+    assert len(model.asked) == 1
+
+
+def test_a_cpu_only_makes_the_inputs_of_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "is_gpu", lambda: False)
     model = Model()
     list(begin(model))

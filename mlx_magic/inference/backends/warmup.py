@@ -17,6 +17,9 @@ _log = logging.getLogger(__name__)
 TOKENS = 4
 """Of the answer that nobody reads: the second is the first that a decode step writes."""
 
+SMALL = 64 * 2**20
+"""Bytes of a model that is so quick on a CPU that it answers there too."""
+
 SIDE = 96
 """Pixels of the picture that nobody sees; processors scale it to what they want."""
 
@@ -32,8 +35,8 @@ def warmed(
     """Let a model answer a request of nobody's, in slices; on the inference thread.
 
     On a GPU each kernel is compiled when it is first used: without this the first token of
-    a 2 B model took 42 s on CUDA. On a CPU there is nothing to compile, and a large picture
-    would take long: there it only makes the request's inputs, for what that imports.
+    a 2 B model took 42 s on CUDA. On a CPU there is nothing to compile, and an answer of a
+    large model takes long: there it only makes the request's inputs, for what that imports.
 
     Parameters
     ----------
@@ -56,7 +59,7 @@ def warmed(
     yield
     try:
         cancel.checkpoint()
-        if device.is_gpu():
+        if device.is_gpu() or model.nbytes <= SMALL:
             yield from model.generate(request, cancel=cancel, report=lambda chunk: None)
         else:
             prepare(request)
