@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mlx_magic.inference.backends.buffers import cache_limit
+
 SWITCH = "MLX_MAGIC_OPENBLAS"
 
 # A cancel waits for one prefill chunk. On a GPU a chunk of mlx-vlm's own size
@@ -248,6 +250,19 @@ def free() -> None:
     # Dropped weights go to MLX's buffer cache first, and cycles keep them alive.
     gc.collect()
     mx.clear_cache()
+
+
+def keep_buffers(resident: int) -> None:
+    """Let MLX's buffer cache follow the models; on the inference thread.
+
+    Parameters
+    ----------
+    resident : int
+        Bytes of the weights of all models in memory, as they are now.
+    """
+    mx = sys.modules.get("mlx.core")
+    if mx is not None:
+        mx.set_cache_limit(cache_limit(resident, total_memory()))
 
 
 def fresh_seed(seed: int | None = None) -> None:
