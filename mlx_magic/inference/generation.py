@@ -115,6 +115,8 @@ class Generation(Work[VisionResult]):
             self._begun = self._begun or bool(text)
             text, stopped = self._stops.feed(text)
             chunk = self._written(chunk, text)
+        if chunk.phase == "queued":
+            self.advance(0, 0, note="waiting for memory")
         if chunk.phase == "seeing" and chunk.seen:
             self.advance(0, 0, note=_looking(chunk.seen))
         if chunk.phase == "reading":

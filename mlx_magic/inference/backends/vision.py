@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat, device, vision_inputs, weights
+from mlx_magic.inference.backends.admission import Place, Table
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.counts import Counts
@@ -81,6 +82,7 @@ class VisionModel:
         tokenizer = getattr(processor, "tokenizer", processor)
         self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
         self._batch: VisionBatch | None = None
+        self._table = Table()
         if can_batch(model):
             self._batch = VisionBatch(
                 model.language_model,
@@ -88,6 +90,7 @@ class VisionModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
+            self._table = self._batch.table
         self._recall = Recall(model, nbytes, prompts=self._batch is not None)
         self._alone = OneByOne(model, processor, self._recall, nbytes)
         self._room = Room(
@@ -115,6 +118,7 @@ class VisionModel:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
         self._model = self._processor = self._batch = None
+        self._table = Table()
         self._alone.close()
         device.free()
 
@@ -131,15 +135,18 @@ class VisionModel:
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
         )
-        self._say_seen(request, inputs, report)
-        self._room.require(
+        placed = yield from self._room.place(
+            self._table,
             prompt_tokens=counts.prompt_tokens,
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
+            cancel=cancel,
+            waits=lambda: report(counts.chunk("queued")),
         )
-        if self._batch is None:
-            return (yield from self._alone(inputs, counts, request.sampling, cancel, report))
-        return (yield from self._together(inputs, counts, request.sampling, cancel, report))
+        with placed as place:
+            self._say_seen(request, inputs, report)
+            answer = self._alone if self._batch is None else self._together
+            return (yield from answer(inputs, counts, request.sampling, place, cancel, report))
 
     def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
         pictures = chat.pictures(request)
@@ -155,6 +162,7 @@ class VisionModel:
         inputs: dict[str, Any],
         counts: Counts,
         sampling: Sampling,
+        place: Place,
         cancel: CancelToken,
         report: Report,
     ) -> Generator[None, None, FinishReason]:
@@ -188,6 +196,7 @@ class VisionModel:
                     report(counts.chunk("reading", read=read))
                 if written is None:
                     continue
+                place.reading = False
                 answer.append(written.token)
                 reason = self._take(written, words, len(answer), sampling)
                 report(counts.chunk("writing", text=words.last_segment, written=len(answer)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, prefill
+from mlx_magic.inference.backends.admission import Place
 from mlx_magic.inference.backends.base import Report
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.recall import Recall
@@ -44,6 +45,7 @@ class OneByOne:
         inputs: dict[str, Any],
         counts: Counts,
         sampling: Sampling,
+        place: Place,
         cancel: CancelToken,
         report: Report,
     ) -> Generator[None, None, FinishReason]:
@@ -71,6 +73,7 @@ class OneByOne:
             stack.callback(stream.close)
             for count, piece in enumerate(stream):
                 if count == 0:
+                    place.reading = False
                     unwatch()
                 report(counts.chunk("writing", text=piece.text, written=piece.generation_tokens))
                 if piece.finish_reason is not None:
