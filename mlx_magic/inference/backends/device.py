@@ -26,6 +26,8 @@ PREFILL_CHUNK_GPU = 2048
 PREFILL_CHUNKS_CPU = (16, 256)
 PREFILL_WEIGHTS_CPU = 20e9 / 2
 
+PICTURES_GPU = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Blas:
@@ -161,6 +163,15 @@ def describe() -> str:
     if mx.default_device() != mx.Device(mx.gpu):
         return "CPU"
     return "GPU (Metal)" if mx.metal.is_available() else "GPU (CUDA)"
+
+
+def pictures_at_once() -> int:
+    """Return how many pictures are encoded between two looks at the cancel token.
+
+    One fills a CPU (some 20 ms for the bundled model, seconds for larger ones); a GPU is
+    faster with several.
+    """
+    return PICTURES_GPU if is_gpu() else 1
 
 
 def prefill_chunk(nbytes: int) -> int:

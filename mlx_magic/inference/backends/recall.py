@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.features import Features
+from mlx_magic.inference.backends.features import Between, Features
 from mlx_magic.inference.backends.places import Places, places
 from mlx_magic.inference.backends.prefix import Prefixes, Rows
 from mlx_magic.inference.reuse import Reuse
@@ -123,9 +123,9 @@ class Recall:
             limit_bytes=self._limit,
         )
 
-    def look(self, model: Any, see: Callable[[], T]) -> T:
+    def look(self, model: Any, see: Callable[[], T], between: Between) -> T:
         """Let the model see, without encoding a picture twice. See `Features.look`."""
-        return self._features.look(model, see)
+        return self._features.look(model, see, between)
 
     def start(self, inputs: Mapping[str, Any]) -> Start:
         """Find out how much of a prompt was read before."""

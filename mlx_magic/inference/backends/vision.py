@@ -11,6 +11,7 @@ from mlx_magic.inference.backends.admission import Place, Table
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.counts import Counts
+from mlx_magic.inference.backends.features import Between
 from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import (
@@ -134,6 +135,7 @@ class VisionModel:
         counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
+            pictures=len(chat.pictures(request)),
         )
         placed = yield from self._room.place(
             self._table,
@@ -172,7 +174,7 @@ class VisionModel:
         batch = self._batch
         assert batch is not None
         start = self._recall.start(inputs)
-        embeds = self._embeds(inputs, counts, start)
+        embeds = self._embeds(inputs, counts, start, counts.looking(cancel, report))
         report(counts.chunk("reading"))
         yield
         tokens = counts.as_many(inputs["input_ids"].reshape(-1).tolist())
@@ -224,19 +226,21 @@ class VisionModel:
         words.finalize()
         return "stop" if written.stopped else "length"
 
-    def _embeds(self, inputs: dict[str, Any], counts: Counts, start: Start) -> dict[str, Any]:
+    def _embeds(
+        self, inputs: dict[str, Any], counts: Counts, start: Start, between: Between
+    ) -> dict[str, Any]:
         """Return what the language model reads, from the start on."""
         shows = self._recall.shows(inputs, start.count)
         # Words alone: the vision tower is not asked.
         words = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = self._see(inputs if shows or not start.count else words)
+        embeds = self._see(inputs if shows or not start.count else words, between)
         length = int(embeds["inputs_embeds"].shape[1])
         if set(embeds) != {"inputs_embeds"} or length + (not shows) * start.count != (
             counts.prompt_tokens
         ):
             # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
             if start.count:
-                return self._embeds(inputs, counts, start.cold())
+                return self._embeds(inputs, counts, start.cold(), between)
             start.cold()
         if start.count and shows:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
@@ -244,7 +248,7 @@ class VisionModel:
         counts.embedded(length)
         return embeds
 
-    def _see(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _see(self, inputs: dict[str, Any], between: Between) -> dict[str, Any]:
         """Let the model make embeddings; its vision tower looks at what is new to it."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
@@ -263,7 +267,7 @@ class VisionModel:
             return {key: value for key, value in output.to_dict().items() if value is not None}
 
         with mx.stream(generation_stream):
-            return self._recall.look(self._model, see)
+            return self._recall.look(self._model, see, between)
 
     def _draw(self, sampling: Sampling) -> Draw:
         """Return how tokens are drawn: as asked, else as the checkpoint says."""

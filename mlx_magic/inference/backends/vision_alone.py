@@ -116,7 +116,7 @@ class OneByOne:
                 return output
 
             cancel.checkpoint()
-            output = self._recall.look(self._model, see)
+            output = self._recall.look(self._model, see, counts.looking(cancel, report))
             counts.embedded(int(output.inputs_embeds.shape[1]))
             cancel.checkpoint()
             report(counts.chunk("reading"))
