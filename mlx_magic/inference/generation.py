@@ -140,8 +140,13 @@ class Generation(Work[VisionResult]):
             text = text if self._begun else text.lstrip()
             self._begun = self._begun or bool(text)
             text, stopped = self._stops.feed(text)
+        if chunk.phase == "queued":
+            self._advance(0, 0, note="waiting for memory")
         if chunk.phase == "seeing" and chunk.seen:
             self._advance(0, 0, note=_looking(chunk.seen))
+        if chunk.phase == "seeing" and chunk.pictures:
+            done, total = chunk.pictures_seen, chunk.pictures
+            self._advance(done, total, note=_looking_at(done + 1, total, self._seen))
         if chunk.phase == "reading":
             self._advance(chunk.prompt_read, chunk.prompt_tokens)
         self._show(chunk if text == chunk.text else replace(chunk, text=text))
@@ -252,3 +257,9 @@ def _looking(seen: tuple[str, ...]) -> str:
     """Say what the vision tower is looking at."""
     pictures = "the picture" if len(seen) == 1 else f"{len(seen)} pictures"
     return f"looking at {pictures} at {', '.join(dict.fromkeys(seen))}"
+
+
+def _looking_at(picture: int, pictures: int, seen: tuple[str, ...]) -> str:
+    """Say which of several pictures it is at."""
+    size = f" at {seen[0]}" if len(set(seen)) == 1 else ""
+    return f"looking at picture {picture} of {pictures}{size}"

@@ -242,6 +242,7 @@ class ModelPool:
         def free() -> int:
             size = entry.model.nbytes
             entry.model.close()
+            device.keep_buffers(sum(model.nbytes for model in self.models))
             return size
 
         # Nobody holds it: it need not wait for a generation of another model.
@@ -318,6 +319,7 @@ class ModelPool:
         entry = Resident(checkpoint, model, trusted, users=1)
         loading.when_left = partial(self._residents.let_go, entry)
         self._residents.add(key, entry, names[0])
+        device.keep_buffers(sum(model.nbytes for model in self.models))
 
     def _forget(self) -> None:
         """Forget every model: their arrays belong to a thread that has died."""

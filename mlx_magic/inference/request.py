@@ -238,6 +238,8 @@ class GenerationChunk:
         Highest use during this request, in bytes.
     seen : tuple of str
         The size at which the model sees each picture, once that is known.
+    pictures_seen, pictures : int
+        Pictures the model has looked at, of how many; 0 where it does not say.
     """
 
     phase: Phase
@@ -249,6 +251,8 @@ class GenerationChunk:
     peak_memory: int = 0
     seen: tuple[str, ...] = ()
     cached_tokens: int = 0
+    pictures_seen: int = 0
+    pictures: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,9 @@ _KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
 _HEADS = ("num_attention_heads", "n_heads", "n_head")
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 
+BLOCK = 256
+"""Tokens for which a cache grows at a time: so much of it may stay empty."""
+
 # Queries, keys, values, the residual stream and the two halves of a gated MLP, which is about
 # 2.7 times as wide as the stream: what one layer holds for each token of a chunk.
 _STREAMS_A_TOKEN = 10
@@ -101,7 +104,7 @@ def need(
     itemsize : int
         Bytes of a number.
     """
-    cache = shape.kv_bytes(itemsize) * (prompt_tokens + max_tokens)
+    cache = shape.kv_bytes(itemsize) * (prompt_tokens + max_tokens + BLOCK)
     chunk = min(chunk, prompt_tokens)
     streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
     # One layer's scores, where attention is not fused, and one row of the vocabulary.

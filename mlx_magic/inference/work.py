@@ -28,7 +28,8 @@ class Progress:
     ----------
     phase : Phase
     done, total : int
-        Bytes while downloading or loading, tokens while reading; total 0 is unknown.
+        Bytes while downloading or loading, pictures while seeing, tokens while reading; total 0
+        is unknown.
     note : str
         What is being done, for a person.
     """

@@ -18,7 +18,7 @@ _WORDS = {
 def phase_line(progress: Progress) -> str:
     """Return one short line: the phase, and how far it has come where that is known."""
     words = progress.note or _WORDS[progress.phase]
-    if progress.total <= 0:
+    if progress.total <= 0 or progress.phase == "seeing":
         return words + " …"
     if progress.phase == "reading":
         return f"{words} · {progress.done:,} of {progress.total:,} tokens"

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.features import Features
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.cancel import Cancelled
@@ -21,6 +22,14 @@ nn = pytest.importorskip("mlx.nn")
 SIDE, WIDTH = 4, 3
 BYTES = 4 * SIDE * WIDTH
 """Of what a tower gives for one picture."""
+
+
+@pytest.fixture(autouse=True)
+def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many pictures are encoded in one go; 8, as on a GPU."""
+    count = int(getattr(request, "param", 8))
+    monkeypatch.setattr(device, "pictures_at_once", lambda: count)
+    return count
 
 
 class Tower(nn.Module):  # type: ignore[misc, name-defined]
@@ -290,17 +299,125 @@ def test_what_is_kept_is_evaluated_and_can_be_used_on_another_thread() -> None:
     assert model.asked == [2]
 
 
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=4), max_size=8), st.integers(0, 6))
+@pytest.mark.parametrize("at_once", [1, 2, 3, 8], indirect=True)
+@pytest.mark.parametrize("tower", [Tower, Mixing, States])
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(
+    looks=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=7), max_size=6),
+    room=st.integers(0, 6),
+)
 def test_whatever_comes_in_whatever_order_is_seen_as_without_a_memory(
-    looks: list[list[int]], room: int
+    at_once: int, tower: type[Tower], looks: list[list[int]], room: int
 ) -> None:
-    features, model = Features(room * BYTES), Model()
+    def seen_by(model: Model, *seeds: int) -> Any:
+        output = model.see(batch(*seeds))
+        return output[0] if tower is States else output
+
+    features, model = Features(room * BYTES), Model(tower())
     for seeds in looks:
-        seen = look(features, model, batch(*seeds))
-        assert np.allclose(seen, Model().see(batch(*seeds)), atol=1e-6)
+        seen = features.look(model, evaluated(lambda seeds=seeds: seen_by(model, *seeds)))  # type: ignore[misc]
+        assert np.allclose(seen, seen_by(Model(tower()), *seeds), atol=1e-5)
         assert features.nbytes <= room * BYTES
-    assert features.hits + features.misses == sum(len(seeds) for seeds in looks)
+    if tower is not Mixing:
+        assert features.hits + features.misses == sum(len(seeds) for seeds in looks)
+
+
+Calls = list[tuple[int, int]]
+
+
+def stop_at(calls: Calls, at: int) -> Callable[[int, int], None]:
+    """Cancel when so many groups were begun."""
+
+    def between(done: int, there: int) -> None:
+        calls.append((done, there))
+        if len(calls) == at:
+            raise Cancelled
+
+    return between
+
+
+@pytest.mark.parametrize(
+    ("at_once", "groups"),
+    [(1, [2, 1, 1, 1, 1]), (4, [4, 2]), (8, [6])],
+    indirect=["at_once"],
+)
+def test_new_pictures_are_encoded_in_groups(at_once: int, groups: list[int]) -> None:
+    features, model = Features(10**6), Model()
+    calls: Calls = []
+    see = evaluated(lambda: model.see(batch(1, 2, 3, 4, 5, 6)))
+    assert np.allclose(
+        features.look(model, see, stop_at(calls, 0)), Model().see(batch(1, 2, 3, 4, 5, 6)), 1e-5
+    )
+    assert model.asked == groups
+    assert calls == [(sum(groups[:at]), 6) for at in range(len(groups))]
+    # What is known counts as done; a tower that was tried gets one at a time at once.
+    calls.clear()
+    pixels = batch(9, 1, 8, 2, 7)
+    features.look(model, evaluated(lambda: model.see(pixels)), stop_at(calls, 0))
+    assert calls == ([(2, 5), (3, 5), (4, 5)] if at_once == 1 else [(2, 5)])
+
+
+@pytest.mark.parametrize("at_once", [1], indirect=True)
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_a_look_that_is_cancelled_stops_after_the_group_in_work(at_once: int, at: int) -> None:
+    features, model = Features(10**6), Model()
+    calls: Calls = []
+    before = vars(model).copy()
+    with pytest.raises(Cancelled):
+        features.look(
+            model, evaluated(lambda: model.see(batch(1, 2, 3, 4, 5, 6))), stop_at(calls, at)
+        )
+    assert model.asked == [2, 1, 1, 1, 1][: at - 1]
+    assert features.nbytes == 0
+    assert vars(model) == before
+    assert same(look(features, model, batch(1)), Model().see(batch(1)))
+
+
+@pytest.mark.parametrize("at_once", [1], indirect=True)
+def test_each_group_is_done_before_the_next_is_begun(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, model, order = Features(10**6), Model(), []
+    evaluate = mx.eval
+
+    def marking(*arrays: Any) -> None:
+        order.append("done")
+        evaluate(*arrays)
+
+    monkeypatch.setattr(mx, "eval", marking)
+
+    def between(done: int, there: int) -> None:
+        order.append(f"from {done}")
+
+    features.look(model, lambda: model.see(batch(1, 2, 3, 4)), between)
+    assert order[:5] == ["from 0", "done", "from 2", "done", "from 3"]
+
+
+@pytest.mark.parametrize("at_once", [1], indirect=True)
+def test_a_tower_that_mixes_is_found_out_by_its_first_group(at_once: int) -> None:
+    features, model = Features(10**6), Model(Mixing())
+    for _ in range(2):
+        seen = look(features, model, batch(1, 2, 3, 4))
+        assert np.allclose(seen, Model(Mixing()).see(batch(1, 2, 3, 4)), atol=1e-6)
+    assert model.asked == [2, 4]
+    look(features, model, batch(5, 6, 7))
+    assert model.asked == [2, 4, 3], "it is not tried again"
+
+
+@pytest.mark.parametrize("at_once", [1], indirect=True)
+def test_a_model_that_asks_for_one_picture_at_a_time_can_be_stopped_between_them(
+    at_once: int,
+) -> None:
+    features, model = Features(10**6), Model()
+    calls: Calls = []
+
+    def see() -> Any:
+        return mx.concatenate([model.see(batch(seed)) for seed in range(6)])
+
+    with pytest.raises(Cancelled):
+        features.look(model, see, stop_at(calls, 4))
+    assert model.asked == [1, 1, 1]
+    assert calls == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
 def pictures_of(*seeds: int, **more: Any) -> Pictures:
@@ -312,7 +429,7 @@ def pictures_of(*seeds: int, **more: Any) -> Pictures:
 def look_at(features: Features, model: Model, *seeds: int, **more: Any) -> Any:
     """Look as a request does, whose pictures have names."""
     see = evaluated(lambda: model.see(batch(*seeds), **more))
-    return features.look(model, see, pictures_of(*seeds))
+    return features.look(model, see, pictures=pictures_of(*seeds))
 
 
 def test_named_pictures_are_known_alone_and_beside_others() -> None:
@@ -341,7 +458,7 @@ def test_a_tower_that_is_called_twice_for_one_picture_gives_each_its_own() -> No
         return mx.concatenate([model.see(batch(1)), model.see(batch(1) * 2)])
 
     for _ in range(2):
-        seen = features.look(model, evaluated(see), pictures_of(1))
+        seen = features.look(model, evaluated(see), pictures=pictures_of(1))
         assert np.allclose(seen[1], 2 * seen[0], atol=1e-5)
     assert model.asked == [1, 1]
 
@@ -353,7 +470,7 @@ def test_a_tower_that_is_called_for_each_picture_knows_them_again() -> None:
         def each() -> Any:
             return mx.concatenate([model.see(batch(seed)) for seed in seeds])
 
-        return features.look(model, evaluated(each), pictures_of(*seeds))
+        return features.look(model, evaluated(each), pictures=pictures_of(*seeds))
 
     see(1, 2)
     seen = see(2, 3)

@@ -11,6 +11,7 @@ from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
 from mlx_magic.inference.stops import Stopped
+from mlx_magic.notebook.phases import phase_line
 from mlx_magic.testing import ManualClock, RecordingSink
 
 
@@ -176,3 +177,23 @@ def test_a_cancel_that_came_too_late_is_no_stop(generation: Generation) -> None:
     generation.finish("stop")
     result = generation.future.result(0)
     assert (result.finish_reason, result.stopped_in, result.stopping) == ("stop", None, None)
+
+
+def test_which_of_several_pictures_it_looks_at_is_told(generation: Generation) -> None:
+    generation.report(GenerationChunk("seeing", seen=("9 x 9", "9 x 9")))
+    generation.report(GenerationChunk("seeing", pictures_seen=2, pictures=20))
+    progress = generation.progress
+    assert (progress.done, progress.total) == (2, 20)
+    assert progress.note == "looking at picture 3 of 20 at 9 x 9"
+    assert phase_line(progress) == "looking at picture 3 of 20 at 9 x 9 …"
+    generation.report(GenerationChunk("seeing", seen=("9 x 9", "5 x 5")))
+    generation.report(GenerationChunk("seeing", pictures_seen=3, pictures=20))
+    assert generation.progress.note == "looking at picture 4 of 20"
+
+
+def test_waiting_for_memory_is_told_and_a_cancel_ends_it_at_once(generation: Generation) -> None:
+    generation.report(GenerationChunk("seeing"))
+    generation.report(GenerationChunk("queued"))
+    assert phase_line(generation.progress) == "waiting for memory …"
+    generation.cancel()
+    assert generation.future.result(0).stopped_in == "queued"

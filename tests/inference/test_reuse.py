@@ -63,8 +63,8 @@ class Asked:
         self.text, self.reason, self.slices = "", "", 0
         self.error: Exception | None = None
         self._cut = cut
-        self._cancel = CancelToken()
-        self._steps = model.generate(request, cancel=self._cancel, report=self._report)
+        self.token = CancelToken()
+        self._steps = model.generate(request, cancel=self.token, report=self._report)
 
     def _report(self, chunk: GenerationChunk) -> None:
         self.chunks.append(chunk)
@@ -80,7 +80,7 @@ class Asked:
     def step(self) -> bool:
         """Do a slice; return whether there is more."""
         if self._cut is not None:
-            self._cut(self.slices, self._cancel)
+            self._cut(self.slices, self.token)
         self.slices += 1
         try:
             next(self._steps)
@@ -325,6 +325,53 @@ def test_warm_prompts_are_read_together_and_answered_as_alone(demo: Room) -> Non
     together = demo.all([*requests])
     assert [each.text for each in together] == expected
     assert min(each.usage.cached_tokens for each in together) > 64
+
+
+def numbered(count: int) -> list[Image.Image]:
+    """Pictures that are all different."""
+    made = [shape("red") for _ in range(count)]
+    for at, image in enumerate(made):
+        ImageDraw.Draw(image).rectangle((0, 0, 10 + 5 * at, 8), fill="blue")
+    return made
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
+@pytest.mark.parametrize("at", [1, 5, 18])
+def test_of_many_pictures_none_is_looked_at_after_a_cancel(
+    demo: Room, monkeypatch: pytest.MonkeyPatch, alone: bool, at: int
+) -> None:
+    if alone:
+        monkeypatch.setattr(demo.model, "_batch", None)
+    asked_for: list[int] = []
+    tower = type(demo.model._model.vision_model)
+    encode = tower.__call__
+    images = numbered(20)
+    expected = demo.cold(QUESTION, images[3]).text
+    demo.ask(QUESTION, *images[:2])  # the tower is tried
+    demo.forget()
+    request = GenerationRequest(prompt=QUESTION, images=opened(*images), sampling=Sampling(4))
+    asked = Asked(demo.model, request, None)
+
+    def counting(self: Any, pixels: Any, *more: Any, **rest: Any) -> Any:
+        asked_for.append(int(pixels.shape[0]))
+        if sum(asked_for) > at:
+            asked.token.cancel()
+        return encode(self, pixels, *more, **rest)
+
+    def work() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(tower, "__call__", counting)
+            while asked.step():
+                pass
+
+    demo.engine.call(work).result(120)
+    assert asked.reason == "cancelled"
+    assert asked_for == [1] * (at + 1), "it stops after the picture in work"
+    told = [c.pictures_seen for c in asked.chunks if c.pictures]
+    assert told == list(range(at + 1))
+    assert {c.pictures for c in asked.chunks if c.pictures} == {20}
+    assert demo.model.reuse.picture_bytes == 0
+    assert demo.ask(QUESTION, images[3]).text == expected
 
 
 def kept(room: Room) -> int:

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, text
+from mlx_magic.inference.backends.admission import Line
 from mlx_magic.inference.backends.batch import Seat
+from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import BAD, Draw
 from mlx_magic.inference.backends.text import TextModel
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
@@ -24,6 +26,7 @@ from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import Engine
 from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
+from mlx_magic.inference.request_memory import Shape, need
 
 VOCABULARY = 256
 CHUNK = 16
@@ -551,6 +554,29 @@ def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, mode
     for at in (1, 2, 4):
         assert questions[at].outcome == raw_text(model, PROMPTS[at], 9)
     assert not text_model._batch, "nobody is left in it"
+
+
+@pytest.mark.parametrize("text_model", ["together"], indirect=True)
+def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model: Any) -> None:
+    questions = [Question(text_model, "What is it?", max_tokens=9) for _ in range(6)]
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
+    held = text_model._table.held
+    tokens = {"prompt_tokens": len(byte_tokenizer().encode("What is it?")), "max_tokens": 9}
+    one = need(Shape.of(config), **tokens, chunk=CHUNK, itemsize=4)
+    limit = 2 * one.cache + one.reading
+    most: list[int] = []
+
+    def memory() -> device.Memory:
+        most.append(held())
+        return device.Memory(held(), 0, limit)
+
+    text_model._room = Room("tiny", config, chunk=CHUNK, memory=memory, line=Line())
+    expected = raw_text(model, "What is it?", 9)
+    assert ask(*questions) == [expected] * 6
+    assert one.cache < max(most) <= limit, "two at a time"
+    waited = [each for each in questions if any(c.phase == "queued" for c in each.chunks)]
+    assert waited == questions[2:]
 
 
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)

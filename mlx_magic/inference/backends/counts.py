@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.base import Report
+from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.request import GenerationChunk, Phase
 
 
@@ -17,11 +20,14 @@ class Counts:
     prompt_tokens, image_tokens : int
     cached_tokens : int
         Those of the prompt that need not be read.
+    pictures : int
+        Pictures of the whole conversation.
     """
 
     prompt_tokens: int
     image_tokens: int
     cached_tokens: int = 0
+    pictures: int = 0
 
     def embedded(self, length: int) -> None:
         """Count anew where one image token stands for many embeddings."""
@@ -33,6 +39,21 @@ class Counts:
     def as_many(self, tokens: list[int]) -> list[int]:
         """Fill up where one image token stands for many embeddings: only their number counts."""
         return [0] * (self.prompt_tokens - len(tokens)) + tokens
+
+    def looking(self, cancel: CancelToken, report: Report) -> Callable[[int, int], None]:
+        """Return what is called between pictures: it looks at `cancel` and reports how far it is.
+
+        It takes what is done and what there is: parts of pictures, where the model cuts them,
+        or as many as were asked for so far.
+        """
+
+        def between(done: int, there: int) -> None:
+            cancel.checkpoint()
+            seen = done * self.pictures // there if there >= self.pictures else done
+            if self.pictures > 1 and (seen or there >= self.pictures):
+                report(replace(self.chunk("seeing"), pictures_seen=seen, pictures=self.pictures))
+
+        return between
 
     def chunk(
         self, phase: Phase, *, text: str = "", read: int = 0, written: int = 0

@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mlx_magic.inference.backends.buffers import cache_limit
+
 SWITCH = "MLX_MAGIC_OPENBLAS"
 
 # A cancel waits for one prefill chunk. On a GPU a chunk of mlx-vlm's own size
@@ -23,6 +25,8 @@ SWITCH = "MLX_MAGIC_OPENBLAS"
 PREFILL_CHUNK_GPU = 2048
 PREFILL_CHUNKS_CPU = (16, 256)
 PREFILL_WEIGHTS_CPU = 20e9 / 2
+
+PICTURES_GPU = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +165,15 @@ def describe() -> str:
     return "GPU (Metal)" if mx.metal.is_available() else "GPU (CUDA)"
 
 
+def pictures_at_once() -> int:
+    """Return how many pictures are encoded between two looks at the cancel token.
+
+    One fills a CPU (some 20 ms for the bundled model, seconds for larger ones); a GPU is
+    faster with several.
+    """
+    return PICTURES_GPU if is_gpu() else 1
+
+
 def prefill_chunk(nbytes: int) -> int:
     """Tokens that are read between two looks at the cancel token.
 
@@ -248,6 +261,19 @@ def free() -> None:
     # Dropped weights go to MLX's buffer cache first, and cycles keep them alive.
     gc.collect()
     mx.clear_cache()
+
+
+def keep_buffers(resident: int) -> None:
+    """Let MLX's buffer cache follow the models; on the inference thread.
+
+    Parameters
+    ----------
+    resident : int
+        Bytes of the weights of all models in memory, as they are now.
+    """
+    mx = sys.modules.get("mlx.core")
+    if mx is not None:
+        mx.set_cache_limit(cache_limit(resident, total_memory()))
 
 
 def fresh_seed(seed: int | None = None) -> None:

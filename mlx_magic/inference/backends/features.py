@@ -9,12 +9,15 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mlx_magic.inference.backends import outputs
+from mlx_magic.inference.backends import device, outputs
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.tower_call import TowerCall
 from mlx_magic.inference.cancel import Cancelled
 
 T = TypeVar("T")
+
+Between = Callable[[int, int], None]
+"""Takes the pictures done and those there are, as far as is known; may raise `Cancelled`."""
 
 TOWERS = (
     "vision_tower",
@@ -35,8 +38,10 @@ class Features:
     It stands in front of the tower while a model makes its embeddings, and only then: a
     model needs no method of its own for this, and none is left changed. A tower that takes
     a batch of pictures is asked for those alone that are new; that it is one, and not one
-    that mixes them, is seen when it first gets two or more. What was encoded is kept once
-    the embeddings are made, evaluated, and never where that failed or was cancelled.
+    that mixes them, is seen when it first gets two or more. It gets new ones in groups
+    (see `device.pictures_at_once`), between which a look can be cancelled; of a tower that
+    was not tried yet the first group has two at least. What was encoded is kept once the
+    embeddings are made, evaluated, and never where that failed or was cancelled.
 
     Parameters
     ----------
@@ -59,7 +64,14 @@ class Features:
         self.by_row: dict[str, bool] = {}
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
-    def look(self, model: Any, see: Callable[[], T], pictures: Pictures | None = None) -> T:
+    def look(
+        self,
+        model: Any,
+        see: Callable[[], T],
+        between: Between = lambda *_: None,
+        *,
+        pictures: Pictures | None = None,
+    ) -> T:
         """Let a model make its embeddings; on the inference thread.
 
         Parameters
@@ -67,11 +79,18 @@ class Features:
         model : module
         see : callable
             Calls the model, and evaluates what it gives.
+        between : callable
+            Called before each group of pictures, when the one before is done.
         pictures : Pictures, optional
             What the request shows. What a tower gets is made of that alone, so that the
             numbers need not be looked at once more, and fetched from a GPU for that.
+
+        Raises
+        ------
+        Cancelled
+            Where `between` does.
         """
-        look = _Look(self, pictures)
+        look = _Look(self, between, pictures)
         try:
             with _in_front_of_towers(model, look):
                 seen = see()
@@ -83,7 +102,7 @@ class Features:
             # It wanted this time what it did not look at when the picture was new.
             self.keeps_all = True
             self.clear()
-            return self.look(model, see, pictures)
+            return self.look(model, see, between, pictures=pictures)
         look.keep()
         return seen
 
@@ -166,11 +185,14 @@ class _Look:
         Whether the model got something of which not all was kept.
     """
 
-    def __init__(self, features: Features, pictures: Pictures | None) -> None:
+    def __init__(self, features: Features, between: Between, pictures: Pictures | None) -> None:
         self._features = features
+        self._between = between
         self._pictures = pictures
         self._called: set[str] = set()
         self._fresh: list[_Fresh] = []
+        self._running: Any = None
+        self._done = 0
         self.lacked = False
 
     def is_first(self, name: str) -> bool:
@@ -181,25 +203,22 @@ class _Look:
 
     def at(self, call: TowerCall, tower: Any) -> Any:
         """Return what a tower gives for a call."""
+        by_row = call.pictures > 1 and self._features.by_row.get(call.name, _wants_trial(call))
         try:
-            keys = None if self._by_row(call) else [call.key(self._pictures)]
-            if keys is None:
-                keys = call.keys(self._pictures)
+            keys = call.keys(self._pictures) if by_row else [call.key(self._pictures)]
         except TypeError:
             return tower(*call.args, **call.kwargs)
-        if len(keys) == 1:
-            return self._whole(call, tower, keys[0])
-        return self._rows(call, tower, keys)
-
-    def _by_row(self, call: TowerCall) -> bool:
-        return call.pictures > 1 and self._features.by_row.get(call.name, False)
+        before = self._done
+        output = self._rows(call, tower, keys) if by_row else self._whole(call, tower, keys[0])
+        self._done = before + max(call.pictures, 1)
+        return output
 
     def _whole(self, call: TowerCall, tower: Any, key: Hashable) -> Any:
         known = self._features.get(key)
         if known is not None:
             self._features.hits += 1
             return self._give(known)
-        output = tower(*call.args, **call.kwargs)
+        output = self._encode(call, tower, self._done, max(call.pictures, 1))
         self._features.misses += max(call.pictures, 1)
         try:
             held = outputs.arrays(output)
@@ -208,8 +227,8 @@ class _Look:
         found = {key: output}
         if call.pictures > 1:
             alike = bool(held) and _of_rows(output, call.pictures)
-            self._features.by_row[call.name] = alike
-            if alike:
+            # What a group of them has shown already stays so.
+            if self._features.by_row.setdefault(call.name, alike) and alike:
                 found = dict(
                     zip(call.keys(self._pictures), _split(output, call.pictures), strict=True)
                 )
@@ -218,20 +237,39 @@ class _Look:
     def _rows(self, call: TowerCall, tower: Any, keys: list[Hashable]) -> Any:
         known = {key: self._features.get(key) for key in keys}
         if not all(held is None or _of_rows(held, 1) for held in known.values()):
-            return tower(*call.args, **call.kwargs)
+            return self._encode(call, tower, self._done, call.pictures)
         new = [at for at, key in enumerate(keys) if known[key] is None and keys.index(key) == at]
+        tried = call.name in self._features.by_row
+        if not tried and len(new) < 2:
+            # One picture shows nothing: a tower that mixes them gives a single row, too.
+            return self._whole(call, tower, call.key(self._pictures))
+        found: dict[Hashable, Any] = {}
+        for part in _groups(new, tried=tried):
+            done = self._done + call.pictures - (len(new) - len(found))
+            some = call.rows(part) if len(part) < len(keys) else call
+            output = self._encode(some, tower, done, call.pictures)
+            alike = _is_rows(output, len(part))
+            if len(part) > 1 or not alike:
+                self._features.by_row[call.name] = alike
+            if not alike:
+                return self._whole(call, tower, call.key(self._pictures))
+            found |= zip([keys[at] for at in part], _split(output, len(part)), strict=True)
         self._features.misses += len(new)
         self._features.hits += len(keys) - len(new)
-        found: dict[Hashable, Any] = {}
-        if new:
-            part = call.rows(new) if len(new) < len(keys) else call
-            output = tower(*part.args, **part.kwargs)
-            if not _of_rows(output, len(new)):
-                self._features.by_row[call.name] = False
-                return tower(*call.args, **call.kwargs)
-            found = dict(zip([keys[at] for at in new], _split(output, len(new)), strict=True))
         whole = outputs.joined([found[key] if key in found else known[key] for key in keys])
         return self._new(found, whole) if found else self._give(whole)
+
+    def _encode(self, call: TowerCall, tower: Any, done: int, pictures: int) -> Any:
+        """Ask the tower, after what it was asked before is done: between them one can stop."""
+        import mlx.core as mx
+
+        if self._running is not None:
+            mx.eval(self._running)
+        self._between(done, self._done + pictures)
+        output = tower(*call.args, **call.kwargs)
+        # The last layer's: not every state of every layer is wanted.
+        self._running = _first_array(output)
+        return output
 
     def _give(self, output: Any) -> Any:
         self.lacked = self.lacked or outputs.has_left_out(output)
@@ -255,6 +293,33 @@ class _Look:
                 own = outputs.mapped(mx.contiguous, output)
                 mx.eval(outputs.arrays(own))
                 self._features.put(key, own)
+
+
+def _wants_trial(call: TowerCall) -> bool:
+    """Say whether a call is to find out if the tower gives a row a picture: not if it is small."""
+    return call.pictures > max(device.pictures_at_once(), 2)
+
+
+def _groups(places: list[int], *, tried: bool) -> list[list[int]]:
+    """Cut what is to be encoded into groups; the first of a tower not tried has two at least."""
+    size = device.pictures_at_once()
+    first = size if tried else max(size, 2)
+    rest = range(first, len(places), size)
+    return [part for part in (places[:first], *(places[at : at + size] for at in rest)) if part]
+
+
+def _is_rows(output: Any, count: int) -> bool:
+    try:
+        return bool(outputs.arrays(output)) and _of_rows(output, count)
+    except TypeError:
+        return False
+
+
+def _first_array(output: Any) -> Any:
+    try:
+        return next(iter(outputs.arrays(output)), None)
+    except TypeError:
+        return None
 
 
 def _of_rows(output: Any, count: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.digests import as_numpy
-from mlx_magic.inference.backends.features import Features
+from mlx_magic.inference.backends.features import Between, Features
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.places import Places, places
 from mlx_magic.inference.backends.prefix import Prefixes, Rows
@@ -125,9 +125,11 @@ class Recall:
             limit_bytes=self._limit,
         )
 
-    def look(self, model: Any, see: Callable[[], T], pictures: Pictures | None) -> T:
+    def look(
+        self, model: Any, see: Callable[[], T], between: Between, pictures: Pictures | None
+    ) -> T:
         """Let the model see, without encoding a picture twice. See `Features.look`."""
-        return self._features.look(model, see, pictures)
+        return self._features.look(model, see, between, pictures=pictures)
 
     def start(self, inputs: Mapping[str, Any], pictures: Pictures | None) -> Start:
         """Find out how much of a prompt was read before."""

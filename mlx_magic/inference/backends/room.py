@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.request_memory import Shape, need, require_room
+from mlx_magic.inference.backends.admission import SHARED, Line, Place, Table
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.request_memory import Need, Shape, need, require_room
 
 
 class Room:
@@ -21,9 +25,11 @@ class Room:
     chunk : int
         Tokens of a prompt that are read at once.
     forget : callable, optional
-        Lets go of what is kept for reuse; tried before a request is refused.
+        Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
     memory : callable
         MLX's counters.
+    line : Line
+        Where the requests of all models wait that share this memory.
     """
 
     def __init__(
@@ -34,22 +40,29 @@ class Room:
         chunk: int,
         forget: Callable[[], object] = lambda: None,
         memory: Callable[[], device.Memory] = device.memory,
+        line: Line = SHARED,
     ) -> None:
         self._model = model
         self._shape = Shape.of(config)
         self._chunk = chunk
         self._forget = forget
         self._memory = memory
+        self._line = line
         # Half precision, but for the CPU backend, where weights are unpacked to float32.
         self._itemsize = 2 if device.is_gpu() else 4
 
-    def require(self, *, prompt_tokens: int, image_tokens: int, max_tokens: int) -> None:
-        """Refuse a request that cannot fit.
+    def require(self, *, prompt_tokens: int, image_tokens: int, max_tokens: int) -> Need:
+        """Refuse a request that could not fit even if no other answer were written.
 
         Parameters
         ----------
         prompt_tokens, image_tokens, max_tokens : int
             The real numbers of this request.
+
+        Returns
+        -------
+        Need
+            What it will take.
 
         Raises
         ------
@@ -63,16 +76,79 @@ class Room:
             chunk=self._chunk,
             itemsize=self._itemsize,
         )
-        limit = self._memory().limit
-        if not limit:
-            return
-        if needed.total > limit - self._memory().active:
+        if not self._memory().limit:
+            return needed
+        if needed.total > self._free():
             self._forget()
         require_room(
             self._model,
             needed,
-            free=limit - self._memory().active,
+            free=self._free(),
             prompt_tokens=prompt_tokens,
             image_tokens=image_tokens,
             max_tokens=max_tokens,
         )
+        return needed
+
+    def place(
+        self,
+        table: Table,
+        *,
+        prompt_tokens: int,
+        image_tokens: int,
+        max_tokens: int,
+        cancel: CancelToken,
+        waits: Callable[[], None],
+    ) -> Generator[None, None, AbstractContextManager[Place]]:
+        """Wait until a request fits beside those that are answered, of whatever model.
+
+        Parameters
+        ----------
+        table : Table
+            Beside whom it is answered.
+        prompt_tokens, image_tokens, max_tokens : int
+        cancel : CancelToken
+        waits : callable
+            Called once, if it has to wait.
+
+        Returns
+        -------
+        context manager
+            Keeps its place until the answer has ended.
+
+        Raises
+        ------
+        MemoryBudgetError
+            Where it could not fit even alone.
+        Cancelled
+            While it waits.
+        """
+        require = partial(
+            self.require,
+            prompt_tokens=prompt_tokens,
+            image_tokens=image_tokens,
+            max_tokens=max_tokens,
+        )
+
+        def admits(place: Place) -> bool:
+            if not self._line.inside:
+                # A model may have been loaded while it waited.
+                require()
+                return True
+            return self._fits(place)
+
+        place = Place(table, require())
+        return (yield from self._line.enter(place, admits, cancel, waits))
+
+    def _fits(self, place: Place) -> bool:
+        if not self._memory().limit or self._line.promised(place) <= self._free():
+            return True
+        if not place.forgot:
+            place.forgot = True
+            self._forget()
+        return self._line.promised(place) <= self._free()
+
+    def _free(self) -> int:
+        """Bytes that there would be for answers, if none were written now."""
+        now = self._memory()
+        return now.limit - now.active + self._line.held()

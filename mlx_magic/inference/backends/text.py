@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_magic.errors import CheckpointError, GenerationError
 from mlx_magic.inference.backends import chat, device, warmup, weights
+from mlx_magic.inference.backends.admission import Place, Table
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.failure import without_frames
@@ -80,6 +81,7 @@ class TextModel:
         self._busy = False
         self._room = Room(self._name, checkpoint.config, chunk=device.prefill_chunk(nbytes))
         self._batch: TextBatch | None = None
+        self._table = Table()
         if can_batch(model):
             self._batch = TextBatch(
                 model,
@@ -87,6 +89,7 @@ class TextModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
+            self._table = self._batch.table
 
     @property
     def nbytes(self) -> int:
@@ -105,6 +108,7 @@ class TextModel:
     def close(self) -> None:
         """Let go of the weights."""
         self._model = self._tokenizer = self._batch = None
+        self._table = Table()
         device.free()
 
     def warm_up(
@@ -123,14 +127,25 @@ class TextModel:
         yield
         cancel.checkpoint()
         prompt = self._tokens(request)
-        self._room.require(
-            prompt_tokens=len(prompt), image_tokens=0, max_tokens=request.sampling.max_tokens
+        placed = yield from self._room.place(
+            self._table,
+            prompt_tokens=len(prompt),
+            image_tokens=0,
+            max_tokens=request.sampling.max_tokens,
+            cancel=cancel,
+            waits=lambda: report(GenerationChunk("queued")),
         )
-        answer = self._alone if self._batch is None else self._together
-        return (yield from answer(prompt, request.sampling, cancel, report))
+        with placed as place:
+            answer = self._alone if self._batch is None else self._together
+            return (yield from answer(prompt, request.sampling, place, cancel, report))
 
     def _together(
-        self, prompt: list[int], sampling: Sampling, cancel: CancelToken, report: Report
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        place: Place,
+        cancel: CancelToken,
+        report: Report,
     ) -> Generator[None, None, FinishReason]:
         """Answer beside whatever else this model answers."""
         batch = self._batch
@@ -151,6 +166,7 @@ class TextModel:
                             GenerationChunk("reading", prompt_read=read, prompt_tokens=len(prompt))
                         )
                     continue
+                place.reading = False
                 count += 1
                 reason = self._take(written, words, count, sampling)
                 report(_writing(len(prompt), words.last_segment, count))
@@ -172,7 +188,12 @@ class TextModel:
         return "stop" if written.stopped else "length"
 
     def _alone(
-        self, prompt: list[int], sampling: Sampling, cancel: CancelToken, report: Report
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        place: Place,
+        cancel: CancelToken,
+        report: Report,
     ) -> Generator[None, None, FinishReason]:
         """Answer by itself, where the model's caches cannot be put together."""
         while self._busy:
@@ -182,6 +203,7 @@ class TextModel:
         stream = self._stream(prompt, sampling, cancel, report)
         try:
             for piece in stream:
+                place.reading = False
                 self._require_number(piece.token)
                 report(_writing(len(prompt), piece.text, piece.generation_tokens))
                 if piece.finish_reason is not None:

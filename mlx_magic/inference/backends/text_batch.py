@@ -7,7 +7,8 @@ import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from mlx_magic.inference.backends import prefill
+from mlx_magic.inference.backends import kv, prefill
+from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.text_reading import Prompt, Reading, alike, joined
@@ -113,6 +114,16 @@ class TextBatch(Batch):
         at = self._writing.uids.index(seat.uid)
         caches = self._writing.prompt_cache
         return [cache.extract(at) for cache in (caches if self._joined else joined(caches))]
+
+    @property
+    def table(self) -> Table:
+        """What those who are to be answered together take; their prompts share a chunk."""
+        return Table(self._most, 1, self._held)
+
+    def _held(self) -> int:
+        writing = self._writing.prompt_cache if self._writing is not None else []
+        reading = self._reading.caches if self._reading is not None else []
+        return kv.nbytes([*writing, *reading])
 
     def _step(self) -> None:
         import mlx.core as mx

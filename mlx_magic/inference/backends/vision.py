@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat, device, vision_inputs, warmup, weights
+from mlx_magic.inference.backends.admission import Place, Table
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.digests import as_numpy
+from mlx_magic.inference.backends.features import Between
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.room import Room
@@ -85,6 +88,7 @@ class VisionModel:
         tokenizer = getattr(processor, "tokenizer", processor)
         self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
         self._batch: VisionBatch | None = None
+        self._table = Table()
         if can_batch(model):
             self._batch = VisionBatch(
                 model.language_model,
@@ -92,6 +96,7 @@ class VisionModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
+            self._table = self._batch.table
         self._recall = Recall(model, nbytes, prompts=self._batch is not None)
         self._alone = OneByOne(model, processor, self._recall, nbytes)
         self._room = Room(
@@ -119,6 +124,7 @@ class VisionModel:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
         self._model = self._processor = self._batch = None
+        self._table = Table()
         self._alone.close()
         device.free()
 
@@ -142,20 +148,29 @@ class VisionModel:
         counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
+            pictures=len(chat.pictures(request)),
         )
-        self._say_seen(request, inputs, report)
-        self._room.require(
+        placed = yield from self._room.place(
+            self._table,
             prompt_tokens=counts.prompt_tokens,
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
+            cancel=cancel,
+            waits=lambda: report(counts.chunk("queued")),
         )
-        answer = self._alone if self._batch is None else self._together
-        pictures = Pictures.of(inputs)
-        try:
-            return (yield from answer(inputs, pictures, counts, request.sampling, cancel, report))
-        finally:
-            if pictures is not None:
-                pictures.settle()
+        with placed as place:
+            self._say_seen(request, inputs, report)
+            answer = self._alone if self._batch is None else self._together
+            pictures = Pictures.of(inputs)
+            try:
+                return (
+                    yield from answer(
+                        inputs, pictures, counts, request.sampling, place, cancel, report
+                    )
+                )
+            finally:
+                if pictures is not None:
+                    pictures.settle()
 
     def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
         return vision_inputs.made_of(request, self._name, self._model.config, self._processor)
@@ -175,6 +190,7 @@ class VisionModel:
         pictures: Pictures | None,
         counts: Counts,
         sampling: Sampling,
+        place: Place,
         cancel: CancelToken,
         report: Report,
     ) -> Generator[None, None, FinishReason]:
@@ -184,7 +200,8 @@ class VisionModel:
         batch = self._batch
         assert batch is not None
         start = self._recall.start(inputs, pictures)
-        embeds = self._embeds(inputs, pictures, counts, start)
+        see = partial(self._see, between=counts.looking(cancel, report), pictures=pictures)
+        embeds = self._embeds(inputs, counts, start, see)
         report(counts.chunk("reading"))
         yield
         tokens = counts.as_many(as_numpy(inputs["input_ids"]).reshape(-1).tolist())
@@ -208,6 +225,7 @@ class VisionModel:
                     report(counts.chunk("reading", read=read))
                 if written is None:
                     continue
+                place.reading = False
                 answer.append(written.token)
                 reason = self._take(written, words, len(answer), sampling)
                 report(counts.chunk("writing", text=words.last_segment, written=len(answer)))
@@ -236,20 +254,24 @@ class VisionModel:
         return "stop" if written.stopped else "length"
 
     def _embeds(
-        self, inputs: dict[str, Any], pictures: Pictures | None, counts: Counts, start: Start
+        self,
+        inputs: dict[str, Any],
+        counts: Counts,
+        start: Start,
+        see: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> dict[str, Any]:
         """Return what the language model reads, from the start on."""
         shows = self._recall.shows(inputs, start.count)
         # Words alone: the vision tower is not asked.
         words = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = self._see(inputs if shows or not start.count else words, pictures)
+        embeds = see(inputs if shows or not start.count else words)
         length = int(embeds["inputs_embeds"].shape[1])
         if set(embeds) != {"inputs_embeds"} or length + (not shows) * start.count != (
             counts.prompt_tokens
         ):
             # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
             if start.count:
-                return self._embeds(inputs, pictures, counts, start.cold())
+                return self._embeds(inputs, counts, start.cold(), see)
             start.cold()
         if start.count and shows:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
@@ -257,7 +279,9 @@ class VisionModel:
         counts.embedded(length)
         return embeds
 
-    def _see(self, inputs: dict[str, Any], pictures: Pictures | None) -> dict[str, Any]:
+    def _see(
+        self, inputs: dict[str, Any], *, between: Between, pictures: Pictures | None
+    ) -> dict[str, Any]:
         """Let the model make embeddings; its vision tower looks at what is new to it."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
@@ -276,7 +300,7 @@ class VisionModel:
             return {key: value for key, value in output.to_dict().items() if value is not None}
 
         with mx.stream(generation_stream):
-            return self._recall.look(self._model, see, pictures)
+            return self._recall.look(self._model, see, between, pictures)
 
     def _draw(self, sampling: Sampling) -> Draw:
         """Return how tokens are drawn: as asked, else as the checkpoint says."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, prefill
+from mlx_magic.inference.backends.admission import Place
 from mlx_magic.inference.backends.base import Report
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.pictures import Pictures
@@ -46,6 +47,7 @@ class OneByOne:
         pictures: Pictures | None,
         counts: Counts,
         sampling: Sampling,
+        place: Place,
         cancel: CancelToken,
         report: Report,
     ) -> Generator[None, None, FinishReason]:
@@ -73,6 +75,7 @@ class OneByOne:
             stack.callback(stream.close)
             for count, piece in enumerate(stream):
                 if count == 0:
+                    place.reading = False
                     unwatch()
                 report(counts.chunk("writing", text=piece.text, written=piece.generation_tokens))
                 if piece.finish_reason is not None:
@@ -117,7 +120,8 @@ class OneByOne:
                 return output
 
             cancel.checkpoint()
-            output = self._recall.look(self._model, see, pictures)
+            between = counts.looking(cancel, report)
+            output = self._recall.look(self._model, see, between, pictures)
             counts.embedded(int(output.inputs_embeds.shape[1]))
             cancel.checkpoint()
             report(counts.chunk("reading"))

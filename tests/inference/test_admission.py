@@ -1,0 +1,295 @@
+"""Requests wait for memory in one line: nobody is refused who fits alone, nobody overtakes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlx_magic.errors import MemoryBudgetError
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.admission import Line, Place, Table
+from mlx_magic.inference.backends.device import Memory
+from mlx_magic.inference.backends.room import Room
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.request_memory import Need, Shape, need
+
+pytestmark = pytest.mark.model  # asks mlx what it runs on
+
+CONFIG = {"num_hidden_layers": 10, "num_attention_heads": 8, "hidden_size": 512}
+CHUNK = 64
+
+
+class Device:
+    """Memory in which each answer takes more and more, up to what it was reckoned to need."""
+
+    def __init__(self, limit: int, *, weights: int = 0, kept: int = 0) -> None:
+        self.limit, self.weights, self.kept = limit, weights, kept
+        self.tables: list[FakeTable] = []
+        self.forgot = 0
+
+    def memory(self) -> Memory:
+        held = sum(table.held() for table in self.tables)
+        return Memory(self.weights + self.kept + held, 0, self.limit)
+
+    def forget(self) -> None:
+        self.forgot += 1
+        self.kept = 0
+
+
+class FakeTable:
+    """A batch without a model: its rows are as long as its longest."""
+
+    def __init__(self, held: Device, line: Line, *, most: int = 32) -> None:
+        device.start()
+        self.table = Table(most, 1, self.held)
+        self.rows: dict[Asked, int] = {}
+        self.room = Room(
+            "m", CONFIG, chunk=CHUNK, forget=held.forget, memory=held.memory, line=line
+        )
+        held.tables.append(self)
+
+    def held(self) -> int:
+        return len(self.rows) * max(self.rows.values(), default=0)
+
+
+class Asked:
+    """A request that is read in one step, and then writes."""
+
+    def __init__(self, table: FakeTable, prompt: int, count: int) -> None:
+        self.table, self.prompt, self.count = table, prompt, count
+        self.cancel = CancelToken()
+        self.waited = self.ended = False
+        self.error: Exception | None = None
+        self.steps = self._steps()
+
+    @property
+    def inside(self) -> bool:
+        return self in self.table.rows
+
+    def _steps(self) -> Generator[None, None, None]:
+        placed = yield from self.table.room.place(
+            self.table.table,
+            prompt_tokens=self.prompt,
+            image_tokens=0,
+            max_tokens=self.count,
+            cancel=self.cancel,
+            waits=self._wait,
+        )
+        with placed as place:
+            while len(self.table.rows) >= self.table.table.most:
+                yield
+                self.cancel.checkpoint()
+            try:
+                for written in range(self.count + 1):
+                    self.table.rows[self] = cache_of(self.prompt + written)
+                    place.reading = False
+                    yield
+                    self.cancel.checkpoint()
+            finally:
+                self.table.rows.pop(self, None)
+
+    def _wait(self) -> None:
+        assert not self.waited, "it is told once"
+        self.waited = True
+
+    def step(self) -> None:
+        try:
+            next(self.steps)
+        except StopIteration:
+            self.ended = True
+        except (Cancelled, MemoryBudgetError) as error:
+            self.ended, self.error = True, error
+
+
+def cache_of(tokens: int) -> int:
+    return Shape.of(CONFIG).kv_bytes(4) * tokens
+
+
+def needed(prompt: int, count: int) -> Need:
+    return need(Shape.of(CONFIG), prompt_tokens=prompt, max_tokens=count, chunk=CHUNK, itemsize=4)
+
+
+def go(asked: list[Asked], look: Any = lambda slice_: None) -> None:
+    """Go round all, as the engine does."""
+    for slice_ in range(10_000):
+        going = [each for each in asked if not each.ended]
+        if not going:
+            return
+        look(slice_)
+        for each in going:
+            each.step()
+    raise AssertionError("somebody waits for ever")
+
+
+@pytest.fixture(autouse=True)
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: False)
+
+
+def room_for(answers: int, prompt: int = 100, count: int = 20) -> int:
+    """Bytes for so many answers, of which one is read."""
+    one = needed(prompt, count)
+    return answers * one.cache + one.reading
+
+
+def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> None:
+    held, line = Device(room_for(3) + 5_000, weights=5_000), Line()
+    table = FakeTable(held, line)
+    asked = [Asked(table, 100, 20) for _ in range(8)]
+    most = 0
+
+    def look(slice_: int) -> None:
+        nonlocal most
+        most = max(most, len(table.rows))
+        assert held.memory().active <= held.limit
+
+    go(asked, look)
+    assert most == 3
+    assert [each.error for each in asked] == [None] * 8
+    assert [each.waited for each in asked] == [False] * 3 + [True] * 5
+    assert (line.inside, len(line)) == ([], 0)
+
+
+def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
+    held = Device(room_for(2, 1_000))
+    line = Line()
+    table = FakeTable(held, line)
+    asked = [Asked(table, 1_000, 20), *(Asked(table, 10, 20) for _ in range(4))]
+    most = 0
+
+    def look(slice_: int) -> None:
+        nonlocal most
+        if asked[0].inside:
+            most = max(most, len(table.rows))
+
+    go(asked, look)
+    assert most == 2
+
+
+def test_what_could_not_fit_alone_is_refused_at_once_and_what_could_waits() -> None:
+    held, line = Device(room_for(1)), Line()
+    table = FakeTable(held, line)
+    first, second, third = Asked(table, 100, 20), Asked(table, 100, 20), Asked(table, 500, 20)
+    for each in (first, second, third):
+        each.step()
+    assert isinstance(third.error, MemoryBudgetError)
+    assert (first.inside, second.inside, second.error) == (True, False, None)
+    go([first, second])
+    assert second.error is None
+
+
+def test_nobody_overtakes_so_nobody_starves() -> None:
+    held, line = Device(room_for(4)), Line()
+    table, other = FakeTable(held, line), FakeTable(held, line)
+    small = [Asked(table, 100, 20)]
+    long = Asked(other, 350, 20)
+    begun: list[int] = []
+
+    def look(slice_: int) -> None:
+        if long.inside and not begun:
+            begun.append(slice_)
+        if slice_ < 60:
+            new = Asked(table, 100, 20)
+            new.step()
+            small.append(new)
+
+    small[0].step()
+    long.step()
+    assert long.waited
+    for slice_ in range(200):
+        look(slice_)
+        for each in (*small, long):
+            if not each.ended:
+                each.step()
+    assert begun, "though small ones never ceased to come"
+    assert begun[0] <= 25, "as soon as the first had ended"
+    go([*small, long])
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "behind"])
+def test_who_is_cancelled_while_waiting_holds_nobody_up(first: bool) -> None:
+    held, line = Device(room_for(1)), Line()
+    table = FakeTable(held, line)
+    asked = [Asked(table, 100, 20) for _ in range(3)]
+    for each in asked:
+        each.step()
+    victim, other = asked[1:] if first else asked[:0:-1]
+    victim.cancel.cancel()
+    victim.step()
+    assert isinstance(victim.error, Cancelled)
+    assert not victim.inside
+    assert len(line) == 1
+    go([asked[0], other])
+    assert other.error is None
+
+
+def test_what_is_kept_for_reuse_goes_before_anybody_waits() -> None:
+    held, line = Device(room_for(2), kept=room_for(1)), Line()
+    table = FakeTable(held, line)
+    asked = [Asked(table, 100, 20) for _ in range(2)]
+    for each in asked:
+        each.step()
+    assert (held.forgot, asked[1].waited) == (1, False)
+    asked.append(Asked(table, 100, 20))
+    for _ in range(5):
+        asked[2].step()
+    assert held.forgot == 2, "once for each"
+
+
+def test_memory_that_went_meanwhile_is_seen_before_one_is_let_in_alone() -> None:
+    held, line = Device(room_for(1)), Line()
+    table = FakeTable(held, line)
+    first, second = Asked(table, 100, 20), Asked(table, 100, 20)
+    first.step()
+    second.step()
+    held.weights = 1_000
+    go([first, second])
+    assert first.error is None
+    assert isinstance(second.error, MemoryBudgetError)
+
+
+def test_an_unknown_limit_lets_all_in() -> None:
+    table = FakeTable(Device(0), Line())
+    asked = [Asked(table, 10**6, 2) for _ in range(32)]
+    for each in asked:
+        each.step()
+    assert all(each.inside for each in asked)
+
+
+def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
+    line = Line()
+    table = Table(most=2, read_together=1)
+    line.inside = [Place(table, Need(100, 7)) for _ in range(5)]
+    assert line.promised(Place(table, Need(50, 7))) == 2 * 100 + 7
+    assert line.promised(Place(Table(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(
+        st.tuples(st.integers(0, 1), st.integers(1, 300), st.integers(1, 12)),
+        min_size=1, max_size=14,
+    ),
+    limit=st.integers(1, 4),
+    cancels=st.dictionaries(st.integers(0, 60), st.integers(0, 13)),
+)  # fmt: skip
+def test_memory_is_never_overrun_and_everybody_ends(
+    sizes: list[tuple[int, int, int]], limit: int, cancels: dict[int, int]
+) -> None:
+    held, line = Device(room_for(limit, 300, 12)), Line()
+    tables = [FakeTable(held, line), FakeTable(held, line, most=2)]
+    asked = [Asked(tables[at], prompt, count) for at, prompt, count in sizes]
+
+    def look(slice_: int) -> None:
+        assert held.memory().active <= held.limit
+        at = cancels.get(slice_, -1)
+        if 0 <= at < len(asked):
+            asked[at].cancel.cancel()
+
+    go(asked, look)
+    assert all(each.error is None or each.cancel.requested for each in asked)
+    assert (line.inside, len(line)) == ([], 0)
