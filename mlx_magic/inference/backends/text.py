@@ -1,4 +1,4 @@
-"""Text-only models, through mlx-lm. It and `text_batch` alone import it."""
+"""Text-only models, through mlx-lm. It and `text_*` alone import it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from mlx_magic.errors import CheckpointError, GenerationError
 from mlx_magic.inference.backends import chat, device, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.batch import Written
+from mlx_magic.inference.backends.batch import Seat, Written
+from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed, processors
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
+from mlx_magic.inference.backends.text_recall import TextRecall
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import (
@@ -23,6 +25,7 @@ from mlx_magic.inference.request import (
     Sampling,
 )
 from mlx_magic.inference.reuse import Reuse
+from mlx_magic.inference.stops import Stopped
 
 MOST_TOGETHER = 32
 """Answers of one model that are written at once."""
@@ -76,7 +79,6 @@ class TextModel:
         self._tokenizer = tokenizer
         self._nbytes = nbytes
         self._busy = False
-        self._room = Room(self._name, checkpoint.config, chunk=device.prefill_chunk(nbytes))
         self._batch: TextBatch | None = None
         if can_batch(model):
             self._batch = TextBatch(
@@ -85,6 +87,13 @@ class TextModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
+        self._recall = TextRecall(nbytes, plain=self._batch is not None and self._batch.plain)
+        self._room = Room(
+            self._name,
+            checkpoint.config,
+            chunk=device.prefill_chunk(nbytes),
+            forget=self._recall.forget,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -93,15 +102,16 @@ class TextModel:
 
     @property
     def reuse(self) -> Reuse:
-        """Nothing: text is not kept."""
-        return Reuse()
+        """What was reused, and what is kept for it; safe from any thread."""
+        return self._recall.counts
 
     def forget(self) -> int:
-        """Let go of nothing."""
-        return 0
+        """Let go of all prompts that are kept; return their bytes."""
+        return self._recall.forget()
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Let go of the weights, and of what is kept."""
+        self._recall.forget()
         self._model = self._tokenizer = self._batch = None
         device.free()
 
@@ -126,29 +136,62 @@ class TextModel:
         """Answer beside whatever else this model answers."""
         batch = self._batch
         assert batch is not None
-        report(GenerationChunk("reading", prompt_tokens=len(prompt)))
-        # The tokenizer gives each who asks a detokenizer of their own.
-        words = self._tokenizer.detokenizer
+        counts = Counts(len(prompt), 0)
+        counts.cached_tokens, cache = self._recall.start(prompt)
+        report(counts.chunk("reading"))
         # Its batch tells a processor of the prompt's last token, and of the answer's.
-        seat = batch.add(prompt, self._draw(sampling), processors=processors(sampling, 1))
-        count = read = 0
+        seat = batch.add(
+            prompt[counts.cached_tokens :],
+            self._draw(sampling),
+            cache=cache,
+            processors=processors(sampling, 1),
+        )
+        # They are the batch's now, and grow with the answer.
+        del cache
+        answer: list[int] = []
         try:
-            while True:
-                written = yield from batch.follow(seat, cancel)
-                if written is None:
-                    if seat.read != read:
-                        read = seat.read
-                        report(
-                            GenerationChunk("reading", prompt_read=read, prompt_tokens=len(prompt))
-                        )
-                    continue
-                count += 1
-                reason = self._take(written, words, count, sampling)
-                report(_writing(len(prompt), words.last_segment, count))
-                if reason is not None:
-                    return reason
+            reason = yield from self._follow(seat, answer, counts, sampling, cancel, report)
+            self._keep(seat, prompt + answer, counts)
+            return reason
+        except Stopped:
+            # Its reader has had enough; what was read and written is whole.
+            self._keep(seat, prompt + answer, counts)
+            raise
         finally:
             batch.leave(seat)
+
+    def _keep(self, seat: Seat, tokens: list[int], counts: Counts) -> None:
+        """Keep what was read and written. Of an answer that was cut short nothing may be."""
+        assert self._batch is not None
+        known = counts.cached_tokens
+        self._recall.keep(tokens, known, self._batch.row(seat, known))
+
+    def _follow(
+        self,
+        seat: Seat,
+        answer: list[int],
+        counts: Counts,
+        sampling: Sampling,
+        cancel: CancelToken,
+        report: Report,
+    ) -> Generator[None, None, FinishReason]:
+        """Report what is read and written in a seat, to the end; `answer` takes the tokens."""
+        assert self._batch is not None
+        # The tokenizer gives each who asks a detokenizer of their own.
+        words = self._tokenizer.detokenizer
+        read = 0
+        while True:
+            written = yield from self._batch.follow(seat, cancel)
+            if written is None:
+                if seat.read != read:
+                    read = seat.read
+                    report(counts.chunk("reading", read=read))
+                continue
+            answer.append(written.token)
+            reason = self._take(written, words, len(answer), sampling)
+            report(counts.chunk("writing", text=words.last_segment, written=len(answer)))
+            if reason is not None:
+                return reason
 
     def _take(
         self, written: Written, words: Any, count: int, sampling: Sampling
