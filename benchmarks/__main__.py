@@ -9,12 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import cancel, cell, engine, machine, random_model, reuse, startup, warmup, wire
+from benchmarks import (
+    cancel,
+    cell,
+    endurance,
+    engine,
+    machine,
+    random_model,
+    reuse,
+    startup,
+    warmup,
+    wire,
+)
 from benchmarks.figures import Report
 from benchmarks.live import ROOT, live_kernel
 from mlx_magic.demo import folder as bundled
 
-NAMES = ("startup", "cell", "wire", "cancel", "warmup", "engine", "panel")
+NAMES = ("startup", "cell", "wire", "cancel", "warmup", "engine", "endurance", "panel")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -38,6 +49,8 @@ class Size:
         Of 8 and 32 questions at once, and the length of their answers.
     chats : int
         Of ten turns; about as many pictures again, twice over, are asked twice.
+    requests : int
+        Of every kind, a third of them cancelled.
     """
 
     starts: int
@@ -50,10 +63,11 @@ class Size:
     rounds: int
     together: int
     chats: int
+    requests: int
 
 
-QUICK = Size(5, 1, 10, 200, 10, 1500, [0.0, 400.0], 2, 64, 1)
-FULL = Size(15, 5, 30, 400, 20, 1500, [0.0, 20.0, 60.0, 100.0], 7, 64, 5)
+QUICK = Size(5, 1, 10, 200, 10, 1500, [0.0, 400.0], 2, 64, 1, 100)
+FULL = Size(15, 5, 30, 400, 20, 1500, [0.0, 20.0, 60.0, 100.0], 7, 64, 5, 1000)
 # A GPU reads a short prompt before a click could come; its words are whole tokens there too.
 GPU_WORDS = 12_000
 
@@ -74,6 +88,8 @@ def main() -> None:
 
     if "startup" in names:
         finished(startup.measure(pairs=size.starts, raw_runs=size.raw_starts))
+    if "endurance" in names:
+        finished(endurance.measure(requests=size.requests))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if "panel" in names:

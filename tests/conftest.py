@@ -1,8 +1,13 @@
-"""The order of the tests."""
+"""The order of the tests, and the BLAS they all use."""
 
 from __future__ import annotations
 
 import pytest
+
+from mlx_magic.inference.backends import device
+
+# Before any of them imports MLX: afterwards it would be too late, and forty times as slow.
+device.prepare()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

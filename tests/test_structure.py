@@ -138,7 +138,7 @@ def test_only_backends_import_mlx(path: Path) -> None:
     ("library", "modules"),
     [
         ("mlx_vlm", {"vision", "vision_alone", "vision_batch", "vision_inputs", "recall"}),
-        ("mlx_lm", {"text", "text_batch", "text_reading"}),
+        ("mlx_lm", {"text", "text_batch", "text_reading", "text_recall"}),
     ],
 )
 def test_each_library_is_known_to_one_backend(library: str, modules: set[str]) -> None:

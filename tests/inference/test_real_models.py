@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -481,6 +482,56 @@ def test_a_text_models_turns_are_read_as_raw_mlx_lm_reads_them(
     assert (result.text.strip(), result.usage.prompt_tokens) == expected
     alone = ask(session, turns[2], model=smollm2, max_tokens=1)
     assert result.usage.prompt_tokens > alone.usage.prompt_tokens
+
+
+RULES = "Answer politely and briefly, and never twice in the same words. " * 20
+
+
+def test_ten_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_lm_writes(
+    session: Session, smollm2: str
+) -> None:
+    session.pool.forget()
+    sampling = Sampling(max_tokens=12, temperature=0)
+    asked = GenerationRequest(prompt="Hi", model=smollm2, system=RULES, sampling=sampling)
+    results: list[VisionResult] = []
+    for turn in range(10):
+        prompt = f"{ASKED[turn % 6]} ({turn})"
+        asked = dataclasses.replace(asked, prompt=prompt)
+        results.append(follow(session, asked))
+        if turn < 9:
+            history = (*asked.history, Exchange(prompt, results[-1].text))
+            asked = dataclasses.replace(asked, history=history)
+
+    def messages() -> list[dict[str, str]]:
+        found = [{"role": "system", "content": RULES}]
+        for turn in asked.history:
+            found.append({"role": "user", "content": turn.prompt})
+            found.append({"role": "assistant", "content": turn.answer})
+        return [*found, {"role": "user", "content": asked.prompt}]
+
+    def raw() -> str:
+        import mlx.core as mx
+        import mlx_lm
+        from mlx_lm.utils import dequantize_model
+
+        model, tokenizer = mlx_lm.load(smollm2)[:2]
+        model = dequantize_model(model)
+        model.set_dtype(mx.float32)
+        prompt = tokenizer.apply_chat_template(messages(), add_generation_prompt=True)
+        return str(mlx_lm.generate(model, tokenizer, prompt, max_tokens=12))
+
+    assert {result.finish_reason for result in results} == {"stop", "length"}
+    for before, result in itertools.pairwise(results):
+        assert result.usage.cached_tokens > before.usage.prompt_tokens, "its answer is known, too"
+    usage = results[-1].usage
+    assert usage.prompt_tokens - usage.cached_tokens < 0.05 * usage.prompt_tokens
+    kept = session.pool.reuse
+    assert (kept.prefix_hits >= 9, 0 < kept.prefix_bytes <= kept.limit_bytes) == (True, True)
+    assert session.pool.forget() >= kept.prefix_bytes
+    cold = follow(session, asked)
+    assert cold.usage.cached_tokens == 0
+    expected = session.engine.call(raw).result(120).strip()
+    assert (results[-1].text.strip(), cold.text.strip()) == (expected, expected)
 
 
 def test_a_base_model_continues_the_turns_as_plain_text(

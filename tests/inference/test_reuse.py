@@ -27,6 +27,7 @@ from mlx_magic.inference.request import (
     Sampling,
     Usage,
 )
+from mlx_magic.inference.stops import Stopped
 
 pytestmark = pytest.mark.model
 
@@ -61,6 +62,7 @@ class Asked:
     def __init__(self, model: VisionModel, request: GenerationRequest, cut: Cut | None) -> None:
         self.chunks: list[GenerationChunk] = []
         self.text, self.reason, self.slices = "", "", 0
+        self.prompt = request.prompt
         self.error: Exception | None = None
         self._cut = cut
         self.token = CancelToken()
@@ -111,13 +113,7 @@ class Room:
         **sampling: Any,
     ) -> Asked:
         """Ask, and wait for the end."""
-        request = GenerationRequest(
-            prompt=prompt,
-            images=opened(*images),
-            history=history,
-            sampling=Sampling(**{"max_tokens": 12, **sampling}),
-        )
-        return self.all([(request, cut)])[0]
+        return self.all([(asking(prompt, *images, history=history, **sampling), cut)])[0]
 
     def all(self, requests: list[tuple[GenerationRequest, Cut | None]]) -> list[Asked]:
         """Ask several at once, and go round them."""
@@ -138,6 +134,17 @@ class Room:
         """Ask a model that knows nothing."""
         self.forget()
         return self.ask(prompt, *images, **more)
+
+
+def asking(
+    prompt: str, *images: Image.Image, history: tuple[Exchange, ...] = (), **sampling: Any
+) -> GenerationRequest:
+    return GenerationRequest(
+        prompt=prompt,
+        images=opened(*images),
+        history=history,
+        sampling=Sampling(**{"max_tokens": 12, **sampling}),
+    )
 
 
 def _load(folder: Path) -> Generator[None, None, VisionModel]:
@@ -411,6 +418,32 @@ def test_of_an_answer_that_failed_nothing_is_kept(
         assert isinstance(demo.ask(QUESTION, RED).error, GenerationError)
     assert kept(demo) == 0
     assert demo.ask(QUESTION, RED).text == expected
+
+
+@pytest.mark.parametrize("company", [0, 2])
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
+    demo: Room, monkeypatch: pytest.MonkeyPatch, after: int, company: int
+) -> None:
+    report = Asked._report
+
+    def stopping(self: Asked, chunk: GenerationChunk) -> None:
+        report(self, chunk)
+        if self.prompt == QUESTION and chunk.completion_tokens == after:
+            raise Stopped
+
+    others = [f"{n}: which shape is it?" for n in range(company)]
+    demo.forget()
+    with monkeypatch.context() as patch:
+        patch.setattr(Asked, "_report", stopping)
+        stopped = demo.all([(asking(prompt, RED), None) for prompt in (QUESTION, *others)])[0]
+    assert isinstance(stopped.error, Stopped)
+    assert (stopped.usage.completion_tokens, kept(demo) > 0) == (after, True)
+    follow = (Exchange(QUESTION, stopped.text.strip(), opened(RED)),)
+    follows = demo.ask("Why?", history=follow)
+    # Its text may be a token behind.
+    assert follows.usage.cached_tokens >= stopped.usage.prompt_tokens + after // 2
+    assert follows.text == demo.cold("Why?", history=follow).text
 
 
 def test_a_third_cancelled_at_random_moments_changes_no_later_answer(demo: Room) -> None:

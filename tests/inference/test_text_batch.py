@@ -22,11 +22,13 @@ from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import BAD, Draw
 from mlx_magic.inference.backends.text import TextModel
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
+from mlx_magic.inference.backends.text_recall import TextRecall
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import Engine
 from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
 from mlx_magic.inference.request_memory import Shape, need
+from mlx_magic.inference.reuse import Reuse
 
 VOCABULARY = 256
 CHUNK = 16
@@ -403,22 +405,46 @@ def test_an_end_token_ends_an_answer_and_is_given(model: Any) -> None:
     assert job.written == whole[: whole.index(end) + 1]
 
 
-@pytest.mark.parametrize("company", [1, 3])
-@pytest.mark.parametrize("make", [llama, lfm2])
-def test_a_copy_of_what_was_read_is_a_warm_start(make: Callable[[], Any], company: int) -> None:
-    model = make()
-    tokens = prompts(1, seed=2, lengths=(30,))[0]
-    together = batch(model)
-    first = Asked(together, tokens, count=5)
-    kept: list[list[Any]] = []
-    first.at_end = lambda seat: kept.append(together.row_cache(seat))
-    go([first, *(Asked(together, other) for other in prompts(company - 1))])
+@pytest.mark.parametrize("company", [0, 3])
+def test_what_was_read_is_a_warm_start_beside_others_and_alone(model: Any, company: int) -> None:
+    watched = Watched(model)
+    together = batch(watched)
+    recall = TextRecall(0, plain=together.plain)
+    asked = prompts(1 + company, seed=2, lengths=(30, 33, 41))
+    jobs = [Asked(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
+    for job in jobs:
+        job.at_end = lambda seat, job=job: recall.keep(  # type: ignore[misc]
+            [*job.tokens, *job.written], 0, together.row(seat, 0)
+        )
+    go(jobs)
 
-    more = [9, 8, 7]
-    second = Asked(together, more, count=20)
-    second.cache = kept[0]
-    go([second, *(Asked(together, other) for other in prompts(company - 1))])
-    assert second.written == raw(model, [*tokens, *first.written, *more], 20)
+    again, expected = [], []
+    for at, job in enumerate(jobs):
+        whole = [*job.tokens, *job.written, *[9, 8, 7][at % 3 :]]
+        count, cache = recall.start(whole)
+        assert count == len(job.tokens) + len(job.written)
+        again.append(Asked(together, whole[count:], count=20))
+        again[-1].cache = cache
+        expected.append(raw(model, whole, 20))
+    watched.shapes.clear()
+    go(again)
+    assert [job.written for job in again] == expected
+    read = [shape for shape in watched.shapes if shape[1] > 1]
+    assert read == [(1 + company, 2)], "their last words, and all together"
+
+
+@pytest.mark.parametrize("make", [sliding, lfm2])
+def test_of_caches_that_cannot_be_cut_nothing_is_kept(make: Callable[[], Any]) -> None:
+    together = batch(make())
+    recall = TextRecall(0, plain=together.plain)
+    job = Asked(together, prompts(1, lengths=(40,))[0])
+    rows: list[Any] = []
+    job.at_end = lambda seat: rows.append(together.row(seat, 0))
+    go([job])
+    recall.keep([*job.tokens, *job.written], 0, rows[0])
+    assert rows == [None]
+    assert recall.start(job.tokens) == (0, None)
+    assert recall.counts == Reuse()
 
 
 def test_caches_that_cannot_be_put_together_are_known() -> None:

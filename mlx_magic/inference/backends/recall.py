@@ -170,6 +170,27 @@ class Recall:
         for part in (self._features, self._prefixes):
             part.hits = part.misses = 0
 
+    def keep_so_far(self, start: Start, written: list[int], rows: Rows | None) -> None:
+        """Keep what there is of an answer that was ended by what it says.
+
+        Parameters
+        ----------
+        start : Start
+        written : list of int
+            The answer's tokens so far.
+        rows : list or None
+            Keys and values from where reading started: of the whole prompt, and of more or
+            fewer tokens than there are. What both have is kept.
+        """
+        if start.places is None or not rows:
+            return
+        prompt = len(start.places.held) - start.count
+        both = min(rows[0][0].shape[2] - prompt, len(written))
+        if both >= 0:
+            end = prompt + both
+            cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
+            self.keep(start, written[:both], cut)
+
     def forget(self) -> int:
         """Let go of everything; return the bytes that were kept."""
         size = self.counts.nbytes

@@ -1,20 +1,22 @@
-"""Text-only models, through mlx-lm. It and `text_batch` alone import it."""
+"""Text-only models, through mlx-lm. It and `text_*` alone import it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from typing import Any
 
-from mlx_magic.errors import CheckpointError, GenerationError
+from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat, device, warmup, weights
 from mlx_magic.inference.backends.admission import Place, Table
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.batch import Written
+from mlx_magic.inference.backends.batch import Seat, Written
+from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.backends.room import Room
-from mlx_magic.inference.backends.sampler import BAD, Draw, fresh_seed, processors
+from mlx_magic.inference.backends.sampler import BAD, processors
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
+from mlx_magic.inference.backends.text_defaults import draw, generation_config
+from mlx_magic.inference.backends.text_recall import TextRecall
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import (
@@ -24,6 +26,7 @@ from mlx_magic.inference.request import (
     Sampling,
 )
 from mlx_magic.inference.reuse import Reuse
+from mlx_magic.inference.stops import Stopped
 
 MOST_TOGETHER = 32
 """Answers of one model that are written at once."""
@@ -74,12 +77,11 @@ class TextModel:
 
     def __init__(self, checkpoint: Checkpoint, model: Any, tokenizer: Any, nbytes: int) -> None:
         self._name = checkpoint.name
-        self._defaults = _generation_config(checkpoint)
+        self._defaults = generation_config(checkpoint)
         self._model = model
         self._tokenizer = tokenizer
         self._nbytes = nbytes
         self._busy = False
-        self._room = Room(self._name, checkpoint.config, chunk=device.prefill_chunk(nbytes))
         self._batch: TextBatch | None = None
         self._table = Table()
         if can_batch(model):
@@ -90,6 +92,13 @@ class TextModel:
                 most=MOST_TOGETHER,
             )
             self._table = self._batch.table
+        self._recall = TextRecall(nbytes, plain=self._batch is not None and self._batch.plain)
+        self._room = Room(
+            self._name,
+            checkpoint.config,
+            chunk=device.prefill_chunk(nbytes),
+            forget=self._recall.forget,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -98,15 +107,16 @@ class TextModel:
 
     @property
     def reuse(self) -> Reuse:
-        """Nothing: text is not kept."""
-        return Reuse()
+        """What was reused, and what is kept for it; safe from any thread."""
+        return self._recall.counts
 
     def forget(self) -> int:
-        """Let go of nothing."""
-        return 0
+        """Let go of all prompts that are kept; return their bytes."""
+        return self._recall.forget()
 
     def close(self) -> None:
-        """Let go of the weights."""
+        """Let go of the weights, and of what is kept."""
+        self._recall.forget()
         self._model = self._tokenizer = self._batch = None
         self._table = Table()
         device.free()
@@ -117,6 +127,7 @@ class TextModel:
         """Answer a request of nobody's. See `warmup.warmed`."""
         request = warmup.sample(self._name, picture=False)
         yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
+        self._recall.count_anew()
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
@@ -150,30 +161,64 @@ class TextModel:
         """Answer beside whatever else this model answers."""
         batch = self._batch
         assert batch is not None
-        report(GenerationChunk("reading", prompt_tokens=len(prompt)))
-        # The tokenizer gives each who asks a detokenizer of their own.
-        words = self._tokenizer.detokenizer
+        counts = Counts(len(prompt), 0)
+        counts.cached_tokens, cache = self._recall.start(prompt)
+        report(counts.chunk("reading"))
         # Its batch tells a processor of the prompt's last token, and of the answer's.
-        seat = batch.add(prompt, self._draw(sampling), processors=processors(sampling, 1))
-        count = read = 0
+        seat = batch.add(
+            prompt[counts.cached_tokens :],
+            draw(sampling, self._defaults),
+            cache=cache,
+            processors=processors(sampling, 1),
+        )
+        # They are the batch's now, and grow with the answer.
+        del cache
+        answer: list[int] = []
         try:
-            while True:
-                written = yield from batch.follow(seat, cancel)
-                if written is None:
-                    if seat.read != read:
-                        read = seat.read
-                        report(
-                            GenerationChunk("reading", prompt_read=read, prompt_tokens=len(prompt))
-                        )
-                    continue
-                place.reading = False
-                count += 1
-                reason = self._take(written, words, count, sampling)
-                report(_writing(len(prompt), words.last_segment, count))
-                if reason is not None:
-                    return reason
+            reason = yield from self._follow(seat, answer, counts, sampling, place, cancel, report)
+            self._keep(seat, prompt + answer, counts)
+            return reason
+        except Stopped:
+            # Its reader has had enough; what was read and written is whole.
+            self._keep(seat, prompt + answer, counts)
+            raise
         finally:
             batch.leave(seat)
+
+    def _keep(self, seat: Seat, tokens: list[int], counts: Counts) -> None:
+        """Keep what was read and written. Of an answer that was cut short nothing may be."""
+        assert self._batch is not None
+        known = counts.cached_tokens
+        self._recall.keep(tokens, known, self._batch.row(seat, known))
+
+    def _follow(
+        self,
+        seat: Seat,
+        answer: list[int],
+        counts: Counts,
+        sampling: Sampling,
+        place: Place,
+        cancel: CancelToken,
+        report: Report,
+    ) -> Generator[None, None, FinishReason]:
+        """Report what is read and written in a seat, to the end; `answer` takes the tokens."""
+        assert self._batch is not None
+        # The tokenizer gives each who asks a detokenizer of their own.
+        words = self._tokenizer.detokenizer
+        read = 0
+        while True:
+            written = yield from self._batch.follow(seat, cancel)
+            if written is None:
+                if seat.read != read:
+                    read = seat.read
+                    report(counts.chunk("reading", read=read))
+                continue
+            place.reading = False
+            answer.append(written.token)
+            reason = self._take(written, words, len(answer), sampling)
+            report(counts.chunk("writing", text=words.last_segment, written=len(answer)))
+            if reason is not None:
+                return reason
 
     def _take(
         self, written: Written, words: Any, count: int, sampling: Sampling
@@ -232,7 +277,7 @@ class TextModel:
             self._tokenizer,
             prompt,
             max_tokens=sampling.max_tokens,
-            sampler=CountingSampler.alone(self._draw(sampling)),
+            sampler=CountingSampler.alone(draw(sampling, self._defaults)),
             prefill_step_size=device.prefill_chunk(self._nbytes),
             prompt_progress_callback=read,
         )
@@ -264,21 +309,6 @@ class TextModel:
         chat.require_whole(text, request, model=self._name)
         return tokens
 
-    def _draw(self, sampling: Sampling) -> Draw:
-        """Return how tokens are drawn: as asked, else as the checkpoint says."""
-
-        def chosen(value: Any, key: str, otherwise: Any) -> Any:
-            return value if value is not None else self._defaults.get(key) or otherwise
-
-        greedy = self._defaults.get("do_sample") is False
-        return Draw(
-            float(chosen(sampling.temperature, "" if greedy else "temperature", 0.0)),
-            float(chosen(sampling.top_p, "top_p", 1.0)),
-            int(chosen(sampling.top_k, "top_k", 0)),
-            sampling.min_p or 0.0,
-            fresh_seed() if sampling.seed is None else sampling.seed,
-        )
-
 
 def _writing(prompt_tokens: int, text: str, written: int) -> GenerationChunk:
     return GenerationChunk(
@@ -289,18 +319,3 @@ def _writing(prompt_tokens: int, text: str, written: int) -> GenerationChunk:
         completion_tokens=written,
         peak_memory=device.peak(),
     )
-
-
-def _generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the checkpoint's own defaults; mlx-lm does not."""
-    path = checkpoint.path / "generation_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{checkpoint.name}: {path} is no valid JSON ({error}): fetch the model again.",
-            model=checkpoint.name,
-        ) from error
-    return config if isinstance(config, dict) else {}

@@ -10,6 +10,7 @@ from typing import Any
 from mlx_magic.inference.backends import kv, prefill
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
+from mlx_magic.inference.backends.prefix import Rows
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.text_reading import Prompt, Reading, alike, joined
 
@@ -72,6 +73,11 @@ class TextBatch(Batch):
         Prompt tokens that are read in one step.
     most : int
         Answers that are written at once; the others wait.
+
+    Attributes
+    ----------
+    plain : bool
+        Whether all the model's caches are plain ones.
     """
 
     def __init__(self, model: Any, ends: Collection[int], *, chunk: int, most: int) -> None:
@@ -91,7 +97,8 @@ class TextBatch(Batch):
         self._writing: Any = None
         self._joined = False
         self._steps = 0
-        self._pads = _all_plain(model)
+        # What is no plain cache takes in what a prompt is filled up with, and cannot be cut.
+        self.plain = _all_plain(model)
         self._wired: contextlib.ExitStack | None = None
 
     def add(
@@ -109,11 +116,29 @@ class TextBatch(Batch):
         self._waiting.append(Prompt(seat, tokens, cache, safe))
         return seat
 
-    def row_cache(self, seat: Seat) -> list[Any]:
-        """Return a copy of what was read and written for a request that is being written."""
-        at = self._writing.uids.index(seat.uid)
+    def row(self, seat: Seat, start: int) -> Rows | None:
+        """Return keys and values of each layer for a request that is being written.
+
+        Parameters
+        ----------
+        seat : Seat
+        start : int
+            The place of its prompt, what was known of it included, from which on they are wanted.
+
+        Returns
+        -------
+        list or None
+            At least up to the token that the request got last; None where it is not written, or
+            the caches are no plain ones.
+        """
+        if not self.plain or self._writing is None or seat.uid not in self._writing.uids:
+            return None
         caches = self._writing.prompt_cache
-        return [cache.extract(at) for cache in (caches if self._joined else joined(caches))]
+        if not self._joined:
+            return [_cut(cache, 0, start, cache.offset) for cache in caches]
+        at = self._writing.uids.index(seat.uid)
+        first = start + int(caches[0].left_padding[at].item())
+        return [_cut(cache, at, first, cache.size()) for cache in caches]
 
     @property
     def table(self) -> Table:
@@ -169,7 +194,7 @@ class TextBatch(Batch):
     def _next_prompts(self) -> list[Prompt]:
         """Take the prompt that waits longest, and those beside which it can be read."""
         first = self._waiting[0]
-        most = min(MOST_READ_TOGETHER, self._room) if self._pads and first.cache is None else 1
+        most = min(MOST_READ_TOGETHER, self._room) if self.plain else 1
         beside = [prompt for prompt in self._waiting[1:] if alike(first, prompt)]
         chosen = [first, *beside[: most - 1]]
         self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
@@ -178,10 +203,14 @@ class TextBatch(Batch):
     def _begin(self, prompts: list[Prompt]) -> Reading:
         from mlx_lm.models.cache import make_prompt_cache
 
-        caches = prompts[0].cache or make_prompt_cache(self._model)
+        empty = make_prompt_cache(self._model)
+        caches = [prompt.cache or empty for prompt in prompts]
+        for prompt in prompts:
+            # An answer may go on for long: what its prompt started with need not.
+            prompt.cache = None
         if len(prompts) > 1:
-            return Reading(prompts, joined(caches, rows=len(prompts)), joined=True)
-        return Reading(prompts, caches, joined=False)
+            return Reading(prompts, joined(*caches), joined=True)
+        return Reading(prompts, caches[0], joined=False)
 
     def _read(self, reading: Reading) -> None:
         """Read a chunk; after the last, the answers can be written."""
@@ -271,7 +300,12 @@ def can_batch(model: Any) -> bool:
 
 
 def _all_plain(model: Any) -> bool:
-    """Say whether prompts may be filled up: what is no plain KV cache would take that in."""
+    """Say whether a model has plain KV caches only."""
     from mlx_lm.models.cache import KVCache, make_prompt_cache
 
     return all(type(cache) is KVCache for cache in make_prompt_cache(model))
+
+
+def _cut(cache: Any, at: int, start: int, end: int) -> tuple[Any, Any]:
+    """Cut one row's keys and values out of a cache."""
+    return cache.keys[at : at + 1, :, start:end], cache.values[at : at + 1, :, start:end]

@@ -12,6 +12,9 @@ from mlx_magic.inference.backends.sampler import LogitsProcessor
 LIKE_LENGTHS = 1.25
 """How much longer than the shortest a prompt may be that is read with it: padding costs time."""
 
+LIKE_TOKENS = 16
+"""The same in tokens, for short ones: of a prompt that is known but for its end, say."""
+
 
 @dataclass(slots=True, eq=False)
 class Prompt:
@@ -99,12 +102,13 @@ class Reading:
                 cache.finalize()
 
 
-def joined(caches: list[Any], *, rows: int = 1) -> list[Any]:
-    """Turn the caches of one request into those of a batch; several rows of empty ones."""
-    return [cache.merge([cache] * rows) for cache in caches]
+def joined(*requests: list[Any]) -> list[Any]:
+    """Turn the caches of requests into those of a batch, with a row for each request."""
+    return [layer[0].merge(list(layer)) for layer in zip(*requests, strict=True)]
 
 
 def alike(first: Prompt, other: Prompt) -> bool:
     """Say whether `other` may be read beside `first`."""
     shorter, longer = sorted((len(first.tokens), len(other.tokens)))
-    return other.cache is None and longer <= LIKE_LENGTHS * shorter
+    near = longer <= LIKE_LENGTHS * shorter or longer - shorter <= LIKE_TOKENS
+    return near and (first.cache is None) == (other.cache is None)

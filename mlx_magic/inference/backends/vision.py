@@ -35,6 +35,7 @@ from mlx_magic.inference.request import (
     Sampling,
 )
 from mlx_magic.inference.reuse import Reuse
+from mlx_magic.inference.stops import Stopped
 
 MOST_TOGETHER = 32
 """Answers of one model that are written at once."""
@@ -233,6 +234,10 @@ class VisionModel:
                     # Only now: of an answer that was cut short nothing may be kept.
                     self._recall.keep(start, answer, batch.row(seat))
                     return reason
+        except Stopped:
+            # Its reader has had enough; what was read and written is whole.
+            self._recall.keep_so_far(start, answer, batch.row(seat))
+            raise
         finally:
             batch.leave(seat)
 

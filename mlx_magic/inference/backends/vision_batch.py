@@ -74,11 +74,16 @@ class VisionBatch(Batch):
         return seat
 
     def row(self, seat: Seat) -> list[tuple[Any, Any]] | None:
-        """Return keys and values of each layer for an answer that has ended, and forget them.
+        """Return keys and values of each layer for an answer.
 
-        All tokens of the prompt and the answer from ``keep_from`` on, the last one included.
+        All tokens of the prompt and the answer from ``keep_from`` on, the last one included,
+        where the answer has ended: they are forgotten then. Else as far as it has come.
         """
-        return self._rows.pop(seat.uid, None)
+        prompt, writing = self._prompts.get(seat.uid), self._writing
+        if seat.uid not in writing.uids or prompt is None or prompt.keep_from is None:
+            return self._rows.pop(seat.uid, None)
+        at = writing.uids.index(seat.uid)
+        return [_row(cache, at, prompt.keep_from) for cache in writing.prompt_cache]
 
     @property
     def table(self) -> Table:

@@ -95,8 +95,9 @@ def cell_text(
     cell is the call that IPython makes of a ``%%vision`` cell, which runs and cancels the same.
 
     What a cell cannot say: the turns before it (see `what_is_left_out`); that an option is the
-    checkpoint's own where `defaults` has a value; line feeds around the prompt, which
-    ``%%vision`` takes off.
+    checkpoint's own where `defaults` has a value; that there are several stop texts, or none
+    where `defaults` has one, or no timeout; line feeds around the prompt, which ``%%vision``
+    takes off.
 
     Parameters
     ----------
@@ -158,8 +159,15 @@ def _options(turn: Turn, model: str, output: str | None, defaults: Defaults) -> 
         yield f"--top-p {_number(sampling.top_p)}"
     if sampling.top_k is not None and sampling.top_k != defaults.top_k:
         yield f"--top-k {int(sampling.top_k)}"
+    # Of these no value is one: off.
+    if sampling.min_p != defaults.min_p:
+        yield f"--min-p {_number(sampling.min_p or 0)}"
+    if sampling.repetition_penalty != defaults.repetition_penalty:
+        yield f"--repetition-penalty {_number(sampling.repetition_penalty or 1)}"
     if sampling.seed is not None and sampling.seed != defaults.seed:
         yield f"--seed {int(sampling.seed)}"
+    if len(sampling.stop) == 1 and sampling.stop != defaults.stop:
+        yield "--stop " + quote(sampling.stop[0].replace("\n", "\\n"))
     if turn.max_pixels is not None and turn.max_pixels != defaults.max_pixels:
         yield f"--max-pixels {turn.max_pixels}"
     if defaults.format != "markdown":

@@ -92,6 +92,16 @@ def test_what_the_notebook_has_as_its_default_is_left_out() -> None:
     assert "--max-tokens 512" in cell_text(asked(), "demo", [], defaults=defaults)
 
 
+def test_what_the_notebook_has_and_the_turn_has_not_is_off() -> None:
+    defaults = Defaults(min_p=0.1, repetition_penalty=1.2)
+    cell = cell_text(asked(), "demo", [], defaults=defaults)
+    assert cell == "%%vision -m demo --min-p 0 --repetition-penalty 1\nWhat is it?"
+    sampling = read_back(cell, defaults)[0].sampling
+    assert (sampling.min_p, sampling.repetition_penalty) == (0, 1)
+    turn = asked(sampling=defaults.sampling)
+    assert cell_text(turn, "demo", [], defaults=defaults) == "%%vision -m demo\nWhat is it?"
+
+
 @pytest.mark.parametrize(
     "prompt",
     ['Answer as {"total": 0.0, "items": [{"name": "..."}]}', "a {} b", "{key: value}", "}} {"],
@@ -152,6 +162,10 @@ WORDS = st.sampled_from(
         top_p=st.none() | st.floats(0, 1, exclude_min=True),
         top_k=st.none() | st.integers(0, 1_000),
         seed=st.none() | st.integers(0),
+        min_p=st.none() | st.floats(0, 1),
+        repetition_penalty=st.none() | st.floats(0, 1e300, exclude_min=True),
+        # A backslash before an n is the end of a line, to the magic.
+        stop=st.tuples() | st.tuples(TEXT.filter(lambda text: text and "\\n" not in text)),
     ),
     max_pixels=st.none() | st.integers(1, 10**9),
     output=st.sampled_from([None, "r", "größe"]),

@@ -1,0 +1,131 @@
+"""A session whose requests are cancelled when something happens to them, and what they leave."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from benchmarks.endurance_plan import Event, Plan
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.base import Backend
+from mlx_magic.inference.backends.text import TextBackend
+from mlx_magic.inference.backends.vision import VisionBackend
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.pool import ModelPool
+from mlx_magic.inference.request import (
+    DEMO,
+    Exchange,
+    GenerationChunk,
+    GenerationRequest,
+    Phase,
+)
+from mlx_magic.inference.session import Session
+
+PATIENCE = 120.0
+"""Seconds without any outcome after which somebody is lost."""
+
+
+class Cuttable(Generation):
+    """A request that is cancelled when something happens to it."""
+
+    def __init__(self, request: GenerationRequest, plan: Plan) -> None:
+        super().__init__(request, clock=time.perf_counter, sink=self._look)
+        self._plan = plan
+
+    def happens(self, event: Event, token: int = 0) -> None:
+        """Cancel it if that is what it was to wait for; on any thread."""
+        cut = self._plan.cut
+        if cut is not None and cut.event == event and token >= cut.token * (event == "token"):
+            self.cancel()
+
+    def prepared(self, request: GenerationRequest) -> None:
+        """Take the pictures; see `Generation.prepared`."""
+        super().prepared(request)
+        self.happens("prepared")
+
+    def enter(self, phase: Phase, note: str = "") -> None:
+        """Begin a phase; see `Work.enter`."""
+        super().enter(phase, note)
+        if phase in ("loading", "seeing", "reading", "writing"):
+            self.happens(phase)
+
+    def _look(self, chunk: GenerationChunk) -> None:
+        if chunk.phase == "reading" and chunk.cached_tokens < chunk.prompt_read:
+            self.happens("chunk")
+        if chunk.phase == "writing":
+            self.happens("token", chunk.completion_tokens)
+
+
+class Cutting(Session):
+    """A session of its own, with the real backends."""
+
+    def __init__(self) -> None:
+        engine = Engine(at_end=device.release_thread)
+        backends: dict[str, Backend] = {"vision": VisionBackend(), "text": TextBackend()}
+        clock = time.perf_counter
+        pool = ModelPool(engine, backends, clock=clock, limit=device.total_memory)
+        super().__init__(engine, pool, clock=clock)
+
+    def begin(self, plan: Plan, history: tuple[Exchange, ...] = ()) -> Cuttable:
+        """Ask as planned."""
+        request = GenerationRequest(
+            plan.prompt, sampling=plan.sampling, timeout=plan.timeout, history=history
+        )
+        asked = Cuttable(request, plan)
+        values = [(f"picture {at}", each) for at, each in enumerate(plan.pictures)]
+        self._begin(asked, lambda: self._prepare(asked, [*values], None))
+        asked.happens("asked")
+        return asked
+
+    def settle(self) -> None:
+        """Wait until the engine has dropped what ended before its turn came.
+
+        Raises
+        ------
+        RuntimeError
+            When something goes on.
+        """
+        for thread in threading.enumerate():
+            if thread.name == "mlx-magic-prepare":
+                thread.join(PATIENCE)
+        until = time.monotonic() + PATIENCE
+        while self.engine.call(lambda: len(self.engine._jobs)).result(PATIENCE) > 1:
+            if time.monotonic() > until:
+                raise RuntimeError("The engine goes on with something that nobody waits for.")
+
+    def unload(self) -> None:
+        """Unload the model, if it is there."""
+        if DEMO in self.pool:
+            self.pool.unload(DEMO)
+
+    def memory(self) -> tuple[int, int, int]:
+        """Return bytes with what is kept for reuse, of what is kept, and without it."""
+        self.engine.call(device.free).result(PATIENCE)
+        held, kept = self.pool.memory.active, self.pool.reuse.nbytes
+        self.pool.forget()
+        self.engine.call(device.free).result(PATIENCE)
+        return held, kept, self.pool.memory.active
+
+    def left(self) -> dict[str, int]:
+        """Count what is still there of requests that have ended."""
+        return self.engine.call(self._left).result(PATIENCE)
+
+    def _left(self) -> dict[str, int]:
+        names = [thread.name for thread in threading.enumerate()]
+        left = {
+            "running": len(self.running),
+            "in the engine": len(self.engine._jobs) - 1,
+            "deadlines": len(self.deadlines._works),
+            "leases": sum(model.users for model in self.pool),
+            "loads": self.pool._loads.nbytes,
+            "threads": names.count("mlx-magic-prepare"),
+        }
+        for model in self.pool._residents.loaded:
+            assert hasattr(model, "_batch")
+            batch = model._batch
+            left["seats"] = len(batch)
+            left["rows"] = len(batch._writing.uids) + len(batch._rows) + len(batch._prompts)
+            left["prompts"] = len(batch._waiting) + len(batch._read_by)
+            left["draws"] = len(batch._sampler.draws)
+        return left

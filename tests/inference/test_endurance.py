@@ -1,0 +1,48 @@
+"""Requests of every kind, a third of them cancelled anywhere: the benchmark's own, and fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks import endurance
+from benchmarks.endurance_plan import Plan, pictures
+from benchmarks.endurance_session import Cutting
+from mlx_magic.inference.backends.batch import Batch, Seat
+from mlx_magic.inference.request import Sampling
+
+pytestmark = pytest.mark.model
+
+
+def test_many_requests_of_which_a_third_is_cancelled_leave_nothing_and_change_nothing() -> None:
+    report = endurance.measure(requests=60, seed=27)
+    assert [target for target in report.targets if not target.met] == []
+    assert len(report.samples["cancelled by"]) == 9, "each kind of moment was among them"
+    ends = {row.what: row.summary.median for row in report.rows if row.what.startswith("ended")}
+    assert sum(ends.values()) == 60
+    assert (len(ends), min(ends.values()) > 0) == (5, True), "and each kind of end"
+
+
+@pytest.fixture
+def session() -> Iterator[Cutting]:
+    made = Cutting()
+    yield made
+    made.close()
+
+
+def test_what_would_be_left_behind_is_seen(
+    session: Cutting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan("What is it?", tuple(pictures()[:1]), Sampling(max_tokens=2))
+    assert session.begin(plan).future.result(120).finish_reason == "length"
+    session.settle()
+    assert set(session.left().values()) == {0}
+
+    def stays(self: Batch, seat: Seat) -> None:
+        """Leave nothing."""
+
+    monkeypatch.setattr(Batch, "leave", stays)
+    session.begin(plan).future.result(120)
+    session.settle()
+    assert session.left()["seats"] == 1

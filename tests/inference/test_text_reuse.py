@@ -1,0 +1,276 @@
+"""Prompts that a text model has read before: the same answers, less work, nothing of what failed.
+
+Random weights in float32; `test_real_models` has a chat with a real model.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference.backends import device, text, text_recall
+from mlx_magic.inference.backends.text import TextModel
+from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.request import Exchange, GenerationChunk
+from mlx_magic.inference.reuse import Reuse
+from mlx_magic.inference.stops import Stopped
+from tests.inference import test_text_batch
+from tests.inference.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
+
+LONG = "Why is the sky blue at noon, and red at night? "
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def weights() -> Any:
+    device.start()
+    return test_text_batch.llama()
+
+
+@pytest.fixture
+def model(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextModel:
+    return made(weights, tmp_path, monkeypatch)
+
+
+def made(weights: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> TextModel:
+    monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
+    return TextModel(Checkpoint("tiny", folder, "text", "llama"), weights, endless(), 1)
+
+
+def endless() -> Any:
+    """Make a tokenizer of bytes, none of which ends an answer."""
+    tokenizer = byte_tokenizer()
+    tokenizer._eos_token_ids = set()
+    return tokenizer
+
+
+def raw(weights: Any, prompt: str) -> str:
+    """Ask mlx-lm itself."""
+    from mlx_lm.generate import stream_generate
+
+    pieces = stream_generate(weights, endless(), prompt, max_tokens=COUNT, prefill_step_size=CHUNK)
+    return "".join(piece.text for piece in pieces)
+
+
+class Asked(Question):
+    """A question that may be cancelled before one of its slices."""
+
+    cut_at = -1
+    slices = 0
+
+    def steps(self) -> Any:
+        for _ in super().steps():
+            self.slices += 1
+            if self.slices == self.cut_at:
+                self.cancel.cancel()
+            yield
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def cached(self) -> int:
+        return self.chunks[-1].cached_tokens
+
+
+def asked(model: TextModel, prompt: str, *, cut_at: int = -1, **sampling: Any) -> Asked:
+    return all_asked([question(model, prompt, cut_at=cut_at, **sampling)])[0]
+
+
+def question(model: TextModel, prompt: str, *, cut_at: int = -1, **sampling: Any) -> Asked:
+    made = Asked(model, prompt, **{"max_tokens": COUNT, "temperature": 0, **sampling})
+    made.cut_at = cut_at
+    return made
+
+
+def all_asked(questions: list[Asked]) -> list[Asked]:
+    engine = Engine(threaded=False)
+    for each in questions:
+        engine.submit(each.steps(), each.failed)
+    while engine.step():
+        pass
+    return questions
+
+
+def test_what_was_read_and_written_is_not_read_again(model: TextModel, weights: Any) -> None:
+    first = asked(model, LONG)
+    read = len(LONG.encode())
+    assert (first.cached, model.reuse.prefix_hits, model.reuse.prefix_misses) == (0, 0, 1)
+    again = asked(model, LONG + "Say.")
+    assert (again.cached, model.reuse.prefix_hits) == (read, 1)
+    assert again.text == raw(weights, LONG + "Say.")
+    progress = [chunk.prompt_read for chunk in again.chunks if chunk.phase == "reading"]
+    assert progress[0] == 0, "before the prompt was looked at"
+    assert progress[1] == read
+    assert progress == sorted(progress)
+    same = asked(model, LONG + "Say.")
+    assert same.cached == read + 3, "the last token is always read anew"
+    assert same.text == again.text != first.text
+
+
+def test_the_answer_is_known_as_well_where_the_tokenizer_writes_it_as_the_model_did(
+    model: TextModel, weights: Any
+) -> None:
+    """What comes back of a random model's bytes is seldom what it wrote: the hit ends there."""
+    found = []
+    for seed in range(12):
+        prompt = f"{seed}. {LONG}"
+        first = asked(model, prompt, temperature=0.5, seed=seed)
+        follows = asked(model, prompt + first.text + "Why?")
+        assert follows.text == raw(weights, prompt + first.text + "Why?")
+        assert follows.cached >= len(prompt)
+        known = follows.cached - len(prompt)
+        written = byte_tokenizer().encode(first.text)
+        assert known <= len(written)
+        found.append(known)
+    assert max(found) > 1
+
+
+def test_a_conversation_is_read_turn_by_turn(model: TextModel, weights: Any) -> None:
+    history: tuple[Exchange, ...] = ()
+    last = 0
+    for turn in range(4):
+        own = question(model, f"{turn}: {LONG}")
+        own.request = replace(own.request, history=history)
+        [answer] = all_asked([own])
+        whole = "\n\n".join(
+            [part for each in history for part in (each.prompt, each.answer)] + [own.request.prompt]
+        )
+        assert answer.text == raw(weights, whole)
+        assert answer.cached >= last
+        last = answer.chunks[-1].prompt_tokens
+        history += (Exchange(own.request.prompt, "It is so, because it is."),)
+
+
+def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(model: TextModel) -> None:
+    whole = asked(model, LONG)
+    model.forget()
+    expected = asked(model, LONG + "Say.").text
+    for at in range(1, whole.slices + 1):
+        model.forget()
+        cut = asked(model, LONG, cut_at=at)
+        assert isinstance(cut.error, Cancelled)
+        assert model.reuse.prefix_bytes == 0
+        follows = asked(model, LONG + "Say.")
+        assert (follows.cached, follows.text) == (0, expected)
+
+
+def test_of_an_answer_that_failed_nothing_is_kept(
+    model: TextModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = asked(model, LONG).text
+    model.forget()
+
+    def fails(*args: Any) -> None:
+        raise GenerationError("No.", model="tiny")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_take", fails)
+        assert isinstance(asked(model, LONG).error, GenerationError)
+    assert model.reuse.prefix_bytes == 0
+    assert asked(model, LONG).text == expected
+
+
+def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
+    model: TextModel, weights: Any
+) -> None:
+    stopped = question(model, LONG)
+
+    def report(chunk: GenerationChunk) -> None:
+        stopped.chunks.append(chunk)
+        if chunk.completion_tokens == 5:
+            raise Stopped
+
+    stopped.report = report
+    all_asked([stopped, question(model, "Hi")])
+    assert isinstance(stopped.error, Stopped)
+    # Bytes of each layer's keys and values for a token: 2 heads of 16 numbers.
+    tokens = model.reuse.prefix_bytes // (4 * 2 * 2 * 16 * 4)
+    assert tokens == len(LONG.encode()) + 5 + len(b"Hi") + COUNT
+    follows = asked(model, LONG + "Say.")
+    assert follows.cached == len(LONG.encode())
+    assert follows.text == raw(weights, LONG + "Say.")
+
+
+def test_a_third_cancelled_at_random_moments_changes_no_later_answer(model: TextModel) -> None:
+    controls = [f"{'Tell me, ' * (n % 3)}question {n % 7}: {LONG}{n}" for n in range(20)]
+    expected = []
+    for prompt in controls:
+        model.forget()
+        expected.append(asked(model, prompt).text)
+    model.forget()
+    rng = random.Random(4)
+    ends = []
+    for _ in range(10):
+        questions = [
+            question(
+                model,
+                rng.choice(controls) + rng.choice(["", " And then?", " Why?"]),
+                cut_at=rng.randrange(1, 20) if rng.random() < 1 / 3 else -1,
+                max_tokens=rng.randint(1, COUNT),
+            )
+            for _ in range(8)
+        ]
+        all_asked(questions)
+        ends += [each.reason or type(each.error).__name__ for each in questions]
+    assert set(ends) == {"length", "Cancelled"}
+    assert 0.15 < ends.count("Cancelled") / len(ends) < 0.45
+    assert model.reuse.prefix_hits > 20
+    assert [each.text for each in all_asked([question(model, p) for p in controls])] == expected
+    assert [asked(model, prompt).text for prompt in controls] == expected
+
+
+def test_a_seed_gives_the_same_answer_warm_and_cold(model: TextModel) -> None:
+    cold = asked(model, LONG, temperature=1.0, seed=7)
+    warm = asked(model, LONG, temperature=1.0, seed=7)
+    assert (cold.cached, warm.cached > 16) == (0, True)
+    assert warm.text == cold.text
+    penalised = asked(model, LONG, repetition_penalty=1.6)
+    model.forget()
+    assert asked(model, LONG, repetition_penalty=1.6).text == penalised.text
+
+
+def test_what_is_kept_is_bounded_and_goes_when_it_is_to(
+    weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+
+    limit = 200_000
+    monkeypatch.setattr(text_recall, "reuse_limit", lambda nbytes: limit)
+    model = made(weights, tmp_path, monkeypatch)
+    before = mx.get_active_memory()
+    for n in range(12):
+        asked(model, f"{n} {LONG}")
+        assert 0 < model.reuse.nbytes <= model.reuse.limit_bytes == limit
+    held = model.reuse.nbytes
+    assert model.forget() == held
+    assert model.reuse.nbytes == 0
+    assert asked(model, LONG).cached == 0
+    model.close()
+    assert model.reuse.nbytes == 0
+    assert mx.get_active_memory() <= before + 10_000
+
+
+@pytest.mark.parametrize("make", [sliding, None], ids=["sliding window", "answered alone"])
+def test_other_models_read_each_prompt_from_its_start(
+    weights: Any,
+    make: Callable[[], Any] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if make is None:
+        monkeypatch.setattr(text, "can_batch", lambda model: False)
+    model = made(make() if make else weights, tmp_path, monkeypatch)
+    first, again = asked(model, LONG), asked(model, LONG)
+    assert (first.text, again.cached) == (again.text, 0)
+    assert model.reuse == Reuse()
+    assert model.forget() == 0
