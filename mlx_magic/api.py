@@ -46,6 +46,7 @@ def ask(
     format: OutputFormat = "text",
     max_pixels: int | None = None,
     timeout: float | None = None,
+    kv_bits: int | None = None,
 ) -> VisionResult:
     """Ask a model, and wait for the whole answer.
 
@@ -73,6 +74,8 @@ def ask(
     timeout : float, optional
         Seconds, after which the answer ends with what there is
         (``finish_reason`` "timeout").
+    kv_bits : {4, 8}, optional
+        Quantises keys and values of this request, to save memory.
 
     Returns
     -------
@@ -86,7 +89,7 @@ def ask(
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
-    request = _request(prompt, model, system, sampling, format, timeout)
+    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
     generation = _start(request, images, max_pixels)
     return wait(generation.future, generation.cancel)
 
@@ -108,6 +111,7 @@ def stream(
     format: OutputFormat = "text",
     max_pixels: int | None = None,
     timeout: float | None = None,
+    kv_bits: int | None = None,
 ) -> TextStream:
     """Ask a model, and iterate over the answer's text as it is written.
 
@@ -121,7 +125,7 @@ def stream(
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
-    request = _request(prompt, model, system, sampling, format, timeout)
+    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
     return TextStream(request, images, max_pixels)
 
 
@@ -198,6 +202,7 @@ def _request(
     sampling: Sampling,
     format: OutputFormat,
     timeout: float | None,
+    kv_bits: int | None,
 ) -> GenerationRequest:
     return GenerationRequest(
         prompt=prompt,
@@ -206,6 +211,7 @@ def _request(
         sampling=sampling,
         format=format,
         timeout=timeout,
+        kv_bits=kv_bits,
     )
 
 

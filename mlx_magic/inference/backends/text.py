@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from mlx_magic.errors import CheckpointError, GenerationError
-from mlx_magic.inference.backends import chat, device, weights
+from mlx_magic.inference.backends import chat, device, kv, weights
 from mlx_magic.inference.backends.admission import Place, Table
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
@@ -79,6 +80,8 @@ class TextModel:
         self._busy = False
         self._room = Room(self._name, checkpoint.config, chunk=device.prefill_chunk(nbytes))
         self._batch: TextBatch | None = None
+        # For each number of bits: quantised caches are not put together.
+        self._quantised: dict[int, TextBatch] = {}
         self._table = Table()
         if can_batch(model):
             self._batch = TextBatch(
@@ -87,7 +90,6 @@ class TextModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
-            self._table = self._batch.table
 
     @property
     def nbytes(self) -> int:
@@ -106,7 +108,7 @@ class TextModel:
     def close(self) -> None:
         """Let go of the weights."""
         self._model = self._tokenizer = self._batch = None
-        self._table = Table()
+        self._quantised.clear()
         device.free()
 
     def generate(
@@ -117,21 +119,47 @@ class TextModel:
         report(GenerationChunk("reading"))
         yield
         cancel.checkpoint()
+        kv.require_bits(request.kv_bits, self._room.shape, self._name)
         prompt = self._tokens(request)
+        batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            self._table,
+            batch.table if batch else self._table,
             prompt_tokens=len(prompt),
             image_tokens=0,
             max_tokens=request.sampling.max_tokens,
+            kv_bits=request.kv_bits,
             cancel=cancel,
             waits=lambda: report(GenerationChunk("queued")),
         )
         with placed as place:
-            answer = self._alone if self._batch is None else self._together
-            return (yield from answer(prompt, request.sampling, place, cancel, report))
+            if batch is None:
+                return (yield from self._alone(prompt, request, place, cancel, report))
+            return (
+                yield from self._together(batch, prompt, request.sampling, place, cancel, report)
+            )
+
+    def _batch_of(self, kv_bits: int | None) -> TextBatch | None:
+        """Return with whom a request is answered; None where this model answers alone."""
+        if self._batch is None or kv_bits is None:
+            return self._batch
+        if kv_bits not in self._quantised:
+            self._quantised[kv_bits] = TextBatch(
+                self._model,
+                self._tokenizer.eos_token_ids,
+                chunk=device.prefill_chunk(self._nbytes),
+                most=1,
+                make_cache=partial(self._caches, kv_bits),
+            )
+        return self._quantised[kv_bits]
+
+    def _caches(self, kv_bits: int | None) -> list[Any]:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return kv.quantised(make_prompt_cache(self._model), kv_bits, self._room.shape, self._name)
 
     def _together(
         self,
+        batch: TextBatch,
         prompt: list[int],
         sampling: Sampling,
         place: Place,
@@ -139,8 +167,6 @@ class TextModel:
         report: Report,
     ) -> Generator[None, None, FinishReason]:
         """Answer beside whatever else this model answers."""
-        batch = self._batch
-        assert batch is not None
         report(GenerationChunk("reading", prompt_tokens=len(prompt)))
         # The tokenizer gives each who asks a detokenizer of their own.
         words = self._tokenizer.detokenizer
@@ -181,7 +207,7 @@ class TextModel:
     def _alone(
         self,
         prompt: list[int],
-        sampling: Sampling,
+        request: GenerationRequest,
         place: Place,
         cancel: CancelToken,
         report: Report,
@@ -191,7 +217,7 @@ class TextModel:
             cancel.checkpoint()
             yield
         self._busy = True
-        stream = self._stream(prompt, sampling, cancel, report)
+        stream = self._stream(prompt, request, cancel, report)
         try:
             for piece in stream:
                 place.reading = False
@@ -209,10 +235,12 @@ class TextModel:
         )
 
     def _stream(
-        self, prompt: list[int], sampling: Sampling, cancel: CancelToken, report: Report
+        self, prompt: list[int], request: GenerationRequest, cancel: CancelToken, report: Report
     ) -> Any:
         """Let mlx-lm read the prompt and write, a token at a time."""
         from mlx_lm.generate import stream_generate
+
+        sampling = request.sampling
 
         def read(done: int, total: int) -> None:
             cancel.checkpoint()
@@ -224,6 +252,8 @@ class TextModel:
             prompt,
             max_tokens=sampling.max_tokens,
             sampler=CountingSampler.alone(self._draw(sampling)),
+            logits_processors=processors(sampling, len(prompt)),
+            prompt_cache=self._caches(request.kv_bits),
             prefill_step_size=device.prefill_chunk(self._nbytes),
             prompt_progress_callback=read,
         )

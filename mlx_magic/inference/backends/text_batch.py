@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 
 from mlx_magic.inference.backends import kv, prefill
@@ -72,11 +73,32 @@ class TextBatch(Batch):
         Prompt tokens that are read in one step.
     most : int
         Answers that are written at once; the others wait.
+    make_cache : callable, optional
+        Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
+        put together.
+
+    Attributes
+    ----------
+    table : Table
+        What those who are answered together take; their prompts share a chunk.
     """
 
-    def __init__(self, model: Any, ends: Collection[int], *, chunk: int, most: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ends: Collection[int],
+        *,
+        chunk: int,
+        most: int,
+        make_cache: Callable[[], list[Any]] | None = None,
+    ) -> None:
         super().__init__()
         from mlx_lm.generate import generation_stream
+        from mlx_lm.models.cache import make_prompt_cache
+
+        assert make_cache is None or most == 1
+        self._make_cache = make_cache or partial(make_prompt_cache, model)
+        self.table = Table(most, 1, self._held)
 
         self._model = model
         self._ends = frozenset(ends)
@@ -114,11 +136,6 @@ class TextBatch(Batch):
         at = self._writing.uids.index(seat.uid)
         caches = self._writing.prompt_cache
         return [cache.extract(at) for cache in (caches if self._joined else joined(caches))]
-
-    @property
-    def table(self) -> Table:
-        """What those who are to be answered together take; their prompts share a chunk."""
-        return Table(self._most, 1, self._held)
 
     def _held(self) -> int:
         writing = self._writing.prompt_cache if self._writing is not None else []
@@ -176,9 +193,7 @@ class TextBatch(Batch):
         return chosen
 
     def _begin(self, prompts: list[Prompt]) -> Reading:
-        from mlx_lm.models.cache import make_prompt_cache
-
-        caches = prompts[0].cache or make_prompt_cache(self._model)
+        caches = prompts[0].cache or self._make_cache()
         if len(prompts) > 1:
             return Reading(prompts, joined(caches, rows=len(prompts)), joined=True)
         return Reading(prompts, caches, joined=False)

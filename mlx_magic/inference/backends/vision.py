@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, vision_inputs, weights
+from mlx_magic.inference.backends import chat, device, kv, vision_inputs, weights
 from mlx_magic.inference.backends.admission import Place, Table
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
@@ -83,6 +84,8 @@ class VisionModel:
         tokenizer = getattr(processor, "tokenizer", processor)
         self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
         self._batch: VisionBatch | None = None
+        # For each number of bits: quantised caches are not put together, nor shared.
+        self._quantised: dict[int, VisionBatch] = {}
         self._table = Table()
         if can_batch(model):
             self._batch = VisionBatch(
@@ -91,7 +94,6 @@ class VisionModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
-            self._table = self._batch.table
         self._recall = Recall(model, nbytes, prompts=self._batch is not None)
         self._alone = OneByOne(model, processor, self._recall, nbytes)
         self._room = Room(
@@ -119,7 +121,7 @@ class VisionModel:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
         self._model = self._processor = self._batch = None
-        self._table = Table()
+        self._quantised.clear()
         self._alone.close()
         device.free()
 
@@ -131,24 +133,57 @@ class VisionModel:
         report(GenerationChunk("seeing" if chat.pictures(request) else "reading"))
         yield
         cancel.checkpoint()
+        kv.require_bits(request.kv_bits, self._room.shape, self._name)
         inputs = vision_inputs.made_of(request, self._name, self._model.config, self._processor)
         counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
             pictures=len(chat.pictures(request)),
         )
+        batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            self._table,
+            batch.table if batch else self._table,
             prompt_tokens=counts.prompt_tokens,
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
+            kv_bits=request.kv_bits,
             cancel=cancel,
             waits=lambda: report(counts.chunk("queued")),
         )
         with placed as place:
             self._say_seen(request, inputs, report)
-            answer = self._alone if self._batch is None else self._together
-            return (yield from answer(inputs, counts, request.sampling, place, cancel, report))
+            if batch is None:
+                return (
+                    yield from self._alone(
+                        inputs, counts, request.sampling, place, cancel, report,
+                        partial(self._caches, request.kv_bits),
+                    )
+                )  # fmt: skip
+            return (
+                yield from self._together(
+                    batch, inputs, counts, request.sampling, place, cancel, report
+                )
+            )
+
+    def _batch_of(self, kv_bits: int | None) -> VisionBatch | None:
+        """Return with whom a request is answered; None where this model answers alone."""
+        if self._batch is None or kv_bits is None:
+            return self._batch
+        if kv_bits not in self._quantised:
+            self._quantised[kv_bits] = VisionBatch(
+                self._model.language_model,
+                self._processor,
+                chunk=device.prefill_chunk(self._nbytes),
+                most=1,
+                make_cache=partial(self._caches, kv_bits),
+            )
+        return self._quantised[kv_bits]
+
+    def _caches(self, kv_bits: int | None) -> list[Any]:
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        caches = make_prompt_cache(self._model.language_model)
+        return kv.quantised(caches, kv_bits, self._room.shape, self._name)
 
     def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
         pictures = chat.pictures(request)
@@ -161,6 +196,7 @@ class VisionModel:
 
     def _together(
         self,
+        batch: VisionBatch,
         inputs: dict[str, Any],
         counts: Counts,
         sampling: Sampling,
@@ -171,9 +207,8 @@ class VisionModel:
         """Answer beside whatever else this model answers."""
         from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
 
-        batch = self._batch
-        assert batch is not None
-        start = self._recall.start(inputs)
+        # What was kept of other prompts is not quantised, and what is quantised is not kept.
+        start = self._recall.start(inputs) if batch is self._batch else Start()
         embeds = self._embeds(inputs, counts, start, counts.looking(cancel, report))
         report(counts.chunk("reading"))
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from mlx_magic.errors import GenerationError
@@ -48,17 +48,16 @@ class OneByOne:
         place: Place,
         cancel: CancelToken,
         report: Report,
+        make_cache: Callable[[], list[Any]],
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
-        from mlx_vlm.models.cache import make_prompt_cache
-
         while self._busy:
             cancel.checkpoint()
             yield
         if sampling.seed is None:
             # Else it would repeat after an earlier request's seed.
             device.fresh_seed()
-        caches = make_prompt_cache(self._model.language_model)
+        caches = make_cache()
         with contextlib.ExitStack() as stack:
             self._busy = True
             stack.callback(setattr, self, "_busy", False)
