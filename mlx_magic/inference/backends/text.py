@@ -123,7 +123,7 @@ class TextModel:
         prompt = self._tokens(request)
         batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            batch.table if batch else self._table,
+            self._table if batch is None else batch.table,
             prompt_tokens=len(prompt),
             image_tokens=0,
             max_tokens=request.sampling.max_tokens,

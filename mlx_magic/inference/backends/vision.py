@@ -142,7 +142,7 @@ class VisionModel:
         )
         batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            batch.table if batch else self._table,
+            self._table if batch is None else batch.table,
             prompt_tokens=counts.prompt_tokens,
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
