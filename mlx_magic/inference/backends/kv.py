@@ -40,6 +40,10 @@ def require_bits(kv_bits: int | None, shape: Shape, model: str) -> None:
 def quantised(caches: list[Any], kv_bits: int | None, shape: Shape, model: str) -> list[Any]:
     """Return empty caches that quantise what they are given; those of other kinds stay.
 
+    Attention over them is slower: with the bundled model on two CPU cores (float32, 978
+    tokens) reading took 2.3 times as long with 8 bits and 2.0 times with 4, writing 1.2 times,
+    for 0.31 and 0.19 of the bytes.
+
     Parameters
     ----------
     caches : list
