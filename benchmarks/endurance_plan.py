@@ -14,7 +14,7 @@ Event = Literal[
     "asked", "prepared", "loading", "seeing", "reading", "chunk", "writing", "token", "neighbour"
 ]
 
-CANCELLED = 0.42
+CANCELLED = 0.5
 """Share of the requests that somebody wants to cancel: some of them end too soon for that."""
 
 TIMED = 0.06

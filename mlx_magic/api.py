@@ -46,6 +46,7 @@ def ask(
     format: OutputFormat = "text",
     max_pixels: int | None = None,
     timeout: float | None = None,
+    kv_bits: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> VisionResult:
     """Ask a model, and wait for the whole answer.
@@ -74,6 +75,8 @@ def ask(
     timeout : float, optional
         Seconds, after which the answer ends with what there is
         (``finish_reason`` "timeout").
+    kv_bits : {4, 8}, optional
+        Quantises keys and values of this request, to save memory.
     on_progress : callable, optional
         Takes a `Snapshot` (phase, tokens read and written, tokens a second, text), at most
         20 times a second and when the answer has ended; on another thread, must be quick.
@@ -90,7 +93,7 @@ def ask(
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
-    request = _request(prompt, model, system, sampling, format, timeout)
+    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
     generation = _start(request, images, max_pixels, on_progress=on_progress)
     return wait(generation.future, generation.cancel)
 
@@ -112,6 +115,7 @@ def stream(
     format: OutputFormat = "text",
     max_pixels: int | None = None,
     timeout: float | None = None,
+    kv_bits: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> TextStream:
     """Ask a model, and iterate over the answer's text as it is written.
@@ -126,7 +130,7 @@ def stream(
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
-    request = _request(prompt, model, system, sampling, format, timeout)
+    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
     return TextStream(request, images, max_pixels, on_progress)
 
 
@@ -214,6 +218,7 @@ def _request(
     sampling: Sampling,
     format: OutputFormat,
     timeout: float | None,
+    kv_bits: int | None,
 ) -> GenerationRequest:
     return GenerationRequest(
         prompt=prompt,
@@ -222,6 +227,7 @@ def _request(
         sampling=sampling,
         format=format,
         timeout=timeout,
+        kv_bits=kv_bits,
     )
 
 

@@ -81,15 +81,17 @@ def test_the_pool_is_the_sessions(script: ScriptedBackend, model: Path) -> None:
 def test_stop_texts_sampling_and_time(script: ScriptedBackend, model: Path) -> None:
     assert mlx_magic.ask("What?", model=model, stop=" three").text == "One two"
     result = mlx_magic.ask(
-        "What?", model=model, stop=["x", "two"], min_p=0.1, repetition_penalty=1.1, timeout=60
-    )
+        "What?", model=model, stop=["x", "two"], min_p=0.1, repetition_penalty=1.1, timeout=60,
+        kv_bits=4,
+    )  # fmt: skip
     assert (result.text, result.finish_reason) == ("One ", "stop")
     request = script.requests[-1]
     assert request.sampling.stop == ("x", "two")
     assert (request.sampling.min_p, request.sampling.repetition_penalty) == (0.1, 1.1)
-    assert request.timeout == 60
-    stream = mlx_magic.stream("What?", model=model, stop="hree")
+    assert (request.timeout, request.kv_bits) == (60, 4)
+    stream = mlx_magic.stream("What?", model=model, stop="hree", kv_bits=8)
     assert "".join(stream) == stream.result.text == "One two t"
+    assert script.requests[-1].kv_bits == 8
 
 
 @pytest.mark.parametrize("stop", [5, None, "", ["a", 5]])

@@ -137,7 +137,17 @@ def test_only_backends_import_mlx(path: Path) -> None:
 @pytest.mark.parametrize(
     ("library", "modules"),
     [
-        ("mlx_vlm", {"vision", "vision_alone", "vision_batch", "vision_inputs", "recall"}),
+        (
+            "mlx_vlm",
+            {
+                "recall",
+                "vision",
+                "vision_alone",
+                "vision_batch",
+                "vision_inputs",
+                "vision_seeing",
+            },
+        ),
         ("mlx_lm", {"text", "text_batch", "text_reading", "text_recall"}),
     ],
 )

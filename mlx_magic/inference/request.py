@@ -17,6 +17,9 @@ OutputFormat = Literal["markdown", "text", "json", "raw"]
 
 DEFAULT_MAX_TOKENS = 512
 
+KV_BITS = (4, 8)
+"""What keys and values can be quantised to."""
+
 DEMO = "demo"
 """Name of the bundled model."""
 
@@ -101,6 +104,18 @@ def _whole(name: str, value: object, *, at_least: int) -> None:
         )
 
 
+def check_kv_bits(value: object, name: str = "kv_bits") -> None:
+    """Refuse what keys and values cannot be quantised to.
+
+    Raises
+    ------
+    RequestError
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if value is not None and not (whole and value in KV_BITS):
+        raise RequestError(f"{name} is {value!r}: use 4 or 8.", option="kv_bits")
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """An earlier question of a conversation and its answer.
@@ -138,6 +153,9 @@ class GenerationRequest:
         The conversation before this question, oldest first.
     timeout : float or None
         Seconds from the request, after which it ends with what there is.
+    kv_bits : {4, 8} or None
+        Bits of each key and value that the model keeps of the conversation, to save memory;
+        None is as the model makes them.
     """
 
     prompt: str
@@ -148,6 +166,7 @@ class GenerationRequest:
     format: OutputFormat = "markdown"
     history: tuple[Exchange, ...] = ()
     timeout: float | None = None
+    kv_bits: int | None = None
 
     def __post_init__(self) -> None:
         for option, text in (("prompt", self.prompt), ("model", self.model)):
@@ -165,6 +184,7 @@ class GenerationRequest:
         if not self.prompt.strip():
             raise RequestError("The prompt is empty: write a question.", option="prompt")
         _positive("timeout", self.timeout, unit="number of seconds")
+        check_kv_bits(self.kv_bits)
 
 
 @dataclass(frozen=True, slots=True)

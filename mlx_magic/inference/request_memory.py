@@ -14,6 +14,9 @@ _KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
 _HEADS = ("num_attention_heads", "n_heads", "n_head")
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 
+GROUPS = (64, 32)
+"""Numbers that share a scale in a quantised cache, as the libraries can have it."""
+
 BLOCK = 256
 """Tokens for which a cache grows at a time: so much of it may stay empty."""
 
@@ -56,9 +59,23 @@ class Shape:
             vocabulary=_first(both, ("vocab_size",)),
         )
 
-    def kv_bytes(self, itemsize: int) -> int:
+    @property
+    def kv_group(self) -> int:
+        """Numbers that share a scale in a quantised cache; 0 where it cannot be quantised.
+
+        Where the head size is not known, the smallest: it fits more of them.
+        """
+        if not self.head_size:
+            return GROUPS[-1]
+        return next((size for size in GROUPS if self.head_size % size == 0), 0)
+
+    def kv_bytes(self, itemsize: int, kv_bits: int | None = None) -> int:
         """Bytes of keys and values for one token; 0 where that is unknown."""
-        return 2 * self.layers * self.kv_heads * self.head_size * itemsize
+        numbers = 2 * self.layers * self.kv_heads * self.head_size
+        if kv_bits is None or not self.kv_group:
+            return numbers * itemsize
+        # Each group has a scale and a bias, of full precision.
+        return numbers * kv_bits // 8 + 2 * (numbers // self.kv_group) * itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,7 @@ def need(
     max_tokens: int,
     chunk: int,
     itemsize: int,
+    kv_bits: int | None = None,
 ) -> Need:
     """Reckon what a request will take.
 
@@ -103,8 +121,10 @@ def need(
         Tokens that are read at once.
     itemsize : int
         Bytes of a number.
+    kv_bits : {4, 8} or None
+        What keys and values are quantised to.
     """
-    cache = shape.kv_bytes(itemsize) * (prompt_tokens + max_tokens + BLOCK)
+    cache = shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
     chunk = min(chunk, prompt_tokens)
     streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
     # One layer's scores, where attention is not fused, and one row of the vocabulary.
@@ -120,6 +140,7 @@ def require_room(
     prompt_tokens: int,
     image_tokens: int,
     max_tokens: int,
+    may_quantise: bool = False,
 ) -> None:
     """Refuse a request that cannot fit beside what is there.
 
@@ -130,6 +151,8 @@ def require_room(
     free : int
         Bytes.
     prompt_tokens, image_tokens, max_tokens : int
+    may_quantise : bool
+        Whether `--kv-bits` is left to try.
 
     Raises
     ------
@@ -143,6 +166,8 @@ def require_room(
         remedies.append("a smaller --max-pixels or fewer pictures")
     if max_tokens > prompt_tokens:
         remedies.append("a smaller --max-tokens")
+    if may_quantise and needed.cache > needed.reading:
+        remedies.append("--kv-bits 8")
     remedies.append("unloading another model")
     raise MemoryBudgetError(
         f"{model} would need {needed.total / 1e9:.2f} GB to read {prompt_tokens:,} tokens "

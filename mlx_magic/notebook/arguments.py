@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.request import DEFAULT_MAX_TOKENS, OutputFormat, Sampling
+from mlx_magic.inference.request import (
+    DEFAULT_MAX_TOKENS,
+    OutputFormat,
+    Sampling,
+    check_kv_bits,
+)
 from mlx_magic.notebook.expressions import one_line
 from mlx_magic.notebook.options import CELL_OPTIONS, FORMATS, read_options, suggestion
 from mlx_magic.notebook.tokens import Token, split_line
@@ -27,6 +32,7 @@ class Defaults:
     stop : tuple of str
     timeout : float or None
         Seconds.
+    kv_bits : int or None
     format : {"markdown", "text", "json", "raw"}
     show : bool
     max_pixels : int or None
@@ -47,6 +53,7 @@ class Defaults:
     repetition_penalty: float | None = None
     stop: tuple[str, ...] = ()
     timeout: float | None = None
+    kv_bits: int | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -80,6 +87,7 @@ class CellArguments:
     max_pixels : int or None
     timeout : float or None
         Seconds.
+    kv_bits : int or None
     """
 
     prompt: str
@@ -92,6 +100,7 @@ class CellArguments:
     show: bool = True
     max_pixels: int | None = None
     timeout: float | None = None
+    kv_bits: int | None = None
 
 
 def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellArguments:
@@ -132,6 +141,7 @@ def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellAr
         show=defaults.show and "no_show" not in given,
         max_pixels=_pixels(given, defaults.max_pixels),
         timeout=_seconds(given, defaults.timeout),
+        kv_bits=_bits(given, defaults.kv_bits),
     )
 
 
@@ -202,6 +212,12 @@ def _seconds(given: dict[str, str], default: float | None) -> float | None:
         raise RequestError(
             f"--timeout is {value}: use a number of seconds above 0.", option="timeout"
         )
+    return value
+
+
+def _bits(given: dict[str, str], default: int | None) -> int | None:
+    value = _optional_whole("kv_bits", given, default)
+    check_kv_bits(value, "--kv-bits")
     return value
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_magic.notebook.options import CELL_OPTIONS, FORMATS, LINE_OPTIONS, Option
+from mlx_magic.notebook.options import CELL_OPTIONS, LINE_OPTIONS, Option
 from mlx_magic.notebook.tokens import Fragment, Token, quote, split_unfinished
 
 IMAGE_SUFFIXES = frozenset(
@@ -121,8 +121,8 @@ def _matching(begun: str, known: Iterable[str], start: int, kind: str) -> list[C
 
 
 def _values(option: Option, fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
-    if option.name == "format":
-        return _matching(fragment.text, FORMATS, start, "choice")
+    if "|" in option.metavar:
+        return _matching(fragment.text, option.metavar.split("|"), start, "choice")
     return _models(fragment, start, sources) if option.name == "model" else []
 
 

@@ -60,6 +60,7 @@ class VisionMagics(Magics):
     seed = Int(None, allow_none=True, help="Makes sampled answers repeat.").tag(config=True)
     stop = List(Unicode(), help="Texts that end an answer.").tag(config=True)
     timeout = Float(None, allow_none=True, help="Seconds until a cell ends.").tag(config=True)
+    kv_bits = Int(None, allow_none=True, help="4 or 8: quantise the KV cache.").tag(config=True)
     format = Enum(FORMATS, "markdown", help="How answers are shown.").tag(config=True)
     show = Bool(True, help="Whether cells show pictures and answers.").tag(config=True)
     max_pixels = Int(
@@ -152,6 +153,7 @@ class VisionMagics(Magics):
             sampling=arguments.sampling,
             format=arguments.format,
             timeout=arguments.timeout,
+            kv_bits=arguments.kv_bits,
         )
         generation = now.start(request, images=images, max_pixels=arguments.max_pixels)
         return _Asked(
@@ -215,6 +217,7 @@ class VisionMagics(Magics):
             repetition_penalty=self.repetition_penalty,
             stop=tuple(self.stop),
             timeout=self.timeout,
+            kv_bits=self.kv_bits,
         )
 
     def _load(self, command: commands.LoadCommand) -> Load:

@@ -186,7 +186,7 @@ def test_nobody_overtakes_so_nobody_starves() -> None:
     held, line = Device(room_for(4)), Line()
     table, other = FakeTable(held, line), FakeTable(held, line)
     small = [Asked(table, 100, 20)]
-    long = Asked(other, 350, 20)
+    long = Asked(other, 900, 20)
     begun: list[int] = []
 
     def look(slice_: int) -> None:

@@ -41,6 +41,15 @@ def test_a_value_out_of_range_is_refused_by_name(field: str, value: float) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [0, 2, 3, 16, 8.0, True, "8", float("nan")])
+def test_other_bits_than_4_and_8_are_refused(value: Any) -> None:
+    with pytest.raises(RequestError, match=r"kv_bits is .*: use 4 or 8\.") as caught:
+        GenerationRequest(prompt="What?", kv_bits=value)
+    assert caught.value.option == "kv_bits"
+    for allowed in (None, 4, 8):
+        assert GenerationRequest(prompt="What?", kv_bits=allowed).kv_bits == allowed
+
+
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t "])
 def test_an_empty_prompt_is_refused(prompt: str) -> None:
     with pytest.raises(RequestError, match="empty"):

@@ -36,6 +36,47 @@ def test_a_head_size_of_its_own_counts() -> None:
     assert Shape.of({**QWEN["text_config"], "head_dim": 64}).head_size == 64  # type: ignore[dict-item]
 
 
+def test_quantised_keys_and_values_take_less() -> None:
+    shape = Shape.of(QWEN)
+    # A byte each, and a scale and a bias of two bytes for 64 of them.
+    assert shape.kv_bytes(2, 8) == 36_864 // 2 * (64 + 4) // 64
+    assert shape.kv_bytes(2, 4) == 36_864 // 2 * (32 + 4) // 64
+
+    def reckoned(kv_bits: int | None) -> Need:
+        return need(
+            shape, prompt_tokens=16_000, max_tokens=512, chunk=2048, itemsize=2, kv_bits=kv_bits
+        )
+
+    plain, eight, four = reckoned(None), reckoned(8), reckoned(4)
+    assert plain.cache > 1.8 * eight.cache > 3.3 * four.cache
+    assert plain.reading == eight.reading == four.reading
+
+
+@pytest.mark.parametrize(
+    ("head", "group"), [(256, 64), (128, 64), (96, 32), (32, 32), (80, 0), (72, 0), (16, 0)]
+)
+def test_heads_that_can_be_quantised(head: int, group: int) -> None:
+    assert Shape.of({"head_dim": head}).kv_group == group
+
+
+def test_an_unknown_head_size_is_tried() -> None:
+    assert Shape.of({}).kv_group == 32
+
+
+def test_quantising_is_a_remedy_where_it_is_left_to_try() -> None:
+    def refusal(needed: Need, *, may_quantise: bool) -> str:
+        with pytest.raises(MemoryBudgetError) as caught:
+            require_room(
+                "qwen", needed, free=1, prompt_tokens=9, image_tokens=0, max_tokens=1,
+                may_quantise=may_quantise,
+            )  # fmt: skip
+        return str(caught.value)
+
+    assert "--kv-bits 8, unloading" in refusal(Need(9, 5), may_quantise=True)
+    assert "--kv-bits" not in refusal(Need(9, 5), may_quantise=False)
+    assert "--kv-bits" not in refusal(Need(5, 9), may_quantise=True)
+
+
 def test_pictures_and_long_answers_take_more() -> None:
     def total(prompt: int, answer: int) -> int:
         return need(

@@ -16,6 +16,7 @@ import mlx_magic
 from benchmarks.random_model import build
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference import images as pictures
+from mlx_magic.inference.backends.device import Memory
 from mlx_magic.inference.backends.vision import VisionBackend, VisionModel
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import inspect
@@ -379,6 +380,41 @@ def test_of_many_pictures_none_is_looked_at_after_a_cancel(
     assert {c.pictures for c in asked.chunks if c.pictures} == {20}
     assert demo.model.reuse.picture_bytes == 0
     assert demo.ask(QUESTION, images[3]).text == expected
+
+
+def test_as_many_write_together_as_memory_lasts_for(
+    demo: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = demo.model._batch
+    assert batch is not None
+    images = [RED, BLUE, SQUARE]
+    expected = [demo.cold(QUESTION, image).text for image in images]
+    demo.forget()
+    held = batch.table.held
+    one = demo.model._room.require(prompt_tokens=78, image_tokens=64, max_tokens=12)
+    limit = 2 * one.cache + 2 * one.reading
+    most: list[int] = []
+
+    def memory() -> Memory:
+        most.append(held())
+        return Memory(held(), 0, limit)
+
+    monkeypatch.setattr(demo.model._room, "_memory", memory)
+    requests = [
+        (
+            GenerationRequest(prompt=QUESTION, images=opened(images[n % 3]), sampling=Sampling(12)),
+            cut_at(4) if n == 5 else None,
+        )
+        for n in range(8)
+    ]
+    together = demo.all([*requests])
+    for n, each in enumerate(together):
+        assert each.error is None
+        assert each.reason == "cancelled" if n == 5 else each.text == expected[n % 3]
+    waited = [any(chunk.phase == "queued" for chunk in each.chunks) for each in together]
+    assert waited == [False] * 2 + [True] * 6
+    assert together[5].chunks[-1].phase == "queued", "it was cancelled while it waited"
+    assert one.cache < max(most) <= 2 * one.cache
 
 
 def kept(room: Room) -> int:

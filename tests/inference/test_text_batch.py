@@ -587,7 +587,8 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
     questions = [Question(text_model, "What is it?", max_tokens=9) for _ in range(6)]
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
-    held = text_model._table.held
+    assert text_model._batch is not None
+    held = text_model._batch.table.held
     tokens = {"prompt_tokens": len(byte_tokenizer().encode("What is it?")), "max_tokens": 9}
     one = need(Shape.of(config), **tokens, chunk=CHUNK, itemsize=4)
     limit = 2 * one.cache + one.reading

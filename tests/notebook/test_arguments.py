@@ -31,7 +31,7 @@ def test_every_option_is_read() -> None:
         "a.jpg -m demo 'b c.jpg' -o answer --system 'be (very) terse' --max-tokens 7 "
         "--temperature 0.5 --top-p 0.9 --top-k 5 --seed 1 -f json --no-show "
         "--max-pixels 1000 --min-p 0.1 --repetition-penalty 1.2 --stop 'The end' --timeout 2.5 "
-        "[x, y]"
+        "--kv-bits 8 [x, y]"
     )
     assert [token.text for token in found.images] == ["a.jpg", "b c.jpg", "[x, y]"]
     assert found.model == "demo"
@@ -42,6 +42,7 @@ def test_every_option_is_read() -> None:
         repetition_penalty=1.2, stop=("The end",),
     )  # fmt: skip
     assert found.timeout == 2.5
+    assert found.kv_bits == 8
     assert found.format == "json"
     assert found.show is False
     assert found.max_pixels == 1000
@@ -63,7 +64,7 @@ def test_defaults_hold_where_there_is_no_flag() -> None:
     defaults = Defaults(
         model="m", output="o", system="s", max_tokens=3, temperature=1.0, top_p=0.5, top_k=2,
         seed=9, format="raw", show=False, max_pixels=10, min_p=0.2, repetition_penalty=1.1,
-        stop=("x", "y"), timeout=30.0,
+        stop=("x", "y"), timeout=30.0, kv_bits=8,
     )  # fmt: skip
     found = parse("", defaults)
     assert found == CellArguments(
@@ -72,8 +73,9 @@ def test_defaults_hold_where_there_is_no_flag() -> None:
             max_tokens=3, temperature=1.0, top_p=0.5, top_k=2, seed=9, min_p=0.2,
             repetition_penalty=1.1, stop=("x", "y"),
         ),
-        format="raw", show=False, max_pixels=10, timeout=30.0,
+        format="raw", show=False, max_pixels=10, timeout=30.0, kv_bits=8,
     )  # fmt: skip
+    assert parse("--kv-bits 4", defaults).kv_bits == 4
     assert parse("--temperature 0 -f text -m n", defaults).sampling.temperature == 0
     assert parse("--system ''", defaults).system == ""
     assert parse("--stop z", defaults).sampling.stop == ("z",)
@@ -141,6 +143,8 @@ def test_a_planned_flag_is_never_suggested() -> None:
         ("--timeout 0", "--timeout is 0.0: use a number of seconds above 0."),
         ("--timeout -1", "--timeout is -1.0: use a number of seconds above 0."),
         ("--timeout soon", "--timeout is 'soon': use a number."),
+        ("--kv-bits 3", "--kv-bits is 3: use 4 or 8."),
+        ("--kv-bits few", "--kv-bits is 'few': use a whole number."),
         ("--max-pixels 0", "--max-pixels is 0: use a whole number of 1 or more."),
         ("--max-pixels -1", "--max-pixels is -1"),
         ("-f markdwon", "Unknown format 'markdwon'; did you mean markdown?"),

@@ -110,6 +110,8 @@ def test_an_open_bracket_offers_each_variable() -> None:
         ("%%vision --max-tokens=3 --max-", ["--max-pixels"]),
         ("%%vision --st", ["--stop"]),
         ("%%vision --ti", ["--timeout"]),
+        ("%%vision --kv", ["--kv-bits"]),
+        ("%%vision --kv-bits ", ["4", "8"]),
         ("%%vision --sch", []),
         ("%%vision -- --m", []),
         ("%%vision -f ", ["markdown", "text", "json", "raw"]),

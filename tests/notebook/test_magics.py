@@ -99,11 +99,12 @@ def test_sampling_stop_and_time_come_from_flags_and_config(
 ) -> None:
     shell.run_line_magic("config", "VisionMagics.stop = ['**', 'END']")
     shell.run_line_magic("config", "VisionMagics.timeout = 60")
+    shell.run_line_magic("config", "VisionMagics.kv_bits = 8")
     cell(shell, "-m demo --min-p 0.1 --repetition-penalty 1.2 -o r")
     [request] = script.requests
     assert request.sampling.stop == ("**", "END")
     assert (request.sampling.min_p, request.sampling.repetition_penalty) == (0.1, 1.2)
-    assert request.timeout == 60
+    assert (request.timeout, request.kv_bits) == (60, 8)
     assert (shell.user_ns["r"].text, shell.user_ns["r"].finish_reason) == ("It is ", "stop")
 
 

@@ -51,13 +51,22 @@ class Room:
         # Half precision, but for the CPU backend, where weights are unpacked to float32.
         self._itemsize = 2 if device.is_gpu() else 4
 
-    def require(self, *, prompt_tokens: int, image_tokens: int, max_tokens: int) -> Need:
+    @property
+    def shape(self) -> Shape:
+        """What of the model decides how much memory a token takes."""
+        return self._shape
+
+    def require(
+        self, *, prompt_tokens: int, image_tokens: int, max_tokens: int, kv_bits: int | None = None
+    ) -> Need:
         """Refuse a request that could not fit even if no other answer were written.
 
         Parameters
         ----------
         prompt_tokens, image_tokens, max_tokens : int
             The real numbers of this request.
+        kv_bits : {4, 8} or None
+            What its keys and values are quantised to.
 
         Returns
         -------
@@ -75,6 +84,7 @@ class Room:
             max_tokens=max_tokens,
             chunk=self._chunk,
             itemsize=self._itemsize,
+            kv_bits=kv_bits,
         )
         if not self._memory().limit:
             return needed
@@ -87,6 +97,7 @@ class Room:
             prompt_tokens=prompt_tokens,
             image_tokens=image_tokens,
             max_tokens=max_tokens,
+            may_quantise=kv_bits is None and self._shape.kv_group > 0,
         )
         return needed
 
@@ -97,6 +108,7 @@ class Room:
         prompt_tokens: int,
         image_tokens: int,
         max_tokens: int,
+        kv_bits: int | None = None,
         cancel: CancelToken,
         waits: Callable[[], None],
     ) -> Generator[None, None, AbstractContextManager[Place]]:
@@ -106,7 +118,8 @@ class Room:
         ----------
         table : Table
             Beside whom it is answered.
-        prompt_tokens, image_tokens, max_tokens : int
+        prompt_tokens, image_tokens, max_tokens, kv_bits : int
+            See `require`.
         cancel : CancelToken
         waits : callable
             Called once, if it has to wait.
@@ -128,6 +141,7 @@ class Room:
             prompt_tokens=prompt_tokens,
             image_tokens=image_tokens,
             max_tokens=max_tokens,
+            kv_bits=kv_bits,
         )
 
         def admits(place: Place) -> bool:

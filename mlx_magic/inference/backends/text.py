@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, warmup, weights
-from mlx_magic.inference.backends.admission import Place, Table
+from mlx_magic.inference.backends import chat, device, kv, warmup, weights
+from mlx_magic.inference.backends.admission import Table
+from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Seat, Written
 from mlx_magic.inference.backends.counts import Counts
@@ -83,6 +85,8 @@ class TextModel:
         self._nbytes = nbytes
         self._busy = False
         self._batch: TextBatch | None = None
+        # For each number of bits: quantised caches are not put together, nor shared.
+        self._quantised: dict[int, TextBatch] = {}
         self._table = Table()
         if can_batch(model):
             self._batch = TextBatch(
@@ -91,7 +95,6 @@ class TextModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
-            self._table = self._batch.table
         self._recall = TextRecall(nbytes, plain=self._batch is not None and self._batch.plain)
         self._room = Room(
             self._name,
@@ -118,7 +121,7 @@ class TextModel:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
         self._model = self._tokenizer = self._batch = None
-        self._table = Table()
+        self._quantised.clear()
         device.free()
 
     def warm_up(
@@ -137,86 +140,99 @@ class TextModel:
         report(GenerationChunk("reading"))
         yield
         cancel.checkpoint()
+        kv.require_bits(request.kv_bits, self._room.shape, self._name)
         prompt = self._tokens(request)
+        counts = Counts(len(prompt), 0)
+        batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            self._table,
+            self._table if batch is None else batch.table,
             prompt_tokens=len(prompt),
             image_tokens=0,
             max_tokens=request.sampling.max_tokens,
+            kv_bits=request.kv_bits,
             cancel=cancel,
-            waits=lambda: report(GenerationChunk("queued")),
+            waits=lambda: report(counts.chunk("queued")),
         )
         with placed as place:
-            answer = self._alone if self._batch is None else self._together
-            return (yield from answer(prompt, request.sampling, place, cancel, report))
+            asked = Asked(request, counts, place, cancel, report)
+            if batch is None:
+                return (yield from self._alone(prompt, asked))
+            return (yield from self._together(batch, prompt, asked))
+
+    def _batch_of(self, kv_bits: int | None) -> TextBatch | None:
+        """Return with whom a request is answered; None where this model answers alone."""
+        if self._batch is None or kv_bits is None:
+            return self._batch
+        if kv_bits not in self._quantised:
+            self._quantised[kv_bits] = TextBatch(
+                self._model,
+                self._tokenizer.eos_token_ids,
+                chunk=device.prefill_chunk(self._nbytes),
+                most=1,
+                make_cache=partial(self._caches, kv_bits),
+            )
+        return self._quantised[kv_bits]
+
+    def _caches(self, kv_bits: int | None) -> list[Any]:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        return kv.quantised(make_prompt_cache(self._model), kv_bits, self._room.shape, self._name)
 
     def _together(
-        self,
-        prompt: list[int],
-        sampling: Sampling,
-        place: Place,
-        cancel: CancelToken,
-        report: Report,
+        self, batch: TextBatch, prompt: list[int], asked: Asked
     ) -> Generator[None, None, FinishReason]:
         """Answer beside whatever else this model answers."""
-        batch = self._batch
-        assert batch is not None
-        counts = Counts(len(prompt), 0)
-        counts.cached_tokens, cache = self._recall.start(prompt)
-        report(counts.chunk("reading"))
-        # Its batch tells a processor of the prompt's last token, and of the answer's.
+        counts, cache = asked.counts, None
+        # What was kept of other prompts is not quantised, and what is quantised is not kept.
+        keeps = batch is self._batch
+        if keeps:
+            counts.cached_tokens, cache = self._recall.start(prompt)
+        asked.was_read()
         seat = batch.add(
             prompt[counts.cached_tokens :],
-            draw(sampling, self._defaults),
+            draw(asked.sampling, self._defaults),
             cache=cache,
-            processors=processors(sampling, 1),
+            # Its batch tells a processor of the prompt's last token, and of the answer's.
+            processors=processors(asked.sampling, 1),
         )
         # They are the batch's now, and grow with the answer.
         del cache
         answer: list[int] = []
+
+        def keep() -> None:
+            if keeps:
+                known = counts.cached_tokens
+                self._recall.keep(prompt + answer, known, batch.row(seat, known))
+
         try:
-            reason = yield from self._follow(seat, answer, counts, sampling, place, cancel, report)
-            self._keep(seat, prompt + answer, counts)
+            reason = yield from self._follow(batch, seat, answer, asked)
+            # Only now: of an answer that was cut short nothing may be kept.
+            keep()
             return reason
         except Stopped:
             # Its reader has had enough; what was read and written is whole.
-            self._keep(seat, prompt + answer, counts)
+            keep()
             raise
         finally:
             batch.leave(seat)
 
-    def _keep(self, seat: Seat, tokens: list[int], counts: Counts) -> None:
-        """Keep what was read and written. Of an answer that was cut short nothing may be."""
-        assert self._batch is not None
-        known = counts.cached_tokens
-        self._recall.keep(tokens, known, self._batch.row(seat, known))
-
     def _follow(
-        self,
-        seat: Seat,
-        answer: list[int],
-        counts: Counts,
-        sampling: Sampling,
-        place: Place,
-        cancel: CancelToken,
-        report: Report,
+        self, batch: TextBatch, seat: Seat, answer: list[int], asked: Asked
     ) -> Generator[None, None, FinishReason]:
         """Report what is read and written in a seat, to the end; `answer` takes the tokens."""
-        assert self._batch is not None
         # The tokenizer gives each who asks a detokenizer of their own.
         words = self._tokenizer.detokenizer
         read = 0
         while True:
-            written = yield from self._batch.follow(seat, cancel)
+            written = yield from batch.follow(seat, asked.cancel)
             if written is None:
                 if seat.read != read:
                     read = seat.read
-                    report(counts.chunk("reading", read=read))
+                    asked.was_read(read)
                 continue
-            place.reading = False
             answer.append(written.token)
-            reason = self._take(written, words, len(answer), sampling)
-            report(counts.chunk("writing", text=words.last_segment, written=len(answer)))
+            reason = self._take(written, words, len(answer), asked.sampling)
+            asked.wrote(words.last_segment, len(answer))
             if reason is not None:
                 return reason
 
@@ -232,28 +248,20 @@ class TextModel:
         words.finalize()
         return "stop" if written.stopped else "length"
 
-    def _alone(
-        self,
-        prompt: list[int],
-        sampling: Sampling,
-        place: Place,
-        cancel: CancelToken,
-        report: Report,
-    ) -> Generator[None, None, FinishReason]:
+    def _alone(self, prompt: list[int], asked: Asked) -> Generator[None, None, FinishReason]:
         """Answer by itself, where the model's caches cannot be put together."""
         while self._busy:
-            cancel.checkpoint()
+            asked.cancel.checkpoint()
             yield
         self._busy = True
-        stream = self._stream(prompt, sampling, cancel, report)
+        stream = self._stream(prompt, asked)
         try:
             for piece in stream:
-                place.reading = False
                 self._require_number(piece.token)
-                report(_writing(len(prompt), piece.text, piece.generation_tokens))
+                asked.wrote(piece.text, piece.generation_tokens)
                 if piece.finish_reason is not None:
                     return "stop" if piece.finish_reason == "stop" else "length"
-                cancel.checkpoint()
+                asked.cancel.checkpoint()
                 yield
         finally:
             stream.close()
@@ -262,22 +270,22 @@ class TextModel:
             f"{self._name}: mlx-lm ended without a finish reason.", model=self._name
         )
 
-    def _stream(
-        self, prompt: list[int], sampling: Sampling, cancel: CancelToken, report: Report
-    ) -> Any:
+    def _stream(self, prompt: list[int], asked: Asked) -> Any:
         """Let mlx-lm read the prompt and write, a token at a time."""
         from mlx_lm.generate import stream_generate
 
         def read(done: int, total: int) -> None:
-            cancel.checkpoint()
-            report(GenerationChunk("reading", prompt_read=done, prompt_tokens=total))
+            asked.cancel.checkpoint()
+            asked.was_read(done)
 
         return stream_generate(
             self._model,
             self._tokenizer,
             prompt,
-            max_tokens=sampling.max_tokens,
-            sampler=CountingSampler.alone(draw(sampling, self._defaults)),
+            max_tokens=asked.sampling.max_tokens,
+            sampler=CountingSampler.alone(draw(asked.sampling, self._defaults)),
+            logits_processors=processors(asked.sampling, len(prompt)),
+            prompt_cache=self._caches(asked.request.kv_bits),
             prefill_step_size=device.prefill_chunk(self._nbytes),
             prompt_progress_callback=read,
         )
@@ -308,14 +316,3 @@ class TextModel:
             raise refusal from without_frames(error)
         chat.require_whole(text, request, model=self._name)
         return tokens
-
-
-def _writing(prompt_tokens: int, text: str, written: int) -> GenerationChunk:
-    return GenerationChunk(
-        "writing",
-        text=text,
-        prompt_read=prompt_tokens,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=written,
-        peak_memory=device.peak(),
-    )

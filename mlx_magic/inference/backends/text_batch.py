@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from typing import Any
 
 from mlx_magic.inference.backends import kv, prefill
@@ -74,15 +75,34 @@ class TextBatch(Batch):
     most : int
         Answers that are written at once; the others wait.
 
+    make_cache : callable, optional
+        Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
+        put together.
+
     Attributes
     ----------
     plain : bool
-        Whether all the model's caches are plain ones.
+        Whether all its caches are plain ones.
+    table : Table
+        What those who are answered together take; their prompts share a chunk.
     """
 
-    def __init__(self, model: Any, ends: Collection[int], *, chunk: int, most: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ends: Collection[int],
+        *,
+        chunk: int,
+        most: int,
+        make_cache: Callable[[], list[Any]] | None = None,
+    ) -> None:
         super().__init__()
         from mlx_lm.generate import generation_stream
+        from mlx_lm.models.cache import make_prompt_cache
+
+        assert make_cache is None or most == 1
+        self._make_cache = make_cache or partial(make_prompt_cache, model)
+        self.table = Table(most, 1, self._held)
 
         self._model = model
         self._ends = frozenset(ends)
@@ -98,7 +118,7 @@ class TextBatch(Batch):
         self._joined = False
         self._steps = 0
         # What is no plain cache takes in what a prompt is filled up with, and cannot be cut.
-        self.plain = _all_plain(model)
+        self.plain = make_cache is None and _all_plain(model)
         self._wired: contextlib.ExitStack | None = None
 
     def add(
@@ -139,11 +159,6 @@ class TextBatch(Batch):
         at = self._writing.uids.index(seat.uid)
         first = start + int(caches[0].left_padding[at].item())
         return [_cut(cache, at, first, cache.size()) for cache in caches]
-
-    @property
-    def table(self) -> Table:
-        """What those who are to be answered together take; their prompts share a chunk."""
-        return Table(self._most, 1, self._held)
 
     def _held(self) -> int:
         writing = self._writing.prompt_cache if self._writing is not None else []
@@ -201,9 +216,7 @@ class TextBatch(Batch):
         return chosen
 
     def _begin(self, prompts: list[Prompt]) -> Reading:
-        from mlx_lm.models.cache import make_prompt_cache
-
-        empty = make_prompt_cache(self._model)
+        empty = self._make_cache()
         caches = [prompt.cache or empty for prompt in prompts]
         for prompt in prompts:
             # An answer may go on for long: what its prompt started with need not.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, vision_inputs, warmup, weights
-from mlx_magic.inference.backends.admission import Place, Table
+from mlx_magic.inference.backends import chat, device, kv, vision_inputs, warmup, weights
+from mlx_magic.inference.backends.admission import Table
+from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.batch import Written
+from mlx_magic.inference.backends.batch import Seat, Written
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.digests import as_numpy
-from mlx_magic.inference.backends.features import Between
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.room import Room
@@ -26,6 +27,7 @@ from mlx_magic.inference.backends.sampler import (
 from mlx_magic.inference.backends.seen import seen_sizes
 from mlx_magic.inference.backends.vision_alone import OneByOne
 from mlx_magic.inference.backends.vision_batch import VisionBatch, can_batch
+from mlx_magic.inference.backends.vision_seeing import Seeing
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import (
@@ -89,6 +91,8 @@ class VisionModel:
         tokenizer = getattr(processor, "tokenizer", processor)
         self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
         self._batch: VisionBatch | None = None
+        # For each number of bits: quantised caches are not put together, nor shared.
+        self._quantised: dict[int, VisionBatch] = {}
         self._table = Table()
         if can_batch(model):
             self._batch = VisionBatch(
@@ -97,8 +101,8 @@ class VisionModel:
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
             )
-            self._table = self._batch.table
         self._recall = Recall(model, nbytes, prompts=self._batch is not None)
+        self._seeing: Seeing | None = Seeing(model, self._recall)
         self._alone = OneByOne(model, processor, self._recall, nbytes)
         self._room = Room(
             self._name,
@@ -124,8 +128,8 @@ class VisionModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        self._model = self._processor = self._batch = None
-        self._table = Table()
+        self._model = self._processor = self._batch = self._seeing = None
+        self._quantised.clear()
         self._alone.close()
         device.free()
 
@@ -145,33 +149,60 @@ class VisionModel:
         report(GenerationChunk("seeing" if chat.pictures(request) else "reading"))
         yield
         cancel.checkpoint()
+        kv.require_bits(request.kv_bits, self._room.shape, self._name)
         inputs = self._inputs(request)
         counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
             pictures=len(chat.pictures(request)),
         )
+        batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            self._table,
+            self._table if batch is None else batch.table,
             prompt_tokens=counts.prompt_tokens,
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
+            kv_bits=request.kv_bits,
             cancel=cancel,
             waits=lambda: report(counts.chunk("queued")),
         )
-        with placed as place:
+        with placed as place, self._named(inputs) as pictures:
             self._say_seen(request, inputs, report)
-            answer = self._alone if self._batch is None else self._together
-            pictures = Pictures.of(inputs)
-            try:
-                return (
-                    yield from answer(
-                        inputs, pictures, counts, request.sampling, place, cancel, report
-                    )
-                )
-            finally:
-                if pictures is not None:
-                    pictures.settle()
+            asked = Asked(request, counts, place, cancel, report)
+            if batch is None:
+                caches = partial(self._caches, request.kv_bits)
+                return (yield from self._alone(inputs, pictures, asked, caches))
+            return (yield from self._together(batch, inputs, pictures, asked))
+
+    @contextlib.contextmanager
+    def _named(self, inputs: dict[str, Any]) -> Iterator[Pictures | None]:
+        """Give the pictures names within this block."""
+        pictures = Pictures.of(inputs)
+        try:
+            yield pictures
+        finally:
+            if pictures is not None:
+                pictures.settle()
+
+    def _batch_of(self, kv_bits: int | None) -> VisionBatch | None:
+        """Return with whom a request is answered; None where this model answers alone."""
+        if self._batch is None or kv_bits is None:
+            return self._batch
+        if kv_bits not in self._quantised:
+            self._quantised[kv_bits] = VisionBatch(
+                self._model.language_model,
+                self._processor,
+                chunk=device.prefill_chunk(self._nbytes),
+                most=1,
+                make_cache=partial(self._caches, kv_bits),
+            )
+        return self._quantised[kv_bits]
+
+    def _caches(self, kv_bits: int | None) -> list[Any]:
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        caches = make_prompt_cache(self._model.language_model)
+        return kv.quantised(caches, kv_bits, self._room.shape, self._name)
 
     def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
         return vision_inputs.made_of(request, self._name, self._model.config, self._processor)
@@ -186,60 +217,59 @@ class VisionModel:
             report(GenerationChunk("seeing", seen=own))
 
     def _together(
-        self,
-        inputs: dict[str, Any],
-        pictures: Pictures | None,
-        counts: Counts,
-        sampling: Sampling,
-        place: Place,
-        cancel: CancelToken,
-        report: Report,
+        self, batch: VisionBatch, inputs: dict[str, Any], pictures: Pictures | None, asked: Asked
     ) -> Generator[None, None, FinishReason]:
         """Answer beside whatever else this model answers."""
-        from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
-
-        batch = self._batch
-        assert batch is not None
-        start = self._recall.start(inputs, pictures)
-        see = partial(self._see, between=counts.looking(cancel, report), pictures=pictures)
-        embeds = self._embeds(inputs, counts, start, see)
-        report(counts.chunk("reading"))
+        assert self._seeing is not None
+        # What was kept of other prompts is not quantised, and what is quantised is not kept.
+        start = self._recall.start(inputs, pictures) if batch is self._batch else Start()
+        embeds = self._seeing.embeds(inputs, pictures, start, asked)
+        asked.was_read()
         yield
-        tokens = counts.as_many(as_numpy(inputs["input_ids"]).reshape(-1).tolist())
+        tokens = asked.counts.as_many(as_numpy(inputs["input_ids"]).reshape(-1).tolist())
         seat = batch.add(
             tokens[start.count :],
             embeds,
-            max_tokens=sampling.max_tokens,
-            draw=self._draw(sampling),
+            max_tokens=asked.sampling.max_tokens,
+            draw=self._draw(asked.sampling),
             cache=start.caches(),
             keep_from=None if start.places is None else start.count,
-            processors=processors(sampling, len(tokens) - start.count),
+            processors=processors(asked.sampling, len(tokens) - start.count),
         )
-        words = make_streaming_detokenizer(self._processor)
+        del embeds
         answer: list[int] = []
-        read = 0
         try:
-            while True:
-                written = yield from batch.follow(seat, cancel)
-                if seat.read != read and not answer:
-                    read = seat.read
-                    report(counts.chunk("reading", read=read))
-                if written is None:
-                    continue
-                place.reading = False
-                answer.append(written.token)
-                reason = self._take(written, words, len(answer), sampling)
-                report(counts.chunk("writing", text=words.last_segment, written=len(answer)))
-                if reason is not None:
-                    # Only now: of an answer that was cut short nothing may be kept.
-                    self._recall.keep(start, answer, batch.row(seat))
-                    return reason
+            reason = yield from self._follow(batch, seat, answer, asked)
+            # Only now: of an answer that was cut short nothing may be kept.
+            self._recall.keep(start, answer, batch.row(seat))
+            return reason
         except Stopped:
             # Its reader has had enough; what was read and written is whole.
             self._recall.keep_so_far(start, answer, batch.row(seat))
             raise
         finally:
             batch.leave(seat)
+
+    def _follow(
+        self, batch: VisionBatch, seat: Seat, answer: list[int], asked: Asked
+    ) -> Generator[None, None, FinishReason]:
+        """Report what is read and written in a seat, to the end; `answer` takes the tokens."""
+        from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
+
+        words = make_streaming_detokenizer(self._processor)
+        read = 0
+        while True:
+            written = yield from batch.follow(seat, asked.cancel)
+            if seat.read != read and not answer:
+                read = seat.read
+                asked.was_read(read)
+            if written is None:
+                continue
+            answer.append(written.token)
+            reason = self._take(written, words, len(answer), asked.sampling)
+            asked.wrote(words.last_segment, len(answer))
+            if reason is not None:
+                return reason
 
     def _take(
         self, written: Written, words: Any, count: int, sampling: Sampling
@@ -257,55 +287,6 @@ class VisionModel:
                 return None
         words.finalize()
         return "stop" if written.stopped else "length"
-
-    def _embeds(
-        self,
-        inputs: dict[str, Any],
-        counts: Counts,
-        start: Start,
-        see: Callable[[dict[str, Any]], dict[str, Any]],
-    ) -> dict[str, Any]:
-        """Return what the language model reads, from the start on."""
-        shows = self._recall.shows(inputs, start.count)
-        # Words alone: the vision tower is not asked.
-        words = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = see(inputs if shows or not start.count else words)
-        length = int(embeds["inputs_embeds"].shape[1])
-        if set(embeds) != {"inputs_embeds"} or length + (not shows) * start.count != (
-            counts.prompt_tokens
-        ):
-            # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
-            if start.count:
-                return self._embeds(inputs, counts, start.cold(), see)
-            start.cold()
-        if start.count and shows:
-            embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
-        counts.cached_tokens = start.count
-        counts.embedded(length)
-        return embeds
-
-    def _see(
-        self, inputs: dict[str, Any], *, between: Between, pictures: Pictures | None
-    ) -> dict[str, Any]:
-        """Let the model make embeddings; its vision tower looks at what is new to it."""
-        import mlx.core as mx
-        from mlx_vlm.generate.common import generation_stream
-
-        more = {
-            key: value
-            for key, value in inputs.items()
-            if key not in ("input_ids", "pixel_values", "mask")
-        }
-
-        def see() -> dict[str, Any]:
-            output = self._model.get_input_embeddings(
-                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **more
-            )
-            mx.eval(output.inputs_embeds)
-            return {key: value for key, value in output.to_dict().items() if value is not None}
-
-        with mx.stream(generation_stream):
-            return self._recall.look(self._model, see, between, pictures)
 
     def _draw(self, sampling: Sampling) -> Draw:
         """Return how tokens are drawn: as asked, else as the checkpoint says."""

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, prefill
-from mlx_magic.inference.backends.admission import Place
-from mlx_magic.inference.backends.base import Report
-from mlx_magic.inference.backends.counts import Counts
+from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.recall import Recall
-from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.request import FinishReason, Sampling
 
 
@@ -45,42 +42,32 @@ class OneByOne:
         self,
         inputs: dict[str, Any],
         pictures: Pictures | None,
-        counts: Counts,
-        sampling: Sampling,
-        place: Place,
-        cancel: CancelToken,
-        report: Report,
+        asked: Asked,
+        make_cache: Callable[[], list[Any]],
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
-        from mlx_vlm.models.cache import make_prompt_cache
-
         while self._busy:
-            cancel.checkpoint()
+            asked.cancel.checkpoint()
             yield
-        if sampling.seed is None:
+        if asked.sampling.seed is None:
             # Else it would repeat after an earlier request's seed.
             device.fresh_seed()
-        caches = make_prompt_cache(self._model.language_model)
+        caches = make_cache()
         with contextlib.ExitStack() as stack:
             self._busy = True
             stack.callback(setattr, self, "_busy", False)
-            unwatch = stack.enter_context(
-                prefill.watched(
-                    caches, cancel, lambda read: report(counts.chunk("reading", read=read))
-                )
-            )
-            looking = self._seeing_then_reading(pictures, counts, cancel, report)
+            unwatch = stack.enter_context(prefill.watched(caches, asked.cancel, asked.was_read))
+            looking = self._seeing_then_reading(pictures, asked)
             stack.enter_context(prefill.replaced(self._model, "get_input_embeddings", looking))
-            stream = self._stream(inputs, caches, sampling)
+            stream = self._stream(inputs, caches, asked.sampling)
             stack.callback(stream.close)
             for count, piece in enumerate(stream):
                 if count == 0:
-                    place.reading = False
                     unwatch()
-                report(counts.chunk("writing", text=piece.text, written=piece.generation_tokens))
+                asked.wrote(piece.text, piece.generation_tokens)
                 if piece.finish_reason is not None:
                     return "stop" if piece.finish_reason == "stop" else "length"
-                cancel.checkpoint()
+                asked.cancel.checkpoint()
                 yield
         raise GenerationError("mlx-vlm ended without a finish reason.", model="")
 
@@ -105,9 +92,7 @@ class OneByOne:
             skip_special_tokens=True,
         )
 
-    def _seeing_then_reading(
-        self, pictures: Pictures | None, counts: Counts, cancel: CancelToken, report: Report
-    ) -> Any:
+    def _seeing_then_reading(self, pictures: Pictures | None, asked: Asked) -> Any:
         """Stand in front of the vision tower, to know when seeing ends and reading begins."""
         import mlx.core as mx
 
@@ -119,12 +104,12 @@ class OneByOne:
                 mx.eval(output.inputs_embeds)
                 return output
 
-            cancel.checkpoint()
-            between = counts.looking(cancel, report)
+            asked.cancel.checkpoint()
+            between = asked.counts.looking(asked.cancel, asked.report)
             output = self._recall.look(self._model, see, between, pictures)
-            counts.embedded(int(output.inputs_embeds.shape[1]))
-            cancel.checkpoint()
-            report(counts.chunk("reading"))
+            asked.counts.embedded(int(output.inputs_embeds.shape[1]))
+            asked.cancel.checkpoint()
+            asked.was_read()
             return output
 
         return get_input_embeddings

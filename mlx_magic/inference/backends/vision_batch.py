@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from mlx_magic.inference.backends import kv
@@ -30,12 +31,33 @@ class VisionBatch(Batch):
         Prompt tokens that are read in one step.
     most : int
         Answers that are written at once; the others wait.
+    make_cache : callable, optional
+        Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
+        put together.
+
+    Attributes
+    ----------
+    table : Table
+        What those who are answered together take.
     """
 
-    def __init__(self, language_model: Any, processor: Any, *, chunk: int, most: int) -> None:
+    def __init__(
+        self,
+        language_model: Any,
+        processor: Any,
+        *,
+        chunk: int,
+        most: int,
+        make_cache: Callable[[], list[Any]] | None = None,
+    ) -> None:
         super().__init__()
         from mlx_vlm.generate.ar import GenerationBatch
         from mlx_vlm.generate.common import generation_stream
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        assert make_cache is None or most == 1
+        self._make_cache = make_cache or partial(make_prompt_cache, language_model)
+        self.table = Table(most, min(most, MOST_READ_TOGETHER), self._held)
 
         self._model = language_model
         tokenizer = getattr(processor, "tokenizer", processor)
@@ -84,11 +106,6 @@ class VisionBatch(Batch):
             return self._rows.pop(seat.uid, None)
         at = writing.uids.index(seat.uid)
         return [_row(cache, at, prompt.keep_from) for cache in writing.prompt_cache]
-
-    @property
-    def table(self) -> Table:
-        """What those who are to be answered together take."""
-        return Table(self._most, MOST_READ_TOGETHER, self._held)
 
     def _held(self) -> int:
         reading = self._reading.prompt_cache if self._reading is not None else []
@@ -146,12 +163,11 @@ class VisionBatch(Batch):
     def _begin_reading(self) -> None:
         prompts = self._next_prompts()
         from mlx_vlm.generate.ar import PromptProcessingBatch
-        from mlx_vlm.models.cache import make_prompt_cache
 
         alone = prompts[0] if len(prompts) == 1 else None
         if alone:
             embeds, more = alone.embeds["inputs_embeds"], others(alone.embeds)
-            caches, right = alone.cache or make_prompt_cache(self._model), {}
+            caches, right = alone.cache or self._make_cache(), {}
         else:
             caches, right = warm(prompts) if prompts[0].cache else (None, {})
             rows = [prompt.embeds["inputs_embeds"] for prompt in prompts]

@@ -1,0 +1,285 @@
+"""Quantised keys and values: less memory for that request, and nothing else for any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_magic
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference.backends import device, kv, text
+from mlx_magic.inference.backends.text import TextModel
+from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.request import GenerationRequest, Sampling
+from mlx_magic.inference.request_memory import Shape
+from tests.inference.test_reuse import (
+    BLUE,
+    QUESTION,
+    RED,
+    Asked,
+    Cut,
+    Room,
+    cut_at,
+    opened,
+)
+from tests.inference.test_text_batch import (
+    CHUNK,
+    Question,
+    ask,
+    byte_tokenizer,
+    llama,
+    raw_text,
+)
+
+pytestmark = pytest.mark.model
+
+HEADS_OF_32 = {"head_dim": 32}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    made = Engine(at_end=device.release_thread)
+    made.call(device.start).result(60)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def demo(engine: Engine) -> Iterator[Room]:
+    room = Room(engine, mlx_magic.demo_model())
+    yield room
+    engine.call(room.model.close).result(60)
+
+
+@pytest.fixture(params=["together", "alone"])
+def way(request: pytest.FixtureRequest, demo: Room, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether the model answers in batches."""
+    if request.param == "alone":
+        monkeypatch.setattr(demo.model, "_batch", None)
+    return str(request.param)
+
+
+class Sizes:
+    """Watches the caches that a model makes: the most bytes that those of one answer took."""
+
+    def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = 0
+        make = model._caches
+
+        def caches(kv_bits: int | None) -> list[Any]:
+            made: list[Any] = make(kv_bits)
+            first = made[0]
+            update = first.update_and_fetch
+
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                self.most = max(self.most, kv.nbytes(made))
+                return update(*args, **kwargs)
+
+            first.update_and_fetch = watched
+            return made
+
+        monkeypatch.setattr(model, "_caches", caches)
+        monkeypatch.setattr(model, "_quantised", {})
+
+
+def asked(bits: int | None, *images: Any, prompt: str = QUESTION) -> GenerationRequest:
+    return GenerationRequest(
+        prompt=prompt, images=opened(*images), sampling=Sampling(12), kv_bits=bits
+    )
+
+
+def answer(demo: Room, bits: int | None, *images: Any, prompt: str = QUESTION) -> Asked:
+    return demo.all([(asked(bits, *images, prompt=prompt), None)])[0]
+
+
+@pytest.mark.parametrize(("bits", "share"), [(8, 0.32), (4, 0.2)])
+def test_an_answer_comes_and_its_cache_is_smaller(
+    demo: Room, way: str, monkeypatch: pytest.MonkeyPatch, bits: int, share: float
+) -> None:
+    plain = demo.cold(QUESTION, RED)
+    demo.forget()
+    sizes = Sizes(demo.model, monkeypatch)
+    quantised = answer(demo, bits, RED)
+    # Four layers of five heads of 32, in float32, for the 256 tokens that a cache begins with.
+    assert 0 < sizes.most <= share * 2 * 4 * 5 * 32 * 4 * 256
+    assert (quantised.text, quantised.reason) == (plain.text, plain.reason)
+    assert quantised.usage == plain.usage
+    assert sizes.most <= demo.model._room.require(
+        prompt_tokens=78, image_tokens=64, max_tokens=12, kv_bits=bits
+    ).cache  # fmt: skip
+
+
+def test_what_is_quantised_is_neither_kept_nor_begun_with_what_is_kept(demo: Room) -> None:
+    plain = demo.cold(QUESTION, RED)
+    demo.forget()
+    for bits in (8, 4, 8):
+        assert answer(demo, bits, RED).usage.cached_tokens == 0
+    assert demo.model.reuse.prefix_bytes == 0
+    before = demo.model.reuse.picture_misses
+    again = demo.ask(QUESTION, RED)
+    assert (again.text, again.usage) == (plain.text, plain.usage), "nothing of them is left"
+    assert demo.model.reuse.picture_misses == before, "but the picture is known"
+    held = demo.model.reuse.prefix_bytes
+    assert held > 0
+    assert answer(demo, 8, RED).usage.cached_tokens == 0
+    assert demo.model.reuse.prefix_bytes == held
+    assert demo.ask(QUESTION, RED).usage.cached_tokens > 64
+
+
+def test_requests_of_every_kind_at_once_are_answered_as_alone(demo: Room, way: str) -> None:
+    prompts = [QUESTION, "Which shape is it?", "Describe the picture."]
+    kinds = [None, 8, 4, 8, None, 4, 8, None]
+    images = [RED, BLUE]
+
+    def request(n: int) -> GenerationRequest:
+        return asked(kinds[n], images[n % 2], prompt=prompts[n % 3])
+
+    expected = []
+    for n in range(len(kinds)):
+        demo.forget()
+        expected.append(demo.all([(request(n), None)])[0].text)
+    demo.forget()
+    cuts: list[Cut | None] = [None] * len(kinds)
+    cuts[3] = cut_at(5)
+    together = demo.all([(request(n), cuts[n]) for n in range(len(kinds))])
+    for n, each in enumerate(together):
+        assert each.error is None
+        assert each.reason == "cancelled" if n == 3 else each.text == expected[n]
+
+
+def test_heads_that_cannot_be_quantised_are_an_error_of_one_line(
+    demo: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = demo.cold(QUESTION, RED).text
+    monkeypatch.setattr(demo.model._room, "_shape", Shape.of({"head_dim": 80}))
+    error = answer(demo, 8, RED).error
+    assert isinstance(error, GenerationError)
+    assert str(error) == (
+        "model: --kv-bits wants heads whose size can be divided by 64 or 32, and its have 80: "
+        "leave --kv-bits out."
+    )
+    assert demo.ask(QUESTION, RED).text == expected
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    device.start()
+    return llama(**HEADS_OF_32)
+
+
+def text_model(model: Any, folder: Path, **config: Any) -> TextModel:
+    return TextModel(
+        Checkpoint("tiny", folder, "text", "llama", config=config), model, byte_tokenizer(), 1
+    )
+
+
+def quantised_raw(model: Any, prompt: str, bits: int, count: int) -> str:
+    """Ask mlx-lm itself, with caches that quantise."""
+    from mlx_lm.generate import stream_generate
+    from mlx_lm.models.cache import QuantizedKVCache
+
+    caches = [QuantizedKVCache(group_size=32, bits=bits) for _ in model.layers]
+    pieces = stream_generate(
+        model, byte_tokenizer(), prompt, max_tokens=count, prefill_step_size=CHUNK,
+        prompt_cache=caches,
+    )  # fmt: skip
+    return "".join(piece.text for piece in pieces)
+
+
+def question(model: TextModel, prompt: str, bits: int | None, **sampling: Any) -> Question:
+    made = Question(model, prompt, **sampling)
+    object.__setattr__(made.request, "kv_bits", bits)
+    return made
+
+
+@pytest.mark.parametrize("text_way", ["together", "alone"])
+def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_way: str
+) -> None:
+    if text_way == "alone":
+        monkeypatch.setattr(text, "can_batch", lambda model: False)
+    monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
+    prompts = ["Why is the sky blue at noon, and red at night?", "What is it?"]
+    kinds = [(prompt, bits) for prompt in prompts for bits in (None, 8, 4)]
+    expected = [
+        raw_text(model, prompt, 20)[0] if bits is None else quantised_raw(model, prompt, bits, 20)
+        for prompt, bits in kinds
+    ]
+    assert expected[0] != expected[2], "else nothing is proven"
+    made = text_model(model, tmp_path, **HEADS_OF_32)
+    asked = [question(made, prompt, bits, max_tokens=20) for prompt, bits in kinds]
+    assert [outcome[0] for outcome in ask(*asked)] == expected
+    assert [ask(each)[0][0] for each in [question(made, *k, max_tokens=20) for k in kinds]] == (
+        expected
+    )
+
+
+def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = text_model(model, tmp_path, **HEADS_OF_32)
+    most = {}
+    for bits in (None, 8, 4):
+        with monkeypatch.context() as patch:
+            sizes = Sizes(made, patch)
+            if bits is None:
+                patch.setattr(made._batch, "_make_cache", lambda: made._caches(None))
+            ask(question(made, "What is it?", bits, max_tokens=5))
+            most[bits] = sizes.most
+    assert most[None] > 3 * most[8] > 4.5 * most[4] > 0
+
+    questions = [question(made, "What is it?", 8, max_tokens=9) for _ in range(3)]
+    questions[0].report = lambda chunk: (
+        questions[1].cancel.cancel() if chunk.completion_tokens == 2 else None
+    )
+    ask(*questions)
+    assert isinstance(questions[1].error, Cancelled)
+    assert questions[2].outcome[0] == quantised_raw(model, "What is it?", 8, 9)
+    assert not made._quantised[8], "nobody is left in it"
+
+
+def test_a_text_models_heads_that_cannot_be_quantised_are_an_error_of_one_line(
+    model: Any, tmp_path: Path
+) -> None:
+    made = text_model(model, tmp_path, hidden_size=64, num_attention_heads=4)
+    refused, plain = question(made, "Hi", 4), question(made, "Hi", None, max_tokens=3)
+    ask(refused, plain)
+    assert isinstance(refused.error, GenerationError)
+    assert str(refused.error) == (
+        "tiny: --kv-bits wants heads whose size can be divided by 64 or 32, and its have 16: "
+        "leave --kv-bits out."
+    )
+    assert plain.outcome[0] == raw_text(model, "Hi", 3)[0]
+
+
+def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
+    from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+
+    shape = Shape.of(HEADS_OF_32)
+    mixed = [RotatingKVCache(8), KVCache()]
+    made = kv.quantised(mixed, 8, shape, "tiny")
+    assert made[0] is mixed[0]
+    assert isinstance(made[1], QuantizedKVCache)
+    assert (made[1].bits, made[1].group_size) == (8, 32)
+    assert kv.quantised(mixed, None, shape, "tiny") == mixed
+    with pytest.raises(GenerationError, match=r"tiny: what it keeps .* leave --kv-bits out\."):
+        kv.quantised([RotatingKVCache(8)], 8, shape, "tiny")
+
+
+def test_a_repetition_penalty_holds_where_a_text_model_answers_alone(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers() -> list[str]:
+        made = text_model(model, tmp_path)
+        how = [{"repetition_penalty": 3.0}, {}]
+        return [ask(Question(made, "Hi", max_tokens=20, **more))[0][0] for more in how]
+
+    together = answers()
+    monkeypatch.setattr(text, "can_batch", lambda model: False)
+    assert answers() == together
+    assert together[0] != together[1]
