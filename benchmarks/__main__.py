@@ -9,12 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import cancel, cell, endurance, engine, machine, random_model, reuse, startup, wire
+from benchmarks import (
+    cancel,
+    cell,
+    endurance,
+    engine,
+    machine,
+    random_model,
+    reuse,
+    startup,
+    warmup,
+    wire,
+)
 from benchmarks.figures import Report
 from benchmarks.live import ROOT, live_kernel
 from mlx_magic.demo import folder as bundled
 
-NAMES = ("startup", "cell", "wire", "cancel", "engine", "endurance", "panel")
+NAMES = ("startup", "cell", "wire", "cancel", "warmup", "engine", "endurance", "panel")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -90,6 +101,14 @@ def main() -> None:
         if {"cell", "wire", "cancel"} & {*names}:
             model = _model(given, folder)
             _in_kernel(names, model, size, deadline, folder, finished, gpu="gpu" in host)
+        if "warmup" in names:
+            gpu = "gpu" in host
+            source = _model(given, folder / "plain")
+            model = random_model.twin(
+                source, folder / "loaded" / source.name, tiles=False, float32=not gpu
+            )
+            report = warmup.measure(model, folder, runs=size.raw_starts + 2, deadline=deadline)
+            finished(report, f"-{source.name}")
         if "engine" in names:
             _engine(given, size, deadline, folder, finished, gpu="gpu" in host)
 

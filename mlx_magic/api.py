@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from mlx_magic.inference import session
-from mlx_magic.inference.generation import Generation, Sink
+from mlx_magic.inference.generation import Generation, OnProgress, Sink, Snapshot
 from mlx_magic.inference.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
@@ -46,6 +46,7 @@ def ask(
     format: OutputFormat = "text",
     max_pixels: int | None = None,
     timeout: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> VisionResult:
     """Ask a model, and wait for the whole answer.
 
@@ -73,6 +74,9 @@ def ask(
     timeout : float, optional
         Seconds, after which the answer ends with what there is
         (``finish_reason`` "timeout").
+    on_progress : callable, optional
+        Takes a `Snapshot` (phase, tokens read and written, tokens a second, text), at most
+        20 times a second and when the answer has ended; on another thread, must be quick.
 
     Returns
     -------
@@ -87,7 +91,7 @@ def ask(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
     request = _request(prompt, model, system, sampling, format, timeout)
-    generation = _start(request, images, max_pixels)
+    generation = _start(request, images, max_pixels, on_progress=on_progress)
     return wait(generation.future, generation.cancel)
 
 
@@ -108,6 +112,7 @@ def stream(
     format: OutputFormat = "text",
     max_pixels: int | None = None,
     timeout: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> TextStream:
     """Ask a model, and iterate over the answer's text as it is written.
 
@@ -116,13 +121,13 @@ def stream(
     Returns
     -------
     TextStream
-        Yields str; has `cancel()` and `result`.
+        Yields str; has `cancel()`, `progress` and `result`.
     """
     sampling = Sampling(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
     request = _request(prompt, model, system, sampling, format, timeout)
-    return TextStream(request, images, max_pixels)
+    return TextStream(request, images, max_pixels, on_progress)
 
 
 def demo_model() -> Path:
@@ -135,7 +140,13 @@ def demo_model() -> Path:
 class TextStream:
     """Text of an answer as it is written. Made by `stream`."""
 
-    def __init__(self, request: GenerationRequest, images: Any, max_pixels: int | None) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        images: Any,
+        max_pixels: int | None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
         def take(chunk: GenerationChunk) -> None:
@@ -143,7 +154,7 @@ class TextStream:
                 pieces.put(chunk.text)
 
         self._pieces = pieces
-        self._generation = _start(request, images, max_pixels, sink=take)
+        self._generation = _start(request, images, max_pixels, sink=take, on_progress=on_progress)
         self._generation.future.add_done_callback(lambda _: pieces.put(None))
         self._ended = False
         # Leaving the loop early stops the model: nobody else will read the rest.
@@ -186,6 +197,11 @@ class TextStream:
         self._generation.cancel()
 
     @property
+    def progress(self) -> Snapshot:
+        """How far the answer is now."""
+        return self._generation.snapshot()
+
+    @property
     def result(self) -> VisionResult:
         """The complete result; waits for it."""
         return wait(self._generation.future, self._generation.cancel)
@@ -223,8 +239,15 @@ def _model_name(model: Model) -> str:
 
 
 def _start(
-    request: GenerationRequest, images: Any, max_pixels: int | None, sink: Sink | None = None
+    request: GenerationRequest,
+    images: Any,
+    max_pixels: int | None,
+    *,
+    sink: Sink | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Generation:
     nothing = images is None or (isinstance(images, list | tuple) and not images)
     values = [] if nothing else [(None, images)]
-    return session.current().start(request, images=values, max_pixels=max_pixels, sink=sink)
+    return session.current().start(
+        request, images=values, max_pixels=max_pixels, sink=sink, on_progress=on_progress
+    )

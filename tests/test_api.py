@@ -11,6 +11,7 @@ import pytest
 import mlx_magic
 from mlx_magic.errors import RequestError
 from mlx_magic.inference import session
+from mlx_magic.inference.generation import Snapshot
 from mlx_magic.testing import ScriptedBackend, scripted_session
 from tests import checkpoints
 
@@ -103,3 +104,15 @@ def test_a_stream_ends_when_its_time_is_up(script: ScriptedBackend, model: Path)
     text = "".join(stream)
     assert text == stream.result.text
     assert stream.result.finish_reason == "timeout"
+
+
+def test_progress_is_told_and_can_be_asked_for(script: ScriptedBackend, model: Path) -> None:
+    seen: list[Snapshot] = []
+    result = mlx_magic.ask("What?", model=model, on_progress=seen.append)
+    assert seen[-1].text == result.text
+    assert seen[-1].completion_tokens == result.usage.completion_tokens == 3
+    assert seen[-1].progress.phase == "done"
+    stream = mlx_magic.stream("What?", model=model, on_progress=seen.append)
+    assert list(stream) == ["One ", "two ", "three."]
+    assert stream.progress.progress == seen[-1].progress
+    assert stream.progress.text == seen[-1].text == "One two three."

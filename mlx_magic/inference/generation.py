@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mlx_magic.inference.json_answer import parse_json
+from mlx_magic.inference.observers import Observers
 from mlx_magic.inference.request import (
     FinishReason,
     GenerationChunk,
@@ -36,15 +37,24 @@ class Snapshot:
     progress : Progress
     text : str
         All text so far.
-    completion_tokens : int
+    prompt_tokens, prompt_read, completion_tokens : int
+        Of the prompt, how many of these were read, and of the answer; 0 where not yet known.
     elapsed : float
         Seconds since the request.
+    generation_tps : float
+        Tokens a second that were written since the first; 0 before the second.
     """
 
     progress: Progress
     text: str
+    prompt_tokens: int
+    prompt_read: int
     completion_tokens: int
     elapsed: float
+    generation_tps: float
+
+
+OnProgress = Callable[[Snapshot], object]
 
 
 class Generation(Work[VisionResult]):
@@ -77,7 +87,24 @@ class Generation(Work[VisionResult]):
         self._begun = False
         self._last = GenerationChunk("queued")
         self._first_token_at: float | None = None
+        self._last_token_at: float | None = None
         self._seen: tuple[str, ...] = ()
+        self._observers = Observers(clock, self.snapshot)
+
+    def observe(self, callback: OnProgress) -> Callable[[], None]:
+        """Tell someone how far it is: at most 20 times a second, and when it has ended.
+
+        Parameters
+        ----------
+        callback : callable
+            See `Observers.add`.
+
+        Returns
+        -------
+        callable
+            Ends it.
+        """
+        return self._observers.add(callback)
 
     def prepared(self, request: GenerationRequest) -> None:
         """Set the request once its pictures are open; for the preparing thread."""
@@ -104,22 +131,20 @@ class Generation(Work[VisionResult]):
             When the text completes a stop text: the answer ends before that.
         """
         if chunk.phase != self._progress.phase:
-            self.enter(chunk.phase)
+            self._enter(chunk.phase)
         self._seen = chunk.seen or self._seen
-        if chunk.completion_tokens and self._first_token_at is None:
-            self._first_token_at = self._clock()
         stopped = False
-        if chunk.text:
+        text = chunk.text
+        if text:
             # Several tokenisers put a blank before the first word of an answer.
-            text = chunk.text if self._begun else chunk.text.lstrip()
+            text = text if self._begun else text.lstrip()
             self._begun = self._begun or bool(text)
             text, stopped = self._stops.feed(text)
-            chunk = self._written(chunk, text)
         if chunk.phase == "seeing" and chunk.seen:
-            self.advance(0, 0, note=_looking(chunk.seen))
+            self._advance(0, 0, note=_looking(chunk.seen))
         if chunk.phase == "reading":
-            self.advance(chunk.prompt_read, chunk.prompt_tokens)
-        self._show(chunk)
+            self._advance(chunk.prompt_read, chunk.prompt_tokens)
+        self._show(chunk if text == chunk.text else replace(chunk, text=text))
         if stopped:
             raise Stopped
 
@@ -136,15 +161,18 @@ class Generation(Work[VisionResult]):
     def _flush(self) -> None:
         """Show what was held back as the possible beginning of a stop text."""
         if not self._ended and (text := self._stops.flush()):
-            self._show(self._written(self._last, text))
-
-    def _written(self, chunk: GenerationChunk, text: str) -> GenerationChunk:
-        if text:
-            self._parts.append(text)
-        return chunk if text == chunk.text else replace(chunk, text=text)
+            self._show(replace(self._last, text=text))
 
     def _show(self, chunk: GenerationChunk) -> None:
-        self._last = chunk
+        with self._lock:
+            # Together: who takes a snapshot is to see both or neither.
+            self._last = chunk
+            if chunk.text:
+                self._parts.append(chunk.text)
+            if chunk.completion_tokens:
+                self._last_token_at = self._clock()
+                if self._first_token_at is None:
+                    self._first_token_at = self._last_token_at
         if self._sink is not None:
             try:
                 self._sink(chunk)
@@ -152,12 +180,25 @@ class Generation(Work[VisionResult]):
                 # The answer is not to be lost for its observer.
                 _log.exception("A sink failed and gets nothing more.")
                 self._sink = None
+        self._changed()
+
+    def _changed(self, *, at_end: bool = False) -> None:
+        self._observers.tell(at_end=at_end)
 
     def snapshot(self) -> Snapshot:
         """Return what there is now; safe from any thread."""
-        return Snapshot(
-            self._progress, "".join(self._parts), self._last.completion_tokens, self.elapsed
-        )
+        with self._lock:
+            last, first, until = self._last, self._first_token_at, self._last_token_at
+            seconds = 0.0 if first is None or until is None else until - first
+            return Snapshot(
+                self._progress,
+                "".join(self._parts),
+                prompt_tokens=last.prompt_tokens,
+                prompt_read=last.prompt_read,
+                completion_tokens=last.completion_tokens,
+                elapsed=self.elapsed,
+                generation_tps=_rate(last.completion_tokens - 1, seconds),
+            )
 
     def _cancelled_outcome(self) -> VisionResult:
         return self._result(self.token.cause or "cancelled")

@@ -13,7 +13,6 @@ from typing import Any
 from mlx_magic import demo
 from mlx_magic.errors import (
     EngineError,
-    ImagesNotSupportedError,
     MlxMagicError,
     RequestError,
 )
@@ -23,11 +22,12 @@ from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.current import current, replace_current
 from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
-from mlx_magic.inference.generation import Generation, Sink
+from mlx_magic.inference.generation import Generation, OnProgress, Sink
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
+from mlx_magic.inference.routing import no_images
 from mlx_magic.inference.stops import Stopped
 from mlx_magic.inference.watch import Watchers
 from mlx_magic.inference.work import Clock, Work
@@ -130,6 +130,7 @@ class Session:
         images: Sequence[NamedImage] = (),
         max_pixels: int | None = None,
         sink: Sink | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Generation:
         """Begin to answer a request; returns at once.
 
@@ -143,6 +144,8 @@ class Session:
             Larger pictures are scaled down to so many pixels.
         sink : callable, optional
             Takes each `GenerationChunk`, on the inference thread.
+        on_progress : callable, optional
+            See `Generation.observe`.
 
         Returns
         -------
@@ -150,6 +153,8 @@ class Session:
             Its future holds the `VisionResult` or an `MlxMagicError`.
         """
         generation = Generation(request, clock=self._clock, sink=sink)
+        if on_progress is not None:
+            generation.observe(on_progress)
         values = list(images)
         self._begin(generation, lambda: self._prepare(generation, values, max_pixels))
         return generation
@@ -303,7 +308,7 @@ class Session:
         found = self._resolve(request.model, generation)
         before = any(exchange.images for exchange in request.history)
         if found.kind == "text" and (values or request.images or before):
-            raise self._no_images(request.model, before=before)
+            raise no_images(request.model, self.pool, before=before)
         opened = [
             *request.images,
             *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
@@ -335,15 +340,3 @@ class Session:
         except Exception as error:
             failure = generation_error(request.model, error)
             raise failure from without_frames(error)
-
-    def _no_images(self, name: str, *, before: bool) -> ImagesNotSupportedError:
-        vision = [m.name for m in self.pool if m.kind == "vision"]
-        vision = list(dict.fromkeys([*vision, DEMO]))
-        otherwise = "begin a new conversation" if before else "leave the pictures out"
-        return ImagesNotSupportedError(
-            f"{name} is a text model and cannot see pictures"
-            f"{', and this conversation has some' if before else ''}: ask a vision model "
-            f"instead (at hand: {', '.join(vision)}), or {otherwise}.",
-            model=name,
-            vision_models=vision,
-        )

@@ -110,6 +110,10 @@ class Work(Generic[T]):
         Cancelled
             When the work has been cancelled; it ends here.
         """
+        self._enter(phase, note)
+        self._changed()
+
+    def _enter(self, phase: Phase, note: str = "") -> None:
         with self._lock:
             if self._ended:
                 raise Cancelled
@@ -119,6 +123,10 @@ class Work(Generic[T]):
 
     def advance(self, done: int, total: int, note: str | None = None) -> None:
         """Report progress within the phase; for the working thread."""
+        self._advance(done, total, note)
+        self._changed()
+
+    def _advance(self, done: int, total: int, note: str | None = None) -> None:
         with self._lock:
             if not self._ended:
                 now = self._progress
@@ -135,11 +143,15 @@ class Work(Generic[T]):
             if self._ended:
                 return
             self._end()
+        self._changed(at_end=True)
         self.future.set_exception(error)
 
     def stopped(self) -> None:
         """End as cancelled or timed out, keeping what there is; for the working thread."""
         self._finish(self._cancelled_outcome)
+
+    def _changed(self, *, at_end: bool = False) -> None:
+        """Hear that there is something new; under no lock, on any thread."""
 
     def _cancelled_outcome(self) -> T:
         raise NotImplementedError
@@ -151,7 +163,8 @@ class Work(Generic[T]):
             if self._ended or (only_in is not None and self._progress.phase not in only_in):
                 return
             self._end()
-        # Outside of the lock: the future calls foreign callbacks.
+        # Outside of the lock: both call foreign code.
+        self._changed(at_end=True)
         try:
             self.future.set_result(outcome())
         except Exception as error:

@@ -1,7 +1,8 @@
-"""Digests of arrays: the same for the same bytes, type and shape, and for nothing else."""
+"""Digests and fingerprints: equal for the same bytes, type and shape, and for nothing else."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.inference.backends import device, digests
-from mlx_magic.inference.backends.digests import BLOCK, condensed, digest
+from mlx_magic.inference.backends.digests import GLANCE, Fingerprint, digest
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -19,64 +20,70 @@ def mlx() -> None:
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digest large arrays as on a GPU; its operations are the CPU's too."""
-    monkeypatch.setattr(device, "is_gpu", lambda: True)
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note the bytes of arrays that are hashed as a whole."""
+    found: list[int] = []
+    feed = digests._feed
+
+    def noted(state: Any, part: Any) -> None:
+        if isinstance(part, np.ndarray):
+            found.append(part.nbytes)
+        feed(state, part)
+
+    monkeypatch.setattr(digests, "_feed", noted)
+    return found
 
 
 def pixels(seed: int = 0, shape: tuple[int, ...] = (1, 90, 90, 3)) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def numbers(array: Any) -> bytes:
+def test_type_and_shape_belong_to_a_digest() -> None:
     import mlx.core as mx
 
-    return np.asarray(condensed(mx.array(array))).tobytes()
-
-
-def test_large_arrays_of_a_gpu_are_condensed(on_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlx.core as mx
-
-    seen: list[int] = []
-
-    def noted(array: Any) -> Any:
-        seen.append(array.nbytes)
-        return condensed(array)
-
-    monkeypatch.setattr(digests, "condensed", noted)
-    one, other = mx.array(pixels(0)), mx.array(pixels(1))
-    assert digest(one) == digest(mx.array(pixels(0))) != digest(other)
-    assert seen == [one.nbytes] * 3
-    digest(one[:, :10, :10])
-    assert len(seen) == 3
-
-
-@pytest.mark.parametrize("gpu", [False, True])
-def test_type_and_shape_belong_to_it(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlx.core as mx
-
-    monkeypatch.setattr(device, "is_gpu", lambda: gpu)
     one = mx.array(pixels())
     views = [one, one.reshape(90, 90, 3), one.view(mx.int32), one.transpose(0, 2, 1, 3)]
     narrow = [one.astype(mx.bfloat16), one.astype(mx.float16)]
-    assert len({digest(view) for view in [*views, *narrow]}) == 6
+    for kind in (digest, Fingerprint):
+        assert len({kind(view) for view in [*views, *narrow]}) == 6
+        assert kind(one) == kind(mx.array(pixels()))
 
 
-@given(
-    size=st.integers(1, 3 * BLOCK),
-    at=st.integers(0, 3 * BLOCK),
-    bit=st.integers(0, 15),
-)
-def test_a_single_bit_makes_another_one(size: int, at: int, bit: int) -> None:
-    words = np.zeros(size, np.uint16)
-    before = numbers(words)
-    words[at % size] ^= np.uint16(1 << bit)
-    assert numbers(words) != before
+def test_pictures_that_look_different_are_not_hashed(hashed: list[int]) -> None:
+    names = {Fingerprint(pixels(seed)) for seed in range(5)}
+    assert len(names) == 5
+    assert Fingerprint(pixels(9)) not in names
+    assert max(hashed) <= 8 * GLANCE
 
 
-def test_words_that_change_places_make_another_one() -> None:
-    words = np.arange(2 * BLOCK, dtype=np.uint16)
-    turned = np.concatenate([words[BLOCK:], words[:BLOCK]])
-    swapped = words.copy()
-    swapped[[3, 4]] = swapped[[4, 3]]
-    assert len({numbers(words), numbers(turned), numbers(swapped)}) == 3
+def test_pictures_that_look_the_same_are_hashed_once_each(hashed: list[int]) -> None:
+    one, again = Fingerprint(pixels()), Fingerprint(pixels())
+    assert one == again
+    assert hash(one) == hash(again)
+    assert one in {again: 1}
+    assert hashed.count(pixels().nbytes) == 2
+
+
+@given(at=st.integers(0, 90 * 90 * 3 - 1))
+def test_a_single_number_makes_another_picture(at: int) -> None:
+    other = pixels()
+    other.reshape(-1)[at] += 1
+    assert Fingerprint(pixels()) != Fingerprint(other)
+
+
+def test_a_settled_fingerprint_holds_no_picture_and_is_the_same() -> None:
+    array = pixels()
+    one = Fingerprint({"pixel_values": array}, "more")
+    held = sys.getrefcount(array)
+    one.settle()
+    assert sys.getrefcount(array) == held - 1
+    assert one == Fingerprint({"pixel_values": pixels()}, "more")
+    assert one != Fingerprint({"pixel_values": pixels()}, "less")
+    assert one.settle() == digest({"pixel_values": pixels()}, "more")
+
+
+def test_what_has_no_digest_has_no_fingerprint() -> None:
+    for part in (object(), np.array([object()]), [1, object()]):
+        for kind in (digest, Fingerprint):
+            with pytest.raises(TypeError):
+                kind(part)

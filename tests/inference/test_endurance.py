@@ -19,6 +19,8 @@ def test_many_requests_of_which_a_third_is_cancelled_leave_nothing_and_change_no
     report = endurance.measure(requests=60, seed=27)
     assert [target for target in report.targets if not target.met] == []
     assert len(report.samples["cancelled by"]) == 9, "each kind of moment was among them"
+    phases = {row.what.partition(":")[0] for row in report.rows}
+    assert phases >= {"queued", "loading", "seeing", "reading", "writing"}, "nor did one not work"
     ends = {row.what: row.summary.median for row in report.rows if row.what.startswith("ended")}
     assert sum(ends.values()) == 60
     assert (len(ends), min(ends.values()) > 0) == (5, True), "and each kind of end"

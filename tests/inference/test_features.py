@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.inference.backends.features import Features
+from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.cancel import Cancelled
 
 mx = pytest.importorskip("mlx.core")
@@ -300,3 +301,61 @@ def test_whatever_comes_in_whatever_order_is_seen_as_without_a_memory(
         assert np.allclose(seen, Model().see(batch(*seeds)), atol=1e-6)
         assert features.nbytes <= room * BYTES
     assert features.hits + features.misses == sum(len(seeds) for seeds in looks)
+
+
+def pictures_of(*seeds: int, **more: Any) -> Pictures:
+    found = Pictures.of({"input_ids": mx.array([[1]]), "pixel_values": batch(*seeds), **more})
+    assert found is not None
+    return found
+
+
+def look_at(features: Features, model: Model, *seeds: int, **more: Any) -> Any:
+    """Look as a request does, whose pictures have names."""
+    see = evaluated(lambda: model.see(batch(*seeds), **more))
+    return features.look(model, see, pictures_of(*seeds))
+
+
+def test_named_pictures_are_known_alone_and_beside_others() -> None:
+    features, model = Features(10**6), Model()
+    look_at(features, model, 1)
+    look_at(features, model, 1, 2)
+    seen = look_at(features, model, 2, 3, 1)
+    assert model.asked == [1, 2, 1], "a tower is asked as a whole once, to see that it is of rows"
+    assert np.allclose(seen, Model().see(batch(2, 3, 1)), atol=1e-6)
+    again = look_at(features, model, 3)
+    assert same(again, seen[1:2])
+    assert len(model.asked) == 3
+
+
+def test_another_option_of_the_tower_is_another_look() -> None:
+    features, model = Features(10**6), Model()
+    look_at(features, model, 1)
+    look_at(features, model, 1, scale=2)
+    assert model.asked == [1, 1]
+
+
+def test_a_tower_that_is_called_twice_for_one_picture_gives_each_its_own() -> None:
+    features, model = Features(10**6), Model()
+
+    def see() -> Any:
+        return mx.concatenate([model.see(batch(1)), model.see(batch(1) * 2)])
+
+    for _ in range(2):
+        seen = features.look(model, evaluated(see), pictures_of(1))
+        assert np.allclose(seen[1], 2 * seen[0], atol=1e-5)
+    assert model.asked == [1, 1]
+
+
+def test_a_tower_that_is_called_for_each_picture_knows_them_again() -> None:
+    features, model = Features(10**6), Model()
+
+    def see(*seeds: int) -> Any:
+        def each() -> Any:
+            return mx.concatenate([model.see(batch(seed)) for seed in seeds])
+
+        return features.look(model, evaluated(each), pictures_of(*seeds))
+
+    see(1, 2)
+    seen = see(2, 3)
+    assert model.asked == [1, 1, 1]
+    assert np.allclose(seen, Model().see(batch(2, 3)), atol=1e-6)

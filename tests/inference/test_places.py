@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends.places import Places, places
+from mlx_magic.inference.backends.pictures import Pictures
+from mlx_magic.inference.backends.places import Places
+from mlx_magic.inference.backends.places import places as places_of
 
 mx = pytest.importorskip("mlx.core")
 
@@ -32,6 +34,10 @@ def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
     if pictures:
         inputs["pixel_values"] = mx.array(np.stack(pictures))[None]
     return {**inputs, **more}
+
+
+def places(inputs: dict[str, Any], image_token: int | None) -> Places | None:
+    return places_of(inputs, image_token, Pictures.of(inputs))
 
 
 def held(inputs: dict[str, Any]) -> list[Any]:

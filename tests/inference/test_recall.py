@@ -32,8 +32,8 @@ def inputs(tokens: list[int]) -> dict[str, Any]:
 
 def test_a_prompt_and_its_answer_are_known_to_the_next_one() -> None:
     recall = Recall(model(), 0, prompts=True)
-    recall.keep(recall.start(inputs(TOKENS)), [50, 51], rows(42))
-    start = recall.start(inputs([*TOKENS, 50, 52, 53]))
+    recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(42))
+    start = recall.start(inputs([*TOKENS, 50, 52, 53]), None)
     assert start.count == 41
     [cache] = start.caches() or [None]
     assert cache is not None
@@ -46,8 +46,8 @@ def test_a_prompt_and_its_answer_are_known_to_the_next_one() -> None:
 @pytest.mark.parametrize("count", [41, 43, 0])
 def test_rows_that_are_ahead_of_their_tokens_or_behind_are_not_kept(count: int) -> None:
     recall = Recall(model(), 0, prompts=True)
-    recall.keep(recall.start(inputs(TOKENS)), [50, 51], rows(count))
-    recall.keep(recall.start(inputs(TOKENS)), [50, 51], None)
+    recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(count))
+    recall.keep(recall.start(inputs(TOKENS), None), [50, 51], None)
     recall.keep(Start(), [50, 51], rows(2))
     assert recall.counts.prefix_bytes == 0
 
@@ -65,7 +65,7 @@ def test_models_with_positions_of_their_own_read_each_prompt_from_its_start(
     recall: Recall,
 ) -> None:
     for _ in range(2):
-        start = recall.start(inputs(TOKENS))
+        start = recall.start(inputs(TOKENS), None)
         assert (start.count, start.places, start.caches()) == (0, None, None)
         recall.keep(start, [], rows(40))
     assert recall.counts.prefix_bytes == recall.counts.prefix_misses == 0

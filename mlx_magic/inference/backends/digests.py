@@ -1,22 +1,15 @@
-"""By what arrays are told apart: digests of their bytes, type and shape."""
+"""By what arrays are told apart: digests of their bytes, type and shape, and fingerprints."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import secrets
 from typing import Any
-
-from mlx_magic.inference.backends import device
 
 SIZE = 16
 """Bytes of a digest: two pictures meet by chance once in 10**19 or so."""
 
-LARGE = 2**16
-"""Bytes from which on an array is condensed on the GPU that it is on."""
-
-LANES = 4
-BLOCK = 4096
+GLANCE = 1024
+"""Numbers of an array that are looked at first."""
 
 
 def as_numpy(array: Any) -> Any:
@@ -37,38 +30,8 @@ def is_array(value: Any) -> bool:
     return isinstance(value, mx.array | np.ndarray)
 
 
-def condensed(array: Any) -> Any:
-    """Multiply an MLX array's bytes with secret numbers; on its own device.
-
-    To bring a picture from a GPU and hash it took 4.5 ms of a first token's 50 (H100).
-
-    Returns
-    -------
-    mlx.core.array
-        uint32, of shape (`LANES`, blocks). Sums of 16-bit words, each times a random 32-bit
-        number, modulo 2**32: the upper half of such a sum is the same for two given arrays
-        with a chance of 2**-16 (multilinear hashing), for all lanes 2**-64. The numbers are
-        this process's own, so that nobody can make two pictures that meet.
-    """
-    import mlx.core as mx
-
-    words = mx.contiguous(array).reshape(-1).view(mx.uint16)
-    missing = -words.size % BLOCK
-    blocks = mx.pad(words, (0, missing)).reshape(-1, BLOCK).astype(mx.uint32)
-    # A lane at a time: all at once would take four times the room.
-    return mx.stack([(blocks * mx.array(numbers)).sum(axis=1) for numbers in _numbers()])
-
-
-@functools.cache
-def _numbers() -> Any:
-    import numpy as np
-
-    drawn = np.frombuffer(secrets.token_bytes(4 * LANES * BLOCK), np.uint32)
-    return drawn.reshape(LANES, BLOCK)
-
-
 def digest(*parts: Any) -> bytes:
-    """Return one digest of several parts; it holds within this process.
+    """Return one digest of several parts.
 
     Parameters
     ----------
@@ -90,7 +53,7 @@ def _feed(state: Any, part: Any) -> None:
 
     if is_array(part):
         state.update(f"array {getattr(part, 'dtype', '')} {tuple(part.shape)};".encode())
-        held = np.ascontiguousarray(as_numpy(condensed(part) if _is_large(part) else part))
+        held = np.ascontiguousarray(as_numpy(part))
         if held.dtype == object:
             raise TypeError("An array of objects has no digest.")
         state.update(held.reshape(-1).view(np.uint8).data)
@@ -109,13 +72,62 @@ def _feed(state: Any, part: Any) -> None:
         raise TypeError(f"{type(part).__name__} has no digest.")
 
 
-def _is_large(array: Any) -> bool:
-    """Say whether an array is to be condensed where it is; on a CPU it is at hand."""
-    import mlx.core as mx
+class Fingerprint:
+    """Stands for parts in a dictionary; most that differ are told apart by a look at a few numbers.
 
-    return (
-        isinstance(array, mx.array)
-        and array.nbytes >= LARGE
-        and array.nbytes % 2 == 0
-        and device.is_gpu()
-    )
+    To hash a picture takes milliseconds of a first token's 50 (H100), and one that is new
+    need not be hashed for that to be known. Only two that look alike are compared by their
+    digests. It holds the parts until it is settled.
+
+    Attributes
+    ----------
+    used : bool
+        Whether something was looked for under it.
+
+    Parameters
+    ----------
+    *parts
+        As `digest` takes them, MLX arrays best before a GPU has touched them.
+
+    Raises
+    ------
+    TypeError
+        As `digest` does.
+    """
+
+    __slots__ = ("_digest", "_look", "_parts", "used")
+
+    def __init__(self, *parts: Any) -> None:
+        self._parts: tuple[Any, ...] | None = parts
+        self._look = hash(digest(_glance(parts)))
+        self._digest: bytes | None = None
+        self.used = False
+
+    def __hash__(self) -> int:
+        self.used = True
+        return self._look
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fingerprint) or self._look != other._look:
+            return False
+        return self is other or self.settle() == other.settle()
+
+    def settle(self) -> bytes:
+        """Let go of the parts; return their digest, which is all that is needed from here on."""
+        if self._digest is None:
+            self._digest = digest(*self._parts or ())
+            self._parts = None
+        return self._digest
+
+
+def _glance(part: Any) -> Any:
+    """Take a few numbers of each array, and everything else."""
+    if is_array(part):
+        held = as_numpy(part).reshape(-1)
+        kind = str(getattr(part, "dtype", ""))
+        return [kind, str(tuple(part.shape)), held[:: max(1, held.size // GLANCE)]]
+    if isinstance(part, list | tuple):
+        return [_glance(each) for each in part]
+    if isinstance(part, dict):
+        return {key: _glance(value) for key, value in part.items()}
+    return part

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mlx_magic.inference.backends import outputs
-from mlx_magic.inference.backends.digests import digest, is_array
+from mlx_magic.inference.backends.pictures import Pictures
+from mlx_magic.inference.backends.tower_call import TowerCall
 from mlx_magic.inference.cancel import Cancelled
 
 T = TypeVar("T")
@@ -56,9 +57,9 @@ class Features:
         self.hits = self.misses = self.nbytes = 0
         self.keeps_all = False
         self.by_row: dict[str, bool] = {}
-        self._kept: OrderedDict[bytes, tuple[Any, int]] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
-    def look(self, model: Any, see: Callable[[], T]) -> T:
+    def look(self, model: Any, see: Callable[[], T], pictures: Pictures | None = None) -> T:
         """Let a model make its embeddings; on the inference thread.
 
         Parameters
@@ -66,8 +67,11 @@ class Features:
         model : module
         see : callable
             Calls the model, and evaluates what it gives.
+        pictures : Pictures, optional
+            What the request shows. What a tower gets is made of that alone, so that the
+            numbers need not be looked at once more, and fetched from a GPU for that.
         """
-        look = _Look(self)
+        look = _Look(self, pictures)
         try:
             with _in_front_of_towers(model, look):
                 seen = see()
@@ -79,7 +83,7 @@ class Features:
             # It wanted this time what it did not look at when the picture was new.
             self.keeps_all = True
             self.clear()
-            return self.look(model, see)
+            return self.look(model, see, pictures)
         look.keep()
         return seen
 
@@ -88,14 +92,14 @@ class Features:
         self._kept.clear()
         self.nbytes = 0
 
-    def get(self, key: bytes) -> Any:
+    def get(self, key: Hashable) -> Any:
         """Return what the tower gave, or None."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
-    def put(self, key: bytes, output: Any) -> None:
+    def put(self, key: Hashable, output: Any) -> None:
         """Keep what the tower gave; evaluated arrays."""
         size = sum(array.nbytes for array in outputs.arrays(output))
         if key in self._kept or size > self.limit:
@@ -116,7 +120,7 @@ class _Tower:
         self._look = look
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = _Call.of(self._name, args, kwargs)
+        call = TowerCall.of(self._name, args, kwargs, is_first=self._look.is_first(self._name))
         if call is None:
             return self._tower(*args, **kwargs)
         return self._look.at(call, self._tower)
@@ -145,73 +149,11 @@ def _in_front_of_towers(model: Any, look: _Look) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A call of a tower: its arguments, by place or name.
-
-    Attributes
-    ----------
-    name : str
-        The tower's.
-    args, kwargs : tuple, dict
-    pictures : int
-        How many there are, if it is a batch of them; else 0.
-    """
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    pictures: int
-
-    @classmethod
-    def of(cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call | None:
-        """Return the call, or None where its arguments cannot be told apart."""
-        given = [*args, *kwargs.values()]
-        held = [value for value in given if is_array(value)]
-        if not held:
-            return None
-        plain = all(is_array(v) or v is None or isinstance(v, int | float | str) for v in given)
-        count = int(held[0].shape[0]) if held[0].ndim == 4 and plain else 0
-        if any(not array.ndim or array.shape[0] != count for array in held):
-            count = 0
-        return cls(name, args, kwargs, count)
-
-    def keys(self) -> list[bytes]:
-        """Return a digest of each picture."""
-        return [
-            digest(self.name, "row", *self._each(operator.itemgetter(at)))
-            for at in range(self.pictures)
-        ]
-
-    def key(self) -> bytes:
-        """Return a digest of the whole call."""
-        if self.pictures == 1:
-            return self.keys()[0]
-        return digest(self.name, "whole", self.args, self.kwargs)
-
-    def rows(self, at: list[int]) -> _Call:
-        """Return the call for some of its pictures."""
-        import mlx.core as mx
-
-        places = mx.array(at)
-        args, kwargs = self._each(lambda array: array[places])
-        return _Call(self.name, args, kwargs, len(at))
-
-    def _each(self, function: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        def made(value: Any) -> Any:
-            return function(value) if is_array(value) else value
-
-        return (
-            tuple(made(value) for value in self.args),
-            {key: made(value) for key, value in self.kwargs.items()},
-        )
-
-
 @dataclass(slots=True)
 class _Fresh:
     """What was encoded in a look: the outputs by key, and what the model looked at of them."""
 
-    found: dict[bytes, Any]
+    found: dict[Hashable, Any]
     watch: Any
 
 
@@ -224,27 +166,35 @@ class _Look:
         Whether the model got something of which not all was kept.
     """
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, pictures: Pictures | None) -> None:
         self._features = features
+        self._pictures = pictures
+        self._called: set[str] = set()
         self._fresh: list[_Fresh] = []
         self.lacked = False
 
-    def at(self, call: _Call, tower: Any) -> Any:
+    def is_first(self, name: str) -> bool:
+        """Say whether a tower was not called before, and note that it is now."""
+        known = name in self._called
+        self._called.add(name)
+        return not known
+
+    def at(self, call: TowerCall, tower: Any) -> Any:
         """Return what a tower gives for a call."""
         try:
-            keys = None if self._by_row(call) else [call.key()]
+            keys = None if self._by_row(call) else [call.key(self._pictures)]
             if keys is None:
-                keys = call.keys()
+                keys = call.keys(self._pictures)
         except TypeError:
             return tower(*call.args, **call.kwargs)
         if len(keys) == 1:
             return self._whole(call, tower, keys[0])
         return self._rows(call, tower, keys)
 
-    def _by_row(self, call: _Call) -> bool:
+    def _by_row(self, call: TowerCall) -> bool:
         return call.pictures > 1 and self._features.by_row.get(call.name, False)
 
-    def _whole(self, call: _Call, tower: Any, key: bytes) -> Any:
+    def _whole(self, call: TowerCall, tower: Any, key: Hashable) -> Any:
         known = self._features.get(key)
         if known is not None:
             self._features.hits += 1
@@ -260,17 +210,19 @@ class _Look:
             alike = bool(held) and _of_rows(output, call.pictures)
             self._features.by_row[call.name] = alike
             if alike:
-                found = dict(zip(call.keys(), _split(output, call.pictures), strict=True))
+                found = dict(
+                    zip(call.keys(self._pictures), _split(output, call.pictures), strict=True)
+                )
         return self._new(found, output)
 
-    def _rows(self, call: _Call, tower: Any, keys: list[bytes]) -> Any:
+    def _rows(self, call: TowerCall, tower: Any, keys: list[Hashable]) -> Any:
         known = {key: self._features.get(key) for key in keys}
         if not all(held is None or _of_rows(held, 1) for held in known.values()):
             return tower(*call.args, **call.kwargs)
         new = [at for at, key in enumerate(keys) if known[key] is None and keys.index(key) == at]
         self._features.misses += len(new)
         self._features.hits += len(keys) - len(new)
-        found: dict[bytes, Any] = {}
+        found: dict[Hashable, Any] = {}
         if new:
             part = call.rows(new) if len(new) < len(keys) else call
             output = tower(*part.args, **part.kwargs)
@@ -285,7 +237,7 @@ class _Look:
         self.lacked = self.lacked or outputs.has_left_out(output)
         return output
 
-    def _new(self, found: dict[bytes, Any], output: Any) -> Any:
+    def _new(self, found: dict[Hashable, Any], output: Any) -> Any:
         watch = outputs.watched(output)
         self._fresh.append(_Fresh(found, watch))
         self._give(output)

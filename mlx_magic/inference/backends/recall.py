@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.digests import as_numpy
 from mlx_magic.inference.backends.features import Features
+from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.places import Places, places
 from mlx_magic.inference.backends.prefix import Prefixes, Rows
 from mlx_magic.inference.reuse import Reuse
@@ -123,13 +125,13 @@ class Recall:
             limit_bytes=self._limit,
         )
 
-    def look(self, model: Any, see: Callable[[], T]) -> T:
+    def look(self, model: Any, see: Callable[[], T], pictures: Pictures | None) -> T:
         """Let the model see, without encoding a picture twice. See `Features.look`."""
-        return self._features.look(model, see)
+        return self._features.look(model, see, pictures)
 
-    def start(self, inputs: Mapping[str, Any]) -> Start:
+    def start(self, inputs: Mapping[str, Any], pictures: Pictures | None) -> Start:
         """Find out how much of a prompt was read before."""
-        found = places(inputs, self._image_token) if self._prompts else None
+        found = places(inputs, self._image_token, pictures) if self._prompts else None
         if found is None:
             return Start()
         count, rows = self._prefixes.find(found.held)
@@ -139,8 +141,8 @@ class Recall:
         """Say whether a picture lies in a prompt from a place on."""
         if inputs.get("pixel_values") is None:
             return False
-        tokens = inputs["input_ids"].reshape(-1).tolist()[start:]
-        return self._image_token is None or self._image_token in tokens
+        tokens = as_numpy(inputs["input_ids"]).reshape(-1)[start:]
+        return self._image_token is None or bool((tokens == self._image_token).any())
 
     def keep(self, start: Start, written: list[int], rows: Rows | None) -> None:
         """Keep what was read and written for an answer that came to its end.
@@ -157,6 +159,8 @@ class Recall:
             return
         held = start.places.then(written)
         if rows[0][0].shape[2] == len(held) - start.count:
+            for name in start.places.names:
+                name.settle()
             self._prefixes.keep(held, rows, start.count)
 
     def keep_so_far(self, start: Start, written: list[int], rows: Rows | None) -> None:
@@ -179,6 +183,11 @@ class Recall:
             end = prompt + both
             cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
             self.keep(start, written[:both], cut)
+
+    def count_anew(self) -> None:
+        """Begin the counts of hits and misses anew."""
+        for part in (self._features, self._prefixes):
+            part.hits = part.misses = 0
 
     def forget(self) -> int:
         """Let go of everything; return the bytes that were kept."""

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import CheckpointError, GenerationError
-from mlx_magic.inference.backends import chat, device, weights
+from mlx_magic.inference.backends import chat, device, warmup, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Seat, Written
 from mlx_magic.inference.backends.counts import Counts
@@ -66,7 +66,9 @@ class TextBackend:
         model, tokenizer = loaded[:2]
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
-        return TextModel(checkpoint, model, tokenizer, size)
+        made = TextModel(checkpoint, model, tokenizer, size)
+        yield from made.warm_up(cancel=cancel, progress=progress)
+        return made
 
 
 class TextModel:
@@ -114,6 +116,14 @@ class TextModel:
         self._recall.forget()
         self._model = self._tokenizer = self._batch = None
         device.free()
+
+    def warm_up(
+        self, *, cancel: CancelToken, progress: LoadProgress
+    ) -> Generator[None, None, None]:
+        """Answer a request of nobody's. See `warmup.warmed`."""
+        request = warmup.sample(self._name, picture=False)
+        yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
+        self._recall.count_anew()
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report

@@ -70,6 +70,11 @@ class TextRecall:
             cut = [(keys[:, :, :length], values[:, :, :length]) for keys, values in rows]
             self._prefixes.keep(tokens, cut, start)
 
+    def count_anew(self) -> None:
+        """Begin the counts of hits and misses anew."""
+        if self._prefixes is not None:
+            self._prefixes.hits = self._prefixes.misses = 0
+
     def forget(self) -> int:
         """Let go of everything; return the bytes that were kept."""
         size = self.counts.nbytes

@@ -6,10 +6,12 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, vision_inputs, weights
+from mlx_magic.inference.backends import chat, device, vision_inputs, warmup, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.counts import Counts
+from mlx_magic.inference.backends.digests import as_numpy
+from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import (
@@ -68,7 +70,9 @@ class VisionBackend:
         )
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
-        return VisionModel(checkpoint, model, processor, size)
+        made = VisionModel(checkpoint, model, processor, size)
+        yield from made.warm_up(cancel=cancel, progress=progress)
+        return made
 
 
 class VisionModel:
@@ -119,6 +123,14 @@ class VisionModel:
         self._alone.close()
         device.free()
 
+    def warm_up(
+        self, *, cancel: CancelToken, progress: LoadProgress
+    ) -> Generator[None, None, None]:
+        """Answer a request of nobody's. See `warmup.warmed`."""
+        request = warmup.sample(self._name, picture=True)
+        yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
+        self._recall.count_anew()
+
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:
@@ -127,7 +139,7 @@ class VisionModel:
         report(GenerationChunk("seeing" if chat.pictures(request) else "reading"))
         yield
         cancel.checkpoint()
-        inputs = vision_inputs.made_of(request, self._name, self._model.config, self._processor)
+        inputs = self._inputs(request)
         counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
@@ -138,9 +150,16 @@ class VisionModel:
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
         )
-        if self._batch is None:
-            return (yield from self._alone(inputs, counts, request.sampling, cancel, report))
-        return (yield from self._together(inputs, counts, request.sampling, cancel, report))
+        answer = self._alone if self._batch is None else self._together
+        pictures = Pictures.of(inputs)
+        try:
+            return (yield from answer(inputs, pictures, counts, request.sampling, cancel, report))
+        finally:
+            if pictures is not None:
+                pictures.settle()
+
+    def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
+        return vision_inputs.made_of(request, self._name, self._model.config, self._processor)
 
     def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
         pictures = chat.pictures(request)
@@ -154,6 +173,7 @@ class VisionModel:
     def _together(
         self,
         inputs: dict[str, Any],
+        pictures: Pictures | None,
         counts: Counts,
         sampling: Sampling,
         cancel: CancelToken,
@@ -164,11 +184,11 @@ class VisionModel:
 
         batch = self._batch
         assert batch is not None
-        start = self._recall.start(inputs)
-        embeds = self._embeds(inputs, counts, start)
+        start = self._recall.start(inputs, pictures)
+        embeds = self._embeds(inputs, pictures, counts, start)
         report(counts.chunk("reading"))
         yield
-        tokens = counts.as_many(inputs["input_ids"].reshape(-1).tolist())
+        tokens = counts.as_many(as_numpy(inputs["input_ids"]).reshape(-1).tolist())
         seat = batch.add(
             tokens[start.count :],
             embeds,
@@ -220,19 +240,21 @@ class VisionModel:
         words.finalize()
         return "stop" if written.stopped else "length"
 
-    def _embeds(self, inputs: dict[str, Any], counts: Counts, start: Start) -> dict[str, Any]:
+    def _embeds(
+        self, inputs: dict[str, Any], pictures: Pictures | None, counts: Counts, start: Start
+    ) -> dict[str, Any]:
         """Return what the language model reads, from the start on."""
         shows = self._recall.shows(inputs, start.count)
         # Words alone: the vision tower is not asked.
         words = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = self._see(inputs if shows or not start.count else words)
+        embeds = self._see(inputs if shows or not start.count else words, pictures)
         length = int(embeds["inputs_embeds"].shape[1])
         if set(embeds) != {"inputs_embeds"} or length + (not shows) * start.count != (
             counts.prompt_tokens
         ):
             # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
             if start.count:
-                return self._embeds(inputs, counts, start.cold())
+                return self._embeds(inputs, pictures, counts, start.cold())
             start.cold()
         if start.count and shows:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
@@ -240,7 +262,7 @@ class VisionModel:
         counts.embedded(length)
         return embeds
 
-    def _see(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _see(self, inputs: dict[str, Any], pictures: Pictures | None) -> dict[str, Any]:
         """Let the model make embeddings; its vision tower looks at what is new to it."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
@@ -259,7 +281,7 @@ class VisionModel:
             return {key: value for key, value in output.to_dict().items() if value is not None}
 
         with mx.stream(generation_stream):
-            return self._recall.look(self._model, see)
+            return self._recall.look(self._model, see, pictures)
 
     def _draw(self, sampling: Sampling) -> Draw:
         """Return how tokens are drawn: as asked, else as the checkpoint says."""

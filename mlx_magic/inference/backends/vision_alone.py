@@ -10,6 +10,7 @@ from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, prefill
 from mlx_magic.inference.backends.base import Report
 from mlx_magic.inference.backends.counts import Counts
+from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.recall import Recall
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.request import FinishReason, Sampling
@@ -42,6 +43,7 @@ class OneByOne:
     def __call__(
         self,
         inputs: dict[str, Any],
+        pictures: Pictures | None,
         counts: Counts,
         sampling: Sampling,
         cancel: CancelToken,
@@ -65,7 +67,7 @@ class OneByOne:
                     caches, cancel, lambda read: report(counts.chunk("reading", read=read))
                 )
             )
-            looking = self._seeing_then_reading(counts, cancel, report)
+            looking = self._seeing_then_reading(pictures, counts, cancel, report)
             stack.enter_context(prefill.replaced(self._model, "get_input_embeddings", looking))
             stream = self._stream(inputs, caches, sampling)
             stack.callback(stream.close)
@@ -100,7 +102,9 @@ class OneByOne:
             skip_special_tokens=True,
         )
 
-    def _seeing_then_reading(self, counts: Counts, cancel: CancelToken, report: Report) -> Any:
+    def _seeing_then_reading(
+        self, pictures: Pictures | None, counts: Counts, cancel: CancelToken, report: Report
+    ) -> Any:
         """Stand in front of the vision tower, to know when seeing ends and reading begins."""
         import mlx.core as mx
 
@@ -113,7 +117,7 @@ class OneByOne:
                 return output
 
             cancel.checkpoint()
-            output = self._recall.look(self._model, see)
+            output = self._recall.look(self._model, see, pictures)
             counts.embedded(int(output.inputs_embeds.shape[1]))
             cancel.checkpoint()
             report(counts.chunk("reading"))

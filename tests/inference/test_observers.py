@@ -1,0 +1,120 @@
+"""Observers: at most 20 calls a second, the last one exact, and none that hurts the work."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_magic.inference.generation import Generation, Snapshot
+from mlx_magic.inference.observers import INTERVAL, Observers
+from mlx_magic.inference.request import GenerationChunk, GenerationRequest
+from mlx_magic.testing import ManualClock
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(0.0)
+
+
+@pytest.fixture
+def generation(clock: ManualClock) -> Generation:
+    return Generation(GenerationRequest(prompt="What?"), clock=clock)
+
+
+def written(count: int) -> GenerationChunk:
+    return GenerationChunk("writing", text=f"{count} ", completion_tokens=count, prompt_tokens=9)
+
+
+@given(st.lists(st.floats(0, 0.2), max_size=60))
+def test_there_are_at_most_twenty_calls_a_second(steps: list[float]) -> None:
+    clock, times = ManualClock(0.0), []
+    observers: Observers[int] = Observers(clock, lambda: 0)
+    observers.add(lambda _: times.append(clock()))
+    for seconds in steps:
+        clock.advance(seconds)
+        observers.tell()
+    assert all(later - earlier >= INTERVAL for earlier, later in itertools.pairwise(times))
+    # None that was due is left out.
+    assert bool(times) == bool(steps)
+
+
+def test_an_observer_gets_numbers_that_belong_together(
+    generation: Generation, clock: ManualClock
+) -> None:
+    seen: list[Snapshot] = []
+    generation.observe(seen.append)
+    generation.report(GenerationChunk("reading", prompt_read=4, prompt_tokens=9))
+    for count in range(1, 101):
+        clock.advance(0.01)
+        generation.report(written(count))
+    generation.finish("stop")
+    assert len(seen) <= 2 + 1.0 / INTERVAL
+    assert (seen[0].progress.phase, seen[0].prompt_read, seen[0].prompt_tokens) == ("reading", 4, 9)
+    for snapshot in seen[1:]:
+        assert len(snapshot.text.split()) == snapshot.completion_tokens
+        if snapshot.completion_tokens > 1:
+            assert snapshot.generation_tps == pytest.approx(100)
+    last = seen[-1]
+    assert (last.progress.phase, last.completion_tokens) == ("done", 100)
+    assert last.text == generation.future.result().text
+
+
+def test_an_observer_that_fails_is_told_nothing_more(
+    generation: Generation, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[Any] = []
+
+    def fail(snapshot: Snapshot) -> None:
+        calls.append(snapshot)
+        raise ValueError("no")
+
+    generation.observe(fail)
+    with caplog.at_level(logging.ERROR):
+        generation.enter("loading")
+        clock.advance(1)
+        generation.report(written(1))
+        generation.finish("stop")
+    assert len(calls) == 1
+    assert "observer failed" in caplog.text
+    assert generation.future.result().text == "1 "
+
+
+def test_an_observer_may_cancel_and_may_leave(generation: Generation, clock: ManualClock) -> None:
+    seen: list[Snapshot] = []
+
+    def look(snapshot: Snapshot) -> None:
+        seen.append(snapshot)
+        generation.cancel()
+
+    leave = generation.observe(look)
+    generation.enter("loading", "loading")
+    assert generation.future.result().finish_reason == "cancelled"
+    leave()
+    clock.advance(1)
+    generation._observers.tell(at_end=True)
+    assert [each.progress.phase for each in seen] == ["loading", "done"]
+
+
+def test_snapshots_of_another_thread_are_whole(generation: Generation) -> None:
+    """Text and number of tokens are of one moment, whenever they are asked for."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def write() -> None:
+        begun.wait()
+        for count in range(1, 3000):
+            generation.report(written(count))
+        ended.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begun.set()
+    while not ended.is_set():
+        snapshot = generation.snapshot()
+        assert len(snapshot.text.split()) == snapshot.completion_tokens
+    writer.join()

@@ -1,0 +1,68 @@
+"""A request's pictures by name: rows, the whole, and when their pixels are let go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.pictures import Pictures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mlx() -> None:
+    device.start()
+
+
+def pixels(*seeds: int, shape: tuple[int, ...] = (3, 8, 8)) -> Any:
+    rows = [np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds]
+    return np.stack(rows)
+
+
+def pictures(**inputs: Any) -> Pictures:
+    import mlx.core as mx
+
+    arrays = {k: mx.array(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+    found = Pictures.of({"input_ids": mx.array([[1, 2]]), "mask": mx.array([[1, 1]]), **arrays})
+    assert found is not None
+    return found
+
+
+def test_words_alone_have_none() -> None:
+    import mlx.core as mx
+
+    assert Pictures.of({"input_ids": mx.array([[1]]), "mask": mx.array([[1]])}) is None
+
+
+@pytest.mark.parametrize("lead", [False, True])
+def test_a_picture_has_the_same_name_alone_and_beside_others(lead: bool) -> None:
+    def of(*seeds: int) -> Pictures:
+        held = pixels(*seeds)
+        return pictures(pixel_values=held[None] if lead else held)
+
+    one, both = of(1), of(2, 1)
+    assert len(one.rows) == 1
+    assert both.rows == [of(2).rows[0], one.rows[0]]
+    assert one.whole != both.whole
+
+
+def test_what_is_not_of_rows_is_known_as_a_whole() -> None:
+    packed = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
+    assert packed.rows == []
+    again = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
+    other = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 2]]))
+    assert packed.whole == again.whole != other.whole
+
+
+def test_what_cannot_be_known_has_none() -> None:
+    assert Pictures.of({"pixel_values": object()}) is None
+
+
+def test_pixels_of_what_was_looked_for_are_let_go() -> None:
+    held = pictures(pixel_values=pixels(1, 2))
+    assert {held.rows[0]: "kept"}
+    held.settle()
+    assert held.rows[0]._parts is None
+    assert held.whole._parts is not None, "it was not needed: it goes with the request"

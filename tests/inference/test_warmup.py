@@ -1,0 +1,122 @@
+"""The warm-up after a load: what it asks, how it is cancelled, and that it fails no load."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from mlx_magic.inference.backends import device, warmup
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
+from mlx_magic.inference.reuse import Reuse
+
+
+class Model:
+    """Notes what is asked of it; answers in three slices, or fails in the second."""
+
+    reuse = Reuse()
+
+    def __init__(self, error: Exception | None = None, nbytes: int = 10**9) -> None:
+        self.nbytes = nbytes
+        self.error = error
+        self.calls: list[str] = []
+        self.asked: list[GenerationRequest] = []
+
+    def generate(
+        self, request: GenerationRequest, *, cancel: CancelToken, report: Any
+    ) -> Generator[None, None, FinishReason]:
+        self.asked.append(request)
+        for number in range(3):
+            cancel.checkpoint()
+            if self.error and number == 1:
+                raise self.error
+            report(GenerationChunk("writing", text="x"))
+            yield
+        return "length"
+
+    def prepare(self, request: GenerationRequest) -> None:
+        self.calls.append(f"prepare {request.model}")
+        if self.error:
+            raise self.error
+
+    def forget(self) -> int:
+        self.calls.append("forget")
+        return 0
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.said: list[tuple[int, int, str]] = []
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        self.said.append((done, total, note))
+
+
+def begin(
+    model: Model, cancel: CancelToken | None = None, notes: Notes | None = None
+) -> Generator[None, None, None]:
+    request = warmup.sample("m", picture=True)
+    return warmup.warmed(
+        model, request, model.prepare, cancel=cancel or CancelToken(), progress=notes or Notes()
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
+
+
+def test_a_gpu_answers_a_short_request_and_keeps_nothing(gpu: None) -> None:
+    model, notes = Model(), Notes()
+    assert len(list(begin(model, notes=notes))) == 4
+    (request,) = model.asked
+    assert request.model == "m"
+    assert len(request.images) == 1
+    assert 1 < request.sampling.max_tokens <= 8
+    assert model.calls == ["forget"]
+    assert notes.said == [(10**9, 10**9, "loading: warming up")]
+
+
+def test_a_cpu_lets_a_small_model_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    model = Model(nbytes=1000)
+    list(begin(model))
+    assert len(model.asked) == 1
+
+
+def test_a_cpu_only_makes_the_inputs_of_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    model = Model()
+    list(begin(model))
+    assert model.asked == []
+    assert model.calls == ["prepare m", "forget"]
+
+
+@pytest.mark.parametrize("slices", [0, 1, 2])
+def test_a_cancelled_load_stops_in_it_and_frees_the_model(gpu: None, slices: int) -> None:
+    model, cancel = Model(), CancelToken()
+    steps = begin(model, cancel)
+    for _ in range(1 + slices):
+        next(steps)
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        list(steps)
+    assert model.calls == ["close"]
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_what_fails_in_it_fails_no_load(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
+    model = Model(ValueError("no"))
+    list(begin(model))
+    assert model.calls[-1] == "forget"
+    assert "close" not in model.calls
+
+
+def test_a_text_model_is_asked_without_a_picture() -> None:
+    assert warmup.sample("m", picture=False).images == ()
