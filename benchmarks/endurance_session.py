@@ -47,10 +47,12 @@ class Cuttable(Generation):
     def enter(self, phase: Phase, note: str = "") -> None:
         """Begin a phase; see `Work.enter`."""
         super().enter(phase, note)
-        if phase in ("loading", "seeing", "reading", "writing"):
-            self.happens(phase)
+        if phase == "loading":
+            self.happens("loading")
 
     def _look(self, chunk: GenerationChunk) -> None:
+        if chunk.phase in ("seeing", "reading", "writing"):
+            self.happens(chunk.phase)
         if chunk.phase == "reading" and chunk.cached_tokens < chunk.prompt_read:
             self.happens("chunk")
         if chunk.phase == "writing":

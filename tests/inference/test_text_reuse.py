@@ -16,7 +16,7 @@ import pytest
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import device, text, text_recall
 from mlx_magic.inference.backends.text import TextModel
-from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import Engine
 from mlx_magic.inference.request import Exchange, GenerationChunk
@@ -258,6 +258,20 @@ def test_what_is_kept_is_bounded_and_goes_when_it_is_to(
     model.close()
     assert model.reuse.nbytes == 0
     assert mx.get_active_memory() <= before + 10_000
+
+
+def test_of_the_warm_up_nothing_is_kept_or_counted(model: TextModel) -> None:
+    written: list[GenerationChunk] = []
+    generate = model.generate
+
+    def seen(*args: Any, **more: Any) -> Any:
+        more["report"] = written.append
+        return generate(*args, **more)
+
+    model.generate = seen  # type: ignore[method-assign]
+    list(model.warm_up(cancel=CancelToken(), progress=lambda done, total, note: None))
+    assert written[-1].completion_tokens > 0
+    assert model.reuse == Reuse(limit_bytes=model.reuse.limit_bytes)
 
 
 @pytest.mark.parametrize("make", [sliding, None], ids=["sliding window", "answered alone"])

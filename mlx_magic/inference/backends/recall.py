@@ -165,11 +165,6 @@ class Recall:
                 name.settle()
             self._prefixes.keep(held, rows, start.count)
 
-    def count_anew(self) -> None:
-        """Begin the counts of hits and misses anew."""
-        for part in (self._features, self._prefixes):
-            part.hits = part.misses = 0
-
     def keep_so_far(self, start: Start, written: list[int], rows: Rows | None) -> None:
         """Keep what there is of an answer that was ended by what it says.
 
@@ -190,6 +185,11 @@ class Recall:
             end = prompt + both
             cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
             self.keep(start, written[:both], cut)
+
+    def count_anew(self) -> None:
+        """Begin the counts of hits and misses anew."""
+        for part in (self._features, self._prefixes):
+            part.hits = part.misses = 0
 
     def forget(self) -> int:
         """Let go of everything; return the bytes that were kept."""
