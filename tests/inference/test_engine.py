@@ -76,6 +76,22 @@ def test_a_call_takes_its_turn_or_comes_at_once() -> None:
     assert log == ["a0", "soon", "in turn", "a1"]
 
 
+def test_one_that_is_to_stop_gets_the_next_slice() -> None:
+    engine, log = Engine(threaded=False), list[str]()
+    pieces = {name: steps(log, name, 5) for name in "abcd"}
+    for piece in pieces.values():
+        engine.submit(piece, no_error)
+    engine.step()
+    engine.hurry(pieces["d"])
+    engine.hurry(pieces["d"])
+    for _ in range(6):
+        engine.step()
+    # The head, whose slice may be running, keeps its turn; the others theirs.
+    assert log == ["a0", "b0", "d0", "c0", "a1", "b1", "d1"]
+    engine.hurry(steps(log, "e", 1))
+    assert engine.step()
+
+
 def test_an_error_ends_its_own_piece_alone() -> None:
     engine, log, errors = Engine(threaded=False), list[str](), list[BaseException]()
 
