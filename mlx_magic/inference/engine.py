@@ -267,7 +267,7 @@ class Engine:
         for callback in self._when_lost:
             try:
                 callback()
-            except Exception:
+            except BaseException:
                 _log.exception("What the thread held could not be forgotten.")
 
     def _end_all(self, message: str, *, within_reach: bool = True) -> None:
@@ -291,13 +291,14 @@ def put_away(steps: Steps) -> None:
     """Close a piece of work that will not go on; on the thread that it belongs to."""
     try:
         steps.close()
-    except Exception:
+    except BaseException:
+        # Whatever it is, the others are still to be told.
         _log.exception("A piece of work could not be closed.")
 
 
 def _tell(on_error: OnError, error: BaseException) -> None:
     try:
         on_error(error)
-    except Exception:
+    except BaseException:
         # The thread must go on for everybody else.
         _log.exception("The end of a piece of work could not be told.")

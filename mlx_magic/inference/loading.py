@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from mlx_magic.errors import MemoryBudgetError
+from mlx_magic.inference.backends.failure import again
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.engine import WAIT, Steps, put_away
 from mlx_magic.inference.work import Work
@@ -97,7 +98,7 @@ class Loading:
             if not self._ended:
                 yield said
         if self._error is not None:
-            raise _again(self._error)
+            raise again(self._error)
         work.token.checkpoint()
 
     def _slice(self) -> Any:
@@ -191,11 +192,3 @@ def require_room(needed: int, taken: int, limit: int, name: str) -> None:
             needed_bytes=needed,
             limit_bytes=limit,
         )
-
-
-def _again(error: Exception) -> Exception:
-    """Return an error like this one: raised for several people, one would mix their frames."""
-    twin = type(error).__new__(type(error), *error.args)
-    twin.__dict__.update(error.__dict__)
-    twin.__cause__ = error.__cause__
-    return twin

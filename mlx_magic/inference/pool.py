@@ -15,7 +15,7 @@ from mlx_magic.errors import (
     MlxMagicError,
     ModelError,
 )
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import admission, device
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.backends.failure import load_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
@@ -325,4 +325,5 @@ class ModelPool:
         """Forget every model: their arrays belong to a thread that has died."""
         self._residents.clear()
         self._loads.forget()
+        admission.SHARED.forget()
         self._tell()

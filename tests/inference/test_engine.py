@@ -326,6 +326,30 @@ def test_one_that_cannot_be_closed_does_not_keep_the_others_from_being_told() ->
     assert [type(error) for error in errors] == [EngineError] * 2
 
 
+def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -> None:
+    engine, told = Engine(), [threading.Event() for _ in range(3)]
+    entered = threading.Event()
+
+    def stubborn() -> Generator[None, None, None]:
+        try:
+            while True:
+                entered.set()
+                yield WAIT
+        finally:
+            raise SystemExit
+
+    def dying() -> Generator[None, None, None]:
+        yield
+        entered.wait(10)
+        raise SystemExit
+
+    engine.submit(stubborn(), lambda error: told[0].set())
+    engine.submit(dying(), lambda error: told[1].set())
+    engine.submit(Waiting().steps(), lambda error: told[2].set())
+    assert all(event.wait(10) for event in told)
+    engine.close()
+
+
 def test_closing_an_engine_that_never_ran_is_nothing() -> None:
     Engine().close()
 

@@ -73,10 +73,14 @@ class Processed:
             yield
         finally:
             processor.image_processor = original
+        if not stand_in.new:
+            if known is not None:
+                self._kept.move_to_end(key)
+            return
         if known is not None:
-            self._kept.move_to_end(key)
-        elif stand_in.new:
-            self._keep(key, _Made(stand_in.new, nbytes=_nbytes(stand_in.new)))
+            # Asked in another way: what was made is not what has those names.
+            self._drop(key)
+        self._keep(key, _Made(stand_in.new, nbytes=_nbytes(stand_in.new)))
 
     @contextlib.contextmanager
     def named(
@@ -105,8 +109,8 @@ class Processed:
 
     def clear(self) -> None:
         """Forget all of it."""
-        while self._kept:
-            self._drop()
+        for key in list(self._kept):
+            self._drop(key)
 
     def _name(self, key: Hashable, pictures: Pictures, size: int) -> None:
         made = self._kept.get(key)
@@ -128,10 +132,10 @@ class Processed:
 
     def _make_room(self) -> None:
         while self.nbytes > self.limit:
-            self._drop()
+            self._drop(next(iter(self._kept)))
 
-    def _drop(self) -> None:
-        _, made = self._kept.popitem(last=False)
+    def _drop(self, key: Hashable) -> None:
+        made = self._kept.pop(key)
         self.nbytes -= made.nbytes
         if made.pictures is not None:
             made.pictures.settle()
@@ -176,7 +180,7 @@ def _form(value: Any) -> Hashable:
         Where it is not known what they are.
     """
     if value is None or isinstance(value, bool | int | float | str):
-        return value
+        return type(value).__name__, value
     if isinstance(value, list | tuple):
         return tuple(_form(each) for each in value)
     if isinstance(value, dict):

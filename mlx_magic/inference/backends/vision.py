@@ -63,11 +63,12 @@ class VisionBackend:
         device.prepare()
         progress(0, 0, "loading: importing mlx-vlm")
         yield
+        cancel.checkpoint()
         import mlx_vlm
 
-        cancel.checkpoint()
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
+        cancel.checkpoint()
         # False is said out loud: left open, transformers would ask on a terminal.
         model, processor = mlx_vlm.load(
             str(checkpoint.path), lazy=True, trust_remote_code=trust_remote_code
