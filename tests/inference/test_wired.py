@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mlx_magic.inference.backends.wired import wired
+from mlx_magic.inference.backends.wired import Wired
 
 
 def test_the_last_puts_back_what_the_first_has_set() -> None:
+    wired = Wired().held
     limits = ["before"]
 
     @contextlib.contextmanager

@@ -8,13 +8,12 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
-from mlx_magic.inference.backends import kv, prefill
+from mlx_magic.inference.backends import kv, prefill, wired
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
 from mlx_magic.inference.backends.prefix import Rows
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.text_reading import Prompt, Reading, alike, joined
-from mlx_magic.inference.backends.wired import wired
 
 MOST_READ_TOGETHER = 8
 """Prompts that are read in one go where they come at once."""
@@ -317,7 +316,7 @@ class TextBatch(Batch):
             from mlx_lm.generate import wired_limit
 
             self._wired = contextlib.ExitStack()
-            self._wired.enter_context(wired(wired_limit(self._model, [self._stream])))
+            self._wired.enter_context(wired.SHARED.held(wired_limit(self._model, [self._stream])))
 
 
 def can_batch(model: Any) -> bool:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from mlx_magic.inference.backends import kv
+from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
-from mlx_magic.inference.backends.wired import wired
 
 MOST_READ_TOGETHER = 8
 """Prompts that are read in one go where they come at once."""
@@ -279,7 +278,7 @@ class VisionBatch(Batch):
             from mlx_vlm.generate.common import wired_limit
 
             self._wired = contextlib.ExitStack()
-            self._wired.enter_context(wired(wired_limit(self._model, [self._stream])))
+            self._wired.enter_context(wired.SHARED.held(wired_limit(self._model, [self._stream])))
 
 
 def can_batch(model: Any) -> bool:
