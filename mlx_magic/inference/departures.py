@@ -100,7 +100,7 @@ class Departures:
             When the setting cannot be a budget.
         """
         self._setting = check_setting(setting)
-        return self._fit()
+        return self.fit()
 
     def unload(self, name: str, *, force: bool = False) -> Unload:
         """Begin to unload a model; wait for its users, or cancel them. See `ModelPool`."""
@@ -120,7 +120,7 @@ class Departures:
         for entry in self._residents.let_go(holder):
             self._free(entry, "asked")
         # A budget that was lowered under its users holds from here on.
-        self._fit()
+        self.fit()
         self._tell()
 
     def make_room(self, needed: int, loading: Loading, name: str) -> None:
@@ -179,7 +179,8 @@ class Departures:
             self._tell()
         return min(due, default=None)
 
-    def _fit(self) -> tuple[list[ModelInfo], Refusal | None]:
+    def fit(self) -> tuple[list[ModelInfo], Refusal | None]:
+        """Let go of what is over the budget, as far as it can leave. See `set_budget`."""
         refusals: list[Refusal | None] = []
 
         def choose(models: list[Held]) -> Iterable[Held]:

@@ -186,6 +186,7 @@ class ModelPool:
     def unpin(self, name: str) -> ModelInfo:
         """Let a model leave when room is needed. See `pin`."""
         info = self._residents.pin(name, pinned=False)
+        self._departures.fit()
         self._tell()
         return info
 
