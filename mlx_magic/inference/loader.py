@@ -158,6 +158,8 @@ class Loader:
         backend, name = self._backends[checkpoint.kind], checkpoint.name
         try:
             yield from self._returned(loading)
+            # Nothing leaves for a load that nobody wants any more.
+            loading.token.checkpoint()
             needed = self._measured.get(key) or backend.estimate(checkpoint)
             self._departures.make_room(needed, loading, name)
             # What leaves is freed before anything of the new model is there.

@@ -248,6 +248,16 @@ def test_what_leaves_is_freed_before_anything_new_is_there(bench: Bench) -> None
     assert most == SIZE
 
 
+def test_nothing_leaves_for_a_load_that_nobody_wants_any_more(bench: Bench) -> None:
+    bench.pool.budget = SIZE
+    bench.load("A")
+    load = bench.load("B", run=False)
+    bench.session.engine.step()
+    load.cancel()
+    bench.run()
+    assert bench.names == ["A"]
+
+
 def test_what_cannot_fit_is_refused_before_anything_leaves(bench: Bench) -> None:
     bench.pool.budget = 3 * SIZE
     bench.load("A", pin=True)

@@ -144,7 +144,8 @@ class Models:
             with self._lock:
                 # Shown by `show`: the inference thread is not to send widget messages.
                 self._loaded_names.add(load.name)
-            self._say(f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}.")
+            loaded = f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}."
+            self._say(" ".join([*load.notes, loaded]))
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         with self._lock:
