@@ -109,10 +109,15 @@ class Loading:
         try:
             return next(self._steps)
         except StopIteration:
-            self._ended = True
+            self._over()
         except Exception as error:
-            self._ended, self._error = True, error
+            self._over()
+            self._error = error
         return None
+
+    def _over(self) -> None:
+        # Some may not have left yet, but it takes nothing any more.
+        self._ended, self.nbytes = True, 0
 
     def _stop(self) -> None:
         """End it, if it has not ended: it may clean up at its next look at the token."""
@@ -122,7 +127,7 @@ class Loading:
             if self._error is not None and not isinstance(self._error, Cancelled):
                 _log.warning("A load failed while it was cancelled: %s", self._error)
             put_away(self._steps)
-            self._ended = True
+            self._over()
 
 
 class Loads:

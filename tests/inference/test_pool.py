@@ -333,6 +333,23 @@ def test_a_load_that_took_more_than_estimated_counts_as_what_it_took(
     assert (bench.script.loads, bench.script.active, bench.names) == (3, SIZE, ["B"])
 
 
+def test_a_load_that_failed_takes_nothing_though_some_have_not_heard_of_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> Iterator[None]:
+        yield
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(bench.script, "load", load)
+    loads = [bench.load("A", run=False) for _ in range(2)]
+    bench.run(lambda: bench.pool.taken > 0)
+    assert bench.pool.taken == SIZE
+    bench.run(lambda: loads[0].done)
+    assert (loads[1].done, bench.pool.taken) == (False, 0)
+    bench.run()
+    assert loads[1].future.exception(0) is not None
+
+
 def test_only_a_loads_own_slices_are_measured(bench: Bench) -> None:
     bench.load("A", run=False)
     other = bench.load("B", run=False)
