@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import TraitError
 
+from mlx_magic.demo import folder as demo_model
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.inference import session
+from mlx_magic.inference import current, session
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.model_info import Load, ModelInfo
 from mlx_magic.inference.request import GenerationRequest, Sampling
@@ -239,6 +241,42 @@ def test_the_pool_shows_itself_as_a_table(
     assert "<td" in formatted["text/html"]
     assert "loaded, pinned" in formatted["text/plain"]
     assert "288 B of" in formatted["text/plain"]
+
+
+@pytest.mark.model
+def test_a_notebook_with_four_real_models_on_a_budget_for_two(
+    shell: InteractiveShell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = current._make()
+    before = session.replace_current(real)
+    try:
+        for name in "abcd":
+            line(shell, f"load {shutil.copytree(demo_model(), tmp_path / name)} --as {name}")
+        size = real.pool["a"].nbytes
+        config(shell, f"memory_budget = {int(2.5 * size)}")
+        capsys.readouterr()
+        said = []
+        for name in "abcdcb":
+            shell.run_cell_magic("vision", f"img -m {name} -o r --max-tokens 6", "What is it?")
+            assert shell.user_ns["r"].finish_reason in ("stop", "length")
+            lines = capsys.readouterr().out.splitlines()
+            said.append([text for text in lines if text.startswith("Unloaded")])
+        # c and d are there at first; at the end c is, since it was used last before b came.
+        assert said == [
+            ["Unloaded c (12 MB) to make room."],
+            ["Unloaded d (12 MB) to make room."],
+            ["Unloaded a (12 MB) to make room."],
+            ["Unloaded b (12 MB) to make room."],
+            [],
+            ["Unloaded d (12 MB) to make room."],
+        ]
+        assert [model.name for model in real.pool] == ["c", "b"]
+        assert "25 MB of 31 MB taken." in repr(line(shell, "list"))
+        line(shell, "unload --all")
+        assert len(real.pool) == 0
+    finally:
+        session.replace_current(before)
+        real.close()
 
 
 @pytest.mark.parametrize(
