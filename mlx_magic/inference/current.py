@@ -45,7 +45,6 @@ def _make() -> Session:
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},
         clock=time.perf_counter,
-        limit=device.total_memory,
     )
     made = Session(engine, pool)
     atexit.register(made.close)

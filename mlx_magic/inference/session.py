@@ -12,7 +12,6 @@ from typing import Any
 
 from mlx_magic import demo
 from mlx_magic.errors import (
-    EngineError,
     MlxMagicError,
     RequestError,
 )
@@ -23,12 +22,13 @@ from mlx_magic.inference.current import current, replace_current
 from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.generation import Generation, OnProgress, Sink
-from mlx_magic.inference.model_info import Load
+from mlx_magic.inference.model_info import Hold, Load
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
 from mlx_magic.inference.routing import no_images
 from mlx_magic.inference.stops import Stopped
+from mlx_magic.inference.under_way import UnderWay
 from mlx_magic.inference.watch import Watchers
 from mlx_magic.inference.work import Clock, Work
 
@@ -68,11 +68,10 @@ class Session:
         self._clock = clock
         self.deadlines = Deadlines(clock)
         self._watchers = Watchers()
-        self._works: set[Work[Any]] = set()
+        self._under_way = UnderWay(self._watchers.tell)
         self._lock = threading.Lock()
-        self._closed = False
-        pool.opens_with(self.load)
-        pool.tells(self._watchers.tell)
+        pool.belongs_to(self.load, self._under_way.add)
+        pool.watch(self._watchers.tell)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -93,16 +92,15 @@ class Session:
 
     @property
     def running(self) -> list[Work[Any]]:
-        """Generations and loads that have no outcome yet."""
-        with self._lock:
-            return [work for work in self._works if not work.future.done()]
+        """Generations, loads and unloads that have no outcome yet."""
+        return self._under_way.works
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Be told when something begins, ends or changes; progress is not told.
 
-        That is: a generation or a load, a model in the pool and its names, a lease,
-        the aliases and the default model. What ended has its outcome by then, and
-        is no longer in `running`.
+        That is: a generation, a load or an unload, a model in the pool, its names, leases
+        and pin, the budget, the aliases and the default model. What ended has its outcome
+        by then, and is no longer in `running`.
 
         Parameters
         ----------
@@ -159,7 +157,15 @@ class Session:
         self._begin(generation, lambda: self._prepare(generation, values, max_pixels))
         return generation
 
-    def load(self, name: str, *, alias: str | None = None, trust_remote_code: bool = False) -> Load:
+    def load(
+        self,
+        name: str,
+        *,
+        alias: str | None = None,
+        trust_remote_code: bool = False,
+        pin: bool = False,
+        hold: Hold | None = None,
+    ) -> Load:
         """Begin to load a model; returns at once.
 
         Parameters
@@ -170,10 +176,14 @@ class Session:
             A short name to give it.
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
+        pin : bool
+            Whether the model stays until it is unloaded by hand.
+        hold : Hold, optional
+            Holds it as soon as it is there.
         """
         if alias is not None:
             self._check_alias(alias)
-        load = Load(alias or name, clock=self._clock)
+        load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
 
         def prepare() -> None:
             found = self._resolve(name, load, trusted=trust_remote_code)
@@ -219,10 +229,7 @@ class Session:
 
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
-        works = self.running
-        for work in works:
-            work.cancel()
-        return len(works)
+        return self._under_way.cancel()
 
     def device(self) -> list[tuple[str, str]]:
         """Say what MLX runs on here: pairs of a word and its value, for a person."""
@@ -230,10 +237,9 @@ class Session:
 
     def close(self) -> None:
         """Cancel what runs and end the threads."""
-        with self._lock:
-            self._closed = True
-        self.cancel()
+        self._under_way.close()
         self.deadlines.close()
+        self.pool.close()
         self.engine.close()
 
     def _begin(self, work: Work[Any], prepare: Callable[[], None]) -> None:
@@ -243,15 +249,6 @@ class Session:
         kernel's loop nor the inference thread nor each other, nor the exit of
         the process: a pool's threads would.
         """
-        with self._lock:
-            if self._closed:
-                raise EngineError("This session is closed: restart the kernel.")
-            self._works.add(work)
-
-        def ended(_: object) -> None:
-            with self._lock:
-                self._works.discard(work)
-            self._watchers.tell()
 
         def run() -> None:
             try:
@@ -262,9 +259,8 @@ class Session:
             except BaseException as error:
                 work.fail(error)
 
-        work.future.add_done_callback(ended)
+        self._under_way.add(work)
         self.deadlines.add(work)
-        self._watchers.tell()
         threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
 
     def _all_aliases(self) -> dict[str, str]:

@@ -59,9 +59,12 @@ class Work(Generic[T]):
         work has an outcome too.
     token : CancelToken
         What the inference thread looks at.
+    notes : list of str
+        What happened on its way that a person should know, a line each.
     """
 
     def __init__(self, clock: Clock, *, timeout: float | None = None) -> None:
+        self.notes: list[str] = []
         self.future: Future[T] = Future()
         # From here on nobody can cancel the future itself, past the token.
         self.future.set_running_or_notify_cancel()

@@ -22,6 +22,7 @@ class LoadCommand:
     model: str
     alias: str | None = None
     trust_remote_code: bool = False
+    pin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,15 @@ class UnloadCommand:
     """Unload one model; all of them if `model` is None."""
 
     model: str | None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PinCommand:
+    """Pin a model, or unpin it."""
+
+    model: str
+    pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,7 @@ class HelpCommand:
 Command = (
     LoadCommand
     | UnloadCommand
+    | PinCommand
     | ListCommand
     | StatusCommand
     | UseCommand
@@ -97,7 +108,7 @@ def parse_line(line: str) -> Command:
 
 def _command(verb: str, words: Words) -> Command:
     everything = "all" in words.values
-    if verb in ("load", "use") or (verb == "unload" and not everything):
+    if verb in ("load", "use", "pin", "unpin") or (verb == "unload" and not everything):
         return _model_command(verb, words)
     if words.positional:
         raise RequestError(
@@ -106,7 +117,7 @@ def _command(verb: str, words: Words) -> Command:
             option=verb,
         )
     if verb == "unload":
-        return UnloadCommand(None)
+        return UnloadCommand(None, "force" in words.values)
     plain: dict[str, Command] = {
         "list": ListCommand(),
         "status": StatusCommand(),
@@ -129,8 +140,10 @@ def _model_command(verb: str, words: Words) -> Command:
     if verb == "use":
         return UseCommand(names[0])
     if verb == "unload":
-        return UnloadCommand(names[0])
+        return UnloadCommand(names[0], "force" in words.values)
+    if verb in ("pin", "unpin"):
+        return PinCommand(names[0], verb == "pin")
     alias = words.values.get("as")
     if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
         raise RequestError(f"--as {alias!r}: an alias has no blanks and no slash.", option="as")
-    return LoadCommand(names[0], alias, "trust_remote_code" in words.values)
+    return LoadCommand(names[0], alias, "trust_remote_code" in words.values, "pin" in words.values)

@@ -130,7 +130,7 @@ def _line_words(verb: str, following: Sequence[Token]) -> _Words:
     """Return what completes the words of ``%vision verb``: a model, once, or nothing."""
     aliased = [token.raw for token in following[:-1]].count("--as")
     positional = sum(_flag(token)[:1] != "-" for token in following) - aliased
-    takes_model = verb in ("load", "use", "unload") and positional < 1
+    takes_model = verb in ("load", "use", "unload", "pin", "unpin") and positional < 1
     return _models if takes_model else lambda fragment, start, sources: []
 
 

@@ -85,16 +85,34 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
             "",
             "let this checkpoint run its own Python code, this once",
         ),
-        _planned("--pin"),
+        Option("pin", ("--pin",), "", "keep it until it is unloaded by hand"),
         _planned("--adapter"),
     ),
-    "unload": (Option("all", ("--all",), "", "every model"),),
+    "unload": (
+        Option("all", ("--all",), "", "every model"),
+        Option("force", ("--force",), "", "cancel the requests that use it first"),
+    ),
+    "pin": (),
+    "unpin": (),
     "list": (),
     "status": (),
     "use": (),
     "cancel": (),
     "panel": (),
 }
+
+
+SETTINGS = (
+    Option(
+        "memory_budget",
+        (),
+        "'8 GB', 0.6",
+        "what models may take; None is all there is",
+        "memory_budget",
+    ),
+    Option("idle_ttl", (), "SECONDS", "unload what was idle so long; None: never", "idle_ttl"),
+)
+"""What has no flag, only a trait."""
 
 
 @dataclass(frozen=True, slots=True)

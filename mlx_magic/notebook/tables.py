@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+from mlx_magic.inference.model_info import ModelInfo
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import amount
+from mlx_magic.notebook import pool_lines
 from mlx_magic.notebook.phases import phase_line
 
 _CELL = "text-align:left;padding:2px 12px 2px 0"
@@ -64,7 +66,9 @@ class ModelTable:
             for name in (DEMO, *session.aliases)
             if name not in names
         ]
-        return Table(_MODEL_HEADINGS, (*loaded, *others))
+        # Without a budget of one's own a list is the same on every machine.
+        note = "" if session.pool.budget is None else pool_lines.room(session.pool) + "."
+        return Table(_MODEL_HEADINGS, (*loaded, *others), note)
 
 
 class StatusTable:
@@ -75,12 +79,25 @@ class StatusTable:
         """Return what is loaded, running and used, and on what device."""
         rows: list[tuple[str, str]] = [
             ("default model", default or f"{DEMO} (bundled)"),
-            ("loaded", ", ".join(m.name for m in session.pool) or "nothing"),
+            ("loaded", "; ".join(map(_named, session.pool)) or "nothing"),
+            ("room", pool_lines.room(session.pool)),
+            *_unloaded(session.pool),
             ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
             ("reused", _reused(session.pool.reuse)),
             *session.device(),
         ]
         return Table(("", ""), tuple(rows), "%vision? lists the commands, %%vision? the options.")
+
+
+def _named(model: ModelInfo) -> str:
+    state = pool_lines.state(model)
+    return model.name if state == "loaded" else f"{model.name} ({state.removeprefix('loaded, ')})"
+
+
+def _unloaded(pool: ModelPool) -> list[tuple[str, str]]:
+    """Say what has left by itself lately."""
+    gone = [str(model) for model in pool.unloaded if model.why != "asked"]
+    return [("unloaded", "; ".join(gone[-3:]))] if gone else []
 
 
 def _reused(reuse: Reuse) -> str:
@@ -109,7 +126,7 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
             m.model_type,
             m.quantization or "no",
             amount(m.nbytes),
-            ("in use" if m.users else "loaded") + (", may run its code" if m.trusted else ""),
+            pool_lines.state(m),
         )
         for m in pool
     )
@@ -117,4 +134,6 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
 
 def pool_table(pool: ModelPool) -> Table:
     """Return the pool as a table."""
-    return Table(_MODEL_HEADINGS, pool_rows(pool), "" if len(pool) else "No model is loaded.")
+    room = pool_lines.room(pool) + "."
+    note = room if len(pool) else f"No model is loaded; {room}"
+    return Table(_MODEL_HEADINGS, pool_rows(pool), note)

@@ -11,6 +11,7 @@ from mlx_magic.notebook.commands import (
     HelpCommand,
     ListCommand,
     LoadCommand,
+    PinCommand,
     StatusCommand,
     UnloadCommand,
     UseCommand,
@@ -29,6 +30,11 @@ from mlx_magic.notebook.commands import (
         ("use demo", UseCommand("demo")),
         ("unload demo", UnloadCommand("demo")),
         ("unload --all", UnloadCommand(None)),
+        ("unload demo --force", UnloadCommand("demo", force=True)),
+        ("unload --force --all", UnloadCommand(None, force=True)),
+        ("pin demo", PinCommand("demo", pinned=True)),
+        ("unpin 'my model'", PinCommand("my model", pinned=False)),
+        ("load x --pin", LoadCommand("x", pin=True)),
         ("load org/name", LoadCommand("org/name")),
         ("load '/my models/x' --as x", LoadCommand("/my models/x", "x")),
         ("load --trust-remote-code x --as=y", LoadCommand("x", "y", trust_remote_code=True)),
@@ -42,14 +48,15 @@ def test_each_subcommand_is_read(line: str, command: Command) -> None:
     ("line", "message"),
     [
         ("panel qwen", "%vision panel takes no 'qwen'."),
-        ("load x --pin", "--pin is not available yet."),
+        ("unpin", "%vision unpin needs a MODEL."),
+        ("pin x --force", "Unknown flag --force."),
         ("load x --adapter y", "--adapter is not available yet."),
         ("lod x", "Unknown subcommand 'lod'; did you mean load?"),
         ("stats", "Unknown subcommand 'stats'; did you mean status?"),
         (
             "photo.jpg",
-            "Unknown subcommand 'photo.jpg': use one of load, unload, list, status, use, cancel, "
-            "panel; questions start with %%vision.",
+            "Unknown subcommand 'photo.jpg': use one of load, unload, pin, unpin, list, status, "
+            "use, cancel, panel; questions start with %%vision.",
         ),
         ("load", "%vision load needs a MODEL."),
         ("load ''", "%vision load needs a MODEL."),

@@ -42,6 +42,8 @@ class ModelChoice:
         While it is loading.
     default : bool
         Whether cells without a model use it.
+    pinned : bool
+        Whether it stays when others need room.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ModelChoice:
     problem: str = ""
     progress: Progress | None = None
     default: bool = False
+    pinned: bool = False
 
     @property
     def label(self) -> str:
@@ -92,6 +95,7 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             model.nbytes,
             model.users,
             default=default in model.names,
+            pinned=model.pinned,
         )
     for name, work in loading(session.running):
         if name not in found and not any(name in m.names for m in session.pool):

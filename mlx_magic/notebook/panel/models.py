@@ -100,15 +100,20 @@ class Models:
     def unload(self, name: str) -> None:
         """Begin to unload a model."""
 
-        def unloaded(future: Future[int]) -> None:
+        def unloaded(future: Future[int | None]) -> None:
             error = future.exception()
             if error is not None:
                 self._say(f"{name} could not be unloaded: {error}", problem=True)
+            elif (freed := future.result()) is None:
+                self._say(f"{name} was not unloaded: that was cancelled, or it is wanted again.")
             else:
-                self._say(f"Unloaded {name}: {amount(future.result())} freed.")
+                self._say(f"Unloaded {name}: {amount(freed)} freed.")
 
         try:
-            self._session.pool.submit_unload(name).add_done_callback(unloaded)
+            unload = self._session.pool.submit_unload(name)
+            if not unload.done:
+                self._say(f"Unloading {name} …")
+            unload.future.add_done_callback(unloaded)
         except (ModelInUseError, ModelNotFoundError) as error:
             self._say(str(error), problem=True)
 
@@ -139,7 +144,8 @@ class Models:
             with self._lock:
                 # Shown by `show`: the inference thread is not to send widget messages.
                 self._loaded_names.add(load.name)
-            self._say(f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}.")
+            loaded = f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}."
+            self._say(" ".join([*load.notes, loaded]))
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         with self._lock:

@@ -146,6 +146,7 @@ class _Row:
 def row_html(choice: ModelChoice) -> str:
     """Return what a row says of its model."""
     badge = choice.state + (", in use" if choice.users else "")
+    badge += ", pinned" if choice.pinned else ""
     default = '<span class="mlxm-badge">default</span>' if choice.default else ""
     bar = ""
     if choice.progress is not None and choice.progress.total > 0:
