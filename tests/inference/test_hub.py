@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import errno
+import hashlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def test_what_a_model_needs_is_fetched_and_no_more(
     assert found.path == path
 
 
-def test_a_cancelled_download_stops_and_goes_on_later(
+def test_a_cancelled_download_stops_and_goes_on_where_it_was(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -105,14 +105,138 @@ def test_a_cancelled_download_stops_and_goes_on_later(
         download(REPO, cancel=token, progress=progress, cache=cache, endpoint=hub.endpoint)
     assert seen[-1] < whole // 2 + 3 * CHUNK
     assert not list(cache.rglob("*.incomplete"))
+    assert not list(cache.rglob("snapshots/*/model.safetensors"))
     assert isinstance(resolve(REPO, aliases={}, cache=cache), RemoteCheckpoint)
 
     hub.fetched.clear()
+    hub.ranges.clear()
+    again: list[tuple[int, int]] = []
     path = download(
-        REPO, cancel=CancelToken(), progress=ignored, cache=cache, endpoint=hub.endpoint
+        REPO,
+        cancel=CancelToken(),
+        progress=lambda done, total: again.append((done, total)),
+        cache=cache,
+        endpoint=hub.endpoint,
     )
     assert hub.fetched == ["model.safetensors"]
+    assert hub.ranges[0] > whole // 3
+    # What was there is said at once, and nothing counts twice.
+    assert again[0][0] == seen[-1]
+    assert again[-1][0] == again[-1][1]
+    assert again == sorted(again)
     assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+    assert not list(cache.rglob("*.part"))
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client tries again without its pause."""
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+
+
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+@pytest.mark.usefixtures("at_once")
+def test_a_connection_that_breaks_is_taken_up_again(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, ignores_ranges: bool
+) -> None:
+    publish(hub, folder)
+    hub.cuts["model.safetensors"] = [50_000, 100_000]
+    hub.ignores_ranges = ignores_ranges
+    seen: list[tuple[int, int]] = []
+    path = download(
+        REPO,
+        cancel=CancelToken(),
+        progress=lambda done, total: seen.append((done, total)),
+        cache=tmp_path,
+        endpoint=hub.endpoint,
+    )
+    assert hub.fetched.count("model.safetensors") == 3
+    if not ignores_ranges:
+        assert hub.ranges[-3:] == sorted(hub.ranges[-3:])
+        assert hub.ranges[-1] > 100_000
+    assert seen[-1][0] == seen[-1][1]
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_connection_that_keeps_breaking_is_one_line_and_keeps_what_came(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    hub.cuts["model.safetensors"] = [50_000] + [0] * 6
+    with pytest.raises(DownloadError, match=r"connection broke.*is not fetched twice") as caught:
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert "\n" not in str(caught.value)
+    hub.ranges.clear()
+    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    assert hub.ranges[-1] > 30_000
+
+
+def test_damaged_weights_are_thrown_away_and_fetched_anew(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    hub.spoilt.add("model.safetensors")
+    with pytest.raises(DownloadError, match=r"^org/name: model\.safetensors arrived damaged"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert not list(tmp_path.rglob("*.part"))
+    assert isinstance(resolve(REPO, aliases={}, cache=tmp_path), RemoteCheckpoint)
+    hub.spoilt.clear()
+    path = download(
+        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+    )
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+
+
+def test_a_damaged_small_file_is_thrown_away_before_the_weights_come(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    hub.spoilt.add("tokenizer.json")
+    with pytest.raises(DownloadError, match=r"tokenizer\.json arrived damaged"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert "model.safetensors" not in hub.fetched
+    hub.spoilt.clear()
+    path = download(
+        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+    )
+    assert (path / "tokenizer.json").read_bytes() == hub.repos[REPO]["tokenizer.json"]
+
+
+def test_two_who_fetch_the_same_fetch_it_once(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    outcomes: list[object] = []
+    last: list[tuple[int, int]] = []
+
+    def run() -> None:
+        seen: list[tuple[int, int]] = []
+        outcomes.append(
+            download(
+                REPO,
+                cancel=CancelToken(),
+                progress=lambda done, total: seen.append((done, total)),
+                cache=tmp_path,
+                endpoint=hub.endpoint,
+            )
+        )
+        last.append(seen[-1])
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes) == 3
+    assert hub.fetched.count("model.safetensors") == 1
+    assert all(done == total for done, total in last)
 
 
 def test_cancelled_before_it_begins_it_asks_for_nothing(
@@ -247,7 +371,7 @@ def test_shards_that_are_there_count_as_done(
     )
     assert hub.fetched == [lost.name]
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert seen[0][0] > size - lost.stat().st_size
+    assert seen[0] == (size - lost.stat().st_size, size)
     assert seen[-1] == (size, size)
 
 
@@ -301,16 +425,19 @@ def test_a_disk_without_room_is_said_before_the_weights_come(
     assert "model.safetensors" not in hub.fetched
 
 
-def test_a_disk_that_fills_up_is_one_line(
-    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_disk_that_fills_up_is_one_line_and_gets_its_room_back(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    content = hub.repos[REPO]["model.safetensors"]
+    blobs = tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{hashlib.sha256(content).hexdigest()}.mlx-magic.part"
+    part.symlink_to("/dev/full")
     with pytest.raises(DownloadError, match="does not fit on the disk"):
         download(
             REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
         )
+    assert not part.is_symlink()
+    assert isinstance(resolve(REPO, aliases={}, cache=tmp_path), RemoteCheckpoint)
