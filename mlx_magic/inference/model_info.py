@@ -30,6 +30,8 @@ class ModelInfo:
         Folder of the checkpoint.
     trusted : bool
         Whether this load was allowed to run the checkpoint's code.
+    adapter : str or None
+        Folder of the LoRA adapter that was loaded with it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModelInfo:
     users: int
     path: str
     trusted: bool
+    adapter: str | None = None
 
 
 class Load(Work["ModelInfo | None"]):

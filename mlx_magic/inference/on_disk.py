@@ -1,9 +1,9 @@
-"""Which models are on this machine's disk: the bundled one, aliases, the Hub's cache."""
+"""Which models are on this disk: the bundled one, aliases, a person's folders, the Hub's cache."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,9 @@ class ModelOnDisk:
     problem: str = ""
 
 
-def models_on_disk(aliases: Mapping[str, str], *, cache: Path | None = None) -> list[ModelOnDisk]:
+def models_on_disk(
+    aliases: Mapping[str, str], *, folders: Sequence[Path] = (), cache: Path | None = None
+) -> list[ModelOnDisk]:
     """Look for models: without the network, without importing a library, reading no weights.
 
     Takes some milliseconds a model, more where it has many weight files: not for an
@@ -55,23 +57,38 @@ def models_on_disk(aliases: Mapping[str, str], *, cache: Path | None = None) -> 
     ----------
     aliases : mapping
         Alias to folder or repository id; those of folders are listed.
+    folders : sequence of Path
+        Where a person keeps models: ``name/config.json`` or ``organisation/name/config.json``.
     cache : Path, optional
         The Hub's cache folder, instead of its default.
 
     Returns
     -------
     list of ModelOnDisk
-        The bundled model, then aliases, then repositories in the cache that have a
-        config.json, by name. A repository that an alias stands for is listed once.
+        The bundled model, then aliases, then those of the folders and then repositories in the
+        cache that have a config.json, each by name. A model is listed once.
     """
     found = [_look(DEMO, demo.folder())]
     for name, folder in sorted(_folders(aliases)):
         found.append(_look(name, folder))
     listed = {model.path.resolve() for model in found}
-    for repo_id, folder in sorted(_cached(cache)):
+    for name, folder in [*_kept(folders), *sorted(_cached(cache))]:
         if folder.resolve() not in listed:
-            found.append(_look(repo_id, folder))
+            listed.add(folder.resolve())
+            # An alias of this name hides it: its path still tells it.
+            found.append(_look(str(folder) if name in aliases else name, folder))
     return found
+
+
+def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) -> list[str]:
+    """Return the names of models in the folders and in the Hub's cache; opens no file of theirs.
+
+    Parameters
+    ----------
+    folders, cache
+        See `models_on_disk`.
+    """
+    return [name for name, _ in [*_kept(folders), *sorted(_cached(cache))]]
 
 
 def _look(name: str, folder: Path) -> ModelOnDisk:
@@ -126,6 +143,16 @@ def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
         # One that is gone is listed with its problem; what else is no folder is a repository.
         if name != DEMO and (folder.is_absolute() or folder.is_dir()):
             yield name, folder
+
+
+def _kept(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the models of a person's folders by name; of two with one name, the first."""
+    found: dict[str, Path] = {}
+    for root in folders:
+        for pattern in ("*/config.json", "*/*/config.json"):
+            for config in root.glob(pattern):
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return sorted(found.items())
 
 
 def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:

@@ -77,6 +77,7 @@ class ModelPool:
         alias: str | None = None,
         *,
         trust_remote_code: bool = False,
+        adapter: str | os.PathLike[str] | None = None,
     ) -> ModelInfo:
         """Load a model, and wait for it.
 
@@ -88,6 +89,8 @@ class ModelPool:
             A short name to give it.
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
+        adapter : str or path, optional
+            Folder of a LoRA adapter; the model with it is one of its own.
 
         Raises
         ------
@@ -96,7 +99,12 @@ class ModelPool:
         """
         if self._opener is None:
             raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
-        load = self._opener(os.fspath(model), alias=alias, trust_remote_code=trust_remote_code)
+        load = self._opener(
+            os.fspath(model),
+            alias=alias,
+            trust_remote_code=trust_remote_code,
+            adapter=None if adapter is None else os.fspath(adapter),
+        )
         info = wait(load.future, load.cancel)
         if info is None:
             raise ModelError(f"The load of {load.name} was cancelled.", model=load.name)
@@ -267,7 +275,7 @@ class ModelPool:
 
         With `lease` it is in use when it is returned: nobody can unload it in between.
         """
-        folder = str(checkpoint.path.resolve())
+        folder = checkpoint.identity
         keys = [(folder, trusted) for trusted in (True, False)]
         if trust_remote_code is not None:
             keys = [(folder, trust_remote_code)]

@@ -47,11 +47,12 @@ class Resident:
             users=self.users,
             path=str(checkpoint.path),
             trusted=self.trusted,
+            adapter=str(checkpoint.adapter.path) if checkpoint.adapter else None,
         )
 
 
 Key = tuple[str, bool]
-"""A model's folder, and whether its load was allowed to run the checkpoint's code."""
+"""A checkpoint's identity, and whether its load was allowed to run the checkpoint's code."""
 
 
 class Residents:

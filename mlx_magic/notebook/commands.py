@@ -17,11 +17,13 @@ from mlx_magic.notebook.tokens import split_line
 
 @dataclass(frozen=True, slots=True)
 class LoadCommand:
-    """Load a model, by an alias if one is given."""
+    """Load a model, with an adapter and by an alias if they are given."""
 
     model: str
     alias: str | None = None
     trust_remote_code: bool = False
+    adapter: str | None = None
+    save: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,4 +135,11 @@ def _model_command(verb: str, words: Words) -> Command:
     alias = words.values.get("as")
     if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
         raise RequestError(f"--as {alias!r}: an alias has no blanks and no slash.", option="as")
-    return LoadCommand(names[0], alias, "trust_remote_code" in words.values)
+    adapter = words.values.get("adapter")
+    if adapter is not None and not adapter.strip():
+        raise RequestError("--adapter is empty: name the adapter's folder.", option="adapter")
+    if "save" in words.values and alias is None:
+        raise RequestError("--save keeps an alias: give one with --as ALIAS.", option="save")
+    return LoadCommand(
+        names[0], alias, "trust_remote_code" in words.values, adapter, "save" in words.values
+    )

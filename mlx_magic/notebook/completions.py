@@ -123,13 +123,15 @@ def _matching(begun: str, known: Iterable[str], start: int, kind: str) -> list[C
 def _values(option: Option, fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
     if option.name == "format":
         return _matching(fragment.text, FORMATS, start, "choice")
+    if option.name == "adapter":
+        return _paths(fragment, start, sources, frozenset())
     return _models(fragment, start, sources) if option.name == "model" else []
 
 
 def _line_words(verb: str, following: Sequence[Token]) -> _Words:
     """Return what completes the words of ``%vision verb``: a model, once, or nothing."""
-    aliased = [token.raw for token in following[:-1]].count("--as")
-    positional = sum(_flag(token)[:1] != "-" for token in following) - aliased
+    valued = sum(token.raw in ("--as", "--adapter") for token in following[:-1])
+    positional = sum(_flag(token)[:1] != "-" for token in following) - valued
     takes_model = verb in ("load", "use", "unload") and positional < 1
     return _models if takes_model else lambda fragment, start, sources: []
 

@@ -219,7 +219,11 @@ class VisionMagics(Magics):
 
     def _load(self, command: commands.LoadCommand) -> Load:
         return _session().load(
-            command.model, alias=command.alias, trust_remote_code=command.trust_remote_code
+            command.model,
+            alias=command.alias,
+            trust_remote_code=command.trust_remote_code,
+            adapter=command.adapter,
+            save=command.save,
         )
 
     def _loaded(self, info: ModelInfo | None, load: Load) -> None:

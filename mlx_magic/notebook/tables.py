@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
+from mlx_magic.inference.fit import fits
+from mlx_magic.inference.on_disk import ModelOnDisk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.reuse import Reuse
@@ -56,15 +60,47 @@ class ModelTable:
 
     @staticmethod
     def of(session: Session) -> Table:
-        """Return the models at hand: loaded ones, the bundled one, aliases."""
+        """Return the models at hand: in memory, on disk, and aliases of what is on neither.
+
+        Reads files: not for an event loop.
+        """
         loaded = pool_rows(session.pool)
-        names = {name for model in session.pool for name in model.names}
-        others = [
-            (name, "bundled" if name == DEMO else "alias", "", "", "", "not loaded")
-            for name in (DEMO, *session.aliases)
+        known = {m.path for m in session.pool if m.adapter is None}
+        names = {name for m in session.pool for name in m.names}
+        targets = session.names.targets
+        rows: list[tuple[str, ...]] = []
+        for model in session.on_disk():
+            adapted = (target := targets.get(model.name)) is not None and target.adapter
+            if model.name in names or (str(model.path) in known and not adapted):
+                continue
+            called = [name for name, to in session.aliases.items() if to == model.name]
+            names |= {model.name, *called}
+            rows.append(_disk_row(model, called, session.pool))
+        rows += [
+            (name, "", "", "", "", f"not on disk: {target.model}")
+            for name, target in targets.items()
             if name not in names
         ]
-        return Table(_MODEL_HEADINGS, (*loaded, *others))
+        problems = session.names.file.problems if session.names.file is not None else ()
+        return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join(problems))
+
+
+def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tuple[str, ...]:
+    """Return the row of a model that is not in memory."""
+    state = "bundled" if model.name == DEMO else "on disk"
+    room = fits(pool, model.nbytes)
+    if model.problem:
+        state = f"unusable: {model.problem}"
+    elif room is not None:
+        state += ", fits" if room else ", does not fit now"
+    return (
+        ", ".join([model.name, *called]),
+        model.kind,
+        model.model_type,
+        (model.quantization or "no") if model.kind else "",
+        amount(model.nbytes) if model.nbytes else "",
+        state,
+    )
 
 
 class StatusTable:
@@ -109,7 +145,9 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
             m.model_type,
             m.quantization or "no",
             amount(m.nbytes),
-            ("in use" if m.users else "loaded") + (", may run its code" if m.trusted else ""),
+            ("in use" if m.users else "loaded")
+            + (f", with adapter {PurePath(m.adapter).name}" if m.adapter else "")
+            + (", may run its code" if m.trusted else ""),
         )
         for m in pool
     )

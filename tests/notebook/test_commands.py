@@ -32,6 +32,8 @@ from mlx_magic.notebook.commands import (
         ("load org/name", LoadCommand("org/name")),
         ("load '/my models/x' --as x", LoadCommand("/my models/x", "x")),
         ("load --trust-remote-code x --as=y", LoadCommand("x", "y", trust_remote_code=True)),
+        ("load x --adapter '~/my lora'", LoadCommand("x", adapter="~/my lora")),
+        ("load x --as y --save", LoadCommand("x", "y", save=True)),
     ],
 )
 def test_each_subcommand_is_read(line: str, command: Command) -> None:
@@ -43,7 +45,9 @@ def test_each_subcommand_is_read(line: str, command: Command) -> None:
     [
         ("panel qwen", "%vision panel takes no 'qwen'."),
         ("load x --pin", "--pin is not available yet."),
-        ("load x --adapter y", "--adapter is not available yet."),
+        ("load x --adapter", "--adapter needs a value: --adapter PATH."),
+        ("load x --adapter ''", "--adapter is empty: name the adapter's folder."),
+        ("load x --save", "--save keeps an alias: give one with --as ALIAS."),
         ("lod x", "Unknown subcommand 'lod'; did you mean load?"),
         ("stats", "Unknown subcommand 'stats'; did you mean status?"),
         (

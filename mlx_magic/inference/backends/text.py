@@ -7,7 +7,7 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import CheckpointError, GenerationError
-from mlx_magic.inference.backends import chat, device, weights
+from mlx_magic.inference.backends import adapters, chat, device, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.failure import without_frames
@@ -57,10 +57,12 @@ class TextBackend:
         loaded: tuple[Any, ...] = load(
             str(checkpoint.path),
             tokenizer_config={"trust_remote_code": trust_remote_code},
+            adapter_path=adapters.folder(checkpoint),
             lazy=True,
             trust_remote_code=trust_remote_code,
         )
         model, tokenizer = loaded[:2]
+        adapters.require_fit(model, checkpoint)
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
         return TextModel(checkpoint, model, tokenizer, size)

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, vision_inputs, weights
+from mlx_magic.inference.backends import adapters, chat, device, vision_inputs, weights
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Written
 from mlx_magic.inference.backends.counts import Counts
@@ -63,8 +63,12 @@ class VisionBackend:
         yield
         # False is said out loud: left open, transformers would ask on a terminal.
         model, processor = mlx_vlm.load(
-            str(checkpoint.path), lazy=True, trust_remote_code=trust_remote_code
+            str(checkpoint.path),
+            adapter_path=adapters.folder(checkpoint),
+            lazy=True,
+            trust_remote_code=trust_remote_code,
         )
+        adapters.require_fit(model, checkpoint)
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
         return VisionModel(checkpoint, model, processor, size)
