@@ -17,8 +17,8 @@ from mlx_magic.inference.work import Work
 def find(
     name: str,
     work: Work[Any],
-    names: Names,
     *,
+    names: Names,
     loaded: Callable[[str], Checkpoint | None],
     trusted: bool = False,
     adapter: str | None = None,
@@ -77,3 +77,17 @@ def _base(
         )
         found = checkpoint.inspect(folder, name)
     return found
+
+
+def describe(name: str, names: Names) -> str:
+    """Say what a model is, for a person, without loading it.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, or its checkpoint cannot be used.
+    """
+    found = checkpoint.resolve(name, aliases=names.known(name))
+    if isinstance(found, RemoteCheckpoint):
+        return "will be downloaded when it is first used"
+    return f"{found.kind}, {found.model_type}"

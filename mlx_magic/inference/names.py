@@ -45,6 +45,11 @@ class Names:
         """Alias to folder or repository id, as they are now."""
         return MappingProxyType({name: target.model for name, target in self.targets.items()})
 
+    @property
+    def plain_aliases(self) -> Mapping[str, str]:
+        """Those of models as they are, without an adapter."""
+        return {name: to.model for name, to in self.targets.items() if to.adapter is None}
+
     def look_in(self, folders: Sequence[str]) -> None:
         """Set the folders with models; ``~`` is expanded."""
         self.folders = tuple(Path(folder).expanduser() for folder in folders)

@@ -16,14 +16,15 @@ from mlx_magic.errors import (
     MlxMagicError,
     RequestError,
 )
-from mlx_magic.inference import checkpoint, images, machine
+from mlx_magic.inference import images, machine
 from mlx_magic.inference.alias_file import Target
 from mlx_magic.inference.backends.failure import generation_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.current import current, replace_current
 from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
-from mlx_magic.inference.finding import find
+from mlx_magic.inference.finding import describe, find
 from mlx_magic.inference.generation import Generation, Sink
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.names import Names, adapted_name, require_alias
@@ -74,6 +75,7 @@ class Session:
         self.engine = engine
         self.pool = pool
         self.names = names or Names()
+        self._find = partial(find, names=self.names, loaded=pool.checkpoint)
         self._default_model: str | None = None
         self._clock = clock
         self.deadlines = Deadlines(clock)
@@ -235,17 +237,14 @@ class Session:
         ModelError
             When there is no such model, or its checkpoint cannot be used.
         """
-        found = checkpoint.resolve(name, aliases=self.names.known(name))
-        if isinstance(found, checkpoint.RemoteCheckpoint):
-            return "will be downloaded when it is first used"
-        return f"{found.kind}, {found.model_type}"
+        return describe(name, self.names)
 
     def on_disk(self) -> list[ModelOnDisk]:
         """Look which models are on this machine's disk; see `models_on_disk`.
 
         Reads files: not for an event loop.
         """
-        return models_on_disk(self.aliases, folders=self.names.folders)
+        return models_on_disk(self.names.plain_aliases, folders=self.names.folders)
 
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
@@ -297,12 +296,6 @@ class Session:
         self._watchers.tell()
         threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
 
-    def _find(
-        self, name: str, work: Work[Any], *, trusted: bool = False, adapter: str | None = None
-    ) -> checkpoint.Checkpoint:
-        loaded = self.pool.checkpoint
-        return find(name, work, self.names, loaded=loaded, trusted=trusted, adapter=adapter)
-
     def _prepare(
         self, generation: Generation, values: list[NamedImage], max_pixels: int | None
     ) -> None:
@@ -322,7 +315,7 @@ class Session:
         generation.token.wait(DRAW_AFTER)
         generation.draw()
 
-    def _steps(self, generation: Generation, found: checkpoint.Checkpoint) -> Steps:
+    def _steps(self, generation: Generation, found: Checkpoint) -> Steps:
         """Load if needed, then answer; in slices on the inference thread."""
         request = generation.request
         try:

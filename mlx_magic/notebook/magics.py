@@ -66,6 +66,10 @@ class VisionMagics(Magics):
         None, allow_none=True, help="Larger pictures are scaled down to so many pixels."
     ).tag(config=True)
 
+    model_folders = List(Unicode(), help="Folders with models, beside the Hub's cache.").tag(
+        config=True
+    )
+
     def __init__(self, shell: Any, **kwargs: Any) -> None:
         super().__init__(shell, **kwargs)
         self._ip: Any = shell
@@ -75,6 +79,10 @@ class VisionMagics(Magics):
     def _model_chosen(self, change: Any) -> None:
         """Let `mlx_magic.ask` use the same default."""
         _session().default_model = change["new"]
+
+    @observe("model_folders")
+    def _folders_chosen(self, change: Any) -> None:
+        _session().names.look_in(change["new"])
 
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from mlx_magic.inference.alias_file import Target
 from mlx_magic.inference.fit import fits
 from mlx_magic.inference.on_disk import ModelOnDisk
 from mlx_magic.inference.pool import ModelPool
@@ -65,24 +66,29 @@ class ModelTable:
         Reads files: not for an event loop.
         """
         loaded = pool_rows(session.pool)
-        known = {m.path for m in session.pool if m.adapter is None}
+        paths = {m.path for m in session.pool if m.adapter is None}
         names = {name for m in session.pool for name in m.names}
         targets = session.names.targets
         rows: list[tuple[str, ...]] = []
         for model in session.on_disk():
-            adapted = (target := targets.get(model.name)) is not None and target.adapter
-            if model.name in names or (str(model.path) in known and not adapted):
-                continue
-            called = [name for name, to in session.aliases.items() if to == model.name]
+            called = [name for name, to in session.names.plain_aliases.items() if to == model.name]
+            if model.name not in names and str(model.path) not in paths:
+                rows.append(_disk_row(model, called, session.pool))
             names |= {model.name, *called}
-            rows.append(_disk_row(model, called, session.pool))
         rows += [
-            (name, "", "", "", "", f"not on disk: {target.model}")
-            for name, target in targets.items()
+            (name, "", "", "", "", _not_looked_at(to))
+            for name, to in targets.items()
             if name not in names
         ]
         problems = session.names.file.problems if session.names.file is not None else ()
         return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join(problems))
+
+
+def _not_looked_at(target: Target) -> str:
+    """Say what an alias stands for that is no model on this disk by itself."""
+    if target.adapter is not None:
+        return f"{target.model} with adapter {PurePath(target.adapter).name}"
+    return f"not on this disk: {target.model}"
 
 
 def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tuple[str, ...]:
