@@ -1,8 +1,27 @@
-"""The order of the tests."""
+"""The order of the tests, and that nothing of a person's own is seen by them."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
 import pytest
+
+_HOME = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the person's own aliases and models, from kernels that are started, too."""
+    home = config.stash[_HOME] = Path(tempfile.mkdtemp(prefix="mlx-magic-tests-"))
+    os.environ["MLX_MAGIC_CONFIG"] = str(home / "config")
+    os.environ["HF_HUB_CACHE"] = str(home / "hub")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what stood in for them."""
+    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

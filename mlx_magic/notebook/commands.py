@@ -39,6 +39,13 @@ class ListCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelsCommand:
+    """Say what a model is, without loading it."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class StatusCommand:
     """Say what is loaded, running and used."""
 
@@ -69,6 +76,7 @@ Command = (
     LoadCommand
     | UnloadCommand
     | ListCommand
+    | ModelsCommand
     | StatusCommand
     | UseCommand
     | CancelCommand
@@ -99,7 +107,7 @@ def parse_line(line: str) -> Command:
 
 def _command(verb: str, words: Words) -> Command:
     everything = "all" in words.values
-    if verb in ("load", "use") or (verb == "unload" and not everything):
+    if verb in ("load", "use", "models") or (verb == "unload" and not everything):
         return _model_command(verb, words)
     if words.positional:
         raise RequestError(
@@ -130,6 +138,8 @@ def _model_command(verb: str, words: Words) -> Command:
         )
     if verb == "use":
         return UseCommand(names[0])
+    if verb == "models":
+        return ModelsCommand(names[0])
     if verb == "unload":
         return UnloadCommand(names[0])
     alias = words.values.get("as")

@@ -132,7 +132,7 @@ def _line_words(verb: str, following: Sequence[Token]) -> _Words:
     """Return what completes the words of ``%vision verb``: a model, once, or nothing."""
     valued = sum(token.raw in ("--as", "--adapter") for token in following[:-1])
     positional = sum(_flag(token)[:1] != "-" for token in following) - valued
-    takes_model = verb in ("load", "use", "unload") and positional < 1
+    takes_model = verb in ("load", "use", "unload", "models") and positional < 1
     return _models if takes_model else lambda fragment, start, sources: []
 
 

@@ -31,7 +31,8 @@ The result is in _ (and in NAME with -o); Cancel keeps what was written so far.
 _LINE_TEXT = {
     "load": ("MODEL", "load a model, or download it first"),
     "unload": ("MODEL", "free its memory"),
-    "list": ("", "the models at hand"),
+    "list": ("", "the models in memory and on disk"),
+    "models": ("MODEL", "what a model is, without loading it"),
     "status": ("", "what is loaded and running, memory, device"),
     "use": ("MODEL", "make it the default of %%vision"),
     "cancel": ("", "cancel what is running"),
@@ -44,7 +45,9 @@ Look after the models of %%vision.
 """
 
 _LINE_TAIL = """\
-MODEL is an alias, a folder or a Hub repository id.
+MODEL is an alias, a folder or a Hub repository id. Aliases for all notebooks are kept by --save
+in ~/.config/mlx-magic/aliases.toml, which you may edit. %config VisionMagics.model_folders
+lists folders with models beside the Hub's cache.
 
 Examples
     %vision load mlx-community/Qwen2.5-VL-3B-Instruct-4bit --as qwen

@@ -116,6 +116,10 @@ class VisionMagics(Magics):
         with _translated():
             if cell is None:
                 command = commands.parse_line(line)
+                if isinstance(command, commands.ListCommand | commands.ModelsCommand):
+                    # They read many files, or ask the Hub.
+                    loop = asyncio.get_running_loop()
+                    return await loop.run_in_executor(None, self._run, command)
                 if not isinstance(command, commands.LoadCommand):
                     return self._run(command)
                 load = self._load(command)
@@ -252,6 +256,10 @@ class VisionMagics(Magics):
                 from mlx_magic.notebook.tables import ModelTable
 
                 return ModelTable.of(now)
+            case commands.ModelsCommand(model):
+                from mlx_magic.notebook.tables import FactsTable
+
+                return FactsTable.of(now, model)
             case commands.StatusCommand() | commands.HelpCommand():
                 from mlx_magic.notebook.tables import StatusTable
 

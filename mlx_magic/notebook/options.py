@@ -90,6 +90,7 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
     ),
     "unload": (Option("all", ("--all",), "", "every model"),),
     "list": (),
+    "models": (),
     "status": (),
     "use": (),
     "cancel": (),

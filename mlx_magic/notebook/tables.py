@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from mlx_magic.inference import facts
 from mlx_magic.inference.alias_file import Target
 from mlx_magic.inference.fit import fits
 from mlx_magic.inference.on_disk import ModelOnDisk
@@ -107,6 +108,33 @@ def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tup
         amount(model.nbytes) if model.nbytes else "",
         state,
     )
+
+
+class FactsTable:
+    """``%vision models``."""
+
+    @staticmethod
+    def of(session: Session, name: str) -> Table:
+        """Return what a model is; may ask the Hub, so not for an event loop."""
+        found = facts.read(name, session.names)
+        room = fits(session.pool, found.nbytes)
+        rows = [
+            ("model", name),
+            ("place", found.place),
+            ("kind", found.kind),
+            ("architecture", found.model_type),
+            ("quantised", found.quantization or "no"),
+            ("size", amount(found.nbytes) if found.nbytes else "unknown"),
+            ("memory", {True: "fits now", False: "does not fit now", None: "unknown"}[room]),
+            ("context", f"{found.context:,} tokens" if found.context else "unknown"),
+        ]
+        if found.image_tokens:
+            rows.append(("picture", f"{found.image_tokens:,} tokens, whole or each part of it"))
+        if found.wants_code:
+            rows.append(("wants to run", "; ".join(found.wants_code)))
+        if found.problem:
+            rows.append(("problem", found.problem))
+        return Table(("", ""), tuple(rows))
 
 
 class StatusTable:

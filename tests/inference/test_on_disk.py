@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mlx_magic
-from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
+from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
 
@@ -169,6 +169,34 @@ def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
     found = models_on_disk({}, cache=cache)
     assert only(found, "org/open").problem == ""
     assert only(found, "org/secret").problem == "its folder cannot be read (Permission denied)"
+
+
+def test_folders_with_models_are_looked_through_two_levels_deep(
+    cache: Path, tmp_path: Path
+) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    checkpoints.good(mine / "seer")
+    checkpoints.good_text(mine / "org" / "reader")
+    checkpoints.good(mine / "a" / "b" / "too-deep")
+    checkpoints.good_text(other / "seer")  # the first folder's hides it
+    checkpoints.good(snapshot(cache, "org/reader"))
+    folders = [mine, other, tmp_path / "nowhere"]
+    found = models_on_disk({}, folders=folders, cache=cache)
+    assert names(found) == ["demo", "org/reader", "seer", "org/reader"]
+    assert [model.kind for model in found[1:]] == ["text", "vision", "vision"]
+    assert names_on_disk(folders, cache=cache) == ["org/reader", "seer", "org/reader"]
+
+
+def test_a_model_of_a_folder_that_an_alias_hides_is_listed_by_its_path(
+    cache: Path, tmp_path: Path
+) -> None:
+    hidden = checkpoints.good(tmp_path / "mine" / "seer")
+    aliases = {"seer": str(checkpoints.good_text(tmp_path / "another"))}
+    found = models_on_disk(aliases, folders=[tmp_path / "mine"], cache=cache)
+    assert names(found) == ["demo", "seer", str(hidden)]
+    aliases = {"s": str(hidden)}
+    found = models_on_disk(aliases, folders=[tmp_path / "mine"], cache=cache)
+    assert names(found) == ["demo", "s"]
 
 
 def test_a_session_looks_with_its_aliases(tmp_path: Path) -> None:

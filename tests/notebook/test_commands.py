@@ -11,6 +11,7 @@ from mlx_magic.notebook.commands import (
     HelpCommand,
     ListCommand,
     LoadCommand,
+    ModelsCommand,
     StatusCommand,
     UnloadCommand,
     UseCommand,
@@ -24,6 +25,7 @@ from mlx_magic.notebook.commands import (
         ("", HelpCommand()),
         ("  ", HelpCommand()),
         ("list", ListCommand()),
+        ("models org/name", ModelsCommand("org/name")),
         ("status", StatusCommand()),
         ("cancel", CancelCommand()),
         ("use demo", UseCommand("demo")),
@@ -52,12 +54,13 @@ def test_each_subcommand_is_read(line: str, command: Command) -> None:
         ("stats", "Unknown subcommand 'stats'; did you mean status?"),
         (
             "photo.jpg",
-            "Unknown subcommand 'photo.jpg': use one of load, unload, list, status, use, cancel, "
-            "panel; questions start with %%vision.",
+            "Unknown subcommand 'photo.jpg': use one of load, unload, list, models, status, "
+            "use, cancel, panel; questions start with %%vision.",
         ),
         ("load", "%vision load needs a MODEL."),
         ("load ''", "%vision load needs a MODEL."),
         ("use", "%vision use needs a MODEL."),
+        ("models", "%vision models needs a MODEL."),
         ("unload", "%vision unload needs a MODEL (or --all)."),
         ("use a b", "%vision use takes one MODEL, not 2: put a name with blanks in quotes."),
         ("unload x --all", "%vision unload --all takes no 'x'."),

@@ -143,13 +143,16 @@ def test_after_an_equals_sign_only_the_value_is_replaced() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("%vision ", ["load", "unload", "list", "status", "use", "cancel", "panel"]),
+        ("%vision ", ["load", "unload", "list", "models", "status", "use", "cancel", "panel"]),
         ("%vision l", ["load", "list"]),
         ("%vision load ", ["demo", "qwen", "org/demo-2", "'my model'"]),
         ("  %vision use q", ["qwen"]),
         ("%vision unload d", ["demo"]),
         ("%vision unload -", ["--all"]),
-        ("%vision load demo -", ["--as", "--trust-remote-code"]),
+        ("%vision load demo -", ["--as", "--trust-remote-code", "--adapter", "--save"]),
+        ("%vision load demo --adapter p", ["photos/"]),
+        ("%vision load --adapter x d", ["demo"]),
+        ("%vision models q", ["qwen"]),
         ("%vision load demo --as ", []),
         ("%vision load demo ", []),
         ("%vision load --as x d", ["demo"]),
