@@ -33,6 +33,9 @@ class FakeHub:
         Names of files that are sent with their last byte turned.
     ignores_ranges : bool
         Whether files are always sent from their beginning.
+    stall_after : dict
+        File name to a number of bytes, after which it sends nothing more until `go_on` is set.
+    go_on : threading.Event
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,8 @@ class FakeHub:
         self.cuts: dict[str, list[int]] = {}
         self.spoilt: set[str] = set()
         self.ignores_ranges = False
+        self.stall_after: dict[str, int] = {}
+        self.go_on = threading.Event()
         self.endpoint = ""
 
 
@@ -63,6 +68,7 @@ def running() -> Iterator[FakeHub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -143,10 +149,22 @@ class _Request(BaseHTTPRequestHandler):
         self.hub.fetched.append(name)
         self.hub.ranges.append(start)
         cuts = self.hub.cuts.get(name, [])
-        self._send(content[start:], headers, 206 if start else 200, cuts.pop(0) if cuts else None)
+        self._send(
+            content[start:],
+            headers,
+            206 if start else 200,
+            cut=cuts.pop(0) if cuts else None,
+            stall=self.hub.stall_after.get(name),
+        )
 
     def _send(
-        self, body: bytes, headers: Mapping[str, str], status: int = 200, cut: int | None = None
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        status: int = 200,
+        *,
+        cut: int | None = None,
+        stall: int | None = None,
     ) -> None:
         self.send_response(status)
         for key, value in headers.items():
@@ -155,6 +173,11 @@ class _Request(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             try:
+                if stall is not None:
+                    self.wfile.write(body[:stall])
+                    self.wfile.flush()
+                    self.hub.go_on.wait(60)
+                    body = body[stall:]
                 self.wfile.write(body[:cut])
             except OSError:
                 self.close_connection = True  # the client has cancelled

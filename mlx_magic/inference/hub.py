@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import DownloadError
+from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import inspect_config, is_offline, kind_of
+from mlx_magic.inference.checkpoint_files import INDEX, read_object
 from mlx_magic.inference.hub_errors import translated
 from mlx_magic.inference.hub_files import damaged, fetch, find, is_whole
 
@@ -87,7 +89,8 @@ def download(
         folder = fetching.small(small)
         # Large files follow only when the small ones are all right.
         config, _ = inspect_config(folder, repo_id, trust_remote_code=trust_remote_code)
-        weights = _matching(sizes, _WEIGHTS[kind_of(config)])
+        kind = kind_of(config)
+        weights = _weights(folder, _matching(sizes, _WEIGHTS[kind]), kind)
         if not weights:
             raise DownloadError(
                 f"{repo_id} has no safetensors weights: choose an MLX or safetensors version.",
@@ -209,6 +212,17 @@ def _matching(names: dict[str, int], patterns: tuple[str, ...]) -> list[str]:
         if any(fnmatch(name, pattern) for pattern in patterns)
         and not name.endswith("consolidated.safetensors")
     ]
+
+
+def _weights(folder: Path, names: list[str], kind: Kind) -> list[str]:
+    """Leave out the weights that no library would read: other formats, other precisions."""
+    names = [name for name in names if "/" not in name]
+    if kind == "vision" and (folder / INDEX).is_file():
+        named = read_object(folder / INDEX, model=folder.name).get("weight_map")
+        shards = set(named.values()) if isinstance(named, dict) else set()
+        # An index that names none of them is for `checkpoint.inspect` to refuse.
+        return [name for name in names if name in shards] or names
+    return names
 
 
 def _require_room(needed: int, folder: Path, repo_id: str) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from mlx_magic.errors import (
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint, RemoteCheckpoint, resolve
 from mlx_magic.inference.hub import download
+from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
 
 CHUNK = 4096
@@ -40,6 +43,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_hub.FakeHub]:
     with fake_hub.running() as server:
         yield server
         huggingface_hub.close_session()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client tries again without its pauses."""
+    for module in ("file_download", "utils._http"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture
@@ -88,6 +98,86 @@ def test_what_a_model_needs_is_fetched_and_no_more(
     assert found.path == path
 
 
+def test_weights_that_no_library_reads_are_not_fetched(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
+    weights = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    others = ["consolidated.safetensors", "extra.safetensors", "original/model.safetensors"]
+    (folder / "original").mkdir()
+    for name in [*weights, *others]:
+        checkpoints.write_safetensors(folder / name, {name: ("F32", (4,))})
+    index = {"model.a": weights[0], "model.b": weights[1]}
+    checkpoints.write_json(folder / "model.safetensors.index.json", {"weight_map": index})
+    publish(hub, folder)
+    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    fetched = [name for name in hub.fetched if name.endswith(".safetensors")]
+    assert sorted(fetched) == weights
+
+
+KILLED = """
+import pathlib, sys, time
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.hub import download
+
+def progress(done, total):
+    if done > 100_000:
+        print("enough", flush=True)
+        time.sleep(60)
+
+cache, endpoint = sys.argv[1:]
+token = CancelToken()
+download("org/name", cancel=token, progress=progress, cache=pathlib.Path(cache), endpoint=endpoint)
+"""
+
+
+def test_what_a_killed_kernel_has_fetched_is_not_fetched_again(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "cache"), hub.endpoint],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "enough\n"
+        killed.kill()
+    path = download(
+        REPO,
+        cancel=CancelToken(),
+        progress=ignored,
+        cache=tmp_path / "cache",
+        endpoint=hub.endpoint,
+    )
+    assert hub.ranges[-1] > 80_000
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+
+
+def test_a_load_is_cancelled_at_once_though_the_connection_hangs(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, folder)
+    here = partial(download, cache=tmp_path / "cache", endpoint=hub.endpoint)
+    monkeypatch.setattr("mlx_magic.inference.hub.download", here)
+    session = scripted_session()
+    hub.stall_after["model.safetensors"] = 100_000
+    load = session.load(REPO)
+    while load.progress.done < 50_000:
+        assert not load.done
+    assert load.progress.note == f"downloading {REPO}"
+    load.cancel()
+    assert load.future.result(5) is None  # the server still holds the connection
+    del hub.stall_after["model.safetensors"]
+    hub.go_on.set()
+    info = session.load(REPO).future.result(60)
+    assert info is not None
+    assert hub.ranges[-1] >= 50_000 - CHUNK
+    session.close()
+
+
 def test_a_cancelled_download_stops_and_goes_on_where_it_was(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
@@ -126,12 +216,6 @@ def test_a_cancelled_download_stops_and_goes_on_where_it_was(
     assert again == sorted(again)
     assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
     assert not list(cache.rglob("*.part"))
-
-
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client tries again without its pause."""
-    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
 
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])
@@ -331,8 +415,10 @@ def test_a_refusal_is_one_line(
         ((401, "GatedRepo"), "is gated: accept its terms"),
         ((403, "GatedRepo"), "is gated: accept its terms"),
         ((403, None), r"refused by the Hub \(HTTP 403\)"),
+        ((429, None), "HTTP 429, too many requests"),
     ],
 )
+@pytest.mark.usefixtures("at_once")
 def test_files_that_are_refused_are_one_line(
     hub: fake_hub.FakeHub,
     folder: Path,

@@ -18,6 +18,7 @@ from mlx_magic.inference.request import VisionResult
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
+from tests.inference.test_on_disk import snapshot
 
 
 def cell(shell: InteractiveShell, line: str, body: str = "What is it?") -> object:
@@ -323,3 +324,21 @@ def test_models_says_what_a_model_is_and_loads_nothing(
     assert script.loads == 0
     with pytest.raises(UsageError, match="There is no model 'nothing'"):
         line(shell, "models nothing")
+
+
+def test_a_repository_in_the_cache_is_listed_with_its_alias(
+    shell: InteractiveShell,
+    script: ScriptedBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    checkpoints.good(snapshot(tmp_path / "cache", "org/name"))
+    now = session.current()
+    now.names.file = AliasFile(tmp_path / "aliases.toml")
+    now.names.file.save("q", Target("org/name"))
+    assert "org/name, q" in {row[0] for row in line(shell, "list").rows}
+    assert "org/name" in now.model_names
+    line(shell, "load q")
+    rows = [row for row in line(shell, "list").rows if "q" in row[0].split(", ")]
+    assert [row[5] for row in rows] == ["loaded"]

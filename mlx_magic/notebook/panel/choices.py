@@ -95,7 +95,7 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             model.name,
             "loaded",
             model.kind,
-            _details(model.model_type, model.quantization, model.adapter),
+            _details(model.model_type, model.quantization, model.adapter, trusted=model.trusted),
             model.nbytes,
             model.users,
             default=default in model.names,
@@ -140,6 +140,9 @@ def loading(running: Sequence[Work[Any]]) -> list[tuple[str, Work[Any]]]:
     return loads
 
 
-def _details(model_type: str, quantization: str | None, adapter: str | None = None) -> str:
+def _details(
+    model_type: str, quantization: str | None, adapter: str | None = None, *, trusted: bool = False
+) -> str:
+    allowed = "may run its code" if trusted else ""
     tuned = f"adapter {PurePath(adapter).name}" if adapter else ""
-    return " · ".join(part for part in (model_type, quantization, tuned) if part)
+    return " · ".join(part for part in (model_type, quantization, tuned, allowed) if part)

@@ -13,6 +13,7 @@ from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.session import Session
 from mlx_magic.notebook.panel.choices import ModelChoice, choices
 from mlx_magic.notebook.panel.models_section import row_html
+from mlx_magic.notebook.tables import StatusTable
 from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 from tests import checkpoints
 
@@ -88,6 +89,16 @@ def test_a_download_shows_bytes_speed_and_what_is_left(
     row = row_html(listed(session)["org/far"])
     assert "140 MB of 1.0 GB · 10 MB/s · 2 min left" in row
     assert 'style="width:14.0%"' in row
+    status = repr(StatusTable.of(session, default=None))
+    assert "140 MB of 1.0 GB · 10 MB/s · 2 min left" in status
     load.cancel()
     go_on.set()
     assert load.future.result(10) is None
+
+
+def test_what_may_run_its_code_says_so(session: Session, tmp_path: Path) -> None:
+    folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
+    session.load(str(folder), alias="e", trust_remote_code=True).future.result(10)
+    assert "may run its code" in listed(session)["e"].line
+    session.pool.unload("e")
+    assert listed(session)["e"].state == "unusable"
