@@ -20,6 +20,9 @@ from typing import Any
 from mlx_magic.errors import DownloadError
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 
+PART = ".mlx-magic.part"
+"""How the names of files end that have not arrived completely."""
+
 MOST_TOGETHER = 4
 """Files that are fetched at the same time."""
 
@@ -66,7 +69,7 @@ class RemoteFile:
     @property
     def part(self) -> Path:
         """What there is of it so far."""
-        return self.repository / "blobs" / f"{self.etag}.mlx-magic.part"
+        return self.repository / "blobs" / f"{self.etag}{PART}"
 
     @property
     def lock(self) -> Path:

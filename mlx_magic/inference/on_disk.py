@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_magic import demo
 from mlx_magic.errors import ModelError
 from mlx_magic.inference import checkpoint, checkpoint_files
+from mlx_magic.inference.hub_files import PART
 from mlx_magic.inference.request import DEMO
 
 _REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
@@ -35,6 +36,8 @@ class ModelOnDisk:
         Bytes of the weights on disk; 0 is unknown.
     problem : str
         Why it cannot be used as it is, in one line; empty if it can.
+    partly : bool
+        Whether that is a download that was stopped: loading it fetches the rest.
     """
 
     name: str
@@ -44,6 +47,7 @@ class ModelOnDisk:
     quantization: str | None = None
     nbytes: int = 0
     problem: str = ""
+    partly: bool = False
 
 
 def models_on_disk(
@@ -73,12 +77,22 @@ def models_on_disk(
     for name, folder in sorted(_folders(aliases)):
         found.append(_look(name, folder))
     listed = {model.path.resolve() for model in found}
-    for name, folder in [*_kept(folders), *sorted(_cached(cache))]:
+    cached = sorted(_cached(cache))
+    for name, folder in [*_kept(folders), *cached]:
         if folder.resolve() not in listed:
             listed.add(folder.resolve())
             # An alias of this name hides it: its path still tells it.
-            found.append(_look(str(folder) if name in aliases else name, folder))
+            model = _look(str(folder) if name in aliases else name, folder)
+            stopped = bool(model.problem) and (name, folder) in cached and _was_stopped(folder)
+            found.append(replace(model, partly=stopped))
     return found
+
+
+def _was_stopped(folder: Path) -> bool:
+    """Say whether the download of a repository in the cache was stopped among its weights."""
+    blobs = folder.parent.parent / "blobs"
+    begun = (folder / checkpoint_files.INDEX).is_file() or any(blobs.glob(f"*{PART}"))
+    return begun and not checkpoint_files.is_complete(folder)
 
 
 def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) -> list[str]:

@@ -96,7 +96,9 @@ def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tup
     """Return the row of a model that is not in memory."""
     state = "bundled" if model.name == DEMO else "on disk"
     room = fits(pool, model.nbytes)
-    if model.problem:
+    if model.partly:
+        state = "downloaded in part: load it to fetch the rest"
+    elif model.problem:
         state = f"unusable: {model.problem}"
     elif room is not None:
         state += ", fits" if room else ", does not fit now"

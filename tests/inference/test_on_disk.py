@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import mlx_magic
+from mlx_magic.inference.checkpoint import RemoteCheckpoint, resolve
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
@@ -83,6 +84,21 @@ def test_what_cannot_be_used_is_listed_with_its_problem(cache: Path, broken: str
     assert not found.problem.startswith("org/broken")
     assert (found.path, found.kind) == (folder, "vision")
     assert found.model_type in ("smolvlm", "hologram9000")
+
+
+def test_a_download_that_was_stopped_is_no_broken_model(cache: Path) -> None:
+    checkpoints.with_missing_shard(snapshot(cache, "org/shards"))
+    folder = checkpoints.without_weights(snapshot(cache, "org/single"))
+    part = folder.parent.parent / "blobs" / "abc.mlx-magic.part"
+    part.parent.mkdir()
+    part.write_bytes(b"...")
+    # Nobody has begun to fetch weights of this one.
+    checkpoints.without_weights(snapshot(cache, "org/config-only"))
+    found = [model.name for model in models_on_disk({}, cache=cache) if model.partly]
+    assert found == ["org/shards", "org/single"]
+    # What would come of loading them says the same.
+    for name in ("org/shards", "org/single"):
+        assert isinstance(resolve(name, aliases={}, cache=cache), RemoteCheckpoint)
 
 
 def test_a_damaged_config_is_a_problem_too(cache: Path) -> None:

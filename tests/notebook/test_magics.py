@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -342,3 +344,21 @@ def test_a_repository_in_the_cache_is_listed_with_its_alias(
     line(shell, "load q")
     rows = [row for row in line(shell, "list").rows if "q" in row[0].split(", ")]
     assert [row[5] for row in rows] == ["loaded"]
+
+
+def test_an_awaited_list_reads_the_disk_off_the_loop(
+    shell: InteractiveShell, script: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    real = session.Session.on_disk
+
+    def on_disk(self: session.Session) -> Any:
+        threads.append(threading.current_thread())
+        return real(self)
+
+    monkeypatch.setattr(session.Session, "on_disk", on_disk)
+    magics = shell.magics_manager.registry["VisionMagics"]
+    table = asyncio.run(magics.awaited(True, "list"))
+    assert "demo" in repr(table)
+    assert threads
+    assert threading.main_thread() not in threads

@@ -109,15 +109,17 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
         if entry.name in found or str(entry.path) in paths:
             continue
         state: ModelState = "bundled" if entry.name == DEMO else "on disk"
+        problem = "" if entry.partly else entry.problem
+        details = _details(entry.model_type, entry.quantization)
         found[entry.name] = ModelChoice(
             entry.name,
-            "unusable" if entry.problem else state,
+            "unusable" if problem else state,
             entry.kind,
-            _details(entry.model_type, entry.quantization),
+            f"{details} · downloaded in part" if entry.partly else details,
             entry.nbytes,
-            problem=entry.problem,
+            problem=problem,
             default=entry.name == default,
-            fits=None if entry.problem else fits(session.pool, entry.nbytes),
+            fits=None if problem else fits(session.pool, entry.nbytes),
         )
     for name, target in session.names.targets.items():
         # With an adapter, or given since the disk was looked at.

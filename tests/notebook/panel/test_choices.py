@@ -13,9 +13,10 @@ from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.session import Session
 from mlx_magic.notebook.panel.choices import ModelChoice, choices
 from mlx_magic.notebook.panel.models_section import row_html
-from mlx_magic.notebook.tables import StatusTable
+from mlx_magic.notebook.tables import ModelTable, StatusTable
 from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 from tests import checkpoints
+from tests.inference.test_on_disk import snapshot
 
 MB = 10**6
 
@@ -102,3 +103,14 @@ def test_what_may_run_its_code_says_so(session: Session, tmp_path: Path) -> None
     assert "may run its code" in listed(session)["e"].line
     session.pool.unload("e")
     assert listed(session)["e"].state == "unusable"
+
+
+def test_a_download_that_was_stopped_can_be_taken_up_by_its_button(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    checkpoints.with_missing_shard(snapshot(tmp_path, "org/far"))
+    choice = listed(session)["org/far"]
+    assert (choice.state, choice.problem) == ("on disk", "")
+    assert choice.line.endswith("downloaded in part")
+    assert "downloaded in part: load it" in repr(ModelTable.of(session))
