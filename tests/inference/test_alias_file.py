@@ -179,3 +179,13 @@ def test_a_model_of_a_persons_folders_is_loaded_by_its_name_there(
     assert session.check("org/seer") == "vision, smolvlm"
     for outside in ("../models/org/seer", "/etc", "", "\0"):
         assert list(session.names.known(outside)) == ["demo"]
+
+
+def test_an_alias_hides_a_model_of_the_same_name_in_a_folder(
+    session: Session, tmp_path: Path
+) -> None:
+    checkpoints.good(tmp_path / "models" / "seer")
+    other = str(checkpoints.good_text(tmp_path / "other"))
+    session.names.look_in([str(tmp_path / "models")])
+    session.load(other, alias="seer").future.result(10)
+    assert session.names.known("seer")["seer"] == other

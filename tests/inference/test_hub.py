@@ -115,6 +115,57 @@ def test_weights_that_no_library_reads_are_not_fetched(
     assert sorted(fetched) == weights
 
 
+def test_weights_in_folders_are_not_fetched(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "original").mkdir()
+    checkpoints.write_safetensors(folder / "original" / "model.safetensors")
+    publish(hub, folder)
+    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    fetched = [name for name in hub.fetched if name.endswith(".safetensors")]
+    assert fetched == ["model.safetensors"]
+
+
+class SecondLook(CancelToken):
+    """Is cancelled at the second look after it was told to count."""
+
+    __slots__ = ("looks",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: int | None = None
+
+    def checkpoint(self) -> None:
+        if self.looks is not None:
+            self.looks += 1
+            if self.looks == 2:
+                self.cancel()
+        super().checkpoint()
+
+
+def test_while_another_process_fetches_a_file_it_waits_and_can_be_cancelled(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    from huggingface_hub.utils import WeakFileLock
+
+    publish(hub, folder)
+    content = hub.repos[REPO]["model.safetensors"]
+    token = SecondLook()
+
+    def progress(done: int, total: int) -> None:
+        if total > len(content) and token.looks is None:
+            token.looks = 0
+
+    locks = tmp_path / ".locks" / "models--org--name"
+    locks.mkdir(parents=True)
+    with (
+        WeakFileLock(locks / f"{hashlib.sha256(content).hexdigest()}.lock"),
+        pytest.raises(Cancelled),
+    ):
+        download(REPO, cancel=token, progress=progress, cache=tmp_path, endpoint=hub.endpoint)
+    assert "model.safetensors" not in hub.fetched
+
+
 KILLED = """
 import pathlib, sys, time
 import huggingface_hub.constants

@@ -92,6 +92,10 @@ def test_a_download_that_was_stopped_is_no_broken_model(cache: Path) -> None:
     part = folder.parent.parent / "blobs" / "abc.mlx-magic.part"
     part.parent.mkdir()
     part.write_bytes(b"...")
+    # This one is whole, and unusable for another reason; the rest is of another revision.
+    whole = checkpoints.with_model_file(checkpoints.good(snapshot(cache, "org/evil")))
+    (whole.parent.parent / "blobs").mkdir()
+    (whole.parent.parent / "blobs" / "def.mlx-magic.part").write_bytes(b"...")
     # Nobody has begun to fetch weights of this one.
     checkpoints.without_weights(snapshot(cache, "org/config-only"))
     found = [model.name for model in models_on_disk({}, cache=cache) if model.partly]
