@@ -36,6 +36,10 @@ class FakeHub:
     stall_after : dict
         File name to a number of bytes, after which it sends nothing more until `go_on` is set.
     go_on : threading.Event
+    elsewhere : str
+        Another hub's address: large files are sent from there, as the real Hub does.
+    tokens : list
+        The Authorization that each request for a file's content came with, or None.
     """
 
     def __init__(self) -> None:
@@ -49,6 +53,8 @@ class FakeHub:
         self.ignores_ranges = False
         self.stall_after: dict[str, int] = {}
         self.go_on = threading.Event()
+        self.elsewhere = ""
+        self.tokens: list[str | None] = []
         self.endpoint = ""
 
 
@@ -137,6 +143,13 @@ class _Request(BaseHTTPRequestHandler):
             self._refuse(404, "EntryNotFound")
             return
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(name, content)}"'}
+        if self.command == "GET":
+            self.hub.tokens.append(self.headers.get("Authorization"))
+        if self.hub.elsewhere and name.endswith(".safetensors"):
+            linked = {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
+            location = {"Location": self.hub.elsewhere + self.path, "X-Repo-Commit": COMMIT}
+            self._send(b"", linked | location, 302)
+            return
         if self.command != "GET":
             self._send(content, headers)
             return

@@ -126,6 +126,25 @@ def test_weights_in_folders_are_not_fetched(
     assert fetched == ["model.safetensors"]
 
 
+@pytest.mark.usefixtures("at_once")
+def test_a_token_is_for_the_hub_and_not_for_where_it_sends_from(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    publish(hub, folder)
+    with fake_hub.running() as other:
+        other.repos = hub.repos
+        hub.elsewhere = other.endpoint
+        other.cuts["model.safetensors"] = [50_000]
+        path = download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+    assert other.tokens == [None, None]
+    assert other.ranges[-1] > 30_000  # the range goes there, too
+
+
 class SecondLook(CancelToken):
     """Is cancelled at the second look after it was told to count."""
 
