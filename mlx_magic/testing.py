@@ -182,6 +182,12 @@ class ScriptedModel:
         """Nothing: text is not kept."""
         return Reuse()
 
+    def warm_up(
+        self, *, cancel: CancelToken, progress: LoadProgress
+    ) -> Generator[None, None, None]:
+        """Do nothing: a script is as quick the first time."""
+        yield from ()
+
     def forget(self) -> int:
         """Let go of nothing."""
         return 0

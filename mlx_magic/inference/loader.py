@@ -125,10 +125,9 @@ class Loader:
         With a `holder` it is held when it is returned: nobody can unload it in between.
         Who comes while it is closing (a forced unload) waits, and loads it anew.
         """
-        folder, name = str(checkpoint.path.resolve()), checkpoint.name
-        keys = [Key(folder, trusted) for trusted in (True, False)]
-        if trust_remote_code is not None:
-            keys = [Key(folder, trust_remote_code)]
+        name = checkpoint.name
+        permissions = (True, False) if trust_remote_code is None else (trust_remote_code,)
+        keys = [Key.of(checkpoint, trusted=trusted) for trusted in permissions]
 
         def taken() -> Resident | None:
             entry, news = self._residents.take(keys, name, holder=holder, pin=pin)
@@ -184,6 +183,10 @@ class Loader:
                 raise Cancelled
             if nbytes > needed:
                 self._departures.make_room(nbytes, loading, name)
+            # After it was measured: what a request leaves for a while is not the model's.
+            yield from model.warm_up(cancel=loading.token, progress=loading.advance)
+            if not loading.names:
+                raise Cancelled
         except BaseException:
             model.close()
             raise

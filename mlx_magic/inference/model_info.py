@@ -30,6 +30,8 @@ class ModelInfo:
         Folder of the checkpoint.
     trusted : bool
         Whether this load was allowed to run the checkpoint's code.
+    adapter : str or None
+        Folder of the LoRA adapter that was loaded with it.
     pinned : bool
         Whether it stays until it is unloaded by hand.
     idle : float
@@ -45,6 +47,7 @@ class ModelInfo:
     users: int
     path: str
     trusted: bool
+    adapter: str | None = None
     pinned: bool = False
     idle: float = field(default=0.0, compare=False)
 

@@ -20,6 +20,7 @@ from mlx_magic.inference.idle import IdleTimer
 from mlx_magic.inference.loader import Loader
 from mlx_magic.inference.loading import Loads
 from mlx_magic.inference.model_info import Hold, Load, ModelInfo
+from mlx_magic.inference.owner import Owner
 from mlx_magic.inference.residents import Residents
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.unloading import Unload, Unloaded
@@ -54,8 +55,7 @@ class ModelPool:
     ) -> None:
         self._engine = engine
         self._memory = memory
-        self._opener: Callable[..., Load] | None = None
-        self._track: Callable[[Work[Any]], None] = lambda _: None
+        self._owner = Owner()
         self._watchers = Watchers()
         self._residents = Residents(clock)
         self._loads = Loads()
@@ -75,7 +75,7 @@ class ModelPool:
 
     def belongs_to(self, opener: Callable[..., Load], track: Callable[[Work[Any]], None]) -> None:
         """Say what loads a model by its name, and what follows unloads; for the session."""
-        self._opener, self._track = opener, track
+        self._owner = Owner(opener, track)
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Be told when models, names, leases, pins or the budget change. See `Session.watch`.
@@ -91,6 +91,7 @@ class ModelPool:
         *,
         trust_remote_code: bool = False,
         pin: bool = False,
+        adapter: str | os.PathLike[str] | None = None,
     ) -> ModelInfo:
         """Load a model, and wait for it.
 
@@ -104,13 +105,21 @@ class ModelPool:
             Whether this load may run the checkpoint's own code.
         pin : bool
             Whether it stays until it is unloaded by hand.
+        adapter : str or path, optional
+            Folder of a LoRA adapter; the model with it is one of its own.
 
         Raises
         ------
         ModelError
             When it cannot be loaded, or the load was cancelled.
         """
-        return self._open(model, alias=alias, trust_remote_code=trust_remote_code, pin=pin)
+        return self._owner.load(
+            model,
+            alias=alias,
+            trust_remote_code=trust_remote_code,
+            pin=pin,
+            adapter=None if adapter is None else os.fspath(adapter),
+        )
 
     def unload(self, name: str, *, force: bool = False) -> int:
         """Unload a model, and wait until its memory is free.
@@ -167,7 +176,7 @@ class ModelPool:
         try:
             info = self._residents.hold(name, hold)
             self._tell()
-            yield info or self._open(name, hold=hold)
+            yield info or self._owner.load(name, hold=hold)
         finally:
             self._departures.let_go(hold)
 
@@ -308,26 +317,17 @@ class ModelPool:
         """
         unload = self._departures.unload(name, force=force)
         if not unload.begun:
-            self._track(unload)
+            self._owner.track(unload)
         return unload
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
-        """Return the checkpoint of a model that was loaded from this folder."""
+        """Return the checkpoint of a model that was loaded from this folder, as it is."""
         entry = self._residents.of_folder(str(Path(folder).resolve()))
         return entry.checkpoint if entry else None
 
     def close(self) -> None:
         """End the thread that looks for idle models."""
         self._timer.close()
-
-    def _open(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
-        if self._opener is None:
-            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
-        load = self._opener(os.fspath(model), **options)
-        info = wait(load.future, load.cancel)
-        if info is None:
-            raise ModelError(f"The load of {load.name} was cancelled.", model=load.name)
-        return info
 
     def _tell(self) -> None:
         if self.idle_ttl is not None:

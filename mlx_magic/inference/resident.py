@@ -18,12 +18,21 @@ class Key(NamedTuple):
     Attributes
     ----------
     folder : str
+    adapter : str or None
+        Folder of the LoRA adapter that was loaded with it.
     trusted : bool
         Whether its load was allowed to run the checkpoint's code.
     """
 
     folder: str
+    adapter: str | None
     trusted: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, trusted: bool) -> Key:
+        """Return the key of a checkpoint, loaded with this permission."""
+        adapter = None if checkpoint.adapter is None else str(checkpoint.adapter.path)
+        return cls(str(checkpoint.path.resolve()), adapter, trusted)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +68,12 @@ class Resident:
     last_used: float = 0.0
 
     @property
+    def plain_name(self) -> str:
+        """What it goes by once others have taken all of its names."""
+        path, adapter = self.checkpoint.path, self.checkpoint.adapter
+        return str(path) if adapter is None else f"{path}+{adapter.path.name}"
+
+    @property
     def closing(self) -> bool:
         """Whether it is to go as soon as its cancelled users have: nobody may join them."""
         return any(unload.force and not unload.done for unload in self.unloads)
@@ -76,6 +91,7 @@ class Resident:
             users=len(self.holders),
             path=str(checkpoint.path),
             trusted=self.key.trusted,
+            adapter=self.key.adapter,
             pinned=self.pinned,
             idle=0.0 if self.holders else max(now - self.last_used, 0.0),
         )

@@ -88,9 +88,10 @@ class Residents:
             return entry
 
     def of_folder(self, folder: str) -> Resident | None:
-        """Return the model that was loaded from this folder, if there is one."""
+        """Return the model of this folder that was loaded without an adapter, if there is one."""
+        plain = [Key(folder, None, trusted) for trusted in (True, False)]
         with self._lock:
-            return next((e for key, e in self._by_key.items() if key.folder == folder), None)
+            return next((self._by_key[key] for key in plain if key in self._by_key), None)
 
     def add(self, entry: Resident, name: str, then: Callable[[], None]) -> None:
         """Let in a model that was loaded; `then` is called under the same lock."""
@@ -273,7 +274,7 @@ class Residents:
         for other in self._by_key.values():
             if other is not entry and name in other.names:
                 other.names.remove(name)
-                other.names = other.names or [str(other.checkpoint.path)]
+                other.names = other.names or [other.plain_name]
         if name in entry.names:
             return False
         entry.names.append(name)

@@ -7,23 +7,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
-from mlx_magic import demo
 from mlx_magic.errors import (
     MlxMagicError,
     RequestError,
 )
-from mlx_magic.inference import checkpoint, images, machine
+from mlx_magic.inference import images, machine
+from mlx_magic.inference.alias_file import Target
 from mlx_magic.inference.backends.failure import generation_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.current import current, replace_current
 from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
+from mlx_magic.inference.finding import describe, find
 from mlx_magic.inference.generation import Generation, OnProgress, Sink
 from mlx_magic.inference.model_info import Hold, Load
-from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
+from mlx_magic.inference.names import Names, adapted_name, require_alias
+from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
 from mlx_magic.inference.routing import no_images
@@ -49,21 +52,30 @@ class Session:
     pool : ModelPool
     clock : callable
         Seconds, monotonic.
+    names : Names, optional
+        What models are called; nothing yet if left out.
 
     Attributes
     ----------
     engine : Engine
     pool : ModelPool
+    names : Names
     deadlines : Deadlines
         Ends requests whose `timeout` is over.
     """
 
     def __init__(
-        self, engine: Engine, pool: ModelPool, *, clock: Clock = time.perf_counter
+        self,
+        engine: Engine,
+        pool: ModelPool,
+        *,
+        clock: Clock = time.perf_counter,
+        names: Names | None = None,
     ) -> None:
         self.engine = engine
         self.pool = pool
-        self._aliases: Mapping[str, str] = MappingProxyType({})
+        self.names = names or Names()
+        self._find = partial(find, names=self.names, loaded=pool.checkpoint)
         self._default_model: str | None = None
         self._clock = clock
         self.deadlines = Deadlines(clock)
@@ -76,7 +88,7 @@ class Session:
     @property
     def aliases(self) -> Mapping[str, str]:
         """Alias to folder or repository id, as they are now; see `load`."""
-        return self._aliases
+        return self.names.aliases
 
     @property
     def default_model(self) -> str | None:
@@ -117,9 +129,10 @@ class Session:
 
     @property
     def model_names(self) -> list[str]:
-        """Names that a person may use for a model without a download."""
-        names = [DEMO, *self.aliases, *(name for m in self.pool for name in m.names)]
-        return list(dict.fromkeys(names))
+        """Names that a person may use for a model without a download; looks at the disk."""
+        loaded = [name for m in self.pool for name in m.names]
+        there = names_on_disk(self.names.folders)
+        return list(dict.fromkeys([DEMO, *self.aliases, *loaded, *there]))
 
     def start(
         self,
@@ -163,6 +176,8 @@ class Session:
         *,
         alias: str | None = None,
         trust_remote_code: bool = False,
+        adapter: str | None = None,
+        save: bool = False,
         pin: bool = False,
         hold: Hold | None = None,
     ) -> Load:
@@ -176,19 +191,37 @@ class Session:
             A short name to give it.
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
+        adapter : str, optional
+            Folder of a LoRA adapter. With it the model is one of its own, called
+            ``"model+adapter"`` if no alias is given.
+        save : bool
+            Whether the alias goes into the person's file, too.
         pin : bool
             Whether the model stays until it is unloaded by hand.
         hold : Hold, optional
             Holds it as soon as it is there.
         """
+        if adapter is not None:
+            adapter = str(Path(adapter).expanduser().absolute())
+            alias = alias or adapted_name(name, adapter)
         if alias is not None:
-            self._check_alias(alias)
+            require_alias(alias)
+        if save and (alias is None or self.names.file is None):
+            raise RequestError("--save keeps an alias: give one with --as.", option="save")
         load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
 
         def prepare() -> None:
-            found = self._resolve(name, load, trusted=trust_remote_code)
+            found = self._find(name, load, trusted=trust_remote_code, adapter=adapter)
+            tuned = None if found.adapter is None else str(found.adapter.path)
+
+            def named(alias: str) -> None:
+                if save:
+                    self.names.save(alias, name, tuned)
+                self._alias(alias, str(found.path), tuned)
+
             if alias is not None:
-                load.before_success = partial(self._alias, alias, str(found.path))
+                # What was not loaded gets no name.
+                load.before_success = partial(named, alias)
             self.pool.submit_load(
                 load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
             )
@@ -196,10 +229,8 @@ class Session:
         self._begin(load, prepare)
         return load
 
-    def _alias(self, alias: str, path: str) -> None:
-        """Give a name to what was loaded; not to what was not."""
-        with self._lock:
-            self._aliases = MappingProxyType({**self._aliases, alias: path})
+    def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
+        self.names.give(alias, Target(path, adapter))
         self._watchers.tell()
 
     def check(self, name: str) -> str:
@@ -215,17 +246,14 @@ class Session:
         ModelError
             When there is no such model, or its checkpoint cannot be used.
         """
-        found = checkpoint.resolve(name, aliases=self._all_aliases())
-        if isinstance(found, checkpoint.RemoteCheckpoint):
-            return "will be downloaded when it is first used"
-        return f"{found.kind}, {found.model_type}"
+        return describe(name, self.names)
 
     def on_disk(self) -> list[ModelOnDisk]:
         """Look which models are on this machine's disk; see `models_on_disk`.
 
         Reads files: not for an event loop.
         """
-        return models_on_disk(self.aliases)
+        return models_on_disk(self.names.plain_aliases, folders=self.names.folders)
 
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
@@ -263,45 +291,11 @@ class Session:
         self.deadlines.add(work)
         threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
 
-    def _all_aliases(self) -> dict[str, str]:
-        return {DEMO: str(demo.folder()), **self.aliases}
-
-    def _check_alias(self, alias: str) -> None:
-        if alias == DEMO or not alias.strip() or "/" in alias or alias.startswith("-"):
-            raise RequestError(
-                f"{alias!r} cannot be an alias: use a short name without a slash, "
-                f"other than {DEMO!r}.",
-                option="as",
-            )
-
-    def _resolve(
-        self, name: str, work: Work[Any], *, trusted: bool = False
-    ) -> checkpoint.Checkpoint:
-        """Find a checkpoint, downloading it first where that is needed."""
-        target = self._all_aliases().get(name, name)
-        loaded = self.pool.checkpoint(target)
-        if loaded is not None:
-            # Reading its files again would take milliseconds of every question.
-            return replace(loaded, name=name)
-        found = checkpoint.resolve(name, aliases=self._all_aliases())
-        if isinstance(found, checkpoint.RemoteCheckpoint):
-            from mlx_magic.inference import hub
-
-            work.enter("downloading", f"downloading {found.repo_id}")
-            folder = hub.download(
-                found.repo_id,
-                cancel=work.token,
-                progress=work.advance,
-                trust_remote_code=trusted,
-            )
-            found = checkpoint.inspect(folder, name)
-        return found
-
     def _prepare(
         self, generation: Generation, values: list[NamedImage], max_pixels: int | None
     ) -> None:
         request = generation.request
-        found = self._resolve(request.model, generation)
+        found = self._find(request.model, generation)
         before = any(exchange.images for exchange in request.history)
         if found.kind == "text" and (values or request.images or before):
             raise no_images(request.model, self.pool, before=before)
@@ -316,7 +310,7 @@ class Session:
         generation.token.wait(DRAW_AFTER)
         generation.draw()
 
-    def _steps(self, generation: Generation, found: checkpoint.Checkpoint) -> Steps:
+    def _steps(self, generation: Generation, found: Checkpoint) -> Steps:
         """Load if needed, then answer; in slices on the inference thread."""
         request = generation.request
         try:

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.request import Phase
+from mlx_magic.inference.speed import Speed
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -32,12 +33,15 @@ class Progress:
         is unknown.
     note : str
         What is being done, for a person.
+    rate : float
+        Bytes per second of the last seconds, while downloading; 0 is unknown.
     """
 
     phase: Phase
     done: int = 0
     total: int = 0
     note: str = ""
+    rate: float = 0.0
 
 
 class Work(Generic[T]):
@@ -72,6 +76,7 @@ class Work(Generic[T]):
         self._clock = clock
         self._lock = threading.RLock()
         self._progress = Progress("queued")
+        self._speed = Speed()
         self._since = self.created = clock()
         self.deadline = None if timeout is None else self.created + timeout
         self.token = CancelToken(deadline=self.deadline, clock=clock)
@@ -86,7 +91,11 @@ class Work(Generic[T]):
     @property
     def progress(self) -> Progress:
         """Where the work stands; safe from any thread."""
-        return self._progress
+        if self._progress.phase != "downloading":
+            return self._progress
+        # Reckoned when somebody looks: it has to fall while nothing arrives.
+        with self._lock:
+            return replace(self._progress, rate=self._speed.rate(self._clock()))
 
     @property
     def elapsed(self) -> float:
@@ -136,6 +145,8 @@ class Work(Generic[T]):
                 now = self._progress
                 note = now.note if note is None else note
                 self._progress = Progress(now.phase, done, total, note)
+                if now.phase == "downloading":
+                    self._speed.report(self._clock(), done, total)
 
     def succeed(self, outcome: T) -> None:
         """Set the outcome, unless there is one already."""

@@ -33,7 +33,8 @@ _LINE_TEXT = {
     "unload": ("MODEL", "free its memory, once nobody uses it"),
     "pin": ("MODEL", "keep it when others need room"),
     "unpin": ("MODEL", "let it go when others need room"),
-    "list": ("", "the models at hand"),
+    "list": ("", "the models in memory and on disk"),
+    "models": ("MODEL", "what a model is, without loading it"),
     "status": ("", "what is loaded and running, memory, device"),
     "use": ("MODEL", "make it the default of %%vision"),
     "cancel": ("", "cancel what is running"),
@@ -46,7 +47,8 @@ Look after the models of %%vision.
 """
 
 _LINE_TAIL = """\
-MODEL is an alias, a folder or a Hub repository id.
+MODEL is an alias, a folder or a Hub repository id. Aliases for all notebooks are kept by --save
+in ~/.config/mlx-magic/aliases.toml, which you may edit.
 
 Examples
     %vision load mlx-community/Qwen2.5-VL-3B-Instruct-4bit --as qwen

@@ -73,6 +73,9 @@ class VisionMagics(Magics):
     idle_ttl = Float(None, allow_none=True, help="Seconds until an idle model is unloaded.").tag(
         config=True
     )
+    model_folders = List(Unicode(), help="Folders with models, beside the Hub's cache.").tag(
+        config=True
+    )
 
     def __init__(self, shell: Any, **kwargs: Any) -> None:
         super().__init__(shell, **kwargs)
@@ -101,6 +104,10 @@ class VisionMagics(Magics):
     @observe("idle_ttl")
     def _ttl_chosen(self, change: Any) -> None:
         _session().pool.idle_ttl = change["new"]
+
+    @observe("model_folders")
+    def _folders_chosen(self, change: Any) -> None:
+        _session().names.look_in(change["new"])
 
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]
@@ -133,6 +140,10 @@ class VisionMagics(Magics):
         with _translated():
             if cell is None:
                 command = commands.parse_line(line)
+                if isinstance(command, commands.ListCommand | commands.ModelsCommand):
+                    # They read many files, or ask the Hub.
+                    loop = asyncio.get_running_loop()
+                    return await loop.run_in_executor(None, self._run, command)
                 if not isinstance(command, pool_cells.WAITED_FOR):
                     return self._run(command)
                 return await pool_cells.awaited(self._ip, _session(), command, alone=first)
@@ -246,6 +257,10 @@ class VisionMagics(Magics):
                 from mlx_magic.notebook.tables import ModelTable
 
                 return ModelTable.of(now)
+            case commands.ModelsCommand(model):
+                from mlx_magic.notebook.tables import FactsTable
+
+                return FactsTable.of(now, model)
             case commands.StatusCommand() | commands.HelpCommand():
                 from mlx_magic.notebook.tables import StatusTable
 

@@ -86,7 +86,8 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
             "let this checkpoint run its own Python code, this once",
         ),
         Option("pin", ("--pin",), "", "keep it until it is unloaded by hand"),
-        _planned("--adapter"),
+        Option("adapter", ("--adapter",), "PATH", "a LoRA adapter's folder, loaded with it"),
+        Option("save", ("--save",), "", "keep the alias for other notebooks, too"),
     ),
     "unload": (
         Option("all", ("--all",), "", "every model"),
@@ -95,12 +96,15 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
     "pin": (),
     "unpin": (),
     "list": (),
+    "models": (),
     "status": (),
     "use": (),
     "cancel": (),
     "panel": (),
 }
 
+MODEL_VERBS = ("load", "use", "pin", "unpin", "models")
+"""Those of the commands that cannot do without a model."""
 
 SETTINGS = (
     Option(
@@ -111,6 +115,7 @@ SETTINGS = (
         "memory_budget",
     ),
     Option("idle_ttl", (), "SECONDS", "unload what was idle so long; None: never", "idle_ttl"),
+    Option("model_folders", (), "FOLDERS", "with models, beside the Hub's cache", "model_folders"),
 )
 """What has no flag, only a trait."""
 

@@ -48,6 +48,8 @@ def _begun(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[L
             alias=command.alias,
             trust_remote_code=command.trust_remote_code,
             pin=command.pin,
+            adapter=command.adapter,
+            save=command.save,
         )
         return [load]
     names = [m.name for m in session.pool] if command.model is None else [command.model]

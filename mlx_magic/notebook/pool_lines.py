@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mlx_magic.inference.unloading import Unload
@@ -63,6 +64,7 @@ def state(model: ModelInfo) -> str:
         users if model.users else "loaded",
         "pinned" if model.pinned else "",
         f"used {ago(model.idle)}" if model.idle >= 60 else "",
+        f"with adapter {PurePath(model.adapter).name}" if model.adapter else "",
         "may run its code" if model.trusted else "",
     ]
     return ", ".join(part for part in parts if part)

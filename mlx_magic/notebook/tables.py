@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
+from mlx_magic.inference import facts
+from mlx_magic.inference.alias_file import Target
+from mlx_magic.inference.fit import fits
 from mlx_magic.inference.model_info import ModelInfo
+from mlx_magic.inference.on_disk import ModelOnDisk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.reuse import Reuse
@@ -58,17 +64,83 @@ class ModelTable:
 
     @staticmethod
     def of(session: Session) -> Table:
-        """Return the models at hand: loaded ones, the bundled one, aliases."""
+        """Return the models at hand: in memory, on disk, and aliases of what is on neither.
+
+        Reads files: not for an event loop.
+        """
         loaded = pool_rows(session.pool)
-        names = {name for model in session.pool for name in model.names}
-        others = [
-            (name, "bundled" if name == DEMO else "alias", "", "", "", "not loaded")
-            for name in (DEMO, *session.aliases)
+        paths = {m.path for m in session.pool if m.adapter is None}
+        names = {name for m in session.pool for name in m.names}
+        targets = session.names.targets
+        rows: list[tuple[str, ...]] = []
+        for model in session.on_disk():
+            called = [name for name, to in session.names.plain_aliases.items() if to == model.name]
+            if model.name not in names and str(model.path) not in paths:
+                rows.append(_disk_row(model, called, session.pool))
+            names |= {model.name, *called}
+        rows += [
+            (name, "", "", "", "", _not_looked_at(to))
+            for name, to in targets.items()
             if name not in names
         ]
-        # Without a budget of one's own a list is the same on every machine.
-        note = "" if session.pool.budget is None else pool_lines.room(session.pool) + "."
-        return Table(_MODEL_HEADINGS, (*loaded, *others), note)
+        problems = session.names.file.problems if session.names.file is not None else ()
+        # Without a budget of one's own there is nothing to say of it.
+        room = () if session.pool.budget is None else (pool_lines.room(session.pool) + ".",)
+        return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join((*room, *problems)))
+
+
+def _not_looked_at(target: Target) -> str:
+    """Say what an alias stands for that is no model on this disk by itself."""
+    if target.adapter is not None:
+        return f"{target.model} with adapter {PurePath(target.adapter).name}"
+    return f"not on this disk: {target.model}"
+
+
+def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tuple[str, ...]:
+    """Return the row of a model that is not in memory."""
+    state = "bundled" if model.name == DEMO else "on disk"
+    room = fits(pool, model.needed)
+    if model.partly:
+        state = "downloaded in part: load it to fetch the rest"
+    elif model.problem:
+        state = f"unusable: {model.problem}"
+    elif room is not None:
+        state += ", fits" if room else ", does not fit now"
+    return (
+        ", ".join([model.name, *called]),
+        model.kind,
+        model.model_type,
+        (model.quantization or "no") if model.kind else "",
+        amount(model.nbytes) if model.nbytes else "",
+        state,
+    )
+
+
+class FactsTable:
+    """``%vision models``."""
+
+    @staticmethod
+    def of(session: Session, name: str) -> Table:
+        """Return what a model is; may ask the Hub, so not for an event loop."""
+        found = facts.read(name, session.names)
+        room = fits(session.pool, found.needed)
+        rows = [
+            ("model", name),
+            ("place", found.place),
+            ("kind", found.kind),
+            ("architecture", found.model_type),
+            ("quantised", found.quantization or "no"),
+            ("size", amount(found.nbytes) if found.nbytes else "unknown"),
+            ("memory", {True: "fits now", False: "does not fit now", None: "unknown"}[room]),
+            ("context", f"{found.context:,} tokens" if found.context else "unknown"),
+        ]
+        if found.image_tokens:
+            rows.append(("picture", f"{found.image_tokens:,} tokens, whole or each part of it"))
+        if found.wants_code:
+            rows.append(("wants to run", "; ".join(found.wants_code)))
+        if found.problem:
+            rows.append(("problem", found.problem))
+        return Table(("", ""), tuple(rows))
 
 
 class StatusTable:

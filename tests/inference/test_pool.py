@@ -19,6 +19,7 @@ from mlx_magic.errors import (
     RequestError,
 )
 from mlx_magic.inference import checkpoint as checkpoints_of
+from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.model_info import Hold, Load
 from mlx_magic.inference.request import GenerationRequest
@@ -361,6 +362,35 @@ def test_only_a_loads_own_slices_are_measured(bench: Bench) -> None:
     bench.script.active -= 500
     bench.run()
     assert [model.nbytes for model in bench.pool] == [SIZE] * 3
+
+
+def warm_up(model: Any, *, cancel: CancelToken, progress: object) -> Iterator[None]:
+    """Leave something behind, as an answer does until it is collected."""
+    model._backend.active += 1000
+    for _ in range(3):
+        yield
+        cancel.checkpoint()
+
+
+def test_what_a_warm_up_leaves_is_not_measured(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_magic.testing.ScriptedModel.warm_up", warm_up)
+    assert outcome(bench.load("A")).nbytes == SIZE
+    assert bench.script.active == SIZE + 1000
+
+
+def test_a_load_that_is_cancelled_in_its_warm_up_leaves_no_model(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_magic.testing.ScriptedModel.warm_up", warm_up)
+    load = bench.load("A", run=False)
+    bench.run(lambda: bench.script.active > SIZE)
+    assert bench.pool.taken == SIZE
+    load.cancel()
+    bench.run()
+    assert outcome(load) is None
+    assert (bench.script.active, bench.script.closed, bench.pool.taken) == (1000, 1, 0)
 
 
 def test_a_share_is_of_what_the_device_has(bench: Bench) -> None:

@@ -11,6 +11,7 @@ from mlx_magic.notebook.commands import (
     HelpCommand,
     ListCommand,
     LoadCommand,
+    ModelsCommand,
     PinCommand,
     StatusCommand,
     UnloadCommand,
@@ -25,6 +26,7 @@ from mlx_magic.notebook.commands import (
         ("", HelpCommand()),
         ("  ", HelpCommand()),
         ("list", ListCommand()),
+        ("models org/name", ModelsCommand("org/name")),
         ("status", StatusCommand()),
         ("cancel", CancelCommand()),
         ("use demo", UseCommand("demo")),
@@ -38,6 +40,12 @@ from mlx_magic.notebook.commands import (
         ("load org/name", LoadCommand("org/name")),
         ("load '/my models/x' --as x", LoadCommand("/my models/x", "x")),
         ("load --trust-remote-code x --as=y", LoadCommand("x", "y", trust_remote_code=True)),
+        ("load x --adapter '~/my lora'", LoadCommand("x", adapter="~/my lora")),
+        ("load x --as y --save", LoadCommand("x", "y", save=True)),
+        (
+            "load x --pin --adapter lora --save --as y --trust-remote-code",
+            LoadCommand("x", "y", trust_remote_code=True, pin=True, adapter="lora", save=True),
+        ),
     ],
 )
 def test_each_subcommand_is_read(line: str, command: Command) -> None:
@@ -50,17 +58,20 @@ def test_each_subcommand_is_read(line: str, command: Command) -> None:
         ("panel qwen", "%vision panel takes no 'qwen'."),
         ("unpin", "%vision unpin needs a MODEL."),
         ("pin x --force", "Unknown flag --force."),
-        ("load x --adapter y", "--adapter is not available yet."),
+        ("load x --adapter", "--adapter needs a value: --adapter PATH."),
+        ("load x --adapter ''", "--adapter is empty: name the adapter's folder."),
+        ("load x --save", "--save keeps an alias: give one with --as ALIAS."),
         ("lod x", "Unknown subcommand 'lod'; did you mean load?"),
         ("stats", "Unknown subcommand 'stats'; did you mean status?"),
         (
             "photo.jpg",
-            "Unknown subcommand 'photo.jpg': use one of load, unload, pin, unpin, list, status, "
-            "use, cancel, panel; questions start with %%vision.",
+            "Unknown subcommand 'photo.jpg': use one of load, unload, pin, unpin, list, models, "
+            "status, use, cancel, panel; questions start with %%vision.",
         ),
         ("load", "%vision load needs a MODEL."),
         ("load ''", "%vision load needs a MODEL."),
         ("use", "%vision use needs a MODEL."),
+        ("models", "%vision models needs a MODEL."),
         ("unload", "%vision unload needs a MODEL (or --all)."),
         ("use a b", "%vision use takes one MODEL, not 2: put a name with blanks in quotes."),
         ("unload x --all", "%vision unload --all takes no 'x'."),

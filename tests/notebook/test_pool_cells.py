@@ -189,7 +189,7 @@ def test_a_budget_is_kept_and_the_cell_says_what_left_for_it(
     )
     listed = repr(line(shell, "list"))
     assert listed.endswith("192 B of 192 B taken.")
-    assert "not loaded" in listed
+    assert "on disk, fits" in listed
     status = repr(line(shell, "status"))
     assert "192 B of 192 B taken" in status
     assert "B (96 B) to make room for A; C (96 B) to make room for B; A (96 B) to" in status

@@ -96,7 +96,7 @@ def _prepare() -> Blas:
         return Blas(None, f"turned off by {SWITCH}")
     if "mlx.core" in sys.modules:
         return Blas(None, "mlx was imported before mlx-magic could load OpenBLAS")
-    if importlib.util.find_spec("mlx_cuda") or _has_distribution("mlx-cuda"):
+    if _has_cuda():
         return Blas(None, "not needed with CUDA")
     tried = []
     for path in _openblas_candidates():
@@ -108,6 +108,11 @@ def _prepare() -> Blas:
     if tried:
         return Blas(None, "; ".join(tried))
     return Blas(None, "not found: install libopenblas0-pthread for up to 40 times the speed")
+
+
+@cache
+def _has_cuda() -> bool:
+    return importlib.util.find_spec("mlx_cuda") is not None or _has_distribution("mlx-cuda")
 
 
 def _has_distribution(prefix: str) -> bool:
@@ -156,9 +161,10 @@ def _check_product(path: str) -> str | None:
 
 
 def is_gpu() -> bool:
-    """Whether MLX runs on a GPU (Metal or CUDA); on the inference thread."""
-    import mlx.core as mx
-
+    """Whether MLX runs on a GPU (Metal or CUDA); before it is in use, whether it will."""
+    mx = sys.modules.get("mlx.core")
+    if mx is None or not hasattr(mx, "default_device"):
+        return sys.platform == "darwin" or _has_cuda()
     return bool(mx.default_device() == mx.Device(mx.gpu))
 
 
