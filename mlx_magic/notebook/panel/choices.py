@@ -12,6 +12,7 @@ from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.unloading import Unload
 from mlx_magic.inference.work import Progress, Work, amount
 from mlx_magic.notebook.phases import phase_line
 
@@ -48,6 +49,8 @@ class ModelChoice:
         Whether there is room for it now; None where nobody can say.
     pinned : bool
         Whether it stays when others need room.
+    leaving : bool
+        Whether it is to be unloaded once nobody uses it.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ModelChoice:
     default: bool = False
     fits: bool | None = None
     pinned: bool = False
+    leaving: bool = False
 
     @property
     def label(self) -> str:
@@ -91,6 +95,7 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
     default = session.default_model or DEMO
     found: dict[str, ModelChoice] = {}
     paths: set[str] = set()
+    unloads = unloading(session.running)
     for model in session.pool:
         if model.adapter is None:
             paths.add(model.path)
@@ -103,6 +108,7 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             model.users,
             default=default in model.names,
             pinned=model.pinned,
+            leaving=any(unload.name in model.names for unload in unloads),
         )
     for name, work in loading(session.running):
         if name not in found and not any(name in m.names for m in session.pool):
@@ -144,6 +150,11 @@ def loading(running: Sequence[Work[Any]]) -> list[tuple[str, Work[Any]]]:
         elif isinstance(work, Generation) and work.progress.phase in ("loading", "downloading"):
             loads.append((work.request.model, work))
     return loads
+
+
+def unloading(running: Sequence[Work[Any]]) -> list[Unload]:
+    """Return what waits to unload a model."""
+    return [work for work in running if isinstance(work, Unload)]
 
 
 def _details(
