@@ -62,7 +62,9 @@ def _cell(
     ipython: Any, work: Load | Unload, *, awaited: bool, alone: bool = False
 ) -> RunningCell[Any]:
     quick = isinstance(work, Unload)
-    return RunningCell(ipython, work, awaited=awaited, alone=alone, quick=quick)
+    # An unload that waits for nobody is done soon, and nobody could cancel it.
+    show = not (isinstance(work, Unload) and work.begun)
+    return RunningCell(ipython, work, awaited=awaited, alone=alone, show=show, quick=quick)
 
 
 def _told(work: Load | Unload, works: Sequence[Load | Unload]) -> None:
