@@ -266,6 +266,28 @@ def test_an_alias_that_is_saved_is_there_in_the_next_kernel(
     assert set(AliasFile(file.path).targets) == {"s"}
 
 
+def test_a_load_takes_pin_adapter_alias_and_save_together(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    now = session.current()
+    now.names.file = file = AliasFile(tmp_path / "aliases.toml")
+    checkpoints.good(tmp_path / "seer")
+    lora = str(tmp_path / "lora")
+    checkpoints.write_json(tmp_path / "lora" / "adapter_config.json", {"rank": 2})
+    checkpoints.write_safetensors(tmp_path / "lora" / "adapters.safetensors")
+    line(shell, "load ./seer --as plain")
+    line(shell, "load ./seer --pin --adapter lora --as tuned --save")
+    tuned, plain = now.pool["tuned"], now.pool["plain"]
+    assert (tuned.pinned, tuned.adapter, tuned.path) == (True, lora, plain.path)
+    assert (plain.pinned, plain.adapter) == (False, None)
+    assert AliasFile(file.path).targets == {"tuned": Target(str(tmp_path / "seer"), lora)}
+    # They are two: one leaves, the other stays.
+    now.pool.budget = tuned.nbytes
+    assert [model.name for model in now.pool] == ["tuned"]
+    cell(shell, "-m tuned")
+    assert script.loads == 2
+
+
 def test_a_list_shows_what_is_loaded_on_disk_and_named_and_whether_it_fits(
     shell: InteractiveShell,
     script: ScriptedBackend,
