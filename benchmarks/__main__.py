@@ -15,6 +15,7 @@ from benchmarks import (
     endurance,
     engine,
     machine,
+    pool,
     random_model,
     reuse,
     startup,
@@ -25,7 +26,7 @@ from benchmarks.figures import Report
 from benchmarks.live import ROOT, live_kernel
 from mlx_magic.demo import folder as bundled
 
-NAMES = ("startup", "cell", "wire", "cancel", "warmup", "engine", "endurance", "panel")
+NAMES = ("startup", "cell", "wire", "cancel", "warmup", "engine", "pool", "endurance", "panel")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -101,14 +102,8 @@ def main() -> None:
         if {"cell", "wire", "cancel"} & {*names}:
             model = _model(given, folder)
             _in_kernel(names, model, size, deadline, folder, finished, gpu="gpu" in host)
-        if "warmup" in names:
-            gpu = "gpu" in host
-            source = _model(given, folder / "plain")
-            model = random_model.twin(
-                source, folder / "loaded" / source.name, tiles=False, float32=not gpu
-            )
-            report = warmup.measure(model, folder, runs=size.raw_starts + 2, deadline=deadline)
-            finished(report, f"-{source.name}")
+        if {"warmup", "pool"} & {*names}:
+            _in_process(given, size, deadline, folder, finished, gpu="gpu" in host)
         if "engine" in names:
             _engine(given, size, deadline, folder, finished, gpu="gpu" in host)
 
@@ -149,6 +144,28 @@ def _in_kernel(
             report = wire.measure_model(kernel, model)
             wire.measure_paced(kernel, model, folder, size.rates, report)
             finished(report)
+
+
+def _in_process(
+    given: argparse.Namespace,
+    size: Size,
+    deadline: float,
+    folder: Path,
+    finished: Callable[..., None],
+    *,
+    gpu: bool,
+) -> None:
+    """Measure without a kernel; on a CPU with weights in float32, so that raw is not slowed."""
+    source = _model(given, folder / "plain")
+    model = random_model.twin(source, folder / "loaded" / source.name, tiles=False, float32=not gpu)
+    if "warmup" in given.names or not given.names:
+        report = warmup.measure(model, folder, runs=size.raw_starts + 2, deadline=deadline)
+        finished(report, f"-{source.name}")
+    if "pool" in given.names or not given.names:
+        report = pool.measure(
+            model, folder, pairs=2 * size.pairs, loads=size.starts, gpu=gpu, deadline=deadline
+        )
+        finished(report, f"-{source.name}")
 
 
 def _engine(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
 from mlx_magic.inference.work import Clock, Work
+
+_log = logging.getLogger(__name__)
 
 
 class Deadlines:
@@ -47,7 +50,11 @@ class Deadlines:
             works = [work for work in self._works if work.token.requested]
             self._works.difference_update(works)
         for work in works:
-            work.expire()
+            try:
+                work.expire()
+            except BaseException:
+                # Foreign code listens to its end; the others' time is up, too.
+                _log.exception("A request whose time was up could not be ended.")
 
     def close(self) -> None:
         """End the thread."""

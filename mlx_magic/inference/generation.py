@@ -181,7 +181,7 @@ class Generation(Work[VisionResult]):
         if self._sink is not None:
             try:
                 self._sink(chunk)
-            except Exception:
+            except BaseException:
                 # The answer is not to be lost for its observer.
                 _log.exception("A sink failed and gets nothing more.")
                 self._sink = None

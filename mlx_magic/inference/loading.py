@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
+from mlx_magic.inference.backends.failure import again
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.engine import WAIT, Steps, put_away
 from mlx_magic.inference.work import Work
@@ -101,7 +102,7 @@ class Loading:
             if not self._ended:
                 yield said
         if self._error is not None:
-            raise _again(self._error)
+            raise again(self._error)
         work.token.checkpoint()
 
     def _slice(self) -> Any:
@@ -174,11 +175,3 @@ class Loads:
     def forget(self) -> None:
         """Forget them all: their thread has died."""
         self._loading.clear()
-
-
-def _again(error: Exception) -> Exception:
-    """Return an error like this one: raised for several people, one would mix their frames."""
-    twin = type(error).__new__(type(error), *error.args)
-    twin.__dict__.update(error.__dict__)
-    twin.__cause__ = error.__cause__
-    return twin

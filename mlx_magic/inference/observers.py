@@ -79,7 +79,8 @@ class Observers(Generic[S]):
     def _call(self, observer: _Observer[S]) -> None:
         try:
             observer.callback(self._snapshot())
-        except Exception:
-            # The work is not to be lost for who looks on.
+        except BaseException:
+            # Whatever it is (asyncio's CancelledError is no Exception): the work is not to
+            # be lost for who looks on.
             _log.exception("An observer failed and is told nothing more.")
             self._observers = [each for each in self._observers if each is not observer]

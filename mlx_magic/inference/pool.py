@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import EngineError, ModelError
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import admission, device
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.budget import Refusal, Setting, check_ttl
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -338,6 +338,7 @@ class ModelPool:
         """Forget every model: their arrays belong to a thread that has died."""
         waited = self._residents.clear()
         self._loads.forget()
+        admission.SHARED.forget()
         for unload in waited:
             unload.fail(EngineError("The inference thread died, and its models are gone."))
         self._tell()

@@ -16,17 +16,20 @@ class Reuse:
         Pictures (or tiles, where a model cuts them) that were known, and that were encoded.
     picture_bytes : int
         What is kept of pictures.
+    input_bytes : int
+        What is kept of how they were cut and scaled.
     prefix_hits, prefix_misses : int
         Prompts whose beginning was known, and those that were read from the start.
     prefix_bytes : int
         What is kept of prompts.
     limit_bytes : int
-        What both together may take at most.
+        What all together may take at most.
     """
 
     picture_hits: int = 0
     picture_misses: int = 0
     picture_bytes: int = 0
+    input_bytes: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
     prefix_bytes: int = 0
@@ -35,7 +38,7 @@ class Reuse:
     @property
     def nbytes(self) -> int:
         """What is kept in all, in bytes."""
-        return self.picture_bytes + self.prefix_bytes
+        return self.picture_bytes + self.input_bytes + self.prefix_bytes
 
     @classmethod
     def total(cls, parts: Iterable[Reuse]) -> Reuse:

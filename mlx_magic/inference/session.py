@@ -304,7 +304,9 @@ class Session:
             *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
         ]
         generation.prepared(replace(request, images=tuple(opened)))
-        self.engine.submit(self._steps(generation, found), generation.fail)
+        steps = self._steps(generation, found)
+        generation.on_cancel = partial(self.engine.hurry, steps)
+        self.engine.submit(steps, generation.fail)
         # Thumbnails would take a core from the model's first milliseconds (4 % of a
         # small model's time to the first token, measured).
         generation.token.wait(DRAW_AFTER)

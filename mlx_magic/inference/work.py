@@ -65,6 +65,8 @@ class Work(Generic[T]):
         What the inference thread looks at.
     notes : list of str
         What happened on its way that a person should know, a line each.
+    on_cancel : callable
+        Called when it was asked to stop and has not ended; on any thread, under no lock.
     """
 
     def __init__(self, clock: Clock, *, timeout: float | None = None) -> None:
@@ -80,6 +82,7 @@ class Work(Generic[T]):
         self._since = self.created = clock()
         self.deadline = None if timeout is None else self.created + timeout
         self.token = CancelToken(deadline=self.deadline, clock=clock)
+        self.on_cancel: Callable[[], None] = lambda: None
         self._last_phase: Phase = "queued"
         self._spent: dict[Phase, float] = {}
 
@@ -109,6 +112,8 @@ class Work(Generic[T]):
             ends_now = self._progress.phase in ENDS_AT_ONCE
         if ends_now:
             self._finish(self._cancelled_outcome, only_in=ENDS_AT_ONCE)
+        if not self._ended:
+            self.on_cancel()
 
     def expire(self) -> None:
         """Stop it if its time is up; safe from any thread."""

@@ -500,6 +500,8 @@ def test_answers_are_copied_and_inserted_as_cells(show: Show, front_end: FrontEn
     expect(front.answer.get_by_role("status")).to_have_text("Inserted below")
     saved = front.notebook.saved()
     assert [found.source for found in saved.cells[1:]] == [cell, "'the next one'"]
+    heard = page.locator(".heard").first
+    expect(heard).to_have_text(re.compile("cell_used.*cell_used"))
     assert [name for name, _ in front.heard()] == ["cell_used"] * 2
 
 

@@ -293,3 +293,19 @@ def test_memory_is_never_overrun_and_everybody_ends(
     go(asked, look)
     assert all(each.error is None or each.cancel.requested for each in asked)
     assert (line.inside, len(line)) == ([], 0)
+
+
+def test_a_line_of_a_dead_thread_is_forgotten() -> None:
+    held, line = Device(room_for(1)), Line()
+    table = FakeTable(held, line)
+    first, second = Asked(table, 100, 20), Asked(table, 100, 20)
+    for each in (first, second):
+        each.step()
+    line.forget()
+    assert (len(line), line.inside) == (0, [])
+    # Those who are closed late find that they have left already.
+    second.steps.close()
+    first.steps.close()
+    third = Asked(FakeTable(Device(room_for(1)), line), 100, 20)
+    go([third])
+    assert (third.error, third.waited) == (None, False)

@@ -38,7 +38,7 @@ class Counting(Batch):
                 self.reading[uid] -= 1
                 self._seats[uid].read += 1
             else:
-                self._seats[uid].written.append(Written(self.next[uid]))
+                self._seats[uid].give(Written(self.next[uid]))
                 self.next[uid] += 1
 
     def _drop(self, uid: int) -> None:
@@ -117,6 +117,23 @@ def test_who_is_cancelled_leaves_and_the_others_go_on() -> None:
     go_round(deque(jobs[1:]))
     assert logs[1] == list(range(5))
     assert len(batch) == 0
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_who_fails_alone_ends_at_its_next_turn_wherever_it_stands(first: bool) -> None:
+    batch, logs = Counting(), [list[int](), list[int]()]
+    jobs = [request(batch, log, 9, CancelToken()) for log in logs]
+    for job in jobs * 3:
+        next(job)
+    failing = 0 if first else 1
+    seats = list(batch._seats.values())
+    seats[failing].fail(ValueError("no"))
+    next(jobs[1 - failing])
+    with pytest.raises(ValueError, match="no"):
+        next(jobs[failing])
+    go_round(deque([jobs[1 - failing]]))
+    assert logs[1 - failing] == list(range(9))
+    assert len(logs[failing]) < 4
 
 
 def test_a_step_that_fails_ends_all_with_its_reason_and_the_next_can_come() -> None:

@@ -76,6 +76,22 @@ def test_a_call_takes_its_turn_or_comes_at_once() -> None:
     assert log == ["a0", "soon", "in turn", "a1"]
 
 
+def test_one_that_is_to_stop_gets_the_next_slice() -> None:
+    engine, log = Engine(threaded=False), list[str]()
+    pieces = {name: steps(log, name, 5) for name in "abcd"}
+    for piece in pieces.values():
+        engine.submit(piece, no_error)
+    engine.step()
+    engine.hurry(pieces["d"])
+    engine.hurry(pieces["d"])
+    for _ in range(6):
+        engine.step()
+    # The head, whose slice may be running, keeps its turn; the others theirs.
+    assert log == ["a0", "b0", "d0", "c0", "a1", "b1", "d1"]
+    engine.hurry(steps(log, "e", 1))
+    assert engine.step()
+
+
 def test_an_error_ends_its_own_piece_alone() -> None:
     engine, log, errors = Engine(threaded=False), list[str](), list[BaseException]()
 
@@ -308,6 +324,30 @@ def test_one_that_cannot_be_closed_does_not_keep_the_others_from_being_told() ->
     engine.submit(steps([], "b", 9), errors.append)
     engine.close()
     assert [type(error) for error in errors] == [EngineError] * 2
+
+
+def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -> None:
+    engine, told = Engine(), [threading.Event() for _ in range(3)]
+    entered = threading.Event()
+
+    def stubborn() -> Generator[None, None, None]:
+        try:
+            while True:
+                entered.set()
+                yield WAIT
+        finally:
+            raise SystemExit
+
+    def dying() -> Generator[None, None, None]:
+        yield
+        entered.wait(10)
+        raise SystemExit
+
+    engine.submit(stubborn(), lambda error: told[0].set())
+    engine.submit(dying(), lambda error: told[1].set())
+    engine.submit(Waiting().steps(), lambda error: told[2].set())
+    assert all(event.wait(10) for event in told)
+    engine.close()
 
 
 def test_closing_an_engine_that_never_ran_is_nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import threading
@@ -65,14 +66,18 @@ def test_an_observer_gets_numbers_that_belong_together(
     assert last.text == generation.future.result().text
 
 
+@pytest.mark.parametrize("error", [ValueError("no"), asyncio.CancelledError()], ids=repr)
 def test_an_observer_that_fails_is_told_nothing_more(
-    generation: Generation, clock: ManualClock, caplog: pytest.LogCaptureFixture
+    generation: Generation,
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+    error: BaseException,
 ) -> None:
     calls: list[Any] = []
 
     def fail(snapshot: Snapshot) -> None:
         calls.append(snapshot)
-        raise ValueError("no")
+        raise error
 
     generation.observe(fail)
     with caplog.at_level(logging.ERROR):

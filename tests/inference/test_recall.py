@@ -91,7 +91,7 @@ def test_what_is_kept_at_most_follows_the_model_and_the_machine(
 
 
 def test_counts_of_several_models_add_up() -> None:
-    one, other = Reuse(1, 2, 3, 4, 5, 6, 7), Reuse(10, 20, 30, 40, 50, 60, 70)
-    assert Reuse.total([one, other]) == Reuse(11, 22, 33, 44, 55, 66, 77)
+    one, other = Reuse(1, 2, 3, 4, 5, 6, 7, 8), Reuse(10, 20, 30, 40, 50, 60, 70, 80)
+    assert Reuse.total([one, other]) == Reuse(11, 22, 33, 44, 55, 66, 77, 88)
     assert Reuse.total([]) == Reuse()
-    assert one.nbytes == 9
+    assert one.nbytes == 3 + 4 + 7

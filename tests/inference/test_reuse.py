@@ -16,8 +16,10 @@ import mlx_magic
 from benchmarks.random_model import build
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference import images as pictures
+from mlx_magic.inference.backends import vision, vision_batch
 from mlx_magic.inference.backends.device import Memory
 from mlx_magic.inference.backends.vision import VisionBackend, VisionModel
+from mlx_magic.inference.backends.vision_batch import VisionBatch
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import inspect
 from mlx_magic.inference.engine import Engine
@@ -527,3 +529,56 @@ def test_what_is_kept_is_bounded_and_unloading_frees_it(engine: Engine) -> None:
     engine.call(room.model.close).result(60)
     assert room.model.reuse.nbytes == 0
     assert engine.call(mx.get_active_memory).result(60) <= held + 100_000
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
+def test_a_processor_that_raises_ends_its_own_request_alone(
+    demo: Room, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    expected = demo.cold(QUESTION, RED).text
+    demo.forget()
+    calls: list[int] = []
+
+    def raising(tokens: Any, logits: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise ValueError("it broke")
+        return logits
+
+    def processors(sampling: Sampling, count: int) -> list[Any]:
+        return [raising] if sampling.seed == 7 else []
+
+    monkeypatch.setattr(vision, "processors", processors)
+    pair: list[tuple[GenerationRequest, Cut | None]] = [
+        (asking(QUESTION, BLUE, seed=7), None),
+        (asking(QUESTION, RED), None),
+    ]
+    asked = demo.all(pair if first else pair[::-1])
+    broken, well = asked if first else asked[::-1]
+    assert isinstance(broken.error, ValueError)
+    assert broken.reason == ""
+    assert (well.text, well.error) == (expected, None)
+
+
+def test_a_prompt_that_cannot_be_read_is_nothing_to_those_that_are_written(
+    demo: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = demo.cold(QUESTION, RED, max_tokens=20).text
+    demo.forget()
+    begin = VisionBatch._begin_reading
+
+    def failing(self: VisionBatch) -> None:
+        begin(self)
+        if any(prompt.max_tokens == 3 for prompt in self._read_by):
+            raise MemoryError("too large")
+
+    monkeypatch.setattr(VisionBatch, "_begin_reading", failing)
+    monkeypatch.setattr(vision_batch, "MOST_READ_TOGETHER", 1)
+    well, bad = demo.all(
+        [
+            (asking(QUESTION, RED, max_tokens=20), None),
+            (asking(QUESTION, BLUE, max_tokens=3), None),
+        ]
+    )
+    assert isinstance(bad.error, MemoryError)
+    assert (well.text, well.error) == (expected, None)

@@ -157,6 +157,27 @@ def test_cancel_in_the_queue_does_not_touch_who_runs(script: ScriptedBackend, vi
     session.close()
 
 
+def test_one_that_is_cancelled_does_not_wait_for_a_round_of_the_others(
+    script: ScriptedBackend, vision: str
+) -> None:
+    script.hold = "writing"
+    session = scripted_session(backend=script, threaded=False)
+    # Pictures are opened on threads of their own: the order is that of their submission.
+    asked = []
+    for _ in range(6):
+        asked.append(session.start(question(vision, max_tokens=10**6)))
+        while asked[-1].progress.phase != "writing":
+            session.engine.step()
+    asked[3].cancel()
+    slices = 0
+    while not asked[3].done:
+        session.engine.step()
+        slices += 1
+    assert slices <= 2, "the slice in hand, and its own"
+    assert asked[3].future.result(0).finish_reason == "cancelled"
+    session.close()
+
+
 def test_a_models_failure_is_named_and_keeps_the_model(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:

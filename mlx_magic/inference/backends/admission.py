@@ -110,15 +110,22 @@ class Line:
                 cancel.checkpoint()
             self.inside.append(place)
         finally:
-            self._waiting.remove(place)
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(place)
         return self._kept(place)
+
+    def forget(self) -> None:
+        """Forget everybody: their thread has died, and they with it."""
+        self.inside.clear()
+        self._waiting.clear()
 
     @contextlib.contextmanager
     def _kept(self, place: Place) -> Iterator[Place]:
         try:
             yield place
         finally:
-            self.inside.remove(place)
+            with contextlib.suppress(ValueError):
+                self.inside.remove(place)
 
     def held(self) -> int:
         """Bytes that the answers of those inside take now."""

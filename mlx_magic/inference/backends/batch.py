@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_magic.inference.backends.failure import again
 from mlx_magic.inference.cancel import CancelToken
 
 
@@ -53,9 +54,15 @@ class Seat:
     tick: int = -1
     owes: bool = False
 
-    def fail(self, error: BaseException) -> None:
-        """End this request alone."""
-        self.error = error
+    def give(self, written: Written) -> None:
+        """Hand out a token; none where the request has failed meanwhile."""
+        if self.error is None:
+            self.written.append(written)
+
+    def fail(self, error: Exception) -> None:
+        """End this request alone, at its next turn."""
+        # One of its own: raised for several requests, it would mix their frames.
+        self.error = again(error)
         self.written.clear()
 
 
@@ -119,7 +126,7 @@ class Batch(ABC):
         if waits and seat.tick == self._tick:
             self._advance()
         seat.tick = self._tick
-        if seat.error is not None and not seat.written:
+        if seat.error is not None:
             raise seat.error
         seat.owes = True
         return seat.written.popleft() if seat.written else None
@@ -131,7 +138,7 @@ class Batch(ABC):
         except Exception as error:
             # What fails for all of them cannot go on for any.
             for each in self._seats.values():
-                each.error = error
+                each.fail(error)
             self._clear()
 
     @abstractmethod

@@ -63,3 +63,13 @@ def generation_error(model: str, error: Exception) -> GenerationError:
     )
     failure.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
     return failure
+
+
+def again(error: Exception) -> Exception:
+    """Return an error like this one: raised for several people, one would mix their frames."""
+    twin = type(error).__new__(type(error), *error.args)
+    # MemoryError's own makes nothing of them.
+    twin.args = error.args
+    twin.__dict__.update(error.__dict__)
+    twin.__cause__ = error.__cause__
+    return twin

@@ -12,6 +12,7 @@ from mlx_magic.inference.backends.features import Between, Features
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.places import Places, places
 from mlx_magic.inference.backends.prefix import Prefixes, Rows
+from mlx_magic.inference.backends.processed import Processed
 from mlx_magic.inference.reuse import Reuse
 
 T = TypeVar("T")
@@ -26,7 +27,10 @@ SHARE_OF_MEMORY = 1 / 8
 """Of the machine's memory: what is kept for one model at most."""
 
 SHARE_OF_PICTURES = 1 / 4
-"""Of what is kept: features of pictures; the others are keys and values of prompts."""
+"""Of what is kept: features of pictures; most of the others are keys and values of prompts."""
+
+SHARE_OF_INPUTS = 1 / 4
+"""Of what is kept: what the image processor made."""
 
 
 def reuse_limit(nbytes: int) -> int:
@@ -97,12 +101,18 @@ class Recall:
         Bytes of its weights.
     prompts : bool
         Whether prompts may be kept at all.
+
+    Attributes
+    ----------
+    processed : Processed
+        What the image processor made.
     """
 
     def __init__(self, model: Any, nbytes: int, *, prompts: bool) -> None:
         self._limit = reuse_limit(nbytes)
         self._features = Features(int(self._limit * SHARE_OF_PICTURES))
-        self._prefixes = Prefixes(self._limit - self._features.limit)
+        self.processed = Processed(int(self._limit * SHARE_OF_INPUTS))
+        self._prefixes = Prefixes(self._limit - self._features.limit - self.processed.limit)
         language = getattr(model, "language_model", None)
         # Such models put the positions of the last prompt into themselves.
         own_positions = hasattr(language, "_rope_deltas") or hasattr(language, "_position_ids")
@@ -119,6 +129,7 @@ class Recall:
             picture_hits=features.hits,
             picture_misses=features.misses,
             picture_bytes=features.nbytes,
+            input_bytes=self.processed.nbytes,
             prefix_hits=prefixes.hits,
             prefix_misses=prefixes.misses,
             prefix_bytes=prefixes.nbytes,
@@ -196,4 +207,5 @@ class Recall:
         size = self.counts.nbytes
         self._features.clear()
         self._prefixes.clear()
+        self.processed.clear()
         return size

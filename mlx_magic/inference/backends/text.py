@@ -55,11 +55,12 @@ class TextBackend:
         device.prepare()
         progress(0, 0, "loading: importing mlx-lm")
         yield
+        cancel.checkpoint()
         from mlx_lm.utils import load
 
-        cancel.checkpoint()
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
+        cancel.checkpoint()
         loaded: tuple[Any, ...] = load(
             str(checkpoint.path),
             tokenizer_config={"trust_remote_code": trust_remote_code},
@@ -253,8 +254,8 @@ class TextModel:
         while self._busy:
             asked.cancel.checkpoint()
             yield
-        self._busy = True
         stream = self._stream(prompt, asked)
+        self._busy = True
         try:
             for piece in stream:
                 self._require_number(piece.token)

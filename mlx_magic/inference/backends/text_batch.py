@@ -14,6 +14,7 @@ from mlx_magic.inference.backends.batch import Batch, Seat, Written
 from mlx_magic.inference.backends.prefix import Rows
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.text_reading import Prompt, Reading, alike, joined
+from mlx_magic.inference.backends.wired import wired
 
 MOST_READ_TOGETHER = 8
 """Prompts that are read in one go where they come at once."""
@@ -174,12 +175,30 @@ class TextBatch(Batch):
             self._let_go()
             if self._writing is not None:
                 self._write()
-            if self._reading is None and self._waiting and self._room > 0:
-                self._reading = self._begin(self._next_prompts())
-            if self._reading is not None:
-                self._read(self._reading)
+            self._read_on()
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()
+
+    def _read_on(self) -> None:
+        """Read a chunk of what is being read, or begin with what waits longest."""
+        prompts = self._reading.prompts if self._reading is not None else []
+        done = None
+        try:
+            if self._reading is None and self._waiting and self._room > 0:
+                prompts = self._next_prompts()
+                self._reading = self._begin(prompts)
+            if self._reading is not None:
+                done = self._read(self._reading)
+        except Exception as error:
+            # What cannot be read is nothing to those who are being written.
+            for prompt in prompts:
+                prompt.seat.fail(error)
+            self._reading = None
+        if done is not None and self._reading is not None:
+            together, self._reading = self._reading.joined, None
+            self._join(done, together=together)
+            for prompt in prompts:
+                prompt.seat.read = len(prompt.tokens)
 
     @property
     def _room(self) -> int:
@@ -204,7 +223,7 @@ class TextBatch(Batch):
         self._sampler.rows = list(self._writing.uids)
         for response in self._writing.next():
             token = int(response.token)
-            self._seats[response.uid].written.append(Written(token, token in self._ends))
+            self._seats[response.uid].give(Written(token, token in self._ends))
 
     def _next_prompts(self) -> list[Prompt]:
         """Take the prompt that waits longest, and those beside which it can be read."""
@@ -225,8 +244,8 @@ class TextBatch(Batch):
             return Reading(prompts, joined(*caches), joined=True)
         return Reading(prompts, caches[0], joined=False)
 
-    def _read(self, reading: Reading) -> None:
-        """Read a chunk; after the last, the answers can be written."""
+    def _read(self, reading: Reading) -> Any:
+        """Read a chunk; after the last one return the answers, to be written from here on."""
         import mlx.core as mx
 
         if reading.done < reading.length:
@@ -238,12 +257,9 @@ class TextBatch(Batch):
             mx.clear_cache()
             reading.advance(len(rows[0]))
             if reading.done < reading.length:
-                return
+                return None
         reading.straighten()
-        self._reading = None
-        self._join(self._begin_writing(reading), together=reading.joined)
-        for prompt in reading.prompts:
-            prompt.seat.read = len(prompt.tokens)
+        return self._begin_writing(reading)
 
     def _begin_writing(self, reading: Reading) -> Any:
         """Put prompts that were read to the last token but one into mlx-lm's hands."""
@@ -301,7 +317,7 @@ class TextBatch(Batch):
             from mlx_lm.generate import wired_limit
 
             self._wired = contextlib.ExitStack()
-            self._wired.enter_context(wired_limit(self._model, [self._stream]))
+            self._wired.enter_context(wired(wired_limit(self._model, [self._stream])))
 
 
 def can_batch(model: Any) -> bool:

@@ -75,7 +75,7 @@ class TowerCall:
             if isinstance(value, list | tuple):
                 return tuple(form(each) for each in value)
             if value is None or isinstance(value, int | float | str):
-                return value
+                return type(value).__name__, value
             raise TypeError(f"{type(value).__name__} cannot be known again.")
 
         more = tuple((key, form(value)) for key, value in sorted(self.kwargs.items()))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 
@@ -64,11 +63,12 @@ class VisionBackend:
         device.prepare()
         progress(0, 0, "loading: importing mlx-vlm")
         yield
+        cancel.checkpoint()
         import mlx_vlm
 
-        cancel.checkpoint()
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
+        cancel.checkpoint()
         # False is said out loud: left open, transformers would ask on a terminal.
         model, processor = mlx_vlm.load(
             str(checkpoint.path),
@@ -168,23 +168,14 @@ class VisionModel:
             cancel=cancel,
             waits=lambda: report(counts.chunk("queued")),
         )
-        with placed as place, self._named(inputs) as pictures:
+        named = self._recall.processed.named(chat.pictures(request), inputs)
+        with placed as place, named as pictures:
             self._say_seen(request, inputs, report)
             asked = Asked(request, counts, place, cancel, report)
             if batch is None:
                 caches = partial(self._caches, request.kv_bits)
                 return (yield from self._alone(inputs, pictures, asked, caches))
             return (yield from self._together(batch, inputs, pictures, asked))
-
-    @contextlib.contextmanager
-    def _named(self, inputs: dict[str, Any]) -> Iterator[Pictures | None]:
-        """Give the pictures names within this block."""
-        pictures = Pictures.of(inputs)
-        try:
-            yield pictures
-        finally:
-            if pictures is not None:
-                pictures.settle()
 
     def _batch_of(self, kv_bits: int | None) -> VisionBatch | None:
         """Return with whom a request is answered; None where this model answers alone."""
@@ -207,7 +198,9 @@ class VisionModel:
         return kv.quantised(caches, kv_bits, self._room.shape, self._name)
 
     def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
-        return vision_inputs.made_of(request, self._name, self._model.config, self._processor)
+        images = chat.pictures(request)
+        with self._recall.processed.standing_in(self._processor, images):
+            return vision_inputs.made_of(request, self._name, self._model.config, self._processor)
 
     def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
         pictures = chat.pictures(request)

@@ -12,6 +12,7 @@ from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
+from mlx_magic.inference.backends.wired import wired
 
 MOST_READ_TOGETHER = 8
 """Prompts that are read in one go where they come at once."""
@@ -124,10 +125,19 @@ class VisionBatch(Batch):
         with mx.stream(self._stream):
             if self._writing.uids:
                 self._write()
-            if self._reading is None and self._waiting and len(self._writing.uids) < self._most:
-                self._begin_reading()
-            if self._reading is not None:
-                self._read()
+            written = None
+            try:
+                if self._reading is None and self._waiting and len(self._writing.uids) < self._most:
+                    self._begin_reading()
+                if self._reading is not None:
+                    written = self._read()
+            except Exception as error:
+                # What cannot be read is nothing to those who are being written.
+                for prompt in self._read_by:
+                    prompt.seat.fail(error)
+                self._reading, self._read_by = None, []
+            if written is not None:
+                self._join(written)
 
     def _write(self) -> None:
         """Write a token of each answer; what has ended leaves."""
@@ -156,14 +166,14 @@ class VisionBatch(Batch):
     def _take(self, prompt: Prompt, token: int) -> None:
         """Hand out a token of an answer."""
         stopped = bool(self._ends(token))
-        prompt.seat.written.append(Written(token, stopped))
+        prompt.seat.give(Written(token, stopped))
         prompt.max_tokens -= 1
         prompt.ended = stopped or prompt.max_tokens <= 0
 
     def _begin_reading(self) -> None:
-        prompts = self._next_prompts()
         from mlx_vlm.generate.ar import PromptProcessingBatch
 
+        self._read_by = prompts = self._next_prompts()
         alone = prompts[0] if len(prompts) == 1 else None
         if alone:
             embeds, more = alone.embeds["inputs_embeds"], others(alone.embeds)
@@ -172,7 +182,6 @@ class VisionBatch(Batch):
             caches, right = warm(prompts) if prompts[0].cache else (None, {})
             rows = [prompt.embeds["inputs_embeds"] for prompt in prompts]
             embeds, more = padded(rows, left=caches is None), {}
-        self._read_by = prompts
         self._reading = PromptProcessingBatch(
             self._model,
             [prompt.seat.uid for prompt in prompts],
@@ -199,8 +208,8 @@ class VisionBatch(Batch):
         self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
         return chosen
 
-    def _read(self) -> None:
-        """Read a chunk; the last one gives each answer's first token."""
+    def _read(self) -> Any:
+        """Read a chunk; after the last one return the answers, to be written from here on."""
         import mlx.core as mx
 
         batch = self._reading
@@ -212,14 +221,17 @@ class VisionBatch(Batch):
             for prompt in self._read_by:
                 prompt.seat.read = min(prompt.seat.read + done, len(prompt.tokens))
             if batch.needs_processing():
-                return
+                return None
         self._sampler.rows = list(batch.uids)
-        written = batch.generate(self._sampler, _never, compute_logprobs=False)
+        return batch.generate(self._sampler, _never, compute_logprobs=False)
+
+    def _join(self, written: Any) -> None:
+        """Write new answers beside the others; their first tokens are there."""
         self._reading = None
         for prompt, token in zip(self._read_by, self._sampler.drawn.tolist(), strict=True):
             prompt.seat.read = len(prompt.tokens)
-            # The first token is there; the step that would give it begins the second one first.
-            # One that ends the answer waits for it: its keys and values come then.
+            # The step that would give it begins the second one first. One that ends the answer
+            # waits for that: its keys and values come then.
             if prompt.max_tokens > 1 and not self._ends(token):
                 self._take(prompt, token)
                 prompt.begun = True
@@ -267,7 +279,7 @@ class VisionBatch(Batch):
             from mlx_vlm.generate.common import wired_limit
 
             self._wired = contextlib.ExitStack()
-            self._wired.enter_context(wired_limit(self._model, [self._stream]))
+            self._wired.enter_context(wired(wired_limit(self._model, [self._stream])))
 
 
 def can_batch(model: Any) -> bool:

@@ -1,0 +1,174 @@
+"""Several models in one process: switching between them, loading one while another answers."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Report, ratios
+from benchmarks.workload import Pictures
+
+MOST_SWITCH = 1.02
+MOST_LOAD = 1.05
+MOST_GAP = 250.0
+QUESTION = "Describe this picture in every detail."
+ANSWER = 8
+LONG_ANSWER = 100_000
+
+
+def measure(
+    model: Path, folder: Path, *, pairs: int, loads: int, gpu: bool, deadline: float
+) -> Report:
+    """Measure switches, loads, and what a load does to an answer beside it.
+
+    Parameters
+    ----------
+    model, folder : Path
+        The model, and an empty folder.
+    pairs, loads : int
+        Of a switch and none; of a load by raw mlx-vlm and ours, and of loads beside an answer.
+    gpu : bool
+        Whether the gap is held to its limit: it is promised for a GPU.
+    deadline : float
+        On `time.monotonic`; none begins after it.
+    """
+    from mlx_magic.inference import session
+
+    pictures = Pictures(folder / "pictures")
+    names = [str(_copy(model, folder / name)) for name in ("one", "other")]
+    held = session.current()
+    for name in names:
+        held.load(name).future.result()
+    report = Report("pool", settings={"model": model.name})
+    size = held.pool[names[0]].nbytes
+    report.settings["bytes of a model"] = f"{size:,}"
+    _switch(report, held, names, pictures, pairs, deadline)
+    held.pool.unload(names[1])
+    _load(report, held, names[1], loads, deadline)
+    _beside(report, held, names, pictures, loads, deadline, gpu=gpu)
+    return report
+
+
+def _copy(model: Path, folder: Path) -> Path:
+    """Make a folder of its own for the pool, with the same weights."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for weights in model.glob("*.safetensors"):
+        (folder / weights.name).symlink_to(weights.resolve())
+    return folder
+
+
+def _ask(held: Any, name: str, picture: str, **more: Any) -> Any:
+    from mlx_magic.inference.request import GenerationRequest, Sampling
+
+    sampling = Sampling(more.pop("max_tokens", ANSWER), temperature=0.0)
+    request = GenerationRequest(QUESTION, model=name, sampling=sampling)
+    return held.start(request, images=[(None, picture)], **more)
+
+
+def _first(held: Any, name: str, picture: str) -> float:
+    found: float = _ask(held, name, picture).future.result().timings.time_to_first_token
+    return found
+
+
+def _switch(
+    report: Report, held: Any, names: list[str], pictures: Pictures, pairs: int, deadline: float
+) -> None:
+    """Ask the same model again, and then the other one; each about a picture that is new."""
+    stays, switches = [], []
+    for name in names * 2:
+        _first(held, name, pictures.draw())
+    for number in range(pairs):
+        if number and time.monotonic() > deadline:
+            break
+        last, other = names if number % 2 else names[::-1]
+        _first(held, last, pictures.draw())
+        if number % 4 < 2:
+            stays.append(_first(held, last, pictures.draw()))
+            switches.append(_first(held, other, pictures.draw()))
+        else:
+            switches.append(_first(held, other, pictures.draw()))
+            stays.append(_first(held, other, pictures.draw()))
+    report.add("no switch: first token", "ms", [1000 * each for each in stays])
+    share = report.add("switch/no switch: first token", "", ratios(switches, stays)).median
+    report.expect("switch/no switch: first token", share, MOST_SWITCH)
+
+
+def _load(report: Report, held: Any, name: str, loads: int, deadline: float) -> None:
+    """Load by mlx-vlm itself and by ours, in turns, all on the same thread."""
+
+    def raw() -> float:
+        import mlx.core as mx
+        import mlx_vlm
+
+        began = time.perf_counter()
+        loaded: Any = mlx_vlm.load(name)
+        seconds = time.perf_counter() - began
+        del loaded
+        gc.collect()
+        mx.clear_cache()
+        return seconds
+
+    def ours() -> float:
+        began = time.perf_counter()
+        held.load(name).future.result()
+        seconds = time.perf_counter() - began
+        held.pool.unload(name)
+        return seconds
+
+    found: dict[str, list[float]] = {"raw": [], "ours": []}
+    for number in range(loads + 1):
+        if number > 1 and time.monotonic() > deadline:
+            break
+        for way in ("raw", "ours") if number % 2 else ("ours", "raw"):
+            seconds = held.engine.call(raw).result() if way == "raw" else ours()
+            if number:
+                found[way].append(seconds)
+    report.add("raw: load", "s", found["raw"])
+    share = report.add("ours/raw: load", "", ratios(found["ours"], found["raw"])).median
+    report.expect("ours/raw: load", share, MOST_LOAD)
+
+
+def _beside(
+    report: Report,
+    held: Any,
+    names: list[str],
+    pictures: Pictures,
+    loads: int,
+    deadline: float,
+    *,
+    gpu: bool,
+) -> None:
+    """Load one model while another writes, and look for the longest time without a token."""
+    gaps, quiet = [], []
+    for number in range(loads):
+        if number and time.monotonic() > deadline:
+            break
+        times: list[float] = []
+        answer = _ask(
+            held,
+            names[0],
+            pictures.draw(),
+            max_tokens=LONG_ANSWER,
+            sink=lambda chunk, at=times: (
+                at.append(time.perf_counter()) if chunk.completion_tokens else None
+            ),
+        )
+        while len(times) < 50:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        held.load(names[1]).future.result()
+        ended = time.perf_counter()
+        answer.cancel()
+        answer.future.result()
+        held.pool.unload(names[1])
+        steps = [(b, 1000 * (b - a)) for a, b in itertools.pairwise(times)]
+        gaps.append(max(gap for at, gap in steps if began <= at <= ended + 0.25))
+        quiet.append(max(gap for at, gap in steps if at < began))
+    report.add("longest time without a token, nothing loading", "ms", quiet)
+    most = report.add("longest time without a token while another loads", "ms", gaps).highest
+    if gpu:
+        report.expect("longest time without a token while another loads, ms", most, MOST_GAP)

@@ -1,0 +1,144 @@
+"""What an image processor made: when it is asked again, and that sharing it does no harm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.processed import Processed
+from mlx_magic.inference.image_input import ImageInput
+from mlx_magic.inference.images import open_images
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mlx() -> None:
+    device.start()
+
+
+def pictures(*seeds: int) -> list[ImageInput]:
+    held = [np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8) for seed in seeds]
+    return open_images(held)
+
+
+class ImageProcessor:
+    """Makes floats of pictures, and says how many there are."""
+
+    size = 5
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def __call__(self, images: Any, *, return_rows: Any = False) -> Any:
+        from transformers.image_processing_base import BatchFeature
+
+        self.asked.append(len(images))
+        held = {"pixel_values": np.stack([np.asarray(i, np.float32) for i in images])}
+        return BatchFeature({**held, "rows": [[len(images)]]} if return_rows else held)
+
+
+class Processor:
+    """Takes out what is for itself, as SmolVLM's does."""
+
+    def __init__(self) -> None:
+        self.image_processor: Any = ImageProcessor()
+
+    def __call__(self, images: list[ImageInput], **options: Any) -> dict[str, Any]:
+        made = self.image_processor([image.pixels for image in images], **options)
+        rows = made.pop("rows", None)
+        return {**made, "count": rows and rows[0].pop()}
+
+
+def make(kept: Processed, processor: Processor, *seeds: int, **options: Any) -> dict[str, Any]:
+    images = pictures(*seeds)
+    with kept.standing_in(processor, images):
+        inputs = processor(images, **options)
+    with kept.named(images, inputs):
+        return inputs
+
+
+def test_the_same_pictures_are_processed_once() -> None:
+    kept, processor = Processed(10**6), Processor()
+    original = processor.image_processor
+    first = make(kept, processor, 1, 2, return_rows=True)
+    again = make(kept, processor, 1, 2, return_rows=True)
+    assert original.asked == [2]
+    assert first["count"] == again["count"] == 2, "what one takes out is there for the next"
+    assert np.array_equal(first["pixel_values"], again["pixel_values"])
+    assert processor.image_processor is original
+
+
+def test_other_pictures_another_order_and_other_options_are_processed() -> None:
+    kept, processor = Processed(10**6), Processor()
+    original = processor.image_processor
+    for seeds in ((1,), (1, 2), (2, 1), (2,)):
+        found = make(kept, processor, *seeds)
+        expected = np.stack([np.asarray(i.pixels, np.float32) for i in pictures(*seeds)])
+        assert np.array_equal(found["pixel_values"], expected)
+    assert original.asked == [1, 2, 2, 1]
+    make(kept, processor, 1, return_rows=True)
+    assert original.asked[4:] == [1]
+
+
+def test_the_same_pictures_have_the_same_names() -> None:
+    kept, processor = Processed(10**6), Processor()
+    images = pictures(1)
+    held = []
+    for _ in range(2):
+        with kept.standing_in(processor, images):
+            inputs = processor(images)
+        with kept.named(images, inputs) as names:
+            assert names is not None
+            held.append(names)
+    assert held[0] is held[1]
+
+
+def test_what_fails_is_not_kept() -> None:
+    kept, processor = Processed(10**6), Processor()
+    images = pictures(1)
+
+    def fail() -> None:
+        with kept.standing_in(processor, images):
+            processor(images)
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail()
+    assert kept.nbytes == 0
+    assert type(processor.image_processor) is ImageProcessor
+    make(kept, processor, 1)
+    assert processor.image_processor.asked == [1, 1]
+
+
+def test_what_is_kept_is_bounded() -> None:
+    kept, processor = Processed(3 * 2 * 240), Processor()
+    for seed in range(10):
+        make(kept, processor, seed)
+        assert kept.nbytes <= kept.limit
+    make(kept, processor, 9)
+    assert processor.image_processor.asked == [1] * 10
+    make(kept, processor, 0)
+    assert len(processor.image_processor.asked) == 11
+    kept.clear()
+    assert kept.nbytes == 0
+    make(Processed(0), processor, 3)
+
+
+@pytest.mark.parametrize("option", [object(), {1: object()}])
+def test_options_that_are_not_known_are_passed_on(option: Any) -> None:
+    kept, processor = Processed(10**6), Processor()
+    for _ in range(2):
+        make(kept, processor, 1, return_rows=option)
+    assert processor.image_processor.asked == [1, 1]
+
+
+def test_an_image_processor_keeps_its_attributes_and_kind() -> None:
+    kept, processor = Processed(10**6), Processor()
+    with kept.standing_in(processor, pictures(1)):
+        assert processor.image_processor.size == 5
+    with kept.standing_in(object(), pictures(1)):
+        pass
+    with kept.standing_in(processor, []):
+        assert type(processor.image_processor) is ImageProcessor

@@ -1,0 +1,31 @@
+"""The wired limit: set by the first who needs it, put back by the last."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from mlx_magic.inference.backends.wired import wired
+
+
+def test_the_last_puts_back_what_the_first_has_set() -> None:
+    limits = ["before"]
+
+    @contextlib.contextmanager
+    def limit(name: str) -> Iterator[None]:
+        limits.append(name)
+        try:
+            yield
+        finally:
+            limits.append("before")
+
+    one, other = contextlib.ExitStack(), contextlib.ExitStack()
+    one.enter_context(wired(limit("one")))
+    other.enter_context(wired(limit("other")))
+    one.close()
+    assert limits == ["before", "one"], "another one still needs it"
+    other.close()
+    assert limits == ["before", "one", "before"]
+    with wired(limit("third")):
+        assert limits[-1] == "third"
+    assert limits[-1] == "before"
