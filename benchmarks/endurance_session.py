@@ -66,7 +66,7 @@ class Cutting(Session):
         engine = Engine(at_end=device.release_thread)
         backends: dict[str, Backend] = {"vision": VisionBackend(), "text": TextBackend()}
         clock = time.perf_counter
-        pool = ModelPool(engine, backends, clock=clock, limit=device.total_memory)
+        pool = ModelPool(engine, backends, clock=clock)
         super().__init__(engine, pool, clock=clock)
 
     def begin(self, plan: Plan, history: tuple[Exchange, ...] = ()) -> Cuttable:

@@ -14,7 +14,7 @@
     │   ├── UntrustedCodeError   the checkpoint wants to run its own code      .wanted
     │   ├── DownloadError        the Hub is out of reach or refused
     │   ├── ImagesNotSupportedError   pictures were given to a text model      .vision_models
-    │   ├── ModelInUseError      it cannot be unloaded under its user
+    │   ├── ModelInUseError      code holds it, and cannot be cancelled
     │   └── MemoryBudgetError    it would not fit             .needed_bytes .limit_bytes
     ├── GenerationError          the model failed while it was generating      .model
     └── EngineError              the inference thread is closed or has died
@@ -147,7 +147,7 @@ class ImagesNotSupportedError(ModelError):
 
 
 class ModelInUseError(ModelError):
-    """Raised when a model is to be unloaded while a request uses it."""
+    """Raised when a model is to be unloaded at once, and code holds a lease on it."""
 
 
 class MemoryBudgetError(ModelError):
@@ -159,12 +159,23 @@ class MemoryBudgetError(ModelError):
         Estimated need of the load.
     limit_bytes : int
         What may be used.
+    could_unload : tuple of str
+        Models that stand in the way: in use or pinned.
     """
 
-    def __init__(self, message: str, *, model: str, needed_bytes: int, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str,
+        needed_bytes: int,
+        limit_bytes: int,
+        could_unload: Sequence[str] = (),
+    ) -> None:
         super().__init__(message, model=model)
         self.needed_bytes = needed_bytes
         self.limit_bytes = limit_bytes
+        self.could_unload = tuple(could_unload)
 
 
 class GenerationError(MlxMagicError):

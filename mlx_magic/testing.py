@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterable
 from typing import Literal
 
+from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -92,6 +93,10 @@ class ScriptedBackend:
         What was asked, in order.
     loads, closed : int
         How often a model was loaded, and closed.
+    active : int
+        Bytes of its models that are in memory.
+    total : int
+        Bytes that its device lets models use; 0 is unknown.
     threads : set of str
         Names of the threads that did work.
     """
@@ -110,13 +115,18 @@ class ScriptedBackend:
         self.hold = hold
         self.error = error
         self.requests: list[GenerationRequest] = []
-        self.loads = self.closed = 0
+        self.loads = self.closed = self.active = 0
+        self.total = device.total_memory()
         self.threads: set[str] = set()
         self._released = threading.Event()
 
     def estimate(self, checkpoint: Checkpoint) -> int:
         """Return the bytes of the weights on disk."""
         return checkpoint.weight_bytes
+
+    def memory(self) -> device.Memory:
+        """Return the counters of its device: what its models take."""
+        return device.Memory(self.active, 0, self.total)
 
     def release(self) -> None:
         """Let a held phase go on."""
@@ -160,6 +170,7 @@ class ScriptedModel:
     def __init__(self, backend: ScriptedBackend, nbytes: int) -> None:
         self._backend = backend
         self._nbytes = nbytes
+        backend.active += nbytes
 
     @property
     def nbytes(self) -> int:
@@ -171,6 +182,12 @@ class ScriptedModel:
         """Nothing: text is not kept."""
         return Reuse()
 
+    def warm_up(
+        self, *, cancel: CancelToken, progress: LoadProgress
+    ) -> Generator[None, None, None]:
+        """Do nothing: a script is as quick the first time."""
+        yield from ()
+
     def forget(self) -> int:
         """Let go of nothing."""
         return 0
@@ -178,6 +195,7 @@ class ScriptedModel:
     def close(self) -> None:
         """Count that the model was closed."""
         self._backend.closed += 1
+        self._backend.active -= self._nbytes
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
@@ -251,7 +269,7 @@ def scripted_session(
     """
     script = backend or ScriptedBackend(pieces, hold=hold)
     engine = Engine(threaded=threaded)
-    pool = ModelPool(engine, {"vision": script, "text": script}, clock=clock)
+    pool = ModelPool(engine, {"vision": script, "text": script}, clock=clock, memory=script.memory)
     return Session(engine, pool, clock=clock)
 
 

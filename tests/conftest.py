@@ -1,6 +1,11 @@
-"""The order of the tests, and the BLAS they all use."""
+"""The order of the tests, the BLAS they all use, and that nothing of a person's own is seen."""
 
 from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +13,20 @@ from mlx_magic.inference.backends import device
 
 # Before any of them imports MLX: afterwards it would be too late, and forty times as slow.
 device.prepare()
+
+_HOME = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the person's own aliases and models, from kernels that are started, too."""
+    home = config.stash[_HOME] = Path(tempfile.mkdtemp(prefix="mlx-magic-tests-"))
+    os.environ["MLX_MAGIC_CONFIG"] = str(home / "config")
+    os.environ["HF_HUB_CACHE"] = str(home / "hub")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what stood in for them."""
+    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,6 +25,21 @@ class FakeHub:
         The same for the files only: a gated repository shows its list to anybody.
     fetched : list of str
         Names of files whose content was asked for, in order.
+    ranges : list of int
+        With which byte each of these answers began.
+    cuts : dict
+        File name to numbers of bytes: after so many the connection breaks, once for each number.
+    spoilt : set of str
+        Names of files that are sent with their last byte turned.
+    ignores_ranges : bool
+        Whether files are always sent from their beginning.
+    stall_after : dict
+        File name to a number of bytes, after which it sends nothing more until `go_on` is set.
+    go_on : threading.Event
+    elsewhere : str
+        Another hub's address: large files are sent from there, as the real Hub does.
+    tokens : list
+        The Authorization that each request for a file's content came with, or None.
     """
 
     def __init__(self) -> None:
@@ -32,6 +47,14 @@ class FakeHub:
         self.refusals: dict[str, tuple[int, str | None]] = {}
         self.file_refusals: dict[str, tuple[int, str | None]] = {}
         self.fetched: list[str] = []
+        self.ranges: list[int] = []
+        self.cuts: dict[str, list[int]] = {}
+        self.spoilt: set[str] = set()
+        self.ignores_ranges = False
+        self.stall_after: dict[str, int] = {}
+        self.go_on = threading.Event()
+        self.elsewhere = ""
+        self.tokens: list[str | None] = []
         self.endpoint = ""
 
 
@@ -51,6 +74,7 @@ def running() -> Iterator[FakeHub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -106,7 +130,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _tree(self, repo_id: str) -> object:
         return [
-            {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
+            {"type": "file", "path": name, "size": len(content), "oid": _etag(name, content)}
             for name, content in self.hub.repos[repo_id].items()
         ]
 
@@ -118,22 +142,64 @@ class _Request(BaseHTTPRequestHandler):
         if content is None:
             self._refuse(404, "EntryNotFound")
             return
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(name, content)}"'}
         if self.command == "GET":
-            self.hub.fetched.append(name)
-        self._send(content, {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(content)}"'})
+            self.hub.tokens.append(self.headers.get("Authorization"))
+        if self.hub.elsewhere and name.endswith(".safetensors"):
+            linked = {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
+            location = {"Location": self.hub.elsewhere + self.path, "X-Repo-Commit": COMMIT}
+            self._send(b"", linked | location, 302)
+            return
+        if self.command != "GET":
+            self._send(content, headers)
+            return
+        if name in self.hub.spoilt:
+            content = content[:-1] + bytes([content[-1] ^ 1])
+        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(found[1]) if found and not self.hub.ignores_ranges else 0
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.hub.fetched.append(name)
+        self.hub.ranges.append(start)
+        cuts = self.hub.cuts.get(name, [])
+        self._send(
+            content[start:],
+            headers,
+            206 if start else 200,
+            cut=cuts.pop(0) if cuts else None,
+            stall=self.hub.stall_after.get(name),
+        )
 
-    def _send(self, body: bytes, headers: Mapping[str, str]) -> None:
-        self.send_response(200)
+    def _send(
+        self,
+        body: bytes,
+        headers: Mapping[str, str],
+        status: int = 200,
+        *,
+        cut: int | None = None,
+        stall: int | None = None,
+    ) -> None:
+        self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
             try:
-                self.wfile.write(body)
+                if stall is not None:
+                    self.wfile.write(body[:stall])
+                    self.wfile.flush()
+                    self.hub.go_on.wait(60)
+                    body = body[stall:]
+                self.wfile.write(body[:cut])
             except OSError:
                 self.close_connection = True  # the client has cancelled
+        if cut is not None:
+            self.close_connection = True
 
 
-def _etag(content: bytes) -> str:
-    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+def _etag(name: str, content: bytes) -> str:
+    """Return what the Hub says: a SHA-256 for a large file, git's hash for any other."""
+    if name.endswith(".safetensors"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import DownloadError, ModelNotFoundError
 from mlx_magic.inference import architectures, checkpoint_files, trust
+from mlx_magic.inference.adapter import Adapter
 from mlx_magic.inference.architectures import Kind
 
 _REPO_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
@@ -54,6 +56,8 @@ class Checkpoint:
         What it would make the libraries run; see `trust.wanted_code`.
     config : mapping
         The parsed config.json.
+    adapter : Adapter or None
+        What was trained on top of it, and is loaded with it.
     """
 
     name: str
@@ -65,6 +69,24 @@ class Checkpoint:
     quantization: str | None = None
     wants_code: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    adapter: Adapter | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells it from every other model: its folder, and its adapter's."""
+        folder = str(self.path.resolve())
+        return folder if self.adapter is None else f"{folder}\0{self.adapter.path}"
+
+    def adapted(self, adapter: Adapter) -> Checkpoint:
+        """Return it with an adapter: what that takes and wants to run is part of it."""
+        sizes = Counter(self.bytes_by_dtype) + Counter(adapter.bytes_by_dtype)
+        return replace(
+            self,
+            adapter=adapter,
+            weight_bytes=self.weight_bytes + adapter.nbytes,
+            bytes_by_dtype=dict(sizes),
+            wants_code=self.wants_code + adapter.wants_code,
+        )
 
     def require_trust(self, allowed: bool) -> None:
         """Refuse it if it asks to run code and this load does not allow it.
@@ -244,6 +266,12 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
     if any(isinstance(value, dict) and "bits" in value for value in found.values()):
         parts.append("mixed")
     return ", ".join(parts) or None
+
+
+def is_folder(target: str) -> bool:
+    """Say whether there is a folder of this name; ``~`` is expanded."""
+    place = _existing(target)
+    return place is not None and place.is_dir()
 
 
 def is_offline() -> bool:

@@ -24,7 +24,7 @@ _TOKENIZERS = (
     "spiece.model",
     "sentencepiece*.model",
 )
-_PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
+PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
 def read_config(folder: Path, *, model: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def require_tokenizer(folder: Path, *, model: str) -> None:
     ------
     CheckpointError
     """
-    if not _first(folder, _TOKENIZERS):
+    if not first_of(folder, _TOKENIZERS):
         raise CheckpointError(
             f"{model}: {folder} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json): "
             "copy the tokenizer files of the model into it.",
@@ -171,8 +171,8 @@ def _weight_files(folder: Path, kind: Kind, shards: list[Path]) -> list[Path]:
 
 def _no_weights(folder: Path, kind: Kind, *, model: str) -> CheckpointError:
     others = [path.name for path in sorted(folder.glob("*.safetensors"))]
-    pickles = _first(folder, _PICKLES)
-    gguf = _first(folder, ("*.gguf",))
+    pickles = first_of(folder, PICKLES)
+    gguf = first_of(folder, ("*.gguf",))
     converter = "mlx_vlm" if kind == "vision" else "mlx_lm"
     if others:
         text = f"only {_listed(others)}, while model*.safetensors are read: rename or convert them"
@@ -188,7 +188,8 @@ def _no_weights(folder: Path, kind: Kind, *, model: str) -> CheckpointError:
     return CheckpointError(f"{model}: {folder} has {text}.", model=model)
 
 
-def _first(folder: Path, patterns: Iterable[str]) -> str | None:
+def first_of(folder: Path, patterns: Iterable[str]) -> str | None:
+    """Return the name of the first file in a folder that fits a pattern; None if none does."""
     return next((p.name for pattern in patterns for p in sorted(folder.glob(pattern))), None)
 
 

@@ -36,8 +36,10 @@ def replace_current(session: Session | None) -> Session | None:
 
 
 def _make() -> Session:
+    from mlx_magic.inference.alias_file import AliasFile, default_path
     from mlx_magic.inference.backends.text import TextBackend
     from mlx_magic.inference.backends.vision import VisionBackend
+    from mlx_magic.inference.names import Names
     from mlx_magic.inference.session import Session
 
     engine = Engine(at_end=device.release_thread)
@@ -45,8 +47,7 @@ def _make() -> Session:
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},
         clock=time.perf_counter,
-        limit=device.total_memory,
     )
-    made = Session(engine, pool)
+    made = Session(engine, pool, names=Names(AliasFile(default_path())))
     atexit.register(made.close)
     return made

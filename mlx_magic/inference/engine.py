@@ -75,6 +75,11 @@ class Engine:
         self._when_lost: list[Callable[[], None]] = []
         self._out_of_reach: list[_Job] = []
 
+    @property
+    def threaded(self) -> bool:
+        """Whether it has a thread; else tests step it."""
+        return self._threaded
+
     def when_lost(self, callback: Callable[[], None]) -> None:
         """Say what is called when the thread has died, before anybody learns of it.
 

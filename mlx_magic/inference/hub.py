@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import DownloadError, MlxMagicError
-from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.errors import DownloadError
+from mlx_magic.inference.architectures import Kind
+from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import inspect_config, is_offline, kind_of
+from mlx_magic.inference.checkpoint_files import INDEX, read_object
+from mlx_magic.inference.hub_errors import translated
+from mlx_magic.inference.hub_files import damaged, fetch, find, is_whole
 
 # What mlx-vlm and mlx-lm read. Python files come only with permission to run them.
 _SMALL = ("*.json", "*.jsonl", "*.model", "*.tiktoken", "*.txt", "*.jinja")
@@ -58,11 +60,11 @@ def download(
     Raises
     ------
     Cancelled
-        Files that were complete stay in the cache, and are not fetched again.
+        What has arrived stays, and the next download goes on from there.
     CheckpointError, UnsupportedModelError, UntrustedCodeError
         Before any weights are fetched.
     DownloadError
-        Offline, missing, gated, refused, cut off or no room on the disk.
+        Offline, missing, gated, refused, cut off, damaged or no room on the disk.
     """
     cancel.checkpoint()
     if is_offline():
@@ -72,32 +74,33 @@ def download(
         )
     from huggingface_hub import HfApi
 
-    with _translated(repo_id, cancel):
+    with translated(repo_id, cancel):
         info = HfApi(endpoint=endpoint).model_info(
             repo_id, revision=revision, files_metadata=True, timeout=30
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        fetch = _Fetch(repo_id, revision, cache, endpoint, cancel, progress)
-        small = _matching(sizes, _SMALL + (_CODE if trust_remote_code else ()))
         if "config.json" not in sizes:
             raise DownloadError(
                 f"{repo_id} has no config.json: it is no model that MLX can load.", model=repo_id
             )
-        fetch.total = sum(sizes[name] for name in small)
-        folder = fetch.files(small)
+        fetching = _Fetch(repo_id, revision, cache, endpoint, cancel, progress)
+        small = _matching(sizes, _SMALL + (_CODE if trust_remote_code else ()))
+        fetching.total = sum(sizes[name] for name in small)
+        folder = fetching.small(small)
         # Large files follow only when the small ones are all right.
         config, _ = inspect_config(folder, repo_id, trust_remote_code=trust_remote_code)
-        weights = _matching(sizes, _WEIGHTS[kind_of(config)])
+        kind = kind_of(config)
+        weights = _weights(folder, _matching(sizes, _WEIGHTS[kind]), kind)
         if not weights:
             raise DownloadError(
                 f"{repo_id} has no safetensors weights: choose an MLX or safetensors version.",
                 model=repo_id,
             )
         absent = [name for name in weights if not (folder / name).exists()]
-        fetch.done = fetch.total = sum(sizes[name] for name in {*small, *weights} - {*absent})
-        fetch.total += sum(sizes[name] for name in absent)
-        _require_room(fetch.total - fetch.done, folder, repo_id)
-        return fetch.files([*small, *weights])
+        fetching.total = sum(sizes[name] for name in {*small, *weights})
+        fetching.done = fetching.total - sum(sizes[name] for name in absent)
+        fetching.weights(absent, folder.parent.parent, info.sha)
+        return fetching.linked([*small, *weights])
 
 
 class _Fetch:
@@ -115,11 +118,49 @@ class _Fetch:
         self.total = self.done = 0
         self._place: dict[str, Any] = {"revision": revision, "cache_dir": cache}
         self._place |= {"repo_id": repo_id, "endpoint": endpoint}
+        self._repo_id = repo_id
         self._cancel, self._progress = cancel, progress
         self._lock = threading.Lock()
 
-    def files(self, names: list[str]) -> Path:
-        """Fetch those of the files that are not in the cache."""
+    def small(self, names: list[str]) -> Path:
+        """Fetch those of the files that are not in the cache; return their folder there.
+
+        Raises
+        ------
+        DownloadError
+            When one is not what its hash says; it is gone from the cache then.
+        """
+        folder = self.linked(names)
+        for path in (folder / name for name in names):
+            if not path.is_symlink():
+                continue  # where links cannot be made, no name tells what the content should be
+            blob = folder.parent.parent / "blobs" / path.readlink().name
+            if not is_whole(blob, blob.name, self.look):
+                path.unlink()
+                blob.unlink()
+                raise damaged(self._repo_id, path.name)
+        return folder
+
+    def weights(self, names: list[str], repository: Path, commit: str | None) -> None:
+        """Bring files into the cache, going on where an earlier download was stopped."""
+        found = [
+            find(
+                self._repo_id,
+                name,
+                commit=commit,
+                endpoint=self._place["endpoint"],
+                repository=repository,
+            )
+            for name in names
+        ]
+        files = [file for file in found if file is not None]
+        self.done += sum(file.had for file in files)
+        _require_room(self.total - self.done, repository, self._repo_id)
+        self._progress(self.done, self.total)
+        fetch(files, cancel=self._cancel, arrived=self.advance, bar=_bar_class(self, counts=False))
+
+    def linked(self, names: list[str]) -> Path:
+        """Let the client put the files where it finds them, and fetch what is not there."""
         from huggingface_hub import snapshot_download
 
         self._cancel.checkpoint()
@@ -139,7 +180,7 @@ class _Fetch:
             self._progress(self.done, self.total)
 
 
-def _bar_class(fetch: _Fetch) -> type[Any]:
+def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
     """Make a progress bar that draws nothing: it counts bytes and is a cancellation point."""
     from huggingface_hub.utils import tqdm
 
@@ -148,80 +189,20 @@ def _bar_class(fetch: _Fetch) -> type[Any]:
             # Of the client's bars one counts bytes on disk. The others count files, or the
             # same bytes on the wire.
             text = str(kwargs.get("desc") or "")
-            self._counts = kwargs.get("unit") == "B" and text.startswith(
-                ("Reconstructing", "Downloading (incomplete")
+            self._counts = (
+                counts
+                and kwargs.get("unit") == "B"
+                and text.startswith(("Reconstructing", "Downloading (incomplete"))
             )
             super().__init__(*args, **{**kwargs, "disable": True})
 
         def update(self, n: float | None = 1) -> None:
             if self._counts:
-                fetch.advance(int(n or 0))
+                fetching.advance(int(n or 0))
             else:
-                fetch.look()
+                fetching.look()
 
     return Bar
-
-
-@contextmanager
-def _translated(repo_id: str, cancel: CancelToken) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line of ours."""
-    try:
-        yield
-    except (MlxMagicError, Cancelled):
-        raise
-    except Exception as error:
-        # hf_xet wraps what a progress bar raises.
-        if cancel.requested:
-            raise Cancelled from error
-        raise DownloadError(f"{repo_id} {_reason(error)}", model=repo_id) from error
-
-
-def _reason(error: Exception) -> str:
-    from huggingface_hub import errors
-
-    error = _cause(error)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, errors.GatedRepoError):
-        return "is gated: accept its terms on its page of the Hub, then run `hf auth login`."
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "has no such revision on the Hub: leave the revision out, or check its name."
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return (
-            "is not on the Hub, or is private: check its name, or run `hf auth login` "
-            "if it is yours."
-        )
-    if status in (401, 403):
-        return (
-            f"was refused by the Hub (HTTP {status}): run `hf auth login` with an account that may."
-        )
-    if status == 429:
-        return "was put off by the Hub (HTTP 429, too many requests): try again in some minutes."
-    if status is not None and status >= 500:
-        return f"could not be fetched, the Hub has a problem (HTTP {status}): try again later."
-    if status is not None:
-        return f"could not be fetched (HTTP {status}): check its name, or try again later."
-    if isinstance(error, errors.HFValidationError):
-        return "is no valid repository id: write it as organisation/name."
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return "does not fit on the disk: make room, or set HF_HOME to a larger one."
-    if isinstance(error, PermissionError):
-        return f"cannot be written to the cache ({error.filename}): check its permissions."
-    text = " ".join(str(error).split()) or type(error).__name__
-    return (
-        f"could not be fetched: the Hub is out of reach or the connection broke "
-        f"({type(error).__name__}: {text[:160]}): check the network and try again; what is "
-        "complete is not fetched twice."
-    )
-
-
-def _cause(error: Exception) -> Exception:
-    """Return what the Hub answered, where the client only says that a file is not here."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, Exception) and getattr(found, "response", None) is not None:
-            return found
-        found = found.__cause__
-    return error
 
 
 def _matching(names: dict[str, int], patterns: tuple[str, ...]) -> list[str]:
@@ -231,6 +212,17 @@ def _matching(names: dict[str, int], patterns: tuple[str, ...]) -> list[str]:
         if any(fnmatch(name, pattern) for pattern in patterns)
         and not name.endswith("consolidated.safetensors")
     ]
+
+
+def _weights(folder: Path, names: list[str], kind: Kind) -> list[str]:
+    """Leave out the weights that no library would read: other formats, other precisions."""
+    names = [name for name in names if "/" not in name]
+    if kind == "vision" and (folder / INDEX).is_file():
+        named = read_object(folder / INDEX, model=folder.name).get("weight_map")
+        shards = set(named.values()) if isinstance(named, dict) else set()
+        # An index that names none of them is for `checkpoint.inspect` to refuse.
+        return [name for name in names if name in shards] or names
+    return names
 
 
 def _require_room(needed: int, folder: Path, repo_id: str) -> None:

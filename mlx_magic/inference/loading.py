@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from mlx_magic.errors import MemoryBudgetError
 from mlx_magic.inference.backends.failure import again
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.engine import WAIT, Steps, put_away
@@ -32,7 +31,7 @@ class Loading:
     token : CancelToken
         Cancelled once nobody waits any more.
     nbytes : int
-        Estimate of what it will take; 0 before there is one.
+        What it will take, as estimated; 0 before room was made for it, and once it is there.
     when_left : callable
         Called when the last who waited has gone, with the model or without it.
     """
@@ -57,6 +56,11 @@ class Loading:
     def is_over(self) -> bool:
         """Whether it has ended; joining it is no use then."""
         return self._ended
+
+    def note(self, line: str) -> None:
+        """Tell the one who has waited longest what happened on the way."""
+        for work, _ in self._waiting[:1]:
+            work.notes.append(line)
 
     def advance(self, done: int, total: int, note: str) -> None:
         """Take the progress, for all who wait. See `LoadProgress`."""
@@ -106,10 +110,15 @@ class Loading:
         try:
             return next(self._steps)
         except StopIteration:
-            self._ended = True
+            self._over()
         except Exception as error:
-            self._ended, self._error = True, error
+            self._over()
+            self._error = error
         return None
+
+    def _over(self) -> None:
+        # Some may not have left yet, but it takes nothing any more.
+        self._ended, self.nbytes = True, 0
 
     def _stop(self) -> None:
         """End it, if it has not ended: it may clean up at its next look at the token."""
@@ -119,11 +128,11 @@ class Loading:
             if self._error is not None and not isinstance(self._error, Cancelled):
                 _log.warning("A load failed while it was cancelled: %s", self._error)
             put_away(self._steps)
-            self._ended = True
+            self._over()
 
 
 class Loads:
-    """The loads in flight, by model; the engine's thread only."""
+    """The loads in flight, by model; changed on the engine's thread only."""
 
     def __init__(self) -> None:
         self._loading: dict[Hashable, Loading] = {}
@@ -131,7 +140,7 @@ class Loads:
     @property
     def nbytes(self) -> int:
         """Estimate of what they will take together, in bytes."""
-        return sum(loading.nbytes for loading in self._loading.values())
+        return sum(loading.nbytes for loading in list(self._loading.values()))
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._loading
@@ -166,29 +175,3 @@ class Loads:
     def forget(self) -> None:
         """Forget them all: their thread has died."""
         self._loading.clear()
-
-
-def require_room(needed: int, taken: int, limit: int, name: str) -> None:
-    """Refuse a load that would not fit.
-
-    Parameters
-    ----------
-    needed, taken, limit : int
-        Bytes: of this model, of those in memory or being loaded, and of all that
-        may be taken (0 is no limit).
-    name : str
-        The model, as it was asked for.
-
-    Raises
-    ------
-    MemoryBudgetError
-    """
-    if limit and taken + needed > limit:
-        raise MemoryBudgetError(
-            f"{name} needs {needed / 1e9:.1f} GB, but of {limit / 1e9:.1f} GB only "
-            f"{max(limit - taken, 0) / 1e9:.1f} GB are free: unload a model "
-            "(%vision unload NAME), or choose a smaller or quantised one.",
-            model=name,
-            needed_bytes=needed,
-            limit_bytes=limit,
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlx_magic.inference.work import Clock, Work
 
@@ -23,13 +23,19 @@ class ModelInfo:
         Architecture, from config.json.
     quantization : str or None
     nbytes : int
-        Bytes of the weights in memory.
+        Bytes that it takes in memory, measured when it was loaded.
     users : int
-        Requests that hold it now.
+        Who hold it now: requests, and code with a lease.
     path : str
         Folder of the checkpoint.
     trusted : bool
         Whether this load was allowed to run the checkpoint's code.
+    adapter : str or None
+        Folder of the LoRA adapter that was loaded with it.
+    pinned : bool
+        Whether it stays until it is unloaded by hand.
+    idle : float
+        Seconds since it was last used; 0 while somebody holds it.
     """
 
     name: str
@@ -41,6 +47,22 @@ class ModelInfo:
     users: int
     path: str
     trusted: bool
+    adapter: str | None = None
+    pinned: bool = False
+    idle: float = field(default=0.0, compare=False)
+
+
+class Hold:
+    """A lease of code, that no cancel can end.
+
+    Attributes
+    ----------
+    over : bool
+        Whether it has ended: what was loaded for it is held no more.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
 
 
 class Load(Work["ModelInfo | None"]):
@@ -52,17 +74,27 @@ class Load(Work["ModelInfo | None"]):
         The model, as it was asked for.
     clock : callable
         Seconds, monotonic.
+    pin : bool
+        Whether the model is pinned as soon as it is there.
+    hold : Hold, optional
+        Holds the model from the moment that it is there.
 
     Attributes
     ----------
     name : str
+    pin : bool
+    hold : Hold or None
     before_success : callable
         Called once the model is loaded and before anybody learns of it.
     """
 
-    def __init__(self, name: str, *, clock: Clock) -> None:
+    def __init__(
+        self, name: str, *, clock: Clock, pin: bool = False, hold: Hold | None = None
+    ) -> None:
         super().__init__(clock)
         self.name = name
+        self.pin = pin
+        self.hold = hold
         self.before_success: Callable[[], None] = lambda: None
 
     def succeed(self, outcome: ModelInfo | None) -> None:

@@ -1,15 +1,18 @@
-"""Which models are on this machine's disk: the bundled one, aliases, the Hub's cache."""
+"""Which models are on this disk: the bundled one, aliases, a person's folders, the Hub's cache."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_magic import demo
 from mlx_magic.errors import ModelError
 from mlx_magic.inference import checkpoint, checkpoint_files
+from mlx_magic.inference.backends import weights
+from mlx_magic.inference.hub_files import PART
 from mlx_magic.inference.request import DEMO
 
 _REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
@@ -32,8 +35,12 @@ class ModelOnDisk:
     quantization : str or None
     nbytes : int
         Bytes of the weights on disk; 0 is unknown.
+    needed : int
+        Bytes that they will take in memory; 0 is unknown.
     problem : str
         Why it cannot be used as it is, in one line; empty if it can.
+    partly : bool
+        Whether that is a download that was stopped: loading it fetches the rest.
     """
 
     name: str
@@ -42,10 +49,14 @@ class ModelOnDisk:
     model_type: str = ""
     quantization: str | None = None
     nbytes: int = 0
+    needed: int = 0
     problem: str = ""
+    partly: bool = False
 
 
-def models_on_disk(aliases: Mapping[str, str], *, cache: Path | None = None) -> list[ModelOnDisk]:
+def models_on_disk(
+    aliases: Mapping[str, str], *, folders: Sequence[Path] = (), cache: Path | None = None
+) -> list[ModelOnDisk]:
     """Look for models: without the network, without importing a library, reading no weights.
 
     Takes some milliseconds a model, more where it has many weight files: not for an
@@ -55,23 +66,48 @@ def models_on_disk(aliases: Mapping[str, str], *, cache: Path | None = None) -> 
     ----------
     aliases : mapping
         Alias to folder or repository id; those of folders are listed.
+    folders : sequence of Path
+        Where a person keeps models: ``name/config.json`` or ``organisation/name/config.json``.
     cache : Path, optional
         The Hub's cache folder, instead of its default.
 
     Returns
     -------
     list of ModelOnDisk
-        The bundled model, then aliases, then repositories in the cache that have a
-        config.json, by name. A repository that an alias stands for is listed once.
+        The bundled model, then aliases, then those of the folders and then repositories in the
+        cache that have a config.json, each by name. A model is listed once.
     """
     found = [_look(DEMO, demo.folder())]
     for name, folder in sorted(_folders(aliases)):
         found.append(_look(name, folder))
     listed = {model.path.resolve() for model in found}
-    for repo_id, folder in sorted(_cached(cache)):
+    cached = sorted(_cached(cache))
+    for name, folder in [*_kept(folders), *cached]:
         if folder.resolve() not in listed:
-            found.append(_look(repo_id, folder))
+            listed.add(folder.resolve())
+            # An alias of this name hides it: its path still tells it.
+            model = _look(str(folder) if name in aliases else name, folder)
+            stopped = bool(model.problem) and (name, folder) in cached and _was_stopped(folder)
+            found.append(replace(model, partly=stopped))
     return found
+
+
+def _was_stopped(folder: Path) -> bool:
+    """Say whether the download of a repository in the cache was stopped among its weights."""
+    blobs = folder.parent.parent / "blobs"
+    begun = (folder / checkpoint_files.INDEX).is_file() or any(blobs.glob(f"*{PART}"))
+    return begun and not checkpoint_files.is_complete(folder)
+
+
+def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) -> list[str]:
+    """Return the names of models in the folders and in the Hub's cache; opens no file of theirs.
+
+    Parameters
+    ----------
+    folders, cache
+        See `models_on_disk`.
+    """
+    return [name for name, _ in [*_kept(folders), *sorted(_cached(cache))]]
 
 
 def _look(name: str, folder: Path) -> ModelOnDisk:
@@ -94,6 +130,7 @@ def _look(name: str, folder: Path) -> ModelOnDisk:
         model_type=found.model_type,
         quantization=found.quantization,
         nbytes=found.weight_bytes,
+        needed=weights.expected(found),
         problem=problem,
     )
 
@@ -128,9 +165,21 @@ def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
             yield name, folder
 
 
+def _kept(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the models of a person's folders by name; of two with one name, the first."""
+    found: dict[str, Path] = {}
+    for root in folders:
+        for pattern in ("*/config.json", "*/*/config.json"):
+            for config in root.glob(pattern):
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return sorted(found.items())
+
+
 def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
-    """Yield repositories with a config.json, as `checkpoint.resolve` would find them."""
-    from huggingface_hub import try_to_load_from_cache
+    """Yield repositories with a config.json, as `checkpoint.resolve` would find them.
+
+    The client's own look-up would take its import, a quarter of a second at the first Tab.
+    """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     root = Path(HF_HUB_CACHE) if cache is None else cache
@@ -139,7 +188,7 @@ def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
         # Repository ids have no double dash or dot: this one would be ambiguous.
         if named is None or any("--" in part or ".." in part for part in named.groups()):
             continue
-        repo_id = "/".join(named.groups())
-        config = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache)
-        if isinstance(config, str):
-            yield repo_id, Path(config).parent
+        with contextlib.suppress(OSError, ValueError):
+            commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+            if (folder / "snapshots" / commit / "config.json").is_file():
+                yield "/".join(named.groups()), folder / "snapshots" / commit

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import (
-    EngineError,
-    MlxMagicError,
-    ModelError,
-)
+from mlx_magic.errors import EngineError, ModelError
 from mlx_magic.inference.backends import admission, device
 from mlx_magic.inference.backends.base import Backend, LoadedModel
-from mlx_magic.inference.backends.failure import load_error, without_frames
-from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.budget import Refusal, Setting, check_ttl
 from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.engine import Engine, Steps
-from mlx_magic.inference.loading import Loading, Loads, require_room
-from mlx_magic.inference.model_info import Load, ModelInfo
-from mlx_magic.inference.resident import Key, Resident, Residents
+from mlx_magic.inference.departures import Departures
+from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.idle import IdleTimer
+from mlx_magic.inference.loader import Loader
+from mlx_magic.inference.loading import Loads
+from mlx_magic.inference.model_info import Hold, Load, ModelInfo
+from mlx_magic.inference.owner import Owner
+from mlx_magic.inference.residents import Residents
 from mlx_magic.inference.reuse import Reuse
-from mlx_magic.inference.work import Clock, Work, wait
+from mlx_magic.inference.unloading import Unload, Unloaded
+from mlx_magic.inference.watch import Watchers
+from mlx_magic.inference.work import Clock, Work, amount, wait
 
 
 class ModelPool:
-    """Models in memory, keyed by their folder.
+    """Models in memory: iterable, and indexed by any of their names.
 
     Loading and freeing happen on the engine's thread; everything else may be
     called from any thread.
@@ -41,8 +41,8 @@ class ModelPool:
         One for each kind, ``"vision"`` and ``"text"``.
     clock : callable
         Seconds, monotonic.
-    limit : callable, optional
-        Bytes that models may take in all; 0 is no limit.
+    memory : callable
+        MLX's counters.
     """
 
     def __init__(
@@ -51,25 +51,38 @@ class ModelPool:
         backends: Mapping[str, Backend],
         *,
         clock: Clock,
-        limit: Callable[[], int] = lambda: 0,
+        memory: Callable[[], device.Memory] = device.memory,
     ) -> None:
         self._engine = engine
-        self._backends = backends
-        self._clock = clock
-        self._limit = limit
-        self._opener: Callable[..., Load] | None = None
-        self._tell: Callable[[], None] = lambda: None
-        self._residents = Residents()
+        self._memory = memory
+        self._owner = Owner()
+        self._watchers = Watchers()
+        self._residents = Residents(clock)
         self._loads = Loads()
+        self._departures = Departures(
+            engine, self._residents, self._loads, clock=clock, memory=memory, tell=self._tell
+        )
+        self._loader = Loader(
+            backends,
+            self._residents,
+            self._loads,
+            self._departures,
+            memory=memory,
+            tell=self._tell,
+        )
+        self._timer = IdleTimer(self._departures.expire, threaded=engine.threaded)
         engine.when_lost(self._forget)
 
-    def opens_with(self, opener: Callable[..., Load]) -> None:
-        """Say what finds and loads a model by its name; for the session."""
-        self._opener = opener
+    def belongs_to(self, opener: Callable[..., Load], track: Callable[[Work[Any]], None]) -> None:
+        """Say what loads a model by its name, and what follows unloads; for the session."""
+        self._owner = Owner(opener, track)
 
-    def tells(self, callback: Callable[[], None]) -> None:
-        """Say what is called, under no lock, when models or leases change; for the session."""
-        self._tell = callback
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Be told when models, names, leases, pins or the budget change. See `Session.watch`.
+
+        What is returned ends it.
+        """
+        return self._watchers.add(callback)
 
     def load(
         self,
@@ -77,6 +90,8 @@ class ModelPool:
         alias: str | None = None,
         *,
         trust_remote_code: bool = False,
+        pin: bool = False,
+        adapter: str | os.PathLike[str] | None = None,
     ) -> ModelInfo:
         """Load a model, and wait for it.
 
@@ -88,41 +103,159 @@ class ModelPool:
             A short name to give it.
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
+        pin : bool
+            Whether it stays until it is unloaded by hand.
+        adapter : str or path, optional
+            Folder of a LoRA adapter; the model with it is one of its own.
 
         Raises
         ------
         ModelError
             When it cannot be loaded, or the load was cancelled.
         """
-        if self._opener is None:
-            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
-        load = self._opener(os.fspath(model), alias=alias, trust_remote_code=trust_remote_code)
-        info = wait(load.future, load.cancel)
-        if info is None:
-            raise ModelError(f"The load of {load.name} was cancelled.", model=load.name)
-        return info
+        return self._owner.load(
+            model,
+            alias=alias,
+            trust_remote_code=trust_remote_code,
+            pin=pin,
+            adapter=None if adapter is None else os.fspath(adapter),
+        )
 
-    def unload(self, name: str) -> int:
+    def unload(self, name: str, *, force: bool = False) -> int:
         """Unload a model, and wait until its memory is free.
+
+        That waits for those who use it. Requests that come meanwhile are still answered by
+        it, and waited for as well; loading, pinning or leasing it again withdraws the unload.
+
+        Parameters
+        ----------
+        name : str
+        force : bool
+            Cancel the requests that use it, and wait for nobody. Requests that come after
+            this load it anew.
 
         Returns
         -------
         int
-            Bytes given back.
+            Bytes that came back.
 
         Raises
         ------
         ModelNotFoundError
             When no such model is in memory.
         ModelInUseError
-            When a request holds it.
+            When it is forced, and code with a lease holds it.
+        ModelError
+            When the unload was cancelled or withdrawn.
         """
-        return wait(self.submit_unload(name))
+        unload = self.submit_unload(name, force=force)
+        freed = wait(unload.future, unload.cancel)
+        if freed is None:
+            raise ModelError(f"The unload of {name} was cancelled: it is still there.", model=name)
+        return freed
+
+    @contextlib.contextmanager
+    def lease(self, name: str) -> Iterator[ModelInfo]:
+        """Hold a model within a block: it is loaded if need be, and does not leave under it.
+
+        Parameters
+        ----------
+        name : str
+            Alias, folder or Hub repository id.
+
+        Yields
+        ------
+        ModelInfo
+
+        Raises
+        ------
+        ModelError
+            When it cannot be loaded.
+        """
+        hold = Hold()
+        try:
+            info = self._residents.hold(name, hold)
+            self._tell()
+            yield info or self._owner.load(name, hold=hold)
+        finally:
+            self._departures.let_go(hold)
+
+    def pin(self, name: str) -> ModelInfo:
+        """Let a model stay until it is unloaded by hand, or unpinned.
+
+        Raises
+        ------
+        ModelNotFoundError
+            When no such model is in memory.
+        """
+        info = self._residents.pin(name, pinned=True)
+        self._tell()
+        return info
+
+    def unpin(self, name: str) -> ModelInfo:
+        """Let a model leave when room is needed. See `pin`."""
+        info = self._residents.pin(name, pinned=False)
+        self._departures.fit()
+        self._tell()
+        return info
+
+    @property
+    def budget(self) -> Setting:
+        """What models may take together: bytes, a share of the memory, ``"8 GB"``, or None.
+
+        None is all that the device lets them use. A lower one makes those that are over it
+        leave at once, the least recently used first; those in use leave when they are let
+        go. A warning names what cannot leave.
+        """
+        return self._departures.setting
+
+    @budget.setter
+    def budget(self, setting: Setting) -> None:
+        _, refused = self.set_budget(setting)
+        if refused is not None:
+            warnings.warn(refused.over_words, stacklevel=2)
+
+    def set_budget(self, setting: Setting) -> tuple[list[ModelInfo], Refusal | None]:
+        """Change the budget; return what leaves, and what is over it and cannot leave.
+
+        Raises
+        ------
+        RequestError
+            When it is no budget.
+        """
+        changed = self._departures.set_budget(setting)
+        self._tell()
+        return changed
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget in bytes; 0 is no limit."""
+        return self._departures.budget
+
+    @property
+    def taken(self) -> int:
+        """Bytes that models take, those on their way included as estimated."""
+        return self._loads.nbytes + self._residents.nbytes
+
+    @property
+    def idle_ttl(self) -> float | None:
+        """Seconds that a model may stay unused; None is for ever. Pinned ones stay."""
+        return self._departures.idle_ttl
+
+    @idle_ttl.setter
+    def idle_ttl(self, seconds: float | None) -> None:
+        self._departures.idle_ttl = check_ttl(seconds)
+        self._timer.wake()
+
+    @property
+    def unloaded(self) -> tuple[Unloaded, ...]:
+        """The models that left last and why, the latest at the end."""
+        return self._departures.remembered
 
     @property
     def memory(self) -> device.Memory:
         """MLX's memory: bytes active, cached, and what may be used."""
-        return device.memory()
+        return self._memory()
 
     @property
     def reuse(self) -> Reuse:
@@ -137,11 +270,7 @@ class ModelPool:
         int
             Bytes given back.
         """
-
-        def forget() -> int:
-            return sum(model.forget() for model in self._residents.loaded)
-
-        return wait(self._engine.call(forget, soon=True))
+        return wait(self._engine.call(self._residents.forget, soon=True))
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -161,169 +290,55 @@ class ModelPool:
         return self._residents.info(self._residents.named(name))
 
     def __repr__(self) -> str:
-        names = ", ".join(f"{m.name} ({m.nbytes / 1e6:.0f} MB)" for m in self.models)
+        names = ", ".join(
+            f"{m.name} ({amount(m.nbytes)}{', pinned' if m.pinned else ''})" for m in self.models
+        )
         return f"<ModelPool: {names or 'empty'}>"
 
     def submit_load(
         self, load: Load, checkpoint: Checkpoint, *, trust_remote_code: bool = False
     ) -> None:
-        """Queue a load; nothing happens if the model is there already.
-
-        Parameters
-        ----------
-        load : Load
-            Takes the progress and the outcome.
-        checkpoint : Checkpoint
-        trust_remote_code : bool
-            Whether this load may run the checkpoint's own code.
-        """
-
-        def steps() -> Steps:
-            try:
-                load.enter("loading")
-                entry = yield from self._loaded(
-                    checkpoint, checkpoint.name, load, trust_remote_code=trust_remote_code
-                )
-                load.succeed(self._residents.info(entry))
-            except Cancelled:
-                load.stopped()
-
-        self._engine.submit(steps(), load.fail)
-
-    @contextlib.contextmanager
-    def _lease(self, entry: Resident) -> Iterator[LoadedModel]:
-        """Let go of an entry at the end; `_loaded` has counted its user."""
-        try:
-            self._tell()
-            yield entry.model
-        finally:
-            self._residents.let_go(entry)
-            self._tell()
+        """Queue a load; nothing happens if the model is there already. See `Loader.load`."""
+        self._engine.submit(self._loader.load(load, checkpoint, trust_remote_code), load.fail)
 
     def leased(
         self, checkpoint: Checkpoint, work: Work[Any]
     ) -> Generator[None, None, contextlib.AbstractContextManager[LoadedModel]]:
-        """Load if needed, then lease; in slices on the inference thread.
+        """Load if needed, then lease; on the inference thread. See `Loader.leased`."""
+        return self._loader.leased(checkpoint, work)
 
-        A leased model is never unloaded.
-
-        Parameters
-        ----------
-        checkpoint : Checkpoint
-        work : Work
-            Takes the progress and may cancel the load.
+    def submit_unload(self, name: str, *, force: bool = False) -> Unload:
+        """Begin to unload a model; returns at once. See `unload`.
 
         Returns
         -------
-        context manager
-            Gives the `LoadedModel` and ends the lease.
+        Unload
+            Waits for the model's users, and can be cancelled while it does.
         """
-        entry = yield from self._loaded(checkpoint, checkpoint.name, work, lease=True)
-        return self._lease(entry)
-
-    def submit_unload(self, name: str) -> Future[int]:
-        """Take a model out of the pool, and free it as soon as the engine's thread can.
-
-        Returns
-        -------
-        concurrent.futures.Future of int
-            Bytes given back, once they are.
-
-        Raises
-        ------
-        ModelNotFoundError
-            When no such model is in memory.
-        ModelInUseError
-            When a request holds it.
-        """
-        entry = self._residents.remove(name)
-        self._tell()
-
-        def free() -> int:
-            size = entry.model.nbytes
-            entry.model.close()
-            device.keep_buffers(sum(model.nbytes for model in self.models))
-            return size
-
-        # Nobody holds it: it need not wait for a generation of another model.
-        freed = self._engine.call(free, soon=True)
-        freed.add_done_callback(lambda _: self._tell())
-        return freed
+        unload = self._departures.unload(name, force=force)
+        if not unload.begun:
+            self._owner.track(unload)
+        return unload
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
-        """Return the checkpoint of a model that was loaded from this folder."""
+        """Return the checkpoint of a model that was loaded from this folder, as it is."""
         entry = self._residents.of_folder(str(Path(folder).resolve()))
         return entry.checkpoint if entry else None
 
-    def _loaded(
-        self,
-        checkpoint: Checkpoint,
-        name: str,
-        work: Work[Any],
-        *,
-        trust_remote_code: bool | None = None,
-        lease: bool = False,
-    ) -> Generator[None, None, Resident]:
-        """Find the model or load it. Permission to run code is part of its identity.
+    def close(self) -> None:
+        """End the thread that looks for idle models."""
+        self._timer.close()
 
-        With `lease` it is in use when it is returned: nobody can unload it in between.
-        """
-        folder = str(checkpoint.path.resolve())
-        keys = [(folder, trusted) for trusted in (True, False)]
-        if trust_remote_code is not None:
-            keys = [(folder, trust_remote_code)]
-        if (entry := self._taken(keys, name, lease=lease)) is not None:
-            return entry
-        key = next((key for key in keys if key in self._loads), keys[-1])
-        checkpoint.require_trust(key[1])
-        try:
-            begin = partial(self._load, checkpoint, key)
-            with self._loads.joined(key, work, name, begin) as loading:
-                yield from loading.follow(work)
-                entry = self._taken([key], name, lease=lease)
-        finally:
-            self._tell()
-        assert entry is not None, "the load keeps it in the pool until all have taken it"
-        return entry
-
-    def _taken(self, keys: list[Key], name: str, *, lease: bool) -> Resident | None:
-        """Take a model that is in memory, under this name."""
-        entry, renamed = self._residents.take(keys, name, lease=lease)
-        if renamed:
-            self._tell()
-        return entry
-
-    def _load(self, checkpoint: Checkpoint, key: Key, loading: Loading) -> Steps:
-        """Load a model for all who wait for it."""
-        backend, trusted = self._backends[checkpoint.kind], key[1]
-        try:
-            taken = self._loads.nbytes + sum(model.nbytes for model in self.models)
-            needed = backend.estimate(checkpoint)
-            require_room(needed, taken, self._limit(), checkpoint.name)
-            loading.nbytes = needed
-            model = yield from backend.load(
-                checkpoint,
-                trust_remote_code=trusted,
-                cancel=loading.token,
-                progress=loading.advance,
-            )
-        except (Cancelled, MlxMagicError):
-            raise
-        except Exception as error:
-            raise load_error(backend.library, checkpoint, error) from without_frames(error)
-        names = loading.names
-        if not names:
-            model.close()
-            raise Cancelled
-        # In use by those who wait, until the last of them has taken it.
-        entry = Resident(checkpoint, model, trusted, users=1)
-        loading.when_left = partial(self._residents.let_go, entry)
-        self._residents.add(key, entry, names[0])
-        device.keep_buffers(sum(model.nbytes for model in self.models))
+    def _tell(self) -> None:
+        if self.idle_ttl is not None:
+            self._timer.wake()
+        self._watchers.tell()
 
     def _forget(self) -> None:
         """Forget every model: their arrays belong to a thread that has died."""
-        self._residents.clear()
+        waited = self._residents.clear()
         self._loads.forget()
         admission.SHARED.forget()
+        for unload in waited:
+            unload.fail(EngineError("The inference thread died, and its models are gone."))
         self._tell()

@@ -7,28 +7,31 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
-from mlx_magic import demo
 from mlx_magic.errors import (
-    EngineError,
     MlxMagicError,
     RequestError,
 )
-from mlx_magic.inference import checkpoint, images, machine
+from mlx_magic.inference import images, machine
+from mlx_magic.inference.alias_file import Target
 from mlx_magic.inference.backends.failure import generation_error, without_frames
 from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.current import current, replace_current
 from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
+from mlx_magic.inference.finding import describe, find
 from mlx_magic.inference.generation import Generation, OnProgress, Sink
-from mlx_magic.inference.model_info import Load
-from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
+from mlx_magic.inference.model_info import Hold, Load
+from mlx_magic.inference.names import Names, adapted_name, require_alias
+from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
 from mlx_magic.inference.routing import no_images
 from mlx_magic.inference.stops import Stopped
+from mlx_magic.inference.under_way import UnderWay
 from mlx_magic.inference.watch import Watchers
 from mlx_magic.inference.work import Clock, Work
 
@@ -49,35 +52,43 @@ class Session:
     pool : ModelPool
     clock : callable
         Seconds, monotonic.
+    names : Names, optional
+        What models are called; nothing yet if left out.
 
     Attributes
     ----------
     engine : Engine
     pool : ModelPool
+    names : Names
     deadlines : Deadlines
         Ends requests whose `timeout` is over.
     """
 
     def __init__(
-        self, engine: Engine, pool: ModelPool, *, clock: Clock = time.perf_counter
+        self,
+        engine: Engine,
+        pool: ModelPool,
+        *,
+        clock: Clock = time.perf_counter,
+        names: Names | None = None,
     ) -> None:
         self.engine = engine
         self.pool = pool
-        self._aliases: Mapping[str, str] = MappingProxyType({})
+        self.names = names or Names()
+        self._find = partial(find, names=self.names, loaded=pool.checkpoint)
         self._default_model: str | None = None
         self._clock = clock
         self.deadlines = Deadlines(clock)
         self._watchers = Watchers()
-        self._works: set[Work[Any]] = set()
+        self._under_way = UnderWay(self._watchers.tell)
         self._lock = threading.Lock()
-        self._closed = False
-        pool.opens_with(self.load)
-        pool.tells(self._watchers.tell)
+        pool.belongs_to(self.load, self._under_way.add)
+        pool.watch(self._watchers.tell)
 
     @property
     def aliases(self) -> Mapping[str, str]:
         """Alias to folder or repository id, as they are now; see `load`."""
-        return self._aliases
+        return self.names.aliases
 
     @property
     def default_model(self) -> str | None:
@@ -93,16 +104,15 @@ class Session:
 
     @property
     def running(self) -> list[Work[Any]]:
-        """Generations and loads that have no outcome yet."""
-        with self._lock:
-            return [work for work in self._works if not work.future.done()]
+        """Generations, loads and unloads that have no outcome yet."""
+        return self._under_way.works
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Be told when something begins, ends or changes; progress is not told.
 
-        That is: a generation or a load, a model in the pool and its names, a lease,
-        the aliases and the default model. What ended has its outcome by then, and
-        is no longer in `running`.
+        That is: a generation, a load or an unload, a model in the pool, its names, leases
+        and pin, the budget, the aliases and the default model. What ended has its outcome
+        by then, and is no longer in `running`.
 
         Parameters
         ----------
@@ -119,9 +129,10 @@ class Session:
 
     @property
     def model_names(self) -> list[str]:
-        """Names that a person may use for a model without a download."""
-        names = [DEMO, *self.aliases, *(name for m in self.pool for name in m.names)]
-        return list(dict.fromkeys(names))
+        """Names that a person may use for a model without a download; looks at the disk."""
+        loaded = [name for m in self.pool for name in m.names]
+        there = names_on_disk(self.names.folders)
+        return list(dict.fromkeys([DEMO, *self.aliases, *loaded, *there]))
 
     def start(
         self,
@@ -159,7 +170,17 @@ class Session:
         self._begin(generation, lambda: self._prepare(generation, values, max_pixels))
         return generation
 
-    def load(self, name: str, *, alias: str | None = None, trust_remote_code: bool = False) -> Load:
+    def load(
+        self,
+        name: str,
+        *,
+        alias: str | None = None,
+        trust_remote_code: bool = False,
+        adapter: str | None = None,
+        save: bool = False,
+        pin: bool = False,
+        hold: Hold | None = None,
+    ) -> Load:
         """Begin to load a model; returns at once.
 
         Parameters
@@ -170,15 +191,37 @@ class Session:
             A short name to give it.
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
+        adapter : str, optional
+            Folder of a LoRA adapter. With it the model is one of its own, called
+            ``"model+adapter"`` if no alias is given.
+        save : bool
+            Whether the alias goes into the person's file, too.
+        pin : bool
+            Whether the model stays until it is unloaded by hand.
+        hold : Hold, optional
+            Holds it as soon as it is there.
         """
+        if adapter is not None:
+            adapter = str(Path(adapter).expanduser().absolute())
+            alias = alias or adapted_name(name, adapter)
         if alias is not None:
-            self._check_alias(alias)
-        load = Load(alias or name, clock=self._clock)
+            require_alias(alias)
+        if save and (alias is None or self.names.file is None):
+            raise RequestError("--save keeps an alias: give one with --as.", option="save")
+        load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
 
         def prepare() -> None:
-            found = self._resolve(name, load, trusted=trust_remote_code)
+            found = self._find(name, load, trusted=trust_remote_code, adapter=adapter)
+            tuned = None if found.adapter is None else str(found.adapter.path)
+
+            def named(alias: str) -> None:
+                if save:
+                    self.names.save(alias, name, tuned)
+                self._alias(alias, str(found.path), tuned)
+
             if alias is not None:
-                load.before_success = partial(self._alias, alias, str(found.path))
+                # What was not loaded gets no name.
+                load.before_success = partial(named, alias)
             self.pool.submit_load(
                 load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
             )
@@ -186,10 +229,8 @@ class Session:
         self._begin(load, prepare)
         return load
 
-    def _alias(self, alias: str, path: str) -> None:
-        """Give a name to what was loaded; not to what was not."""
-        with self._lock:
-            self._aliases = MappingProxyType({**self._aliases, alias: path})
+    def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
+        self.names.give(alias, Target(path, adapter))
         self._watchers.tell()
 
     def check(self, name: str) -> str:
@@ -205,24 +246,18 @@ class Session:
         ModelError
             When there is no such model, or its checkpoint cannot be used.
         """
-        found = checkpoint.resolve(name, aliases=self._all_aliases())
-        if isinstance(found, checkpoint.RemoteCheckpoint):
-            return "will be downloaded when it is first used"
-        return f"{found.kind}, {found.model_type}"
+        return describe(name, self.names)
 
     def on_disk(self) -> list[ModelOnDisk]:
         """Look which models are on this machine's disk; see `models_on_disk`.
 
         Reads files: not for an event loop.
         """
-        return models_on_disk(self.aliases)
+        return models_on_disk(self.names.plain_aliases, folders=self.names.folders)
 
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
-        works = self.running
-        for work in works:
-            work.cancel()
-        return len(works)
+        return self._under_way.cancel()
 
     def device(self) -> list[tuple[str, str]]:
         """Say what MLX runs on here: pairs of a word and its value, for a person."""
@@ -230,10 +265,9 @@ class Session:
 
     def close(self) -> None:
         """Cancel what runs and end the threads."""
-        with self._lock:
-            self._closed = True
-        self.cancel()
+        self._under_way.close()
         self.deadlines.close()
+        self.pool.close()
         self.engine.close()
 
     def _begin(self, work: Work[Any], prepare: Callable[[], None]) -> None:
@@ -243,15 +277,6 @@ class Session:
         kernel's loop nor the inference thread nor each other, nor the exit of
         the process: a pool's threads would.
         """
-        with self._lock:
-            if self._closed:
-                raise EngineError("This session is closed: restart the kernel.")
-            self._works.add(work)
-
-        def ended(_: object) -> None:
-            with self._lock:
-                self._works.discard(work)
-            self._watchers.tell()
 
         def run() -> None:
             try:
@@ -262,50 +287,15 @@ class Session:
             except BaseException as error:
                 work.fail(error)
 
-        work.future.add_done_callback(ended)
+        self._under_way.add(work)
         self.deadlines.add(work)
-        self._watchers.tell()
         threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
-
-    def _all_aliases(self) -> dict[str, str]:
-        return {DEMO: str(demo.folder()), **self.aliases}
-
-    def _check_alias(self, alias: str) -> None:
-        if alias == DEMO or not alias.strip() or "/" in alias or alias.startswith("-"):
-            raise RequestError(
-                f"{alias!r} cannot be an alias: use a short name without a slash, "
-                f"other than {DEMO!r}.",
-                option="as",
-            )
-
-    def _resolve(
-        self, name: str, work: Work[Any], *, trusted: bool = False
-    ) -> checkpoint.Checkpoint:
-        """Find a checkpoint, downloading it first where that is needed."""
-        target = self._all_aliases().get(name, name)
-        loaded = self.pool.checkpoint(target)
-        if loaded is not None:
-            # Reading its files again would take milliseconds of every question.
-            return replace(loaded, name=name)
-        found = checkpoint.resolve(name, aliases=self._all_aliases())
-        if isinstance(found, checkpoint.RemoteCheckpoint):
-            from mlx_magic.inference import hub
-
-            work.enter("downloading", f"downloading {found.repo_id}")
-            folder = hub.download(
-                found.repo_id,
-                cancel=work.token,
-                progress=work.advance,
-                trust_remote_code=trusted,
-            )
-            found = checkpoint.inspect(folder, name)
-        return found
 
     def _prepare(
         self, generation: Generation, values: list[NamedImage], max_pixels: int | None
     ) -> None:
         request = generation.request
-        found = self._resolve(request.model, generation)
+        found = self._find(request.model, generation)
         before = any(exchange.images for exchange in request.history)
         if found.kind == "text" and (values or request.images or before):
             raise no_images(request.model, self.pool, before=before)
@@ -322,7 +312,7 @@ class Session:
         generation.token.wait(DRAW_AFTER)
         generation.draw()
 
-    def _steps(self, generation: Generation, found: checkpoint.Checkpoint) -> Steps:
+    def _steps(self, generation: Generation, found: Checkpoint) -> Steps:
         """Load if needed, then answer; in slices on the inference thread."""
         request = generation.request
         try:

@@ -41,7 +41,7 @@ def wanted_code(folder: Path) -> tuple[str, ...]:
     tuple of str
         One line each, such as ``"config.json: model_file = 'model.py'"``; empty is harmless.
     """
-    config = _json(folder / "config.json")
+    config = parsed(folder / "config.json")
     config = config if isinstance(config, dict) else {}
     wanted: list[str] = []
     if config.get("model_file") is not None:
@@ -50,7 +50,7 @@ def wanted_code(folder: Path) -> tuple[str, ...]:
         if path.name in _DATA or path.name.endswith(".index.json"):
             continue
         name = path.relative_to(folder).as_posix()
-        wanted += [f"{name}: {_printable(line)}" for line in _auto_maps(_json(path))]
+        wanted += [f"{name}: {_printable(line)}" for line in _auto_maps(parsed(path))]
     wanted += _from_architecture(folder, config)
     return tuple(wanted)
 
@@ -127,14 +127,14 @@ def _from_architecture(folder: Path, config: Mapping[str, Any]) -> list[str]:
 def _chat_templates(folder: Path) -> list[str]:
     files = [path.relative_to(folder).as_posix() for p in _TEMPLATES for path in folder.glob(p)]
     for name in ("tokenizer_config.json", "processor_config.json"):
-        content = _json(folder / name)
+        content = parsed(folder / name)
         if isinstance(content, dict) and content.get("chat_template"):
             files.append(name)
     return sorted(files)
 
 
-def _json(path: Path) -> Any:
-    """Parse a file; None where the libraries could not parse it either."""
+def parsed(path: Path) -> Any:
+    """Parse a JSON file; None where the libraries could not parse it either."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.request import Phase
+from mlx_magic.inference.speed import Speed
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -32,12 +33,15 @@ class Progress:
         is unknown.
     note : str
         What is being done, for a person.
+    rate : float
+        Bytes per second of the last seconds, while downloading; 0 is unknown.
     """
 
     phase: Phase
     done: int = 0
     total: int = 0
     note: str = ""
+    rate: float = 0.0
 
 
 class Work(Generic[T]):
@@ -59,11 +63,14 @@ class Work(Generic[T]):
         work has an outcome too.
     token : CancelToken
         What the inference thread looks at.
+    notes : list of str
+        What happened on its way that a person should know, a line each.
     on_cancel : callable
         Called when it was asked to stop and has not ended; on any thread, under no lock.
     """
 
     def __init__(self, clock: Clock, *, timeout: float | None = None) -> None:
+        self.notes: list[str] = []
         self.future: Future[T] = Future()
         # From here on nobody can cancel the future itself, past the token.
         self.future.set_running_or_notify_cancel()
@@ -71,6 +78,7 @@ class Work(Generic[T]):
         self._clock = clock
         self._lock = threading.RLock()
         self._progress = Progress("queued")
+        self._speed = Speed()
         self._since = self.created = clock()
         self.deadline = None if timeout is None else self.created + timeout
         self.token = CancelToken(deadline=self.deadline, clock=clock)
@@ -86,7 +94,11 @@ class Work(Generic[T]):
     @property
     def progress(self) -> Progress:
         """Where the work stands; safe from any thread."""
-        return self._progress
+        if self._progress.phase != "downloading":
+            return self._progress
+        # Reckoned when somebody looks: it has to fall while nothing arrives.
+        with self._lock:
+            return replace(self._progress, rate=self._speed.rate(self._clock()))
 
     @property
     def elapsed(self) -> float:
@@ -138,6 +150,8 @@ class Work(Generic[T]):
                 now = self._progress
                 note = now.note if note is None else note
                 self._progress = Progress(now.phase, done, total, note)
+                if now.phase == "downloading":
+                    self._speed.report(self._clock(), done, total)
 
     def succeed(self, outcome: T) -> None:
         """Set the outcome, unless there is one already."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# What IPython makes of `%%vision …` and of `%vision load …` as a statement of its own.
+# What IPython makes of `%%vision …`, and of a `%vision …` that takes its time, as a statement of
+# its own.
 _CALL = re.compile(r"get_ipython\(\)\.run_(?:cell|line)_magic\('vision', ")
 _CELL = re.compile(r"get_ipython\(\)\.run_cell_magic\('vision', ")
-_LOAD = re.compile(r"get_ipython\(\)\.run_line_magic\('vision', '\s*load\b")
+_LINE = re.compile(r"get_ipython\(\)\.run_line_magic\('vision', '\s*(?:load|unload|list|models)\b")
 _AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited("
 
 
@@ -58,7 +59,7 @@ class AwaitedCells:
         return getattr(ipython, "kernel", None) is not None and bool(ipython.autoawait)
 
     def _rewritten(self, line: str, *, first: bool) -> str:
-        for magic in (_CELL, _LOAD):
+        for magic in (_CELL, _LINE):
             if magic.match(line):
                 return _CALL.sub(_AWAITED + f"{first}, ", line, count=1)
         return line

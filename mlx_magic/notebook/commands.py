@@ -8,6 +8,7 @@ from mlx_magic.errors import RequestError
 from mlx_magic.notebook.expressions import one_line
 from mlx_magic.notebook.options import (
     LINE_OPTIONS,
+    MODEL_VERBS,
     Words,
     read_options,
     suggestion,
@@ -17,11 +18,14 @@ from mlx_magic.notebook.tokens import split_line
 
 @dataclass(frozen=True, slots=True)
 class LoadCommand:
-    """Load a model, by an alias if one is given."""
+    """Load a model, with an adapter and by an alias if they are given."""
 
     model: str
     alias: str | None = None
     trust_remote_code: bool = False
+    pin: bool = False
+    adapter: str | None = None
+    save: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,27 @@ class UnloadCommand:
     """Unload one model; all of them if `model` is None."""
 
     model: str | None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PinCommand:
+    """Pin a model, or unpin it."""
+
+    model: str
+    pinned: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ListCommand:
     """List the models."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsCommand:
+    """Say what a model is, without loading it."""
+
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +86,9 @@ class HelpCommand:
 Command = (
     LoadCommand
     | UnloadCommand
+    | PinCommand
     | ListCommand
+    | ModelsCommand
     | StatusCommand
     | UseCommand
     | CancelCommand
@@ -97,7 +119,7 @@ def parse_line(line: str) -> Command:
 
 def _command(verb: str, words: Words) -> Command:
     everything = "all" in words.values
-    if verb in ("load", "use") or (verb == "unload" and not everything):
+    if verb in MODEL_VERBS or (verb == "unload" and not everything):
         return _model_command(verb, words)
     if words.positional:
         raise RequestError(
@@ -106,7 +128,7 @@ def _command(verb: str, words: Words) -> Command:
             option=verb,
         )
     if verb == "unload":
-        return UnloadCommand(None)
+        return UnloadCommand(None, "force" in words.values)
     plain: dict[str, Command] = {
         "list": ListCommand(),
         "status": StatusCommand(),
@@ -128,9 +150,25 @@ def _model_command(verb: str, words: Words) -> Command:
         )
     if verb == "use":
         return UseCommand(names[0])
+    if verb == "models":
+        return ModelsCommand(names[0])
     if verb == "unload":
-        return UnloadCommand(names[0])
+        return UnloadCommand(names[0], "force" in words.values)
+    if verb in ("pin", "unpin"):
+        return PinCommand(names[0], verb == "pin")
     alias = words.values.get("as")
     if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
         raise RequestError(f"--as {alias!r}: an alias has no blanks and no slash.", option="as")
-    return LoadCommand(names[0], alias, "trust_remote_code" in words.values)
+    adapter = words.values.get("adapter")
+    if adapter is not None and not adapter.strip():
+        raise RequestError("--adapter is empty: name the adapter's folder.", option="adapter")
+    if "save" in words.values and alias is None:
+        raise RequestError("--save keeps an alias: give one with --as ALIAS.", option="save")
+    return LoadCommand(
+        names[0],
+        alias,
+        trust_remote_code="trust_remote_code" in words.values,
+        pin="pin" in words.values,
+        adapter=adapter,
+        save="save" in words.values,
+    )

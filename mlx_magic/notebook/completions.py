@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_magic.notebook.options import CELL_OPTIONS, LINE_OPTIONS, Option
+from mlx_magic.notebook.options import CELL_OPTIONS, LINE_OPTIONS, MODEL_VERBS, Option
 from mlx_magic.notebook.tokens import Fragment, Token, quote, split_unfinished
 
 IMAGE_SUFFIXES = frozenset(
@@ -123,14 +123,16 @@ def _matching(begun: str, known: Iterable[str], start: int, kind: str) -> list[C
 def _values(option: Option, fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
     if "|" in option.metavar:
         return _matching(fragment.text, option.metavar.split("|"), start, "choice")
+    if option.name == "adapter":
+        return _paths(fragment, start, sources, frozenset())
     return _models(fragment, start, sources) if option.name == "model" else []
 
 
 def _line_words(verb: str, following: Sequence[Token]) -> _Words:
     """Return what completes the words of ``%vision verb``: a model, once, or nothing."""
-    aliased = [token.raw for token in following[:-1]].count("--as")
-    positional = sum(_flag(token)[:1] != "-" for token in following) - aliased
-    takes_model = verb in ("load", "use", "unload") and positional < 1
+    valued = sum(token.raw in ("--as", "--adapter") for token in following[:-1])
+    positional = sum(_flag(token)[:1] != "-" for token in following) - valued
+    takes_model = verb in (*MODEL_VERBS, "unload") and positional < 1
     return _models if takes_model else lambda fragment, start, sources: []
 
 

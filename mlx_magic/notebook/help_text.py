@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlx_magic.notebook.options import CELL_OPTIONS, LINE_OPTIONS, Option
+from mlx_magic.notebook.options import CELL_OPTIONS, LINE_OPTIONS, SETTINGS, Option
 
 _CELL_HEAD = """\
 Ask a vision-language model about pictures.
@@ -30,8 +30,11 @@ The result is in _ (and in NAME with -o); Cancel keeps what was written so far.
 
 _LINE_TEXT = {
     "load": ("MODEL", "load a model, or download it first"),
-    "unload": ("MODEL", "free its memory"),
-    "list": ("", "the models at hand"),
+    "unload": ("MODEL", "free its memory, once nobody uses it"),
+    "pin": ("MODEL", "keep it when others need room"),
+    "unpin": ("MODEL", "let it go when others need room"),
+    "list": ("", "the models in memory and on disk"),
+    "models": ("MODEL", "what a model is, without loading it"),
     "status": ("", "what is loaded and running, memory, device"),
     "use": ("MODEL", "make it the default of %%vision"),
     "cancel": ("", "cancel what is running"),
@@ -44,7 +47,8 @@ Look after the models of %%vision.
 """
 
 _LINE_TAIL = """\
-MODEL is an alias, a folder or a Hub repository id.
+MODEL is an alias, a folder or a Hub repository id. Aliases for all notebooks are kept by --save
+in ~/.config/mlx-magic/aliases.toml, which you may edit.
 
 Examples
     %vision load mlx-community/Qwen2.5-VL-3B-Instruct-4bit --as qwen
@@ -66,9 +70,11 @@ def help_text(kind: Literal["cell", "line"]) -> str:
         metavar, text = _LINE_TEXT[verb]
         rows.append(f"    {f'%vision {verb} {metavar}':<36} {text}")
         rows += [_row(option, indent=8) for option in options if option.available]
-    return "\n".join([_LINE_HEAD + "Commands", *rows, "", _LINE_TAIL])
+    settings = [_row(option) for option in SETTINGS]
+    head = _OPTIONS_HEAD.replace("Options ", "Settings")
+    return "\n".join([_LINE_HEAD + "Commands", *rows, "", head, *settings, "", _LINE_TAIL])
 
 
 def _row(option: Option, indent: int = 4) -> str:
-    spelling = f"{', '.join(option.flags)} {option.metavar}"
+    spelling = f"{', '.join(option.flags)} {option.metavar}".strip()
     return f"{'':{indent}}{spelling:<{40 - indent}} {option.help:<37} {option.trait}".rstrip()

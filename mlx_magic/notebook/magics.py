@@ -11,9 +11,11 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
 from IPython.utils.capture import capture_output
-from traitlets import Bool, Enum, Float, Int, List, Unicode, observe
+from traitlets import Any as Any_
+from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
-from mlx_magic.errors import EngineError, GenerationError, MlxMagicError
+from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
+from mlx_magic.inference.budget import check_setting, check_ttl
 from mlx_magic.inference.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
@@ -21,8 +23,7 @@ from mlx_magic.inference.request import (
     OutputFormat,
     VisionResult,
 )
-from mlx_magic.inference.work import amount
-from mlx_magic.notebook import commands, render, template
+from mlx_magic.notebook import commands, pool_cells, pool_lines, render, template
 from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
 from mlx_magic.notebook.expressions import evaluator
 from mlx_magic.notebook.help_text import help_text
@@ -32,7 +33,6 @@ from mlx_magic.notebook.running import RunningCell
 
 if TYPE_CHECKING:
     from mlx_magic.inference.generation import Generation
-    from mlx_magic.inference.model_info import Load, ModelInfo
     from mlx_magic.inference.session import Session
 
 DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vision use MODEL."
@@ -67,6 +67,16 @@ class VisionMagics(Magics):
         None, allow_none=True, help="Larger pictures are scaled down to so many pixels."
     ).tag(config=True)
 
+    memory_budget = Any_(None, help="What models may take: '8 GB', 0.6, None for all.").tag(
+        config=True
+    )
+    idle_ttl = Float(None, allow_none=True, help="Seconds until an idle model is unloaded.").tag(
+        config=True
+    )
+    model_folders = List(Unicode(), help="Folders with models, beside the Hub's cache.").tag(
+        config=True
+    )
+
     def __init__(self, shell: Any, **kwargs: Any) -> None:
         super().__init__(shell, **kwargs)
         self._ip: Any = shell
@@ -76,6 +86,28 @@ class VisionMagics(Magics):
     def _model_chosen(self, change: Any) -> None:
         """Let `mlx_magic.ask` use the same default."""
         _session().default_model = change["new"]
+
+    @validate("memory_budget", "idle_ttl")
+    def _pool_setting(self, proposal: Any) -> Any:
+        """Refuse what cannot be one, in a line."""
+        check = {"memory_budget": check_setting, "idle_ttl": check_ttl}[proposal["trait"].name]
+        try:
+            return check(proposal["value"])
+        except RequestError as error:
+            raise TraitError(str(error)) from None
+
+    @observe("memory_budget")
+    def _budget_chosen(self, change: Any) -> None:
+        for line in pool_lines.budget(*_session().pool.set_budget(change["new"])):
+            print(line)
+
+    @observe("idle_ttl")
+    def _ttl_chosen(self, change: Any) -> None:
+        _session().pool.idle_ttl = change["new"]
+
+    @observe("model_folders")
+    def _folders_chosen(self, change: Any) -> None:
+        _session().names.look_in(change["new"])
 
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]
@@ -99,24 +131,22 @@ class VisionMagics(Magics):
         """``%vision``; the text of its help stands in help_text."""
         with _translated():
             command = commands.parse_line(line)
-            if isinstance(command, commands.LoadCommand):
-                load = self._load(command)
-                return self._loaded(RunningCell(self._ip, load, awaited=False).blocking(), load)
-            return self._run(command)
+            if not isinstance(command, pool_cells.WAITED_FOR):
+                return self._run(command)
+            return pool_cells.blocking(self._ip, _session(), command)
 
     async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
         """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
         with _translated():
             if cell is None:
                 command = commands.parse_line(line)
-                if not isinstance(command, commands.LoadCommand):
+                if isinstance(command, commands.ListCommand | commands.ModelsCommand):
+                    # They read many files, or ask the Hub.
+                    loop = asyncio.get_running_loop()
+                    return await loop.run_in_executor(None, self._run, command)
+                if not isinstance(command, pool_cells.WAITED_FOR):
                     return self._run(command)
-                load = self._load(command)
-                try:
-                    info = await RunningCell(self._ip, load, awaited=True, alone=first).awaited()
-                except asyncio.CancelledError:
-                    raise KeyboardInterrupt from None
-                return self._loaded(info, load)
+                return await pool_cells.awaited(self._ip, _session(), command, alone=first)
             asked = self._ask(line, cell)
             answering = RunningCell(
                 self._ip,
@@ -220,22 +250,6 @@ class VisionMagics(Magics):
             kv_bits=self.kv_bits,
         )
 
-    def _load(self, command: commands.LoadCommand) -> Load:
-        return _session().load(
-            command.model, alias=command.alias, trust_remote_code=command.trust_remote_code
-        )
-
-    def _loaded(self, info: ModelInfo | None, load: Load) -> None:
-        if info is None:
-            print(f"Cancelled: {load.name} was not loaded.")
-            return
-        details = ", ".join(
-            part
-            for part in (info.kind, info.model_type, info.quantization, amount(info.nbytes))
-            if part
-        )
-        print(f"Loaded {load.name}: {details}.")
-
     def _run(self, command: commands.Command) -> Any:
         now = _session()
         match command:
@@ -243,6 +257,10 @@ class VisionMagics(Magics):
                 from mlx_magic.notebook.tables import ModelTable
 
                 return ModelTable.of(now)
+            case commands.ModelsCommand(model):
+                from mlx_magic.notebook.tables import FactsTable
+
+                return FactsTable.of(now, model)
             case commands.StatusCommand() | commands.HelpCommand():
                 from mlx_magic.notebook.tables import StatusTable
 
@@ -258,13 +276,9 @@ class VisionMagics(Magics):
                 found = now.check(model)
                 self.model = model
                 print(f"Using {model} ({found}).")
-            case commands.UnloadCommand(model):
-                names = [model] if model is not None else [m.name for m in now.pool]
-                for name in names:
-                    freed = now.pool.unload(name)
-                    print(f"Unloaded {name}: {amount(freed)} freed.")
-                if not names:
-                    print("No model is loaded.")
+            case commands.PinCommand(model, pinned):
+                info = now.pool.pin(model) if pinned else now.pool.unpin(model)
+                print(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
         return None
 
 

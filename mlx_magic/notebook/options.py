@@ -85,16 +85,39 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
             "",
             "let this checkpoint run its own Python code, this once",
         ),
-        _planned("--pin"),
-        _planned("--adapter"),
+        Option("pin", ("--pin",), "", "keep it until it is unloaded by hand"),
+        Option("adapter", ("--adapter",), "PATH", "a LoRA adapter's folder, loaded with it"),
+        Option("save", ("--save",), "", "keep the alias for other notebooks, too"),
     ),
-    "unload": (Option("all", ("--all",), "", "every model"),),
+    "unload": (
+        Option("all", ("--all",), "", "every model"),
+        Option("force", ("--force",), "", "cancel the requests that use it first"),
+    ),
+    "pin": (),
+    "unpin": (),
     "list": (),
+    "models": (),
     "status": (),
     "use": (),
     "cancel": (),
     "panel": (),
 }
+
+MODEL_VERBS = ("load", "use", "pin", "unpin", "models")
+"""Those of the commands that cannot do without a model."""
+
+SETTINGS = (
+    Option(
+        "memory_budget",
+        (),
+        "'8 GB', 0.6",
+        "what models may take; None is all there is",
+        "memory_budget",
+    ),
+    Option("idle_ttl", (), "SECONDS", "unload what was idle so long; None: never", "idle_ttl"),
+    Option("model_folders", (), "FOLDERS", "with models, beside the Hub's cache", "model_folders"),
+)
+"""What has no flag, only a trait."""
 
 
 @dataclass(frozen=True, slots=True)

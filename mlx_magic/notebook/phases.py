@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlx_magic.inference.speed import duration, seconds_left
 from mlx_magic.inference.work import Progress, amount
 
 _WORDS = {
@@ -22,4 +23,8 @@ def phase_line(progress: Progress) -> str:
         return words + " …"
     if progress.phase == "reading":
         return f"{words} · {progress.done:,} of {progress.total:,} tokens"
-    return f"{words} · {amount(progress.done)} of {amount(progress.total)}"
+    line = f"{words} · {amount(progress.done)} of {amount(progress.total)}"
+    left = seconds_left(progress.done, progress.total, progress.rate)
+    if left is None or progress.done >= progress.total:
+        return line
+    return f"{line} · {amount(int(progress.rate))}/s · {duration(left)} left"

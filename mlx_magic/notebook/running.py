@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import sys
 import time
@@ -38,6 +39,8 @@ class RunningCell(Generic[T]):
         Whether the cell has shown nothing else so far, so that it may be cleared.
     show : bool
         False shows nothing at all.
+    quick : bool
+        Whether the work is often done before a view could be read: then none is shown.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class RunningCell(Generic[T]):
         awaited: bool,
         alone: bool = False,
         show: bool = True,
+        quick: bool = False,
     ) -> None:
         self._work = work
+        self._quick = quick
         self._awaited = awaited
         self._alone = alone
         self._show = show
@@ -65,7 +70,9 @@ class RunningCell(Generic[T]):
         """
         with self._cancelled_on_error():
             await self._head_start()
-        with self._viewed() as view:
+        if self._quick and self._work.future.done():
+            return self._work.future.result()
+        with self._noted(), self._viewed() as view:
             try:
                 await clicks.wait_async(self._work.future, view.update)
             except asyncio.CancelledError:
@@ -85,7 +92,12 @@ class RunningCell(Generic[T]):
         KeyboardInterrupt
             On an interrupt, once the work has stopped. It has its partial outcome then.
         """
-        with self._viewed() as view:
+        if self._quick:
+            with self._cancelled_on_error():
+                concurrent.futures.wait([self._work.future], timeout=sum(HEAD_START))
+            if self._work.future.done():
+                return self._work.future.result()
+        with self._noted(), self._viewed() as view:
             try:
                 clicks.wait_blocking(self._work.future, view.update)
             except KeyboardInterrupt:
@@ -141,6 +153,15 @@ class RunningCell(Generic[T]):
         except BaseException:
             self._work.cancel()
             raise
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Say, after the view, what happened on the way: what was unloaded to make room."""
+        try:
+            yield
+        finally:
+            for note in self._work.notes if self._show else ():
+                print(note)
 
     def _close_later(self, view: View) -> None:
         """Keep the view on the page until the result has taken its place, or it would jump."""

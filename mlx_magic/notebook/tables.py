@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
+from mlx_magic.inference import facts
+from mlx_magic.inference.alias_file import Target
+from mlx_magic.inference.fit import fits
+from mlx_magic.inference.model_info import ModelInfo
+from mlx_magic.inference.on_disk import ModelOnDisk
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import amount
+from mlx_magic.notebook import pool_lines
 from mlx_magic.notebook.phases import phase_line
 
 _CELL = "text-align:left;padding:2px 12px 2px 0"
@@ -56,15 +64,83 @@ class ModelTable:
 
     @staticmethod
     def of(session: Session) -> Table:
-        """Return the models at hand: loaded ones, the bundled one, aliases."""
+        """Return the models at hand: in memory, on disk, and aliases of what is on neither.
+
+        Reads files: not for an event loop.
+        """
         loaded = pool_rows(session.pool)
-        names = {name for model in session.pool for name in model.names}
-        others = [
-            (name, "bundled" if name == DEMO else "alias", "", "", "", "not loaded")
-            for name in (DEMO, *session.aliases)
+        paths = {m.path for m in session.pool if m.adapter is None}
+        names = {name for m in session.pool for name in m.names}
+        targets = session.names.targets
+        rows: list[tuple[str, ...]] = []
+        for model in session.on_disk():
+            called = [name for name, to in session.names.plain_aliases.items() if to == model.name]
+            if model.name not in names and str(model.path) not in paths:
+                rows.append(_disk_row(model, called, session.pool))
+            names |= {model.name, *called}
+        rows += [
+            (name, "", "", "", "", _not_looked_at(to))
+            for name, to in targets.items()
             if name not in names
         ]
-        return Table(_MODEL_HEADINGS, (*loaded, *others))
+        problems = session.names.file.problems if session.names.file is not None else ()
+        # Without a budget of one's own there is nothing to say of it.
+        room = () if session.pool.budget is None else (pool_lines.room(session.pool) + ".",)
+        return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join((*room, *problems)))
+
+
+def _not_looked_at(target: Target) -> str:
+    """Say what an alias stands for that is no model on this disk by itself."""
+    if target.adapter is not None:
+        return f"{target.model} with adapter {PurePath(target.adapter).name}"
+    return f"not on this disk: {target.model}"
+
+
+def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tuple[str, ...]:
+    """Return the row of a model that is not in memory."""
+    state = "bundled" if model.name == DEMO else "on disk"
+    room = fits(pool, model.needed)
+    if model.partly:
+        state = "downloaded in part: load it to fetch the rest"
+    elif model.problem:
+        state = f"unusable: {model.problem}"
+    elif room is not None:
+        state += ", fits" if room else ", does not fit now"
+    return (
+        ", ".join([model.name, *called]),
+        model.kind,
+        model.model_type,
+        (model.quantization or "no") if model.kind else "",
+        amount(model.nbytes) if model.nbytes else "",
+        state,
+    )
+
+
+class FactsTable:
+    """``%vision models``."""
+
+    @staticmethod
+    def of(session: Session, name: str) -> Table:
+        """Return what a model is; may ask the Hub, so not for an event loop."""
+        found = facts.read(name, session.names)
+        room = fits(session.pool, found.needed)
+        rows = [
+            ("model", name),
+            ("place", found.place),
+            ("kind", found.kind),
+            ("architecture", found.model_type),
+            ("quantised", found.quantization or "no"),
+            ("size", amount(found.nbytes) if found.nbytes else "unknown"),
+            ("memory", {True: "fits now", False: "does not fit now", None: "unknown"}[room]),
+            ("context", f"{found.context:,} tokens" if found.context else "unknown"),
+        ]
+        if found.image_tokens:
+            rows.append(("picture", f"{found.image_tokens:,} tokens, whole or each part of it"))
+        if found.wants_code:
+            rows.append(("wants to run", "; ".join(found.wants_code)))
+        if found.problem:
+            rows.append(("problem", found.problem))
+        return Table(("", ""), tuple(rows))
 
 
 class StatusTable:
@@ -75,12 +151,25 @@ class StatusTable:
         """Return what is loaded, running and used, and on what device."""
         rows: list[tuple[str, str]] = [
             ("default model", default or f"{DEMO} (bundled)"),
-            ("loaded", ", ".join(m.name for m in session.pool) or "nothing"),
+            ("loaded", "; ".join(map(_named, session.pool)) or "nothing"),
+            ("room", pool_lines.room(session.pool)),
+            *_unloaded(session.pool),
             ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
             ("reused", _reused(session.pool.reuse)),
             *session.device(),
         ]
         return Table(("", ""), tuple(rows), "%vision? lists the commands, %%vision? the options.")
+
+
+def _named(model: ModelInfo) -> str:
+    state = pool_lines.state(model)
+    return model.name if state == "loaded" else f"{model.name} ({state.removeprefix('loaded, ')})"
+
+
+def _unloaded(pool: ModelPool) -> list[tuple[str, str]]:
+    """Say what has left by itself lately."""
+    gone = [str(model) for model in pool.unloaded if model.why != "asked"]
+    return [("unloaded", "; ".join(gone[-3:]))] if gone else []
 
 
 def _reused(reuse: Reuse) -> str:
@@ -109,7 +198,7 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
             m.model_type,
             m.quantization or "no",
             amount(m.nbytes),
-            ("in use" if m.users else "loaded") + (", may run its code" if m.trusted else ""),
+            pool_lines.state(m),
         )
         for m in pool
     )
@@ -117,4 +206,6 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
 
 def pool_table(pool: ModelPool) -> Table:
     """Return the pool as a table."""
-    return Table(_MODEL_HEADINGS, pool_rows(pool), "" if len(pool) else "No model is loaded.")
+    room = pool_lines.room(pool) + "."
+    note = room if len(pool) else f"No model is loaded; {room}"
+    return Table(_MODEL_HEADINGS, pool_rows(pool), note)

@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -71,3 +72,21 @@ def test_a_prefill_chunk_is_smaller_for_a_larger_model(nbytes: int) -> None:
     least, most = device.PREFILL_CHUNKS_CPU
     assert least <= device.prefill_chunk(nbytes) <= most
     assert device.prefill_chunk(nbytes) >= device.prefill_chunk(nbytes * 2 + 1)
+
+
+@linux
+def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said = tmp_path / "memory.max"
+    monkeypatch.setattr(device, "CONTAINER_LIMITS", (tmp_path / "nowhere", said))
+    monkeypatch.setitem(sys.modules, "mlx.core", None)
+
+    def total(text: str) -> int:
+        said.write_text(text)
+        device._container_limit.cache_clear()
+        return device.total_memory()
+
+    machine = total("max\n")
+    assert machine > 10**6
+    assert total("1000000\n") == 10**6
+    assert total("9223372036854771712\n") == machine
+    device._container_limit.cache_clear()

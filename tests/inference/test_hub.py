@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-import errno
+import hashlib
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from mlx_magic.errors import (
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint, RemoteCheckpoint, resolve
 from mlx_magic.inference.hub import download
+from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
 
 CHUNK = 4096
@@ -40,6 +43,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_hub.FakeHub]:
     with fake_hub.running() as server:
         yield server
         huggingface_hub.close_session()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client tries again without its pauses."""
+    for module in ("file_download", "utils._http"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture
@@ -88,7 +98,157 @@ def test_what_a_model_needs_is_fetched_and_no_more(
     assert found.path == path
 
 
-def test_a_cancelled_download_stops_and_goes_on_later(
+def test_weights_that_no_library_reads_are_not_fetched(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "model.safetensors").unlink()
+    weights = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    others = ["consolidated.safetensors", "extra.safetensors", "original/model.safetensors"]
+    (folder / "original").mkdir()
+    for name in [*weights, *others]:
+        checkpoints.write_safetensors(folder / name, {name: ("F32", (4,))})
+    index = {"model.a": weights[0], "model.b": weights[1]}
+    checkpoints.write_json(folder / "model.safetensors.index.json", {"weight_map": index})
+    publish(hub, folder)
+    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    fetched = [name for name in hub.fetched if name.endswith(".safetensors")]
+    assert sorted(fetched) == weights
+
+
+def test_weights_in_folders_are_not_fetched(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "original").mkdir()
+    checkpoints.write_safetensors(folder / "original" / "model.safetensors")
+    publish(hub, folder)
+    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    fetched = [name for name in hub.fetched if name.endswith(".safetensors")]
+    assert fetched == ["model.safetensors"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_token_is_for_the_hub_and_not_for_where_it_sends_from(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    publish(hub, folder)
+    with fake_hub.running() as other:
+        other.repos = hub.repos
+        hub.elsewhere = other.endpoint
+        other.cuts["model.safetensors"] = [50_000]
+        path = download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+    assert set(hub.tokens) == {"Bearer hf_secret"}
+    assert other.tokens == [None, None]
+    assert other.ranges[-1] > 30_000  # the range goes there, too
+
+
+class SecondLook(CancelToken):
+    """Is cancelled at the second look after it was told to count."""
+
+    __slots__ = ("looks",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks: int | None = None
+
+    def checkpoint(self) -> None:
+        if self.looks is not None:
+            self.looks += 1
+            if self.looks == 2:
+                self.cancel()
+        super().checkpoint()
+
+
+def test_while_another_process_fetches_a_file_it_waits_and_can_be_cancelled(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    from huggingface_hub.utils import WeakFileLock
+
+    publish(hub, folder)
+    content = hub.repos[REPO]["model.safetensors"]
+    token = SecondLook()
+
+    def progress(done: int, total: int) -> None:
+        if total > len(content) and token.looks is None:
+            token.looks = 0
+
+    locks = tmp_path / ".locks" / "models--org--name"
+    locks.mkdir(parents=True)
+    with (
+        WeakFileLock(locks / f"{hashlib.sha256(content).hexdigest()}.lock"),
+        pytest.raises(Cancelled),
+    ):
+        download(REPO, cancel=token, progress=progress, cache=tmp_path, endpoint=hub.endpoint)
+    assert "model.safetensors" not in hub.fetched
+
+
+KILLED = """
+import pathlib, sys, time
+import huggingface_hub.constants
+huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.hub import download
+
+def progress(done, total):
+    if done > 100_000:
+        print("enough", flush=True)
+        time.sleep(60)
+
+cache, endpoint = sys.argv[1:]
+token = CancelToken()
+download("org/name", cancel=token, progress=progress, cache=pathlib.Path(cache), endpoint=endpoint)
+"""
+
+
+def test_what_a_killed_kernel_has_fetched_is_not_fetched_again(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "cache"), hub.endpoint],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "enough\n"
+        killed.kill()
+    path = download(
+        REPO,
+        cancel=CancelToken(),
+        progress=ignored,
+        cache=tmp_path / "cache",
+        endpoint=hub.endpoint,
+    )
+    assert hub.ranges[-1] > 80_000
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+
+
+def test_a_load_is_cancelled_at_once_though_the_connection_hangs(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(hub, folder)
+    here = partial(download, cache=tmp_path / "cache", endpoint=hub.endpoint)
+    monkeypatch.setattr("mlx_magic.inference.hub.download", here)
+    session = scripted_session()
+    hub.stall_after["model.safetensors"] = 100_000
+    load = session.load(REPO)
+    while load.progress.done < 50_000:
+        assert not load.done
+    assert load.progress.note == f"downloading {REPO}"
+    load.cancel()
+    assert load.future.result(5) is None  # the server still holds the connection
+    del hub.stall_after["model.safetensors"]
+    hub.go_on.set()
+    info = session.load(REPO).future.result(60)
+    assert info is not None
+    assert hub.ranges[-1] >= 50_000 - CHUNK
+    session.close()
+
+
+def test_a_cancelled_download_stops_and_goes_on_where_it_was(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -105,14 +265,132 @@ def test_a_cancelled_download_stops_and_goes_on_later(
         download(REPO, cancel=token, progress=progress, cache=cache, endpoint=hub.endpoint)
     assert seen[-1] < whole // 2 + 3 * CHUNK
     assert not list(cache.rglob("*.incomplete"))
+    assert not list(cache.rglob("snapshots/*/model.safetensors"))
     assert isinstance(resolve(REPO, aliases={}, cache=cache), RemoteCheckpoint)
 
     hub.fetched.clear()
+    hub.ranges.clear()
+    again: list[tuple[int, int]] = []
     path = download(
-        REPO, cancel=CancelToken(), progress=ignored, cache=cache, endpoint=hub.endpoint
+        REPO,
+        cancel=CancelToken(),
+        progress=lambda done, total: again.append((done, total)),
+        cache=cache,
+        endpoint=hub.endpoint,
     )
     assert hub.fetched == ["model.safetensors"]
+    assert hub.ranges[0] > whole // 3
+    # What was there is said at once, and nothing counts twice.
+    assert again[0][0] == seen[-1]
+    assert again[-1][0] == again[-1][1]
+    assert again == sorted(again)
     assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+    assert not list(cache.rglob("*.part"))
+
+
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+@pytest.mark.usefixtures("at_once")
+def test_a_connection_that_breaks_is_taken_up_again(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, ignores_ranges: bool
+) -> None:
+    publish(hub, folder)
+    hub.cuts["model.safetensors"] = [50_000, 100_000]
+    hub.ignores_ranges = ignores_ranges
+    seen: list[tuple[int, int]] = []
+    path = download(
+        REPO,
+        cancel=CancelToken(),
+        progress=lambda done, total: seen.append((done, total)),
+        cache=tmp_path,
+        endpoint=hub.endpoint,
+    )
+    assert hub.fetched.count("model.safetensors") == 3
+    if not ignores_ranges:
+        assert hub.ranges[-3:] == sorted(hub.ranges[-3:])
+        assert hub.ranges[-1] > 100_000
+    assert seen[-1][0] == seen[-1][1]
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_connection_that_keeps_breaking_is_one_line_and_keeps_what_came(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    hub.cuts["model.safetensors"] = [50_000] + [0] * 6
+    with pytest.raises(DownloadError, match=r"connection broke.*is not fetched twice") as caught:
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert "\n" not in str(caught.value)
+    hub.ranges.clear()
+    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    assert hub.ranges[-1] > 30_000
+
+
+def test_damaged_weights_are_thrown_away_and_fetched_anew(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    hub.spoilt.add("model.safetensors")
+    with pytest.raises(DownloadError, match=r"^org/name: model\.safetensors arrived damaged"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert not list(tmp_path.rglob("*.part"))
+    assert isinstance(resolve(REPO, aliases={}, cache=tmp_path), RemoteCheckpoint)
+    hub.spoilt.clear()
+    path = download(
+        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+    )
+    assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
+
+
+def test_a_damaged_small_file_is_thrown_away_before_the_weights_come(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    hub.spoilt.add("tokenizer.json")
+    with pytest.raises(DownloadError, match=r"tokenizer\.json arrived damaged"):
+        download(
+            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+        )
+    assert "model.safetensors" not in hub.fetched
+    hub.spoilt.clear()
+    path = download(
+        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
+    )
+    assert (path / "tokenizer.json").read_bytes() == hub.repos[REPO]["tokenizer.json"]
+
+
+def test_two_who_fetch_the_same_fetch_it_once(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
+) -> None:
+    publish(hub, folder)
+    outcomes: list[object] = []
+    last: list[tuple[int, int]] = []
+
+    def run() -> None:
+        seen: list[tuple[int, int]] = []
+        outcomes.append(
+            download(
+                REPO,
+                cancel=CancelToken(),
+                progress=lambda done, total: seen.append((done, total)),
+                cache=tmp_path,
+                endpoint=hub.endpoint,
+            )
+        )
+        last.append(seen[-1])
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes) == 3
+    assert hub.fetched.count("model.safetensors") == 1
+    assert all(done == total for done, total in last)
 
 
 def test_cancelled_before_it_begins_it_asks_for_nothing(
@@ -207,8 +485,10 @@ def test_a_refusal_is_one_line(
         ((401, "GatedRepo"), "is gated: accept its terms"),
         ((403, "GatedRepo"), "is gated: accept its terms"),
         ((403, None), r"refused by the Hub \(HTTP 403\)"),
+        ((429, None), "HTTP 429, too many requests"),
     ],
 )
+@pytest.mark.usefixtures("at_once")
 def test_files_that_are_refused_are_one_line(
     hub: fake_hub.FakeHub,
     folder: Path,
@@ -247,7 +527,7 @@ def test_shards_that_are_there_count_as_done(
     )
     assert hub.fetched == [lost.name]
     size = sum(file.stat().st_size for file in path.iterdir())
-    assert seen[0][0] > size - lost.stat().st_size
+    assert seen[0] == (size - lost.stat().st_size, size)
     assert seen[-1] == (size, size)
 
 
@@ -301,16 +581,19 @@ def test_a_disk_without_room_is_said_before_the_weights_come(
     assert "model.safetensors" not in hub.fetched
 
 
-def test_a_disk_that_fills_up_is_one_line(
-    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_disk_that_fills_up_is_one_line_and_gets_its_room_back(
+    hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    content = hub.repos[REPO]["model.safetensors"]
+    blobs = tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    part = blobs / f"{hashlib.sha256(content).hexdigest()}.mlx-magic.part"
+    part.symlink_to("/dev/full")
     with pytest.raises(DownloadError, match="does not fit on the disk"):
         download(
             REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
         )
+    assert not part.is_symlink()
+    assert isinstance(resolve(REPO, aliases={}, cache=tmp_path), RemoteCheckpoint)

@@ -244,7 +244,7 @@ def test_nobody_can_unload_a_model_before_those_who_wait_have_taken_it(
 def test_loads_in_flight_count(session: Session, script: SlowBackend, tmp_path: Path) -> None:
     folders = [str(checkpoints.good(tmp_path / name)) for name in ("first", "second")]
     size = 96
-    session.pool._limit = lambda: 2 * size - 1
+    session.pool.budget = 2 * size - 1
     first, second = (session.load(folder) for folder in folders)
     prepared(session, [first, second])
     run(session)
@@ -254,7 +254,7 @@ def test_loads_in_flight_count(session: Session, script: SlowBackend, tmp_path: 
     assert (refused.needed_bytes, refused.limit_bytes) == (size, 2 * size - 1)
     assert script.begun == 1
     # What was loaded counts once: the same again fits beside it when there is room.
-    session.pool._limit = lambda: 2 * size
+    session.pool.budget = 2 * size
     again = prepared(session, [session.load(folder) for folder in folders])
     run(session)
     assert all(work.future.result(0) is not None for work in again)
@@ -263,7 +263,7 @@ def test_loads_in_flight_count(session: Session, script: SlowBackend, tmp_path: 
 def test_a_load_that_failed_counts_no_more(
     session: Session, script: SlowBackend, tmp_path: Path
 ) -> None:
-    session.pool._limit = lambda: 100
+    session.pool.budget = 100
     script.fails = ValueError("broken")
     prepared(session, [session.load(str(checkpoints.good(tmp_path / "first")))])
     run(session)

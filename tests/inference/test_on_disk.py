@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import mlx_magic
-from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.checkpoint import RemoteCheckpoint, resolve
+from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
 
@@ -66,11 +68,16 @@ def test_the_bundled_model_comes_first_then_aliases_then_the_cache_each_by_name(
     assert found[1].path == tmp_path / "two"
 
 
-def test_a_model_is_described_as_its_files_do(cache: Path) -> None:
+@pytest.mark.parametrize(("on_gpu", "needed"), [(True, 96), (False, 128)])
+def test_a_model_is_described_as_its_files_do(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, needed: int
+) -> None:
+    # Halves are floats in memory where MLX runs on the CPU.
+    monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
     config = {**checkpoints.TEXT_CONFIG, "quantization": {"bits": 4, "group_size": 64}}
     folder = checkpoints.good(snapshot(cache, "org/small"), config)
     assert only(models_on_disk({}, cache=cache), "org/small") == ModelOnDisk(
-        "org/small", folder, "text", "llama", "4-bit, group 64", nbytes=96
+        "org/small", folder, "text", "llama", "4-bit, group 64", nbytes=96, needed=needed
     )
 
 
@@ -83,6 +90,25 @@ def test_what_cannot_be_used_is_listed_with_its_problem(cache: Path, broken: str
     assert not found.problem.startswith("org/broken")
     assert (found.path, found.kind) == (folder, "vision")
     assert found.model_type in ("smolvlm", "hologram9000")
+
+
+def test_a_download_that_was_stopped_is_no_broken_model(cache: Path) -> None:
+    checkpoints.with_missing_shard(snapshot(cache, "org/shards"))
+    folder = checkpoints.without_weights(snapshot(cache, "org/single"))
+    part = folder.parent.parent / "blobs" / "abc.mlx-magic.part"
+    part.parent.mkdir()
+    part.write_bytes(b"...")
+    # This one is whole, and unusable for another reason; the rest is of another revision.
+    whole = checkpoints.with_model_file(checkpoints.good(snapshot(cache, "org/evil")))
+    (whole.parent.parent / "blobs").mkdir()
+    (whole.parent.parent / "blobs" / "def.mlx-magic.part").write_bytes(b"...")
+    # Nobody has begun to fetch weights of this one.
+    checkpoints.without_weights(snapshot(cache, "org/config-only"))
+    found = [model.name for model in models_on_disk({}, cache=cache) if model.partly]
+    assert found == ["org/shards", "org/single"]
+    # What would come of loading them says the same.
+    for name in ("org/shards", "org/single"):
+        assert isinstance(resolve(name, aliases={}, cache=cache), RemoteCheckpoint)
 
 
 def test_a_damaged_config_is_a_problem_too(cache: Path) -> None:
@@ -169,6 +195,34 @@ def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
     found = models_on_disk({}, cache=cache)
     assert only(found, "org/open").problem == ""
     assert only(found, "org/secret").problem == "its folder cannot be read (Permission denied)"
+
+
+def test_folders_with_models_are_looked_through_two_levels_deep(
+    cache: Path, tmp_path: Path
+) -> None:
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    checkpoints.good(mine / "seer")
+    checkpoints.good_text(mine / "org" / "reader")
+    checkpoints.good(mine / "a" / "b" / "too-deep")
+    checkpoints.good_text(other / "seer")  # the first folder's hides it
+    checkpoints.good(snapshot(cache, "org/reader"))
+    folders = [mine, other, tmp_path / "nowhere"]
+    found = models_on_disk({}, folders=folders, cache=cache)
+    assert names(found) == ["demo", "org/reader", "seer", "org/reader"]
+    assert [model.kind for model in found[1:]] == ["text", "vision", "vision"]
+    assert names_on_disk(folders, cache=cache) == ["org/reader", "seer", "org/reader"]
+
+
+def test_a_model_of_a_folder_that_an_alias_hides_is_listed_by_its_path(
+    cache: Path, tmp_path: Path
+) -> None:
+    hidden = checkpoints.good(tmp_path / "mine" / "seer")
+    aliases = {"seer": str(checkpoints.good_text(tmp_path / "another"))}
+    found = models_on_disk(aliases, folders=[tmp_path / "mine"], cache=cache)
+    assert names(found) == ["demo", "seer", str(hidden)]
+    aliases = {"s": str(hidden)}
+    found = models_on_disk(aliases, folders=[tmp_path / "mine"], cache=cache)
+    assert names(found) == ["demo", "s"]
 
 
 def test_a_session_looks_with_its_aliases(tmp_path: Path) -> None:

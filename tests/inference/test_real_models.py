@@ -168,7 +168,7 @@ def test_prompts_longer_than_a_chunk_are_read_in_chunks(
 def test_unloading_gives_the_memory_back(session: Session, circle: Image.Image) -> None:
     ask(session, QUESTION, circle)
     held = device.memory().active
-    freed = session.pool.submit_unload("demo").result(60)
+    freed = session.pool.unload("demo")
     now = device.memory()
     assert freed > 1_000_000
     assert now.active <= held - freed

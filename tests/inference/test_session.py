@@ -15,7 +15,6 @@ from mlx_magic.errors import (
     ImageNotFoundError,
     ImagesNotSupportedError,
     MemoryBudgetError,
-    ModelInUseError,
     ModelNotFoundError,
     RequestError,
     UntrustedCodeError,
@@ -203,7 +202,7 @@ def test_load_use_and_unload_by_alias(
     assert "seer" in session.model_names
     session.start(question("seer")).future.result(10)
     assert script.loads == 1
-    assert session.pool.submit_unload("seer").result(10) == info.nbytes
+    assert session.pool.submit_unload("seer").future.result(10) == info.nbytes
     assert script.closed == 1
     assert len(session.pool) == 0
     with pytest.raises(ModelNotFoundError, match="not loaded"):
@@ -216,17 +215,20 @@ def test_a_bad_alias_is_refused(session: Session, vision: str, alias: str) -> No
         session.load(vision, alias=alias)
 
 
-def test_a_model_in_use_is_not_unloaded(
+def test_a_model_in_use_is_not_unloaded_under_its_user(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "reading"
     generation = session.start(question(vision))
     reach(generation, "reading")
-    with pytest.raises(ModelInUseError):
-        session.pool.submit_unload(vision)
+    unload = session.pool.submit_unload(vision)
+    assert not unload.done
+    assert unload in session.running
+    assert vision in session.pool
     script.release()
-    generation.future.result(10)
-    session.pool.submit_unload(vision).result(10)
+    assert generation.future.result(10).text == "It is a red circle."
+    assert unload.future.result(10) == 96
+    assert vision not in session.pool
 
 
 def test_cancelling_a_load_leaves_nothing(
@@ -255,14 +257,14 @@ def test_code_of_a_checkpoint_needs_permission_for_that_load(
     assert info is not None
     assert info.trusted
     assert session.start(question(folder)).future.result(10).text
-    session.pool.submit_unload(folder).result(10)
+    session.pool.submit_unload(folder).future.result(10)
     with pytest.raises(UntrustedCodeError):
         session.start(question(folder)).future.result(10)
 
 
 def test_a_load_that_does_not_fit_is_refused_with_the_numbers(vision: str) -> None:
     session = scripted_session()
-    session.pool._limit = lambda: 10
+    session.pool.budget = 10
     with pytest.raises(MemoryBudgetError) as caught:
         session.load(vision).future.result(10)
     assert caught.value.limit_bytes == 10

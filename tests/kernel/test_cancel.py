@@ -180,6 +180,39 @@ def test_load_can_be_cancelled(client: Client, model: Path, prefix: str) -> None
     assert_next_question_works(client)
 
 
+@pytest.mark.parametrize("prefix", ["", "%time "], ids=["awaited", "nested"])
+def test_an_unload_that_waits_can_be_cancelled_interrupted_and_forced(
+    client: Client, model: Path, prefix: str
+) -> None:
+    hold(client, "writing")
+    client.run(
+        "from mlx_magic.inference import session\n"
+        "from mlx_magic.inference.request import GenerationRequest, Sampling\n"
+        "sampling = Sampling(max_tokens=10**9)\n"
+        f"request = GenerationRequest('Hi', model={str(model)!r}, sampling=sampling)\n"
+        "asked = session.current().start(request)\n"
+        "while asked.progress.phase != 'writing': pass"
+    )
+    unloading = client.start(f"{prefix}%vision unload {model}")
+    client.wait_for_words(unloading, "once its user is done")
+    client.click(client.wait_for_button(unloading))
+    client.finish(unloading)
+    assert (unloading.status, unloading.stderr) == ("ok", ""), unloading.summary()
+    assert f"Cancelled: {model} was not unloaded." in unloading.stdout
+
+    unloading = client.start(f"{prefix}%vision unload --all")
+    client.wait_for_words(unloading, "once its user is done")
+    client.interrupt()
+    client.finish(unloading)
+    assert "KeyboardInterrupt" in unloading.error
+    assert client.value("asked.done, len(session.current().pool)") == "False 1"
+
+    forced = client.run(f"{prefix}%vision unload --all --force")
+    assert "(cancelled 1 request)" in forced.stdout, forced.summary()
+    assert client.value("asked.future.result().finish_reason") == "cancelled"
+    assert client.value("session.current().running") == "[]"
+
+
 def test_cancel_leaves_no_widgets_behind(client: Client) -> None:
     client.run("from ipywidgets.widgets.widget import _instances; before = set(_instances)")
     before = set(client.widgets)

@@ -50,6 +50,14 @@ def test_a_cell_and_a_load_are_awaited(cells: AwaitedCells) -> None:
     assert cells.transform([LOAD, "\n"]) == [AWAITED + "True, 'load demo')\n", "\n"]
 
 
+@pytest.mark.parametrize("command", ["unload --all", "list", "models org/name"])
+def test_other_commands_that_take_their_time_are_awaited_too(
+    cells: AwaitedCells, command: str
+) -> None:
+    line = f"get_ipython().run_line_magic('vision', '{command}')\n"
+    assert cells.transform([line]) == [AWAITED + f"True, '{command}')\n"]
+
+
 def test_what_came_before_in_the_cell_is_not_cleared(cells: AwaitedCells) -> None:
     assert cells.transform(["# Now\n", LOAD, "x = 1\n"])[1] == AWAITED + "True, 'load demo')\n"
     rewritten = cells.transform(["x = 1\n", LOAD])
@@ -59,7 +67,8 @@ def test_what_came_before_in_the_cell_is_not_cleared(cells: AwaitedCells) -> Non
 @pytest.mark.parametrize(
     "line",
     [
-        "get_ipython().run_line_magic('vision', 'list')\n",
+        "get_ipython().run_line_magic('vision', 'status')\n",
+        "get_ipython().run_line_magic('vision', 'unloaded')\n",
         "x = get_ipython().run_line_magic('vision', 'load demo')\n",
         "    get_ipython().run_line_magic('vision', 'load demo')\n",
         "get_ipython().run_cell_magic('time', '', '%%vision\\nWhat?')\n",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from IPython.core.error import UsageError
@@ -11,17 +14,21 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference import session
+from mlx_magic.inference.alias_file import AliasFile, Target
 from mlx_magic.inference.request import VisionResult
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
+from tests.inference.test_on_disk import snapshot
+
+POOL_TRAITS = {"memory_budget", "idle_ttl", "model_folders"}
 
 
 def cell(shell: InteractiveShell, line: str, body: str = "What is it?") -> object:
     return shell.run_cell_magic("vision", line, body)
 
 
-def line(shell: InteractiveShell, text: str) -> object:
+def line(shell: InteractiveShell, text: str) -> Any:
     return shell.run_line_magic("vision", text)
 
 
@@ -231,8 +238,9 @@ def test_help_shows_every_option(shell: InteractiveShell) -> None:
         assert shell.find_magic("vision", kind).__doc__
     doc = shell.find_magic("vision", "cell").__doc__
     assert "%config VisionMagics." in doc
+    of_the_pool = shell.find_magic("vision", "line").__doc__
     for trait in VisionMagics.class_traits(config=True):
-        assert f" {trait}\n" in doc
+        assert f" {trait}\n" in (of_the_pool if trait in POOL_TRAITS else doc)
     assert "--max-tokens" in doc
 
 
@@ -244,3 +252,138 @@ def test_the_extension_loads_twice_and_unloads_without_a_trace(shell: Interactiv
     assert shell.find_line_magic("vision") is None
     assert len(shell.input_transformers_post) == before - 1
     shell.run_line_magic("load_ext", "mlx_magic")
+
+
+def test_an_alias_that_is_saved_is_there_in_the_next_kernel(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    file = AliasFile(tmp_path / "aliases.toml")
+    session.current().names.file = file
+    checkpoints.good(tmp_path / "seer")
+    line(shell, "load ./seer --as s --save")
+    assert AliasFile(file.path).targets == {"s": Target(str(tmp_path / "seer"))}
+    line(shell, "load ./seer --as t")
+    assert set(AliasFile(file.path).targets) == {"s"}
+
+
+def test_a_load_takes_pin_adapter_alias_and_save_together(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    now = session.current()
+    now.names.file = file = AliasFile(tmp_path / "aliases.toml")
+    checkpoints.good(tmp_path / "seer")
+    lora = str(tmp_path / "lora")
+    checkpoints.write_json(tmp_path / "lora" / "adapter_config.json", {"rank": 2})
+    checkpoints.write_safetensors(tmp_path / "lora" / "adapters.safetensors")
+    line(shell, "load ./seer --as plain")
+    line(shell, "load ./seer --pin --adapter lora --as tuned --save")
+    tuned, plain = now.pool["tuned"], now.pool["plain"]
+    assert (tuned.pinned, tuned.adapter, tuned.path) == (True, lora, plain.path)
+    assert (plain.pinned, plain.adapter) == (False, None)
+    assert AliasFile(file.path).targets == {"tuned": Target(str(tmp_path / "seer"), lora)}
+    # They are two: one leaves, the other stays.
+    now.pool.budget = tuned.nbytes
+    assert [model.name for model in now.pool] == ["tuned"]
+    cell(shell, "-m tuned")
+    assert script.loads == 2
+
+
+def test_a_list_shows_what_is_loaded_on_disk_and_named_and_whether_it_fits(
+    shell: InteractiveShell,
+    script: ScriptedBackend,
+    tmp_path: Path,
+) -> None:
+    now = session.current()
+    checkpoints.with_model_file(checkpoints.good(tmp_path / "models" / "evil"))
+    checkpoints.good_text(tmp_path / "models" / "reader")
+    checkpoints.write_json(tmp_path / "lora" / "adapter_config.json", {"rank": 2})
+    checkpoints.write_safetensors(tmp_path / "lora" / "adapters.safetensors")
+    now.names.file = AliasFile(tmp_path / "aliases.toml")
+    now.names.file.path.write_text('far = "org/far"\nbad = 3\n')
+    line(shell, "load demo --adapter lora")
+    shell.run_line_magic("config", "VisionMagics.model_folders = ['models']")
+    now.pool.budget = 350
+
+    def rows() -> dict[str, str]:
+        return {row[0]: row[5] for row in line(shell, "list").rows}
+
+    seen = rows()
+    assert seen["demo+lora"] == "loaded, with adapter lora"
+    assert seen["demo"] == "bundled, fits"
+    assert seen["reader"] == "on disk, fits"
+    assert seen["evil"].startswith("unusable: wants to run its own code")
+    assert seen["far"] == "not on this disk: org/far"
+    assert "bad is not understood" in line(shell, "list").note
+
+    line(shell, "load evil --trust-remote-code")
+    assert rows()["evil"] == "loaded, may run its code"
+    # What is idle would leave for it; what is pinned would not.
+    assert rows()["reader"] == "on disk, fits"
+    line(shell, "pin evil")
+    line(shell, "pin demo+lora")
+    assert rows()["reader"] == "on disk, does not fit now"
+    line(shell, "unload demo+lora")
+    assert rows()["demo+lora"].endswith("bundled with adapter lora")
+    # What was allowed for one load is not allowed for the next.
+    line(shell, "unload evil")
+    with pytest.raises(UsageError, match="wants to run its own code"):
+        line(shell, "load evil")
+    assert not checkpoints.mark_of(tmp_path / "models" / "evil").exists()
+
+
+def test_models_says_what_a_model_is_and_loads_nothing(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    config = {
+        **checkpoints.VISION_CONFIG,
+        "quantization": {"bits": 4, "group_size": 64},
+        "text_config": {"max_position_embeddings": 4096},
+        "mm_tokens_per_image": 256,
+    }
+    checkpoints.with_auto_map(checkpoints.good(tmp_path / "seer", config), "config.json", "AutoX")
+    said = dict(line(shell, "models ./seer").rows)
+    assert said["kind"] == "vision"
+    assert said["quantised"] == "4-bit, group 64"
+    assert said["size"] == "96 B"
+    assert said["context"] == "4,096 tokens"
+    assert said["picture"].startswith("256 tokens")
+    assert said["wants to run"] == "config.json: auto_map AutoX = 'evil.Evil'"
+    assert script.loads == 0
+    with pytest.raises(UsageError, match="There is no model 'nothing'"):
+        line(shell, "models nothing")
+
+
+def test_a_repository_in_the_cache_is_listed_with_its_alias(
+    shell: InteractiveShell,
+    script: ScriptedBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    checkpoints.good(snapshot(tmp_path / "cache", "org/name"))
+    now = session.current()
+    now.names.file = AliasFile(tmp_path / "aliases.toml")
+    now.names.file.save("q", Target("org/name"))
+    assert "org/name, q" in {row[0] for row in line(shell, "list").rows}
+    assert "org/name" in now.model_names
+    line(shell, "load q")
+    rows = [row for row in line(shell, "list").rows if "q" in row[0].split(", ")]
+    assert [row[5] for row in rows] == ["loaded"]
+
+
+def test_an_awaited_list_reads_the_disk_off_the_loop(
+    shell: InteractiveShell, script: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    real = session.Session.on_disk
+
+    def on_disk(self: session.Session) -> Any:
+        threads.append(threading.current_thread())
+        return real(self)
+
+    monkeypatch.setattr(session.Session, "on_disk", on_disk)
+    magics = shell.magics_manager.registry["VisionMagics"]
+    table = asyncio.run(magics.awaited(True, "list"))
+    assert "demo" in repr(table)
+    assert threads
+    assert threading.main_thread() not in threads

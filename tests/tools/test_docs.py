@@ -170,7 +170,7 @@ def test_readme_picture_is_sharp_and_small() -> None:
 
 
 def test_there_is_a_notebook() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["panel.ipynb", "quickstart.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == ["panel.ipynb", "pool.ipynb", "quickstart.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

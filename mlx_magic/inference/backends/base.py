@@ -22,6 +22,23 @@ class LoadedModel(Protocol):
     def nbytes(self) -> int:
         """Bytes of its weights, as they are in memory."""
 
+    def warm_up(
+        self, *, cancel: CancelToken, progress: LoadProgress
+    ) -> Generator[None, None, None]:
+        """Do what would make its first request slower than the next; once, after its load.
+
+        Parameters
+        ----------
+        cancel : CancelToken
+            The load's.
+        progress : callable
+            Takes bytes done, bytes in all and a note.
+
+        Raises
+        ------
+        Cancelled
+        """
+
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:

@@ -11,6 +11,7 @@ import os
 import secrets
 import sys
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ PREFILL_CHUNKS_CPU = (16, 256)
 PREFILL_WEIGHTS_CPU = 20e9 / 2
 
 PICTURES_GPU = 8
+
+# Of version 2 of Linux's control groups, and of version 1.
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +96,7 @@ def _prepare() -> Blas:
         return Blas(None, f"turned off by {SWITCH}")
     if "mlx.core" in sys.modules:
         return Blas(None, "mlx was imported before mlx-magic could load OpenBLAS")
-    if importlib.util.find_spec("mlx_cuda") or _has_distribution("mlx-cuda"):
+    if _has_cuda():
         return Blas(None, "not needed with CUDA")
     tried = []
     for path in _openblas_candidates():
@@ -101,6 +108,11 @@ def _prepare() -> Blas:
     if tried:
         return Blas(None, "; ".join(tried))
     return Blas(None, "not found: install libopenblas0-pthread for up to 40 times the speed")
+
+
+@cache
+def _has_cuda() -> bool:
+    return importlib.util.find_spec("mlx_cuda") is not None or _has_distribution("mlx-cuda")
 
 
 def _has_distribution(prefix: str) -> bool:
@@ -149,9 +161,10 @@ def _check_product(path: str) -> str | None:
 
 
 def is_gpu() -> bool:
-    """Whether MLX runs on a GPU (Metal or CUDA); on the inference thread."""
-    import mlx.core as mx
-
+    """Whether MLX runs on a GPU (Metal or CUDA); before it is in use, whether it will."""
+    mx = sys.modules.get("mlx.core")
+    if mx is None or not hasattr(mx, "default_device"):
+        return sys.platform == "darwin" or _has_cuda()
     return bool(mx.default_device() == mx.Device(mx.gpu))
 
 
@@ -228,7 +241,17 @@ def total_memory() -> int:
             if isinstance(value, int) and value > 0:
                 return value
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return min(machine, _container_limit() or machine)
+    return 0
+
+
+@cache
+def _container_limit() -> int:
+    """Bytes that a container lets its processes take; 0 where nothing says so."""
+    for path in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            return int(path.read_text(encoding="ascii"))
     return 0
 
 

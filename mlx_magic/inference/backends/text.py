@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, kv, warmup, weights
+from mlx_magic.inference.backends import adapters, chat, device, kv, warmup, weights
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
@@ -64,15 +64,15 @@ class TextBackend:
         loaded: tuple[Any, ...] = load(
             str(checkpoint.path),
             tokenizer_config={"trust_remote_code": trust_remote_code},
+            adapter_path=adapters.folder(checkpoint),
             lazy=True,
             trust_remote_code=trust_remote_code,
         )
         model, tokenizer = loaded[:2]
+        adapters.require_fit(model, checkpoint)
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
-        made = TextModel(checkpoint, model, tokenizer, size)
-        yield from made.warm_up(cancel=cancel, progress=progress)
-        return made
+        return TextModel(checkpoint, model, tokenizer, size)
 
 
 class TextModel:
@@ -128,7 +128,7 @@ class TextModel:
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
     ) -> Generator[None, None, None]:
-        """Answer a request of nobody's. See `warmup.warmed`."""
+        """Answer a request of nobody's. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, picture=False)
         yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
         self._recall.count_anew()

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat, device, kv, vision_inputs, warmup, weights
+from mlx_magic.inference.backends import adapters, chat, device, kv, vision_inputs, warmup, weights
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
@@ -71,13 +71,15 @@ class VisionBackend:
         cancel.checkpoint()
         # False is said out loud: left open, transformers would ask on a terminal.
         model, processor = mlx_vlm.load(
-            str(checkpoint.path), lazy=True, trust_remote_code=trust_remote_code
+            str(checkpoint.path),
+            adapter_path=adapters.folder(checkpoint),
+            lazy=True,
+            trust_remote_code=trust_remote_code,
         )
+        adapters.require_fit(model, checkpoint)
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
-        made = VisionModel(checkpoint, model, processor, size)
-        yield from made.warm_up(cancel=cancel, progress=progress)
-        return made
+        return VisionModel(checkpoint, model, processor, size)
 
 
 class VisionModel:
@@ -136,7 +138,7 @@ class VisionModel:
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
     ) -> Generator[None, None, None]:
-        """Answer a request of nobody's. See `warmup.warmed`."""
+        """Answer a request of nobody's. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, picture=True)
         yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
         self._recall.count_anew()

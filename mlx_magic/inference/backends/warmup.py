@@ -41,7 +41,6 @@ def warmed(
     Parameters
     ----------
     model : LoadedModel
-        Closed where the load is cancelled.
     request : GenerationRequest
         See `sample`.
     prepare : callable
@@ -57,14 +56,13 @@ def warmed(
     """
     progress(model.nbytes, model.nbytes, "loading: warming up")
     yield
+    cancel.checkpoint()
     try:
-        cancel.checkpoint()
         if device.is_gpu() or model.nbytes <= SMALL:
             yield from model.generate(request, cancel=cancel, report=lambda chunk: None)
         else:
             prepare(request)
     except Cancelled:
-        model.close()
         raise
     except Exception as error:
         # The person's own request will tell, in words that fit it.

@@ -23,6 +23,14 @@ def nbytes(model: Any) -> int:
 def estimate(checkpoint: Checkpoint) -> int:
     """Bytes that a checkpoint's weights will take in memory; on the inference thread."""
     device.start()
+    return expected(checkpoint)
+
+
+def expected(checkpoint: Checkpoint) -> int:
+    """Bytes that a checkpoint's weights will take in memory, as far as one can say.
+
+    On any thread: before MLX is in use, for the device that it will choose.
+    """
     quantization = checkpoint.config.get("quantization") or {}
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
     unpacked = {"F16": 2.0, "BF16": 2.0, "U32": 32 / bits if isinstance(bits, int) else 1.0}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
+from mlx_magic.inference.fit import fits
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.unloading import Unload
 from mlx_magic.inference.work import Progress, Work, amount
 from mlx_magic.notebook.phases import phase_line
 
@@ -42,6 +45,12 @@ class ModelChoice:
         While it is loading.
     default : bool
         Whether cells without a model use it.
+    fits : bool or None
+        Whether there is room for it now; None where nobody can say.
+    pinned : bool
+        Whether it stays when others need room.
+    leaving : bool
+        Whether it is to be unloaded once nobody uses it.
     """
 
     name: str
@@ -53,6 +62,9 @@ class ModelChoice:
     problem: str = ""
     progress: Progress | None = None
     default: bool = False
+    fits: bool | None = None
+    pinned: bool = False
+    leaving: bool = False
 
     @property
     def label(self) -> str:
@@ -67,7 +79,8 @@ class ModelChoice:
         if self.problem:
             return self.problem
         size = amount(self.nbytes) if self.nbytes else ""
-        return " · ".join(part for part in (self.kind, self.details, size) if part)
+        room = {True: "fits", False: "does not fit now", None: ""}[self.fits]
+        return " · ".join(part for part in (self.kind, self.details, size, room) if part)
 
 
 def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
@@ -82,16 +95,20 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
     default = session.default_model or DEMO
     found: dict[str, ModelChoice] = {}
     paths: set[str] = set()
+    unloads = unloading(session.running)
     for model in session.pool:
-        paths.add(model.path)
+        if model.adapter is None:
+            paths.add(model.path)
         found[model.name] = ModelChoice(
             model.name,
             "loaded",
             model.kind,
-            _details(model.model_type, model.quantization),
+            _details(model.model_type, model.quantization, model.adapter, trusted=model.trusted),
             model.nbytes,
             model.users,
             default=default in model.names,
+            pinned=model.pinned,
+            leaving=any(unload.name in model.names for unload in unloads),
         )
     for name, work in loading(session.running):
         if name not in found and not any(name in m.names for m in session.pool):
@@ -102,19 +119,23 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
         if entry.name in found or str(entry.path) in paths:
             continue
         state: ModelState = "bundled" if entry.name == DEMO else "on disk"
+        problem = "" if entry.partly else entry.problem
+        details = _details(entry.model_type, entry.quantization)
         found[entry.name] = ModelChoice(
             entry.name,
-            "unusable" if entry.problem else state,
+            "unusable" if problem else state,
             entry.kind,
-            _details(entry.model_type, entry.quantization),
+            f"{details} · downloaded in part" if entry.partly else details,
             entry.nbytes,
-            problem=entry.problem,
+            problem=problem,
             default=entry.name == default,
+            fits=None if problem else fits(session.pool, entry.needed),
         )
-    for name, path in session.aliases.items():
-        # Given since the disk was looked at.
-        if name not in found and path not in paths:
-            found[name] = ModelChoice(name, "on disk", default=name == default)
+    for name, target in session.names.targets.items():
+        # With an adapter, or given since the disk was looked at.
+        if name not in found and (target.adapter is not None or target.model not in paths):
+            details = _details("", None, target.adapter)
+            found[name] = ModelChoice(name, "on disk", details=details, default=name == default)
     if default not in found and not any(choice.default for choice in found.values()):
         found[default] = ModelChoice(default, "on disk", default=True)
     return list(found.values())
@@ -131,5 +152,14 @@ def loading(running: Sequence[Work[Any]]) -> list[tuple[str, Work[Any]]]:
     return loads
 
 
-def _details(model_type: str, quantization: str | None) -> str:
-    return " · ".join(part for part in (model_type, quantization) if part)
+def unloading(running: Sequence[Work[Any]]) -> list[Unload]:
+    """Return what waits to unload a model."""
+    return [work for work in running if isinstance(work, Unload)]
+
+
+def _details(
+    model_type: str, quantization: str | None, adapter: str | None = None, *, trusted: bool = False
+) -> str:
+    allowed = "may run its code" if trusted else ""
+    tuned = f"adapter {PurePath(adapter).name}" if adapter else ""
+    return " · ".join(part for part in (model_type, quantization, tuned, allowed) if part)

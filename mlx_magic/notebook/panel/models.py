@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from mlx_magic.errors import MlxMagicError, ModelInUseError, ModelNotFoundError
+from mlx_magic.errors import MlxMagicError
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.unloading import Unload
 from mlx_magic.inference.work import amount
-from mlx_magic.notebook.panel.choices import ModelChoice, choices, loading
+from mlx_magic.notebook import pool_lines
+from mlx_magic.notebook.panel.choices import ModelChoice, choices, loading, unloading
 from mlx_magic.notebook.panel.guarded import guarded
 from mlx_magic.notebook.panel.models_section import ModelsSection
 
@@ -45,7 +46,7 @@ class Models:
         self._disk: list[ModelOnDisk] = []
         self._looking = False
         self._said = ("", False)
-        self.section = ModelsSection(self.load, self.unload, self.cancel_load, self.look)
+        self.section = ModelsSection(self.load, self.unload, self.cancel_of, self.pin, self.look)
 
     @property
     def loading(self) -> bool:
@@ -98,25 +99,31 @@ class Models:
             load.future.add_done_callback(lambda _: self._loaded(load))
 
     def unload(self, name: str) -> None:
-        """Begin to unload a model."""
+        """Begin to unload a model; that waits for those who use it."""
+        with guarded(lambda problem: self._say(problem, problem=True)):
+            unload = self._session.pool.submit_unload(name)
+            if not unload.done:
+                when = "" if unload.begun else " once nobody uses it"
+                self._say(f"Unloading {name}{when} …")
+            unload.future.add_done_callback(lambda _: self._unloaded(unload))
 
-        def unloaded(future: Future[int]) -> None:
-            error = future.exception()
-            if error is not None:
-                self._say(f"{name} could not be unloaded: {error}", problem=True)
-            else:
-                self._say(f"Unloaded {name}: {amount(future.result())} freed.")
+    def pin(self, name: str, pinned: bool) -> None:
+        """Let a model stay when others need room, or let it go then."""
+        with guarded(lambda problem: self._say(problem, problem=True)):
+            pool = self._session.pool
+            info = pool.pin(name) if pinned else pool.unpin(name)
+            self._say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
 
-        try:
-            self._session.pool.submit_unload(name).add_done_callback(unloaded)
-        except (ModelInUseError, ModelNotFoundError) as error:
-            self._say(str(error), problem=True)
-
-    def cancel_load(self, name: str) -> None:
-        """Cancel what loads a model, whoever asked for it."""
-        for model, work in loading(self._session.running):
+    def cancel_of(self, name: str) -> None:
+        """Cancel what loads or unloads a model, whoever asked for it."""
+        running = self._session.running
+        for model, work in loading(running):
             if model == name:
                 work.cancel()
+        names = self._session.pool[name].names if name in self._session.pool else ()
+        for unload in unloading(running):
+            if unload.name in names:
+                unload.cancel()
 
     def cancel(self) -> None:
         """Cancel the loads that this panel began; safe from any thread."""
@@ -124,6 +131,13 @@ class Models:
             loads = list(self._loads)
         for load in loads:
             load.cancel()
+
+    def _unloaded(self, unload: Unload) -> None:
+        error = unload.future.exception()
+        if error is not None:
+            self._say(f"{unload.name} could not be unloaded: {error}", problem=True)
+        else:
+            self._say(pool_lines.unloaded(unload))
 
     def _loaded(self, load: Load) -> None:
         with self._lock:
@@ -139,7 +153,8 @@ class Models:
             with self._lock:
                 # Shown by `show`: the inference thread is not to send widget messages.
                 self._loaded_names.add(load.name)
-            self._say(f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}.")
+            loaded = f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}."
+            self._say(" ".join([*load.notes, loaded]))
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         with self._lock:

@@ -13,15 +13,19 @@ from mlx_magic.notebook.panel.choices import ModelChoice
 from mlx_magic.notebook.panel.controls import button, line, put, said
 
 _COLOURS = 5
+_KEEP = "Keep it in memory when others need room"
+_LET_GO = "Let it go when others need room"
 
 
 class ModelsSection:
-    """Rows of models with a button each, a memory bar, and a field for any other model.
+    """Rows of models with their buttons, a memory bar, and a field for any other model.
 
     Parameters
     ----------
-    load, unload, cancel_load : callable
+    load, unload, cancel : callable
         What the buttons do; each takes the model's name.
+    pin : callable
+        Takes the model's name, and whether it is to be pinned.
     refresh : callable
         Looks at the disk again.
 
@@ -35,10 +39,18 @@ class ModelsSection:
         self,
         load: Callable[[str], None],
         unload: Callable[[str], None],
-        cancel_load: Callable[[str], None],
+        cancel: Callable[[str], None],
+        pin: Callable[[str, bool], None],
         refresh: Callable[[], None],
     ) -> None:
-        self._actions = {"Load": load, "Unload": unload, "Cancel load": cancel_load}
+        self._actions: dict[str, Callable[[str], None]] = {
+            "Load": load,
+            "Unload": unload,
+            "Cancel load": cancel,
+            "Cancel unload": cancel,
+            "Pin": lambda name: pin(name, True),
+            "Unpin": lambda name: pin(name, False),
+        }
         self._rows: dict[str, _Row] = {}
         self.memory = widgets.HTML()
         self._shared = _Shared(self.memory)
@@ -106,7 +118,7 @@ class _Shared:
 
     def __init__(self, html: widgets.HTML) -> None:
         self.text = widgets.Layout(flex="1 1 12em", width="auto", min_width="0")
-        self.button = widgets.Layout(width="7.5em", flex="0 0 auto")
+        self.button = widgets.Layout(width="auto", min_width="7.5em", flex="0 0 auto")
         self.row = widgets.Layout()
         self.button_style = widgets.ButtonStyle()
         self.text_style = html.style
@@ -117,6 +129,8 @@ class _Row:
         self, choice: ModelChoice, shared: _Shared, press: Callable[[str, str], None]
     ) -> None:
         self.name = choice.name
+        self._shared, self._press = shared, press
+        self.pin: widgets.Button | None = None
         action, why_not = _action(choice)
         self.text = widgets.HTML(row_html(choice), layout=shared.text, style=shared.text_style)
         self.button = widgets.Button(
@@ -126,7 +140,7 @@ class _Row:
             layout=shared.button,
             style=shared.button_style,
         )
-        self.button.on_click(lambda _: press(self.button.description, self.name))
+        self._clicked(self.button)
         self.box = widgets.HBox(
             [self.text, self.button], layout=shared.row, _dom_classes=["mlxm-model"]
         )
@@ -137,15 +151,43 @@ class _Row:
         put(self.button, "description", action)
         put(self.button, "disabled", bool(why_not))
         put(self.button, "tooltip", why_not or f"{action} {choice.name}")
+        if choice.state == "loaded":
+            self._show_pin(choice)
+        elif self.pin is not None:
+            self.box.children = [self.text, self.button]
+            self.pin.close()
+            self.pin = None
 
     def close(self) -> None:
-        for widget in (self.box, self.text, self.button):
-            widget.close()
+        for widget in (self.box, self.text, self.button, self.pin):
+            if widget is not None:
+                widget.close()
+
+    def _show_pin(self, choice: ModelChoice) -> None:
+        action = "Unpin" if choice.pinned else "Pin"
+        tip = _LET_GO if choice.pinned else _KEEP
+        if self.pin is None:
+            # Only where it can be used: of models on disk there may be a hundred.
+            self.pin = widgets.Button(
+                description=action,
+                tooltip=tip,
+                layout=self._shared.button,
+                style=self._shared.button_style,
+            )
+            self._clicked(self.pin)
+            self.box.children = [self.text, self.pin, self.button]
+        put(self.pin, "description", action)
+        put(self.pin, "tooltip", tip)
+
+    def _clicked(self, button: widgets.Button) -> None:
+        button.on_click(lambda _: self._press(button.description, self.name))
 
 
 def row_html(choice: ModelChoice) -> str:
     """Return what a row says of its model."""
     badge = choice.state + (", in use" if choice.users else "")
+    badge += ", pinned" if choice.pinned else ""
+    badge += ", unloading" if choice.leaving else ""
     default = '<span class="mlxm-badge">default</span>' if choice.default else ""
     bar = ""
     if choice.progress is not None and choice.progress.total > 0:
@@ -204,8 +246,7 @@ def _free(limit: int) -> str:
 def _action(choice: ModelChoice) -> tuple[str, str]:
     """Return what the row's button does, and why it cannot."""
     if choice.state == "loaded":
-        why = f"{choice.name} is answering: cancel that, or wait" if choice.users else ""
-        return "Unload", why
+        return "Cancel unload" if choice.leaving else "Unload", ""
     if choice.state == "loading":
         return "Cancel load", ""
     return "Load", choice.problem

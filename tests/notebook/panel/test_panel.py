@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from mlx_magic.errors import GenerationError, RequestError
 from mlx_magic.inference.request import GenerationRequest, VisionResult
+from mlx_magic.inference.unloading import Unload
 from mlx_magic.notebook.panel.panel import NO_WIDGETS, Panel
 from mlx_magic.testing import ScriptedBackend
-from tests.notebook.panel.conftest import WAIT, DrivenPanel, png
+from tests.notebook.panel.conftest import WAIT, DrivenPanel, png, walk
 
 AddModel = Callable[..., str]
 
@@ -437,21 +439,70 @@ class TestModels:
         assert "There is no folder ./nowhere" in driven.models
         assert section.name.value == "./nowhere"
 
-    def test_a_model_in_use_cannot_be_unloaded_and_says_why(
+    def test_an_unload_waits_for_the_answer_and_can_be_cancelled(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
-        driven.ask("One?")
-        driven.finish()
         script.hold = "writing"
-        driven.ask("Two?")
-        generation = driven.panel.turns[1].answers[0].generation
+        driven.ask("One?")
+        generation = driven.panel.turns[0].answers[0].generation
         assert generation is not None
         while not generation.snapshot().text:
             generation.token.wait(0.01)
         driven.update()
-        unload = driven.button("Unload")
-        assert unload.disabled
-        assert "is answering" in unload.tooltip
+        driven.click("Unload")
+        assert "loaded, in use, unloading" in driven.models
+        assert "Unloading demo once nobody uses it" in driven.models
+        driven.click("Cancel unload")
+        assert "Cancelled: demo was not unloaded." in driven.models
+        driven.click("Unload")
+        (unload,) = [work for work in driven.session.running if isinstance(work, Unload)]
+        driven.click("Cancel")
+        driven.finish()
+        assert unload.future.result(timeout=WAIT)
+        driven.update()
+        assert len(driven.session.pool) == 0
+        assert "Unloaded demo" in driven.models
+
+    def test_pin_and_unpin(self, driven: DrivenPanel, shell: InteractiveShell) -> None:
+        shell.run_line_magic("vision", "load demo --as tiny")
+        driven.update()
+        driven.click("Pin")
+        assert driven.session.pool["tiny"].pinned
+        assert "loaded, pinned" in driven.models
+        assert "Pinned tiny." in driven.models
+        # What a cell does is seen, too.
+        shell.run_line_magic("vision", "unpin tiny")
+        driven.update()
+        assert "pinned" not in driven.models
+        shell.run_line_magic("vision", "pin tiny")
+        driven.update()
+        driven.click("Unpin")
+        assert not driven.session.pool["tiny"].pinned
+
+    def test_only_what_is_loaded_has_a_pin_and_nothing_is_left_of_it(
+        self, driven: DrivenPanel
+    ) -> None:
+        def pins() -> int:
+            return sum(getattr(w, "description", "") == "Pin" for w in walk(driven.panel.box))
+
+        driven.panel._models.look()
+        for thread in threading.enumerate():
+            if thread.name == "mlx-magic-disk":
+                thread.join(WAIT)
+        driven.update()
+        assert pins() == 0
+        driven.session.load("demo").future.result(timeout=WAIT)
+        driven.update()
+        assert pins() == 1
+        driven.button("Pin")
+        driven.session.pool.unload("demo")
+        driven.update()
+        assert pins() == 0
+        assert "mlxm-bundled" in driven.models
+        # One who had the row before their eyes is told.
+        driven.panel._models.pin("demo", True)
+        driven.update()
+        assert "demo is not loaded" in driven.models
 
 
 def test_the_status_line_says_what_a_cell_does(

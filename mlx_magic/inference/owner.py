@@ -1,0 +1,49 @@
+"""The session, as its pool knows it: it loads models by their names, and follows unloads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from mlx_magic.errors import EngineError, ModelError
+from mlx_magic.inference.model_info import Load, ModelInfo
+from mlx_magic.inference.work import Work, wait
+
+
+class Owner:
+    """Whom a pool belongs to; nobody, if all is left out.
+
+    Parameters
+    ----------
+    opener : callable, optional
+        `Session.load`.
+    track : callable, optional
+        Follows a piece of work to its end.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[..., Load] | None = None,
+        track: Callable[[Work[Any]], None] = lambda _: None,
+    ) -> None:
+        self._opener = opener
+        self.track = track
+
+    def load(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
+        """Load a model with the options of `Session.load`, and wait for it.
+
+        Raises
+        ------
+        EngineError
+            When the pool belongs to nobody.
+        ModelError
+            When it cannot be loaded, or the load was cancelled.
+        """
+        if self._opener is None:
+            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
+        load = self._opener(os.fspath(model), **options)
+        info = wait(load.future, load.cancel)
+        if info is None:
+            raise ModelError(f"The load of {load.name} was cancelled.", model=load.name)
+        return info

@@ -1,0 +1,89 @@
+"""Cells that wait for the pool: ``%vision load`` and ``%vision unload``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlx_magic.inference.unloading import Unload
+from mlx_magic.notebook import pool_lines
+from mlx_magic.notebook.commands import LoadCommand, UnloadCommand
+from mlx_magic.notebook.running import RunningCell
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.model_info import Load
+    from mlx_magic.inference.session import Session
+
+WAITED_FOR = (LoadCommand, UnloadCommand)
+
+
+def blocking(ipython: Any, session: Session, command: LoadCommand | UnloadCommand) -> None:
+    """Do what a command asks where nothing can be awaited, and say what became of it."""
+    works = _begun(session, command)
+    with _all_cancelled_on_error(works):
+        for work in works:
+            _cell(ipython, work, awaited=False).blocking()
+            _told(work, works)
+
+
+async def awaited(
+    ipython: Any, session: Session, command: LoadCommand | UnloadCommand, *, alone: bool
+) -> None:
+    """Do what a command asks without holding the kernel's loop. See `RunningCell`."""
+    works = _begun(session, command)
+    with _all_cancelled_on_error(works):
+        for work in works:
+            await _cell(ipython, work, awaited=True, alone=alone).awaited()
+            _told(work, works)
+            alone = False
+
+
+def _begun(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[Load | Unload]:
+    """Begin all at once, so that one which has to wait holds up no other."""
+    if isinstance(command, LoadCommand):
+        load = session.load(
+            command.model,
+            alias=command.alias,
+            trust_remote_code=command.trust_remote_code,
+            pin=command.pin,
+            adapter=command.adapter,
+            save=command.save,
+        )
+        return [load]
+    names = [m.name for m in session.pool] if command.model is None else [command.model]
+    if not names:
+        print("No model is loaded.")
+    return [session.pool.submit_unload(name, force=command.force) for name in names]
+
+
+def _cell(
+    ipython: Any, work: Load | Unload, *, awaited: bool, alone: bool = False
+) -> RunningCell[Any]:
+    quick = isinstance(work, Unload)
+    # An unload that waits for nobody is done soon, and nobody could cancel it.
+    show = not (isinstance(work, Unload) and work.begun)
+    return RunningCell(ipython, work, awaited=awaited, alone=alone, show=show, quick=quick)
+
+
+def _told(work: Load | Unload, works: Sequence[Load | Unload]) -> None:
+    """Say what became of one; a Cancel ends those that come after it, too."""
+    print(pool_lines.ended(work))
+    if work.token.requested:
+        for other in works:
+            other.cancel()
+
+
+@contextlib.contextmanager
+def _all_cancelled_on_error(works: Sequence[Load | Unload]) -> Iterator[None]:
+    """Leave nothing behind a cell that was interrupted."""
+    try:
+        yield
+    except BaseException as error:
+        for work in works:
+            work.cancel()
+        if isinstance(error, asyncio.CancelledError):
+            # What an interrupt is called in every other cell; it stops Run All.
+            raise KeyboardInterrupt from None
+        raise

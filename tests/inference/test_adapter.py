@@ -1,0 +1,173 @@
+"""Adapters on disk: what is refused before anything is loaded, and what they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_magic.errors import CheckpointError, ModelError, ModelNotFoundError, UntrustedCodeError
+from mlx_magic.inference import adapter as adapters
+from mlx_magic.inference.request import GenerationRequest
+from mlx_magic.inference.session import Session
+from mlx_magic.testing import ScriptedBackend
+from tests import checkpoints
+
+PARAMETERS = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+CONFIG = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": PARAMETERS}
+
+
+def good(folder: Path, config: Any = CONFIG, weights: str = "adapters.safetensors") -> Path:
+    checkpoints.write_json(folder / "adapter_config.json", config)
+    checkpoints.write_safetensors(folder / weights, {"layers.0.lora_a": ("F32", (4, 4))})
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return good(tmp_path / "lora")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    return str(checkpoints.good(tmp_path / "seer"))
+
+
+@pytest.mark.parametrize("kind", ["text", "vision"])
+def test_a_good_one_is_what_its_header_says(folder: Path, kind: Any) -> None:
+    found = adapters.inspect(folder, kind, model="m")
+    assert (found.path, found.nbytes, found.wants_code) == (folder.resolve(), 64, ())
+
+
+def test_what_mlx_vlm_wrote_earlier_is_for_vision_models_only(tmp_path: Path) -> None:
+    folder = good(tmp_path / "old", {"rank": 4, "alpha": 0.1}, "weights.safetensors")
+    assert adapters.inspect(folder, "vision", model="m").nbytes == 64
+    with pytest.raises(CheckpointError, match=r"has no adapters\.safetensors"):
+        adapters.inspect(folder, "text", model="m")
+
+
+def without_config(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
+def with_config(content: str) -> Any:
+    return lambda folder: (folder / "adapter_config.json").write_text(content)
+
+
+def with_weights(name: str) -> Any:
+    def spoil(folder: Path) -> None:
+        (folder / "adapters.safetensors").rename(folder / name)
+
+    return spoil
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "adapters.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def of_peft(folder: Path) -> None:
+    checkpoints.write_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": 8})
+    with_weights("adapter_model.safetensors")(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (without_config, r"has no adapter_config\.json"),
+        (with_config("{"), r"adapter_config\.json"),
+        (with_config("[]"), r"adapter_config\.json is no JSON object"),
+        (with_config('{"lora_parameters": {"rank": 4, "alpha": 1}}'), "has no scale, dropout, num"),
+        (with_config("{}"), "has no rank, scale, dropout, num_layers"),
+        (with_weights("adapter_model.bin"), "only pickled weights"),
+        (with_weights("adapters.npz"), "only pickled weights"),
+        (with_weights("other.safetensors"), r"has no adapters\.safetensors"),
+        (of_peft, "one of PEFT's"),
+        (cut_short, r"adapters\.safetensors is cut short"),
+    ],
+)
+def test_a_broken_one_is_one_line(folder: Path, spoil: Any, words: str) -> None:
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=words) as caught:
+        adapters.inspect(folder, "text", model="m")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("m: ")
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("")])
+def test_what_is_no_folder_is_one_line(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "lora")
+    with pytest.raises(ModelNotFoundError, match="name the folder"):
+        adapters.inspect(tmp_path / "lora", "text", model="m")
+
+
+def test_it_is_a_model_of_its_own_beside_the_base(
+    session: Session, script: ScriptedBackend, base: str, folder: Path
+) -> None:
+    plain = session.load(base, alias="plain").future.result(10)
+    tuned = session.load("plain", adapter=str(folder)).future.result(10)
+    assert plain is not None
+    assert tuned is not None
+    assert script.loads == 2
+    assert (tuned.name, tuned.adapter) == ("plain+lora", str(folder))
+    assert (plain.name, plain.adapter) == ("plain", None)
+    assert tuned.nbytes == plain.nbytes + 64
+    assert [m.names for m in session.pool] == [("plain",), ("plain+lora",)]
+    # Each is found by its name, and nothing is loaded again.
+    for name in ("plain", "plain+lora", base):
+        session.start(GenerationRequest(prompt="Hi", model=name)).future.result(10)
+    assert script.loads == 2
+    session.pool.unload("plain+lora")
+    assert [m.adapter for m in session.pool] == [None]
+    # Its name is still known, and stands for both.
+    session.start(GenerationRequest(prompt="Hi", model="plain+lora")).future.result(10)
+    assert session.pool["plain+lora"].adapter == str(folder)
+
+
+def test_two_adapters_on_one_base_are_two_models(
+    session: Session, script: ScriptedBackend, base: str, tmp_path: Path
+) -> None:
+    for name in ("one", "two", "one"):
+        session.load(base, adapter=str(good(tmp_path / name))).future.result(10)
+    assert script.loads == 2
+    assert sorted(m.name for m in session.pool) == ["seer+one", "seer+two"]
+
+
+def test_an_alias_names_both_until_it_is_given_to_another(
+    session: Session, base: str, folder: Path
+) -> None:
+    session.load(base, alias="a", adapter=str(folder)).future.result(10)
+    assert session.pool["a"].adapter == str(folder)
+    session.load(base, alias="a").future.result(10)
+    assert session.pool["a"].adapter is None
+
+
+def test_a_missing_adapter_is_said_before_anything_is_fetched(
+    session: Session, script: ScriptedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlx_magic.inference.hub.download", lambda *a, **k: pytest.fail("fetched"))
+    load = session.load("org/name", adapter=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelNotFoundError, match=r"adapter .*nowhere is not there"):
+        load.future.result(10)
+    assert script.loads == 0
+    assert "name+nowhere" not in session.aliases
+
+
+def test_one_that_wants_to_run_code_is_refused_and_leaves_no_mark(
+    session: Session, script: ScriptedBackend, base: str, folder: Path
+) -> None:
+    checkpoints.with_model_file(folder)
+    with pytest.raises(UntrustedCodeError, match=r"adapter's config\.json: model_file"):
+        session.load(base, adapter=str(folder)).future.result(10)
+    assert script.loads == 0
+    info = session.load(base, adapter=str(folder), trust_remote_code=True).future.result(10)
+    assert info is not None
+    assert info.trusted
+    assert not checkpoints.mark_of(folder).exists()
+
+
+def test_python_takes_it_too(session: Session, base: str, folder: Path) -> None:
+    assert session.pool.load(base, "a", adapter=folder).adapter == str(folder)
+    with pytest.raises(ModelError):
+        session.pool.load(base, adapter=folder / "nowhere")

@@ -1,0 +1,191 @@
+"""A person's own aliases: what they wrote holds, what nobody understands is said and kept."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_magic.errors import RequestError
+from mlx_magic.inference.alias_file import AliasFile, Target, default_path
+from mlx_magic.inference.session import Session
+from mlx_magic.testing import ScriptedBackend
+from tests import checkpoints
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> AliasFile:
+    return AliasFile(tmp_path / "config" / "aliases.toml")
+
+
+def write(file: AliasFile, text: str) -> None:
+    file.path.parent.mkdir(exist_ok=True)
+    file.path.write_text(text, encoding="utf-8")
+
+
+def test_without_a_file_there_are_none(file: AliasFile) -> None:
+    assert file.targets == {}
+    assert file.problems == ()
+
+
+def test_what_a_person_writes_holds_at_once(file: AliasFile) -> None:
+    write(file, 'qwen = "org/qwen"\n')
+    assert file.targets == {"qwen": Target("org/qwen")}
+    write(file, '# mine\n[tuned]\nmodel = "org/qwen"\nadapter = "~/lora"\n')
+    assert file.targets == {"tuned": Target("org/qwen", "~/lora")}
+    file.path.unlink()
+    assert file.targets == {}
+
+
+def test_lines_that_are_not_understood_are_said_and_the_others_hold(file: AliasFile) -> None:
+    write(
+        file,
+        'good = "org/a"\nnumber = 3\n"a/b" = "org/b"\ndemo = "org/c"\nempty = " "\n'
+        'more = { model = "org/d", trust_remote_code = true }\n',
+    )
+    assert file.targets == {"good": Target("org/a")}
+    said = file.problems
+    assert len(said) == 5
+    assert all("\n" not in problem and str(file.path) in problem for problem in said)
+    for word in ("number", "'a/b'", "'demo'", "empty", "more"):
+        assert any(word in problem for problem in said)
+
+
+def test_a_file_that_is_no_toml_is_said_with_its_line_and_nothing_is_lost(file: AliasFile) -> None:
+    write(file, 'a = "org/a"\n')
+    assert file.targets
+    write(file, 'a = "org/a"\nb = org/b\n')
+    [problem] = file.problems
+    assert "line 2" in problem
+    assert file.targets == {"a": Target("org/a")}
+    with pytest.raises(RequestError, match="line 2"):
+        file.save("c", Target("org/c"))
+    assert file.path.read_text() == 'a = "org/a"\nb = org/b\n'
+
+
+def test_saving_leaves_every_other_line_as_it_is(file: AliasFile) -> None:
+    write(file, '# head\nb = "org/b"  # keep\n\n[tuned]\nmodel = "org/t"\n')
+    file.save("a", Target("org/a"))
+    file.save("b", Target("org/new", "/lora"))
+    assert file.path.read_text() == (
+        '# head\nb = { model = "org/new", adapter = "/lora" }\n\na = "org/a"\n'
+        '[tuned]\nmodel = "org/t"\n'
+    )
+    assert set(file.targets) == {"a", "b", "tuned"}
+
+
+def test_an_alias_in_several_lines_is_left_to_the_person(file: AliasFile) -> None:
+    text = '[tuned]\nmodel = "org/t"\n'
+    write(file, text)
+    with pytest.raises(RequestError, match=r"aliases\.toml"):
+        file.save("tuned", Target("org/a"))
+    assert file.path.read_text() == text
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("a file")
+    with pytest.raises(RequestError, match="cannot be changed") as caught:
+        AliasFile(tmp_path / "config" / "aliases.toml").save("a", Target("b"))
+    assert "\n" not in str(caught.value)
+
+
+names = st.text(min_size=1).filter(
+    lambda text: text.strip() and "/" not in text and text[0] != "-" and text != "demo"
+)
+words = st.text(alphabet=st.characters(codec="utf-8"), min_size=1).filter(str.strip)
+
+
+@given(st.lists(st.tuples(names.filter(lambda n: n.isprintable()), words, st.none() | words)))
+def test_what_is_saved_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[str, str, str | None]]
+) -> None:
+    file = AliasFile(tmp_path_factory.mktemp("c") / "aliases.toml")
+    kept: dict[str, Target] = {}
+    for alias, model, adapter in entries:
+        try:
+            file.save(alias, Target(model, adapter))
+        except RequestError:
+            continue  # what TOML cannot hold, or JSON writes in another way
+        kept[alias] = Target(model, adapter)
+    assert file.targets == kept
+    if file.path.exists():
+        tomllib.loads(file.path.read_text(encoding="utf-8"))
+
+
+def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLX_MAGIC_CONFIG", str(tmp_path))
+    assert default_path() == tmp_path / "aliases.toml"
+    monkeypatch.delenv("MLX_MAGIC_CONFIG")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert default_path() == tmp_path / "mlx-magic" / "aliases.toml"
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    assert default_path() == Path("~/.config/mlx-magic/aliases.toml").expanduser()
+
+
+def test_a_saved_alias_stands_for_what_was_named(
+    session: Session, file: AliasFile, tmp_path: Path
+) -> None:
+    session.names.file = file
+    folder = checkpoints.good(tmp_path / "seer")
+    session.load(str(folder), alias="s", save=True).future.result(10)
+    assert file.targets == {"s": Target(str(folder))}
+    # Of this session's aliases what they stand for is kept, not their name.
+    session.load("s", alias="t", save=True).future.result(10)
+    assert file.targets["t"] == Target(str(folder))
+
+
+def test_a_load_that_fails_saves_nothing(session: Session, file: AliasFile, tmp_path: Path) -> None:
+    session.names.file = file
+    folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
+    load = session.load(str(folder), alias="e", save=True)
+    assert load.future.exception(10) is not None
+    assert not file.path.exists()
+    # Nor is the permission of a load that succeeds ever kept.
+    session.load(str(folder), alias="e", save=True, trust_remote_code=True).future.result(10)
+    assert file.targets == {"e": Target(str(folder))}
+    session.pool.unload("e")
+    assert session.load("e").future.exception(10) is not None
+
+
+def test_an_alias_of_this_session_hides_the_files(
+    session: Session, file: AliasFile, tmp_path: Path
+) -> None:
+    session.names.file = file
+    write(file, 'x = "org/far"\ny = "org/near"\n')
+    assert session.aliases == {"x": "org/far", "y": "org/near"}
+    folder = str(checkpoints.good(tmp_path / "seer"))
+    session.load(folder, alias="x").future.result(10)
+    assert session.aliases == {"x": folder, "y": "org/near"}
+
+
+def test_save_without_an_alias_is_one_line(session: Session) -> None:
+    with pytest.raises(RequestError, match="--as"):
+        session.load("demo", save=True)
+
+
+def test_a_model_of_a_persons_folders_is_loaded_by_its_name_there(
+    session: Session, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    folder = checkpoints.good(tmp_path / "models" / "org" / "seer")
+    session.names.look_in([str(tmp_path / "models")])
+    assert "org/seer" in session.model_names
+    info = session.load("org/seer").future.result(10)
+    assert info is not None
+    assert info.path == str(folder)
+    assert info.name == "org/seer"
+    assert session.check("org/seer") == "vision, smolvlm"
+    for outside in ("../models/org/seer", "/etc", "", "\0"):
+        assert list(session.names.known(outside)) == ["demo"]
+
+
+def test_an_alias_hides_a_model_of_the_same_name_in_a_folder(
+    session: Session, tmp_path: Path
+) -> None:
+    checkpoints.good(tmp_path / "models" / "seer")
+    other = str(checkpoints.good_text(tmp_path / "other"))
+    session.names.look_in([str(tmp_path / "models")])
+    session.load(other, alias="seer").future.result(10)
+    assert session.names.known("seer")["seer"] == other

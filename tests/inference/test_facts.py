@@ -1,0 +1,161 @@
+"""What is said of a model before it is loaded, or even fetched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlx_magic.errors import DownloadError, ModelNotFoundError
+from mlx_magic.inference import facts
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.facts import ModelFacts
+from mlx_magic.inference.fit import fits
+from mlx_magic.inference.names import Names
+from mlx_magic.inference.session import Session
+from mlx_magic.testing import ScriptedBackend, scripted_session
+from tests import checkpoints, fake_hub
+
+REPO = "org/name"
+CONFIG = {
+    **checkpoints.VISION_CONFIG,
+    "quantization": {"bits": 4, "group_size": 64},
+    "text_config": {"max_position_embeddings": 4096},
+}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[fake_hub.FakeHub]:
+    import huggingface_hub
+
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    huggingface_hub.close_session()
+    with fake_hub.running() as server:
+        yield server
+        huggingface_hub.close_session()
+
+
+def published(hub: fake_hub.FakeHub, **files: bytes) -> None:
+    hub.repos[REPO] = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "model-1.safetensors": bytes(1000),
+        "model-2.safetensors": bytes(500),
+        "tokenizer.json": b"{}",
+        **files,
+    }
+
+
+def test_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    folder = checkpoints.good(tmp_path / "seer", CONFIG)
+    checkpoints.write_json(folder / "processor_config.json", {"image_seq_len": 64})
+    assert facts.read(str(folder), Names()) == ModelFacts(
+        str(folder), str(folder), "vision", "smolvlm", "4-bit, group 64", 96, 128, 4096, 64
+    )
+
+
+def test_what_no_file_says_is_not_guessed(tmp_path: Path) -> None:
+    found = facts.read(str(checkpoints.good_text(tmp_path / "m")), Names())
+    assert (found.context, found.image_tokens, found.quantization) == (None, None, None)
+
+
+def test_of_a_repository_only_config_json_is_fetched_and_nothing_kept(
+    hub: fake_hub.FakeHub, tmp_path: Path
+) -> None:
+    published(hub)
+    found = facts.read(REPO, Names(), endpoint=hub.endpoint)
+    assert found == ModelFacts(
+        REPO, f"Hub: {REPO}", "vision", "smolvlm", "4-bit, group 64", 1500, 1500, 4096, None
+    )
+    assert hub.fetched == ["config.json"]
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "problem"),
+    [
+        ({"model_file": "evil.py"}, "model_file = 'evil.py'", ""),
+        ({"model_type": "hologram9000"}, "", "hologram9000"),
+    ],
+)
+def test_what_a_repository_wants_and_why_it_cannot_be_used(
+    hub: fake_hub.FakeHub, changes: dict[str, str], wanted: str, problem: str
+) -> None:
+    published(hub, **{"config.json": json.dumps({**CONFIG, **changes}).encode()})
+    found = facts.read(REPO, Names(), endpoint=hub.endpoint)
+    assert wanted in " ".join(found.wants_code)
+    assert bool(wanted) == bool(found.wants_code)
+    assert problem in found.problem
+    assert bool(problem) == bool(found.problem)
+
+
+def test_a_repository_with_pickles_only_is_said(hub: fake_hub.FakeHub) -> None:
+    hub.repos[REPO] = {
+        "config.json": json.dumps(CONFIG).encode(),
+        "pytorch_model.bin": b"\x80\x04.",
+    }
+    found = facts.read(REPO, Names(), endpoint=hub.endpoint)
+    assert "no safetensors weights" in found.problem
+    assert found.nbytes == 0
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [((404, "RepoNotFound"), "is not on the Hub"), ((403, "GatedRepo"), "is gated")],
+)
+def test_a_refusal_is_one_line(hub: fake_hub.FakeHub, refusal: tuple[int, str], words: str) -> None:
+    hub.refusals[REPO] = refusal
+    with pytest.raises(DownloadError, match=words) as caught:
+        facts.read(REPO, Names(), endpoint=hub.endpoint)
+    assert "\n" not in str(caught.value)
+
+
+def test_offline_the_hub_is_not_asked(
+    hub: fake_hub.FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(hub)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="unset HF_HUB_OFFLINE"):
+        facts.read(REPO, Names(), endpoint=hub.endpoint)
+    assert hub.fetched == []
+
+
+def test_what_is_nothing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        facts.read("nothing", Names())
+
+
+def test_it_fits_if_a_load_would_find_room(session: Session, tmp_path: Path) -> None:
+    pool = session.pool
+    assert fits(pool, 10**15) is False
+    pool.budget = 300
+    assert fits(pool, 300) is True
+    assert fits(pool, 301) is False
+    assert fits(pool, 0) is None
+    for name in ("used", "pinned", "idle"):
+        folder = str(checkpoints.good(tmp_path / name))
+        session.load(folder, alias=name, pin=name == "pinned").future.result(10)
+    # What is idle would leave; what is pinned or in use would not.
+    assert fits(pool, 300 - 96) is True
+    with pool.lease("used"):
+        assert fits(pool, 300 - 2 * 96) is True
+        assert fits(pool, 300 - 2 * 96 + 1) is False
+        # A load says the same.
+        checkpoints.good(tmp_path / "another")
+        session.load(str(tmp_path / "another")).future.result(10)
+        assert "idle" not in pool
+    pool.unpin("pinned")
+    assert fits(pool, 300) is True
+
+
+def test_without_any_limit_nobody_can_say() -> None:
+    script = ScriptedBackend("Yes.")
+    script.total = 0
+    session = scripted_session(backend=script)
+    assert fits(session.pool, 10**15) is None
+    session.close()

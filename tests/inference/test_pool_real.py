@@ -1,0 +1,135 @@
+"""The pool with the bundled model: four copies on a budget for two, and memory that comes back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+import mlx_magic
+from mlx_magic.errors import GenerationError, MemoryBudgetError, MlxMagicError
+from mlx_magic.inference import current
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.vision import VisionBackend
+from mlx_magic.inference.generation import Generation
+from mlx_magic.inference.request import GenerationRequest, Sampling
+from mlx_magic.inference.session import Session
+
+pytestmark = pytest.mark.model
+
+CYCLES = 50
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    session = current._make()
+    yield session
+    session.close()
+
+
+@pytest.fixture
+def copies(tmp_path: Path) -> list[str]:
+    """Four folders with the bundled model."""
+    return [
+        str(shutil.copytree(mlx_magic.demo_model(), tmp_path / name))
+        for name in ("a", "b", "c", "d")
+    ]
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    image = Image.new("RGB", (128, 128), "white")
+    ImageDraw.Draw(image).ellipse((32, 32, 96, 96), fill="red")
+    return image
+
+
+def start(session: Session, model: str, picture: Image.Image, prompt: str = "") -> Generation:
+    request = GenerationRequest(
+        prompt=prompt or "What is in the picture?",
+        model=model,
+        sampling=Sampling(max_tokens=6, temperature=0),
+    )
+    return session.start(request, images=[("picture", picture)])
+
+
+def active(session: Session) -> int:
+    """Bytes in arrays once the engine has come to rest."""
+    session.engine.call(lambda: None).result(10)
+    memory = device.memory()
+    return memory.active + memory.cached
+
+
+def test_four_models_in_turn_on_a_budget_for_two(
+    session: Session, copies: list[str], picture: Image.Image
+) -> None:
+    # Of other tests' sessions, in the same process.
+    others = active(session)
+    size = session.pool.load(copies[0]).nbytes
+    checkpoint = session.pool.checkpoint(copies[0])
+    assert checkpoint is not None
+    assert VisionBackend().estimate(checkpoint) == pytest.approx(size, rel=0.01)
+    session.pool.budget = budget = int(2.5 * size)
+    texts, notes, most = set(), [], 0
+    for model in [*copies, *copies]:
+        generation = start(session, model, picture)
+        texts.add(generation.future.result(60).text)
+        notes += generation.notes
+        most = max(most, session.pool.taken)
+        assert len(session.pool) <= 2
+        assert sum(model.nbytes for model in session.pool) <= budget
+        # What is kept for reuse is not the models' own: it has a limit of its own.
+        kept = session.pool.reuse.nbytes
+        assert active(session) <= others + budget + kept + 0.02 * size
+    assert len(texts) == 1
+    assert most <= budget
+    names = [Path(note.split()[1]).name for note in notes]
+    assert names == ["a", "b", "c", "d", "a", "b"]
+    assert all(note.endswith("(12 MB) to make room.") for note in notes)
+
+    # A switch to a model that is still there loads nothing.
+    warm = start(session, copies[2], picture)
+    assert not warm.notes
+    assert warm.future.result(60).timings.load < 0.01
+    with session.pool.lease(copies[2]), session.pool.lease(copies[3]):
+        with pytest.raises(MemoryBudgetError) as caught:
+            start(session, copies[0], picture).future.result(60)
+        assert set(caught.value.could_unload) == {copies[2], copies[3]}
+        assert len(session.pool) == 2
+
+
+def test_what_is_freed_is_freed_fifty_times(
+    session: Session, copies: list[str], picture: Image.Image
+) -> None:
+    """Results, and errors with their tracebacks, are kept; nothing of the weights is."""
+    model = copies[0]
+    size = session.pool.load(model).nbytes
+    session.pool.unload(model)
+    before = active(session)
+    kept: list[object] = []
+    for cycle in range(CYCLES):
+        kept.append(start(session, model, picture).future.result(60))
+        if cycle % 5 == 0:
+            kept += failures(session, model, picture)
+        freed = session.pool.unload(model)
+        assert freed >= 0.99 * size
+        assert active(session) - before <= 0.01 * size, f"cycle {cycle}"
+    assert len(kept) > CYCLES
+    # Also where the load itself is stopped in its middle.
+    load = session.load(model)
+    load.cancel()
+    load.future.result(60)
+    with pytest.raises(MlxMagicError):
+        session.pool.unload(model)
+    assert active(session) - before <= 0.01 * size
+
+
+def failures(session: Session, model: str, picture: Image.Image) -> list[object]:
+    """Return errors whose tracebacks somebody holds, as a notebook does."""
+    with pytest.raises(GenerationError) as caught:
+        start(session, model, picture, "What is <image> here?").future.result(60)
+    cut = start(session, model, picture)
+    cut.cancel()
+    return [caught.value, caught.tb, cut, cut.future.result(60)]

@@ -1,0 +1,127 @@
+"""Checkpoints that leave a mark if their code runs, through the libraries' own way of loading."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_magic
+from tests import checkpoints
+from tests.model_folders import smollm2_folder
+
+pytestmark = pytest.mark.model
+
+# Loads a checkpoint without permission, and says why not; then with it, in the same process.
+LOADS = """
+import json, pathlib, sys
+from mlx_magic.inference import session
+folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
+now = session.current()
+said = []
+for trusted in (False, True):
+    error = now.load(folder, trust_remote_code=trusted).future.exception(240)
+    said.append([type(error).__name__, str(error), mark.exists()])
+now.close()
+print(json.dumps(said))
+"""
+
+
+class Payload:
+    """What a pickle runs when it is read."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def with_pickle(folder: Path, name: str = "pytorch_model.bin") -> Path:
+    (folder / name).write_bytes(pickle.dumps(Payload(checkpoints.mark_of(folder))))
+    return folder
+
+
+def copied(kind: str, folder: Path) -> Path:
+    source = mlx_magic.demo_model() if kind == "vision" else smollm2_folder()
+    shutil.copytree(source, folder)
+    return folder
+
+
+def loaded(folder: Path) -> list[list[object]]:
+    home = str(folder.parent / "home")
+    environment = {**os.environ, "HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, str(folder), str(checkpoints.mark_of(folder))],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**environment, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    said: list[list[object]] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+HOSTILE: list[tuple[str, Callable[[Path], Path], str]] = [
+    ("vision", checkpoints.with_model_file, "config.json: model_file"),
+    ("text", checkpoints.with_model_file, "config.json: model_file"),
+    ("text", checkpoints.with_auto_map, "tokenizer_config.json: auto_map AutoTokenizer"),
+    ("vision", checkpoints.with_auto_map, "tokenizer_config.json: auto_map AutoTokenizer"),
+    (
+        "vision",
+        partial(
+            checkpoints.with_auto_map,
+            file="preprocessor_config.json",
+            auto_class="AutoImageProcessor",
+        ),
+        "preprocessor_config.json: auto_map AutoImageProcessor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "spoil", "words"), HOSTILE)
+def test_it_runs_with_permission_only(
+    tmp_path: Path, kind: str, spoil: Callable[[Path], Path], words: str
+) -> None:
+    folder = spoil(copied(kind, tmp_path / "m"))
+    refused, allowed = loaded(folder)
+    assert refused[0] == "UntrustedCodeError"
+    assert words in str(refused[1])
+    assert refused[2] is False
+    # That it would have run: otherwise the lines above would prove nothing.
+    assert allowed[2] is True
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickled_weights_are_refused_with_permission_too(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    folder = with_pickle(copied(kind, tmp_path / "m"), name)
+    with (folder / name).open("rb") as file:
+        pickle.load(file)
+    checkpoints.mark_of(folder).unlink()  # it does what it is for
+    for file_ in folder.glob("*.safetensors*"):
+        file_.unlink()
+    for error, text, mark in loaded(folder):
+        assert error == "CheckpointError"
+        assert f"pickled weights ({name})" in str(text)
+        assert mark is False
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_pickles_beside_safetensors_are_not_read(tmp_path: Path, kind: str) -> None:
+    for error, _, mark in loaded(with_pickle(copied(kind, tmp_path / "m"))):
+        assert error == "NoneType"
+        assert mark is False
