@@ -145,6 +145,7 @@ def test_only_backends_import_mlx(path: Path) -> None:
                 "vision_alone",
                 "vision_batch",
                 "vision_inputs",
+                "vision_loading",
                 "vision_seeing",
             },
         ),

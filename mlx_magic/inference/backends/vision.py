@@ -7,7 +7,15 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import adapters, chat, device, kv, vision_inputs, warmup, weights
+from mlx_magic.inference.backends import (
+    chat,
+    device,
+    kv,
+    vision_inputs,
+    vision_loading,
+    warmup,
+    weights,
+)
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
@@ -64,19 +72,14 @@ class VisionBackend:
         progress(0, 0, "loading: importing mlx-vlm")
         yield
         cancel.checkpoint()
-        import mlx_vlm
+        import mlx_vlm  # noqa: F401 - takes its time; what it is for comes next
 
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
         cancel.checkpoint()
-        # False is said out loud: left open, transformers would ask on a terminal.
-        model, processor = mlx_vlm.load(
-            str(checkpoint.path),
-            adapter_path=adapters.folder(checkpoint),
-            lazy=True,
-            trust_remote_code=trust_remote_code,
+        model, processor = yield from vision_loading.opened(
+            checkpoint, trust_remote_code=trust_remote_code, cancel=cancel
         )
-        adapters.require_fit(model, checkpoint)
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
         return VisionModel(checkpoint, model, processor, size)

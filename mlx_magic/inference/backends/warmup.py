@@ -14,7 +14,7 @@ from mlx_magic.inference.request import GenerationRequest, Sampling
 
 _log = logging.getLogger(__name__)
 
-TOKENS = 4
+TOKENS = 2
 """Of the answer that nobody reads: the second is the first that a decode step writes."""
 
 SMALL = 64 * 2**20

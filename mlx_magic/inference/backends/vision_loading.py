@@ -1,0 +1,58 @@
+"""Opening a vision checkpoint as mlx-vlm does, in slices between which others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from mlx_magic.inference.backends import adapters
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
+
+
+def opened(
+    checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken
+) -> Generator[None, None, tuple[Any, Any]]:
+    """Make the model, its weights not read yet, and its processor.
+
+    These are the steps of ``mlx_vlm.load``, in its order (mlx-vlm 0.7.10). In one piece they
+    kept an answer beside them waiting for a third of a second (2 B, H100).
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        A folder on disk, perhaps with an adapter.
+    trust_remote_code : bool
+        Whether its own code may be run.
+    cancel : CancelToken
+
+    Returns
+    -------
+    tuple
+        Model and processor.
+
+    Raises
+    ------
+    Cancelled
+    """
+    from mlx_vlm.trainer.peft.utils import apply_lora_layers
+    from mlx_vlm.utils import load_image_processor, load_model, load_processor
+
+    # False is said out loud: left open, transformers would ask on a terminal.
+    options = {"trust_remote_code": trust_remote_code}
+    model: Any = load_model(checkpoint.path, lazy=True, strict=True, **options)
+    adapter = adapters.folder(checkpoint)
+    if adapter is not None:
+        model = apply_lora_layers(model, adapter)
+        model.eval()
+    adapters.require_fit(model, checkpoint)
+    yield
+    cancel.checkpoint()
+    image_processor = load_image_processor(checkpoint.path, **options)
+    yield
+    cancel.checkpoint()
+    ends = getattr(model.config, "eos_token_id", None)
+    processor: Any = load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
+    if image_processor is not None:
+        processor.image_processor = image_processor
+    return model, processor
