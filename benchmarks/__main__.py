@@ -25,6 +25,7 @@ from benchmarks import (
 from benchmarks.figures import Report
 from benchmarks.live import ROOT, live_kernel
 from mlx_magic.demo import folder as bundled
+from mlx_magic.inference.backends import device
 
 NAMES = ("startup", "cell", "wire", "cancel", "warmup", "engine", "pool", "endurance", "panel")
 RESULTS = Path(__file__).parent / "results"
@@ -76,6 +77,8 @@ GPU_WORDS = 12_000
 def main() -> None:
     """Measure what the command line names; print tables and write JSON."""
     given = _arguments()
+    # Before anything here imports MLX.
+    device.prepare()
     size = FULL if given.full else QUICK
     host = machine.describe()
     deadline = time.monotonic() + given.seconds
