@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mlx_magic.inference.backends import device, weights
@@ -50,6 +51,15 @@ def test_slices_report_bytes_and_stop_between(
 
     seen = engine.call(work).result(30)
     assert seen == [(2 * BYTES, 5 * BYTES), (4 * BYTES, 5 * BYTES), (5 * BYTES, 5 * BYTES)]
+
+
+def test_a_large_array_is_a_slice_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits beside a load waits for the largest array, not for what came before it, too."""
+    monkeypatch.setattr(weights, "SLICE_BYTES", 64)
+    sizes = [10, 30, 70, 10, 64, 50, 20, 5]
+    arrays = [np.zeros(size, np.uint8) for size in sizes]
+    slices = [[array.nbytes for array in part] for part in weights._slices(arrays)]
+    assert slices == [[10, 30], [70], [10], [64], [50, 20], [5]]
 
 
 def test_a_stopped_load_gives_everything_back(

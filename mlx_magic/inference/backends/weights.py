@@ -145,9 +145,13 @@ def _leaves(model: Any) -> list[tuple[str, Any]]:
 
 
 def _slices(arrays: Iterable[Any]) -> Generator[list[Any], None, None]:
+    """Cut into slices of about `SLICE_BYTES`; an array that is as large is one by itself."""
     batch: list[Any] = []
     size = 0
     for array in arrays:
+        if batch and array.nbytes >= SLICE_BYTES:
+            yield batch
+            batch, size = [], 0
         batch.append(array)
         size += array.nbytes
         if size >= SLICE_BYTES:
