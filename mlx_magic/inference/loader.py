@@ -22,6 +22,9 @@ from mlx_magic.inference.resident import Key, Resident
 from mlx_magic.inference.residents import Residents
 from mlx_magic.inference.work import Work
 
+ROUNDING = 0.01
+"""What a load may have made of difference beyond its weights that is not counted."""
+
 
 class Loader:
     """Loads models for all who wait for them.
@@ -214,7 +217,9 @@ class Loader:
         except StopIteration as end:
             model: LoadedModel = end.value
             grown += self._memory().active - before
-            return model, max(grown, model.nbytes)
+            # A percent more is the allocator's rounding, or somebody's garbage.
+            own = model.nbytes
+            return model, grown if grown > own * (1 + ROUNDING) else own
         finally:
             steps.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,8 @@ def test_four_models_in_turn_on_a_budget_for_two(
     assert most <= budget
     names = [Path(note.split()[1]).name for note in notes]
     assert names == ["a", "b", "c", "d", "a", "b"]
-    assert all(note.endswith("(12 MB) to make room.") for note in notes)
+    # 12.5 MB; as measured, a few bytes more or less decide how that is rounded.
+    assert all(re.search(r"\(1[23] MB\) to make room\.$", note) for note in notes)
 
     # A switch to a model that is still there loads nothing.
     warm = start(session, copies[2], picture)
