@@ -106,7 +106,7 @@ def main() -> None:
             model = _model(given, folder)
             _in_kernel(names, model, size, deadline, folder, finished, gpu="gpu" in host)
         if {"warmup", "pool"} & {*names}:
-            _in_process(given, size, deadline, folder, finished, gpu="gpu" in host)
+            _in_process(names, given, size, deadline, folder, finished, gpu="gpu" in host)
         if "engine" in names:
             _engine(given, size, deadline, folder, finished, gpu="gpu" in host)
 
@@ -150,6 +150,7 @@ def _in_kernel(
 
 
 def _in_process(
+    names: list[str],
     given: argparse.Namespace,
     size: Size,
     deadline: float,
@@ -161,10 +162,10 @@ def _in_process(
     """Measure without a kernel; on a CPU with weights in float32, so that raw is not slowed."""
     source = _model(given, folder / "plain")
     model = random_model.twin(source, folder / "loaded" / source.name, tiles=False, float32=not gpu)
-    if "warmup" in given.names or not given.names:
+    if "warmup" in names:
         report = warmup.measure(model, folder, runs=size.raw_starts + 2, deadline=deadline)
         finished(report, f"-{source.name}")
-    if "pool" in given.names or not given.names:
+    if "pool" in names:
         report = pool.measure(
             model, folder, pairs=2 * size.pairs, loads=size.starts, gpu=gpu, deadline=deadline
         )

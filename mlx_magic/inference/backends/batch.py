@@ -12,6 +12,18 @@ from typing import Any
 from mlx_magic.inference.backends.failure import again
 from mlx_magic.inference.cancel import CancelToken
 
+MOST_TOGETHER = 32
+"""Answers of one model that are written at once."""
+
+MOST_READ_TOGETHER = 8
+"""Prompts that are read in one go where they come at once."""
+
+LIKE_LENGTHS = 1.25
+"""How much longer than the shortest a prompt may be that is read with it: padding costs time."""
+
+LIKE_TOKENS = 16
+"""The same in tokens, for short ones: of a prompt that is known but for its end, say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -152,3 +164,9 @@ class Batch(ABC):
     @abstractmethod
     def _clear(self) -> None:
         """Forget every request, after an error."""
+
+
+def alike(one: int, other: int) -> bool:
+    """Say whether prompts of so many tokens can be read in one go without wasting much of it."""
+    shorter, longer = sorted((one, other))
+    return longer <= LIKE_LENGTHS * shorter or longer - shorter <= LIKE_TOKENS

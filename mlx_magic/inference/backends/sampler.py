@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_magic.errors import GenerationError
 from mlx_magic.inference.request import Sampling
 
 LogitsProcessor = Callable[[Any, Any], Any]
@@ -102,6 +103,21 @@ def guarded(processor: LogitsProcessor, failed: Callable[[Exception], None]) -> 
             return logits
 
     return process
+
+
+def require_number(token: int, model: str) -> None:
+    """Refuse to go on where the logits were no numbers.
+
+    Raises
+    ------
+    GenerationError
+    """
+    if token == BAD:
+        raise GenerationError(
+            f"{model}: its numbers overflowed while it answered: ask for less at once, or "
+            "use a checkpoint of higher precision.",
+            model=model,
+        )
 
 
 def fresh_seed() -> int:

@@ -11,11 +11,11 @@ from mlx_magic.inference.backends import adapters, chat, device, kv, warmup, wei
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.batch import Seat, Written
+from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.backends.room import Room
-from mlx_magic.inference.backends.sampler import BAD, processors
+from mlx_magic.inference.backends.sampler import processors, require_number
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
 from mlx_magic.inference.backends.text_defaults import draw, generation_config
 from mlx_magic.inference.backends.text_recall import TextRecall
@@ -29,9 +29,6 @@ from mlx_magic.inference.request import (
 )
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.stops import Stopped
-
-MOST_TOGETHER = 32
-"""Answers of one model that are written at once."""
 
 
 class TextBackend:
@@ -241,7 +238,7 @@ class TextModel:
         self, written: Written, words: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
         """Take in a token; say whether it ends the answer, and how."""
-        self._require_number(written.token)
+        require_number(written.token, self._name)
         if not written.stopped:
             words.add_token(written.token)
             if count < sampling.max_tokens:
@@ -258,7 +255,7 @@ class TextModel:
         self._busy = True
         try:
             for piece in stream:
-                self._require_number(piece.token)
+                require_number(piece.token, self._name)
                 asked.wrote(piece.text, piece.generation_tokens)
                 if piece.finish_reason is not None:
                     return "stop" if piece.finish_reason == "stop" else "length"
@@ -290,14 +287,6 @@ class TextModel:
             prefill_step_size=device.prefill_chunk(self._nbytes),
             prompt_progress_callback=read,
         )
-
-    def _require_number(self, token: int) -> None:
-        if token == BAD:
-            raise GenerationError(
-                f"{self._name}: its numbers overflowed while it answered: ask for less at once, or "
-                "use a checkpoint of higher precision.",
-                model=self._name,
-            )
 
     def _tokens(self, request: GenerationRequest) -> list[int]:
         messages = chat.messages(request)

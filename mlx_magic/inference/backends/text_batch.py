@@ -10,13 +10,10 @@ from typing import Any
 
 from mlx_magic.inference.backends import kv, prefill, wired
 from mlx_magic.inference.backends.admission import Table
-from mlx_magic.inference.backends.batch import Batch, Seat, Written
+from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
 from mlx_magic.inference.backends.prefix import Rows
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
-from mlx_magic.inference.backends.text_reading import Prompt, Reading, alike, joined
-
-MOST_READ_TOGETHER = 8
-"""Prompts that are read in one go where they come at once."""
+from mlx_magic.inference.backends.text_reading import Prompt, Reading, joined
 
 CLEAR_EVERY = 256
 """Steps after which unused buffers are given back, as mlx-lm does alone."""
@@ -228,7 +225,7 @@ class TextBatch(Batch):
         """Take the prompt that waits longest, and those beside which it can be read."""
         first = self._waiting[0]
         most = min(MOST_READ_TOGETHER, self._room) if self.plain else 1
-        beside = [prompt for prompt in self._waiting[1:] if alike(first, prompt)]
+        beside = [prompt for prompt in self._waiting[1:] if prompt.goes_with(first)]
         chosen = [first, *beside[: most - 1]]
         self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
         return chosen

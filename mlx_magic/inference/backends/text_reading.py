@@ -6,14 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.inference.backends.batch import Seat
+from mlx_magic.inference.backends.batch import Seat, alike
 from mlx_magic.inference.backends.sampler import LogitsProcessor
-
-LIKE_LENGTHS = 1.25
-"""How much longer than the shortest a prompt may be that is read with it: padding costs time."""
-
-LIKE_TOKENS = 16
-"""The same in tokens, for short ones: of a prompt that is known but for its end, say."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +29,11 @@ class Prompt:
     tokens: list[int]
     cache: list[Any] | None = None
     processors: list[LogitsProcessor] = field(default_factory=list)
+
+    def goes_with(self, other: Prompt) -> bool:
+        """Say whether both can be read in one go without wasting much of it."""
+        near = alike(len(self.tokens), len(other.tokens))
+        return near and (self.cache is None) == (other.cache is None)
 
     @property
     def ahead(self) -> int:
@@ -105,10 +104,3 @@ class Reading:
 def joined(*requests: list[Any]) -> list[Any]:
     """Turn the caches of requests into those of a batch, with a row for each request."""
     return [layer[0].merge(list(layer)) for layer in zip(*requests, strict=True)]
-
-
-def alike(first: Prompt, other: Prompt) -> bool:
-    """Say whether `other` may be read beside `first`."""
-    shorter, longer = sorted((len(first.tokens), len(other.tokens)))
-    near = longer <= LIKE_LENGTHS * shorter or longer - shorter <= LIKE_TOKENS
-    return near and (first.cache is None) == (other.cache is None)

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from functools import partial
 from typing import Any
 
-from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import (
     chat,
     device,
@@ -19,17 +18,17 @@ from mlx_magic.inference.backends import (
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.batch import Seat, Written
+from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.digests import as_numpy
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import (
-    BAD,
     Draw,
     fresh_seed,
     processors,
+    require_number,
 )
 from mlx_magic.inference.backends.seen import seen_sizes
 from mlx_magic.inference.backends.vision_alone import OneByOne
@@ -45,9 +44,6 @@ from mlx_magic.inference.request import (
 )
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.stops import Stopped
-
-MOST_TOGETHER = 32
-"""Answers of one model that are written at once."""
 
 
 class VisionBackend:
@@ -273,12 +269,7 @@ class VisionModel:
         self, written: Written, words: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
         """Take in a token; say whether it ends the answer, and how."""
-        if written.token == BAD:
-            raise GenerationError(
-                f"{self._name}: its numbers overflowed while it answered: ask for less at once, or "
-                "use a checkpoint of higher precision.",
-                model=self._name,
-            )
+        require_number(written.token, self._name)
         if not written.stopped:
             words.add_token(written.token, skip_special_token_ids=self._special)
             if count < sampling.max_tokens:

@@ -9,12 +9,9 @@ from typing import Any
 
 from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
-from mlx_magic.inference.backends.batch import Batch, Seat, Written
+from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
-
-MOST_READ_TOGETHER = 8
-"""Prompts that are read in one go where they come at once."""
 
 _ENDLESS = 2**62
 

@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.inference.backends.batch import Seat
+from mlx_magic.inference.backends.batch import Seat, alike
 from mlx_magic.inference.backends.sampler import LogitsProcessor
-
-LIKE_LENGTHS = 1.25
-"""How much longer than the shortest a prompt may be that is read with it: padding costs time."""
-
-LIKE_TOKENS = 16
-"""The same in tokens, for short ones."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,9 +50,8 @@ class Prompt:
 
     def goes_with(self, other: Prompt) -> bool:
         """Say whether both can be read in one go without wasting much of it."""
-        least, most = sorted((len(self.tokens), len(other.tokens)))
-        alike = most <= LIKE_LENGTHS * least or most - least <= LIKE_TOKENS
-        return alike and self.plain and (self.cache is None) == (other.cache is None)
+        near = alike(len(self.tokens), len(other.tokens))
+        return near and self.plain and (self.cache is None) == (other.cache is None)
 
 
 def others(embeds: dict[str, Any]) -> dict[str, Any]:
