@@ -27,7 +27,8 @@ from mlx_magic.inference.work import Clock
 HoldPhase = Literal["loading", "seeing", "reading", "writing"]
 
 # How often a held phase looks at its cancel token: pace, not synchronisation.
-_PACE = 0.005
+# A held answer must not come to the end of what a page shows while a slow machine reloads it.
+_PACE = 0.02
 
 
 class ManualClock:

@@ -100,6 +100,8 @@ class LiveAnswer:
         if new and self._throttle.allows(min(len(new), 2_000), tokens):
             self._throttle.sent(*self._grow(new, self._count(tokens)))
             self._shown = len(text)
+        elif len(snapshot.text) > LONGEST_SHOWN and not new:
+            self._go_on(tokens)
         return False
 
     def state(self) -> dict[str, Any]:
@@ -150,13 +152,22 @@ class LiveAnswer:
             self._next_status = self._clock() + STATUS_INTERVAL
             self._out.status(self.turn, self.index, line, self._fraction)
 
-    def _count(self, tokens: int) -> str:
-        """Return the status with the tokens so far; it travels with the text, now and then."""
+    def _count(self, tokens: int, remark: str = "") -> str:
+        """Return the status with the tokens so far, now and then; it travels with the text."""
         if self._clock() < self._next_status:
             return ""
         self._next_status = self._clock() + STATUS_INTERVAL
-        self._status = f"writing · {tokens:,} tokens"
+        self._status = f"writing · {tokens:,} tokens{remark}"
         return self._status
+
+    def _go_on(self, tokens: int) -> None:
+        """Count on where no text grows any more, so that it is seen to be alive."""
+        if not self._throttle.allows(100, tokens):
+            return
+        status = self._count(tokens, f" · the first {LONGEST_SHOWN:,} characters shown")
+        if status:
+            self._out.status(self.turn, self.index, status, self._fraction)
+            self._throttle.sent(len(status))
 
     def _tail(self) -> str:
         return sanitise.to_plain(self._blocks.tail)

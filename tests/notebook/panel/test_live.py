@@ -156,6 +156,16 @@ def test_a_huge_answer_is_shown_in_part_and_says_so(asked: Asked) -> None:
     assert len(asked.answer.result.text) == 1_000_000
 
 
+def test_an_answer_longer_than_is_shown_is_seen_to_go_on(asked: Asked) -> None:
+    asked.write("x" * (LONGEST_SHOWN + 10), tokens=30_000)
+    asked.write("more")
+    shown = list(asked.page.html), asked.page.tail
+    asked.write("and more")
+    assert (asked.page.html, asked.page.tail) == shown
+    assert asked.page.lines[-1] == "writing · 30,100 tokens · the first 100,000 characters shown"
+    assert asked.state()["status"] == asked.page.lines[-1]
+
+
 @given(st.lists(st.text("ab\n`*\x1b[1m ", max_size=40), max_size=30))
 def test_the_page_always_has_what_the_state_says(pieces: list[str]) -> None:
     asked = Asked()
