@@ -140,6 +140,7 @@ def test_only_backends_import_mlx(path: Path) -> None:
         (
             "mlx_vlm",
             {
+                "cpu_towers",
                 "recall",
                 "vision",
                 "vision_alone",

@@ -12,24 +12,13 @@ from typing import Any, TypeVar
 from mlx_magic.inference.backends import device, outputs
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.tower_call import TowerCall
+from mlx_magic.inference.backends.towers import towers
 from mlx_magic.inference.cancel import Cancelled
 
 T = TypeVar("T")
 
 Between = Callable[[int, int], None]
 """Takes the pictures done and those there are, as far as is known; may raise `Cancelled`."""
-
-TOWERS = (
-    "vision_tower",
-    "vision_model",
-    "visual",
-    "vision_encoder",
-    "vision",
-    "image_encoder",
-    "image_vit",
-    "sam_model",
-)
-"""Names under which mlx-vlm's models have what encodes pictures."""
 
 
 class Features:
@@ -150,21 +139,11 @@ class _Tower:
 
 @contextlib.contextmanager
 def _in_front_of_towers(model: Any, look: _Look) -> Iterator[None]:
-    import mlx.nn as nn
-
-    inner = [
-        part
-        for name, part in model.items()
-        if isinstance(part, nn.Module) and name not in (*TOWERS, "language_model")
-    ]
     with contextlib.ExitStack() as stack:
-        for owner in (model, *inner):
-            for name in TOWERS:
-                tower = owner.get(name)
-                if isinstance(tower, nn.Module):
-                    # Python looks here before the module's own parts, which stay as they are.
-                    object.__setattr__(owner, name, _Tower(tower, name, look))
-                    stack.callback(object.__delattr__, owner, name)
+        for owner, name, tower in list(towers(model)):
+            # Python looks here before the module's own parts, which stay as they are.
+            object.__setattr__(owner, name, _Tower(tower, name, look))
+            stack.callback(object.__delattr__, owner, name)
         yield
 
 

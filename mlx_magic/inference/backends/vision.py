@@ -8,6 +8,7 @@ from typing import Any
 
 from mlx_magic.inference.backends import (
     chat,
+    cpu_towers,
     device,
     kv,
     vision_inputs,
@@ -78,6 +79,8 @@ class VisionBackend:
         )
         yield
         size = yield from weights.materialise(model, cancel=cancel, progress=progress)
+        if not device.has_vector_math():
+            cpu_towers.quicken(model)
         return VisionModel(checkpoint, model, processor, size)
 
 
