@@ -6,7 +6,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import (
@@ -27,7 +27,10 @@ from benchmarks.live import ROOT, live_kernel
 from mlx_magic.demo import folder as bundled
 from mlx_magic.inference.backends import device
 
-NAMES = ("startup", "cell", "wire", "cancel", "warmup", "engine", "pool", "endurance", "panel")
+NAMES = (
+    *("startup", "cell", "wire", "cancel", "warmup"),
+    *("engine", "reuse", "pool", "endurance", "panel"),
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -80,6 +83,8 @@ def main() -> None:
     # Before anything here imports MLX.
     device.prepare()
     size = FULL if given.full else QUICK
+    if given.pairs is not None:
+        size = replace(size, pairs=given.pairs, chats=max(given.pairs // 6, 1))
     host = machine.describe()
     deadline = time.monotonic() + given.seconds
     names = given.names or list(NAMES)
@@ -107,8 +112,8 @@ def main() -> None:
             _in_kernel(names, model, size, deadline, folder, finished, gpu="gpu" in host)
         if {"warmup", "pool"} & {*names}:
             _in_process(names, given, size, deadline, folder, finished, gpu="gpu" in host)
-        if "engine" in names:
-            _engine(given, size, deadline, folder, finished, gpu="gpu" in host)
+        if {"engine", "reuse"} & {*names}:
+            _engine(names, given, size, deadline, folder, finished, gpu="gpu" in host)
 
 
 def _in_kernel(
@@ -173,6 +178,7 @@ def _in_process(
 
 
 def _engine(
+    names: list[str],
     given: argparse.Namespace,
     size: Size,
     deadline: float,
@@ -184,6 +190,8 @@ def _engine(
     """Measure what needs processes of its own, each with the same folder of weights."""
     source = _model(given, folder / "source")
     for tiles in (False, True):
+        if ("reuse" if tiles else "engine") not in names:
+            continue
         scratch = folder / ("tiles" if tiles else "together")
         scratch.mkdir()
         model = random_model.twin(source, scratch / source.name, tiles=tiles, float32=not gpu)
@@ -232,6 +240,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="as many runs as the quoted figures")
     parser.add_argument(
         "--out", type=Path, help="folder for the JSON files: build/benchmarks, or results if --full"
+    )
+    parser.add_argument(
+        "--pairs", type=int, help="of cells and questions of one at a time, in place of 10 or 30"
     )
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no run after these")
     given = parser.parse_args()

@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,28 @@ _BITS = {
 }  # fmt: skip
 
 _AGAIN = "fetch the model again"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tensor lies.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    start, nbytes : int
+        Bytes from the file's beginning, and of the tensor.
+    dtype : str
+        As the file names it (``"BF16"``).
+    shape : tuple of int
+    """
+
+    path: Path
+    start: int
+    nbytes: int
+    dtype: str
+    shape: tuple[int, ...]
 
 
 def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
@@ -67,6 +90,29 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
             path, model, f"cannot be read ({reason})", "look at its permissions"
         ) from error
     return _checked(header, size - 8 - length, path, model)
+
+
+def spans(path: Path) -> dict[str, Span]:
+    """Return where each tensor of a file lies that `tensor_bytes` has found whole.
+
+    Parameters
+    ----------
+    path : Path
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: Span(
+            path,
+            8 + length + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+            entry["dtype"],
+            tuple(entry["shape"]),
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _parsed(raw: bytes, path: Path, model: str) -> Mapping[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.engine import Engine
 from mlx_magic.inference.session import Session
 from mlx_magic.testing import ScriptedBackend, scripted_session
 
@@ -23,3 +25,12 @@ def session(script: ScriptedBackend) -> Iterator[Session]:
     yield session
     script.release()
     session.close()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """A thread for MLX."""
+    engine = Engine(at_end=device.release_thread)
+    engine.call(device.prepare).result(30)
+    yield engine
+    engine.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,6 @@ from mlx_magic.inference.engine import Engine
 
 SIDE = 64
 BYTES = SIDE * SIDE * 4
-
-
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine(at_end=device.release_thread)
-    engine.call(device.prepare).result(30)
-    yield engine
-    engine.close()
 
 
 def layers(count: int, *, quantise: bool = False) -> Any:

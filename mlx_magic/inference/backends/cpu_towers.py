@@ -67,8 +67,10 @@ class _Gelu(_InFront):
         mx.eval(x)
         values = np.asarray(x).reshape(-1)
         out = np.empty_like(values)
-        for at in range(0, values.size, AT_ONCE):
-            act(values[at : at + AT_ONCE], out[at : at + AT_ONCE])
+        # As MLX does: what is too large is infinite, without a word.
+        with np.errstate(all="ignore"):
+            for at in range(0, values.size, AT_ONCE):
+                act(values[at : at + AT_ONCE], out[at : at + AT_ONCE])
         return mx.array(out.reshape(x.shape))
 
 
@@ -90,8 +92,7 @@ def _by_sigmoid(x: Any, out: Any) -> None:
     import numpy as np
 
     np.multiply(x, -1.702, out=out)
-    with np.errstate(over="ignore"):
-        np.exp(out, out=out)
+    np.exp(out, out=out)
     out += 1
     np.divide(x, out, out=out)
 
@@ -132,9 +133,10 @@ def _softmax(scores: Any) -> Any:
     import numpy as np
 
     values = np.asarray(scores)
-    weights = values - values.max(-1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(-1, keepdims=True)
+    with np.errstate(all="ignore"):
+        weights = values - values.max(-1, keepdims=True)
+        np.exp(weights, out=weights)
+        weights /= weights.sum(-1, keepdims=True)
     return weights
 
 

@@ -187,6 +187,14 @@ def has_vector_math() -> bool:
     return is_gpu() or sys.platform == "darwin"
 
 
+def reads_where_it_evaluates() -> bool:
+    """Whether MLX reads a file on the thread that evaluates: on CUDA.
+
+    On Metal and a CPU its own threads read (read in mlx's ``load.cpp``, one a backend).
+    """
+    return is_gpu() and sys.platform != "darwin"
+
+
 def pictures_at_once() -> int:
     """Return how many pictures are encoded between two looks at the cancel token.
 

@@ -14,6 +14,7 @@ from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.failure import without_frames
+from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import processors, require_number
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
@@ -53,22 +54,26 @@ class TextBackend:
         progress(0, 0, "loading: importing mlx-lm")
         yield
         cancel.checkpoint()
-        from mlx_lm.utils import load
+        from mlx_lm import utils
 
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
         cancel.checkpoint()
-        loaded: tuple[Any, ...] = load(
-            str(checkpoint.path),
-            tokenizer_config={"trust_remote_code": trust_remote_code},
-            adapter_path=adapters.folder(checkpoint),
-            lazy=True,
-            trust_remote_code=trust_remote_code,
-        )
+        origins = Origins()
+        with origins.noted(utils):
+            loaded: tuple[Any, ...] = utils.load(
+                str(checkpoint.path),
+                tokenizer_config={"trust_remote_code": trust_remote_code},
+                adapter_path=adapters.folder(checkpoint),
+                lazy=True,
+                trust_remote_code=trust_remote_code,
+            )
         model, tokenizer = loaded[:2]
         adapters.require_fit(model, checkpoint)
         yield
-        size = yield from weights.materialise(model, cancel=cancel, progress=progress)
+        size = yield from weights.materialise(
+            model, cancel=cancel, progress=progress, origins=origins
+        )
         return TextModel(checkpoint, model, tokenizer, size)
 
 

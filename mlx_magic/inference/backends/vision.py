@@ -22,6 +22,7 @@ from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.digests import as_numpy
+from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.room import Room
@@ -74,11 +75,14 @@ class VisionBackend:
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
         cancel.checkpoint()
+        origins = Origins()
         model, processor = yield from vision_loading.opened(
-            checkpoint, trust_remote_code=trust_remote_code, cancel=cancel
+            checkpoint, trust_remote_code=trust_remote_code, cancel=cancel, origins=origins
         )
         yield
-        size = yield from weights.materialise(model, cancel=cancel, progress=progress)
+        size = yield from weights.materialise(
+            model, cancel=cancel, progress=progress, origins=origins
+        )
         if not device.has_vector_math():
             cpu_towers.quicken(model)
         return VisionModel(checkpoint, model, processor, size)

@@ -6,12 +6,13 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.inference.backends import adapters
+from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 
 
 def opened(
-    checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken
+    checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken, origins: Origins
 ) -> Generator[None, None, tuple[Any, Any]]:
     """Make the model, its weights not read yet, and its processor.
 
@@ -25,6 +26,8 @@ def opened(
     trust_remote_code : bool
         Whether its own code may be run.
     cancel : CancelToken
+    origins : Origins
+        Learns where the weights lie.
 
     Returns
     -------
@@ -35,12 +38,13 @@ def opened(
     ------
     Cancelled
     """
+    from mlx_vlm import utils
     from mlx_vlm.trainer.peft.utils import apply_lora_layers
-    from mlx_vlm.utils import load_image_processor, load_model, load_processor
 
     # False is said out loud: left open, transformers would ask on a terminal.
     options = {"trust_remote_code": trust_remote_code}
-    model: Any = load_model(checkpoint.path, lazy=True, strict=True, **options)
+    with origins.noted(utils):
+        model: Any = utils.load_model(checkpoint.path, lazy=True, strict=True, **options)
     adapter = adapters.folder(checkpoint)
     if adapter is not None:
         model = apply_lora_layers(model, adapter)
@@ -48,11 +52,11 @@ def opened(
     adapters.require_fit(model, checkpoint)
     yield
     cancel.checkpoint()
-    image_processor = load_image_processor(checkpoint.path, **options)
+    image_processor = utils.load_image_processor(checkpoint.path, **options)
     yield
     cancel.checkpoint()
     ends = getattr(model.config, "eos_token_id", None)
-    processor: Any = load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
+    processor: Any = utils.load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
     if image_processor is not None:
         processor.image_processor = image_processor
     return model, processor

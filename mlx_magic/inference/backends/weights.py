@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import device, large_arrays
 from mlx_magic.inference.backends.base import LoadProgress
+from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 
@@ -41,12 +43,17 @@ def expected(checkpoint: Checkpoint) -> int:
 
 
 def materialise(
-    model: Any, *, cancel: CancelToken, progress: LoadProgress
+    model: Any,
+    *,
+    cancel: CancelToken,
+    progress: LoadProgress,
+    origins: Origins | None = None,
 ) -> Generator[None, None, int]:
     """Evaluate a lazily loaded model's parameters, a slice at a time.
 
-    The parameters of a load that stops or fails are dropped here, whoever else
-    still holds the module.
+    A slice is waited for when the next one is begun, so that nothing stands still between two.
+    The parameters of a load that stops or fails are dropped here, whoever else still holds
+    the module.
 
     Parameters
     ----------
@@ -54,6 +61,8 @@ def materialise(
     cancel : CancelToken
     progress : callable
         Takes bytes done, bytes in all and a note.
+    origins : Origins, optional
+        What is known of its large arrays, which are read in parts.
 
     Returns
     -------
@@ -71,21 +80,46 @@ def materialise(
         model.set_dtype(mx.float32)
         _dequantise(model)
     total, done = nbytes(model), 0
-    for batch in _slices([array for _, array in _leaves(model)]):
-        try:
-            cancel.checkpoint()
-            mx.eval(batch)
-        except BaseException:
-            model.clear()
-            batch.clear()
-            device.free()
-            raise
-        done += sum(array.nbytes for array in batch)
-        progress(done, total, "loading weights")
-        yield
-    # Also what is no parameter but was made lazily, such as rotary frequencies.
-    mx.eval(model)
+    held = origins or Origins()
+    begun: list[Any] = []
+    try:
+        cancel.checkpoint()
+        with contextlib.closing(_read(model, begun, held)) as sizes:
+            for size in sizes:
+                done += size
+                progress(done, total, "loading weights")
+                yield
+                cancel.checkpoint()
+        # Also what is no parameter but was made lazily, such as rotary frequencies.
+        mx.eval(model)
+    except GeneratorExit:
+        # Closed by whoever dropped it, perhaps on another thread: nothing is asked of MLX.
+        raise
+    except BaseException:
+        model.clear()
+        begun.clear()
+        held.forget()
+        device.free()
+        raise
     return total
+
+
+def _read(model: Any, begun: list[Any], origins: Origins) -> Generator[int, None, None]:
+    """Read a model's weights; yield the bytes of each slice, the last of which is in `begun`."""
+    import mlx.core as mx
+    from mlx.utils import tree_unflatten
+
+    large = {name: span for name, array in _leaves(model) if (span := origins.of(array))}
+    for name, span in large.items():
+        whole = yield from large_arrays.read(span)
+        model.update(tree_unflatten([(name, whole)]))
+    origins.forget()
+    for batch in _slices([array for name, array in _leaves(model) if name not in large]):
+        begin: Any = mx.async_eval
+        begin(batch)
+        mx.eval(begun)
+        begun[:] = batch
+        yield sum(array.nbytes for array in batch)
 
 
 def _elements(model: Any) -> int:

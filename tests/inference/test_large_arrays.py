@@ -1,0 +1,123 @@
+"""Large arrays are read in parts, and are the same as when MLX reads them in one piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlx_magic.inference.backends import device, large_arrays, weights
+from mlx_magic.inference.backends.large_arrays import Origins
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.engine import Engine
+
+ROWS, WIDTH = 70, 16
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "reads_where_it_evaluates", lambda: True)
+    monkeypatch.setattr(device, "wants_float32", lambda nbytes: False)
+    monkeypatch.setattr(large_arrays, "LARGE", 1_000)
+    monkeypatch.setattr(large_arrays, "PART", 32 * 2 * WIDTH)
+
+
+def model_of(tmp_path: Path, *, changed: bool = False) -> tuple[Any, Any, Origins]:
+    """Return a module with a large and a small array, what the large one is to be, and both's."""
+    import mlx.core as mx
+    from mlx import nn
+
+    path = tmp_path / "model.safetensors"
+    large = mx.random.normal((ROWS, WIDTH)).astype(mx.bfloat16)
+    mx.save_safetensors(str(path), {"a": mx.arange(7), "large": large, "z": mx.zeros((3, 2))})
+    library, origins = SimpleNamespace(mx=mx), Origins()
+    with origins.noted(library):
+        held = library.mx.load(str(path))
+        assert library.mx.array is mx.array
+    assert library.mx is mx
+    model: Any = nn.Module()
+    model.large = held["large"] * 1 if changed else held["large"]
+    model.small = held["a"]
+    return model, large, origins
+
+
+def read_all(model: Any, origins: Origins, cancel: CancelToken) -> list[int]:
+    done: list[int] = []
+    steps = weights.materialise(
+        model, cancel=cancel, progress=lambda d, t, n: done.append(d), origins=origins
+    )
+    for _ in steps:
+        pass
+    return done
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_a_large_array_comes_in_parts_and_is_the_same(engine: Engine, tmp_path: Path) -> None:
+    def work() -> tuple[list[int], bool, str]:
+        import mlx.core as mx
+
+        model, large, origins = model_of(tmp_path)
+        done = read_all(model, origins, CancelToken())
+        same = bool(mx.array_equal(model.large, large)) and model.small.tolist() == [*range(7)]
+        return done, same, str(model.large.dtype)
+
+    done, same, dtype = engine.call(work).result(30)
+    part, whole = 32 * 2 * WIDTH, ROWS * 2 * WIDTH
+    assert done == [part, 2 * part, whole, whole + 7 * 4]
+    assert same
+    assert dtype == "mlx.core.bfloat16"
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_one_that_the_library_changed_is_left_to_mlx(engine: Engine, tmp_path: Path) -> None:
+    def work() -> tuple[list[int], bool]:
+        import mlx.core as mx
+
+        model, large, origins = model_of(tmp_path, changed=True)
+        done = read_all(model, origins, CancelToken())
+        return done, bool(mx.array_equal(model.large, large))
+
+    done, same = engine.call(work).result(30)
+    assert done == [ROWS * 2 * WIDTH + 7 * 4]
+    assert same
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_a_load_is_cancelled_between_two_parts(engine: Engine, tmp_path: Path) -> None:
+    def work() -> int:
+        model, _, origins = model_of(tmp_path)
+        before = device.memory().active
+        token = CancelToken()
+        steps = weights.materialise(
+            model, cancel=token, progress=lambda d, t, n: None, origins=origins
+        )
+        next(steps)
+        token.cancel()
+        with pytest.raises(Cancelled):
+            next(steps)
+        assert not model.parameters()
+        return device.memory().active - before
+
+    assert engine.call(work).result(30) <= 0
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_a_file_cut_short_meanwhile_is_an_error(engine: Engine, tmp_path: Path) -> None:
+    def work() -> None:
+        model, _, origins = model_of(tmp_path)
+        path = tmp_path / "model.safetensors"
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        with pytest.raises(RuntimeError, match="read"):
+            read_all(model, origins, CancelToken())
+
+    engine.call(work).result(30)
+
+
+def test_nothing_stands_in_front_where_mlx_reads_on_its_own_threads() -> None:
+    library = SimpleNamespace(mx=object())
+    real = library.mx
+    with Origins().noted(library):
+        assert library.mx is real
