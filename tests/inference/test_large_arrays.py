@@ -22,6 +22,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "wants_float32", lambda nbytes: False)
     monkeypatch.setattr(large_arrays, "LARGE", 1_000)
     monkeypatch.setattr(large_arrays, "PART", 32 * 2 * WIDTH)
+    monkeypatch.setattr(large_arrays, "PIECE", 100)
 
 
 def model_of(tmp_path: Path, *, changed: bool = False) -> tuple[Any, Any, Origins]:

@@ -14,6 +14,7 @@ import mlx_magic
 from mlx_magic.errors import GenerationError, MemoryBudgetError, MlxMagicError
 from mlx_magic.inference import current
 from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.buffers import cache_limit
 from mlx_magic.inference.backends.vision import VisionBackend
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.request import GenerationRequest, Sampling
@@ -81,9 +82,11 @@ def test_four_models_in_turn_on_a_budget_for_two(
         most = max(most, session.pool.taken)
         assert len(session.pool) <= 2
         assert sum(model.nbytes for model in session.pool) <= budget
-        # What is kept for reuse is not the models' own: it has a limit of its own.
+        # What is kept for reuse is not the models' own, nor are free buffers: each has a limit.
         kept = session.pool.reuse.nbytes
-        assert active(session) <= others + budget + kept + 0.02 * size
+        memory = session.engine.call(device.memory).result(10)
+        assert memory.active <= others + budget + kept + 0.02 * size
+        assert memory.cached <= cache_limit(budget, memory.limit)
     assert len(texts) == 1
     assert most <= budget
     names = [Path(note.split()[1]).name for note in notes]

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator, Iterator
+import os
+from collections.abc import Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.safetensors_header import Span, spans
 
-LARGE = 2**27
-"""Bytes from which an array is read in parts."""
+LARGE = 2**24
+"""Bytes from which an array is read here."""
 
 PART = 2**26
 """Bytes of a part, or one row where that is more."""
+
+PIECE = 2**22
+"""Bytes that one thread reads at a time."""
+
+READERS = 4
+"""Threads that read a part; as many as mlx has for an array of more than 32 MB."""
 
 
 class Origins:
     """Where the large arrays of a checkpoint lie on disk.
 
-    On CUDA mlx reads an array where it evaluates it, on the calling thread, and in one piece:
-    200 MB stopped an answer beside them for a quarter of a second (H100, mlx 0.32.4). Its own
-    reader can be given a part of a file, but neither mlx-vlm nor mlx-lm says which of the
-    file's arrays a parameter is. So what they read is noted while they open a checkpoint; a
-    parameter that still is such an array is read in parts, and one that they have changed as
-    mlx does it.
+    On CUDA mlx reads an array where it evaluates it: on the calling thread, in one piece, and
+    up to 32 MB with no other thread's help (its ``load.cpp``). Who answers beside it waits. It
+    can be given a part of a file, but neither mlx-vlm nor mlx-lm says which of the file's
+    arrays a parameter is. So what they read is noted while they open a checkpoint; a parameter
+    that still is such an array is read in parts, and one that they have changed as mlx does it.
     """
 
     def __init__(self) -> None:
@@ -89,38 +96,62 @@ class _Noting:
         return loaded
 
 
-def read(span: Span) -> Generator[int, None, Any]:
-    """Read an array in parts; on the inference thread.
+def read(spans: Mapping[str, Span]) -> Generator[int, None, dict[str, Any]]:
+    """Read arrays in parts; on the inference thread.
 
     Parameters
     ----------
-    span : Span
+    spans : mapping
+        Name to place.
 
     Yields
     ------
     int
-        Bytes of the part that was read; its rows are joined after the last, which takes the
-        array's bytes once more for a moment.
+        Bytes that were read: `PART` or somewhat more. Parts of one array are joined after its
+        last, which takes its bytes once more for a moment.
 
     Returns
     -------
-    array
-        Evaluated.
+    dict
+        Name to array, evaluated.
     """
+    found: dict[str, Any] = {}
+    fresh = 0
+    with ThreadPoolExecutor(READERS, "mlx-magic-reader") as readers:
+        for name, span in spans.items():
+            parts: list[Any] = []
+            for part in _parts(span, readers):
+                parts.append(part)
+                fresh += part.nbytes
+                if fresh >= PART:
+                    yield fresh
+                    fresh = 0
+            found[name] = _joined(parts)
+    if fresh:
+        yield fresh
+    return found
+
+
+def _parts(span: Span, readers: ThreadPoolExecutor) -> Iterator[Any]:
     import mlx.core as mx
 
     count = span.shape[0]
     row = span.nbytes // count
     step = max(PART // row, 1)
-    parts: list[Any] = []
     with span.path.open("rb", buffering=0) as file:
         for at in range(0, count, step):
             rows = min(step, count - at)
-            part: Any = _Part(file, span, at * row, (rows, *span.shape[1:]))
+            part: Any = _Part(file.fileno(), readers, span, at * row, rows)
+            # What comes from a file object is evaluated at once.
             loaded: Any = mx.load(part, format="safetensors")
-            parts.append(loaded["part"])
-            mx.eval(parts[-1])
-            yield rows * row
+            yield loaded["part"]
+
+
+def _joined(parts: list[Any]) -> Any:
+    import mlx.core as mx
+
+    if len(parts) == 1:
+        return parts[0]
     whole = mx.concatenate(parts)
     mx.eval(whole)
     return whole
@@ -129,12 +160,16 @@ def read(span: Span) -> Generator[int, None, Any]:
 class _Part:
     """A safetensors file, as it looks to a reader, with some rows of an array in another one."""
 
-    def __init__(self, file: Any, span: Span, start: int, shape: tuple[int, ...]) -> None:
-        nbytes = span.nbytes // span.shape[0] * shape[0]
+    def __init__(
+        self, file: int, readers: ThreadPoolExecutor, span: Span, start: int, rows: int
+    ) -> None:
+        nbytes = span.nbytes // span.shape[0] * rows
+        shape = (rows, *span.shape[1:])
         entry = {"dtype": span.dtype, "shape": shape, "data_offsets": (0, nbytes)}
         header = json.dumps({"part": entry}).encode("ascii")
         self._head = len(header).to_bytes(8, "little") + header
         self._file = file
+        self._readers = readers
         self._start = span.start + start
         self._size = len(self._head) + nbytes
         self._at = 0
@@ -152,19 +187,22 @@ class _Part:
     def readinto(self, buffer: memoryview) -> int:
         """Fill a buffer; return how many bytes there were for it."""
         view = memoryview(buffer).cast("B")
+        head = self._head[self._at : self._at + len(view)]
+        view[: len(head)] = head
+        rest, start = view[len(head) :], self._start + self._at + len(head) - len(self._head)
+        pieces = range(0, len(rest), PIECE)
+        done = len(head) + sum(
+            self._readers.map(lambda at: self._fill(rest[at : at + PIECE], start + at), pieces)
+        )
+        self._at += done
+        return done
+
+    def _fill(self, view: memoryview, start: int) -> int:
+        """Read from a place of the file until a buffer is full, or the file at its end."""
         done = 0
         while done < len(view):
-            count = self._some(view[done:])
+            count = os.preadv(self._file, [view[done:]], start + done)
             if not count:
                 break
             done += count
-            self._at += count
         return done
-
-    def _some(self, view: memoryview) -> int:
-        if self._at < len(self._head):
-            found = self._head[self._at : self._at + len(view)]
-            view[: len(found)] = found
-            return len(found)
-        self._file.seek(self._start + self._at - len(self._head))
-        return int(self._file.readinto(view))

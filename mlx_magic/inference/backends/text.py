@@ -123,9 +123,10 @@ class TextModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        self._model = self._tokenizer = self._batch = None
+        model, self._model = self._model, None
+        self._tokenizer = self._batch = None
         self._quantised.clear()
-        device.free()
+        weights.drop(model, self._nbytes)
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress

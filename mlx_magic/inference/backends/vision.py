@@ -136,10 +136,11 @@ class VisionModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        self._model = self._processor = self._batch = self._seeing = None
+        model, self._model = self._model, None
+        self._processor = self._batch = self._seeing = None
         self._quantised.clear()
         self._alone.close()
-        device.free()
+        weights.drop(model, self._nbytes)
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress

@@ -15,6 +15,13 @@ from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, 
 
 _ENDLESS = 2**62
 
+SHORT = 128
+"""Tokens, of all rows, that are read together with the last one.
+
+Else that is read by itself, as by mlx-vlm: some models give what their output layer makes of
+every token, which for a whole chunk is too much.
+"""
+
 
 class VisionBatch(Batch):
     """Reads prompts a chunk at a time, and writes a token of every answer at each step.
@@ -68,6 +75,7 @@ class VisionBatch(Batch):
         self._rows: dict[int, list[tuple[Any, Any]]] = {}
         self._reading: Any = None
         self._read_by: list[Prompt] = []
+        self._unread = self._short = 0
         self._empty = GenerationBatch.empty
         self._writing: Any = self._none()
         self._wired: contextlib.ExitStack | None = None
@@ -190,6 +198,8 @@ class VisionBatch(Batch):
             logits_processors=[prompt.processors or None for prompt in prompts],
             **right,
         )
+        self._unread = max(len(prompt.tokens) for prompt in prompts)
+        self._short = SHORT // len(prompts) if all(prompt.plain for prompt in prompts) else 0
         for prompt in prompts:
             # An answer may go on for long: what was needed to read its prompt need not.
             prompt.embeds, prompt.cache = {}, None
@@ -209,13 +219,14 @@ class VisionBatch(Batch):
         import mlx.core as mx
 
         batch = self._reading
-        if batch.needs_processing():
+        if batch.needs_processing() and self._unread > self._short:
             done = batch.prompt_step()
             # Else the next chunks would be begun before this one is done, and none could be
             # cancelled.
             mx.eval([cache.state for cache in batch.prompt_cache])
             for prompt in self._read_by:
                 prompt.seat.read = min(prompt.seat.read + done, len(prompt.tokens))
+            self._unread -= done
             if batch.needs_processing():
                 return None
         self._sampler.rows = list(batch.uids)

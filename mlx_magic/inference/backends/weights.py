@@ -51,7 +51,6 @@ def materialise(
 ) -> Generator[None, None, int]:
     """Evaluate a lazily loaded model's parameters, a slice at a time.
 
-    A slice is waited for when the next one is begun, so that nothing stands still between two.
     The parameters of a load that stops or fails are dropped here, whoever else still holds
     the module.
 
@@ -81,10 +80,9 @@ def materialise(
         _dequantise(model)
     total, done = nbytes(model), 0
     held = origins or Origins()
-    begun: list[Any] = []
     try:
         cancel.checkpoint()
-        with contextlib.closing(_read(model, begun, held)) as sizes:
+        with contextlib.closing(_read(model, held)) as sizes:
             for size in sizes:
                 done += size
                 progress(done, total, "loading weights")
@@ -96,30 +94,42 @@ def materialise(
         # Closed by whoever dropped it, perhaps on another thread: nothing is asked of MLX.
         raise
     except BaseException:
-        model.clear()
-        begun.clear()
         held.forget()
-        device.free()
+        drop(model, 0)
         raise
     return total
 
 
-def _read(model: Any, begun: list[Any], origins: Origins) -> Generator[int, None, None]:
-    """Read a model's weights; yield the bytes of each slice, the last of which is in `begun`."""
+def drop(model: Any, nbytes: int) -> None:
+    """Let go of a model's weights, whoever else still holds the module; on the inference thread.
+
+    Parameters
+    ----------
+    model : mlx.nn.Module
+    nbytes : int
+        What is to come back.
+    """
+    before = device.memory().active
+    for module in list(model.modules()):
+        module.clear()
+    device.free(nbytes, since=before)
+
+
+def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
+    """Read a model's weights; yield the bytes of each slice."""
     import mlx.core as mx
     from mlx.utils import tree_unflatten
 
     large = {name: span for name, array in _leaves(model) if (span := origins.of(array))}
-    for name, span in large.items():
-        whole = yield from large_arrays.read(span)
-        model.update(tree_unflatten([(name, whole)]))
+    if large:
+        found = yield from large_arrays.read(large)
+        model.update(tree_unflatten(list(found.items())))
     origins.forget()
     for batch in _slices([array for name, array in _leaves(model) if name not in large]):
-        begin: Any = mx.async_eval
-        begin(batch)
-        mx.eval(begun)
-        begun[:] = batch
-        yield sum(array.nbytes for array in batch)
+        mx.eval(batch)
+        size = sum(array.nbytes for array in batch)
+        batch.clear()
+        yield size
 
 
 def _elements(model: Any) -> int:
