@@ -199,7 +199,7 @@ class VisionBatch(Batch):
             **right,
         )
         self._unread = max(len(prompt.tokens) for prompt in prompts)
-        self._short = SHORT // len(prompts) if all(prompt.plain for prompt in prompts) else 0
+        self._short = self._at_once(prompts)
         for prompt in prompts:
             # An answer may go on for long: what was needed to read its prompt need not.
             prompt.embeds, prompt.cache = {}, None
@@ -231,6 +231,11 @@ class VisionBatch(Batch):
                 return None
         self._sampler.rows = list(batch.uids)
         return batch.generate(self._sampler, _never, compute_logprobs=False)
+
+    def _at_once(self, prompts: Sequence[Prompt]) -> int:
+        """Return how many tokens of each may be read with the last; no more than in a chunk."""
+        plain = all(prompt.plain for prompt in prompts)
+        return min(SHORT // len(prompts), self._chunk + 1) if plain else 0
 
     def _join(self, written: Any) -> None:
         """Write new answers beside the others; their first tokens are there."""
