@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.figures import Report, ratios, summary
-from benchmarks.peers import MemoryWatch, Peer, Worker, running
+from benchmarks.peers import MemoryWatch, Peer, Worker, resting, running
 from benchmarks.servers import mlx_manager, vlm_server
 from benchmarks.ways import NAMES
 from benchmarks.workload import Burst, Pictures, load, matches
@@ -160,7 +160,8 @@ def _run(
             continue
         asks = load(pictures, count, turn, same=same)
         for peer in in_turn(peers, turn):
-            burst = peer.answer(asks, 3 * tokens if count == 1 else tokens)
+            with resting(peers, but=peer):
+                burst = peer.answer(asks, 3 * tokens if count == 1 else tokens)
             held.bursts[count, same][peer.name].append(burst)
     return held
 

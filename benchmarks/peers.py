@@ -149,6 +149,25 @@ def running(starts: Sequence[Callable[[], Peer]]) -> Iterator[list[Peer]]:
         yield peers
 
 
+@contextmanager
+def resting(peers: Sequence[Peer], but: Peer) -> Iterator[None]:
+    """Let all peers but one stand still: an idle server still wakes up, again and again."""
+    processes = [
+        process
+        for peer in peers
+        if peer is not but
+        for parent in [psutil.Process(peer.pid)]
+        for process in [parent, *parent.children(recursive=True)]
+    ]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
 class MemoryWatch:
     """The most memory that processes held while it ran.
 
