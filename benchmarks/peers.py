@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -159,13 +159,14 @@ def resting(peers: Sequence[Peer], but: Peer) -> Iterator[None]:
         for parent in [psutil.Process(peer.pid)]
         for process in [parent, *parent.children(recursive=True)]
     ]
-    for process in processes:
-        process.suspend()
     try:
+        for process in processes:
+            process.suspend()
         yield
     finally:
         for process in processes:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 class MemoryWatch:

@@ -213,8 +213,7 @@ def _freed(report: Report, held: Any, name: str, pictures: Pictures, deadline: f
         memory = held.engine.call(device.memory).result()
         return int(memory.active + memory.cached)
 
-    size, results, left = 0, [], []
-    before = in_use()
+    before, size, results, left = 0, 0, [], []
     for number in range(CYCLES + 1):
         if number > 1 and time.monotonic() > deadline:
             break

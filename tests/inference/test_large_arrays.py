@@ -25,7 +25,9 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_arrays, "PIECE", 100)
 
 
-def model_of(tmp_path: Path, *, changed: bool = False) -> tuple[Any, Any, Origins]:
+def model_of(
+    tmp_path: Path, *, changed: bool = False, twice: bool = False
+) -> tuple[Any, Any, Origins]:
     """Return a module with a large and a small array, what the large one is to be, and both's."""
     import mlx.core as mx
     from mlx import nn
@@ -40,6 +42,8 @@ def model_of(tmp_path: Path, *, changed: bool = False) -> tuple[Any, Any, Origin
     assert library.mx is mx
     model: Any = nn.Module()
     model.large = held["large"] * 1 if changed else held["large"]
+    if twice:
+        model.tied = model.large
     model.small = held["a"]
     return model, large, origins
 
@@ -86,6 +90,37 @@ def test_one_that_the_library_changed_is_left_to_mlx(engine: Engine, tmp_path: P
 
 
 @pytest.mark.usefixtures("as_on_cuda")
+def test_an_array_of_two_names_is_read_once_and_stays_one(engine: Engine, tmp_path: Path) -> None:
+    def work() -> tuple[list[int], bool, bool]:
+        import mlx.core as mx
+
+        model, large, origins = model_of(tmp_path, twice=True)
+        done = read_all(model, origins, CancelToken())
+        return done, model.tied is model.large, bool(mx.array_equal(model.large, large))
+
+    done, one, same = engine.call(work).result(30)
+    whole = ROWS * 2 * WIDTH
+    assert done[-2:] == [2 * whole, 2 * whole + 7 * 4]
+    assert one
+    assert same
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_a_file_replaced_meanwhile_is_not_read(engine: Engine, tmp_path: Path) -> None:
+    def work() -> bool:
+        import mlx.core as mx
+
+        model, large, origins = model_of(tmp_path)
+        other = tmp_path / "other"
+        other.write_bytes(bytes((tmp_path / "model.safetensors").stat().st_size))
+        other.replace(tmp_path / "model.safetensors")
+        read_all(model, origins, CancelToken())
+        return bool(mx.array_equal(model.large, large))
+
+    assert engine.call(work).result(30)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
 def test_a_load_is_cancelled_between_two_parts(engine: Engine, tmp_path: Path) -> None:
     def work() -> int:
         model, _, origins = model_of(tmp_path)
@@ -106,15 +141,20 @@ def test_a_load_is_cancelled_between_two_parts(engine: Engine, tmp_path: Path) -
 
 @pytest.mark.usefixtures("as_on_cuda")
 def test_a_file_cut_short_meanwhile_is_an_error(engine: Engine, tmp_path: Path) -> None:
-    def work() -> None:
+    def work() -> tuple[BaseException, int]:
         model, _, origins = model_of(tmp_path)
+        before = device.memory().active
         path = tmp_path / "model.safetensors"
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size // 2)
-        with pytest.raises(RuntimeError, match="read"):
+        with pytest.raises(RuntimeError, match="read") as caught:
             read_all(model, origins, CancelToken())
+        return caught.value, device.memory().active - before
 
-    engine.call(work).result(30)
+    error, more = engine.call(work).result(30)
+    # Its traceback is held, and holds no part of the array.
+    assert error.__traceback__ is not None
+    assert more <= 0
 
 
 def test_nothing_stands_in_front_where_mlx_reads_on_its_own_threads() -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.safetensors_header import Span, spans
@@ -33,12 +33,15 @@ class Origins:
     up to 32 MB with no other thread's help (its ``load.cpp``). Who answers beside it waits. It
     can be given a part of a file, but neither mlx-vlm nor mlx-lm says which of the file's
     arrays a parameter is. So what they read is noted while they open a checkpoint; a parameter
-    that still is such an array is read in parts, and one that they have changed as mlx does it.
+    that still is such an array is read in parts, and one made of it as mlx does it. (One that
+    was changed in place would be taken for the file's. Neither library does that to weights.)
     """
 
     def __init__(self) -> None:
-        # The arrays are held: their ids are theirs as long as they live.
+        # The arrays are held: their ids are theirs as long as they live. So are the files,
+        # which somebody may replace meanwhile.
         self._held: dict[int, tuple[Any, Span]] = {}
+        self._files: dict[Path, BinaryIO] = {}
 
     @contextlib.contextmanager
     def noted(self, library: Any) -> Iterator[None]:
@@ -66,6 +69,7 @@ class Origins:
             return
         large = {key: array for key, array in arrays.items() if array.nbytes >= LARGE}
         if large:
+            self._files[path] = path.open("rb", buffering=0)
             lies = spans(path)
             for key, array in large.items():
                 self._held[id(array)] = (array, lies[key])
@@ -75,8 +79,46 @@ class Origins:
         return self._held.get(id(array), (None, None))[1]
 
     def forget(self) -> None:
-        """Let go of the arrays; once the weights are read."""
+        """Let go of arrays and files; once the weights are read, or will not be."""
         self._held.clear()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def read(self, wanted: Mapping[str, Span]) -> Generator[int, None, dict[str, Any]]:
+        """Read arrays in parts; on the inference thread.
+
+        Parameters
+        ----------
+        wanted : mapping
+            Name to place; see `of`.
+
+        Yields
+        ------
+        int
+            Bytes that were read: `PART` or somewhat more. Parts of one array are joined after
+            its last, which takes its bytes once more for a moment.
+
+        Returns
+        -------
+        dict
+            Name to array, evaluated.
+        """
+        found: dict[str, Any] = {}
+        fresh = 0
+        with ThreadPoolExecutor(READERS, "mlx-magic-reader") as readers:
+            for name, span in wanted.items():
+                parts: list[Any] = []
+                for part in _parts(self._files[span.path], span, readers):
+                    parts.append(part)
+                    fresh += part.nbytes
+                    if fresh >= PART:
+                        yield fresh
+                        fresh = 0
+                found[name] = _joined(parts)
+        if fresh:
+            yield fresh
+        return found
 
 
 class _Noting:
@@ -96,55 +138,17 @@ class _Noting:
         return loaded
 
 
-def read(spans: Mapping[str, Span]) -> Generator[int, None, dict[str, Any]]:
-    """Read arrays in parts; on the inference thread.
-
-    Parameters
-    ----------
-    spans : mapping
-        Name to place.
-
-    Yields
-    ------
-    int
-        Bytes that were read: `PART` or somewhat more. Parts of one array are joined after its
-        last, which takes its bytes once more for a moment.
-
-    Returns
-    -------
-    dict
-        Name to array, evaluated.
-    """
-    found: dict[str, Any] = {}
-    fresh = 0
-    with ThreadPoolExecutor(READERS, "mlx-magic-reader") as readers:
-        for name, span in spans.items():
-            parts: list[Any] = []
-            for part in _parts(span, readers):
-                parts.append(part)
-                fresh += part.nbytes
-                if fresh >= PART:
-                    yield fresh
-                    fresh = 0
-            found[name] = _joined(parts)
-    if fresh:
-        yield fresh
-    return found
-
-
-def _parts(span: Span, readers: ThreadPoolExecutor) -> Iterator[Any]:
+def _parts(file: BinaryIO, span: Span, readers: ThreadPoolExecutor) -> Iterator[Any]:
     import mlx.core as mx
 
     count = span.shape[0]
     row = span.nbytes // count
     step = max(PART // row, 1)
-    with span.path.open("rb", buffering=0) as file:
-        for at in range(0, count, step):
-            rows = min(step, count - at)
-            part: Any = _Part(file.fileno(), readers, span, at * row, rows)
-            # What comes from a file object is evaluated at once.
-            loaded: Any = mx.load(part, format="safetensors")
-            yield loaded["part"]
+    for at in range(0, count, step):
+        part: Any = _Part(file.fileno(), readers, span, at * row, min(step, count - at))
+        # What comes from a file object is evaluated at once.
+        loaded: Any = mx.load(part, format="safetensors")
+        yield loaded.pop("part")
 
 
 def _joined(parts: list[Any]) -> Any:

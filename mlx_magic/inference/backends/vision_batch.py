@@ -9,7 +9,13 @@ from typing import Any
 
 from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
-from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
+from mlx_magic.inference.backends.batch import (
+    MOST_READ_TOGETHER,
+    Batch,
+    Seat,
+    Written,
+    weakly,
+)
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
 
@@ -61,7 +67,7 @@ class VisionBatch(Batch):
 
         assert make_cache is None or most == 1
         self._make_cache = make_cache or partial(make_prompt_cache, language_model)
-        self.table = Table(most, min(most, MOST_READ_TOGETHER), self._held)
+        self.table = Table(most, min(most, MOST_READ_TOGETHER), weakly(self._held))
 
         self._model = language_model
         tokenizer = getattr(processor, "tokenizer", processor)
@@ -233,7 +239,7 @@ class VisionBatch(Batch):
         return batch.generate(self._sampler, _never, compute_logprobs=False)
 
     def _at_once(self, prompts: Sequence[Prompt]) -> int:
-        """Return how many tokens of each may be read with the last; no more than in a chunk."""
+        """Return how many tokens of each may be read in one go: a chunk at most, and the last."""
         plain = all(prompt.plain for prompt in prompts)
         return min(SHORT // len(prompts), self._chunk + 1) if plain else 0
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Generator, Iterable
 from typing import Any
 
-from mlx_magic.inference.backends import device, large_arrays
+from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.base import LoadProgress
 from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.safetensors_header import Span
 
 # At 1 GB/s from a disk a slice takes a sixteenth of a second: that is how long
 # a cancel waits, and how often the progress moves.
@@ -93,10 +95,14 @@ def materialise(
     except GeneratorExit:
         # Closed by whoever dropped it, perhaps on another thread: nothing is asked of MLX.
         raise
-    except BaseException:
+    except BaseException as error:
+        # What was being read is held by the frames that it failed in.
+        traceback.clear_frames(error.__traceback__)
         held.forget()
         drop(model, 0)
         raise
+    finally:
+        held.forget()
     return total
 
 
@@ -120,10 +126,17 @@ def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
     import mlx.core as mx
     from mlx.utils import tree_unflatten
 
-    large = {name: span for name, array in _leaves(model) if (span := origins.of(array))}
+    # One array may have several names, and stays one.
+    named: dict[Span, list[str]] = {}
+    for name, array in _leaves(model):
+        if (span := origins.of(array)) is not None:
+            named.setdefault(span, []).append(name)
+    large = {name: names[0] for names in named.values() for name in names}
     if large:
-        found = yield from large_arrays.read(large)
-        model.update(tree_unflatten(list(found.items())))
+        found = yield from origins.read({names[0]: span for span, names in named.items()})
+        model.update(tree_unflatten([(name, found[first]) for name, first in large.items()]))
+        if again := sum(span.nbytes * (len(names) - 1) for span, names in named.items()):
+            yield again
     origins.forget()
     for batch in _slices([array for name, array in _leaves(model) if name not in large]):
         mx.eval(batch)
