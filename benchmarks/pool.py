@@ -125,18 +125,19 @@ def _load(report: Report, held: Any, name: str, loads: int, deadline: float) -> 
         held.pool.unload(name)
         return seconds, seconds - sum(spent)
 
-    raws, whole, weights = [], [], []
+    raws: list[float] = []
+    both: list[tuple[float, float]] = []
     for number in range(loads + 1):
         if number > 1 and time.monotonic() > deadline:
             break
         for way in ("raw", "ours") if number % 2 else ("ours", "raw"):
             if way == "raw":
-                seconds = held.engine.call(raw).result()
-                raws += [seconds] if number else []
+                raws.append(held.engine.call(raw).result())
             else:
-                both = ours()
-                whole += [both[0]] if number else []
-                weights += [both[1]] if number else []
+                both.append(ours())
+    # The first of each finds files and modules cold.
+    raws, both = raws[1:], both[1:]
+    whole, weights = zip(*both, strict=True)
     report.add("raw: load", "s", raws)
     share = report.add("ours/raw: load", "", ratios(weights, raws)).median
     report.add("ours/raw: load and warm-up, which raw has none of", "", ratios(whole, raws))

@@ -27,10 +27,10 @@ def session(script: ScriptedBackend) -> Iterator[Session]:
     session.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     """A thread for MLX."""
     engine = Engine(at_end=device.release_thread)
-    engine.call(device.prepare).result(30)
+    engine.call(device.start).result(60)
     yield engine
     engine.close()

@@ -42,14 +42,6 @@ HEADS_OF_32 = {"head_dim": 32}
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    made = Engine(at_end=device.release_thread)
-    made.call(device.start).result(60)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def demo(engine: Engine) -> Iterator[Room]:
     room = Room(engine, mlx_magic.demo_model())
     yield room

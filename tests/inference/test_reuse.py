@@ -168,16 +168,6 @@ def _finished(steps: Generator[None, None, VisionModel]) -> VisionModel:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    from mlx_magic.inference.backends import device
-
-    made = Engine(at_end=device.release_thread)
-    made.call(device.start).result(60)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def demo(engine: Engine) -> Iterator[Room]:
     room = Room(engine, mlx_magic.demo_model())
     yield room

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-from mlx_magic.inference.backends.towers import towers
+from mlx_magic.inference.backends.towers import InFront, put_in_front, towers
 
 LEAST = 32_768
 """Exponentials below which leaving MLX's graph costs more than it saves (some 40 us)."""
@@ -34,29 +33,18 @@ def quicken(model: Any) -> int:
     import mlx.nn as nn
     from mlx_vlm.models.attention import VisionAttention
 
-    made: dict[type, Callable[[Any], Any]] = {nn.GELU: _Gelu, VisionAttention: _Attention}
+    made: dict[type, type[InFront]] = {nn.GELU: _Gelu, VisionAttention: _Attention}
     places = 0
     for _, _, tower in towers(model):
         for owner in tower.modules():
             for name, part in owner.items():
                 if type(part) in made:
-                    # Python looks here before the module's own parts.
-                    object.__setattr__(owner, name, made[type(part)](part))
+                    put_in_front(owner, name, made[type(part)](part))
                     places += 1
     return places
 
 
-class _InFront:
-    """Stands in front of a part; in all but the call it is the part."""
-
-    def __init__(self, part: Any) -> None:
-        self._part = part
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._part, name)
-
-
-class _Gelu(_InFront):
+class _Gelu(InFront):
     def __call__(self, x: Any) -> Any:
         import mlx.core as mx
         import numpy as np
@@ -97,7 +85,7 @@ def _by_sigmoid(x: Any, out: Any) -> None:
     np.divide(x, out, out=out)
 
 
-class _Attention(_InFront):
+class _Attention(InFront):
     """`VisionAttention`, whose softmax NumPy takes."""
 
     def __call__(self, x: Any, mask: Any = None) -> Any:

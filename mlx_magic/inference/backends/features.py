@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from mlx_magic.inference.backends import device, outputs
 from mlx_magic.inference.backends.pictures import Pictures
 from mlx_magic.inference.backends.tower_call import TowerCall
-from mlx_magic.inference.backends.towers import towers
+from mlx_magic.inference.backends.towers import InFront, put_in_front, towers
 from mlx_magic.inference.cancel import Cancelled
 
 T = TypeVar("T")
@@ -119,30 +119,26 @@ class Features:
             self.nbytes -= size
 
 
-class _Tower:
+class _Tower(InFront):
     """Stands in front of a vision tower; in all but the call it is the tower."""
 
     def __init__(self, tower: Any, name: str, look: _Look) -> None:
-        self._tower = tower
+        super().__init__(tower)
         self._name = name
         self._look = look
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = TowerCall.of(self._name, args, kwargs, is_first=self._look.is_first(self._name))
         if call is None:
-            return self._tower(*args, **kwargs)
-        return self._look.at(call, self._tower)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tower, name)
+            return self._part(*args, **kwargs)
+        return self._look.at(call, self._part)
 
 
 @contextlib.contextmanager
 def _in_front_of_towers(model: Any, look: _Look) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, tower in list(towers(model)):
-            # Python looks here before the module's own parts, which stay as they are.
-            object.__setattr__(owner, name, _Tower(tower, name, look))
+            put_in_front(owner, name, _Tower(tower, name, look))
             stack.callback(object.__delattr__, owner, name)
         yield
 

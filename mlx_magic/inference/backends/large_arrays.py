@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.towers import InFront
 from mlx_magic.inference.safetensors_header import Span, spans
 
 LARGE = 2**24
@@ -121,19 +122,16 @@ class Origins:
         return found
 
 
-class _Noting:
+class _Noting(InFront):
     """Stands in front of ``mlx.core``; in all but `load` it is that."""
 
     def __init__(self, real: Any, origins: Origins) -> None:
-        self._real = real
+        super().__init__(real)
         self._origins = origins
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
 
     def load(self, file: Any, *args: Any, **kwargs: Any) -> Any:
         """Load as MLX does, and take note."""
-        loaded = self._real.load(file, *args, **kwargs)
+        loaded = self._part.load(file, *args, **kwargs)
         self._origins.note(file, loaded)
         return loaded
 

@@ -94,6 +94,7 @@ def materialise(
         mx.eval(model)
     except GeneratorExit:
         # Closed by whoever dropped it, perhaps on another thread: nothing is asked of MLX.
+        held.forget()
         raise
     except BaseException as error:
         # What was being read is held by the frames that it failed in.
@@ -101,8 +102,6 @@ def materialise(
         held.forget()
         drop(model, 0)
         raise
-    finally:
-        held.forget()
     return total
 
 
