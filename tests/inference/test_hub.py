@@ -62,6 +62,13 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def fetch_all(hub: fake_hub.FakeHub, cache: Path) -> Path:
+    """Download the repository whole, with nobody who watches or stops it."""
+    return download(
+        REPO, cancel=CancelToken(), progress=ignored, cache=cache, endpoint=hub.endpoint
+    )
+
+
 def publish(hub: fake_hub.FakeHub, folder: Path) -> None:
     hub.repos[REPO] = {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -110,7 +117,7 @@ def test_weights_that_no_library_reads_are_not_fetched(
     index = {"model.a": weights[0], "model.b": weights[1]}
     checkpoints.write_json(folder / "model.safetensors.index.json", {"weight_map": index})
     publish(hub, folder)
-    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    fetch_all(hub, tmp_path)
     fetched = [name for name in hub.fetched if name.endswith(".safetensors")]
     assert sorted(fetched) == weights
 
@@ -121,7 +128,7 @@ def test_weights_in_folders_are_not_fetched(
     (folder / "original").mkdir()
     checkpoints.write_safetensors(folder / "original" / "model.safetensors")
     publish(hub, folder)
-    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    fetch_all(hub, tmp_path)
     fetched = [name for name in hub.fetched if name.endswith(".safetensors")]
     assert fetched == ["model.safetensors"]
 
@@ -136,9 +143,7 @@ def test_a_token_is_for_the_hub_and_not_for_where_it_sends_from(
         other.repos = hub.repos
         hub.elsewhere = other.endpoint
         other.cuts["model.safetensors"] = [50_000]
-        path = download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        path = fetch_all(hub, tmp_path)
     assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
     assert set(hub.tokens) == {"Bearer hf_secret"}
     assert other.tokens == [None, None]
@@ -319,12 +324,10 @@ def test_a_connection_that_keeps_breaking_is_one_line_and_keeps_what_came(
     publish(hub, folder)
     hub.cuts["model.safetensors"] = [50_000] + [0] * 6
     with pytest.raises(DownloadError, match=r"connection broke.*is not fetched twice") as caught:
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
     assert "\n" not in str(caught.value)
     hub.ranges.clear()
-    download(REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint)
+    fetch_all(hub, tmp_path)
     assert hub.ranges[-1] > 30_000
 
 
@@ -334,15 +337,11 @@ def test_damaged_weights_are_thrown_away_and_fetched_anew(
     publish(hub, folder)
     hub.spoilt.add("model.safetensors")
     with pytest.raises(DownloadError, match=r"^org/name: model\.safetensors arrived damaged"):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
     assert not list(tmp_path.rglob("*.part"))
     assert isinstance(resolve(REPO, aliases={}, cache=tmp_path), RemoteCheckpoint)
     hub.spoilt.clear()
-    path = download(
-        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-    )
+    path = fetch_all(hub, tmp_path)
     assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
 
 
@@ -352,14 +351,10 @@ def test_a_damaged_small_file_is_thrown_away_before_the_weights_come(
     publish(hub, folder)
     hub.spoilt.add("tokenizer.json")
     with pytest.raises(DownloadError, match=r"tokenizer\.json arrived damaged"):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
     assert "model.safetensors" not in hub.fetched
     hub.spoilt.clear()
-    path = download(
-        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-    )
+    path = fetch_all(hub, tmp_path)
     assert (path / "tokenizer.json").read_bytes() == hub.repos[REPO]["tokenizer.json"]
 
 
@@ -428,9 +423,7 @@ def test_no_weights_come_for_what_cannot_be_used(
     spoil(folder)
     publish(hub, folder)
     with pytest.raises(error, match=r"^org/name"):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
     assert "model.safetensors" not in hub.fetched
     assert "evil.py" not in hub.fetched
     assert "evil" not in sys.modules
@@ -471,9 +464,7 @@ def test_a_refusal_is_one_line(
 ) -> None:
     hub.refusals[REPO] = refusal
     with pytest.raises(DownloadError, match=words) as caught:
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
     assert caught.value.model == REPO
     assert str(caught.value).startswith(f"{REPO} ")
     assert "\n" not in str(caught.value)
@@ -499,9 +490,7 @@ def test_files_that_are_refused_are_one_line(
     publish(hub, folder)
     hub.file_refusals[REPO] = refusal
     with pytest.raises(DownloadError, match=words):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
 
 
 def test_shards_that_are_there_count_as_done(
@@ -510,9 +499,7 @@ def test_shards_that_are_there_count_as_done(
     checkpoints.with_missing_shard(folder)
     checkpoints.write_safetensors(folder / "model-00002-of-00002.safetensors", WEIGHTS)
     publish(hub, folder)
-    path = download(
-        REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-    )
+    path = fetch_all(hub, tmp_path)
     lost = path / "model-00002-of-00002.safetensors"
     lost.resolve().unlink()
     lost.unlink()
@@ -543,9 +530,7 @@ def test_a_repository_without_a_model_is_one_line(
 ) -> None:
     hub.repos[REPO] = files
     with pytest.raises(DownloadError, match=words):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
 
 
 def test_nobody_at_the_other_end_is_one_line(hub: fake_hub.FakeHub, tmp_path: Path) -> None:
@@ -561,9 +546,7 @@ def test_offline_nothing_is_asked(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError, match="unset HF_HUB_OFFLINE"):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
 
 
 def test_a_disk_without_room_is_said_before_the_weights_come(
@@ -575,9 +558,7 @@ def test_a_disk_without_room_is_said_before_the_weights_come(
         lambda path: type("Usage", (), {"free": 1000})(),
     )
     with pytest.raises(DownloadError, match="make room"):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
     assert "model.safetensors" not in hub.fetched
 
 
@@ -592,8 +573,6 @@ def test_a_disk_that_fills_up_is_one_line_and_gets_its_room_back(
     part = blobs / f"{hashlib.sha256(content).hexdigest()}.mlx-magic.part"
     part.symlink_to("/dev/full")
     with pytest.raises(DownloadError, match="does not fit on the disk"):
-        download(
-            REPO, cancel=CancelToken(), progress=ignored, cache=tmp_path, endpoint=hub.endpoint
-        )
+        fetch_all(hub, tmp_path)
     assert not part.is_symlink()
     assert isinstance(resolve(REPO, aliases={}, cache=tmp_path), RemoteCheckpoint)
