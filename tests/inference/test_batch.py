@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Generator
 
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.backends.batch import Batch, Seat, Written, weakly
+from mlx_magic.inference.backends.batch import Batch, Seat, Written
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 
 
@@ -185,17 +184,3 @@ def test_whoever_comes_and_goes_everybody_gets_their_own_tokens(
         assert log == list(range(len(log)))
         assert token.requested or len(log) == wanted
     assert len(batch) == 0
-
-
-def test_a_batch_is_gone_when_its_last_user_is() -> None:
-    class Held:
-        def count(self) -> int:
-            return 7
-
-    held = Held()
-    count = weakly(held.count)
-    gone = weakref.ref(held)
-    assert count() == 7
-    del held
-    assert gone() is None
-    assert count() == 0

@@ -29,7 +29,7 @@ LONG = "Why is the sky blue at noon, and red at night? "
 COUNT = 12
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def weights() -> Any:
     device.start()
     return test_text_batch.llama()

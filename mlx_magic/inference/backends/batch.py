@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,21 +164,6 @@ class Batch(ABC):
     @abstractmethod
     def _clear(self) -> None:
         """Forget every request, after an error."""
-
-
-def weakly(method: Callable[[], int]) -> Callable[[], int]:
-    """Return what calls a method, but does not keep its object alive; 0 once that is gone.
-
-    A batch in a cycle with its table would stay, with all it refers to, until Python looks
-    for cycles.
-    """
-    held = weakref.WeakMethod(method)
-
-    def call() -> int:
-        alive = held()
-        return 0 if alive is None else alive()
-
-    return call
 
 
 def alike(one: int, other: int) -> bool:

@@ -294,22 +294,12 @@ def peak() -> int:
     return int(mx.get_peak_memory())
 
 
-def free(nbytes: int = 0, *, since: int = 0) -> None:
-    """Give memory of dropped arrays back to the system; on the inference thread.
-
-    Parameters
-    ----------
-    nbytes, since : int
-        What was dropped, and what was active before. Only where less came back are cycles
-        looked for: that holds the interpreter for 30 ms and more, much more in a full notebook.
-    """
+def free() -> None:
+    """Give memory of dropped arrays back to the system; on the inference thread."""
     import mlx.core as mx
 
-    # What is young is looked through in a moment.
-    gc.collect(1)
-    if since - mx.get_active_memory() < nbytes:
-        gc.collect()
-    # Dropped weights go to MLX's buffer cache first.
+    # Dropped weights go to MLX's buffer cache first, and cycles keep them alive.
+    gc.collect()
     mx.clear_cache()
 
 

@@ -123,10 +123,9 @@ class TextModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        model, self._model = self._model, None
-        self._tokenizer = self._batch = None
+        self._model = self._tokenizer = self._batch = None
         self._quantised.clear()
-        weights.drop(model, self._nbytes)
+        device.free()
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress

@@ -10,13 +10,7 @@ from typing import Any
 
 from mlx_magic.inference.backends import kv, prefill, wired
 from mlx_magic.inference.backends.admission import Table
-from mlx_magic.inference.backends.batch import (
-    MOST_READ_TOGETHER,
-    Batch,
-    Seat,
-    Written,
-    weakly,
-)
+from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
 from mlx_magic.inference.backends.prefix import Rows
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.text_reading import Prompt, Reading, joined
@@ -105,7 +99,7 @@ class TextBatch(Batch):
 
         assert make_cache is None or most == 1
         self._make_cache = make_cache or partial(make_prompt_cache, model)
-        self.table = Table(most, 1, weakly(self._held))
+        self.table = Table(most, 1, self._held)
 
         self._model = model
         self._ends = frozenset(ends)

@@ -136,11 +136,10 @@ class VisionModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        model, self._model = self._model, None
-        self._processor = self._batch = self._seeing = None
+        self._model = self._processor = self._batch = self._seeing = None
         self._quantised.clear()
         self._alone.close()
-        weights.drop(model, self._nbytes)
+        device.free()
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress

@@ -9,13 +9,7 @@ from typing import Any
 
 from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
-from mlx_magic.inference.backends.batch import (
-    MOST_READ_TOGETHER,
-    Batch,
-    Seat,
-    Written,
-    weakly,
-)
+from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
 
@@ -67,7 +61,7 @@ class VisionBatch(Batch):
 
         assert make_cache is None or most == 1
         self._make_cache = make_cache or partial(make_prompt_cache, language_model)
-        self.table = Table(most, min(most, MOST_READ_TOGETHER), weakly(self._held))
+        self.table = Table(most, min(most, MOST_READ_TOGETHER), self._held)
 
         self._model = language_model
         tokenizer = getattr(processor, "tokenizer", processor)

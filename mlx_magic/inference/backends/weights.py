@@ -100,24 +100,10 @@ def materialise(
         # What was being read is held by the frames that it failed in.
         traceback.clear_frames(error.__traceback__)
         held.forget()
-        drop(model, 0)
+        model.clear()
+        device.free()
         raise
     return total
-
-
-def drop(model: Any, nbytes: int) -> None:
-    """Let go of a model's weights, whoever else still holds the module; on the inference thread.
-
-    Parameters
-    ----------
-    model : mlx.nn.Module
-    nbytes : int
-        What is to come back.
-    """
-    before = device.memory().active
-    for module in list(model.modules()):
-        module.clear()
-    device.free(nbytes, since=before)
 
 
 def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
