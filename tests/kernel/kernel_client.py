@@ -237,26 +237,51 @@ class Client:
     def request_states(self, subshell_id: str | None = None) -> dict[str, dict[str, Any]]:
         """Ask for the states of all widgets, as a page does that is loaded again.
 
+        ipywidgets goes through a plain dict of them, and answers nothing at all if another
+        thread opens or closes a widget meanwhile. JupyterLab waits four seconds and then asks
+        each widget; this asks again as soon as the kernel reports the error.
+
         Returns
         -------
         dict
             State of each widget, by comm id; `widgets` holds them from now on.
         """
-        comm_id = f"control-{len(self.iopub)}"
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            answer = self._request_states_once(subshell_id)
+            if answer is not None:
+                return {key: dict(widget["state"]) for key, widget in answer.items()}
+        raise AssertionError(f"widgets kept changing for {DEADLINE} s")
+
+    def _request_states_once(self, subshell_id: str | None) -> dict[str, Any] | None:
+        begin = len(self.iopub)
+        comm_id = f"control-{begin}"
         content = {"comm_id": comm_id, "target_name": "jupyter.widget.control", "data": {}}
         self._send("comm_open", content, subshell_id, metadata={"version": "1.0.0"})
-        self._send_comm(comm_id, {"method": "request_states"}, subshell_id)
+        asked = self._send_comm(comm_id, {"method": "request_states"}, subshell_id)
 
         def answers() -> list[dict[str, Any]]:
             return [
                 m["content"]["data"]["states"]
-                for m in self.comm_messages
+                for m in self.iopub[begin:]
                 if m["msg_type"] == "comm_msg" and m["content"]["comm_id"] == comm_id
             ]
 
-        self.wait_for(lambda: bool(answers()), "the states of the widgets")
+        def handled() -> bool:
+            return any(
+                m["parent_header"].get("msg_id") == asked
+                and m["content"].get("execution_state") == "idle"
+                for m in self.iopub[begin:]
+            )
+
+        self.wait_for(lambda: bool(answers()) or handled(), "the states of the widgets")
         self._send("comm_close", {"comm_id": comm_id, "data": {}}, subshell_id)
-        return {key: dict(widget["state"]) for key, widget in answers()[0].items()}
+        if answers():
+            return answers()[0]
+        streams = [m["content"]["text"] for m in self.iopub[begin:] if m["msg_type"] == "stream"]
+        said = "".join(streams)
+        assert "dictionary changed size during iteration" in said, said
+        return None
 
     def round_trip(self) -> list[Message]:
         """Ask the kernel what it is; return what it published meanwhile, less its status."""
