@@ -151,10 +151,16 @@ class PanelPage:
         return str(self.page.evaluate("navigator.clipboard.readText()"))
 
     def expect_growing(self, number: int, model: str = "demo") -> None:
-        """See that an answer's text becomes longer."""
-        text = self.text(number, model).element_handle()
-        script = "([node, before]) => node.textContent.length > before"
-        self.page.wait_for_function(script, arg=[text, len(text.text_content() or "")])
+        """See that an answer's text becomes longer, and that from now on nothing else moves."""
+        text = self.text(number, model)
+        before = len(text.text_content() or "")
+        # Looked for anew each time: a turn may be drawn again, above all after a reload.
+        expect(text).to_have_text(re.compile(rf"^[\s\S]{{{before + 1},}}$"))
+        # It pushes down what is below, until it scrolls. A button that moves between the press
+        # and the release of the mouse is not clicked.
+        script = "log => !log.isConnected || log.scrollHeight > log.clientHeight"
+        log = self.conversation.locator(".mlxv-log").element_handle()
+        self.page.wait_for_function(script, arg=log)
 
     def screenshot(self, name: str) -> None:
         """Keep what the panel looks like now; the page is made high enough for all of it."""
