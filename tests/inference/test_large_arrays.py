@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from mlx_magic.inference.backends import device, large_arrays, weights
+from mlx_magic.inference.backends.aside import Aside
+from mlx_magic.inference.backends.base import LoadProgress
 from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.engine import Engine
@@ -48,12 +50,21 @@ def model_of(
     return model, large, origins
 
 
+def reading(
+    model: Any,
+    origins: Origins,
+    cancel: CancelToken,
+    progress: LoadProgress = lambda done, total, note: None,
+) -> Any:
+    beside = Aside(lambda: None, here=True)
+    return weights.materialise(
+        model, cancel=cancel, progress=progress, beside=beside, origins=origins
+    )
+
+
 def read_all(model: Any, origins: Origins, cancel: CancelToken) -> list[int]:
     done: list[int] = []
-    steps = weights.materialise(
-        model, cancel=cancel, progress=lambda d, t, n: done.append(d), origins=origins
-    )
-    for _ in steps:
+    for _ in reading(model, origins, cancel, lambda d, t, n: done.append(d)):
         pass
     return done
 
@@ -126,9 +137,7 @@ def test_a_load_is_cancelled_between_two_parts(engine: Engine, tmp_path: Path) -
         model, _, origins = model_of(tmp_path)
         before = device.memory().active
         token = CancelToken()
-        steps = weights.materialise(
-            model, cancel=token, progress=lambda d, t, n: None, origins=origins
-        )
+        steps = reading(model, origins, token)
         next(steps)
         token.cancel()
         with pytest.raises(Cancelled):

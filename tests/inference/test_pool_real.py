@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -19,6 +22,7 @@ from mlx_magic.inference.backends.vision import VisionBackend
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.request import GenerationRequest, Sampling
 from mlx_magic.inference.session import Session
+from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
 
@@ -129,6 +133,37 @@ def test_what_is_freed_is_freed_fifty_times(
     with pytest.raises(MlxMagicError):
         session.pool.unload(model)
     assert active(session) - before <= 0.01 * size
+
+
+@pytest.mark.parametrize(("library", "reads"), [("mlx_vlm", "processor"), ("mlx_lm", "tokenizer")])
+def test_an_answer_ends_while_the_tokenizer_of_another_model_is_read(
+    session: Session,
+    copies: list[str],
+    picture: Image.Image,
+    library: str,
+    reads: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    session.load(copies[0]).future.result(60)
+    begun, gate = threading.Event(), threading.Event()
+    utils = importlib.import_module(f"{library}.utils")
+    real = getattr(utils, f"load_{reads}")
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        gate.wait(60)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(utils, f"load_{reads}", held)
+    load = session.load(copies[1] if library == "mlx_vlm" else str(smollm2_folder()))
+    try:
+        assert begun.wait(60)
+        answer = start(session, copies[0], picture).future.result(60)
+        assert answer.usage.completion_tokens == 6
+        assert not load.future.done()
+    finally:
+        gate.set()
+    assert load.future.result(60) is not None
 
 
 def failures(session: Session, model: str, picture: Image.Image) -> list[object]:

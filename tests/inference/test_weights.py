@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import wait
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mlx_magic.inference.backends import device, weights
+from mlx_magic.inference.backends.aside import Aside
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.engine import Engine
 
 SIDE = 64
 BYTES = SIDE * SIDE * 4
+
+
+def reading(model: Any, cancel: CancelToken, **how: Any) -> Any:
+    """Read a model's weights, with nothing beside."""
+    how.setdefault("progress", lambda done, total, note: None)
+    how.setdefault("beside", Aside(lambda: None, here=True))
+    return weights.materialise(model, cancel=cancel, **how)
 
 
 def layers(count: int, *, quantise: bool = False) -> Any:
@@ -34,9 +44,7 @@ def test_slices_report_bytes_and_stop_between(
 
     def work() -> list[tuple[int, int]]:
         seen: list[tuple[int, int]] = []
-        steps = weights.materialise(
-            layers(5), cancel=CancelToken(), progress=lambda d, t, n: seen.append((d, t))
-        )
+        steps = reading(layers(5), CancelToken(), progress=lambda d, t, n: seen.append((d, t)))
         assert sum(1 for _ in steps) == 3
         return seen
 
@@ -61,7 +69,7 @@ def test_a_stopped_load_gives_everything_back(
     def work() -> tuple[int, int, int]:
         before = device.memory().active
         token, model = CancelToken(), layers(8)
-        steps = weights.materialise(model, cancel=token, progress=lambda d, t, n: None)
+        steps = reading(model, token)
         next(steps)
         next(steps)
         during = device.memory().active
@@ -75,6 +83,57 @@ def test_a_stopped_load_gives_everything_back(
     assert after < before + BYTES
 
 
+def test_what_fails_beside_ends_the_reading_and_gives_everything_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "SLICE_BYTES", BYTES)
+
+    def work() -> tuple[int, int, bool]:
+        failed = threading.Event()
+
+        def fail() -> None:
+            failed.wait(30)
+            raise ValueError("no tokenizer")
+
+        before, model = device.memory().active, layers(8)
+        beside = Aside(fail)
+        steps = reading(model, CancelToken(), beside=beside)
+        next(steps)
+        during = device.memory().active
+        failed.set()
+        wait([beside._future])
+        with pytest.raises(ValueError, match="no tokenizer"):
+            next(steps)
+        return during - before, device.memory().active - before, bool(model.parameters())
+
+    during, after, left = engine.call(work).result(30)
+    assert during >= BYTES
+    assert after < BYTES
+    assert not left
+
+
+def test_a_reading_waits_for_what_goes_on_beside_and_can_be_cancelled(engine: Engine) -> None:
+    def work() -> tuple[int, int, int]:
+        before, token, gate = device.memory().active, CancelToken(), threading.Event()
+        done: list[int] = []
+        model, beside = layers(2), Aside(gate.wait)
+        steps = reading(model, token, beside=beside, progress=lambda d, t, n: done.append(d))
+        try:
+            while not done:
+                next(steps)
+            waits = [next(steps) for _ in range(3)]
+            token.cancel()
+            with pytest.raises(Cancelled):
+                next(steps)
+        finally:
+            gate.set()
+        return done[-1], len(waits), device.memory().active - before
+
+    read, waits, after = engine.call(work).result(30)
+    assert (read, waits) == (2 * BYTES, 3)
+    assert after < BYTES
+
+
 def test_on_a_cpu_quantised_weights_are_unpacked(engine: Engine) -> None:
     def work() -> tuple[bool, int, int, float]:
         import mlx.core as mx
@@ -83,7 +142,7 @@ def test_on_a_cpu_quantised_weights_are_unpacked(engine: Engine) -> None:
         elements = weights._elements(packed)
         inputs = mx.random.normal((3, SIDE))
         expected = packed(inputs)
-        for _ in weights.materialise(packed, cancel=CancelToken(), progress=lambda d, t, n: None):
+        for _ in reading(packed, CancelToken()):
             pass
         difference = float(mx.abs(packed(inputs) - expected).max())
         return device.is_gpu(), elements, weights.nbytes(packed), difference

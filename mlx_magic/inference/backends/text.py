@@ -9,6 +9,7 @@ from typing import Any
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import adapters, chat, device, kv, warmup, weights
 from mlx_magic.inference.backends.admission import Table
+from mlx_magic.inference.backends.aside import Aside
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
@@ -61,18 +62,28 @@ class TextBackend:
         cancel.checkpoint()
         origins = Origins()
         with origins.noted(utils):
-            loaded: tuple[Any, ...] = utils.load(
-                str(checkpoint.path),
-                tokenizer_config={"trust_remote_code": trust_remote_code},
-                adapter_path=adapters.folder(checkpoint),
-                lazy=True,
-                trust_remote_code=trust_remote_code,
+            model, config = utils.load_model(
+                checkpoint.path, lazy=True, trust_remote_code=trust_remote_code
             )
-        model, tokenizer = loaded[:2]
+        adapter = adapters.folder(checkpoint)
+        if adapter is not None:
+            model = utils.load_adapters(model, adapter)
+            model.eval()
         adapters.require_fit(model, checkpoint)
         yield
-        size = yield from weights.materialise(
-            model, cancel=cancel, progress=progress, origins=origins
+        cancel.checkpoint()
+        making = Aside(
+            partial(
+                utils.load_tokenizer,
+                checkpoint.path,
+                {"trust_remote_code": trust_remote_code},
+                eos_token_ids=config.get("eos_token_id"),
+            ),
+            here=trust_remote_code,
+        )
+        yield
+        size, tokenizer = yield from weights.materialise(
+            model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
         return TextModel(checkpoint, model, tokenizer, size)
 

@@ -76,12 +76,12 @@ class VisionBackend:
         yield
         cancel.checkpoint()
         origins = Origins()
-        model, processor = yield from vision_loading.opened(
+        model, making = yield from vision_loading.opened(
             checkpoint, trust_remote_code=trust_remote_code, cancel=cancel, origins=origins
         )
         yield
-        size = yield from weights.materialise(
-            model, cancel=cancel, progress=progress, origins=origins
+        size, processor = yield from weights.materialise(
+            model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
         if not device.has_vector_math():
             cpu_towers.quicken(model)

@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.inference.backends import adapters
+from mlx_magic.inference.backends.aside import Aside
 from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -13,11 +14,12 @@ from mlx_magic.inference.checkpoint import Checkpoint
 
 def opened(
     checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken, origins: Origins
-) -> Generator[None, None, tuple[Any, Any]]:
-    """Make the model, its weights not read yet, and its processor.
+) -> Generator[None, None, tuple[Any, Aside[Any]]]:
+    """Make the model, its weights not read yet, and begin to make its processor.
 
-    These are the steps of ``mlx_vlm.load``, in its order (mlx-vlm 0.7.10). In one piece they
-    kept an answer beside them waiting for a third of a second (2 B, H100).
+    These are the steps of ``mlx_vlm.load`` (mlx-vlm 0.7.10). In one piece they kept an answer
+    beside them waiting for a third of a second (2 B, H100). None of its processors makes arrays
+    when it is made, so that the weights can be read meanwhile.
 
     Parameters
     ----------
@@ -32,7 +34,7 @@ def opened(
     Returns
     -------
     tuple
-        Model and processor.
+        Model, and the processor that is being made.
 
     Raises
     ------
@@ -56,7 +58,11 @@ def opened(
     yield
     cancel.checkpoint()
     ends = getattr(model.config, "eos_token_id", None)
-    processor: Any = utils.load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
-    if image_processor is not None:
-        processor.image_processor = image_processor
-    return model, processor
+
+    def processor() -> Any:
+        made: Any = utils.load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
+        if image_processor is not None:
+            made.image_processor = image_processor
+        return made
+
+    return model, Aside(processor, here=trust_remote_code)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Generator, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.aside import Aside
 from mlx_magic.inference.backends.base import LoadProgress
 from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.safetensors_header import Span
+
+T = TypeVar("T")
 
 # At 1 GB/s from a disk a slice takes a sixteenth of a second: that is how long
 # a cancel waits, and how often the progress moves.
@@ -49,8 +52,9 @@ def materialise(
     *,
     cancel: CancelToken,
     progress: LoadProgress,
+    beside: Aside[T],
     origins: Origins | None = None,
-) -> Generator[None, None, int]:
+) -> Generator[None, None, tuple[int, T]]:
     """Evaluate a lazily loaded model's parameters, a slice at a time.
 
     The parameters of a load that stops or fails are dropped here, whoever else still holds
@@ -62,18 +66,22 @@ def materialise(
     cancel : CancelToken
     progress : callable
         Takes bytes done, bytes in all and a note.
+    beside : Aside
+        What is done meanwhile, and must be there before the load is over.
     origins : Origins, optional
         What is known of its large arrays, which are read in parts.
 
     Returns
     -------
-    int
-        Bytes of the weights.
+    tuple
+        Bytes of the weights, and the value of `beside`.
 
     Raises
     ------
     Cancelled
         Between two slices.
+    Exception
+        Why `beside` failed.
     """
     import mlx.core as mx
 
@@ -90,8 +98,10 @@ def materialise(
                 progress(done, total, "loading weights")
                 yield
                 cancel.checkpoint()
+                beside.check()
         # Also what is no parameter but was made lazily, such as rotary frequencies.
         mx.eval(model)
+        value = yield from beside.result(cancel)
     except GeneratorExit:
         # Closed by whoever dropped it, perhaps on another thread: nothing is asked of MLX.
         held.forget()
@@ -103,7 +113,7 @@ def materialise(
         model.clear()
         device.free()
         raise
-    return total
+    return total, value
 
 
 def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
