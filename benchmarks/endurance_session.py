@@ -76,7 +76,7 @@ class Cutting(Session):
         )
         asked = Cuttable(request, plan)
         values = [(f"picture {at}", each) for at, each in enumerate(plan.pictures)]
-        self._begin(asked, lambda: self._prepare(asked, [*values], None))
+        self._begin(asked, lambda: self._prepare(asked, [*values], None, draw=False))
         asked.happens("asked")
         return asked
 

@@ -185,7 +185,7 @@ class VisionMagics(Magics):
             timeout=arguments.timeout,
             kv_bits=arguments.kv_bits,
         )
-        generation = now.start(request, images=images, max_pixels=arguments.max_pixels)
+        generation = now.start(request, images=images, max_pixels=arguments.max_pixels, draw=True)
         return _Asked(
             arguments, generation, chosen=model is not None, said_something=said_something
         )

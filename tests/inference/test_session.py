@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlx_magic.errors import (
     RequestError,
     UntrustedCodeError,
 )
+from mlx_magic.inference.image_input import ImageInput
 from mlx_magic.inference.images import open_images
 from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.inference.session import Session
@@ -62,6 +64,33 @@ def test_a_question_about_a_picture_is_answered(session: Session, vision: str) -
     phases = list(dict.fromkeys(chunk.phase for chunk in sink.chunks))
     assert phases == ["seeing", "reading", "writing"]
     assert session.running == []
+
+
+def test_thumbnails_are_made_meanwhile_for_who_shows_them_alone(
+    session: Session, vision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[int, int]] = []
+    real = ImageInput.thumbnail
+
+    def noted(image: ImageInput) -> Any:
+        made.append(image.size)
+        return real(image)
+
+    monkeypatch.setattr(ImageInput, "thumbnail", noted)
+
+    def ask(size: tuple[int, int], *, draw: bool) -> tuple[ImageInput, ...]:
+        images = [("img", Image.new("RGB", size))]
+        generation = session.start(question(vision), images=images, draw=draw)
+        generation.future.result(10)
+        for thread in threading.enumerate():
+            if thread.name == "mlx-magic-prepare":
+                thread.join(10)
+        return generation.pictures
+
+    assert ask((20, 10), draw=False) == ()
+    assert made == []
+    assert [image.size for image in ask((30, 10), draw=True)] == [(30, 10)]
+    assert made == [(30, 10)]
 
 
 def test_max_tokens_ends_with_length(session: Session, vision: str) -> None:

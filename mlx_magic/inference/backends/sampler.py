@@ -173,8 +173,8 @@ class RowSampler:
         import mlx.core as mx
 
         draws = [self.draws[uid] for uid in self.rows]
-        tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
         warm = [at for at, draw in enumerate(draws) if draw.temperature > 0]
+        tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
         if warm:
             sampled = _sampled(
                 logprobs[mx.array(warm)] if len(warm) < len(draws) else logprobs,
@@ -186,9 +186,36 @@ class RowSampler:
             else:
                 tokens[mx.array(warm)] = sampled
         # One number that is none makes the sum, and so the whole row, none.
+        return self._checked(tokens, logprobs[:, 0])
+
+    def is_greedy(self, uids: Sequence[int]) -> bool:
+        """Say whether all of these take the likeliest token."""
+        return all(self.draws[uid].temperature <= 0 for uid in uids)
+
+    def pick(self, logits: Any) -> Any:
+        """Take the likeliest token of each row, without probabilities.
+
+        Parameters
+        ----------
+        logits : mlx.core.array
+            Shape (rows, vocabulary).
+
+        Returns
+        -------
+        mlx.core.array
+            Shape (rows,), int32; `BAD` where the logits are no numbers.
+        """
+        import mlx.core as mx
+
+        return self._checked(mx.argmax(logits, axis=-1).astype(mx.int32), mx.sum(logits, axis=-1))
+
+    def _checked(self, tokens: Any, number: Any) -> Any:
+        """Keep what was drawn; `BAD` where the number of its row is none."""
+        import mlx.core as mx
+
         if self._bad is None:
             self._bad = mx.array(BAD, mx.int32)
-        self.drawn = mx.where(mx.isnan(logprobs[:, 0]), self._bad, tokens)
+        self.drawn = mx.where(mx.isnan(number), self._bad, tokens)
         return self.drawn
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
+from mlx_magic.inference.backends.greedy import GreedyModel
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
 
@@ -70,6 +71,7 @@ class VisionBatch(Batch):
         self._most = most
         self._stream = generation_stream
         self._sampler = RowSampler()
+        self._writer = GreedyModel(language_model, self._sampler)
         self._waiting: list[Prompt] = []
         self._prompts: dict[int, Prompt] = {}
         self._rows: dict[int, list[tuple[Any, Any]]] = {}
@@ -119,7 +121,7 @@ class VisionBatch(Batch):
 
     def _none(self) -> Any:
         return self._empty(
-            self._model, self._sampler, _never, compute_logprobs=False, greedy_sampling=False
+            self._writer, self._sampler, _never, compute_logprobs=False, greedy_sampling=False
         )
 
     def _step(self) -> None:
@@ -149,6 +151,8 @@ class VisionBatch(Batch):
 
         batch = self._writing
         self._sampler.rows = list(batch.uids)
+        plain = not any(self._prompts[uid].processors for uid in batch.uids)
+        batch.greedy_sampling = plain and self._sampler.is_greedy(batch.uids)
         staying = []
         # It is told that no answer ends: a row that has ended would be gone from it already.
         for at, response in enumerate(batch.next()):
@@ -187,7 +191,7 @@ class VisionBatch(Batch):
             rows = [prompt.embeds["inputs_embeds"] for prompt in prompts]
             embeds, more = padded(rows, left=caches is None), {}
         self._reading = PromptProcessingBatch(
-            self._model,
+            self._writer,
             [prompt.seat.uid for prompt in prompts],
             [prompt.tokens for prompt in prompts],
             [_ENDLESS] * len(prompts),

@@ -1,0 +1,127 @@
+"""Steps in which all answers are greedy: no probabilities, the same tokens."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import mlx_magic
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.greedy import GreedyModel
+from mlx_magic.inference.backends.sampler import BAD, Draw, RowSampler
+from mlx_magic.inference.backends.vision_batch import VisionBatch
+from mlx_magic.inference.engine import Engine
+
+pytestmark = pytest.mark.model
+
+STEPS = 12
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu() -> None:
+    device.prepare()
+
+
+def next_tokens(logits: Any) -> list[int]:
+    """Return what a greedy step makes of a model's output of shape (rows, 1, vocabulary)."""
+    rows = logits.shape[0]
+    sampler = RowSampler()
+    sampler.rows = list(range(rows))
+    sampler.draws = {row: Draw() for row in range(rows)}
+    model = GreedyModel(lambda inputs, cache: SimpleNamespace(logits=logits), sampler)
+    found = model.fused_greedy_decode(None, cache=[])
+    assert sampler.drawn is found
+    tokens: list[int] = found.tolist()
+    return tokens
+
+
+def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row() -> None:
+    import mlx.core as mx
+
+    logits = mx.random.normal((4, 1, 100), key=mx.random.key(1))
+    best: Any = mx.argmax(logits[:, 0], axis=-1).tolist()
+    assert next_tokens(logits) == best
+    logits[1, 0, (best[1] + 1) % 100] = mx.nan
+    # A model may rule tokens out.
+    logits[2, 0, (best[2] + 1) % 100] = -mx.inf
+    assert next_tokens(logits) == [best[0], BAD, best[2], best[3]]
+
+
+def test_in_lower_precision_the_choice_is_that_of_the_log_probabilities() -> None:
+    import mlx.core as mx
+
+    logits = mx.zeros((1, 1, 30_000), mx.bfloat16)
+    logits[0, 0, 10], logits[0, 0, 20] = 1.0, 1.0078125
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    assert mx.argmax(logits, axis=-1).item() == 20
+    assert mx.argmax(logprobs, axis=-1).item() == 10
+    assert next_tokens(logits) == [10]
+
+
+Answers = list[list[int]]
+
+
+def answers(draws: list[Draw], processors: list[Any], picks: list[int]) -> Answers:
+    """Write some tokens of as many answers; note of how many rows each pick was."""
+    import mlx.core as mx
+    from mlx_vlm import load
+
+    loaded: Any = load(str(mlx_magic.demo_model()))
+    model, processor = loaded
+    model.set_dtype(mx.float32)
+    batch = VisionBatch(model.language_model, processor, chunk=256, most=8)
+    batch._ends = lambda token: False
+    real = batch._sampler.pick
+
+    def noted(logits: Any) -> Any:
+        picks.append(logits.shape[0])
+        return real(logits)
+
+    batch._sampler.pick = noted  # type: ignore[method-assign]
+    seats = []
+    for number, draw in enumerate(draws):
+        tokens = [10 + (7 * at + number) % 900 for at in range(20)]
+        embeds = {"inputs_embeds": model.language_model.embed_tokens(mx.array([tokens]))}
+        seats.append(
+            batch.add(tokens, embeds, max_tokens=STEPS, draw=draw, processors=processors[number])
+        )
+    while not all(len(seat.written) == STEPS for seat in seats):
+        batch._advance()
+        for seat in seats:
+            assert seat.error is None
+    return [[each.token for each in seat.written] for seat in seats]
+
+
+def ask(engine: Engine, draws: list[Draw], processors: list[Any] | None = None) -> Any:
+    picks: list[int] = []
+    every = processors or [[] for _ in draws]
+    found = engine.call(lambda: answers(draws, every, picks)).result(60)
+    return found, picks
+
+
+def test_greedy_answers_are_the_same_with_and_without_probabilities(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, picks = ask(engine, [Draw()] * 3)
+    assert set(picks) == {3}
+    assert len(picks) >= STEPS - 1
+    monkeypatch.setattr(RowSampler, "is_greedy", lambda self, uids: False)
+    assert ask(engine, [Draw()] * 3) == (found, [])
+
+
+def test_beside_one_that_is_drawn_or_changed_probabilities_are_there(engine: Engine) -> None:
+    greedy, _ = ask(engine, [Draw()] * 2)
+    beside, picks = ask(engine, [Draw(), Draw(1.0, seed=3)])
+    assert (beside[0], picks) == (greedy[0], [])
+
+    def second_best(tokens: Any, logits: Any) -> Any:
+        import mlx.core as mx
+
+        logits[:, mx.argmax(logits, axis=-1)] = -mx.inf
+        return logits
+
+    changed, picks = ask(engine, [Draw(), Draw()], [[], [second_best]])
+    assert (changed[0], picks) == (greedy[0], [])
+    assert changed[1] != greedy[1]
