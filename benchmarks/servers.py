@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.peers import PATIENCE, Process
+from benchmarks.peers import OTHERS, PATIENCE, Process
 from benchmarks.workload import Answer, Ask, Burst
 
 # They end with us. Our BLAS for all: the wheel's own is many times slower (see `device.prepare`).
@@ -177,7 +177,7 @@ def vlm_server(model: Path, folder: Path) -> Server:
     port = free_port()
     command = [sys.executable, "-c", SERVER, "--model", str(model), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--log-level", "ERROR"]
-    process = Process(command, folder, {})
+    process = Process(command, folder, OTHERS)
     return Server("server", process, port, "/v1/chat/completions", str(model))
 
 
@@ -198,7 +198,7 @@ def mlx_manager(model: Path, folder: Path, python: Path) -> Server:
     port = free_port()
     environment = {"HOME": str(home), "MLX_SERVER_AVAILABLE_MODELS": json.dumps([MANAGED])}
     environment |= {"HF_HUB_CACHE": str(cached.parent), "LOGFIRE_SEND_TO_LOGFIRE": "false"}
-    process = Process([str(python), "-c", MANAGER, str(port)], folder, environment)
+    process = Process([str(python), "-c", MANAGER, str(port)], folder, environment | OTHERS)
     return Server("mlx-manager", process, port, "/chat/completions", MANAGED, inline=True)
 
 

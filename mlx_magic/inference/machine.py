@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import device, openblas
 from mlx_magic.inference.work import amount
 
 
@@ -11,7 +11,7 @@ def facts() -> list[tuple[str, str]]:
     memory, blas = device.memory(), device.blas()
     limit = f" of {amount(memory.limit)}" if memory.limit else ""
     if blas is None:
-        blas = device.Blas(None, f"decided at the first load; {device.SWITCH}=0 turns it off")
+        blas = openblas.Blas(None, f"decided at the first load; {openblas.SWITCH}=0 turns it off")
     return [
         ("device", device.describe()),
         ("memory", f"{amount(memory.active)} in use, {amount(memory.cached)} kept{limit}"),

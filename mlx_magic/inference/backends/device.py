@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import ctypes.util
 import gc
 import importlib.util
 import os
@@ -16,9 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mlx_magic.inference.backends import openblas
 from mlx_magic.inference.backends.buffers import cache_limit
-
-SWITCH = "MLX_MAGIC_OPENBLAS"
+from mlx_magic.inference.backends.openblas import Blas
 
 # A cancel waits for one prefill chunk. On a GPU a chunk of mlx-vlm's own size
 # takes milliseconds. On a CPU it is kept to about a second: two operations a
@@ -34,22 +32,6 @@ CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Blas:
-    """Which BLAS MLX's CPU backend uses.
-
-    Attributes
-    ----------
-    loaded : str or None
-        Path of the OpenBLAS that was put before the wheel's own, if any.
-    reason : str
-        Why, or why not; one line for `%vision status`.
-    """
-
-    loaded: str | None
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +74,9 @@ def blas() -> Blas | None:
 def _prepare() -> Blas:
     if sys.platform != "linux":
         return Blas(None, "not needed on this platform")
-    if os.environ.get(SWITCH, "1").lower() in {"0", "no", "off", "false"}:
-        return Blas(None, f"turned off by {SWITCH}")
-    if "mlx.core" in sys.modules:
-        return Blas(None, "mlx was imported before mlx-magic could load OpenBLAS")
     if _has_cuda():
         return Blas(None, "not needed with CUDA")
-    tried = []
-    for path in _openblas_candidates():
-        problem = _check_product(path)
-        if problem is None:
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-            return Blas(path, "loaded before mlx")
-        tried.append(f"{Path(path).name}: {problem}")
-    if tried:
-        return Blas(None, "; ".join(tried))
-    return Blas(None, "not found: install libopenblas0-pthread for up to 40 times the speed")
+    return openblas.load()
 
 
 @cache
@@ -119,45 +88,6 @@ def _has_distribution(prefix: str) -> bool:
     from importlib.metadata import distributions
 
     return any((d.metadata["Name"] or "").lower().startswith(prefix) for d in distributions())
-
-
-def _openblas_candidates() -> list[str]:
-    """Debian's first, then the older one that the opencv wheel carries."""
-    found = []
-    if system := ctypes.util.find_library("openblas"):
-        found.append(system)
-    spec = importlib.util.find_spec("cv2")
-    if spec is not None and spec.origin:
-        libs = Path(spec.origin).parents[1] / "opencv_python.libs"
-        found += [str(p) for p in sorted(libs.glob("libopenblas*.so*"))]
-    return found
-
-
-def _check_product(path: str) -> str | None:
-    """Multiply two matrices with that library alone; None when it is right."""
-    import numpy as np
-
-    try:
-        sgemm = ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL).cblas_sgemm
-    except (OSError, AttributeError) as error:
-        return str(error)
-    rng = np.random.default_rng(0)
-    # Larger than one block of any kernel, so that its assembly really runs.
-    m, k, n = 97, 193, 131
-    a = rng.standard_normal((m, k), dtype=np.float32)
-    b = rng.standard_normal((k, n), dtype=np.float32)
-    c = np.zeros((m, n), dtype=np.float32)
-    one, zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
-    pointer = ctypes.POINTER(ctypes.c_float)
-    row_major, no_trans = 101, 111
-    sgemm(
-        row_major, no_trans, no_trans, m, n, k,
-        one, a.ctypes.data_as(pointer), k, b.ctypes.data_as(pointer), n,
-        zero, c.ctypes.data_as(pointer), n,
-    )  # fmt: skip
-    if not np.allclose(c, a.astype(np.float64) @ b.astype(np.float64), atol=1e-3):
-        return "gives wrong products on this processor"
-    return None
 
 
 def is_gpu() -> bool:

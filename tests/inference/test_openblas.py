@@ -1,0 +1,94 @@
+"""The BLAS of MLX's CPU backend on Linux: which is loaded, and when not."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from mlx_magic.inference.backends import openblas
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only MLX's CPU backend needs it")
+
+
+def prepared(before: str = "", **environment: str) -> str:
+    """Run `prepare` in a new process; return the path it loaded and its reason."""
+    code = (
+        f"{before}\nfrom mlx_magic.inference.backends import device\n"
+        "blas = device.prepare()\nprint(blas.loaded, '|', blas.reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@linux
+def test_it_is_loaded_before_mlx() -> None:
+    loaded, _, reason = prepared().partition(" | ")
+    assert "openblas" in loaded
+    assert reason == "loaded before mlx"
+
+
+@linux
+def test_a_switch_turns_it_off() -> None:
+    assert prepared(**{openblas.SWITCH: "0"}) == f"None | turned off by {openblas.SWITCH}"
+
+
+@linux
+def test_it_is_too_late_after_mlx() -> None:
+    assert "mlx was imported before" in prepared("import mlx.core")
+
+
+@linux
+def test_a_library_without_the_function_is_passed_over() -> None:
+    problem = openblas.check_product("libm.so.6")
+    assert problem is not None
+    assert "cblas_sgemm" in problem
+
+
+def test_a_library_that_computes_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def zero(*arguments: object) -> None:
+        """Leave the result as it was: all zeros."""
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *a, **k: SimpleNamespace(cblas_sgemm=zero))
+    assert openblas.check_product("any") == "gives wrong products on this processor"
+
+
+def loaded_under(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Return how long its threads were told to keep busy whenever a library was opened."""
+    name, _ = openblas.BUSY_WAIT
+    told: list[str | None] = []
+
+    def opened(path: str, mode: int) -> None:
+        told.append(os.environ.get(name))
+
+    monkeypatch.setattr(ctypes, "CDLL", opened)
+    monkeypatch.setattr(openblas, "check_product", lambda path: None)
+    monkeypatch.setattr(openblas, "_candidates", lambda: ["libopenblas.so.0"])
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    monkeypatch.delenv(openblas.SWITCH, raising=False)
+    assert openblas.load().loaded == "libopenblas.so.0"
+    return told
+
+
+def test_idle_threads_are_told_to_rest_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, ticks = openblas.BUSY_WAIT
+    monkeypatch.delenv(name, raising=False)
+    assert loaded_under(monkeypatch) == [ticks]
+    assert name not in os.environ
+
+
+def test_what_a_person_told_them_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, _ = openblas.BUSY_WAIT
+    monkeypatch.setenv(name, "28")
+    assert loaded_under(monkeypatch) == ["28"]
+    assert os.environ[name] == "28"
