@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import ctypes.util
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,27 +45,24 @@ def load() -> Blas:
         return Blas(None, "mlx was imported before mlx-magic could load OpenBLAS")
     tried = []
     for path in _candidates():
-        with _short_busy_wait():
-            problem = check_product(path)
-            if problem is None:
-                ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-                return Blas(path, "loaded before mlx")
+        problem = check_product(path)
+        if problem is None:
+            _opened(path, ctypes.RTLD_GLOBAL)
+            return Blas(path, "loaded before mlx")
         tried.append(f"{Path(path).name}: {problem}")
     if tried:
         return Blas(None, "; ".join(tried))
     return Blas(None, "not found: install libopenblas0-pthread for up to 40 times the speed")
 
 
-@contextlib.contextmanager
-def _short_busy_wait() -> Iterator[None]:
-    """Set `BUSY_WAIT` where nobody else has; the library looks at it when it is loaded."""
+def _opened(path: str, mode: int) -> ctypes.CDLL:
+    """Open the library, which looks at `BUSY_WAIT` when it is opened first."""
     name, ticks = BUSY_WAIT
     if name in os.environ:
-        yield
-        return
+        return ctypes.CDLL(path, mode=mode)
     os.environ[name] = ticks
     try:
-        yield
+        return ctypes.CDLL(path, mode=mode)
     finally:
         del os.environ[name]
 
@@ -89,7 +84,7 @@ def check_product(path: str) -> str | None:
     import numpy as np
 
     try:
-        sgemm = ctypes.CDLL(path, mode=ctypes.RTLD_LOCAL).cblas_sgemm
+        sgemm = _opened(path, ctypes.RTLD_LOCAL).cblas_sgemm
     except (OSError, AttributeError) as error:
         return str(error)
     rng = np.random.default_rng(0)
