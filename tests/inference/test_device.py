@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mlx_magic.inference.backends import device
+from mlx_magic.inference.engine import Engine
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
 
@@ -38,3 +41,32 @@ def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert total("1000000\n") == 10**6
     assert total("9223372036854771712\n") == machine
     device._container_limit.cache_clear()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("in_a_cycle", [False, True])
+def test_cycles_are_looked_for_only_if_something_stays(engine: Engine, in_a_cycle: bool) -> None:
+    def work() -> tuple[int, int]:
+        import mlx.core as mx
+
+        held: dict[str, Any] = {"array": mx.zeros((256, 256))}
+        mx.eval(held["array"])
+        if in_a_cycle:
+            held["self"] = held
+        nbytes = held["array"].nbytes
+        before = device.memory().active
+        searches: list[str] = []
+        noted = lambda phase, info: searches.append(phase)  # noqa: E731
+        gc.callbacks.append(noted)
+        try:
+            with device.freeing(nbytes):
+                del held
+        finally:
+            gc.callbacks.remove(noted)
+        return before - device.memory().active - nbytes, searches.count("start")
+
+    gc.disable()
+    try:
+        assert engine.call(work).result(30) == (0, int(in_a_cycle))
+    finally:
+        gc.enable()

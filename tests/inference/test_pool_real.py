@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
 import shutil
@@ -133,6 +134,34 @@ def test_what_is_freed_is_freed_fifty_times(
     with pytest.raises(MlxMagicError):
         session.pool.unload(model)
     assert active(session) - before <= 0.01 * size
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_unloading_needs_no_search_for_cycles(
+    session: Session, copies: list[str], picture: Image.Image, kind: str
+) -> None:
+    """It would hold Python's lock, and with it the notebook."""
+    model = copies[0] if kind == "vision" else str(smollm2_folder())
+    request = GenerationRequest("Hi", model=model, sampling=Sampling(max_tokens=4, temperature=0))
+    images = [("picture", picture)] if kind == "vision" else []
+    searches: list[int] = []
+
+    def noted(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            searches.append(info["generation"])
+
+    before = active(session)
+    gc.disable()
+    gc.callbacks.append(noted)
+    try:
+        session.start(request, images=images).future.result(120)
+        size = session.pool[model].nbytes
+        session.pool.unload(model)
+        assert active(session) - before <= 0.001 * size
+        assert searches == []
+    finally:
+        gc.callbacks.remove(noted)
+        gc.enable()
 
 
 @pytest.mark.parametrize(("library", "reads"), [("mlx_vlm", "processor"), ("mlx_lm", "tokenizer")])

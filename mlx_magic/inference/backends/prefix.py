@@ -113,7 +113,9 @@ class Prefixes:
         self.nbytes += node.nbytes
 
     def clear(self) -> None:
-        """Forget all prompts."""
+        """Forget all prompts, at once: each knows its parent, which knows it."""
+        for node in list(self._nodes()):
+            node.parent, node.rows = None, []
         self._root = _Node((), [], None, 0)
         self.nbytes = 0
 

@@ -134,9 +134,12 @@ class TextModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        self._model = self._tokenizer = self._batch = None
-        self._quantised.clear()
-        device.free()
+        with device.freeing(self._nbytes):
+            for batch in (self._batch, *self._quantised.values()):
+                if batch is not None:
+                    batch.close()
+            self._model = self._tokenizer = self._batch = None
+            self._quantised.clear()
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress

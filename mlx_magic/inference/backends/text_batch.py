@@ -98,7 +98,7 @@ class TextBatch(Batch):
         from mlx_lm.models.cache import make_prompt_cache
 
         assert make_cache is None or most == 1
-        self._make_cache = make_cache or partial(make_prompt_cache, model)
+        self._make_cache: Any = make_cache or partial(make_prompt_cache, model)
         self.table = Table(most, 1, self._held)
 
         self._model = model
@@ -156,6 +156,11 @@ class TextBatch(Batch):
         at = self._writing.uids.index(seat.uid)
         first = start + int(caches[0].left_padding[at].item())
         return [_cut(cache, at, first, cache.size()) for cache in caches]
+
+    def close(self) -> None:
+        """Let go of the model at once: the batch itself is part of a cycle."""
+        self._clear()
+        self._model = self._make_cache = None
 
     def _held(self) -> int:
         writing = self._writing.prompt_cache if self._writing is not None else []

@@ -51,7 +51,7 @@ class TowerCall:
     def keys(self, pictures: Pictures | None) -> list[Hashable]:
         """Return what each picture is known by: its name where that is clear, else a digest."""
         if self.is_first and pictures is not None and len(pictures.rows) == self.pictures:
-            form = self._form()
+            form = self._call_form()
             return [(*form, name) for name in pictures.rows]
         return [
             digest(self.name, "row", *self._each(operator.itemgetter(at)))
@@ -63,23 +63,14 @@ class TowerCall:
         if self.pictures == 1:
             return self.keys(pictures)[0]
         if self.is_first and pictures is not None:
-            return (*self._form(), pictures.whole)
+            return (*self._call_form(), pictures.whole)
         return digest(self.name, "whole", self.args, self.kwargs)
 
-    def _form(self) -> tuple[Hashable, ...]:
+    def _call_form(self) -> tuple[Hashable, ...]:
         """Return what makes this call another one, beside the pictures: shapes and options."""
-
-        def form(value: Any) -> Hashable:
-            if is_array(value):
-                return str(value.dtype), tuple(value.shape[self.pictures > 0 :])
-            if isinstance(value, list | tuple):
-                return tuple(form(each) for each in value)
-            if value is None or isinstance(value, int | float | str):
-                return type(value).__name__, value
-            raise TypeError(f"{type(value).__name__} cannot be known again.")
-
-        more = tuple((key, form(value)) for key, value in sorted(self.kwargs.items()))
-        return (self.name, tuple(form(value) for value in self.args), more)
+        batched = self.pictures > 0
+        more = tuple((key, _form(value, batched)) for key, value in sorted(self.kwargs.items()))
+        return (self.name, tuple(_form(value, batched) for value in self.args), more)
 
     def rows(self, at: list[int]) -> TowerCall:
         """Return the call for some of its pictures."""
@@ -97,3 +88,14 @@ class TowerCall:
             tuple(made(value) for value in self.args),
             {key: made(value) for key, value in self.kwargs.items()},
         )
+
+
+def _form(value: Any, batched: bool) -> Hashable:
+    """Return the form of an argument; of a batch without how many there are."""
+    if is_array(value):
+        return str(value.dtype), tuple(value.shape[batched:])
+    if isinstance(value, list | tuple):
+        return tuple(_form(each, batched) for each in value)
+    if value is None or isinstance(value, int | float | str):
+        return type(value).__name__, value
+    raise TypeError(f"{type(value).__name__} cannot be known again.")

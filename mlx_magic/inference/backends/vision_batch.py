@@ -61,7 +61,7 @@ class VisionBatch(Batch):
         from mlx_vlm.models.cache import make_prompt_cache
 
         assert make_cache is None or most == 1
-        self._make_cache = make_cache or partial(make_prompt_cache, language_model)
+        self._make_cache: Any = make_cache or partial(make_prompt_cache, language_model)
         self.table = Table(most, min(most, MOST_READ_TOGETHER), self._held)
 
         self._model = language_model
@@ -71,7 +71,7 @@ class VisionBatch(Batch):
         self._most = most
         self._stream = generation_stream
         self._sampler = RowSampler()
-        self._writer = GreedyModel(language_model, self._sampler)
+        self._writer: Any = GreedyModel(language_model, self._sampler)
         self._waiting: list[Prompt] = []
         self._prompts: dict[int, Prompt] = {}
         self._rows: dict[int, list[tuple[Any, Any]]] = {}
@@ -113,6 +113,11 @@ class VisionBatch(Batch):
             return self._rows.pop(seat.uid, None)
         at = writing.uids.index(seat.uid)
         return [_row(cache, at, prompt.keep_from) for cache in writing.prompt_cache]
+
+    def close(self) -> None:
+        """Let go of the model at once: the batch itself is part of a cycle."""
+        self._clear()
+        self._model = self._writer = self._writing = self._make_cache = None
 
     def _held(self) -> int:
         reading = self._reading.prompt_cache if self._reading is not None else []
