@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -234,3 +235,5 @@ class Loader:
         memory = self._memory()
         if memory.limit and memory.active + needed > memory.limit:
             self._residents.forget()
+            # Tracebacks of what failed may hold arrays in cycles.
+            gc.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.inference.backends.aside import Aside
+from mlx_magic.inference.backends.vision_loading import MAKES_ARRAYS
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 
 
@@ -32,10 +34,12 @@ def test_it_runs_on_another_thread_and_is_waited_for_in_slices() -> None:
 
     aside = Aside(name)
     steps = aside.result(CancelToken())
-    for _ in range(3):
-        next(steps)
-        aside.check()
-    gate.set()
+    try:
+        for _ in range(3):
+            next(steps)
+            aside.check()
+    finally:
+        gate.set()
     assert value_of(steps).startswith("mlx-magic-aside")
 
 
@@ -53,11 +57,13 @@ def test_an_error_comes_at_the_next_look() -> None:
 def test_a_cancel_does_not_wait_for_it() -> None:
     gate, token = threading.Event(), CancelToken()
     steps = Aside(gate.wait).result(token)
-    next(steps)
-    token.cancel()
-    with pytest.raises(Cancelled):
+    try:
         next(steps)
-    gate.set()
+        token.cancel()
+        with pytest.raises(Cancelled):
+            next(steps)
+    finally:
+        gate.set()
 
 
 def test_code_that_nobody_knows_stays_on_this_thread() -> None:
@@ -67,27 +73,55 @@ def test_code_that_nobody_knows_stays_on_this_thread() -> None:
         Aside(lambda: 1 / 0, here=True)
 
 
-def makers_of_arrays() -> list[str]:
-    """Name what of mlx-vlm's processors and tokenizers calls MLX when it is made."""
+def root() -> Path:
     spec = importlib.util.find_spec("mlx_vlm")
     assert spec is not None
-    root = Path(str(spec.origin)).parent
-    paths = [*root.glob("models/*/*process*.py"), *root.glob("models/*/*token*.py")]
-    paths += [root / "tokenizer_utils.py"]
-    assert len(paths) > 50
+    return Path(str(spec.origin)).parent
+
+
+def uses(tree: ast.AST, names: set[str]) -> bool:
+    return any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(tree))
+
+
+def functions(path: Path) -> dict[str, ast.FunctionDef]:
+    if not path.is_file():
+        return {}
+    body = ast.parse(path.read_text()).body
+    return {one.name: one for one in body if isinstance(one, ast.FunctionDef)}
+
+
+def callers(path: Path) -> set[str]:
+    """Name what calls MLX where it is called: MLX, functions of the module, imported ones."""
+    found = {"mx"}
+    for one in ast.walk(ast.parse(path.read_text())):
+        if isinstance(one, ast.ImportFrom) and one.level and one.module:
+            folder = path.parents[one.level - 1]
+            there = functions(folder.joinpath(*one.module.split(".")).with_suffix(".py"))
+            names = {alias.name for alias in one.names}
+            found |= {name for name in names if name in there and uses(there[name], {"mx"})}
+    return found | {name for name, made in functions(path).items() if uses(made, found)}
+
+
+def test_models_whose_processors_make_arrays_are_known() -> None:
+    """The others are made beside the inference thread, which MLX belongs to."""
     makers = {"__init__", "__post_init__", "from_pretrained", "from_dict", "from_args_and_dict"}
-    return [
-        f"{path.name}: {one.name}.{method.name}"
+    wanted = re.compile("Process|Extract|Tokenizer")
+    paths = [path for path in root().glob("models/*/*.py") if wanted.search(path.read_text())]
+    assert len(paths) > 100
+    found = {
+        path.parent.name
         for path in paths
         for one in ast.walk(ast.parse(path.read_text()))
+        if isinstance(one, ast.ClassDef) and wanted.search(one.name)
+        for method in one.body
+        if isinstance(method, ast.FunctionDef) and method.name in makers
+        if uses(method, callers(path))
+    }
+    assert found == MAKES_ARRAYS
+    assert not any(
+        uses(method, {"mx"})
+        for one in ast.parse((root() / "tokenizer_utils.py").read_text()).body
         if isinstance(one, ast.ClassDef)
         for method in one.body
         if isinstance(method, ast.FunctionDef) and method.name in makers
-        for part in ast.walk(method)
-        if isinstance(part, ast.Name) and part.id == "mx"
-    ]
-
-
-def test_no_processor_of_mlx_vlm_makes_arrays_when_it_is_made() -> None:
-    """They are made beside the inference thread, which MLX belongs to."""
-    assert makers_of_arrays() == []
+    )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_magic.errors import EngineError
 from mlx_magic.inference.backends.batch import Batch, Seat, Written
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 
@@ -149,6 +150,18 @@ def test_a_step_that_fails_ends_all_with_its_reason_and_the_next_can_come() -> N
     log: list[int] = []
     go_round(deque([request(batch, log, 2, CancelToken())]))
     assert log == [0, 1]
+
+
+def test_who_is_there_when_the_model_leaves_is_told() -> None:
+    batch = Counting()
+    jobs = [request(batch, [], 5, CancelToken()) for _ in range(2)]
+    next(jobs[0])
+    next(jobs[1])
+    batch._end_all()
+    for job in jobs:
+        with pytest.raises(EngineError, match="unloaded"):
+            go_round(deque([job]))
+    assert len(batch) == 0
 
 
 @given(

@@ -47,6 +47,8 @@ def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row() -> No
     # A model may rule tokens out.
     logits[2, 0, (best[2] + 1) % 100] = -mx.inf
     assert next_tokens(logits) == [best[0], BAD, best[2], best[3]]
+    logits[0], logits[3, 0, 50] = -mx.inf, mx.inf
+    assert next_tokens(logits) == [BAD, BAD, best[2], BAD]
 
 
 def test_in_lower_precision_the_choice_is_that_of_the_log_probabilities() -> None:

@@ -278,9 +278,14 @@ class Client:
         self._send("comm_close", {"comm_id": comm_id, "data": {}}, subshell_id)
         if answers():
             return answers()[0]
-        streams = [m["content"]["text"] for m in self.iopub[begin:] if m["msg_type"] == "stream"]
-        said = "".join(streams)
-        assert "dictionary changed size during iteration" in said, said
+        self.wait_for(
+            lambda: any(
+                "dictionary changed size during iteration" in m["content"]["text"]
+                for m in self.iopub[begin:]
+                if m["msg_type"] == "stream"
+            ),
+            "the states of the widgets, or why there are none,",
+        )
         return None
 
     def round_trip(self) -> list[Message]:

@@ -10,8 +10,8 @@ from mlx_magic.inference.cancel import CancelToken
 
 T = TypeVar("T")
 
-SLICE = 0.002
-"""Seconds that the inference thread waits in one slice."""
+SLICE = 0.0005
+"""Seconds that the inference thread waits in one slice: others wait with it."""
 
 
 class Aside(Generic[T]):

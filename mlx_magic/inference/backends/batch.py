@@ -9,6 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlx_magic.errors import EngineError
 from mlx_magic.inference.backends.failure import again
 from mlx_magic.inference.cancel import CancelToken
 
@@ -149,9 +150,16 @@ class Batch(ABC):
             self._step()
         except Exception as error:
             # What fails for all of them cannot go on for any.
-            for each in self._seats.values():
-                each.fail(error)
-            self._clear()
+            self._fail_all(error)
+
+    def _end_all(self) -> None:
+        """Forget every request of a model that leaves; normally there is none."""
+        self._fail_all(EngineError("The model was unloaded meanwhile: ask again."))
+
+    def _fail_all(self, error: Exception) -> None:
+        for each in self._seats.values():
+            each.fail(error)
+        self._clear()
 
     @abstractmethod
     def _step(self) -> None:

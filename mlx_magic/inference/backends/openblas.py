@@ -64,7 +64,7 @@ def _opened(path: str, mode: int) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(path, mode=mode)
     finally:
-        del os.environ[name]
+        os.environ.pop(name, None)
 
 
 def _candidates() -> list[str]:

@@ -207,7 +207,11 @@ class RowSampler:
         """
         import mlx.core as mx
 
-        return self._checked(mx.argmax(logits, axis=-1).astype(mx.int32), mx.sum(logits, axis=-1))
+        tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
+        # What is none makes the sum none, and an infinite maximum is none less itself. A token
+        # that a model rules out may be at minus infinity.
+        most = mx.max(logits, axis=-1)
+        return self._checked(tokens, mx.sum(logits, axis=-1) + (most - most))
 
     def _checked(self, tokens: Any, number: Any) -> Any:
         """Keep what was drawn; `BAD` where the number of its row is none."""

@@ -134,10 +134,10 @@ class TextModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
+        for batch in (self._batch, *self._quantised.values()):
+            if batch is not None:
+                batch.close()
         with device.freeing(self._nbytes):
-            for batch in (self._batch, *self._quantised.values()):
-                if batch is not None:
-                    batch.close()
             self._model = self._tokenizer = self._batch = None
             self._quantised.clear()
 

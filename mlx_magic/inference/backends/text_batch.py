@@ -159,8 +159,8 @@ class TextBatch(Batch):
 
     def close(self) -> None:
         """Let go of the model at once: the batch itself is part of a cycle."""
-        self._clear()
         self._model = self._make_cache = None
+        self._end_all()
 
     def _held(self) -> int:
         writing = self._writing.prompt_cache if self._writing is not None else []

@@ -136,10 +136,10 @@ class VisionModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
+        for batch in (self._batch, *self._quantised.values()):
+            if batch is not None:
+                batch.close()
         with device.freeing(self._nbytes):
-            for batch in (self._batch, *self._quantised.values()):
-                if batch is not None:
-                    batch.close()
             self._model = self._processor = self._batch = self._seeing = None
             self._quantised.clear()
             self._alone.close()

@@ -116,8 +116,8 @@ class VisionBatch(Batch):
 
     def close(self) -> None:
         """Let go of the model at once: the batch itself is part of a cycle."""
-        self._clear()
-        self._model = self._writer = self._writing = self._make_cache = None
+        self._model = self._writer = self._make_cache = None
+        self._end_all()
 
     def _held(self) -> int:
         reading = self._reading.prompt_cache if self._reading is not None else []

@@ -11,6 +11,12 @@ from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 
+MAKES_ARRAYS = frozenset({"inkling", "sapiens2"})
+"""Models whose processors make arrays when they are made (read in mlx-vlm 0.7.10).
+
+A lazy one can be used on no other thread.
+"""
+
 
 def opened(
     checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken, origins: Origins
@@ -18,8 +24,8 @@ def opened(
     """Make the model, its weights not read yet, and begin to make its processor.
 
     These are the steps of ``mlx_vlm.load`` (mlx-vlm 0.7.10). In one piece they kept an answer
-    beside them waiting for a third of a second (2 B, H100). None of its processors makes arrays
-    when it is made, so that the weights can be read meanwhile.
+    beside them waiting for a third of a second (2 B, H100). The processor is made beside the
+    inference thread where it makes no arrays, while the weights are read.
 
     Parameters
     ----------
@@ -65,4 +71,5 @@ def opened(
             made.image_processor = image_processor
         return made
 
-    return model, Aside(processor, here=trust_remote_code)
+    known = checkpoint.config.get("model_type") not in MAKES_ARRAYS
+    return model, Aside(processor, here=trust_remote_code or not known)
