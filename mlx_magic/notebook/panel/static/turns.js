@@ -1,5 +1,7 @@
 // What is known of the turns: the kernel's messages, applied once, however many views there are.
 
+const PATIENCE = 2000; // ms until a turn is asked for once more
+
 /** Return how many characters Python counts in a text: code points, not UTF-16 units. */
 function lengthOf(text) {
   let count = 0;
@@ -16,7 +18,7 @@ class Turns {
     this.model = model;
     this.views = new Set();
     this.notes = new Map(); // what was said about an answer, by its place
-    this.awaited = new Set(); // ids of turns that were asked for again
+    this.awaited = new Map(); // id of a turn -> when it was asked for again
     this.exporting = false;
     this.tails = new WeakMap(); // answer -> length of its tail, and how often it was replaced
     this.adopt();
@@ -91,8 +93,10 @@ class Turns {
 
   /** Ask for a turn as it is: something was missed. */
   refresh(turn) {
-    if (this.awaited.has(turn)) return;
-    this.awaited.add(turn);
+    // What was asked for may be lost while a page is loaded: the next message that does not fit asks anew.
+    const now = performance.now();
+    if (now - (this.awaited.get(turn) ?? -Infinity) < PATIENCE) return;
+    this.awaited.set(turn, now);
     this.model.send({ type: "refresh", turn });
   }
 
