@@ -114,8 +114,8 @@ class Prefixes:
 
     def clear(self) -> None:
         """Forget all prompts, at once: each knows its parent, which knows it."""
-        for node in list(self._nodes()):
-            node.parent, node.rows = None, []
+        for node in self._nodes():
+            node.parent = None
         self._root = _Node((), [], None, 0)
         self.nbytes = 0
 

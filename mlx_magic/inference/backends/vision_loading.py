@@ -71,5 +71,5 @@ def opened(
             made.image_processor = image_processor
         return made
 
-    known = checkpoint.config.get("model_type") not in MAKES_ARRAYS
-    return model, Aside(processor, here=trust_remote_code or not known)
+    makes_arrays = checkpoint.config.get("model_type") in MAKES_ARRAYS
+    return model, Aside(processor, here=trust_remote_code or makes_arrays)

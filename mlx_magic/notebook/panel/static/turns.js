@@ -93,7 +93,7 @@ class Turns {
 
   /** Ask for a turn as it is: something was missed. */
   refresh(turn) {
-    // What was asked for may be lost while a page is loaded: the next message that does not fit asks anew.
+    // What was asked for may be lost while a page is loaded: a later message asks anew.
     const now = performance.now();
     if (now - (this.awaited.get(turn) ?? -Infinity) < PATIENCE) return;
     this.awaited.set(turn, now);
