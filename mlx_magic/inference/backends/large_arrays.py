@@ -21,7 +21,7 @@ PART = 2**26
 """Bytes of a part, or one row where that is more."""
 
 PIECE = 2**22
-"""Bytes that one thread reads at a time."""
+"""Bytes that one thread reads, at the least."""
 
 READERS = 4
 """Threads that read a part; as many as mlx has for an array of more than 32 MB."""
@@ -192,9 +192,12 @@ class _Part:
         head = self._head[self._at : self._at + len(view)]
         view[: len(head)] = head
         rest, start = view[len(head) :], self._start + self._at + len(head) - len(self._head)
-        pieces = range(0, len(rest), PIECE)
+        # One for each: between two of them a thread waits for Python's lock, and a tokenizer
+        # that is read meanwhile holds it for tens of milliseconds at a time.
+        piece = max(-(-len(rest) // READERS), PIECE)
+        pieces = range(0, len(rest), piece)
         done = len(head) + sum(
-            self._readers.map(lambda at: self._fill(rest[at : at + PIECE], start + at), pieces)
+            self._readers.map(lambda at: self._fill(rest[at : at + piece], start + at), pieces)
         )
         self._at += done
         return done

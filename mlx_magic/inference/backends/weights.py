@@ -127,17 +127,19 @@ def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
         if (span := origins.of(array)) is not None:
             named.setdefault(span, []).append(name)
     large = {name: names[0] for names in named.values() for name in names}
+    # MLX asks for Python's lock once a slice, and for the parts of large arrays many times. So
+    # those come last: what is done beside the first slices may hold it for long.
+    for batch in _slices([array for name, array in _leaves(model) if name not in large]):
+        mx.eval(batch)
+        size = sum(array.nbytes for array in batch)
+        batch.clear()
+        yield size
     if large:
         found = yield from origins.read({names[0]: span for span, names in named.items()})
         model.update(tree_unflatten([(name, found[first]) for name, first in large.items()]))
         if again := sum(span.nbytes * (len(names) - 1) for span, names in named.items()):
             yield again
     origins.forget()
-    for batch in _slices([array for name, array in _leaves(model) if name not in large]):
-        mx.eval(batch)
-        size = sum(array.nbytes for array in batch)
-        batch.clear()
-        yield size
 
 
 def _elements(model: Any) -> int:
