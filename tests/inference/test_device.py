@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,22 @@ def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert total("1000000\n") == 10**6
     assert total("9223372036854771712\n") == machine
     device._container_limit.cache_clear()
+
+
+@linux
+@pytest.mark.parametrize(("before", "after"), [(None, "0"), ("1", "1")])
+def test_cuda_goes_on_after_many_lengths_unless_a_person_wants_to_be_told(
+    monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
+) -> None:
+    name, _ = device.CUDA_CHECK
+    # So that whatever is set below is taken back.
+    monkeypatch.setenv(name, "")
+    monkeypatch.delenv(name)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    monkeypatch.setattr(device, "_has_cuda", lambda: True)
+    device._prepare()
+    assert os.environ[name] == after
 
 
 @pytest.mark.model

@@ -31,6 +31,11 @@ PICTURES_GPU = 8
 STAYS = 0.001
 """Of a model's bytes, what may stay without a search for cycles."""
 
+# MLX's CUDA backend compiles attention anew for each length of a prompt. It keeps 256 of these,
+# and from the 513th length on refuses every new one for good: "Cache thrashing is happening"
+# (mlx 0.32.4, measured on an H100). A kernel that lives for days would come to that.
+CUDA_CHECK = ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
+
 # Of version 2 of Linux's control groups, and of version 1.
 CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -59,10 +64,10 @@ _blas: Blas | None = None
 
 
 def prepare() -> Blas:
-    """Load OpenBLAS where it helps; must run before mlx is imported. Runs once.
+    """Load OpenBLAS where it helps, and set MLX's CUDA backend up; before mlx is imported.
 
-    The mlx-cpu wheel ships reference BLAS, about forty times slower in float32
-    (measured, see the project's facts). macOS and CUDA need none of this.
+    Runs once. The mlx-cpu wheel ships reference BLAS, about forty times slower in float32
+    (measured, see the project's facts). macOS needs none of this.
     """
     global _blas
     if _blas is None:
@@ -79,6 +84,7 @@ def _prepare() -> Blas:
     if sys.platform != "linux":
         return Blas(None, "not needed on this platform")
     if _has_cuda():
+        os.environ.setdefault(*CUDA_CHECK)
         return Blas(None, "not needed with CUDA")
     return openblas.load()
 
