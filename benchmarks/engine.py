@@ -228,6 +228,8 @@ def _alone(report: Report, bursts: dict[str, list[Burst]], limits: Limits) -> No
         pairs = ratios(all_of("ours", key), all_of("raw", key))
         found = report.add(f"alone, ours/raw: {what}", "", pairs).median
         report.expect(f"alone, ours/raw: {what}", found, limit, at_least=key == "decode")
+    pairs = ratios(all_of("ours", "step"), all_of("raw", "step"))
+    report.add("alone, ours/raw: the median step from one token to the next", "", pairs)
 
 
 def _together(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers import OTHERS, PATIENCE, Process
-from benchmarks.workload import Answer, Ask, Burst
+from benchmarks.workload import Answer, Ask, Burst, median_step
 
 # They end with us. Our BLAS for all: the wheel's own is many times slower (see `device.prepare`).
 LAST_OURS = """
@@ -169,7 +169,9 @@ def read_events(events: Sequence[tuple[float, bytes]], max_tokens: int) -> tuple
             peak = max(peak, float(gigabytes))
     if not times:
         raise ValueError("A stream ended without any text.")
-    return Answer(times[0], times[-1], tokens, "".join(parts).strip(), prompt), int(peak * 1e9)
+    text = "".join(parts).strip()
+    answer = Answer(times[0], times[-1], tokens, text, prompt, step=median_step(times))
+    return answer, int(peak * 1e9)
 
 
 def vlm_server(model: Path, folder: Path) -> Server:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workload import Answer, Ask, Burst
+from benchmarks.workload import Answer, Ask, Burst, median_step
 from mlx_magic.inference.backends import device
 
 NAMES = ("raw", "batch", "ours")
@@ -55,7 +55,14 @@ class Raw:
         if piece is None:
             raise RuntimeError("mlx-vlm yielded nothing.")
         text = "".join(parts).strip()
-        return Answer(times[0], times[-1], piece.generation_tokens, text, piece.prompt_tokens)
+        return Answer(
+            times[0],
+            times[-1],
+            piece.generation_tokens,
+            text,
+            piece.prompt_tokens,
+            step=median_step(times),
+        )
 
 
 class OneBatch:
@@ -99,7 +106,14 @@ class OneBatch:
                     written[response.uid].append(int(response.token))
         batch.close()
         answers = tuple(
-            Answer(times[uid][0], times[uid][-1], len(times[uid]), self._words(written[uid]), read)
+            Answer(
+                times[uid][0],
+                times[uid][-1],
+                len(times[uid]),
+                self._words(written[uid]),
+                read,
+                step=median_step(times[uid]),
+            )
             for uid, read in zip(uids, lengths, strict=True)
         )
         return Burst(time.perf_counter() - began, answers, device.peak())
@@ -177,6 +191,7 @@ class Ours:
                 result.usage.prompt_tokens,
                 result.usage.cached_tokens,
                 result.usage.image_tokens,
+                median_step(at),
             )
             for at, result in zip(times, results, strict=True)
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +71,8 @@ class Answer:
         0 where a peer does not say.
     text : str
         Without blanks at its ends: tokenisers differ in these.
+    step : float
+        Median seconds from one token to the next; see `median_step`.
     """
 
     first: float
@@ -78,11 +82,24 @@ class Answer:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     image_tokens: int = 0
+    step: float = 0.0
 
     @property
     def decode(self) -> float:
         """Tokens a second after the first one."""
         return (self.tokens - 1) / (self.last - self.first)
+
+
+def median_step(times: Sequence[float]) -> float:
+    """Return the median of the times between tokens: what few slow steps do not change.
+
+    Parameters
+    ----------
+    times : sequence of float
+        When each token came. 0 is returned for fewer than two.
+    """
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    return statistics.median(steps) if steps else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +153,7 @@ class Burst:
             "last_first": self.last_first,
             "cached_tokens": sum(answer.cached_tokens for answer in self.answers),
             "prompt_tokens": sum(answer.prompt_tokens for answer in self.answers),
+            "step": statistics.median(answer.step for answer in self.answers),
         }
 
 

@@ -15,7 +15,7 @@ from mlx_magic import demo
 
 
 def burst(count: int, wall: float, text: str = "same") -> Burst:
-    answers = tuple(Answer(wall / 2, wall, 10, text) for _ in range(count))
+    answers = tuple(Answer(wall / 2, wall, 10, text, step=wall / 20) for _ in range(count))
     return Burst(wall, answers, peak=2**20)
 
 
@@ -41,6 +41,7 @@ def test_ratios_and_targets_of_a_round() -> None:
     targets = {target.what: target for target in made.targets}
     assert rows["32 at once, one picture, ours/raw"] == 4.0
     assert rows["8 at once, different pictures, one BatchGenerator/raw"] == 2.0
+    assert rows["alone, ours/raw: the median step from one token to the next"] == 0.25
     assert targets["32 at once, different pictures, ours/server"].measured == 3.0
     last = targets["32 at once, different pictures, ours/server: last first token"]
     assert last.measured == pytest.approx(1 / 3)

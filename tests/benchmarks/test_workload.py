@@ -50,6 +50,11 @@ def test_figures_of_a_burst() -> None:
     assert burst.answers[0].decode == 10.0
 
 
+def test_a_slow_step_does_not_change_the_median_one() -> None:
+    assert workload.median_step([1.0, 1.5, 2.0, 9.0, 9.5]) == 0.5
+    assert workload.median_step([1.0]) == 0.0
+
+
 @pytest.mark.parametrize(("same", "pictures"), [(True, 1), (False, 8)])
 def test_no_two_questions_of_a_load_or_of_two_turns_are_the_same(
     tmp_path: Path, same: bool, pictures: int
