@@ -14,6 +14,9 @@ INTERVAL = throttle.INTERVAL + 0.003
 Just more than the throttle lets pass: with less, every other update would send nothing.
 """
 
+FAILURES = 3
+"""Updates that fail in a row, after which a panel stands still until something new happens."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,14 +66,17 @@ class Updates:
         return self._thread is not None
 
     def _run(self) -> None:
+        failed = 0
         while True:
             self._asked.clear()
             try:
                 more = not self._closed and self._update()
+                failed = 0
             except Exception:
-                # A panel that stands still can be opened again; the work itself goes on.
+                # What fails for a moment must not leave a growing answer standing still.
                 _log.exception("A panel could not be brought up to date.")
-                more = False
+                failed += 1
+                more = failed < FAILURES
             if not more:
                 with self._lock:
                     # What was asked for meanwhile would be lost with the thread.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from mlx_magic.notebook.panel.updates import Updates
+import pytest
+
+from mlx_magic.notebook.panel.updates import FAILURES, Updates
 
 WAIT = 10.0
 
@@ -84,14 +86,35 @@ def test_it_can_be_woken_again() -> None:
     ended(updates)
 
 
-def test_an_update_that_fails_is_logged_and_ends_the_thread(caplog: object) -> None:
+def test_updates_that_keep_failing_are_logged_and_end_the_thread(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def update() -> bool:
         raise RuntimeError("no page")
 
     updates = Updates(update, interval=0.0)
     updates.wake()
     ended(updates)
-    assert "no page" in caplog.text  # type: ignore[attr-defined]
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == (
+        ["no page"] * FAILURES
+    )
+
+
+def test_one_that_fails_between_others_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    script = Scripted(*[True] * 6, False)
+
+    def update() -> bool:
+        more = script()
+        if script.calls in (1, 2, 4, 5):
+            raise RuntimeError("not now")
+        return more
+
+    updates = Updates(update, interval=0.0)
+    updates.wake()
+    assert script.over.wait(WAIT)
+    ended(updates)
+    assert script.calls == 7
+    assert len(caplog.records) == 4
 
 
 def test_a_closed_one_does_nothing() -> None:
