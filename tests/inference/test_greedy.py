@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import mlx_magic
 from mlx_magic.inference.backends import device
@@ -49,6 +51,21 @@ def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row() -> No
     assert next_tokens(logits) == [best[0], BAD, best[2], best[3]]
     logits[0], logits[3, 0, 50] = -mx.inf, mx.inf
     assert next_tokens(logits) == [BAD, BAD, best[2], BAD]
+
+
+# The fixture only says which BLAS is loaded.
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(rows=st.integers(1, 33), width=st.integers(2, 200), data=st.data())
+def test_a_number_that_is_none_ends_its_row_wherever_it_is(
+    rows: int, width: int, data: st.DataObject
+) -> None:
+    import mlx.core as mx
+
+    row, at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, width - 1))
+    logits = mx.random.normal((rows, 1, width), key=mx.random.key(0))
+    logits[row, 0, at] = mx.nan
+    bad = [number for number, token in enumerate(next_tokens(logits)) if token == BAD]
+    assert bad == [row]
 
 
 def test_in_lower_precision_the_choice_is_that_of_the_log_probabilities() -> None:

@@ -47,4 +47,5 @@ class GreedyModel(InFront):
         if logits.dtype == mx.float32:
             return self._sampler.pick(logits)
         # In lower precision the subtraction makes ties, and so another choice: mlx-vlm's.
-        return self._sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return self._sampler.likeliest(logprobs)

@@ -174,19 +174,35 @@ class RowSampler:
 
         draws = [self.draws[uid] for uid in self.rows]
         warm = [at for at, draw in enumerate(draws) if draw.temperature > 0]
-        tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
-        if warm:
-            sampled = _sampled(
-                logprobs[mx.array(warm)] if len(warm) < len(draws) else logprobs,
-                [draws[at] for at in warm],
-                [positions[at] for at in warm],
-            )
-            if len(warm) == len(draws):
-                tokens = sampled
-            else:
-                tokens[mx.array(warm)] = sampled
-        # One number that is none makes the sum, and so the whole row, none.
+        if not warm:
+            return self.likeliest(logprobs)
+        tokens = sampled = _sampled(
+            logprobs[mx.array(warm)] if len(warm) < len(draws) else logprobs,
+            [draws[at] for at in warm],
+            [positions[at] for at in warm],
+        )
+        if len(warm) < len(draws):
+            tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
+            tokens[mx.array(warm)] = sampled
         return self._checked(tokens, logprobs[:, 0])
+
+    def likeliest(self, logprobs: Any) -> Any:
+        """Take the likeliest token of each row.
+
+        Parameters
+        ----------
+        logprobs : mlx.core.array
+            Shape (rows, vocabulary).
+
+        Returns
+        -------
+        mlx.core.array
+            Shape (rows,), int32; `BAD` where the logits are no numbers.
+        """
+        import mlx.core as mx
+
+        # One number that is none makes the sum, and so the whole row, none.
+        return self._checked(mx.argmax(logprobs, axis=-1).astype(mx.int32), logprobs[:, 0])
 
     def is_greedy(self, uids: Sequence[int]) -> bool:
         """Say whether all of these take the likeliest token."""
@@ -208,10 +224,10 @@ class RowSampler:
         import mlx.core as mx
 
         tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
-        # What is none makes the sum none, and an infinite maximum is none less itself. A token
-        # that a model rules out may be at minus infinity.
+        # What is none makes the maximum none (read in mlx 0.32's three backends), and an infinite
+        # one is none less itself. A token that a model rules out may be at minus infinity.
         most = mx.max(logits, axis=-1)
-        return self._checked(tokens, mx.sum(logits, axis=-1) + (most - most))
+        return self._checked(tokens, most - most)
 
     def _checked(self, tokens: Any, number: Any) -> Any:
         """Keep what was drawn; `BAD` where the number of its row is none."""
