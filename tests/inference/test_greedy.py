@@ -39,10 +39,13 @@ def next_tokens(logits: Any) -> list[int]:
     return tokens
 
 
-def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row(dtype: str) -> None:
     import mlx.core as mx
 
-    logits = mx.random.normal((4, 1, 100), key=mx.random.key(1))
+    # No two of a row are alike in any of these.
+    rows = [mx.random.permutation(100, key=mx.random.key(row)) for row in range(4)]
+    logits = mx.stack(rows)[:, None].astype(getattr(mx, dtype))
     best: Any = mx.argmax(logits[:, 0], axis=-1).tolist()
     assert next_tokens(logits) == best
     logits[1, 0, (best[1] + 1) % 100] = mx.nan

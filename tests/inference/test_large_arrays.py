@@ -155,13 +155,39 @@ def test_a_file_replaced_meanwhile_is_not_read(engine: Engine, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_a_load_is_cancelled_between_two_parts(engine: Engine, tmp_path: Path) -> None:
+def test_what_others_were_made_of_does_not_stay_beside_them(engine: Engine, tmp_path: Path) -> None:
+    count, side = 8, 256
+
+    def work() -> int:
+        import mlx.core as mx
+        from mlx import nn
+
+        path = tmp_path / "model.safetensors"
+        mx.save_safetensors(str(path), {f"w{at}": mx.ones((side, side)) for at in range(count)})
+        library, origins = SimpleNamespace(mx=mx), Origins()
+        model: Any = nn.Module()
+        with origins.noted(library):
+            model.weights = [array * 2 for array in library.mx.load(str(path)).values()]
+        before = device.memory().active
+        mx.reset_peak_memory()
+        read_all(model, origins, CancelToken())
+        return int(mx.get_peak_memory()) - before
+
+    assert engine.call(work).result(30) < 1.5 * count * side * side * 4
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_load_is_cancelled_before_the_first_part_and_after_it(
+    engine: Engine, tmp_path: Path, slices: int
+) -> None:
     def work() -> int:
         model, _, origins = model_of(tmp_path)
         before = device.memory().active
         token = CancelToken()
         steps = reading(model, origins, token)
-        next(steps)
+        for _ in range(slices):
+            next(steps)
         token.cancel()
         with pytest.raises(Cancelled):
             next(steps)

@@ -31,9 +31,10 @@ PICTURES_GPU = 8
 STAYS = 0.001
 """Of a model's bytes, what may stay without a search for cycles."""
 
-# MLX's CUDA backend compiles attention anew for each length of a prompt. It keeps 256 of these,
-# and from the 513th length on refuses every new one for good: "Cache thrashing is happening"
-# (mlx 0.32.4, measured on an H100). A kernel that lives for days would come to that.
+# MLX's CUDA backend compiles attention anew for each shape, such as each length of a prompt. It
+# keeps 256 of these, and from the 513th on refuses every new one for good: "Cache thrashing is
+# happening" (mlx 0.32.4, measured on an H100). A kernel that lives for days would come to that.
+# The setting is for all such caches of the process.
 CUDA_CHECK = ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
 
 # Of version 2 of Linux's control groups, and of version 1.

@@ -79,9 +79,13 @@ class Origins:
         """Return where an array lies on disk; None if it is none of the large ones."""
         return self._held.get(id(array), (None, None))[1]
 
+    def drop(self) -> None:
+        """Let go of the arrays; once it is known which of them the parameters are."""
+        self._held.clear()
+
     def forget(self) -> None:
         """Let go of arrays and files; once the weights are read, or will not be."""
-        self._held.clear()
+        self.drop()
         for file in self._files.values():
             file.close()
         self._files.clear()
@@ -98,7 +102,8 @@ class Origins:
         ------
         int
             Bytes that were read: `PART` or somewhat more. Parts of one array are joined after
-            its last, which takes its bytes once more for a moment.
+            its last, which takes its bytes once more for a moment: the largest are read first,
+            while there is room for the others yet.
 
         Returns
         -------
@@ -108,7 +113,8 @@ class Origins:
         found: dict[str, Any] = {}
         fresh = 0
         with ThreadPoolExecutor(READERS, "mlx-magic-reader") as readers:
-            for name, span in wanted.items():
+            largest = sorted(wanted.items(), key=lambda item: item[1].nbytes, reverse=True)
+            for name, span in largest:
                 parts: list[Any] = []
                 for part in _parts(self._files[span.path], span, readers):
                     parts.append(part)

@@ -184,7 +184,7 @@ class RowSampler:
         if len(warm) < len(draws):
             tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
             tokens[mx.array(warm)] = sampled
-        return self._checked(tokens, logprobs[:, 0])
+        return self._checked(tokens, mx.max(logprobs, axis=-1))
 
     def likeliest(self, logprobs: Any) -> Any:
         """Take the likeliest token of each row.
@@ -201,8 +201,9 @@ class RowSampler:
         """
         import mlx.core as mx
 
-        # One number that is none makes the sum, and so the whole row, none.
-        return self._checked(mx.argmax(logprobs, axis=-1).astype(mx.int32), logprobs[:, 0])
+        tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
+        # One number that is none makes all of them none; an infinite one, itself.
+        return self._checked(tokens, mx.max(logprobs, axis=-1))
 
     def is_greedy(self, uids: Sequence[int]) -> bool:
         """Say whether all of these take the likeliest token."""

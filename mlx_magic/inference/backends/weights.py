@@ -127,6 +127,8 @@ def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
         if (span := origins.of(array)) is not None:
             named.setdefault(span, []).append(name)
     large = {name: names[0] for names in named.values() for name in names}
+    # What a library made others of would else stay beside these.
+    origins.drop()
     # MLX asks for Python's lock once a slice, and for the parts of large arrays many times. So
     # those come last: what is done beside the first slices may hold it for long.
     for batch in _slices([array for name, array in _leaves(model) if name not in large]):

@@ -98,8 +98,10 @@ class LiveAnswer:
         tokens, text = snapshot.completion_tokens, snapshot.text[:LONGEST_SHOWN]
         new = text[self._shown :]
         if new and self._throttle.allows(min(len(new), 2_000), tokens):
-            self._throttle.sent(*self._grow(new, self._count(tokens)))
+            # First: what was taken in is not taken in again where sending it fails. A page that
+            # missed something asks for all of it.
             self._shown = len(text)
+            self._throttle.sent(*self._grow(new, self._count(tokens)))
         elif len(snapshot.text) > LONGEST_SHOWN and not new:
             self._go_on(tokens)
         return False
@@ -179,8 +181,9 @@ class LiveAnswer:
         new = self._blocks.finished[finished:]
         if new:
             html = [_block(*block) for block in new]
-            self._out.blocks(self.turn, self.index, len(self._html), html, self._tail())
+            before = len(self._html)
             self._html += html
+            self._out.blocks(self.turn, self.index, before, html, self._tail())
             sizes = [sum(map(len, html)) + len(self._blocks.tail)]
             if status:
                 # Where each update ends a block, no other message would bring it.

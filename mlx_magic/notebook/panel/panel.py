@@ -210,14 +210,15 @@ class Panel:
         with self._lock:
             if self._closed:
                 return False
-            for turn, live in self._turns.update():
-                self._actions.prepare(turn, live)
-                self._turns.show(turn, live)
-                self._stale = True
+            self._stale |= self._turns.update(self._actions.prepare)
             if self._stale or time.monotonic() >= self._models_due:
                 self._stale = False
                 self._models_due = time.monotonic() + 0.5
-                self._refresh()
+                try:
+                    self._refresh()
+                except Exception:
+                    self._stale = True
+                    raise
             return self._turns.running or bool(self._session.running)
 
     def _refresh(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from mlx_magic.errors import MlxMagicError, RequestError
@@ -45,6 +45,7 @@ class Turns:
         self.turns: list[Turn] = []
         self._out: TurnMessages
         self._live: dict[str, list[LiveAnswer]] = {}
+        self._ended: list[tuple[Turn, LiveAnswer]] = []
         self._ids = itertools.count(1)
         # Reentrant: a message sent under it may call back.
         self._lock = threading.RLock()
@@ -126,15 +127,32 @@ class Turns:
             self._out.turn(self.turn_state(turn))
         return turn
 
-    def update(self) -> list[tuple[Turn, LiveAnswer]]:
-        """Send what is new of every running answer; return those that have just ended."""
-        ended = []
+    def update(self, prepare: Callable[[Turn, LiveAnswer], None]) -> bool:
+        """Send what is new of every running answer, and those that have ended whole.
+
+        Parameters
+        ----------
+        prepare : callable
+            Called with an answer that has ended, before it is sent.
+
+        Returns
+        -------
+        bool
+            Whether any has ended.
+        """
         with self._lock:
-            running = [turn for turn in self.turns if turn.running]
-            for turn in running:
+            for turn in [turn for turn in self.turns if turn.running]:
                 for live in self._live[turn.id]:
                     if live.update():
-                        ended.append((turn, live))
+                        self._ended.append((turn, live))
+        ended = bool(self._ended)
+        while self._ended:
+            turn, live = self._ended[0]
+            if turn.id in self._live:
+                prepare(turn, live)
+                self.show(turn, live)
+            # Only now: one that cannot be sent comes again with the next update.
+            self._ended.pop(0)
         return ended
 
     def show(self, turn: Turn, live: LiveAnswer) -> None:

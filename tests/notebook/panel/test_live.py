@@ -77,6 +77,25 @@ def test_text_comes_as_what_is_new(asked: Asked) -> None:
     assert asked.page.html == []
 
 
+@pytest.mark.parametrize("text", ["there", "there.\n\nAnd"])
+def test_text_whose_message_fails_is_taken_in_once(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no page")
+
+    asked.write("Who ")
+    with monkeypatch.context() as broken:
+        broken.setattr(asked.page, "delta", fail)
+        broken.setattr(asked.page, "blocks", fail)
+        with pytest.raises(RuntimeError, match="no page"):
+            asked.write(text)
+    asked.clock.advance(1.0)
+    asked.live.update()
+    state = asked.state()
+    assert "".join([*state["blocks"], state["tail"]]).count("there") == 1
+
+
 def test_a_finished_block_comes_as_safe_html(asked: Asked) -> None:
     asked.write("**One** <script>\n\nTwo")
     assert asked.page.html == ["<p><strong>One</strong> &lt;script&gt;</p>\n"]

@@ -35,6 +35,40 @@ def test_asking_shows_the_turn_and_the_answer(driven: DrivenPanel, script: Scrip
     assert driven.panel.result.text == "It is **red**."
 
 
+def test_an_end_that_could_not_be_sent_is_sent_again(
+    driven: DrivenPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no page")
+
+    driven.ask("What is it?")
+    with monkeypatch.context() as broken:
+        broken.setattr(driven.panel._actions.view, "send", fail)
+        with pytest.raises(RuntimeError, match="no page"):
+            driven.finish()
+    assert not [sent for sent in driven.sent if sent["type"] == "answer"]
+    driven.update()
+    (answer,) = driven.answers()
+    assert answer["state"] == "done"
+    driven.update()
+    assert len([sent for sent in driven.sent if sent["type"] == "answer"]) == 1
+
+
+def test_controls_that_could_not_be_shown_are_shown_by_the_next_update(
+    driven: DrivenPanel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("no page")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(driven.panel, "_refresh", fail)
+        with pytest.raises(RuntimeError, match="no page"):
+            driven.write("What is it?")
+    assert driven.button("Run").disabled
+    driven.update()
+    assert not driven.button("Run").disabled
+
+
 def test_the_page_starts_from_the_whole_conversation(driven: DrivenPanel) -> None:
     driven.ask("What is it?")
     driven.finish()
