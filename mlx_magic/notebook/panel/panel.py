@@ -210,15 +210,13 @@ class Panel:
         with self._lock:
             if self._closed:
                 return False
-            self._stale |= self._turns.update(self._actions.prepare)
+            if self._turns.update(self._actions.prepare):
+                self._stale = True
             if self._stale or time.monotonic() >= self._models_due:
-                self._stale = False
+                # Due until it was shown: one that fails is tried again.
+                self._stale, self._models_due = False, 0.0
+                self._refresh()
                 self._models_due = time.monotonic() + 0.5
-                try:
-                    self._refresh()
-                except Exception:
-                    self._stale = True
-                    raise
             return self._turns.running or bool(self._session.running)
 
     def _refresh(self) -> None:
