@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.peers import OTHERS, PATIENCE, Process
-from benchmarks.workload import Answer, Ask, Burst, median_step
+from benchmarks.workload import Answer, Ask, Burst
 
 # They end with us. Our BLAS for all: the wheel's own is many times slower (see `device.prepare`).
 LAST_OURS = """
@@ -170,8 +170,7 @@ def read_events(events: Sequence[tuple[float, bytes]], max_tokens: int) -> tuple
     if not times:
         raise ValueError("A stream ended without any text.")
     text = "".join(parts).strip()
-    answer = Answer(times[0], times[-1], tokens, text, prompt, step=median_step(times))
-    return answer, int(peak * 1e9)
+    return Answer.of(times, tokens, text, prompt_tokens=prompt), int(peak * 1e9)
 
 
 def vlm_server(model: Path, folder: Path) -> Server:

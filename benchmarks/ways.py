@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.workload import Answer, Ask, Burst, median_step
+from benchmarks.workload import Answer, Ask, Burst
 from mlx_magic.inference.backends import device
 
 NAMES = ("raw", "batch", "ours")
@@ -55,14 +55,8 @@ class Raw:
         if piece is None:
             raise RuntimeError("mlx-vlm yielded nothing.")
         text = "".join(parts).strip()
-        return Answer(
-            times[0],
-            times[-1],
-            piece.generation_tokens,
-            text,
-            piece.prompt_tokens,
-            step=median_step(times),
-        )
+        read = piece.prompt_tokens
+        return Answer.of(times, piece.generation_tokens, text, prompt_tokens=read)
 
 
 class OneBatch:
@@ -106,14 +100,7 @@ class OneBatch:
                     written[response.uid].append(int(response.token))
         batch.close()
         answers = tuple(
-            Answer(
-                times[uid][0],
-                times[uid][-1],
-                len(times[uid]),
-                self._words(written[uid]),
-                read,
-                step=median_step(times[uid]),
-            )
+            Answer.of(times[uid], len(times[uid]), self._words(written[uid]), prompt_tokens=read)
             for uid, read in zip(uids, lengths, strict=True)
         )
         return Burst(time.perf_counter() - began, answers, device.peak())
@@ -183,15 +170,13 @@ class Ours:
         results = [generation.future.result() for generation in started]
         wall = time.perf_counter() - began
         answers = tuple(
-            Answer(
-                at[0],
-                at[-1],
+            Answer.of(
+                at,
                 result.usage.completion_tokens,
                 result.text.strip(),
-                result.usage.prompt_tokens,
-                result.usage.cached_tokens,
-                result.usage.image_tokens,
-                median_step(at),
+                prompt_tokens=result.usage.prompt_tokens,
+                cached_tokens=result.usage.cached_tokens,
+                image_tokens=result.usage.image_tokens,
             )
             for at, result in zip(times, results, strict=True)
         )

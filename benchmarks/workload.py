@@ -72,7 +72,8 @@ class Answer:
     text : str
         Without blanks at its ends: tokenisers differ in these.
     step : float
-        Median seconds from one token to the next; see `median_step`.
+        Median seconds from one token to the next: what few slow steps do not change. 0 for fewer
+        than two tokens.
     """
 
     first: float
@@ -84,22 +85,25 @@ class Answer:
     image_tokens: int = 0
     step: float = 0.0
 
+    @classmethod
+    def of(cls, times: Sequence[float], tokens: int, text: str, **more: int) -> Answer:
+        """Return an answer whose tokens came at these times.
+
+        Parameters
+        ----------
+        times : sequence of float
+            At least one.
+        tokens, text, **more
+            See `Answer`.
+        """
+        steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+        step = statistics.median(steps) if steps else 0.0
+        return cls(times[0], times[-1], tokens, text, step=step, **more)
+
     @property
     def decode(self) -> float:
         """Tokens a second after the first one."""
         return (self.tokens - 1) / (self.last - self.first)
-
-
-def median_step(times: Sequence[float]) -> float:
-    """Return the median of the times between tokens: what few slow steps do not change.
-
-    Parameters
-    ----------
-    times : sequence of float
-        When each token came. 0 is returned for fewer than two.
-    """
-    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    return statistics.median(steps) if steps else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,8 @@ def test_figures_of_a_burst() -> None:
 
 
 def test_a_slow_step_does_not_change_the_median_one() -> None:
-    assert workload.median_step([1.0, 1.5, 2.0, 9.0, 9.5]) == 0.5
-    assert workload.median_step([1.0]) == 0.0
+    assert Answer.of([1.0, 1.5, 2.0, 9.0, 9.5], 5, "a").step == 0.5
+    assert Answer.of([1.0], 1, "a").step == 0.0
 
 
 @pytest.mark.parametrize(("same", "pictures"), [(True, 1), (False, 8)])

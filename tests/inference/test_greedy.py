@@ -95,13 +95,13 @@ def answers(draws: list[Draw], processors: list[Any], picks: list[int]) -> Answe
     model.set_dtype(mx.float32)
     batch = VisionBatch(model.language_model, processor, chunk=256, most=8)
     batch._ends = lambda token: False
-    real = batch._sampler.pick
+    real = batch._writer.fused_greedy_decode
 
-    def noted(logits: Any) -> Any:
-        picks.append(logits.shape[0])
-        return real(logits)
+    def noted(inputs: Any, **kwargs: Any) -> Any:
+        picks.append(inputs.shape[0])
+        return real(inputs, **kwargs)
 
-    batch._sampler.pick = noted  # type: ignore[method-assign]
+    batch._writer.fused_greedy_decode = noted
     seats = []
     for number, draw in enumerate(draws):
         tokens = [10 + (7 * at + number) % 900 for at in range(20)]

@@ -45,7 +45,7 @@ class GreedyModel(InFront):
         output = self._part(inputs, **kwargs)
         logits = getattr(output, "logits", output)[:, -1, :]
         if logits.dtype == mx.float32:
-            return self._sampler.pick(logits)
+            return self._sampler.likeliest(logits)
         # In lower precision the subtraction makes ties, and so another choice: mlx-vlm's.
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         return self._sampler.likeliest(logprobs)

@@ -184,15 +184,15 @@ class RowSampler:
         if len(warm) < len(draws):
             tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
             tokens[mx.array(warm)] = sampled
-        return self._checked(tokens, mx.max(logprobs, axis=-1))
+        return self._checked(tokens, logprobs)
 
-    def likeliest(self, logprobs: Any) -> Any:
+    def likeliest(self, scores: Any) -> Any:
         """Take the likeliest token of each row.
 
         Parameters
         ----------
-        logprobs : mlx.core.array
-            Shape (rows, vocabulary).
+        scores : mlx.core.array
+            Logits or their log-probabilities, shape (rows, vocabulary).
 
         Returns
         -------
@@ -201,42 +201,22 @@ class RowSampler:
         """
         import mlx.core as mx
 
-        tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
-        # One number that is none makes all of them none; an infinite one, itself.
-        return self._checked(tokens, mx.max(logprobs, axis=-1))
+        return self._checked(mx.argmax(scores, axis=-1).astype(mx.int32), scores)
 
     def is_greedy(self, uids: Sequence[int]) -> bool:
         """Say whether all of these take the likeliest token."""
         return all(self.draws[uid].temperature <= 0 for uid in uids)
 
-    def pick(self, logits: Any) -> Any:
-        """Take the likeliest token of each row, without probabilities.
-
-        Parameters
-        ----------
-        logits : mlx.core.array
-            Shape (rows, vocabulary).
-
-        Returns
-        -------
-        mlx.core.array
-            Shape (rows,), int32; `BAD` where the logits are no numbers.
-        """
-        import mlx.core as mx
-
-        tokens = mx.argmax(logits, axis=-1).astype(mx.int32)
-        # What is none makes the maximum none (read in mlx 0.32's three backends), and an infinite
-        # one is none less itself. A token that a model rules out may be at minus infinity.
-        most = mx.max(logits, axis=-1)
-        return self._checked(tokens, most - most)
-
-    def _checked(self, tokens: Any, number: Any) -> Any:
-        """Keep what was drawn; `BAD` where the number of its row is none."""
+    def _checked(self, tokens: Any, scores: Any) -> Any:
+        """Keep what was drawn; `BAD` where the scores of its row are no numbers."""
         import mlx.core as mx
 
         if self._bad is None:
             self._bad = mx.array(BAD, mx.int32)
-        self.drawn = mx.where(mx.isnan(number), self._bad, tokens)
+        # What is none makes the maximum none (read in mlx 0.32's three backends), and an infinite
+        # one is none less itself. A token that a model rules out may be at minus infinity.
+        most = mx.max(scores, axis=-1)
+        self.drawn = mx.where(mx.isnan(most - most), self._bad, tokens)
         return self.drawn
 
 
