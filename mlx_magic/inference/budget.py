@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]?i?b|%)?\s*", re.IGNORECASE)
+# ASCII: else a dotless i is an i, and no unit.
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*((?:[kmgt]i?)?b|%)?\s*", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,4 +262,5 @@ def _read(text: str) -> int | float | None:
         return number / 100 if 0 < number <= 100 else None
     if not unit and 0 < number <= 1 and "." in match[1]:
         return number
-    return int(number * _UNITS[unit]) or None
+    size = number * _UNITS[unit]
+    return (int(size) or None) if math.isfinite(size) else None
