@@ -6,12 +6,13 @@ import importlib.util
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from benchmarks.figures import Report, ratios, summary
-from benchmarks.peers import MemoryWatch, Peer, Worker, resting, running
+from benchmarks.peers import MemoryWatch, Peer, Worker, on_cores, resting, running
 from benchmarks.servers import mlx_manager, vlm_server
 from benchmarks.ways import NAMES
 from benchmarks.workload import Burst, Pictures, load, matches
@@ -159,10 +160,12 @@ def _run(
         if time.monotonic() > deadline and (count, same) in held.bursts:
             continue
         asks = load(pictures, count, turn, same=same)
-        for peer in in_turn(peers, turn):
-            with resting(peers, but=peer):
-                burst = peer.answer(asks, 3 * tokens if count == 1 else tokens)
-            held.bursts[count, same][peer.name].append(burst)
+        # Many at once may want all cores.
+        with on_cores(peers, turn) if count == 1 else nullcontext():
+            for peer in in_turn(peers, turn):
+                with resting(peers, but=peer):
+                    burst = peer.answer(asks, 3 * tokens if count == 1 else tokens)
+                held.bursts[count, same][peer.name].append(burst)
     return held
 
 

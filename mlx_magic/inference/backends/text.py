@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import adapters, chat, device, kv, warmup, weights
+from mlx_magic.inference.backends import adapters, chat, device, kv, lean, warmup, weights
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.aside import Aside
 from mlx_magic.inference.backends.asked import Asked
@@ -85,6 +85,7 @@ class TextBackend:
         size, tokenizer = yield from weights.materialise(
             model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
+        lean.lighten(model)
         return TextModel(checkpoint, model, tokenizer, size)
 
 

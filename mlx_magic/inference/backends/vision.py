@@ -11,6 +11,7 @@ from mlx_magic.inference.backends import (
     cpu_towers,
     device,
     kv,
+    lean,
     vision_inputs,
     vision_loading,
     warmup,
@@ -83,6 +84,7 @@ class VisionBackend:
         size, processor = yield from weights.materialise(
             model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
+        lean.lighten(model.language_model)
         if not device.has_vector_math():
             cpu_towers.quicken(model)
         return VisionModel(checkpoint, model, processor, size)

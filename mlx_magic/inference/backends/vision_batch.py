@@ -11,6 +11,7 @@ from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
 from mlx_magic.inference.backends.greedy import GreedyModel
+from mlx_magic.inference.backends.prefix import Rows
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
 
@@ -74,7 +75,7 @@ class VisionBatch(Batch):
         self._writer: Any = GreedyModel(language_model, self._sampler)
         self._waiting: list[Prompt] = []
         self._prompts: dict[int, Prompt] = {}
-        self._rows: dict[int, list[tuple[Any, Any]]] = {}
+        self._rows: dict[int, Rows] = {}
         self._reading: Any = None
         self._read_by: list[Prompt] = []
         self._unread = self._short = 0
@@ -102,7 +103,7 @@ class VisionBatch(Batch):
         self._waiting.append(prompt)
         return seat
 
-    def row(self, seat: Seat) -> list[tuple[Any, Any]] | None:
+    def row(self, seat: Seat) -> Rows | None:
         """Return keys and values of each layer for an answer.
 
         All tokens of the prompt and the answer from ``keep_from`` on, the last one included,
@@ -112,7 +113,7 @@ class VisionBatch(Batch):
         if seat.uid not in writing.uids or prompt is None or prompt.keep_from is None:
             return self._rows.pop(seat.uid, None)
         at = writing.uids.index(seat.uid)
-        return [_row(cache, at, prompt.keep_from) for cache in writing.prompt_cache]
+        return _rows(writing.prompt_cache, [(at, prompt.keep_from)])[0]
 
     def close(self) -> None:
         """Let go of the model at once: the batch itself is part of a cycle."""
@@ -158,7 +159,7 @@ class VisionBatch(Batch):
         self._sampler.rows = list(batch.uids)
         plain = not any(self._prompts[uid].processors for uid in batch.uids)
         batch.greedy_sampling = plain and self._sampler.is_greedy(batch.uids)
-        staying = []
+        staying, kept = [], []
         # It is told that no answer ends: a row that has ended would be gone from it already.
         for at, response in enumerate(batch.next()):
             prompt = self._prompts[response.uid]
@@ -170,9 +171,11 @@ class VisionBatch(Batch):
             if not prompt.ended:
                 staying.append(at)
             elif prompt.keep_from is not None:
-                rows = [_row(cache, at, prompt.keep_from) for cache in batch.prompt_cache]
-                mx.eval(rows)
-                self._rows[response.uid] = rows
+                kept.append((at, prompt.keep_from))
+        if kept:
+            rows = _rows(batch.prompt_cache, kept)
+            mx.eval(rows)
+            self._rows |= {batch.uids[at]: row for (at, _), row in zip(kept, rows, strict=True)}
         if len(staying) < len(batch.uids):
             batch.filter(staying)
 
@@ -311,17 +314,27 @@ def can_batch(model: Any) -> bool:
     return bool(caches) and all(type(cache) is KVCache for cache in caches)
 
 
-def _row(cache: Any, at: int, start: int) -> tuple[Any, Any]:
-    """Copy one row's keys and values from a token on out of a batch's cache."""
+def _rows(caches: Sequence[Any], wanted: Sequence[tuple[int, int]]) -> list[Rows]:
+    """Copy rows' keys and values out of a batch's caches: each row from its token on."""
     import mlx.core as mx
 
-    padding = getattr(cache, "left_padding", None)
-    if padding is None:
-        first, end = start, cache.offset
-    else:
-        first, end = start + int(padding[at].item()), cache.size()
-    keys, values = (part[at : at + 1, :, first:end] for part in (cache.keys, cache.values))
-    return mx.contiguous(keys), mx.contiguous(values)
+    padding = getattr(caches[0], "left_padding", None)
+    # All layers' are padded alike, and each look at a number waits for a GPU.
+    pads: Any = None if padding is None else padding.tolist()
+    end = caches[0].offset if padding is None else caches[0].size()
+    found = []
+    for at, start in wanted:
+        first = start if pads is None else start + pads[at]
+        found.append(
+            [
+                (
+                    mx.contiguous(cache.keys[at : at + 1, :, first:end]),
+                    mx.contiguous(cache.values[at : at + 1, :, first:end]),
+                )
+                for cache in caches
+            ]
+        )
+    return found
 
 
 def _never(token: int) -> bool:

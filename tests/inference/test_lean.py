@@ -1,0 +1,194 @@
+"""A language model that finds its parts at once and turns its weights only once."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlx_magic
+from mlx_magic.inference.backends import device, lean
+from tests.model_folders import smollm2_folder
+
+pytestmark = pytest.mark.model
+
+SHAPES = [(1, 1, 64), (1, 7, 64), (5, 3, 64)]
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu() -> None:
+    device.prepare()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names that are looked for through MLX's own, slower way."""
+    import mlx.nn as nn
+
+    names: list[str] = []
+    real: Any = nn.Module.__getattr__
+
+    def counted(self: Any, name: str) -> Any:
+        names.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(nn.Module, "__getattr__", counted)
+    return names
+
+
+def block() -> Any:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    class Inner(nn.Module):  # type: ignore[misc]
+        gate = None
+
+        def __init__(self, *, bias: bool) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4, bias=bias)
+            self.scale = mx.ones((4,))
+            self["gate"] = nn.Linear(4, 4)
+
+        def __call__(self, x: Any) -> Any:
+            return self.first(x) * self.scale
+
+    class Outer(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [Inner(bias=True), Inner(bias=False)]
+            self.tables = [mx.ones((4,))]
+            self.empty: list[Any] = []
+
+        def __call__(self, x: Any) -> Any:
+            for layer in self.layers:
+                x = layer(x)
+            return x * self.tables[0]
+
+    made = Outer()
+    mx.eval(made.parameters())
+    return made
+
+
+def test_parts_are_found_without_a_call_and_arrays_as_before(calls: list[str]) -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    model, x = block(), mx.ones((1, 4))
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    before = model(x)
+    assert {"layers", "first"} <= set(calls)
+    lean.lighten(model)
+    calls.clear()
+    assert mx.array_equal(model(x), before)
+    assert set(calls) == {"scale", "tables"}
+    assert [name for name, _ in tree_flatten(model.parameters())] == names
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_turned_weight_gives_the_same_numbers_and_takes_no_memory(dtype: str, bias: bool) -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    layer = nn.Linear(64, 256, bias=bias)
+    layer.set_dtype(getattr(mx, dtype))
+    # A token, some that are read together, and a batch.
+    inputs = [mx.random.normal(shape).astype(layer.weight.dtype) for shape in SHAPES]
+    before = [layer(x) for x in inputs]
+    mx.eval(before, layer.parameters())
+    active = mx.get_active_memory()
+    lean.lighten(layer)
+    assert mx.get_active_memory() == active
+    assert all(mx.array_equal(layer(x), y) for x, y in zip(inputs, before, strict=True))
+
+
+def test_weights_and_lists_of_arrays_may_still_be_changed() -> None:
+    import mlx.core as mx
+
+    model, x = block(), mx.ones((1, 4))
+    lean.lighten(model)
+    before = model(x)
+    model.layers[0].update({"scale": mx.full((4,), 2.0), "first": {"bias": mx.zeros((4,))}})
+    model.layers[0].first.weight = mx.full((4, 4), 0.5)
+    model.layers[1].update({"first": {"weight": mx.full((4, 4), 0.25)}})
+    model.tables = [mx.full((4,), 3.0)]
+    again = block()
+    again.update(model.parameters())
+    assert not mx.array_equal(model(x), before)
+    assert mx.array_equal(model(x), again(x))
+    model.empty = [1]
+    assert model.empty == [1]
+
+
+def test_what_a_class_has_of_that_name_is_found_first_as_before() -> None:
+    model = block()
+    assert model.layers[0].gate is None
+    lean.lighten(model)
+    assert model.layers[0].gate is None
+
+
+def test_layers_that_do_something_else_with_their_weight_stay_as_they_are() -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    class Doubled(nn.Linear):  # type: ignore[misc]
+        def __call__(self, x: Any) -> Any:
+            return 2 * super().__call__(x)
+
+    layers = [Doubled(64, 64), nn.QuantizedLinear(64, 64), nn.Embedding(4, 64)]
+    kinds = [type(layer) for layer in layers]
+    model = block()
+    model.layers = layers
+    x = mx.random.normal((1, 64))
+    before = [layers[0](x), layers[1](x)]
+    lean.lighten(model)
+    assert [type(layer) for layer in layers] == kinds
+    assert mx.array_equal(layers[0](x), before[0])
+    assert mx.array_equal(layers[1](x), before[1])
+
+
+def test_it_keeps_nothing_alive() -> None:
+    import mlx.core as mx
+
+    gc.collect()
+    before = mx.get_active_memory()
+    model = block()
+    lean.lighten(model)
+    inner = weakref.ref(model.layers[0])
+    gc.disable()
+    try:
+        del model
+        # No cycle: it is gone at once.
+        assert inner() is None
+        assert mx.get_active_memory() == before
+    finally:
+        gc.enable()
+
+
+def test_a_loaded_models_steps_look_up_nothing_the_slow_way(
+    calls: list[str], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (32, 32), "red").save(picture)
+    mlx_magic.ask("What is it?", str(picture), max_tokens=1)
+    calls.clear()
+    result = mlx_magic.ask("What colour?", str(picture), max_tokens=4, temperature=0)
+    assert result.usage.completion_tokens >= 2
+    # Outside of the language model they are still looked for.
+    assert "language_model" in calls
+    assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(calls)
+
+
+def test_nor_do_a_text_models(calls: list[str]) -> None:
+    model = str(smollm2_folder())
+    mlx_magic.ask("Hi", model=model, max_tokens=1)
+    calls.clear()
+    result = mlx_magic.ask("What is the capital of France?", model=model, max_tokens=4)
+    assert result.usage.completion_tokens >= 2
+    assert {"layers", "self_attn", "q_proj", "mlp"}.isdisjoint(calls)
+    mlx_magic.pool.unload(model)
