@@ -106,6 +106,7 @@ def need(
     max_tokens: int,
     chunk: int,
     itemsize: int,
+    at_once: int = 1,
     kv_bits: int | None = None,
 ) -> Need:
     """Reckon what a request will take.
@@ -121,15 +122,19 @@ def need(
         Tokens that are read at once.
     itemsize : int
         Bytes of a number.
+    at_once : int
+        Tokens of a chunk that the output layer may see.
     kv_bits : {4, 8} or None
         What keys and values are quantised to.
     """
     cache = shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
     chunk = min(chunk, prompt_tokens)
     streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
-    # One layer's scores, where attention is not fused, and one row of the vocabulary.
+    # One layer's scores, where attention is not fused, the logits, and those of one token in
+    # full precision.
     scores = chunk * prompt_tokens * shape.heads * itemsize
-    return Need(cache, streams + scores + shape.vocabulary * 4)
+    logits = min(at_once, prompt_tokens) * shape.vocabulary * itemsize
+    return Need(cache, streams + scores + logits + shape.vocabulary * 4)
 
 
 def require_room(

@@ -17,7 +17,7 @@ import mlx_magic
 import mlx_magic.errors
 from mlx_magic.inference import images as pictures
 from mlx_magic.inference import session as sessions
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import device, room
 from mlx_magic.inference.request import (
     Exchange,
     GenerationChunk,
@@ -25,6 +25,7 @@ from mlx_magic.inference.request import (
     Sampling,
     VisionResult,
 )
+from mlx_magic.inference.request_memory import Need, Shape, need
 from mlx_magic.inference.session import Session
 from tests.model_folders import smollm2_folder
 
@@ -181,6 +182,42 @@ def test_a_picture_the_template_has_no_place_for_is_an_error_of_its_own(
     with pytest.raises(mlx_magic.errors.GenerationError, match="processor"):
         ask(session, "What is <image> here?", circle)
     assert ask(session, QUESTION, circle).text
+
+
+@pytest.mark.parametrize(("at_once", "calls"), [(40, 1), (1_000, 0)])
+def test_as_much_of_a_prompt_is_read_in_one_call_as_the_device_says(
+    session: Session,
+    circle: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
+    calls: int,
+) -> None:
+    from mlx_vlm.generate.ar import PromptProcessingBatch
+
+    told, reckoned, steps = [], [], []
+    real = PromptProcessingBatch.prompt_step
+
+    def read_at_once(vocabulary: int) -> int:
+        told.append(vocabulary)
+        return at_once
+
+    def noted(shape: Shape, **given: Any) -> Need:
+        reckoned.append(given["at_once"])
+        return need(shape, **given)
+
+    def step(self: Any) -> Any:
+        steps.append(self)
+        return real(self)
+
+    whole = ask(session, "What shape is that?", circle, temperature=0).text
+    session.pool.unload("demo")
+    monkeypatch.setattr(device, "read_at_once", read_at_once)
+    session.pool.load("demo")
+    monkeypatch.setattr(room, "need", noted)
+    monkeypatch.setattr(PromptProcessingBatch, "prompt_step", step)
+    assert ask(session, "What shape is that?", circle, temperature=0).text == whole
+    assert (told, set(reckoned), len(steps)) == ([1_024], {at_once}, calls)
+    session.pool.unload("demo")
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,20 @@ def test_pictures_and_long_answers_take_more() -> None:
     assert total(16_000, 512) > total(1_000, 512) > total(1_000, 64)
 
 
+def test_logits_of_what_is_read_at_once_take_memory() -> None:
+    def reading(prompt: int, at_once: int) -> int:
+        return need(
+            Shape.of(QWEN), prompt_tokens=prompt, max_tokens=1, chunk=2048, itemsize=2,
+            at_once=at_once,
+        ).reading  # fmt: skip
+
+    row = 2 * Shape.of(QWEN).vocabulary
+    assert row > 0
+    assert reading(1_000, 101) - reading(1_000, 1) == 100 * row
+    # No more of them than there are tokens.
+    assert reading(50, 128) == reading(50, 50)
+
+
 def test_what_fits_is_let_through() -> None:
     require_room("qwen", Need(5, 5), free=10, prompt_tokens=1, image_tokens=0, max_tokens=1)
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 import mlx_magic
-from mlx_magic.inference.backends import vision_batch
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.device import LOGITS_CUDA, SHORT
 from mlx_magic.inference.backends.sampler import Draw
-from mlx_magic.inference.backends.vision_batch import SHORT, VisionBatch
+from mlx_magic.inference.backends.vision_batch import VisionBatch
 from mlx_magic.inference.engine import Engine
 
 pytestmark = pytest.mark.model
@@ -32,7 +33,7 @@ class Watched:
         return getattr(self._model, name)
 
 
-def answer(lengths: list[int], chunk: int) -> tuple[Shapes, list[list[int]]]:
+def answer(lengths: list[int], chunk: int, short: int) -> tuple[Shapes, list[list[int]]]:
     """Read prompts and write six tokens; return the calls before the first, and the tokens."""
     import mlx.core as mx
     from mlx_vlm import load
@@ -41,7 +42,7 @@ def answer(lengths: list[int], chunk: int) -> tuple[Shapes, list[list[int]]]:
     model, processor = loaded
     model.set_dtype(mx.float32)
     watched = Watched(model.language_model)
-    batch = VisionBatch(watched, processor, chunk=chunk, most=8)
+    batch = VisionBatch(watched, processor, chunk=chunk, most=8, short=short)
     batch._ends = lambda token: False
     seats = []
     for number, length in enumerate(lengths):
@@ -59,8 +60,10 @@ def answer(lengths: list[int], chunk: int) -> tuple[Shapes, list[list[int]]]:
     return calls, [[each.token for each in seat.written] for seat in seats]
 
 
-def ask(engine: Engine, lengths: list[int], chunk: int = 256) -> tuple[Shapes, list[list[int]]]:
-    return engine.call(lambda: answer(lengths, chunk)).result(60)
+def ask(
+    engine: Engine, lengths: list[int], chunk: int = 256, short: int = SHORT
+) -> tuple[Shapes, list[list[int]]]:
+    return engine.call(lambda: answer(lengths, chunk, short)).result(60)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +82,34 @@ def ask(engine: Engine, lengths: list[int], chunk: int = 256) -> tuple[Shapes, l
 )
 def test_a_short_rest_is_read_with_the_last_token(
     engine: Engine,
-    monkeypatch: pytest.MonkeyPatch,
     lengths: list[int],
     chunk: int,
     calls: Shapes,
 ) -> None:
     seen, tokens = ask(engine, lengths, chunk)
     assert seen == calls
-    monkeypatch.setattr(vision_batch, "SHORT", 0)
-    seen, by_itself = ask(engine, lengths, chunk)
+    seen, by_itself = ask(engine, lengths, chunk, short=0)
     assert seen[-1] == (len(lengths), 1)
     assert tokens == by_itself
+
+
+def test_what_may_be_read_at_once_is_read_in_one_call(engine: Engine) -> None:
+    lengths = [60, 50, 55]
+    seen, tokens = ask(engine, lengths, short=512)
+    assert seen == [(3, 60)]
+    assert tokens == ask(engine, lengths, short=0)[1]
+
+
+@pytest.mark.parametrize("vocabulary", [0, 1_000, 49_280, 256_000, 10**7])
+def test_more_is_read_at_once_where_a_call_costs_more_than_its_logits(
+    monkeypatch: pytest.MonkeyPatch, vocabulary: int
+) -> None:
+    assert device.read_at_once(vocabulary) == SHORT
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
+    monkeypatch.setattr(device.sys, "platform", "darwin")  # type: ignore[attr-defined]
+    assert device.read_at_once(vocabulary) == SHORT
+    monkeypatch.setattr(device.sys, "platform", "linux")  # type: ignore[attr-defined]
+    tokens = device.read_at_once(vocabulary)
+    row = 2 * vocabulary
+    assert tokens == SHORT or tokens * row <= LOGITS_CUDA < (tokens + 1) * row
+    assert (tokens > SHORT) == (0 < vocabulary < 10**6)

@@ -28,6 +28,13 @@ PREFILL_WEIGHTS_CPU = 20e9 / 2
 
 PICTURES_GPU = 8
 
+# The end of a prompt is read with its last token, not by a call of its own, where it is so short.
+# Some models make logits of every token of a call, which for a whole chunk is too much.
+SHORT = 128
+# With CUDA a call takes some 10 ms of a processor, whatever it computes: there so many bytes of
+# logits are made, in half precision.
+LOGITS_CUDA = 256 * 2**20
+
 STAYS = 0.001
 """Of a model's bytes, what may stay without a search for cycles."""
 
@@ -128,12 +135,29 @@ def has_vector_math() -> bool:
     return is_gpu() or sys.platform == "darwin"
 
 
+def _is_cuda() -> bool:
+    return is_gpu() and sys.platform != "darwin"
+
+
 def reads_where_it_evaluates() -> bool:
     """Whether MLX reads a file on the thread that evaluates: on CUDA.
 
     On Metal and a CPU its own threads read (read in mlx's ``load.cpp``, one a backend).
     """
-    return is_gpu() and sys.platform != "darwin"
+    return _is_cuda()
+
+
+def read_at_once(vocabulary: int) -> int:
+    """Return how many tokens, of all rows, are read in one call with the last of a prompt.
+
+    Parameters
+    ----------
+    vocabulary : int
+        Tokens that the model knows; 0 is unknown.
+    """
+    if not _is_cuda() or not vocabulary:
+        return SHORT
+    return max(LOGITS_CUDA // (2 * vocabulary), SHORT)
 
 
 def pictures_at_once() -> int:

@@ -24,6 +24,8 @@ class Room:
         The checkpoint's parsed config.json.
     chunk : int
         Tokens of a prompt that are read at once.
+    at_once : int
+        Those of them that the output layer may see.
     forget : callable, optional
         Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
     memory : callable
@@ -38,6 +40,7 @@ class Room:
         config: Mapping[str, Any],
         *,
         chunk: int,
+        at_once: int = 1,
         forget: Callable[[], object] = lambda: None,
         memory: Callable[[], device.Memory] = device.memory,
         line: Line = SHARED,
@@ -45,6 +48,7 @@ class Room:
         self._model = model
         self._shape = Shape.of(config)
         self._chunk = chunk
+        self._at_once = at_once
         self._forget = forget
         self._memory = memory
         self._line = line
@@ -83,6 +87,7 @@ class Room:
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,
             chunk=self._chunk,
+            at_once=self._at_once,
             itemsize=self._itemsize,
             kv_bits=kv_bits,
         )

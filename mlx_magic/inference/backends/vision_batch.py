@@ -17,13 +17,6 @@ from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, 
 
 _ENDLESS = 2**62
 
-SHORT = 128
-"""Tokens, of all rows, that are read together with the last one.
-
-Else that is read by itself, as by mlx-vlm: some models give what their output layer makes of
-every token, which for a whole chunk is too much.
-"""
-
 
 class VisionBatch(Batch):
     """Reads prompts a chunk at a time, and writes a token of every answer at each step.
@@ -37,6 +30,9 @@ class VisionBatch(Batch):
         Prompt tokens that are read in one step.
     most : int
         Answers that are written at once; the others wait.
+    short : int
+        Tokens, of all rows, that are read together with the last one. Else that is read by
+        itself, as by mlx-vlm. See `device.read_at_once`.
     make_cache : callable, optional
         Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
         put together.
@@ -54,6 +50,7 @@ class VisionBatch(Batch):
         *,
         chunk: int,
         most: int,
+        short: int = 0,
         make_cache: Callable[[], list[Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -78,7 +75,8 @@ class VisionBatch(Batch):
         self._rows: dict[int, Rows] = {}
         self._reading: Any = None
         self._read_by: list[Prompt] = []
-        self._unread = self._short = 0
+        self._unread = 0
+        self._most_at_once, self._short = short, 0
         self._empty = GenerationBatch.empty
         self._writing: Any = self._none()
         self._wired: contextlib.ExitStack | None = None
@@ -247,7 +245,7 @@ class VisionBatch(Batch):
     def _at_once(self, prompts: Sequence[Prompt]) -> int:
         """Return how many tokens of each may be read in one go: a chunk at most, and the last."""
         plain = all(prompt.plain for prompt in prompts)
-        return min(SHORT // len(prompts), self._chunk + 1) if plain else 0
+        return min(self._most_at_once // len(prompts), self._chunk + 1) if plain else 0
 
     def _join(self, written: Any) -> None:
         """Write new answers beside the others; their first tokens are there."""
