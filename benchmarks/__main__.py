@@ -211,7 +211,7 @@ def _engine(
                 rounds=size.rounds,
                 singles=size.pairs,
                 tokens=size.together,
-                limits=engine.GPU_LIMITS if gpu else engine.CPU_LIMITS,
+                gpu=gpu,
                 deadline=deadline,
                 manager=given.manager,
             )

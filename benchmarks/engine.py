@@ -111,7 +111,7 @@ def measure(
     rounds: int,
     singles: int,
     tokens: int,
-    limits: Limits,
+    gpu: bool,
     deadline: float,
     manager: Path | None = None,
 ) -> Report:
@@ -127,7 +127,8 @@ def measure(
         Of one question alone.
     tokens : int
         Length of an answer; alone it is three times that.
-    limits : Limits
+    gpu : bool
+        Whether a GPU computes: other limits, and a few cores do for what is left.
     deadline : float
         On `time.monotonic`; no round begins after it.
     manager : Path or None
@@ -140,7 +141,9 @@ def measure(
             for count in COUNTS:
                 peer.answer(load(pictures, count, 0, same=False), tokens)
         with MemoryWatch(peers) as memory:
-            held = _run(peers, pictures, rounds, singles, tokens, deadline)
+            plan = _plan(rounds, singles)
+            held = _run(peers, pictures, plan, tokens, deadline, few_cores=gpu)
+    limits = GPU_LIMITS if gpu else CPU_LIMITS
     report = _report(held, [peer.name for peer in peers], limits, memory.most)
     lengths = f"{3 * tokens} alone, {tokens} together"
     report.settings = {"model": model.name, "tokens": lengths, **report.settings}
@@ -150,18 +153,19 @@ def measure(
 def _run(
     peers: Sequence[Peer],
     pictures: Pictures,
-    rounds: int,
-    singles: int,
+    plan: Iterable[tuple[int, bool]],
     tokens: int,
     deadline: float,
+    *,
+    few_cores: bool,
 ) -> Rounds:
     held = Rounds()
-    for turn, (count, same) in enumerate(_plan(rounds, singles), start=1):
+    for turn, (count, same) in enumerate(plan, start=1):
         if time.monotonic() > deadline and (count, same) in held.bursts:
             continue
         asks = load(pictures, count, turn, same=same)
-        # Many at once may want all cores.
-        with on_cores(peers, turn) if count == 1 else nullcontext():
+        # Many at once may want all cores, and a CPU's products do.
+        with on_cores(peers, turn) if few_cores and count == 1 else nullcontext():
             for peer in in_turn(peers, turn):
                 with resting(peers, but=peer):
                     burst = peer.answer(asks, 3 * tokens if count == 1 else tokens)

@@ -197,9 +197,8 @@ def cores_of(turn: int, there: Sequence[int]) -> list[int]:
 def on_cores(peers: Sequence[Peer], turn: int) -> Iterator[None]:
     """Let the peers run on the same few cores, where the system can be told so.
 
-    In a virtual machine some cores are faster than others, and a process stays for long where
-    it is: an H100's host gave one peer 3.2 ms a token and another 4.8 ms, and the other way
-    round an hour later.
+    On an H100's host an answer took about 3.3 or about 4.8 ms a token, and seldom anything
+    between, whoever gave it: as if some cores were slower than others. Partners meet the same.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -218,10 +217,15 @@ def _pin(peers: Sequence[Peer], cores: Sequence[int]) -> None:
         with suppress(psutil.NoSuchProcess):
             parent = psutil.Process(peer.pid)
             for process in (parent, *parent.children(recursive=True)):
-                for thread in process.threads():
-                    # One that ended meanwhile.
-                    with suppress(ProcessLookupError):
-                        os.sched_setaffinity(thread.id, cores)
+                _pin_threads(process, cores)
+
+
+def _pin_threads(process: psutil.Process, cores: Sequence[int]) -> None:
+    # What has ended meanwhile, a process or a thread, needs no cores.
+    with suppress(psutil.NoSuchProcess):
+        for thread in process.threads():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(thread.id, cores)
 
 
 class MemoryWatch:

@@ -17,8 +17,11 @@ _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-# ASCII: else a dotless i is an i, and no unit.
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*((?:[kmgt]i?)?b|%)?\s*", re.IGNORECASE | re.ASCII)
+# ASCII: else a dotless i is an i, and no unit. Blanks that do not break come with what is pasted.
+_SIZE = re.compile(
+    r"\s*(\d+(?:\.\d+)?|\.\d+)[\s\u00a0\u202f]*((?:[kmgt]i?)?b|%)?\s*",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,16 +87,19 @@ class Need:
     cache : int
         Keys and values of the prompt and of the longest answer.
     reading : int
-        What a chunk of the prompt takes while it is read.
+        What a chunk of the prompt takes while it is read, but for logits.
+    logits : int
+        Those that are made at the end of reading: of all prompts that are read together.
     """
 
     cache: int
     reading: int
+    logits: int = 0
 
     @property
     def total(self) -> int:
-        """Both together."""
-        return self.cache + self.reading
+        """All together."""
+        return self.cache + self.reading + self.logits
 
 
 def need(
@@ -123,18 +126,17 @@ def need(
     itemsize : int
         Bytes of a number.
     at_once : int
-        Tokens of a chunk that the output layer may see.
+        Tokens, of all that are read together, that the output layer may see.
     kv_bits : {4, 8} or None
         What keys and values are quantised to.
     """
     cache = shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
     chunk = min(chunk, prompt_tokens)
     streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
-    # One layer's scores, where attention is not fused, the logits, and those of one token in
-    # full precision.
+    # One layer's scores, where attention is not fused, and one row of the vocabulary.
     scores = chunk * prompt_tokens * shape.heads * itemsize
-    logits = min(at_once, prompt_tokens) * shape.vocabulary * itemsize
-    return Need(cache, streams + scores + logits + shape.vocabulary * 4)
+    logits = at_once * shape.vocabulary * itemsize if at_once > 1 else 0
+    return Need(cache, streams + scores + shape.vocabulary * 4, logits)
 
 
 def require_room(

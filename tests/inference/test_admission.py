@@ -268,6 +268,15 @@ def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
     assert line.promised(Place(Table(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
 
 
+def test_logits_are_made_once_for_all_who_are_read_together() -> None:
+    table, line = Table(most=2, read_together=8), Line()
+    line.inside = [Place(table, Need(100, 7, 50)) for _ in range(5)]
+    assert line.promised(Place(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
+    for place in line.inside:
+        place.reading = False
+    assert line.promised(Place(table, Need(100, 7, 30))) == 2 * 100 + 7 + 30
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     sizes=st.lists(

@@ -11,6 +11,7 @@ import pytest
 
 import mlx_magic
 from mlx_magic.inference.backends import device, lean
+from mlx_magic.inference.backends.towers import InFront, put_in_front
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
@@ -102,6 +103,8 @@ def test_a_turned_weight_gives_the_same_numbers_and_takes_no_memory(dtype: str, 
     active = mx.get_active_memory()
     lean.lighten(layer)
     assert mx.get_active_memory() == active
+    assert isinstance(layer, nn.Linear)
+    assert type(layer) is not nn.Linear
     assert all(mx.array_equal(layer(x), y) for x, y in zip(inputs, before, strict=True))
 
 
@@ -121,6 +124,30 @@ def test_weights_and_lists_of_arrays_may_still_be_changed() -> None:
     assert mx.array_equal(model(x), again(x))
     model.empty = [1]
     assert model.empty == [1]
+
+
+def test_a_weight_that_was_replaced_is_let_go() -> None:
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    layer, x = nn.Linear(256, 256, bias=False), mx.ones((1, 256))
+    mx.eval(layer.parameters())
+    lean.lighten(layer)
+    mx.eval(layer(x))
+    other = mx.full((256, 256), 0.5)
+    mx.eval(other, x)
+    before = mx.get_active_memory()
+    layer.weight = other
+    assert mx.array_equal(layer(x), x @ other.T)
+    assert before - mx.get_active_memory() >= other.nbytes
+
+
+def test_what_stands_in_front_of_a_part_stays_there() -> None:
+    model = block()
+    front = InFront(model.layers[0].first)
+    put_in_front(model.layers[0], "first", front)
+    lean.lighten(model)
+    assert model.layers[0].first is front
 
 
 def test_what_a_class_has_of_that_name_is_found_first_as_before() -> None:
@@ -168,6 +195,12 @@ def test_it_keeps_nothing_alive() -> None:
         gc.enable()
 
 
+def turned() -> list[Any]:
+    """Return the layers that were turned, of whatever model there is."""
+    kind = lean._turned_linear()
+    return [each for each in gc.get_objects() if type(each) is kind]
+
+
 def test_a_loaded_models_steps_look_up_nothing_the_slow_way(
     calls: list[str], tmp_path: Path
 ) -> None:
@@ -181,6 +214,7 @@ def test_a_loaded_models_steps_look_up_nothing_the_slow_way(
     assert result.usage.completion_tokens >= 2
     # Outside of the language model they are still looked for.
     assert "language_model" in calls
+    assert turned()
     assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(calls)
 
 
@@ -190,5 +224,6 @@ def test_nor_do_a_text_models(calls: list[str]) -> None:
     calls.clear()
     result = mlx_magic.ask("What is the capital of France?", model=model, max_tokens=4)
     assert result.usage.completion_tokens >= 2
+    assert turned()
     assert {"layers", "self_attn", "q_proj", "mlp"}.isdisjoint(calls)
     mlx_magic.pool.unload(model)

@@ -87,17 +87,16 @@ def test_pictures_and_long_answers_take_more() -> None:
 
 
 def test_logits_of_what_is_read_at_once_take_memory() -> None:
-    def reading(prompt: int, at_once: int) -> int:
+    def reckoned(at_once: int) -> Need:
         return need(
-            Shape.of(QWEN), prompt_tokens=prompt, max_tokens=1, chunk=2048, itemsize=2,
+            Shape.of(QWEN), prompt_tokens=1_000, max_tokens=1, chunk=2048, itemsize=2,
             at_once=at_once,
-        ).reading  # fmt: skip
+        )  # fmt: skip
 
-    row = 2 * Shape.of(QWEN).vocabulary
-    assert row > 0
-    assert reading(1_000, 101) - reading(1_000, 1) == 100 * row
-    # No more of them than there are tokens.
-    assert reading(50, 128) == reading(50, 50)
+    some, none = reckoned(100), reckoned(1)
+    assert some.logits == 100 * 2 * Shape.of(QWEN).vocabulary > 0
+    assert (none.logits, none.cache, none.reading) == (0, some.cache, some.reading)
+    assert some.total - none.total == some.logits
 
 
 def test_what_fits_is_let_through() -> None:

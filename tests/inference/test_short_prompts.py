@@ -33,7 +33,7 @@ class Watched:
         return getattr(self._model, name)
 
 
-def answer(lengths: list[int], chunk: int, short: int) -> tuple[Shapes, list[list[int]]]:
+def answer(lengths: list[int], chunk: int, at_once: int) -> tuple[Shapes, list[list[int]]]:
     """Read prompts and write six tokens; return the calls before the first, and the tokens."""
     import mlx.core as mx
     from mlx_vlm import load
@@ -42,7 +42,7 @@ def answer(lengths: list[int], chunk: int, short: int) -> tuple[Shapes, list[lis
     model, processor = loaded
     model.set_dtype(mx.float32)
     watched = Watched(model.language_model)
-    batch = VisionBatch(watched, processor, chunk=chunk, most=8, short=short)
+    batch = VisionBatch(watched, processor, chunk=chunk, most=8, at_once=at_once)
     batch._ends = lambda token: False
     seats = []
     for number, length in enumerate(lengths):
@@ -61,9 +61,9 @@ def answer(lengths: list[int], chunk: int, short: int) -> tuple[Shapes, list[lis
 
 
 def ask(
-    engine: Engine, lengths: list[int], chunk: int = 256, short: int = SHORT
+    engine: Engine, lengths: list[int], chunk: int = 256, at_once: int = SHORT
 ) -> tuple[Shapes, list[list[int]]]:
-    return engine.call(lambda: answer(lengths, chunk, short)).result(60)
+    return engine.call(lambda: answer(lengths, chunk, at_once)).result(60)
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_a_short_rest_is_read_with_the_last_token(
 ) -> None:
     seen, tokens = ask(engine, lengths, chunk)
     assert seen == calls
-    seen, by_itself = ask(engine, lengths, chunk, short=0)
+    seen, by_itself = ask(engine, lengths, chunk, at_once=0)
     assert seen[-1] == (len(lengths), 1)
     assert tokens == by_itself
 
 
 def test_what_may_be_read_at_once_is_read_in_one_call(engine: Engine) -> None:
     lengths = [60, 50, 55]
-    seen, tokens = ask(engine, lengths, short=512)
+    seen, tokens = ask(engine, lengths, at_once=512)
     assert seen == [(3, 60)]
-    assert tokens == ask(engine, lengths, short=0)[1]
+    assert tokens == ask(engine, lengths, at_once=0)[1]
 
 
 @pytest.mark.parametrize("vocabulary", [0, 1_000, 49_280, 256_000, 10**7])

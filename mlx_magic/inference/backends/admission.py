@@ -146,8 +146,11 @@ class Line:
 def _together(table: Table, places: list[Place]) -> int:
     rows = min(len(places), table.most)
     cache = rows * max(place.need.cache for place in places)
-    reading = [place.need.reading for place in places if place.reading]
-    chunks = min(len(reading), table.read_together) * max(reading, default=0)
+    reading = [place.need for place in places if place.reading]
+    chunk = max((need.reading for need in reading), default=0)
+    # These are shared by those who are read together.
+    logits = max((need.logits for need in reading), default=0)
+    chunks = min(len(reading), table.read_together) * chunk + logits
     return max(cache, table.held()) + chunks
 
 

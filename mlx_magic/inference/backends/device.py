@@ -31,8 +31,9 @@ PICTURES_GPU = 8
 # The end of a prompt is read with its last token, not by a call of its own, where it is so short.
 # Some models make logits of every token of a call, which for a whole chunk is too much.
 SHORT = 128
-# With CUDA a call takes some 10 ms of a processor, whatever it computes: there so many bytes of
-# logits are made, in half precision.
+# With CUDA a call takes milliseconds of a processor, however little it computes (2 B on an H100,
+# mlx 0.32.4: 3 to 5 ms for one row, some 10 for many): there so many bytes of logits are made, in
+# half precision.
 LOGITS_CUDA = 256 * 2**20
 
 STAYS = 0.001

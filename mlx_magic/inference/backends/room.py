@@ -25,7 +25,7 @@ class Room:
     chunk : int
         Tokens of a prompt that are read at once.
     at_once : int
-        Those of them that the output layer may see.
+        Tokens, of all prompts that are read together, that the output layer may see.
     forget : callable, optional
         Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
     memory : callable

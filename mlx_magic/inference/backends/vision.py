@@ -105,14 +105,14 @@ class VisionModel:
         # For each number of bits: quantised caches are not put together, nor shared.
         self._quantised: dict[int, VisionBatch] = {}
         self._table = Table()
-        self._short = device.read_at_once(Shape.of(checkpoint.config).vocabulary)
+        self._at_once = device.read_at_once(Shape.of(checkpoint.config).vocabulary)
         if can_batch(model):
             self._batch = VisionBatch(
                 model.language_model,
                 processor,
                 chunk=device.prefill_chunk(nbytes),
                 most=MOST_TOGETHER,
-                short=self._short,
+                at_once=self._at_once,
             )
         self._recall = Recall(model, nbytes, prompts=self._batch is not None)
         self._seeing: Seeing | None = Seeing(model, self._recall)
@@ -121,7 +121,7 @@ class VisionModel:
             self._name,
             checkpoint.config,
             chunk=device.prefill_chunk(nbytes),
-            at_once=self._short,
+            at_once=1 if self._batch is None else self._at_once,
             forget=self._recall.forget,
         )
 
@@ -202,7 +202,7 @@ class VisionModel:
                 self._processor,
                 chunk=device.prefill_chunk(self._nbytes),
                 most=1,
-                short=self._short,
+                at_once=self._at_once,
                 make_cache=partial(self._caches, kv_bits),
             )
         return self._quantised[kv_bits]

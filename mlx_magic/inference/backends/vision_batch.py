@@ -30,7 +30,7 @@ class VisionBatch(Batch):
         Prompt tokens that are read in one step.
     most : int
         Answers that are written at once; the others wait.
-    short : int
+    at_once : int
         Tokens, of all rows, that are read together with the last one. Else that is read by
         itself, as by mlx-vlm. See `device.read_at_once`.
     make_cache : callable, optional
@@ -50,7 +50,7 @@ class VisionBatch(Batch):
         *,
         chunk: int,
         most: int,
-        short: int = 0,
+        at_once: int = 0,
         make_cache: Callable[[], list[Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class VisionBatch(Batch):
         self._reading: Any = None
         self._read_by: list[Prompt] = []
         self._unread = 0
-        self._most_at_once, self._short = short, 0
+        self._most_at_once, self._short = at_once, 0
         self._empty = GenerationBatch.empty
         self._writing: Any = self._none()
         self._wired: contextlib.ExitStack | None = None
