@@ -328,7 +328,7 @@ def test_one_that_cannot_be_closed_does_not_keep_the_others_from_being_told() ->
 
 def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -> None:
     engine, told = Engine(), [threading.Event() for _ in range(3)]
-    entered = threading.Event()
+    entered, all_in = threading.Event(), threading.Event()
 
     def stubborn() -> Generator[None, None, None]:
         try:
@@ -341,11 +341,14 @@ def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -
     def dying() -> Generator[None, None, None]:
         yield
         entered.wait(10)
+        # What comes later gets a fresh thread, and would wait there.
+        all_in.wait(10)
         raise SystemExit
 
     engine.submit(stubborn(), lambda error: told[0].set())
     engine.submit(dying(), lambda error: told[1].set())
     engine.submit(Waiting().steps(), lambda error: told[2].set())
+    all_in.set()
     assert all(event.wait(10) for event in told)
     engine.close()
 

@@ -384,7 +384,7 @@ def test_as_many_write_together_as_memory_lasts_for(
     demo.forget()
     held = batch.table.held
     one = demo.model._room.require(prompt_tokens=78, image_tokens=64, max_tokens=12)
-    limit = 2 * one.cache + 2 * one.reading
+    limit = 2 * one.cache + 2 * one.reading + one.logits
     most: list[int] = []
 
     def memory() -> Memory:
