@@ -160,13 +160,7 @@ def running(starts: Sequence[Callable[[], Peer]]) -> Iterator[list[Peer]]:
 @contextmanager
 def resting(peers: Sequence[Peer], but: Peer) -> Iterator[None]:
     """Let all peers but one stand still: an idle server still wakes up, again and again."""
-    processes = [
-        process
-        for peer in peers
-        if peer is not but
-        for parent in [psutil.Process(peer.pid)]
-        for process in [parent, *parent.children(recursive=True)]
-    ]
+    processes = [process for peer in peers if peer is not but for process in _processes(peer)]
     try:
         for process in processes:
             process.suspend()
@@ -175,6 +169,12 @@ def resting(peers: Sequence[Peer], but: Peer) -> Iterator[None]:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.resume()
+
+
+def _processes(peer: Peer) -> list[psutil.Process]:
+    """Return a peer's process, and those that it started."""
+    parent = psutil.Process(peer.pid)
+    return [parent, *parent.children(recursive=True)]
 
 
 def cores_of(turn: int, there: Sequence[int]) -> list[int]:
@@ -215,8 +215,7 @@ def _pin(peers: Sequence[Peer], cores: Sequence[int]) -> None:
     """Let every thread of the peers and of what they started run on these cores alone."""
     for peer in peers:
         with suppress(psutil.NoSuchProcess):
-            parent = psutil.Process(peer.pid)
-            for process in (parent, *parent.children(recursive=True)):
+            for process in _processes(peer):
                 _pin_threads(process, cores)
 
 

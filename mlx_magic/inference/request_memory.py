@@ -109,7 +109,7 @@ def need(
     max_tokens: int,
     chunk: int,
     itemsize: int,
-    at_once: int = 1,
+    at_once: int = 0,
     kv_bits: int | None = None,
 ) -> Need:
     """Reckon what a request will take.
@@ -126,7 +126,8 @@ def need(
     itemsize : int
         Bytes of a number.
     at_once : int
-        Tokens, of all that are read together, that the output layer may see.
+        Tokens, of all that are read together, that are read in one call with the last one, and
+        of which there may be logits; 0 where that is read by itself.
     kv_bits : {4, 8} or None
         What keys and values are quantised to.
     """
@@ -135,7 +136,7 @@ def need(
     streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
     # One layer's scores, where attention is not fused, and one row of the vocabulary.
     scores = chunk * prompt_tokens * shape.heads * itemsize
-    logits = at_once * shape.vocabulary * itemsize if at_once > 1 else 0
+    logits = at_once * shape.vocabulary * itemsize
     return Need(cache, streams + scores + shape.vocabulary * 4, logits)
 
 

@@ -93,7 +93,7 @@ def test_logits_of_what_is_read_at_once_take_memory() -> None:
             at_once=at_once,
         )  # fmt: skip
 
-    some, none = reckoned(100), reckoned(1)
+    some, none = reckoned(100), reckoned(0)
     assert some.logits == 100 * 2 * Shape.of(QWEN).vocabulary > 0
     assert (none.logits, none.cache, none.reading) == (0, some.cache, some.reading)
     assert some.total - none.total == some.logits

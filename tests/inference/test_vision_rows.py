@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.vision_batch import _rows
+from mlx_magic.inference.backends.prefix import cut_out
 
 pytestmark = pytest.mark.model
 
@@ -50,7 +50,7 @@ def test_each_row_is_its_own_and_has_no_padding() -> None:
         caches.append(cache)
     lengths = {0: (1, 6), 1: (2, 4), 3: (4, 14)}
     wanted = [(0, 0), (1, 2), (3, 5)]
-    for (at, start), rows in zip(wanted, _rows(caches, wanted), strict=True):
+    for (at, start), rows in zip(wanted, cut_out(caches, wanted), strict=True):
         row, length = lengths[at]
         assert len(rows) == LAYERS
         for layer, (keys, values) in enumerate(rows):
@@ -65,4 +65,4 @@ def test_a_single_answers_cache_has_no_padding() -> None:
     cache = KVCache()
     keys = mx.array([[numbers(0, 0, 9)]])
     cache.update_and_fetch(keys, -keys)
-    assert _rows([cache], [(0, 2)])[0][0][0].tolist() == [[numbers(0, 0, 9)[2:]]]
+    assert cut_out([cache], [(0, 2)])[0][0][0].tolist() == [[numbers(0, 0, 9)[2:]]]

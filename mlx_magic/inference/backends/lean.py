@@ -26,11 +26,12 @@ def lighten(model: Any) -> None:
     model : module
         With all its parts in their places, and its weights in memory; on the inference thread.
     """
-    _keep_at_hand(model)
-    _turn(model)
+    modules = model.modules()
+    _keep_at_hand(modules)
+    _turn(modules)
 
 
-def _keep_at_hand(model: Any) -> None:
+def _keep_at_hand(modules: list[Any]) -> None:
     """Put parts where Python looks first.
 
     A module of MLX is a dictionary of its parts. Python looks for ``self.q_proj`` among an
@@ -44,7 +45,7 @@ def _keep_at_hand(model: Any) -> None:
             return bool(value) and all(isinstance(each, nn.Module) for each in value)
         return isinstance(value, nn.Module)
 
-    for module in model.modules():
+    for module in modules:
         known, held = type(module), vars(module)
         for name, value in module.items():
             # What its class has under that name is found first, today as well, and so is what
@@ -53,7 +54,7 @@ def _keep_at_hand(model: Any) -> None:
                 held[name] = value
 
 
-def _turn(model: Any) -> None:
+def _turn(modules: list[Any]) -> None:
     """Let linear layers hold their weights as they multiply with them.
 
     Such a view takes no memory of its own. MLX's layer makes one a call, which is an operation
@@ -63,7 +64,7 @@ def _turn(model: Any) -> None:
     import mlx.nn as nn
 
     turned = []
-    for module in model.modules():
+    for module in modules:
         # None of its subclasses: they do something else.
         if type(module) is nn.Linear:
             weight = module["weight"]

@@ -105,7 +105,7 @@ class Prefixes:
             self._split(parent, length)
         node = _Node(
             tuple(places[known:end]),
-            _owned(_cut(rows, known - start, end - start)),
+            owned(_cut(rows, known - start, end - start)),
             parent,
             next(self._clock),
         )
@@ -137,12 +137,12 @@ class Prefixes:
         """Cut a stretch in two; the node itself becomes the first of them."""
         self.nbytes -= node.nbytes
         rest = _Node(
-            node.places[at:], _owned(_cut(node.rows, at, len(node.places))), node, node.used,
+            node.places[at:], owned(_cut(node.rows, at, len(node.places))), node, node.used,
             node.after,
         )  # fmt: skip
         for child in rest.after.values():
             child.parent = rest
-        node.rows = _owned(_cut(node.rows, 0, at))
+        node.rows = owned(_cut(node.rows, 0, at))
         node.places = node.places[:at]
         node.after = {rest.places[0]: rest}
         self.nbytes += node.nbytes + rest.nbytes
@@ -165,6 +165,27 @@ class Prefixes:
             node = waiting.pop()
             waiting += node.after.values()
             yield node
+
+
+def cut_out(caches: Sequence[Any], wanted: Sequence[tuple[int, int]]) -> list[Rows]:
+    """Return keys and values of answers that are written; not copied, and up to the last token.
+
+    Parameters
+    ----------
+    caches : sequence
+        Of each layer: those of a batch, or plain ones of a single answer.
+    wanted : sequence of (int, int)
+        An answer's row, and from which of its tokens on.
+    """
+    padding = getattr(caches[0], "left_padding", None)
+    # All layers' are padded alike, and each look at a number waits for a GPU.
+    pads = [0] if padding is None else padding.tolist()
+    end = caches[0].offset if padding is None else caches[0].size()
+    found = []
+    for at, start in wanted:
+        place = (slice(at, at + 1), slice(None), slice(start + pads[at], end))
+        found.append([(cache.keys[place], cache.values[place]) for cache in caches])
+    return found
 
 
 def _same(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
@@ -193,7 +214,7 @@ def _joined(parts: list[Rows]) -> Rows:
     ]
 
 
-def _owned(rows: Rows) -> Rows:
+def owned(rows: Rows) -> Rows:
     """Return evaluated copies, which do not keep alive what they were cut out of."""
     import mlx.core as mx
 

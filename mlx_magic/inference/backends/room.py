@@ -25,7 +25,8 @@ class Room:
     chunk : int
         Tokens of a prompt that are read at once.
     at_once : int
-        Tokens, of all prompts that are read together, that the output layer may see.
+        Tokens, of all prompts that are read together, that are read in one call with the last
+        one; 0 where that is read by itself.
     forget : callable, optional
         Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
     memory : callable
@@ -40,7 +41,7 @@ class Room:
         config: Mapping[str, Any],
         *,
         chunk: int,
-        at_once: int = 1,
+        at_once: int = 0,
         forget: Callable[[], object] = lambda: None,
         memory: Callable[[], device.Memory] = device.memory,
         line: Line = SHARED,

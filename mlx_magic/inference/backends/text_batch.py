@@ -11,7 +11,7 @@ from typing import Any
 from mlx_magic.inference.backends import kv, prefill, wired
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
-from mlx_magic.inference.backends.prefix import Rows
+from mlx_magic.inference.backends.prefix import Rows, cut_out
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.text_reading import Prompt, Reading, joined
 
@@ -150,12 +150,8 @@ class TextBatch(Batch):
         """
         if not self.plain or self._writing is None or seat.uid not in self._writing.uids:
             return None
-        caches = self._writing.prompt_cache
-        if not self._joined:
-            return [_cut(cache, 0, start, cache.offset) for cache in caches]
         at = self._writing.uids.index(seat.uid)
-        first = start + int(caches[0].left_padding[at].item())
-        return [_cut(cache, at, first, cache.size()) for cache in caches]
+        return cut_out(self._writing.prompt_cache, [(at, start)])[0]
 
     def close(self) -> None:
         """Let go of the model at once: the batch itself is part of a cycle."""
@@ -334,8 +330,3 @@ def _all_plain(model: Any) -> bool:
     from mlx_lm.models.cache import KVCache, make_prompt_cache
 
     return all(type(cache) is KVCache for cache in make_prompt_cache(model))
-
-
-def _cut(cache: Any, at: int, start: int, end: int) -> tuple[Any, Any]:
-    """Cut one row's keys and values out of a cache."""
-    return cache.keys[at : at + 1, :, start:end], cache.values[at : at + 1, :, start:end]

@@ -121,7 +121,7 @@ class VisionModel:
             self._name,
             checkpoint.config,
             chunk=device.prefill_chunk(nbytes),
-            at_once=1 if self._batch is None else self._at_once,
+            at_once=0 if self._batch is None else self._at_once,
             forget=self._recall.forget,
         )
 

@@ -11,7 +11,7 @@ from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
 from mlx_magic.inference.backends.greedy import GreedyModel
-from mlx_magic.inference.backends.prefix import Rows
+from mlx_magic.inference.backends.prefix import Rows, cut_out, owned
 from mlx_magic.inference.backends.sampler import Draw, LogitsProcessor, RowSampler, guarded
 from mlx_magic.inference.backends.vision_reading import Prompt, others, padded, warm
 
@@ -111,7 +111,7 @@ class VisionBatch(Batch):
         if seat.uid not in writing.uids or prompt is None or prompt.keep_from is None:
             return self._rows.pop(seat.uid, None)
         at = writing.uids.index(seat.uid)
-        return _rows(writing.prompt_cache, [(at, prompt.keep_from)])[0]
+        return cut_out(writing.prompt_cache, [(at, prompt.keep_from)])[0]
 
     def close(self) -> None:
         """Let go of the model at once: the batch itself is part of a cycle."""
@@ -151,8 +151,6 @@ class VisionBatch(Batch):
 
     def _write(self) -> None:
         """Write a token of each answer; what has ended leaves."""
-        import mlx.core as mx
-
         batch = self._writing
         self._sampler.rows = list(batch.uids)
         plain = not any(self._prompts[uid].processors for uid in batch.uids)
@@ -171,9 +169,8 @@ class VisionBatch(Batch):
             elif prompt.keep_from is not None:
                 kept.append((at, prompt.keep_from))
         if kept:
-            rows = _rows(batch.prompt_cache, kept)
-            mx.eval(rows)
-            self._rows |= {batch.uids[at]: row for (at, _), row in zip(kept, rows, strict=True)}
+            for (at, _), row in zip(kept, cut_out(batch.prompt_cache, kept), strict=True):
+                self._rows[batch.uids[at]] = owned(row)
         if len(staying) < len(batch.uids):
             batch.filter(staying)
 
@@ -310,29 +307,6 @@ def can_batch(model: Any) -> bool:
 
     caches = make_prompt_cache(model.language_model)
     return bool(caches) and all(type(cache) is KVCache for cache in caches)
-
-
-def _rows(caches: Sequence[Any], wanted: Sequence[tuple[int, int]]) -> list[Rows]:
-    """Copy rows' keys and values out of a batch's caches: each row from its token on."""
-    import mlx.core as mx
-
-    padding = getattr(caches[0], "left_padding", None)
-    # All layers' are padded alike, and each look at a number waits for a GPU.
-    pads: Any = None if padding is None else padding.tolist()
-    end = caches[0].offset if padding is None else caches[0].size()
-    found = []
-    for at, start in wanted:
-        first = start if pads is None else start + pads[at]
-        found.append(
-            [
-                (
-                    mx.contiguous(cache.keys[at : at + 1, :, first:end]),
-                    mx.contiguous(cache.values[at : at + 1, :, first:end]),
-                )
-                for cache in caches
-            ]
-        )
-    return found
 
 
 def _never(token: int) -> bool:
