@@ -189,6 +189,9 @@ class ScriptedModel:
         """Do nothing: a script is as quick the first time."""
         yield from ()
 
+    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> None:
+        """Do nothing."""
+
     def forget(self) -> int:
         """Let go of nothing."""
         return 0

@@ -43,6 +43,11 @@ class ModelPool:
         Seconds, monotonic.
     memory : callable
         MLX's counters.
+
+    Attributes
+    ----------
+    ready : callable
+        See `Residents.ready`.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class ModelPool:
         self._owner = Owner()
         self._watchers = Watchers()
         self._residents = Residents(clock)
+        self.ready = self._residents.ready
         self._loads = Loads()
         self._departures = Departures(
             engine, self._residents, self._loads, clock=clock, memory=memory, tell=self._tell

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from mlx_magic.errors import ModelInUseError, ModelNotFoundError
 from mlx_magic.inference.backends.base import LoadedModel
@@ -14,6 +15,11 @@ from mlx_magic.inference.model_info import Hold, ModelInfo
 from mlx_magic.inference.resident import Key, Resident
 from mlx_magic.inference.unloading import Unload
 from mlx_magic.inference.work import Clock, Work
+
+if TYPE_CHECKING:
+    from mlx_magic.inference.cancel import CancelToken
+    from mlx_magic.inference.checkpoint import Checkpoint
+    from mlx_magic.inference.request import GenerationRequest
 
 
 class Residents:
@@ -92,6 +98,15 @@ class Residents:
         plain = [Key(folder, None, trusted) for trusted in (True, False)]
         with self._lock:
             return next((self._by_key[key] for key in plain if key in self._by_key), None)
+
+    def ready(
+        self, checkpoint: Checkpoint, request: GenerationRequest, cancel: CancelToken
+    ) -> object:
+        """Let a model that is there make ahead what it can. See `LoadedModel.ready`."""
+        keys = [Key.of(checkpoint, trusted=trusted) for trusted in (True, False)]
+        with self._lock:
+            model = next((self._by_key[key].model for key in keys if key in self._by_key), None)
+        return None if model is None else model.ready(request, cancel=cancel)
 
     def add(self, entry: Resident, name: str, then: Callable[[], None]) -> None:
         """Let in a model that was loaded; `then` is called under the same lock."""

@@ -313,7 +313,8 @@ class Session:
             *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
         ]
         generation.prepared(replace(request, images=tuple(opened)))
-        steps = self._steps(generation, found)
+        ready = self.pool.ready(found, generation.request, generation.token)
+        steps = self._steps(generation, found, ready)
         generation.on_cancel = partial(self.engine.hurry, steps)
         self.engine.submit(steps, generation.fail)
         # Thumbnails would take a core from the model's first milliseconds (4 % of a
@@ -322,8 +323,8 @@ class Session:
             generation.token.wait(DRAW_AFTER)
             generation.draw()
 
-    def _steps(self, generation: Generation, found: Checkpoint) -> Steps:
-        """Load if needed, then answer; in slices on the inference thread."""
+    def _steps(self, generation: Generation, found: Checkpoint, ready: object = None) -> Steps:
+        """Load if needed, then answer; in slices on the inference thread. Holds what is `ready`."""
         request = generation.request
         try:
             generation.enter("loading")

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import mlx_magic.errors
 from mlx_magic.inference import images as pictures
 from mlx_magic.inference import session as sessions
 from mlx_magic.inference.backends import device, room
+from mlx_magic.inference.backends.ahead import Ahead
 from mlx_magic.inference.request import (
     Exchange,
     GenerationChunk,
@@ -90,6 +92,40 @@ def test_the_answer_and_the_usage_are_those_of_raw_mlx_vlm(
     assert 0 < ours.usage.image_tokens < prompt_tokens
     assert ours.peak_memory > 0
     assert "red" in ours.text
+
+
+def test_pictures_are_processed_beside_the_inference_thread(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    real, threads = SmolVLMImageProcessorPil.preprocess, []
+
+    def preprocess(self: Any, *args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(SmolVLMImageProcessorPil, "preprocess", preprocess)
+
+    def answers() -> list[str]:
+        session.pool.forget()
+        threads.clear()
+        requests = [
+            GenerationRequest(QUESTION, model="demo", sampling=Sampling(24)) for _ in colours
+        ]
+        begun = [
+            session.start(request, images=[("img", Image.new("RGB", (90, 60), colour))])
+            for request, colour in zip(requests, colours, strict=True)
+        ]
+        return [generation.future.result(120).text for generation in begun]
+
+    colours = ("red", "green", "blue", "yellow", "black", "white")
+    ask(session, QUESTION, Image.new("RGB", (90, 60), "orange"))
+    ahead = answers()
+    assert threads == ["mlx-magic-prepare"] * len(colours)
+    monkeypatch.setattr(Ahead, "make", lambda *_: None)
+    assert answers() == ahead
+    assert threads == ["mlx-magic"] * len(colours)
 
 
 def test_two_pictures_are_twice_the_image_tokens(session: Session, circle: Image.Image) -> None:

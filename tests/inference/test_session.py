@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,13 @@ from mlx_magic.errors import (
     RequestError,
     UntrustedCodeError,
 )
+from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.image_input import ImageInput
 from mlx_magic.inference.images import open_images
 from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import Work
-from mlx_magic.testing import RecordingSink, ScriptedBackend, scripted_session
+from mlx_magic.testing import RecordingSink, ScriptedBackend, ScriptedModel, scripted_session
 from tests import checkpoints
 
 
@@ -91,6 +95,59 @@ def test_thumbnails_are_made_meanwhile_for_who_shows_them_alone(
     assert made == []
     assert [image.size for image in ask((30, 10), draw=True)] == [(30, 10)]
     assert made == [(30, 10)]
+
+
+class Held:
+    """What a model made ready."""
+
+
+def test_what_a_model_makes_ready_lives_as_long_as_its_request(
+    session: Session, script: ScriptedBackend, vision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Held]] = []
+    threads: list[str] = []
+
+    def ready(model: ScriptedModel, request: GenerationRequest, *, cancel: CancelToken) -> Held:
+        assert [image.size for image in request.images] == [(20, 10)], "pictures are open by then"
+        threads.append(threading.current_thread().name)
+        held = Held()
+        made.append(weakref.ref(held))
+        return held
+
+    monkeypatch.setattr(ScriptedModel, "ready", ready)
+    asked = partial(session.start, question(vision), images=[("img", picture())])
+    asked().future.result(10)
+    assert made == [], "the model was not there yet"
+    script.hold = "writing"
+    generation = asked()
+    reach(generation, "writing")
+    gc.collect()
+    assert made[0]() is not None
+    script.release()
+    generation.future.result(10)
+    session.engine.call(gc.collect).result(10)
+    assert made[0]() is None
+    assert threads == ["mlx-magic-prepare"]
+
+
+def test_cancel_ends_what_waits_to_be_made_ready(
+    session: Session, vision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = threading.Event()
+
+    def ready(model: ScriptedModel, request: GenerationRequest, *, cancel: CancelToken) -> None:
+        came.set()
+        assert cancel.wait(10)
+        cancel.checkpoint()
+
+    session.start(question(vision)).future.result(10)
+    monkeypatch.setattr(ScriptedModel, "ready", ready)
+    generation = session.start(question(vision), images=[("img", picture())])
+    assert came.wait(10)
+    generation.cancel()
+    result = generation.future.result(10)
+    assert result.finish_reason == "cancelled"
+    assert session.running == []
 
 
 def test_max_tokens_ends_with_length(session: Session, vision: str) -> None:

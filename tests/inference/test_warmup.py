@@ -41,6 +41,9 @@ class Model:
         if self.error:
             raise self.error
 
+    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> None:
+        raise AssertionError("nobody waits for a warm-up")
+
     def forget(self) -> int:
         self.calls.append("forget")
         return 0

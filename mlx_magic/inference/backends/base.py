@@ -16,7 +16,7 @@ LoadProgress = Callable[[int, int, str], None]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. Every method runs on the inference thread."""
+    """A model in memory. Every method runs on the inference thread, but for `ready`."""
 
     @property
     def nbytes(self) -> int:
@@ -33,6 +33,24 @@ class LoadedModel(Protocol):
             The load's.
         progress : callable
             Takes bytes done, bytes in all and a note.
+
+        Raises
+        ------
+        Cancelled
+        """
+
+    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> object:
+        """Make ahead of a request's turn what needs no arrays of MLX; on any thread.
+
+        Parameters
+        ----------
+        request : GenerationRequest
+        cancel : CancelToken
+
+        Returns
+        -------
+        object
+            To be held until the request has ended.
 
         Raises
         ------

@@ -28,6 +28,9 @@ PREFILL_WEIGHTS_CPU = 20e9 / 2
 
 PICTURES_GPU = 8
 
+# Python's lock lets few of them work at the same time.
+HELPERS = 8
+
 # The end of a prompt is read with its last token, not by a call of its own, where it is so short.
 # Some models make logits of every token of a call, which for a whole chunk is too much.
 SHORT = 128
@@ -159,6 +162,12 @@ def read_at_once(vocabulary: int) -> int:
     if not _is_cuda() or not vocabulary:
         return SHORT
     return max(LOGITS_CUDA // (2 * vocabulary), SHORT)
+
+
+def helpers() -> int:
+    """Return how many threads may work on pictures beside the inference thread."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, min(HELPERS, cores // 2))
 
 
 def pictures_at_once() -> int:

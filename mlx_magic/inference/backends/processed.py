@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_magic.inference.backends.digests import is_array
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.ahead import Ahead, Ready
+from mlx_magic.inference.backends.image_calls import Call, copied, nbytes
 from mlx_magic.inference.backends.pictures import Pictures
 
 if TYPE_CHECKING:
+    from mlx_magic.inference.cancel import CancelToken
     from mlx_magic.inference.image_input import ImageInput
 
 
@@ -47,6 +50,13 @@ class Processed:
         self.limit = limit
         self.nbytes = 0
         self._kept: OrderedDict[Hashable, _Made] = OrderedDict()
+        self._ahead = Ahead(limit, device.helpers())
+
+    def ready(self, images: Sequence[ImageInput], cancel: CancelToken) -> Ready | None:
+        """Process pictures ahead of their request's turn; on any thread. See `Ahead.make`."""
+        key = _key(images)
+        # What is kept needs nothing; that it may be gone by then costs time, and no more.
+        return self._ahead.make(key, images, cancel) if images and key not in self._kept else None
 
     @contextlib.contextmanager
     def standing_in(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
@@ -67,12 +77,14 @@ class Processed:
             return
         key = _key(images)
         known = self._kept.get(key)
-        stand_in = _StandIn(original, known.outputs if known else {})
+        ahead = self._ahead.outputs(key)
+        stand_in = _StandIn(original, images, known.outputs if known else {}, ahead)
         processor.image_processor = stand_in
         try:
             yield
         finally:
             processor.image_processor = original
+        self._ahead.learn(original, len(images), stand_in.calls, stand_in.new)
         if not stand_in.new:
             if known is not None:
                 self._kept.move_to_end(key)
@@ -80,7 +92,7 @@ class Processed:
         if known is not None:
             # Asked in another way: what was made is not what has those names.
             self._drop(key)
-        self._keep(key, _Made(stand_in.new, nbytes=_nbytes(stand_in.new)))
+        self._keep(key, _Made(stand_in.new, nbytes=nbytes(stand_in.new)))
 
     @contextlib.contextmanager
     def named(
@@ -105,10 +117,11 @@ class Processed:
             yield pictures
         finally:
             if pictures is not None:
-                self._name(_key(images), pictures, sum(map(_nbytes, inputs.values())))
+                self._name(_key(images), pictures, sum(map(nbytes, inputs.values())))
 
     def clear(self) -> None:
         """Forget all of it."""
+        self._ahead.clear()
         for key in list(self._kept):
             self._drop(key)
 
@@ -142,78 +155,66 @@ class Processed:
 
 
 class _StandIn:
-    """Stands in for an image processor; in all but the call it is that."""
+    """Stands in for an image processor; in all but the call it is that.
 
-    def __init__(self, original: Any, known: dict[Hashable, Any]) -> None:
+    Parameters
+    ----------
+    original : callable
+    images : sequence of ImageInput
+        The request's.
+    known, ahead : dict
+        What is known already, and what was made ahead, by the form of the call.
+
+    Attributes
+    ----------
+    new : dict
+        What was not known, by the form of the call.
+    calls : list of Call
+        All calls; None for one that cannot be made ahead, as far as is seen here.
+    """
+
+    def __init__(
+        self,
+        original: Any,
+        images: Sequence[ImageInput],
+        known: Mapping[Hashable, Any],
+        ahead: Mapping[Hashable, Any],
+    ) -> None:
         self._original = original
+        self._pixels = [image.pixels for image in images]
         self._known = known
-        self._calls = 0
+        self._ahead = ahead
         self.new: dict[Hashable, Any] = {}
+        self.calls: list[Call | None] = []
 
-    def __call__(self, images: Any = None, *args: Any, **kwargs: Any) -> Any:
-        self._calls += 1
+    def __call__(self, images: Any = None, *args: Any, **options: Any) -> Any:
         try:
-            form = (self._calls, _form(args), _form(kwargs))
+            call = Call.of(len(self.calls), images, args, options, self._pixels)
         except TypeError:
-            return self._original(images, *args, **kwargs)
-        if form in self._known:
-            return _copy(self._known[form])
-        output = self._original(images, *args, **kwargs)
+            self.calls.append(None)
+            return self._original(images, *args, **options)
+        self.calls.append(call)
+        if call.form in self._known:
+            return copied(self._known[call.form])
+        if call.form in self._ahead:
+            output = copied(self._ahead[call.form])
+        else:
+            before = _state(self._original)
+            output = self._original(images, *args, **options)
+            if _state(self._original) != before:
+                # It notes something in itself, for its processor to read.
+                self.calls[-1] = None
         with contextlib.suppress(TypeError):
-            self.new[form] = _copy(output)
+            self.new[call.form] = copied(output)
         return output
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
 
 
+def _state(processor: Any) -> dict[str, int]:
+    return {name: id(value) for name, value in getattr(processor, "__dict__", {}).items()}
+
+
 def _key(images: Sequence[ImageInput]) -> Hashable:
     return tuple(image.digest for image in images)
-
-
-def _form(value: Any) -> Hashable:
-    """Return options as something to look for.
-
-    Raises
-    ------
-    TypeError
-        Where it is not known what they are.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return type(value).__name__, value
-    if isinstance(value, list | tuple):
-        return tuple(_form(each) for each in value)
-    if isinstance(value, dict):
-        return tuple((str(key), _form(value[key])) for key in sorted(value, key=str))
-    raise TypeError(f"{type(value).__name__} is no plain option.")
-
-
-def _copy(output: Any) -> Any:
-    """Return an output whose entries others may take out; arrays are shared.
-
-    Raises
-    ------
-    TypeError
-        Where it is neither a dictionary, nor a feature of transformers, nor made of arrays.
-    """
-    from transformers import BatchFeature
-
-    if isinstance(output, BatchFeature):
-        return type(output)(_copy(dict(output.data)))
-    if type(output) in (list, tuple):
-        return type(output)(_copy(each) for each in output)
-    if type(output) is dict:
-        return {key: _copy(each) for key, each in output.items()}
-    if output is None or is_array(output) or isinstance(output, bool | int | float | str):
-        return output
-    raise TypeError(f"{type(output).__name__} is not known to be safe to share.")
-
-
-def _nbytes(held: Any) -> int:
-    if is_array(held):
-        return int(held.nbytes)
-    if isinstance(held, dict):
-        return sum(map(_nbytes, held.values()))
-    if isinstance(held, list | tuple):
-        return sum(map(_nbytes, held))
-    return _nbytes(held.data) if hasattr(held, "data") else 0

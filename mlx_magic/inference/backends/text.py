@@ -150,6 +150,9 @@ class TextModel:
         yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
         self._recall.count_anew()
 
+    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> None:
+        """Do nothing: words are quick. See `LoadedModel.ready`."""
+
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:

@@ -158,6 +158,10 @@ class VisionModel:
         yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
         self._recall.count_anew()
 
+    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> object:
+        """Process a request's pictures ahead. See `LoadedModel.ready`."""
+        return self._recall.processed.ready(chat.pictures(request), cancel)
+
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:
