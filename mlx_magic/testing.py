@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable
 from typing import Literal
 
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.base import LoadProgress, Report
+from mlx_magic.inference.backends.base import LoadProgress, MakesReady, Report
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import WAIT, Engine
@@ -100,6 +100,8 @@ class ScriptedBackend:
         Bytes that its device lets models use; 0 is unknown.
     threads : set of str
         Names of the threads that did work.
+    ahead : callable or None
+        See `LoadedModel.ahead`.
     """
 
     library = "the script"
@@ -119,6 +121,7 @@ class ScriptedBackend:
         self.loads = self.closed = self.active = 0
         self.total = device.total_memory()
         self.threads: set[str] = set()
+        self.ahead: MakesReady | None = None
         self._released = threading.Event()
 
     def estimate(self, checkpoint: Checkpoint) -> int:
@@ -189,8 +192,10 @@ class ScriptedModel:
         """Do nothing: a script is as quick the first time."""
         yield from ()
 
-    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> None:
-        """Do nothing."""
+    @property
+    def ahead(self) -> MakesReady | None:
+        """What tests put there, or nothing."""
+        return self._backend.ahead
 
     def forget(self) -> int:
         """Let go of nothing."""

@@ -102,11 +102,24 @@ class Residents:
     def ready(
         self, checkpoint: Checkpoint, request: GenerationRequest, cancel: CancelToken
     ) -> object:
-        """Let a model that is there make ahead what it can. See `LoadedModel.ready`."""
+        """Make ahead what can be, where the model is there; on any thread.
+
+        Returns
+        -------
+        object
+            To be held until the request has ended. See `LoadedModel.ahead`.
+
+        Raises
+        ------
+        Cancelled
+        """
         keys = [Key.of(checkpoint, trusted=trusted) for trusted in (True, False)]
         with self._lock:
-            model = next((self._by_key[key].model for key in keys if key in self._by_key), None)
-        return None if model is None else model.ready(request, cancel=cancel)
+            # No model is held while that works: it would be freed on this thread.
+            ahead = next(
+                (self._by_key[key].model.ahead for key in keys if key in self._by_key), None
+            )
+        return None if ahead is None else ahead(request, cancel)
 
     def add(self, entry: Resident, name: str, then: Callable[[], None]) -> None:
         """Let in a model that was loaded; `then` is called under the same lock."""

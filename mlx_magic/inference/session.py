@@ -313,8 +313,10 @@ class Session:
             *images.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
         ]
         generation.prepared(replace(request, images=tuple(opened)))
-        ready = self.pool.ready(found, generation.request, generation.token)
-        steps = self._steps(generation, found, ready)
+        # Nothing here holds what is ready: it ends with the steps.
+        steps = self._steps(
+            generation, found, self.pool.ready(found, generation.request, generation.token)
+        )
         generation.on_cancel = partial(self.engine.hurry, steps)
         self.engine.submit(steps, generation.fail)
         # Thumbnails would take a core from the model's first milliseconds (4 % of a

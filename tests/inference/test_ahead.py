@@ -7,13 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends import ahead, device
+from mlx_magic.inference.backends import device, mlx_free
 from mlx_magic.inference.backends.ahead import Ahead, Ready
 from mlx_magic.inference.backends.processed import Processed
 from mlx_magic.inference.cancel import Cancelled, CancelToken
@@ -31,7 +30,7 @@ def mlx() -> None:
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "KNOWN", (*ahead.KNOWN, __name__.partition(".")[0]))
+    monkeypatch.setattr(mlx_free, "KNOWN", (*mlx_free.KNOWN, __name__.partition(".")[0]))
 
 
 def pictures(*seeds: int, height: int = 4) -> list[ImageInput]:
@@ -39,12 +38,23 @@ def pictures(*seeds: int, height: int = 4) -> list[ImageInput]:
     return open_images([each.integers(0, 256, (height, 5, 3), np.uint8) for each in chance])
 
 
-class Doubler:
-    """Makes floats of pictures; notes on which threads."""
+class Log:
+    """Something to write into that is no part of an image processor's own state."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
+
+
+class Doubler:
+    """Makes floats of pictures; says on which threads."""
+
+    def __init__(self) -> None:
+        self._log = Log()
         self.before: Callable[[], None] = lambda: None
+
+    @property
+    def threads(self) -> list[int]:
+        return self._log.threads
 
     def __call__(self, images: Any, **options: Any) -> Any:
         self.threads.append(threading.get_ident())
@@ -88,12 +98,16 @@ def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
 
 def ready(kept: Processed, images: list[ImageInput], cancel: CancelToken | None = None) -> Any:
     """Make pictures ready on another thread, and wait for it."""
-    thread, given = elsewhere(lambda: kept.ready(images, cancel or CancelToken()))
-    thread.join(SECONDS)
-    return given[0]
+    return join(elsewhere(partial(kept.ahead.make, images, cancel or CancelToken())))
 
 
-@pytest.mark.parametrize("seeds", [(2,), (2, 3, 2)])
+def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
+    """Wait for what was begun, and return what it gave or raised."""
+    begun[0].join(SECONDS)
+    return begun[1][0]
+
+
+@pytest.mark.parametrize("seeds", [(2,), (2, 3, 4)])
 def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) -> None:
     kept, processor = Processed(MANY), Processor()
     original = processor.image_processor
@@ -107,10 +121,25 @@ def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) 
     assert original.threads[1] != threading.get_ident()
     expected = np.stack([np.asarray(image.pixels, np.float32) for image in images]) * 2
     assert np.array_equal(found, expected)
-    del held
-    gc.collect()
+    assert (held.outputs, held.size) == ({}, 0), "it is kept elsewhere now"
+    assert ready(kept, images) is None
     assert np.array_equal(make(kept, processor, images), expected)
     assert len(original.threads) == 2, "what was used is kept, as ever"
+
+
+def test_what_one_takes_out_is_there_for_the_next() -> None:
+    class TakesOut(Processor):
+        def __call__(self, images: list[ImageInput]) -> Any:
+            made = super().__call__(images)
+            return {"pixel_values": made.pop("pixel_values")}
+
+    kept, processor = Processed(MANY), TakesOut()
+    make(kept, processor, pictures(1))
+    held = ready(kept, pictures(2))
+    assert held.outputs
+    first = make(kept, processor, pictures(2))
+    assert np.array_equal(make(kept, processor, pictures(2)), first)
+    assert len(processor.image_processor.threads) == 2
 
 
 def test_before_anything_was_seen_nothing_is_made_ahead() -> None:
@@ -121,6 +150,8 @@ def test_before_anything_was_seen_nothing_is_made_ahead() -> None:
     assert ready(kept, []) is None
     assert ready(kept, pictures(1)) is None, "it is kept"
     assert len(processor.image_processor.threads) == 1
+    kept.clear()
+    assert ready(kept, pictures(1)).outputs, "it is not kept any more"
 
 
 def test_what_nobody_holds_is_forgotten() -> None:
@@ -135,14 +166,13 @@ def test_what_nobody_holds_is_forgotten() -> None:
     assert len(processor.image_processor.threads) == 3
 
 
-def test_forgetting_takes_what_is_ready() -> None:
+def test_forgetting_gives_back_what_is_ready() -> None:
     kept, processor = Processed(MANY), Processor()
     make(kept, processor, pictures(1))
     held = ready(kept, pictures(2))
     kept.clear()
-    assert np.array_equal(
-        make(kept, processor, pictures(2)), held.outputs.popitem()[1]["pixel_values"]
-    )
+    assert (held.outputs, held.size) == ({}, 0)
+    make(kept, processor, pictures(2))
     assert len(processor.image_processor.threads) == 3
 
 
@@ -160,11 +190,63 @@ def test_a_call_that_follows_the_words_is_not_made_ahead() -> None:
     assert held is not None
 
 
-def test_an_option_of_unknown_meaning_is_not_repeated() -> None:
+def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
+    class Turned(Processor):
+        turned = False
+
+        def __call__(self, images: list[ImageInput]) -> Any:
+            return super().__call__(images[::-1] if self.turned else images)
+
+    kept, processor = Processed(MANY), Turned()
+    make(kept, processor, pictures(1, 2))
+    held = ready(kept, pictures(3, 4))
+    processor.turned = True
+    found = make(kept, processor, pictures(3, 4))
+    assert held is not None
+    expected = [np.asarray(image.pixels, np.float32) * 2 for image in pictures(4, 3)]
+    assert np.array_equal(found, np.stack(expected))
+
+
+def test_one_picture_twice_teaches_nothing() -> None:
     kept, processor = Processed(MANY), Processor()
+    one, other = pictures(1, 6)
+    make(kept, processor, [one, one])
+    assert ready(kept, pictures(2, 3)) is None
+    make(kept, processor, pictures(2, 3))
+    assert ready(kept, [other, other]) is None
+    make(kept, processor, [other, other])
+    assert ready(kept, pictures(4, 5)).outputs, "and spoils nothing"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_option_of_unknown_meaning_is_not_repeated(first: bool) -> None:
+    kept, processor = Processed(MANY), Processor()
+    if not first:
+        make(kept, processor, pictures(1))
     processor.options = {"how": object()}
-    make(kept, processor, pictures(1))
-    assert ready(kept, pictures(2)) is None
+    make(kept, processor, pictures(2))
+    assert ready(kept, pictures(3)) is None
+
+
+def test_an_option_that_the_image_processor_changes_is_given_anew() -> None:
+    class Uses(Doubler):
+        def __call__(self, images: Any, **options: Any) -> Any:
+            made = super().__call__(images)
+            return {"pixel_values": made["pixel_values"] * options["factors"].pop()}
+
+    class Gives(Processor):
+        def __call__(self, images: list[ImageInput]) -> Any:
+            self.options = {"factors": [7, 3]}
+            return super().__call__(images)
+
+    kept, processor = Processed(MANY), Gives(Uses())
+    for seed in range(3):
+        held = ready(kept, pictures(seed))
+        found = make(kept, processor, pictures(seed))
+        expected = np.stack([np.asarray(pictures(seed)[0].pixels, np.float32)]) * 6
+        assert np.array_equal(found, expected), seed
+        assert (held is not None) == (seed > 0)
+    assert len(processor.image_processor.threads) == 3
 
 
 class Copies(Processor):
@@ -182,50 +264,42 @@ def test_a_processor_that_copies_pictures_is_not_guessed_at() -> None:
 
 class Notes(Doubler):
     def made(self, held: list[Any]) -> Any:
-        self.last = len(held) * [0]
+        self.last = len(held)
+        return super().made(held)
+
+
+class NotesWithin(Doubler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[str, list[int]] = {"heights": []}
+
+    def made(self, held: list[Any]) -> Any:
+        self.last["heights"].append(len(held[0]))
         return super().made(held)
 
 
 class OfMLX(Doubler):
     def made(self, held: list[Any]) -> Any:
-        import mlx.core as mx
+        from importlib import import_module
 
-        return mx.array(super().made(held))
+        return import_module("mlx.core").array(super().made(held))
 
 
 class Foreign(Doubler):
     __module__ = "transformers_modules.somebody"
 
 
-class BesideMLX(Doubler):
-    __module__ = "mlx_vlm.models.made_up"
+class OfForeign(Foreign):
+    pass
 
 
-@pytest.fixture
-def beside_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlx.core
-
-    module: Any = ModuleType(BesideMLX.__module__)
-    module.mx = mlx.core
-    monkeypatch.setitem(sys.modules, BesideMLX.__module__, module)
-
-
-@pytest.mark.usefixtures("beside_mlx")
-@pytest.mark.parametrize("kind", [Notes, OfMLX, Foreign, BesideMLX])
+@pytest.mark.parametrize("kind", [Notes, NotesWithin, OfMLX, Foreign, OfForeign])
 def test_what_may_not_leave_its_thread_does_not(kind: type[Doubler]) -> None:
     kept, processor = Processed(MANY), Processor(kind())
-    for seed in range(3):
+    for seed in range(4):
         make(kept, processor, pictures(seed))
         assert ready(kept, pictures(10 + seed)) is None
     assert set(processor.image_processor.threads) == {threading.get_ident()}
-
-
-def test_the_libraries_own_image_processors_may_work_ahead() -> None:
-    from mlx_vlm.models.qwen3_vl.processing_qwen3_vl import Qwen3VLImageProcessor
-    from transformers.models.smolvlm import image_processing_pil_smolvlm as smolvlm
-
-    for kind in (smolvlm.SmolVLMImageProcessorPil, Qwen3VLImageProcessor):
-        assert ahead._leaves_mlx_alone(object.__new__(kind))
 
 
 def test_one_that_fails_ahead_fails_in_its_turn() -> None:
@@ -237,7 +311,7 @@ def test_one_that_fails_ahead_fails_in_its_turn() -> None:
 
     processor.image_processor.before = fail
     held = ready(kept, pictures(2))
-    assert held.outputs == {}
+    assert (held.outputs, held.size) == ({}, 0)
     with pytest.raises(ValueError, match="no such picture"):
         make(kept, processor, pictures(2))
     processor.image_processor.before = lambda: None
@@ -251,13 +325,17 @@ class Gate:
     def __init__(self) -> None:
         self._open = threading.Event()
         self._came = threading.Semaphore(0)
-        self.inside = 0
+        self.inside = self.most = 0
+        self._lock = threading.Lock()
 
     def __call__(self) -> None:
-        self.inside += 1
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
         self._came.release()
         assert self._open.wait(SECONDS)
-        self.inside -= 1
+        with self._lock:
+            self.inside -= 1
 
     def wait(self) -> None:
         assert self._came.acquire(timeout=SECONDS)
@@ -276,85 +354,194 @@ def gate() -> Iterator[Gate]:
 def learnt(limit: int, threads: int, processor: Doubler) -> Ahead:
     """Return one that has seen how a picture is processed."""
     kept = Processed(limit)
-    made = kept._ahead = Ahead(limit, threads)
+    made = kept.ahead = Ahead(limit, threading.Semaphore(threads))
     make(kept, Processor(processor), pictures(0))
     return made
 
 
-def key(images: list[ImageInput]) -> tuple[str, ...]:
-    return tuple(image.digest for image in images)
+Begun = tuple[threading.Thread, list[Any]]
 
 
-def test_so_many_work_at_the_same_time_and_who_waits_can_be_cancelled(gate: Gate) -> None:
+def test_so_many_work_at_the_same_time_and_the_cancelled_do_not(gate: Gate) -> None:
     processor = Doubler()
     made = learnt(MANY, 2, processor)
     processor.before = gate
-    tokens = [CancelToken() for _ in range(4)]
+    tokens = [CancelToken() for _ in range(6)]
 
-    def begin(number: int) -> tuple[threading.Thread, list[Any]]:
-        images = pictures(1 + number)
-        return elsewhere(lambda: made.make(key(images), images, tokens[number]))
+    def begin(number: int) -> Begun:
+        return elsewhere(partial(made.make, pictures(1 + number), tokens[number]))
 
-    working = [begin(number) for number in range(2)]
+    begun = [begin(number) for number in range(2)]
     for _ in range(2):
         gate.wait()
-    waiting = [begin(number) for number in (2, 3)]
+    begun += [begin(number) for number in range(2, 6)]
     tokens[2].cancel()
-    waiting[0][0].join(SECONDS)
-    assert isinstance(waiting[0][1][0], Cancelled)
-    assert gate.inside == 2
     gate.open()
-    for thread, given in (*working, waiting[1]):
-        thread.join(SECONDS)
-        assert given[0].outputs
-    # What was cancelled leaves nothing behind.
-    images = pictures(3)
-    again = made.make(key(images), images, CancelToken())
+    found = [join(each) for each in begun]
+    assert gate.most == 2
+    assert isinstance(found.pop(2), Cancelled)
+    assert all(each.outputs for each in found)
+    assert len(processor.threads) == 1 + 5
+    again = made.make(pictures(3), CancelToken())
     assert again is not None
-    assert again.outputs
+    assert again.outputs, "what was cancelled is in nobody's way"
 
 
 def test_the_same_pictures_are_waited_for(gate: Gate) -> None:
     processor = Doubler()
     made = learnt(MANY, 4, processor)
     processor.before = gate
-    images, token = pictures(1), CancelToken()
-    first = elsewhere(lambda: made.make(key(images), images, CancelToken()))
+    first = elsewhere(partial(made.make, pictures(1), CancelToken()))
     gate.wait()
-    second = elsewhere(lambda: made.make(key(images), images, CancelToken()))
-    third = elsewhere(lambda: made.make(key(images), images, token))
-    token.cancel()
-    third[0].join(SECONDS)
-    assert isinstance(third[1][0], Cancelled)
-    assert made.outputs(key(images)) == {}, "in its turn nobody waits"
+    second = elsewhere(partial(made.make, pictures(1), CancelToken()))
     gate.open()
-    for thread, _ in (first, second):
-        thread.join(SECONDS)
-    assert first[1][0] is second[1][0]
+    held = join(first)
+    assert join(second) is held
+    assert held.outputs
     assert len(processor.threads) == 2
 
 
-def test_what_is_made_ahead_is_bounded() -> None:
-    size = 4 * 5 * 3 * 4
+def test_threads_that_come_at_once_with_the_same_pictures_make_them_once() -> None:
     processor = Doubler()
-    made = learnt(2 * size, 4, processor)
-    held = [made.make(key(images), images, CancelToken()) for images in map(pictures, range(1, 5))]
+    made = learnt(MANY, 8, processor)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(1, 41):
+            barrier = threading.Barrier(6, timeout=SECONDS)
+            images = pictures(number)
+
+            def come(barrier: threading.Barrier, images: list[ImageInput]) -> Any:
+                barrier.wait()
+                return made.make(images, CancelToken())
+
+            begun = [elsewhere(partial(come, barrier, images)) for _ in range(6)]
+            assert len({id(join(each)) for each in begun}) == 1
+            assert len(processor.threads) == 1 + number
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_what_was_used_is_made_anew_where_it_was_not_kept() -> None:
+    made = learnt(MANY, 1, Doubler())
+    first = made.make(pictures(1), CancelToken())
+    assert made.take(pictures(1))
+    second = made.make(pictures(1), CancelToken())
+    assert second is not first
+    assert second is not None
+    assert second.outputs
+
+
+def test_in_its_turn_nobody_waits_and_what_comes_later_is_made_anew(gate: Gate) -> None:
+    processor = Doubler()
+    made = learnt(MANY, 4, processor)
+    processor.before = gate
+    first = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    gate.wait()
+    assert made.take(pictures(1)) == {}
+    assert made.take(pictures(2)) == {}
+    gate.open()
+    assert join(first).outputs
+
+
+def test_one_that_waits_for_a_cancelled_one_works_itself(gate: Gate) -> None:
+    processor = Doubler()
+    slots = SteppedSlots()
+    made = learnt(MANY, 1, processor)
+    made._slots = slots
+    token = CancelToken()
+    first = elsewhere(partial(made.make, pictures(1), token))
+    slots.wait()
+    second = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    token.cancel()
+    slots.go()
+    assert isinstance(join(first), Cancelled)
+    slots.wait()
+    slots.go()
+    held = join(second)
+    assert held.outputs
+    assert len(processor.threads) == 2
+
+
+class SteppedSlots(threading.Semaphore):
+    """Lets one at a time in, when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._came = threading.Semaphore(0)
+
+    def __enter__(self, *_: Any) -> bool:
+        self._came.release()
+        return self.acquire(timeout=SECONDS)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def wait(self) -> None:
+        assert self._came.acquire(timeout=SECONDS)
+
+    def go(self) -> None:
+        self.release()
+
+
+SIZE = 4 * 5 * 3 * 4
+"""Bytes of what is made of a picture."""
+
+
+def test_what_is_ready_is_bounded() -> None:
+    made = learnt(2 * SIZE, 4, Doubler())
+    held = [made.make(pictures(number), CancelToken()) for number in range(1, 5)]
     assert [each is not None for each in held] == [True, True, False, False]
+    made.take(pictures(1))
+    assert made.make(pictures(3), CancelToken()) is not None, "what was used takes no room"
     held.clear()
     gc.collect()
-    images = pictures(3)
-    assert made.make(key(images), images, CancelToken()) is not None
+    held = [made.make(pictures(number), CancelToken()) for number in range(1, 4)]
+    assert [each is not None for each in held] == [True, True, False]
 
 
-def test_larger_pictures_than_were_seen_are_bounded_as_well(gate: Gate) -> None:
+def test_what_is_being_made_is_counted(gate: Gate) -> None:
     processor = Doubler()
-    made = learnt(2000, 1, processor)
+    made = learnt(2 * SIZE, 4, processor)
     processor.before = gate
-    large = [pictures(number, height=40) for number in (1, 2)]  # 2,400 bytes each
-    threads = [elsewhere(partial(made.make, key(it), it, CancelToken())) for it in large]
-    gate.wait()
+    begun = [elsewhere(partial(made.make, pictures(number), CancelToken())) for number in (1, 2)]
+    for _ in begun:
+        gate.wait()
+    assert made.make(pictures(3), CancelToken()) is None
     gate.open()
-    for thread, _ in threads:
-        thread.join(SECONDS)
-    made_ready = [given[0] is not None and bool(given[0].outputs) for _, given in threads]
-    assert sorted(made_ready) == [False, True]
+    assert all(join(each).outputs for each in begun)
+
+
+def test_larger_pictures_than_were_seen_are_bounded_as_well() -> None:
+    made = learnt(3 * SIZE, 1, Doubler())
+    first = made.make(pictures(1), CancelToken())
+    large = made.make(pictures(2, height=40), CancelToken())
+    assert first is not None
+    assert large is not None
+    assert (large.outputs, large.size) == ({}, 0)
+    assert first.outputs
+    assert made.make(pictures(3), CancelToken()) is not None
+
+
+def test_many_threads_are_in_nobodys_way() -> None:
+    made = learnt(8 * SIZE, 8, Doubler())
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+
+        def many(first: int) -> int:
+            found = 0
+            for number in range(60):
+                images = pictures(first + number % 20)
+                held = made.make(images, CancelToken())
+                found += held is not None and bool(held.outputs)
+                if number % 3 == 0:
+                    made.take(images)
+                if number % 7 == 0:
+                    made.clear()
+            return found
+
+        begun = [elsewhere(partial(many, 10 * number)) for number in range(8)]
+        assert all(isinstance(found, int) and found for found in map(join, begun))
+    finally:
+        sys.setswitchinterval(interval)

@@ -123,7 +123,7 @@ def test_pictures_are_processed_beside_the_inference_thread(
     ask(session, QUESTION, Image.new("RGB", (90, 60), "orange"))
     ahead = answers()
     assert threads == ["mlx-magic-prepare"] * len(colours)
-    monkeypatch.setattr(Ahead, "make", lambda *_: None)
+    monkeypatch.setattr(Ahead, "__call__", lambda *_: None)
     assert answers() == ahead
     assert threads == ["mlx-magic"] * len(colours)
 

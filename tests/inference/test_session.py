@@ -29,7 +29,7 @@ from mlx_magic.inference.images import open_images
 from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.inference.session import Session
 from mlx_magic.inference.work import Work
-from mlx_magic.testing import RecordingSink, ScriptedBackend, ScriptedModel, scripted_session
+from mlx_magic.testing import RecordingSink, ScriptedBackend, scripted_session
 from tests import checkpoints
 
 
@@ -102,19 +102,19 @@ class Held:
 
 
 def test_what_a_model_makes_ready_lives_as_long_as_its_request(
-    session: Session, script: ScriptedBackend, vision: str, monkeypatch: pytest.MonkeyPatch
+    session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     made: list[weakref.ref[Held]] = []
     threads: list[str] = []
 
-    def ready(model: ScriptedModel, request: GenerationRequest, *, cancel: CancelToken) -> Held:
+    def ahead(request: GenerationRequest, cancel: CancelToken) -> Held:
         assert [image.size for image in request.images] == [(20, 10)], "pictures are open by then"
         threads.append(threading.current_thread().name)
         held = Held()
         made.append(weakref.ref(held))
         return held
 
-    monkeypatch.setattr(ScriptedModel, "ready", ready)
+    script.ahead = ahead
     asked = partial(session.start, question(vision), images=[("img", picture())])
     asked().future.result(10)
     assert made == [], "the model was not there yet"
@@ -125,29 +125,55 @@ def test_what_a_model_makes_ready_lives_as_long_as_its_request(
     assert made[0]() is not None
     script.release()
     generation.future.result(10)
-    session.engine.call(gc.collect).result(10)
+    # The engine lets go of the work's steps after the outcome was told.
+    session.engine.call(lambda: None).result(10)
+    gc.collect()
     assert made[0]() is None
     assert threads == ["mlx-magic-prepare"]
 
 
-def test_cancel_ends_what_waits_to_be_made_ready(
-    session: Session, vision: str, monkeypatch: pytest.MonkeyPatch
+def test_cancel_does_not_wait_for_what_is_made_ready(
+    session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    came = threading.Event()
+    came, go = threading.Event(), threading.Event()
 
-    def ready(model: ScriptedModel, request: GenerationRequest, *, cancel: CancelToken) -> None:
+    def ahead(request: GenerationRequest, cancel: CancelToken) -> None:
         came.set()
-        assert cancel.wait(10)
+        assert go.wait(10)
         cancel.checkpoint()
 
     session.start(question(vision)).future.result(10)
-    monkeypatch.setattr(ScriptedModel, "ready", ready)
+    script.ahead = ahead
     generation = session.start(question(vision), images=[("img", picture())])
     assert came.wait(10)
     generation.cancel()
     result = generation.future.result(10)
     assert result.finish_reason == "cancelled"
     assert session.running == []
+    go.set()
+    script.ahead = None
+    assert session.start(question(vision)).future.result(10).text
+
+
+def test_who_makes_ready_does_not_hold_the_model(
+    session: Session, script: ScriptedBackend, vision: str
+) -> None:
+    came, go = threading.Event(), threading.Event()
+
+    def ahead(request: GenerationRequest, cancel: CancelToken) -> None:
+        came.set()
+        assert go.wait(10)
+
+    session.start(question(vision)).future.result(10)
+    model = weakref.ref(session.pool._residents.loaded[0])
+    script.ahead = ahead
+    generation = session.start(question(vision))
+    assert came.wait(10)
+    session.engine.call(session.pool._residents.clear).result(10)
+    gc.collect()
+    assert model() is None, "it would be freed on the wrong thread"
+    go.set()
+    assert generation.future.result(10).text
 
 
 def test_max_tokens_ends_with_length(session: Session, vision: str) -> None:

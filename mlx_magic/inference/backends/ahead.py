@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import sys
 import threading
+import weakref
 from collections.abc import Hashable, Mapping, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
-from mlx_magic.inference.backends.image_calls import Call, arrays, copied, nbytes
+from mlx_magic.inference.backends import chat, device
+from mlx_magic.inference.backends.image_calls import Call, arrays, nbytes
+from mlx_magic.inference.backends.mlx_free import is_mlx_free
+from mlx_magic.inference.cancel import Cancelled
 
 if TYPE_CHECKING:
     from mlx_magic.inference.cancel import CancelToken
     from mlx_magic.inference.image_input import ImageInput
+    from mlx_magic.inference.request import GenerationRequest
 
-LOOK = 0.02
-"""Seconds between two looks at the cancel token by who waits for others."""
+SLOTS = threading.Semaphore(device.helpers())
+"""Of all models: those who come first work first."""
 
-KNOWN = ("transformers", "mlx_vlm")
-"""Packages whose image processors may work on another thread, if they leave MLX alone."""
+_NOTHING: Mapping[Hashable, Any] = {}
 
 
 class Ready:
-    """What was made of a request's pictures; it is kept for as long as the request holds this.
+    """What was made of a request's pictures; the request holds it until it has ended.
 
     Parameters
     ----------
@@ -34,31 +35,24 @@ class Ready:
     ----------
     size : int
         Those, and what it does take once it is done.
-    outputs : dict
-        By the form of the call; empty until it is done, and where it failed.
+    outputs : mapping
+        By the form of the call; empty until it is done, where it failed, and once it was used.
+    done : threading.Event
+    cancelled : bool
+        Whether it is empty since its request was.
     """
 
-    __slots__ = ("__weakref__", "_done", "outputs", "size")
+    __slots__ = ("__weakref__", "cancelled", "done", "outputs", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.outputs: Mapping[Hashable, Any] = {}
-        self._done = threading.Event()
+        self.outputs = _NOTHING
+        self.done = threading.Event()
+        self.cancelled = False
 
-    def settle(self, outputs: Mapping[Hashable, Any]) -> None:
-        """Give what was made to all who wait for it."""
-        self.outputs, self.size = outputs, sum(map(nbytes, outputs.values()))
-        self._done.set()
-
-    def wait(self, cancel: CancelToken) -> None:
-        """Wait until it is done.
-
-        Raises
-        ------
-        Cancelled
-        """
-        while not self._done.wait(LOOK):
-            cancel.checkpoint()
+    def empty(self) -> None:
+        """Let go of what was made."""
+        self.outputs, self.size = _NOTHING, 0
 
 
 class Ahead:
@@ -68,68 +62,43 @@ class Ahead:
     would have nothing to do and others would not be answered (H100, a 2 B model: a quarter of
     the time that 32 pictures took). How a model's processor calls its image processor is
     seen the first time; what is made ahead is used where the call turns out to be the same,
-    and the processor is asked as ever where not. One that works with MLX's arrays, or that
-    came with a checkpoint, is never asked ahead.
+    and the image processor is asked as ever where not. One that works with MLX's arrays, that
+    came with a checkpoint, or that notes something in itself is never asked ahead.
+
+    It does not hold the model: whoever calls it may be the last to let go of it.
 
     Parameters
     ----------
     limit : int
-        Bytes that may be made ahead, for all requests.
-    threads : int
+        Bytes that may be ready, of all requests; while they are made, the output of each thread
+        comes on top.
+    slots : threading.Semaphore, optional
         How many may work at the same time.
+
+    Attributes
+    ----------
+    known : set
+        Keys of pictures that need not be made: what became of them is kept.
     """
 
-    def __init__(self, limit: int, threads: int) -> None:
+    def __init__(self, limit: int, slots: threading.Semaphore = SLOTS) -> None:
+        self.known: set[Hashable] = set()
         self._limit = limit
-        self._slots = threading.Semaphore(threads)
+        self._slots = slots
         self._lock = threading.Lock()
-        self._ready: WeakValueDictionary[Hashable, Ready] = WeakValueDictionary()
+        # Not a dictionary of weak values: these change by themselves while one goes through them.
+        self._ready: dict[Hashable, weakref.ref[Ready]] = {}
         self._original: Any = None
         # By the number of pictures: how it was called, and the bytes that it made.
         self._learnt: dict[int, tuple[list[Call], int]] = {}
         self._varies: set[int] = set()
+        self._never = False
 
-    def outputs(self, key: Hashable) -> Mapping[Hashable, Any]:
-        """Return what is ready of a request's pictures, by the form of the call."""
-        ready = self._ready.get(key)
-        return {} if ready is None else ready.outputs
+    def __call__(self, request: GenerationRequest, cancel: CancelToken) -> Ready | None:
+        """Make a request's pictures ready. See `make`."""
+        return self.make(chat.pictures(request), cancel)
 
-    def learn(
-        self, original: Any, count: int, calls: Sequence[Call | None], made: Mapping[Hashable, Any]
-    ) -> None:
-        """See how so many pictures are processed; on the inference thread.
-
-        Parameters
-        ----------
-        original : callable
-            The model's image processor.
-        count : int
-            Pictures of the request.
-        calls : sequence of Call or None
-            All that there were.
-        made : mapping
-            What they gave, by form; not all of it, if it was known before.
-        """
-        known = self._learnt.get(count)
-        if known is not None:
-            if [call and call.form for call in calls] != [call.form for call in known[0]]:
-                # Its options follow the words, say: made ahead it would be made in vain.
-                del self._learnt[count]
-                self._varies.add(count)
-            return
-        repeatable = [call for call in calls if call is not None and call.order is not None]
-        if count in self._varies or not calls or len(repeatable) < len(calls):
-            return
-        held = [made.get(call.form) for call in repeatable]
-        if all(each is not None and _is_plain(each) for each in held) and _leaves_mlx_alone(
-            original
-        ):
-            self._original = original
-            self._learnt[count] = repeatable, sum(map(nbytes, held))
-
-    def make(
-        self, key: Hashable, images: Sequence[ImageInput], cancel: CancelToken
-    ) -> Ready | None:
+    def make(self, images: Sequence[ImageInput], cancel: CancelToken) -> Ready | None:
         """Make pictures ready, if it is known how; on the request's own thread.
 
         Returns
@@ -140,57 +109,152 @@ class Ahead:
         Raises
         ------
         Cancelled
-            While it waits for others; not while the processor works.
+            Before it begins to work. A request that waits here is told at once, as one in the
+            queue is; this thread finds out when it is its turn.
         """
-        learnt, original = self._learnt.get(len(images)), self._original
-        if learnt is None:
+        learnt = self._learnt.get(len(images))
+        if learnt is None or not _distinct(images):
             return None
-        calls, size = learnt
+        key = key_of(images)
+        while key not in self.known:
+            ready, is_own = self._entry(key, learnt[1])
+            if ready is None:
+                return None
+            if is_own:
+                self._work(key, ready, learnt[0], images, cancel)
+            else:
+                ready.done.wait()
+            if not ready.cancelled:
+                return ready
+        return None
+
+    def take(self, images: Sequence[ImageInput]) -> Mapping[Hashable, Any]:
+        """Return what is ready of a request's pictures, by the form of the call; once."""
         with self._lock:
-            known = self._ready.get(key)
-            if known is None:
-                if self._taken() + size > self._limit:
-                    return None
-                ready = self._ready[key] = Ready(size)
+            held = self._ready.pop(key_of(images), _gone)()
+            if held is None or not held.done.is_set():
+                return _NOTHING
+            outputs = held.outputs
+            held.empty()
+            return outputs
+
+    def learn(
+        self,
+        original: Any,
+        images: Sequence[ImageInput],
+        calls: Sequence[Call | None],
+        made: Mapping[Hashable, Any],
+    ) -> None:
+        """See how pictures are processed; on the inference thread.
+
+        Parameters
+        ----------
+        original : callable
+            The model's image processor.
+        images : sequence of ImageInput
+            Of one request.
+        calls : sequence of Call or None
+            All that there were; None for one that cannot be made again.
+        made : mapping
+            What they gave, by form; not all of it, if it was known before.
+        """
+        count, known = len(images), self._learnt.get(len(images))
+        # Which of two that are the same is where cannot be said.
+        if self._never or not _distinct(images):
+            return
+        if None in calls:
+            self._never = True
+            self._learnt.clear()
+            return
+        seen = [call for call in calls if call is not None]
         if known is not None:
-            known.wait(cancel)
-            return known
-        try:
-            while not self._slots.acquire(timeout=LOOK):
-                cancel.checkpoint()
-            try:
-                # Some processors make more of a larger picture.
-                if self._taken() <= self._limit:
-                    ready.settle(_made(original, calls, [image.pixels for image in images]))
-            finally:
-                self._slots.release()
-        finally:
-            if not ready.outputs:
-                ready.settle({})
-                with self._lock:
-                    self._ready.pop(key, None)
-        return ready
+            if [call.form for call in seen] != [call.form for call in known[0]]:
+                # Its options follow the words, say: made ahead it would be made in vain.
+                del self._learnt[count]
+                self._varies.add(count)
+            return
+        if count in self._varies or not seen or any(call.order is None for call in seen):
+            return
+        held = [made.get(call.form) for call in seen]
+        if all(each is not None and _is_plain(each) for each in held) and is_mlx_free(original):
+            self._original = original
+            self._learnt[count] = seen, sum(map(nbytes, held))
 
     def clear(self) -> None:
-        """Forget what is ready; requests that wait for their turn make it anew."""
+        """Let go of what is ready; it is made in its turn. What is being made stays."""
         with self._lock:
-            self._ready.clear()
+            for ready in self._living():
+                if ready.done.is_set():
+                    ready.empty()
 
-    def _taken(self) -> int:
-        return sum(ready.size for ready in list(self._ready.values()))
+    def _entry(self, key: Hashable, size: int) -> tuple[Ready | None, bool]:
+        """Return where pictures are made, and whether that is new; None if there is no room."""
+        with self._lock:
+            taken = sum(ready.size for ready in self._living())
+            held = self._ready.get(key, _gone)()
+            if held is not None and not held.cancelled:
+                return held, False
+            if taken + size > self._limit:
+                return None, False
+            made = Ready(size)
+            self._ready[key] = weakref.ref(made)
+            return made, True
+
+    def _work(
+        self,
+        key: Hashable,
+        ready: Ready,
+        calls: Sequence[Call],
+        images: Sequence[ImageInput],
+        cancel: CancelToken,
+    ) -> None:
+        outputs = _NOTHING
+        try:
+            with self._slots:
+                cancel.checkpoint()
+                outputs = _made(self._original, calls, [image.pixels for image in images])
+        except Cancelled:
+            ready.cancelled = True
+            raise
+        finally:
+            with self._lock:
+                ready.outputs, ready.size = outputs, sum(map(nbytes, outputs.values()))
+                # Some processors make more of a larger picture.
+                if sum(each.size for each in self._living()) > self._limit:
+                    ready.empty()
+            ready.done.set()
+
+    def _living(self) -> list[Ready]:
+        """Return what somebody holds, and forget the rest; under the lock."""
+        found = {key: ready for key, held in self._ready.items() if (ready := held()) is not None}
+        self._ready = {key: self._ready[key] for key in found}
+        return list(found.values())
 
 
-def _made(original: Any, calls: Sequence[Call], pixels: Sequence[Any]) -> dict[Hashable, Any]:
+def key_of(images: Sequence[ImageInput]) -> Hashable:
+    """Return by what the pictures of a request are known."""
+    return tuple(image.digest for image in images)
+
+
+def _gone() -> Ready | None:
+    return None
+
+
+def _distinct(images: Sequence[ImageInput]) -> bool:
+    return len({id(image.pixels) for image in images}) == len(images)
+
+
+def _made(original: Any, calls: Sequence[Call], pixels: Sequence[Any]) -> Mapping[Hashable, Any]:
     found: dict[Hashable, Any] = {}
     try:
         for call in calls:
-            output = copied(call.again(original, pixels))
+            output = call.again(original, pixels)
             if not _is_plain(output):
-                return {}
+                return _NOTHING
             found[call.form] = output
     except Exception:
-        # On its turn it is asked once more, and what it says then is told to the person.
-        return {}
+        # In its turn it is asked once more, and what it says then is told to the person.
+        return _NOTHING
     return found
 
 
@@ -199,19 +263,3 @@ def _is_plain(output: Any) -> bool:
     import mlx.core as mx
 
     return not any(isinstance(array, mx.array) for array in arrays(output))
-
-
-def _leaves_mlx_alone(processor: Any) -> bool:
-    """Say whether an image processor is known not to work with MLX: it must not, elsewhere."""
-    named = [kind.__module__ for kind in type(processor).__mro__]
-    own = [name for name in named if _package(name) not in sys.stdlib_module_names]
-    return all(_package(name) in KNOWN and not _uses_mlx(sys.modules.get(name)) for name in own)
-
-
-def _uses_mlx(module: ModuleType | None) -> bool:
-    held = vars(module).values() if module is not None else ()
-    return any(isinstance(each, ModuleType) and _package(each.__name__) == "mlx" for each in held)
-
-
-def _package(module: str) -> str:
-    return module.partition(".")[0]

@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from mlx_magic.inference.reuse import Reuse
 
 Report = Callable[["GenerationChunk"], None]
+MakesReady = Callable[["GenerationRequest", "CancelToken"], object]
 LoadProgress = Callable[[int, int, str], None]
 
 
 class LoadedModel(Protocol):
-    """A model in memory. Every method runs on the inference thread, but for `ready`."""
+    """A model in memory. Every method runs on the inference thread."""
 
     @property
     def nbytes(self) -> int:
@@ -39,22 +40,12 @@ class LoadedModel(Protocol):
         Cancelled
         """
 
-    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> object:
-        """Make ahead of a request's turn what needs no arrays of MLX; on any thread.
+    @property
+    def ahead(self) -> MakesReady | None:
+        """What makes ahead of a request's turn all that needs no MLX, if there is such.
 
-        Parameters
-        ----------
-        request : GenerationRequest
-        cancel : CancelToken
-
-        Returns
-        -------
-        object
-            To be held until the request has ended.
-
-        Raises
-        ------
-        Cancelled
+        Any thread may call it. It may raise `Cancelled`, and returns what is to be held until
+        the request has ended. It must not hold the model, whose arrays would be freed there.
         """
 
     def generate(

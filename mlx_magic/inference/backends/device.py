@@ -28,7 +28,7 @@ PREFILL_WEIGHTS_CPU = 20e9 / 2
 
 PICTURES_GPU = 8
 
-# Python's lock lets few of them work at the same time.
+# Of so many threads few work at the same time: they share Python's lock.
 HELPERS = 8
 
 # The end of a prompt is read with its last token, not by a call of its own, where it is so short.

@@ -36,6 +36,8 @@ class Call:
     ) -> Call:
         """Describe a call.
 
+        Before it is made: the processor may change what it gets.
+
         Parameters
         ----------
         number : int
@@ -51,12 +53,24 @@ class Call:
             Where it got an option whose meaning is not known.
         """
         order = _order(given, images)
-        return cls((number, _form(order), _form(args), _form(options)), order, args, options)
+        form = (number, _form(order), _form(args), _form(options))
+        return cls(form, order, copy.deepcopy(args), copy.deepcopy(options))
 
     def again(self, processor: Any, images: Sequence[Any]) -> Any:
         """Call a processor so with other pictures, as many; return what it gives."""
         options = copy.deepcopy(self.options)
         return processor(_arranged(self.order, images), *copy.deepcopy(self.args), **options)
+
+
+def state(processor: object) -> dict[str, Hashable]:
+    """Return what a processor notes in itself, to see whether a call changes it."""
+    found: dict[str, Hashable] = {}
+    for name, value in getattr(processor, "__dict__", {}).items():
+        try:
+            found[name] = _form(value)
+        except TypeError:
+            found[name] = id(value)
+    return found
 
 
 def copied(output: Any) -> Any:

@@ -8,13 +8,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.ahead import Ahead, Ready
-from mlx_magic.inference.backends.image_calls import Call, copied, nbytes
+from mlx_magic.inference.backends.ahead import Ahead, key_of
+from mlx_magic.inference.backends.image_calls import Call, copied, nbytes, state
 from mlx_magic.inference.backends.pictures import Pictures
 
 if TYPE_CHECKING:
-    from mlx_magic.inference.cancel import CancelToken
     from mlx_magic.inference.image_input import ImageInput
 
 
@@ -44,19 +42,15 @@ class Processed:
     ----------
     nbytes : int
         What is kept.
+    ahead : Ahead
+        Makes pictures ready; any thread may call it.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.nbytes = 0
         self._kept: OrderedDict[Hashable, _Made] = OrderedDict()
-        self._ahead = Ahead(limit, device.helpers())
-
-    def ready(self, images: Sequence[ImageInput], cancel: CancelToken) -> Ready | None:
-        """Process pictures ahead of their request's turn; on any thread. See `Ahead.make`."""
-        key = _key(images)
-        # What is kept needs nothing; that it may be gone by then costs time, and no more.
-        return self._ahead.make(key, images, cancel) if images and key not in self._kept else None
+        self.ahead = Ahead(limit)
 
     @contextlib.contextmanager
     def standing_in(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
@@ -75,16 +69,16 @@ class Processed:
         if not images or not callable(original):
             yield
             return
-        key = _key(images)
+        key = key_of(images)
         known = self._kept.get(key)
-        ahead = self._ahead.outputs(key)
+        ahead = self.ahead.take(images)
         stand_in = _StandIn(original, images, known.outputs if known else {}, ahead)
         processor.image_processor = stand_in
         try:
             yield
         finally:
             processor.image_processor = original
-        self._ahead.learn(original, len(images), stand_in.calls, stand_in.new)
+        self.ahead.learn(original, images, stand_in.calls, stand_in.new)
         if not stand_in.new:
             if known is not None:
                 self._kept.move_to_end(key)
@@ -108,7 +102,7 @@ class Processed:
         inputs : dict
             What was made of them.
         """
-        made = self._kept.get(_key(images)) if images else None
+        made = self._kept.get(key_of(images)) if images else None
         if made is not None and made.pictures is not None:
             yield made.pictures
             return
@@ -117,11 +111,11 @@ class Processed:
             yield pictures
         finally:
             if pictures is not None:
-                self._name(_key(images), pictures, sum(map(nbytes, inputs.values())))
+                self._name(key_of(images), pictures, sum(map(nbytes, inputs.values())))
 
     def clear(self) -> None:
         """Forget all of it."""
-        self._ahead.clear()
+        self.ahead.clear()
         for key in list(self._kept):
             self._drop(key)
 
@@ -140,6 +134,7 @@ class Processed:
         if made.nbytes > self.limit:
             return
         self._kept[key] = made
+        self.ahead.known.add(key)
         self.nbytes += made.nbytes
         self._make_room()
 
@@ -149,6 +144,7 @@ class Processed:
 
     def _drop(self, key: Hashable) -> None:
         made = self._kept.pop(key)
+        self.ahead.known.discard(key)
         self.nbytes -= made.nbytes
         if made.pictures is not None:
             made.pictures.settle()
@@ -197,11 +193,11 @@ class _StandIn:
         if call.form in self._known:
             return copied(self._known[call.form])
         if call.form in self._ahead:
-            output = copied(self._ahead[call.form])
+            output = self._ahead[call.form]
         else:
-            before = _state(self._original)
+            before = state(self._original)
             output = self._original(images, *args, **options)
-            if _state(self._original) != before:
+            if state(self._original) != before:
                 # It notes something in itself, for its processor to read.
                 self.calls[-1] = None
         with contextlib.suppress(TypeError):
@@ -210,11 +206,3 @@ class _StandIn:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)
-
-
-def _state(processor: Any) -> dict[str, int]:
-    return {name: id(value) for name, value in getattr(processor, "__dict__", {}).items()}
-
-
-def _key(images: Sequence[ImageInput]) -> Hashable:
-    return tuple(image.digest for image in images)

@@ -128,6 +128,10 @@ class TextModel:
         """What was reused, and what is kept for it; safe from any thread."""
         return self._recall.counts
 
+    @property
+    def ahead(self) -> None:
+        """Nothing: words are quick. See `LoadedModel.ahead`."""
+
     def forget(self) -> int:
         """Let go of all prompts that are kept; return their bytes."""
         return self._recall.forget()
@@ -149,9 +153,6 @@ class TextModel:
         request = warmup.sample(self._name, picture=False)
         yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
         self._recall.count_anew()
-
-    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> None:
-        """Do nothing: words are quick. See `LoadedModel.ready`."""
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report

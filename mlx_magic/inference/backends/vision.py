@@ -18,6 +18,7 @@ from mlx_magic.inference.backends import (
     weights,
 )
 from mlx_magic.inference.backends.admission import Table
+from mlx_magic.inference.backends.ahead import Ahead
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
@@ -135,6 +136,11 @@ class VisionModel:
         """What was reused, and what is kept for it; safe from any thread."""
         return self._recall.counts
 
+    @property
+    def ahead(self) -> Ahead:
+        """Makes a request's pictures ready. See `LoadedModel.ahead`."""
+        return self._recall.processed.ahead
+
     def forget(self) -> int:
         """Let go of all pictures and prompts that are kept; return their bytes."""
         return self._recall.forget()
@@ -157,10 +163,6 @@ class VisionModel:
         request = warmup.sample(self._name, picture=True)
         yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
         self._recall.count_anew()
-
-    def ready(self, request: GenerationRequest, *, cancel: CancelToken) -> object:
-        """Process a request's pictures ahead. See `LoadedModel.ready`."""
-        return self._recall.processed.ready(chat.pictures(request), cancel)
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report

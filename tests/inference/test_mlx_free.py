@@ -1,0 +1,103 @@
+"""Which image processors may work on any thread: those whose code names nothing of MLX."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+from mlx_magic.inference.backends import device, mlx_free
+from mlx_magic.inference.backends.mlx_free import is_mlx_free
+
+VLM = "mlx_vlm.models"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mlx() -> None:
+    device.start()
+
+
+def of(module: str, name: str) -> Any:
+    """Return an object of a library's class; nobody calls it."""
+    return object.__new__(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("transformers.models.smolvlm.image_processing_pil_smolvlm", "SmolVLMImageProcessorPil"),
+        ("transformers.models.siglip.image_processing_pil_siglip", "SiglipImageProcessorPil"),
+        (f"{VLM}.qwen3_vl.processing_qwen3_vl", "Qwen3VLImageProcessor"),
+        (f"{VLM}.gemma4.processing_gemma4", "Gemma4ImageProcessor"),
+        (f"{VLM}.pixtral.image_processing_pixtral", "PixtralImageProcessor"),
+    ],
+)
+def test_those_that_work_with_numpy_are_free(module: str, name: str) -> None:
+    assert is_mlx_free(of(module, name))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (f"{VLM}.phi3_v.processing_phi3_v", "Phi3VImageProcessor"),
+        (f"{VLM}.internvl_chat.processor", "InternVLImageProcessor"),
+        (f"{VLM}.minimax_m3_vl.processing_minimax_m3_vl", "MiniMaxM3VLImageProcessor"),
+        (f"{VLM}.smolvlm.processing_smolvlm", "SmolVLMProcessor"),
+    ],
+)
+def test_those_that_make_arrays_of_mlx_are_not(module: str, name: str) -> None:
+    assert not is_mlx_free(of(module, name))
+
+
+class Plain:
+    """Whose code is not a library's."""
+
+
+def test_what_is_not_a_librarys_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_mlx_free(Plain())
+    monkeypatch.setattr(mlx_free, "KNOWN", ("tests",))
+    assert is_mlx_free(Plain())
+
+
+class Imports:
+    def method(self) -> Any:
+        import mlx.core
+
+        return mlx.core
+
+
+class Within:
+    def method(self) -> Any:
+        def inner() -> Any:
+            import mlx.nn as nn
+
+            return nn
+
+        return inner
+
+
+class Property:
+    @property
+    def method(self) -> Any:
+        import mlx.core as mx
+
+        return mx
+
+
+class Static:
+    @staticmethod
+    def method() -> Any:
+        import mlx.core as mx
+
+        return mx
+
+
+class Inherits(Imports):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Imports, Within, Property, Static, Inherits])
+def test_wherever_it_is_named_it_is_seen(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlx_free, "KNOWN", ("tests",))
+    assert not is_mlx_free(kind())
