@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 
@@ -103,10 +104,10 @@ class Cutting(Session):
 
     def memory(self) -> tuple[int, int, int]:
         """Return bytes with what is kept for reuse, of what is kept, and without it."""
-        self.engine.call(device.free).result(PATIENCE)
+        self.engine.call(gc.collect).result(PATIENCE)
         held, kept = self.pool.memory.active, self.pool.reuse.nbytes
         self.pool.forget()
-        self.engine.call(device.free).result(PATIENCE)
+        self.engine.call(gc.collect).result(PATIENCE)
         return held, kept, self.pool.memory.active
 
     def left(self) -> dict[str, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw
 import mlx_magic
 from mlx_magic.errors import GenerationError, MemoryBudgetError, MlxMagicError
 from mlx_magic.inference import current
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import device, weights
 from mlx_magic.inference.backends.buffers import cache_limit
 from mlx_magic.inference.backends.vision import VisionBackend
 from mlx_magic.inference.generation import Generation
@@ -144,21 +145,58 @@ def test_unloading_needs_no_search_for_cycles(
     model = copies[0] if kind == "vision" else str(smollm2_folder())
     request = GenerationRequest("Hi", model=model, sampling=Sampling(max_tokens=4, temperature=0))
     images = [("picture", picture)] if kind == "vision" else []
+    before = active(session)
+    with searches_for_cycles() as searches:
+        session.start(request, images=images).future.result(120)
+        size = session.pool[model].nbytes
+        session.pool.unload(model)
+        assert active(session) - before <= 0.001 * size
+        assert searches == []
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_a_load_that_is_cancelled_needs_none_either(
+    session: Session, copies: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copies[0] if kind == "vision" else str(smollm2_folder())
+    monkeypatch.setattr(weights, "SLICE_BYTES", 2**20)
+    size = session.pool.load(model).nbytes
+    session.pool.unload(model)
+    before = active(session)
+    real, begun, during = weights._read, threading.Event(), []
+
+    def cut(*args: Any) -> Generator[int, None, None]:
+        for number, slice_ in enumerate(real(*args)):
+            if number == 4:
+                assert begun.wait(60)
+                during.append(device.memory().active - before)
+                load.cancel()
+            yield slice_
+
+    monkeypatch.setattr(weights, "_read", cut)
+    with searches_for_cycles() as searches:
+        load = session.load(model)
+        begun.set()
+        assert load.future.result(60) is None
+        after = active(session) - before
+        assert searches == []
+    assert during[0] >= 4 * 2**20
+    assert after <= 0.001 * size
+
+
+@contextlib.contextmanager
+def searches_for_cycles() -> Iterator[list[int]]:
+    """Give the generations that are searched within the block; none by itself."""
     searches: list[int] = []
 
     def noted(phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             searches.append(info["generation"])
 
-    before = active(session)
     gc.disable()
     gc.callbacks.append(noted)
     try:
-        session.start(request, images=images).future.result(120)
-        size = session.pool[model].nbytes
-        session.pool.unload(model)
-        assert active(session) - before <= 0.001 * size
-        assert searches == []
+        yield searches
     finally:
         gc.callbacks.remove(noted)
         gc.enable()

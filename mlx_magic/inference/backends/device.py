@@ -269,21 +269,12 @@ def peak() -> int:
     return int(mx.get_peak_memory())
 
 
-def free() -> None:
-    """Give memory of dropped arrays back to the system; on the inference thread."""
-    import mlx.core as mx
-
-    # Dropped weights go to MLX's buffer cache first, and cycles keep them alive.
-    gc.collect()
-    mx.clear_cache()
-
-
 @contextlib.contextmanager
 def freeing(nbytes: int) -> Iterator[None]:
     """Give memory of arrays that are dropped within the block back to the system.
 
     On the inference thread. Cycles are looked for only if something stays: that holds Python's
-    lock for 30 ms, and in a full notebook for longer.
+    lock for 30 ms, for 0.3 s where PyTorch is imported, and in a full notebook for longer.
 
     Parameters
     ----------
@@ -294,6 +285,7 @@ def freeing(nbytes: int) -> Iterator[None]:
 
     before = mx.get_active_memory()
     yield
+    # What is dropped goes to MLX's buffer cache first.
     if before - mx.get_active_memory() < nbytes * (1 - STAYS):
         gc.collect()
     mx.clear_cache()

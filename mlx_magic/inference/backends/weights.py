@@ -107,11 +107,12 @@ def materialise(
         held.forget()
         raise
     except BaseException as error:
-        # What was being read is held by the frames that it failed in.
-        traceback.clear_frames(error.__traceback__)
-        held.forget()
-        model.clear()
-        device.free()
+        # A search for cycles would hold Python's lock, where the notebook is to go on at once.
+        with device.freeing(done):
+            # What was being read is held by the frames that it failed in.
+            traceback.clear_frames(error.__traceback__)
+            held.forget()
+            model.clear()
         raise
     return total, value
 
