@@ -279,7 +279,7 @@ def freeing(nbytes: int) -> Iterator[None]:
     Parameters
     ----------
     nbytes : int
-        What is dropped.
+        What is dropped; 0 looks for no cycles.
     """
     import mlx.core as mx
 
