@@ -121,7 +121,7 @@ class Ahead:
             if ready is None:
                 return None
             if is_own:
-                self._work(key, ready, learnt[0], images, cancel)
+                self._work(ready, learnt[0], images, cancel)
             else:
                 ready.done.wait()
             if not ready.cancelled:
@@ -163,8 +163,7 @@ class Ahead:
         if self._never or not _distinct(images):
             return
         if None in calls:
-            self._never = True
-            self._learnt.clear()
+            self._give_up()
             return
         seen = [call for call in calls if call is not None]
         if known is not None:
@@ -175,10 +174,14 @@ class Ahead:
             return
         if count in self._varies or not seen or any(call.order is None for call in seen):
             return
-        held = [made.get(call.form) for call in seen]
-        if all(each is not None and _is_plain(each) for each in held) and is_mlx_free(original):
-            self._original = original
-            self._learnt[count] = seen, sum(map(nbytes, held))
+        held = [made[call.form] for call in seen if call.form in made]
+        if len(held) < len(seen):
+            return
+        if not all(map(_is_plain, held)) or not is_mlx_free(original):
+            self._give_up()
+            return
+        self._original = original
+        self._learnt[count] = seen, sum(map(nbytes, held))
 
     def clear(self) -> None:
         """Let go of what is ready; it is made in its turn. What is being made stays."""
@@ -186,6 +189,10 @@ class Ahead:
             for ready in self._living():
                 if ready.done.is_set():
                     ready.empty()
+
+    def _give_up(self) -> None:
+        self._never = True
+        self._learnt.clear()
 
     def _entry(self, key: Hashable, size: int) -> tuple[Ready | None, bool]:
         """Return where pictures are made, and whether that is new; None if there is no room."""
@@ -201,13 +208,9 @@ class Ahead:
             return made, True
 
     def _work(
-        self,
-        key: Hashable,
-        ready: Ready,
-        calls: Sequence[Call],
-        images: Sequence[ImageInput],
-        cancel: CancelToken,
+        self, ready: Ready, calls: Sequence[Call], images: Sequence[ImageInput], cancel: CancelToken
     ) -> None:
+        """Work when it is its turn, and tell all who wait for it."""
         outputs = _NOTHING
         try:
             with self._slots:

@@ -68,7 +68,7 @@ def state(processor: object) -> dict[str, Hashable]:
     for name, value in getattr(processor, "__dict__", {}).items():
         try:
             found[name] = _form(value)
-        except TypeError:
+        except (TypeError, RecursionError):
             found[name] = id(value)
     return found
 

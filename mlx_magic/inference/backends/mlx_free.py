@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -58,7 +58,7 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _is_of(value: Any, packages: Any) -> bool:
+def _is_of(value: Any, packages: Container[str]) -> bool:
     module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
     return _package(module if isinstance(module, str) else "") in packages
 
