@@ -130,8 +130,10 @@ class Loader:
         Who comes while it is closing (a forced unload) waits, and loads it anew.
         """
         name = checkpoint.name
-        permissions = (True, False) if trust_remote_code is None else (trust_remote_code,)
-        keys = [Key.of(checkpoint, trusted=trusted) for trusted in permissions]
+        if trust_remote_code is None:
+            keys = Key.any_of(checkpoint)
+        else:
+            keys = [Key.of(checkpoint, trusted=trust_remote_code)]
 
         def taken() -> Resident | None:
             entry, news = self._residents.take(keys, name, holder=holder, pin=pin)

@@ -34,6 +34,11 @@ class Key(NamedTuple):
         adapter = None if checkpoint.adapter is None else str(checkpoint.adapter.path)
         return cls(str(checkpoint.path.resolve()), adapter, trusted)
 
+    @classmethod
+    def any_of(cls, checkpoint: Checkpoint) -> list[Key]:
+        """Return the keys of a checkpoint with whatever permission; the best one first."""
+        return [cls.of(checkpoint, trusted=trusted) for trusted in (True, False)]
+
 
 @dataclass(slots=True, eq=False)
 class Resident:

@@ -97,7 +97,7 @@ class Residents:
         """Return the model of this folder that was loaded without an adapter, if there is one."""
         plain = [Key(folder, None, trusted) for trusted in (True, False)]
         with self._lock:
-            return next((self._by_key[key] for key in plain if key in self._by_key), None)
+            return self._first(plain)
 
     def ready(
         self, checkpoint: Checkpoint, request: GenerationRequest, cancel: CancelToken
@@ -113,12 +113,12 @@ class Residents:
         ------
         Cancelled
         """
-        keys = [Key.of(checkpoint, trusted=trusted) for trusted in (True, False)]
+        keys = Key.any_of(checkpoint)
         with self._lock:
+            entry = self._first(keys)
+            ahead = None if entry is None else entry.model.ahead
             # No model is held while that works: it would be freed on this thread.
-            ahead = next(
-                (self._by_key[key].model.ahead for key in keys if key in self._by_key), None
-            )
+            del entry
         return None if ahead is None else ahead(request, cancel)
 
     def add(self, entry: Resident, name: str, then: Callable[[], None]) -> None:
@@ -143,7 +143,7 @@ class Residents:
             When the holder wants nothing any more.
         """
         with self._changing() as withdrawn:
-            entry = next((self._by_key[key] for key in keys if key in self._by_key), None)
+            entry = self._first(keys)
             if entry is None or entry.closing:
                 return None, False
             if holder is None or isinstance(holder, Hold):
@@ -257,6 +257,10 @@ class Residents:
             self._by_key.clear()
             self._leaving.clear()
             return waited
+
+    def _first(self, keys: Iterable[Key]) -> Resident | None:
+        """Return the first of these that is there; under the lock."""
+        return next((self._by_key[key] for key in keys if key in self._by_key), None)
 
     def _settled(self, entry: Resident) -> bool:
         """Take a model out if an unload has waited for this; under the lock."""

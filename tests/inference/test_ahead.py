@@ -387,12 +387,18 @@ def test_so_many_work_at_the_same_time_and_the_cancelled_do_not(gate: Gate) -> N
     assert again.outputs, "what was cancelled is in nobody's way"
 
 
-def test_the_same_pictures_are_waited_for(gate: Gate) -> None:
+def at_work(gate: Gate) -> tuple[Doubler, Ahead, Begun]:
+    """Begin with a picture, up to the gate."""
     processor = Doubler()
     made = learnt(MANY, 4, processor)
     processor.before = gate
-    first = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    begun = elsewhere(partial(made.make, pictures(1), CancelToken()))
     gate.wait()
+    return processor, made, begun
+
+
+def test_the_same_pictures_are_waited_for(gate: Gate) -> None:
+    processor, made, first = at_work(gate)
     second = elsewhere(partial(made.make, pictures(1), CancelToken()))
     gate.open()
     held = join(first)
@@ -401,25 +407,30 @@ def test_the_same_pictures_are_waited_for(gate: Gate) -> None:
     assert len(processor.threads) == 2
 
 
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Let threads change hands as often as can be."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
 def test_threads_that_come_at_once_with_the_same_pictures_make_them_once() -> None:
     processor = Doubler()
     made = learnt(MANY, 8, processor)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for number in range(1, 41):
-            barrier = threading.Barrier(6, timeout=SECONDS)
-            images = pictures(number)
 
-            def come(barrier: threading.Barrier, images: list[ImageInput]) -> Any:
-                barrier.wait()
-                return made.make(images, CancelToken())
+    def come(barrier: threading.Barrier, images: list[ImageInput]) -> Any:
+        barrier.wait()
+        return made.make(images, CancelToken())
 
-            begun = [elsewhere(partial(come, barrier, images)) for _ in range(6)]
-            assert len({id(join(each)) for each in begun}) == 1
-            assert len(processor.threads) == 1 + number
-    finally:
-        sys.setswitchinterval(interval)
+    for number in range(1, 41):
+        barrier = threading.Barrier(6, timeout=SECONDS)
+        images = pictures(number)
+        begun = [elsewhere(partial(come, barrier, images)) for _ in range(6)]
+        assert len({id(join(each)) for each in begun}) == 1
+        assert len(processor.threads) == 1 + number
 
 
 def test_what_was_used_is_made_anew_where_it_was_not_kept() -> None:
@@ -433,11 +444,7 @@ def test_what_was_used_is_made_anew_where_it_was_not_kept() -> None:
 
 
 def test_in_its_turn_nobody_waits_and_what_comes_later_is_made_anew(gate: Gate) -> None:
-    processor = Doubler()
-    made = learnt(MANY, 4, processor)
-    processor.before = gate
-    first = elsewhere(partial(made.make, pictures(1), CancelToken()))
-    gate.wait()
+    _, made, first = at_work(gate)
     assert made.take(pictures(1)) == {}
     assert made.take(pictures(2)) == {}
     gate.open()
@@ -523,25 +530,21 @@ def test_larger_pictures_than_were_seen_are_bounded_as_well() -> None:
     assert made.make(pictures(3), CancelToken()) is not None
 
 
+@pytest.mark.usefixtures("hasty")
 def test_many_threads_are_in_nobodys_way() -> None:
     made = learnt(8 * SIZE, 8, Doubler())
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
 
-        def many(first: int) -> int:
-            found = 0
-            for number in range(60):
-                images = pictures(first + number % 20)
-                held = made.make(images, CancelToken())
-                found += held is not None and bool(held.outputs)
-                if number % 3 == 0:
-                    made.take(images)
-                if number % 7 == 0:
-                    made.clear()
-            return found
+    def many(first: int) -> int:
+        found = 0
+        for number in range(60):
+            images = pictures(first + number % 20)
+            held = made.make(images, CancelToken())
+            found += held is not None and bool(held.outputs)
+            if number % 3 == 0:
+                made.take(images)
+            if number % 7 == 0:
+                made.clear()
+        return found
 
-        begun = [elsewhere(partial(many, 10 * number)) for number in range(8)]
-        assert all(isinstance(found, int) and found for found in map(join, begun))
-    finally:
-        sys.setswitchinterval(interval)
+    begun = [elsewhere(partial(many, 10 * number)) for number in range(8)]
+    assert all(isinstance(found, int) and found for found in map(join, begun))

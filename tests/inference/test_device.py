@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.engine import Engine
+from tests.cycles import searches_for_cycles
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
 
@@ -72,18 +72,8 @@ def test_cycles_are_looked_for_only_if_something_stays(engine: Engine, in_a_cycl
             held["self"] = held
         nbytes = held["array"].nbytes
         before = device.memory().active
-        searches: list[str] = []
-        noted = lambda phase, info: searches.append(phase)  # noqa: E731
-        gc.callbacks.append(noted)
-        try:
-            with device.freeing(nbytes):
-                del held
-        finally:
-            gc.callbacks.remove(noted)
-        return before - device.memory().active - nbytes, searches.count("start")
+        with searches_for_cycles() as searches, device.freeing(nbytes):
+            del held
+        return before - device.memory().active - nbytes, len(searches)
 
-    gc.disable()
-    try:
-        assert engine.call(work).result(30) == (0, int(in_a_cycle))
-    finally:
-        gc.enable()
+    assert engine.call(work).result(30) == (0, int(in_a_cycle))

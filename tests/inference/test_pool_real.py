@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import importlib
 import re
 import shutil
@@ -24,6 +22,7 @@ from mlx_magic.inference.backends.vision import VisionBackend
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.request import GenerationRequest, Sampling
 from mlx_magic.inference.session import Session
+from tests.cycles import searches_for_cycles
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
@@ -184,24 +183,6 @@ def test_a_load_that_is_cancelled_needs_none_either(
         assert searches == []
     assert during[0] >= 4 * 2**20
     assert after <= 0.001 * size
-
-
-@contextlib.contextmanager
-def searches_for_cycles() -> Iterator[list[int]]:
-    """Give the generations that are searched within the block; none by itself."""
-    searches: list[int] = []
-
-    def noted(phase: str, info: dict[str, int]) -> None:
-        if phase == "start":
-            searches.append(info["generation"])
-
-    gc.disable()
-    gc.callbacks.append(noted)
-    try:
-        yield searches
-    finally:
-        gc.callbacks.remove(noted)
-        gc.enable()
 
 
 @pytest.mark.parametrize(("library", "reads"), [("mlx_vlm", "processor"), ("mlx_lm", "tokenizer")])

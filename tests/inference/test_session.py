@@ -132,25 +132,30 @@ def test_what_a_model_makes_ready_lives_as_long_as_its_request(
     assert threads == ["mlx-magic-prepare"]
 
 
+class Waits:
+    """Makes nothing ready, and takes its time."""
+
+    def __init__(self) -> None:
+        self.came, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, request: GenerationRequest, cancel: CancelToken) -> None:
+        self.came.set()
+        assert self.go.wait(10)
+        cancel.checkpoint()
+
+
 def test_cancel_does_not_wait_for_what_is_made_ready(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    came, go = threading.Event(), threading.Event()
-
-    def ahead(request: GenerationRequest, cancel: CancelToken) -> None:
-        came.set()
-        assert go.wait(10)
-        cancel.checkpoint()
-
     session.start(question(vision)).future.result(10)
-    script.ahead = ahead
+    script.ahead = ahead = Waits()
     generation = session.start(question(vision), images=[("img", picture())])
-    assert came.wait(10)
+    assert ahead.came.wait(10)
     generation.cancel()
     result = generation.future.result(10)
     assert result.finish_reason == "cancelled"
     assert session.running == []
-    go.set()
+    ahead.go.set()
     script.ahead = None
     assert session.start(question(vision)).future.result(10).text
 
@@ -158,21 +163,15 @@ def test_cancel_does_not_wait_for_what_is_made_ready(
 def test_who_makes_ready_does_not_hold_the_model(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    came, go = threading.Event(), threading.Event()
-
-    def ahead(request: GenerationRequest, cancel: CancelToken) -> None:
-        came.set()
-        assert go.wait(10)
-
     session.start(question(vision)).future.result(10)
     model = weakref.ref(session.pool._residents.loaded[0])
-    script.ahead = ahead
+    script.ahead = ahead = Waits()
     generation = session.start(question(vision))
-    assert came.wait(10)
+    assert ahead.came.wait(10)
     session.engine.call(session.pool._residents.clear).result(10)
     gc.collect()
     assert model() is None, "it would be freed on the wrong thread"
-    go.set()
+    ahead.go.set()
     assert generation.future.result(10).text
 
 

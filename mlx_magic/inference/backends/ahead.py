@@ -197,7 +197,7 @@ class Ahead:
     def _entry(self, key: Hashable, size: int) -> tuple[Ready | None, bool]:
         """Return where pictures are made, and whether that is new; None if there is no room."""
         with self._lock:
-            taken = sum(ready.size for ready in self._living())
+            taken = self._taken()
             held = self._ready.get(key, _gone)()
             if held is not None and not held.cancelled:
                 return held, False
@@ -223,9 +223,12 @@ class Ahead:
             with self._lock:
                 ready.outputs, ready.size = outputs, sum(map(nbytes, outputs.values()))
                 # Some processors make more of a larger picture.
-                if sum(each.size for each in self._living()) > self._limit:
+                if self._taken() > self._limit:
                     ready.empty()
             ready.done.set()
+
+    def _taken(self) -> int:
+        return sum(ready.size for ready in self._living())
 
     def _living(self) -> list[Ready]:
         """Return what somebody holds, and forget the rest; under the lock."""
