@@ -18,7 +18,6 @@ from mlx_magic.inference import architectures
 
 # Large, and never read as a configuration by any of the libraries.
 _DATA = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
-_TEMPLATES = ("chat_template*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja")
 
 
 def wanted_code(folder: Path) -> tuple[str, ...]:
@@ -26,10 +25,10 @@ def wanted_code(folder: Path) -> tuple[str, ...]:
 
     Looked at are: ``model_file`` in config.json (imported as Python), ``auto_map`` in any
     JSON file, nested or in a direct subfolder (transformers imports the class it names, even
-    from another repository), chat templates of architectures whose processor in mlx-vlm renders
-    them outside of Jinja's sandbox, and architectures for which mlx-vlm trusts the code of a
-    repository of its own choice. Not here: pickled weights, which no library would load, and
-    which are refused as weights; ``custom_generate/``, which only PyTorch models run.
+    from another repository), and architectures for which mlx-vlm trusts the code of a repository
+    of its own choice. Not here: pickled weights, which no library would load, and which are
+    refused as weights; ``custom_generate/``, which only PyTorch models run; chat templates, which
+    are rendered in a sandbox of ours (`backends.chat_template`), with permission too.
 
     Parameters
     ----------
@@ -51,7 +50,7 @@ def wanted_code(folder: Path) -> tuple[str, ...]:
             continue
         name = path.relative_to(folder).as_posix()
         wanted += [f"{name}: {_printable(line)}" for line in _auto_maps(parsed(path))]
-    wanted += _from_architecture(folder, config)
+    wanted += _from_architecture(config)
     return tuple(wanted)
 
 
@@ -106,31 +105,15 @@ def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
             yield f"{place} = {_short(found)}"
 
 
-def _from_architecture(folder: Path, config: Mapping[str, Any]) -> list[str]:
+def _from_architecture(config: Mapping[str, Any]) -> list[str]:
     """Name what mlx-vlm's own code for this architecture would run."""
     sources = architectures.vision_sources(config)
-    kind = config.get("model_type")
-    wanted = []
-    if any("from jinja2 import" in text for text in sources.values()):
-        wanted += [
-            f"{name}: a template that mlx-vlm's {kind} processor runs without a sandbox"
-            for name in _chat_templates(folder)
-        ]
-    if any(re.search(r"\bTOKENIZER_REPO\b", text) for text in sources.values()):
-        wanted.append(
-            f"config.json: model_type = {kind!r}, for which mlx-vlm may fetch a tokenizer from "
-            "another repository and run its code"
-        )
-    return wanted
-
-
-def _chat_templates(folder: Path) -> list[str]:
-    files = [path.relative_to(folder).as_posix() for p in _TEMPLATES for path in folder.glob(p)]
-    for name in ("tokenizer_config.json", "processor_config.json"):
-        content = parsed(folder / name)
-        if isinstance(content, dict) and content.get("chat_template"):
-            files.append(name)
-    return sorted(files)
+    if not any(re.search(r"\bTOKENIZER_REPO\b", text) for text in sources.values()):
+        return []
+    return [
+        f"config.json: model_type = {config.get('model_type')!r}, for which mlx-vlm may fetch a "
+        "tokenizer from another repository and run its code"
+    ]
 
 
 def parsed(path: Path) -> Any:

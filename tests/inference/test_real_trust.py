@@ -57,11 +57,11 @@ def copied(kind: str, folder: Path) -> Path:
     return folder
 
 
-def loaded(folder: Path) -> list[list[object]]:
+def loaded(folder: Path, code: str = LOADS) -> list[list[object]]:
     home = str(folder.parent / "home")
     environment = {**os.environ, "HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules"}
     done = subprocess.run(
-        [sys.executable, "-c", LOADS, str(folder), str(checkpoints.mark_of(folder))],
+        [sys.executable, "-c", code, str(folder), str(checkpoints.mark_of(folder))],
         capture_output=True,
         text=True,
         check=False,
@@ -71,6 +71,26 @@ def loaded(folder: Path) -> list[list[object]]:
     assert done.returncode == 0, done.stderr
     said: list[list[object]] = json.loads(done.stdout.splitlines()[-1])
     return said
+
+
+# Loads a checkpoint, asks it a question, and says how both went.
+ASKS = """
+import json, pathlib, sys
+import mlx_magic
+from mlx_magic.inference import session
+folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
+now = session.current()
+said = []
+for trusted in (False, True):
+    error = now.load(folder, trust_remote_code=trusted).future.exception(240)
+    said.append([type(error).__name__, str(error), mark.exists()])
+    try:
+        mlx_magic.ask("Hi", model=folder, max_tokens=2)
+    except Exception as error:
+        said.append([type(error).__name__, str(error), mark.exists()])
+now.close()
+print(json.dumps(said))
+"""
 
 
 HOSTILE: list[tuple[str, Callable[[Path], Path], str]] = [
@@ -101,6 +121,36 @@ def test_it_runs_with_permission_only(
     assert refused[2] is False
     # That it would have run: otherwise the lines above would prove nothing.
     assert allowed[2] is True
+
+
+@pytest.mark.parametrize("kind", ["vision", "text"])
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (
+            "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
+            "its chat template was stopped, for it wants to run code ('__init__' of a type)",
+        ),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
+            "{% endfor %}{% endfor %}{% endfor %}",
+            "its chat template was stopped (it runs for longer than 2 s)",
+        ),
+    ],
+    ids=["code", "time"],
+)
+def test_a_hostile_chat_template_is_stopped_with_permission_too(
+    tmp_path: Path, kind: str, template: str, words: str
+) -> None:
+    folder = copied(kind, tmp_path / "m")
+    template = template.replace("MARK", str(checkpoints.mark_of(folder)))
+    (folder / "chat_template.jinja").write_text(template)
+    said = loaded(folder, ASKS)
+    assert [line[0] for line in said] == ["NoneType", "GenerationError"] * 2
+    for error, text, mark in said:
+        assert mark is False
+        assert error == "NoneType" or words in str(text)
+        assert "\n" not in str(text)
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mlx_magic.errors import CheckpointError, UntrustedCodeError
-from mlx_magic.inference import architectures
 from mlx_magic.inference.checkpoint import Checkpoint, resolve
 from mlx_magic.inference.trust import require_trust, wanted_code
 from tests import checkpoints
@@ -119,44 +118,16 @@ def test_pickles_are_refused_as_weights(folder: Path) -> None:
 ESCAPE = "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
 
 
-@pytest.mark.parametrize("model_type", ["phi3_v", "molmo", "molmo2", "kimi_vl", "ernie4_5_moe_vl"])
+@pytest.mark.parametrize("model_type", ["smolvlm", "phi3_v", "molmo", "molmo2", "kimi_vl"])
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
-def test_templates_that_run_without_a_sandbox_are_named(
-    folder: Path, model_type: str, file: str
-) -> None:
+def test_chat_templates_want_nothing(folder: Path, model_type: str, file: str) -> None:
+    """They are rendered in our sandbox: tests/inference/test_chat_template.py."""
     checkpoints.update_json(folder / "config.json", {"model_type": model_type})
-    assert wanted_code(folder) == ()
     if file.endswith(".jinja"):
         (folder / file).write_text(ESCAPE)
     else:
         checkpoints.update_json(folder / file, {"chat_template": ESCAPE})
-    assert refusal(folder).wanted == (
-        f"{file}: a template that mlx-vlm's {model_type} processor runs without a sandbox",
-    )
-
-
-def test_templates_in_the_sandbox_want_nothing(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text(ESCAPE)
     assert wanted_code(folder) == ()
-
-
-def test_every_architecture_that_leaves_the_sandbox_is_found() -> None:
-    library = architectures.library(architectures.VISION_LIBRARY)
-    assert library is not None
-    leaving = {
-        path.parent.name
-        for path in library.models.glob("*/*.py")
-        if "jinja2" in (text := path.read_text(encoding="utf-8")) and "import" in text
-    }
-    seen = {
-        name
-        for name in leaving
-        if any(
-            "from jinja2 import" in text
-            for text in architectures.vision_sources({"model_type": name}).values()
-        )
-    }
-    assert seen == leaving
 
 
 @pytest.mark.parametrize("model_type", ["moondream1", "moondream2", "moondream3"])
@@ -187,14 +158,6 @@ assert mark.read_text() == "custom_model"
 mark.unlink()
 transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
 assert mark.read_text().endswith("evil")
-mark.unlink()
-from mlx_vlm.models.kimi_vl.processing_kimi_vl import KimiVLProcessor
-processor = object.__new__(KimiVLProcessor)
-processor.chat_template = (
-    "{{{{ cycler.__init__.__globals__.os.system('touch ' ~ messages[0].content) }}}}"
-)
-processor.apply_chat_template([{{"role": "user", "content": str(mark)}}])
-assert mark.exists()
 """
     home = {"HF_HOME": str(folder.parent / "hf"), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(

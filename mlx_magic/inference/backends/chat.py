@@ -7,6 +7,10 @@ from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends.failure import one_line
+from mlx_magic.inference.backends.template_limits import (
+    TemplateLimitError,
+    UnsafeTemplateError,
+)
 from mlx_magic.inference.images import ImageInput
 from mlx_magic.inference.request import GenerationRequest
 
@@ -74,16 +78,28 @@ def require_whole(prompt: object, request: GenerationRequest, *, model: str) -> 
 
 
 def template_error(error: Exception, request: GenerationRequest, *, model: str) -> GenerationError:
-    """Say that a chat template refused a conversation, and what could be left out.
+    """Say why a chat template did not render a conversation, and what could be done.
 
     Parameters
     ----------
     error : Exception
-        What the template raised.
+        What rendering it raised.
     request : GenerationRequest
     model : str
         Its name, for the message.
     """
+    if isinstance(error, UnsafeTemplateError):
+        return GenerationError(
+            f"{model}: its chat template was stopped, for it wants to run code ({error}): choose "
+            "another model.",
+            model=model,
+        )
+    if isinstance(error, TemplateLimitError):
+        return GenerationError(
+            f"{model}: its chat template was stopped ({one_line(error)}): ask something shorter, "
+            "or choose another model.",
+            model=model,
+        )
     extras = []
     if request.system:
         extras.append("a system prompt")
