@@ -125,8 +125,8 @@ class Cutting(Session):
             "threads": names.count("mlx-magic-prepare"),
         }
         for model in self.pool._residents.loaded:
-            assert hasattr(model, "_batch")
-            batch = model._batch
+            assert hasattr(model, "_answering")
+            batch = model._answering.batch
             left["seats"] = len(batch)
             left["rows"] = len(batch._writing.uids) + len(batch._rows) + len(batch._prompts)
             left["prompts"] = len(batch._waiting) + len(batch._read_by)

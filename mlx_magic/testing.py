@@ -22,6 +22,7 @@ from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.together import Verdict
 from mlx_magic.inference.work import Clock
 
 HoldPhase = Literal["loading", "seeing", "reading", "writing"]
@@ -180,6 +181,11 @@ class ScriptedModel:
     def nbytes(self) -> int:
         """Bytes of the weights, as the checkpoint says."""
         return self._nbytes
+
+    @property
+    def together(self) -> Verdict:
+        """All its requests at once."""
+        return Verdict(True, True)
 
     @property
     def reuse(self) -> Reuse:

@@ -21,6 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Hide the person's own aliases and models, from kernels that are started, too."""
     home = config.stash[_HOME] = Path(tempfile.mkdtemp(prefix="mlx-magic-tests-"))
     os.environ["MLX_MAGIC_CONFIG"] = str(home / "config")
+    os.environ["MLX_MAGIC_CACHE"] = str(home / "cache")
     os.environ["HF_HUB_CACHE"] = str(home / "hub")
 
 

@@ -141,6 +141,13 @@ def require_known(kind: Kind, config: Mapping[str, Any], *, model: str) -> None:
     )
 
 
+def module_name(kind: Kind, config: Mapping[str, Any]) -> str:
+    """Return the name of the module that the library for a kind has for a config.json."""
+    name = VISION_LIBRARY if kind == "vision" else TEXT_LIBRARY
+    found = library(name)
+    return str(config.get("model_type")) if found is None else _module_name(name, found, config)
+
+
 def _module_name(name: str, found: Library, config: Mapping[str, Any]) -> str:
     model_type = str(config.get("model_type"))
     if name == VISION_LIBRARY:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import DownloadError, UnsupportedModelError
-from mlx_magic.inference import architectures, checkpoint, checkpoint_files, trust
+from mlx_magic.inference import architectures, checkpoint, checkpoint_files, together, trust
 from mlx_magic.inference.backends import weights
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.hub_errors import translated
 from mlx_magic.inference.names import Names
+from mlx_magic.inference.together import Verdict
 
 # What one picture takes, where a configuration says so.
 _IMAGE_TOKENS = ("mm_tokens_per_image", "image_seq_length", "image_seq_len")
@@ -47,6 +48,8 @@ class ModelFacts:
         What it would run; of a repository only what its config.json says.
     problem : str
         Why it cannot be used; empty if it can as far as one can see.
+    together : Verdict or None
+        Whether it will answer several requests at once; None where only a load tells.
     """
 
     name: str
@@ -60,6 +63,7 @@ class ModelFacts:
     image_tokens: int | None
     wants_code: tuple[str, ...] = ()
     problem: str = ""
+    together: Verdict | None = None
 
 
 def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
@@ -94,6 +98,7 @@ def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
             _context(found.config),
             _image_tokens(found.config, processor),
             found.wants_code,
+            together=together.expected(found.kind, found.config),
         )
     return _remote(name, found.repo_id, endpoint)
 
@@ -128,6 +133,7 @@ def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelFacts:
         _image_tokens(config, None),
         wanted,
         _problem(config, name, nbytes),
+        together.expected(kind, config),
     )
 
 

@@ -36,6 +36,10 @@ class ModelInfo:
         Whether it stays until it is unloaded by hand.
     idle : float
         Seconds since it was last used; 0 while somebody holds it.
+    together : bool
+        Whether it answers several requests at once.
+    why_apart : str
+        Why it does not, in words; empty where it does.
     """
 
     name: str
@@ -50,6 +54,8 @@ class ModelInfo:
     adapter: str | None = None
     pinned: bool = False
     idle: float = field(default=0.0, compare=False)
+    together: bool = field(default=True, compare=False)
+    why_apart: str = field(default="", compare=False)
 
 
 class Hold:

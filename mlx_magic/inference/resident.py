@@ -85,7 +85,7 @@ class Resident:
 
     def info(self, now: float) -> ModelInfo:
         """Return what a person gets to see of it."""
-        checkpoint = self.checkpoint
+        checkpoint, together = self.checkpoint, self.model.together
         return ModelInfo(
             name=self.names[0],
             names=tuple(self.names),
@@ -99,6 +99,8 @@ class Resident:
             adapter=self.key.adapter,
             pinned=self.pinned,
             idle=0.0 if self.holders else max(now - self.last_used, 0.0),
+            together=together.together,
+            why_apart=together.why,
         )
 
     def held(self) -> Held:

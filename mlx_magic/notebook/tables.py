@@ -16,6 +16,7 @@ from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.together import Verdict
 from mlx_magic.inference.work import amount
 from mlx_magic.notebook import pool_lines
 from mlx_magic.notebook.phases import phase_line
@@ -136,6 +137,7 @@ class FactsTable:
         ]
         if found.image_tokens:
             rows.append(("picture", f"{found.image_tokens:,} tokens, whole or each part of it"))
+        rows.append(("several questions", _together(found.together)))
         if found.wants_code:
             rows.append(("wants to run", "; ".join(found.wants_code)))
         if found.problem:
@@ -155,6 +157,7 @@ class StatusTable:
             ("room", pool_lines.room(session.pool)),
             *_unloaded(session.pool),
             ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
+            *_answering(session.pool),
             ("reused", _reused(session.pool.reuse)),
             *session.device(),
         ]
@@ -164,6 +167,17 @@ class StatusTable:
 def _named(model: ModelInfo) -> str:
     state = pool_lines.state(model)
     return model.name if state == "loaded" else f"{model.name} ({state.removeprefix('loaded, ')})"
+
+
+def _together(verdict: Verdict | None) -> str:
+    """Say how a model that is not loaded will answer."""
+    return "known once it is loaded" if verdict is None else str(verdict)
+
+
+def _answering(pool: ModelPool) -> list[tuple[str, str]]:
+    """Say how each loaded model answers several questions."""
+    words = [f"{model.name} {Verdict(model.together, True, model.why_apart)}" for model in pool]
+    return [("several questions", "; ".join(words))] if words else []
 
 
 def _unloaded(pool: ModelPool) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import EngineError
-from mlx_magic.inference.backends.batch import Batch, Seat, Written
+from mlx_magic.inference.backends.batch import Batch, Seat, StepFailedError, Written
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 
 
@@ -42,8 +42,17 @@ class Counting(Batch):
                 self._seats[uid].give(Written(self.next[uid]))
                 self.next[uid] += 1
 
+    def close(self) -> None:
+        self._end_all()
+
+    def _abandon(self) -> list[int]:
+        uids = list(self.next)
+        self.next.clear()
+        return uids
+
     def _drop(self, uid: int) -> None:
-        del self.next[uid], self.reading[uid]
+        self.next.pop(uid, None)
+        self.reading.pop(uid, None)
 
     def _clear(self) -> None:
         self.next.clear()
@@ -137,14 +146,17 @@ def test_who_fails_alone_ends_at_its_next_turn_wherever_it_stands(first: bool) -
     assert len(logs[failing]) < 4
 
 
-def test_a_step_that_fails_ends_all_with_its_reason_and_the_next_can_come() -> None:
+@pytest.mark.parametrize(("count", "error"), [(1, MemoryError), (2, StepFailedError)])
+def test_a_step_that_fails_for_several_leaves_each_to_be_answered_by_itself(
+    count: int, error: type[Exception]
+) -> None:
     batch = Counting()
-    jobs = [request(batch, [], 5, CancelToken()) for _ in range(2)]
-    next(jobs[0])
-    next(jobs[1])
+    jobs = [request(batch, [], 5, CancelToken()) for _ in range(count)]
+    for job in jobs:
+        next(job)
     batch.error = MemoryError("too much")
     for job in jobs:
-        with pytest.raises(MemoryError, match="too much"):
+        with pytest.raises(error, match="too much"):
             go_round(deque([job]))
     batch.error = None
     log: list[int] = []

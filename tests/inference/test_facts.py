@@ -15,6 +15,7 @@ from mlx_magic.inference.facts import ModelFacts
 from mlx_magic.inference.fit import fits
 from mlx_magic.inference.names import Names
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.together import Verdict
 from mlx_magic.testing import ScriptedBackend, scripted_session
 from tests import checkpoints, fake_hub
 
@@ -55,7 +56,16 @@ def test_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     folder = checkpoints.good(tmp_path / "seer", CONFIG)
     checkpoints.write_json(folder / "processor_config.json", {"image_seq_len": 64})
     assert facts.read(str(folder), Names()) == ModelFacts(
-        str(folder), str(folder), "vision", "smolvlm", "4-bit, group 64", 96, 128, 4096, 64
+        str(folder),
+        str(folder),
+        "vision",
+        "smolvlm",
+        "4-bit, group 64",
+        96,
+        128,
+        4096,
+        64,
+        together=Verdict(True, True),
     )
 
 
@@ -70,7 +80,16 @@ def test_of_a_repository_only_config_json_is_fetched_and_nothing_kept(
     published(hub)
     found = facts.read(REPO, Names(), endpoint=hub.endpoint)
     assert found == ModelFacts(
-        REPO, f"Hub: {REPO}", "vision", "smolvlm", "4-bit, group 64", 1500, 1500, 4096, None
+        REPO,
+        f"Hub: {REPO}",
+        "vision",
+        "smolvlm",
+        "4-bit, group 64",
+        1500,
+        1500,
+        4096,
+        None,
+        together=Verdict(True, True),
     )
     assert hub.fetched == ["config.json"]
     assert not list(tmp_path.rglob("*.json"))

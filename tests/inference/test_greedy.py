@@ -110,7 +110,7 @@ def answers(draws: list[Draw], processors: list[Any], picks: list[int]) -> Answe
             batch.add(tokens, embeds, max_tokens=STEPS, draw=draw, processors=processors[number])
         )
     while not all(len(seat.written) == STEPS for seat in seats):
-        batch._advance()
+        batch.advance()
         for seat in seats:
             assert seat.error is None
     return [[each.token for each in seat.written] for seat in seats]

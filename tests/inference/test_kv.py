@@ -10,13 +10,14 @@ import pytest
 
 import mlx_magic
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, kv, text
+from mlx_magic.inference.backends import device, kv
 from mlx_magic.inference.backends.text import TextModel
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.engine import Engine
 from mlx_magic.inference.request import GenerationRequest, Sampling
 from mlx_magic.inference.request_memory import Shape
+from tests.inference.standing import let_answer
 from tests.inference.test_reuse import (
     BLUE,
     QUESTION,
@@ -24,6 +25,7 @@ from tests.inference.test_reuse import (
     Asked,
     Cut,
     Room,
+    answers_alone,
     cut_at,
     opened,
 )
@@ -41,6 +43,11 @@ pytestmark = pytest.mark.model
 HEADS_OF_32 = {"head_dim": 32}
 
 
+@pytest.fixture(autouse=True)
+def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_answer(monkeypatch, together_=True)
+
+
 @pytest.fixture(scope="module")
 def demo(engine: Engine) -> Iterator[Room]:
     room = Room(engine, mlx_magic.demo_model())
@@ -52,7 +59,7 @@ def demo(engine: Engine) -> Iterator[Room]:
 def way(request: pytest.FixtureRequest, demo: Room, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether the model answers in batches."""
     if request.param == "alone":
-        monkeypatch.setattr(demo.model, "_batch", None)
+        answers_alone(demo, monkeypatch)
     return str(request.param)
 
 
@@ -76,7 +83,8 @@ class Sizes:
             return made
 
         monkeypatch.setattr(model, "_caches", caches)
-        monkeypatch.setattr(model, "_quantised", {})
+        monkeypatch.setattr(model._answering, "_caches", caches)
+        monkeypatch.setattr(model._answering, "_quantized", {})
 
 
 def asked(bits: int | None, *images: Any, prompt: str = QUESTION) -> GenerationRequest:
@@ -194,7 +202,7 @@ def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_way: str
 ) -> None:
     if text_way == "alone":
-        monkeypatch.setattr(text, "can_batch", lambda model: False)
+        let_answer(monkeypatch, together_=False)
     monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
     prompts = ["Why is the sky blue at noon, and red at night?", "What is it?"]
     kinds = [(prompt, bits) for prompt in prompts for bits in (None, 8, 4)]
@@ -220,7 +228,7 @@ def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
         with monkeypatch.context() as patch:
             sizes = Sizes(made, patch)
             if bits is None:
-                patch.setattr(made._batch, "_make_cache", lambda: made._caches(None))
+                patch.setattr(made._answering.batch, "_make_cache", lambda: made._caches(None))
             ask(question(made, "What is it?", bits, max_tokens=5))
             most[bits] = sizes.most
     assert most[None] > 3 * most[8] > 4.5 * most[4] > 0
@@ -232,7 +240,7 @@ def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
     ask(*questions)
     assert isinstance(questions[1].error, Cancelled)
     assert questions[2].outcome[0] == quantised_raw(model, "What is it?", 8, 9)
-    assert not made._quantised[8], "nobody is left in it"
+    assert not made._answering._quantized[8], "nobody is left in it"
 
 
 def test_a_text_models_heads_that_cannot_be_quantised_are_an_error_of_one_line(
@@ -272,6 +280,6 @@ def test_a_repetition_penalty_holds_where_a_text_model_answers_alone(
         return [ask(Question(made, "Hi", max_tokens=20, **more))[0][0] for more in how]
 
     together = answers()
-    monkeypatch.setattr(text, "can_batch", lambda model: False)
+    let_answer(monkeypatch, together_=False)
     assert answers() == together
     assert together[0] != together[1]

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,13 @@ class Room:
         """Ask a model that knows nothing."""
         self.forget()
         return self.ask(prompt, *images, **more)
+
+
+def answers_alone(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a model answer through mlx-vlm's own streaming."""
+    standing = room.model._answering.standing
+    apart = replace(standing.verdict, together=False, why="the test says so")
+    monkeypatch.setattr(standing, "verdict", apart)
 
 
 def asking(
@@ -297,7 +305,7 @@ def test_a_model_that_answers_alone_does_not_look_again_either(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = demo.cold(QUESTION, RED).text
-    monkeypatch.setattr(demo.model, "_batch", None)
+    answers_alone(demo, monkeypatch)
     demo.forget()
     before = demo.model.reuse
     asked = [demo.ask(QUESTION, RED) for _ in range(3)]
@@ -341,7 +349,7 @@ def test_of_many_pictures_none_is_looked_at_after_a_cancel(
     demo: Room, monkeypatch: pytest.MonkeyPatch, alone: bool, at: int
 ) -> None:
     if alone:
-        monkeypatch.setattr(demo.model, "_batch", None)
+        answers_alone(demo, monkeypatch)
     asked_for: list[int] = []
     tower = type(demo.model._model.vision_model)
     encode = tower.__call__
@@ -377,7 +385,7 @@ def test_of_many_pictures_none_is_looked_at_after_a_cancel(
 def test_as_many_write_together_as_memory_lasts_for(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch = demo.model._batch
+    batch = demo.model._answering.batch
     assert batch is not None
     images = [RED, BLUE, SQUARE]
     expected = [demo.cold(QUESTION, image).text for image in images]

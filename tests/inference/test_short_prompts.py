@@ -52,7 +52,7 @@ def answer(lengths: list[int], chunk: int, at_once: int) -> tuple[Shapes, list[l
         seats.append(batch.add(tokens, embeds, max_tokens=6, draw=draw))
     calls: Shapes = []
     while not all(len(seat.written) == 6 for seat in seats):
-        batch._advance()
+        batch.advance()
         for seat in seats:
             assert seat.error is None
         if not calls and seats[0].written:

@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, text
+from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.admission import Line
 from mlx_magic.inference.backends.batch import Seat
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import BAD, Draw
 from mlx_magic.inference.backends.text import TextModel
-from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
+from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch
 from mlx_magic.inference.backends.text_recall import TextRecall
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -29,11 +29,17 @@ from mlx_magic.inference.engine import Engine
 from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
 from mlx_magic.inference.request_memory import Shape, need
 from mlx_magic.inference.reuse import Reuse
+from tests.inference.standing import let_answer
 
 VOCABULARY = 256
 CHUNK = 16
 GREEDY = Draw()
 LENGTHS = (1, 2, 5, 17, 18, 20, 40, 41)
+
+
+@pytest.fixture(autouse=True)
+def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_answer(monkeypatch, together_=True)
 
 
 def loud(model: Any, scale: float) -> Any:
@@ -190,7 +196,6 @@ def test_answers_written_together_are_those_of_raw_mlx_lm_alone(
     make: Callable[[], Any], count: int
 ) -> None:
     model = make()
-    assert can_batch(model)
     asked = prompts(count)
     expected = [raw(model, tokens, 30) for tokens in asked]
     assert len({tuple(tokens) for tokens in expected}) == count, "else nothing is proven"
@@ -447,19 +452,6 @@ def test_of_caches_that_cannot_be_cut_nothing_is_kept(make: Callable[[], Any]) -
     assert recall.counts == Reuse()
 
 
-def test_caches_that_cannot_be_put_together_are_known() -> None:
-    from mlx_lm.models.cache import CacheList, ChunkedKVCache, KVCache
-
-    class Model:
-        def __init__(self, *caches: Any) -> None:
-            self.make_cache = lambda: list(caches)
-
-    assert can_batch(Model(KVCache(), CacheList(KVCache(), KVCache())))
-    assert not can_batch(Model(KVCache(), ChunkedKVCache(8)))
-    assert not can_batch(Model(CacheList(KVCache(), ChunkedKVCache(8))))
-    assert not can_batch(Model())
-
-
 def byte_tokenizer() -> Any:
     """Make a tokenizer of bytes: most of what a random model writes is cut within a character."""
     from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
@@ -479,7 +471,7 @@ def text_model(
     request: pytest.FixtureRequest, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> TextModel:
     if request.param == "alone":
-        monkeypatch.setattr(text, "can_batch", lambda model: False)
+        let_answer(monkeypatch, together_=False)
     settings = {"temperature": 0.0, "top_k": 30}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
@@ -579,7 +571,7 @@ def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, mode
         assert isinstance(questions[at].error, Cancelled)
     for at in (1, 2, 4):
         assert questions[at].outcome == raw_text(model, PROMPTS[at], 9)
-    assert not text_model._batch, "nobody is left in it"
+    assert not text_model._answering.batch, "nobody is left in it"
 
 
 @pytest.mark.parametrize("text_model", ["together"], indirect=True)
@@ -587,8 +579,8 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
     questions = [Question(text_model, "What is it?", max_tokens=9) for _ in range(6)]
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
-    assert text_model._batch is not None
-    held = text_model._batch.table.held
+    assert text_model._answering.batch is not None
+    held = text_model._answering.batch.table.held
     tokens = {"prompt_tokens": len(byte_tokenizer().encode("What is it?")), "max_tokens": 9}
     one = need(Shape.of(config), **tokens, chunk=CHUNK, itemsize=4)
     limit = 2 * one.cache + one.reading

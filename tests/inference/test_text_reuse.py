@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, text, text_recall
+from mlx_magic.inference.backends import device, text_recall
 from mlx_magic.inference.backends.text import TextModel
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -23,10 +23,16 @@ from mlx_magic.inference.request import Exchange, GenerationChunk
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.stops import Stopped
 from tests.inference import test_text_batch
+from tests.inference.standing import let_answer
 from tests.inference.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
 
 LONG = "Why is the sky blue at noon, and red at night? "
 COUNT = 12
+
+
+@pytest.fixture(autouse=True)
+def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_answer(monkeypatch, together_=True)
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +288,7 @@ def test_other_models_read_each_prompt_from_its_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if make is None:
-        monkeypatch.setattr(text, "can_batch", lambda model: False)
+        let_answer(monkeypatch, together_=False)
     model = made(make() if make else weights, tmp_path, monkeypatch)
     first, again = asked(model, LONG), asked(model, LONG)
     assert (first.text, again.cached) == (again.text, 0)

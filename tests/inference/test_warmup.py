@@ -11,6 +11,7 @@ from mlx_magic.inference.backends import device, warmup
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
 from mlx_magic.inference.reuse import Reuse
+from mlx_magic.inference.together import Verdict
 
 
 class Model:
@@ -42,6 +43,7 @@ class Model:
             raise self.error
 
     ahead = None
+    together = Verdict(True, True)
 
     def forget(self) -> int:
         self.calls.append("forget")

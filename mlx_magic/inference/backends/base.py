@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mlx_magic.inference.checkpoint import Checkpoint
     from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
     from mlx_magic.inference.reuse import Reuse
+    from mlx_magic.inference.together import Verdict
 
 Report = Callable[["GenerationChunk"], None]
 MakesReady = Callable[["GenerationRequest", "CancelToken"], object]
@@ -47,6 +48,10 @@ class LoadedModel(Protocol):
         Any thread may call it. It may raise `Cancelled`, and returns what is to be held until
         the request has ended. It must not hold the model, whose arrays would be freed there.
         """
+
+    @property
+    def together(self) -> Verdict:
+        """Whether it answers several requests at once, and why not; safe from any thread."""
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.errors import EngineError
+from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.failure import again
 from mlx_magic.inference.cancel import CancelToken
 
@@ -24,6 +25,13 @@ LIKE_LENGTHS = 1.25
 
 LIKE_TOKENS = 16
 """The same in tokens, for short ones: of a prompt that is known but for its end, say."""
+
+
+class StepFailedError(Exception):
+    """Raised where a step failed that was one for several requests.
+
+    Which of them is at fault is not known: each is to be answered by itself.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +96,9 @@ class Batch(ABC):
     leave between two steps, and several batches share the thread fairly.
     """
 
+    table: Table
+    """What those who are answered together take."""
+
     def __init__(self) -> None:
         self._uids = itertools.count()
         self._tick = 0
@@ -129,6 +140,8 @@ class Batch(ABC):
         ------
         Cancelled
             At the first slice after `cancel` was asked.
+        StepFailedError
+            Where a step of several requests failed.
         """
         if seat.owes:
             seat.owes = False
@@ -137,33 +150,47 @@ class Batch(ABC):
         waits = not seat.written and seat.error is None
         # Else somebody has made the step that this request waits for.
         if waits and seat.tick == self._tick:
-            self._advance()
+            self.advance()
         seat.tick = self._tick
         if seat.error is not None:
             raise seat.error
         seat.owes = True
         return seat.written.popleft() if seat.written else None
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Make the next step, for all requests."""
         self._tick += 1
         try:
             self._step()
         except Exception as error:
-            # What fails for all of them cannot go on for any.
-            self._fail_all(error)
+            # Those who wait had no part in it.
+            uids = self._abandon()
+            self._fail([self._seats[uid] for uid in uids if uid in self._seats], error)
+
+    def _fail(self, seats: Sequence[Seat], error: Exception) -> None:
+        """End requests that shared a step which failed; of several, each is answered anew."""
+        # With its message and without its frames, which hold arrays.
+        shared = StepFailedError(str(again(error)))
+        for seat in seats:
+            seat.fail(error if len(seats) == 1 else shared)
 
     def _end_all(self) -> None:
         """Forget every request of a model that leaves; normally there is none."""
-        self._fail_all(EngineError("The model was unloaded meanwhile: ask again."))
-
-    def _fail_all(self, error: Exception) -> None:
         for each in self._seats.values():
-            each.fail(error)
+            each.fail(EngineError("The model was unloaded meanwhile: ask again."))
         self._clear()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the model, and of every request."""
 
     @abstractmethod
     def _step(self) -> None:
         """Write a token of each request that is being written, and read a chunk of one prompt."""
+
+    @abstractmethod
+    def _abandon(self) -> list[int]:
+        """Forget what is being read and written; return whose it was, by uid."""
 
     @abstractmethod
     def _drop(self, uid: int) -> None:

@@ -23,6 +23,8 @@ from mlx_magic.inference.backends.openblas import Blas
 # takes milliseconds. On a CPU it is kept to about a second: two operations a
 # weight and token, at some 20 GFLOP/s.
 PREFILL_CHUNK_GPU = 2048
+# What mlx-vlm and mlx-lm read at once where nothing is said (mlx-vlm 0.7.10, mlx-lm 0.32.2).
+LIBRARY_CHUNK = 2048
 PREFILL_CHUNKS_CPU = (16, 256)
 PREFILL_WEIGHTS_CPU = 20e9 / 2
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import adapters, chat, device, kv, lean, warmup, weights
-from mlx_magic.inference.backends.admission import Table
+from mlx_magic.inference.backends.answering import Answering
 from mlx_magic.inference.backends.aside import Aside
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
+from mlx_magic.inference.backends.batch import Seat, Written
+from mlx_magic.inference.backends.chat_template import sandboxed
+from mlx_magic.inference.backends.confirm import Budget
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.backends.room import Room
-from mlx_magic.inference.backends.sampler import processors, require_number
-from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch, can_batch
+from mlx_magic.inference.backends.sampler import Draw, RowSampler, processors, require_number
+from mlx_magic.inference.backends.standing import standing
+from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch
 from mlx_magic.inference.backends.text_defaults import draw, generation_config
+from mlx_magic.inference.backends.text_probe import TextProbe
 from mlx_magic.inference.backends.text_recall import TextRecall
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -31,6 +36,7 @@ from mlx_magic.inference.request import (
 )
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.stops import Stopped
+from mlx_magic.inference.together import Verdict
 
 
 class TextBackend:
@@ -51,6 +57,7 @@ class TextBackend:
         progress: LoadProgress,
     ) -> Generator[None, None, TextModel]:
         """Load a text model in slices. See `Backend.load`."""
+        began = time.monotonic()
         device.prepare()
         progress(0, 0, "loading: importing mlx-lm")
         yield
@@ -86,36 +93,49 @@ class TextBackend:
             model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
         lean.lighten(model)
-        return TextModel(checkpoint, model, tokenizer, size)
+        return TextModel(checkpoint, model, tokenizer, size, began=began)
 
 
 class TextModel:
-    """A loaded text model. See `LoadedModel`."""
+    """A loaded text model. See `LoadedModel`.
 
-    def __init__(self, checkpoint: Checkpoint, model: Any, tokenizer: Any, nbytes: int) -> None:
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    model, tokenizer : object
+        As mlx-lm loads them.
+    nbytes : int
+        Bytes of the weights.
+    began : float, optional
+        When its load began, in seconds of `time.monotonic`; now if left out.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Any,
+        tokenizer: Any,
+        nbytes: int,
+        *,
+        began: float | None = None,
+    ) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
         self._name = checkpoint.name
         self._defaults = generation_config(checkpoint)
         self._model = model
         self._tokenizer = tokenizer
         self._nbytes = nbytes
-        self._busy = False
-        self._batch: TextBatch | None = None
-        # For each number of bits: quantised caches are not put together, nor shared.
-        self._quantised: dict[int, TextBatch] = {}
-        self._table = Table()
-        if can_batch(model):
-            self._batch = TextBatch(
-                model,
-                tokenizer.eos_token_ids,
-                chunk=device.prefill_chunk(nbytes),
-                most=MOST_TOGETHER,
-            )
-        self._recall = TextRecall(nbytes, plain=self._batch is not None and self._batch.plain)
+        self._began = time.monotonic() if began is None else began
+        args = getattr(model, "args", None)
+        stand = standing("mlx-lm", checkpoint, model, args, make_prompt_cache(model))
+        self._chunk = stand.chunk(nbytes)
+        probe = TextProbe(model, tokenizer, lambda w: self._new_batch(2, sampler=w))
+        self._answering = Answering(stand, probe, self._new_batch, self._caches)
+        batch = self._answering.batch
+        self._recall = TextRecall(nbytes, plain=batch is not None and batch.plain)
         self._room = Room(
-            self._name,
-            checkpoint.config,
-            chunk=device.prefill_chunk(nbytes),
-            forget=self._recall.forget,
+            self._name, checkpoint.config, chunk=self._chunk, forget=self._recall.forget
         )
 
     @property
@@ -132,6 +152,11 @@ class TextModel:
     def ahead(self) -> None:
         """Nothing: words are quick. See `LoadedModel.ahead`."""
 
+    @property
+    def together(self) -> Verdict:
+        """Whether it answers several requests at once. See `LoadedModel.together`."""
+        return self._answering.standing.verdict
+
     def forget(self) -> int:
         """Let go of all prompts that are kept; return their bytes."""
         return self._recall.forget()
@@ -139,12 +164,9 @@ class TextModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        for batch in (self._batch, *self._quantised.values()):
-            if batch is not None:
-                batch.close()
+        self._answering.close()
         with device.freeing(self._nbytes):
-            self._model = self._tokenizer = self._batch = None
-            self._quantised.clear()
+            self._model = self._tokenizer = None
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
@@ -152,6 +174,8 @@ class TextModel:
         """Answer a request of nobody's. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, picture=False)
         yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
+        budget = Budget.of_load(time.monotonic() - self._began)
+        yield from self._answering.look(budget, cancel)
         self._recall.count_anew()
 
     def generate(
@@ -165,9 +189,8 @@ class TextModel:
         kv.require_bits(request.kv_bits, self._room.shape, self._name)
         prompt = self._tokens(request)
         counts = Counts(len(prompt), 0)
-        batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            self._table if batch is None else batch.table,
+            self._answering.table(request.kv_bits),
             prompt_tokens=len(prompt),
             image_tokens=0,
             max_tokens=request.sampling.max_tokens,
@@ -177,49 +200,57 @@ class TextModel:
         )
         with placed as place:
             asked = Asked(request, counts, place, cancel, report)
-            if batch is None:
-                return (yield from self._alone(prompt, asked))
-            return (yield from self._together(batch, prompt, asked))
-
-    def _batch_of(self, kv_bits: int | None) -> TextBatch | None:
-        """Return with whom a request is answered; None where this model answers alone."""
-        if self._batch is None or kv_bits is None:
-            return self._batch
-        if kv_bits not in self._quantised:
-            self._quantised[kv_bits] = TextBatch(
-                self._model,
-                self._tokenizer.eos_token_ids,
-                chunk=device.prefill_chunk(self._nbytes),
-                most=1,
-                make_cache=partial(self._caches, kv_bits),
+            drawn = draw(asked.sampling, self._defaults)
+            return (
+                yield from self._answering.answer(
+                    asked,
+                    lambda: self._alone(prompt, asked),
+                    partial(self._seated, prompt, asked, drawn),
+                )
             )
-        return self._quantised[kv_bits]
+
+    def _new_batch(
+        self,
+        most: int,
+        make_cache: Callable[[], list[Any]] | None = None,
+        sampler: RowSampler | None = None,
+    ) -> TextBatch:
+        return TextBatch(
+            self._model,
+            self._tokenizer.eos_token_ids,
+            chunk=self._chunk,
+            most=most,
+            make_cache=make_cache,
+            sampler=sampler,
+        )
 
     def _caches(self, kv_bits: int | None) -> list[Any]:
         from mlx_lm.models.cache import make_prompt_cache
 
         return kv.quantised(make_prompt_cache(self._model), kv_bits, self._room.shape, self._name)
 
-    def _together(
-        self, batch: TextBatch, prompt: list[int], asked: Asked
+    def _seated(
+        self, prompt: list[int], asked: Asked, drawn: Draw, batch: TextBatch, answer: list[int]
     ) -> Generator[None, None, FinishReason]:
-        """Answer beside whatever else this model answers."""
+        """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
         counts, cache = asked.counts, None
+        told = len(answer)
+        answer.clear()
+        counts.cached_tokens = 0
         # What was kept of other prompts is not quantised, and what is quantised is not kept.
-        keeps = batch is self._batch
+        keeps = batch is self._answering.batch
         if keeps:
             counts.cached_tokens, cache = self._recall.start(prompt)
         asked.was_read()
         seat = batch.add(
             prompt[counts.cached_tokens :],
-            draw(asked.sampling, self._defaults),
+            drawn,
             cache=cache,
             # Its batch tells a processor of the prompt's last token, and of the answer's.
             processors=processors(asked.sampling, 1),
         )
         # They are the batch's now, and grow with the answer.
         del cache
-        answer: list[int] = []
 
         def keep() -> None:
             if keeps:
@@ -227,7 +258,7 @@ class TextModel:
                 self._recall.keep(prompt + answer, known, batch.row(seat, known))
 
         try:
-            reason = yield from self._follow(batch, seat, answer, asked)
+            reason = yield from self._follow(batch, seat, answer, asked, told)
             # Only now: of an answer that was cut short nothing may be kept.
             keep()
             return reason
@@ -239,9 +270,12 @@ class TextModel:
             batch.leave(seat)
 
     def _follow(
-        self, batch: TextBatch, seat: Seat, answer: list[int], asked: Asked
+        self, batch: TextBatch, seat: Seat, answer: list[int], asked: Asked, told: int
     ) -> Generator[None, None, FinishReason]:
-        """Report what is read and written in a seat, to the end; `answer` takes the tokens."""
+        """Report what is read and written in a seat, to the end; `answer` takes the tokens.
+
+        So many as were `told` before are not told again.
+        """
         # The tokenizer gives each who asks a detokenizer of their own.
         words = self._tokenizer.detokenizer
         read = 0
@@ -254,7 +288,9 @@ class TextModel:
                 continue
             answer.append(written.token)
             reason = self._take(written, words, len(answer), asked.sampling)
-            asked.wrote(words.last_segment, len(answer))
+            segment = words.last_segment
+            if len(answer) > told:
+                asked.wrote(segment, len(answer))
             if reason is not None:
                 return reason
 
@@ -271,12 +307,8 @@ class TextModel:
         return "stop" if written.stopped else "length"
 
     def _alone(self, prompt: list[int], asked: Asked) -> Generator[None, None, FinishReason]:
-        """Answer by itself, where the model's caches cannot be put together."""
-        while self._busy:
-            asked.cancel.checkpoint()
-            yield
+        """Answer through mlx-lm's own streaming; nothing else may use the model meanwhile."""
         stream = self._stream(prompt, asked)
-        self._busy = True
         try:
             for piece in stream:
                 require_number(piece.token, self._name)
@@ -287,7 +319,6 @@ class TextModel:
                 yield
         finally:
             stream.close()
-            self._busy = False
         raise GenerationError(
             f"{self._name}: mlx-lm ended without a finish reason.", model=self._name
         )
@@ -308,7 +339,7 @@ class TextModel:
             sampler=CountingSampler.alone(draw(asked.sampling, self._defaults)),
             logits_processors=processors(asked.sampling, len(prompt)),
             prompt_cache=self._caches(asked.request.kv_bits),
-            prefill_step_size=device.prefill_chunk(self._nbytes),
+            prefill_step_size=self._chunk,
             prompt_progress_callback=read,
         )
 
@@ -319,7 +350,7 @@ class TextModel:
             text = "\n\n".join(m["content"] for m in messages)
             tokens: list[int] = self._tokenizer.encode(text)
             return tokens
-        template = self._tokenizer.apply_chat_template
+        template = sandboxed()(self._tokenizer.apply_chat_template)
         try:
             tokens = template(messages, add_generation_prompt=True)
             if len(messages) == 1:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
-from mlx_magic.inference.backends import kv, prefill, wired
+from mlx_magic.inference.backends import kv, wired
 from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.batch import MOST_READ_TOGETHER, Batch, Seat, Written
 from mlx_magic.inference.backends.prefix import Rows, cut_out
@@ -75,6 +75,8 @@ class TextBatch(Batch):
     make_cache : callable, optional
         Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
         put together.
+    sampler : CountingSampler, optional
+        Draws the tokens; needs `admit` and `dismiss` of it.
 
     Attributes
     ----------
@@ -92,6 +94,7 @@ class TextBatch(Batch):
         chunk: int,
         most: int,
         make_cache: Callable[[], list[Any]] | None = None,
+        sampler: Any = None,
     ) -> None:
         super().__init__()
         from mlx_lm.generate import generation_stream
@@ -106,7 +109,7 @@ class TextBatch(Batch):
         self._chunk = chunk
         self._most = most
         self._stream = generation_stream
-        self._sampler = CountingSampler()
+        self._sampler: Any = sampler or CountingSampler()
         self._waiting: list[Prompt] = []
         self._reading: Reading | None = None
         # mlx-lm's GenerationBatch, None while nothing is written. A single answer keeps
@@ -188,8 +191,7 @@ class TextBatch(Batch):
                 done = self._read(self._reading)
         except Exception as error:
             # What cannot be read is nothing to those who are being written.
-            for prompt in prompts:
-                prompt.seat.fail(error)
+            self._fail([prompt.seat for prompt in prompts], error)
             self._reading = None
         if done is not None and self._reading is not None:
             together, self._reading = self._reading.joined, None
@@ -291,6 +293,13 @@ class TextBatch(Batch):
         self._writing.extend(new)
         self._joined = True
 
+    def _abandon(self) -> list[int]:
+        uids = list(self._writing.uids) if self._writing is not None else []
+        if self._reading is not None:
+            uids += [prompt.seat.uid for prompt in self._reading.prompts]
+        self._reading = self._writing = None
+        return uids
+
     def _drop(self, uid: int) -> None:
         # What it leaves in the caches goes with the next step.
         self._sampler.dismiss(uid)
@@ -315,14 +324,6 @@ class TextBatch(Batch):
 
             self._wired = contextlib.ExitStack()
             self._wired.enter_context(wired.SHARED.held(wired_limit(self._model, [self._stream])))
-
-
-def can_batch(model: Any) -> bool:
-    """Say whether a model's caches can be put together, as those of one batch are."""
-    from mlx_lm.models.cache import make_prompt_cache
-
-    caches = make_prompt_cache(model)
-    return bool(caches) and all(hasattr(cache, "merge") for cache in prefill.flat(caches))
 
 
 def _all_plain(model: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
@@ -17,11 +18,12 @@ from mlx_magic.inference.backends import (
     warmup,
     weights,
 )
-from mlx_magic.inference.backends.admission import Table
 from mlx_magic.inference.backends.ahead import Ahead
+from mlx_magic.inference.backends.answering import Answering
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.backends.batch import MOST_TOGETHER, Seat, Written
+from mlx_magic.inference.backends.batch import Seat, Written
+from mlx_magic.inference.backends.confirm import Budget
 from mlx_magic.inference.backends.counts import Counts
 from mlx_magic.inference.backends.digests import as_numpy
 from mlx_magic.inference.backends.large_arrays import Origins
@@ -30,13 +32,16 @@ from mlx_magic.inference.backends.recall import Recall, Start
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import (
     Draw,
+    RowSampler,
     fresh_seed,
     processors,
     require_number,
 )
 from mlx_magic.inference.backends.seen import seen_sizes
+from mlx_magic.inference.backends.standing import standing
 from mlx_magic.inference.backends.vision_alone import OneByOne
-from mlx_magic.inference.backends.vision_batch import VisionBatch, can_batch
+from mlx_magic.inference.backends.vision_batch import VisionBatch
+from mlx_magic.inference.backends.vision_probe import VisionProbe
 from mlx_magic.inference.backends.vision_seeing import Seeing
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -49,6 +54,7 @@ from mlx_magic.inference.request import (
 from mlx_magic.inference.request_memory import Shape
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.stops import Stopped
+from mlx_magic.inference.together import Verdict
 
 
 class VisionBackend:
@@ -69,6 +75,7 @@ class VisionBackend:
         progress: LoadProgress,
     ) -> Generator[None, None, VisionModel]:
         """Load a vision model in slices. See `Backend.load`."""
+        began = time.monotonic()
         device.prepare()
         progress(0, 0, "loading: importing mlx-vlm")
         yield
@@ -89,40 +96,58 @@ class VisionBackend:
         lean.lighten(model.language_model)
         if not device.has_vector_math():
             cpu_towers.quicken(model)
-        return VisionModel(checkpoint, model, processor, size)
+        return VisionModel(checkpoint, model, processor, size, began=began)
 
 
 class VisionModel:
-    """A loaded vision model. See `LoadedModel`."""
+    """A loaded vision model. See `LoadedModel`.
 
-    def __init__(self, checkpoint: Checkpoint, model: Any, processor: Any, nbytes: int) -> None:
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    model, processor : object
+        As mlx-vlm loads them.
+    nbytes : int
+        Bytes of the weights.
+    began : float, optional
+        When its load began, in seconds of `time.monotonic`; now if left out.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Any,
+        processor: Any,
+        nbytes: int,
+        *,
+        began: float | None = None,
+    ) -> None:
+        from mlx_vlm.models.cache import KVCache, make_prompt_cache
+
         self._name = checkpoint.name
         self._model = model
         self._processor = processor
         self._nbytes = nbytes
+        self._began = time.monotonic() if began is None else began
         tokenizer = getattr(processor, "tokenizer", processor)
         self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
-        self._batch: VisionBatch | None = None
-        # For each number of bits: quantised caches are not put together, nor shared.
-        self._quantised: dict[int, VisionBatch] = {}
-        self._table = Table()
-        self._at_once = device.read_at_once(Shape.of(checkpoint.config).vocabulary)
-        if can_batch(model):
-            self._batch = VisionBatch(
-                model.language_model,
-                processor,
-                chunk=device.prefill_chunk(nbytes),
-                most=MOST_TOGETHER,
-                at_once=self._at_once,
-            )
-        self._recall = Recall(model, nbytes, prompts=self._batch is not None)
+        self._shape = Shape.of(checkpoint.config)
+        self._at_once = device.read_at_once(self._shape.vocabulary)
+        caches = make_prompt_cache(model.language_model)
+        stand = standing("mlx-vlm", checkpoint, model.language_model, model.config, caches)
+        self._chunk = stand.chunk(nbytes)
+        probe = VisionProbe(model, processor, lambda w: self._new_batch(2, sampler=w))
+        self._answering = Answering(stand, probe, self._new_batch, self._caches)
+        together = self._answering.batch is not None
+        plain = all(type(cache) is KVCache for cache in caches)
+        self._recall = Recall(model, nbytes, prompts=together and plain)
         self._seeing: Seeing | None = Seeing(model, self._recall)
-        self._alone = OneByOne(model, processor, self._recall, nbytes)
+        self._alone = OneByOne(model, processor, self._recall, self._chunk)
         self._room = Room(
             self._name,
             checkpoint.config,
-            chunk=device.prefill_chunk(nbytes),
-            at_once=0 if self._batch is None else self._at_once,
+            chunk=self._chunk,
+            at_once=self._at_once if together else 0,
             forget=self._recall.forget,
         )
 
@@ -141,6 +166,11 @@ class VisionModel:
         """Makes a request's pictures ready. See `LoadedModel.ahead`."""
         return self._recall.processed.ahead
 
+    @property
+    def together(self) -> Verdict:
+        """Whether it answers several requests at once. See `LoadedModel.together`."""
+        return self._answering.standing.verdict
+
     def forget(self) -> int:
         """Let go of all pictures and prompts that are kept; return their bytes."""
         return self._recall.forget()
@@ -148,12 +178,9 @@ class VisionModel:
     def close(self) -> None:
         """Let go of the weights, and of what is kept."""
         self._recall.forget()
-        for batch in (self._batch, *self._quantised.values()):
-            if batch is not None:
-                batch.close()
+        self._answering.close()
         with device.freeing(self._nbytes):
-            self._model = self._processor = self._batch = self._seeing = None
-            self._quantised.clear()
+            self._model = self._processor = self._seeing = None
             self._alone.close()
 
     def warm_up(
@@ -162,6 +189,8 @@ class VisionModel:
         """Answer a request of nobody's. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, picture=True)
         yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
+        budget = Budget.of_load(time.monotonic() - self._began)
+        yield from self._answering.look(budget, cancel)
         self._recall.count_anew()
 
     def generate(
@@ -179,9 +208,8 @@ class VisionModel:
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
             pictures=len(chat.pictures(request)),
         )
-        batch = self._batch_of(request.kv_bits)
         placed = yield from self._room.place(
-            self._table if batch is None else batch.table,
+            self._answering.table(request.kv_bits),
             prompt_tokens=counts.prompt_tokens,
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
@@ -193,25 +221,31 @@ class VisionModel:
         with placed as place, named as pictures:
             self._say_seen(request, inputs, report)
             asked = Asked(request, counts, place, cancel, report)
-            if batch is None:
-                caches = partial(self._caches, request.kv_bits)
-                return (yield from self._alone(inputs, pictures, asked, caches))
-            return (yield from self._together(batch, inputs, pictures, asked))
-
-    def _batch_of(self, kv_bits: int | None) -> VisionBatch | None:
-        """Return with whom a request is answered; None where this model answers alone."""
-        if self._batch is None or kv_bits is None:
-            return self._batch
-        if kv_bits not in self._quantised:
-            self._quantised[kv_bits] = VisionBatch(
-                self._model.language_model,
-                self._processor,
-                chunk=device.prefill_chunk(self._nbytes),
-                most=1,
-                at_once=self._at_once,
-                make_cache=partial(self._caches, kv_bits),
+            return (
+                yield from self._answering.answer(
+                    asked,
+                    lambda: self._alone(
+                        inputs, pictures, asked, partial(self._caches, request.kv_bits)
+                    ),
+                    partial(self._seated, inputs, pictures, asked, self._draw(asked.sampling)),
+                )
             )
-        return self._quantised[kv_bits]
+
+    def _new_batch(
+        self,
+        most: int,
+        make_cache: Callable[[], list[Any]] | None = None,
+        sampler: RowSampler | None = None,
+    ) -> VisionBatch:
+        return VisionBatch(
+            self._model.language_model,
+            self._processor,
+            chunk=self._chunk,
+            most=most,
+            at_once=self._at_once,
+            make_cache=make_cache,
+            sampler=sampler,
+        )
 
     def _caches(self, kv_bits: int | None) -> list[Any]:
         from mlx_vlm.models.cache import make_prompt_cache
@@ -233,13 +267,21 @@ class VisionModel:
             own = seen[len(pictures) - len(request.images) :] if seen else seen
             report(GenerationChunk("seeing", seen=own))
 
-    def _together(
-        self, batch: VisionBatch, inputs: dict[str, Any], pictures: Pictures | None, asked: Asked
+    def _seated(
+        self,
+        inputs: dict[str, Any],
+        pictures: Pictures | None,
+        asked: Asked,
+        draw: Draw,
+        batch: VisionBatch,
+        answer: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Answer beside whatever else this model answers."""
+        """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
         assert self._seeing is not None
+        told = len(answer)
+        answer.clear()
         # What was kept of other prompts is not quantised, and what is quantised is not kept.
-        start = self._recall.start(inputs, pictures) if batch is self._batch else Start()
+        start = self._recall.start(inputs, pictures) if batch is self._answering.batch else Start()
         embeds = self._seeing.embeds(inputs, pictures, start, asked)
         asked.was_read()
         yield
@@ -248,15 +290,14 @@ class VisionModel:
             tokens[start.count :],
             embeds,
             max_tokens=asked.sampling.max_tokens,
-            draw=self._draw(asked.sampling),
+            draw=draw,
             cache=start.caches(),
             keep_from=None if start.places is None else start.count,
             processors=processors(asked.sampling, len(tokens) - start.count),
         )
         del embeds
-        answer: list[int] = []
         try:
-            reason = yield from self._follow(batch, seat, answer, asked)
+            reason = yield from self._follow(batch, seat, answer, asked, told)
             # Only now: of an answer that was cut short nothing may be kept.
             self._recall.keep(start, answer, batch.row(seat))
             return reason
@@ -268,9 +309,12 @@ class VisionModel:
             batch.leave(seat)
 
     def _follow(
-        self, batch: VisionBatch, seat: Seat, answer: list[int], asked: Asked
+        self, batch: VisionBatch, seat: Seat, answer: list[int], asked: Asked, told: int
     ) -> Generator[None, None, FinishReason]:
-        """Report what is read and written in a seat, to the end; `answer` takes the tokens."""
+        """Report what is read and written in a seat, to the end; `answer` takes the tokens.
+
+        So many as were `told` before are not told again.
+        """
         from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
 
         words = make_streaming_detokenizer(self._processor)
@@ -284,7 +328,9 @@ class VisionModel:
                 continue
             answer.append(written.token)
             reason = self._take(written, words, len(answer), asked.sampling)
-            asked.wrote(words.last_segment, len(answer))
+            segment = words.last_segment
+            if len(answer) > told:
+                asked.wrote(segment, len(answer))
             if reason is not None:
                 return reason
 

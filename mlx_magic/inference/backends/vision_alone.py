@@ -1,4 +1,4 @@
-"""One answer of a vision model at a time, where its caches cannot be put together."""
+"""One answer of a vision model at a time, read and written by mlx-vlm itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_magic.inference.request import FinishReason, Sampling
 
 
 class OneByOne:
-    """Answers through mlx-vlm's own streaming; others wait.
+    """Answers through mlx-vlm's own streaming; nothing else may use the model meanwhile.
 
     Parameters
     ----------
@@ -23,16 +23,15 @@ class OneByOne:
         As mlx-vlm loads them.
     recall : Recall
         What the model has seen.
-    nbytes : int
-        Bytes of the weights.
+    chunk : int
+        Tokens of a prompt that are read at once.
     """
 
-    def __init__(self, model: Any, processor: Any, recall: Recall, nbytes: int) -> None:
+    def __init__(self, model: Any, processor: Any, recall: Recall, chunk: int) -> None:
         self._model = model
         self._processor = processor
         self._recall = recall
-        self._nbytes = nbytes
-        self._busy = False
+        self._chunk = chunk
 
     def close(self) -> None:
         """Let go of the model."""
@@ -46,16 +45,11 @@ class OneByOne:
         make_cache: Callable[[], list[Any]],
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
-        while self._busy:
-            asked.cancel.checkpoint()
-            yield
         if asked.sampling.seed is None:
             # Else it would repeat after an earlier request's seed.
             device.fresh_seed()
         caches = make_cache()
         with contextlib.ExitStack() as stack:
-            self._busy = True
-            stack.callback(setattr, self, "_busy", False)
             unwatch = stack.enter_context(prefill.watched(caches, asked.cancel, asked.was_read))
             looking = self._seeing_then_reading(pictures, asked)
             stack.enter_context(prefill.replaced(self._model, "get_input_embeddings", looking))
@@ -88,7 +82,7 @@ class OneByOne:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             seed=sampling.seed,
-            prefill_step_size=device.prefill_chunk(self._nbytes),
+            prefill_step_size=self._chunk,
             skip_special_tokens=True,
         )
 

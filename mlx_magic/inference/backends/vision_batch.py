@@ -36,6 +36,8 @@ class VisionBatch(Batch):
     make_cache : callable, optional
         Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
         put together.
+    sampler : RowSampler, optional
+        Draws the tokens.
 
     Attributes
     ----------
@@ -52,6 +54,7 @@ class VisionBatch(Batch):
         most: int,
         at_once: int = 0,
         make_cache: Callable[[], list[Any]] | None = None,
+        sampler: RowSampler | None = None,
     ) -> None:
         super().__init__()
         from mlx_vlm.generate.ar import GenerationBatch
@@ -68,7 +71,7 @@ class VisionBatch(Batch):
         self._chunk = chunk
         self._most = most
         self._stream = generation_stream
-        self._sampler = RowSampler()
+        self._sampler = sampler or RowSampler()
         self._writer: Any = GreedyModel(language_model, self._sampler)
         self._waiting: list[Prompt] = []
         self._prompts: dict[int, Prompt] = {}
@@ -143,8 +146,7 @@ class VisionBatch(Batch):
                     written = self._read()
             except Exception as error:
                 # What cannot be read is nothing to those who are being written.
-                for prompt in self._read_by:
-                    prompt.seat.fail(error)
+                self._fail([prompt.seat for prompt in self._read_by], error)
                 self._reading, self._read_by = None, []
             if written is not None:
                 self._join(written)
@@ -205,6 +207,8 @@ class VisionBatch(Batch):
             logits_processors=[prompt.processors or None for prompt in prompts],
             **right,
         )
+        if alone and more:
+            _give_whole(self._reading)
         self._unread = max(len(prompt.tokens) for prompt in prompts)
         self._short = self._at_once(prompts)
         for prompt in prompts:
@@ -260,6 +264,12 @@ class VisionBatch(Batch):
         else:
             self._writing = written
 
+    def _abandon(self) -> list[int]:
+        uids = [*self._writing.uids, *(prompt.seat.uid for prompt in self._read_by)]
+        self._reading, self._read_by = None, []
+        self._writing = self._none()
+        return uids
+
     def _drop(self, uid: int) -> None:
         import mlx.core as mx
 
@@ -301,12 +311,14 @@ class VisionBatch(Batch):
             self._wired.enter_context(wired.SHARED.held(wired_limit(self._model, [self._stream])))
 
 
-def can_batch(model: Any) -> bool:
-    """Say whether a model's caches can be put together, as those of one batch are."""
-    from mlx_vlm.models.cache import KVCache, make_prompt_cache
+def _give_whole(reading: Any) -> None:
+    """Let the model cut what belongs to a prompt, as it does for mlx-vlm's `stream_generate`.
 
-    caches = make_prompt_cache(model.language_model)
-    return bool(caches) and all(type(cache) is KVCache for cache in caches)
+    A batch of mlx-vlm's cuts masks to each chunk, but not the features that they select: from
+    the second chunk on qwen3_vl would be given those of the first one (mlx-vlm 0.7.10).
+    """
+    if reading._prompt_length_aware_keys:
+        reading._prompt_length_aware_keys = []
 
 
 def _never(token: int) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat
+from mlx_magic.inference.backends import chat, chat_template
 from mlx_magic.inference.backends.failure import one_line, without_frames
 from mlx_magic.inference.request import GenerationRequest
 
@@ -65,12 +65,13 @@ def _prompt(request: GenerationRequest, model: str, config: Any, processor: Any)
     from mlx_vlm.prompt_utils import apply_chat_template
 
     try:
-        prompt = apply_chat_template(
-            processor,
-            config,
-            chat.messages(request, _content),
-            num_images=len(chat.pictures(request)),
-        )
+        with chat_template.sandboxed():
+            prompt = apply_chat_template(
+                chat_template.processor_for(processor, config.model_type),
+                config,
+                chat.messages(request, _content),
+                num_images=len(chat.pictures(request)),
+            )
     except Exception as error:
         refusal = chat.template_error(error, request, model=model)
         raise refusal from without_frames(error)
@@ -78,6 +79,11 @@ def _prompt(request: GenerationRequest, model: str, config: Any, processor: Any)
     return prompt
 
 
-def _content(text: str, pictures: int) -> list[dict[str, str]]:
-    """Pictures in the turn they came in: a plain string would lose their place."""
+def _content(text: str, pictures: int) -> str | list[dict[str, str]]:
+    """Return a turn's content, its pictures in the turn they came in.
+
+    A turn without pictures stays as it was written: mlx-vlm strips the text of a list of parts.
+    """
+    if not pictures:
+        return text
     return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]

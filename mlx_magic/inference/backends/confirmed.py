@@ -1,0 +1,103 @@
+"""Weights that were seen to answer together, remembered between kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from functools import cached_property
+from pathlib import Path
+
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.checkpoint import Checkpoint
+
+NAME = "together.json"
+MOST = 1000
+"""Weights that are remembered; the oldest go first."""
+
+_VERSIONS = ("mlx", "mlx-vlm", "mlx-lm", "transformers")
+
+
+def default_path() -> Path:
+    """Return where it is kept: $MLX_MAGIC_CACHE, else the person's folder for caches."""
+    own = os.environ.get("MLX_MAGIC_CACHE")
+    if own:
+        return Path(own).expanduser() / NAME
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        base = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    return Path(base).expanduser() / "mlx-magic" / NAME
+
+
+class Confirmed:
+    """Whether the weights of one checkpoint were seen to answer together, here and so far.
+
+    Nothing that goes wrong with the file matters: the weights are looked at again.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    path : Path, optional
+        Instead of `default_path`.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
+        self._checkpoint = checkpoint
+        self._path = path
+
+    @cached_property
+    def _key(self) -> str:
+        return fingerprint(self._checkpoint)
+
+    @property
+    def known(self) -> bool:
+        """Whether they were."""
+        return self._key in self._read()
+
+    def keep(self) -> None:
+        """Remember that they were."""
+        with contextlib.suppress(OSError, RuntimeError):
+            path = self._path or default_path()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            keys = [*(key for key in self._read() if key != self._key), self._key][-MOST:]
+            # A reader of another kernel sees the old file or the new one.
+            with tempfile.NamedTemporaryFile(
+                "w", dir=path.parent, prefix=f".{NAME}.", delete=False, encoding="utf-8"
+            ) as file:
+                json.dump(keys, file)
+            Path(file.name).replace(path)
+
+    def _read(self) -> list[str]:
+        try:
+            path = self._path or default_path()
+            # More than we write is none of ours.
+            if not path.is_file() or path.stat().st_size > 200 * MOST:
+                return []
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RuntimeError, RecursionError):
+            return []
+        return [key for key in held if isinstance(key, str)] if isinstance(held, list) else []
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return what changes with the weights, the libraries and the device."""
+    folders = [checkpoint.path, *([checkpoint.adapter.path] if checkpoint.adapter else [])]
+    files = sorted(file for f in folders for file in f.glob("*") if _matters(file))
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    held = [stats, [_version(name) for name in _VERSIONS], device.describe(), sys.platform]
+    return hashlib.sha256(json.dumps(held).encode()).hexdigest()
+
+
+def _matters(file: Path) -> bool:
+    return file.suffix in (".safetensors", ".json") and file.is_file()
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,117 @@
+"""How a loaded model answers: together, or one request at a time, and why."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+from mlx_magic.inference import together
+from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends.confirm import Budget, Probed, confirmed
+from mlx_magic.inference.backends.confirmed import Confirmed
+from mlx_magic.inference.backends.failure import one_line
+from mlx_magic.inference.backends.prefill import flat
+from mlx_magic.inference.backends.signature import signature
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.together import Verdict
+
+WRONG = "its weights gave other numbers together than alone"
+UNSEEN = "until its weights were looked at, which is done when requests meet"
+FAILED = "its weights could not be looked at"
+
+_log = logging.getLogger(__name__)
+
+
+class Standing:
+    """Whether requests to a model are answered together; the engine's thread only.
+
+    Parameters
+    ----------
+    shown : Verdict
+        What the table says of models like it.
+    remembered : Confirmed
+        What was seen of these weights before.
+
+    Attributes
+    ----------
+    verdict : Verdict
+        As a person reads it; safe from any thread.
+    """
+
+    def __init__(self, shown: Verdict, remembered: Confirmed) -> None:
+        self._shown = shown
+        self._remembered = remembered
+        self.verdict = shown
+        if shown.together and not remembered.known:
+            self._apart(UNSEEN)
+
+    @property
+    def together(self) -> bool:
+        """Whether requests are answered together now."""
+        return self.verdict.together
+
+    @property
+    def unseen(self) -> bool:
+        """Whether its weights are still to be looked at."""
+        return self.verdict.why == UNSEEN
+
+    def chunk(self, nbytes: int) -> int:
+        """Return how many tokens of a prompt are read at once.
+
+        Parameters
+        ----------
+        nbytes : int
+            Bytes of the weights.
+        """
+        return device.prefill_chunk(nbytes) if self.verdict.chunks else device.LIBRARY_CHUNK
+
+    def look(
+        self, probed: Probed, budget: Budget, cancel: CancelToken
+    ) -> Generator[None, None, None]:
+        """Look at the weights, unless that was done; a call of the model a slice.
+
+        Raises
+        ------
+        Cancelled
+        """
+        if not self.unseen:
+            return
+        try:
+            agree = yield from confirmed(probed, budget, cancel)
+        except Cancelled:
+            raise
+        except Exception as error:
+            _log.info("The weights could not be looked at: %s", one_line(error))
+            self._apart(FAILED)
+            return
+        if agree:
+            self.verdict = self._shown
+            self._remembered.keep()
+        elif agree is not None:
+            self._apart(WRONG)
+
+    def _apart(self, why: str) -> None:
+        self.verdict = replace(self._shown, together=False, why=why)
+
+
+def standing(
+    library: str, checkpoint: Checkpoint, language_model: Any, config: Any, caches: list[Any]
+) -> Standing:
+    """Return how a model that was just loaded answers.
+
+    Parameters
+    ----------
+    library : {"mlx-vlm", "mlx-lm"}
+    checkpoint : Checkpoint
+    language_model, config : object
+        As the library loads them.
+    caches : list
+        New ones, one a layer.
+    """
+    shown = together.verdict(signature(library, language_model, config, caches))
+    if not caches or not all(hasattr(cache, "merge") for cache in flat(caches)):
+        shown = replace(shown, together=False, why="its caches cannot be put together")
+    return Standing(shown, Confirmed(checkpoint))

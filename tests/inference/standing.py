@@ -1,0 +1,17 @@
+"""Models that answer together, or one request at a time, whatever the table says of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_magic.inference import together
+from mlx_magic.inference.backends.confirmed import Confirmed
+from mlx_magic.inference.together import Verdict
+
+
+def let_answer(patch: pytest.MonkeyPatch, *, together_: bool, chunks: bool = True) -> None:
+    """Let models that are made from here on answer so; their weights count as looked at."""
+    why = "" if together_ else "the test says so"
+    verdict = Verdict(together_, chunks, why)
+    patch.setattr(together, "verdict", lambda signature: verdict)
+    patch.setattr(Confirmed, "known", property(lambda self: True))

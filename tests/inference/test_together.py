@@ -1,0 +1,167 @@
+"""What a configuration says of batches, which verdict a model gets, and what is remembered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlx_magic.inference import together
+from mlx_magic.inference.backends.confirmed import Confirmed, fingerprint
+from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.together import UNTESTED, Entry, Signature, Verdict, traits, verdict
+
+LLAMA = {"num_attention_heads": 8, "num_key_value_heads": 2}
+PLAIN = Signature("mlx-lm", ("mlx_lm.models.llama.Model",), ("KVCache",), traits(LLAMA))
+GOOD = Verdict(True, True)
+BAD = Verdict(False, True, "together, 3 of 9 answers were not mlx-lm's")
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        (LLAMA, "heads", "gqa"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 8}, "heads", "mha"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 1}, "heads", "mqa"),
+        ({"n_head": 8, "multi_query": True}, "heads", "mqa"),
+        ({"num_attention_heads": [8, 8], "num_key_value_heads": [2, 2]}, "heads", "gqa"),
+        ({"num_attention_heads": 8}, "heads", "unknown"),
+        ({}, "rope", "default"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope", "linear"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "rope", "llama3"),
+        ({"rope_scaling": {"type": "su"}}, "rope", "longrope"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [2, 3, 3]}}, "rope", "mrope"),
+        (
+            {
+                "rope_parameters": {
+                    "full": {"rope_type": "yarn"},
+                    "sliding": {"rope_type": "default"},
+                }
+            },
+            "rope",
+            "default+yarn",
+        ),
+        ({"sliding_window": 4096}, "window", "yes"),
+        ({"sliding_window": 4096, "use_sliding_window": False}, "window", "no"),
+        ({"sliding_window": None}, "window", "no"),
+        ({"attn_logit_softcapping": 50.0}, "softcap", "yes"),
+        ({"cross_attention_layers": [3, 8]}, "cross", "yes"),
+        ({"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "query scale", "yes"),
+    ],
+)
+def test_what_a_configuration_says(config: dict[str, Any], key: str, value: str) -> None:
+    assert traits(config)[key] == value
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+keys = st.sampled_from(
+    ["num_attention_heads", "num_key_value_heads", "rope_scaling", "rope_parameters",
+     "sliding_window", "use_sliding_window", "attn_logit_softcapping", "text_config",
+     "cross_attention_layers", "n_head", "model_type"]
+)  # fmt: skip
+
+
+# Drawing nested values is slow at first, on a busy machine.
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.dictionaries(keys, json_values))
+def test_any_configuration_gets_an_answer(config: dict[str, Any]) -> None:
+    found = traits(together.text_part(config))
+    assert set(found) == set(traits({}))
+    assert all(isinstance(value, str) for value in found.values())
+    together.expected("text", config)
+    together.expected("vision", config)
+
+
+def test_the_text_part_of_a_vision_models_configuration_is_read() -> None:
+    config = {"model_type": "x", "num_attention_heads": 4, "text_config": {**LLAMA, "y": None}}
+    assert traits(together.text_part(config))["heads"] == "gqa"
+
+
+def test_what_the_table_does_not_know_is_answered_one_at_a_time() -> None:
+    known = [Entry("a", "llama", PLAIN, GOOD)]
+    assert verdict(PLAIN, known) == GOOD
+    other = [
+        replace(PLAIN, library="mlx-vlm"),
+        replace(PLAIN, classes=(*PLAIN.classes, "mlx_lm.models.new.Model")),
+        replace(PLAIN, caches=("KVCache", "RotatingKVCache")),
+        *(replace(PLAIN, traits={**PLAIN.traits, key: "new"}) for key in PLAIN.traits),
+    ]
+    assert {verdict(each, known) for each in other} == {Verdict(False, False, UNTESTED)}
+
+
+def test_one_checkpoint_that_was_wrong_counts_more_than_another_that_was_right() -> None:
+    known = [Entry("a", "llama", PLAIN, GOOD), Entry("b", "llama", PLAIN, BAD)]
+    assert verdict(PLAIN, known) == BAD
+    assert verdict(PLAIN, known[::-1]) == BAD
+
+
+def test_what_is_expected_of_a_model_is_what_its_configuration_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mha = replace(PLAIN, traits={**PLAIN.traits, "heads": "mha"})
+    known = (Entry("a", "llama", PLAIN, GOOD), Entry("b", "llama", mha, BAD))
+    monkeypatch.setattr(together, "table", lambda: known)
+    config = {"model_type": "llama", **LLAMA}
+    assert together.expected("text", config) == GOOD
+    assert together.expected("text", {**config, "num_key_value_heads": 8}) == BAD
+    # The library's default decides, which is known once it is loaded.
+    assert together.expected("text", {"model_type": "llama"}) is None
+    assert together.expected("text", {**config, "sliding_window": 9}) == (
+        Verdict(False, False, UNTESTED)
+    )
+    assert together.expected("vision", config) == Verdict(False, False, UNTESTED)
+    assert together.expected("text", {**config, "model_file": "own.py"}) == (
+        Verdict(False, False, UNTESTED)
+    )
+
+
+def checkpoint(folder: Path) -> Checkpoint:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"12345")
+    return Checkpoint("tiny", folder, "text", "llama")
+
+
+def test_weights_are_remembered_until_they_change(tmp_path: Path) -> None:
+    file, model = tmp_path / "cache" / "seen.json", checkpoint(tmp_path / "model")
+    assert not Confirmed(model, file).known
+    Confirmed(model, file).keep()
+    assert Confirmed(model, file).known
+    assert not Confirmed(checkpoint(tmp_path / "other"), file).known
+    (model.path / "model.safetensors").write_bytes(b"123456")
+    assert not Confirmed(model, file).known
+
+
+@pytest.mark.parametrize("content", ["", "[", "{}", '{"a": 1}', "[1, 2]", "null", "[" * 100_000])
+def test_a_file_that_is_none_of_ours_is_written_anew(tmp_path: Path, content: str) -> None:
+    file, model = tmp_path / "seen.json", checkpoint(tmp_path / "model")
+    file.write_text(content)
+    assert not Confirmed(model, file).known
+    Confirmed(model, file).keep()
+    assert Confirmed(model, file).known
+
+
+def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    model = checkpoint(tmp_path / "model")
+    Confirmed(model, blocked / "seen.json").keep()
+    assert not Confirmed(model, blocked / "seen.json").known
+
+
+def test_only_the_newest_are_remembered(tmp_path: Path) -> None:
+    file, model = tmp_path / "seen.json", checkpoint(tmp_path / "model")
+    file.write_text(json.dumps([f"{n:064}" for n in range(1000)]))
+    Confirmed(model, file).keep()
+    held = json.loads(file.read_text())
+    assert len(held) == 1000
+    assert held[-1] == fingerprint(model)

@@ -1,0 +1,61 @@
+"""One at a time, in the order of asking, whoever gives up meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlx_magic.inference.backends.turns import Turns
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+
+
+def work(turns: Turns, log: list[int], name: int, cancel: CancelToken) -> Generator[None]:
+    turn = yield from turns.wait(cancel)
+    with turn:
+        log.append(name)
+        for _ in range(2):
+            yield
+            cancel.checkpoint()
+        log.append(name)
+
+
+@given(
+    st.lists(st.integers(min_value=0, max_value=12), min_size=1, max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_whoever_is_cancelled_the_others_are_answered_one_by_one_in_their_order(
+    cancelled_at: list[int], random: object
+) -> None:
+    turns, log = Turns(), list[int]()
+    tokens = [CancelToken() for _ in cancelled_at]
+    jobs = {n: work(turns, log, n, token) for n, token in enumerate(tokens)}
+    slices = 0
+    while jobs:
+        for n in list(jobs):
+            if slices == cancelled_at[n]:
+                tokens[n].cancel()
+            try:
+                next(jobs[n])
+            except (StopIteration, Cancelled):
+                del jobs[n]
+        slices += 1
+    assert len(turns) == 0
+    firsts = list(dict.fromkeys(log))
+    assert firsts == sorted(firsts)
+    # Nobody begins before the one before has ended or left.
+    assert [name for at, name in enumerate(log) if at == 0 or log[at - 1] != name] == firsts
+
+
+def test_who_needs_no_turn_any_more_waits_no_longer() -> None:
+    turns, free = Turns(), False
+    first = turns.wait(CancelToken())
+    with pytest.raises(StopIteration):
+        next(first)
+    second = turns.wait(CancelToken(), unless=lambda: free)
+    next(second)
+    free = True
+    with pytest.raises(StopIteration):
+        next(second)
