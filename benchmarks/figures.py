@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -44,6 +45,19 @@ def summary(values: Iterable[float]) -> Summary:
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     """Divide run by run, as they were paired: slow moments of the machine hit both."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return an interval that holds the median with at least 95 %, by counting (sign test)."""
+    held = sorted(values)
+    count, below, tail = len(held), 0, 0.0
+    while below < count // 2:
+        tail += math.comb(count, below) / 2**count
+        if tail > 0.025:
+            break
+        below += 1
+    at = max(below - 1, 0)
+    return held[at], held[count - 1 - at]
 
 
 @dataclass(frozen=True, slots=True)

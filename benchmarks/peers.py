@@ -104,14 +104,18 @@ class Worker:
     model : Path
     folder : Path
         For its log.
+    root : Path
+        The checkout that it runs.
     """
 
-    def __init__(self, name: str, model: Path, folder: Path) -> None:
+    def __init__(self, name: str, model: Path, folder: Path, root: Path = ROOT) -> None:
         self.name = name
         self._process = Process(
             [sys.executable, "-m", "benchmarks.ways", name, str(model)],
             folder,
-            {} if name == "ours" else OTHERS,
+            {"PYTHONPATH": str(root), **({} if name == "ours" else OTHERS)},
+            # Where Python looks first.
+            cwd=root,
             stdout=subprocess.PIPE,
             text=True,
         )

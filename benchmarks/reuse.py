@@ -74,14 +74,14 @@ def measure(
     held = Seen()
     with running(starts(model, folder, ways=("raw", "ours"))) as peers:
         for peer in peers:
-            _twice(peer, pictures.draw(), 0, tokens)
+            twice(peer, pictures.draw(), 0, tokens)
         held.pairs = {peer.name: [] for peer in peers}
         for number in range(1, pairs + 1):
             if time.monotonic() > deadline and number > 1:
                 break
             picture = pictures.draw()
             for peer in in_turn(peers, number):
-                held.pairs[peer.name].append(_twice(peer, picture, number, tokens))
+                held.pairs[peer.name].append(twice(peer, picture, number, tokens))
         by_name = {peer.name: peer for peer in peers}
         for number in range(chats):
             if time.monotonic() > deadline and number:
@@ -92,7 +92,7 @@ def measure(
     return report
 
 
-def _twice(peer: Peer, picture: str, number: int, tokens: int) -> tuple[Answer, Answer]:
+def twice(peer: Peer, picture: str, number: int, tokens: int) -> tuple[Answer, Answer]:
     """Ask two different questions, the second when the first is answered."""
     first, second = (
         peer.answer([Ask(f"{question} ({number})", picture)], tokens).answers[0]
