@@ -23,7 +23,7 @@ install = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || { \
 	echo "uv could not; trying with pip."; $(PY) -m pip install --quiet $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test fast notebooks check lint types bench wheel kernels smollm2 browser venv \
+.PHONY: help demo lab test fast notebooks check lint types bench models wheel kernels smollm2 browser venv \
 	constraints clean
 
 help:  ## list the targets
@@ -55,6 +55,9 @@ types: venv  ## check types with mypy
 
 bench: venv  ## measure against raw mlx-vlm, quickly (benchmarks/README.md)
 	$(PY) -m benchmarks
+
+models: venv  ## compare tiny checkpoints of all architectures with their libraries; write the table
+	$(PY) -m tools.model_table
 
 wheel: venv  ## build a wheel and prove that it works outside of this folder
 	$(PY) tools/check_wheel.py

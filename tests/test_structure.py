@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "mlx_magic"
@@ -221,6 +223,17 @@ def third_party() -> set[str]:
 
 def test_what_is_imported_is_declared() -> None:
     assert third_party() <= declared() | AT_HAND | BROUGHT_ALONG.keys()
+
+
+@pytest.mark.parametrize("library", ["mlx", "mlx-vlm", "mlx-lm"])
+def test_the_model_libraries_have_a_floor_and_a_ceiling(library: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["cuda"]]
+    found = [Requirement(line) for line in lines if Requirement(line).name == library]
+    assert found
+    for each in found:
+        assert {part.operator for part in each.specifier} == {">=", "<"}
+        assert importlib.metadata.version(library) in each.specifier
 
 
 def test_what_is_declared_is_imported() -> None:

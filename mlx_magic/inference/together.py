@@ -22,6 +22,11 @@ Traits = Mapping[str, str]
 _HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "multi_query_group_num")
 _ROPES = ("rope_scaling", "rope_parameters")
+_KEYS = {
+    "window": ("sliding_window", "attention_chunk_size"),
+    "softcap": ("attn_logit_softcapping",),
+    "cross": ("cross_attention_layers",),
+}
 _SPELLINGS = {"su": "longrope"}
 
 
@@ -139,19 +144,17 @@ def expected(kind: Kind, config: Mapping[str, Any]) -> Verdict | None:
     architecture = architectures.module_name(kind, config)
     if config.get("model_file") is not None:
         return Verdict(False, False, UNTESTED)
-    known = traits(text_part(config))
+    text = text_part(config)
+    said = {key: value for key, value in traits(text).items() if _says(text, key)}
     found = [
         entry.verdict
         for entry in table()
         if entry.signature.library == library and entry.architecture == architecture
-        if all(
-            known[key] == value or known[key] == "unknown"
-            for key, value in entry.signature.traits.items()
-        )
+        if said.items() <= entry.signature.traits.items()
     ]
     if not found:
         return Verdict(False, False, UNTESTED)
-    return found[0] if len({(v.together, v.why) for v in found}) == 1 else None
+    return found[0] if len({each.together for each in found}) == 1 else None
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -192,6 +195,15 @@ def traits(config: Mapping[str, Any]) -> dict[str, str]:
         "cross": _said(bool(config.get("cross_attention_layers"))),
         "query scale": _said(any("llama_4_scaling_beta" in rope for rope in ropes)),
     }
+
+
+def _says(config: Mapping[str, Any], trait: str) -> bool:
+    """Say whether a configuration decides a trait; else the library's default does."""
+    if trait == "heads":
+        return _heads(config) != "unknown"
+    if trait in ("rope", "query scale"):
+        return bool(_ropes(config))
+    return any(key in config for key in _KEYS[trait])
 
 
 def _strictest(verdicts: Sequence[Verdict]) -> Verdict:

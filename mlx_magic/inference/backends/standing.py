@@ -19,8 +19,8 @@ from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.together import Verdict
 
 WRONG = "its weights gave other numbers together than alone"
-UNSEEN = "until its weights were looked at, which is done when requests meet"
-FAILED = "its weights could not be looked at"
+UNSEEN = "its weights are not compared yet, which is done when two questions meet"
+FAILED = "its weights could not be compared"
 
 _log = logging.getLogger(__name__)
 

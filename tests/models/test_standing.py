@@ -1,0 +1,191 @@
+"""Who is answered together, who waits, and who is looked at first; on real models."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_magic.inference import together
+from mlx_magic.inference.backends import confirm, standing
+from mlx_magic.inference.backends.confirm import Budget, confirmed
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.together import UNTESTED, Verdict
+from tests.models.conftest import Build
+from tools.model_table.compare import Comparison
+from tools.model_table.ours import OurModel, finished
+from tools.model_table.questions import FOLLOW_UP, IMAGE, TEXT, WORDS
+
+pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("default")]
+
+
+def loaded(tiny: Build, name: str, files: dict[str, Path]) -> OurModel:
+    model, folder = tiny(name)
+    return OurModel(folder, model.library, files)
+
+
+def most_at_once(model: OurModel, *questions: Any) -> int:
+    """Ask questions at once; return how many of them were being written at the same time."""
+    asked = [model.begin(question) for question in questions]
+    most = 0
+
+    def look() -> bool:
+        nonlocal most
+        most = max(most, sum(each.tokens > 0 and not each.done for each in asked))
+        return False
+
+    model.run(asked, until=look)
+    assert not [each.error for each in asked if each.error]
+    return most
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "text-llama"])
+def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
+    name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confirm, "SECONDS", 60.0)
+    model = loaded(tiny, name, files)
+    assert model.loaded.together == Verdict(True, True)
+    assert most_at_once(model, TEXT, WORDS[1], WORDS[3]) == 3
+    model.close()
+
+    def no_look(*args: Any) -> Any:
+        raise AssertionError("looked at again")
+
+    monkeypatch.setattr(standing, "confirmed", no_look)
+    again = loaded(tiny, name, files)
+    assert again.loaded.together.together
+    again.close()
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl", "text-llama"])
+def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
+    name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "table", lambda: ())
+    model = loaded(tiny, name, files)
+    assert model.loaded.together == Verdict(False, False, UNTESTED)
+    questions = [TEXT, WORDS[1], WORDS[3], TEXT]
+    asked = [model.begin(question) for question in questions]
+    order: list[int] = []
+
+    def note() -> bool:
+        order.extend(n for n, each in enumerate(asked) if each.tokens and n not in order)
+        return False
+
+    assert most_at_once(model, *questions) == 1
+    model.run(asked, until=note)
+    assert order == [0, 1, 2, 3]
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["paligemma", "paddleocr_vl", "text-gemma2"])
+def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
+    name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "verdict", lambda signature: Verdict(True, True))
+    monkeypatch.setattr(confirm, "SECONDS", 60.0)
+    model, folder = tiny(name)
+    comparison = Comparison(folder, model.library, files)
+    ours = comparison.load()
+    assert ours.loaded.together == Verdict(False, True, standing.WRONG)
+    tally = comparison.together(ours)
+    assert tally.compared > 5
+    assert not tally.wrong
+    ours.close()
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "text-llama"])
+def test_weights_that_take_too_long_to_look_at_are_looked_at_when_requests_meet(
+    name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confirm, "SECONDS", 0.0)
+    monkeypatch.setattr(confirm, "SHARE", 0.0)
+    model, folder = tiny(name)
+    comparison = Comparison(folder, model.library, files)
+    ours = comparison.load()
+    assert ours.loaded.together == Verdict(False, True, standing.UNSEEN)
+    lone = comparison.alone(ours, [TEXT, WORDS[1]])
+    assert ours.loaded.together.why == standing.UNSEEN, "a lone question needs no look"
+    tally = comparison.together(ours)
+    assert ours.loaded.together.together
+    assert not tally.wrong + lone.wrong
+    ours.close()
+
+
+def test_a_look_ends_where_its_time_would_not_do(tiny: Build, files: dict[str, Path]) -> None:
+    model = loaded(tiny, "text-llama", files)
+    probe: Any = model.loaded
+    ticks = itertools.count()
+    slow = Budget(3.0, clock=lambda: float(next(ticks)))
+    assert finished(confirmed(probe._answering._probed, slow, CancelToken())) is None
+    quick = Budget(9.0, clock=lambda: float(next(ticks)))
+    assert finished(confirmed(probe._answering._probed, quick, CancelToken())) is True
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl", "text-llama", "text-qwen2"])
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_an_error_in_one_row_ends_that_row_alone(
+    name: str, at: int, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of several fails; again with the faulty one, and never without it."""
+    monkeypatch.setattr(confirm, "SECONDS", 60.0)
+    model, folder = tiny(name)
+    comparison = Comparison(folder, model.library, files)
+    ours = comparison.load()
+    assert ours.loaded.together.together
+    answering: Any = getattr(ours.loaded, "_answering")  # noqa: B009 - none of the protocol's
+    faulty = ours.begin(TEXT)
+    others = [IMAGE, FOLLOW_UP, WORDS[1]] if model.library == "mlx-vlm" else list(WORDS[1:4])
+    asked = [ours.begin(question) for question in others]
+    spoil_writing(answering, monkeypatch, after=at)
+    ours.run([faulty, *asked])
+    assert "spoiled" in str(faulty.error)
+    for question, each in zip(others, asked, strict=True):
+        assert each.answer == comparison.raw(question)
+    monkeypatch.undo()
+    assert ours.ask(TEXT)[0] == comparison.raw(TEXT), "and the next ones are answered"
+    ours.close()
+
+
+def spoil_writing(answering: Any, patch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Let every step with the first request's row fail, after so many steps of writing."""
+    steps = itertools.count()
+    # What one request is drawn with is its own, and stays so when it is answered anew.
+    draws: list[Any] = []
+
+    def spoiled(batch: Any) -> Any:
+        write, take_seat = batch._write, batch.take_seat
+
+        def _write() -> None:
+            sampler = batch._sampler
+            mine = draws and any(sampler.draws[uid] is draws[0] for uid in batch._writing.uids)
+            if mine and next(steps) >= after:
+                raise RuntimeError("spoiled")
+            write()
+
+        def noted() -> Any:
+            seat = take_seat()
+            if not draws:
+                seats.append(seat)
+            return seat
+
+        patch.setattr(batch, "_write", _write)
+        patch.setattr(batch, "take_seat", noted)
+        return batch
+
+    seats: list[Any] = []
+    batch = spoiled(answering.batch)
+    step = batch._step
+
+    def _step() -> None:
+        if not draws:
+            draws.append(batch._sampler.draws[seats[0].uid])
+        step()
+
+    patch.setattr(batch, "_step", _step)
+    make = answering._new_batch
+    patch.setattr(answering, "_new_batch", lambda most, caches: spoiled(make(most, caches)))

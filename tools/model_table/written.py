@@ -1,0 +1,135 @@
+"""What was seen of all checkpoints, as the package's table and as a page of the documentation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_magic.inference import architectures
+
+Row = Mapping[str, Any]
+
+VERSIONS = ("mlx", "mlx-vlm", "mlx-lm", "transformers")
+
+_HEAD = """\
+# Models that were compared
+
+`make models` writes this page. It builds a tiny checkpoint with random weights for each line, asks
+it the same questions through mlx-magic and through its library alone ({versions}), greedily and in
+float32 (or 4 bits, where it says so), and compares the answers: alone, once more, with two images,
+with none, with a system prompt, in follow-ups, with images of 1 by 1 and 2000 by 30 pixels, with
+prompts over several chunks and beyond windows and original positions, four together, beside one
+that is being written, and after a cancel.
+
+- **together**: several questions are answered at once, with the library's own answers.
+- **one at a time**: questions wait for each other, in the order of asking. Their answers are the
+  library's own. The last column says why.
+- A model that is not in this table, or differs from its line in what the signature names, is
+  answered one at a time, with its prompts read as its library reads them.
+
+The weights that you load are looked at once more: two short rows must give the same numbers
+together as each alone. `%vision models NAME` says what is known of a model before it is loaded,
+`%vision status` how a loaded one answers.
+
+"""
+
+
+def line(row: Row) -> str:
+    """Return what was seen of a checkpoint, as one line."""
+    if row["failed"]:
+        return f"FAILED: {row['failed']}"
+    alone, together = row["alone"], row["together"]
+    counts = f"{alone['compared']} alone, {together['compared']} together"
+    verdict = row["verdict"]
+    how = "together" if verdict["together"] else f"one at a time ({verdict['why']})"
+    chunks = "" if verdict["chunks"] else ", prompts in the library's chunks"
+    looked = {True: "", False: ", weights refuted", None: ""}[row["confirmed"]]
+    return f"{how}{chunks}; {counts} compared{looked}"
+
+
+def table(rows: Sequence[Row], path: Path) -> None:
+    """Write the package's table: one line a checkpoint, so that a change of one is one line."""
+    lines = [json.dumps(_entry(row), ensure_ascii=False) for row in rows if row.get("signature")]
+    versions = json.dumps(_versions())
+    text = ",\n".join(lines)
+    path.write_text(f'{{"versions": {versions},\n"models": [\n{text}\n]}}\n', encoding="utf-8")
+
+
+def page(rows: Sequence[Row], path: Path) -> None:
+    """Write the page, with the architectures that were not compared."""
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    text = [_HEAD.format(versions=versions)]
+    for library in ("mlx-vlm", "mlx-lm"):
+        kind = "vision" if library == "mlx-vlm" else "text"
+        text.append(f"## {kind.capitalize()} models ({library})\n\n")
+        text.append("| architecture | signature | answers | compared | why not together |\n")
+        text.append("|---|---|---|---|---|\n")
+        known = [row for row in rows if row["library"] == library]
+        text += [_row(row) for row in sorted(known, key=lambda row: str(row["name"]))]
+        untested = sorted(_installed(library) - {row["architecture"] for row in known})
+        text.append(f"\nUntested, answered one at a time: {', '.join(untested)}.\n\n")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(text).rstrip() + "\n", encoding="utf-8")
+
+
+def _row(row: Row) -> str:
+    name = row["architecture"] + (f", {row['variant']}" if row["variant"] else "")
+    if row["failed"]:
+        return f"| {name} | | failed | 0 | {_cell(row['failed'])} |\n"
+    verdict = row["verdict"]
+    answers = "together" if verdict["together"] else "one at a time"
+    count = row["alone"]["compared"] + row["together"]["compared"]
+    return f"| {name} | {_signature(row)} | {answers} | {count} | {_cell(verdict['why'])} |\n"
+
+
+def _signature(row: Row) -> str:
+    signature = row["signature"] or {}
+    traits = signature.get("traits", {})
+    words = [traits.get("heads", ""), f"{traits.get('rope', '')} rope"]
+    words += [
+        key for key in ("window", "softcap", "cross", "query scale") if traits.get(key) == "yes"
+    ]
+    return ", ".join([*words, *signature.get("caches", ())])
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    signature, verdict = row["signature"], row["verdict"]
+    return {
+        "name": row["name"],
+        "library": row["library"],
+        "architecture": row["architecture"],
+        "classes": signature["classes"],
+        "caches": signature["caches"],
+        "traits": signature["traits"],
+        "together": verdict["together"],
+        "chunks": verdict["chunks"],
+        "why": verdict["why"],
+    }
+
+
+def _cell(text: str) -> str:
+    words = " ".join(text.split())
+    return (words if len(words) <= 140 else words[:137] + "...").replace("|", "\\|")
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in VERSIONS}
+
+
+def _installed(library: str) -> set[str]:
+    """Return the architectures that an installed library has, as a checkpoint can name them."""
+    name = library.replace("-", "_")
+    found = architectures.library(name)
+    if found is None:
+        return set()
+    names = {path.stem for path in found.models.iterdir() if not path.name.startswith("_")}
+    kind: Any = "vision" if library == "mlx-vlm" else "text"
+    return {
+        each
+        for each in names
+        if found.module(each) is not None
+        and (kind == "text" or architectures.is_visual({"model_type": each}))
+    }
