@@ -245,6 +245,9 @@ def examined(folder: Path, library: str, files: Mapping[str, Path]) -> Report:
             tally.wrong += lone.wrong
             confirmed_now = _look(model)
             why = "" if tally.right else _words(tally, library)
+            if not why and confirmed_now is False:
+                # Random weights may choose the same tokens all the same.
+                why = "its rows give other numbers together than alone"
         else:
             tally, why = Tally(), kept.why
         model.close()

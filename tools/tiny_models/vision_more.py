@@ -828,29 +828,224 @@ def glm_ocr(folder: Path) -> None:
     vlm_weights(folder, config)
 
 
-@vision("phi4_siglip")
-def phi4_siglip(folder: Path) -> None:
-    """Write a tiny checkpoint of phi4_siglip."""
+@vision("molmo2")
+def molmo2(folder: Path) -> None:
+    """Write a tiny checkpoint of molmo2."""
+    specials = (
+        *CHATML_SPECIALS,
+        "<im_start>",
+        "<im_end>",
+        "<im_patch>",
+        "<im_col>",
+        "<low_res_im_start>",
+        "<|image|>",
+        "<im_low>",
+        "<frame_start>",
+        "<frame_end>",
+    )
     size, ids = tokenizer(
         folder,
-        ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>"),
+        specials,
+        bos="<|im_end|>",
         eos="<|im_end|>",
         pad="<|endoftext|>",
+        tokenizer_class="Qwen2TokenizerFast",
     )
-    write(folder / "chat_template.jinja", chatml("<image>\n"))
+    write(folder / "chat_template.jinja", chatml("<|image|>"))
+    # mlx-vlm takes these sizes, whatever a checkpoint says.
+    write(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Molmo2ImageProcessor",
+            "size": {"height": 378, "width": 378},
+            "max_crops": 8,
+            "overlap_margins": [4, 4],
+            "patch_size": 14,
+            "pooling_size": [2, 2],
+            **HALF_NORM,
+        },
+    )
     config: Config = {
-        **LLAMA,
-        "model_type": "phi4-siglip",
+        "model_type": "molmo2",
         "vocab_size": size,
-        "partial_rotary_factor": 1.0,
-        "eos_token_id": [ids["<|endoftext|>"], ids["<|im_end|>"]],
-        "pad_token_id": 0,
+        "eos_token_id": ids["<|im_end|>"],
         "torch_dtype": "float32",
-        "mm_hidden_size": 64,
-        "mm_vision_tower": "google/siglip2-so400m-patch16-naflex",
-        "min_num_patches": 16,
-        "max_num_patches": 64,
-        "vision_config": tower("siglip2_vision_model", patch_size=16, num_patches=64),
+        "image_start_token_id": ids["<im_start>"],
+        "image_end_token_id": ids["<im_end>"],
+        "low_res_image_start_token_id": ids["<low_res_im_start>"],
+        "image_low_res_id": ids["<im_low>"],
+        "image_patch_id": ids["<im_patch>"],
+        "image_col_id": ids["<im_col>"],
+        "frame_start_token_id": ids["<frame_start>"],
+        "frame_end_token_id": ids["<frame_end>"],
+        "text_config": {
+            **LLAMA,
+            "model_type": "molmo2",
+            "vocab_size": size,
+            "additional_vocab_size": 16,
+            "head_dim": 16,
+        },
+        "vit_config": {
+            "model_type": "molmo2",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "image_num_pos": 729,
+            "image_default_input_size": [378, 378],
+        },
+        "adapter_config": {
+            "model_type": "molmo2",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "text_hidden_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 16,
+            "vit_layers": [-1, -3],
+        },
+    }
+    finish(folder, config)
+    vlm_weights(folder, config)
+
+
+@vision("minicpmv4_6")
+def minicpmv4_6(folder: Path) -> None:
+    """Write a tiny checkpoint of minicpmv4_6."""
+    specials = (
+        *CHATML_SPECIALS,
+        "<image>",
+        "</image>",
+        "<slice>",
+        "</slice>",
+        "<image_id>",
+        "</image_id>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<unk>",
+        "<|listen|>",
+    )
+    size, ids = tokenizer(
+        folder,
+        specials,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        unk="<unk>",
+        tokenizer_class="Qwen2TokenizerFast",
+    )
+    write(folder / "chat_template.jinja", chatml("<image>./</image>"))
+    write(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "MiniCPMVImageProcessor",
+            "max_slice_nums": 4,
+            "patch_size": 14,
+            "scale_resolution": 112,
+            "image_feature_size": 4,
+            "slice_mode": True,
+        },
+    )
+    config: Config = {
+        "model_type": "minicpmv4_6",
+        "vocab_size": size,
+        "eos_token_id": [ids["<|im_end|>"]],
+        "torch_dtype": "float32",
+        "image_size": 112,
+        "insert_layer_id": 0,
+        "query_num": 4,
+        "slice_config": {"max_slice_nums": 4, "patch_size": 14, "scale_resolution": 112},
+        "text_config": {
+            **QWEN_TEXT,
+            "model_type": "qwen3_5_text",
+            "vocab_size": size,
+            "head_dim": 32,
+            "num_hidden_layers": 4,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+            "full_attention_interval": 4,
+            "rope_parameters": {
+                "type": "default",
+                "mrope_section": [2, 1, 1],
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.25,
+            },
+        },
+        "vision_config": tower("siglip_vision_model"),
+    }
+    finish(folder, config)
+    vlm_weights(folder, config)
+
+
+@vision("cohere_compass")
+def cohere_compass(folder: Path) -> None:
+    """Write a tiny checkpoint of cohere_compass."""
+    specials = (
+        "<PAD>",
+        "<BOS_TOKEN>",
+        "<EOS_TOKEN>",
+        "<|START_OF_TURN_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<|USER_TOKEN|>",
+        "<|CHATBOT_TOKEN|>",
+        "<|SYSTEM_TOKEN|>",
+        "<|VISION_START|>",
+        "<|VISION_END|>",
+        "<|IMAGE_PAD|>",
+    )
+    size, ids = tokenizer(
+        folder, specials, bos="<BOS_TOKEN>", eos="<|END_OF_TURN_TOKEN|>", pad="<PAD>"
+    )
+    write(
+        folder / "chat_template.jinja",
+        parts_template(
+            "{% if message['role'] == 'assistant' %}{% set turn = 'CHATBOT' %}"
+            "{% else %}{% set turn = message['role'].upper() %}{% endif %}"
+            "{{ '<|START_OF_TURN_TOKEN|><|' + turn + '_TOKEN|>' }}",
+            "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
+            first="{{ bos_token }}",
+            last="<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+            end="<|END_OF_TURN_TOKEN|>",
+        ),
+    )
+    config: Config = {
+        "model_type": "cohere_compass",
+        "image_token_id": ids["<|IMAGE_PAD|>"],
+        "torch_dtype": "float32",
+        "vision_start_token_id": ids["<|VISION_START|>"],
+        "vision_end_token_id": ids["<|VISION_END|>"],
+        "eos_token_id": ids["<|END_OF_TURN_TOKEN|>"],
+        "pad_token_id": 0,
+        "min_pixels": 4 * 32 * 32,
+        "max_pixels": 64 * 32 * 32,
+        "vocab_size": size,
+        "text_config": {
+            **LLAMA,
+            "model_type": "cohere_compass_text",
+            "vocab_size": size,
+            "head_dim": 16,
+            "num_hidden_layers": 4,
+            "sliding_window": 32,
+            "swa_rope_theta": 10000.0,
+            "rope_on_all_layers": False,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "logit_scale": 1.0,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "model_type": "cohere_compass_vision",
+            "depth": 3,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "patch_size": 16,
+            "out_hidden_size": 64,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
     }
     finish(folder, config)
     vlm_weights(folder, config)

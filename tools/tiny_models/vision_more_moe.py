@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import tools.tiny_models.vision_llava  # noqa: F401 - it registers mistral3
 from tools.tiny_models.making import (
     HALF_NORM,
     LLAMA,
+    QWEN_TEXT,
     Config,
+    chatml,
     finish,
     parts_template,
     siglip_processor,
@@ -15,8 +18,8 @@ from tools.tiny_models.making import (
     vlm_weights,
     write,
 )
-from tools.tiny_models.spec import vision
-from tools.tiny_models.vision_more import glm_files
+from tools.tiny_models.spec import vary, vision
+from tools.tiny_models.vision_more import CHATML_SPECIALS, glm_files
 
 
 @vision("glm4v_moe")
@@ -250,49 +253,147 @@ def deepseek_v3(size: int, **more: object) -> Config:
     }
 
 
-@vision("moondream3")
-def moondream3(folder: Path) -> None:
-    """Write a tiny checkpoint of moondream3."""
+@vision("qwen3_omni_moe")
+def qwen3_omni_moe(folder: Path) -> None:
+    """Write a tiny checkpoint of qwen3_omni_moe, without the parts that speak."""
     specials = (
-        "<|endoftext|>",
-        "<|md_reserved_0|>",
-        "<|md_reserved_1|>",
-        "<|md_reserved_2|>",
-        "<|md_reserved_3|>",
+        *CHATML_SPECIALS,
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|audio_start|>",
+        "<|audio_end|>",
+        "<|audio_pad|>",
     )
-    size, _ = tokenizer(folder, specials, bos="<|endoftext|>", eos="<|endoftext|>")
-    # The code counts on 27 x 27 tokens of an image.
-    config: Config = {
-        "model_type": "moondream3",
-        "eos_token_id": 0,
-        "bos_token_id": 0,
-        "torch_dtype": "float32",
+    size, ids = tokenizer(
+        folder,
+        specials,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        tokenizer_class="Qwen2TokenizerFast",
+        extra={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "audio_token": "<|audio_pad|>",
+            "vision_bos_token": "<|vision_start|>",
+            "vision_eos_token": "<|vision_end|>",
+            "audio_bos_token": "<|audio_start|>",
+            "audio_eos_token": "<|audio_end|>",
+        },
+    )
+    write(folder / "chat_template.jinja", chatml("<|vision_start|><|image_pad|><|vision_end|>"))
+    write(
+        folder / "preprocessor_config.json",
+        {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "feature_extractor_type": "WhisperFeatureExtractor",
+            "processor_class": "Qwen3OmniMoeProcessor",
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "min_pixels": 4 * 32 * 32,
+            "max_pixels": 64 * 32 * 32,
+            "feature_size": 128,
+            "sampling_rate": 16000,
+            "hop_length": 160,
+            "chunk_length": 30,
+            "n_fft": 400,
+            "padding_value": 0.0,
+            **HALF_NORM,
+        },
+    )
+    text = {
+        **QWEN_TEXT,
         "vocab_size": size,
-        "text_config": {
-            "model_type": "moondream3",
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 3,
-            "vocab_size": size,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "head_dim": 16,
-            "rope_dim": 8,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 64,
-            "moe_start_layer": 1,
+        "head_dim": 16,
+        "num_hidden_layers": 3,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 64,
+        "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [4, 2, 2]},
+    }
+    numbers = {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "audio_token_id": ids["<|audio_pad|>"],
+        "audio_start_token_id": ids["<|audio_start|>"],
+        "audio_end_token_id": ids["<|audio_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+    config: Config = {
+        "model_type": "qwen3_omni_moe",
+        "torch_dtype": "float32",
+        "enable_audio_output": False,
+        "eos_token_id": ids["<|im_end|>"],
+        "im_start_token_id": ids["<|im_start|>"],
+        "vocab_size": size,
+        "im_end_token_id": ids["<|im_end|>"],
+        "thinker_config": {
+            "model_type": "qwen3_omni_moe_thinker",
+            **numbers,
+            "text_config": text,
+            "vision_config": {
+                "depth": 3,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "out_hidden_size": 64,
+                "num_heads": 4,
+                "image_size": 128,
+                "patch_size": 16,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 1],
+            },
+            "audio_config": {
+                "d_model": 64,
+                "encoder_layers": 1,
+                "encoder_attention_heads": 4,
+                "encoder_ffn_dim": 64,
+                "num_hidden_layers": 1,
+                "output_dim": 64,
+                "downsample_hidden_size": 16,
+            },
         },
-        "vision_config": {
-            "model_type": "moondream3_vision",
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_crops": 3,
-            "proj_inner_dim": 128,
-            "proj_out_dim": 64,
-        },
+        "talker_config": {"text_config": text},
+        "code2wav_config": {},
     }
     finish(folder, config)
     vlm_weights(folder, config)
+
+
+# Mistral Small 4: the attention of DeepSeek's models, and experts.
+vary(
+    "mistral3",
+    "mistral4",
+    model_type="mistral4",
+    num_hidden_layers=3,
+    num_key_value_heads=4,
+    head_dim=24,
+    q_lora_rank=32,
+    kv_lora_rank=32,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=16,
+    qk_head_dim=24,
+    v_head_dim=16,
+    rope_interleave=True,
+    n_routed_experts=4,
+    n_shared_experts=1,
+    num_experts_per_tok=2,
+    moe_intermediate_size=64,
+    first_k_dense_replace=1,
+    rope_parameters={
+        "rope_type": "yarn",
+        "type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 16.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 512,
+        "llama_4_scaling_beta": 0.1,
+    },
+)

@@ -92,7 +92,7 @@ class Features:
             self.keeps_all = True
             self.clear()
             return self.look(model, see, between, pictures=pictures)
-        look.keep()
+        look.keep(seen)
         return seen
 
     def clear(self) -> None:
@@ -256,11 +256,12 @@ class _Look:
         self._give(output)
         return watch
 
-    def keep(self) -> None:
-        """Keep what was encoded: the embeddings are made of it, and all went well."""
+    def keep(self, seen: object) -> None:
+        """Keep what was encoded: what the model has `seen` is made of it, and all went well."""
         import mlx.core as mx
 
         for fresh in self._fresh:
+            outputs.note_passed_on(fresh.watch, seen)
             for key, output in fresh.found.items():
                 if not self._features.keeps_all:
                     output = outputs.looked_at(output, fresh.watch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+_DEEP = 5
 
 
 class LeftOut:
@@ -109,3 +111,36 @@ def looked_at(output: Any, watch: Any) -> Any:
         else inner
         for inner, seen in zip(output, watch, strict=True)
     )
+
+
+def note_passed_on(watch: Any, result: object) -> None:
+    """Note as looked at what is part of a model's result: others will look at it later.
+
+    Parameters
+    ----------
+    watch : object
+        From `watched`.
+    result : object
+        A mapping, a sequence, or an object with such in its attributes; a few levels deep.
+    """
+    found: set[int] = set()
+    layer: list[Any] = [result]
+    for _ in range(_DEEP):
+        found.update(map(id, layer))
+        layer = [below for each in layer for below in _inside(each)]
+    for inner in watch if type(watch) in (list, tuple) else ():
+        if isinstance(inner, _Watched):
+            held = _inside(inner)
+            if id(inner) in found or any(id(each) in found for each in held):
+                inner.used.update(range(len(held)))
+
+
+def _inside(value: Any) -> list[Any]:
+    """Return what a value holds, without noting that it was looked at."""
+    if isinstance(value, list):
+        return list(list.__iter__(value))
+    if isinstance(value, tuple):
+        return list(tuple.__iter__(value))
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(vars(value).values()) if hasattr(value, "__dict__") else []
