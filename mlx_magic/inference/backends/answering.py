@@ -88,6 +88,8 @@ class Answering(Generic[B]):
         kv_bits, standing = asked.request.kv_bits, self.standing
         if not standing.together:
             meets = len(self._turns) > 0
+            if meets:
+                asked.report(asked.counts.chunk("queued"))
             turn = yield from self._turns.wait(asked.cancel, unless=lambda: standing.together)
             with turn:
                 if meets or len(self._turns) > 1:
