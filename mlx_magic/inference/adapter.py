@@ -101,7 +101,7 @@ def inspect(folder: Path, kind: Kind, *, model: str) -> Adapter:
             f"{model}: the adapter's {weights.name} holds no tensors: train or fetch it again.",
             model=model,
         )
-    wanted = tuple(f"adapter's {line}" for line in trust.wanted_code(folder))
+    wanted = tuple(f"adapter's {line}" for line in trust.wanted_code(folder, model=model))
     return Adapter(folder.resolve(), dict(sizes), wanted)
 
 

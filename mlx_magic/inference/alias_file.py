@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import threading
 import tomllib
@@ -13,9 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import RequestError
+from mlx_magic.inference import strict_json
 from mlx_magic.inference.request import DEMO
+from mlx_magic.inference.shown import shown
+from mlx_magic.inference.strict_json import Limits
 
 NAME = "aliases.toml"
+_LIMITS = Limits(2**20, 0)
+_MOST_BRACKETS = 50
+_LONG = re.compile(r"[0-9_]{400}")
 _HEAD = """\
 # Names for models, for every notebook: an alias and the folder or Hub repository it stands for.
 # With an adapter: name = { model = "...", adapter = "folder" }
@@ -93,10 +100,10 @@ class AliasFile:
         """
         with self._lock:
             try:
-                text = self.path.read_text(encoding="utf-8") if self.path.exists() else _HEAD
-                before = tomllib.loads(text)
+                text = strict_json.text(self.path, _LIMITS) if self.path.exists() else _HEAD
+                before = _parsed(text)
                 changed = _with_line(text, alias, _line(alias, target))
-                if tomllib.loads(changed) != {**before, alias: _value(target)}:
+                if _parsed(changed) != {**before, alias: _value(target)}:
                     raise RequestError(
                         f"{self.path} holds {alias!r} in several lines: change it there.",
                         option="save",
@@ -124,11 +131,29 @@ class AliasFile:
                 self._targets, self._problems = {}, ()
                 return
             try:
-                content = tomllib.loads(self.path.read_text(encoding="utf-8"))
+                content = _parsed(strict_json.text(self.path, _LIMITS))
             except (OSError, ValueError) as error:
                 self._problems = (f"{self.path} is not read: {_reason(error)}.",)
                 return
             self._targets, self._problems = _understood(content, self.path)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Parse TOML whose lines are short: tomllib recurses at each bracket, and at no dot.
+
+    Raises
+    ------
+    ValueError
+    """
+    for line in text.splitlines():
+        if line.count("[") + line.count("{") > _MOST_BRACKETS or line.count(".") > 500:
+            raise ValueError(f"a line has more than {_MOST_BRACKETS} brackets or 500 dots")
+    if text.count("[") + text.count("{") > 20 * _MOST_BRACKETS * 10 or _LONG.search(text):
+        raise ValueError("it has too many brackets, or a number of 400 digits")
+    try:
+        return tomllib.loads(text)
+    except (RecursionError, MemoryError) as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def _understood(
@@ -173,7 +198,7 @@ def _key(line: str) -> str | None:
     """Return the key that a line gives a value to, if it is a whole line of TOML."""
     try:
         found = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return None
     return next(iter(found), None)
 
@@ -211,4 +236,4 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join((getattr(error, "strerror", None) or str(error)).split()).rstrip(".")
+    return shown(getattr(error, "strerror", None) or str(error), 200).rstrip(".")

@@ -15,6 +15,7 @@ from mlx_magic.errors import DownloadError, ModelNotFoundError
 from mlx_magic.inference import architectures, checkpoint_files, trust
 from mlx_magic.inference.adapter import Adapter
 from mlx_magic.inference.architectures import Kind
+from mlx_magic.inference.shown import shown
 
 _REPO_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
 
@@ -227,7 +228,7 @@ def inspect_config(
     CheckpointError, UnsupportedModelError, UntrustedCodeError
     """
     config = checkpoint_files.read_config(folder, model=name)
-    wanted = trust.wanted_code(folder)
+    wanted = trust.wanted_code(folder, model=name)
     trust.require_trust(wanted, model=name, allowed=trust_remote_code)
     if config.get("model_file") is None:  # such a checkpoint brings its own architecture
         architectures.require_known(kind_of(config), config, model=name)
@@ -260,7 +261,7 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
         return None
     bits, group = found.get("bits"), found.get("group_size")
     method = found.get("mode") or found.get("quant_method")
-    parts = [method] if isinstance(method, str) and method != "affine" else []
+    parts = [shown(method, 40)] if isinstance(method, str) and method != "affine" else []
     parts += [f"{bits}-bit"] if isinstance(bits, int) else []
     parts += [f"group {group}"] if isinstance(group, int) else []
     if any(isinstance(value, dict) and "bits" in value for value in found.values()):

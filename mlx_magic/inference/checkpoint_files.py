@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import CheckpointError
+from mlx_magic.inference import strict_json
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.safetensors_header import tensor_bytes
+from mlx_magic.inference.shown import shown
+from mlx_magic.inference.strict_json import UnreadableFileError
 
 INDEX = "model.safetensors.index.json"
 _TOKENIZERS = (
@@ -24,6 +27,7 @@ _TOKENIZERS = (
     "spiece.model",
     "sentencepiece*.model",
 )
+_MOST_SHARDS = 10_000
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -36,7 +40,7 @@ def read_config(folder: Path, *, model: str) -> dict[str, Any]:
         When there is none, or it is no JSON object with a model_type.
     """
     path = folder / "config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CheckpointError(
             f"{model}: {folder} has no config.json: name the folder that holds config.json, "
             "the weights and the tokenizer.",
@@ -50,7 +54,35 @@ def read_config(folder: Path, *, model: str) -> dict[str, Any]:
             "is it the configuration of a model?",
             model=model,
         )
+    if shown(model_type) != model_type:
+        raise CheckpointError(
+            f"{model}: config.json names a model_type that is no name ({shown(model_type)}): "
+            "is it the configuration of a model?",
+            model=model,
+        )
+    _require_bits(config, model)
     return config
+
+
+def _require_bits(config: dict[str, Any], model: str) -> None:
+    """Refuse a quantization that no arithmetic holds for."""
+    for key in ("quantization", "quantization_config"):
+        found = config.get(key)
+        if not isinstance(found, dict):
+            continue
+        for part in (found, *(value for value in found.values() if isinstance(value, dict))):
+            bits, group = part.get("bits"), part.get("group_size")
+            if isinstance(bits, int) and not 1 <= bits <= 64:
+                what = f"bits = {bits}"
+            elif isinstance(group, int) and (group == 0 or group > 2**31):
+                what = f"group_size = {group}"
+            else:
+                continue
+            raise CheckpointError(
+                f"{model}: config.json has a {key} with {what}, which cannot be: fetch the model "
+                "again.",
+                model=model,
+            )
 
 
 def read_object(path: Path, *, model: str) -> dict[str, Any]:
@@ -61,11 +93,11 @@ def read_object(path: Path, *, model: str) -> dict[str, Any]:
     CheckpointError
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        why = "cannot be read" if isinstance(error, OSError) else "is damaged (no valid JSON)"
+        limits = strict_json.INDEX if path.name == INDEX else strict_json.CONFIG
+        content = strict_json.read(path, limits)
+    except UnreadableFileError as error:
         raise CheckpointError(
-            f"{model}: {path.name} {why}: fetch the model again.", model=model
+            f"{model}: {path.name} {error}: fetch the model again.", model=model
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -133,7 +165,7 @@ def is_complete(folder: Path) -> bool:
 def _shards(folder: Path, *, model: str) -> list[Path]:
     """Files that the index names; mlx-vlm would silently leave out a missing one."""
     index = folder / INDEX
-    if not index.is_file():
+    if not os.path.lexists(index):
         return []
     named = read_object(index, model=model).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
@@ -141,14 +173,19 @@ def _shards(folder: Path, *, model: str) -> list[Path]:
             f"{model}: {INDEX} has no weight_map: fetch the model again.", model=model
         )
     shards = sorted(set(named.values()))
+    if len(shards) > _MOST_SHARDS:
+        raise CheckpointError(
+            f"{model}: {INDEX} names more than {_MOST_SHARDS} weight files: fetch the model again.",
+            model=model,
+        )
     outside = [name for name in shards if Path(name).name != name]
     if outside:
         raise CheckpointError(
-            f"{model}: {INDEX} names {outside[0]!r}, which is not in its folder: "
+            f"{model}: {INDEX} names {_listed(outside[:1])}, which is not in its folder: "
             "fetch the model again from a source that you trust.",
             model=model,
         )
-    missing = [name for name in shards if not (folder / name).is_file()]
+    missing = [name for name in shards if not os.path.isfile(folder / name)]  # noqa: PTH113
     if missing:
         raise CheckpointError(
             f"{model}: {len(missing)} of {len(shards)} weight files are missing "
@@ -194,11 +231,15 @@ def first_of(folder: Path, patterns: Iterable[str]) -> str | None:
 
 
 def _ends_with_brace(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 64, 0))
-        return file.read().rstrip().endswith(b"}")
+    try:
+        with strict_json.opened(path) as (file, size):
+            file.seek(max(size - 64, 0))
+            return file.read(64).rstrip().endswith(b"}")
+    except UnreadableFileError:
+        return False
 
 
 def _listed(names: list[str]) -> str:
-    shown = [name if name.isprintable() else repr(name) for name in names[:3]]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(shown(repr(n) if not n.isprintable() else n) for n in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import DownloadError, UnsupportedModelError
-from mlx_magic.inference import architectures, checkpoint, checkpoint_files, together, trust
+from mlx_magic.inference import (
+    architectures,
+    checkpoint,
+    checkpoint_files,
+    strict_json,
+    together,
+    trust,
+)
 from mlx_magic.inference.backends import weights
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.hub_errors import translated
 from mlx_magic.inference.names import Names
+from mlx_magic.inference.shown import shown
 from mlx_magic.inference.together import Verdict
 
 # What one picture takes, where a configuration says so.
@@ -86,10 +94,12 @@ def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
     """
     found = checkpoint.resolve(name, aliases=names.known(name))
     if isinstance(found, Checkpoint):
-        processor = trust.parsed(found.path / "processor_config.json")
+        path = found.path / "processor_config.json"
+        # `resolve` has read it, or refused the checkpoint.
+        processor = strict_json.read(path) if path.is_file() else None
         return ModelFacts(
             name,
-            str(found.path),
+            shown(str(found.path), 400),
             found.kind,
             found.model_type,
             found.quantization,
@@ -118,7 +128,7 @@ def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelFacts:
             repo_id, "config.json", revision=info.sha, cache_dir=folder, endpoint=endpoint
         )
         config = checkpoint_files.read_config(Path(path).parent, model=name)
-        wanted = trust.wanted_code(Path(path).parent)
+        wanted = trust.wanted_code(Path(path).parent, model=name)
     kind = checkpoint.kind_of(config)
     nbytes = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
     return ModelFacts(

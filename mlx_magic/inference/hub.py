@@ -9,13 +9,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import DownloadError
+from mlx_magic.errors import CheckpointError, DownloadError
+from mlx_magic.inference import trust
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import inspect_config, is_offline, kind_of
 from mlx_magic.inference.checkpoint_files import INDEX, read_object
 from mlx_magic.inference.hub_errors import translated
 from mlx_magic.inference.hub_files import damaged, fetch, find, is_whole
+from mlx_magic.inference.shown import shown
 
 # What mlx-vlm and mlx-lm read. Python files come only with permission to run them.
 _SMALL = ("*.json", "*.jsonl", "*.model", "*.tiktoken", "*.txt", "*.jinja")
@@ -83,6 +85,7 @@ def download(
             raise DownloadError(
                 f"{repo_id} has no config.json: it is no model that MLX can load.", model=repo_id
             )
+        _require_sizes(sizes, repo_id)
         fetching = _Fetch(repo_id, revision, cache, endpoint, cancel, progress)
         small = _matching(sizes, _SMALL + (_CODE if trust_remote_code else ()))
         fetching.total = sum(sizes[name] for name in small)
@@ -223,6 +226,18 @@ def _weights(folder: Path, names: list[str], kind: Kind) -> list[str]:
         # An index that names none of them is for `checkpoint.inspect` to refuse.
         return [name for name in names if name in shards] or names
     return names
+
+
+def _require_sizes(sizes: dict[str, int], repo_id: str) -> None:
+    """Refuse files before they are fetched that would be refused after it."""
+    for name in _matching(sizes, _SMALL):
+        limits = trust.limits_of(name)
+        if limits is not None and sizes[name] > limits.nbytes:
+            raise CheckpointError(
+                f"{repo_id}: {shown(name)} is too large ({sizes[name] / 1e6:.1f} MB, of at most "
+                f"{limits.nbytes / 1e6:.1f} MB): choose another model.",
+                model=repo_id,
+            )
 
 
 def _require_room(needed: int, folder: Path, repo_id: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +11,14 @@ from pathlib import Path
 
 from mlx_magic import demo
 from mlx_magic.errors import ModelError
-from mlx_magic.inference import checkpoint, checkpoint_files
+from mlx_magic.inference import checkpoint, checkpoint_files, strict_json
 from mlx_magic.inference.backends import weights
 from mlx_magic.inference.hub_files import PART
 from mlx_magic.inference.request import DEMO
+from mlx_magic.inference.shown import shown
+from mlx_magic.inference.strict_json import Limits
 
+_REFERENCE = Limits(1000, 0)
 _REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
 
 
@@ -80,16 +84,20 @@ def models_on_disk(
     found = [_look(DEMO, demo.folder())]
     for name, folder in sorted(_folders(aliases)):
         found.append(_look(name, folder))
-    listed = {model.path.resolve() for model in found}
+    listed = {_resolved(model.path) for model in found}
     cached = sorted(_cached(cache))
     for name, folder in [*_kept(folders), *cached]:
-        if folder.resolve() not in listed:
-            listed.add(folder.resolve())
+        if _resolved(folder) not in listed:
+            listed.add(_resolved(folder))
             # An alias of this name hides it: its path still tells it.
             model = _look(str(folder) if name in aliases else name, folder)
             stopped = bool(model.problem) and (name, folder) in cached and _was_stopped(folder)
             found.append(replace(model, partly=stopped))
     return found
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
 
 
 def _was_stopped(folder: Path) -> bool:
@@ -111,20 +119,31 @@ def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) ->
 
 
 def _look(name: str, folder: Path) -> ModelOnDisk:
+    """Describe a model. Nothing that is wrong with one may hide the others."""
+    try:
+        return _described(name, folder)
+    except Exception as error:
+        what = f"its files cannot be understood ({type(error).__name__})"
+        return ModelOnDisk(shown(name), folder, problem=what)
+
+
+def _described(name: str, folder: Path) -> ModelOnDisk:
     try:
         found = checkpoint.inspect(folder, name)
     except ModelError as error:
         return _unusable(name, folder, error)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        return ModelOnDisk(name, folder, problem=f"its folder cannot be read ({reason})")
+        return ModelOnDisk(
+            shown(name, 200), folder, problem=f"its folder cannot be read ({reason})"
+        )
     problem = ""
     try:
         found.require_trust(False)
     except ModelError as error:
         problem = _without_name(error, name)
     return ModelOnDisk(
-        name=name,
+        name=shown(name, 200),
         path=folder,
         kind=found.kind,
         model_type=found.model_type,
@@ -141,9 +160,9 @@ def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
     try:
         config = checkpoint_files.read_config(folder, model=name)
     except ModelError:
-        return ModelOnDisk(name, folder, problem=problem)
+        return ModelOnDisk(shown(name, 200), folder, problem=problem)
     return ModelOnDisk(
-        name=name,
+        name=shown(name, 200),
         path=folder,
         kind=checkpoint.kind_of(config),
         model_type=config["model_type"],
@@ -154,14 +173,15 @@ def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
 
 def _without_name(error: ModelError, name: str) -> str:
     """Return the message as it reads beside the name."""
-    return " ".join(str(error).split()).removeprefix(name).removeprefix(":").lstrip()
+    text = " ".join(str(error).split()).removeprefix(name).removeprefix(shown(name))
+    return shown(text.removeprefix(":"), 1000)
 
 
 def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     for name, target in aliases.items():
-        folder = Path(target).expanduser()
+        folder = Path(os.path.expanduser(target))  # noqa: PTH111 -- ~nobody is no error
         # One that is gone is listed with its problem; what else is no folder is a repository.
-        if name != DEMO and (folder.is_absolute() or folder.is_dir()):
+        if name != DEMO and (folder.is_absolute() or os.path.isdir(folder)):  # noqa: PTH112
             yield name, folder
 
 
@@ -170,9 +190,16 @@ def _kept(folders: Sequence[Path]) -> list[tuple[str, Path]]:
     found: dict[str, Path] = {}
     for root in folders:
         for pattern in ("*/config.json", "*/*/config.json"):
-            for config in root.glob(pattern):
+            for config in _globbed(root, pattern):
                 found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
     return sorted(found.items())
+
+
+def _globbed(root: Path, pattern: str) -> list[Path]:
+    try:
+        return list(root.glob(pattern))
+    except (OSError, RuntimeError):  # no permission, a loop of links
+        return []
 
 
 def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
@@ -189,6 +216,6 @@ def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
         if named is None or any("--" in part or ".." in part for part in named.groups()):
             continue
         with contextlib.suppress(OSError, ValueError):
-            commit = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+            commit = strict_json.text(folder / "refs" / "main", _REFERENCE).strip()
             if (folder / "snapshots" / commit / "config.json").is_file():
                 yield "/".join(named.groups()), folder / "snapshots" / commit

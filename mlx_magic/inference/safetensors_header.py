@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import CheckpointError
+from mlx_magic.inference import strict_json
+from mlx_magic.inference.shown import shown
+from mlx_magic.inference.strict_json import UnreadableFileError
 
-# The format's own limit; a larger number is damage, and must not be allocated.
-MAX_HEADER_BYTES = 100_000_000
+# A quarter of a million tensors. The format allows 100 MB, which take a gigabyte to parse.
+MAX_HEADER_BYTES = strict_json.HEADER.nbytes
+_MOST_DIMENSIONS = 16
 
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -69,8 +71,7 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
         When the file is cut short, is no safetensors file, or contradicts itself.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with strict_json.opened(path) as (file, size):
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if prefix == b"version ":
@@ -84,11 +85,8 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
             if length > size - 8:
                 raise _damaged(path, model, f"is cut short ({size} bytes, inside its header)")
             header = _parsed(file.read(length), path, model)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise _damaged(
-            path, model, f"cannot be read ({reason})", "look at its permissions"
-        ) from error
+    except UnreadableFileError as error:
+        raise _damaged(path, model, str(error), "look at the file and its permissions") from error
     return _checked(header, size - 8 - length, path, model)
 
 
@@ -98,10 +96,15 @@ def spans(path: Path) -> dict[str, Span]:
     Parameters
     ----------
     path : Path
+
+    Raises
+    ------
+    UnreadableFileError
+        It has changed since.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    with strict_json.opened(path) as (file, _):
+        length = min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES)
+        header = strict_json.parse(file.read(length), strict_json.HEADER)
     return {
         name: Span(
             path,
@@ -117,9 +120,9 @@ def spans(path: Path) -> dict[str, Span]:
 
 def _parsed(raw: bytes, path: Path, model: str) -> Mapping[str, Any]:
     try:
-        header = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, model, "has a damaged header") from error
+        header = strict_json.parse(raw, strict_json.HEADER)
+    except UnreadableFileError as error:
+        raise _damaged(path, model, f"has a damaged header (it {error})") from error
     if not isinstance(header, dict):
         raise _damaged(path, model, "has a damaged header")
     return header
@@ -150,13 +153,27 @@ def _span(entry: Any, path: Path, model: str) -> tuple[int, int, str]:
     """Return where a tensor begins and ends, and its dtype."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
-            natural = all(isinstance(n, int) and n >= 0 for n in shape)
-            if natural and 0 <= start <= end:
+            if 0 <= start <= end < 2**63 and len(dtype) <= 16 and shown(dtype) == dtype:
+                elements = _elements(shape)
                 bits = _BITS.get(dtype)
-                if bits is None or math.prod(shape) * bits == (end - start) * 8:
+                whole = bits is None or elements is None or elements * bits == (end - start) * 8
+                if elements is not None and whole:
                     return start, end, dtype
     raise _damaged(path, model, "has a damaged header")
 
 
+def _elements(shape: list[Any]) -> int | None:
+    """Return the count of elements; None for a shape that no tensor has."""
+    if len(shape) > _MOST_DIMENSIONS:
+        return None
+    elements = 1
+    for n in shape:
+        # A bool is an int.
+        if type(n) is not int or not 0 <= n < 2**63:
+            return None
+        elements *= n
+    return elements
+
+
 def _damaged(path: Path, model: str, what: str, todo: str = _AGAIN) -> CheckpointError:
-    return CheckpointError(f"{model}: {path.name} {what}: {todo}.", model=model)
+    return CheckpointError(f"{model}: {shown(path.name)} {what}: {todo}.", model=model)

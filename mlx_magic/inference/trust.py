@@ -7,20 +7,26 @@ code never reaches a library without permission.
 
 from __future__ import annotations
 
-import json
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import UntrustedCodeError
-from mlx_magic.inference import architectures
+from mlx_magic.errors import CheckpointError, UntrustedCodeError
+from mlx_magic.inference import architectures, strict_json
+from mlx_magic.inference.shown import shown
+from mlx_magic.inference.strict_json import Limits, UnreadableFileError
 
 # Large, and never read as a configuration by any of the libraries.
 _DATA = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
+_WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
+_MOST_FILES = 2000
+_MOST_BYTES = 160 * 2**20
 
 
-def wanted_code(folder: Path) -> tuple[str, ...]:
+def wanted_code(folder: Path, *, model: str | None = None) -> tuple[str, ...]:
     """List everything a checkpoint would make mlx-vlm, mlx-lm or transformers run.
 
     Looked at are: ``model_file`` in config.json (imported as Python), ``auto_map`` in any
@@ -33,25 +39,150 @@ def wanted_code(folder: Path) -> tuple[str, ...]:
     Parameters
     ----------
     folder : Path
-        The checkpoint. Only JSON files are read, nothing is imported.
+        The checkpoint. Its files are read, nothing is imported.
+    model : str, optional
+        Name of the model, for the error; the folder's if left out.
 
     Returns
     -------
     tuple of str
         One line each, such as ``"config.json: model_file = 'model.py'"``; empty is harmless.
+
+    Raises
+    ------
+    CheckpointError
+        A file that a library would read cannot be read here: what it asks for is unknown.
     """
-    config = parsed(folder / "config.json")
-    config = config if isinstance(config, dict) else {}
+    config: dict[str, Any] = {}
     wanted: list[str] = []
-    if config.get("model_file") is not None:
-        wanted.append(f"config.json: model_file = {config['model_file']!r}")
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")], key=_place(folder)):
-        if path.name in _DATA or path.name.endswith(".index.json"):
-            continue
+    total = 0
+    for path in _files(folder, model or folder.name):
         name = path.relative_to(folder).as_posix()
-        wanted += [f"{name}: {_printable(line)}" for line in _auto_maps(parsed(path))]
+        try:
+            content, size = _judged(path)
+        except UnreadableFileError as error:
+            raise _unreadable(model or folder.name, name, str(error)) from error
+        total += size
+        if total > _MOST_BYTES:
+            raise _unreadable(
+                model or folder.name, name, "makes its configuration and vocabulary too large"
+            )
+        if path.parent == folder and path.name == "config.json" and isinstance(content, dict):
+            config = content
+            if config.get("model_file") is not None:
+                wanted.append(f"config.json: model_file = {_short(config['model_file'])}")
+        wanted += [f"{shown(name)}: {_printable(line)}" for line in _auto_maps(content)]
     wanted += _from_architecture(config)
     return tuple(wanted)
+
+
+def limits_of(name: str) -> Limits | None:
+    """Return how large a file may be that the libraries read beside the weights.
+
+    Names are compared as file systems that ignore case do.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file, with or without its folder.
+
+    Returns
+    -------
+    Limits or None
+        None for a file that no library reads.
+    """
+    name = _folded(name.rpartition("/")[2])
+    if name in _DATA or name.endswith(_WORDS):
+        return strict_json.VOCABULARY
+    if name.endswith(".index.json"):
+        return strict_json.INDEX
+    if name.endswith(".json"):
+        return strict_json.CONFIG
+    return strict_json.TEMPLATE if name.endswith(".jinja") else None
+
+
+def _judged(path: Path) -> tuple[Any, int]:
+    """Return the content of a file, if it is a configuration, and its size.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    name, limits = _folded(path.name), limits_of(path.name)
+    assert limits is not None
+    with strict_json.opened(path) as (_, size):
+        pass
+    if name.endswith(_WORDS):
+        if size > limits.nbytes:
+            raise UnreadableFileError(f"is too large ({size / 1e6:.1f} MB)")
+        return None, size
+    if name.endswith(".jinja"):
+        strict_json.text(path, limits)
+        return None, size
+    if name not in _DATA:
+        content = strict_json.read(path, limits)
+        return (None if name.endswith(".index.json") else content), size
+    _scan(path, limits)
+    return None, size
+
+
+_SCANNED: set[tuple[str, int, int, int, int]] = set()
+
+
+def _scan(path: Path, limits: Limits) -> None:
+    """Scan a vocabulary once: it takes a third of a second, and a list looks at each model."""
+    found = path.stat()
+    key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if key not in _SCANNED:
+        strict_json.scan(path, limits)
+        if len(_SCANNED) > 1000:
+            _SCANNED.clear()
+        _SCANNED.add(key)
+
+
+def _files(folder: Path, model: str) -> list[Path]:
+    """Return the files that a library may read, of the folder and its direct subfolders."""
+    found: list[Path] = []
+    entries = 0
+    for place in (folder, *_subfolders(folder)):
+        try:
+            with os.scandir(place) as listing:
+                for entry in listing:
+                    entries += 1
+                    if entries > _MOST_FILES:
+                        raise _unreadable(model, place.name, f"has more than {_MOST_FILES} files")
+                    if limits_of(entry.name) is not None and not _is_folder(Path(entry.path)):
+                        found.append(place / entry.name)
+        except OSError as error:
+            if place == folder:
+                raise
+            reason = error.strerror or type(error).__name__
+            raise _unreadable(model, place.name, f"cannot be read ({reason})") from error
+    return sorted(found, key=_place(folder))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as listing:
+        return [
+            folder / e.name
+            for e, _ in zip(listing, range(_MOST_FILES), strict=False)
+            if _is_folder(Path(e.path)) and not e.name.startswith(".")
+        ]
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 -- Path.is_dir raises on a loop of links
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _unreadable(model: str, name: str, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{shown(model)}: {shown(name)} {why}: fetch the model again from a source that you trust.",
+        model=model,
+    )
 
 
 def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None:
@@ -111,17 +242,9 @@ def _from_architecture(config: Mapping[str, Any]) -> list[str]:
     if not any(re.search(r"\bTOKENIZER_REPO\b", text) for text in sources.values()):
         return []
     return [
-        f"config.json: model_type = {config.get('model_type')!r}, for which mlx-vlm may fetch a "
-        "tokenizer from another repository and run its code"
+        f"config.json: model_type = {_short(config.get('model_type'))}, for which mlx-vlm may "
+        "fetch a tokenizer from another repository and run its code"
     ]
-
-
-def parsed(path: Path) -> Any:
-    """Parse a JSON file; None where the libraries could not parse it either."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def _short(value: Any) -> str:
@@ -131,7 +254,8 @@ def _short(value: Any) -> str:
 
 def _printable(text: str) -> str:
     """Keep a key that a stranger wrote from breaking the line or driving the terminal."""
-    return text if text.isprintable() else repr(text)
+    text = text if text.isprintable() else repr(text)
+    return shown(text, 300)
 
 
 def _place(folder: Path) -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from mlx_magic.errors import CheckpointError
+from mlx_magic.inference import strict_json
 from mlx_magic.inference.backends.sampler import Draw, fresh_seed
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.request import Sampling
+from mlx_magic.inference.strict_json import UnreadableFileError
 
 
 def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> Draw:
@@ -41,16 +42,16 @@ def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        When it is no JSON.
+        When it cannot be read.
     """
     path = checkpoint.path / "generation_config.json"
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = strict_json.read(path)
+    except UnreadableFileError as error:
         raise CheckpointError(
-            f"{checkpoint.name}: {path} is no valid JSON ({error}): fetch the model again.",
+            f"{checkpoint.name}: {path} {error}: fetch the model again.",
             model=checkpoint.name,
         ) from error
     return config if isinstance(config, dict) else {}

@@ -40,7 +40,11 @@ def expected(checkpoint: Checkpoint) -> int:
     """
     quantization = checkpoint.config.get("quantization") or {}
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
-    unpacked = {"F16": 2.0, "BF16": 2.0, "U32": 32 / bits if isinstance(bits, int) else 1.0}
+    unpacked = {
+        "F16": 2.0,
+        "BF16": 2.0,
+        "U32": 32 / bits if isinstance(bits, int) and bits > 0 else 1.0,
+    }
     float32 = sum(
         int(size * unpacked.get(dtype, 1.0)) for dtype, size in checkpoint.bytes_by_dtype.items()
     )

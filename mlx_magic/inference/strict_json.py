@@ -1,0 +1,239 @@
+"""Reading a file that a stranger wrote: regular files only, bounded before any work is done.
+
+A library may read what our parser cannot. So a file that is not understood here is an error,
+never an empty answer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+MOST_DEPTH = 64
+"""Objects and lists inside each other; the deepest configuration that we know has nine."""
+
+_NO_LIMIT = int(1e30)  # transformers writes it as model_max_length, where there is none
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_LONG_NUMBER = re.compile(rb"[0-9]{400}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_BRACKETS = b"[]{}"
+_NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a file may be.
+
+    Attributes
+    ----------
+    nbytes : int
+    values : int
+        Objects, lists, strings, numbers and constants in it. In memory each takes some 100 bytes.
+    """
+
+    nbytes: int
+    values: int
+
+
+CONFIG = Limits(8 * 2**20, 250_000)
+INDEX = Limits(32 * 2**20, 1_000_000)
+VOCABULARY = Limits(64 * 2**20, 4_000_000)
+HEADER = Limits(32 * 2**20, 1_500_000)
+TEMPLATE = Limits(2 * 2**20, 0)
+
+
+class UnreadableFileError(ValueError):
+    """Raised when a file is not read. The message continues a sentence that names the file."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file, directly or through links; never wait for a pipe or a device.
+
+    Yields
+    ------
+    tuple
+        The file, and its size in bytes.
+
+    Raises
+    ------
+    UnreadableFileError
+        It is no regular file, or cannot be opened or read.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    try:
+        _require_regular(path.stat())  # some devices act when they are opened
+        descriptor = os.open(path, flags)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            _require_regular(found)
+            yield file, found.st_size
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise UnreadableFileError(f"cannot be read ({reason})") from error
+
+
+def content(path: Path, limits: Limits) -> bytes:
+    """Read a regular file whole.
+
+    Raises
+    ------
+    UnreadableFileError
+        It is no regular file, is too large or cannot be read.
+    """
+    with opened(path) as (file, size):
+        if size > limits.nbytes:
+            _too_large(size, limits)
+        # A file of /proc has no size, and a file may grow.
+        raw = file.read(limits.nbytes + 1)
+    if len(raw) > limits.nbytes:
+        _too_large(len(raw), limits)
+    return raw
+
+
+def text(path: Path, limits: Limits) -> str:
+    """Read a regular file of UTF-8 text.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    return _decoded(content(path, limits))
+
+
+def read(path: Path, limits: Limits = CONFIG) -> Any:
+    """Parse a JSON file.
+
+    Raises
+    ------
+    UnreadableFileError
+        It is no regular file, is too large, too deep or no JSON, repeats a key, or has a number
+        or text that the libraries could read in more than one way.
+    """
+    return parse(content(path, limits), limits)
+
+
+def scan(path: Path, limits: Limits = VOCABULARY) -> None:
+    """Check the size, depth and count of values of a JSON file, and build nothing.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    raw = content(path, limits)
+    _require_shape(raw, limits)
+    _decoded(raw)
+
+
+def parse(raw: bytes, limits: Limits = CONFIG) -> Any:
+    """Parse JSON. Unlike `json.loads`, refuse repeated keys, NaN and unreasonable numbers.
+
+    Infinity is allowed: configurations of Mamba have it.
+
+    Parameters
+    ----------
+    raw : bytes
+        UTF-8 without a byte order mark, which no library takes either.
+    limits : Limits
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    if len(raw) > limits.nbytes:
+        _too_large(len(raw), limits)
+    _require_shape(raw, limits)
+    try:
+        value = json.loads(
+            _decoded(raw),
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_constant,
+            object_pairs_hook=_object,
+        )
+        if _SURROGATE.search(raw):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnreadableFileError:
+        raise
+    except UnicodeEncodeError as error:
+        raise UnreadableFileError("is damaged (half a character)") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise UnreadableFileError("is damaged (no valid JSON)") from error
+    return value
+
+
+def _require_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UnreadableFileError("is not a regular file")
+
+
+def _too_large(size: int, limits: Limits) -> NoReturn:
+    raise UnreadableFileError(
+        f"is too large ({size / 1e6:.1f} MB, of at most {limits.nbytes / 1e6:.1f} MB)"
+    )
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UnreadableFileError("is damaged (no valid JSON: it is not UTF-8 text)") from error
+
+
+def _require_shape(raw: bytes, limits: Limits) -> None:
+    """Count values and depth outside of strings."""
+    if raw.count(b'"') > 2 * limits.values + raw.count(b'\\"'):
+        raise UnreadableFileError(f"has more than {limits.values} values")
+    bare = _STRING.sub(b"", raw)
+    if bare.count(b",") + bare.count(b"[") + bare.count(b"{") > limits.values:
+        raise UnreadableFileError(f"has more than {limits.values} values")
+    if _LONG_NUMBER.search(bare):
+        raise UnreadableFileError("has a number of more than 400 digits")
+    brackets = bare.translate(None, _NO_BRACKETS)
+    for _ in range(MOST_DEPTH):
+        if not brackets:
+            return
+        # The innermost ones go: as often as it is deep.
+        inner = len(brackets)
+        brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
+        if len(brackets) == inner:
+            raise UnreadableFileError("is damaged (no valid JSON: it is cut short)")
+    if brackets:
+        raise UnreadableFileError(f"is nested more than {MOST_DEPTH} deep")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) <= 32:
+        value = int(digits)
+        if -(2**63) <= value < 2**63 or value == _NO_LIMIT:
+            return value
+    raise UnreadableFileError("has an integer of more than 64 bits")
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise UnreadableFileError("has a number that is too large")
+    return value
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise UnreadableFileError("has NaN, which is no number")
+    return float(name)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise UnreadableFileError("has a key twice in one object")
+    return found
