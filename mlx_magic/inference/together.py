@@ -110,7 +110,9 @@ def entry_from(row: Mapping[str, Any]) -> Entry:
     )
 
 
-def verdict(signature: Signature, entries: Iterable[Entry] | None = None) -> Verdict:
+def verdict(
+    signature: Signature, architecture: str, entries: Iterable[Entry] | None = None
+) -> Verdict:
     """Return what was shown of a loaded model.
 
     Where several checkpoints have its signature and one was not right, it is not right.
@@ -118,11 +120,17 @@ def verdict(signature: Signature, entries: Iterable[Entry] | None = None) -> Ver
     Parameters
     ----------
     signature : Signature
+    architecture : str
+        The library's module for the whole model: several share a language model.
     entries : iterable of Entry, optional
         Instead of `table`.
     """
     known = table() if entries is None else entries
-    found = [entry.verdict for entry in known if entry.signature == signature]
+    found = [
+        entry.verdict
+        for entry in known
+        if entry.architecture == architecture and entry.signature == signature
+    ]
     return _strictest(found) if found else Verdict(False, False, UNTESTED)
 
 
@@ -146,14 +154,17 @@ def expected(kind: Kind, config: Mapping[str, Any]) -> Verdict | None:
         return Verdict(False, False, UNTESTED)
     text = text_part(config)
     said = {key: value for key, value in traits(text).items() if _says(text, key)}
-    found = [
-        entry.verdict
+    there = [
+        entry
         for entry in table()
         if entry.signature.library == library and entry.architecture == architecture
-        if said.items() <= entry.signature.traits.items()
     ]
-    if not found:
+    if not there:
         return Verdict(False, False, UNTESTED)
+    found = [each.verdict for each in there if said.items() <= each.signature.traits.items()]
+    if not found:
+        # Its library may ignore what the file says.
+        return None
     return found[0] if len({each.together for each in found}) == 1 else None
 
 

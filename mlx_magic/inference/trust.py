@@ -21,6 +21,10 @@ from mlx_magic.inference.strict_json import Limits, UnreadableFileError
 
 # Large, and never read as a configuration by any of the libraries.
 _DATA = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
+# What training leaves behind: read by no library that loads a model, and full of NaN.
+_UNREAD = frozenset(
+    {"trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"}
+)
 _WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
 _MOST_FILES = 2000
 _MOST_BYTES = 160 * 2**20
@@ -92,6 +96,8 @@ def limits_of(name: str) -> Limits | None:
         None for a file that no library reads.
     """
     name = _folded(name.rpartition("/")[2])
+    if name in _UNREAD:
+        return None
     if name in _DATA or name.endswith(_WORDS):
         return strict_json.VOCABULARY
     if name.endswith(".index.json"):

@@ -13,5 +13,5 @@ def let_answer(patch: pytest.MonkeyPatch, *, together_: bool, chunks: bool = Tru
     """Let models that are made from here on answer so; their weights count as looked at."""
     why = "" if together_ else "the test says so"
     verdict = Verdict(together_, chunks, why)
-    patch.setattr(together, "verdict", lambda signature: verdict)
+    patch.setattr(together, "verdict", lambda signature, architecture: verdict)
     patch.setattr(Confirmed, "known", property(lambda self: True))

@@ -88,20 +88,31 @@ def test_the_text_part_of_a_vision_models_configuration_is_read() -> None:
 
 def test_what_the_table_does_not_know_is_answered_one_at_a_time() -> None:
     known = [Entry("a", "llama", PLAIN, GOOD)]
-    assert verdict(PLAIN, known) == GOOD
+    assert verdict(PLAIN, "llama", known) == GOOD
     other = [
         replace(PLAIN, library="mlx-vlm"),
         replace(PLAIN, classes=(*PLAIN.classes, "mlx_lm.models.new.Model")),
         replace(PLAIN, caches=("KVCache", "RotatingKVCache")),
         *(replace(PLAIN, traits={**PLAIN.traits, key: "new"}) for key in PLAIN.traits),
     ]
-    assert {verdict(each, known) for each in other} == {Verdict(False, False, UNTESTED)}
+    assert {verdict(each, "llama", known) for each in other} == {Verdict(False, False, UNTESTED)}
+
+
+def test_each_checkpoint_of_the_table_gets_its_own_verdict() -> None:
+    for entry in together.table():
+        found = verdict(entry.signature, entry.architecture)
+        assert (entry.name, found.together) == (entry.name, entry.verdict.together)
+
+
+def test_another_model_with_the_same_language_model_is_not_known() -> None:
+    known = [Entry("a", "llama", PLAIN, GOOD)]
+    assert verdict(PLAIN, "wrapper", known) == Verdict(False, False, UNTESTED)
 
 
 def test_one_checkpoint_that_was_wrong_counts_more_than_another_that_was_right() -> None:
     known = [Entry("a", "llama", PLAIN, GOOD), Entry("b", "llama", PLAIN, BAD)]
-    assert verdict(PLAIN, known) == BAD
-    assert verdict(PLAIN, known[::-1]) == BAD
+    assert verdict(PLAIN, "llama", known) == BAD
+    assert verdict(PLAIN, "llama", known[::-1]) == BAD
 
 
 def test_what_is_expected_of_a_model_is_what_its_configuration_tells(
@@ -113,9 +124,10 @@ def test_what_is_expected_of_a_model_is_what_its_configuration_tells(
     config = {"model_type": "llama", **LLAMA}
     assert together.expected("text", config) == GOOD
     assert together.expected("text", {**config, "num_key_value_heads": 8}) == BAD
-    # The library's default decides, which is known once it is loaded.
+    # The library's default decides, or whether it looks at this at all: known once it is loaded.
     assert together.expected("text", {"model_type": "llama"}) is None
-    assert together.expected("text", {**config, "sliding_window": 9}) == (
+    assert together.expected("text", {**config, "sliding_window": 9}) is None
+    assert together.expected("text", {**config, "model_type": "qwen2"}) == (
         Verdict(False, False, UNTESTED)
     )
     assert together.expected("vision", config) == Verdict(False, False, UNTESTED)

@@ -164,3 +164,9 @@ assert mark.read_text().endswith("evil")
         [sys.executable, "-c", code], capture_output=True, text=True, env=home, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_training_left_behind_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "trainer_state.json").write_text('{"loss": NaN}')
+    assert wanted_code(tmp_path) == ()

@@ -85,7 +85,7 @@ def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
 def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together, "verdict", lambda signature: Verdict(True, True))
+    monkeypatch.setattr(together, "verdict", lambda signature, architecture: Verdict(True, True))
     monkeypatch.setattr(confirm, "SECONDS", 60.0)
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)

@@ -88,8 +88,6 @@ class Answering(Generic[B]):
         kv_bits, standing = asked.request.kv_bits, self.standing
         if not standing.together:
             meets = len(self._turns) > 0
-            if meets:
-                asked.report(asked.counts.chunk("queued"))
             turn = yield from self._turns.wait(asked.cancel, unless=lambda: standing.together)
             with turn:
                 if meets or len(self._turns) > 1:
@@ -104,10 +102,13 @@ class Answering(Generic[B]):
         try:
             return (yield from seated(batch, told))
         except StepFailedError:
-            if self._single is None:
-                self._single = self._new_batch(1, None)
-            # From its beginning; what was told comes again, and is not told again.
-            return (yield from seated(self._single, told))
+            # Not here: the error would hold what it went through.
+            pass
+        if self._single is None:
+            self._single = self._new_batch(1, None)
+        asked.place.reading = True
+        # From its beginning; what was told comes again, and is not told again.
+        return (yield from seated(self._single, told))
 
     def look(self, budget: Budget, cancel: CancelToken) -> Generator[None, None, None]:
         """Look at the weights, unless that was done. See `Standing.look`."""

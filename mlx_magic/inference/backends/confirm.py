@@ -192,12 +192,13 @@ def _witnessed(
     witness = Witness([rows[at][LENGTHS[at] :] for at in chosen])
     batch, add = probed.batch(witness)
     try:
-        for at in chosen:
-            add(rows[at][: LENGTHS[at]])
+        seats = [add(rows[at][: LENGTHS[at]]) for at in chosen]
         for _ in range(FOLLOWING + len(rows) + 1):
             cancel.checkpoint()
-            # What fails here fails in its seat, and never comes together.
             batch.advance()
+            failed = next((seat.error for seat in seats if seat.error is not None), None)
+            if failed is not None:
+                raise failed
             yield
             if witness.together and all(len(seen) >= count for seen in witness.seen):
                 found = dict(zip(chosen, witness.seen, strict=True))

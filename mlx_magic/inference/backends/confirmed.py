@@ -10,8 +10,10 @@ import os
 import sys
 import tempfile
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 
+from mlx_magic.inference import together
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.checkpoint import Checkpoint
 
@@ -19,7 +21,7 @@ NAME = "together.json"
 MOST = 1000
 """Weights that are remembered; the oldest go first."""
 
-_VERSIONS = ("mlx", "mlx-vlm", "mlx-lm", "transformers")
+_VERSIONS = ("mlx-magic", "mlx", "mlx-vlm", "mlx-lm", "transformers")
 
 
 def default_path() -> Path:
@@ -56,7 +58,9 @@ class Confirmed:
     @property
     def known(self) -> bool:
         """Whether they were."""
-        return self._key in self._read()
+        with contextlib.suppress(OSError):
+            return self._key in self._read()
+        return False
 
     def keep(self) -> None:
         """Remember that they were."""
@@ -88,7 +92,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     folders = [checkpoint.path, *([checkpoint.adapter.path] if checkpoint.adapter else [])]
     files = sorted(file for f in folders for file in f.glob("*") if _matters(file))
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    held = [stats, [_version(name) for name in _VERSIONS], device.describe(), sys.platform]
+    versions = [_version(name) for name in _VERSIONS]
+    table = resources.files(together.__package__).joinpath(together.TABLE).read_bytes()
+    shown = hashlib.sha256(table).hexdigest()
+    held = [stats, versions, shown, device.describe(), sys.platform]
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
 

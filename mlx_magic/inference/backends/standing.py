@@ -7,7 +7,8 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
-from mlx_magic.inference import together
+from mlx_magic.inference import architectures, together
+from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.confirm import Budget, Probed, confirmed
 from mlx_magic.inference.backends.confirmed import Confirmed
@@ -111,7 +112,9 @@ def standing(
     caches : list
         New ones, one a layer.
     """
-    shown = together.verdict(signature(library, language_model, config, caches))
+    kind: Kind = "vision" if library == "mlx-vlm" else "text"
+    architecture = architectures.module_name(kind, checkpoint.config)
+    shown = together.verdict(signature(library, language_model, config, caches), architecture)
     if not caches or not all(hasattr(cache, "merge") for cache in flat(caches)):
         shown = replace(shown, together=False, why="its caches cannot be put together")
     return Standing(shown, Confirmed(checkpoint))

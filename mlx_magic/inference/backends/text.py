@@ -234,7 +234,7 @@ class TextModel:
     ) -> Generator[None, None, FinishReason]:
         """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
         counts, cache = asked.counts, None
-        told = len(answer)
+        told = list(answer)
         answer.clear()
         counts.cached_tokens = 0
         # What was kept of other prompts is not quantised, and what is quantised is not kept.
@@ -270,11 +270,11 @@ class TextModel:
             batch.leave(seat)
 
     def _follow(
-        self, batch: TextBatch, seat: Seat, answer: list[int], asked: Asked, told: int
+        self, batch: TextBatch, seat: Seat, answer: list[int], asked: Asked, told: list[int]
     ) -> Generator[None, None, FinishReason]:
         """Report what is read and written in a seat, to the end; `answer` takes the tokens.
 
-        So many as were `told` before are not told again.
+        Those that were `told` before are not told again.
         """
         # The tokenizer gives each who asks a detokenizer of their own.
         words = self._tokenizer.detokenizer
@@ -289,8 +289,14 @@ class TextModel:
             answer.append(written.token)
             reason = self._take(written, words, len(answer), asked.sampling)
             segment = words.last_segment
-            if len(answer) > told:
+            if len(answer) > len(told):
                 asked.wrote(segment, len(answer))
+            elif answer[-1] != told[len(answer) - 1]:
+                raise GenerationError(
+                    f"{self._name}: a step of its batch failed, and the answer could not be "
+                    "continued: ask again.",
+                    model=self._name,
+                )
             if reason is not None:
                 return reason
 

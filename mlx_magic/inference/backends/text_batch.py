@@ -294,11 +294,10 @@ class TextBatch(Batch):
         self._joined = True
 
     def _abandon(self) -> list[int]:
-        uids = list(self._writing.uids) if self._writing is not None else []
-        if self._reading is not None:
-            uids += [prompt.seat.uid for prompt in self._reading.prompts]
         self._reading = self._writing = None
-        return uids
+        waiting = {prompt.seat.uid for prompt in self._waiting}
+        # Those too who were between reading and writing.
+        return [uid for uid in self._seats if uid not in waiting]
 
     def _drop(self, uid: int) -> None:
         # What it leaves in the caches goes with the next step.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 
+from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import (
     chat,
     cpu_towers,
@@ -278,7 +279,7 @@ class VisionModel:
     ) -> Generator[None, None, FinishReason]:
         """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
         assert self._seeing is not None
-        told = len(answer)
+        told = list(answer)
         answer.clear()
         # What was kept of other prompts is not quantised, and what is quantised is not kept.
         start = self._recall.start(inputs, pictures) if batch is self._answering.batch else Start()
@@ -309,11 +310,11 @@ class VisionModel:
             batch.leave(seat)
 
     def _follow(
-        self, batch: VisionBatch, seat: Seat, answer: list[int], asked: Asked, told: int
+        self, batch: VisionBatch, seat: Seat, answer: list[int], asked: Asked, told: list[int]
     ) -> Generator[None, None, FinishReason]:
         """Report what is read and written in a seat, to the end; `answer` takes the tokens.
 
-        So many as were `told` before are not told again.
+        Those that were `told` before are not told again.
         """
         from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
 
@@ -329,8 +330,14 @@ class VisionModel:
             answer.append(written.token)
             reason = self._take(written, words, len(answer), asked.sampling)
             segment = words.last_segment
-            if len(answer) > told:
+            if len(answer) > len(told):
                 asked.wrote(segment, len(answer))
+            elif answer[-1] != told[len(answer) - 1]:
+                raise GenerationError(
+                    f"{self._name}: a step of its batch failed, and the answer could not be "
+                    "continued: ask again.",
+                    model=self._name,
+                )
             if reason is not None:
                 return reason
 

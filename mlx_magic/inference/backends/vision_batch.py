@@ -265,10 +265,11 @@ class VisionBatch(Batch):
             self._writing = written
 
     def _abandon(self) -> list[int]:
-        uids = [*self._writing.uids, *(prompt.seat.uid for prompt in self._read_by)]
         self._reading, self._read_by = None, []
         self._writing = self._none()
-        return uids
+        waiting = {prompt.seat.uid for prompt in self._waiting}
+        # Those too who were between reading and writing.
+        return [uid for uid in self._seats if uid not in waiting]
 
     def _drop(self, uid: int) -> None:
         import mlx.core as mx
