@@ -64,7 +64,7 @@ class TextBatch(Batch):
     Parameters
     ----------
     model : module
-        One of mlx-lm's, for which `can_batch` holds.
+        One of mlx-lm's, whose caches can be put together.
     ends : collection of int
         Tokens that end an answer.
     chunk : int
