@@ -28,6 +28,7 @@ from mlx_magic.inference.backends.template_limits import (
     TemplateLimitError,
     UnsafeTemplateError,
 )
+from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.request import Exchange, GenerationRequest
 from tests.inference.chat_templates import (
     COSTLY,
@@ -387,7 +388,7 @@ def test_a_hostile_template_of_an_unsandboxed_processor_leaves_no_mark(
     config = SimpleNamespace(model_type=model_type)
     request = GenerationRequest(prompt="Hi", history=(Exchange("a", "b"),))
     with pytest.raises(GenerationError, match="wants to run code"):
-        vision_inputs._prompt(request, "m", config, processor)
+        vision_inputs.VisionInputs("m", config, processor).prompt(request, CancelToken()).check()
     assert not mark.exists()
     processor.apply_chat_template(CHAT)
     assert mark.exists()  # That it would have run: otherwise the lines above would prove nothing.

@@ -212,12 +212,12 @@ def test_unloading_gives_the_memory_back(session: Session, circle: Image.Image) 
     assert ask(session, QUESTION, circle).text
 
 
-def test_a_picture_the_template_has_no_place_for_is_an_error_of_its_own(
-    session: Session, circle: Image.Image
-) -> None:
-    with pytest.raises(mlx_magic.errors.GenerationError, match="processor"):
-        ask(session, "What is <image> here?", circle)
-    assert ask(session, QUESTION, circle).text
+def test_a_placeholder_in_the_words_is_no_picture(session: Session, circle: Image.Image) -> None:
+    plain = ask(session, "What is this here?", circle)
+    words = ask(session, "What is <image> here?", circle)
+    assert words.usage.image_tokens == plain.usage.image_tokens
+    assert words.usage.prompt_tokens > plain.usage.prompt_tokens
+    assert ask(session, "What is <image> here?").usage.image_tokens == 0
 
 
 @pytest.mark.parametrize(("at_once", "calls"), [(40, 1), (1_000, 0)])

@@ -37,10 +37,13 @@ class Model:
             yield
         return "length"
 
-    def prepare(self, request: GenerationRequest) -> None:
+    def prepare(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> Generator[None, None, None]:
         self.calls.append(f"prepare {request.model}")
         if self.error:
             raise self.error
+        yield
 
     ahead = None
     together = Verdict(True, True)

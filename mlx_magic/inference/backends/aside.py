@@ -59,4 +59,11 @@ class Aside(Generic[T]):
             cancel.checkpoint()
             wait([self._future], SLICE)
             yield
+        cancel.checkpoint()
         return self._future.result()
+
+
+def is_known(*things: object) -> bool:
+    """Say whether all of these are of a class of the libraries, and not of a checkpoint's code."""
+    libraries = {"transformers", "mlx_lm", "mlx_vlm", "tokenizers"}
+    return all(type(thing).__module__.partition(".")[0] in libraries for thing in things)

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_magic.inference.cancel import CancelToken
+
 ITEM = 32
 """Weight of an item of a container, in characters; a small Python object takes as much."""
 
@@ -63,15 +65,21 @@ class TemplateBudget:
     limits : Limits
     clock : callable
         Returns seconds.
+    cancel : CancelToken, optional
+        Ends the template when it is thrown.
     """
 
     def __init__(
-        self, limits: Limits | None = None, clock: Callable[[], float] = time.thread_time
+        self,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.thread_time,
+        cancel: CancelToken | None = None,
     ) -> None:
         self.limits = limits or Limits()
         self.longest = self.limits.characters
         """Characters that one value may have."""
         self._clock = clock
+        self._cancel = cancel or CancelToken()
         self._memory = self.limits.memory
         self._used = 0.0
         self._since: float | None = None
@@ -282,6 +290,7 @@ class TemplateBudget:
         if self._unchecked < 2**18:
             return
         self._unchecked = 0
+        self._cancel.checkpoint()
         if self._since is None:
             return
         if self._used + self._clock() - self._since > self.limits.seconds:

@@ -8,22 +8,21 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import adapters, chat, device, kv, lean, warmup, weights
+from mlx_magic.inference.backends import adapters, device, kv, lean, warmup, weights
 from mlx_magic.inference.backends.answering import Answering
 from mlx_magic.inference.backends.aside import Aside
 from mlx_magic.inference.backends.asked import Asked
 from mlx_magic.inference.backends.base import LoadProgress, Report
 from mlx_magic.inference.backends.batch import Seat, Written
-from mlx_magic.inference.backends.chat_template import sandboxed
 from mlx_magic.inference.backends.confirm import Budget
 from mlx_magic.inference.backends.counts import Counts
-from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.backends.large_arrays import Origins
 from mlx_magic.inference.backends.room import Room
 from mlx_magic.inference.backends.sampler import Draw, RowSampler, processors, require_number
 from mlx_magic.inference.backends.standing import standing
 from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch
 from mlx_magic.inference.backends.text_defaults import draw, generation_config
+from mlx_magic.inference.backends.text_inputs import TextInputs
 from mlx_magic.inference.backends.text_probe import TextProbe
 from mlx_magic.inference.backends.text_recall import TextRecall
 from mlx_magic.inference.cancel import CancelToken
@@ -125,6 +124,7 @@ class TextModel:
         self._defaults = generation_config(checkpoint)
         self._model = model
         self._tokenizer = tokenizer
+        self._inputs = TextInputs(tokenizer, self._name)
         self._nbytes = nbytes
         self._began = time.monotonic() if began is None else began
         args = getattr(model, "args", None)
@@ -173,7 +173,7 @@ class TextModel:
     ) -> Generator[None, None, None]:
         """Answer a request of nobody's. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, picture=False)
-        yield from warmup.warmed(self, request, self._tokens, cancel=cancel, progress=progress)
+        yield from warmup.warmed(self, request, self._prepared, cancel=cancel, progress=progress)
         budget = Budget.of_load(time.monotonic() - self._began)
         yield from self._answering.look(budget, cancel)
         self._recall.count_anew()
@@ -184,10 +184,10 @@ class TextModel:
         """Answer one request. See `LoadedModel.generate`."""
         device.reset_peak()
         report(GenerationChunk("reading"))
-        yield
-        cancel.checkpoint()
         kv.require_bits(request.kv_bits, self._room.shape, self._name)
-        prompt = self._tokens(request)
+        making = self._inputs.made(request, cancel)
+        yield
+        prompt = yield from making.result(cancel)
         counts = Counts(len(prompt), 0)
         placed = yield from self._room.place(
             self._answering.table(request.kv_bits),
@@ -208,6 +208,11 @@ class TextModel:
                     partial(self._seated, prompt, asked, drawn),
                 )
             )
+
+    def _prepared(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> Generator[None, None, list[int]]:
+        return (yield from self._inputs.made(request, cancel).result(cancel))
 
     def _new_batch(
         self,
@@ -348,22 +353,3 @@ class TextModel:
             prefill_step_size=self._chunk,
             prompt_progress_callback=read,
         )
-
-    def _tokens(self, request: GenerationRequest) -> list[int]:
-        messages = chat.messages(request)
-        if self._tokenizer.chat_template is None:
-            # A base model has no turns: it continues the text.
-            text = "\n\n".join(m["content"] for m in messages)
-            tokens: list[int] = self._tokenizer.encode(text)
-            return tokens
-        template = sandboxed()(self._tokenizer.apply_chat_template)
-        try:
-            tokens = template(messages, add_generation_prompt=True)
-            if len(messages) == 1:
-                return tokens
-            text = template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:
-            refusal = chat.template_error(error, request, model=self._name)
-            raise refusal from without_frames(error)
-        chat.require_whole(text, request, model=self._name)
-        return tokens

@@ -42,6 +42,7 @@ from mlx_magic.inference.backends.seen import seen_sizes
 from mlx_magic.inference.backends.standing import standing
 from mlx_magic.inference.backends.vision_alone import OneByOne
 from mlx_magic.inference.backends.vision_batch import VisionBatch
+from mlx_magic.inference.backends.vision_inputs import VisionInputs
 from mlx_magic.inference.backends.vision_probe import VisionProbe
 from mlx_magic.inference.backends.vision_seeing import Seeing
 from mlx_magic.inference.cancel import CancelToken
@@ -128,6 +129,7 @@ class VisionModel:
         self._name = checkpoint.name
         self._model = model
         self._processor = processor
+        self._made_of: VisionInputs | None = VisionInputs(self._name, model.config, processor)
         self._nbytes = nbytes
         self._began = time.monotonic() if began is None else began
         tokenizer = getattr(processor, "tokenizer", processor)
@@ -181,7 +183,7 @@ class VisionModel:
         self._recall.forget()
         self._answering.close()
         with device.freeing(self._nbytes):
-            self._model = self._processor = self._seeing = None
+            self._model = self._processor = self._made_of = self._seeing = None
             self._alone.close()
 
     def warm_up(
@@ -200,10 +202,8 @@ class VisionModel:
         """Answer one request. See `LoadedModel.generate`."""
         device.reset_peak()
         report(GenerationChunk("seeing" if chat.pictures(request) else "reading"))
-        yield
-        cancel.checkpoint()
         kv.require_bits(request.kv_bits, self._room.shape, self._name)
-        inputs = self._inputs(request)
+        inputs = yield from self._inputs(request, cancel)
         counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
@@ -254,10 +254,16 @@ class VisionModel:
         caches = make_prompt_cache(self._model.language_model)
         return kv.quantised(caches, kv_bits, self._room.shape, self._name)
 
-    def _inputs(self, request: GenerationRequest) -> dict[str, Any]:
-        images = chat.pictures(request)
-        with self._recall.processed.standing_in(self._processor, images):
-            return vision_inputs.made_of(request, self._name, self._model.config, self._processor)
+    def _inputs(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> Generator[None, None, dict[str, Any]]:
+        """Make what the model is given of a request; the chat template renders beside."""
+        assert self._made_of is not None
+        making = self._made_of.prompt(request, cancel)
+        yield
+        prompt = yield from making.result(cancel)
+        with self._recall.processed.standing_in(self._processor, chat.pictures(request)):
+            return self._made_of.made(prompt)
 
     def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
         pictures = chat.pictures(request)

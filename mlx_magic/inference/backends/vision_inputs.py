@@ -3,47 +3,116 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat, chat_template
+from mlx_magic.inference.backends.aside import Aside, is_known
+from mlx_magic.inference.backends.control_tokens import ControlTokens, Masked
 from mlx_magic.inference.backends.failure import one_line, without_frames
+from mlx_magic.inference.backends.template_limits import TemplateBudget
+from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.request import GenerationRequest
 
 
-def made_of(request: GenerationRequest, model: str, config: Any, processor: Any) -> dict[str, Any]:
-    """Return what the model is given; ``input_ids`` of shape (1, tokens), and what it has.
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the chat template made of a request.
+
+    Attributes
+    ----------
+    text : object
+        A str for nearly all models.
+    masked : Masked
+        The request that it was made of.
+    """
+
+    text: Any
+    masked: Masked
+
+
+class VisionInputs:
+    """Makes what one model is given of requests.
 
     Parameters
     ----------
-    request : GenerationRequest
     model : str
-        Its name, for messages.
+        Name of the model, for messages.
     config, processor : object
         The model's.
-
-    Raises
-    ------
-    GenerationError
-        Where its processor or its chat template refuses the request.
     """
-    from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 
-    prompt = _prompt(request, model, config, processor)
-    try:
-        inputs: dict[str, Any] = prepare_inputs(
-            processor,
-            images=[image.pixels for image in chat.pictures(request)] or None,
-            prompts=prompt,
-            image_token_index=getattr(config, "image_token_index", None),
-            add_special_tokens=should_add_special_tokens(config.model_type, processor),
-        )
-    except Exception as error:
-        raise GenerationError(
-            f"{model}: its processor refused the question: {one_line(error)}", model=model
-        ) from without_frames(error)
-    inputs["mask"] = inputs.pop("attention_mask", None)
-    return {key: value for key, value in inputs.items() if value is not None}
+    def __init__(self, model: str, config: Any, processor: Any) -> None:
+        self._model = model
+        self._config = config
+        self._processor = processor
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self._control = ControlTokens(tokenizer, model, processor)
+
+    def prompt(self, request: GenerationRequest, cancel: CancelToken) -> Aside[Prompt]:
+        """Begin to write the conversation as the chat template wants it, on a thread of its own.
+
+        Its result raises `GenerationError` where the chat template refuses the request.
+        """
+        tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        known = is_known(self._processor, tokenizer)
+        return Aside(partial(self._prompt, request, cancel), here=not known)
+
+    def made(self, prompt: Prompt) -> dict[str, Any]:
+        """Return what the model is given; ``input_ids`` of shape (1, tokens), and what it has.
+
+        Raises
+        ------
+        GenerationError
+            Where its processor refuses the request.
+        """
+        from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
+
+        config, processor = self._config, self._control.processor(self._processor, prompt.masked)
+        try:
+            inputs: dict[str, Any] = prepare_inputs(
+                processor,
+                images=[image.pixels for image in chat.pictures(prompt.masked.request)] or None,
+                prompts=prompt.text,
+                image_token_index=getattr(config, "image_token_index", None),
+                add_special_tokens=should_add_special_tokens(config.model_type, processor),
+            )
+        except GenerationError:
+            raise
+        except Exception as error:
+            raise GenerationError(
+                f"{self._model}: its processor refused the question: {one_line(error)}",
+                model=self._model,
+            ) from without_frames(error)
+        if prompt.masked.words:
+            import numpy as np
+
+            tokens = np.asarray(inputs["input_ids"]).reshape(-1).tolist()
+            self._control.require_restored(tokens, prompt.masked)
+        inputs["mask"] = inputs.pop("attention_mask", None)
+        return {key: value for key, value in inputs.items() if value is not None}
+
+    def _prompt(self, request: GenerationRequest, cancel: CancelToken) -> Prompt:
+        from mlx_vlm.prompt_utils import apply_chat_template
+
+        masked = self._control.masked(request)
+        try:
+            with chat_template.sandboxed(TemplateBudget(cancel=cancel)):
+                text = apply_chat_template(
+                    chat_template.processor_for(self._processor, self._config.model_type),
+                    self._config,
+                    chat.messages(masked.request, _content),
+                    num_images=len(chat.pictures(request)),
+                )
+        except Cancelled:
+            raise
+        except Exception as error:
+            refusal = chat.template_error(error, request, model=self._model)
+            raise refusal from without_frames(error)
+        chat.require_whole(text, masked.request, model=self._model)
+        return Prompt(text, masked)
 
 
 def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:
@@ -58,25 +127,6 @@ def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:
             # On the CPU: a GPU would be waited for, for a few numbers.
             return int((np.asarray(inputs["input_ids"]) == token).sum())
     return 0
-
-
-def _prompt(request: GenerationRequest, model: str, config: Any, processor: Any) -> Any:
-    """Write the conversation as the model's chat template wants it."""
-    from mlx_vlm.prompt_utils import apply_chat_template
-
-    try:
-        with chat_template.sandboxed():
-            prompt = apply_chat_template(
-                chat_template.processor_for(processor, config.model_type),
-                config,
-                chat.messages(request, _content),
-                num_images=len(chat.pictures(request)),
-            )
-    except Exception as error:
-        refusal = chat.template_error(error, request, model=model)
-        raise refusal from without_frames(error)
-    chat.require_whole(prompt, request, model=model)
-    return prompt
 
 
 def _content(text: str, pictures: int) -> str | list[dict[str, str]]:

@@ -27,7 +27,7 @@ SIDE = 96
 def warmed(
     model: LoadedModel,
     request: GenerationRequest,
-    prepare: Callable[[GenerationRequest], object],
+    prepare: Callable[[GenerationRequest, CancelToken], Generator[None, None, object]],
     *,
     cancel: CancelToken,
     progress: LoadProgress,
@@ -44,7 +44,7 @@ def warmed(
     request : GenerationRequest
         See `sample`.
     prepare : callable
-        Makes what the model is given of the request.
+        Makes what the model is given of the request, in slices.
     cancel : CancelToken
         The load's.
     progress : callable
@@ -61,7 +61,7 @@ def warmed(
         if device.is_gpu() or model.nbytes <= SMALL:
             yield from model.generate(request, cancel=cancel, report=lambda chunk: None)
         else:
-            prepare(request)
+            yield from prepare(request, cancel)
     except Cancelled:
         raise
     except Exception as error:

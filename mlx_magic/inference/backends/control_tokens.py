@@ -1,0 +1,394 @@
+"""Words of a prompt that look like control tokens stay words.
+
+A tokenizer finds its control tokens (``<|im_end|>``, ``<image>``) anywhere in a prompt, in words
+that a person or a data set wrote as well. Such words are masked while the chat template and the
+processor work on the prompt. They are put back where a copy of the tokenizer reads it, which
+knows the control tokens by other names.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mlx_magic.errors import GenerationError
+from mlx_magic.inference.request import GenerationRequest
+from mlx_magic.inference.shown import shown
+
+# Processors replace words of these kinds that no tokenizer may know.
+_PLACEHOLDER = re.compile(
+    r"<\|?/?(?:image|img|picture|video|vid|audio|vision|frame|start_of_image|end_of_image)"
+    r"[\w:-]{0,40}/?\|?>",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+_FIRST_PRIVATE = 0x100000
+_LAST_PRIVATE = 0x10FFFD
+# Its encoding is the copy's; everything else of a tokenizer is the original's.
+_ENCODING = frozenset(
+    {"encode", "encode_batch", "encode_batch_fast", "encode_special_tokens", "post_processor"}
+    | {"truncation", "enable_truncation", "no_truncation"}
+    | {"padding", "enable_padding", "no_padding"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A request in whose words nothing looks like a control token.
+
+    Attributes
+    ----------
+    request : GenerationRequest
+    words : mapping
+        Each character that stands for a word, and the word; empty if there was none.
+    """
+
+    request: GenerationRequest
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def restored(self, text: str) -> str:
+        """Return a text with the words in place of the characters that stand for them."""
+        return text.translate({ord(mask): word for mask, word in self.words.items()})
+
+
+class ControlTokens:
+    """The control tokens of one model.
+
+    Parameters
+    ----------
+    tokenizer : object
+        As transformers or mlx-lm loads it.
+    model : str
+        Name of the model, for messages.
+    processor : object, optional
+        The processor of a vision model.
+    """
+
+    def __init__(self, tokenizer: Any, model: str, processor: Any = None) -> None:
+        self._model = model
+        self._tokenizer = _unwrapped(tokenizer)
+        self._backend: Any = getattr(self._tokenizer, "_tokenizer", None)
+        if not hasattr(self._backend, "encode_batch") or not hasattr(self._backend, "to_str"):
+            self._backend = None
+        self._sees = processor is not None
+        self._special, self._others, self._by_normal_form = self._known(processor)
+        self._copy: tuple[Any, dict[str, str]] | None = None
+
+    def masked(self, request: GenerationRequest) -> Masked:
+        """Mask what looks like a control token in the words of a request.
+
+        Raises
+        ------
+        GenerationError
+            The tokenizer offers no way to keep it a word.
+        """
+        asked = [request.system or "", *(turn.prompt for turn in request.history), request.prompt]
+        answers = [turn.answer for turn in request.history]
+        everything = "".join((*asked, *answers))
+        masks: dict[str, str] = {}
+
+        def mask(text: str, found: Iterator[tuple[int, int]]) -> str:
+            parts, end = [], 0
+            for start, stop in found:
+                word = text[start:stop]
+                if word not in masks:
+                    masks[word] = _free(everything, masks.values())
+                parts += [text[end:start], masks[word]]
+                end = stop
+            return "".join((*parts, text[end:]))
+
+        def in_question(text: str) -> str:
+            return mask(text, self._found(text, self._special, self._others))
+
+        def in_answer(text: str) -> str:
+            # Templates look for <think> and the like in what the model wrote.
+            return mask(text, self._found(text, self._special))
+
+        changed = replace(
+            request,
+            prompt=in_question(request.prompt),
+            system=request.system and in_question(request.system),
+            history=tuple(
+                replace(turn, prompt=in_question(turn.prompt), answer=in_answer(turn.answer))
+                for turn in request.history
+            ),
+        )
+        self._require_plain(everything, masks)
+        if not masks:
+            return Masked(request)
+        if self._backend is None:
+            raise self._refused(next(iter(masks)))
+        return Masked(changed, {character: word for word, character in masks.items()})
+
+    def reading(self, masked: Masked) -> Any:
+        """Return a tokenizer that reads the prompt of a masked request.
+
+        Raises
+        ------
+        GenerationError
+            The tokenizer cannot be copied.
+        """
+        if not masked.words:
+            return self._tokenizer
+        if self._copy is None:
+            try:
+                self._copy = _renamed(self._backend)
+            except Exception as error:
+                raise self._refused(next(iter(masked.words.values()))) from error
+        backend, names = self._copy
+        reader = copy.copy(self._tokenizer)
+        reader._tokenizer = _Reader(self._backend, backend, names, masked, self._require_same)
+        return reader
+
+    def processor(self, processor: Any, masked: Masked) -> Any:
+        """Return a processor that reads the prompt of a masked request.
+
+        Raises
+        ------
+        GenerationError
+            The tokenizer cannot be copied.
+        """
+        if not masked.words:
+            return processor
+        reader = self.reading(masked)
+        if not hasattr(processor, "tokenizer"):
+            return reader
+        made = copy.copy(processor)
+        made.tokenizer = reader
+        return made
+
+    def require_restored(self, tokens: Sequence[int], masked: Masked) -> None:
+        """Refuse a prompt in which a mask was read as text.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            The prompt.
+        masked : Masked
+            What it was made of.
+
+        Raises
+        ------
+        GenerationError
+        """
+        if not masked.words:
+            return
+        # Some libraries note places of images as negative numbers.
+        known = [token for token in tokens if token >= 0]
+        text = self._tokenizer.decode(known, skip_special_tokens=False)
+        # The processor read the prompt by itself, past its tokenizer.
+        left = [word for mask, word in masked.words.items() if mask in text]
+        missing = [word for word in masked.words.values() if _squeezed(word) not in _squeezed(text)]
+        if left or missing:
+            raise self._refused((left or missing)[0])
+
+    def _require_same(
+        self, control: Sequence[int], expected: Sequence[int], masked: Masked
+    ) -> None:
+        # Letters that it does not have are no control token.
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        if [at for at in control if at != unknown] != [at for at in expected if at != unknown]:
+            raise self._refused(next(iter(masked.words.values())))
+
+    def _known(self, processor: Any) -> tuple[_Words, _Words, frozenset[int]]:
+        """Return control tokens, markup that templates know, and those known by a normal form."""
+        special: set[str] = set()
+        others: set[str] = set()
+        by_normal_form: set[int] = set()
+        if self._backend is not None:
+            unknown = getattr(self._tokenizer, "unk_token_id", None)
+            for at, token in self._backend.get_added_tokens_decoder().items():
+                if token.special:
+                    special.add(token.content)
+                elif _MARKUP.fullmatch(token.content):
+                    others.add(token.content)
+                else:
+                    continue
+                if token.normalized and at != unknown:
+                    by_normal_form.add(at)
+            if self._backend.normalizer is None:
+                by_normal_form.clear()
+        else:
+            special |= set(map(str, getattr(self._tokenizer, "all_special_tokens", None) or ()))
+            known = getattr(self._tokenizer, "get_added_vocab", dict)
+            special |= {word for word in known() if _MARKUP.fullmatch(word)}
+            table = getattr(self._tokenizer, "special_tokens", None)
+            special |= {word for word in table if isinstance(word, str)} if table else set()
+        for value in vars(processor).values() if processor is not None else ():
+            if isinstance(value, str) and _MARKUP.fullmatch(value):
+                special.add(value)
+        return _Words(special), _Words(others), frozenset(by_normal_form)
+
+    def _found(self, text: str, *words: _Words) -> Iterator[tuple[int, int]]:
+        """Yield where the first and longest of these words stand, one after the other."""
+        spans = [span for known in words for span in known.spans(text)]
+        if self._sees:
+            spans += [match.span() for match in _PLACEHOLDER.finditer(text)]
+        end = 0
+        for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if start >= end:
+                yield start, stop
+                end = stop
+
+    def _require_plain(self, text: str, masks: Mapping[str, str]) -> None:
+        """Refuse words that become a control token by a normal form (in capitals, say)."""
+        if not self._by_normal_form or self._backend is None:
+            return
+        for word in masks:
+            text = text.replace(word, " ")
+        read = self._backend.encode(text, add_special_tokens=False)
+        for at, (start, stop) in zip(read.ids, read.offsets, strict=True):
+            if at in self._by_normal_form:
+                raise self._refused(text[start:stop])
+
+    def _refused(self, word: str) -> GenerationError:
+        return GenerationError(
+            f"{self._model}: the question has the words {shown(word)}, a control token of this "
+            "model that its tokenizer cannot read as words: write it in another way.",
+            model=self._model,
+        )
+
+
+class _Words:
+    """A set of words that are looked for in texts."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = {word for word in words if word.strip()}
+        lengths: dict[str, set[int]] = {}
+        for word in self._words:
+            lengths.setdefault(word[0], set()).add(len(word))
+        self._lengths = {first: sorted(sizes) for first, sizes in lengths.items()}
+        firsts = "".join(map(re.escape, sorted(self._lengths)))
+        self._first = re.compile(f"[{firsts}]") if firsts else re.compile(r"(?!)")
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield where each of them stands in a text; they may overlap."""
+        for match in self._first.finditer(text):
+            start = match.start()
+            for length in self._lengths[match.group()]:
+                if text[start : start + length] in self._words:
+                    yield start, start + length
+
+
+class _Reader:
+    """A Rust tokenizer whose encoding is that of a copy that knows control tokens by other names.
+
+    Parameters
+    ----------
+    original, renamed : tokenizers.Tokenizer
+    names : mapping
+        What the copy calls each control token.
+    masked : Masked
+    check : callable
+        Takes the control tokens of a prompt, those expected, and `masked`; may raise.
+    """
+
+    def __init__(
+        self,
+        original: Any,
+        renamed: Any,
+        names: Mapping[str, str],
+        masked: Masked,
+        check: Callable[[Sequence[int], Sequence[int], Masked], None],
+    ) -> None:
+        control = {original.token_to_id(name) for name in names}
+        self.__dict__.update(
+            _original=original, _renamed=renamed, _names=names, _masked=masked, _check=check
+        )
+        self.__dict__["_control"] = control
+        self.__dict__["_words"] = _Words(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renamed if name in _ENCODING else self._original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._renamed if name in _ENCODING else self._original, name, value)
+
+    def encode(self, sequence: Any, *args: Any, **kwargs: Any) -> Any:
+        """Encode a prompt. See ``tokenizers.Tokenizer.encode``."""
+        return self._checked(
+            [sequence], [self._renamed.encode(self._put(sequence), *args, **kwargs)]
+        )[0]
+
+    def encode_batch(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """Encode prompts. See ``tokenizers.Tokenizer.encode_batch``."""
+        put = [self._put(sequence) for sequence in input]
+        return self._checked(input, self._renamed.encode_batch(put, *args, **kwargs))
+
+    encode_batch_fast = encode_batch
+
+    def _put(self, sequence: Any) -> Any:
+        """Call the control tokens of a prompt by their other names, and put the words back."""
+        if isinstance(sequence, (list, tuple)):
+            return type(sequence)(map(self._put, sequence))
+        parts, end = [], 0
+        spans = sorted(self._words.spans(sequence), key=lambda span: (span[0], -span[1]))
+        for start, stop in spans:
+            if start >= end:
+                parts += [sequence[end:start], self._names[sequence[start:stop]]]
+                end = stop
+        return self._masked.restored("".join((*parts, sequence[end:])))
+
+    def _checked(self, sequences: Sequence[Any], made: Any) -> Any:
+        for sequence, encoding in zip(sequences, made, strict=True):
+            if isinstance(sequence, str):
+                expected = self._original.encode(sequence, add_special_tokens=False).ids
+                mask = encoding.special_tokens_mask
+                own = [at for at, added in zip(encoding.ids, mask, strict=True) if not added]
+                self._check(self._controls(own), self._controls(expected), self._masked)
+        return made
+
+    def _controls(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if token in self._control]
+
+
+def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
+    """Return a copy of a Rust tokenizer that knows its control tokens by other names."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(backend.to_str())
+    # Nobody can write a name that is made anew in each kernel.
+    secret = secrets.token_hex(8)
+    names: dict[str, str] = {}
+    for at, token in enumerate(content["added_tokens"]):
+        if token["special"] or _MARKUP.fullmatch(token["content"]):
+            names[token["content"]] = token["content"] = f"\U000f0000{secret}{at}\U000f0001"
+    model = content["model"]
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(word, word): at for word, at in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[names.get(word, word), score] for word, score in vocabulary]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    made = Tokenizer.from_str(json.dumps(content))
+    for name, other in names.items():
+        if made.token_to_id(other) != backend.token_to_id(name):
+            raise ValueError("the copy has other numbers")
+    return made, names
+
+
+def _unwrapped(tokenizer: Any) -> Any:
+    """Return the tokenizer of transformers inside of mlx-lm's."""
+    inner = getattr(tokenizer, "_tokenizer", None)
+    return (
+        inner
+        if inner is not None and hasattr(inner, "decode") and hasattr(inner, "all_special_tokens")
+        else tokenizer
+    )
+
+
+def _squeezed(text: str) -> str:
+    # Normal forms of tokenizers change capitals and spaces.
+    return "".join(text.casefold().split())
+
+
+def _free(text: str, taken: Iterable[str]) -> str:
+    """Return a private character that is in none of these texts."""
+    used = {*text, *taken}
+    return next(chr(code) for code in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(code) not in used)

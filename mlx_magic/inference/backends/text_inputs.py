@@ -1,0 +1,69 @@
+"""A request as the tokens that a text model reads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from mlx_magic.inference.backends import chat
+from mlx_magic.inference.backends.aside import Aside, is_known
+from mlx_magic.inference.backends.chat_template import sandboxed
+from mlx_magic.inference.backends.control_tokens import ControlTokens, Masked
+from mlx_magic.inference.backends.failure import without_frames
+from mlx_magic.inference.backends.template_limits import TemplateBudget
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.request import GenerationRequest
+
+
+class TextInputs:
+    """Makes the tokens of requests to one model.
+
+    Parameters
+    ----------
+    tokenizer : object
+        As mlx-lm loads it.
+    model : str
+        Name of the model, for messages.
+    """
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+        self._control = ControlTokens(tokenizer, model)
+
+    def made(self, request: GenerationRequest, cancel: CancelToken) -> Aside[list[int]]:
+        """Begin to make the tokens of a request, on a thread of their own.
+
+        Its result raises `GenerationError` where the chat template refuses the request.
+        """
+        inner = getattr(self._tokenizer, "_tokenizer", self._tokenizer)
+        return Aside(
+            partial(self._tokens, request, cancel), here=not is_known(self._tokenizer, inner)
+        )
+
+    def _tokens(self, request: GenerationRequest, cancel: CancelToken) -> list[int]:
+        masked = self._control.masked(request)
+        messages = chat.messages(masked.request)
+        if self._tokenizer.chat_template is None:
+            # A base model has no turns: it continues the text.
+            return self._read("\n\n".join(m["content"] for m in messages), masked)
+        with sandboxed(TemplateBudget(cancel=cancel)):
+            template = self._tokenizer.apply_chat_template
+            try:
+                if not masked.words:
+                    tokens: list[int] = template(messages, add_generation_prompt=True)
+                    if len(messages) == 1:
+                        return tokens
+                text = template(messages, add_generation_prompt=True, tokenize=False)
+            except Cancelled:
+                raise
+            except Exception as error:
+                refusal = chat.template_error(error, request, model=self._model)
+                raise refusal from without_frames(error)
+        chat.require_whole(text, masked.request, model=self._model)
+        return self._read(text, masked, add_special_tokens=False) if masked.words else tokens
+
+    def _read(self, text: str, masked: Masked, **options: Any) -> list[int]:
+        tokens: list[int] = self._control.reading(masked).encode(text, **options)
+        self._control.require_restored(tokens, masked)
+        return tokens
