@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from typing import TYPE_CHECKING
 
+from mlx_magic.errors import EngineError
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.engine import Engine
+from mlx_magic.inference.engine import FORKED, Engine
 from mlx_magic.inference.pool import ModelPool
 
 if TYPE_CHECKING:
     from mlx_magic.inference.session import Session
 
 _session: Session | None = None
+_process = 0
 _lock = threading.Lock()
 
 
 def current() -> Session:
-    """Return this process's session, making it on first use."""
-    global _session
+    """Return this process's session, making it on first use.
+
+    Raises
+    ------
+    EngineError
+        In a process that was forked from one with a session: its threads stayed there.
+    """
+    global _session, _process
+    # Before the lock: another thread may have held it at the fork.
+    if _session is not None and _process not in (0, os.getpid()):
+        raise EngineError(FORKED)
     with _lock:
         if _session is None:
-            _session = _make()
+            _session, _process = _make(), os.getpid()
         return _session
 
 
@@ -42,7 +54,7 @@ def _make() -> Session:
     from mlx_magic.inference.names import Names
     from mlx_magic.inference.session import Session
 
-    engine = Engine(at_end=device.release_thread)
+    engine = Engine(at_end=device.release_thread, settle=device.settle)
     pool = ModelPool(
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},

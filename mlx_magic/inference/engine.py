@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mlx_magic.errors import EngineError
+from mlx_magic.inference import forks
 from mlx_magic.inference.backends.failure import one_line
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,10 @@ WAIT: Any = object()
 PAUSE = 0.005
 """Seconds that the thread sleeps after a round in which nobody had anything to do."""
 
+FORKED = (
+    "This process was forked from one with an inference thread, which stayed there: "
+    "start it with 'spawn'."
+)
 _CLOSING = "The kernel is shutting down: this request was dropped."
 _DIED = (
     "The inference thread died{}: all that ran on it ended, and its models are gone. "
@@ -60,11 +65,22 @@ class Engine:
         False leaves the thread out: tests call `step` by hand.
     at_end : callable, optional
         Called on a thread before it ends.
+    settle : callable, optional
+        Called on the thread before it rests: waits for what MLX does in the background.
     """
 
-    def __init__(self, *, threaded: bool = True, at_end: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        *,
+        threaded: bool = True,
+        at_end: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
         self._threaded = threaded
         self._at_end = at_end
+        self._settle = settle
+        self._rests = 0
+        self._resting = False
         self._soon: deque[tuple[Callable[[], None], OnError]] = deque()
         self._jobs: deque[_Job] = deque()
         self._idle = 0
@@ -160,6 +176,36 @@ class Engine:
             self._changed.notify()
         return future
 
+    def rest(self, seconds: float) -> bool:
+        """Let the thread come to rest between two slices, until `go_on`; on any thread.
+
+        Nothing runs in MLX's background then, and the engine's lock is held by the caller: a
+        process that is forked now finds both as they should be.
+
+        Parameters
+        ----------
+        seconds : float
+            To wait at most.
+
+        Returns
+        -------
+        bool
+            Whether it rests.
+        """
+        self._changed.acquire()
+        self._rests += 1
+        if self._thread is threading.current_thread():
+            self._settle()
+            return True
+        self._changed.notify_all()
+        return self._changed.wait_for(lambda: self._resting or self._thread is None, seconds)
+
+    def go_on(self) -> None:
+        """Let the thread work again, on the thread that called `rest`."""
+        self._rests -= 1
+        self._changed.notify_all()
+        self._changed.release()
+
     def step(self) -> bool:
         """Do one slice: of the piece of work whose turn it is.
 
@@ -214,10 +260,7 @@ class Engine:
         if self._closed:
             raise EngineError("The inference thread is closed: restart the kernel.")
         if self._process != os.getpid():
-            raise EngineError(
-                "This process was forked from one with an inference thread, which stayed there: "
-                "start it with 'spawn'."
-            )
+            raise EngineError(FORKED)
         if self._threaded and self._thread is None:
             self._start()
 
@@ -232,6 +275,7 @@ class Engine:
         # A daemon thread inside MLX while the interpreter goes down can crash it.
         atexit.unregister(self.close)
         atexit.register(self.close)
+        forks.guard(self)
 
     def _run(self) -> None:
         try:
@@ -247,8 +291,11 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._jobs and not self._soon and not self._closed:
+                while not (self._jobs or self._soon or self._closed or self._rests):
                     self._changed.wait()
+                if self._rests:
+                    self._rest()
+                    continue
                 if self._closed and not self._soon:
                     return
                 if self._idle >= len(self._jobs) and not self._soon:
@@ -256,6 +303,14 @@ class Engine:
                     self._changed.wait(PAUSE)
                     continue
             self.step()
+
+    def _rest(self) -> None:
+        """Rest for as long as somebody wants it; under the lock."""
+        self._settle()
+        self._resting = True
+        self._changed.notify_all()
+        self._changed.wait_for(lambda: not self._rests)
+        self._resting = False
 
     def _guard(self, thread: threading.Thread) -> None:
         """Wait until the thread ends, for the case that it cannot say so itself."""

@@ -313,6 +313,20 @@ def fresh_seed(seed: int | None = None) -> None:
     mx.random.seed(secrets.randbits(63) if seed is None else seed)
 
 
+def settle() -> None:
+    """Wait for all that MLX does in the background for the inference thread; on that thread."""
+    if "mlx.core" not in sys.modules:
+        return
+    import mlx.core as mx
+
+    mx.synchronize()
+    # The libraries have a stream each for what they generate.
+    for name in ("mlx_lm.generate", "mlx_vlm.generate.common"):
+        stream = getattr(sys.modules.get(name), "generation_stream", None)
+        if stream is not None:
+            mx.synchronize(stream)
+
+
 def release_thread() -> None:
     """Let go of MLX's streams of this thread, which is about to end.
 

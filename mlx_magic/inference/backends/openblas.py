@@ -7,7 +7,8 @@ import ctypes.util
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SWITCH = "MLX_MAGIC_OPENBLAS"
@@ -45,14 +46,94 @@ def load() -> Blas:
         return Blas(None, "mlx was imported before mlx-magic could load OpenBLAS")
     tried = []
     for path in _candidates():
+        before = _threads()
         problem = check_product(path)
         if problem is None:
             _opened(path, ctypes.RTLD_GLOBAL)
+            _pool.loaded(path, _threads() - before)
             return Blas(path, "loaded before mlx")
         tried.append(f"{Path(path).name}: {problem}")
     if tried:
         return Blas(None, "; ".join(tried))
     return Blas(None, "not found: install libopenblas0-pthread for up to 40 times the speed")
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The threads of the OpenBLAS that MLX uses.
+
+    Attributes
+    ----------
+    path : str
+        Empty while there is none.
+    count : int
+        How many threads share a product, with the one that asks for it.
+    ids : set of str
+        Linux's ids of them.
+    """
+
+    path: str = ""
+    count: int = 1
+    ids: set[str] = field(default_factory=set)
+
+    def loaded(self, path: str, ids: set[str]) -> None:
+        """Note them."""
+        self.path, self.ids = path, ids
+        self.count = int(self._call("openblas_get_num_threads"))
+
+    def set(self, count: int) -> None:
+        """Share the products that begin from now on among so many threads."""
+        self._call("openblas_set_num_threads", count)
+
+    def _call(self, name: str, *arguments: int) -> int:
+        return int(getattr(ctypes.CDLL(self.path), name)(*arguments))
+
+
+_pool = _Pool()
+
+
+def come_to_rest() -> None:
+    """Wait until no product is shared among threads, and let none begin; then a fork is safe.
+
+    What MLX does goes on, each product on one thread.
+    """
+    if not _pool.path or _pool.count < 2:
+        return
+    _pool.set(1)
+    # A thread that has nothing to do spins for a while and then sleeps (`BUSY_WAIT`). Looked at
+    # twice, for a product that was begun just before it might not be shared any more.
+    for _ in range(2):
+        time.sleep(_LOOK)
+        while any(_runs(thread) for thread in _pool.ids):
+            time.sleep(_LOOK)
+
+
+def go_on() -> None:
+    """Share products among threads again. After a fork there are none yet: they begin here."""
+    if not _pool.path or _pool.count < 2:
+        return
+    before = _threads()
+    _pool.set(_pool.count)
+    _pool.ids = (_pool.ids & _threads()) | (_threads() - before)
+
+
+_LOOK = 0.005
+
+
+def _threads() -> set[str]:
+    """Return Linux's ids of the threads of this process."""
+    try:
+        return set(os.listdir("/proc/self/task"))  # noqa: PTH208
+    except OSError:
+        return set()
+
+
+def _runs(thread: str) -> bool:
+    try:
+        state = Path(f"/proc/self/task/{thread}/stat").read_text("ascii", "replace")
+    except OSError:
+        return False
+    return state.rpartition(")")[2].split()[:1] == ["R"]
 
 
 def _opened(path: str, mode: int) -> ctypes.CDLL:
