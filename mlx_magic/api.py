@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_magic.inference import session
 from mlx_magic.inference.generation import Generation, OnProgress, Sink, Snapshot
+from mlx_magic.inference.interrupts import deferred
 from mlx_magic.inference.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
@@ -21,7 +22,7 @@ from mlx_magic.inference.request import (
     Sampling,
     VisionResult,
 )
-from mlx_magic.inference.work import wait
+from mlx_magic.inference.work import outcome, wait
 
 Model = str | os.PathLike[str] | None
 
@@ -94,8 +95,7 @@ def ask(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
     request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
-    generation = _start(request, images, max_pixels, on_progress=on_progress)
-    return wait(generation.future, generation.cancel)
+    return outcome(lambda: _start(request, images, max_pixels, on_progress=on_progress))
 
 
 def stream(
@@ -158,25 +158,32 @@ class TextStream:
                 pieces.put(chunk.text)
 
         self._pieces = pieces
-        self._generation = _start(request, images, max_pixels, sink=take, on_progress=on_progress)
-        self._generation.future.add_done_callback(lambda _: pieces.put(None))
         self._ended = False
-        # Leaving the loop early stops the model: nobody else will read the rest.
-        # That is why neither the sink nor the callback holds this object.
-        weakref.finalize(self, self._generation.cancel)
+        with deferred():
+            self._generation = _start(
+                request, images, max_pixels, sink=take, on_progress=on_progress
+            )
+            # Leaving the loop early stops the model: nobody else will read the rest.
+            # That is why neither the sink nor the callback holds this object.
+            weakref.finalize(self, self._generation.cancel)
+            self._generation.future.add_done_callback(lambda _: pieces.put(None))
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
+        try:
+            return self._next()
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    def _next(self) -> str:
         while not self._ended:
             try:
                 piece = self._pieces.get(timeout=_WAIT)
             except queue.Empty:
                 continue
-            except KeyboardInterrupt:
-                self.cancel()
-                raise
             if piece is not None:
                 return piece
             self._ended = True

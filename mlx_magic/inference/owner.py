@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_magic.errors import EngineError, ModelError
 from mlx_magic.inference.model_info import Load, ModelInfo
-from mlx_magic.inference.work import Work, wait
+from mlx_magic.inference.work import Work, outcome
 
 
 class Owner:
@@ -42,8 +42,9 @@ class Owner:
         """
         if self._opener is None:
             raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
-        load = self._opener(os.fspath(model), **options)
-        info = wait(load.future, load.cancel)
+        opener, name = self._opener, os.fspath(model)
+        info: ModelInfo | None = outcome(lambda: opener(name, **options))
         if info is None:
-            raise ModelError(f"The load of {load.name} was cancelled.", model=load.name)
+            name = options.get("alias") or name
+            raise ModelError(f"The load of {name} was cancelled.", model=name)
         return info

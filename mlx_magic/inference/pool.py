@@ -25,7 +25,7 @@ from mlx_magic.inference.residents import Residents
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.unloading import Unload, Unloaded
 from mlx_magic.inference.watch import Watchers
-from mlx_magic.inference.work import Clock, Work, amount, wait
+from mlx_magic.inference.work import Clock, Work, amount, outcome, wait
 
 
 class ModelPool:
@@ -154,8 +154,7 @@ class ModelPool:
         ModelError
             When the unload was cancelled or withdrawn.
         """
-        unload = self.submit_unload(name, force=force)
-        freed = wait(unload.future, unload.cancel)
+        freed = outcome(lambda: self.submit_unload(name, force=force))
         if freed is None:
             raise ModelError(f"The unload of {name} was cancelled: it is still there.", model=name)
         return freed

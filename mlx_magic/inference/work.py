@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.interrupts import Interrupt, deferred
 from mlx_magic.inference.request import Phase
 from mlx_magic.inference.speed import Speed
 
@@ -170,6 +171,11 @@ class Work(Generic[T]):
         """End as cancelled or timed out, keeping what there is; for the working thread."""
         self._finish(self._cancelled_outcome)
 
+    def abandon(self) -> None:
+        """End it now, wherever the inference thread is, with what there is; on any thread."""
+        self.token.cancel()
+        self._finish(self._cancelled_outcome)
+
     def _changed(self, *, at_end: bool = False) -> None:
         """Hear that there is something new; under no lock, on any thread."""
 
@@ -203,27 +209,52 @@ class Work(Generic[T]):
         self._since = now
 
 
-def wait(future: Future[T], on_interrupt: Callable[[], None] = lambda: None) -> T:
+def outcome(begin: Callable[[], Work[T]]) -> T:
+    """Begin a piece of work and wait for its outcome, on a thread that Ctrl-C may reach.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On an interrupt at any moment, once the work was asked to stop.
+    """
+    with deferred() as interrupt:
+        work = begin()
+        return wait(work.future, work.cancel, interrupt)
+
+
+def wait(
+    future: Future[T],
+    on_interrupt: Callable[[], None] = lambda: None,
+    interrupt: Interrupt | None = None,
+) -> T:
     """Wait for a future on a thread that Ctrl-C may reach.
 
     Parameters
     ----------
     future : concurrent.futures.Future
     on_interrupt : callable
-        Called before KeyboardInterrupt goes on.
+        Called once there was an interrupt, before it is raised.
+    interrupt : Interrupt, optional
+        That of the guarded stretch that this is in.
+
+    Raises
+    ------
+    KeyboardInterrupt
     """
-    try:
-        while True:
-            try:
-                # In short pieces: a lock held for longer keeps Ctrl-C out on some platforms.
-                return future.result(timeout=0.1)
-            except FutureTimeout:
-                # The work's own TimeoutError must not be waited on for ever.
-                if future.done():
-                    return future.result()
-    except KeyboardInterrupt:
-        on_interrupt()
-        raise
+    if interrupt is None:
+        with deferred() as interrupt:
+            return wait(future, on_interrupt, interrupt)
+    while True:
+        if interrupt.came:
+            on_interrupt()
+            raise KeyboardInterrupt
+        try:
+            # In short pieces: a lock held for longer keeps Ctrl-C out on some platforms.
+            return future.result(timeout=0.1)
+        except FutureTimeout:
+            # The work's own TimeoutError must not be waited on for ever.
+            if future.done():
+                return future.result()
 
 
 def amount(size: int) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
-import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from mlx_magic.inference.interrupts import Interrupt
 from mlx_magic.notebook.shell_tap import Kernel, ShellTap, context_for_threads
 
 if TYPE_CHECKING:
@@ -58,8 +59,6 @@ class ClickRoute:
             self._tap.install()
             self._tap.cell_began()
             self._entered.callback(self._tap.cell_ended)
-        if not self._awaited:
-            self._entered.enter_context(_interrupt_raises())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -156,6 +155,7 @@ def uninstall() -> None:
 async def wait_async(
     done: concurrent.futures.Future[Any] | Callable[[], bool],
     tick: Callable[[], None],
+    interrupt: Interrupt | None = None,
     interval: float = INTERVAL,
 ) -> None:
     """Wait without holding the event loop.
@@ -166,13 +166,15 @@ async def wait_async(
         What is waited for. Its result and its exception are left to the caller.
     tick : callable
         Called on this thread before each wait, to bring the view up to date.
+    interrupt : Interrupt, optional
+        Ends the wait once it came, and notes it when the cell's task is cancelled.
     interval : float
         Seconds between two ticks; a future wakes the wait at once.
 
     Raises
     ------
     asyncio.CancelledError
-        If the cell is interrupted. That does not cancel the work.
+        If the cell's task is cancelled, where there is no `interrupt`. The work is not.
     """
     loop = asyncio.get_running_loop()
     finished: asyncio.Future[None] = loop.create_future()
@@ -181,7 +183,7 @@ async def wait_async(
         if not finished.done():
             finished.set_result(None)
 
-    def wake(_: object) -> None:
+    def wake(_: object = None) -> None:
         # After an interrupt the work may end when the loop is long closed.
         if not loop.is_closed():
             loop.call_soon_threadsafe(finish)
@@ -190,15 +192,37 @@ async def wait_async(
     if isinstance(done, concurrent.futures.Future):
         # Not wrap_future: it cancels the work with the cell and logs errors that nobody fetched.
         done.add_done_callback(wake)
-    while not is_done():
-        tick()
-        # The timeout is there for interrupts too: they are seen at a wake-up only.
-        await asyncio.wait({finished}, timeout=interval)
+    noted = interrupt or Interrupt()
+    with noted.tells(wake):
+        while not is_done() and not noted.came:
+            tick()
+            # The timeout is there for interrupts too: they are seen at a wake-up only.
+            try:
+                await asyncio.wait({finished}, timeout=interval)
+            except asyncio.CancelledError:
+                if interrupt is None:
+                    raise
+                interrupt.note()
+
+
+async def pause(seconds: float, interrupt: Interrupt) -> None:
+    """Let others have the event loop; an interrupt ends the pause, and is noted."""
+    end = time.monotonic() + seconds
+    await wait_async(lambda: time.monotonic() >= end, lambda: None, interrupt, seconds)
+
+
+async def in_thread(function: Callable[[], object], interrupt: Interrupt) -> None:
+    """Call a function on a thread and wait for it; an interrupt ends the wait, and is noted."""
+    future = asyncio.get_running_loop().run_in_executor(None, function)
+    await wait_async(future.done, lambda: None, interrupt, 0.02)
+    if future.done():
+        future.result()
 
 
 def wait_blocking(
     future: concurrent.futures.Future[Any],
     tick: Callable[[], None],
+    enough: Callable[[], bool] = lambda: False,
     interval: float = INTERVAL,
 ) -> None:
     """Wait, inside a `ClickRoute`, where nothing can be awaited: nested, in code, in a terminal.
@@ -209,15 +233,12 @@ def wait_blocking(
         What is waited for. Its result and its exception are left to the caller.
     tick : callable
         Called on this thread before each wait, to bring the view up to date.
+    enough : callable
+        Whether to wait no longer.
     interval : float
         Seconds between two ticks; the future wakes the wait at once.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If the kernel is interrupted. That does not cancel the work.
     """
-    while not future.done():
+    while not future.done() and not enough():
         tick()
         if _tap is not None:
             _tap.flush()
@@ -247,18 +268,3 @@ def _why_not(kernel: Kernel, *, awaited: bool) -> str:
     if awaited and version >= _COMMS_PASS_AWAITING_CELLS:
         return ""
     return "Clicks do not reach a running cell here: use the kernel's interrupt."
-
-
-@contextmanager
-def _interrupt_raises() -> Iterator[None]:
-    """Let SIGINT raise here even inside an async cell, where ipykernel only cancels the task."""
-    on_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if on_main else None
-    if not callable(before):
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from IPython.core.error import UsageError
@@ -16,6 +18,7 @@ from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe
 
 from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
 from mlx_magic.inference.budget import check_setting, check_ttl
+from mlx_magic.inference.interrupts import Interrupt, deferred
 from mlx_magic.inference.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
@@ -23,7 +26,7 @@ from mlx_magic.inference.request import (
     OutputFormat,
     VisionResult,
 )
-from mlx_magic.notebook import commands, pool_cells, pool_lines, render, template
+from mlx_magic.notebook import clicks, commands, pool_cells, pool_lines, render, template
 from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
 from mlx_magic.notebook.expressions import evaluator
 from mlx_magic.notebook.help_text import help_text
@@ -114,16 +117,15 @@ class VisionMagics(Magics):
     def vision_cell(self, line: str, cell: str) -> VisionResult | None:
         """``%%vision``; the text of its help stands in help_text."""
         with _translated():
-            asked = self._ask(line, cell)
-            running = RunningCell(
-                self._ip, asked.generation, awaited=False, show=asked.arguments.show
-            )
-            try:
-                running.blocking()
-            except KeyboardInterrupt:
+            question = self._question(line, cell)
+            # Nothing has begun before this line, and nothing runs on after it.
+            with deferred() as interrupt:
+                asked = self._ask(question)
+                self._cell(asked, awaited=False, first=False).blocking(interrupt)
+                if not interrupt.came:
+                    return self._answered(asked)
                 self._keep_partial(asked)
-                raise
-            return self._answered(asked)
+        return None
 
     @no_var_expand
     @line_magic("vision")  # type: ignore[arg-type]
@@ -142,32 +144,35 @@ class VisionMagics(Magics):
                 command = commands.parse_line(line)
                 if isinstance(command, commands.ListCommand | commands.ModelsCommand):
                     # They read many files, or ask the Hub.
-                    loop = asyncio.get_running_loop()
-                    return await loop.run_in_executor(None, self._run, command)
+                    with deferred():
+                        loop = asyncio.get_running_loop()
+                        return await loop.run_in_executor(None, self._run, command)
                 if not isinstance(command, pool_cells.WAITED_FOR):
                     return self._run(command)
                 return await pool_cells.awaited(self._ip, _session(), command, alone=first)
-            asked = self._ask(line, cell)
-            answering = RunningCell(
-                self._ip,
-                asked.generation,
-                awaited=True,
-                alone=first and not asked.said_something,
-                show=asked.arguments.show,
-            )
-            try:
-                await answering.awaited()
-            except asyncio.CancelledError:
+            question = self._question(line, cell)
+            with deferred() as interrupt:
+                asked = self._ask(question)
+                await self._cell(asked, awaited=True, first=first).awaited(interrupt)
+                if not interrupt.came:
+                    await self._drawn(asked, interrupt)
+                if not interrupt.came:
+                    return self._answered(asked)
                 self._keep_partial(asked)
-                # What an interrupt is called in every other cell; it stops Run All.
-                raise KeyboardInterrupt from None
-            await self._drawn(asked)
-            return self._answered(asked)
+        return None
 
-    def _ask(self, line: str, cell: str) -> _Asked:
+    def _cell(self, asked: _Asked, *, awaited: bool, first: bool) -> RunningCell[VisionResult]:
+        return RunningCell(
+            self._ip,
+            asked.generation,
+            awaited=awaited,
+            alone=first and not asked.said_something,
+            show=asked.arguments.show,
+        )
+
+    def _question(self, line: str, cell: str) -> _Question:
         """Everything that needs the notebook's variables, on the thread that owns them."""
         arguments = parse_cell(line, cell, self.defaults())
-        now = _session()
         with contextlib.ExitStack() as after, capture_output() as said:
             # Shown in any case, once nothing is captured any more.
             after.callback(said.show)
@@ -175,27 +180,29 @@ class VisionMagics(Magics):
             prompt = template.fill(arguments.prompt, evaluate).strip("\n")
             images = image_values(arguments.images, self._ip.user_ns, evaluate)
         said_something = bool(said.stdout or said.stderr or said.outputs)
-        model = arguments.model
         request = GenerationRequest(
             prompt=prompt,
-            model=model or DEMO,
+            model=arguments.model or DEMO,
             system=arguments.system,
             sampling=arguments.sampling,
             format=arguments.format,
             timeout=arguments.timeout,
             kv_bits=arguments.kv_bits,
         )
-        generation = now.start(request, images=images, max_pixels=arguments.max_pixels, draw=True)
-        return _Asked(
-            arguments, generation, chosen=model is not None, said_something=said_something
-        )
+        return _Question(arguments, request, images, said_something)
 
-    async def _drawn(self, asked: _Asked) -> None:
+    def _ask(self, question: _Question) -> _Asked:
+        arguments = question.arguments
+        generation = _session().start(
+            question.request, images=question.images, max_pixels=arguments.max_pixels, draw=True
+        )
+        return _Asked(arguments, generation, question.said_something)
+
+    async def _drawn(self, asked: _Asked, interrupt: Interrupt) -> None:
         """Draw a large result off the loop; showing it then takes what is there."""
         result = asked.generation.future.result()
         if asked.arguments.show and (result.images or len(result.text) > 2_000):
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, render.bundle, result)
+            await clicks.in_thread(partial(render.bundle, result), interrupt)
 
     def _answered(self, asked: _Asked) -> VisionResult | None:
         result = asked.generation.future.result()
@@ -216,7 +223,7 @@ class VisionMagics(Magics):
     def _keep_partial(self, asked: _Asked) -> None:
         """Keep and show what an interrupted answer has."""
         future = asked.generation.future
-        if not future.done() or future.exception() is not None:
+        if future.exception() is not None:
             return
         result = future.result()
         self._keep(asked, result)
@@ -225,7 +232,7 @@ class VisionMagics(Magics):
             display(result)
 
     def _note_demo(self, asked: _Asked) -> None:
-        if asked.arguments.show and not asked.chosen and not self._demo_noted:
+        if asked.arguments.show and asked.arguments.model is None and not self._demo_noted:
             self._demo_noted = True
             print(DEMO_NOTE)
 
@@ -289,21 +296,23 @@ def _session() -> Session:
     return session.current()
 
 
+@dataclass(frozen=True)
+class _Question:
+    """What a cell asks, with the notebook's variables in it."""
+
+    arguments: CellArguments
+    request: GenerationRequest
+    images: Sequence[tuple[str | None, Any]]
+    said_something: bool
+
+
+@dataclass(frozen=True)
 class _Asked:
     """A question on its way, with what the cell wanted of it."""
 
-    def __init__(
-        self,
-        arguments: CellArguments,
-        generation: Generation,
-        *,
-        chosen: bool,
-        said_something: bool,
-    ) -> None:
-        self.arguments = arguments
-        self.generation = generation
-        self.chosen = chosen
-        self.said_something = said_something
+    arguments: CellArguments
+    generation: Generation
+    said_something: bool
 
 
 @contextlib.contextmanager

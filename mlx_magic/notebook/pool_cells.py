@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlx_magic.inference.interrupts import deferred
 from mlx_magic.inference.unloading import Unload
 from mlx_magic.notebook import pool_lines
 from mlx_magic.notebook.commands import LoadCommand, UnloadCommand
@@ -21,10 +21,10 @@ WAITED_FOR = (LoadCommand, UnloadCommand)
 
 def blocking(ipython: Any, session: Session, command: LoadCommand | UnloadCommand) -> None:
     """Do what a command asks where nothing can be awaited, and say what became of it."""
-    works = _begun(session, command)
-    with _all_cancelled_on_error(works):
+    with deferred() as interrupt, _all_ended_on_error() as works:
+        works += _begun(session, command)
         for work in works:
-            _cell(ipython, work, awaited=False).blocking()
+            _cell(ipython, work, awaited=False).blocking(interrupt)
             _told(work, works)
 
 
@@ -32,10 +32,10 @@ async def awaited(
     ipython: Any, session: Session, command: LoadCommand | UnloadCommand, *, alone: bool
 ) -> None:
     """Do what a command asks without holding the kernel's loop. See `RunningCell`."""
-    works = _begun(session, command)
-    with _all_cancelled_on_error(works):
+    with deferred() as interrupt, _all_ended_on_error() as works:
+        works += _begun(session, command)
         for work in works:
-            await _cell(ipython, work, awaited=True, alone=alone).awaited()
+            await _cell(ipython, work, awaited=True, alone=alone).awaited(interrupt)
             _told(work, works)
             alone = False
 
@@ -76,14 +76,12 @@ def _told(work: Load | Unload, works: Sequence[Load | Unload]) -> None:
 
 
 @contextlib.contextmanager
-def _all_cancelled_on_error(works: Sequence[Load | Unload]) -> Iterator[None]:
-    """Leave nothing behind a cell that was interrupted."""
+def _all_ended_on_error() -> Iterator[list[Load | Unload]]:
+    """Leave nothing behind a cell that failed; yields where the works are to be put."""
+    works: list[Load | Unload] = []
     try:
-        yield
-    except BaseException as error:
+        yield works
+    except BaseException:
         for work in works:
             work.cancel()
-        if isinstance(error, asyncio.CancelledError):
-            # What an interrupt is called in every other cell; it stops Run All.
-            raise KeyboardInterrupt from None
         raise

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
+from mlx_magic.inference.interrupts import Interrupt
 from mlx_magic.inference.work import Work
 from mlx_magic.notebook import clicks, stream
 from mlx_magic.notebook.stream import TerminalView, View, WidgetView
@@ -60,54 +61,51 @@ class RunningCell(Generic[T]):
         self._show = show
         self._has_kernel = getattr(ipython, "kernel", None) is not None
 
-    async def awaited(self) -> T:
-        """Wait without holding the kernel's loop.
+    async def awaited(self, interrupt: Interrupt) -> None:
+        """Wait without holding the kernel's loop, until the work has its outcome.
 
-        Raises
-        ------
-        asyncio.CancelledError
-            On an interrupt, once the work has stopped. It has its partial outcome then.
+        Parameters
+        ----------
+        interrupt : Interrupt
+            Of the cell's guarded stretch. Once it came, the work is asked to stop; what is
+            there after `PATIENCE` is its outcome then.
         """
         with self._cancelled_on_error():
-            await self._head_start()
+            await self._head_start(interrupt)
         if self._quick and self._work.future.done():
-            return self._work.future.result()
+            return
         with self._noted(), self._viewed() as view:
-            try:
-                await clicks.wait_async(self._work.future, view.update)
-            except asyncio.CancelledError:
+            future = self._work.future
+            await clicks.wait_async(future, view.update, interrupt)
+            if not future.done():
                 self._work.cancel()
                 end = time.monotonic() + PATIENCE
                 await clicks.wait_async(
-                    lambda: self._work.done or time.monotonic() > end, view.update
+                    lambda: future.done() or interrupt.insists or time.monotonic() > end,
+                    view.update,
+                    Interrupt(),
                 )
-                raise
-        return self._work.future.result()
+                self._work.abandon()
 
-    def blocking(self) -> T:
-        """Wait where nothing can be awaited.
-
-        Raises
-        ------
-        KeyboardInterrupt
-            On an interrupt, once the work has stopped. It has its partial outcome then.
-        """
+    def blocking(self, interrupt: Interrupt) -> None:
+        """Wait where nothing can be awaited, until the work has its outcome. See `awaited`."""
+        future = self._work.future
         if self._quick:
             with self._cancelled_on_error():
-                concurrent.futures.wait([self._work.future], timeout=sum(HEAD_START))
-            if self._work.future.done():
-                return self._work.future.result()
+                concurrent.futures.wait([future], timeout=sum(HEAD_START))
+            if future.done():
+                return
         with self._noted(), self._viewed() as view:
-            try:
-                clicks.wait_blocking(self._work.future, view.update)
-            except KeyboardInterrupt:
+            clicks.wait_blocking(future, view.update, lambda: interrupt.came)
+            if not future.done():
                 self._work.cancel()
-                with contextlib.suppress(TimeoutError):
-                    self._work.future.exception(timeout=PATIENCE)
-                raise
-        return self._work.future.result()
+                end = time.monotonic() + PATIENCE
+                clicks.wait_blocking(
+                    future, view.update, lambda: interrupt.insists or time.monotonic() > end
+                )
+                self._work.abandon()
 
-    async def _head_start(self) -> None:
+    async def _head_start(self, interrupt: Interrupt) -> None:
         """Let the model begin before the view is built.
 
         Both need Python's lock, and the model would wait: 7 ms for the widgets of a
@@ -116,10 +114,10 @@ class RunningCell(Generic[T]):
         if not (self._show and self._has_kernel):
             return
         if "ipywidgets" not in sys.modules:
-            await asyncio.get_running_loop().run_in_executor(None, stream.import_libraries)
+            await clicks.in_thread(stream.import_libraries, interrupt)
         for pause in HEAD_START:
-            await asyncio.sleep(pause)
-            if self._work.done or self._work.progress.phase in _BUSY:
+            await clicks.pause(pause, interrupt)
+            if interrupt.came or self._work.done or self._work.progress.phase in _BUSY:
                 break
 
     @contextlib.contextmanager
@@ -137,13 +135,15 @@ class RunningCell(Generic[T]):
             return
         with self._cancelled_on_error(), clicks.ClickRoute(awaited=self._awaited) as route:
             widget = WidgetView(self._work, why_no_click=route.reason)
-            with route.watch(widget.button, self._work.cancel):
-                widget.show()
-                try:
-                    yield widget
-                finally:
-                    widget.leave(alone=self._alone)
-                    self._close_later(widget)
+            try:
+                with route.watch(widget.button, self._work.cancel):
+                    try:
+                        widget.show()
+                        yield widget
+                    finally:
+                        widget.leave(alone=self._alone)
+            finally:
+                self._close_later(widget)
 
     @contextlib.contextmanager
     def _cancelled_on_error(self) -> Iterator[None]:
@@ -151,7 +151,7 @@ class RunningCell(Generic[T]):
         try:
             yield
         except BaseException:
-            self._work.cancel()
+            self._work.abandon()
             raise
 
     @contextlib.contextmanager

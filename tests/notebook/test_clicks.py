@@ -6,13 +6,14 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
 
 import ipywidgets as widgets
 import pytest
 
+from mlx_magic.inference.interrupts import deferred
 from mlx_magic.notebook import clicks
 from mlx_magic.notebook.clicks import ClickRoute, wait_async, wait_blocking
 
@@ -152,12 +153,57 @@ def test_blocking_wait_receives_clicks_itself(bench: Bench, button: widgets.Butt
     assert future.result() == 1
 
 
-def test_interrupt_raises_in_a_blocking_wait() -> None:
+def test_an_interrupt_ends_a_blocking_wait_and_is_raised_after_it() -> None:
     # As in an async cell of ipykernel, where SIGINT would only be noted.
     before = signal.signal(signal.SIGINT, lambda *_: None)
+    said: list[str] = []
     try:
-        with pytest.raises(KeyboardInterrupt), ClickRoute(awaited=False):
-            wait_blocking(Future(), lambda: signal.raise_signal(signal.SIGINT))
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_cell(said)
+        assert signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, before)
     finally:
         signal.signal(signal.SIGINT, before)
+    assert said
+
+
+def interrupted_cell(said: list[str]) -> None:
+    with deferred() as interrupt, ClickRoute(awaited=False):
+        wait_blocking(Future(), lambda: signal.raise_signal(signal.SIGINT), lambda: interrupt.came)
+        said.append("all of the stretch is done")
+
+
+async def test_an_interrupt_ends_an_awaited_wait_at_once_and_is_raised_after_it() -> None:
+    said: list[str] = []
+
+    async def cell() -> None:
+        with deferred() as interrupt:
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            await wait_async(Future(), lambda: None, interrupt, interval=1000)
+            said.append("all of the stretch is done")
+
+    with pytest.raises(KeyboardInterrupt):
+        await cell()
+    assert said
+
+
+async def test_a_cancelled_task_counts_as_an_interrupt() -> None:
+    said: list[str] = []
+
+    async def cell() -> None:
+        with deferred() as interrupt:
+            await wait_async(Future(), lambda: None, interrupt, interval=1000)
+            said.append("all of the stretch is done")
+
+    waiting = asyncio.create_task(_outcome(cell))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    assert await waiting == "KeyboardInterrupt"
+    assert said
+
+
+async def _outcome(cell: Callable[[], Awaitable[None]]) -> str:
+    try:
+        await cell()
+    except BaseException as error:
+        return type(error).__name__
+    return ""

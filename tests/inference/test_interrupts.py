@@ -1,0 +1,134 @@
+"""An interrupt at any moment: noted, and raised once all is in order."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from mlx_magic.inference.interrupts import MOST, Interrupt, deferred
+from mlx_magic.inference.work import Work, outcome
+
+
+class Job(Work[str]):
+    def __init__(self) -> None:
+        super().__init__(lambda: 0.0)
+
+    def _cancelled_outcome(self) -> str:
+        return "cancelled"
+
+
+@pytest.fixture(autouse=True)
+def python_handles_it() -> Any:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupted(stretch: Callable[[Interrupt], None]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        guarded(stretch)
+
+
+def guarded(stretch: Callable[[Interrupt], None]) -> None:
+    with deferred() as interrupt:
+        stretch(interrupt)
+
+
+def test_it_is_raised_at_the_end_of_the_stretch() -> None:
+    done = []
+
+    def stretch(interrupt: Interrupt) -> None:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt.came
+        assert not interrupt.insists
+        done.append(1)
+
+    interrupted(stretch)
+    assert done
+
+
+def test_an_error_of_a_stretch_that_was_interrupted_is_an_interrupt() -> None:
+    def fails(interrupt: Interrupt) -> None:
+        raise ValueError("mine")
+
+    def interrupted_and_fails(interrupt: Interrupt) -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError("mine")
+
+    interrupted(interrupted_and_fails)
+    with pytest.raises(ValueError, match="mine"):
+        guarded(fails)
+
+
+def test_who_insists_gets_it_at_once() -> None:
+    done = []
+
+    def stretch(interrupt: Interrupt) -> None:
+        for _ in range(MOST - 1):
+            signal.raise_signal(signal.SIGINT)
+        assert interrupt.insists
+        done.append(1)
+        signal.raise_signal(signal.SIGINT)
+        done.append(2)
+
+    interrupted(stretch)
+    assert done == [1]
+
+
+def test_other_threads_have_none() -> None:
+    found: list[bool] = []
+
+    def work() -> None:
+        with deferred() as interrupt:
+            found.append(interrupt.came)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_where_interrupts_are_ignored_they_stay_so() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with deferred() as interrupt:
+        signal.raise_signal(signal.SIGINT)
+        assert not interrupt.came
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("line", range(30))
+def test_work_is_stopped_at_whatever_line_the_interrupt_comes(line: int) -> None:
+    began: list[Job] = []
+    seen = 0
+
+    def begin() -> Job:
+        began.append(Job())
+        return began[0]
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal seen
+        if not frame.f_globals.get("__name__", "").startswith(("mlx_magic", __name__)):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == line + 1:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            outcome(begin)
+    finally:
+        sys.settrace(before)
+    assert seen > line
+    assert all(job.token.requested for job in began)
