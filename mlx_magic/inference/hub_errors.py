@@ -67,7 +67,8 @@ def _reason(error: Exception) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "does not fit on the disk: make room, or set HF_HOME to a larger one."
     if isinstance(error, PermissionError):
-        return f"cannot be written to the cache ({shown(str(error.filename), 200)}): check its permissions."
+        place = shown(str(error.filename), 200)
+        return f"cannot be written to the cache ({place}): check its permissions."
     text = shown(str(error), 160) or type(error).__name__
     return (
         f"could not be fetched: the Hub is out of reach or the connection broke "
