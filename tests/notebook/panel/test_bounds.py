@@ -76,6 +76,17 @@ def test_a_file_that_cannot_fit_is_not_unpacked(
 
 
 @pytest.mark.usefixtures("small")
+def test_pictures_of_the_notebook_are_held_within_the_same_room(driven: DrivenPanel) -> None:
+    for at in range(4):
+        image = Image.new("RGB", (40, 20), COLOURS[at])
+        driven.panel._pictures.open(image, f"v{at}", f"v{at}")
+        driven.opened()
+    assert names(driven) == ["v0", "v1", "v2"]
+    (said,) = problems(driven)
+    assert said.startswith("v3 was not added: ")
+
+
+@pytest.mark.usefixtures("small")
 def test_a_picture_that_comes_again_is_held_once(driven: DrivenPanel) -> None:
     for at in range(8):
         driven.upload("same.png", png(), key=f"u{at}")
