@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -40,6 +40,18 @@ class FakeHub:
         Another hub's address: large files are sent from there, as the real Hub does.
     tokens : list
         The Authorization that each request for a file's content came with, or None.
+    commits : dict
+        What has been main before, by its commit's hash; see `push`.
+    refs : dict
+        Further branches and tags, to a commit's hash.
+    before : callable
+        Called with "listing", "HEAD" or "GET" and a file's name, before that is answered.
+    listing : bytes or None
+        Sent instead of the listing.
+    headers : dict
+        File name to headers that are sent in place of the right ones.
+    extra : dict
+        File name to bytes that are sent after its content, of which no header tells.
     """
 
     def __init__(self) -> None:
@@ -55,7 +67,28 @@ class FakeHub:
         self.go_on = threading.Event()
         self.elsewhere = ""
         self.tokens: list[str | None] = []
+        self.commits: dict[str, Mapping[str, bytes]] = {}
+        self.refs: dict[str, str] = {}
+        self.main = COMMIT
+        self.before: Callable[[str, str], None] = lambda what, name: None
+        self.listing: bytes | None = None
+        self.headers: dict[str, dict[str, str]] = {}
+        self.extra: dict[str, bytes] = {}
         self.endpoint = ""
+
+    def push(self, repo_id: str, files: Mapping[str, bytes]) -> str:
+        """Move main on to a new commit; the old one stays to be asked for by its hash."""
+        self.commits[self.main] = self.repos[repo_id]
+        self.main = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        self.repos[repo_id] = files
+        return self.main
+
+    def files(self, repo_id: str, revision: str) -> tuple[str, Mapping[str, bytes]] | None:
+        """Return the commit and the files that a revision is now."""
+        commit = self.main if revision == "main" else self.refs.get(revision, revision)
+        if commit == self.main:
+            return commit, self.repos[repo_id]
+        return (commit, self.commits[commit]) if commit in self.commits else None
 
 
 @contextmanager
@@ -93,18 +126,19 @@ class _Request(BaseHTTPRequestHandler):
         pass
 
     def _answer(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/tree/.+|/revision/.+)?", path):
-            repo_id, what = found.groups()
+        path = urlsplit(self.path).path
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(tree|revision)/([^/]+))?", path):
+            repo_id, what, revision = found.groups()
+            self.hub.before("listing", "")
             if self._allowed(repo_id):
-                tree = what is not None and what.startswith("/tree/")
-                self._json(self._tree(repo_id) if tree else self._info(repo_id))
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            repo_id, name = found.groups()
+                self._listing(repo_id, unquote(revision or "main"), tree=what == "tree")
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            repo_id, revision, name = map(unquote, found.groups())
+            self.hub.before("GET" if self.command == "GET" else "HEAD", name)
             if refusal := self.hub.file_refusals.get(repo_id):
                 self._refuse(*refusal)
             elif self._allowed(repo_id):
-                self._file(repo_id, name)
+                self._file(repo_id, revision, name)
         else:
             self._refuse(404, None)
 
@@ -123,31 +157,42 @@ class _Request(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _info(self, repo_id: str) -> object:
-        files = self.hub.repos[repo_id].items()
-        siblings = [{"rfilename": name, "size": len(content)} for name, content in files]
-        return {"id": repo_id, "sha": COMMIT, "siblings": siblings}
-
-    def _tree(self, repo_id: str) -> object:
-        return [
-            {"type": "file", "path": name, "size": len(content), "oid": _etag(name, content)}
-            for name, content in self.hub.repos[repo_id].items()
-        ]
+    def _listing(self, repo_id: str, revision: str, *, tree: bool) -> None:
+        found = self.hub.files(repo_id, revision)
+        if found is None:
+            self._refuse(404, "RevisionNotFound")
+        elif self.hub.listing is not None:
+            self._send(self.hub.listing, {"Content-Type": "application/json"})
+        elif tree:
+            self._json(
+                [
+                    {"type": "file", "path": name, "size": len(content), "oid": etag(name, content)}
+                    for name, content in found[1].items()
+                ]
+            )
+        else:
+            self._json(info(repo_id, *found))
 
     def _json(self, content: object) -> None:
         self._send(json.dumps(content).encode(), {"Content-Type": "application/json"})
 
-    def _file(self, repo_id: str, name: str) -> None:
-        content = self.hub.repos[repo_id].get(name)
+    def _file(self, repo_id: str, revision: str, name: str) -> None:
+        found = self.hub.files(repo_id, revision)
+        if found is None:
+            self._refuse(404, "RevisionNotFound")
+            return
+        commit, files = found
+        content = files.get(name)
         if content is None:
             self._refuse(404, "EntryNotFound")
             return
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{_etag(name, content)}"'}
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag(name, content)}"'}
+        headers |= self.hub.headers.get(name, {})
         if self.command == "GET":
             self.hub.tokens.append(self.headers.get("Authorization"))
         if self.hub.elsewhere and name.endswith(".safetensors"):
             linked = {"X-Linked-ETag": headers["ETag"], "X-Linked-Size": str(len(content))}
-            location = {"Location": self.hub.elsewhere + self.path, "X-Repo-Commit": COMMIT}
+            location = {"Location": self.hub.elsewhere + self.path, "X-Repo-Commit": commit}
             self._send(b"", linked | location, 302)
             return
         if self.command != "GET":
@@ -155,15 +200,15 @@ class _Request(BaseHTTPRequestHandler):
             return
         if name in self.hub.spoilt:
             content = content[:-1] + bytes([content[-1] ^ 1])
-        found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(found[1]) if found and not self.hub.ignores_ranges else 0
+        ranged = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(ranged[1]) if ranged and not self.hub.ignores_ranges else 0
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self.hub.fetched.append(name)
         self.hub.ranges.append(start)
         cuts = self.hub.cuts.get(name, [])
         self._send(
-            content[start:],
+            content[start:] + self.hub.extra.get(name, b""),
             headers,
             206 if start else 200,
             cut=cuts.pop(0) if cuts else None,
@@ -182,7 +227,8 @@ class _Request(BaseHTTPRequestHandler):
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
             try:
@@ -198,7 +244,19 @@ class _Request(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
-def _etag(name: str, content: bytes) -> str:
+def info(repo_id: str, commit: str, files: Mapping[str, bytes]) -> dict[str, object]:
+    """Return a listing as the Hub writes it."""
+    siblings: list[dict[str, object]] = []
+    for name, content in files.items():
+        hashed: dict[str, object] = {"blobId": etag(name, content)}
+        if name.endswith(".safetensors"):
+            large = {"sha256": etag(name, content), "size": len(content), "pointerSize": 134}
+            hashed = {"blobId": etag("pointer", content[:9]), "lfs": large}
+        siblings.append({"rfilename": name, "size": len(content), **hashed})
+    return {"id": repo_id, "sha": commit, "siblings": siblings}
+
+
+def etag(name: str, content: bytes) -> str:
     """Return what the Hub says: a SHA-256 for a large file, git's hash for any other."""
     if name.endswith(".safetensors"):
         return hashlib.sha256(content).hexdigest()

@@ -14,7 +14,7 @@ from typing import IO, TypeVar
 
 from PIL import ExifTags, Image, ImageFile
 
-from mlx_magic.errors import ImageDecodeError, ImageTooLargeError
+from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
 from mlx_magic.inference.image_limits import (
     MAX_PIXELS_DECODED,
     check_bytes,
@@ -96,6 +96,22 @@ def decode_bytes(data: bytes, label: str) -> Decoded:
     # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.
     count = len(data) <= _COUNT_FRAMES_BYTES
     return _finish(image, label, kind, count_frames=count)
+
+
+def pixels_of(data: bytes) -> int:
+    """Return how many pixels a picture file says that it has; 0 where that is not clear.
+
+    Reads the file's head and decodes nothing.
+    """
+    kind = picture_format(data[:SNIFF_BYTES])
+    if kind is None:
+        return 0
+    try:
+        decoder = _decoder(kind, "picture")
+        width, height = _guarded(lambda: decoder(io.BytesIO(data)), "picture", kind).size
+    except ImageError:
+        return 0
+    return max(width, 0) * max(height, 0)
 
 
 def decode_image(image: Image.Image, label: str) -> Decoded:

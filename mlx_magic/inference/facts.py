@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import DownloadError, UnsupportedModelError
+from mlx_magic.errors import UnsupportedModelError
 from mlx_magic.inference import (
     architectures,
     checkpoint,
@@ -18,9 +18,7 @@ from mlx_magic.inference import (
     trust,
 )
 from mlx_magic.inference.backends import weights
-from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.hub_errors import translated
 from mlx_magic.inference.names import Names
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.together import Verdict
@@ -114,23 +112,14 @@ def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
 
 
 def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelFacts:
-    from huggingface_hub import HfApi, hf_hub_download
+    from mlx_magic.inference import hub
 
-    with translated(repo_id, CancelToken()), tempfile.TemporaryDirectory() as folder:
-        info = HfApi(endpoint=endpoint).model_info(repo_id, files_metadata=True, timeout=30)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        if "config.json" not in sizes:
-            raise DownloadError(
-                f"{repo_id} has no config.json: it is no model that MLX can load.", model=repo_id
-            )
-        # Not into the cache: there it would look like a model that is cut short.
-        path = hf_hub_download(
-            repo_id, "config.json", revision=info.sha, cache_dir=folder, endpoint=endpoint
-        )
-        config = checkpoint_files.read_config(Path(path).parent, model=name)
-        wanted = trust.wanted_code(Path(path).parent, model=name)
+    # Not into the cache: there it would look like a model that is cut short.
+    with tempfile.TemporaryDirectory() as cache:
+        folder, nbytes = hub.fetch_config(repo_id, Path(cache), endpoint=endpoint)
+        config = checkpoint_files.read_config(folder, model=name)
+        wanted = trust.wanted_code(folder, model=name)
     kind = checkpoint.kind_of(config)
-    nbytes = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
     return ModelFacts(
         name,
         f"Hub: {repo_id}",

@@ -1,28 +1,41 @@
-"""Fetching a repository of the Hub: small files first, judged before any weights come."""
+"""Fetching a repository of the Hub: small files first, judged before any weights come.
+
+The listing names a commit, and everything is asked for by it: a repository that changes during
+the download gives the old commit whole.
+"""
 
 from __future__ import annotations
 
+import glob
 import shutil
 import threading
-from collections.abc import Callable
-from fnmatch import fnmatch
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import CheckpointError, DownloadError
-from mlx_magic.inference import trust
+from mlx_magic.errors import DownloadError
+from mlx_magic.inference import hub_listing, trust
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.checkpoint import inspect_config, is_offline, kind_of
-from mlx_magic.inference.checkpoint_files import INDEX, read_object
+from mlx_magic.inference.checkpoint_files import INDEX, is_complete, read_object
 from mlx_magic.inference.hub_errors import translated
-from mlx_magic.inference.hub_files import damaged, fetch, find, is_whole
-from mlx_magic.inference.shown import shown
+from mlx_magic.inference.hub_files import (
+    RemoteFile,
+    fetch,
+    find,
+    is_whole,
+    link,
+    refer,
+    together,
+)
+from mlx_magic.inference.hub_listing import ListedFile, Listing
 
 # What mlx-vlm and mlx-lm read. Python files come only with permission to run them.
 _SMALL = ("*.json", "*.jsonl", "*.model", "*.tiktoken", "*.txt", "*.jinja")
 _WEIGHTS = {"vision": ("*.safetensors",), "text": ("model*.safetensors",)}
 _CODE = ("*.py",)
+_MAIN = "main"
 
 Progress = Callable[[int, int], None]
 
@@ -74,102 +87,200 @@ def download(
             f"{repo_id} has to be downloaded, and downloads are off: unset HF_HUB_OFFLINE.",
             model=repo_id,
         )
-    from huggingface_hub import HfApi
-
     with translated(repo_id, cancel):
-        info = HfApi(endpoint=endpoint).model_info(
-            repo_id, revision=revision, files_metadata=True, timeout=30
+        listing = hub_listing.read(
+            repo_id, revision=revision, endpoint=endpoint, look=cancel.checkpoint
         )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        if "config.json" not in sizes:
-            raise DownloadError(
-                f"{repo_id} has no config.json: it is no model that MLX can load.", model=repo_id
-            )
-        _require_sizes(sizes, repo_id)
-        fetching = _Fetch(repo_id, revision, cache, endpoint, cancel, progress)
-        small = _matching(sizes, _SMALL + (_CODE if trust_remote_code else ()))
-        fetching.total = sum(sizes[name] for name in small)
-        folder = fetching.small(small)
+        require_config(listing)
+        small = listing.chosen(_SMALL)
+        small = [file for file in small if trust.limits_of(file.name) is not None]
+        if trust_remote_code:
+            small += listing.chosen(_CODE, folders=True)
+        hub_listing.require_files(small, repo_id)
+        fetching = _Fetch(listing, repository_folder(repo_id, cache), endpoint, cancel, progress)
+        fetching.bring(small)
         # Large files follow only when the small ones are all right.
-        config, _ = inspect_config(folder, repo_id, trust_remote_code=trust_remote_code)
+        config, _ = inspect_config(fetching.folder, repo_id, trust_remote_code=trust_remote_code)
         kind = kind_of(config)
-        weights = _weights(folder, _matching(sizes, _WEIGHTS[kind]), kind)
+        weights = _weights(fetching.folder, listing.chosen(_WEIGHTS[kind]), kind)
         if not weights:
             raise DownloadError(
                 f"{repo_id} has no safetensors weights: choose an MLX or safetensors version.",
                 model=repo_id,
             )
-        absent = [name for name in weights if not (folder / name).exists()]
-        fetching.total = sum(sizes[name] for name in {*small, *weights})
-        fetching.done = fetching.total - sum(sizes[name] for name in absent)
-        fetching.weights(absent, folder.parent.parent, info.sha)
-        return fetching.linked([*small, *weights])
+        fetching.refer(revision or _MAIN, whole=False)
+        fetching.bring(weights)
+        fetching.refer(revision or _MAIN, whole=True)
+        return fetching.folder
+
+
+def fetch_config(repo_id: str, folder: Path, *, endpoint: str | None = None) -> tuple[Path, int]:
+    """Fetch a repository's config.json alone, into a cache of its own.
+
+    Parameters
+    ----------
+    repo_id : str
+    folder : Path
+        The cache.
+    endpoint : str, optional
+
+    Returns
+    -------
+    tuple
+        The folder that config.json is in, and the bytes of all safetensors files, as far as the
+        Hub says.
+
+    Raises
+    ------
+    ModelError
+    """
+    cancel = CancelToken()
+    with translated(repo_id, cancel):
+        listing = hub_listing.read(repo_id, endpoint=endpoint)
+        require_config(listing)
+        fetching = _Fetch(
+            listing, repository_folder(repo_id, folder), endpoint, cancel, lambda done, total: None
+        )
+        fetching.bring([listing.files["config.json"]])
+    weights = (file for file in listing.files.values() if file.name.endswith(".safetensors"))
+    return fetching.folder, sum(file.size or 0 for file in weights)
+
+
+def require_config(listing: Listing) -> None:
+    """Refuse a repository that holds no model.
+
+    Raises
+    ------
+    DownloadError
+    """
+    if "config.json" not in listing.files:
+        raise DownloadError(
+            f"{listing.repo_id} has no config.json: it is no model that MLX can load.",
+            model=listing.repo_id,
+        )
+
+
+def repository_folder(repo_id: str, cache: Path | None) -> Path:
+    """Return a repository's folder in the Hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root = Path(HF_HUB_CACHE) if cache is None else cache
+    return root.expanduser().resolve() / f"models--{repo_id.replace('/', '--')}"
 
 
 class _Fetch:
-    """A download in two parts that is counted as one."""
+    """A download in two parts that is counted as one.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the commit's files are.
+    """
 
     def __init__(
         self,
-        repo_id: str,
-        revision: str | None,
-        cache: Path | None,
+        listing: Listing,
+        repository: Path,
         endpoint: str | None,
         cancel: CancelToken,
         progress: Progress,
     ) -> None:
-        self.total = self.done = 0
-        self._place: dict[str, Any] = {"revision": revision, "cache_dir": cache}
-        self._place |= {"repo_id": repo_id, "endpoint": endpoint}
-        self._repo_id = repo_id
+        self.folder = repository / "snapshots" / listing.commit
+        self._total = self._done = 0
+        self._listing, self._repository, self._endpoint = listing, repository, endpoint
         self._cancel, self._progress = cancel, progress
         self._lock = threading.Lock()
 
-    def small(self, names: list[str]) -> Path:
-        """Fetch those of the files that are not in the cache; return their folder there.
+    def bring(self, files: Sequence[ListedFile]) -> None:
+        """Fetch those of the files that are not in the cache, going on where one was stopped.
 
         Raises
         ------
         DownloadError
             When one is not what its hash says; it is gone from the cache then.
         """
-        folder = self.linked(names)
-        for path in (folder / name for name in names):
-            if not path.is_symlink():
-                continue  # where links cannot be made, no name tells what the content should be
-            blob = folder.parent.parent / "blobs" / path.readlink().name
-            if not is_whole(blob, blob.name, self.look):
-                path.unlink()
-                blob.unlink()
-                raise damaged(self._repo_id, path.name)
-        return folder
+        there = {file.name: self._size_here(file) for file in files}
+        absent = [file for file in files if there[file.name] is None]
+        found = self._found(absent)
+        remote = [file for file in found.values() if file is not None]
+        left = [file for file in absent if found[file.name] is None]
+        sizes = [size for size in there.values() if size is not None]
+        self._total += sum(sizes) + sum(f.size for f in remote) + sum(f.size or 0 for f in left)
+        self._done += sum(sizes) + sum(file.had for file in remote)
+        if absent:
+            self._repository.mkdir(parents=True, exist_ok=True)
+            _require_room(self._total - self._done, self._repository, self._listing.repo_id)
+        if absent or any(file.limit is None for file in files):
+            self._progress(self._done, self._total)
+        fetch(remote, cancel=self._cancel, arrived=self.advance, bar=_bar_class(self, counts=False))
+        for file in remote:
+            link(file.blob, self.folder / file.name)
+        for listed in left:
+            self._leave(listed)
 
-    def weights(self, names: list[str], repository: Path, commit: str | None) -> None:
-        """Bring files into the cache, going on where an earlier download was stopped."""
-        found = [
-            find(
-                self._repo_id,
-                name,
-                commit=commit,
-                endpoint=self._place["endpoint"],
-                repository=repository,
+    def refer(self, revision: str, *, whole: bool) -> None:
+        """Note which commit a revision is; while it is not whole, not in a whole one's place."""
+        if revision == self._listing.commit:
+            return
+        if not whole:
+            try:
+                before = (self._repository / "refs" / revision).read_text().strip()
+            except (OSError, ValueError):
+                before = ""
+            # What it stands for can still be used without the network.
+            if before and is_complete(self._repository / "snapshots" / before):
+                return
+        refer(self._repository, revision, self._listing.commit)
+
+    def _size_here(self, file: ListedFile) -> int | None:
+        """Return how large a file is that is in the cache as it should be; None if it is not."""
+        path = self.folder / file.name
+        if not path.is_file():
+            return None
+        digest = file.digest
+        if path.is_symlink():
+            name = hub_listing.digest_of(path.readlink().name)
+            if digest is not None and name != digest:
+                return None
+            digest = digest or name
+        size = path.stat().st_size
+        if file.size not in (None, size):
+            return None
+        # Weights were checked when they came, which takes long.
+        if file.limit is not None and digest and not is_whole(path, digest, self.look):
+            return None
+        return size
+
+    def _found(self, files: Sequence[ListedFile]) -> dict[str, RemoteFile | None]:
+        found: dict[str, RemoteFile | None] = {}
+
+        def ask(listed: ListedFile, look: Callable[[], None]) -> None:
+            look()
+            found[listed.name] = find(
+                self._listing, listed, endpoint=self._endpoint, repository=self._repository
             )
-            for name in names
-        ]
-        files = [file for file in found if file is not None]
-        self.done += sum(file.had for file in files)
-        _require_room(self.total - self.done, repository, self._repo_id)
-        self._progress(self.done, self.total)
-        fetch(files, cancel=self._cancel, arrived=self.advance, bar=_bar_class(self, counts=False))
 
-    def linked(self, names: list[str]) -> Path:
-        """Let the client put the files where it finds them, and fetch what is not there."""
+        together(files, ask, cancel=self._cancel)
+        return {file.name: found[file.name] for file in files}
+
+    def _leave(self, file: ListedFile) -> None:
+        """Let the client fetch a file that is too large for one request."""
         from huggingface_hub import snapshot_download
 
         self._cancel.checkpoint()
-        return Path(
-            snapshot_download(allow_patterns=names, tqdm_class=_bar_class(self), **self._place)
+        snapshot_download(
+            self._listing.repo_id,
+            revision=self._listing.commit,
+            allow_patterns=[glob.escape(file.name)],
+            cache_dir=self._repository.parent,
+            endpoint=self._endpoint,
+            tqdm_class=_bar_class(self),
         )
+        if self._size_here(file) is None:
+            raise DownloadError(
+                f"{self._listing.repo_id}: {file.name} did not arrive whole: try again.",
+                model=self._listing.repo_id,
+            )
 
     def look(self) -> None:
         """Stop here if somebody asked."""
@@ -179,8 +290,8 @@ class _Fetch:
         """Count bytes; from any of the client's threads."""
         self._cancel.checkpoint()
         with self._lock:
-            self.done += count
-            self._progress(self.done, self.total)
+            self._done += count
+            self._progress(self._done, self._total)
 
 
 def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
@@ -208,36 +319,19 @@ def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
     return Bar
 
 
-def _matching(names: dict[str, int], patterns: tuple[str, ...]) -> list[str]:
-    return [
-        name
-        for name in names
-        if any(fnmatch(name, pattern) for pattern in patterns)
-        and not name.endswith("consolidated.safetensors")
-    ]
-
-
-def _weights(folder: Path, names: list[str], kind: Kind) -> list[str]:
+def _weights(folder: Path, files: list[ListedFile], kind: Kind) -> list[ListedFile]:
     """Leave out the weights that no library would read: other formats, other precisions."""
-    names = [name for name in names if "/" not in name]
+    files = [
+        file
+        for file in files
+        if "/" not in file.name and not file.name.endswith("consolidated.safetensors")
+    ]
     if kind == "vision" and (folder / INDEX).is_file():
         named = read_object(folder / INDEX, model=folder.name).get("weight_map")
         shards = set(named.values()) if isinstance(named, dict) else set()
         # An index that names none of them is for `checkpoint.inspect` to refuse.
-        return [name for name in names if name in shards] or names
-    return names
-
-
-def _require_sizes(sizes: dict[str, int], repo_id: str) -> None:
-    """Refuse files before they are fetched that would be refused after it."""
-    for name in _matching(sizes, _SMALL):
-        limits = trust.limits_of(name)
-        if limits is not None and sizes[name] > limits.nbytes:
-            raise CheckpointError(
-                f"{repo_id}: {shown(name)} is too large ({sizes[name] / 1e6:.1f} MB, of at most "
-                f"{limits.nbytes / 1e6:.1f} MB): choose another model.",
-                model=repo_id,
-            )
+        return [file for file in files if file.name in shards] or files
+    return files
 
 
 def _require_room(needed: int, folder: Path, repo_id: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from mlx_magic.errors import DownloadError, MlxMagicError
 from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.shown import shown
 
 
 @contextmanager
@@ -66,11 +67,12 @@ def _reason(error: Exception) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "does not fit on the disk: make room, or set HF_HOME to a larger one."
     if isinstance(error, PermissionError):
-        return f"cannot be written to the cache ({error.filename}): check its permissions."
-    text = " ".join(str(error).split()) or type(error).__name__
+        place = shown(str(error.filename), 200)
+        return f"cannot be written to the cache ({place}): check its permissions."
+    text = shown(str(error), 160) or type(error).__name__
     return (
         f"could not be fetched: the Hub is out of reach or the connection broke "
-        f"({type(error).__name__}: {text[:160]}): check the network and try again; what is "
+        f"({type(error).__name__}: {text}): check the network and try again; what is "
         "complete is not fetched twice."
     )
 

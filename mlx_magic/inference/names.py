@@ -10,8 +10,9 @@ from types import MappingProxyType
 from mlx_magic import demo
 from mlx_magic.errors import RequestError
 from mlx_magic.inference import checkpoint
-from mlx_magic.inference.alias_file import AliasFile, Target
+from mlx_magic.inference.alias_file import AliasFile, Target, is_alias
 from mlx_magic.inference.request import DEMO
+from mlx_magic.inference.shown import shown
 
 
 class Names:
@@ -116,8 +117,9 @@ def require_alias(alias: str) -> None:
     ------
     RequestError
     """
-    if alias == DEMO or not alias.strip() or "/" in alias or alias.startswith("-"):
+    if not is_alias(alias):
         raise RequestError(
-            f"{alias!r} cannot be an alias: use a short name without a slash, other than {DEMO!r}.",
+            f"{shown(repr(alias))} cannot be an alias: use a short name without a slash or control "
+            f"characters, other than {DEMO!r}.",
             option="as",
         )

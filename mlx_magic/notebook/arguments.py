@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,6 +15,7 @@ from mlx_magic.inference.request import (
 from mlx_magic.notebook.expressions import one_line
 from mlx_magic.notebook.options import CELL_OPTIONS, FORMATS, read_options, suggestion
 from mlx_magic.notebook.tokens import Token, split_line
+from mlx_magic.notebook.variable_names import check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellAr
     given = words.values
     output = given.get("output", defaults.output)
     if output is not None:
-        _check_variable(output)
+        output = check_name(output, "-o ")
     if not body.strip():
         raise RequestError(
             "The prompt is empty: write a question below the %%vision line.", option="prompt"
@@ -143,14 +143,6 @@ def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellAr
         timeout=_seconds(given, defaults.timeout),
         kv_bits=_bits(given, defaults.kv_bits),
     )
-
-
-def _check_variable(name: str) -> None:
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise RequestError(
-            f"-o {one_line(name, 40)!r} is no variable name: use letters, digits and _.",
-            option="output",
-        )
 
 
 def _named(name: str, given: dict[str, str], default: str | None) -> str | None:

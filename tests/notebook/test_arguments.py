@@ -150,7 +150,7 @@ def test_a_planned_flag_is_never_suggested() -> None:
         ("-f markdwon", "Unknown format 'markdwon'; did you mean markdown?"),
         ("-f xml", "Unknown format 'xml': use markdown, text, json or raw."),
         ("-o 2x", "-o '2x' is no variable name"),
-        ("-o class", "-o 'class' is no variable name"),
+        ("-o class", "-o 'class' is a word of Python"),
         ("-o a.b", "-o 'a.b' is no variable name"),
         ("-o ''", "-o '' is no variable name"),
         ("-m ''", "--model is empty."),

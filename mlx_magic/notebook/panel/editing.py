@@ -28,6 +28,11 @@ class Editing:
         self._pictures = pictures
         self._draft: tuple[str, tuple[Picture, ...], Options, bool] | None = None
 
+    @property
+    def kept(self) -> tuple[Picture, ...]:
+        """The pictures that stood in the controls before."""
+        return () if self._draft is None else self._draft[1]
+
     def begin(self, turn: Turn) -> None:
         """Put a turn into the controls; what stood there is kept."""
         form, pictures = self._form, self._pictures

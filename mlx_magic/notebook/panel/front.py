@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import anywidget
 import traitlets
+
+from mlx_magic.inference.shown import shown
 
 _SCRIPTS = (
     *("parts", "frame", "camera", "thumbnails", "tray"),
@@ -210,55 +213,73 @@ class ConversationView(anywidget.AnyWidget):
         )
 
 
+_LONGEST_ID = 200
+_MOST_IDS = 1_000
+_MOST_COUNT = 2**53  # what a number of the page can count to
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r:.80} is no text")
+        raise ValueError(f"{_brief(value)} is no text")
     return value
 
 
+def _id(value: object) -> str:
+    if len(text := _text(value)) > _LONGEST_ID:
+        raise ValueError(f"{_brief(value)} is no id")
+    return text
+
+
 def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r:.80} is no count")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_COUNT:
+        raise ValueError(f"{_brief(value)} is no count")
     return value
 
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{value!r:.80} is neither true nor false")
+        raise ValueError(f"{_brief(value)} is neither true nor false")
     return value
 
 
-def _texts(value: object) -> list[str]:
-    if not isinstance(value, list):
-        raise ValueError(f"{value!r:.80} is no list")
-    return [_text(item) for item in value]
+def _ids(value: object) -> list[str]:
+    if not isinstance(value, list) or len(value) > _MOST_IDS:
+        raise ValueError(f"{_brief(value)} is no list of ids")
+    return [_id(item) for item in value]
 
 
 def _format(value: object) -> str:
     if value not in ("markdown", "json"):
-        raise ValueError(f"{value!r:.80} is no format")
+        raise ValueError(f"{_brief(value)} is no format")
     return str(value)
+
+
+def _brief(value: object) -> str:
+    """Return what a value is, on one line; it may be very long or deep."""
+    if isinstance(value, int) and abs(value) > 10**50:
+        return "a very large number"  # Python writes no number of thousands of digits
+    return shown(reprlib.repr(value))
 
 
 _Fields = Mapping[str, Callable[[object], Any]]
 
-_ANSWER: _Fields = {"turn": _text, "index": _count}
+_ANSWER: _Fields = {"turn": _id, "index": _count}
 _TRAY_MESSAGES: Mapping[str, _Fields] = {
-    "file": {"id": _text, "name": _text, "size": _count, "piece": _count, "pieces": _count},
-    "remove": {"id": _text},
-    "order": {"ids": _texts},
+    "file": {"id": _id, "name": _text, "size": _count, "piece": _count, "pieces": _count},
+    "remove": {"id": _id},
+    "order": {"ids": _ids},
     "clear": {},
-    "dismiss": {"id": _text},
+    "dismiss": {"id": _id},
     "run": {"prompt": _text},
     "cancel": {},
 }
 _CONVERSATION_MESSAGES: Mapping[str, _Fields] = {
     "cancel": _ANSWER,
-    "edit": {"turn": _text},
+    "edit": {"turn": _id},
     "save": {**_ANSWER, "name": _text, "replace": _flag},
     "export": {"format": _format},
     "cell_used": _ANSWER,
-    "refresh": {"turn": _text},
+    "refresh": {"turn": _id},
 }
 
 
@@ -267,7 +288,7 @@ def _listen(widget: anywidget.AnyWidget, events: object, messages: Mapping[str, 
 
     def receive(_: object, content: Any, buffers: Sequence[Any]) -> None:
         try:
-            name, values = _understand(content, buffers, messages)
+            name, values = _understand(content, buffers or (), messages)
         except ValueError as error:
             # Only another version of the page's module, or somebody's script, sends such.
             _log.warning("A message to the panel was not understood: %s", error)
@@ -283,14 +304,15 @@ def _understand(
     """Return a message's type and its checked values, or raise ValueError."""
     name = content.get("type") if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in messages:
-        raise ValueError(f"{name!r:.80} is no message")
+        raise ValueError(f"{_brief(name)} is no message")
     fields = messages[name]
     missing = [key for key in fields if key not in content]
     if missing:
         raise ValueError(f"{name} comes without {missing[0]}")
     values = {key: check(content[key]) for key, check in fields.items()}
     if name == "file":
-        if len(buffers) != 1 or not values["piece"] < values["pieces"]:
+        whole = len(buffers) == 1 and isinstance(buffers[0], (bytes, bytearray, memoryview))
+        if not whole or not values["piece"] < values["pieces"]:
             raise ValueError("a piece of a file is not whole")
         values["data"] = bytes(buffers[0])
     return name, values

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError
+from mlx_magic.inference.image_limits import shorten
 
 _log = logging.getLogger(__name__)
+_LONGEST = 1_000
 
 
 @contextlib.contextmanager
@@ -24,11 +26,12 @@ def guarded(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except MlxMagicError as error:
-        say(" ".join(str(error).split()))
+        say(shorten(" ".join(str(error).split()), _LONGEST))
     except Exception as error:
         # Ours, not the person's: the log has all of it.
         _log.exception("A control of the panel failed.")
-        say(f"That failed: {type(error).__name__}: {error}. The kernel's log has more.")
+        what = shorten(f"{type(error).__name__}: {error}", _LONGEST)
+        say(f"That failed: {what}. The kernel's log has more.")
 
 
 class Guarded:

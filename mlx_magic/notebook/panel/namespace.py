@@ -11,6 +11,7 @@ from mlx_magic.notebook.expressions import evaluator
 from mlx_magic.notebook.image_words import image_values
 from mlx_magic.notebook.panel import variables
 from mlx_magic.notebook.tokens import split_line
+from mlx_magic.notebook.variable_names import check_name
 
 
 class Namespace:
@@ -69,11 +70,17 @@ class Namespace:
         RequestError
             When that is no name for a variable.
         """
-        return variables.check_name(name.strip())
+        return check_name(name.strip())
 
     def define(self, name: str, value: Any) -> None:
-        """Set a variable."""
-        self.values[name] = value
+        """Set a variable.
+
+        Raises
+        ------
+        RequestError
+            When that is no name for a variable.
+        """
+        self.values[check_name(name)] = value
 
     def defaults(self) -> Defaults | None:
         """Return what cells without flags use; None where the magics are not loaded."""

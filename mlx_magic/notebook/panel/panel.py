@@ -14,7 +14,7 @@ from mlx_magic.inference import session as sessions
 from mlx_magic.inference.images import open_images
 from mlx_magic.inference.request import DEMO
 from mlx_magic.notebook import clicks
-from mlx_magic.notebook.panel import export
+from mlx_magic.notebook.panel import export, held
 from mlx_magic.notebook.panel.composer import Composer
 from mlx_magic.notebook.panel.controls import fold, put
 from mlx_magic.notebook.panel.conversation import Picture, Turn
@@ -32,6 +32,7 @@ from mlx_magic.notebook.panel.updates import Updates
 
 if TYPE_CHECKING:
     from mlx_magic.inference.generation import Generation
+    from mlx_magic.inference.image_input import ImageInput
     from mlx_magic.inference.request import VisionResult
     from mlx_magic.inference.session import Session
 
@@ -65,7 +66,7 @@ class Panel:
         self._asked_at = 0.0
         self._updates = Updates(self._update)
         self._names = Namespace(ipython)
-        self._pictures = Pictures(self._changed)
+        self._pictures = Pictures(self._changed, self._earlier)
         self._tray = Tray(self._pictures, run=self._run_with, cancel=self.cancel, say=self._failed)
         self._composer = Composer(self._tray.view)
         if (defaults := self._names.defaults()) is not None:
@@ -114,7 +115,10 @@ class Panel:
         MlxMagicError
             When the question cannot be asked: no prompt, a picture that does not open.
         """
-        opened = open_images(images, name="images") if images is not None else ()
+        opened = open_images(images, name="images") if images is not None else []
+        known = [*(picture.image for picture in self._pictures.ready), *self._earlier()]
+        opened = held.shared(opened, known)
+        held.require_room("images", held.added(opened, known), (), known)
         pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
         chosen = [models] if isinstance(models, str) else models or self._composer.chosen
         turn = self._ask(prompt, list(chosen), pictures)
@@ -166,6 +170,17 @@ class Panel:
         shown = dict(self.box._repr_mimebundle_() or {})
         # Always the same: notebooks are compared by it.
         return {**shown, "text/plain": NO_WIDGETS}
+
+    def _earlier(self) -> list[ImageInput]:
+        """Return the pictures that are held besides those which stand ready."""
+        kept = list(self._editing.kept)
+        found = [picture.image for picture in kept]
+        for turn in self.turns:
+            found += [picture.image for picture in turn.pictures]
+            for answer in turn.answers:
+                # As the model was shown them: scaled down, perhaps.
+                found += answer.result.images if answer.result is not None else ()
+        return found
 
     def _assemble(self) -> widgets.VBox:
         models = fold("Models", self._models.section.box, opened=True)
@@ -328,9 +343,9 @@ class Panel:
                 self._pictures.open(value, name, text)
             self._composer.word.value = ""
 
-    def _entered(self, content: Mapping[str, Any]) -> None:
+    def _entered(self, content: Any) -> None:
         """Enter in the field does what the button beside it does."""
-        if content.get("event") == "submit":
+        if isinstance(content, Mapping) and content.get("event") == "submit":
             self._add_word()
 
     def _failed(self, problem: str) -> None:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError, RequestError
 from mlx_magic.inference import images
-from mlx_magic.inference.image_limits import MAX_IMAGES
+from mlx_magic.inference.decode import pixels_of
+from mlx_magic.inference.image_input import ImageInput
+from mlx_magic.inference.image_limits import MAX_IMAGES, megabytes, shorten
+from mlx_magic.notebook.panel import held
 from mlx_magic.notebook.panel.conversation import Picture
 from mlx_magic.notebook.sanitise import to_plain
 
 THUMBNAIL_SIDE = 128
 """Pixels."""
+
+MOST_PROBLEMS = 20
+"""Problems that are shown; the oldest go first."""
+
+MOST_WAITING = 1_000_000_000
+"""Bytes of files that wait to be opened."""
+
+_LONGEST_PROBLEM = 400
+_LONGEST_ID = 200
+_MORE = "more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +60,24 @@ class Pictures:
     ----------
     changed : callable
         Called, on any thread, when there is something new.
+    earlier : callable
+        Returns the pictures that the panel holds besides: those of earlier turns.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        changed: Callable[[], None],
+        earlier: Callable[[], Sequence[ImageInput]] = lambda: (),
+    ) -> None:
         self._changed = changed
+        self._earlier = earlier
         self._lock = threading.RLock()
         self._ready: list[Picture] = []
         self._opening: dict[str, Opening] = {}
-        self._problems: dict[str, str] = {}
+        self._problems: OrderedDict[str, str] = OrderedDict()
+        self._forgotten = 0
         self._numbers = itertools.count(1)
-        self._queue: queue.SimpleQueue[tuple[str, str, str, Any]] = queue.SimpleQueue()
+        self._waiting: OrderedDict[str, tuple[str, str, Any]] = OrderedDict()
         self._working = False
 
     @property
@@ -73,14 +94,17 @@ class Pictures:
 
     @property
     def problems(self) -> dict[str, str]:
-        """What went wrong: an id and one line for each."""
+        """What went wrong: an id and one line for each, the newest `MOST_PROBLEMS` of them."""
         with self._lock:
-            return dict(self._problems)
+            if not self._forgotten:
+                return dict(self._problems)
+            return {_MORE: f"… and {self._forgotten} more before these.", **self._problems}
 
     def announce(self, opening: Opening) -> None:
         """Show a picture that is still arriving."""
         with self._lock:
-            self._opening[opening.id] = opening
+            if opening.id in self._opening or len(self._opening) < MAX_IMAGES:
+                self._opening[opening.id] = replace(opening, name=shorten(opening.name))
         self._changed()
 
     def open(self, value: Any, name: str, word: str = "", *, as_id: str = "") -> None:
@@ -97,14 +121,33 @@ class Pictures:
         as_id : str
             Id under which it was announced.
         """
+        name = shorten(name)
         with self._lock:
             key = as_id or f"p{next(self._numbers)}"
-            self._opening[key] = Opening(key, name)
-            self._queue.put((key, name, word, value))
-            if not self._working:
-                self._working = True
-                threading.Thread(target=self._work, name="mlx-magic-open", daemon=True).start()
+            why = self._why_not(key, name, value)
+            if not why:
+                self._opening[key] = Opening(key, name)
+                self._waiting[key] = (name, word, value)
+                if not self._working:
+                    self._working = True
+                    threading.Thread(target=self._work, name="mlx-magic-open", daemon=True).start()
+        if why:
+            self.fail(key, why)
+            return
         self._changed()
+
+    def _why_not(self, key: str, name: str, value: Any) -> str:
+        """Say why a value cannot wait to be opened; ``""`` if it can."""
+        if len(self._ready) + len({*self._opening, key}) > MAX_IMAGES:
+            return f"{name}: a question takes at most {MAX_IMAGES} pictures; remove some first."
+        waiting = [found for _, _, found in self._waiting.values()]
+        size = sum(len(found) for found in [*waiting, value] if isinstance(found, bytes))
+        if size > MOST_WAITING:
+            return (
+                f"{name}: with it {megabytes(size)} of files would wait to be opened, the limit "
+                f"is {megabytes(MOST_WAITING)}; add it again once the others are open."
+            )
+        return ""
 
     def put(self, pictures: Iterable[Picture]) -> None:
         """Have exactly these, as an earlier question had them."""
@@ -115,21 +158,29 @@ class Pictures:
     def fail(self, key: str, text: str) -> None:
         """Say what went wrong with a picture that was announced."""
         with self._lock:
-            self._opening.pop(key, None)
-            self._problems[key or f"e{next(self._numbers)}"] = text
+            self._forget(key)
+            if not 0 < len(key) <= _LONGEST_ID or key == _MORE:
+                key = f"e{next(self._numbers)}"
+            self._problems.pop(key, None)
+            self._problems[key] = shorten(text, _LONGEST_PROBLEM)
+            while len(self._problems) > MOST_PROBLEMS:
+                self._problems.popitem(last=False)
+                self._forgotten += 1
         self._changed()
 
     def remove(self, key: str) -> None:
         """Take a picture out, or stop to wait for it."""
         with self._lock:
             self._ready = [picture for picture in self._ready if picture.id != key]
-            self._opening.pop(key, None)
+            self._forget(key)
         self._changed()
 
     def dismiss(self, key: str) -> None:
         """Forget what went wrong."""
         with self._lock:
             self._problems.pop(key, None)
+            if key == _MORE or not self._problems:
+                self._forgotten = 0
         self._changed()
 
     def order(self, keys: Iterable[str]) -> None:
@@ -144,22 +195,33 @@ class Pictures:
         with self._lock:
             self._ready.clear()
             self._opening.clear()
+            self._waiting.clear()
             self._problems.clear()
+            self._forgotten = 0
         self._changed()
+
+    def _forget(self, key: str) -> None:
+        self._opening.pop(key, None)
+        self._waiting.pop(key, None)
 
     def _work(self) -> None:
         while True:
             with self._lock:
-                if self._queue.empty():
+                if not self._waiting:
                     self._working = False
                     return
-            self._open(*self._queue.get())
+                key, (name, word, value) = self._waiting.popitem(last=False)
+            self._open(key, name, word, value)
+            # Not while the next one is waited for.
+            del value
 
     def _open(self, key: str, name: str, word: str, value: Any) -> None:
         with self._lock:
             if key not in self._opening:
                 return
         try:
+            if isinstance(value, bytes):
+                self._require_room(name, pixels_of(value))  # before so many are unpacked
             opened = images.open_images(value, name=name)
             for image in opened:
                 image.thumbnail(THUMBNAIL_SIDE)
@@ -172,9 +234,12 @@ class Pictures:
                         "remove some first.",
                         option="images",
                     )
+                known = [*(picture.image for picture in self._ready), *self._earlier()]
+                opened = held.shared(opened, known)
+                self._require_room(name, held.added(opened, known))
                 words = _words(word, value, len(opened))
                 self._ready += [
-                    Picture(f"{key}.{at}" if at else key, image, words[at])
+                    Picture(self._free(f"{key}.{at}" if at else key), image, words[at])
                     for at, image in enumerate(opened)
                 ]
                 del self._opening[key]
@@ -185,6 +250,18 @@ class Pictures:
             self.fail(key, f"{name} could not be opened; the kernel's log has the reason.")
             raise
         self._changed()
+
+    def _require_room(self, name: str, new: int) -> None:
+        with self._lock:
+            ready = [picture.image for picture in self._ready]
+            held.require_room(name, new, ready, self._earlier())
+
+    def _free(self, key: str) -> str:
+        """Return an id that no picture has: the page chooses those of files."""
+        taken = {picture.id for picture in self._ready}
+        while key in taken:
+            key = f"p{next(self._numbers)}"
+        return key
 
 
 def _words(word: str, value: Any, count: int) -> list[str]:

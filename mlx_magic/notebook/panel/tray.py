@@ -68,16 +68,26 @@ class Tray:
 
     def file(self, id: str, name: str, size: int, piece: int, pieces: int, data: bytes) -> None:
         """Take in a piece of a file."""
+        before = self._uploads.in_flight
         try:
             message = {"id": id, "name": name, "size": size, "piece": piece, "pieces": pieces}
             whole = self._uploads.take(message, data)
         except MlxMagicError as error:
             self._pictures.fail(id, str(error))
             return
+        finally:
+            self._give_up(before, id)
         if whole is not None:
             self._pictures.open(whole, name, as_id=id)
         elif id in self._uploads.in_flight:
             self._pictures.announce(Opening(id, name, self._uploads.fraction(id)))
+
+    def _give_up(self, before: list[str], id: str) -> None:
+        """Say that files which were on their way do not come any more."""
+        names = {opening.id: opening.name for opening in self._pictures.opening}
+        for gone in {*before} - {*self._uploads.in_flight, id}:
+            if gone in names:
+                self._pictures.fail(gone, f"{names[gone]} did not arrive whole: add it again.")
 
     def remove(self, id: str) -> None:
         """Take a picture out, or stop to wait for it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import keyword
 import re
 import sys
 import unicodedata
@@ -12,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import RequestError
 from mlx_magic.inference.image_input import ImageInput
 from mlx_magic.inference.image_limits import MAX_IMAGES, MAX_PIXELS_DECODED, shorten
 from mlx_magic.inference.request import VisionResult
-from mlx_magic.notebook.expressions import one_line
+from mlx_magic.notebook.variable_names import is_ipythons, is_reserved
 
 MOST_VARIABLES = 200
 """Variables that are listed."""
@@ -28,8 +25,6 @@ SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"}
 )
 
-_IPYTHON = frozenset({"In", "Out", "exit", "quit", "get_ipython"})
-_IPYTHON_PRIVATE = re.compile(r"__.*|_|_\d+|_i+\d*|_[iod]h|_exit_code")
 _FIRST_ITEMS = 3
 _LONGEST_PATH = 1_024
 _LONGEST_NAME = 40
@@ -67,7 +62,7 @@ def picture_variables(namespace: Mapping[str, object]) -> list[PictureVariable]:
     look = _Look()
     found: list[PictureVariable] = []
     for name, value in list(namespace.items()):
-        if name.startswith("_") or name in _IPYTHON or len(found) >= MOST_VARIABLES:
+        if name.startswith("_") or is_ipythons(name) or len(found) >= MOST_VARIABLES:
             continue
         if what := look.at(value):
             found.append(PictureVariable(name, what))
@@ -91,43 +86,13 @@ def free_name(wanted: str, namespace: Mapping[str, object], value: object) -> st
     stem = unicodedata.normalize("NFKC", stem)
     kept = "".join(char if f"_{char}".isidentifier() else "_" for char in stem)
     name = re.sub("__+", "_", kept)[:_LONGEST_NAME].strip("_") or "picture"
-    if not name.isidentifier() or _reserved(name):
+    if not name.isidentifier() or is_reserved(name):
         name = f"picture_{name}"
     free, number = name, 1
     while free in namespace and namespace[free] is not value:
         number += 1
         free = f"{name}_{number}"
     return free
-
-
-def check_name(name: str) -> str:
-    """Return a name that a person gave a variable, as Python reads it.
-
-    Raises
-    ------
-    RequestError
-        If it is no name, or one of Python's or IPython's own.
-    """
-    name = unicodedata.normalize("NFKC", name.strip())
-    shown = repr(one_line(name, _LONGEST_NAME))
-    if not name:
-        raise RequestError("The variable has no name: write one, like answer.", option="output")
-    if not name.isidentifier():
-        raise RequestError(
-            f"{shown} is no variable name: use letters, digits and _, a letter first.",
-            option="output",
-        )
-    if keyword.iskeyword(name):
-        raise RequestError(f"{shown} is a word of Python: use another name.", option="output")
-    if _reserved(name) or _IPYTHON_PRIVATE.fullmatch(name):
-        owner = "Python" if hasattr(builtins, name) else "IPython"
-        raise RequestError(
-            f"{shown} is a name that {owner} itself uses: use another, like {name.strip('_')}_1."
-            if name.strip("_0123456789")
-            else f"{shown} is a name that {owner} itself uses: use another, like answer.",
-            option="output",
-        )
-    return name
 
 
 def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
@@ -139,10 +104,6 @@ def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
         return f"{name} is None"
     kind = shorten(type(value).__name__, _LONGEST_NAME)
     return f"{name} is {'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
-
-
-def _reserved(name: str) -> bool:
-    return keyword.iskeyword(name) or hasattr(builtins, name) or name in _IPYTHON
 
 
 class _Look:
