@@ -142,7 +142,6 @@ def draws_only(tex: str) -> bool:
     commands = in_a_row = backwards = 0
     for part in _PART.finditer(tex):
         kind, value = part.lastgroup, part[0]
-        end = part.end()
         if kind == "text":
             if _NEVER.search(value):
                 return False

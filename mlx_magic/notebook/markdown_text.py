@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # What a program could take for HTML, TeX, a link, a picture or a directive.
 _SPECIAL = re.compile(
-    r"\\\\|\\[$&<]|\\(?=[A-Za-z])|[$&<]|!\[|\](?:\(|:)|:?//(?=\S)|(?<=`)\{|\}(?=`)"
+    r"\\\\|\\[$&<]|\\(?=[^\W\d_])|[$&<]|!\[|\](?:\(|:)|:?//(?=\S)|(?<=`)\{|\}(?=`)"
 )
 _REFERENCES = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "\\": "&#92;", "{": "&#123;", "}": "&#125;"}
 _PUNCTUATION = re.compile(r"[\\$&<>*_\[\]`!~|{}@:/#^]")
@@ -39,10 +39,10 @@ _MATH = re.compile(r"\\\\|\\\$|(?P<math>\$|\\(?=[(\[]|begin\{))")
 _LINE_START = re.compile(
     r"(?m)^([ \t>]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`(?=``)|~(?=~~)|\+(?=[-=:]))"
 )
-_RISKY = re.compile(r"\\[A-Za-z(\[]|\$")
+_RISKY = re.compile(r"\\(?:[^\W\d_]|[(\[])|\$")
 _QUOTE_MARKS = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
 # What MathJax could find in the page that is made of it.
-_DELIMITER = re.compile(r"[$]|&#36;|\\begin|&#92;(?:[(\[]|begin|ref|eqref)")
+_DELIMITER = re.compile(r"[$]|&#36;|\\begin|&#92;\\?(?:[(\[]|begin|ref|eqref)")
 
 
 def guarded(markdown: str) -> str:
