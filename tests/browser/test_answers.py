@@ -29,8 +29,6 @@ from mlx_magic.notebook.render import bundle
 from mlx_magic.notebook.tables import Table
 from mlx_magic.notebook.panel.conversation import Answer, Picture, Turn
 from mlx_magic.notebook.panel.export import to_markdown
-from mlx_magic.notebook import formulas
-from mlx_magic.notebook.sanitise import to_html, to_markdown
 from tests.hostile.answers import ANSWERS, HONEST
 
 def result(text, **more):

@@ -30,7 +30,7 @@ def tree(markdown: str) -> Any:
 def faults(document: Any) -> Iterator[str]:
     """Yield what would reach LaTeX as a command, or be a link that is not absolute."""
     for node in _nodes(document):
-        content = node.get("c")
+        content: Any = node.get("c")
         match node["t"]:
             case "RawInline" | "RawBlock" if content[0] in ("tex", "latex", "context"):
                 if not (_ENVIRONMENT.fullmatch(content[1]) and formulas.draws_only(content[1])):

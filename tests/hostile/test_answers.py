@@ -33,138 +33,24 @@ from .answers import ANSWERS, HONEST, LARGE
 ROOT = Path(__file__).parents[2]
 ABSOLUTE = re.compile(r"(?i)https?://[^/\\?#]|mailto:[^/\\?#]")
 COMMAND = re.compile(r"\\([A-Za-z]+)")
-NEVER_SET = frozenset(
-    [
-        "unicode",
-        "style",
-        "class",
-        "cssId",
-        "href",
-        "url",
-        "data",
-        "texttip",
-        "tip",
-        "require",
-        "def",
-        "gdef",
-        "edef",
-        "newcommand",
-        "renewcommand",
-        "newenvironment",
-        "let",
-        "includegraphics",
-        "mmlToken",
-        "bbox",
-        "color",
-        "textcolor",
-        "colorbox",
-        "fcolorbox",
-        "definecolor",
-        "enclose",
-        "rule",
-        "Rule",
-        "Space",
-        "hspace",
-        "vspace",
-        "mspace",
-        "kern",
-        "mkern",
-        "hskip",
-        "mskip",
-        "raise",
-        "lower",
-        "moveleft",
-        "moveright",
-        "llap",
-        "rlap",
-        "smash",
-        "mathllap",
-        "mathrlap",
-        "mathclap",
-        "mathchoice",
-        "phantom",
-        "vphantom",
-        "hphantom",
-        "begingroup",
-        "endgroup",
-        "csname",
-        "catcode",
-        "input",
-        "immediate",
-        "write",
-        "openin",
-        "verb",
-        "label",
-        "ref",
-        "eqref",
-        "tag",
-        "char",
-        "ce",
-        "pu",
-        "toggle",
-        "mathtip",
-        "texttt@",
-        "Tiny",
-        "Huge",
-        "huge",
-        "HUGE",
-        "sideset",
-        "genfrac",
-        "skew",
-    ]
-)
+_MORE_THAN_DRAW = """
+unicode style class cssId href url data texttip tip require def gdef edef newcommand renewcommand
+newenvironment let includegraphics mmlToken bbox color textcolor colorbox fcolorbox definecolor
+enclose rule Rule Space hspace vspace mspace kern mkern hskip mskip raise lower moveleft moveright
+llap rlap smash mathllap mathrlap mathclap mathchoice phantom vphantom hphantom begingroup endgroup
+csname catcode input immediate write openin verb label ref eqref tag char ce pu toggle mathtip
+Tiny Huge huge HUGE sideset genfrac skew
+"""
+NEVER_SET = frozenset(_MORE_THAN_DRAW.split())
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 VOID = frozenset({"br", "hr", "img"})
-TAGS = frozenset(
-    [
-        "p",
-        "br",
-        "hr",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "blockquote",
-        "ul",
-        "ol",
-        "li",
-        "a",
-        "em",
-        "strong",
-        "s",
-        "code",
-        "pre",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "span",
-        "div",
-        "figure",
-        "figcaption",
-        "img",
-    ]
-)
-ATTRIBUTES = frozenset(
-    [
-        "href",
-        "rel",
-        "target",
-        "start",
-        "class",
-        "style",
-        "role",
-        "alt",
-        "src",
-        "width",
-        "height",
-        "aria-label",
-    ]
-)
+_TAGS = """
+p br hr h1 h2 h3 h4 h5 h6 blockquote ul ol li a em strong s code pre table thead tbody tr th td
+span div figure figcaption img
+"""
+TAGS = frozenset(_TAGS.split())
+_ATTRIBUTES = "href rel target start class style role alt src width height aria-label"
+ATTRIBUTES = frozenset(_ATTRIBUTES.split())
 
 
 class Page(HTMLParser):
