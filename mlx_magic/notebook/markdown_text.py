@@ -41,6 +41,7 @@ _LINE_START = re.compile(
 )
 _RISKY = re.compile(r"\\(?:[^\W\d_]|[(\[])|\$")
 _QUOTE_MARKS = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?=[/?#\s),;!'\"*\]]|:[0-9]|$)")
 # What MathJax could find in the page that is made of it.
 _DELIMITER = re.compile(r"[$]|&#36;|\\begin|&#92;\\?(?:[(\[]|begin|ref|eqref)")
 
@@ -232,10 +233,12 @@ def _written(found: re.Match[str]) -> str:
 
 def _slashes(found: re.Match[str]) -> str:
     """Keep an address of the web; others must not become links, least of all relative ones."""
+    if found[0] == "//":
+        return "/&#47;"
     before = found.string[max(0, found.start() - 5) : found.start()].lower()
-    if found[0] == "://":
-        return found[0] if before.endswith(("http", "https")) else "&#58;/&#47;"
-    return "/&#47;"
+    # JupyterLab takes an address for one of its own whose host it cannot read.
+    web = before.endswith(("http", "https")) and _HOST.match(found.string, found.end())
+    return found[0] if web else "&#58;/&#47;"
 
 
 def _in_code(text: str) -> str:

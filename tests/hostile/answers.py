@@ -130,6 +130,8 @@ _MARKDOWN: dict[str, str] = {
         "[a](http:api/shutdown) [b](http:/api/shutdown) [c](https:///api) [d](http:?a) [e](http:#a) "
         "[f](mailto:) [g](http:\\\\\\\\api) <http:/api/shutdown> [h](HTTP:api) [i](http&colon;api)"
     ),
+    "cut-addresses": "http://hostile.invalid… http://höst/ http://a%zz/ http://a\\\\b http://a@b http://",
+    "found-by-fuzzing": "\\À \\é{x} `\\ü` \\[\\unicode[x]{41} and http://\\[",
     "reference-links": "[a] [b][] [c][d]\n\n[a]: /api/shutdown\n[b]: //x\n[d]: <#x> 'y'\n[a\n]: /x",
     "footnotes": "a[^1] b^[/x]\n\n[^1]: [x](/api/shutdown) ![p](http://hostile.invalid/n)",
     "directives": (
@@ -219,6 +221,6 @@ HONEST: dict[str, str] = {
     "in a list": "- first $x_1$\n- then\n\n  $$\n  x_2 < x_3\n  $$\n",
     "in a table": "| name | value |\n|---|---|\n| a | $\\alpha$ |",
     "with words": r"$\text{rate} = \frac{\text{km}}{\text{h}}$ and $\mathrm{NaCl}$, $\mathbb{R}^n$",
-    "letters": "$größe = 3\\,€$ und $ñ \\le 5$",
+    "letters": "$β \\le δ$ und $x = 3$",
 }
 """Each has a formula that is typeset; how many is its number of dollars, brackets and ends."""

@@ -50,7 +50,7 @@ THUMBNAIL_SIDE = 256
 _LONGEST_SLUG = 40
 _LONGEST_NAME = 80
 # What Markdown and its dialects read as a sign: wherever it stands, or at a line's start.
-_SIGN = re.compile(r"[\\`*_\[\]<>&|~$]|(?<!http:)(?<!https:)//(?=\S)")
+_SIGN = re.compile(r"[\\`*_\[\]<>&|~$]|//(?=\S)")
 # A backslash does not keep these two from JupyterLab and pandoc. An address with another scheme,
 # or with none, must not become a link.
 _REFERENCES = {"$": "&#36;", "\\": "&#92;", "//": "/&#47;"}
