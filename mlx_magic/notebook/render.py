@@ -9,6 +9,7 @@ from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING
 
+from mlx_magic.notebook import formulas
 from mlx_magic.notebook.expressions import one_line
 from mlx_magic.notebook.sanitise import preformatted, to_html, to_markdown, to_plain
 
@@ -39,9 +40,11 @@ def bundle(result: VisionResult) -> dict[str, str]:
     pictures = thumbnails_html(result.images, result.seen)
     shown = {
         "text/plain": "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part),
-        # A word without a blank must not push the page aside.
+        # A word without a blank must not push the page aside, and no ink lie over it: formulas
+        # and piled-up accents are as high and wide as one likes.
         "text/html": (
-            f'<div style="overflow-wrap:anywhere">{pictures}{answer}{_footer(result)}</div>'
+            f'<div class="{formulas.UNSET}" style="overflow-wrap:anywhere;overflow:auto">'
+            f"{pictures}{answer}{_footer(result)}</div>"
         ),
     }
     if result.format == "markdown":
@@ -114,7 +117,7 @@ def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> s
     if not figures:
         return ""
     return (
-        '<div role="list" aria-label="Pictures of this question" '
+        f'<div class="{formulas.UNSET}" role="list" aria-label="Pictures of this question" '
         f'style="display:flex;flex-wrap:wrap;gap:8px;margin-bottom:8px">{figures}</div>'
     )
 

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.work import Work
-from mlx_magic.notebook import render, sanitise
+from mlx_magic.notebook import formulas, render, sanitise
 from mlx_magic.notebook.blocks import Blocks
 from mlx_magic.notebook.phases import phase_line
 from mlx_magic.notebook.throttle import Throttle
 
 _MUTED = "color:var(--jp-content-font-color2,#666)"
 _SIZE = "font-size:var(--jp-content-font-size1,14px);line-height:var(--jp-content-line-height,1.6)"
-_TEXT = f"white-space:pre-wrap;overflow-wrap:anywhere;{_SIZE}"
+_BLOCK = f"overflow-wrap:anywhere;overflow:auto;{_SIZE}"
+_TEXT = f"white-space:pre-wrap;{_BLOCK}"
 
 
 class View(Protocol):
@@ -225,14 +226,19 @@ class TerminalView:
 
 
 def _status(line: str) -> str:
-    return f'<span role="status" style="{_MUTED}">{html.escape(line)}</span>'
+    text = html.escape(sanitise.to_plain(line))
+    return f'<span class="{formulas.UNSET}" role="status" style="{_MUTED}">{text}</span>'
 
 
 def _plain(text: str) -> str:
-    return f'<div style="{_TEXT}">{html.escape(sanitise.to_plain(text))}</div>' if text else ""
+    if not text:
+        return ""
+    plain = html.escape(sanitise.to_plain(text))
+    return f'<div class="{formulas.UNSET}" style="{_TEXT}">{plain}</div>'
 
 
 def _block(text: str, whole: bool) -> str:
     if not whole:
         return _plain(text.rstrip("\n"))
-    return f'<div style="overflow-wrap:anywhere;{_SIZE}">{sanitise.to_html(text)}</div>'
+    shown = sanitise.to_html(text)
+    return f'<div class="{formulas.UNSET}" style="{_BLOCK}">{shown}</div>'

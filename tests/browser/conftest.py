@@ -73,8 +73,10 @@ def open_notebook(
     expect.set_options(timeout=10_000)
     opened: list[LabNotebook] = []
 
-    def open_cells(*cells: str, front_end: FrontEnd = "lab") -> LabNotebook:
-        path = server.add_notebook(name, list(cells))
+    def open_cells(
+        *cells: str, front_end: FrontEnd = "lab", path: Path | None = None
+    ) -> LabNotebook:
+        path = path or server.add_notebook(name, list(cells))
         page = context.new_page()
         opened.append(LabNotebook(page, server, path, screenshots, front_end))
         return opened[-1]

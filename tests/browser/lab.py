@@ -21,7 +21,7 @@ from playwright.sync_api import Locator, Page, Request, expect
 FrontEnd = Literal["lab", "notebook"]
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 30.0
+DEADLINE = 60.0
 """Seconds for a server or a kernel to start."""
 
 _nbformat: Any = nbformat  # has no type information
@@ -29,7 +29,10 @@ _nbformat: Any = nbformat  # has no type information
 # News and updates would be asked for on the internet.
 _SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "docmanager-extension/plugin": {"autosave": False},
+    "docmanager-extension/plugin": {
+        "autosave": False,
+        "defaultViewers": {"markdown": "Markdown Preview"},
+    },
 }
 
 
@@ -91,6 +94,14 @@ class LabServer:
         page = {"lab": "doc/tree", "notebook": "notebooks"}[front_end]
         return f"{self.url}/{page}/{notebook.name}?token={self._token}"
 
+    def file_address(self, name: str) -> str:
+        """Return the address that opens a file in JupyterLab; Markdown in its viewer."""
+        return f"{self.url}/lab/tree/{name}?token={self._token}&reset"
+
+    def write(self, path: Path, notebook: Any) -> None:
+        """Write a notebook as it is."""
+        _nbformat.write(notebook, path)
+
     def _write_settings(self, folder: Path) -> None:
         for plugin, settings in _SETTINGS.items():
             path = folder / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
@@ -138,6 +149,7 @@ class LabNotebook:
         self.page = page
         self.path = path
         self.foreign_requests: list[str] = []
+        self._requests: list[str] = []
         self._host = urlsplit(server.url).netloc
         self._screenshots = screenshots
         page.on("request", self._note)
@@ -199,11 +211,16 @@ class LabNotebook:
             self.page.keyboard.press("Control+s")
         return _nbformat.read(self.path, as_version=4)
 
+    def server_requests(self, path: str) -> list[str]:
+        """Return what was asked of the server itself with `path` in it."""
+        return [url for url in self._requests if path in url]
+
     def screenshot(self, name: str) -> None:
         """Keep what the page looks like now."""
         self.page.screenshot(path=self._screenshots / f"{name}.png")
 
     def _note(self, request: Request) -> None:
         parts = urlsplit(request.url)
+        self._requests.append(request.url)
         if parts.scheme in ("http", "https", "ws", "wss") and parts.netloc != self._host:
             self.foreign_requests.append(request.url)

@@ -28,12 +28,16 @@ from mlx_magic.testing import use_scripted
 from ipywidgets.widgets.widget import _instances
 img = Image.new("RGB", (40, 20), "red")
 
+CELLS = {"awaited", "vision_cell"}
+
 def trace(frame, event, argument):
     name = frame.f_globals.get("__name__", "")
-    # What IPython calls before a cell and after it is in no cell yet, or no longer.
-    if not name.startswith("mlx_magic") or name == "mlx_magic.notebook.awaited":
+    if not name.startswith("mlx_magic"):
         return None
-    if event == "line":
+    if name == "mlx_magic.notebook.magics" and frame.f_code.co_name in CELLS:
+        # Between two stretches of a cell that awaits the kernel runs code that is not its own.
+        inside[0] = event != "return"
+    if event == "line" and inside[0]:
         seen[0] += 1
         if seen[0] == moment:
             begun.append(bool(session.current().running))
@@ -41,8 +45,8 @@ def trace(frame, event, argument):
     return trace
 
 def interrupt_at(line):
-    global moment, seen, begun, answer, before
-    moment, seen, begun, answer = line, [0], [], None
+    global moment, seen, begun, inside, answer, before
+    moment, seen, begun, inside, answer = line, [0], [], [False], None
     before = set(_instances)
     sys.settrace(trace)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from mlx_magic.inference.images import ImageInput, open_images
 from mlx_magic.inference.json_answer import parse_json
 from mlx_magic.inference.request import FinishReason, OutputFormat, Timings, Usage, VisionResult
+from mlx_magic.notebook import formulas
 from mlx_magic.notebook.render import bundle, thumbnails_html, usage_line
 
 
@@ -234,7 +235,7 @@ def test_a_long_name_is_cut() -> None:
 def test_styles_are_inline_and_every_colour_has_a_fallback() -> None:
     html = bundle(result(images=(picture(),), finish="length"))["text/html"]
     assert "<style" not in html
-    assert "class=" not in html
+    assert set(re.findall(r'class="([^"]*)"', html)) == {formulas.UNSET}
     assert "#000" not in html
     variables = re.findall(r"var\(--jp-[a-z0-9-]+(,?)", html)
     assert variables

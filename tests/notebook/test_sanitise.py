@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.notebook import sanitise
+from mlx_magic.notebook import formulas, sanitise
 from mlx_magic.notebook.sanitise import (
     LONGEST_RICH_TEXT,
     preformatted,
@@ -19,7 +19,8 @@ from mlx_magic.notebook.sanitise import (
 ATTRIBUTES = {
     "a": {"href", "rel", "target"},
     "ol": {"start"},
-    "pre": {"style"},
+    "pre": {"style", "class"},
+    "span": {"class"},
 }
 
 HOSTILE = [
@@ -127,6 +128,8 @@ class Found(HTMLParser):
             if name == "href":
                 self.hrefs.append(value)
                 assert re.match(r"(?i)(https?://|mailto:)", value), value
+            if name == "class":
+                assert value == {"pre": formulas.UNSET, "span": formulas.SET}[tag]
             if name == "style":
                 assert value == "white-space:pre-wrap;overflow-wrap:anywhere"
         if tag == "a":
@@ -190,7 +193,7 @@ def test_escaped_markdown_runs_and_fetches_nothing_where_html_is_allowed(text: s
     markdown = to_markdown(text)
     html = as_a_trusting_program_shows(markdown)
     for tag in re.findall(r"<\s*([a-z!?][a-z0-9]*)([^>]*)", html, re.IGNORECASE):
-        assert tag[0] in sanitise.ALLOWED_TAGS - {"a"}
+        assert tag[0] in (sanitise.ALLOWED_TAGS | {"div"}) - {"a"}
         assert "on" not in tag[1].replace("strong", "")
     assert "language-mermaid" not in html.lower()
     assert not re.search(r"[`~:]{3}[ \t]*\{", markdown)

@@ -7,6 +7,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from mlx_magic.notebook import formulas, sanitise
+
 
 def put(widget: Any, trait: str, value: Any) -> None:
     """Set a trait that has changed; nothing is compared or sent where it has not."""
@@ -64,4 +66,5 @@ def said(text: str, *, problem: bool = False) -> str:
     if not text:
         return ""
     role, look = ("alert", "mlxm-problem") if problem else ("status", "mlxm-quiet")
-    return f'<div role="{role}" class="{look}">{html.escape(text)}</div>'
+    plain = html.escape(sanitise.to_plain(text))
+    return f'<div role="{role}" class="{look} {formulas.UNSET}">{plain}</div>'

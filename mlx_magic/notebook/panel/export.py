@@ -35,7 +35,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic.inference.request import Sampling
-from mlx_magic.notebook import render, sanitise
+from mlx_magic.notebook import markdown_text, render, sanitise
 from mlx_magic.notebook.expressions import one_line
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ THUMBNAIL_SIDE = 256
 _LONGEST_SLUG = 40
 _LONGEST_NAME = 80
 # What Markdown and its dialects read as a sign: wherever it stands, or at a line's start.
-_SIGN = re.compile(r"[\\`*_\[\]<>&|~$]")
+_SIGN = re.compile(r"[\\`*_\[\]<>&|~$]|//(?=\S)")
+# A backslash does not keep these two from JupyterLab and pandoc. An address with another scheme,
+# or with none, must not become a link.
+_REFERENCES = {"$": "&#36;", "\\": "&#92;", "//": "/&#47;"}
 _FIRST_SIGN = re.compile(r"[-+=:#]|[0-9]+(?=[.)])")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -70,7 +73,7 @@ def to_markdown(turns: Sequence[Turn]) -> str:
     blocks = ["# Conversation"]
     for number, turn in enumerate(turns, 1):
         blocks += _turn_blocks(turn, number)
-    return "\n\n".join(blocks) + "\n"
+    return markdown_text.guarded("\n\n".join(blocks) + "\n")
 
 
 def to_json(turns: Sequence[Turn]) -> str:
@@ -133,7 +136,7 @@ def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
 def _answer_blocks(answer: Answer) -> Iterator[str]:
     result = answer.result
     if result is not None:
-        text = sanitise.to_markdown(result.text).strip("\n")
+        text = sanitise.to_markdown(result.text, guarded=False).strip("\n")
         yield _quoted(text) if text.strip() else "*(no text)*"
     if answer.error:
         yield f"**Failed:** {_inline(answer.error, 500)}"
@@ -186,7 +189,7 @@ def _as_written(text: str) -> str:
 
 
 def _escaped(line: str) -> str:
-    escaped = _SIGN.sub(r"\\\g<0>", line)
+    escaped = _SIGN.sub(lambda sign: _REFERENCES.get(sign[0], f"\\{sign[0]}"), line)
     if (first := _FIRST_SIGN.match(escaped)) is None:
         return escaped
     # A digit cannot be escaped, what makes a list of it can.

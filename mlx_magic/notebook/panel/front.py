@@ -12,6 +12,7 @@ import anywidget
 import traitlets
 
 from mlx_magic.inference.shown import shown
+from mlx_magic.notebook import formulas
 
 _SCRIPTS = (
     *("parts", "frame", "camera", "thumbnails", "tray"),
@@ -27,7 +28,7 @@ def _joined(names: tuple[str, ...], ending: str) -> str:
     return "\n".join((folder / f"{name}.{ending}").read_text("utf-8") for name in names)
 
 
-SCRIPT = _joined(_SCRIPTS, "js")
+SCRIPT = f'const UNSET = "{formulas.UNSET}";\n{_joined(_SCRIPTS, "js")}'
 """One module for both widgets: the browser has no other way to load several files."""
 STYLE = _joined(_STYLES, "css")
 

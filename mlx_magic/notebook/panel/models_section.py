@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from mlx_magic.inference.work import amount
+from mlx_magic.notebook import formulas, sanitise
 from mlx_magic.notebook.panel.choices import ModelChoice
 from mlx_magic.notebook.panel.controls import button, line, put, said
 
@@ -195,9 +196,10 @@ def row_html(choice: ModelChoice) -> str:
         bar = f'<span class="mlxm-bar"><span style="width:{share:.1f}%"></span></span>'
     state = choice.state.replace(" ", "-")
     return (
-        f'<span class="mlxm-model-title">{html.escape(choice.name)}</span> '
-        f'<span class="mlxm-badge mlxm-{state}">{html.escape(badge)}</span>{default}'
-        f'<span class="mlxm-quiet mlxm-model-line">{html.escape(choice.line)}</span>{bar}'
+        f'<span class="mlxm-model-title {formulas.UNSET}">{_escaped(choice.name)}</span> '
+        f'<span class="mlxm-badge mlxm-{state} {formulas.UNSET}">{_escaped(badge)}</span>{default}'
+        f'<span class="mlxm-quiet mlxm-model-line {formulas.UNSET}">'
+        f"{_escaped(choice.line)}</span>{bar}"
     )
 
 
@@ -220,11 +222,11 @@ def memory_bar(choices: Sequence[ModelChoice], active: int, cached: int, limit: 
     total = limit or sum(size for _, size, _ in parts) or 1
     segments = "".join(
         f'<span class="{look}" style="width:{100 * size / total:.2f}%" '
-        f'title="{html.escape(name)}: {amount(size)}"></span>'
+        f'title="{_escaped(name)}: {amount(size)}"></span>'
         for name, size, look in parts
     )
     legend = "".join(
-        f'<span><i class="{look}"></i>{html.escape(name)} {amount(size)}</span>'
+        f'<span><i class="{look}"></i>{_escaped(name)} {amount(size)}</span>'
         for name, size, look in parts
     )
     used = weights + other + cached
@@ -232,11 +234,15 @@ def memory_bar(choices: Sequence[ModelChoice], active: int, cached: int, limit: 
     empty = used < 100_000 and not loaded
     words = f"No model is loaded{_free(limit)}" if empty else f"{amount(used)}{of} in use"
     return (
-        f'<div class="mlxm-memory-words"><span>Memory</span><span>{html.escape(words)}</span></div>'
-        f'<div class="mlxm-memory-bar" role="img" aria-label="Memory: {html.escape(words)}">'
+        f'<div class="mlxm-memory-words"><span>Memory</span><span>{_escaped(words)}</span></div>'
+        f'<div class="mlxm-memory-bar" role="img" aria-label="Memory: {_escaped(words)}">'
         f"{segments}</div>"
-        f'<div class="mlxm-legend">{legend}</div>'
+        f'<div class="mlxm-legend {formulas.UNSET}">{legend}</div>'
     )
+
+
+def _escaped(text: str) -> str:
+    return html.escape(sanitise.to_plain(text))
 
 
 def _free(limit: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.session import Session
+from mlx_magic.notebook import formulas, sanitise
 from mlx_magic.notebook.panel.choices import ModelChoice
 from mlx_magic.notebook.phases import phase_line
 
@@ -32,11 +33,11 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
         parts.append(f"{len(running) - 2} more")
     if not running:
         parts.append("idle")
-    words = " · ".join(html.escape(part) for part in parts)
+    words = " · ".join(html.escape(sanitise.to_plain(part)) for part in parts)
     state = "mlxm-busy" if running else "mlxm-idle"
     return (
         '<span class="mlxm-name">mlx-magic</span>'
-        f'<span class="{state}" role="status">{words}</span>'
+        f'<span class="{state} {formulas.UNSET}" role="status">{words}</span>'
     )
 
 

@@ -204,7 +204,7 @@ def test_any_text_stays_in_its_place(text: str) -> None:
 def test_a_prompt_is_shown_word_for_word(prompt: str) -> None:
     prompt = f"x{prompt}x"
     page = rendered(to_markdown([Turn("t1", prompt)]))
-    assert set(page.tags) <= {"h1", "h2", "blockquote", "p", "br"}
+    assert set(page.tags) <= {"h1", "h2", "blockquote", "p", "br", "div"}
     assert "".join(page.quoted).split() == prompt.split()
 
 

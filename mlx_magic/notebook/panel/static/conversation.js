@@ -49,7 +49,7 @@ class Conversation {
     const title = make("span", { class: "mlxv-title" }, "Conversation");
     const buttons = make("span", { class: "mlxv-buttons" }, ...this.exports);
     const head = make("div", { class: "mlxv-bar" }, title, buttons);
-    const group = { class: "mlxm-conversation", role: "group", "aria-label": "Conversation" };
+    const group = { class: `mlxm-conversation ${UNSET}`, role: "group", "aria-label": "Conversation" };
     const parts = [head, this.note.node, this.empty, this.log, this.spoken];
     this.node = make("div", group, ...parts);
   }

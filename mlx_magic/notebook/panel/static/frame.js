@@ -135,7 +135,7 @@ function setLost(root, lost) {
   for (const child of root.children) child.inert = lost && child !== banner;
   if (!lost) return banner.remove();
   // A region must be there before its text, or it is not read out.
-  const region = make("div", { class: "mlxm-lost", role: "alert" });
+  const region = make("div", { class: `mlxm-lost ${UNSET}`, role: "alert" });
   root.prepend(region);
   region.textContent = LOST;
 }

@@ -58,7 +58,7 @@ class Tray {
     );
     const inside = [bar, this.reason, this.camera.reason, this.camera.node, this.thumbnails.node];
     this.zone = make("div", { class: "mlxv-zone" }, ...inside, this.busy);
-    const group = { class: "mlxm-tray", role: "group", "aria-label": "Pictures" };
+    const group = { class: `mlxm-tray ${UNSET}`, role: "group", "aria-label": "Pictures" };
     this.node = make("div", group, this.zone, alert, this.spoken);
   }
 

@@ -1,0 +1,387 @@
+r"""TeX in texts of others: what may be typeset, and what is shown as it is written.
+
+JupyterLab, Notebook 7, nbviewer and nbconvert's HTML typeset TeX wherever they find it in the page,
+after the HTML was sanitized. TeX can fetch, link, and cover the page (``\unicode``, ``\href``,
+``\style``, ``\rule``). So everything of ours that shows a text of others has the class
+`UNSET`, and only formulas of which each command is known to draw in its own place get the class
+`SET`. All other modules ask this one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
+    from markdown_it.rules_inline import StateInline
+    from markdown_it.token import Token
+
+# First for MathJax 3 and 4 (JupyterLab), second for MathJax 2 (nbconvert, nbviewer).
+SET_CLASSES = ("mathjax_process", "tex2jax_process")
+UNSET = "mathjax_ignore tex2jax_ignore"
+"""Class of an HTML element in which no TeX is typeset."""
+SET = " ".join(SET_CLASSES)
+"""Class of an element in such a one in which TeX is typeset nevertheless."""
+
+LONGEST = 2_000
+"""Characters of a formula that is typeset."""
+MOST = 300
+"""Formulas of one answer that are typeset: MathJax takes milliseconds for each."""
+
+_DEEPEST = 20
+_MOST_COMMANDS = 300
+_MOST_IN_A_ROW = 12
+
+# Commands that draw where they stand and in proportion to what they are given. No definitions,
+# links, classes, styles, colors, sizes in units, negative or free space, or boxes of no width.
+_SYMBOLS = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa varkappa lambda mu nu
+xi omicron pi varpi rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta
+Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega digamma aleph beth gimel daleth
+hbar hslash ell wp Re Im imath jmath partial nabla infty emptyset varnothing prime backprime
+forall exists nexists neg lnot top bot angle measuredangle sphericalangle triangle square Box
+blacksquare lozenge Diamond bigstar flat natural sharp clubsuit diamondsuit heartsuit spadesuit
+surd checkmark complement mho eth degree dagger ddagger dag ddag S P copyright pounds yen
+pm mp times div cdot cdotp ast star circ bullet oplus ominus otimes oslash odot cap cup uplus sqcap
+sqcup vee wedge lor land setminus smallsetminus wr amalg bigcirc bigtriangleup bigtriangledown
+triangleleft triangleright ltimes rtimes bowtie diamond dotplus Cap Cup doublecap doublecup
+barwedge veebar boxplus boxminus boxtimes boxdot circledast circledcirc circleddash intercal
+sum prod coprod int iint iiint iiiint oint bigcap bigcup bigsqcup bigvee bigwedge bigoplus
+bigotimes bigodot biguplus intop smallint
+le leq leqq leqslant ge geq geqq geqslant ne neq lt gt ll gg lll ggg equiv sim simeq approx approxeq
+cong propto asymp doteq doteqdot models vdash dashv Vdash vDash Vvdash perp mid nmid parallel
+nparallel smile frown in ni notin owns subset supset subseteq supseteq subsetneq supsetneq
+nsubseteq nsupseteq sqsubset sqsupset sqsubseteq sqsupseteq prec succ preceq succeq precsim succsim
+lesssim gtrsim lessgtr gtrless lessapprox gtrapprox triangleq coloneqq eqqcolon eqsim bumpeq Bumpeq
+circeq fallingdotseq risingdotseq backsim backsimeq trianglelefteq trianglerighteq vartriangle
+vartriangleleft vartriangleright therefore because between pitchfork nless ngtr nleq ngeq nsim ncong
+nprec nsucc nvdash nvDash ntriangleleft ntriangleright not
+gets to leftarrow rightarrow uparrow downarrow leftrightarrow updownarrow Leftarrow Rightarrow
+Uparrow Downarrow Leftrightarrow Updownarrow longleftarrow longrightarrow longleftrightarrow
+Longleftarrow Longrightarrow Longleftrightarrow mapsto longmapsto hookleftarrow hookrightarrow
+leftharpoonup leftharpoondown rightharpoonup rightharpoondown rightleftharpoons leftrightharpoons
+nearrow searrow swarrow nwarrow iff implies impliedby leadsto rightsquigarrow twoheadrightarrow
+twoheadleftarrow rightarrowtail leftarrowtail curvearrowleft curvearrowright circlearrowleft
+circlearrowright nrightarrow nleftarrow nRightarrow nLeftarrow nleftrightarrow nLeftrightarrow
+upharpoonleft upharpoonright rightrightarrows leftleftarrows upuparrows downdownarrows multimap
+dots ldots cdots vdots ddots dotsb dotsc dotsi dotsm dotso colon
+lbrace rbrace lbrack rbrack langle rangle lfloor rfloor lceil rceil lvert rvert lVert rVert vert
+Vert backslash lgroup rgroup lmoustache rmoustache ulcorner urcorner llcorner lrcorner
+arccos arcsin arctan arg cos cosh cot coth csc deg det dim exp gcd hom inf injlim ker lg lim liminf
+limsup ln log max min Pr projlim sec sin sinh sup tan tanh varlimsup varliminf varinjlim varprojlim
+bmod mod pmod pod quad qquad enspace thinspace medspace thickspace
+limits nolimits displaystyle textstyle scriptstyle scriptscriptstyle nonumber notag hline
+left right middle big Big bigg Bigg bigl bigr bigm Bigl Bigr Bigm biggl biggr biggm Biggl Biggr
+Biggm over choose rm bf it
+"""
+_TAKING = """
+frac dfrac tfrac cfrac binom dbinom tbinom sqrt overset underset stackrel substack boxed fbox
+cancel bcancel xcancel
+hat widehat bar vec dot ddot dddot ddddot tilde widetilde acute grave check breve mathring
+overline underline overbrace underbrace overrightarrow overleftarrow overleftrightarrow
+underrightarrow underleftarrow xrightarrow xleftarrow
+mathrm mathbf mathit mathsf mathtt mathbb mathcal mathscr mathfrak mathnormal boldsymbol bm pmb
+text textrm textbf textit textsf texttt textnormal mbox operatorname
+mathop mathbin mathrel mathord mathopen mathclose mathpunct mathinner
+"""
+_TAKING_COMMANDS = frozenset(_TAKING.split())
+COMMANDS = frozenset(_SYMBOLS.split()) | _TAKING_COMMANDS
+"""Names of commands that are typeset."""
+
+_SIGNS = frozenset(",:;>!{}|_&%$# \\\n")
+_PARTS = """
+matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix cases rcases array aligned alignedat
+gathered split
+"""
+# By themselves, outside of delimiters.
+_WHOLE = "equation equation* align align* gather gather* multline multline* eqnarray eqnarray*"
+_DISPLAYS = frozenset(_WHOLE.split())
+ENVIRONMENTS = frozenset(_PARTS.split()) | _DISPLAYS
+"""Names of environments that are typeset."""
+
+_PART = re.compile(
+    r"\\(?P<which>begin|end)\{(?P<name>[A-Za-z]{1,20}\*?)\}"
+    r"|\\(?P<command>[A-Za-z]+)"
+    r"|\\(?P<sign>.)"
+    r"|(?P<brace>[{}])"
+    r"|(?P<text>[^\\{}]+)",
+    re.DOTALL,
+)
+_ROW = re.compile(r"[ \n]*(?:\*|\[)")
+_ROW_SPACE = re.compile(r"\[[ ]*(?:[0-9](?:\.[0-9]{1,2})?(?:em|ex|mm)|[0-9]{1,2}(?:pt|px))[ ]*\]")
+_ROWS_WITH_SPACE = re.compile(r"\\\\\[[^\]\\]*\]")
+_COLUMNS = re.compile(r"(?:\[[tbc]\])?\{[lcr| ]{1,40}\}|(?![\s\S])")
+_COUNT = re.compile(r"\{[0-9]{1,2}\}")
+# A comment, a parameter, another formula; quotes, addresses and code of Markdown; TeX's
+# way to write any character by its number.
+_NEVER = re.compile('[%#$`"@\0-\x09\x0b-\x1f\x7f]|\\^\\^|//|\n[ \t]*\n')
+_CATEGORIES = "Lu Ll Lt Lm Lo Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs"
+_VISIBLE = frozenset(_CATEGORIES.split())
+_BLANK_LINE = re.compile(r"\n[ \t>]*\n")
+_OPENING = re.compile(r"\\begin\{([A-Za-z]{1,20}\*?)\}")
+
+
+def draws_only(tex: str) -> bool:
+    """Return whether each command of a formula is known to draw in its own place.
+
+    Parameters
+    ----------
+    tex : str
+        Without its delimiters.
+    """
+    if not tex.strip() or len(tex) > LONGEST or not (tex.isascii() or _plain_letters(tex)):
+        return False
+    opened: list[str] = []
+    commands = in_a_row = backwards = 0
+    for part in _PART.finditer(tex):
+        kind, value = part.lastgroup, part[0]
+        if kind == "text":
+            if _NEVER.search(value):
+                return False
+            in_a_row = in_a_row if value.isspace() else 0
+            continue
+        if kind == "brace":
+            if value == "{":
+                opened.append("{")
+            elif not opened or opened.pop() != "{":
+                return False
+            in_a_row = 0
+        elif kind == "name":
+            if not _environment(part, tex, opened):
+                return False
+        elif kind == "command":
+            if part["command"] not in COMMANDS:
+                return False
+            taking = part["command"] in _TAKING_COMMANDS
+            in_a_row = in_a_row + 1 if taking else 0
+        elif part["sign"] not in _SIGNS or not _row_fits(part, tex):
+            return False
+        backwards += value == "\\!"
+        commands += 1
+        if (
+            len(opened) > _DEEPEST
+            or commands > _MOST_COMMANDS
+            or in_a_row > _MOST_IN_A_ROW
+            or backwards > 6
+        ):
+            return False
+    # A space that is escaped, at the end, where spaces are taken away.
+    return not opened and not _odd(tex.rstrip(), len(tex.rstrip()))
+
+
+def _row_fits(part: re.Match[str], tex: str) -> bool:
+    """Return whether a sign is not the end of a row with more space than a little."""
+    if part["sign"] != "\\" or not _ROW.match(tex, part.end()):
+        return True
+    return _ROW_SPACE.match(tex, part.end()) is not None
+
+
+def _environment(part: re.Match[str], tex: str, opened: list[str]) -> bool:
+    """Open or close an environment; return whether that is allowed."""
+    name = part["name"]
+    if name not in ENVIRONMENTS:
+        return False
+    if part["which"] == "end":
+        return bool(opened) and opened.pop() == name
+    opened.append(name)
+    if name == "array":
+        return _COLUMNS.match(tex, part.end()) is not None
+    if name == "alignedat":
+        return _COUNT.match(tex, part.end()) is not None
+    return True
+
+
+def _plain_letters(tex: str) -> bool:
+    """Return whether what is not ASCII is visible and does not pile up on its neighbor."""
+    return all(sign < "\x80" or unicodedata.category(sign) in _VISIBLE for sign in tex)
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A formula that was found in a text.
+
+    Attributes
+    ----------
+    end : int
+        Where it ends in the text.
+    source : str
+        With its delimiters.
+    tex : str
+        Without them; an environment by itself has none.
+    kind : {"inline", "display", "environment"}
+    """
+
+    end: int
+    source: str
+    tex: str
+    kind: str
+
+    @property
+    def allowed(self) -> bool:
+        """Whether it may be typeset."""
+        return draws_only(self.tex)
+
+    def html(self) -> str:
+        """Return it as HTML that is typeset in an element of class `UNSET`."""
+        opening, closing = {"inline": ("\\(", "\\)"), "display": ("\\[", "\\]")}.get(
+            self.kind, ("", "")
+        )
+        return f'<span class="{SET}">{escape(opening + _spaced(self.tex) + closing)}</span>'
+
+    def markdown(self) -> str:
+        """Return it as Markdown that is typeset in an element of class `UNSET`."""
+        mark = {"inline": "$", "display": "$$"}.get(self.kind, "")
+        tex = _ROWS_WITH_SPACE.sub(r"\\\\", self.tex)
+        return f'<span class="{SET}">{mark}{_spaced(tex)}{mark}</span>'
+
+
+def _spaced(tex: str) -> str:
+    r"""Return a formula in one line that no reader of Markdown or HTML takes for another thing.
+
+    A program that takes one of the two backslashes away that end a row must not meet a command
+    behind it (``\\unicode``), nor one that looks for braces a brace.
+    """
+    tex = re.sub(r"\s+", " ", tex.strip())
+    tex = re.sub(r"\\\\(?!\[)|\\(?:[^\\]|$)", _apart, tex)
+    tex = re.sub(r"<(?=\S)", "< ", tex)
+    return re.sub(r"(\]|!)(?=[(:\[])", r"\1 ", tex)
+
+
+def _apart(found: re.Match[str]) -> str:
+    return "\\\\ " if found[0] == "\\\\" else found[0]
+
+
+def find(text: str, at: int) -> Formula | None:
+    """Return the formula that begins at a place of a text, be it allowed or not.
+
+    Parameters
+    ----------
+    text : str
+    at : int
+        Where there is a dollar or a backslash.
+    """
+    most = at + 2 * LONGEST
+    if text.startswith("$$", at):
+        return _between(text, at, "$$", "$$", "display")
+    if text[at] == "$":
+        end = at + 1
+        while (end := text.find("$", end, most)) != -1 and text[end - 1] == "\\":
+            end += 1
+        # As in "$5 and $6", which are no formula.
+        if end == -1 or text[at + 1 : at + 2].isspace() or text[end - 1].isspace():
+            return None
+        if text[end + 1 : end + 2].isdigit():
+            return None
+        return _formula(text, at, end + 1, at + 1, end, "inline")
+    if text.startswith("\\(", at):
+        return _between(text, at, "\\(", "\\)", "inline")
+    if text.startswith("\\[", at):
+        return _between(text, at, "\\[", "\\]", "display")
+    opening = _OPENING.match(text, at)
+    if opening is None:
+        return None
+    closing = f"\\end{{{opening[1]}}}"
+    end, depth = opening.end(), 0
+    for _ in range(_DEEPEST):
+        place = text.find(closing, end, most)
+        if place == -1:
+            return None
+        depth += text.count(opening[0], end, place)
+        end = place + len(closing)
+        if not depth:
+            kind = "environment" if opening[1] in _DISPLAYS else "display"
+            return _formula(text, at, end, at, end, kind)
+        depth -= 1
+    return None
+
+
+def _between(text: str, at: int, opening: str, closing: str, kind: str) -> Formula | None:
+    begin = at + len(opening)
+    end = text.find(closing, begin, at + 2 * LONGEST)
+    # "\\" before the closing backslash is the end of a row.
+    while end != -1 and closing[0] == "\\" and text[end - 1] == "\\" and _odd(text, end):
+        end = text.find(closing, end + 1, at + 2 * LONGEST)
+    return None if end == -1 else _formula(text, at, end + len(closing), begin, end, kind)
+
+
+def _odd(text: str, end: int) -> bool:
+    """Return whether an odd number of backslashes stands before a place."""
+    run = text[max(0, end - LONGEST) : end]
+    return (len(run) - len(run.rstrip("\\"))) % 2 == 1
+
+
+def _formula(text: str, at: int, end: int, begin: int, until: int, kind: str) -> Formula | None:
+    tex = text[begin:until]
+    if not tex.strip() or _BLANK_LINE.search(tex):
+        return None
+    return Formula(end, text[at:end], tex, kind)
+
+
+def enable(parser: MarkdownIt) -> None:
+    """Teach a Markdown parser formulas: allowed ones are set, all others are shown as code."""
+    parser.inline.ruler.before("escape", "formula", _inline_rule)
+    stops = ["paragraph", "reference", "blockquote", "list"]
+    parser.block.ruler.before("code", "formula", _block_rule, {"alt": stops})
+    parser.add_render_rule("formula", _render)
+
+
+def _inline_rule(state: StateInline, silent: bool) -> bool:
+    if state.src[state.pos] not in "$\\":
+        return False
+    formula = find(state.src, state.pos)
+    if formula is None or formula.end > state.posMax:
+        return False
+    if not silent:
+        _push(state, formula)
+    state.pos = formula.end
+    return True
+
+
+def _block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    if state.is_code_block(start):
+        return False
+    at = state.bMarks[start] + state.tShift[start]
+    if state.src[at : at + 2] not in ("$$", "\\[", "\\b"):
+        return False
+    formula = find(state.src, at)
+    if formula is None or not formula.allowed:
+        return False
+    line = start + formula.source.count("\n")
+    # Of lines in a quote or a list, their marks are no part of it.
+    if line >= end or state.src[formula.end : state.eMarks[line]].strip(" \t"):
+        return False
+    if any(state.sCount[between] < state.blkIndent for between in range(start + 1, line + 1)):
+        return False
+    inside = find(state.getLines(start, line + 1, state.blkIndent, False).strip(), 0)
+    if inside is None or not inside.allowed:
+        return False
+    if not silent:
+        state.line = line + 1
+        for type_, nesting in (("paragraph_open", 1), ("formula", 0), ("paragraph_close", -1)):
+            token = state.push(type_, "p" if nesting else "", nesting)  # type: ignore[arg-type]
+            token.map = [start, state.line]
+            token.meta = {"formula": inside}
+    return True
+
+
+def _push(state: StateInline, formula: Formula) -> None:
+    token = state.push("formula", "", 0)
+    token.content = formula.source
+    token.meta = {"formula": formula}
+
+
+def _render(
+    self: object, tokens: Sequence[Token], index: int, options: object, env: dict[str, int]
+) -> str:
+    formula: Formula = tokens[index].meta["formula"]
+    env["formulas"] = env.get("formulas", 0) + 1
+    if env["formulas"] <= MOST and formula.allowed:
+        return formula.html()
+    return f"<code>{escape(formula.source)}</code>"
