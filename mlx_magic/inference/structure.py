@@ -1,0 +1,262 @@
+"""What a picture's file is made of, read before Pillow works on it.
+
+Pillow bounds a picture's pixels; its time and memory also go by what is listed here: scans,
+directories, pages, tiles. Each is looked at in the bytes, without decoding any.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mlx_magic.errors import ImageDecodeError
+from mlx_magic.inference.watched import Watch
+
+MAX_SCANS = 100
+"""Scans of a JPEG; encoders make about ten. Each costs a walk over the whole picture."""
+
+MAX_MEMORY = 500_000_000
+"""Bytes that decoding may take, where the header tells."""
+
+MAX_COUNTED = 10_000
+"""Pages or frames that are counted one by one."""
+
+_MAX_BLOCKS = 1_000_000
+_MAX_COMMENTS = 10_000
+_MAX_TAGS = 1_000
+_MAX_VALUES = 300_000
+_MAX_FRACTIONS = 10_000
+_SOS = b"\xff\xda"
+# Within a scan FF is followed by 0 or a restart marker; fill bytes are FF again.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_FRAMES_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_GIF_BLOCK = re.compile(rb"[!,;]")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many pages or frames there are: `count`, or more than that."""
+
+    count: int
+    more: bool = False
+
+    def __str__(self) -> str:
+        return f"more than {self.count}" if self.more else str(self.count)
+
+
+def check_structure(kind: str, data: bytes, watch: Watch) -> Counted | None:
+    """Refuse a file whose parts cost far more than its pixels.
+
+    Parameters
+    ----------
+    kind : str
+        From `picture_format`.
+    data : bytes
+        The whole file.
+    watch : Watch
+
+    Returns
+    -------
+    Counted or None
+        Frames of a GIF or pages of a TIFF; None for what says it elsewhere, or has one only.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it has too many parts, or they lead nowhere.
+    ValueError, struct.error, IndexError
+        If it is cut short or damaged.
+    """
+    check = _CHECKS.get(kind)
+    return None if check is None else check(data, watch)
+
+
+def _refuse(watch: Watch, why: str) -> NoReturn:
+    raise ImageDecodeError(f"{watch.label} {why}.", source=watch.label)
+
+
+# JPEG
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A JPEG's frame header: what its coefficients take in memory."""
+
+    progressive: bool
+    pixels: int
+    components: int
+    coefficients: int
+
+    @classmethod
+    def read(cls, marker: int, body: bytes) -> _Frame:
+        _, height, width, count = struct.unpack_from(">BHHB", body)
+        factors = [(body[at] >> 4, body[at] & 15) for at in range(7, 6 + 3 * count, 3)]
+        widest = max((across for across, _ in factors), default=1) or 1
+        highest = max((down for _, down in factors), default=1) or 1
+        part = sum(across * down for across, down in factors) / (widest * highest)
+        pixels = width * height
+        return cls(marker in _PROGRESSIVE, pixels, count, int(pixels * part * 2))
+
+
+def _check_jpeg(data: bytes, watch: Watch) -> None:
+    frame: _Frame | None = None
+    at = 2
+    while found := _MARKER.search(data, at):
+        marker, at = data[found.start() + 1], found.end()
+        if marker in _NO_LENGTH:
+            continue
+        if marker == 0xD9:
+            return
+        length = int.from_bytes(data[at : at + 2], "big")
+        if marker in _FRAMES_JPEG:
+            frame = _Frame.read(marker, data[at + 2 : at + length])
+        if marker == 0xDA:
+            break
+        at += max(length, 2)
+    else:
+        return
+    if frame is None or not (
+        frame.progressive or data[at + 2 : at + 3] != bytes([frame.components])
+    ):
+        return  # one scan, decoded as it comes
+    if frame.coefficients + 4 * frame.pixels > MAX_MEMORY:
+        _refuse(
+            watch,
+            f"is a progressive JPEG of {frame.pixels / 1e6:.0f} megapixels, which takes more than "
+            f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a plain JPEG, or smaller",
+        )
+    # Cheap, and too many only by chance: in what follows the picture, in a comment.
+    if data.count(_SOS, at) >= MAX_SCANS and _scans(data, at, watch) > MAX_SCANS:
+        _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it anew, as a plain JPEG")
+
+
+def _scans(data: bytes, at: int, watch: Watch) -> int:
+    """Count the scans from the first one on, whose length is at `at`."""
+    count = 1
+    at += int.from_bytes(data[at : at + 2], "big")
+    while (found := _MARKER.search(data, at)) and count <= MAX_SCANS:
+        watch.checkpoint()
+        marker, at = data[found.start() + 1], found.end()
+        if marker in _NO_LENGTH:
+            continue
+        if marker == 0xD9:
+            break
+        count += marker == 0xDA
+        at += max(int.from_bytes(data[at : at + 2], "big"), 2)
+    return count
+
+
+# GIF
+
+
+def _count_gif(data: bytes, watch: Watch) -> Counted:
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    frames = blocks = comments = 0
+    while found := _GIF_BLOCK.search(data, at):
+        at, kind = found.end(), data[found.start()]
+        if kind == 0x3B:
+            break
+        if kind == 0x21:
+            comments += data[at : at + 1] == b"\xfe"
+            at += 1
+        else:
+            flags = data[at + 8 : at + 9]
+            if not flags:
+                break
+            frames += 1
+            if frames > MAX_COUNTED:
+                return Counted(MAX_COUNTED, more=True)
+            at += 10 + (3 << (flags[0] & 7) + 1 if flags[0] & 0x80 else 0)
+        begun = blocks
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+            blocks += 1
+            if blocks > _MAX_BLOCKS:
+                if not frames:
+                    _refuse(watch, "is a GIF of many blocks before its first frame")
+                return Counted(frames, more=True)
+        if kind == 0x21 and not frames and blocks - begun > _MAX_COMMENTS:
+            _refuse(watch, "is a GIF with more than a megabyte of notes before its first frame")
+        at += 1
+        if comments > _MAX_COMMENTS and not frames:
+            _refuse(watch, f"is a GIF of more than {_MAX_COMMENTS} comments")
+    return Counted(frames)
+
+
+# TIFF
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiff:
+    """How numbers are written in a TIFF."""
+
+    order: str
+    big: bool
+
+    def number(self, code: str, data: bytes, at: int) -> int:
+        """Read one number; struct.error where the file has ended."""
+        value: int = struct.unpack_from(self.order + code, data, at)[0]
+        return value
+
+    def directory(self, data: bytes, at: int) -> tuple[int, int, int]:
+        """Return the number of tags, where they are, and where the next directory is."""
+        tags = self.number("Q" if self.big else "H", data, at)
+        first = at + (8 if self.big else 2)
+        end = first + tags * self.tag_bytes
+        return tags, first, self.number("Q" if self.big else "L", data, end)
+
+    @property
+    def tag_bytes(self) -> int:
+        """How many bytes a tag takes."""
+        return 20 if self.big else 12
+
+
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
+               16: 8, 17: 8, 18: 8}  # fmt: skip
+_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH = 322, 323, 256, 257
+
+
+def _count_tiff(data: bytes, watch: Watch) -> Counted:
+    order = "<" if data[:2] == b"II" else ">"
+    tiff = _Tiff(order, big=data[2:4] in (b"+\0", b"\0+"))
+    at = tiff.number("Q", data, 8) if tiff.big else tiff.number("L", data, 4)
+    _check_directory(tiff, data, at, watch)
+    seen: set[int] = set()
+    while at and at not in seen:
+        if len(seen) == MAX_COUNTED:
+            return Counted(MAX_COUNTED, more=True)
+        seen.add(at)
+        _, _, at = tiff.directory(data, at)
+    return Counted(len(seen))
+
+
+def _check_directory(tiff: _Tiff, data: bytes, at: int, watch: Watch) -> None:
+    tags, first, _ = tiff.directory(data, at)
+    if tags > _MAX_TAGS:
+        _refuse(watch, f"is a TIFF whose first page has {tags} tags, more than {_MAX_TAGS}")
+    single: dict[int, int] = {}
+    for start in range(first, first + tags * tiff.tag_bytes, tiff.tag_bytes):
+        tag, kind = tiff.number("H", data, start), tiff.number("H", data, start + 2)
+        count = tiff.number("Q" if tiff.big else "L", data, start + 4)
+        fraction = kind in (5, 10)
+        if _TIFF_SIZES.get(kind, 1) > 1 and count > (_MAX_FRACTIONS if fraction else _MAX_VALUES):
+            _refuse(watch, f"is a TIFF whose tag {tag} has {count} values")
+        if count == 1 and kind in (3, 4):
+            code = "H" if kind == 3 else "L"
+            single[tag] = tiff.number(code, data, start + (12 if tiff.big else 8))
+    tile = single.get(_TILE_WIDTH, 0) * single.get(_TILE_LENGTH, 0)
+    picture = single.get(_WIDTH, 0) * single.get(_LENGTH, 0)
+    if tile > max(4 * picture, 4_000_000):
+        _refuse(watch, "is a TIFF whose tiles are far larger than the picture")
+
+
+_CHECKS: dict[str, Callable[[bytes, Watch], Counted | None]] = {
+    "JPEG": _check_jpeg,
+    "GIF": _count_gif,
+    "TIFF": _count_tiff,
+}
