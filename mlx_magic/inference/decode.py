@@ -23,6 +23,8 @@ from mlx_magic.inference.image_limits import (
 )
 from mlx_magic.inference.image_modes import to_rgb
 from mlx_magic.inference.jpeg2000 import decode_jpeg2000
+from mlx_magic.inference.netpbm import decode_netpbm
+from mlx_magic.inference.qoi import decode_qoi
 from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format, why_no_picture
 from mlx_magic.inference.structure import Counted, check_structure
 from mlx_magic.inference.watched import Watch, WatchedBytes
@@ -39,14 +41,18 @@ _DECODERS = {
     "BMP": ("BmpImagePlugin", "BmpImageFile"),
     "TIFF": ("TiffImagePlugin", "TiffImageFile"),
     "AVIF": ("AvifImagePlugin", "AvifImageFile"),
-    "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
     "PPM": ("PpmImagePlugin", "PpmImageFile"),
-    "QOI": ("QoiImagePlugin", "QoiImageFile"),
+}
+# What Pillow decodes in a way that cannot be stopped or is far too slow; None leaves it to Pillow.
+_OWN_DECODERS: dict[str, Callable[[bytes, Watch], Image.Image | None]] = {
+    "JPEG 2000": decode_jpeg2000,
+    "PPM": decode_netpbm,
+    "QOI": decode_qoi,
 }
 # A file that a person's Pillow image stands on is read again, to look at its structure.
 _LOOK_AT_BYTES = 50_000_000
 # Decoders in Python, which read byte by byte.
-_SMALL_READS = frozenset({"QOI", "BMP", "PPM"})
+_SMALL_READS = frozenset({"BMP"})
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -104,11 +110,11 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
         raise ImageDecodeError(f"{label} {why_no_picture(data[:SNIFF_BYTES])}", source=label)
     watch = Watch(label, cancel)
     watch.checkpoint()
-    decoder = _decoder(kind, label)
     counted = _guarded(lambda: check_structure(kind, data, watch), watch, kind)
-    if kind == "JPEG 2000":
-        image: Image.Image = _guarded(lambda: decode_jpeg2000(data, watch), watch, kind)
-    else:
+    own = _OWN_DECODERS.get(kind)
+    image = None if own is None else _guarded(lambda: own(data, watch), watch, kind)
+    if image is None:
+        decoder = _decoder(kind, label)
         file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
         image = _guarded(lambda: decoder(file), watch, kind)
     # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.

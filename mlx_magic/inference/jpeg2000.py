@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -11,16 +12,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import PIL
 from PIL import Image
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from mlx_magic.errors import ImageDecodeError
 from mlx_magic.inference.image_limits import check_pixels
-from mlx_magic.inference.structure import MAX_MEMORY
-from mlx_magic.inference.watched import DECODE_SECONDS, Watch
+from mlx_magic.inference.watched import Watch
 
 _SCRIPT = Path(__file__).with_name("jpeg2000_apart.py")
 _SIZ = b"\xff\x4f\xff\x51"
 _LOOK_SECONDS = 0.05
+# Scans of archives are often one tile of many megapixels, each value of which takes 4 bytes.
+_MAX_MEMORY = 1_100_000_000
+_SECONDS = 2
+_PIXELS_A_SECOND = 2_000_000
 # Beside the picture: Python and Pillow themselves, as addresses.
 _PROGRAM_BYTES = 600_000_000
 _MOST_TILES = 65_535
@@ -38,12 +44,14 @@ def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
     ValueError, OSError
         If it is damaged: as Pillow says it.
     """
-    _check(data, watch)
-    import PIL
+    pixels = _check(data, watch)
+    if not sys.executable:  # Python inside of another program: there is nothing to start
+        return Jpeg2KImageFile(io.BytesIO(data))
+    seconds = _SECONDS + pixels // _PIXELS_A_SECOND
 
     command = [
-        sys.executable, "-I", str(_SCRIPT), str(int(DECODE_SECONDS)),
-        str(MAX_MEMORY + _PROGRAM_BYTES), str(Path(PIL.__file__).parents[1]),
+        sys.executable, "-I", str(_SCRIPT), str(seconds),
+        str(_MAX_MEMORY + _PROGRAM_BYTES), str(Path(PIL.__file__).parents[1]),
     ]  # fmt: skip
     with subprocess.Popen(
         command,
@@ -68,8 +76,8 @@ def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
     if "error" in answer:
         raise ValueError(str(answer["error"]))
     raise ImageDecodeError(
-        f"{watch.label} is a JPEG 2000 that takes more than {DECODE_SECONDS:g} seconds or "
-        f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a PNG or JPEG.",
+        f"{watch.label} is a JPEG 2000 that takes more than {seconds} seconds or "
+        f"{_MAX_MEMORY // 1_000_000} MB to decode: save it as a PNG or JPEG.",
         source=watch.label,
     )
 
@@ -94,8 +102,8 @@ def _talk(
         return
 
 
-def _check(data: bytes, watch: Watch) -> None:
-    """Refuse by the header of the codestream, whatever the file around it says."""
+def _check(data: bytes, watch: Watch) -> int:
+    """Refuse by the header of the codestream, whatever the file around it says; return pixels."""
     at = data.find(_SIZ)
     if at < 0:
         raise ValueError("no codestream")
@@ -110,10 +118,11 @@ def _check(data: bytes, watch: Watch) -> None:
     tile = min(width, across) * min(height, down)
     tiles = -(-(width + left - tile_left) // across) * -(-(height + top - tile_top) // down)
     need = 4 * width * height + 4 * tile * components
-    if need > MAX_MEMORY or tiles > _MOST_TILES:
+    if need > _MAX_MEMORY or tiles > _MOST_TILES:
         raise ImageDecodeError(
             f"{watch.label} is a JPEG 2000 of {width}x{height} with {components} components in "
-            f"{tiles} tiles, which takes more than {MAX_MEMORY // 1_000_000} MB to decode: "
+            f"{tiles} tiles, which takes more than {_MAX_MEMORY // 1_000_000} MB to decode: "
             "save it as a PNG or JPEG.",
             source=watch.label,
         )
+    return int(width * height)

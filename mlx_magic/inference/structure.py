@@ -24,6 +24,8 @@ MAX_MEMORY = 500_000_000
 MAX_COUNTED = 10_000
 """Pages or frames that are counted one by one."""
 
+# A segment holds up to 64 KB: the largest file has some thousands, if all of it is notes.
+_MAX_SEGMENTS = 10_000
 _MAX_BLOCKS = 1_000_000
 _MAX_COMMENTS = 10_000
 _MAX_TAGS = 1_000
@@ -105,8 +107,11 @@ class _Frame:
 
 def _check_jpeg(data: bytes, watch: Watch) -> None:
     frame: _Frame | None = None
-    at = 2
+    at, segments = 2, 0
     while found := _MARKER.search(data, at):
+        segments += 1
+        if segments > _MAX_SEGMENTS:
+            _refuse(watch, "is a JPEG made of too many small pieces: save it anew")
         marker, at = data[found.start() + 1], found.end()
         if marker in _NO_LENGTH:
             continue
