@@ -141,6 +141,8 @@ def parse_url(url: str) -> Target:
 def _plain_host(host: str) -> str:
     if not host:
         raise ValueError("it names no host")
+    if "%" in host:  # fe80::1%eth0
+        raise ValueError("its address belongs to one network cable")
     if ":" in host:
         return str(ipaddress.ip_address(host))
     try:

@@ -26,7 +26,7 @@ from mlx_magic.inference.jpeg2000 import decode_jpeg2000
 from mlx_magic.inference.netpbm import decode_netpbm
 from mlx_magic.inference.qoi import decode_qoi
 from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format, why_no_picture
-from mlx_magic.inference.structure import Counted, check_structure
+from mlx_magic.inference.structure import Counted, check_memory, check_structure
 from mlx_magic.inference.watched import Watch, WatchedBytes
 
 _T = TypeVar("_T")
@@ -117,6 +117,8 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
         decoder = _decoder(kind, label)
         file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
         image = _guarded(lambda: decoder(file), watch, kind)
+        check_pixels(image.size, label)
+        check_memory(kind, image.size, label)
     # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.
     return _finish(image, watch, kind, counted=counted, ours=True)
 

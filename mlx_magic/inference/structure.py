@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from mlx_magic.errors import ImageDecodeError
+from mlx_magic.errors import ImageDecodeError, ImageTooLargeError
+from mlx_magic.inference.image_limits import check_pixels
 from mlx_magic.inference.watched import Watch
 
 MAX_SCANS = 100
@@ -20,6 +21,9 @@ MAX_SCANS = 100
 
 MAX_MEMORY = 500_000_000
 """Bytes that decoding may take, where the header tells."""
+
+# Measured: what the decoders of these hold at once, with the picture itself.
+_BYTES_A_PIXEL = {"WebP": 16, "AVIF": 9}
 
 MAX_COUNTED = 10_000
 """Pages or frames that are counted one by one."""
@@ -71,11 +75,33 @@ def check_structure(kind: str, data: bytes, watch: Watch) -> Counted | None:
     ------
     ImageDecodeError
         If it has too many parts, or they lead nowhere.
-    ValueError, struct.error, IndexError
+    ValueError
         If it is cut short or damaged.
     """
     check = _CHECKS.get(kind)
-    return None if check is None else check(data, watch)
+    try:
+        return None if check is None else check(data, watch)
+    except (struct.error, IndexError) as error:
+        raise ValueError("it ends too early") from error
+
+
+def check_memory(kind: str, size: tuple[int, int], label: str) -> None:
+    """Refuse a picture of a format whose decoder holds it several times, before it is decoded.
+
+    Raises
+    ------
+    ImageTooLargeError
+    """
+    pixels = size[0] * size[1]
+    most = MAX_MEMORY // _BYTES_A_PIXEL.get(kind, 1)
+    if pixels > most:
+        raise ImageTooLargeError(
+            f"{label} has {pixels / 1e6:.0f} megapixels, which as {kind} takes more than "
+            f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a PNG or JPEG, or smaller.",
+            source=label,
+            size=pixels,
+            limit=most,
+        )
 
 
 def _refuse(watch: Watch, why: str) -> NoReturn:
@@ -215,15 +241,35 @@ class _Tiff:
         end = first + tags * self.tag_bytes
         return tags, first, self.number("Q" if self.big else "L", data, end)
 
+    def values(self, data: bytes, start: int, kind: int, count: int) -> tuple[int, ...]:
+        """Return the whole numbers of the tag at `start`; none where it holds others."""
+        code = _TIFF_NUMBERS.get(kind)
+        if code is None:
+            return ()
+        pattern = f"{self.order}{count}{code}"
+        at = start + (12 if self.big else 8)
+        if struct.calcsize(pattern) > (8 if self.big else 4):
+            at = self.number("Q" if self.big else "L", data, at)
+        return struct.unpack_from(pattern, data, at)
+
     @property
     def tag_bytes(self) -> int:
         """How many bytes a tag takes."""
         return 20 if self.big else 12
 
 
+_TIFF_NUMBERS = {1: "B", 3: "H", 4: "L", 16: "Q"}
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
                16: 8, 17: 8, 18: 8}  # fmt: skip
-_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH = 322, 323, 256, 257
+_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH, _COMPRESSION = 322, 323, 256, 257, 259
+_OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)
+_LOOKED_AT = frozenset(
+    {_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH, _COMPRESSION, *_OFFSETS, *_BYTE_COUNTS}
+)
+_JPEG_COMPRESSIONS = (6, 7)
+# Blank tiles may share their bytes; much more than that is read again and again.
+_SHARED = 8
+_SHARED_BYTES = 64_000_000
 
 
 def _count_tiff(data: bytes, watch: Watch) -> Counted:
@@ -244,20 +290,40 @@ def _check_directory(tiff: _Tiff, data: bytes, at: int, watch: Watch) -> None:
     tags, first, _ = tiff.directory(data, at)
     if tags > _MAX_TAGS:
         _refuse(watch, f"is a TIFF whose first page has {tags} tags, more than {_MAX_TAGS}")
-    single: dict[int, int] = {}
+    found: dict[int, tuple[int, ...]] = {}
     for start in range(first, first + tags * tiff.tag_bytes, tiff.tag_bytes):
         tag, kind = tiff.number("H", data, start), tiff.number("H", data, start + 2)
         count = tiff.number("Q" if tiff.big else "L", data, start + 4)
         fraction = kind in (5, 10)
         if _TIFF_SIZES.get(kind, 1) > 1 and count > (_MAX_FRACTIONS if fraction else _MAX_VALUES):
             _refuse(watch, f"is a TIFF whose tag {tag} has {count} values")
-        if count == 1 and kind in (3, 4):
-            code = "H" if kind == 3 else "L"
-            single[tag] = tiff.number(code, data, start + (12 if tiff.big else 8))
-    tile = single.get(_TILE_WIDTH, 0) * single.get(_TILE_LENGTH, 0)
-    picture = single.get(_WIDTH, 0) * single.get(_LENGTH, 0)
+        if tag in _LOOKED_AT:
+            found.setdefault(tag, tiff.values(data, start, kind, count))
+    tile = _first(found, _TILE_WIDTH) * _first(found, _TILE_LENGTH)
+    size = _first(found, _WIDTH), _first(found, _LENGTH)
+    check_pixels(size, watch.label)
+    picture = size[0] * size[1]
     if tile > max(4 * picture, 4_000_000):
         _refuse(watch, "is a TIFF whose tiles are far larger than the picture")
+    _check_parts(found, data, watch)
+
+
+def _first(found: dict[int, tuple[int, ...]], tag: int) -> int:
+    return next(iter(found.get(tag, ())), 0)
+
+
+def _check_parts(found: dict[int, tuple[int, ...]], data: bytes, watch: Watch) -> None:
+    """Look at the strips or tiles of a page: how much they read, and how often a JPEG scans."""
+    for offsets, counts in zip(_OFFSETS, _BYTE_COUNTS, strict=True):
+        sizes = found.get(counts, ())
+        if sum(sizes) > _SHARED * len(data) + _SHARED_BYTES:
+            _refuse(watch, "is a TIFF whose parts lie on top of each other")
+        if _first(found, _COMPRESSION) not in _JPEG_COMPRESSIONS:
+            continue
+        for offset, size in zip(found.get(offsets, ()), sizes, strict=False):
+            watch.checkpoint()
+            if data.count(_SOS, offset, offset + size) > MAX_SCANS:
+                _refuse(watch, f"is a TIFF with a JPEG of more than {MAX_SCANS} scans in it")
 
 
 _CHECKS: dict[str, Callable[[bytes, Watch], Counted | None]] = {

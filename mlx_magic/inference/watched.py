@@ -13,7 +13,8 @@ DECODE_SECONDS = 10.0
 """Processor time that one picture may take. Not by the wall clock: a busy machine is no fault of
 the picture."""
 
-_READS = 20_000
+# The highest picture has 65 thousand rows, each of which may be a strip of a TIFF.
+_READS = 100_000
 _READS_AT_MOST = 500_000
 _BYTES_A_READ = 64
 # A look costs about as much as a small read, so that readers of single bytes get one in 64.

@@ -333,6 +333,37 @@ def tiff_of_a_tile_of_four_gigapixels() -> bytes:
     return b"II*\0" + struct.pack("<I", 108) + bytes(100) + ifd(tags, 0)
 
 
+@case("a JPEG of more than 100 scans in it")
+def tiff_with_a_jpeg_of_20000_scans() -> bytes:
+    data = scans(8000, 8000, 20_000)
+    tags = grey(12, 8000, 8000) | {259: (3, 1, 7), 279: (4, 1, len(data))}
+    return b"II*\0" + struct.pack("<I", 12 + len(data)) + bytes(4) + data + ifd(tags, 0)
+
+
+@case("lie on top of each other")
+def tiff_of_strips_that_are_all_the_same_ten_megabytes() -> bytes:
+    tags = grey(8, 8000, 8000) | {
+        259: (3, 1, 8), 278: (4, 1, 1), 273: (4, 8000, 12), 279: (4, 8000, 32_012),
+    }  # fmt: skip
+    body = struct.pack("<8000I", *[8] * 8000) + struct.pack("<8000I", *[10_000_000] * 8000)
+    return (
+        b"II*\0"
+        + struct.pack("<I", 10_064_012)
+        + bytes(4)
+        + body
+        + bytes(10_000_000)
+        + ifd(tags, 0)
+    )
+
+
+@case()
+def tiff_of_64_megapixels_in_60_kilobytes() -> bytes:
+    squeeze = zlib.compressobj(9)
+    body = b"".join(squeeze.compress(bytes(1 << 20)) for _ in range(62)) + squeeze.flush()
+    tags = grey(12, 8000, 8000) | {259: (3, 1, 8), 279: (4, 1, len(body))}
+    return b"II*\0" + struct.pack("<I", 12 + len(body)) + bytes(4) + body + ifd(tags, 0)
+
+
 @case("cannot be decoded as TIFF")
 def big_tiff_with_a_directory_of_a_billion_tags() -> bytes:
     return b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 30) + bytes(200)
@@ -383,14 +414,34 @@ def jpeg2000_of_65535_layers() -> bytes:
     return bytes(data[: len(data) // 2])
 
 
-@case("the limit is 64")
-def webp_of_a_giant_canvas_around_a_pixel() -> bytes:
+def webp_canvas(width: int, height: int) -> bytes:
+    """Return an animated WebP whose only frame is a pixel."""
     body = encode(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]
-    size = (16_383 - 1).to_bytes(3, "little") * 2
+    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     extended = b"VP8X" + struct.pack("<I", 10) + b"\x02\0\0\0" + size + b"ANIM\x06\0\0\0" + bytes(6)
     frame = bytes(6) + bytes(6) + bytes(4) + body
     extended += b"ANMF" + struct.pack("<I", len(frame)) + frame
     return b"RIFF" + struct.pack("<I", len(extended) + 4) + b"WEBP" + extended
+
+
+@case("the limit is 64")
+def webp_of_a_giant_canvas_around_a_pixel() -> bytes:
+    return webp_canvas(16_383, 16_383)
+
+
+@case()
+def webp_of_a_30_megapixel_canvas_around_a_pixel() -> bytes:
+    return webp_canvas(6000, 5000)
+
+
+@case("takes more than 500 MB to decode")
+def webp_of_64_megapixels_in_a_few_kilobytes() -> bytes:
+    return encode(Image.new("RGB", (8000, 8000)), "WEBP", lossless=True, method=0)
+
+
+@case("takes more than 500 MB to decode")
+def webp_of_a_64_megapixel_canvas_around_a_pixel() -> bytes:
+    return webp_canvas(8000, 8000)
 
 
 @case(note="first of 20000 frames")
@@ -402,6 +453,11 @@ def webp_of_20000_frames() -> bytes:
     frame = bytes(16) + body
     extended += (b"ANMF" + struct.pack("<I", len(frame)) + frame) * 20_000
     return b"RIFF" + struct.pack("<I", len(extended) + 4) + b"WEBP" + extended
+
+
+@case("takes more than 500 MB to decode")
+def avif_of_64_megapixels_in_a_few_kilobytes() -> bytes:
+    return encode(Image.new("RGB", (8000, 8000)), "AVIF", speed=10)
 
 
 @case("cannot be decoded as AVIF")
