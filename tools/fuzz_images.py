@@ -23,10 +23,33 @@ from mlx_magic.inference.images import open_images
 _SLOW = 2.0
 _PUBLIC = "93.184.216.34"
 _TOKENS = [
-    b"\xff\xda", b"\xff\xc2", b"\xff\xc4", b"\xff\xd9", b"IDAT", b"IEND", b"fcTL", b"acTL",
-    b"!\xfe",    b",", b";", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\x1f\x40", b"VP8X",
-    b"ANMF", b"ALPH", b"II*\0", b"\x11\x01\x03\0", b"meta", b"ispe", b"#", b"\n", b"65535", b"9999",
-]  # fmt: skip
+    b"\xff\xda",
+    b"\xff\xc2",
+    b"\xff\xc4",
+    b"\xff\xd9",
+    b"IDAT",
+    b"IEND",
+    b"fcTL",
+    b"acTL",
+    b"!\xfe",
+    b",",
+    b";",
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\0\0\x1f\x40",
+    b"VP8X",
+    b"ANMF",
+    b"ALPH",
+    b"II*\0",
+    b"\x11\x01\x03\0",
+    b"meta",
+    b"ispe",
+    b"#",
+    b"\n",
+    b"65535",
+    b"9999",
+]
 
 
 def _samples() -> dict[str, bytes]:
@@ -132,10 +155,26 @@ _ANSWERS = [
     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\nContent-Encoding: identity\r\n\r\nhello",
 ]
 _WORDS = [
-    b"\r\n", b"-1", b"-5dc00000", b"ffffffffffffffff", b":", b";", b"\0", b"\xff",
-    b"chunked", b"[", b"]",    b"%", b"@", b"//", b"HTTP/1.1 100 Continue\r\n\r\n", b"Content-Length: -7\r\n",
-    b"0x", b"_1", b" ",
-]  # fmt: skip
+    b"\r\n",
+    b"-1",
+    b"-5dc00000",
+    b"ffffffffffffffff",
+    b":",
+    b";",
+    b"\0",
+    b"\xff",
+    b"chunked",
+    b"[",
+    b"]",
+    b"%",
+    b"@",
+    b"//",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"Content-Length: -7\r\n",
+    b"0x",
+    b"_1",
+    b" ",
+]
 
 
 @st.composite

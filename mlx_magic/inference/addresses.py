@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
+from mlx_magic.inference.image_limits import reason
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NOT_PUBLIC_V4 = tuple(
@@ -120,7 +122,7 @@ def parse_url(url: str) -> Target:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"it is no valid address ({error})") from error
+        raise ValueError(f"it is no valid address ({reason(error)})") from error
     if parts.scheme not in ("http", "https"):
         raise ValueError("only http and https addresses are fetched")
     if parts.username is not None or parts.password is not None:

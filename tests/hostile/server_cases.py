@@ -344,6 +344,11 @@ def redirect_to_an_odd_port(connection: socket.socket) -> None:
     connection.sendall(redirect("http://example.org:99999999/"))
 
 
+@case("no valid address")
+def redirect_to_a_port_of_a_thousand_characters(connection: socket.socket) -> None:
+    connection.sendall(redirect("http://example.org:" + "-1" * 500 + "/"))
+
+
 @case("longer than 8192 characters")
 def redirect_to_a_very_long_address(connection: socket.socket) -> None:
     connection.sendall(redirect("/" + "x" * 60_000))
