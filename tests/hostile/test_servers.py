@@ -49,7 +49,7 @@ def this_machine(address: IPAddress) -> bool:
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "MAX_DOWNLOAD_BYTES", _MOST)
-    monkeypatch.setattr(fetch_module, "_MAX_OVERHEAD_BYTES", 400_000)
+    monkeypatch.setattr(fetch_module, "_MAX_OVERHEAD_BYTES", 150_000)
     monkeypatch.setattr(fetch_module, "TOTAL_SECONDS", 1.0)
     monkeypatch.setattr(Counting, "received", 0)
 
