@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
+from mlx_magic.inference.image_limits import reason
+
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NOT_PUBLIC_V4 = tuple(
@@ -17,6 +19,14 @@ _NOT_PUBLIC_V4 = tuple(
             "10.0.0.0/8",
             "100.64.0.0/10",  # carrier NAT
             "127.0.0.0/8",
+            # Services of clouds inside of public ranges: whoever asks from a machine there reaches
+            # what only that machine may see.
+            "161.26.0.0/16",  # IBM
+            "166.8.0.0/14",  # IBM
+            "168.63.129.16/32",  # Azure's wire server
+            "192.80.8.124/32",  # Equinix Metal's metadata
+            "199.36.153.4/30",  # Google's restricted services
+            "199.36.153.8/30",  # Google's private services
             "169.254.0.0/16",  # link-local, cloud metadata
             "172.16.0.0/12",
             "192.0.0.0/24",
@@ -46,6 +56,7 @@ _NOT_PUBLIC_V6 = tuple(
     )
 )
 _NUMBER = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)")
+_MAX_LENGTH = 8_192
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
@@ -89,6 +100,9 @@ def is_public(address: IPAddress) -> bool:
     # A scope (fe80::1%eth0) ties an address to one cable.
     if address.scope_id is not None or address not in _GIVEN_OUT_V6:
         return False
+    # ISATAP: the last 8 bytes are 0000:5efe or 0200:5efe and an IPv4 address.
+    if (int(address) >> 32) & 0xFDFF_FFFF == 0x0000_5EFE:
+        return False
     return not any(address in net for net in _NOT_PUBLIC_V6)
 
 
@@ -100,13 +114,15 @@ def parse_url(url: str) -> Target:
     ValueError
         If it may not be fetched; the text says why and fits after the URL and a colon.
     """
+    if len(url) > _MAX_LENGTH:
+        raise ValueError(f"it is longer than {_MAX_LENGTH} characters")
     if _CONTROL.search(url):
         raise ValueError("it has a space or a control character in it; write it as %20")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"it is no valid address ({error})") from error
+        raise ValueError(f"it is no valid address ({reason(error)})") from error
     if parts.scheme not in ("http", "https"):
         raise ValueError("only http and https addresses are fetched")
     if parts.username is not None or parts.password is not None:
@@ -127,6 +143,8 @@ def parse_url(url: str) -> Target:
 def _plain_host(host: str) -> str:
     if not host:
         raise ValueError("it names no host")
+    if "%" in host:  # fe80::1%eth0
+        raise ValueError("its address belongs to one network cable")
     if ":" in host:
         return str(ipaddress.ip_address(host))
     try:

@@ -6,15 +6,15 @@ Nothing here touches Pillow's or Python's global state, so it may run in any thr
 from __future__ import annotations
 
 import importlib
-import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from PIL import ExifTags, Image, ImageFile
 
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
+from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.image_limits import (
     MAX_PIXELS_DECODED,
     check_bytes,
@@ -22,7 +22,12 @@ from mlx_magic.inference.image_limits import (
     reason,
 )
 from mlx_magic.inference.image_modes import to_rgb
+from mlx_magic.inference.jpeg2000 import decode_jpeg2000
+from mlx_magic.inference.netpbm import decode_netpbm
+from mlx_magic.inference.qoi import decode_qoi
 from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format, why_no_picture
+from mlx_magic.inference.structure import Counted, check_memory, check_structure
+from mlx_magic.inference.watched import Watch, WatchedBytes
 
 _T = TypeVar("_T")
 
@@ -36,12 +41,18 @@ _DECODERS = {
     "BMP": ("BmpImagePlugin", "BmpImageFile"),
     "TIFF": ("TiffImagePlugin", "TiffImageFile"),
     "AVIF": ("AvifImagePlugin", "AvifImageFile"),
-    "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
     "PPM": ("PpmImagePlugin", "PpmImageFile"),
-    "QOI": ("QoiImagePlugin", "QoiImageFile"),
 }
-# Frames are counted by walking through the file; not through one that was built to be long.
-_COUNT_FRAMES_BYTES = 50_000_000
+# What Pillow decodes in a way that cannot be stopped or is far too slow; None leaves it to Pillow.
+_OWN_DECODERS: dict[str, Callable[[bytes, Watch], Image.Image | None]] = {
+    "JPEG 2000": decode_jpeg2000,
+    "PPM": decode_netpbm,
+    "QOI": decode_qoi,
+}
+# A file that a person's Pillow image stands on is read again, to look at its structure.
+_LOOK_AT_BYTES = 50_000_000
+# Decoders in Python, which read byte by byte.
+_SMALL_READS = frozenset({"BMP"})
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -70,7 +81,7 @@ class Decoded:
     notes: tuple[str, ...] = ()
 
 
-def decode_bytes(data: bytes, label: str) -> Decoded:
+def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> Decoded:
     """Decode a picture file.
 
     Parameters
@@ -79,23 +90,37 @@ def decode_bytes(data: bytes, label: str) -> Decoded:
         The whole file.
     label : str
         How the person named it, for messages.
+    cancel : CancelToken, optional
+        Looked at whenever the decoder reads. Those of WebP, AVIF and compressed TIFF read all at
+        once: they are stopped before and after their work only.
 
     Raises
     ------
     ImageDecodeError
-        If it is no picture, damaged, cut short, or of a format that is not read.
+        If it is no picture, damaged, cut short, of a format that is not read, or made so that
+        decoding takes far longer than its size would.
     ImageTooLargeError
         If it has more bytes or pixels than allowed; found out before decoding.
+    Cancelled
+        If `cancel` was thrown.
     """
     check_bytes(len(data), label)
     kind = picture_format(data[:SNIFF_BYTES])
     if kind is None:
         raise ImageDecodeError(f"{label} {why_no_picture(data[:SNIFF_BYTES])}", source=label)
-    decoder = _decoder(kind, label)
-    image = _guarded(lambda: decoder(io.BytesIO(data)), label, kind)
+    watch = Watch(label, cancel)
+    watch.checkpoint()
+    counted = _guarded(lambda: check_structure(kind, data, watch), watch, kind)
+    own = _OWN_DECODERS.get(kind)
+    image = None if own is None else _guarded(lambda: own(data, watch), watch, kind)
+    if image is None:
+        decoder = _decoder(kind, label)
+        file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
+        image = _guarded(lambda: decoder(file), watch, kind)
+        check_pixels(image.size, label)
+        check_memory(kind, image.size, label)
     # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.
-    count = len(data) <= _COUNT_FRAMES_BYTES
-    return _finish(image, label, kind, count_frames=count)
+    return _finish(image, watch, kind, counted=counted, ours=True)
 
 
 def pixels_of(data: bytes) -> int:
@@ -106,15 +131,17 @@ def pixels_of(data: bytes) -> int:
     kind = picture_format(data[:SNIFF_BYTES])
     if kind is None:
         return 0
+    watch = Watch("picture", None)
     try:
         decoder = _decoder(kind, "picture")
-        width, height = _guarded(lambda: decoder(io.BytesIO(data)), "picture", kind).size
+        file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
+        width, height = _guarded(lambda: decoder(file), watch, kind).size
     except ImageError:
         return 0
     return max(width, 0) * max(height, 0)
 
 
-def decode_image(image: Image.Image, label: str) -> Decoded:
+def decode_image(image: Image.Image, label: str, cancel: CancelToken | None = None) -> Decoded:
     """Copy a Pillow image, at the frame it stands at. The original keeps its pixels.
 
     Raises
@@ -123,8 +150,33 @@ def decode_image(image: Image.Image, label: str) -> Decoded:
         If its file is damaged, cut short or closed already.
     ImageTooLargeError
         If it has more pixels than allowed.
+    Cancelled
+        If `cancel` was thrown; looked at before and after the file of the image is decoded.
     """
-    return _finish(image, label, image.format or "picture", count_frames=True)
+    watch = Watch(label, cancel)
+    watch.checkpoint()
+    kind = image.format or "picture"
+    counted = _guarded(lambda: _structure_of(image, watch), watch, kind)
+    return _finish(image, watch, kind, counted=counted, ours=False)
+
+
+def _structure_of(image: Image.Image, watch: Watch) -> Counted | None:
+    """Look at the file that a lazily opened Pillow image stands on, and leave it where it was."""
+    if not isinstance(image, ImageFile.ImageFile):
+        return None
+    file: Any = getattr(image, "_fp", None) or image.fp
+    if not hasattr(file, "read"):  # closed, or read already
+        return None
+    at = file.tell()
+    try:
+        file.seek(0)
+        data = file.read(_LOOK_AT_BYTES + 1)
+    finally:
+        file.seek(at)
+    kind = picture_format(data[:SNIFF_BYTES])
+    if kind is None or len(data) > _LOOK_AT_BYTES:
+        return None
+    return check_structure(kind, data, watch)
 
 
 def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile]:
@@ -144,31 +196,37 @@ def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile
     return decoder
 
 
-def _finish(image: Image.Image, label: str, kind: str, *, count_frames: bool) -> Decoded:
+def _finish(
+    image: Image.Image, watch: Watch, kind: str, *, counted: Counted | None, ours: bool
+) -> Decoded:
     width, height = image.size
+    label = watch.label
     if width < 1 or height < 1:
         raise ImageDecodeError(f"{label} is {width}x{height}: it has no pixels.", source=label)
     check_pixels(image.size, label)
 
     def convert() -> Decoded:
         image.load()  # mode, size and info are final only now
-        pixels, done = to_rgb(image)
+        watch.checkpoint()
+        pixels, done = to_rgb(image, ours=ours)
         turn = _TURNS.get(_orientation(image))
-        frames = _frames_note(image, count=count_frames)
+        frames = _frames_note(image, counted)
+        watch.checkpoint()
         pixels = pixels.transpose(turn) if turn is not None else pixels
         # What came along (profiles, comments, transparency) described the original.
         pixels.info.clear()
         return Decoded(pixels, (*frames, *done))
 
-    decoded = _guarded(convert, label, kind)
+    decoded = _guarded(convert, watch, kind)
     check_pixels(decoded.pixels.size, label)
     return decoded
 
 
-def _guarded(work: Callable[[], _T], label: str, kind: str) -> _T:
+def _guarded(work: Callable[[], _T], watch: Watch, kind: str) -> _T:
     """Run Pillow on untrusted content and translate whatever it raises."""
+    label = watch.label
     try:
-        return work()
+        result = work()
     except Image.DecompressionBombError as error:
         # Found in the middle of a file, where only Pillow looks: a frame, a canvas.
         pixels = next(map(int, re.findall(r"\d+", str(error))), MAX_PIXELS_DECODED + 1)
@@ -179,12 +237,17 @@ def _guarded(work: Callable[[], _T], label: str, kind: str) -> _T:
             size=pixels,
             limit=MAX_PIXELS_DECODED,
         ) from error
+    except (ImageError, Cancelled):
+        raise
     # Damaged files raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
+        watch.reraise()
         raise ImageDecodeError(
             f"{label} cannot be decoded as {kind}: it is damaged or cut short ({reason(error)}).",
             source=label,
         ) from error
+    watch.reraise()
+    return result
 
 
 def _orientation(image: Image.Image) -> int:
@@ -196,15 +259,22 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _frames_note(image: Image.Image, *, count: bool) -> tuple[str, ...]:
+def _frames_note(image: Image.Image, counted: Counted | None) -> tuple[str, ...]:
     if isinstance(image, ImageFile.ImageFile) and image.format == "MPO":
         return ()  # further pictures in a photo are depth maps and the like, not frames
-    if not getattr(image, "is_animated", False):
-        return ()
     what = "page" if image.format == "TIFF" else "frame"
-    if not count:
-        return (f"first of many {what}s",)
-    at, frames = image.tell(), int(getattr(image, "n_frames", 1))
+    if counted is None:
+        if not getattr(image, "is_animated", False):
+            return ()
+        # Walked through here, page by page: of the formats that are decoded, these two only.
+        if image.format in ("TIFF", "GIF"):
+            return (
+                f"first of many {what}s" if image.tell() == 0 else f"{what} {image.tell() + 1}",
+            )
+        counted = Counted(int(getattr(image, "n_frames", 1)))
+    if counted.count < 2 and not counted.more:
+        return ()
+    at = image.tell()
     if at == 0:
-        return (f"first of {frames} {what}s",)
-    return (f"{what} {at + 1} of {frames}",)
+        return (f"first of {counted} {what}s",)
+    return (f"{what} {at + 1} of {counted}",)

@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 
 from mlx_magic.errors import FetchError
 from mlx_magic.inference.addresses import IPAddress, Target, is_public, parse_url
-from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.image_limits import megabytes, reason, shorten
 from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format
 from mlx_magic.inference.wire import (
@@ -28,6 +28,7 @@ from mlx_magic.inference.wire import (
     OneAddressConnection,
     Resolve,
     TimedSocket,
+    TooMuchReceived,
     connect_to,
     peer_address,
     resolve_name,
@@ -38,6 +39,11 @@ MAX_REDIRECTS = 5
 TOTAL_SECONDS = 20.0
 CONNECT_SECONDS = 5.0
 
+# Status line, headers and interim (1xx) answers together: http.client itself would read headers of
+# 100 lines of 64 KB, and any number of interim answers.
+_MAX_HEAD_BYTES = 262_144
+# What chunk sizes, their extensions and trailers may take beside the picture.
+_MAX_OVERHEAD_BYTES = 2_000_000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BLOCK = 65_536
 _HEADERS = {
@@ -116,7 +122,7 @@ class UrlFetcher:
         try:
             connection = self._open(target, label, remaining)
             with closing(connection):
-                timed = TimedSocket(connection, remaining)
+                timed = TimedSocket(connection, remaining, allowed=_MAX_HEAD_BYTES)
                 http_connection = OneAddressConnection(target, timed)
                 http_connection.request(
                     "GET", target.path, headers={"Host": target.host_header, **_HEADERS}
@@ -124,7 +130,11 @@ class UrlFetcher:
                 with closing(http_connection.getresponse()) as response:
                     if response.status in _REDIRECTS:
                         return _redirected(target, response, label)
-                    return _content(response, label)
+                    return _content(response, label, timed)
+        except (FetchError, Cancelled):
+            raise
+        except TooMuchReceived:
+            _refuse(label, f"{target.host} sends headers without end or far more than its picture")
         except TimeoutError:
             _refuse(label, f"{target.host} did not answer in time{_proxy_hint()}")
         except ssl.SSLCertVerificationError as error:
@@ -133,6 +143,12 @@ class UrlFetcher:
             _refuse(label, f"the download was cut short ({reason(error)})")
         except (OSError, http.client.HTTPException) as error:
             _refuse(label, f"{target.host} failed ({reason(error)}){_proxy_hint()}")
+        # http.client parses with int(), slices and codecs: what a server sends can raise anything.
+        except Exception as error:
+            raise FetchError(
+                f"{label} was not fetched: {target.host} sent no valid answer ({reason(error)}).",
+                source=label,
+            ) from error
 
     def _open(self, target: Target, label: str, remaining: Callable[[], float]) -> Connection:
         """Connect to the first public address of the host that answers."""
@@ -160,7 +176,7 @@ class UrlFetcher:
         raise failure
 
 
-def _content(response: http.client.HTTPResponse, label: str) -> bytes:
+def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket) -> bytes:
     """Read a picture, and stop as soon as it is none or too large."""
     if response.status != 200:
         phrase = http.client.responses.get(response.status, "")
@@ -168,14 +184,19 @@ def _content(response: http.client.HTTPResponse, label: str) -> bytes:
     packed = response.getheader("Content-Encoding", "identity").strip().lower()
     if packed not in ("", "identity"):
         _refuse(label, f"it is sent packed ({shorten(packed, 20)}), which was not asked for")
+    transfer = response.getheader("Transfer-Encoding", "identity").strip().lower()
+    if transfer not in ("", "identity", "chunked"):
+        _refuse(label, f"it is sent as {shorten(transfer, 20)}, which is not read here")
     expected = response.length
     if expected is not None and expected > MAX_DOWNLOAD_BYTES:
         _too_large(label)
+    timed.allow(_MAX_OVERHEAD_BYTES + 2 * _BLOCK)
     data = bytearray(response.read(SNIFF_BYTES))
     kind = response.headers.get_content_type()
     if not kind.startswith("image/") and picture_format(bytes(data)) is None:
         _refuse(label, f"it sent {shorten(kind, 40)}, which is no picture")
     while block := response.read(_BLOCK):
+        timed.allow(len(block))
         data += block
         if len(data) > MAX_DOWNLOAD_BYTES:
             _too_large(label)

@@ -6,29 +6,44 @@ import base64
 import binascii
 import difflib
 import glob
+import io
 import os
 import re
 import stat
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 from urllib.parse import unquote_to_bytes
 
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.image_globs import match_files
 from mlx_magic.inference.image_limits import (
-    MAX_FILE_BYTES,
     MAX_IMAGES,
     check_bytes,
     megabytes,
     reason,
     shorten,
 )
+from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format
 
+_PIECE = 1 << 20
+_MAX_ESCAPES = 3_000_000
 # No need to walk a whole disk to know that it is too much.
 _GLOB_LIMIT = 10_000
 
 
-def find_files(text: str, base: Path | None = None) -> list[Path]:
+class Readable(Protocol):
+    """An open file, as far as it is used here."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Return at most so many bytes; nothing at the end."""
+        ...
+
+
+def find_files(
+    text: str, base: Path | None = None, cancel: CancelToken | None = None
+) -> list[Path]:
     """Return the files that a path or a glob names; a file that exists wins over a glob.
 
     Parameters
@@ -37,6 +52,8 @@ def find_files(text: str, base: Path | None = None) -> list[Path]:
         A path or a glob; ``~`` is the home folder, ``**`` any depth.
     base : Path, optional
         What a relative path is relative to; the current folder by default.
+    cancel : CancelToken, optional
+        Looked at while a glob walks through folders.
 
     Returns
     -------
@@ -60,7 +77,7 @@ def find_files(text: str, base: Path | None = None) -> list[Path]:
             return [_regular_file(path, label)]
         if not glob.has_magic(text):
             raise ImageNotFoundError(_missing(path, label), source=label)
-        matches = _glob(text, folder, label)
+        matches = _glob(text, folder, label, cancel)
     # A name with a NUL in it, longer than the file system allows, behind a locked folder, ...
     except (OSError, ValueError, RuntimeError) as error:
         raise ImageNotFoundError(
@@ -81,35 +98,77 @@ def path_label(path: Path, text: str, base: Path | None = None) -> str:
     return shorten(str(path.relative_to(folder)))
 
 
-def read_file(path: Path, label: str) -> bytes:
-    """Return the content of a file that is not too large.
+def read_file(path: Path, label: str, cancel: CancelToken | None = None) -> bytes:
+    """Return the content of a picture's file that is not too large.
+
+    Of a file that does not begin like a picture only the beginning is read and returned.
 
     Raises
     ------
     ImageError
-        If it cannot be read.
+        If it cannot be read, or is no regular file (any more).
     ImageTooLargeError
         If it has more than `MAX_FILE_BYTES`.
+    Cancelled
+        If `cancel` was thrown.
     """
     try:
-        with path.open("rb") as file:
-            check_bytes(os.fstat(file.fileno()).st_size, label)
-            return read_limited(file, label)
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            # What was looked at by its name may be something else by now: this is what is open.
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{label} is no regular file.", source=label)
+            check_bytes(status.st_size, label)
+            return read_limited(file, label, cancel, pictures_only=True)
     except OSError as error:
         raise ImageError(f"{label} cannot be read: {reason(error)}.", source=label) from error
 
 
-def read_limited(file: BinaryIO, label: str) -> bytes:
+def read_limited(
+    file: Readable,
+    label: str,
+    cancel: CancelToken | None = None,
+    *,
+    pictures_only: bool = False,
+) -> bytes:
     """Return what is left to read, up to the limit.
+
+    Parameters
+    ----------
+    file : object with ``read``
+    label : str
+    cancel : CancelToken, optional
+        Looked at after each piece.
+    pictures_only : bool
+        Whether to stop after the first bytes where they are those of no picture. A file of the
+        system may have no size and no end.
 
     Raises
     ------
     ImageTooLargeError
         If there is more than `MAX_FILE_BYTES`.
+    TypeError
+        If ``read`` gives anything but bytes.
     """
-    data = file.read(MAX_FILE_BYTES + 1)
-    check_bytes(len(data), label)
-    return data
+    held = io.BytesIO()
+    token = cancel or CancelToken()
+    size, wanted = 0, SNIFF_BYTES if pictures_only else _PIECE
+    while piece := file.read(wanted):
+        token.checkpoint()
+        if not isinstance(piece, bytes):
+            raise TypeError(f"read() gave {type(piece).__name__}")
+        size += held.write(piece)
+        check_bytes(size, label)
+        if pictures_only and size >= SNIFF_BYTES and wanted != _PIECE:
+            if picture_format(held.getvalue()[:SNIFF_BYTES]) is None:
+                break
+            wanted = _PIECE
+    return held.getvalue()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe put in the file's place is opened without waiting for its other end.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def is_data_uri(text: str) -> bool:
@@ -139,11 +198,18 @@ def read_data_uri(text: str, label: str) -> bytes:
             source=label,
         )
     check_bytes(len(body) * 3 // 4, label)
+    # Each is an object of its own while they are taken apart.
+    if body.count("%") > _MAX_ESCAPES:
+        raise ImageDecodeError(
+            f"{label} has more than {_MAX_ESCAPES} escapes with %: write it as base64.",
+            source=label,
+        )
     content = unquote_to_bytes(body)
     if not header.lower().rstrip().endswith(";base64"):
         check_bytes(len(content), label)
         return content
-    content = b"".join(content.split()).rstrip(b"=")
+    content = content.translate(None, b" \t\r\n\v\f").rstrip(b"=")
+    check_bytes(len(content) * 3 // 4, label)
     try:
         return base64.b64decode(content + b"=" * (-len(content) % 4), altchars=None, validate=True)
     except binascii.Error as error:
@@ -175,10 +241,9 @@ def _regular_file(path: Path, label: str) -> Path:
     return path
 
 
-def _glob(text: str, folder: Path, label: str) -> list[Path]:
-    pattern = str(_expand_home(text))
-    # Path.glob takes no absolute patterns, and would read wildcards in the folder's own name.
-    found = glob.iglob(pattern, root_dir=folder, recursive=True)  # noqa: PTH207
+def _glob(text: str, folder: Path, label: str, cancel: CancelToken | None) -> list[Path]:
+    checkpoint = (cancel or CancelToken()).checkpoint
+    found = match_files(str(_expand_home(text)), folder, checkpoint=checkpoint)
     names = list(islice(found, _GLOB_LIMIT + 1))
     files = [folder / name for name in names if (folder / name).is_file()]
     if len(files) > MAX_IMAGES or len(names) > _GLOB_LIMIT:

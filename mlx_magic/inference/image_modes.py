@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 WHITE = (255, 255, 255)
 
 
-def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+def to_rgb(image: Image.Image, *, ours: bool = False) -> tuple[Image.Image, tuple[str, ...]]:
     """Return an RGB copy of a loaded image, and what the person should know about it.
 
     16-bit grey is scaled from its whole range (not clipped); 32-bit integers from 0..255 or
@@ -24,6 +24,8 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     ----------
     image : PIL.Image.Image
         Any mode, loaded; stays as it is.
+    ours : bool
+        Whether nobody else has the image: RGB pixels then need no copy.
 
     Returns
     -------
@@ -37,7 +39,7 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
         If there is no way from its mode to RGB, or it holds NaN.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
-        return image.copy(), ()
+        return (_plain(image) if ours else image.copy()), ()
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _deep_grey(image)
     if image.mode == "LAB":
@@ -45,6 +47,12 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     if image.has_transparency_data:
         return _on_white(image), ()
     return image.convert("RGB"), ()
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Return an image of the same pixels in memory, without the file that they came from."""
+    new = getattr(image, "_new", None)
+    return new(image.im) if new is not None and not image.readonly else image.copy()
 
 
 def _on_white(image: Image.Image) -> Image.Image:

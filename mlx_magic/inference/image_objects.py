@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic.errors import ImageDecodeError, ImageError
+from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.image_files import read_limited
 from mlx_magic.inference.image_limits import check_pixels, reason
 
@@ -34,7 +35,9 @@ def describe(value: Any) -> str:
     return known.get(package, f"{package} {kind.__name__}")
 
 
-def renderer(value: Any, label: str) -> Callable[[], bytes] | None:
+def renderer(
+    value: Any, label: str, cancel: CancelToken | None = None
+) -> Callable[[], bytes] | None:
     """Return what makes an encoded picture of an object, or None if nothing does.
 
     Knows matplotlib figures (and what sits on one), open binary files, and objects that show
@@ -46,7 +49,7 @@ def renderer(value: Any, label: str) -> Callable[[], bytes] | None:
     if figure is not None:
         return lambda: _render_figure(figure, label)
     if callable(getattr(value, "read", None)):
-        return lambda: _read_open_file(value, label)
+        return lambda: _read_open_file(value, label, cancel)
     methods = [getattr(type(value), name, None) for name in ("_repr_png_", "_repr_jpeg_")]
     if any(map(callable, methods)) and shown_url(value) is None:
         return lambda: _shown_picture(value, label)
@@ -163,32 +166,32 @@ def _render_figure(figure: Any, label: str) -> bytes:
     return buffer.getvalue()
 
 
-def _read_open_file(file: Any, label: str) -> bytes:
+def _read_open_file(file: Any, label: str, cancel: CancelToken | None) -> bytes:
     if isinstance(file, io.TextIOBase):
-        return _binary("", label)
+        raise _opened_for_text(label)
     try:
         if not (callable(getattr(file, "seekable", None)) and file.seekable()):
-            return _binary(read_limited(file, label), label)
+            return read_limited(file, label, cancel)
         # From its start: after image.save(buffer) the position is at the end.
         at = file.tell()
         file.seek(0)
         try:
-            return _binary(read_limited(file, label), label)
+            return read_limited(file, label, cancel)
         finally:
             file.seek(at)
-    except ImageError:
+    except (ImageError, Cancelled):
         raise
+    except TypeError as error:
+        raise _opened_for_text(label) from error
     # Anybody's read(): closed, of another signature, a broken stream, ...
     except Exception as error:
         raise ImageDecodeError(f"{label} cannot be read: {reason(error)}.", source=label) from error
 
 
-def _binary(data: object, label: str) -> bytes:
-    if not isinstance(data, bytes):
-        raise ImageDecodeError(
-            f"{label} is a file opened for text: open it with open(path, 'rb').", source=label
-        )
-    return data
+def _opened_for_text(label: str) -> ImageDecodeError:
+    return ImageDecodeError(
+        f"{label} is a file opened for text: open it with open(path, 'rb').", source=label
+    )
 
 
 def _shown_picture(value: Any, label: str) -> bytes:

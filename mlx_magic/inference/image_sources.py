@@ -15,10 +15,11 @@ from PIL import Image
 from mlx_magic.errors import FetchError, ImageDecodeError, ImageError
 from mlx_magic.inference import image_files, image_objects
 from mlx_magic.inference.decode import Decoded, decode_bytes, decode_image
-from mlx_magic.inference.image_arrays import array_to_images
+from mlx_magic.inference.image_arrays import ArrayPictures, array_pictures
 from mlx_magic.inference.image_input import ImageInput
 from mlx_magic.inference.image_limits import MAX_IMAGES, check_bytes, megabytes, shorten
 from mlx_magic.inference.request import VisionResult
+from mlx_magic.inference.watched import Watch
 
 if TYPE_CHECKING:
     from mlx_magic.inference.cancel import CancelToken
@@ -110,16 +111,16 @@ class Finder:
         elif isinstance(value, (bytes, bytearray, memoryview)):
             check_bytes(memoryview(value).nbytes, label)
             shown = label if named else f"bytes ({megabytes(memoryview(value).nbytes)})"
-            self._add(Source(shown, partial(decode_bytes, bytes(value), shown)))
+            self._add(Source(shown, partial(decode_bytes, bytes(value), shown, self.cancel)))
         elif isinstance(value, Image.Image):
-            self._add(Source(label, partial(decode_image, value, label)))
+            self._add(Source(label, partial(decode_image, value, label, self.cancel)))
         else:
             self._object(value, label)
 
     def _object(self, value: Any, label: str) -> None:
-        render = image_objects.renderer(value, label)
+        render = image_objects.renderer(value, label, self.cancel)
         if render is not None:
-            self._add(Source(label, lambda: decode_bytes(render(), label)))
+            self._add(Source(label, lambda: decode_bytes(render(), label, self.cancel)))
             return
         url = image_objects.shown_url(value)
         if url is not None:
@@ -129,18 +130,24 @@ class Finder:
         if array is None:
             raise ImageDecodeError(image_objects.why_refused(value, label), source=label)
         if array.dtype.kind in "OU" and array.ndim:
-            self._walk(array.ravel().tolist(), label, depth=_MAX_DEPTH - 1)
+            # Not .tolist(): a broadcast array may be a million times larger than it looks.
+            self._walk(iter(array.flat), label, depth=_MAX_DEPTH - 1)
             return
-        pictures = array_to_images(array, label)
-        for index, (image, notes) in enumerate(pictures):
+        pictures = array_pictures(array, label)
+        for index in range(len(pictures)):
             shown = f"{label}[{index}]" if array.ndim == 4 else label
-            self._add(Source(shown, partial(_with_notes, image, shown, notes)))
+            self._add(Source(shown, partial(_array_picture, pictures, index, shown, self.cancel)))
 
     def _string(self, text: str) -> None:
         if image_files.is_data_uri(text):
             label = image_files.data_uri_label(text)
             self._add(
-                Source(label, lambda: decode_bytes(image_files.read_data_uri(text, label), label))
+                Source(
+                    label,
+                    lambda: decode_bytes(
+                        image_files.read_data_uri(text, label), label, self.cancel
+                    ),
+                )
             )
             return
         scheme = _SCHEME.match(text.strip())
@@ -161,12 +168,12 @@ class Finder:
             from mlx_magic.inference.fetch import UrlFetcher
 
             fetch = UrlFetcher()
-        return decode_bytes(fetch(url, cancel=self.cancel), label)
+        return decode_bytes(fetch(url, cancel=self.cancel), label, self.cancel)
 
     def _files(self, text: str) -> None:
-        for path in image_files.find_files(text, self.base):
+        for path in image_files.find_files(text, self.base, self.cancel):
             label = image_files.path_label(path, text, self.base)
-            self._add(Source(label, partial(_read_path, path, label)))
+            self._add(Source(label, partial(_read_path, path, label, self.cancel)))
 
     def _add(self, source: Source | ImageInput) -> None:
         if len(self.found) >= MAX_IMAGES:
@@ -178,12 +185,15 @@ class Finder:
         self.found.append(source)
 
 
-def _read_path(path: Path, label: str) -> Decoded:
-    return decode_bytes(image_files.read_file(path, label), label)
+def _read_path(path: Path, label: str, cancel: CancelToken | None) -> Decoded:
+    return decode_bytes(image_files.read_file(path, label, cancel), label, cancel)
 
 
-def _with_notes(image: Image.Image, label: str, notes: tuple[str, ...]) -> Decoded:
-    decoded = decode_image(image, label)
+def _array_picture(
+    pictures: ArrayPictures, index: int, label: str, cancel: CancelToken | None
+) -> Decoded:
+    image, notes = pictures.picture(index, Watch(label, cancel).checkpoint)
+    decoded = decode_image(image, label, cancel)
     return Decoded(decoded.pixels, (*notes, *decoded.notes))
 
 

@@ -72,7 +72,7 @@ def open_images(
     fetch : Fetcher, optional
         What gets URLs; a guarded `UrlFetcher` by default.
     cancel : CancelToken, optional
-        Looked at between pictures and during a fetch.
+        Looked at between pictures, during a fetch and while a picture is decoded.
 
     Returns
     -------

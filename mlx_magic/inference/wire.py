@@ -18,6 +18,10 @@ from mlx_magic.inference.addresses import IPAddress, Target
 _SLICE = 0.1
 
 
+class TooMuchReceived(Exception):  # noqa: N818 - a signal to `fetch`, never shown to a person
+    """Raised when a server sends more bytes than were allowed, whatever they stand for."""
+
+
 class Connection(Protocol):
     """What is used of a connected socket; tests script one."""
 
@@ -124,11 +128,41 @@ class TimedSocket:
     connection : Connection
     remaining : callable
         Seconds left; raises when none are left or the work was cancelled.
+    allowed : int
+        Bytes that may be received. They are counted here, as they come off the wire, so that no
+        length or chunk size that a server claims decides how much is read.
     """
 
-    def __init__(self, connection: Connection, remaining: Callable[[], float]) -> None:
+    def __init__(
+        self, connection: Connection, remaining: Callable[[], float], *, allowed: int
+    ) -> None:
         self._connection = connection
         self._remaining = remaining
+        self._allowed = allowed
+        self._received = 0
+
+    def allow(self, more: int) -> None:
+        """Allow so many bytes more."""
+        self._allowed += more
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receive something, waiting for it in slices; 0 is the end.
+
+        Raises
+        ------
+        TooMuchReceived
+            If more has come than is allowed.
+        """
+        while True:
+            self._connection.settimeout(min(_SLICE, self._remaining()))
+            try:
+                count = self._connection.recv_into(buffer)
+            except TimeoutError:
+                continue
+            self._received += count
+            if self._received > self._allowed:
+                raise TooMuchReceived
+            return count
 
     def sendall(self, data: bytes) -> None:
         """Send everything before the deadline."""
@@ -137,27 +171,21 @@ class TimedSocket:
 
     def makefile(self, mode: str, buffering: int = -1) -> IO[bytes]:
         """Return the receiving side as a buffered file."""
-        return io.BufferedReader(_Received(self._connection, self._remaining))
+        return io.BufferedReader(_Received(self))
 
     def close(self) -> None:
         """Do nothing: `http.client` closes while the body is still to be read."""
 
 
 class _Received(io.RawIOBase):
-    def __init__(self, connection: Connection, remaining: Callable[[], float]) -> None:
-        self._connection = connection
-        self._remaining = remaining
+    def __init__(self, timed: TimedSocket) -> None:
+        self._timed = timed
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while True:
-            self._connection.settimeout(min(_SLICE, self._remaining()))
-            try:
-                return self._connection.recv_into(memoryview(buffer))
-            except TimeoutError:
-                continue
+        return self._timed.receive_into(memoryview(buffer))
 
 
 class OneAddressConnection(http.client.HTTPConnection):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import difflib
-import glob
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_magic.errors import ImageError, ImageNotFoundError
+from mlx_magic.inference.image_globs import match_files
 from mlx_magic.notebook.expressions import (
     Evaluate,
     describe,
@@ -106,8 +106,9 @@ class _Resolver:
         try:
             pattern = str(Path(pattern).expanduser())
             # base is apart: its own name may have wildcards in it
-            found = glob.iglob(pattern, root_dir=self.base, recursive=True)  # noqa: PTH207
-            return next(found, None) is not None
+            return next(match_files(pattern, self.base), None) is not None
+        except ImageError:  # looks through too much: said where the pictures are opened
+            return True
         except (OSError, ValueError, RuntimeError):
             return False
 

@@ -19,6 +19,24 @@ NOT_PUBLIC = [
     "127.0.0.1",
     "127.255.255.254",
     "169.254.169.254",
+    "169.254.170.2",
+    "100.100.100.200",  # metadata of clouds that is not link-local: Alibaba, ...
+    "161.26.0.7",
+    "166.11.255.255",
+    "168.63.129.16",
+    "192.0.0.192",
+    "192.80.8.124",
+    "199.36.153.4",
+    "199.36.153.11",
+    "fd00:ec2::254",
+    "fd20:ce::254",
+    "::ffff:168.63.129.16",
+    "64:ff9b::a83f:8110",
+    "64:ff9b:1::a9fe:a9fe",
+    "2002:a83f:8110::",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    "2606:4700::5efe:10.0.0.1",  # ISATAP: an IPv4 address inside
+    "2606:4700::200:5efe:8.8.8.8",
     "172.16.0.1",
     "172.31.255.255",
     "192.0.0.1",
@@ -63,7 +81,18 @@ def test_not_public(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["1.1.1.1", "8.8.8.8", "100.128.0.1", "172.32.0.1", "2606:4700::1111", "2a00:1450::1"]
+    "text",
+    [
+        "168.63.129.17",
+        "199.36.153.3",
+        "2606:4700::5eff:a00:1",
+        "1.1.1.1",
+        "8.8.8.8",
+        "100.128.0.1",
+        "172.32.0.1",
+        "2606:4700::1111",
+        "2a00:1450::1",
+    ],
 )
 def test_public(text: str) -> None:
     assert is_public(ipaddress.ip_address(text))
@@ -131,6 +160,9 @@ def test_the_host_header_has_brackets_and_an_unusual_port_only() -> None:
         ("http://0177.0.0.1/", "host is a number"),
         ("http://127.0.0.1./", "host is a number"),
         ("http://1.2.3.4.5/", "host is a number"),
+        ("http://[fe80::1%25eth0]/", "one network cable"),
+        ("http://example.org/" + "x" * 9000, "longer than 8192"),
+        ("http://example.org:" + "-1" * 900, r"no valid address \(.{1,130}\)$"),
     ],
 )
 def test_urls_that_are_refused_say_why(url: str, words: str) -> None:

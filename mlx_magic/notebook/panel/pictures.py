@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_magic.errors import MlxMagicError, RequestError
 from mlx_magic.inference import images
+from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.decode import pixels_of
 from mlx_magic.inference.image_input import ImageInput
 from mlx_magic.inference.image_limits import MAX_IMAGES, megabytes, shorten
@@ -74,6 +75,7 @@ class Pictures:
         self._lock = threading.RLock()
         self._ready: list[Picture] = []
         self._opening: dict[str, Opening] = {}
+        self._opened_now: tuple[str, CancelToken] | None = None
         self._problems: OrderedDict[str, str] = OrderedDict()
         self._forgotten = 0
         self._numbers = itertools.count(1)
@@ -173,6 +175,7 @@ class Pictures:
         with self._lock:
             self._ready = [picture for picture in self._ready if picture.id != key]
             self._forget(key)
+            self._stop_opening(key)
         self._changed()
 
     def dismiss(self, key: str) -> None:
@@ -198,11 +201,17 @@ class Pictures:
             self._waiting.clear()
             self._problems.clear()
             self._forgotten = 0
+            self._stop_opening()
         self._changed()
 
     def _forget(self, key: str) -> None:
         self._opening.pop(key, None)
         self._waiting.pop(key, None)
+
+    def _stop_opening(self, key: str | None = None) -> None:
+        """Stop the work on a picture that is being opened, or on whichever is; under the lock."""
+        if self._opened_now is not None and key in (None, self._opened_now[0]):
+            self._opened_now[1].cancel()
 
     def _work(self) -> None:
         while True:
@@ -216,13 +225,15 @@ class Pictures:
             del value
 
     def _open(self, key: str, name: str, word: str, value: Any) -> None:
+        token = CancelToken()
         with self._lock:
             if key not in self._opening:
                 return
+            self._opened_now = key, token
         try:
             if isinstance(value, bytes):
                 self._require_room(name, pixels_of(value))  # before so many are unpacked
-            opened = images.open_images(value, name=name)
+            opened = images.open_images(value, name=name, cancel=token)
             for image in opened:
                 image.thumbnail(THUMBNAIL_SIDE)
             with self._lock:
@@ -243,6 +254,8 @@ class Pictures:
                     for at, image in enumerate(opened)
                 ]
                 del self._opening[key]
+        except Cancelled:  # taken out meanwhile
+            return
         except MlxMagicError as error:
             self.fail(key, str(error))
             return

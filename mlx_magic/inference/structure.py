@@ -1,0 +1,333 @@
+"""What a picture's file is made of, read before Pillow works on it.
+
+Pillow bounds a picture's pixels; its time and memory also go by what is listed here: scans,
+directories, pages, tiles. Each is looked at in the bytes, without decoding any.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from mlx_magic.errors import ImageDecodeError, ImageTooLargeError
+from mlx_magic.inference.image_limits import check_pixels
+from mlx_magic.inference.watched import Watch
+
+MAX_SCANS = 100
+"""Scans of a JPEG; encoders make about ten. Each costs a walk over the whole picture."""
+
+MAX_MEMORY = 500_000_000
+"""Bytes that decoding may take, where the header tells."""
+
+# Measured: what the decoders of these hold at once, with the picture itself.
+_BYTES_A_PIXEL = {"WebP": 16, "AVIF": 9}
+
+MAX_COUNTED = 10_000
+"""Pages or frames that are counted one by one."""
+
+# A segment holds up to 64 KB: the largest file has some thousands, if all of it is notes.
+_MAX_SEGMENTS = 10_000
+_MAX_BLOCKS = 1_000_000
+_MAX_COMMENTS = 10_000
+_MAX_TAGS = 1_000
+_MAX_VALUES = 300_000
+_MAX_FRACTIONS = 10_000
+_SOS = b"\xff\xda"
+# Within a scan FF is followed by 0 or a restart marker; fill bytes are FF again.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_FRAMES_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_GIF_BLOCK = re.compile(rb"[!,;]")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many pages or frames there are: `count`, or more than that."""
+
+    count: int
+    more: bool = False
+
+    def __str__(self) -> str:
+        return f"more than {self.count}" if self.more else str(self.count)
+
+
+def check_structure(kind: str, data: bytes, watch: Watch) -> Counted | None:
+    """Refuse a file whose parts cost far more than its pixels.
+
+    Parameters
+    ----------
+    kind : str
+        From `picture_format`.
+    data : bytes
+        The whole file.
+    watch : Watch
+
+    Returns
+    -------
+    Counted or None
+        Frames of a GIF or pages of a TIFF; None for what says it elsewhere, or has one only.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it has too many parts, or they lead nowhere.
+    ValueError
+        If it is cut short or damaged.
+    """
+    check = _CHECKS.get(kind)
+    try:
+        return None if check is None else check(data, watch)
+    except (struct.error, IndexError) as error:
+        raise ValueError("it ends too early") from error
+
+
+def check_memory(kind: str, size: tuple[int, int], label: str) -> None:
+    """Refuse a picture of a format whose decoder holds it several times, before it is decoded.
+
+    Raises
+    ------
+    ImageTooLargeError
+    """
+    pixels = size[0] * size[1]
+    most = MAX_MEMORY // _BYTES_A_PIXEL.get(kind, 1)
+    if pixels > most:
+        raise ImageTooLargeError(
+            f"{label} has {pixels / 1e6:.0f} megapixels, which as {kind} takes more than "
+            f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a PNG or JPEG, or smaller.",
+            source=label,
+            size=pixels,
+            limit=most,
+        )
+
+
+def _refuse(watch: Watch, why: str) -> NoReturn:
+    raise ImageDecodeError(f"{watch.label} {why}.", source=watch.label)
+
+
+# JPEG
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A JPEG's frame header: what its coefficients take in memory."""
+
+    progressive: bool
+    pixels: int
+    components: int
+    coefficients: int
+
+    @classmethod
+    def read(cls, marker: int, body: bytes) -> _Frame:
+        _, height, width, count = struct.unpack_from(">BHHB", body)
+        factors = [(body[at] >> 4, body[at] & 15) for at in range(7, 6 + 3 * count, 3)]
+        widest = max((across for across, _ in factors), default=1) or 1
+        highest = max((down for _, down in factors), default=1) or 1
+        part = sum(across * down for across, down in factors) / (widest * highest)
+        pixels = width * height
+        return cls(marker in _PROGRESSIVE, pixels, count, int(pixels * part * 2))
+
+
+def _check_jpeg(data: bytes, watch: Watch) -> None:
+    frame: _Frame | None = None
+    at, segments = 2, 0
+    while found := _MARKER.search(data, at):
+        segments += 1
+        if segments > _MAX_SEGMENTS:
+            _refuse(watch, "is a JPEG made of too many small pieces: save it anew")
+        marker, at = data[found.start() + 1], found.end()
+        if marker in _NO_LENGTH:
+            continue
+        if marker == 0xD9:
+            return
+        length = int.from_bytes(data[at : at + 2], "big")
+        if marker in _FRAMES_JPEG:
+            frame = _Frame.read(marker, data[at + 2 : at + length])
+        if marker == 0xDA:
+            break
+        at += max(length, 2)
+    else:
+        return
+    if frame is None or not (
+        frame.progressive or data[at + 2 : at + 3] != bytes([frame.components])
+    ):
+        return  # one scan, decoded as it comes
+    if frame.coefficients + 4 * frame.pixels > MAX_MEMORY:
+        _refuse(
+            watch,
+            f"is a progressive JPEG of {frame.pixels / 1e6:.0f} megapixels, which takes more than "
+            f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a plain JPEG, or smaller",
+        )
+    # Cheap, and too many only by chance: in what follows the picture, in a comment.
+    if data.count(_SOS, at) >= MAX_SCANS and _scans(data, at, watch) > MAX_SCANS:
+        _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it anew, as a plain JPEG")
+
+
+def _scans(data: bytes, at: int, watch: Watch) -> int:
+    """Count the scans from the first one on, whose length is at `at`."""
+    count = 1
+    at += int.from_bytes(data[at : at + 2], "big")
+    while (found := _MARKER.search(data, at)) and count <= MAX_SCANS:
+        watch.checkpoint()
+        marker, at = data[found.start() + 1], found.end()
+        if marker in _NO_LENGTH:
+            continue
+        if marker == 0xD9:
+            break
+        count += marker == 0xDA
+        at += max(int.from_bytes(data[at : at + 2], "big"), 2)
+    return count
+
+
+# GIF
+
+
+def _count_gif(data: bytes, watch: Watch) -> Counted:
+    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    frames = blocks = comments = 0
+    while found := _GIF_BLOCK.search(data, at):
+        at, kind = found.end(), data[found.start()]
+        if kind == 0x3B:
+            break
+        if kind == 0x21:
+            comments += data[at : at + 1] == b"\xfe"
+            at += 1
+        else:
+            flags = data[at + 8 : at + 9]
+            if not flags:
+                break
+            frames += 1
+            if frames > MAX_COUNTED:
+                return Counted(MAX_COUNTED, more=True)
+            at += 10 + (3 << (flags[0] & 7) + 1 if flags[0] & 0x80 else 0)
+        begun = blocks
+        while at < len(data) and data[at]:
+            at += data[at] + 1
+            blocks += 1
+            if blocks > _MAX_BLOCKS:
+                if not frames:
+                    _refuse(watch, "is a GIF of many blocks before its first frame")
+                return Counted(frames, more=True)
+        if kind == 0x21 and not frames and blocks - begun > _MAX_COMMENTS:
+            _refuse(watch, "is a GIF with more than a megabyte of notes before its first frame")
+        at += 1
+        if comments > _MAX_COMMENTS and not frames:
+            _refuse(watch, f"is a GIF of more than {_MAX_COMMENTS} comments")
+    return Counted(frames)
+
+
+# TIFF
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiff:
+    """How numbers are written in a TIFF."""
+
+    order: str
+    big: bool
+
+    def number(self, code: str, data: bytes, at: int) -> int:
+        """Read one number; struct.error where the file has ended."""
+        value: int = struct.unpack_from(self.order + code, data, at)[0]
+        return value
+
+    def directory(self, data: bytes, at: int) -> tuple[int, int, int]:
+        """Return the number of tags, where they are, and where the next directory is."""
+        tags = self.number("Q" if self.big else "H", data, at)
+        first = at + (8 if self.big else 2)
+        end = first + tags * self.tag_bytes
+        return tags, first, self.number("Q" if self.big else "L", data, end)
+
+    def values(self, data: bytes, start: int, kind: int, count: int) -> tuple[int, ...]:
+        """Return the whole numbers of the tag at `start`; none where it holds others."""
+        code = _TIFF_NUMBERS.get(kind)
+        if code is None:
+            return ()
+        pattern = f"{self.order}{count}{code}"
+        at = start + (12 if self.big else 8)
+        if struct.calcsize(pattern) > (8 if self.big else 4):
+            at = self.number("Q" if self.big else "L", data, at)
+        return struct.unpack_from(pattern, data, at)
+
+    @property
+    def tag_bytes(self) -> int:
+        """How many bytes a tag takes."""
+        return 20 if self.big else 12
+
+
+_TIFF_NUMBERS = {1: "B", 3: "H", 4: "L", 16: "Q"}
+_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
+               16: 8, 17: 8, 18: 8}  # fmt: skip
+_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH, _COMPRESSION = 322, 323, 256, 257, 259
+_OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)
+_LOOKED_AT = frozenset(
+    {_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH, _COMPRESSION, *_OFFSETS, *_BYTE_COUNTS}
+)
+_JPEG_COMPRESSIONS = (6, 7)
+# Blank tiles may share their bytes; much more than that is read again and again.
+_SHARED = 8
+_SHARED_BYTES = 64_000_000
+
+
+def _count_tiff(data: bytes, watch: Watch) -> Counted:
+    order = "<" if data[:2] == b"II" else ">"
+    tiff = _Tiff(order, big=data[2:4] in (b"+\0", b"\0+"))
+    at = tiff.number("Q", data, 8) if tiff.big else tiff.number("L", data, 4)
+    _check_directory(tiff, data, at, watch)
+    seen: set[int] = set()
+    while at and at not in seen:
+        if len(seen) == MAX_COUNTED:
+            return Counted(MAX_COUNTED, more=True)
+        seen.add(at)
+        _, _, at = tiff.directory(data, at)
+    return Counted(len(seen))
+
+
+def _check_directory(tiff: _Tiff, data: bytes, at: int, watch: Watch) -> None:
+    tags, first, _ = tiff.directory(data, at)
+    if tags > _MAX_TAGS:
+        _refuse(watch, f"is a TIFF whose first page has {tags} tags, more than {_MAX_TAGS}")
+    found: dict[int, tuple[int, ...]] = {}
+    for start in range(first, first + tags * tiff.tag_bytes, tiff.tag_bytes):
+        tag, kind = tiff.number("H", data, start), tiff.number("H", data, start + 2)
+        count = tiff.number("Q" if tiff.big else "L", data, start + 4)
+        fraction = kind in (5, 10)
+        if _TIFF_SIZES.get(kind, 1) > 1 and count > (_MAX_FRACTIONS if fraction else _MAX_VALUES):
+            _refuse(watch, f"is a TIFF whose tag {tag} has {count} values")
+        if tag in _LOOKED_AT:
+            found.setdefault(tag, tiff.values(data, start, kind, count))
+    tile = _first(found, _TILE_WIDTH) * _first(found, _TILE_LENGTH)
+    size = _first(found, _WIDTH), _first(found, _LENGTH)
+    check_pixels(size, watch.label)
+    picture = size[0] * size[1]
+    if tile > max(4 * picture, 4_000_000):
+        _refuse(watch, "is a TIFF whose tiles are far larger than the picture")
+    _check_parts(found, data, watch)
+
+
+def _first(found: dict[int, tuple[int, ...]], tag: int) -> int:
+    return next(iter(found.get(tag, ())), 0)
+
+
+def _check_parts(found: dict[int, tuple[int, ...]], data: bytes, watch: Watch) -> None:
+    """Look at the strips or tiles of a page: how much they read, and how often a JPEG scans."""
+    for offsets, counts in zip(_OFFSETS, _BYTE_COUNTS, strict=True):
+        sizes = found.get(counts, ())
+        if sum(sizes) > _SHARED * len(data) + _SHARED_BYTES:
+            _refuse(watch, "is a TIFF whose parts lie on top of each other")
+        if _first(found, _COMPRESSION) not in _JPEG_COMPRESSIONS:
+            continue
+        for offset, size in zip(found.get(offsets, ()), sizes, strict=False):
+            watch.checkpoint()
+            if data.count(_SOS, offset, offset + size) > MAX_SCANS:
+                _refuse(watch, f"is a TIFF with a JPEG of more than {MAX_SCANS} scans in it")
+
+
+_CHECKS: dict[str, Callable[[bytes, Watch], Counted | None]] = {
+    "JPEG": _check_jpeg,
+    "GIF": _count_gif,
+    "TIFF": _count_tiff,
+}

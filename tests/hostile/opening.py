@@ -1,0 +1,111 @@
+"""Opens hostile pictures in a process of its own, and says of each what came of it.
+
+A case that hangs or eats memory ends this process; whoever started it sees which one it was.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SECONDS = 2.0
+"""Processor time for one case, of this machine with nothing else to do."""
+
+MEGABYTES = 500
+_PATIENCE = 6
+_ADDRESSES = 6_000_000_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case.
+
+    Attributes
+    ----------
+    error : str or None
+        Name of the class and its line.
+    note : str or None
+    size : tuple of int or None
+    seconds : float
+        Processor time, with that of its children.
+    megabytes : float
+        How much memory it took at most.
+    """
+
+    error: str | None
+    note: str | None
+    size: tuple[int, int] | None
+    seconds: float
+    megabytes: float
+
+
+def outcomes(names: list[str]) -> dict[str, Outcome]:
+    """Open cases one after the other; those that are missing in the result never ended."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.hostile.opening", *names],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    read = [json.loads(line) for line in done.stdout.splitlines()]
+    return {each.pop("name"): Outcome(**each) for each in read}
+
+
+def _peak() -> float:
+    words = Path("/proc/self/status").read_text().split("VmHWM:")
+    return int(words[1].split()[0]) / 1000
+
+
+def _reset_peak() -> float:
+    Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _used() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def _open(data: bytes) -> dict[str, Any]:
+    from mlx_magic.errors import MlxMagicError
+    from mlx_magic.inference.images import open_images
+
+    try:
+        (image,) = open_images(data, name="x")
+    except MlxMagicError as error:
+        return {"error": f"{type(error).__name__}: {error}", "note": None, "size": None}
+    except Exception as error:
+        return {"error": f"RAW {type(error).__name__}: {error}", "note": None, "size": None}
+    return {"error": None, "note": image.note, "size": image.size}
+
+
+def main(names: list[str]) -> None:
+    """Print a line of JSON for each case."""
+    from tests.hostile.image_cases import CASES, png
+
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
+    _open(png(4, 4))  # imports
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    linux = sys.platform == "linux"
+    for name in names:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(_used()) + 60, hard))
+        data = CASES[name].make()
+        # What goes over the time is ended by the kernel, whatever it is doing.
+        used = int(_used()) + _PATIENCE
+        resource.setrlimit(resource.RLIMIT_CPU, (used, hard))
+        before, start = _reset_peak() if linux else 0.0, _used()
+        outcome = _open(data)
+        outcome["seconds"] = _used() - start
+        outcome["megabytes"] = _peak() - before if linux else 0.0
+        print(json.dumps({"name": name, **outcome}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

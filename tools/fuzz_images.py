@@ -1,0 +1,231 @@
+"""Fuzz pictures and servers' answers by Hypothesis: ``python -m tools.fuzz_images MINUTES``.
+
+Valid files of every format are changed, and whole answers of a server; what comes must be a
+picture or one line of an `ImageError`, in time. What it finds becomes a case of `tests/hostile`.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+import warnings
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mlx_magic.errors import ImageError
+from mlx_magic.inference.fetch import UrlFetcher
+from mlx_magic.inference.images import open_images
+
+_SLOW = 2.0
+_PUBLIC = "93.184.216.34"
+_TOKENS = [
+    b"\xff\xda",
+    b"\xff\xc2",
+    b"\xff\xc4",
+    b"\xff\xd9",
+    b"IDAT",
+    b"IEND",
+    b"fcTL",
+    b"acTL",
+    b"!\xfe",
+    b",",
+    b";",
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\0\0\x1f\x40",
+    b"VP8X",
+    b"ANMF",
+    b"ALPH",
+    b"II*\0",
+    b"\x11\x01\x03\0",
+    b"meta",
+    b"ispe",
+    b"#",
+    b"\n",
+    b"65535",
+    b"9999",
+]
+
+
+def _samples() -> dict[str, bytes]:
+    picture = Image.effect_noise((24, 16), 60).convert("RGB")
+    frames = [picture.rotate(at) for at in (30, 60)]
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {
+        "jpeg": ("JPEG", {}),
+        "progressive": ("JPEG", {"progressive": True, "comment": b"c" * 20}),
+        "png": ("PNG", {}),
+        "apng": ("PNG", {"save_all": True, "append_images": frames}),
+        "gif": ("GIF", {"save_all": True, "append_images": frames, "comment": b"hello"}),
+        "webp": ("WEBP", {"quality": 60}),
+        "webp animation": ("WEBP", {"save_all": True, "append_images": frames}),
+        "tiff": ("TIFF", {"save_all": True, "append_images": frames}),
+        "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}),
+        "tiff jpeg": ("TIFF", {"compression": "jpeg"}),
+        "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        "avif": ("AVIF", {"speed": 10}),
+        "bmp": ("BMP", {}),
+        "ppm": ("PPM", {}),
+        "qoi": ("QOI", {}),
+    }
+    found = {}
+    for name, (kind, options) in wanted.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, **options)
+        found[name] = buffer.getvalue()
+    found["plain ppm"] = b"P3 # c\n4 3 255\n" + b"1 2 300 "[:6] * 12
+    found["deep pgm"] = b"P5 4 3 1000\n" + bytes(24)
+    return found
+
+
+SAMPLES = _samples()
+
+
+@st.composite
+def changed(draw: st.DrawFn, samples: list[bytes]) -> bytes:
+    """Draw a sample with a few changes."""
+    data = bytearray(draw(st.sampled_from(samples)))
+    for _ in range(draw(st.integers(1, 8))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        match draw(st.integers(0, 5)):
+            case 0:
+                data[at : at + 1] = bytes([draw(st.integers(0, 255))])
+            case 1:
+                token = draw(st.sampled_from(_TOKENS))
+                data[at : at + len(token)] = token
+            case 2:
+                data[at:at] = draw(st.sampled_from(_TOKENS))
+            case 3:
+                del data[at : at + draw(st.integers(1, 64))]
+            case 4:
+                data[at:at] = data[at : at + draw(st.integers(1, 64))] * draw(st.integers(1, 200))
+            case _:
+                del data[at:]
+    return bytes(data)
+
+
+def _look_at(line: str) -> None:
+    assert "\n" not in line
+    assert len(line) < 500
+
+
+def open_once(data: bytes) -> None:
+    """Open a file; anything but a picture or one line is an error."""
+    start = time.thread_time()
+    try:
+        (image,) = open_images(data, name="x")
+        assert image.pixels.mode == "RGB"
+    except ImageError as error:
+        _look_at(str(error))
+    assert time.thread_time() - start < _SLOW
+
+
+class _Connection:
+    def __init__(self, data: bytes) -> None:
+        self.left = data
+
+    def settimeout(self, value: float | None) -> None:
+        pass
+
+    def sendall(self, data: bytes) -> None:
+        pass
+
+    def recv_into(self, buffer: memoryview) -> int:
+        count = min(len(buffer), len(self.left))
+        buffer[:count], self.left = self.left[:count], self.left[count:]
+        return count
+
+    def getpeername(self) -> Any:
+        return (_PUBLIC, 80)
+
+    def close(self) -> None:
+        pass
+
+
+_ANSWERS = [
+    b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 5\r\n\r\nhello",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: image/png\r\n\r\n"
+    b"5;a=b\r\nhello\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://user@example.org:80/a?b#c\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://[2606:4700::1]/\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\nContent-Encoding: identity\r\n\r\nhello",
+]
+_WORDS = [
+    b"\r\n",
+    b"-1",
+    b"-5dc00000",
+    b"ffffffffffffffff",
+    b":",
+    b";",
+    b"\0",
+    b"\xff",
+    b"chunked",
+    b"[",
+    b"]",
+    b"%",
+    b"@",
+    b"//",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"Content-Length: -7\r\n",
+    b"0x",
+    b"_1",
+    b" ",
+]
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> bytes:
+    """Draw an answer of a server with a few changes."""
+    data = bytearray(draw(st.sampled_from(_ANSWERS)))
+    for _ in range(draw(st.integers(1, 6))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        word = draw(st.one_of(st.sampled_from(_WORDS), st.binary(min_size=1, max_size=4)))
+        end = at + draw(st.integers(0, 6))
+        data[at:end] = word * draw(st.sampled_from([1, 1, 1, 2, 300]))
+    return bytes(data)
+
+
+def ask_once(data: bytes) -> None:
+    """Ask a server that sends `data`; anything but bytes or one line is an error."""
+    fetch = UrlFetcher(
+        resolve=lambda host, port, timeout: [_PUBLIC],
+        connect=lambda target, address, timeout: _Connection(data),
+    )
+    start = time.thread_time()
+    try:
+        assert isinstance(fetch("http://a.example/x.png"), bytes)
+    except ImageError as error:
+        _look_at(str(error))
+    assert time.thread_time() - start < _SLOW
+
+
+def main(minutes: float) -> int:
+    """Fuzz for so long; return how many ways to fail were found."""
+    warnings.simplefilter("ignore")
+    end = time.monotonic() + 60 * minutes
+    failures = rounds = 0
+    loud = settings(
+        max_examples=400, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck), print_blob=False,
+    )  # fmt: skip
+    while time.monotonic() < end:
+        work = [(name, open_once, changed([data])) for name, data in SAMPLES.items()]
+        for name, check, strategy in [*work, ("server", ask_once, answers())]:
+            try:
+                loud(given(strategy)(check))()
+            except Exception as error:
+                failures += 1
+                print(f"{name}: {type(error).__name__}: {error}", *getattr(error, "__notes__", []))
+            if time.monotonic() > end:
+                break
+        rounds += 1
+    print(f"{rounds} rounds, {failures} failures")
+    return failures
+
+
+if __name__ == "__main__":
+    raise SystemExit(1 if main(float(sys.argv[1])) else 0)
