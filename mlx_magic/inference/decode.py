@@ -129,7 +129,7 @@ def pixels_of(data: bytes) -> int:
     Reads the file's head and decodes nothing.
     """
     kind = picture_format(data[:SNIFF_BYTES])
-    if kind is None:
+    if kind not in _DECODERS:
         return 0
     watch = Watch("picture", None)
     try:
