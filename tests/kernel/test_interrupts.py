@@ -40,14 +40,16 @@ def trace(frame, event, argument):
     if event == "line" and inside[0]:
         seen[0] += 1
         if seen[0] == moment:
-            begun.append(bool(session.current().running))
+            begun.append(bool(works))
             signal.raise_signal(signal.SIGINT)
     return trace
 
 def interrupt_at(line):
-    global moment, seen, begun, inside, answer, before
+    global moment, seen, begun, inside, answer, before, works
     moment, seen, begun, inside, answer = line, [0], [], [False], None
     before = set(_instances)
+    # Not by its lock, which the line that is interrupted may hold.
+    works = session.current()._under_way._works
     sys.settrace(trace)
 
 def left():

@@ -64,9 +64,9 @@ def test_a_file_that_cannot_fit_is_not_unpacked(
     opened: list[str] = []
     real = images.open_images
 
-    def open_images(value: Any, *, name: str) -> Any:
+    def open_images(value: Any, *, name: str, **options: Any) -> Any:
         opened.append(name)
-        return real(value, name=name)
+        return real(value, name=name, **options)
 
     monkeypatch.setattr(images, "open_images", open_images)
     driven.upload("large.png", png(size=(200, 200)), key="a")
