@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import device, remote_code
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.backends.device import Memory
 from mlx_magic.inference.backends.failure import load_error, without_frames
@@ -171,13 +171,14 @@ class Loader:
             # What leaves is freed before anything of the new model is there.
             yield from self._returned(loading)
             self._spare(needed)
+            steps = backend.load(
+                checkpoint,
+                trust_remote_code=key.trusted,
+                cancel=loading.token,
+                progress=loading.advance,
+            )
             model, nbytes = yield from self._watched(
-                backend.load(
-                    checkpoint,
-                    trust_remote_code=key.trusted,
-                    cancel=loading.token,
-                    progress=loading.advance,
-                )
+                remote_code.guarded(steps, checkpoint, allowed=key.trusted)
             )
         except (Cancelled, MlxMagicError):
             raise
@@ -190,7 +191,8 @@ class Loader:
             if nbytes > needed:
                 self._departures.make_room(nbytes, loading, name)
             # After it was measured: what a request leaves for a while is not the model's.
-            yield from model.warm_up(cancel=loading.token, progress=loading.advance)
+            warming = model.warm_up(cancel=loading.token, progress=loading.advance)
+            yield from remote_code.guarded(warming, checkpoint, allowed=key.trusted)
             if not loading.names:
                 raise Cancelled
         except BaseException:
