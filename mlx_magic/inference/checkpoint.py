@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import DownloadError, ModelNotFoundError
-from mlx_magic.inference import architectures, checkpoint_files, trust
+from mlx_magic.inference import architectures, checkpoint_files, plausible, trust
 from mlx_magic.inference.adapter import Adapter
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.shown import shown
@@ -198,7 +198,11 @@ def inspect(folder: Path, name: str, *, trust_remote_code: bool = True) -> Check
     """
     config, wanted = inspect_config(folder, name, trust_remote_code=trust_remote_code)
     kind = kind_of(config)
-    sizes = checkpoint_files.weights(folder, kind, model=name)
+    held = checkpoint_files.weights(folder, kind, model=name)
+    sizes = held.sizes
+    plausible.require_dimensions(
+        config, tensors=held.tensors, nbytes=sizes.total(), model=name
+    )
     checkpoint_files.require_tokenizer(folder, model=name)
     return Checkpoint(
         name=name,
@@ -230,6 +234,7 @@ def inspect_config(
     config = checkpoint_files.read_config(folder, model=name)
     wanted = trust.wanted_code(folder, model=name)
     trust.require_trust(wanted, model=name, allowed=trust_remote_code)
+    plausible.require_pictures(folder, config, model=name)
     if config.get("model_file") is None:  # such a checkpoint brings its own architecture
         architectures.require_known(kind_of(config), config, model=name)
     return config, wanted

@@ -11,7 +11,7 @@ from typing import Any
 from mlx_magic.errors import CheckpointError
 from mlx_magic.inference import strict_json
 from mlx_magic.inference.architectures import Kind
-from mlx_magic.inference.safetensors_header import tensor_bytes
+from mlx_magic.inference.safetensors_header import Contents, contents
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import UnreadableFileError
 
@@ -106,13 +106,12 @@ def read_object(path: Path, *, model: str) -> dict[str, Any]:
     return content
 
 
-def weights(folder: Path, kind: Kind, *, model: str) -> Counter[str]:
+def weights(folder: Path, kind: Kind, *, model: str) -> Contents:
     """Check every weight file that the library for this kind will read.
 
     Returns
     -------
-    collections.Counter
-        Bytes of tensors, by dtype.
+    Contents
 
     Raises
     ------
@@ -122,14 +121,14 @@ def weights(folder: Path, kind: Kind, *, model: str) -> Counter[str]:
     files = _weight_files(folder, kind, _shards(folder, model=model))
     if not files:
         raise _no_weights(folder, kind, model=model)
-    sizes: Counter[str] = Counter()
+    found = Contents(Counter(), 0)
     for file in files:
-        sizes += tensor_bytes(file, model=model)
-    if not sizes:
+        found += contents(file, model=model)
+    if not found.sizes:
         raise CheckpointError(
-            f"{model}: {files[0].name} holds no tensors: fetch the model again.", model=model
+            f"{model}: {shown(files[0].name)} holds no tensors: fetch the model again.", model=model
         )
-    return sizes
+    return found
 
 
 def require_tokenizer(folder: Path, *, model: str) -> None:

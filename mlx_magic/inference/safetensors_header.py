@@ -50,7 +50,27 @@ class Span:
     shape: tuple[int, ...]
 
 
-def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What weight files hold.
+
+    Attributes
+    ----------
+    sizes : collections.Counter
+        Bytes of tensors, by dtype as the file names it (``"F16"``).
+    tensors : int
+        How many there are.
+    """
+
+    sizes: Counter[str]
+    tensors: int
+
+    def __add__(self, other: Contents) -> Contents:
+        """Return what both hold."""
+        return Contents(self.sizes + other.sizes, self.tensors + other.tensors)
+
+
+def contents(path: Path, *, model: str) -> Contents:
     """Read a safetensors header and check it against the size of the file.
 
     Parameters
@@ -62,8 +82,7 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
 
     Returns
     -------
-    collections.Counter
-        Bytes of tensors, by dtype as the file names it (``"F16"``).
+    Contents
 
     Raises
     ------
@@ -87,7 +106,13 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
             header = _parsed(file.read(length), path, model)
     except UnreadableFileError as error:
         raise _damaged(path, model, str(error), "look at the file and its permissions") from error
-    return _checked(header, size - 8 - length, path, model)
+    sizes = _checked(header, size - 8 - length, path, model)
+    return Contents(sizes, len(header) - ("__metadata__" in header))
+
+
+def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
+    """Return the bytes of a file's tensors, by dtype. See `contents`."""
+    return contents(path, model=model).sizes
 
 
 def spans(path: Path) -> dict[str, Span]:

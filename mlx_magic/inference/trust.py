@@ -160,20 +160,21 @@ def _files(folder: Path, model: str) -> list[Path]:
                     if limits_of(entry.name) is not None and not _is_folder(Path(entry.path)):
                         found.append(place / entry.name)
         except OSError as error:
-            if place == folder:
-                raise
             reason = error.strerror or type(error).__name__
             raise _unreadable(model, place.name, f"cannot be read ({reason})") from error
     return sorted(found, key=_place(folder))
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as listing:
-        return [
-            folder / e.name
-            for e, _ in zip(listing, range(_MOST_FILES), strict=False)
-            if _is_folder(Path(e.path)) and not e.name.startswith(".")
-        ]
+    try:
+        with os.scandir(folder) as listing:
+            return [
+                folder / e.name
+                for e, _ in zip(listing, range(_MOST_FILES), strict=False)
+                if _is_folder(Path(e.path)) and not e.name.startswith(".")
+            ]
+    except OSError:
+        return []  # who lists the folder itself says why
 
 
 def _is_folder(path: Path) -> bool:

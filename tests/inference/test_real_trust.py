@@ -204,7 +204,7 @@ def test_the_load_itself_runs_nothing_where_the_reading_erred(tmp_path: Path) ->
     for kind in ("vision", "text"):
         checkpoints.with_model_file(copied(kind, place / f"{kind}-file"))
         checkpoints.with_auto_map(copied(kind, place / f"{kind}-map"))
-    for name in ("internvl_chat", "kimi_vl", "phi3_v", "text-llama"):
+    for name in ("internvl_chat", "kimi_vl", "text-llama"):
         build(find(name), place / name)
         (place / name / "tokenizer_config.json").write_text('{"tokenizer_class": "EvilTokenizer"}')
         checkpoints.with_auto_map(place / name)
