@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import CheckpointError
-from mlx_magic.inference import strict_json
+from mlx_magic.inference import strict_json, trust
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.safetensors_header import Contents, contents
 from mlx_magic.inference.shown import shown
@@ -28,6 +28,7 @@ _TOKENIZERS = (
     "sentencepiece*.model",
 )
 _MOST_SHARDS = 10_000
+_MOST_HEADERS = 96 * 2**20  # of all weight files; those of Kimi K2 have 21 MB
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -106,8 +107,10 @@ def read_object(path: Path, *, model: str) -> dict[str, Any]:
     return content
 
 
-def weights(folder: Path, kind: Kind, *, model: str) -> Contents:
+def weights(folder: Path, kind: Kind, *, model: str, quick: bool = False) -> Contents:
     """Check every weight file that the library for this kind will read.
+
+    With `quick`, headers that would take long are refused.
 
     Returns
     -------
@@ -121,9 +124,16 @@ def weights(folder: Path, kind: Kind, *, model: str) -> Contents:
     files = _weight_files(folder, kind, _shards(folder, model=model))
     if not files:
         raise _no_weights(folder, kind, model=model)
-    found = Contents(Counter(), 0)
+    found = Contents(Counter(), 0, 0)
+    most = trust.QUICK_BYTES if quick else _MOST_HEADERS
     for file in files:
         found += contents(file, model=model)
+        if found.header > most:
+            raise CheckpointError(
+                f"{model}: its weight files have headers of more than {most / 1e6:.0f} MB"
+                f"{', too much for a list' * quick}: fetch the model again.",
+                model=model,
+            )
     if not found.sizes:
         raise CheckpointError(
             f"{model}: {shown(files[0].name)} holds no tensors: fetch the model again.", model=model

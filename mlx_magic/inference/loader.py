@@ -12,7 +12,7 @@ from mlx_magic.errors import MlxMagicError
 from mlx_magic.inference.backends import device, remote_code
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.backends.device import Memory
-from mlx_magic.inference.backends.failure import load_error, without_frames
+from mlx_magic.inference.backends.failure import load_error, no_panics, without_frames
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.departures import Departures
@@ -177,9 +177,10 @@ class Loader:
                 cancel=loading.token,
                 progress=loading.advance,
             )
-            model, nbytes = yield from self._watched(
-                remote_code.guarded(steps, checkpoint, allowed=key.trusted)
-            )
+            with no_panics():
+                model, nbytes = yield from self._watched(
+                    remote_code.guarded(steps, checkpoint, allowed=key.trusted)
+                )
         except (Cancelled, MlxMagicError):
             raise
         except Exception as error:

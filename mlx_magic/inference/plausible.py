@@ -53,13 +53,15 @@ _TOKENS = re.compile(
 )
 # What these call edges are pixels of the whole picture.
 _IN_PIXELS = re.compile(r"qwen|glm|paddle|keye|dots|ernie|hunyuan|mimo|kimi|video|omni", re.I)
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_PROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+)
 _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 
 
-def require_dimensions(
-    config: Mapping[str, Any], *, tensors: int, nbytes: int, model: str
-) -> None:
+def require_dimensions(config: Mapping[str, Any], *, tensors: int, nbytes: int, model: str) -> None:
     """Refuse a configuration that its weights contradict, or that no model has.
 
     Parameters
@@ -83,7 +85,11 @@ def require_dimensions(
                 if (why := _absurd(key, number, tensors)) is not None:
                     raise _refused(model, "config.json", f"{place}{key}", number, why)
         vocabulary, width = part.get("vocab_size"), _first(part, _WIDTHS)
-        if type(vocabulary) is int and width is not None and vocabulary * width > 8 * nbytes + 2**23:
+        if (
+            type(vocabulary) is int
+            and width is not None
+            and vocabulary * width > 8 * nbytes + 2**23
+        ):
             raise CheckpointError(
                 f"{model}: config.json says {shown(place)}vocab_size = {vocabulary} and a width of "
                 f"{width}, which would take more than all its weights ({nbytes / 1e6:.1f} MB): "

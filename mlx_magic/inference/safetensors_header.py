@@ -60,14 +60,19 @@ class Contents:
         Bytes of tensors, by dtype as the file names it (``"F16"``).
     tensors : int
         How many there are.
+    header : int
+        Bytes of their headers.
     """
 
     sizes: Counter[str]
     tensors: int
+    header: int
 
     def __add__(self, other: Contents) -> Contents:
         """Return what both hold."""
-        return Contents(self.sizes + other.sizes, self.tensors + other.tensors)
+        sizes = Counter(self.sizes)
+        sizes.update(other.sizes)
+        return Contents(sizes, self.tensors + other.tensors, self.header + other.header)
 
 
 def contents(path: Path, *, model: str) -> Contents:
@@ -107,7 +112,7 @@ def contents(path: Path, *, model: str) -> Contents:
     except UnreadableFileError as error:
         raise _damaged(path, model, str(error), "look at the file and its permissions") from error
     sizes = _checked(header, size - 8 - length, path, model)
-    return Contents(sizes, len(header) - ("__metadata__" in header))
+    return Contents(sizes, len(header) - ("__metadata__" in header), length)
 
 
 def tensor_bytes(path: Path, *, model: str) -> Counter[str]:

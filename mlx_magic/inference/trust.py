@@ -28,9 +28,11 @@ _UNREAD = frozenset(
 _WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
 _MOST_FILES = 2000
 _MOST_BYTES = 160 * 2**20
+QUICK_BYTES = 24 * 2**20
+"""Bytes that are parsed of one model for a list: half a second's."""
 
 
-def wanted_code(folder: Path, *, model: str | None = None) -> tuple[str, ...]:
+def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) -> tuple[str, ...]:
     """List everything a checkpoint would make mlx-vlm, mlx-lm or transformers run.
 
     Looked at are: ``model_file`` in config.json (imported as Python), ``auto_map`` in any
@@ -46,6 +48,8 @@ def wanted_code(folder: Path, *, model: str | None = None) -> tuple[str, ...]:
         The checkpoint. Its files are read, nothing is imported.
     model : str, optional
         Name of the model, for the error; the folder's if left out.
+    quick : bool
+        For a list: vocabularies ask for nothing, and are not read.
 
     Returns
     -------
@@ -63,11 +67,11 @@ def wanted_code(folder: Path, *, model: str | None = None) -> tuple[str, ...]:
     for path in _files(folder, model or folder.name):
         name = path.relative_to(folder).as_posix()
         try:
-            content, size = _judged(path)
+            content, size = _judged(path, quick=quick)
         except UnreadableFileError as error:
             raise _unreadable(model or folder.name, name, str(error)) from error
         total += size
-        if total > _MOST_BYTES:
+        if total > _MOST_BYTES or (quick and content is not None and total > QUICK_BYTES):
             raise _unreadable(
                 model or folder.name, name, "makes its configuration and vocabulary too large"
             )
@@ -107,7 +111,7 @@ def limits_of(name: str) -> Limits | None:
     return strict_json.TEMPLATE if name.endswith(".jinja") else None
 
 
-def _judged(path: Path) -> tuple[Any, int]:
+def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
     """Return the content of a file, if it is a configuration, and its size.
 
     Raises
@@ -127,7 +131,10 @@ def _judged(path: Path) -> tuple[Any, int]:
         return None, size
     if name not in _DATA:
         content = strict_json.read(path, limits)
-        return (None if name.endswith(".index.json") else content), size
+        # What an index says of code nobody reads; but it was parsed.
+        return ({} if name.endswith(".index.json") else content), size
+    if quick and size <= limits.nbytes:
+        return None, 0
     _scan(path, limits)
     return None, size
 

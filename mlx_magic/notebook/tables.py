@@ -16,6 +16,7 @@ from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.shown import shown
 from mlx_magic.inference.together import Verdict
 from mlx_magic.inference.work import amount
 from mlx_magic.notebook import pool_lines
@@ -40,23 +41,33 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
+    @property
+    def _printable(self) -> list[tuple[str, ...]]:
+        """Rows in which no name of a stranger breaks the line or drives the terminal."""
+        return [tuple(shown(word, 1000) for word in row) for row in self.rows]
+
+    @property
+    def _note(self) -> str:
+        return "\n".join(shown(line, 1000) for line in self.note.splitlines())
+
     def __repr__(self) -> str:
-        lines = [self.headings, *self.rows] if any(self.headings) else [*self.rows]
+        rows = self._printable
+        lines = [self.headings, *rows] if any(self.headings) else [*rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         text = [
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        return "\n".join([*text, *([self.note] if self.note else [])])
+        return "\n".join([*text, *([self._note] if self.note else [])])
 
     def _repr_html_(self) -> str:
         head = "".join(f'<th style="{_CELL}">{html.escape(h)}</th>' for h in self.headings)
         body = "".join(
             "<tr>" + "".join(f'<td style="{_CELL}">{html.escape(w)}</td>' for w in row) + "</tr>"
-            for row in self.rows
+            for row in self._printable
         )
         thead = f"<thead><tr>{head}</tr></thead>" if any(self.headings) else ""
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        note = f"<p>{html.escape(self._note)}</p>" if self.note else ""
         return f"<table>{thead}<tbody>{body}</tbody></table>{note}"
 
 

@@ -132,7 +132,7 @@ def poison(folder: Path, mark: Path, *, model_file: bool = False) -> Path:
 
 
 def vision_functions() -> Iterator[tuple[str, Loader]]:
-    """Find each class of mlx-vlm's models with a `from_pretrained`, and each function that loads."""
+    """Find classes of mlx-vlm's models with a `from_pretrained`, and functions that load."""
     import mlx_vlm.models
 
     for module in pkgutil.walk_packages(mlx_vlm.models.__path__, "mlx_vlm.models."):
@@ -140,7 +140,7 @@ def vision_functions() -> Iterator[tuple[str, Loader]]:
             continue
         try:
             found = importlib.import_module(module.name)
-        except Exception:  # noqa: S112 -- needs a library that is not installed
+        except Exception:
             continue
         for name, value in sorted(vars(found).items()):
             if getattr(value, "__module__", None) != module.name:

@@ -184,10 +184,10 @@ def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
 
     inspect = checkpoint.inspect
 
-    def refusing(folder: Path, name: str) -> checkpoint.Checkpoint:
+    def refusing(folder: Path, name: str, **how: bool) -> checkpoint.Checkpoint:
         if name == "org/secret":
             raise PermissionError(13, "Permission denied")
-        return inspect(folder, name)
+        return inspect(folder, name, **how)
 
     for repo_id in ("org/open", "org/secret"):
         checkpoints.good(snapshot(cache, repo_id))

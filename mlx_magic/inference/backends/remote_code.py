@@ -84,9 +84,10 @@ class Guard:
 
     def link(self, name: object = None, *_: object) -> None:
         """Judge a shared library; one that is named without its folder is the system's."""
-        if isinstance(name, str | bytes) and os.path.dirname(name):  # noqa: PTH120
-            if self._is_foreign(os.fsdecode(name)):
-                self._refuse(os.fsdecode(name))
+        if not isinstance(name, str | bytes) or not os.path.dirname(name):  # noqa: PTH120
+            return
+        if self._is_foreign(os.fsdecode(name)):
+            self._refuse(os.fsdecode(name))
 
     def open(self, path: object, mode: object = None, flags: object = 0, *_: object) -> None:
         """Judge a file that is about to be opened."""
@@ -104,7 +105,9 @@ class Guard:
     def reach(self, *where: object) -> None:
         """Refuse the network."""
         # A name comes first; of a socket, its address comes second.
-        self.unreached.append(shown(str(next((w for w in where if isinstance(w, str)), where[1:])), 100))
+        self.unreached.append(
+            shown(str(next((w for w in where if isinstance(w, str)), where[1:])), 100)
+        )
         raise ConnectionRefusedError("mlx-magic keeps the load of a local model off the network")
 
     def start(self, function: object, *_: object) -> None:
@@ -295,7 +298,7 @@ def _current() -> Guard | None:
 
 
 def _is_readable(path: str) -> bool:
-    """Say whether a library may read a file of a checkpoint: what `trust` judged, and plain data."""
+    """Say whether a library may read a file of a checkpoint: data, and of no great size."""
     name = path.casefold()
     if name.endswith((*_CODE, *_PICKLES)):
         return False
