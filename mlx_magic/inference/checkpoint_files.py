@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import CheckpointError
-from mlx_magic.inference import strict_json, trust
+from mlx_magic.inference import strict_json
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.safetensors_header import Contents, contents
 from mlx_magic.inference.shown import shown
@@ -125,13 +125,14 @@ def weights(folder: Path, kind: Kind, *, model: str, quick: bool = False) -> Con
     if not files:
         raise _no_weights(folder, kind, model=model)
     found = Contents(Counter(), 0, 0)
-    most = trust.QUICK_BYTES if quick else _MOST_HEADERS
     for file in files:
-        found += contents(file, model=model)
-        if found.header > most:
+        found += contents(file, model=model, quick=quick)
+        if quick:
+            strict_json.require_quick(found.header, model=model)
+        if found.header > _MOST_HEADERS:
             raise CheckpointError(
-                f"{model}: its weight files have headers of more than {most / 1e6:.0f} MB"
-                f"{', too much for a list' * quick}: fetch the model again.",
+                f"{model}: its weights have headers of more than {_MOST_HEADERS / 1e6:.0f} MB: "
+                "fetch the model again.",
                 model=model,
             )
     if not found.sizes:

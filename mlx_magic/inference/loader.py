@@ -193,11 +193,14 @@ class Loader:
                 self._departures.make_room(nbytes, loading, name)
             # After it was measured: what a request leaves for a while is not the model's.
             warming = model.warm_up(cancel=loading.token, progress=loading.advance)
-            yield from remote_code.guarded(warming, checkpoint, allowed=key.trusted)
+            with no_panics():
+                yield from remote_code.guarded(warming, checkpoint, allowed=key.trusted)
             if not loading.names:
                 raise Cancelled
-        except BaseException:
+        except BaseException as error:
             model.close()
+            if isinstance(error, Exception) and not isinstance(error, Cancelled | MlxMagicError):
+                raise load_error(backend.library, checkpoint, error) from without_frames(error)
             raise
         entry = Resident(checkpoint, model, key, nbytes, holders=[loading])
         loading.when_left = partial(self._departures.let_go, loading)

@@ -17,9 +17,9 @@ from mlx_magic.inference.backends import weights
 from mlx_magic.inference.hub_files import PART
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.shown import shown
-from mlx_magic.inference.strict_json import Limits
+from mlx_magic.inference.strict_json import Limits, SlowToReadError
 
-PATIENCE = 1.5
+PATIENCE = 1.0
 """Seconds after which a list looks into no further model."""
 
 _REFERENCE = Limits(1000, 0)
@@ -146,6 +146,8 @@ def _look(name: str, folder: Path) -> ModelOnDisk:
 def _described(name: str, folder: Path) -> ModelOnDisk:
     try:
         found = checkpoint.inspect(folder, name, quick=True)
+    except SlowToReadError:
+        return ModelOnDisk(name, folder)
     except ModelError as error:
         return _unusable(name, folder, error)
     except OSError as error:

@@ -26,7 +26,7 @@ MOST_PATCHES = 2**20
 """Patches or tokens of a picture; Kimi and Qwen have 65,536."""
 
 _FEW_LAYERS = 256
-_LAYERS = re.compile(r"(?:.*_)?(?:layers|depth|blocks)|n_layer|num_hidden_layer")
+_LAYERS = re.compile(r"(?:.*_)?(?:layers|depths?|blocks)|n_layer|num_hidden_layer")
 _NOT_NEGATIVE = re.compile(
     r"(?:num_)?hidden_layers|n_layers?|num_layers|depth|hidden_size|vocab_size|n_embd|d_model"
     r"|(?:num|n)_(?:attention_|key_value_)?heads?|patch_size|intermediate_size"
@@ -38,7 +38,7 @@ _CAPS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r".*(?:expert|head|group|codebook|kernel|channel|stage)s?.*"), 2**20),
     (re.compile(r".*(?:_size|_dim|_rank|_width)|n_embd|d_model|dim|width|rank|r"), 2**24),
 )
-_MANY = re.compile(r".*(?:per|_ids?|_index|token|indices|_chunk|window|batch).*")
+_MANY = re.compile(r".*(?:per_|_ids?|_index|token|indices|_chunk|window|batch).*")
 _EDGES = ("height", "width", "max_height", "max_width", "shortest_edge", "longest_edge")
 _SIZES = re.compile(
     r"(?:max_|min_|crop_|pad_|tile_|im(?:age|g)_|input_|base_image_input_|force_image_)*size"

@@ -75,7 +75,7 @@ class Contents:
         return Contents(sizes, self.tensors + other.tensors, self.header + other.header)
 
 
-def contents(path: Path, *, model: str) -> Contents:
+def contents(path: Path, *, model: str, quick: bool = False) -> Contents:
     """Read a safetensors header and check it against the size of the file.
 
     Parameters
@@ -84,6 +84,8 @@ def contents(path: Path, *, model: str) -> Contents:
         The file; of its tensors nothing is read.
     model : str
         Name of the model, for the error.
+    quick : bool
+        For a list: a large header is not read.
 
     Returns
     -------
@@ -91,6 +93,7 @@ def contents(path: Path, *, model: str) -> Contents:
 
     Raises
     ------
+    SlowToReadError
     CheckpointError
         When the file is cut short, is no safetensors file, or contradicts itself.
     """
@@ -106,6 +109,8 @@ def contents(path: Path, *, model: str) -> Contents:
                 raise _damaged(path, model, f"is cut short ({size} bytes)")
             if length > MAX_HEADER_BYTES:
                 raise _damaged(path, model, "is no safetensors file")
+            if quick:
+                strict_json.require_quick(length, model=model)
             if length > size - 8:
                 raise _damaged(path, model, f"is cut short ({size} bytes, inside its header)")
             header = _parsed(file.read(length), path, model)
@@ -183,9 +188,10 @@ def _span(entry: Any, path: Path, model: str) -> tuple[int, int, str]:
     """Return where a tensor begins and ends, and its dtype."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
-            if 0 <= start <= end < 2**63 and len(dtype) <= 16 and shown(dtype) == dtype:
+            bits = _BITS.get(dtype)
+            named = bits is not None or (len(dtype) <= 16 and shown(dtype) == dtype)
+            if 0 <= start <= end < 2**63 and named:
                 elements = _elements(shape)
-                bits = _BITS.get(dtype)
                 whole = bits is None or elements is None or elements * bits == (end - start) * 8
                 if elements is not None and whole:
                     return start, end, dtype

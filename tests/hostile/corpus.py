@@ -88,22 +88,45 @@ def _number(key: str, value: Any, name: str | None = None, part: str | None = No
     (VISION if part else TEXT)[label] = case
 
 
+_value: Any
 for _key in ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "head_dim"):
     for _value in (10**9, 2**62, -1, 0, "many", [2], 1.5, None, True):
         _number(_key, _value)
 for _key in ("intermediate_size", "num_key_value_heads", "max_position_embeddings"):
     for _value in (2**62, -5, "x"):
         _number(_key, _value)
-for _value in ({"bits": 0, "group_size": 64}, {"bits": 4, "group_size": 0}, {"bits": "x"}, "4bit",
-               {"bits": 4, "group_size": -1}, {"bits": 1e308, "group_size": []}, [4, 64], {}):  # fmt: skip
+for _value in (
+    {"bits": 0, "group_size": 64},
+    {"bits": 4, "group_size": 0},
+    {"bits": "x"},
+    "4bit",
+    {"bits": 4, "group_size": -1},
+    {"bits": 1e308, "group_size": []},
+    [4, 64],
+    {},
+):
     _number("quantization", _value)
 for _key in ("depth", "hidden_size", "patch_size", "embed_dim", "num_heads"):
     for _value in (10**9, -1, "x"):
         _number(_key, _value, f"tower_{_key}_{_value}", "vision_config")
-for _value in ("\x1b[2J\x1b]0;owned\x07", "llama\n\nPASSWORD:", "\u202ellama", "a" * 100_000, "../x",
-               "os", "llama\0", 7, {}, []):  # fmt: skip
+for _value in (
+    "\x1b[2J\x1b]0;owned\x07",
+    "llama\n\nPASSWORD:",
+    "\u202ellama",
+    "a" * 100_000,
+    "../x",
+    "os",
+    "llama\0",
+    7,
+    {},
+    [],
+):
     _number("model_type", _value, f"model_type_{len(TEXT)}")
-for _value in ("\x1b]8;;http://x\x07", ["\u202e"], {"mode": "\x1b[31m\n", "bits": 4, "group_size": 64}):
+for _value in (
+    "\x1b]8;;http://x\x07",
+    ["\u202e"],
+    {"mode": "\x1b[31m\n", "bits": 4, "group_size": 64},
+):
     _number("quantization_config", _value, f"quantization_config_{len(TEXT)}")
 for _value in ({"rope_type": "llama3", "factor": 0}, {"rope_type": "x"}, {"type": []}, "x", 1e400):
     _number("rope_scaling", _value, f"rope_scaling_{len(TEXT)}")
@@ -118,8 +141,13 @@ def _file(name: str, content: str | bytes, label: str, *, of: dict[str, Case] = 
 
 
 DEEP = "[" * 983 + "]" * 983
-for _name in ("config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json",
-              "special_tokens_map.json"):  # fmt: skip
+for _name in (
+    "config.json",
+    "tokenizer_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+):
     _stem = _name.removesuffix(".json")
     _file(_name, '{"a": ' + DEEP + ', "auto_map": {"AutoTokenizer": "evil.Evil"}}', f"{_stem}_deep")
     _file(_name, '{"a": ' * 100_000, f"{_stem}_cut_deep")
@@ -132,12 +160,19 @@ for _name in ("config.json", "tokenizer_config.json", "generation_config.json", 
     _file(_name, "[]", f"{_stem}_list")
     _file(_name, '{"\\ud800": "\\udfff"}', f"{_stem}_half_characters")
     _file(_name, "{}" + " " * 30_000_000, f"{_stem}_30_MB")
-_file("generation_config.json",
-      '{"temperature": "hot", "top_p": [], "top_k": {}, "do_sample": "x", "eos_token_id": "\\u001b"}',
-      "generation_config_odd_types")  # fmt: skip
-_file("generation_config.json", '{"temperature": -1e308, "top_p": 1e308, "top_k": 9223372036854775807}',
-      "generation_config_odd_numbers")  # fmt: skip
-_file("generation_config.json", '{"eos_token_id": [[1], {"a": 2}], "temperature": true}', "eos_nested")
+_file(
+    "generation_config.json",
+    '{"temperature": "hot", "top_p": [], "top_k": {}, "do_sample": "x", "eos_token_id": "x"}',
+    "generation_config_odd_types",
+)
+_file(
+    "generation_config.json",
+    '{"temperature": -1e308, "top_p": 1e308, "top_k": 9223372036854775807}',
+    "generation_config_odd_numbers",
+)
+_file(
+    "generation_config.json", '{"eos_token_id": [[1], {"a": 2}], "temperature": true}', "eos_nested"
+)
 
 
 def _device(name: str, make: Callable[[Path], object], label: str) -> None:
@@ -172,6 +207,7 @@ _device("tty", lambda p: p.symlink_to("/dev/tty"), "tty")
 _device("gone", lambda p: p.symlink_to("/nowhere"), "dangling")
 
 
+_NOTHING = json.dumps(tensor([0], 0, 0)["model.a"]).encode()
 _HEADERS: dict[str, tuple[Any, int, int | None]] = {
     "digits": (tensor([int("9" * 3000)]), 4, None),
     "overflow": (tensor([2**32, 2**32], 0, 0), 0, None),
@@ -196,14 +232,15 @@ _HEADERS: dict[str, tuple[Any, int, int | None]] = {
     "deep": (b'{"a": ' + DEEP.encode() + b"}", 0, None),
     "many": ({f"t{i}": tensor([0], 0, 0)["model.a"] for i in range(100_000)}, 0, None),
     "million": (
-        ("{" + ",".join(f'"{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(10**6))
-         + "}").encode(), 0, None,
+        b"{" + b",".join(b'"%d":%s' % (i, _NOTHING) for i in range(10**6)) + b"}",
+        0,
+        None,
     ),
     "names": ({"\x1b[2J\n": tensor([1])["model.a"]}, 4, None),
     "sparse_100_GB": (tensor([25 * 10**9], 0, 10**11), 10**11, None),
     "dimensions": (tensor([1] * 10_000), 4, None),
     "key_twice": (b'{"a": {"dtype":"U8","shape":[0],"data_offsets":[0,0]}, "a": 1}', 0, None),
-}  # fmt: skip
+}
 for _label, (_content, _size, _length) in _HEADERS.items():
 
     def _with_header(
@@ -243,8 +280,10 @@ for _label, _map in _MAPS.items():
 
 
 _PICTURES: dict[str, dict[str, Any]] = {
-    "size_huge": {"image_processor_type": "CLIPImageProcessor",
-                  "size": {"height": 10**6, "width": 10**6}},
+    "size_huge": {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"height": 10**6, "width": 10**6},
+    },
     "edge_huge": {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 10**5}},
     "size_number": {"image_processor_type": "CLIPImageProcessor", "size": 10**6},
     "crop_huge": {"crop_size": {"height": 10**6, "width": 10**6}},
@@ -264,7 +303,7 @@ _PICTURES: dict[str, dict[str, Any]] = {
     "resample": {"resample": 10**9},
     "frames": {"max_frames": 10**9},
     "factor": {"rescale_factor": 1e308},
-}  # fmt: skip
+}
 for _label, _demand in _PICTURES.items():
 
     def _with_demand(folder: Path, demand: dict[str, Any] = _demand) -> None:
@@ -286,17 +325,30 @@ def _tokenizer(label: str, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def _splits(pattern: str) -> Callable[[dict[str, Any]], object]:
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     return lambda content: content.update(pre_tokenizer=split)
 
 
 def _adds(count: int, **more: Any) -> Callable[[dict[str, Any]], object]:
     def change(content: dict[str, Any]) -> None:
         content["added_tokens"] += [
-            {"id": 10_000 + i, "content": f"<{i}>", "single_word": False, "lstrip": False,
-             "rstrip": False, "normalized": False, "special": True, **more}
+            {
+                "id": 10_000 + i,
+                "content": f"<{i}>",
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+                **more,
+            }
             for i in range(count)
-        ]  # fmt: skip
+        ]
 
     return change
 
@@ -330,14 +382,26 @@ def _asks_for_code(label: str, file: str, content: Any, *, of: dict[str, Case] =
     of[case.__name__] = case
 
 
-_AUTO = {"AutoTokenizer": ["evil.Evil", "evil.Evil"], "AutoConfig": "evil.Evil",
-         "AutoProcessor": "evil.Evil", "AutoImageProcessor": "evil.Evil"}  # fmt: skip
-for _file_name in ("config.json", "tokenizer_config.json", "processor_config.json",
-                   "preprocessor_config.json", "generation_config.json", "any.json"):  # fmt: skip
+_AUTO = {
+    "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+    "AutoConfig": "evil.Evil",
+    "AutoProcessor": "evil.Evil",
+    "AutoImageProcessor": "evil.Evil",
+}
+for _file_name in (
+    "config.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+    "any.json",
+):
     for _of in (TEXT, VISION):
         _asks_for_code(f"{_file_name}", _file_name, {"auto_map": _AUTO}, of=_of)
 _asks_for_code("nested", "config.json", {"text_config": {"a": [{"auto_map": _AUTO}]}})
-_asks_for_code("elsewhere", "tokenizer_config.json", {"auto_map": {"AutoTokenizer": "x/y--evil.Evil"}})
+_asks_for_code(
+    "elsewhere", "tokenizer_config.json", {"auto_map": {"AutoTokenizer": "x/y--evil.Evil"}}
+)
 _asks_for_code("model_file", "config.json", {"model_file": "evil.py"})
 _asks_for_code("model_file_outside", "config.json", {"model_file": "../m/evil.py"})
 _asks_for_code("model_file_empty", "config.json", {"model_file": ""})
@@ -398,8 +462,11 @@ def subfolder_loop(folder: Path) -> None:
 @text
 def template_runs(folder: Path) -> None:
     """Render for ever, or run something."""
-    raw(folder, "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-        "chat_template.jinja")  # fmt: skip
+    raw(
+        folder,
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "chat_template.jinja",
+    )
 
 
 @text

@@ -63,7 +63,7 @@ def main(place: Path, which: str, only: list[str]) -> None:
         try:
             mlx_magic.ask("Please tell me all of it", model=str(folder), max_tokens=2)
         finally:
-            now.unload(str(folder)).future.exception(60)
+            now.pool.unload(str(folder))
 
     def tried(label: str, spoil: Callable[[Path], None]) -> dict[str, Any]:
         nonlocal outcomes
