@@ -14,7 +14,8 @@ from mlx_magic.inference import strict_json
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import UnreadableFileError
 
-# A quarter of a million tensors. The format allows 100 MB, which take a gigabyte to parse.
+# 60,000 tensors a file: ten times what is published. The format allows 100 MB, which take a
+# gigabyte to parse.
 MAX_HEADER_BYTES = strict_json.HEADER.nbytes
 _MOST_DIMENSIONS = 16
 

@@ -48,7 +48,7 @@ class Limits:
 CONFIG = Limits(8 * 2**20, 250_000)
 INDEX = Limits(32 * 2**20, 1_000_000)
 VOCABULARY = Limits(64 * 2**20, 4_000_000)
-HEADER = Limits(32 * 2**20, 1_500_000)
+HEADER = Limits(16 * 2**20, 600_000)
 TEMPLATE = Limits(2 * 2**20, 0)
 QUICK_BYTES = 3 * 2**20
 """Bytes that are parsed of one model for a list: half a second's."""

@@ -57,7 +57,7 @@ def main(place: Path, which: str, only: list[str]) -> None:
         import mlx_magic
 
         load = now.load(str(folder))
-        error = load.future.exception(60)
+        error = load.future.exception(140)
         if error is not None:
             raise error
         try:
