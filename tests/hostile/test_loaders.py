@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.model, pytest.mark.timeout(1300)]
 
 Outcomes = dict[str, dict[str, dict[str, Any]]]
 
@@ -36,7 +36,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
         capture_output=True,
         text=True,
         check=False,
-        timeout=400,
+        timeout=1200,
         cwd=Path(__file__).parents[2],
         env={
             **environment,

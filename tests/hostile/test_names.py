@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError
-from mlx_magic.inference import checkpoint, facts, trust
+from mlx_magic.inference import checkpoint, facts, strict_json, trust
 from mlx_magic.inference.alias_file import Target
 from mlx_magic.inference.backends.failure import no_panics
 from mlx_magic.inference.names import Names
@@ -105,7 +105,7 @@ def test_facts_of_what_changes_meanwhile_are_still_told(
         raise UnreadableFileError("is damaged")
 
     found = checkpoint.inspect(folder, "m")
-    monkeypatch.setattr(facts.strict_json, "read", gone)
+    monkeypatch.setattr(strict_json, "read", gone)
     monkeypatch.setattr(checkpoint, "resolve", lambda *args, **more: found)
     assert facts.read(str(folder), Names()).image_tokens is None
 
