@@ -277,6 +277,22 @@ def test_a_load_fails_whatever_a_library_made_of_the_refusal(evil: Path) -> None
     assert not checkpoints.mark_of(evil).exists()
 
 
+def test_a_refusal_that_a_library_kept_to_itself_ends_the_load_at_that_slice(evil: Path) -> None:
+    went_on = []
+
+    def steps() -> Generator[None, None, str]:
+        with contextlib.suppress(Exception):
+            imported(evil / "evil.py")
+        yield
+        went_on.append(True)
+        return "loaded"
+
+    load = remote_code.guarded(steps(), as_checkpoint(evil), allowed=False)
+    with pytest.raises(UntrustedCodeError):
+        next(load)
+    assert not went_on
+
+
 def test_what_was_made_is_closed_if_the_refusal_came_last(evil: Path) -> None:
     closed = []
 
