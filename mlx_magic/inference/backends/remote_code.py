@@ -235,6 +235,8 @@ _EVENTS: Mapping[str, Callable[..., None]] = {
     "_thread.start_joinable_thread": Guard.start,
 }
 
+_WATCHED = frozenset({*_EVENTS, _PROBE})
+
 _lock = threading.Lock()
 _here = threading.local()
 _begun: weakref.WeakKeyDictionary[threading.Thread, Guard] = weakref.WeakKeyDictionary()
@@ -280,10 +282,11 @@ def _hook_threads() -> None:
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
+    if event not in _WATCHED:
+        return  # first, and with one look: Python tells of each id(), too
     judge = _EVENTS.get(event)
     if judge is None:
-        if event == _PROBE:
-            _here.probed = True
+        _here.probed = True
         return
     if (guard := _current()) is not None:
         judge(guard, *args)
