@@ -31,6 +31,13 @@ class MlxMagicError(Exception):
     """Base class of all errors raised by mlx-magic."""
 
 
+def _one_line(message: str) -> str:
+    """Return a message as one printable line: a stranger may have named the files in it."""
+    if message.isprintable():
+        return message
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+
+
 class RequestError(MlxMagicError):
     """Raised when a request is not valid: an option, a prompt, an expression.
 
@@ -98,7 +105,7 @@ class ModelError(MlxMagicError):
     """
 
     def __init__(self, message: str, *, model: str) -> None:
-        super().__init__(message)
+        super().__init__(_one_line(message))
         self.model = model
 
 
@@ -188,7 +195,7 @@ class GenerationError(MlxMagicError):
     """
 
     def __init__(self, message: str, *, model: str) -> None:
-        super().__init__(message)
+        super().__init__(_one_line(message))
         self.model = model
 
 

@@ -19,6 +19,7 @@ _WEIGHTS: Mapping[Kind, tuple[str, ...]] = {
     "text": ("adapters.safetensors",),
     "vision": ("adapters.safetensors", "weights.safetensors"),
 }
+_MOST_RANK = 2**14  # as wide as a model is
 _LIBRARY: Mapping[Kind, str] = {"text": "mlx-lm", "vision": "mlx-vlm"}
 
 
@@ -121,6 +122,14 @@ def _require_parameters(config: Mapping[str, Any], folder: Path, kind: Kind, mod
     if config.get("fine_tune_type", "lora") == "full":
         return
     found = config.get("lora_parameters")
+    for part in (config, found if isinstance(found, dict) else {}):
+        rank = part.get("rank")
+        if isinstance(rank, int | float) and not 1 <= rank <= _MOST_RANK:
+            raise CheckpointError(
+                f"{model}: the adapter's {CONFIG} has rank = {rank}, of at most {_MOST_RANK}: "
+                "train or fetch it again.",
+                model=model,
+            )
     if found is None and kind == "vision" and isinstance(config.get("rank"), int):
         return  # as mlx-vlm wrote it before it took mlx-lm's form
     missing = [

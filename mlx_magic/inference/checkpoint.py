@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import DownloadError, ModelNotFoundError
-from mlx_magic.inference import architectures, checkpoint_files, trust
+from mlx_magic.inference import architectures, checkpoint_files, plausible, trust
 from mlx_magic.inference.adapter import Adapter
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.shown import shown
@@ -175,7 +175,9 @@ def resolve(
     return RemoteCheckpoint(model, target)
 
 
-def inspect(folder: Path, name: str, *, trust_remote_code: bool = True) -> Checkpoint:
+def inspect(
+    folder: Path, name: str, *, trust_remote_code: bool = True, quick: bool = False
+) -> Checkpoint:
     """Read what a checkpoint is, without importing a library or reading a tensor.
 
     Parameters
@@ -186,6 +188,8 @@ def inspect(folder: Path, name: str, *, trust_remote_code: bool = True) -> Check
     trust_remote_code : bool
         False refuses one that asks for code here, before its weights are looked at;
         True leaves that to `Checkpoint.require_trust`.
+    quick : bool
+        For a list: vocabularies are not read, and a checkpoint that would take long is refused.
 
     Raises
     ------
@@ -196,9 +200,11 @@ def inspect(folder: Path, name: str, *, trust_remote_code: bool = True) -> Check
     UntrustedCodeError
         Only with ``trust_remote_code=False``.
     """
-    config, wanted = inspect_config(folder, name, trust_remote_code=trust_remote_code)
+    config, wanted = inspect_config(folder, name, trust_remote_code=trust_remote_code, quick=quick)
     kind = kind_of(config)
-    sizes = checkpoint_files.weights(folder, kind, model=name)
+    held = checkpoint_files.weights(folder, kind, model=name, quick=quick)
+    sizes = held.sizes
+    plausible.require_dimensions(config, tensors=held.tensors, nbytes=sizes.total(), model=name)
     checkpoint_files.require_tokenizer(folder, model=name)
     return Checkpoint(
         name=name,
@@ -214,7 +220,7 @@ def inspect(folder: Path, name: str, *, trust_remote_code: bool = True) -> Check
 
 
 def inspect_config(
-    folder: Path, name: str, *, trust_remote_code: bool
+    folder: Path, name: str, *, trust_remote_code: bool, quick: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Judge a checkpoint by its JSON files alone, as they come before the weights.
 
@@ -228,8 +234,9 @@ def inspect_config(
     CheckpointError, UnsupportedModelError, UntrustedCodeError
     """
     config = checkpoint_files.read_config(folder, model=name)
-    wanted = trust.wanted_code(folder, model=name)
+    wanted = trust.wanted_code(folder, model=name, quick=quick)
     trust.require_trust(wanted, model=name, allowed=trust_remote_code)
+    plausible.require_pictures(folder, config, model=name)
     if config.get("model_file") is None:  # such a checkpoint brings its own architecture
         architectures.require_known(kind_of(config), config, model=name)
     return config, wanted

@@ -11,7 +11,7 @@ from typing import Any
 from mlx_magic.errors import CheckpointError
 from mlx_magic.inference import strict_json
 from mlx_magic.inference.architectures import Kind
-from mlx_magic.inference.safetensors_header import tensor_bytes
+from mlx_magic.inference.safetensors_header import Contents, contents
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import UnreadableFileError
 
@@ -28,6 +28,7 @@ _TOKENIZERS = (
     "sentencepiece*.model",
 )
 _MOST_SHARDS = 10_000
+_MOST_HEADERS = 96 * 2**20  # of all weight files; those of Kimi K2 have 21 MB
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -106,13 +107,14 @@ def read_object(path: Path, *, model: str) -> dict[str, Any]:
     return content
 
 
-def weights(folder: Path, kind: Kind, *, model: str) -> Counter[str]:
+def weights(folder: Path, kind: Kind, *, model: str, quick: bool = False) -> Contents:
     """Check every weight file that the library for this kind will read.
+
+    With `quick`, headers that would take long are refused.
 
     Returns
     -------
-    collections.Counter
-        Bytes of tensors, by dtype.
+    Contents
 
     Raises
     ------
@@ -122,14 +124,22 @@ def weights(folder: Path, kind: Kind, *, model: str) -> Counter[str]:
     files = _weight_files(folder, kind, _shards(folder, model=model))
     if not files:
         raise _no_weights(folder, kind, model=model)
-    sizes: Counter[str] = Counter()
+    found = Contents(Counter(), 0, 0)
     for file in files:
-        sizes += tensor_bytes(file, model=model)
-    if not sizes:
+        found += contents(file, model=model, quick=quick)
+        if quick:
+            strict_json.require_quick(found.header, model=model)
+        if found.header > _MOST_HEADERS:
+            raise CheckpointError(
+                f"{model}: its weights have headers of more than {_MOST_HEADERS / 1e6:.0f} MB: "
+                "fetch the model again.",
+                model=model,
+            )
+    if not found.sizes:
         raise CheckpointError(
-            f"{model}: {files[0].name} holds no tensors: fetch the model again.", model=model
+            f"{model}: {shown(files[0].name)} holds no tensors: fetch the model again.", model=model
         )
-    return sizes
+    return found
 
 
 def require_tokenizer(folder: Path, *, model: str) -> None:

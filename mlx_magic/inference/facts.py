@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from mlx_magic.inference.backends import weights
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.names import Names
 from mlx_magic.inference.shown import shown
+from mlx_magic.inference.strict_json import UnreadableFileError
 from mlx_magic.inference.together import Verdict
 
 # What one picture takes, where a configuration says so.
@@ -93,8 +95,10 @@ def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
     found = checkpoint.resolve(name, aliases=names.known(name))
     if isinstance(found, Checkpoint):
         path = found.path / "processor_config.json"
-        # `resolve` has read it, or refused the checkpoint.
-        processor = strict_json.read(path) if path.is_file() else None
+        processor = None
+        # `resolve` has read it, or refused the checkpoint; but it may change meanwhile.
+        with contextlib.suppress(UnreadableFileError, OSError):
+            processor = strict_json.read(path) if path.is_file() else None
         return ModelFacts(
             name,
             shown(str(found.path), 400),

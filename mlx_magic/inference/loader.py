@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import device, remote_code
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.backends.device import Memory
-from mlx_magic.inference.backends.failure import load_error, without_frames
+from mlx_magic.inference.backends.failure import load_error, no_panics, without_frames
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.departures import Departures
@@ -171,14 +171,16 @@ class Loader:
             # What leaves is freed before anything of the new model is there.
             yield from self._returned(loading)
             self._spare(needed)
-            model, nbytes = yield from self._watched(
-                backend.load(
-                    checkpoint,
-                    trust_remote_code=key.trusted,
-                    cancel=loading.token,
-                    progress=loading.advance,
-                )
+            steps = backend.load(
+                checkpoint,
+                trust_remote_code=key.trusted,
+                cancel=loading.token,
+                progress=loading.advance,
             )
+            with no_panics():
+                model, nbytes = yield from self._watched(
+                    remote_code.guarded(steps, checkpoint, allowed=key.trusted)
+                )
         except (Cancelled, MlxMagicError):
             raise
         except Exception as error:
@@ -190,11 +192,15 @@ class Loader:
             if nbytes > needed:
                 self._departures.make_room(nbytes, loading, name)
             # After it was measured: what a request leaves for a while is not the model's.
-            yield from model.warm_up(cancel=loading.token, progress=loading.advance)
+            warming = model.warm_up(cancel=loading.token, progress=loading.advance)
+            with no_panics():
+                yield from remote_code.guarded(warming, checkpoint, allowed=key.trusted)
             if not loading.names:
                 raise Cancelled
-        except BaseException:
+        except BaseException as error:
             model.close()
+            if isinstance(error, Exception) and not isinstance(error, Cancelled | MlxMagicError):
+                raise load_error(backend.library, checkpoint, error) from without_frames(error)
             raise
         entry = Resident(checkpoint, model, key, nbytes, holders=[loading])
         loading.when_left = partial(self._departures.let_go, loading)

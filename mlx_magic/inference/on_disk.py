@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from mlx_magic.inference.backends import weights
 from mlx_magic.inference.hub_files import PART
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.shown import shown
-from mlx_magic.inference.strict_json import Limits
+from mlx_magic.inference.strict_json import Limits, SlowToReadError
+
+PATIENCE = 1.0
+"""Seconds after which a list looks into no further model."""
 
 _REFERENCE = Limits(1000, 0)
 _REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
@@ -29,7 +33,7 @@ class ModelOnDisk:
     Attributes
     ----------
     name : str
-        Alias or repository id.
+        Alias, name in a folder of models, or repository id: what loads it, shown nowhere as it is.
     path : Path
         Its folder.
     kind : {"vision", "text", ""}
@@ -59,7 +63,11 @@ class ModelOnDisk:
 
 
 def models_on_disk(
-    aliases: Mapping[str, str], *, folders: Sequence[Path] = (), cache: Path | None = None
+    aliases: Mapping[str, str],
+    *,
+    folders: Sequence[Path] = (),
+    cache: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> list[ModelOnDisk]:
     """Look for models: without the network, without importing a library, reading no weights.
 
@@ -74,23 +82,31 @@ def models_on_disk(
         Where a person keeps models: ``name/config.json`` or ``organisation/name/config.json``.
     cache : Path, optional
         The Hub's cache folder, instead of its default.
+    clock : callable
+        Seconds, monotonic.
 
     Returns
     -------
     list of ModelOnDisk
         The bundled model, then aliases, then those of the folders and then repositories in the
-        cache that have a config.json, each by name. A model is listed once.
+        cache that have a config.json, each by name. A model is listed once. After `PATIENCE`
+        the others are listed by their names alone.
     """
+    ends = clock() + PATIENCE
+
+    def look(name: str, folder: Path) -> ModelOnDisk:
+        return _look(name, folder) if clock() < ends else ModelOnDisk(name, folder)
+
     found = [_look(DEMO, demo.folder())]
     for name, folder in sorted(_folders(aliases)):
-        found.append(_look(name, folder))
+        found.append(look(name, folder))
     listed = {_resolved(model.path) for model in found}
     cached = sorted(_cached(cache))
     for name, folder in [*_kept(folders), *cached]:
         if _resolved(folder) not in listed:
             listed.add(_resolved(folder))
             # An alias of this name hides it: its path still tells it.
-            model = _look(str(folder) if name in aliases else name, folder)
+            model = look(str(folder) if name in aliases else name, folder)
             stopped = bool(model.problem) and (name, folder) in cached and _was_stopped(folder)
             found.append(replace(model, partly=stopped))
     return found
@@ -124,26 +140,26 @@ def _look(name: str, folder: Path) -> ModelOnDisk:
         return _described(name, folder)
     except Exception as error:
         what = f"its files cannot be understood ({type(error).__name__})"
-        return ModelOnDisk(shown(name), folder, problem=what)
+        return ModelOnDisk(name, folder, problem=what)
 
 
 def _described(name: str, folder: Path) -> ModelOnDisk:
     try:
-        found = checkpoint.inspect(folder, name)
+        found = checkpoint.inspect(folder, name, quick=True)
+    except SlowToReadError:
+        return ModelOnDisk(name, folder)
     except ModelError as error:
         return _unusable(name, folder, error)
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        return ModelOnDisk(
-            shown(name, 200), folder, problem=f"its folder cannot be read ({reason})"
-        )
+        return ModelOnDisk(name, folder, problem=f"its folder cannot be read ({reason})")
     problem = ""
     try:
         found.require_trust(False)
     except ModelError as error:
         problem = _without_name(error, name)
     return ModelOnDisk(
-        name=shown(name, 200),
+        name=name,
         path=folder,
         kind=found.kind,
         model_type=found.model_type,
@@ -160,9 +176,9 @@ def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
     try:
         config = checkpoint_files.read_config(folder, model=name)
     except ModelError:
-        return ModelOnDisk(shown(name, 200), folder, problem=problem)
+        return ModelOnDisk(name, folder, problem=problem)
     return ModelOnDisk(
-        name=shown(name, 200),
+        name=name,
         path=folder,
         kind=checkpoint.kind_of(config),
         model_type=config["model_type"],
@@ -173,8 +189,8 @@ def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
 
 def _without_name(error: ModelError, name: str) -> str:
     """Return the message as it reads beside the name."""
-    text = " ".join(str(error).split()).removeprefix(name).removeprefix(shown(name))
-    return shown(text.removeprefix(":"), 1000)
+    as_told = str(ModelError(name, model=name))  # one line, as the message is
+    return shown(str(error).removeprefix(as_told).removeprefix(":"), 1000)
 
 
 def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

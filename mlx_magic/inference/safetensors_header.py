@@ -14,7 +14,8 @@ from mlx_magic.inference import strict_json
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import UnreadableFileError
 
-# A quarter of a million tensors. The format allows 100 MB, which take a gigabyte to parse.
+# 60,000 tensors a file: ten times what is published. The format allows 100 MB, which take a
+# gigabyte to parse.
 MAX_HEADER_BYTES = strict_json.HEADER.nbytes
 _MOST_DIMENSIONS = 16
 
@@ -50,7 +51,32 @@ class Span:
     shape: tuple[int, ...]
 
 
-def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What weight files hold.
+
+    Attributes
+    ----------
+    sizes : collections.Counter
+        Bytes of tensors, by dtype as the file names it (``"F16"``).
+    tensors : int
+        How many there are.
+    header : int
+        Bytes of their headers.
+    """
+
+    sizes: Counter[str]
+    tensors: int
+    header: int
+
+    def __add__(self, other: Contents) -> Contents:
+        """Return what both hold."""
+        sizes = Counter(self.sizes)
+        sizes.update(other.sizes)
+        return Contents(sizes, self.tensors + other.tensors, self.header + other.header)
+
+
+def contents(path: Path, *, model: str, quick: bool = False) -> Contents:
     """Read a safetensors header and check it against the size of the file.
 
     Parameters
@@ -59,14 +85,16 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
         The file; of its tensors nothing is read.
     model : str
         Name of the model, for the error.
+    quick : bool
+        For a list: a large header is not read.
 
     Returns
     -------
-    collections.Counter
-        Bytes of tensors, by dtype as the file names it (``"F16"``).
+    Contents
 
     Raises
     ------
+    SlowToReadError
     CheckpointError
         When the file is cut short, is no safetensors file, or contradicts itself.
     """
@@ -82,12 +110,20 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
                 raise _damaged(path, model, f"is cut short ({size} bytes)")
             if length > MAX_HEADER_BYTES:
                 raise _damaged(path, model, "is no safetensors file")
+            if quick:
+                strict_json.require_quick(length, model=model)
             if length > size - 8:
                 raise _damaged(path, model, f"is cut short ({size} bytes, inside its header)")
             header = _parsed(file.read(length), path, model)
     except UnreadableFileError as error:
         raise _damaged(path, model, str(error), "look at the file and its permissions") from error
-    return _checked(header, size - 8 - length, path, model)
+    sizes = _checked(header, size - 8 - length, path, model)
+    return Contents(sizes, len(header) - ("__metadata__" in header), length)
+
+
+def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
+    """Return the bytes of a file's tensors, by dtype. See `contents`."""
+    return contents(path, model=model).sizes
 
 
 def spans(path: Path) -> dict[str, Span]:
@@ -153,9 +189,10 @@ def _span(entry: Any, path: Path, model: str) -> tuple[int, int, str]:
     """Return where a tensor begins and ends, and its dtype."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
-            if 0 <= start <= end < 2**63 and len(dtype) <= 16 and shown(dtype) == dtype:
+            bits = _BITS.get(dtype)
+            named = bits is not None or (len(dtype) <= 16 and shown(dtype) == dtype)
+            if 0 <= start <= end < 2**63 and named:
                 elements = _elements(shape)
-                bits = _BITS.get(dtype)
                 whole = bits is None or elements is None or elements * bits == (end - start) * 8
                 if elements is not None and whole:
                     return start, end, dtype

@@ -16,7 +16,7 @@ from mlx_magic.errors import (
 )
 from mlx_magic.inference import images, machine
 from mlx_magic.inference.alias_file import Target
-from mlx_magic.inference.backends.failure import generation_error, without_frames
+from mlx_magic.inference.backends.failure import generation_error, no_panics, without_frames
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.current import current, replace_current
@@ -331,7 +331,7 @@ class Session:
         try:
             generation.enter("loading")
             lease = yield from self.pool.leased(found, generation)
-            with lease as model:
+            with lease as model, no_panics():
                 reason = yield from model.generate(
                     request, cancel=generation.token, report=generation.report
                 )

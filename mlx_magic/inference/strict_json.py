@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from mlx_magic.errors import CheckpointError
+
 MOST_DEPTH = 64
 """Objects and lists inside each other; the deepest configuration that we know has nine."""
 
@@ -46,12 +48,29 @@ class Limits:
 CONFIG = Limits(8 * 2**20, 250_000)
 INDEX = Limits(32 * 2**20, 1_000_000)
 VOCABULARY = Limits(64 * 2**20, 4_000_000)
-HEADER = Limits(32 * 2**20, 1_500_000)
+HEADER = Limits(16 * 2**20, 600_000)
 TEMPLATE = Limits(2 * 2**20, 0)
+QUICK_BYTES = 3 * 2**20
+"""Bytes that are parsed of one model for a list: half a second's."""
 
 
 class UnreadableFileError(ValueError):
     """Raised when a file is not read. The message continues a sentence that names the file."""
+
+
+class SlowToReadError(CheckpointError):
+    """Raised when looking into a checkpoint would take too long for a list."""
+
+
+def require_quick(nbytes: int, *, model: str) -> None:
+    """Refuse to parse so much for a list.
+
+    Raises
+    ------
+    SlowToReadError
+    """
+    if nbytes > QUICK_BYTES:
+        raise SlowToReadError(f"{model}: it is too much to read for a list.", model=model)
 
 
 @contextmanager
@@ -122,8 +141,13 @@ def read(path: Path, limits: Limits = CONFIG) -> Any:
     return parse(content(path, limits), limits)
 
 
-def scan(path: Path, limits: Limits = VOCABULARY) -> None:
+def scan(path: Path, limits: Limits = VOCABULARY) -> bytes:
     """Check the size, depth and count of values of a JSON file, and build nothing.
+
+    Returns
+    -------
+    bytes
+        The file, as it is.
 
     Raises
     ------
@@ -132,6 +156,7 @@ def scan(path: Path, limits: Limits = VOCABULARY) -> None:
     raw = content(path, limits)
     _require_shape(raw, limits)
     _decoded(raw)
+    return raw
 
 
 def parse(raw: bytes, limits: Limits = CONFIG) -> Any:

@@ -28,9 +28,11 @@ _UNREAD = frozenset(
 _WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
 _MOST_FILES = 2000
 _MOST_BYTES = 160 * 2**20
+_MOST_ADDED = 50_000  # Orpheus has 28,672, one for each sound
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
-def wanted_code(folder: Path, *, model: str | None = None) -> tuple[str, ...]:
+def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) -> tuple[str, ...]:
     """List everything a checkpoint would make mlx-vlm, mlx-lm or transformers run.
 
     Looked at are: ``model_file`` in config.json (imported as Python), ``auto_map`` in any
@@ -46,6 +48,8 @@ def wanted_code(folder: Path, *, model: str | None = None) -> tuple[str, ...]:
         The checkpoint. Its files are read, nothing is imported.
     model : str, optional
         Name of the model, for the error; the folder's if left out.
+    quick : bool
+        For a list: vocabularies ask for nothing, and are not read.
 
     Returns
     -------
@@ -63,7 +67,9 @@ def wanted_code(folder: Path, *, model: str | None = None) -> tuple[str, ...]:
     for path in _files(folder, model or folder.name):
         name = path.relative_to(folder).as_posix()
         try:
-            content, size = _judged(path)
+            if quick and not _folded(path.name).endswith(_WORDS) and path.name not in _DATA:
+                strict_json.require_quick(total + _size(path), model=model or folder.name)
+            content, size = _judged(path, quick=quick)
         except UnreadableFileError as error:
             raise _unreadable(model or folder.name, name, str(error)) from error
         total += size
@@ -107,7 +113,7 @@ def limits_of(name: str) -> Limits | None:
     return strict_json.TEMPLATE if name.endswith(".jinja") else None
 
 
-def _judged(path: Path) -> tuple[Any, int]:
+def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
     """Return the content of a file, if it is a configuration, and its size.
 
     Raises
@@ -127,9 +133,19 @@ def _judged(path: Path) -> tuple[Any, int]:
         return None, size
     if name not in _DATA:
         content = strict_json.read(path, limits)
-        return (None if name.endswith(".index.json") else content), size
+        # What an index says of code nobody reads; but it was parsed.
+        return ({} if name.endswith(".index.json") else content), size
+    if quick and size <= limits.nbytes:
+        return None, 0  # a vocabulary asks for nothing
     _scan(path, limits)
     return None, size
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 _SCANNED: set[tuple[str, int, int, int, int]] = set()
@@ -140,10 +156,22 @@ def _scan(path: Path, limits: Limits) -> None:
     found = path.stat()
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if key not in _SCANNED:
-        strict_json.scan(path, limits)
+        _require_few_added(strict_json.scan(path, limits))
         if len(_SCANNED) > 1000:
             _SCANNED.clear()
         _SCANNED.add(key)
+
+
+def _require_few_added(raw: bytes) -> None:
+    """Refuse a tokenizer that adds more tokens than any: each takes transformers 80 µs.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    # Nobody writes letters as escapes, but who hides what is counted.
+    if max(raw.count(b'"lstrip"'), len(_ESCAPED_LETTER.findall(raw))) > _MOST_ADDED:
+        raise UnreadableFileError(f"adds more than {_MOST_ADDED} tokens to its vocabulary")
 
 
 def _files(folder: Path, model: str) -> list[Path]:
@@ -160,20 +188,21 @@ def _files(folder: Path, model: str) -> list[Path]:
                     if limits_of(entry.name) is not None and not _is_folder(Path(entry.path)):
                         found.append(place / entry.name)
         except OSError as error:
-            if place == folder:
-                raise
             reason = error.strerror or type(error).__name__
             raise _unreadable(model, place.name, f"cannot be read ({reason})") from error
     return sorted(found, key=_place(folder))
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as listing:
-        return [
-            folder / e.name
-            for e, _ in zip(listing, range(_MOST_FILES), strict=False)
-            if _is_folder(Path(e.path)) and not e.name.startswith(".")
-        ]
+    try:
+        with os.scandir(folder) as listing:
+            return [
+                folder / e.name
+                for e, _ in zip(listing, range(_MOST_FILES), strict=False)
+                if _is_folder(Path(e.path)) and not e.name.startswith(".")
+            ]
+    except OSError:
+        return []  # who lists the folder itself says why
 
 
 def _is_folder(path: Path) -> bool:

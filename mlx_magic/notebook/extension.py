@@ -49,7 +49,8 @@ def unload(ipython: Any) -> None:
 def _model_names() -> list[str]:
     from mlx_magic.inference import session
 
-    return session.current().model_names
+    # What is no printable line can be typed by nobody; the list shows that it is there.
+    return [name for name in session.current().model_names if name.isprintable()]
 
 
 def _install_formatters(ipython: Any) -> None:

@@ -16,9 +16,10 @@ from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.reuse import Reuse
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.shown import shown
 from mlx_magic.inference.together import Verdict
 from mlx_magic.inference.work import amount
-from mlx_magic.notebook import formulas, pool_lines, sanitise
+from mlx_magic.notebook import formulas, pool_lines
 from mlx_magic.notebook.phases import phase_line
 
 _CELL = "text-align:left;padding:2px 12px 2px 0"
@@ -40,36 +41,37 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
 
+    @property
+    def _printable(self) -> list[tuple[str, ...]]:
+        """Rows in which no name of a stranger breaks the line or drives the terminal."""
+        return [tuple(shown(word, 1000) for word in row) for row in self.rows]
+
+    @property
+    def _note(self) -> str:
+        return "\n".join(shown(line, 1000) for line in self.note.splitlines())
+
     def __repr__(self) -> str:
-        lines = [self.headings, *self.rows] if any(self.headings) else [*self.rows]
-        lines = [tuple(_one_line(word) for word in line) for line in lines]
+        rows = self._printable
+        lines = [self.headings, *rows] if any(self.headings) else [*rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         text = [
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
             for line in lines
         ]
-        return "\n".join([*text, *([sanitise.to_plain(self.note)] if self.note else [])])
+        return "\n".join([*text, *([self._note] if self.note else [])])
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th style="{_CELL}">{_escaped(h)}</th>' for h in self.headings)
+        head = "".join(f'<th style="{_CELL}">{html.escape(h)}</th>' for h in self.headings)
         body = "".join(
-            "<tr>" + "".join(f'<td style="{_CELL}">{_escaped(w)}</td>' for w in row) + "</tr>"
-            for row in self.rows
+            "<tr>" + "".join(f'<td style="{_CELL}">{html.escape(w)}</td>' for w in row) + "</tr>"
+            for row in self._printable
         )
         thead = f"<thead><tr>{head}</tr></thead>" if any(self.headings) else ""
-        note = f"<p>{_escaped(self.note)}</p>" if self.note else ""
+        note = f"<p>{html.escape(self._note)}</p>" if self.note else ""
         return (
             f'<div class="{formulas.UNSET}" style="overflow:auto">'
             f"<table>{thead}<tbody>{body}</tbody></table>{note}</div>"
         )
-
-
-def _one_line(text: str) -> str:
-    return sanitise.to_plain(text).replace("\n", " ")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(sanitise.to_plain(text))
 
 
 class ModelTable:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import pytest
 
 import mlx_magic
 from mlx_magic.inference.backends import device
-from mlx_magic.inference.checkpoint import RemoteCheckpoint, resolve
-from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
+from mlx_magic.inference.checkpoint import Checkpoint, RemoteCheckpoint, resolve
+from mlx_magic.inference.names import Names
+from mlx_magic.inference.on_disk import PATIENCE, ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
+from tests.hostile import corpus
 
 
 @pytest.fixture
@@ -184,10 +187,10 @@ def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
 
     inspect = checkpoint.inspect
 
-    def refusing(folder: Path, name: str) -> checkpoint.Checkpoint:
+    def refusing(folder: Path, name: str, **how: bool) -> checkpoint.Checkpoint:
         if name == "org/secret":
             raise PermissionError(13, "Permission denied")
-        return inspect(folder, name)
+        return inspect(folder, name, **how)
 
     for repo_id in ("org/open", "org/secret"):
         checkpoints.good(snapshot(cache, repo_id))
@@ -248,3 +251,73 @@ def test_looking_imports_no_model_library(cache: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert json.loads(done.stdout) == [2, []]
+
+
+ODD_NAMES = ["a\nb", "\x1b[2J\x1b]0;x\x07gone", "\u202eevil", "two  spaces", " edge ", "x" * 200]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_folder_is_loaded_by_the_name_that_is_listed(
+    tmp_path: Path, cache: Path, name: str
+) -> None:
+    checkpoints.good(tmp_path / "models" / name)
+    folders = [tmp_path / "models"]
+    [_, listed] = models_on_disk({}, folders=folders, cache=cache)
+    assert names_on_disk(folders, cache=cache) == [listed.name]
+    known = Names()
+    known.folders = tuple(folders)
+    found = resolve(listed.name, aliases=known.known(listed.name), cache=cache)
+    assert isinstance(found, Checkpoint)
+    assert found.path == tmp_path / "models" / name
+
+
+def test_a_problem_of_an_oddly_named_model_is_one_line_without_its_name(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = tmp_path / "models" / "a\n\x1b[31mb"
+    checkpoints.good(folder)
+    (folder / "tokenizer.json").unlink()
+    [_, listed] = models_on_disk({}, folders=[folder.parent], cache=cache)
+    assert listed.problem.isprintable()
+    assert "has no tokenizer" in listed.problem
+    assert not listed.problem.startswith("a")
+
+
+def test_a_list_looks_no_further_than_its_patience(tmp_path: Path, cache: Path) -> None:
+    for i in range(5):
+        checkpoints.good(tmp_path / "models" / f"m{i}")
+    ticks = iter([0.0, 0.1, 0.2, *[PATIENCE] * 10])
+    found = models_on_disk(
+        {}, folders=[tmp_path / "models"], cache=cache, clock=lambda: next(ticks)
+    )
+    assert names(found) == ["demo", "m0", "m1", "m2", "m3", "m4"]
+    assert [bool(model.kind) for model in found] == [True, True, True, False, False, False]
+    assert not any(model.problem for model in found)  # not looked at is not unusable
+
+
+def test_what_takes_long_to_read_is_listed_without_its_details(tmp_path: Path, cache: Path) -> None:
+    folder = checkpoints.good(tmp_path / "models" / "m")
+    checkpoints.write_safetensors(
+        folder / "model.safetensors", {f"t{i}": ("F32", (1,)) for i in range(50_000)}
+    )
+    [_, listed] = models_on_disk({}, folders=[folder.parent], cache=cache)
+    assert (listed.name, listed.problem, listed.kind) == ("m", "", "")
+    assert isinstance(resolve(str(folder), aliases={}, cache=cache), Checkpoint)
+
+
+def test_a_list_of_many_hostile_models_is_quick(tmp_path: Path, cache: Path) -> None:
+    """In seconds of work, which a busy machine does not change much."""
+    spoils = [case for name, case in sorted(corpus.TEXT.items()) if "30_MB" not in name]
+    quick = [s for s in spoils if s.__name__ not in SLOW_TO_MAKE]
+    for i in range(200):
+        folder = checkpoints.good_text(tmp_path / "models" / f"{i:03}" / "m")
+        checkpoints.write_json(folder / "tokenizer.json", {"added_tokens": [], "model": {}})
+        quick[i % len(quick)](folder)
+    began = time.process_time()
+    found = models_on_disk({}, folders=[tmp_path / "models"], cache=cache)
+    assert time.process_time() - began < 4 * PATIENCE
+    assert len(found) >= 190
+    assert all(model.problem.isprintable() for model in found)
+
+
+SLOW_TO_MAKE = {"header_million", "header_many", "merges_huge", "tokenizer_adds_100000"}

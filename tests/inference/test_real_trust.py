@@ -18,6 +18,7 @@ import pytest
 import mlx_magic
 from tests import checkpoints
 from tests.model_folders import smollm2_folder
+from tools.tiny_models.spec import build, find
 
 pytestmark = pytest.mark.model
 
@@ -175,3 +176,45 @@ def test_pickles_beside_safetensors_are_not_read(tmp_path: Path, kind: str) -> N
     for error, _, mark in loaded(with_pickle(copied(kind, tmp_path / "m"))):
         assert error == "NoneType"
         assert mark is False
+
+
+# Loads several in one process, with `trust` blind: what is left is the guard of the load.
+BLIND = """
+import json, pathlib, sys
+from mlx_magic.inference import session, trust
+trust.wanted_code = lambda folder, model=None: ()
+now = session.current()
+said = {}
+for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+    if not folder.is_dir():
+        continue
+    mark = folder.with_name(folder.name + ".ran")
+    said[folder.name] = []
+    for trusted in (False, True):
+        error = now.load(str(folder), trust_remote_code=trusted).future.exception(240)
+        said[folder.name].append([type(error).__name__, str(error), mark.exists()])
+now.close()
+print(json.dumps(said))
+"""
+
+
+def test_the_load_itself_runs_nothing_where_the_reading_erred(tmp_path: Path) -> None:
+    place = tmp_path / "all"
+    place.mkdir()
+    for kind in ("vision", "text"):
+        checkpoints.with_model_file(copied(kind, place / f"{kind}-file"))
+        checkpoints.with_auto_map(copied(kind, place / f"{kind}-map"))
+    for name in ("internvl_chat", "kimi_vl", "text-llama"):
+        build(find(name), place / name)
+        (place / name / "tokenizer_config.json").write_text('{"tokenizer_class": "EvilTokenizer"}')
+        checkpoints.with_auto_map(place / name)
+    said: Any = loaded(place, BLIND)
+    for name, (refused, allowed) in said.items():
+        assert refused[2] is False, name
+        assert "\n" not in str(refused[1])
+        # With permission the same load runs it: otherwise this would prove nothing. (What the
+        # processor of internvl_chat runs by itself, tests/hostile/test_loaders.py shows.)
+        assert allowed[2] is True or name == "internvl_chat", name
+        assert refused[0] in {"UntrustedCodeError", "CheckpointError", "NoneType"}
+    # mlx-vlm imports a model_file whatever it is told.
+    assert said["vision-file"][0][0] == "UntrustedCodeError"

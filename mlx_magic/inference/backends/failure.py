@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
+from collections.abc import Iterator
 
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError, UnsupportedModelError
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -12,6 +14,24 @@ def one_line(error: BaseException) -> str:
     """Return an exception's message as one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+@contextlib.contextmanager
+def no_panics() -> Iterator[None]:
+    """Raise a panic of a library in Rust as an error: it is a BaseException to Python.
+
+    tokenizers panics where a regular expression of tokenizer.json backtracks too much. As it is,
+    that would end the inference thread, and take all models with it.
+    """
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        error.__traceback__ = None
+        raise RuntimeError(f"a library gave up: {one_line(error)}") from None
 
 
 def without_frames(error: Exception) -> Exception:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.backends.base import LoadedModel, LoadProgress
-from mlx_magic.inference.backends.failure import one_line
+from mlx_magic.inference.backends.failure import no_panics, one_line
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.images import ImageInput, open_images
 from mlx_magic.inference.request import GenerationRequest, Sampling
@@ -58,10 +58,11 @@ def warmed(
     yield
     cancel.checkpoint()
     try:
-        if device.is_gpu() or model.nbytes <= SMALL:
-            yield from model.generate(request, cancel=cancel, report=lambda chunk: None)
-        else:
-            yield from prepare(request, cancel)
+        with no_panics():
+            if device.is_gpu() or model.nbytes <= SMALL:
+                yield from model.generate(request, cancel=cancel, report=lambda chunk: None)
+            else:
+                yield from prepare(request, cancel)
     except Cancelled:
         raise
     except Exception as error:

@@ -12,6 +12,7 @@ from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.shown import shown
 from mlx_magic.inference.unloading import Unload
 from mlx_magic.inference.work import Progress, Work, amount
 from mlx_magic.notebook.phases import phase_line
@@ -67,9 +68,14 @@ class ModelChoice:
     leaving: bool = False
 
     @property
+    def title(self) -> str:
+        """Its name as it can be shown: a folder may be called anything."""
+        return shown(self.name, 200)
+
+    @property
     def label(self) -> str:
         """One line for a list to choose from."""
-        return " · ".join(part for part in (self.name, self.kind, self.state) if part)
+        return " · ".join(part for part in (self.title, self.kind, self.state) if part)
 
     @property
     def line(self) -> str:
@@ -77,7 +83,7 @@ class ModelChoice:
         if self.progress is not None:
             return phase_line(self.progress)
         if self.problem:
-            return self.problem
+            return shown(self.problem, 1000)
         size = amount(self.nbytes) if self.nbytes else ""
         room = {True: "fits", False: "does not fit now", None: ""}[self.fits]
         return " · ".join(part for part in (self.kind, self.details, size, room) if part)
@@ -162,4 +168,5 @@ def _details(
 ) -> str:
     allowed = "may run its code" if trusted else ""
     tuned = f"adapter {PurePath(adapter).name}" if adapter else ""
-    return " · ".join(part for part in (model_type, quantization, tuned, allowed) if part)
+    parts = (model_type, quantization, tuned, allowed)
+    return " · ".join(shown(part, 200) for part in parts if part)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mlx_magic.errors import MlxMagicError
 from mlx_magic.inference.model_info import Load
 from mlx_magic.inference.session import Session
+from mlx_magic.inference.shown import shown
 from mlx_magic.inference.unloading import Unload
 from mlx_magic.inference.work import amount
 from mlx_magic.notebook import pool_lines
@@ -158,5 +159,5 @@ class Models:
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         with self._lock:
-            self._said = (" ".join(text.split()), problem)
+            self._said = (shown(text, 2000), problem)
         self._changed()

@@ -137,7 +137,7 @@ class _Row:
         self.button = widgets.Button(
             description=action,
             disabled=bool(why_not),
-            tooltip=why_not or f"{action} {choice.name}",
+            tooltip=why_not or f"{action} {choice.title}",
             layout=shared.button,
             style=shared.button_style,
         )
@@ -151,7 +151,7 @@ class _Row:
         put(self.text, "value", row_html(choice))
         put(self.button, "description", action)
         put(self.button, "disabled", bool(why_not))
-        put(self.button, "tooltip", why_not or f"{action} {choice.name}")
+        put(self.button, "tooltip", why_not or f"{action} {choice.title}")
         if choice.state == "loaded":
             self._show_pin(choice)
         elif self.pin is not None:
@@ -196,7 +196,7 @@ def row_html(choice: ModelChoice) -> str:
         bar = f'<span class="mlxm-bar"><span style="width:{share:.1f}%"></span></span>'
     state = choice.state.replace(" ", "-")
     return (
-        f'<span class="mlxm-model-title {formulas.UNSET}">{_escaped(choice.name)}</span> '
+        f'<span class="mlxm-model-title {formulas.UNSET}">{_escaped(choice.title)}</span> '
         f'<span class="mlxm-badge mlxm-{state} {formulas.UNSET}">{_escaped(badge)}</span>{default}'
         f'<span class="mlxm-quiet mlxm-model-line {formulas.UNSET}">'
         f"{_escaped(choice.line)}</span>{bar}"

@@ -20,7 +20,7 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
     session : Session
     choices : sequence of ModelChoice
     """
-    loaded = [choice.name for choice in choices if choice.state == "loaded"]
+    loaded = [choice.title for choice in choices if choice.state == "loaded"]
     parts = [f"{', '.join(loaded)} loaded" if loaded else "no model loaded yet"]
     # What waits says less than what is being done.
     running = sorted(session.running, key=lambda work: work.progress.phase == "queued")

@@ -1,0 +1,365 @@
+"""What a load without permission may not do, on whatever thread, and what stays allowed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import marshal
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlx_magic.errors import UntrustedCodeError
+from mlx_magic.inference.backends import remote_code
+from mlx_magic.inference.backends.aside import Aside
+from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.inference.checkpoint import Checkpoint
+from tests import checkpoints
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A checkpoint with Python in it."""
+    folder = checkpoints.good(tmp_path / "m")
+    checkpoints.write_evil_code(folder)
+    return folder
+
+
+def as_checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint("m", folder, "text", "llama")
+
+
+def imported(path: Path) -> Any:
+    """Import a file as mlx-vlm imports a ``model_file``."""
+    spec = importlib.util.spec_from_file_location("custom_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def on_a_thread(function: Callable[[], Any]) -> None:
+    """As a library would: the error is this thread's."""
+    found: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if found:
+        raise found[0]
+
+
+def in_a_pool(function: Callable[[], Any]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: function(), range(3)))
+
+
+def on_a_threads_thread(function: Callable[[], Any]) -> None:
+    on_a_thread(lambda: on_a_thread(function))
+
+
+def aside(function: Callable[[], Any]) -> None:
+    for _ in Aside(function).result(CancelToken()):
+        pass
+
+
+def here(function: Callable[[], Any]) -> None:
+    function()
+
+
+WHERE = [here, on_a_thread, in_a_pool, on_a_threads_thread, aside]
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_a_file_of_the_checkpoint_does_not_run(evil: Path, where: Callable[..., None]) -> None:
+    guard = remote_code.of(as_checkpoint(evil))
+    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+        where(lambda: imported(evil / "evil.py"))
+    assert not checkpoints.mark_of(evil).exists()
+    assert guard.refused
+    where(lambda: imported(evil / "evil.py"))  # it would have
+    assert checkpoints.mark_of(evil).exists()
+
+
+def by_link(evil: Path) -> Path:
+    (evil.parent / "elsewhere").mkdir()
+    link = evil.parent / "elsewhere" / "linked.py"
+    link.symlink_to(evil / "evil.py")
+    return link
+
+
+def beside(evil: Path) -> Path:
+    other = evil.parent / "other.py"
+    other.write_text((evil / "evil.py").read_text())
+    return evil / ".." / "other.py"
+
+
+def compiled_only(evil: Path) -> Path:
+    """A .pyc outside of the checkpoint that says to be a part of the standard library."""
+    code = compile((evil / "evil.py").read_text(), json.__file__, "exec")
+    path = evil.parent / "lies.pyc"
+    path.write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
+    return path
+
+
+def from_the_hub(evil: Path) -> Path:
+    """Where transformers copies code to."""
+    path = Path(os.environ["HF_MODULES_CACHE"]) / "transformers_modules" / "m" / "evil.py"
+    path.parent.mkdir(parents=True)
+    path.write_text((evil / "evil.py").read_text())
+    return path
+
+
+@pytest.mark.parametrize("place", [by_link, beside, compiled_only, from_the_hub])
+def test_nor_does_a_file_from_elsewhere_that_is_no_module(
+    evil: Path, place: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    path = place(evil)
+    guard = remote_code.of(as_checkpoint(evil))
+    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+        imported(path)
+    assert not checkpoints.mark_of(evil).exists()
+    imported(path)
+    assert checkpoints.mark_of(evil).exists()
+
+
+def test_code_is_not_read_as_text_either(evil: Path) -> None:
+    guard = remote_code.of(as_checkpoint(evil))
+    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+        (evil / "evil.py").read_text()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "x.pkl", "X.PTH"])
+def test_a_pickle_of_the_checkpoint_is_not_opened(evil: Path, name: str) -> None:
+    (evil / name).write_bytes(b"x")
+    guard = remote_code.of(as_checkpoint(evil))
+    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+        (evil / name).read_bytes()
+
+
+def test_data_that_nobody_judged_is_read_while_it_is_small(evil: Path) -> None:
+    (evil / "voices.dat").write_bytes(b"x")
+    with (evil / "huge.dat").open("wb") as file:
+        file.truncate(2**37)
+    with remote_code.active(remote_code.of(as_checkpoint(evil))):
+        assert (evil / "voices.dat").read_bytes() == b"x"
+        assert json.loads((evil / "config.json").read_text())
+        with pytest.raises(UntrustedCodeError):
+            (evil / "huge.dat").open("rb")
+
+
+def test_an_installed_library_is_imported(evil: Path) -> None:
+    import colorsys
+
+    sys.modules.pop("colorsys")
+    with remote_code.active(remote_code.of(as_checkpoint(evil))):
+        assert importlib.import_module("colorsys").__file__ == colorsys.__file__
+
+
+def test_a_library_in_development_is_imported_by_its_name(
+    evil: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = evil.parent / "src"
+    place.mkdir()
+    (place / "mlx_magic_unlikely.py").write_text("def f():\n    return 1\n")
+    monkeypatch.syspath_prepend(str(place))
+    with remote_code.active(remote_code.of(as_checkpoint(evil))):
+        assert importlib.import_module("mlx_magic_unlikely").f() == 1
+    del sys.modules["mlx_magic_unlikely"]
+    with remote_code.active(remote_code.of(as_checkpoint(evil))):  # its .pyc
+        assert importlib.import_module("mlx_magic_unlikely").f() == 1
+    del sys.modules["mlx_magic_unlikely"]
+
+
+def test_a_checkpoint_that_is_the_working_folder_hides_no_library(
+    evil: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (evil / "mlx_magic_unlikely.py").write_text((evil / "evil.py").read_text())
+    monkeypatch.syspath_prepend(str(evil))
+    guard = remote_code.of(as_checkpoint(evil))
+    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+        importlib.import_module("mlx_magic_unlikely")
+    assert not checkpoints.mark_of(evil).exists()
+
+
+def test_other_code_of_the_process_is_left_as_it_is(evil: Path) -> None:
+    """Somebody calls a library on a thread of their own while a load goes on."""
+    inside, done = threading.Event(), threading.Event()
+    found: list[object] = []
+
+    def person() -> None:
+        inside.wait(10)
+        try:
+            found.append(imported(evil / "evil.py"))
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    guard = remote_code.of(as_checkpoint(evil))
+    with remote_code.active(guard):
+        inside.set()
+        assert done.wait(10)
+    thread.join()
+    assert found
+    assert checkpoints.mark_of(evil).exists()
+    assert not guard.refused
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Somebody who would be reached."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(5)
+        yield server
+
+
+@pytest.mark.parametrize("where", WHERE)
+def test_the_network_is_not_reached(listener: socket.socket, where: Callable[..., None]) -> None:
+    address = listener.getsockname()
+
+    def reach() -> None:
+        with socket.create_connection(address, 5):
+            pass
+
+    guard = remote_code.Guard("m", [])
+    with remote_code.active(guard), pytest.raises(ConnectionRefusedError):
+        where(reach)
+    assert guard.unreached[0] == "127.0.0.1"
+    assert not guard.refused  # a library that goes on without it is let
+    where(reach)
+
+
+def steps_of(function: Callable[[], Any]) -> Generator[None, None, str]:
+    yield
+    function()
+    yield
+    return "loaded"
+
+
+def run(steps: Generator[None, None, Any]) -> Any:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def test_a_load_without_permission_says_what_it_refused(evil: Path) -> None:
+    steps = steps_of(lambda: imported(evil / "evil.py"))
+    with pytest.raises(UntrustedCodeError, match=r"^m wants to run its own code \(evil.py\), and"):
+        run(remote_code.guarded(steps, as_checkpoint(evil), allowed=False))
+
+
+def test_a_load_fails_whatever_a_library_made_of_the_refusal(evil: Path) -> None:
+    def swallows() -> None:
+        with contextlib.suppress(Exception):
+            imported(evil / "evil.py")
+
+    with pytest.raises(UntrustedCodeError, match="wants to run its own code"):
+        run(remote_code.guarded(steps_of(swallows), as_checkpoint(evil), allowed=False))
+    assert not checkpoints.mark_of(evil).exists()
+
+
+def test_a_refusal_that_a_library_kept_to_itself_ends_the_load_at_that_slice(evil: Path) -> None:
+    went_on = []
+
+    def steps() -> Generator[None, None, str]:
+        with contextlib.suppress(Exception):
+            imported(evil / "evil.py")
+        yield
+        went_on.append(True)
+        return "loaded"
+
+    load = remote_code.guarded(steps(), as_checkpoint(evil), allowed=False)
+    with pytest.raises(UntrustedCodeError):
+        next(load)
+    assert not went_on
+
+
+def test_what_was_made_is_closed_if_the_refusal_came_last(evil: Path) -> None:
+    closed = []
+
+    class Made:
+        def close(self) -> None:
+            closed.append(self)
+
+    def steps() -> Generator[None, None, Made]:
+        yield
+        with contextlib.suppress(Exception):
+            imported(evil / "evil.py")
+        return Made()
+
+    with pytest.raises(UntrustedCodeError):
+        run(remote_code.guarded(steps(), as_checkpoint(evil), allowed=False))
+    assert len(closed) == 1
+
+
+def test_a_load_with_permission_runs_it(evil: Path) -> None:
+    steps = steps_of(lambda: imported(evil / "evil.py"))
+    assert run(remote_code.guarded(steps, as_checkpoint(evil), allowed=True)) == "loaded"
+    assert checkpoints.mark_of(evil).exists()
+
+
+def test_two_loads_in_turns_have_permissions_of_their_own(evil: Path) -> None:
+    """The inference thread does a slice of each in turn."""
+
+    def evil_steps() -> Generator[None, None, str]:
+        yield
+        imported(evil / "evil.py")
+        yield
+        return "loaded"
+
+    allowed = remote_code.guarded(evil_steps(), as_checkpoint(evil), allowed=True)
+    refused = remote_code.guarded(evil_steps(), as_checkpoint(evil), allowed=False)
+    next(refused)
+    next(allowed)
+    next(allowed)
+    assert checkpoints.mark_of(evil).exists()
+    with pytest.raises(UntrustedCodeError):
+        next(refused)
+
+
+def test_a_load_that_is_given_up_cleans_up_under_guard(evil: Path) -> None:
+    tried: list[BaseException] = []
+
+    def steps() -> Generator[None, None, None]:
+        try:
+            yield
+        finally:
+            try:
+                imported(evil / "evil.py")
+            except UntrustedCodeError as error:
+                tried.append(error)
+
+    load = remote_code.guarded(steps(), as_checkpoint(evil), allowed=False)
+    next(load)
+    load.close()
+    assert len(tried) == 1
+
+
+def test_nothing_is_loaded_where_python_tells_nothing(
+    evil: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another audit hook may forbid ours; then it must not seem to hold."""
+    monkeypatch.setattr(sys, "audit", lambda *args: None)
+    steps = steps_of(lambda: imported(evil / "evil.py"))
+    with pytest.raises(UntrustedCodeError, match="does not say what a library is about to run"):
+        run(remote_code.guarded(steps, as_checkpoint(evil), allowed=False))
+    assert not checkpoints.mark_of(evil).exists()
