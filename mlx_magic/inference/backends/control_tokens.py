@@ -349,8 +349,6 @@ class _Reader:
 
 def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
     """Return a copy of a Rust tokenizer that knows its control tokens by other names."""
-    from tokenizers import Tokenizer
-
     content = json.loads(backend.to_str())
     # Nobody can write a name that is made anew in each kernel.
     secret = secrets.token_hex(8)
@@ -366,7 +364,7 @@ def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
         model["vocab"] = [[names.get(word, word), score] for word, score in vocabulary]
     if isinstance(model.get("unk_token"), str):
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
-    made = Tokenizer.from_str(json.dumps(content))
+    made = type(backend).from_str(json.dumps(content))
     for name, other in names.items():
         if made.token_to_id(other) != backend.token_to_id(name):
             raise ValueError("the copy has other numbers")
