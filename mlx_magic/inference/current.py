@@ -54,7 +54,7 @@ def _make() -> Session:
     from mlx_magic.inference.names import Names
     from mlx_magic.inference.session import Session
 
-    engine = Engine(at_end=device.release_thread, settle=device.settle)
+    engine = Engine(at_end=device.release_thread, settle=device.settle, tidy=device.give_back)
     pool = ModelPool(
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},

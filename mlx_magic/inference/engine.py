@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
@@ -32,6 +33,12 @@ FORKED = (
     "This process was forked from one with an inference thread, which stayed there: "
     "start it with 'spawn'."
 )
+IDLE = 2.0
+"""Seconds without work after which the thread tidies up."""
+
+BUSY = 30.0
+"""Seconds of work after which it does so in between."""
+
 _CLOSING = "The kernel is shutting down: this request was dropped."
 _DIED = (
     "The inference thread died{}: all that ran on it ended, and its models are gone. "
@@ -67,6 +74,11 @@ class Engine:
         Called on a thread before it ends.
     settle : callable, optional
         Called on the thread before it rests: waits for what MLX does in the background.
+    tidy : callable, optional
+        Called on the thread `IDLE` seconds after it has done some work, and each `BUSY` seconds
+        while it works.
+    clock : callable
+        Seconds, monotonic.
     """
 
     def __init__(
@@ -75,10 +87,16 @@ class Engine:
         threaded: bool = True,
         at_end: Callable[[], None] = lambda: None,
         settle: Callable[[], None] = lambda: None,
+        tidy: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._threaded = threaded
         self._at_end = at_end
         self._settle = settle
+        self._tidy = tidy
+        self._clock = clock
+        self._tidied = clock()
+        self._untidy = False
         self._rests = 0
         self._resting = False
         self._soon: deque[tuple[Callable[[], None], OnError]] = deque()
@@ -291,18 +309,34 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not (self._jobs or self._soon or self._closed or self._rests):
-                    self._changed.wait()
+                while not self._wanted:
+                    if not self._changed.wait(IDLE if self._untidy else None):
+                        break
+                wanted = self._wanted
                 if self._rests:
                     self._rest()
                     continue
                 if self._closed and not self._soon:
                     return
-                if self._idle >= len(self._jobs) and not self._soon:
+                if wanted and self._idle >= len(self._jobs) and not self._soon:
                     self._idle = 0
                     self._changed.wait(PAUSE)
                     continue
-            self.step()
+            if wanted:
+                self.step()
+                self._untidy = True
+            if not wanted or self._clock() - self._tidied > BUSY:
+                self._tidy_up()
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether the thread has something to do; under the lock."""
+        return bool(self._jobs or self._soon or self._closed or self._rests)
+
+    def _tidy_up(self) -> None:
+        self._untidy = False
+        self._tidy()
+        self._tidied = self._clock()
 
     def _rest(self) -> None:
         """Rest for as long as somebody wants it; under the lock."""

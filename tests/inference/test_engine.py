@@ -130,7 +130,7 @@ def count_pauses(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[float]
     wait = engine._changed.wait
 
     def counting(timeout: float | None = None) -> bool:
-        if timeout is not None:
+        if timeout is not None and timeout != engine_module.IDLE:
             pauses.append(timeout)
         return wait(timeout)
 
@@ -393,3 +393,53 @@ def test_a_process_with_work_in_flight_ends_cleanly_and_quickly(tmp_path: Any, h
     )
     assert (run.returncode, run.stderr) == (0, "")
     assert float(run.stdout) < 2.0
+
+
+def test_the_thread_tidies_up_once_after_work_and_not_while_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "IDLE", 0.01)
+    tidied: list[str] = []
+    done = threading.Event()
+
+    def tidy() -> None:
+        tidied.append(threading.current_thread().name)
+        done.set()
+
+    engine = Engine(tidy=tidy)
+    try:
+        for count in (1, 2):
+            done.clear()
+            assert engine.call(lambda: 5).result(10) == 5
+            assert done.wait(10)
+            assert tidied == ["mlx-magic"] * count
+    finally:
+        engine.close()
+
+
+def test_the_thread_tidies_up_in_a_long_day_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    at: list[float] = []
+    engine = Engine(tidy=lambda: at.append(now[0]), clock=lambda: now[0])
+
+    def steps() -> Generator[None, None, None]:
+        for _ in range(100):
+            now[0] += 1.0
+            yield
+
+    ended = threading.Event()
+    try:
+        engine.submit(steps(), lambda error: None)
+        engine.submit(_then(ended), lambda error: None)
+        assert ended.wait(10)
+        engine.call(lambda: None).result(10)
+        assert at[:1] == [31.0]
+        assert len(at) == 3
+    finally:
+        engine.close()
+
+
+def _then(ended: threading.Event) -> Generator[None, None, None]:
+    for _ in range(101):
+        yield
+    ended.set()

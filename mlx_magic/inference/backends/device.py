@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib.util
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -311,6 +312,24 @@ def fresh_seed(seed: int | None = None) -> None:
     import mlx.core as mx
 
     mx.random.seed(secrets.randbits(63) if seed is None else seed)
+
+
+def give_back() -> None:
+    """Give memory back to the system that malloc keeps of what was freed.
+
+    glibc keeps it in arenas, several a thread, of which a long day leaves many half empty: 310 MB
+    were 194 MB afterwards, and the next answers were no slower. Takes some milliseconds.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
 
 
 def settle() -> None:
