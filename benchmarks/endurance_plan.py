@@ -35,7 +35,6 @@ QUESTIONS = (
 )
 STOPS = (("the",), (".",), ("shape", " is"), ("e", "\n"))
 BAD_PICTURE = b"this is no picture"
-MISPLACED = "What is <image> here?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +145,6 @@ def _plan(rng: random.Random, number: int, drawn: list[bytes], event: Event | No
         return replace(plan, timeout=rng.choice(TIMES))
     if plan.cut is None and chance > 1 - BROKEN:
         broken = replace(plan, broken=True, chat=None)
-        if shown and rng.random() < 0.5:
-            return replace(broken, prompt=MISPLACED)
         return replace(broken, pictures=(*shown, BAD_PICTURE))
     return plan
 

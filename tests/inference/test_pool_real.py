@@ -216,10 +216,18 @@ def test_an_answer_ends_while_the_tokenizer_of_another_model_is_read(
     assert load.future.result(60) is not None
 
 
+def refuse(*args: object, **kwargs: object) -> None:
+    raise ValueError("no")
+
+
 def failures(session: Session, model: str, picture: Image.Image) -> list[object]:
     """Return errors whose tracebacks somebody holds, as a notebook does."""
-    with pytest.raises(GenerationError) as caught:
-        start(session, model, picture, "What is <image> here?").future.result(60)
+    with pytest.MonkeyPatch.context() as patch:
+        # Asked for on the inference thread, by frames that hold the model.
+        patch.setattr("mlx_vlm.utils.prepare_inputs", refuse)
+        asked = start(session, model, picture).future
+        with pytest.raises(GenerationError) as caught:
+            asked.result(60)
     cut = start(session, model, picture)
     cut.cancel()
     return [caught.value, caught.tb, cut, cut.future.result(60)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -228,11 +229,11 @@ class Page:
             for key in self._inside(self.root)
             if "mlxm-model" in self.client.widgets[key].get("_dom_classes", ())
         ]
-        title = f'title">{name}<' if name else ""
+        title = re.compile(rf"mlxm-model-title[^>]*>{re.escape(name)}<" if name else "")
         return [
             row
             for row in rows
-            if any(title in str(self.client.widgets[key].get("value", "")) for key in row)
+            if any(title.search(str(self.client.widgets[key].get("value", ""))) for key in row)
         ]
 
     def _inside(self, root: str) -> set[str]:

@@ -1,7 +1,7 @@
 """An interrupt at every line between a cell's first and its last: stopped, kept, nothing left.
 
 The lines are those of mlx-magic on the thread that runs cells. `MLX_MAGIC_INTERRUPTS=1000` tries
-1,000 of them instead of some forty a kernel.
+1,000 of them instead of twelve a way, in the oldest and the newest kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .kernel_client import Client
 
 pytestmark = pytest.mark.kernel
 
-MOMENTS = int(os.environ.get("MLX_MAGIC_INTERRUPTS", "36"))
+MOMENTS = int(os.environ.get("MLX_MAGIC_INTERRUPTS", "12"))
 
 SETUP = """
 import signal, sys, threading, time
@@ -65,6 +65,12 @@ WAYS = {
     "nested": f"%%time\n{CELL}",
     "from code": "get_ipython().run_cell_magic('vision', 'img -o answer', 'What is this?')",
 }
+
+
+@pytest.fixture(scope="session", params=["6.29.5", "7.4.0"])
+def version(request: pytest.FixtureRequest) -> str:
+    """Version of the kernel's ipykernel: each moment takes half a second."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -49,8 +49,7 @@ def load() -> Blas:
         before = _threads()
         problem = check_product(path)
         if problem is None:
-            _opened(path, ctypes.RTLD_GLOBAL)
-            _pool.loaded(path, _threads() - before)
+            _pool.loaded(_opened(path, ctypes.RTLD_GLOBAL), _threads() - before)
             return Blas(path, "loaded before mlx")
         tried.append(f"{Path(path).name}: {problem}")
     if tried:
@@ -64,29 +63,26 @@ class _Pool:
 
     Attributes
     ----------
-    path : str
-        Empty while there is none.
+    library : ctypes.CDLL or None
     count : int
         How many threads share a product, with the one that asks for it.
     ids : set of str
         Linux's ids of them.
     """
 
-    path: str = ""
+    library: ctypes.CDLL | None = None
     count: int = 1
     ids: set[str] = field(default_factory=set)
 
-    def loaded(self, path: str, ids: set[str]) -> None:
+    def loaded(self, library: ctypes.CDLL, ids: set[str]) -> None:
         """Note them."""
-        self.path, self.ids = path, ids
-        self.count = int(self._call("openblas_get_num_threads"))
+        self.library, self.ids = library, ids
+        self.count = int(library.openblas_get_num_threads())
 
     def set(self, count: int) -> None:
         """Share the products that begin from now on among so many threads."""
-        self._call("openblas_set_num_threads", count)
-
-    def _call(self, name: str, *arguments: int) -> int:
-        return int(getattr(ctypes.CDLL(self.path), name)(*arguments))
+        if self.library is not None:
+            self.library.openblas_set_num_threads(count)
 
 
 _pool = _Pool()
@@ -97,7 +93,7 @@ def come_to_rest() -> None:
 
     What MLX does goes on, each product on one thread.
     """
-    if not _pool.path or _pool.count < 2:
+    if _pool.count < 2:
         return
     _pool.set(1)
     # A thread that has nothing to do spins for a while and then sleeps (`BUSY_WAIT`). Looked at
@@ -110,7 +106,7 @@ def come_to_rest() -> None:
 
 def go_on() -> None:
     """Share products among threads again. After a fork there are none yet: they begin here."""
-    if not _pool.path or _pool.count < 2:
+    if _pool.count < 2:
         return
     before = _threads()
     _pool.set(_pool.count)
