@@ -12,6 +12,7 @@ import ipywidgets as widgets
 from mlx_magic.errors import RequestError
 from mlx_magic.inference import session as sessions
 from mlx_magic.inference.images import open_images
+from mlx_magic.inference.interrupts import Interrupt, deferred
 from mlx_magic.inference.request import DEMO
 from mlx_magic.notebook import clicks
 from mlx_magic.notebook.panel import export, held
@@ -121,10 +122,13 @@ class Panel:
         held.require_room("images", held.added(opened, known), (), known)
         pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
         chosen = [models] if isinstance(models, str) else models or self._composer.chosen
-        turn = self._ask(prompt, list(chosen), pictures)
-        for answer in turn.answers:
-            if answer.generation is not None:
-                self._wait_for(answer.generation)
+        with deferred() as interrupt:
+            turn = self._ask(prompt, list(chosen), pictures)
+            for answer in turn.answers:
+                if answer.generation is not None:
+                    self._wait_for(answer.generation, interrupt)
+            if interrupt.came:
+                self.cancel()
         self._update()
         return turn.answers[0].result
 
@@ -206,14 +210,10 @@ class Panel:
             self._names.after_cells(self._changed),
         ]
 
-    def _wait_for(self, generation: Generation) -> None:
+    def _wait_for(self, generation: Generation, interrupt: Interrupt) -> None:
         """Wait in a cell; a click on Cancel arrives, and the outcome is the panel's to show."""
-        try:
-            with clicks.ClickRoute(awaited=False):
-                clicks.wait_blocking(generation.future, lambda: None)
-        except KeyboardInterrupt:
-            self.cancel()
-            raise
+        with clicks.ClickRoute(awaited=False):
+            clicks.wait_blocking(generation.future, lambda: None, lambda: interrupt.came)
 
     def _changed(self) -> None:
         """Something is new, in whatever thread: the view follows soon."""
