@@ -15,6 +15,7 @@ from mlx_magic.errors import DownloadError, ModelNotFoundError
 from mlx_magic.inference import architectures, checkpoint_files, plausible, trust
 from mlx_magic.inference.adapter import Adapter
 from mlx_magic.inference.architectures import Kind
+from mlx_magic.inference.own_folders import expanded
 from mlx_magic.inference.shown import shown
 
 _REPO_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
@@ -292,9 +293,9 @@ def _existing(target: str) -> Path | None:
     if not target.strip():
         return None
     try:
-        path = Path(target).expanduser()
+        path = expanded(target)
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
+    except (OSError, ValueError):  # too long, a zero byte
         return None
 
 

@@ -54,12 +54,13 @@ def _make() -> Session:
     from mlx_magic.inference.names import Names
     from mlx_magic.inference.session import Session
 
+    kept = default_path()
     engine = Engine(at_end=device.release_thread, settle=device.settle)
     pool = ModelPool(
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},
         clock=time.perf_counter,
     )
-    made = Session(engine, pool, names=Names(AliasFile(default_path())))
+    made = Session(engine, pool, names=Names(None if kept is None else AliasFile(kept)))
     atexit.register(made.close)
     return made

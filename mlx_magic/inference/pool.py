@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import EngineError, ModelError
+from mlx_magic.inference import given
 from mlx_magic.inference.backends import admission, device
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.budget import Refusal, Setting, check_ttl
@@ -121,10 +122,10 @@ class ModelPool:
         """
         return self._owner.load(
             model,
-            alias=alias,
-            trust_remote_code=trust_remote_code,
-            pin=pin,
-            adapter=None if adapter is None else os.fspath(adapter),
+            alias=None if alias is None else given.name("alias", alias),
+            trust_remote_code=given.flag("trust_remote_code", trust_remote_code),
+            pin=given.flag("pin", pin),
+            adapter=None if adapter is None else given.name("adapter", adapter),
         )
 
     def unload(self, name: str, *, force: bool = False) -> int:
@@ -177,6 +178,7 @@ class ModelPool:
         ModelError
             When it cannot be loaded.
         """
+        given.name("model", name)
         hold = Hold()
         try:
             info = self._residents.hold(name, hold)
@@ -193,13 +195,13 @@ class ModelPool:
         ModelNotFoundError
             When no such model is in memory.
         """
-        info = self._residents.pin(name, pinned=True)
+        info = self._residents.pin(given.name("model", name), pinned=True)
         self._tell()
         return info
 
     def unpin(self, name: str) -> ModelInfo:
         """Let a model leave when room is needed. See `pin`."""
-        info = self._residents.pin(name, pinned=False)
+        info = self._residents.pin(given.name("model", name), pinned=False)
         self._departures.fit()
         self._tell()
         return info
@@ -292,7 +294,7 @@ class ModelPool:
         return isinstance(name, str) and self._residents.find(name) is not None
 
     def __getitem__(self, name: str) -> ModelInfo:
-        return self._residents.info(self._residents.named(name))
+        return self._residents.info(self._residents.named(given.name("model", name)))
 
     def __repr__(self) -> str:
         names = ", ".join(
@@ -320,6 +322,7 @@ class ModelPool:
         Unload
             Waits for the model's users, and can be cancelled while it does.
         """
+        name, force = given.name("model", name), given.flag("force", force)
         unload = self._departures.unload(name, force=force)
         if not unload.begun:
             self._owner.track(unload)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import (
@@ -27,6 +26,7 @@ from mlx_magic.inference.generation import Generation, OnProgress, Sink
 from mlx_magic.inference.model_info import Hold, Load
 from mlx_magic.inference.names import Names, adapted_name, require_alias
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
+from mlx_magic.inference.own_folders import absolute
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
 from mlx_magic.inference.routing import no_images
@@ -206,7 +206,7 @@ class Session:
             Holds it as soon as it is there.
         """
         if adapter is not None:
-            adapter = str(Path(adapter).expanduser().absolute())
+            adapter = str(absolute(adapter))
             alias = alias or adapted_name(name, adapter)
         if alias is not None:
             require_alias(alias)

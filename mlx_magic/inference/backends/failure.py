@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError, UnsupportedModelError
+from mlx_magic.inference.backends import device
 from mlx_magic.inference.checkpoint import Checkpoint
 
 
@@ -54,6 +55,8 @@ def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelE
     error : Exception
         What the library raised.
     """
+    if compiler := device.compile_failure(error):
+        return CheckpointError(f"{checkpoint.name}: {compiler}", model=checkpoint.name)
     text = one_line(error)
     if "odel type" in text and "not supported" in text:
         return UnsupportedModelError(
@@ -77,7 +80,9 @@ def generation_error(model: str, error: Exception) -> GenerationError:
     error : Exception
         What was raised while it answered.
     """
-    detail = " ".join(str(error).split())[:300]
+    if compiler := device.compile_failure(error):
+        return GenerationError(f"{model}: {compiler}", model=model)
+    detail = one_line(error)
     failure = GenerationError(
         f"{model} failed while it answered: {type(error).__name__}: {detail}", model=model
     )
