@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Hashable, Iterable, Sequence
@@ -233,7 +234,8 @@ def check_ttl(seconds: object) -> float | None:
     if seconds is None:
         return None
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0:
-        return float(seconds)
+        with contextlib.suppress(OverflowError):
+            return float(seconds)
     raise RequestError(
         f"{said(seconds)} is no time: give seconds above 0, or None.", option="idle_ttl"
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 from mlx_magic.errors import RequestError
 from mlx_magic.inference.shown import shown
 
+# A name on disk that is no UTF-8 comes from Python with U+DC80 to U+DCFF in it.
+_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _NUMPY = ("numpy.bool", "numpy.bool_")
 
 
@@ -51,7 +54,7 @@ def name(argument: str, value: object) -> str:
     Raises
     ------
     RequestError
-        It is neither, is empty, or has a zero byte.
+        It is neither, is empty, or can be the name of nothing on disk.
     """
     try:
         found: object = os.fspath(value)  # type: ignore[call-overload]
@@ -63,9 +66,11 @@ def name(argument: str, value: object) -> str:
         raise RequestError(
             f"{argument} is empty: use an alias, a folder or a Hub repository.", option=argument
         )
-    if "\0" in found:
+    if _NO_NAME.search(found):
         raise RequestError(
-            f"{argument} is {said(found)}: a name cannot have a zero byte.", option=argument
+            f"{argument} is {said(found)}: a name cannot have a zero byte or half of a surrogate "
+            "pair.",
+            option=argument,
         )
     return found
 

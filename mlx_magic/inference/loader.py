@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.inference.backends import device, remote_code
+from mlx_magic.inference.backends import device, remote_code, surroundings
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.backends.device import Memory
 from mlx_magic.inference.backends.failure import load_error, no_panics, without_frames
@@ -220,7 +220,8 @@ class Loader:
         try:
             while True:
                 before = self._memory().active
-                said = next(steps)
+                with surroundings.usual():
+                    said = next(steps)
                 grown += self._memory().active - before
                 yield said
         except StopIteration as end:

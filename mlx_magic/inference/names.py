@@ -76,15 +76,26 @@ class Names:
         RequestError
             There is no file, or it cannot be written.
         """
+        file = self.require_file()
+        model = self.known(name).get(name, name)
+        if checkpoint.is_folder(model):
+            model = str(absolute(model))
+        file.save(alias, Target(model, adapter))
+
+    def require_file(self) -> AliasFile:
+        """Return the person's file.
+
+        Raises
+        ------
+        RequestError
+            There is none: there is no home folder to keep it in.
+        """
         if self.file is None:
             raise RequestError(
                 "Aliases cannot be kept without a home folder: set MLX_MAGIC_CONFIG to a folder.",
                 option="save",
             )
-        model = self.known(name).get(name, name)
-        if checkpoint.is_folder(model):
-            model = str(absolute(model))
-        self.file.save(alias, Target(model, adapter))
+        return self.file
 
     def known(self, name: str) -> dict[str, str]:
         """Return the aliases among which a name is looked up, the bundled model's among them.

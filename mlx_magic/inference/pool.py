@@ -6,7 +6,6 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import EngineError, ModelError
@@ -330,7 +329,10 @@ class ModelPool:
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
         """Return the checkpoint of a model that was loaded from this folder, as it is."""
-        entry = self._residents.of_folder(str(Path(folder).resolve()))
+        entry = None
+        # A name that this system cannot encode is no folder of a model.
+        with contextlib.suppress(OSError, ValueError):
+            entry = self._residents.of_folder(os.path.realpath(folder))
         return entry.checkpoint if entry else None
 
     def close(self) -> None:

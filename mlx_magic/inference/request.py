@@ -87,6 +87,10 @@ class Sampling:
 def _number(name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise RequestError(f"{name} is {said(value)}: use a number.", option=name)
+    try:
+        float(value or 0)
+    except OverflowError:
+        raise RequestError(f"{name} is {said(value)}: use a smaller number.", option=name) from None
 
 
 def _positive(name: str, value: float | None, *, unit: str) -> None:
@@ -108,6 +112,9 @@ def _whole(name: str, value: object, *, at_least: int) -> None:
         raise RequestError(
             f"{name} is {said(value)}: use a whole number of {at_least} or more.", option=name
         )
+    # What MLX's own numbers hold; a seed is mixed into one of them.
+    if name != "seed" and int(value) >= 2**63:
+        raise RequestError(f"{name} is {said(value)}: use a smaller number.", option=name)
 
 
 def check_kv_bits(value: object, name: str = "kv_bits") -> None:
@@ -179,7 +186,8 @@ class GenerationRequest:
         if self.system is not None:
             require_text("system", self.system)
         require_name("model", self.model)
-        if self.format not in get_args(OutputFormat):
+        form: object = self.format  # whatever its type says
+        if not isinstance(form, str) or form not in get_args(OutputFormat):
             raise RequestError(
                 f"format is {said(self.format)}: use one of {', '.join(get_args(OutputFormat))}.",
                 option="format",

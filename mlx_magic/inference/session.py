@@ -10,12 +10,18 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import (
+    EngineError,
     MlxMagicError,
     RequestError,
 )
 from mlx_magic.inference import images, machine
 from mlx_magic.inference.alias_file import Target
-from mlx_magic.inference.backends.failure import generation_error, no_panics, without_frames
+from mlx_magic.inference.backends.failure import (
+    generation_error,
+    no_panics,
+    preparing_error,
+    without_frames,
+)
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.current import current, replace_current
@@ -171,7 +177,11 @@ class Session:
         if on_progress is not None:
             generation.observe(on_progress)
         values = list(images)
-        self._begin(generation, lambda: self._prepare(generation, values, max_pixels, draw=draw))
+        self._begin(
+            generation,
+            lambda: self._prepare(generation, values, max_pixels, draw=draw),
+            request.model,
+        )
         return generation
 
     def load(
@@ -210,8 +220,10 @@ class Session:
             alias = alias or adapted_name(name, adapter)
         if alias is not None:
             require_alias(alias)
-        if save and (alias is None or self.names.file is None):
+        if save and alias is None:
             raise RequestError("--save keeps an alias: give one with --as.", option="save")
+        if save:
+            self.names.require_file()
         load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
 
         def prepare() -> None:
@@ -230,7 +242,7 @@ class Session:
                 load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
             )
 
-        self._begin(load, prepare)
+        self._begin(load, prepare, name)
         return load
 
     def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
@@ -274,7 +286,7 @@ class Session:
         self.pool.close()
         self.engine.close()
 
-    def _begin(self, work: Work[Any], prepare: Callable[[], None]) -> None:
+    def _begin(self, work: Work[Any], prepare: Callable[[], None], name: str = "It") -> None:
         """Prepare a piece of work on a thread of its own.
 
         Opening pictures, fetching and downloading must hold up neither the
@@ -288,12 +300,21 @@ class Session:
                 prepare()
             except Cancelled:
                 work.stopped()
+            except (MlxMagicError, MemoryError) as error:
+                work.fail(error)
+            except Exception as error:
+                failure = preparing_error(name, error)
+                failure.__cause__ = error
+                work.fail(failure)
             except BaseException as error:
                 work.fail(error)
 
         self._under_way.add(work)
         self.deadlines.add(work)
-        threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
+        except RuntimeError as error:
+            work.fail(EngineError(f"No thread could be started ({error}): end some processes."))
 
     def _prepare(
         self,

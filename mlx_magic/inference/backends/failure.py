@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError, UnsupportedModelError
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.shown import shown
 
 
 def one_line(error: BaseException) -> str:
@@ -88,6 +89,20 @@ def generation_error(model: str, error: Exception) -> GenerationError:
     )
     failure.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
     return failure
+
+
+def preparing_error(model: str, error: Exception) -> GenerationError:
+    """Say in one line what kept a request or a load from its beginning.
+
+    What a person may do about is known by then, and is said where it is found out. This is for
+    the rest: a system without room, files or memory.
+    """
+    words = getattr(error, "strerror", None) or one_line(error)
+    return GenerationError(
+        f"{shown(model)} was not asked: {type(error).__name__}: {words}. Check the disk, the "
+        "limits of this process and the files that were named, then ask again.",
+        model=model,
+    )
 
 
 def again(error: Exception) -> Exception:
