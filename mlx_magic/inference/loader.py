@@ -178,9 +178,8 @@ class Loader:
                 progress=loading.advance,
             )
             with no_panics():
-                model, nbytes = yield from self._watched(
-                    remote_code.guarded(steps, checkpoint, allowed=key.trusted)
-                )
+                guarded = remote_code.guarded(steps, checkpoint, allowed=key.trusted)
+                model, nbytes = yield from self._watched(surroundings.sliced(guarded))
         except (Cancelled, MlxMagicError):
             raise
         except Exception as error:
@@ -194,7 +193,8 @@ class Loader:
             # After it was measured: what a request leaves for a while is not the model's.
             warming = model.warm_up(cancel=loading.token, progress=loading.advance)
             with no_panics():
-                yield from remote_code.guarded(warming, checkpoint, allowed=key.trusted)
+                warmed = remote_code.guarded(warming, checkpoint, allowed=key.trusted)
+                yield from surroundings.sliced(warmed)
             if not loading.names:
                 raise Cancelled
         except BaseException as error:
@@ -220,8 +220,7 @@ class Loader:
         try:
             while True:
                 before = self._memory().active
-                with surroundings.usual():
-                    said = next(steps)
+                said = next(steps)
                 grown += self._memory().active - before
                 yield said
         except StopIteration as end:

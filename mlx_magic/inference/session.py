@@ -15,7 +15,7 @@ from mlx_magic.errors import (
     RequestError,
 )
 from mlx_magic.inference import images, machine
-from mlx_magic.inference.alias_file import Target
+from mlx_magic.inference.alias_file import Target, is_alias
 from mlx_magic.inference.backends.failure import (
     generation_error,
     no_panics,
@@ -29,6 +29,7 @@ from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.finding import describe, find
 from mlx_magic.inference.generation import Generation, OnProgress, Sink
+from mlx_magic.inference.given import said
 from mlx_magic.inference.model_info import Hold, Load
 from mlx_magic.inference.names import Names, adapted_name, require_alias
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
@@ -217,7 +218,14 @@ class Session:
         """
         if adapter is not None:
             adapter = str(absolute(adapter))
-            alias = alias or adapted_name(name, adapter)
+            if alias is None:
+                alias = adapted_name(name, adapter)
+                if not is_alias(alias):
+                    raise RequestError(
+                        f"The adapter {said(adapter)} gives the model no name that is an alias: "
+                        "give it one (alias, or --as).",
+                        option="adapter",
+                    )
         if alias is not None:
             require_alias(alias)
         if save and alias is None:

@@ -13,7 +13,10 @@ import locale
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 UTF8 = ("C.UTF-8", "C.utf8", "en_US.UTF-8", "UTF-8")
 """Locales that are tried: the first is glibc's and musl's, the last is macOS's."""
@@ -43,6 +46,21 @@ def usual() -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 _leave()
+
+
+def sliced(steps: Generator[None, None, T]) -> Generator[None, None, T]:
+    """Do work of libraries in its slices, each of them within `usual`."""
+    try:
+        while True:
+            with usual():
+                try:
+                    said = next(steps)
+                except StopIteration as end:
+                    made: T = end.value
+                    return made
+            yield said
+    finally:
+        steps.close()
 
 
 def open_standard_files() -> None:
