@@ -157,6 +157,12 @@ def test_a_word_for_no_is_not_taken_for_true(argument: str, model: str) -> None:
     mlx_magic.pool.load(model, pin=np.bool_(False))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", Path("x\0")])
+def test_what_can_name_nothing_on_disk_is_refused_at_once(name: str | Path) -> None:
+    with pytest.raises(RequestError, match="^model is .*: a name cannot have"):
+        mlx_magic.ask("Hi", model=name)
+
+
 def test_honest_arguments_are_taken_as_before(model: str) -> None:
     assert mlx_magic.ask("Hi\0 \U0001f600 模型", model=Path(model)).text == "An answer."
     numbers: dict[str, Any] = {"max_tokens": np.int64(5), "temperature": np.float32(0)}
