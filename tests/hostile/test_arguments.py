@@ -159,7 +159,7 @@ def test_a_word_for_no_is_not_taken_for_true(argument: str, model: str) -> None:
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", Path("x\0")])
 def test_what_can_name_nothing_on_disk_is_refused_at_once(name: str | Path) -> None:
-    with pytest.raises(RequestError, match="^model is .*: a name cannot have"):
+    with pytest.raises(RequestError, match=r"^model is .*: a name cannot have"):
         mlx_magic.ask("Hi", model=name)
 
 
