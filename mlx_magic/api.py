@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import queue
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlx_magic.inference import session
+from mlx_magic.inference import given, session
 from mlx_magic.inference.generation import Generation, OnProgress, Sink, Snapshot
 from mlx_magic.inference.interrupts import deferred
 from mlx_magic.inference.request import (
@@ -242,13 +242,13 @@ def _texts(stop: Any) -> Any:
     """Return stop texts as a tuple; what is none of these is refused where it is checked."""
     if isinstance(stop, str):
         return (stop,)
-    return tuple(stop) if isinstance(stop, Iterable) else stop
+    return tuple(stop) if isinstance(stop, Sequence) else stop
 
 
 def _model_name(model: Model) -> str:
     if model is None:
         return session.current().default_model or DEMO
-    return os.fspath(model)
+    return given.name("model", model)
 
 
 def _start(
@@ -259,6 +259,7 @@ def _start(
     sink: Sink | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generation:
+    given.function("on_progress", on_progress)
     nothing = images is None or (isinstance(images, list | tuple) and not images)
     values = [] if nothing else [(None, images)]
     return session.current().start(

@@ -19,23 +19,38 @@
     ├── GenerationError          the model failed while it was generating      .model
     └── EngineError              the inference thread is closed or has died
 
-Every message is one line that says what happened, to which thing, and what to do next.
+Every message is one line of at most 1,000 characters: it says what happened, to which thing, and
+what to do next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+LONGEST = 1000
+"""Characters of a message; of a longer one the middle is left out."""
+
 
 class MlxMagicError(Exception):
     """Base class of all errors raised by mlx-magic."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_one_line(message))
+
 
 def _one_line(message: str) -> str:
-    """Return a message as one printable line: a stranger may have named the files in it."""
-    if message.isprintable():
+    """Return a message as one printable line: a stranger may have named the files in it.
+
+    Its end stays: what to do is there.
+    """
+    if len(message) > 20 * LONGEST:
+        message = f"{message[: 10 * LONGEST]}…{message[-10 * LONGEST :]}"
+    if not message.isprintable():
+        message = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    if len(message) <= LONGEST:
         return message
-    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    tail = LONGEST // 2
+    return f"{message[: LONGEST - 1 - tail]}…{message[len(message) - tail :]}"
 
 
 class RequestError(MlxMagicError):
@@ -105,7 +120,7 @@ class ModelError(MlxMagicError):
     """
 
     def __init__(self, message: str, *, model: str) -> None:
-        super().__init__(_one_line(message))
+        super().__init__(message)
         self.model = model
 
 
@@ -195,7 +210,7 @@ class GenerationError(MlxMagicError):
     """
 
     def __init__(self, message: str, *, model: str) -> None:
-        super().__init__(_one_line(message))
+        super().__init__(message)
         self.model = model
 
 

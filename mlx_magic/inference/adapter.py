@@ -12,6 +12,7 @@ from mlx_magic.errors import CheckpointError, ModelNotFoundError
 from mlx_magic.inference import trust
 from mlx_magic.inference.architectures import Kind
 from mlx_magic.inference.checkpoint_files import PICKLES, first_of, read_object
+from mlx_magic.inference.own_folders import expanded
 from mlx_magic.inference.safetensors_header import tensor_bytes
 
 CONFIG = "adapter_config.json"
@@ -54,7 +55,7 @@ def require_folder(folder: Path, *, model: str) -> Path:
     ------
     ModelNotFoundError
     """
-    folder = folder.expanduser()
+    folder = expanded(folder)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "is not there"
         raise ModelNotFoundError(

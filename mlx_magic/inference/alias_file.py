@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import RequestError
-from mlx_magic.inference import strict_json
+from mlx_magic.inference import own_folders, strict_json
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import Limits
@@ -67,16 +67,14 @@ class Target:
     adapter: str | None = None
 
 
-def default_path() -> Path:
-    """Return where the file lies: $MLX_MAGIC_CONFIG, else ~/.config/mlx-magic (XDG), and its name.
+def default_path() -> Path | None:
+    """Return where the file lies, in the folder of settings; None if the person has none."""
+    folder = own_folders.config()
+    return None if folder is None else folder / NAME
 
-    The variable names the folder.
-    """
-    own = os.environ.get("MLX_MAGIC_CONFIG")
-    if own:
-        return Path(own).expanduser() / NAME
-    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(base).expanduser() / "mlx-magic" / NAME
+
+_UNSEEN = (-1, -1, -1)
+"""What no file looks like: it is read once it can be."""
 
 
 class AliasFile:
@@ -102,6 +100,8 @@ class AliasFile:
         self._seen: tuple[int, int, int] | None = None
         self._targets: Mapping[str, Target] = {}
         self._problems: tuple[str, ...] = ()
+        self._unread = ""
+        self._unusable: Mapping[str, str] = {}
 
     @property
     def targets(self) -> Mapping[str, Target]:
@@ -114,6 +114,14 @@ class AliasFile:
         """What of the file cannot be used, and why: a line each."""
         self._look()
         return self._problems
+
+    def trouble(self, alias: str) -> str:
+        """Say why the file gives this alias no meaning, if that is because of the file.
+
+        Empty where the file is fine, or has nothing to say about it.
+        """
+        self._look()
+        return self._unusable.get(alias) or (self._unread if is_alias(alias) else "")
 
     def save(self, alias: str, target: Target) -> None:
         """Write an alias into the file, in its own line; the other lines stay as they are.
@@ -170,24 +178,37 @@ class AliasFile:
         try:
             found = self.path.stat()
             seen = (found.st_mtime_ns, found.st_size, found.st_ino)
-        except OSError:
+        except FileNotFoundError:
             seen = None
+        except (OSError, ValueError) as error:
+            # A folder that cannot be entered, a file in its place, a loop of links, a zero byte.
+            self._give_up(error)
+            return
         with self._lock:
             if seen == self._seen:
                 return
             self._seen = seen
+            self._unread, self._unusable = "", {}
             if seen is None:
                 self._targets, self._problems = {}, ()
                 return
             try:
                 content = _parsed(strict_json.text(self.path, _LIMITS))
             except (OSError, ValueError) as error:
-                self._problems = (f"{self._shown} is not read: {_reason(error)}.",)
+                self._unread = f"{self._shown} is not read: {_reason(error)}."
+                self._problems = (self._unread,)
                 return
-            self._targets, problems = _understood(content, self._shown)
+            self._targets, self._unusable = _understood(content, self._shown)
+            problems = list(self._unusable.values())
             self._problems = tuple(problems[:_MOST_PROBLEMS])
             if (more := len(problems) - _MOST_PROBLEMS) > 0:
                 self._problems += (f"{self._shown}: {more} more lines cannot be used.",)
+
+    def _give_up(self, error: Exception) -> None:
+        with self._lock:
+            self._seen = _UNSEEN
+            self._unread = f"{self._shown} is not read: {_reason(error)}."
+            self._problems, self._unusable = (self._unread,), {}
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -255,23 +276,23 @@ def _is_target(text: str) -> bool:
     return len(text) <= LONGEST_TARGET and is_plain(text)
 
 
-def _understood(content: Mapping[str, Any], path: str) -> tuple[dict[str, Target], list[str]]:
+def _understood(content: Mapping[str, Any], path: str) -> tuple[dict[str, Target], dict[str, str]]:
     targets: dict[str, Target] = {}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for alias, value in content.items():
         name = shown(repr(alias))
         if len(targets) >= MOST_ALIASES:
-            problems.append(f"{path}: {name} is one too many: at most {MOST_ALIASES} are read.")
+            problems[alias] = f"{path}: {name} is one too many: at most {MOST_ALIASES} are read."
             continue
         if not is_alias(alias):
-            problems.append(
+            problems[alias] = (
                 f"{path}: {name} cannot be an alias: use a short name without a slash or control "
                 f"characters, other than {DEMO!r}."
             )
             continue
         words = [word for word in _words(value) if not _is_target(word)]
         if words:
-            problems.append(
+            problems[alias] = (
                 f"{path}: {name} stands for {shown(repr(words[0]))}: control characters, or more "
                 f"than {LONGEST_TARGET} characters, cannot be used."
             )
@@ -284,7 +305,7 @@ def _understood(content: Mapping[str, Any], path: str) -> tuple[dict[str, Target
             case {"model": str(model), **others} if not others:
                 targets[alias] = Target(model)
             case _:
-                problems.append(
+                problems[alias] = (
                     f"{path}: {shown(alias)} is not understood: write {shown(alias)} = "
                     '"organisation/name", or { model = "...", adapter = "..." }.'
                 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_magic.errors import MemoryBudgetError, RequestError
+from mlx_magic.inference.given import said
 from mlx_magic.inference.work import amount
 
 Setting = int | float | str | None
@@ -216,7 +218,7 @@ def check_setting(setting: object) -> Setting:
         case str() if _read(setting):
             return setting
     raise RequestError(
-        f"{setting!r} is no memory budget: give bytes ('8 GB', 8_000_000_000), a share of the "
+        f"{said(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a share of the "
         "memory (0.6, '60%'), or None for all of it.",
         option="memory_budget",
     )
@@ -232,8 +234,11 @@ def check_ttl(seconds: object) -> float | None:
     if seconds is None:
         return None
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0:
-        return float(seconds)
-    raise RequestError(f"{seconds!r} is no time: give seconds above 0, or None.", option="idle_ttl")
+        with contextlib.suppress(OverflowError):
+            return float(seconds)
+    raise RequestError(
+        f"{said(seconds)} is no time: give seconds above 0, or None.", option="idle_ttl"
+    )
 
 
 def budget_bytes(setting: Setting, total: int) -> int:

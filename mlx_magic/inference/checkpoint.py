@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.errors import DownloadError, ModelNotFoundError
+from mlx_magic.errors import CheckpointError, DownloadError, ModelNotFoundError
 from mlx_magic.inference import architectures, checkpoint_files, plausible, trust
 from mlx_magic.inference.adapter import Adapter
 from mlx_magic.inference.architectures import Kind
+from mlx_magic.inference.own_folders import expanded
 from mlx_magic.inference.shown import shown
 
 _REPO_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
@@ -200,6 +201,7 @@ def inspect(
     UntrustedCodeError
         Only with ``trust_remote_code=False``.
     """
+    _require_encodable(folder, name)
     config, wanted = inspect_config(folder, name, trust_remote_code=trust_remote_code, quick=quick)
     kind = kind_of(config)
     held = checkpoint_files.weights(folder, kind, model=name, quick=quick)
@@ -217,6 +219,18 @@ def inspect(
         wants_code=wanted,
         config=config,
     )
+
+
+def _require_encodable(folder: Path, name: str) -> None:
+    """Refuse a folder whose name is no UTF-8: MLX cannot open files in it."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{name}: the name of its folder is not UTF-8, which MLX cannot open: rename it, or "
+            "start Python in a UTF-8 locale.",
+            model=name,
+        ) from None
 
 
 def inspect_config(
@@ -292,9 +306,9 @@ def _existing(target: str) -> Path | None:
     if not target.strip():
         return None
     try:
-        path = Path(target).expanduser()
+        path = expanded(target)
         return path if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # too long, no such user, a zero byte
+    except (OSError, ValueError):  # too long, a zero byte
         return None
 
 

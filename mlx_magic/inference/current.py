@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from mlx_magic.errors import EngineError
-from mlx_magic.inference.backends import device
+from mlx_magic.inference.backends import device, surroundings
 from mlx_magic.inference.engine import FORKED, Engine
 from mlx_magic.inference.pool import ModelPool
 
@@ -54,12 +54,14 @@ def _make() -> Session:
     from mlx_magic.inference.names import Names
     from mlx_magic.inference.session import Session
 
+    surroundings.open_standard_files()
+    kept = default_path()
     engine = Engine(at_end=device.release_thread, settle=device.settle, tidy=device.give_back)
     pool = ModelPool(
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},
         clock=time.perf_counter,
     )
-    made = Session(engine, pool, names=Names(AliasFile(default_path())))
+    made = Session(engine, pool, names=Names(None if kept is None else AliasFile(kept)))
     atexit.register(made.close)
     return made

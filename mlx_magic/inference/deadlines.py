@@ -78,4 +78,4 @@ class Deadlines:
     def _pause(self) -> float | None:
         """Seconds until something is due; None is never. Under the lock."""
         due = [work.deadline for work in self._works if work.deadline is not None]
-        return max(min(due) - self._clock(), 0.0) if due else None
+        return min(max(min(due) - self._clock(), 0.0), threading.TIMEOUT_MAX) if due else None

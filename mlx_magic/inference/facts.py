@@ -20,6 +20,7 @@ from mlx_magic.inference import (
 )
 from mlx_magic.inference.backends import weights
 from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.finding import resolve
 from mlx_magic.inference.names import Names
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import UnreadableFileError
@@ -92,7 +93,7 @@ def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
     ModelError
         There is no such model, its checkpoint cannot be used, or the Hub cannot be asked.
     """
-    found = checkpoint.resolve(name, aliases=names.known(name))
+    found = resolve(name, names)
     if isinstance(found, Checkpoint):
         path = found.path / "processor_config.json"
         processor = None

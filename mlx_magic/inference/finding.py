@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mlx_magic.errors import ModelNotFoundError
 from mlx_magic.inference import adapter as adapters
 from mlx_magic.inference import checkpoint
 from mlx_magic.inference.checkpoint import Checkpoint, RemoteCheckpoint
 from mlx_magic.inference.names import Names
+from mlx_magic.inference.shown import shown
 from mlx_magic.inference.work import Work
 
 
@@ -67,7 +69,7 @@ def _base(
     if there is not None:
         # Reading its files again would take milliseconds of every question.
         return replace(there, name=name)
-    found = checkpoint.resolve(name, aliases=known)
+    found = resolve(name, names)
     if isinstance(found, RemoteCheckpoint):
         from mlx_magic.inference import hub
 
@@ -79,6 +81,29 @@ def _base(
     return found
 
 
+def resolve(name: str, names: Names) -> Checkpoint | RemoteCheckpoint:
+    """Find a model by its name, without a download. See `checkpoint.resolve`.
+
+    Raises
+    ------
+    ModelError
+        There is no such model, which may be for the person's file of aliases; or it cannot
+        be used.
+    """
+    known = names.known(name)
+    try:
+        return checkpoint.resolve(name, aliases=known)
+    except ModelNotFoundError as error:
+        trouble = names.trouble(name)
+        if name in known or not trouble:
+            raise
+        raise ModelNotFoundError(
+            f"There is no model {shown(repr(name))} here; it may be an alias of yours: {trouble} "
+            "Mend that file (other models work), or name a folder or a Hub repository.",
+            model=name,
+        ) from error
+
+
 def describe(name: str, names: Names) -> str:
     """Say what a model is, for a person, without loading it.
 
@@ -87,7 +112,7 @@ def describe(name: str, names: Names) -> str:
     ModelError
         There is no such model, or its checkpoint cannot be used.
     """
-    found = checkpoint.resolve(name, aliases=names.known(name))
+    found = resolve(name, names)
     if isinstance(found, RemoteCheckpoint):
         return "will be downloaded when it is first used"
     return f"{found.kind}, {found.model_type}"

@@ -30,6 +30,7 @@ from mlx_magic.inference.hub_files import (
     together,
 )
 from mlx_magic.inference.hub_listing import ListedFile, Listing
+from mlx_magic.inference.own_folders import expanded
 
 # What mlx-vlm and mlx-lm read. Python files come only with permission to run them.
 _SMALL = ("*.json", "*.jsonl", "*.model", "*.tiktoken", "*.txt", "*.jinja")
@@ -165,7 +166,7 @@ def repository_folder(repo_id: str, cache: Path | None) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     root = Path(HF_HUB_CACHE) if cache is None else cache
-    return root.expanduser().resolve() / f"models--{repo_id.replace('/', '--')}"
+    return expanded(root).resolve() / f"models--{repo_id.replace('/', '--')}"
 
 
 class _Fetch:

@@ -50,5 +50,7 @@ class IdleTimer:
                     return
                 self._woken = False
             pause = self._look()
+            if pause is not None:  # a longer wait is an OverflowError
+                pause = min(pause, threading.TIMEOUT_MAX)
             with self._changed:
                 self._changed.wait_for(lambda: self._woken or self._closed, pause)

@@ -25,6 +25,7 @@ from mlx_magic.inference.image_limits import (
     reason,
     shorten,
 )
+from mlx_magic.inference.own_folders import cwd, expanded
 from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format
 
 _PIECE = 1 << 20
@@ -68,11 +69,11 @@ def find_files(
         If it is a folder, is out of reach, or the glob matches too many files.
     """
     label = shorten(text)
-    folder = Path.cwd() if base is None else base
+    folder = cwd() if base is None else base
     if not text.strip():
         raise ImageNotFoundError("An empty string names no picture.", source=label)
     try:
-        path = folder / _expand_home(text)
+        path = folder / expanded(text)
         if path.exists():
             return [_regular_file(path, label)]
         if not glob.has_magic(text):
@@ -92,7 +93,7 @@ def find_files(
 
 def path_label(path: Path, text: str, base: Path | None = None) -> str:
     """Return a found file as the person would write it: relative where `text` was."""
-    folder = Path.cwd() if base is None else base
+    folder = cwd() if base is None else base
     if text.startswith("~") or Path(text).is_absolute() or not path.is_relative_to(folder):
         return shorten(str(path))
     return shorten(str(path.relative_to(folder)))
@@ -225,10 +226,6 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
     return [*key, (2, 0, text)]
 
 
-def _expand_home(text: str) -> Path:
-    return Path(text).expanduser() if text.startswith("~") else Path(text)
-
-
 def _regular_file(path: Path, label: str) -> Path:
     if path.is_dir():
         raise ImageError(
@@ -243,7 +240,7 @@ def _regular_file(path: Path, label: str) -> Path:
 
 def _glob(text: str, folder: Path, label: str, cancel: CancelToken | None) -> list[Path]:
     checkpoint = (cancel or CancelToken()).checkpoint
-    found = match_files(str(_expand_home(text)), folder, checkpoint=checkpoint)
+    found = match_files(str(expanded(text)), folder, checkpoint=checkpoint)
     names = list(islice(found, _GLOB_LIMIT + 1))
     files = [folder / name for name in names if (folder / name).is_file()]
     if len(files) > MAX_IMAGES or len(names) > _GLOB_LIMIT:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mlx_magic.errors import RequestError
+from mlx_magic.inference.given import said
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -198,5 +199,7 @@ def _digest(pixels: Image.Image) -> str:
 
 def _whole_positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(f"{name} is {value!r}: use a whole number of 1 or more.", option=name)
+        raise RequestError(
+            f"{name} is {said(value)}: use a whole number of 1 or more.", option=name
+        )
     return value

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.inference.backends import device, remote_code
+from mlx_magic.inference.backends import device, remote_code, surroundings
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.backends.device import Memory
 from mlx_magic.inference.backends.failure import load_error, no_panics, without_frames
@@ -178,9 +178,8 @@ class Loader:
                 progress=loading.advance,
             )
             with no_panics():
-                model, nbytes = yield from self._watched(
-                    remote_code.guarded(steps, checkpoint, allowed=key.trusted)
-                )
+                guarded = remote_code.guarded(steps, checkpoint, allowed=key.trusted)
+                model, nbytes = yield from self._watched(surroundings.sliced(guarded))
         except (Cancelled, MlxMagicError):
             raise
         except Exception as error:
@@ -194,7 +193,8 @@ class Loader:
             # After it was measured: what a request leaves for a while is not the model's.
             warming = model.warm_up(cancel=loading.token, progress=loading.advance)
             with no_panics():
-                yield from remote_code.guarded(warming, checkpoint, allowed=key.trusted)
+                warmed = remote_code.guarded(warming, checkpoint, allowed=key.trusted)
+                yield from surroundings.sliced(warmed)
             if not loading.names:
                 raise Cancelled
         except BaseException as error:

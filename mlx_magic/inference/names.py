@@ -11,6 +11,7 @@ from mlx_magic import demo
 from mlx_magic.errors import RequestError
 from mlx_magic.inference import checkpoint
 from mlx_magic.inference.alias_file import AliasFile, Target, is_alias
+from mlx_magic.inference.own_folders import absolute, expanded
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.shown import shown
 
@@ -53,7 +54,7 @@ class Names:
 
     def look_in(self, folders: Sequence[str]) -> None:
         """Set the folders with models; ``~`` is expanded."""
-        self.folders = tuple(Path(folder).expanduser() for folder in folders)
+        self.folders = tuple(expanded(folder) for folder in folders)
 
     def give(self, alias: str, target: Target) -> None:
         """Let an alias stand for a model, in this session."""
@@ -75,12 +76,26 @@ class Names:
         RequestError
             There is no file, or it cannot be written.
         """
-        if self.file is None:
-            raise RequestError("Aliases of this session cannot be kept.", option="save")
+        file = self.require_file()
         model = self.known(name).get(name, name)
         if checkpoint.is_folder(model):
-            model = str(Path(model).expanduser().absolute())
-        self.file.save(alias, Target(model, adapter))
+            model = str(absolute(model))
+        file.save(alias, Target(model, adapter))
+
+    def require_file(self) -> AliasFile:
+        """Return the person's file.
+
+        Raises
+        ------
+        RequestError
+            There is none: there is no home folder to keep it in.
+        """
+        if self.file is None:
+            raise RequestError(
+                "Aliases cannot be kept without a home folder: set MLX_MAGIC_CONFIG to a folder.",
+                option="save",
+            )
+        return self.file
 
     def known(self, name: str) -> dict[str, str]:
         """Return the aliases among which a name is looked up, the bundled model's among them.
@@ -91,6 +106,10 @@ class Names:
         if name not in found and (folder := self._in_folders(name)) is not None:
             found[name] = str(folder)
         return found
+
+    def trouble(self, name: str) -> str:
+        """Say what is wrong with the person's file where it may hold a name that is unknown."""
+        return "" if self.file is None else self.file.trouble(name)
 
     def adapter(self, name: str) -> str | None:
         """Return the folder of the adapter that a name stands for, if it does for one."""

@@ -15,6 +15,7 @@ from mlx_magic.errors import ModelError
 from mlx_magic.inference import checkpoint, checkpoint_files, strict_json
 from mlx_magic.inference.backends import weights
 from mlx_magic.inference.hub_files import PART
+from mlx_magic.inference.own_folders import expanded
 from mlx_magic.inference.request import DEMO
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import Limits, SlowToReadError
@@ -195,7 +196,7 @@ def _without_name(error: ModelError, name: str) -> str:
 
 def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     for name, target in aliases.items():
-        folder = Path(os.path.expanduser(target))  # noqa: PTH111 -- ~nobody is no error
+        folder = expanded(target)
         # One that is gone is listed with its problem; what else is no folder is a repository.
         if name != DEMO and (folder.is_absolute() or os.path.isdir(folder)):  # noqa: PTH112
             yield name, folder

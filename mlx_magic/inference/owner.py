@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_magic.errors import EngineError, ModelError
+from mlx_magic.inference import given
 from mlx_magic.inference.model_info import Load, ModelInfo
 from mlx_magic.inference.work import Work, outcome
 
@@ -42,7 +43,7 @@ class Owner:
         """
         if self._opener is None:
             raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
-        opener, name = self._opener, os.fspath(model)
+        opener, name = self._opener, given.name("model", model)
         info: ModelInfo | None = outcome(lambda: opener(name, **options))
         if info is None:
             name = options.get("alias") or name

@@ -6,10 +6,10 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import EngineError, ModelError
+from mlx_magic.inference import given
 from mlx_magic.inference.backends import admission, device
 from mlx_magic.inference.backends.base import Backend, LoadedModel
 from mlx_magic.inference.budget import Refusal, Setting, check_ttl
@@ -121,10 +121,10 @@ class ModelPool:
         """
         return self._owner.load(
             model,
-            alias=alias,
-            trust_remote_code=trust_remote_code,
-            pin=pin,
-            adapter=None if adapter is None else os.fspath(adapter),
+            alias=None if alias is None else given.name("alias", alias),
+            trust_remote_code=given.flag("trust_remote_code", trust_remote_code),
+            pin=given.flag("pin", pin),
+            adapter=None if adapter is None else given.name("adapter", adapter),
         )
 
     def unload(self, name: str, *, force: bool = False) -> int:
@@ -177,6 +177,7 @@ class ModelPool:
         ModelError
             When it cannot be loaded.
         """
+        given.name("model", name)
         hold = Hold()
         try:
             info = self._residents.hold(name, hold)
@@ -193,13 +194,13 @@ class ModelPool:
         ModelNotFoundError
             When no such model is in memory.
         """
-        info = self._residents.pin(name, pinned=True)
+        info = self._residents.pin(given.name("model", name), pinned=True)
         self._tell()
         return info
 
     def unpin(self, name: str) -> ModelInfo:
         """Let a model leave when room is needed. See `pin`."""
-        info = self._residents.pin(name, pinned=False)
+        info = self._residents.pin(given.name("model", name), pinned=False)
         self._departures.fit()
         self._tell()
         return info
@@ -292,7 +293,7 @@ class ModelPool:
         return isinstance(name, str) and self._residents.find(name) is not None
 
     def __getitem__(self, name: str) -> ModelInfo:
-        return self._residents.info(self._residents.named(name))
+        return self._residents.info(self._residents.named(given.name("model", name)))
 
     def __repr__(self) -> str:
         names = ", ".join(
@@ -320,6 +321,7 @@ class ModelPool:
         Unload
             Waits for the model's users, and can be cancelled while it does.
         """
+        name, force = given.name("model", name), given.flag("force", force)
         unload = self._departures.unload(name, force=force)
         if not unload.begun:
             self._owner.track(unload)
@@ -327,7 +329,10 @@ class ModelPool:
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
         """Return the checkpoint of a model that was loaded from this folder, as it is."""
-        entry = self._residents.of_folder(str(Path(folder).resolve()))
+        entry = None
+        # A name that this system cannot encode is no folder of a model.
+        with contextlib.suppress(OSError, ValueError):
+            entry = self._residents.of_folder(os.path.realpath(folder))
         return entry.checkpoint if entry else None
 
     def close(self) -> None:

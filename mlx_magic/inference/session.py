@@ -7,16 +7,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import (
+    EngineError,
     MlxMagicError,
     RequestError,
 )
 from mlx_magic.inference import images, machine
-from mlx_magic.inference.alias_file import Target
-from mlx_magic.inference.backends.failure import generation_error, no_panics, without_frames
+from mlx_magic.inference.alias_file import Target, is_alias
+from mlx_magic.inference.backends.failure import (
+    generation_error,
+    no_panics,
+    preparing_error,
+    without_frames,
+)
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
 from mlx_magic.inference.current import current, replace_current
@@ -24,9 +29,11 @@ from mlx_magic.inference.deadlines import Deadlines
 from mlx_magic.inference.engine import Engine, Steps
 from mlx_magic.inference.finding import describe, find
 from mlx_magic.inference.generation import Generation, OnProgress, Sink
+from mlx_magic.inference.given import said
 from mlx_magic.inference.model_info import Hold, Load
 from mlx_magic.inference.names import Names, adapted_name, require_alias
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
+from mlx_magic.inference.own_folders import absolute
 from mlx_magic.inference.pool import ModelPool
 from mlx_magic.inference.request import DEMO, GenerationRequest
 from mlx_magic.inference.routing import no_images
@@ -171,7 +178,11 @@ class Session:
         if on_progress is not None:
             generation.observe(on_progress)
         values = list(images)
-        self._begin(generation, lambda: self._prepare(generation, values, max_pixels, draw=draw))
+        self._begin(
+            generation,
+            lambda: self._prepare(generation, values, max_pixels, draw=draw),
+            request.model,
+        )
         return generation
 
     def load(
@@ -206,12 +217,21 @@ class Session:
             Holds it as soon as it is there.
         """
         if adapter is not None:
-            adapter = str(Path(adapter).expanduser().absolute())
-            alias = alias or adapted_name(name, adapter)
+            adapter = str(absolute(adapter))
+            if alias is None:
+                alias = adapted_name(name, adapter)
+                if not is_alias(alias):
+                    raise RequestError(
+                        f"The adapter {said(adapter)} gives the model no name that is an alias: "
+                        "give it one (alias, or --as).",
+                        option="adapter",
+                    )
         if alias is not None:
             require_alias(alias)
-        if save and (alias is None or self.names.file is None):
+        if save and alias is None:
             raise RequestError("--save keeps an alias: give one with --as.", option="save")
+        if save:
+            self.names.require_file()
         load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
 
         def prepare() -> None:
@@ -230,7 +250,7 @@ class Session:
                 load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
             )
 
-        self._begin(load, prepare)
+        self._begin(load, prepare, name)
         return load
 
     def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
@@ -274,7 +294,7 @@ class Session:
         self.pool.close()
         self.engine.close()
 
-    def _begin(self, work: Work[Any], prepare: Callable[[], None]) -> None:
+    def _begin(self, work: Work[Any], prepare: Callable[[], None], name: str = "It") -> None:
         """Prepare a piece of work on a thread of its own.
 
         Opening pictures, fetching and downloading must hold up neither the
@@ -288,12 +308,21 @@ class Session:
                 prepare()
             except Cancelled:
                 work.stopped()
+            except (MlxMagicError, MemoryError) as error:
+                work.fail(error)
+            except Exception as error:
+                failure = preparing_error(name, error)
+                failure.__cause__ = error
+                work.fail(failure)
             except BaseException as error:
                 work.fail(error)
 
         self._under_way.add(work)
         self.deadlines.add(work)
-        threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
+        except RuntimeError as error:
+            work.fail(EngineError(f"No thread could be started ({error}): end some processes."))
 
     def _prepare(
         self,

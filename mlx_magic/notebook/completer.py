@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from IPython.core.completer import (
     context_matcher,
 )
 
+from mlx_magic.inference.own_folders import expanded
 from mlx_magic.notebook.completions import IMAGE_SUFFIXES, complete
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def list_folder(folder: str) -> list[str]:
     """Return the names in a folder, sorted, folders with a slash; ``[]`` if it has none."""
     names = []
     try:
-        with os.scandir(Path(folder or ".").expanduser()) as entries:
+        with os.scandir(expanded(folder or ".")) as entries:
             for _, entry in zip(range(MOST_ENTRIES), entries, strict=False):
                 names.append(entry.name + "/" if entry.is_dir() else entry.name)
     except (OSError, ValueError, RuntimeError):  # not there, not allowed, no such ~user

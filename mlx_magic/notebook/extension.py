@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_magic.notebook import clicks, completer
+from mlx_magic.notebook import clicks, completer, console
 from mlx_magic.notebook.awaited import AwaitedCells
 from mlx_magic.notebook.magics import VisionMagics
 
@@ -68,7 +68,7 @@ def _install_formatters(ipython: Any) -> None:
         from mlx_magic.notebook.tables import pool_table
 
         shown = pool_table(pool)
-        return {"text/plain": repr(shown), "text/html": shown._repr_html_()}
+        return {"text/plain": console.printable(repr(shown)), "text/html": shown._repr_html_()}
 
     formatter.mimebundle_formatter.for_type_by_name(*_POOL, table)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlx_magic.errors import ImageError, ImageNotFoundError
 from mlx_magic.inference.image_globs import match_files
+from mlx_magic.inference.own_folders import cwd, expanded
 from mlx_magic.notebook.expressions import (
     Evaluate,
     describe,
@@ -62,7 +63,7 @@ def image_values(
     ImageError
         For an expression that raises.
     """
-    resolve = _Resolver(namespace, evaluate, base or Path.cwd())
+    resolve = _Resolver(namespace, evaluate, base or cwd())
     return [resolve(token) for token in tokens]
 
 
@@ -98,13 +99,13 @@ class _Resolver:
 
     def _path(self, text: str) -> Path:
         try:
-            return self.base / Path(text).expanduser()
+            return self.base / expanded(text)
         except RuntimeError:  # ~somebody without a home
             return self.base / text
 
     def _matches(self, pattern: str) -> bool:
         try:
-            pattern = str(Path(pattern).expanduser())
+            pattern = str(expanded(pattern))
             # base is apart: its own name may have wildcards in it
             return next(match_files(pattern, self.base), None) is not None
         except ImageError:  # looks through too much: said where the pictures are opened

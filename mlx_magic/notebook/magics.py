@@ -26,7 +26,7 @@ from mlx_magic.inference.request import (
     OutputFormat,
     VisionResult,
 )
-from mlx_magic.notebook import clicks, commands, pool_cells, pool_lines, render, template
+from mlx_magic.notebook import clicks, commands, console, pool_cells, pool_lines, render, template
 from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
 from mlx_magic.notebook.expressions import evaluator
 from mlx_magic.notebook.help_text import help_text
@@ -102,7 +102,7 @@ class VisionMagics(Magics):
     @observe("memory_budget")
     def _budget_chosen(self, change: Any) -> None:
         for line in pool_lines.budget(*_session().pool.set_budget(change["new"])):
-            print(line)
+            console.say(line)
 
     @observe("idle_ttl")
     def _ttl_chosen(self, change: Any) -> None:
@@ -212,7 +212,7 @@ class VisionMagics(Magics):
             return result
         # A terminal has shown the text as it came; --no-show shows nothing.
         if asked.arguments.show and (ending := render.ending(result)):
-            print(ending)
+            console.say(ending)
         self._ip.displayhook.update_user_ns(result)
         return None
 
@@ -234,7 +234,7 @@ class VisionMagics(Magics):
     def _note_demo(self, asked: _Asked) -> None:
         if asked.arguments.show and asked.arguments.model is None and not self._demo_noted:
             self._demo_noted = True
-            print(DEMO_NOTE)
+            console.say(DEMO_NOTE)
 
     def defaults(self) -> Defaults:
         """Return what holds where a cell has no flag."""
@@ -274,7 +274,7 @@ class VisionMagics(Magics):
                 return StatusTable.of(now, default=self.model)
             case commands.CancelCommand():
                 count = now.cancel()
-                print(f"Cancelled {count}." if count else "Nothing is running.")
+                console.say(f"Cancelled {count}." if count else "Nothing is running.")
             case commands.PanelCommand():
                 from mlx_magic.notebook.panel.opening import panel
 
@@ -282,10 +282,10 @@ class VisionMagics(Magics):
             case commands.UseCommand(model):
                 found = now.check(model)
                 self.model = model
-                print(f"Using {model} ({found}).")
+                console.say(f"Using {model} ({found}).")
             case commands.PinCommand(model, pinned):
                 info = now.pool.pin(model) if pinned else now.pool.unpin(model)
-                print(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
+                console.say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
         return None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_magic.inference.interrupts import deferred
 from mlx_magic.inference.unloading import Unload
-from mlx_magic.notebook import pool_lines
+from mlx_magic.notebook import console, pool_lines
 from mlx_magic.notebook.commands import LoadCommand, UnloadCommand
 from mlx_magic.notebook.running import RunningCell
 
@@ -54,7 +54,7 @@ def _begun(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[L
         return [load]
     names = [m.name for m in session.pool] if command.model is None else [command.model]
     if not names:
-        print("No model is loaded.")
+        console.say("No model is loaded.")
     return [session.pool.submit_unload(name, force=command.force) for name in names]
 
 
@@ -69,7 +69,7 @@ def _cell(
 
 def _told(work: Load | Unload, works: Sequence[Load | Unload]) -> None:
     """Say what became of one; a Cancel ends those that come after it, too."""
-    print(pool_lines.ended(work))
+    console.say(pool_lines.ended(work))
     if work.token.requested:
         for other in works:
             other.cancel()

@@ -10,6 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mlx_magic.notebook import formulas
+from mlx_magic.notebook.console import printable
 from mlx_magic.notebook.expressions import one_line
 from mlx_magic.notebook.sanitise import preformatted, to_html, to_markdown, to_plain
 
@@ -34,12 +35,14 @@ def bundle(result: VisionResult) -> dict[str, str]:
     ``result.text`` keeps everything.
     """
     if result.format == "raw":
-        return {"text/plain": to_plain(result.text)}
+        return {"text/plain": printable(to_plain(result.text))}
     plain, answer = _answer(result)
     finish = finish_words(result)
     pictures = thumbnails_html(result.images, result.seen)
     shown = {
-        "text/plain": "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part),
+        "text/plain": printable(
+            "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part)
+        ),
         # A word without a blank must not push the page aside, and no ink lie over it: formulas
         # and piled-up accents are as high and wide as one likes.
         "text/html": (

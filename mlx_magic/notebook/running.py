@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from mlx_magic.inference.interrupts import Interrupt
 from mlx_magic.inference.work import Work
-from mlx_magic.notebook import clicks, stream
+from mlx_magic.notebook import clicks, console, stream
 from mlx_magic.notebook.stream import TerminalView, View, WidgetView
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ class RunningCell(Generic[T]):
             yield
         finally:
             for note in self._work.notes if self._show else ():
-                print(note)
+                console.say(note)
 
     def _close_later(self, view: View) -> None:
         """Keep the view on the page until the result has taken its place, or it would jump."""

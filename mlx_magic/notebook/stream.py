@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from mlx_magic.inference.generation import Generation
 from mlx_magic.inference.work import Work
-from mlx_magic.notebook import formulas, render, sanitise
+from mlx_magic.notebook import console, formulas, render, sanitise
 from mlx_magic.notebook.blocks import Blocks
 from mlx_magic.notebook.phases import phase_line
 from mlx_magic.notebook.throttle import Throttle
@@ -202,8 +202,7 @@ class TerminalView:
         text = self._work.snapshot().text if isinstance(self._work, Generation) else ""
         if len(text) > self._shown:
             self._write_phase("")
-            sys.stdout.write(sanitise.to_plain(text[self._shown :]))
-            sys.stdout.flush()
+            console.write(sanitise.to_plain(text[self._shown :]))
             self._shown = len(text)
         elif not self._shown:
             self._write_phase(phase_line(self._work.progress))
@@ -213,15 +212,14 @@ class TerminalView:
         self.update()
         self._write_phase("")
         if self._shown:
-            sys.stdout.write("\n")
+            console.write("\n")
 
     def close(self) -> None:
         """Hold nothing."""
 
     def _write_phase(self, line: str) -> None:
-        if line != self._phase and sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{sanitise.to_plain(line)}")
-            sys.stderr.flush()
+        if line != self._phase and sys.stderr is not None and sys.stderr.isatty():
+            console.write(f"\r\x1b[K{sanitise.to_plain(line)}", sys.stderr)
             self._phase = line
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
+from mlx_magic.inference.backends import surroundings
 from mlx_magic.inference.cancel import CancelToken
 
 T = TypeVar("T")
@@ -35,10 +36,11 @@ class Aside(Generic[T]):
     def __init__(self, function: Callable[[], T], *, here: bool = False) -> None:
         if here:
             self._future: Future[T] = Future()
-            self._future.set_result(function())
+            with surroundings.usual():
+                self._future.set_result(function())
             return
         thread = ThreadPoolExecutor(1, "mlx-magic-aside")
-        self._future = thread.submit(function)
+        self._future = thread.submit(_usually, function)
         thread.shutdown(wait=False)
 
     def check(self) -> None:
@@ -61,6 +63,11 @@ class Aside(Generic[T]):
             yield
         cancel.checkpoint()
         return self._future.result()
+
+
+def _usually(function: Callable[[], T]) -> T:
+    with surroundings.usual():
+        return function()
 
 
 def is_known(*things: object) -> bool:

@@ -6,14 +6,13 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import sys
 import tempfile
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from mlx_magic.inference import together
+from mlx_magic.inference import own_folders, together
 from mlx_magic.inference.backends import device
 from mlx_magic.inference.checkpoint import Checkpoint
 
@@ -24,15 +23,10 @@ MOST = 1000
 _VERSIONS = ("mlx-magic", "mlx", "mlx-vlm", "mlx-lm", "transformers")
 
 
-def default_path() -> Path:
-    """Return where it is kept: $MLX_MAGIC_CACHE, else the person's folder for caches."""
-    own = os.environ.get("MLX_MAGIC_CACHE")
-    if own:
-        return Path(own).expanduser() / NAME
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        base = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    return Path(base).expanduser() / "mlx-magic" / NAME
+def default_path() -> Path | None:
+    """Return where it is kept; None if the person has no folder for caches."""
+    folder = own_folders.cache()
+    return None if folder is None else folder / NAME
 
 
 class Confirmed:
@@ -64,8 +58,10 @@ class Confirmed:
 
     def keep(self) -> None:
         """Remember that they were."""
-        with contextlib.suppress(OSError, RuntimeError):
-            path = self._path or default_path()
+        path = self._path or default_path()
+        if path is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
             path.parent.mkdir(parents=True, exist_ok=True)
             keys = [*(key for key in self._read() if key != self._key), self._key][-MOST:]
             # A reader of another kernel sees the old file or the new one.
@@ -79,10 +75,10 @@ class Confirmed:
         try:
             path = self._path or default_path()
             # More than we write is none of ours.
-            if not path.is_file() or path.stat().st_size > 200 * MOST:
+            if path is None or not path.is_file() or path.stat().st_size > 200 * MOST:
                 return []
             held = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RuntimeError, RecursionError):
+        except (OSError, ValueError, RecursionError):
             return []
         return [key for key in held if isinstance(key, str)] if isinstance(held, list) else []
 

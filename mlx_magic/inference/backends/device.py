@@ -1,4 +1,4 @@
-"""What differs by platform, behind one door: BLAS, dtype, memory, chunk size."""
+"""What differs by platform, behind one door: BLAS, compiling, dtype, memory, chunk size."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.inference.backends import openblas
+from mlx_magic.inference import own_folders
+from mlx_magic.inference.backends import compiling, openblas
 from mlx_magic.inference.backends.buffers import cache_limit
+from mlx_magic.inference.backends.compiling import Compiling
 from mlx_magic.inference.backends.openblas import Blas
+from mlx_magic.inference.shown import shown
 
 # A cancel waits for one prefill chunk. On a GPU a chunk of mlx-vlm's own size
 # takes milliseconds. On a CPU it is kept to about a second: two operations a
@@ -76,6 +79,7 @@ class Memory:
 
 
 _blas: Blas | None = None
+_compiling: Compiling | None = None
 
 
 def prepare() -> Blas:
@@ -217,8 +221,37 @@ def wants_float32(nbytes: int) -> bool:
 
 def start() -> None:
     """Import MLX, after what must come before it; on the inference thread."""
+    global _compiling
     prepare()
-    import_module("mlx.core")
+    mx = import_module("mlx.core")
+    # On a GPU MLX compiles within the driver.
+    if _compiling is None and not is_gpu():
+        _compiling = compiling.arrange(mx, compiling.elsewhere(own_folders.cache()))
+
+
+def compiles() -> Compiling | None:
+    """Return where MLX's CPU backend compiles; None before `start`, and on a GPU."""
+    return _compiling
+
+
+def compile_failure(error: BaseException) -> str:
+    """Say what to do about an error of MLX's compiler; empty if it is another error.
+
+    From then on MLX compiles nothing: whoever asks again gets an answer.
+    """
+    global _compiling
+    problem = compiling.failure(error)
+    mx = sys.modules.get("mlx.core")
+    if not problem or mx is None:
+        return ""
+    where = shown(compiling.temporary(), 200)
+    mx.disable_compile()
+    _compiling = Compiling(None, f"{where}: {problem}")
+    return (
+        f"MLX could not compile in {where} ({problem}). Ask again: it works without that, more "
+        f"slowly. To compile, make room in {where} or set TMPDIR to another folder, then "
+        "restart the kernel."
+    )
 
 
 def total_memory() -> int:

@@ -7,7 +7,9 @@ import traceback
 from collections.abc import Iterator
 
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError, UnsupportedModelError
+from mlx_magic.inference.backends import device
 from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.inference.shown import shown
 
 
 def one_line(error: BaseException) -> str:
@@ -54,6 +56,8 @@ def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelE
     error : Exception
         What the library raised.
     """
+    if compiler := device.compile_failure(error):
+        return CheckpointError(f"{checkpoint.name}: {compiler}", model=checkpoint.name)
     text = one_line(error)
     if "odel type" in text and "not supported" in text:
         return UnsupportedModelError(
@@ -77,12 +81,28 @@ def generation_error(model: str, error: Exception) -> GenerationError:
     error : Exception
         What was raised while it answered.
     """
-    detail = " ".join(str(error).split())[:300]
+    if compiler := device.compile_failure(error):
+        return GenerationError(f"{model}: {compiler}", model=model)
+    detail = one_line(error)
     failure = GenerationError(
         f"{model} failed while it answered: {type(error).__name__}: {detail}", model=model
     )
     failure.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
     return failure
+
+
+def preparing_error(model: str, error: Exception) -> GenerationError:
+    """Say in one line what kept a request or a load from its beginning.
+
+    What a person may do about is known by then, and is said where it is found out. This is for
+    the rest: a system without room, files or memory.
+    """
+    words = getattr(error, "strerror", None) or one_line(error)
+    return GenerationError(
+        f"{shown(model)} was not asked: {type(error).__name__}: {words}. Check the disk, the "
+        "limits of this process and the files that were named, then ask again.",
+        model=model,
+    )
 
 
 def again(error: Exception) -> Exception:

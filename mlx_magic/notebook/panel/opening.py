@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from mlx_magic.errors import RequestError
+from mlx_magic.inference import session as sessions
+from mlx_magic.inference.given import said
 from mlx_magic.notebook.panel.panel import Panel
 
 if TYPE_CHECKING:
@@ -28,7 +31,17 @@ def panel(session: Session | None = None, ipython: Any = None) -> Panel:
     Returns
     -------
     Panel
+
+    Raises
+    ------
+    RequestError
+        If `session` is none.
     """
+    if session is not None and not isinstance(session, sessions.Session):
+        raise RequestError(
+            f"session is {said(session)}: use an mlx_magic session, or leave it out.",
+            option="session",
+        )
     if ipython is None:
         from IPython.core.getipython import get_ipython
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_magic.inference.image_input import ImageInput
 from mlx_magic.inference.image_limits import MAX_IMAGES, MAX_PIXELS_DECODED, shorten
+from mlx_magic.inference.own_folders import expanded
 from mlx_magic.inference.request import VisionResult
 from mlx_magic.notebook.variable_names import is_ipythons, is_reserved
 
@@ -158,7 +159,7 @@ class _Look:
             return ""
         self._stats -= 1
         try:
-            there = Path(text).expanduser().is_file()
+            there = expanded(text).is_file()
         except (OSError, ValueError, RuntimeError):  # no possible path; no such user
             return ""
         return f"file {shorten(Path(text).name, _LONGEST_NAME)}" if there else ""

@@ -1,0 +1,116 @@
+"""What mlx-vlm, mlx-lm and transformers take for granted: UTF-8, a working directory, three files.
+
+They open text files in the locale's encoding, and ask for the working directory while they are
+imported. MLX takes file descriptor 0 for a file that could not be opened (mlx 0.32.4, read in
+its ``load.cpp``).
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import locale
+import os
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+UTF8 = ("C.UTF-8", "C.utf8", "en_US.UTF-8", "UTF-8")
+"""Locales that are tried: the first is glibc's and musl's, the last is macOS's."""
+
+_lock = threading.Lock()
+_inside = 0
+_before: str | None = None
+_left: int | None = None
+"""The working directory that was left: it is deleted, and has no name to come back by."""
+
+
+@contextlib.contextmanager
+def usual() -> Iterator[None]:
+    """Give libraries UTF-8 and a working directory within the block; both hold for the process.
+
+    Where they are there already, which is nearly everywhere, nothing is touched.
+    """
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _enter()
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _leave()
+
+
+def sliced(steps: Generator[None, None, T]) -> Generator[None, None, T]:
+    """Do work of libraries in its slices, each of them within `usual`."""
+    try:
+        while True:
+            with usual():
+                try:
+                    said = next(steps)
+                except StopIteration as end:
+                    made: T = end.value
+                    return made
+            yield said
+    finally:
+        steps.close()
+
+
+def open_standard_files() -> None:
+    """Open the null device in place of standard input, output and error that are closed.
+
+    Else the next file that is opened gets such a number: MLX would not read it as 0, and what is
+    printed would go into it as 1 or 2.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            with contextlib.suppress(OSError):  # the lowest free number is this one
+                os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
+
+def _enter() -> None:
+    global _before, _left
+    if sys.platform != "win32" and not _is_utf8():
+        _before = locale.setlocale(locale.LC_CTYPE)
+        for name in UTF8:
+            with contextlib.suppress(locale.Error):
+                locale.setlocale(locale.LC_CTYPE, name)
+                break
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        with contextlib.suppress(OSError):
+            _left = os.open(".", os.O_RDONLY)
+            os.chdir("/")
+
+
+def _leave() -> None:
+    global _before, _left
+    if _before is not None:
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, _before)
+        _before = None
+    if _left is not None:
+        with contextlib.suppress(OSError):
+            os.fchdir(_left)
+        with contextlib.suppress(OSError):
+            os.close(_left)
+        _left = None
+
+
+def _is_utf8() -> bool:
+    if sys.flags.utf8_mode:
+        return True
+    try:
+        return codecs.lookup(locale.getencoding()).name == "utf-8"
+    except LookupError:
+        return False

@@ -1,0 +1,213 @@
+"""Where MLX's CPU backend compiles, and what is said if it cannot."""
+
+from __future__ import annotations
+
+import locale
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlx_magic.errors import CheckpointError, GenerationError
+from mlx_magic.inference import checkpoint
+from mlx_magic.inference.backends import compiling, device, surroundings
+from mlx_magic.inference.backends.failure import generation_error, load_error
+from tests import checkpoints
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="not there")
+
+COMMAND = (
+    "[Compile::eval_cpu] Failed to compile function {0}: Failed to execute command with return "
+    'code 1: "g++ -std=c++17 -O3 -Wall -fPIC -shared "/t/tmp_9.cpp" -o "/t/tmp_9.so" 2>&1", the '
+    "output is: /t/tmp_9.cpp:1: {1}\ncompilation terminated.\n"
+)
+
+
+class Mlx:
+    """As much of mlx.core as decides whether it compiles."""
+
+    __version__ = "9.9"
+
+    def __init__(self) -> None:
+        self.compiles = True
+
+    def disable_compile(self) -> None:
+        self.compiles = False
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def test_a_usual_folder_stays_as_it_is(temporary: Path, tmp_path: Path) -> None:
+    mlx = Mlx()
+    found = compiling.arrange(mlx, [tmp_path / "other"])
+    assert found == compiling.Compiling(temporary)
+    assert mlx.compiles
+    assert os.environ["TMPDIR"] == str(temporary)
+    assert not (tmp_path / "other").exists()
+    assert list(temporary.iterdir()) == []
+
+
+def no_folder(folder: Path) -> str:
+    folder.rmdir()
+    return "is no folder"
+
+
+def file_of_mlx(folder: Path) -> str:
+    (folder / "mlx").write_text("")
+    return "mlx is no folder"
+
+
+def file_of_version(folder: Path) -> str:
+    (folder / "mlx").mkdir()
+    (folder / "mlx" / "9.9").write_text("")
+    return "9.9 is no folder"
+
+
+def link_to_nowhere(folder: Path) -> str:
+    (folder / "mlx").symlink_to(folder / "gone")
+    return "mlx is no folder"
+
+
+def open_to_all(folder: Path) -> str:
+    (folder / "mlx" / "9.9" / "cpu").mkdir(parents=True)
+    (folder / "mlx" / "9.9" / "cpu").chmod(0o777)
+    return "other people can change"
+
+
+SPOILED = [no_folder, file_of_mlx, file_of_version, link_to_nowhere, open_to_all]
+
+
+@pytest.mark.parametrize("spoil", SPOILED)
+def test_another_folder_is_used_and_said(
+    temporary: Path, tmp_path: Path, spoil: Callable[[Path], str]
+) -> None:
+    why = spoil(temporary)
+    mlx, other = Mlx(), tmp_path / "deep" / "other"
+    (tmp_path / "file").write_text("")
+    found = compiling.arrange(mlx, [tmp_path / "file" / "x", other])
+    assert found.folder == other
+    assert why in found.problem
+    assert os.environ["TMPDIR"] == str(other)
+    assert other.stat().st_mode & 0o077 == 0
+    assert mlx.compiles
+
+
+@pytest.mark.parametrize("name", ["", "a$(touch x)b", 'a"b', "a`b`", "a\\b"])
+def test_a_name_that_a_shell_would_read_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    monkeypatch.setenv("TMPDIR", str(folder) if name else "")
+    mlx = Mlx()
+    found = compiling.arrange(mlx, [])
+    assert found.folder is None
+    assert not mlx.compiles
+    assert "set TMPDIR to a folder that can be written to" in found.words
+
+
+def test_spaces_and_umlauts_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "tmp of Jürgen"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    assert compiling.arrange(Mlx(), []).problem == ""
+
+
+def test_a_full_or_read_only_folder_is_found_out(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", full)
+        assert compiling.unusable(str(temporary)) == f"{temporary}: No space left on device"
+    if hasattr(os, "ST_NOEXEC"):
+        real = os.statvfs(temporary)
+        fields = [*real]
+        fields[8] |= os.ST_NOEXEC
+        monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+        assert "noexec" in compiling.unusable(str(temporary))
+
+
+def test_a_folder_of_somebody_else_is_not_used(
+    temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (temporary / "mlx").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    if (temporary / "mlx").stat().st_uid == 0:
+        os.chown(temporary / "mlx", 4343, -1)
+    found = compiling.arrange(Mlx(), [])
+    assert "other people can change" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (COMMAND.replace("{1}", "fatal error: error closing /t/x.s: No space left on device"),
+         "no space left"),
+        (COMMAND.replace("{1}", "fatal error: 'cmath' file not found"), "'cmath' file not found"),
+        ("filesystem error: temp_directory_path: No such file or directory", "No such file"),
+        ("filesystem error: cannot create directories: Read-only [/x/mlx]", "Read-only"),
+        ("Could not load C++ shared library /t/a.so: too short", "cannot be used"),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_compiler_is_one_line_with_the_remedy(
+    text: str, words: str, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlx = Mlx()
+    monkeypatch.setitem(sys.modules, "mlx.core", mlx)
+    monkeypatch.setattr(device, "_compiling", None)
+    error = generation_error("m", RuntimeError(text))
+    assert isinstance(error, GenerationError)
+    assert str(error).startswith(f"m: MLX could not compile in {temporary} (")
+    assert words in str(error)
+    assert "g++" not in str(error)
+    assert "set TMPDIR to another folder" in str(error)
+    assert not mlx.compiles  # so that the next one is answered
+    found = device.compiles()
+    assert found is not None
+    assert words in found.problem
+    model = checkpoint.inspect(checkpoints.good(tmp_path / "m"), "m")
+    assert isinstance(load_error("mlx-lm", model, RuntimeError(text)), CheckpointError)
+
+
+def test_other_errors_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    mlx = Mlx()
+    monkeypatch.setitem(sys.modules, "mlx.core", mlx)
+    error = generation_error("m", RuntimeError("out of memory"))
+    assert str(error) == "m failed while it answered: RuntimeError: out of memory"
+    assert mlx.compiles
+
+
+def test_nothing_is_touched_where_all_is_usual(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(surroundings, "_is_utf8", lambda: True)
+    monkeypatch.setattr(os, "chdir", lambda path: pytest.fail("moved"))
+    monkeypatch.setattr(locale, "setlocale", lambda *_: pytest.fail("changed"))
+    with surroundings.usual(), surroundings.usual():
+        assert Path.cwd() == tmp_path
+
+
+def test_a_deleted_working_directory_is_come_back_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with surroundings.usual():
+        with surroundings.usual():
+            assert Path.cwd() == Path("/")
+        assert Path.cwd() == Path("/")
+    with pytest.raises(FileNotFoundError):
+        Path.cwd()
