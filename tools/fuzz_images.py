@@ -1,13 +1,16 @@
 """Fuzz pictures and servers' answers by Hypothesis: ``python -m tools.fuzz_images MINUTES``.
 
 Valid files of every format are changed, and whole answers of a server; what comes must be a
-picture or one line of an `ImageError`, in time. What it finds becomes a case of `tests/hostile`.
+picture or one line of an `ImageError`, in time, with nothing on standard error. What it finds
+becomes a case of `tests/hostile`.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
+import tempfile
 import time
 import warnings
 from typing import Any
@@ -67,6 +70,7 @@ def _samples() -> dict[str, bytes]:
         "tiff lzw": ("TIFF", {"compression": "tiff_lzw"}),
         "tiff jpeg": ("TIFF", {"compression": "jpeg"}),
         "tiff deflate": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        "tiff fax": ("TIFF", {"compression": "group4"}),
         "avif": ("AVIF", {"speed": 10}),
         "bmp": ("BMP", {}),
         "ppm": ("PPM", {}),
@@ -75,7 +79,7 @@ def _samples() -> dict[str, bytes]:
     found = {}
     for name, (kind, options) in wanted.items():
         buffer = io.BytesIO()
-        picture.save(buffer, kind, **options)
+        (picture.convert("1") if "fax" in name else picture).save(buffer, kind, **options)
         found[name] = buffer.getvalue()
     found["plain ppm"] = b"P3 # c\n4 3 255\n" + b"1 2 300 "[:6] * 12
     found["deep pgm"] = b"P5 4 3 1000\n" + bytes(24)
@@ -113,8 +117,14 @@ def _look_at(line: str) -> None:
     assert len(line) < 500
 
 
+_HEARD = tempfile.TemporaryFile()  # noqa: SIM115
+"""What is written to standard error while `main` runs, also by C libraries."""
+
+
 def open_once(data: bytes) -> None:
     """Open a file; anything but a picture or one line is an error."""
+    _HEARD.seek(0)
+    _HEARD.truncate()
     start = time.thread_time()
     try:
         (image,) = open_images(data, name="x")
@@ -122,6 +132,8 @@ def open_once(data: bytes) -> None:
     except ImageError as error:
         _look_at(str(error))
     assert time.thread_time() - start < _SLOW
+    _HEARD.seek(0)
+    assert _HEARD.read() == b""
 
 
 class _Connection:
@@ -205,7 +217,8 @@ def ask_once(data: bytes) -> None:
 
 def main(minutes: float) -> int:
     """Fuzz for so long; return how many ways to fail were found."""
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("always")
+    os.dup2(_HEARD.fileno(), 2)
     end = time.monotonic() + 60 * minutes
     failures = rounds = 0
     loud = settings(

@@ -1,11 +1,12 @@
 """Encoded bytes or any Pillow image -> upright RGB pixels, within limits and without guessing.
 
-Nothing here touches Pillow's or Python's global state, so it may run in any thread.
+Nothing here changes Pillow's or Python's global state for others, so it may run in any thread.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +15,11 @@ from typing import IO, Any, TypeVar
 from PIL import ExifTags, Image, ImageFile
 
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
+from mlx_magic.inference.apart import decode_apart
 from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.capacity import check_capacity
 from mlx_magic.inference.image_limits import (
+    MAX_FILE_BYTES,
     MAX_PIXELS_DECODED,
     check_bytes,
     check_pixels,
@@ -25,9 +29,10 @@ from mlx_magic.inference.image_modes import to_rgb
 from mlx_magic.inference.jpeg2000 import decode_jpeg2000
 from mlx_magic.inference.netpbm import decode_netpbm
 from mlx_magic.inference.qoi import decode_qoi
+from mlx_magic.inference.quiet import quiet
 from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format, why_no_picture
 from mlx_magic.inference.structure import Counted, check_memory, check_structure
-from mlx_magic.inference.watched import Watch, WatchedBytes
+from mlx_magic.inference.watched import DECODE_SECONDS, Watch, WatchedBytes
 
 _T = TypeVar("_T")
 
@@ -49,8 +54,8 @@ _OWN_DECODERS: dict[str, Callable[[bytes, Watch], Image.Image | None]] = {
     "PPM": decode_netpbm,
     "QOI": decode_qoi,
 }
-# A file that a person's Pillow image stands on is read again, to look at its structure.
-_LOOK_AT_BYTES = 50_000_000
+# What libtiff may take: a large picture, turned, beside a strip of the same size.
+_TIFF_MEMORY = 2_000_000_000
 # Decoders in Python, which read byte by byte.
 _SMALL_READS = frozenset({"BMP"})
 
@@ -91,8 +96,8 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
     label : str
         How the person named it, for messages.
     cancel : CancelToken, optional
-        Looked at whenever the decoder reads. Those of WebP, AVIF and compressed TIFF read all at
-        once: they are stopped before and after their work only.
+        Looked at whenever the decoder reads. Those of WebP and AVIF read all at once: they are
+        stopped before and after their work only.
 
     Raises
     ------
@@ -104,13 +109,18 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
     Cancelled
         If `cancel` was thrown.
     """
+    with quiet():
+        return _decode_bytes(data, label, cancel)
+
+
+def _decode_bytes(data: bytes, label: str, cancel: CancelToken | None) -> Decoded:
     check_bytes(len(data), label)
     kind = picture_format(data[:SNIFF_BYTES])
     if kind is None:
         raise ImageDecodeError(f"{label} {why_no_picture(data[:SNIFF_BYTES])}", source=label)
     watch = Watch(label, cancel)
     watch.checkpoint()
-    counted = _guarded(lambda: check_structure(kind, data, watch), watch, kind)
+    counted = _guarded(lambda: _check(kind, data, watch), watch, kind)
     own = _OWN_DECODERS.get(kind)
     image = None if own is None else _guarded(lambda: own(data, watch), watch, kind)
     if image is None:
@@ -119,8 +129,10 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
         image = _guarded(lambda: decoder(file), watch, kind)
         check_pixels(image.size, label)
         check_memory(kind, image.size, label)
+    opened = image
+    apart = _guarded(lambda: _by_libtiff(opened, data, watch), watch, kind)
     # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.
-    return _finish(image, watch, kind, counted=counted, ours=True)
+    return _finish(image, apart, watch, kind, counted=counted, ours=True)
 
 
 def pixels_of(data: bytes) -> int:
@@ -135,14 +147,27 @@ def pixels_of(data: bytes) -> int:
     try:
         decoder = _decoder(kind, "picture")
         file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
-        width, height = _guarded(lambda: decoder(file), watch, kind).size
+        with quiet():
+            width, height = _guarded(lambda: decoder(file), watch, kind).size
     except ImageError:
         return 0
     return max(width, 0) * max(height, 0)
 
 
-def decode_image(image: Image.Image, label: str, cancel: CancelToken | None = None) -> Decoded:
+def decode_image(
+    image: Image.Image, label: str, cancel: CancelToken | None = None, *, ours: bool = False
+) -> Decoded:
     """Copy a Pillow image, at the frame it stands at. The original keeps its pixels.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+    label : str
+        How the person named it, for messages.
+    cancel : CancelToken, optional
+        Looked at before and after the file of the image is decoded.
+    ours : bool
+        Whether nobody else has it, so that its pixels need no copy.
 
     Raises
     ------
@@ -151,32 +176,62 @@ def decode_image(image: Image.Image, label: str, cancel: CancelToken | None = No
     ImageTooLargeError
         If it has more pixels than allowed.
     Cancelled
-        If `cancel` was thrown; looked at before and after the file of the image is decoded.
+        If `cancel` was thrown.
     """
     watch = Watch(label, cancel)
     watch.checkpoint()
     kind = image.format or "picture"
-    counted = _guarded(lambda: _structure_of(image, watch), watch, kind)
-    return _finish(image, watch, kind, counted=counted, ours=False)
+
+    def looked_at() -> tuple[Counted | None, Image.Image | None]:
+        data = _file_of(image)
+        found = picture_format(data[:SNIFF_BYTES])
+        if found is None:
+            return None, None
+        check_pixels(image.size, label)
+        later_page = found == "TIFF" and image.tell() > 0
+        counted = check_structure(found, data, watch) if later_page else _check(found, data, watch)
+        return counted, _by_libtiff(image, data, watch)
+
+    with quiet():
+        counted, apart = _guarded(looked_at, watch, kind)
+        return _finish(image, apart, watch, kind, counted=counted, ours=ours)
 
 
-def _structure_of(image: Image.Image, watch: Watch) -> Counted | None:
-    """Look at the file that a lazily opened Pillow image stands on, and leave it where it was."""
-    if not isinstance(image, ImageFile.ImageFile):
+def _check(kind: str, data: bytes, watch: Watch) -> Counted | None:
+    counted = check_structure(kind, data, watch)
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:  # which a person set who wants what there is
+        check_capacity(kind, data)
+    return counted
+
+
+def _by_libtiff(image: Image.Image, data: bytes, watch: Watch) -> Image.Image | None:
+    """Return the page of a TIFF that libtiff decodes; None for any other image."""
+    if image.format != "TIFF" or not (
+        getattr(image, "use_load_libtiff", False) and getattr(image, "tile", None)
+    ):
         return None
+    seconds = int(DECODE_SECONDS)
+    return decode_apart(
+        "TIFF", data, watch, seconds=seconds, memory=_TIFF_MEMORY, frame=image.tell()
+    )
+
+
+def _file_of(image: Image.Image) -> bytes:
+    """Read the file that a lazily opened Pillow image stands on, and leave it where it was."""
+    if not isinstance(image, ImageFile.ImageFile):
+        return b""
     file: Any = getattr(image, "_fp", None) or image.fp
     if not hasattr(file, "read"):  # closed, or read already
-        return None
+        return b""
     at = file.tell()
     try:
+        if file.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
+            return b""
         file.seek(0)
-        data = file.read(_LOOK_AT_BYTES + 1)
+        data: bytes = file.read()
     finally:
         file.seek(at)
-    kind = picture_format(data[:SNIFF_BYTES])
-    if kind is None or len(data) > _LOOK_AT_BYTES:
-        return None
-    return check_structure(kind, data, watch)
+    return data
 
 
 def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile]:
@@ -197,8 +252,15 @@ def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile
 
 
 def _finish(
-    image: Image.Image, watch: Watch, kind: str, *, counted: Counted | None, ours: bool
+    image: Image.Image,
+    apart: Image.Image | None,
+    watch: Watch,
+    kind: str,
+    *,
+    counted: Counted | None,
+    ours: bool,
 ) -> Decoded:
+    """Convert what was decoded apart, or else the image itself."""
     width, height = image.size
     label = watch.label
     if width < 1 or height < 1:
@@ -206,10 +268,11 @@ def _finish(
     check_pixels(image.size, label)
 
     def convert() -> Decoded:
-        image.load()  # mode, size and info are final only now
+        loaded = image if apart is None else apart
+        loaded.load()  # mode, size and info are final only now
         watch.checkpoint()
-        pixels, done = to_rgb(image, ours=ours)
-        turn = _TURNS.get(_orientation(image))
+        pixels, done = to_rgb(loaded, ours=ours or apart is not None, checkpoint=watch.checkpoint)
+        turn = _TURNS.get(_orientation(loaded))
         frames = _frames_note(image, counted)
         watch.checkpoint()
         pixels = pixels.transpose(turn) if turn is not None else pixels

@@ -62,9 +62,9 @@ class ArrayPictures:
         scale, notes = self._scale(checkpoint)
         values = self.batch[index]
         pixels = np.empty(values.shape, np.uint8)
-        for rows in _slices(values):
+        for part in _slices(values):
             checkpoint()
-            pixels[rows] = scale(values[rows])
+            pixels[part] = scale(values[part])
         if pixels.shape[2] == 1:
             pixels = pixels[..., 0]
         return Image.fromarray(pixels), (*self.note, *notes)
@@ -132,11 +132,14 @@ def array_pictures(array: NDArray[Any], label: str) -> ArrayPictures:
     )
 
 
-def _slices(values: NDArray[Any]) -> Iterator[slice]:
-    """Yield rows of a picture that have a bounded number of values together."""
-    rows = max(1, _SLICE_VALUES // max(1, values[0].size))
-    for top in range(0, len(values), rows):
-        yield slice(top, top + rows)
+def _slices(values: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
+    """Yield parts of a picture that have a bounded number of values, if need be parts of rows."""
+    height, width, channels = values.shape
+    across = min(width, _SLICE_VALUES // channels)
+    down = max(1, _SLICE_VALUES // (across * channels))
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            yield slice(top, top + down), slice(left, left + across)
 
 
 def _lowest_and_highest(batch: NDArray[Any], checkpoint: Callable[[], None]) -> tuple[float, float]:
@@ -146,10 +149,10 @@ def _lowest_and_highest(batch: NDArray[Any], checkpoint: Callable[[], None]) -> 
     lows: list[Any] = []
     highs: list[Any] = []
     for values in batch:
-        for rows in _slices(values):
+        for part in _slices(values):
             checkpoint()
-            lows.append(values[rows].min())
-            highs.append(values[rows].max())
+            lows.append(values[part].min())
+            highs.append(values[part].max())
     low, high = np.min(lows), np.max(highs)
     return (low.item(), high.item()) if batch.dtype.itemsize <= 8 else (float(low), float(high))
 

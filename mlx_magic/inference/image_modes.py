@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -11,9 +12,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WHITE = (255, 255, 255)
+# Pixels that are converted at a time.
+_SLICE_PIXELS = 1_000_000
 
 
-def to_rgb(image: Image.Image, *, ours: bool = False) -> tuple[Image.Image, tuple[str, ...]]:
+def to_rgb(
+    image: Image.Image, *, ours: bool = False, checkpoint: Callable[[], None] | None = None
+) -> tuple[Image.Image, tuple[str, ...]]:
     """Return an RGB copy of a loaded image, and what the person should know about it.
 
     16-bit grey is scaled from its whole range (not clipped); 32-bit integers from 0..255 or
@@ -26,6 +31,8 @@ def to_rgb(image: Image.Image, *, ours: bool = False) -> tuple[Image.Image, tupl
         Any mode, loaded; stays as it is.
     ours : bool
         Whether nobody else has the image: RGB pixels then need no copy.
+    checkpoint : callable, optional
+        Called between slices of deep grey; may raise.
 
     Returns
     -------
@@ -41,7 +48,7 @@ def to_rgb(image: Image.Image, *, ours: bool = False) -> tuple[Image.Image, tupl
     if image.mode == "RGB" and not image.has_transparency_data:
         return (_plain(image) if ours else image.copy()), ()
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _deep_grey(image)
+        return _deep_grey(image, checkpoint or (lambda: None))
     if image.mode == "LAB":
         return _from_lab(image), ()
     if image.has_transparency_data:
@@ -76,19 +83,59 @@ def _from_lab(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _deep_grey(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
+def _deep_grey(
+    image: Image.Image, checkpoint: Callable[[], None]
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Scale in slices: as float64 a large picture would take gigabytes."""
     import numpy as np
 
-    values = np.asarray(image)
+    scale: Callable[[NDArray[Any]], NDArray[np.uint8]] = sixteen_to_eight
     notes: tuple[str, ...] = ()
-    if image.mode.startswith("I;16"):
-        grey = sixteen_to_eight(values)
-    else:
-        grey, notes = _fit_range(values.astype(np.float64), floats=image.mode == "F")
+    if not image.mode.startswith("I;16"):
+        low, high = _range(image, checkpoint)
+        scale, notes = _fit_range(low, high, floats=image.mode == "F")
     clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey = np.where(values == clear, np.uint8(255), grey)
-    return Image.fromarray(grey).convert("RGB"), notes
+    grey = Image.new("L", image.size)
+    for box in _slices(image.size):
+        checkpoint()
+        values = np.asarray(image.crop(box))
+        part = scale(values)
+        if isinstance(clear, int):
+            part = np.where(values == clear, np.uint8(255), part)
+        grey.paste(Image.fromarray(part), box)
+    return grey.convert("RGB"), notes
+
+
+def _slices(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes of a bounded number of pixels, also where one row is a whole picture."""
+    width, height = size
+    across = min(width, _SLICE_PIXELS)
+    down = max(1, _SLICE_PIXELS // across)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            yield left, top, min(left + across, width), min(top + down, height)
+
+
+def _range(image: Image.Image, checkpoint: Callable[[], None]) -> tuple[float, float]:
+    """Return the lowest and the highest value.
+
+    Raises
+    ------
+    ValueError
+        If one is NaN or infinite.
+    """
+    import numpy as np
+
+    lows: list[float] = []
+    highs: list[float] = []
+    for box in _slices(image.size):
+        checkpoint()
+        values = np.asarray(image.crop(box))
+        if not np.isfinite(values).all():
+            raise ValueError("it holds NaN or infinity")
+        lows.append(float(values.min()))
+        highs.append(float(values.max()))
+    return min(lows), max(highs)
 
 
 def sixteen_to_eight(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -100,14 +147,12 @@ def sixteen_to_eight(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def _fit_range(
-    values: NDArray[np.float64], *, floats: bool
-) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    low: float, high: float, *, floats: bool
+) -> tuple[Callable[[NDArray[Any]], NDArray[np.uint8]], tuple[str, ...]]:
     import numpy as np
 
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinity")
-    low, high = float(values.min()), float(values.max())
     notes: tuple[str, ...] = ()
+    base = 0.0
     if low >= 0 and high <= 1 and floats:
         top = 1.0
     elif low >= 0 and high <= 255:
@@ -116,5 +161,10 @@ def _fit_range(
         top = 65535.0
     else:
         notes = (f"values {low:g} to {high:g} stretched to black to white",)
-        values, top = values - low, (high - low) or 1.0
-    return np.rint(values * (255.0 / top)).astype(np.uint8), notes
+        base, top = low, (high - low) or 1.0
+
+    def scale(values: NDArray[Any]) -> NDArray[np.uint8]:
+        wide = values.astype(np.float64)
+        return np.rint((wide - base) * (255.0 / top)).astype(np.uint8)
+
+    return scale, notes

@@ -18,6 +18,7 @@ from mlx_magic.inference.decode import Decoded, decode_bytes, decode_image
 from mlx_magic.inference.image_arrays import ArrayPictures, array_pictures
 from mlx_magic.inference.image_input import ImageInput
 from mlx_magic.inference.image_limits import MAX_IMAGES, check_bytes, megabytes, shorten
+from mlx_magic.inference.quiet import quiet
 from mlx_magic.inference.request import VisionResult
 from mlx_magic.inference.watched import Watch
 
@@ -192,8 +193,9 @@ def _read_path(path: Path, label: str, cancel: CancelToken | None) -> Decoded:
 def _array_picture(
     pictures: ArrayPictures, index: int, label: str, cancel: CancelToken | None
 ) -> Decoded:
-    image, notes = pictures.picture(index, Watch(label, cancel).checkpoint)
-    decoded = decode_image(image, label, cancel)
+    with quiet():
+        image, notes = pictures.picture(index, Watch(label, cancel).checkpoint)
+    decoded = decode_image(image, label, cancel, ours=True)
     return Decoded(decoded.pixels, (*notes, *decoded.notes))
 
 

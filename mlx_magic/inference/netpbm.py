@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageFile
 
+from mlx_magic.inference.capacity import truncated
 from mlx_magic.inference.image_limits import check_pixels
 
 if TYPE_CHECKING:
@@ -48,12 +49,17 @@ def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
     kind = data[1:2]
     width, height, top = (int(number) for number in [*filter(None, header.groups()), b"1"][:3])
     plain = kind in b"123"
-    if not (plain or _by_value(kind, top)):
-        return None
+    bands = 3 if kind in b"36" else 1
     if not 0 < top < 65_536 or not width * height:
         raise ValueError("numbers in its header make no picture")
     check_pixels((width, height), watch.label)
-    bands = 3 if kind in b"36" else 1
+    have, need = len(data) - header.end(), _fewest_bytes(kind, width * bands, height, top)
+    if not (plain or _by_value(kind, top)):
+        if have < need and not ImageFile.LOAD_TRUNCATED_IMAGES:
+            truncated(width, height, have, need)
+        return None
+    if have < need:
+        truncated(width, height, have, need)
     deep = bands == 1 and top > 255
     values = _Values(width * height * bands, top, watch, deep=deep)
     if kind == b"1":
@@ -64,6 +70,15 @@ def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
         values.add_binary(data, header.end())
     pixels = values.finished()
     return Image.fromarray(pixels.reshape((height, width, 3) if bands == 3 else (height, width)))
+
+
+def _fewest_bytes(kind: bytes, across: int, rows: int, top: int) -> int:
+    """Return what so many values take: a bit, one or two bytes, or a digit and a space."""
+    if kind == b"4":
+        return rows * -(-across // 8)
+    if kind == b"1":
+        return rows * across
+    return 2 * rows * across - 1 if kind in b"23" else rows * across * (1 if top < 256 else 2)
 
 
 def _by_value(kind: bytes, top: int) -> bool:

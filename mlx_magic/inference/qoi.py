@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mlx_magic.inference.watched import Watch
 
 _HEADER = 14
+# Pixels that one byte stands for at most.
+_RUN = 62
 _LOOK_PIXELS = 1 << 16
 _TRUNCATED = "image file is truncated"
 
@@ -31,6 +33,8 @@ def decode_qoi(data: bytes, watch: Watch) -> Image.Image:
     check_pixels((width, height), watch.label)
     if not width * height:
         raise ValueError("it has no pixels")
+    if width * height > _RUN * (len(data) - _HEADER):
+        raise ValueError(_TRUNCATED)
     bands = 3 if bands == 3 else 4
     pixels = _pixels(data, width * height * bands, bands, watch)
     return Image.frombuffer("RGB" if bands == 3 else "RGBA", (width, height), pixels)

@@ -14,6 +14,16 @@ from typing import NoReturn
 
 from mlx_magic.errors import ImageDecodeError, ImageTooLargeError
 from mlx_magic.inference.image_limits import check_pixels
+from mlx_magic.inference.tiff import (
+    LOOKED_AT,
+    TAG_BYTE_COUNTS,
+    TAG_OFFSETS,
+    TAG_TILE_LENGTH,
+    TAG_TILE_WIDTH,
+    VALUE_BYTES,
+    Page,
+    Tiff,
+)
 from mlx_magic.inference.watched import Watch
 
 MAX_SCANS = 100
@@ -222,50 +232,6 @@ def _count_gif(data: bytes, watch: Watch) -> Counted:
 # TIFF
 
 
-@dataclass(frozen=True, slots=True)
-class _Tiff:
-    """How numbers are written in a TIFF."""
-
-    order: str
-    big: bool
-
-    def number(self, code: str, data: bytes, at: int) -> int:
-        """Read one number; struct.error where the file has ended."""
-        value: int = struct.unpack_from(self.order + code, data, at)[0]
-        return value
-
-    def directory(self, data: bytes, at: int) -> tuple[int, int, int]:
-        """Return the number of tags, where they are, and where the next directory is."""
-        tags = self.number("Q" if self.big else "H", data, at)
-        first = at + (8 if self.big else 2)
-        end = first + tags * self.tag_bytes
-        return tags, first, self.number("Q" if self.big else "L", data, end)
-
-    def values(self, data: bytes, start: int, kind: int, count: int) -> tuple[int, ...]:
-        """Return the whole numbers of the tag at `start`; none where it holds others."""
-        code = _TIFF_NUMBERS.get(kind)
-        if code is None:
-            return ()
-        pattern = f"{self.order}{count}{code}"
-        at = start + (12 if self.big else 8)
-        if struct.calcsize(pattern) > (8 if self.big else 4):
-            at = self.number("Q" if self.big else "L", data, at)
-        return struct.unpack_from(pattern, data, at)
-
-    @property
-    def tag_bytes(self) -> int:
-        """How many bytes a tag takes."""
-        return 20 if self.big else 12
-
-
-_TIFF_NUMBERS = {1: "B", 3: "H", 4: "L", 16: "Q"}
-_TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
-               16: 8, 17: 8, 18: 8}  # fmt: skip
-_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH, _COMPRESSION = 322, 323, 256, 257, 259
-_OFFSETS, _BYTE_COUNTS = (273, 324), (279, 325)
-_LOOKED_AT = frozenset(
-    {_TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH, _COMPRESSION, *_OFFSETS, *_BYTE_COUNTS}
-)
 _JPEG_COMPRESSIONS = (6, 7)
 # Blank tiles may share their bytes; much more than that is read again and again.
 _SHARED = 8
@@ -273,10 +239,10 @@ _SHARED_BYTES = 64_000_000
 
 
 def _count_tiff(data: bytes, watch: Watch) -> Counted:
-    order = "<" if data[:2] == b"II" else ">"
-    tiff = _Tiff(order, big=data[2:4] in (b"+\0", b"\0+"))
-    at = tiff.number("Q", data, 8) if tiff.big else tiff.number("L", data, 4)
-    _check_directory(tiff, data, at, watch)
+    tiff = Tiff.of(data)
+    at = tiff.first(data)
+    _check_tags(tiff, data, at, watch)
+    _check_page(Page.first(data), data, watch)
     seen: set[int] = set()
     while at and at not in seen:
         if len(seen) == MAX_COUNTED:
@@ -286,41 +252,34 @@ def _count_tiff(data: bytes, watch: Watch) -> Counted:
     return Counted(len(seen))
 
 
-def _check_directory(tiff: _Tiff, data: bytes, at: int, watch: Watch) -> None:
+def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
     tags, first, _ = tiff.directory(data, at)
     if tags > _MAX_TAGS:
         _refuse(watch, f"is a TIFF whose first page has {tags} tags, more than {_MAX_TAGS}")
-    found: dict[int, tuple[int, ...]] = {}
+    seen: dict[int, bytes] = {}
     for start in range(first, first + tags * tiff.tag_bytes, tiff.tag_bytes):
-        tag, kind = tiff.number("H", data, start), tiff.number("H", data, start + 2)
-        count = tiff.number("Q" if tiff.big else "L", data, start + 4)
-        fraction = kind in (5, 10)
-        if _TIFF_SIZES.get(kind, 1) > 1 and count > (_MAX_FRACTIONS if fraction else _MAX_VALUES):
+        tag, kind, count = tiff.tag(data, start)
+        most = _MAX_FRACTIONS if kind in (5, 10) else _MAX_VALUES
+        if count > most and (VALUE_BYTES.get(kind, 1) > 1 or tag in LOOKED_AT):
             _refuse(watch, f"is a TIFF whose tag {tag} has {count} values")
-        if tag in _LOOKED_AT:
-            found.setdefault(tag, tiff.values(data, start, kind, count))
-    tile = _first(found, _TILE_WIDTH) * _first(found, _TILE_LENGTH)
-    size = _first(found, _WIDTH), _first(found, _LENGTH)
-    check_pixels(size, watch.label)
-    picture = size[0] * size[1]
-    if tile > max(4 * picture, 4_000_000):
+        written = data[start : start + tiff.tag_bytes]
+        # Of two, Pillow takes the last and libtiff the first.
+        if seen.setdefault(tag, written) != written and tag in LOOKED_AT:
+            _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it anew")
+
+
+def _check_page(page: Page, data: bytes, watch: Watch) -> None:
+    check_pixels(page.size, watch.label)
+    tile = page.number(TAG_TILE_WIDTH) * page.number(TAG_TILE_LENGTH)
+    if tile > max(4 * page.size[0] * page.size[1], 4_000_000):
         _refuse(watch, "is a TIFF whose tiles are far larger than the picture")
-    _check_parts(found, data, watch)
-
-
-def _first(found: dict[int, tuple[int, ...]], tag: int) -> int:
-    return next(iter(found.get(tag, ())), 0)
-
-
-def _check_parts(found: dict[int, tuple[int, ...]], data: bytes, watch: Watch) -> None:
-    """Look at the strips or tiles of a page: how much they read, and how often a JPEG scans."""
-    for offsets, counts in zip(_OFFSETS, _BYTE_COUNTS, strict=True):
-        sizes = found.get(counts, ())
+    for offsets, counts in zip(TAG_OFFSETS, TAG_BYTE_COUNTS, strict=True):
+        sizes = page.tags.get(counts, ())
         if sum(sizes) > _SHARED * len(data) + _SHARED_BYTES:
             _refuse(watch, "is a TIFF whose parts lie on top of each other")
-        if _first(found, _COMPRESSION) not in _JPEG_COMPRESSIONS:
+        if page.compression not in _JPEG_COMPRESSIONS:
             continue
-        for offset, size in zip(found.get(offsets, ()), sizes, strict=False):
+        for offset, size in zip(page.tags.get(offsets, ()), sizes, strict=False):
             watch.checkpoint()
             if data.count(_SOS, offset, offset + size) > MAX_SCANS:
                 _refuse(watch, f"is a TIFF with a JPEG of more than {MAX_SCANS} scans in it")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 CASES: dict[str, Case] = {}
@@ -34,7 +35,10 @@ class Case:
     note: str | None = None
 
 
-def case(says: str | None = None, note: str | None = None) -> Callable[[Any], Any]:
+Make = Callable[[], bytes]
+
+
+def case(says: str | None = None, note: str | None = None) -> Callable[[Make], Make]:
     """Make a function's result a case, under the function's name."""
 
     def add(make: Callable[[], bytes]) -> Callable[[], bytes]:
@@ -81,7 +85,10 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def scans(width: int, height: int, count: int, *, frame: int = 0xC2) -> bytes:
-    """Return a grey JPEG of so many refinement scans, each of a few bytes."""
+    """Return a grey JPEG of so many refinement scans, each of a few bytes.
+
+    Its first scan is whole: a bit for each block.
+    """
     table = bytes(64 * [1])
     huffman = bytes([1] + [0] * 15) + b"\0"
     parts = [
@@ -91,7 +98,7 @@ def scans(width: int, height: int, count: int, *, frame: int = 0xC2) -> bytes:
         segment(0xC4, b"\0" + huffman),
         segment(0xC4, b"\x10" + huffman),
         segment(0xDA, b"\x01\x01\x00\x00\x00\x0d"),
-        bytes(8),
+        bytes(-(-width // 8) * -(-height // 8) // 8 + 8),
     ]
     scan = segment(0xDA, b"\x01\x01\x00\x01\x3f\x00") + bytes(8)
     return b"".join([*parts, scan * count, b"\xff\xd9"])
@@ -530,6 +537,338 @@ def qoi_of_64_megapixels_in_a_megabyte() -> bytes:
 @case("the limit is 64")
 def qoi_of_gigapixels() -> bytes:
     return b"qoif" + struct.pack(">IIBB", 1 << 30, 1 << 30, 4, 0)
+
+
+# What declares far more pixels than it can hold
+
+
+def _enlarged(at: int, pattern: str, data: bytes, *sides: int) -> bytes:
+    """Return a file whose header has other sides."""
+    changed = bytearray(data)
+    struct.pack_into(pattern, changed, at, *(sides or (8000, 8000)))
+    return bytes(changed)
+
+
+def _tiny(mode: str = "RGB") -> Image.Image:
+    return Image.new(mode, (8, 8), 1 if mode == "1" else "red" if mode == "RGB" else 9)
+
+
+def _tags(data: bytes, **changes: tuple[int, int, int]) -> bytes:
+    """Return a TIFF of Pillow's with other tags, like ``t256=(type, count, value)``."""
+    changed = bytearray(data)
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    for start in range(at + 2, at + 2 + 12 * count, 12):
+        (tag,) = struct.unpack_from("<H", data, start)
+        if f"t{tag}" in changes:
+            struct.pack_into("<HHII", changed, start, tag, *changes[f"t{tag}"])
+    return bytes(changed)
+
+
+_64_MEGAPIXELS = {"t256": (4, 1, 8000), "t257": (4, 1, 8000), "t278": (4, 1, 8000)}
+
+
+@case("truncated")
+def jpeg_of_64_megapixels_in_631_bytes() -> bytes:
+    data = encode(_tiny(), "JPEG")
+    return _enlarged(data.index(b"\xff\xc0") + 5, ">HH", data)
+
+
+@case("truncated")
+def grey_jpeg_of_64_megapixels_in_a_few_bytes() -> bytes:
+    data = encode(_tiny("L"), "JPEG", optimize=True)
+    return _enlarged(data.index(b"\xff\xc0") + 5, ">HH", data)
+
+
+@case("truncated")
+def progressive_jpeg_of_64_megapixels_in_a_few_bytes() -> bytes:
+    data = encode(_tiny(), "JPEG", progressive=True)
+    return _enlarged(data.index(b"\xff\xc2") + 5, ">HH", data)
+
+
+@case("truncated")
+def progressive_jpeg_of_64_megapixels_without_its_first_scan() -> bytes:
+    data = encode(_tiny(), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    data = data[:first] + data[data.index(b"\xff\xc4", first) :]
+    return _enlarged(data.index(b"\xff\xc2") + 5, ">HH", data)
+
+
+@case("truncated")
+def jpeg_of_64_megapixels_before_half_a_megabyte_of_something_else() -> bytes:
+    return jpeg_of_64_megapixels_in_631_bytes() + bytes(500_000)
+
+
+@case("truncated")
+def jpeg_of_64_megapixels_behind_half_a_megabyte_of_notes() -> bytes:
+    data = jpeg_of_64_megapixels_in_631_bytes()
+    return data[:2] + segment(0xFE, bytes(60_000)) * 9 + data[2:]
+
+
+@case("truncated")
+def png_of_64_megapixels_in_80_bytes() -> bytes:
+    return png(8000, 8000, rows=zlib.compress(bytes(64)))
+
+
+@case("truncated")
+def png_of_64_megapixels_behind_a_chunk_of_something_else() -> bytes:
+    data = png_of_64_megapixels_in_80_bytes()
+    return data[:8] + chunk(b"prVt", bytes(200_000)) + data[8:]
+
+
+@case("truncated")
+def gif_of_64_megapixels_in_50_bytes() -> bytes:
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 8000, 8000, 0) + b"\x02\x02D\x01\x00"
+    return gif(8000, 8000, frame)
+
+
+@case("truncated")
+def tiff_of_64_megapixels_in_a_few_bytes() -> bytes:
+    return _tags(encode(_tiny(), "TIFF"), **_64_MEGAPIXELS)
+
+
+@case("strips or tiles")
+def tiff_of_64_megapixels_with_one_strip_of_eight_rows() -> bytes:
+    return _tags(encode(_tiny(), "TIFF"), t256=(4, 1, 8000), t257=(4, 1, 8000))
+
+
+def _compressed(kind: str, mode: str = "RGB") -> None:
+    @case("truncated")
+    def made() -> bytes:
+        return _tags(encode(_tiny(mode), "TIFF", compression=kind), **_64_MEGAPIXELS)
+
+    CASES[f"tiff_of_64_megapixels_in_a_few_bytes_of_{kind}"] = CASES.pop("made")
+
+
+for _kind in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "lzma", "zstd"):
+    _compressed(_kind)
+_compressed("group4", "1")
+
+
+@case("truncated")
+def bmp_of_64_megapixels_upside_down_in_246_bytes() -> bytes:
+    return _enlarged(18, "<ii", encode(_tiny(), "BMP"), 8000, -8000)
+
+
+@case("truncated")
+def ppm_of_64_megapixels_in_600_bytes() -> bytes:
+    return b"P6 8000 8000 255\n" + bytes(600)
+
+
+@case("truncated")
+def plain_pbm_of_64_megapixels_in_600_bytes() -> bytes:
+    return b"P1 8000 8000\n" + b"1" * 600
+
+
+@case("truncated")
+def qoi_of_64_megapixels_in_600_bytes() -> bytes:
+    return b"qoif" + struct.pack(">IIBB", 8000, 8000, 3, 0) + b"\xfd" * 600
+
+
+@case("truncated")
+def webp_of_30_megapixels_in_a_few_bytes() -> bytes:
+    data = encode(_tiny(), "WEBP")
+    return _enlarged(data.index(b"\x9d\x01\x2a") + 3, "<HH", data, 6000, 5000)
+
+
+@case("truncated")
+def jpeg2000_of_64_megapixels_in_15625_tiles_that_are_not_there() -> bytes:
+    data = encode(Image.new("L", (64, 64)), "JPEG2000", no_jp2=True)
+    return _enlarged(8, ">II", data)
+
+
+# What is as small as its format allows: honest
+
+
+@case()
+def jpeg_of_64_megapixels_of_one_color() -> bytes:
+    return encode(Image.new("RGB", (8000, 8000), "red"), "JPEG", optimize=True)
+
+
+@case()
+def progressive_jpeg_of_30_megapixels_of_one_color() -> bytes:
+    image = Image.new("RGB", (6000, 5000), "red")
+    return encode(image, "JPEG", optimize=True, progressive=True)
+
+
+@case()
+def gif_of_64_megapixels_of_one_color() -> bytes:
+    return encode(Image.new("L", (8000, 8000), 9), "GIF")
+
+
+@case()
+def webp_of_30_megapixels_of_one_color() -> bytes:
+    return encode(Image.new("RGB", (6000, 5000), "red"), "WEBP", quality=1, method=0)
+
+
+@case()
+def lossless_webp_of_16_megapixels_of_one_color() -> bytes:
+    return encode(Image.new("RGB", (4000, 4000), "red"), "WEBP", lossless=True, quality=1)
+
+
+def _honest_tiff(kind: str, mode: str = "L") -> None:
+    @case()
+    def made() -> bytes:
+        return encode(Image.new(mode, (8000, 8000), 9), "TIFF", compression=kind)
+
+    CASES[f"tiff_of_64_megapixels_of_one_color_by_{kind}"] = CASES.pop("made")
+
+
+for _kind in ("tiff_lzw", "packbits", "jpeg", "zstd"):
+    _honest_tiff(_kind)
+_honest_tiff("group4", "1")
+
+
+# What makes libraries talk on standard error
+
+_HONEST = Image.linear_gradient("L").convert("RGB")
+
+
+def _added(data: bytes, *tags: tuple[int, int, int, int]) -> bytes:
+    """Return a TIFF of Pillow's with further tags, in the order given."""
+    (at,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, at)
+    entries = data[at + 2 : at + 2 + 12 * count] + b"".join(
+        struct.pack("<HHII", *each) for each in tags
+    )
+    directory = struct.pack("<H", count + len(tags)) + entries + bytes(4)
+    return data[:4] + struct.pack("<I", len(data)) + data[8:] + directory
+
+
+def _damaged(kind: str, mode: str = "RGB") -> bytes:
+    data = bytearray(encode(_HONEST.convert(mode), "TIFF", compression=kind))
+    tags: Any = Image.open(io.BytesIO(data)).tag_v2  # type: ignore[attr-defined]
+    for offset, size in zip(tags[273], tags[279], strict=True):
+        for at in range(offset + size // 4, offset + size, 7):
+            data[at] ^= 0x5A
+    return bytes(data)
+
+
+@case()
+def tiff_with_tags_that_nobody_knows() -> bytes:
+    data = encode(_HONEST, "TIFF", compression="tiff_lzw")
+    return _added(data, (65_000, 3, 1, 1), (60_000, 2, 4, 1), (61_000, 99, 1, 1))
+
+
+@case()
+def tiff_with_tags_of_another_type_and_length() -> bytes:
+    data = encode(_HONEST, "TIFF", compression="tiff_lzw")
+    return _added(data, (305, 4, 1, 7), (306, 2, 4, 7), (296, 3, 2, 0x10001), (269, 7, 3, 1))
+
+
+@case()
+def tiff_with_two_of_a_tag_and_a_date_that_leads_outside() -> bytes:
+    data = encode(_HONEST, "TIFF", compression="tiff_lzw")
+    return _added(data, (305, 2, 3, 0x4141), (305, 2, 3, 0x4242), (306, 2, 90, 1 << 30))
+
+
+@case("has the tag 256 twice")
+def tiff_with_two_widths() -> bytes:
+    return _added(encode(_HONEST, "TIFF", compression="tiff_lzw"), (256, 4, 1, 8000))
+
+
+@case("cannot be decoded as TIFF")
+def tiff_of_damaged_lzw() -> bytes:
+    return _damaged("tiff_lzw")
+
+
+@case("cannot be decoded as TIFF")
+def tiff_of_damaged_deflate() -> bytes:
+    return _damaged("tiff_adobe_deflate")
+
+
+@case()
+def tiff_of_a_damaged_jpeg() -> bytes:
+    return _damaged("jpeg")
+
+
+@case()
+def tiff_of_a_damaged_fax() -> bytes:
+    return _damaged("group3", "1")
+
+
+@case("cannot be decoded as TIFF")
+def tiff_whose_strips_are_not_there() -> bytes:
+    data = encode(_HONEST, "TIFF", compression="packbits")
+    return _tags(data, t273=(4, 1, 1 << 31), t278=(4, 1, 256), t279=(4, 1, 1 << 20))
+
+
+@case("cannot be decoded as TIFF")
+def tiff_of_a_hundred_values_a_pixel() -> bytes:
+    return _tags(encode(_HONEST, "TIFF"), t277=(3, 1, 100))
+
+
+@case()
+def jpeg_whose_exif_is_cut_off() -> bytes:
+    tags = b"".join(struct.pack(">HHII", tag, 2, 5_000, 60_000) for tag in (270, 271, 272))
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 9) + tags
+    data = encode(_HONEST, "JPEG")
+    return data[:2] + segment(0xE1, exif) + data[2:]
+
+
+@case()
+def jpeg_whose_exif_has_too_many_values() -> bytes:
+    tags = struct.pack(">HHII", 274, 3, 2, 0x10001) + struct.pack(">HHII", 0x8769, 4, 1, 1 << 30)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + tags + bytes(4)
+    data = encode(_HONEST, "JPEG")
+    return data[:2] + segment(0xE1, exif) + data[2:]
+
+
+@case()
+def jpeg_that_claims_to_be_several_and_is_not() -> bytes:
+    data = encode(_HONEST, "JPEG")
+    return data[:2] + segment(0xE2, b"MPF\0MM\0*" + bytes(40)) + data[2:]
+
+
+@case()
+def png_of_an_animation_without_frames() -> bytes:
+    return png(4, 4, chunk(b"acTL", bytes(8)))
+
+
+@case()
+def png_with_a_palette_and_transparency_in_bytes() -> bytes:
+    image = _HONEST.convert("P")
+    return encode(image, "PNG", transparency=bytes(range(256)))
+
+
+@case()
+def png_whose_exif_is_cut_off() -> bytes:
+    exif = b"MM\0*\0\0\0\x08" + struct.pack(">HHHII", 5, 270, 2, 5_000, 60_000)
+    return png(4, 4, chunk(b"eXIf", exif))
+
+
+@case()
+def webp_whose_exif_is_cut_off() -> bytes:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">HHHII", 5, 270, 2, 5_000, 60_000)
+    return encode(_HONEST, "WEBP", exif=exif)
+
+
+@case("cannot be decoded as AVIF")
+def avif_whose_pixels_are_damaged() -> bytes:
+    data = bytearray(encode(_HONEST, "AVIF", speed=10))
+    at = data.index(b"mdat") + 12
+    data[at:] = bytes(byte ^ 0xA5 for byte in data[at:])
+    return bytes(data)
+
+
+_NAMES = list(CASES)
+LARGE: dict[str, Callable[[], Any]] = {
+    "floats in Pillow": lambda: Image.new("F", (8000, 8000), 0.5),
+    "floats in one row": lambda: Image.new("F", (64_000_000, 1), 0.5),
+    "16 bits in Pillow": lambda: Image.new("I;16", (8000, 8000), 70),
+    "floats in a TIFF": lambda: encode(
+        Image.new("F", (8000, 8000), 0.5), "TIFF", compression="zstd"
+    ),
+    "an open TIFF of floats": lambda: Image.open(
+        io.BytesIO(encode(Image.new("F", (8000, 8000), 0.5), "TIFF"))
+    ),
+    "float64 as one row": lambda: np.broadcast_to(np.zeros((1, 1, 1)), (1, 64_000_000, 3)),
+    "a palette with alpha": lambda: Image.new("PA", (8000, 8000)),
+}
+"""Honest pictures of 64 megapixels, each a value that a person has."""
+
+ODD = _NAMES[_NAMES.index("tiff_with_tags_that_nobody_knows") :]
+"""Names of the cases about which libraries have something to say."""
 
 
 # What is no picture

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hostile.image_cases import CASES
-from tests.hostile.opening import MEGABYTES, SECONDS, Outcome, outcomes
+from tests.hostile.image_cases import CASES, LARGE, ODD
+from tests.hostile.opening import MEGABYTES, OPENED, SECONDS, Outcome, outcomes
 
 
 @pytest.fixture(scope="module")
 def opened() -> dict[str, Outcome]:
     """Return what came of every case: one process opens them all."""
     return outcomes(list(CASES))
+
+
+@pytest.fixture(scope="module")
+def more() -> dict[str, Outcome]:
+    """Return what came of Pillow images and arrays."""
+    return outcomes([*(name + OPENED for name in ODD), *LARGE])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -33,3 +39,27 @@ def test_a_hostile_picture_ends_in_one_line_or_as_a_picture(
         assert len(line) < 300
     assert outcome.seconds < SECONDS
     assert outcome.megabytes < MEGABYTES
+    assert outcome.noise == ""
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_nothing_is_written_to_stderr_for_an_image_that_a_person_opened(
+    name: str, more: dict[str, Outcome]
+) -> None:
+    outcome = more[name + OPENED]
+    assert outcome.noise == ""
+    if CASES[name].says is None:
+        assert outcome.error is None
+    else:
+        assert outcome.error is not None
+        assert "\n" not in outcome.error
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_64_megapixels_take_less_than_a_gigabyte_beside_what_is_given(
+    name: str, more: dict[str, Outcome]
+) -> None:
+    outcome = more[name]
+    assert outcome.error is None
+    assert outcome.megabytes < 1000
+    assert outcome.noise == ""

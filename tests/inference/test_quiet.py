@@ -1,0 +1,83 @@
+"""What Pillow says while it decodes here is dropped; what it says to a person is not."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from PIL import Image
+
+from mlx_magic.inference.images import open_images
+from mlx_magic.inference.quiet import quiet
+from tests.hostile.image_cases import CASES, encode
+
+ODD = "jpeg_whose_exif_is_cut_off"
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_person_s_own_warnings_stay_while_a_picture_is_decoded_elsewhere() -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with quiet():
+            warnings.warn("ours", stacklevel=1)
+            in_a_thread(lambda: warnings.warn("theirs", stacklevel=1))
+        warnings.warn("after", stacklevel=1)
+    assert [str(each.message) for each in heard] == ["theirs", "after"]
+
+
+def test_nested_decoding_stays_quiet_until_the_outer_one_ends() -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with quiet():
+            with quiet():
+                pass
+            warnings.warn("ours", stacklevel=1)
+        with pytest.raises(ValueError, match="x"), quiet():
+            raise ValueError("x")
+        warnings.warn("after", stacklevel=1)
+    assert [str(each.message) for each in heard] == ["after"]
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_warnings_that_a_person_made_errors_refuse_no_picture() -> None:
+    data = CASES[ODD].make()
+    with errors():
+        (image,) = open_images(data)
+        assert image.size == (256, 256)
+        with pytest.raises(UserWarning, match="x"):
+            warnings.warn("x", stacklevel=1)
+        warnings.resetwarnings()
+        warnings.simplefilter("error")
+        open_images(data)
+
+
+def test_the_filter_is_installed_once() -> None:
+    with warnings.catch_warnings():
+        open_images(Image.new("RGB", (4, 4)))
+        before = list(warnings.filters)
+        for _ in range(3):
+            open_images(encode(Image.new("RGB", (4, 4)), "PNG"))
+        assert list(warnings.filters) == before
+
+
+def test_what_the_collector_says_of_somebody_else_s_file_is_heard() -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with quiet():
+            warnings.warn("unclosed", ResourceWarning, stacklevel=1)
+    assert [str(each.message) for each in heard] == ["unclosed"]
