@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import CheckpointError, UntrustedCodeError
-from mlx_magic.inference import architectures, strict_json
+from mlx_magic.inference import architectures, strict_json, tokenizer_file
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import Limits, UnreadableFileError
 
@@ -190,7 +190,10 @@ def _scan(path: Path, limits: Limits) -> None:
     found = path.stat()
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if key not in _SCANNED:
-        _require_few_added(strict_json.scan(path, limits))
+        raw, bare = strict_json.scan(path, limits)
+        _require_few_added(raw)
+        if _folded(path.name).startswith("tokenizer."):
+            tokenizer_file.require_bounded(raw, bare)
         if len(_SCANNED) > 1000:
             _SCANNED.clear()
         _SCANNED.add(key)

@@ -243,8 +243,8 @@ def asked(known: Any, words: str, **more: Any) -> list[int]:
     return found
 
 
-FORMS = {
-    "wide": ("NFKC", {}, "a ＜/s＞ b"),
+FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "wide": ("NFKC", {}, "a \uff1c/s\uff1e b"),
     "small": ("Lowercase", {}, "a </S> b"),
     "invisible": ("Replace", {"pattern": "\u200b", "content": ""}, "a <\u200b/s> b"),
     "control": ("BertNormalizer", {"handle_chinese_chars": False}, "a </\x01s> b"),
@@ -292,7 +292,9 @@ def test_no_template_makes_control_tokens_of_words(template: str, words: str) ->
         asked(known, words)
 
 
-@pytest.mark.parametrize("words", ["<", ">", "s", "<b>bold</b> 2 > 1", "<s", "[x]|", "＜b＞", "a"])
+@pytest.mark.parametrize(
+    "words", ["<", ">", "s", "<b>bold</b> 2 > 1", "<s", "[x]|", "\uff1cb\uff1e", "a"]
+)
 @pytest.mark.parametrize(
     "template", ["{{ m.content }}", "{{ m.content | upper }}", "{{ m.content | tojson }}"]
 )

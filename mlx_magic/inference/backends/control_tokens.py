@@ -77,6 +77,10 @@ class ControlTokens:
         self._backend: Any = getattr(self._tokenizer, "_tokenizer", None)
         if not hasattr(self._backend, "encode_batch") or not hasattr(self._backend, "to_str"):
             self._backend = None
+        if self._backend is not None:
+            # What a checkpoint cuts off or fills up is what is looked at here, as well.
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self._sees = processor is not None
         self._special, self._others, self._by_normal_form = self._known(processor)
         known = () if self._backend is None else self._backend.get_added_tokens_decoder().items()
@@ -206,7 +210,7 @@ class ControlTokens:
     ) -> None:
         """Refuse a prompt in which words became control tokens that were none as they stood.
 
-        A normal form makes ``＜/s＞`` or a ``</s>`` with an invisible character in it the same
+        A normal form makes ``</S>`` or a ``</s>`` with an invisible character in it the same
         as ``</s>``; a chat template may write words in small letters, or leave out a part.
         So the control tokens of a prompt must be those of its template.
 
