@@ -141,22 +141,22 @@ def read(path: Path, limits: Limits = CONFIG) -> Any:
     return parse(content(path, limits), limits)
 
 
-def scan(path: Path, limits: Limits = VOCABULARY) -> bytes:
+def scan(path: Path, limits: Limits = VOCABULARY) -> tuple[bytes, bytes]:
     """Check the size, depth and count of values of a JSON file, and build nothing.
 
     Returns
     -------
-    bytes
-        The file, as it is.
+    tuple of bytes
+        The file, as it is and without its strings.
 
     Raises
     ------
     UnreadableFileError
     """
     raw = content(path, limits)
-    _require_shape(raw, limits)
+    bare = _require_shape(raw, limits)
     _decoded(raw)
-    return raw
+    return raw, bare
 
 
 def parse(raw: bytes, limits: Limits = CONFIG) -> Any:
@@ -214,8 +214,8 @@ def _decoded(raw: bytes) -> str:
         raise UnreadableFileError("is damaged (no valid JSON: it is not UTF-8 text)") from error
 
 
-def _require_shape(raw: bytes, limits: Limits) -> None:
-    """Count values and depth outside of strings."""
+def _require_shape(raw: bytes, limits: Limits) -> bytes:
+    """Count values and depth outside of strings; return what is outside of them."""
     if raw.count(b'"') > 2 * limits.values + raw.count(b'\\"'):
         raise UnreadableFileError(f"has more than {limits.values} values")
     bare = _STRING.sub(b"", raw)
@@ -226,7 +226,7 @@ def _require_shape(raw: bytes, limits: Limits) -> None:
     brackets = bare.translate(None, _NO_BRACKETS)
     for _ in range(MOST_DEPTH):
         if not brackets:
-            return
+            return bare
         # The innermost ones go: as often as it is deep.
         inner = len(brackets)
         brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
@@ -234,6 +234,7 @@ def _require_shape(raw: bytes, limits: Limits) -> None:
             raise UnreadableFileError("is damaged (no valid JSON: it is cut short)")
     if brackets:
         raise UnreadableFileError(f"is nested more than {MOST_DEPTH} deep")
+    return bare
 
 
 def _integer(digits: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.errors import CheckpointError, UntrustedCodeError
-from mlx_magic.inference import architectures, strict_json
+from mlx_magic.inference import architectures, strict_json, tokenizer_file
 from mlx_magic.inference.shown import shown
 from mlx_magic.inference.strict_json import Limits, UnreadableFileError
 
@@ -29,6 +29,10 @@ _WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
 _MOST_FILES = 2000
 _MOST_BYTES = 160 * 2**20
 _MOST_ADDED = 50_000  # Orpheus has 28,672, one for each sound
+_MOST_EXTRA = 8_000  # what is listed beside them takes transformers' time by its square
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
+# Of another version of transformers: tokenizer.4.0.0.json is read in the place of tokenizer.json.
+_VERSION = re.compile(r"tokenizer\..*\.json", re.DOTALL)
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
@@ -67,7 +71,7 @@ def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) 
     for path in _files(folder, model or folder.name):
         name = path.relative_to(folder).as_posix()
         try:
-            if quick and not _folded(path.name).endswith(_WORDS) and path.name not in _DATA:
+            if quick and not _folded(path.name).endswith(_WORDS) and not _is_data(path.name):
                 strict_json.require_quick(total + _size(path), model=model or folder.name)
             content, size = _judged(path, quick=quick)
         except UnreadableFileError as error:
@@ -104,7 +108,7 @@ def limits_of(name: str) -> Limits | None:
     name = _folded(name.rpartition("/")[2])
     if name in _UNREAD:
         return None
-    if name in _DATA or name.endswith(_WORDS):
+    if _is_data(name) or name.endswith(_WORDS):
         return strict_json.VOCABULARY
     if name.endswith(".index.json"):
         return strict_json.INDEX
@@ -131,14 +135,44 @@ def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
     if name.endswith(".jinja"):
         strict_json.text(path, limits)
         return None, size
-    if name not in _DATA:
+    if not _is_data(name):
         content = strict_json.read(path, limits)
+        _require_few_named(name, content)
         # What an index says of code nobody reads; but it was parsed.
         return ({} if name.endswith(".index.json") else content), size
     if quick and size <= limits.nbytes:
         return None, 0  # a vocabulary asks for nothing
     _scan(path, limits)
     return None, size
+
+
+def _is_data(name: str) -> bool:
+    """Say whether a file is a vocabulary, by its name without its folder."""
+    name = _folded(name)
+    return name in _DATA or _VERSION.fullmatch(name) is not None
+
+
+def _require_few_named(name: str, content: Any) -> None:
+    """Refuse more tokens beside a vocabulary than any tokenizer has, or one from elsewhere.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    if not isinstance(content, dict):
+        return
+    decoder = content.get("added_tokens_decoder")
+    for added in (content if name == "added_tokens.json" else None, decoder):
+        if isinstance(added, dict) and len(added) > _MOST_ADDED:
+            raise UnreadableFileError(f"adds more than {_MOST_ADDED} tokens to its vocabulary")
+    extra = [content[key] for key in _EXTRA if isinstance(content.get(key), list | dict)]
+    named = sum(key.endswith("_token") for key in content)
+    if named + sum(map(len, extra)) > _MOST_EXTRA:
+        raise UnreadableFileError(f"names more than {_MOST_EXTRA} special tokens")
+    files = content.get("fast_tokenizer_files")
+    for file in files if isinstance(files, list) else ():
+        if isinstance(file, str) and (set(file) & set("/\\") or file == ".."):
+            raise UnreadableFileError("names a tokenizer outside of its folder")
 
 
 def _size(path: Path) -> int:
@@ -156,7 +190,10 @@ def _scan(path: Path, limits: Limits) -> None:
     found = path.stat()
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if key not in _SCANNED:
-        _require_few_added(strict_json.scan(path, limits))
+        raw, bare = strict_json.scan(path, limits)
+        _require_few_added(raw)
+        if _folded(path.name).startswith("tokenizer."):
+            tokenizer_file.require_bounded(raw, bare)
         if len(_SCANNED) > 1000:
             _SCANNED.clear()
         _SCANNED.add(key)

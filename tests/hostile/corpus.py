@@ -366,6 +366,114 @@ _tokenizer("vocab_odd", lambda content: content["model"].update(vocab={"a": -1, 
 _tokenizer("template_odd", lambda content: content.update(post_processor={"type": "Sequence"}))
 
 
+def _grows(part: str, inner: str, step: dict[str, Any], times: int) -> None:
+    content = {part: {"type": "Sequence", inner: [step] * times}}
+    label = f"{part}_grows_by_{next(iter(step.values()))}_{times}"
+    _tokenizer(label, lambda held: held.update(content))
+
+
+def _replaces(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+_grows("normalizer", "normalizers", _replaces({"String": "e"}, "ee"), 40)
+_grows("normalizer", "normalizers", _replaces({"Regex": "(?!^)"}, "aa"), 41)
+_grows("normalizer", "normalizers", _replaces({"String": "e"}, "e" * 1000), 12)
+_grows("normalizer", "normalizers", {"type": "ByteLevel"}, 40)
+_grows(
+    "pre_tokenizer",
+    "pretokenizers",
+    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+    40,
+)
+_grows("decoder", "decoders", _replaces({"Regex": "."}, "a" * 8), 13)
+_tokenizer(
+    "last_comes_first",
+    lambda held: held.update(
+        model=held.pop("model"),
+        normalizer={"type": "Sequence", "normalizers": [_replaces({"String": "e"}, "ee")] * 42},
+    ),
+)
+_IDS = {"<s>": {"id": "<s>", "ids": [1] * 200_000, "tokens": ["<s>"] * 200_000}}
+_tokenizer(
+    "post_processor_adds",
+    lambda held: held.update(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [
+                *[{"SpecialToken": {"id": "<s>", "type_id": 0}}] * 200,
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"],
+            "special_tokens": _IDS,
+        }
+    ),
+)
+_tokenizer(
+    "pads",
+    lambda held: held.update(
+        padding={
+            "strategy": {"Fixed": 2**31},
+            "direction": "Left",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "<unk>",
+        }
+    ),
+)
+
+
+def _beside(label: str, file: str, content: dict[str, Any]) -> None:
+    def case(folder: Path) -> None:
+        path = folder / file
+        held = json.loads(path.read_text()) if path.exists() else {}
+        checkpoints.write_json(path, {**held, **content})
+
+    case.__name__ = f"tokenizer_beside_{label}"
+    TEXT[case.__name__] = case
+
+
+_beside("added", "added_tokens.json", {f"<{i}>": 10_000 + i for i in range(200_000)})
+_beside(
+    "map", "special_tokens_map.json", {"extra_special_tokens": [f"<{i}>" for i in range(90_000)]}
+)
+_beside(
+    "extra", "tokenizer_config.json", {"extra_special_tokens": [f"<{i}>" for i in range(90_000)]}
+)
+_beside(
+    "older",
+    "tokenizer_config.json",
+    {"additional_special_tokens": [f"<{i}>" for i in range(90_000)]},
+)
+_beside("named", "tokenizer_config.json", {f"x{i}_token": f"<{i}>" for i in range(90_000)})
+_beside(
+    "decoder",
+    "tokenizer_config.json",
+    {"added_tokens_decoder": {str(10_000 + i): {"content": f"<{i}>"} for i in range(80_000)}},
+)
+
+
+@text
+def tokenizer_of_another_version(folder: Path) -> None:
+    """Let transformers read another file in the place of tokenizer.json."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    _adds(100_000)(content)
+    checkpoints.write_json(folder / "tokenizer.4.0.0.json", content)
+    config(folder, "tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.0.json"])
+
+
+@text
+def tokenizer_outside(folder: Path) -> None:
+    """Let transformers read a tokenizer from elsewhere."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    _adds(100_000)(content)
+    (folder.parent / "outside").mkdir()
+    checkpoints.write_json(folder.parent / "outside" / "tokenizer.4.0.0.json", content)
+    files = ["../outside/tokenizer.4.0.0.json"]
+    config(folder, "tokenizer_config.json", fast_tokenizer_files=files)
+
+
 @text
 def tokenizer_cut(folder: Path) -> None:
     """Leave half of it."""

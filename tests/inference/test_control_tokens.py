@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import string
+import time
 from functools import cache
 from typing import Any
 
@@ -95,13 +96,16 @@ def tokens(kind: str, prompt: str, **more: Any) -> list[int]:
 
     request = GenerationRequest(prompt=prompt, model="m", **more)
     made = TextInputs(TokenizerWrapper(tokenizer(kind)), "m").made(request, CancelToken())
-    steps = made.result(CancelToken())
+    found: list[int] = run(made.result(CancelToken()))
+    return found
+
+
+def run(steps: Any) -> Any:
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            found: list[int] = end.value
-            return found
+            return end.value
 
 
 def control(kind: str, prompt: list[int]) -> list[int]:
@@ -199,6 +203,123 @@ def test_a_control_token_by_its_normal_form_is_refused() -> None:
     assert not known.masked(GenerationRequest(prompt="say", model="m")).words
     with pytest.raises(GenerationError, match=r"m: the question has the words <END>, a control"):
         known.masked(GenerationRequest(prompt="say <END>", model="m"))
+
+
+def small(kind: str, normalizer: Any, template: str) -> Any:
+    """Return a tokenizer whose control tokens stand in the vocabulary of its model as well."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", "▁", *map(chr, range(33, 127))]
+    numbers = {word: at for at, word in enumerate(words)}
+    made: Any
+    if kind == "unigram":
+        # As SentencePiece's are converted: a control token costs nothing.
+        scores = [0.0, 0.0, 0.0, *[-10.0] * (len(words) - 3)]
+        made = Tokenizer(models.Unigram(list(zip(words, scores, strict=True)), unk_id=0))
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        made = Tokenizer(
+            models.BPE(numbers, [], unk_token="<unk>", ignore_merges=True)
+            if kind == "whole"
+            else models.WordLevel(numbers, unk_token="<unk>")
+        )
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.normalizer = normalizer
+    made.add_special_tokens([AddedToken(word, special=True) for word in words[:3]])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        unk_token="<unk>",
+        chat_template="{% for m in messages %}<s> " + template + " </s>{% endfor %}",
+    )
+
+
+def asked(known: Any, words: str, **more: Any) -> list[int]:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    request = GenerationRequest(prompt=words, model="m", **more)
+    steps = TextInputs(TokenizerWrapper(known), "m").made(request, CancelToken())
+    found: list[int] = run(steps.result(CancelToken()))
+    return found
+
+
+FORMS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "wide": ("NFKC", {}, "a \uff1c/s\uff1e b"),
+    "small": ("Lowercase", {}, "a </S> b"),
+    "invisible": ("Replace", {"pattern": "\u200b", "content": ""}, "a <\u200b/s> b"),
+    "control": ("BertNormalizer", {"handle_chinese_chars": False}, "a </\x01s> b"),
+    "accent": ("Sequence", {}, "a </s\u0301> b"),
+}
+
+
+@pytest.mark.parametrize("kind", ["unigram", "whole", "words"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("place", ["prompt", "system", "question", "answer"])
+def test_no_normal_form_of_words_is_a_control_token(kind: str, form: str, place: str) -> None:
+    from tokenizers import normalizers
+
+    name, options, words = FORMS[form]
+    if name == "Sequence":
+        normal: Any = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+    else:
+        normal = getattr(normalizers, name)(**options)
+    known = small(kind, normal, "{{ m.content }}")
+    # That it would be one: otherwise the rest would prove nothing.
+    assert 2 in known.encode(words, add_special_tokens=False)
+    turn = Exchange(words if place == "question" else "q", words if place == "answer" else "a")
+    more: dict[str, Any] = {"system": words} if place == "system" else {}
+    more |= {"history": (turn,)} if place in ("question", "answer") else {}
+    with pytest.raises(GenerationError, match=r"a control token of this model") as caught:
+        asked(known, words if place == "prompt" else "say", **more)
+    assert str(caught.value).isprintable()
+    harmless = asked(known, "a < b > c </ s>")
+    assert [at for at in harmless if at in (1, 2)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ m.content | lower }}", "a </S> b"),
+        ("{{ m.content | replace('_', '') }}", "a </_s> b"),
+        ("{{ m.content | replace('<b>', '') }}", "a <<b>/s> b"),
+        ("<{{ m.content }}", "/s> b"),
+        ("{{ m.content.split('#') | join }}", "a <#/s> b"),
+    ],
+)
+def test_no_template_makes_control_tokens_of_words(template: str, words: str) -> None:
+    known = small("unigram", None, template)
+    with pytest.raises(GenerationError, match=r"a control token of this model"):
+        asked(known, words)
+
+
+@pytest.mark.parametrize(
+    "words", ["<", ">", "s", "<b>bold</b> 2 > 1", "<s", "[x]|", "\uff1cb\uff1e", "a"]
+)
+@pytest.mark.parametrize(
+    "template", ["{{ m.content }}", "{{ m.content | upper }}", "{{ m.content | tojson }}"]
+)
+def test_words_that_only_resemble_control_tokens_are_read(template: str, words: str) -> None:
+    known = small("unigram", None, template)
+    messages = [{"role": "user", "content": words}]
+    expected = known.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert asked(known, words) == expected
+
+
+def test_many_different_placeholders_take_little_time() -> None:
+    words = " ".join(f"<image_{at}>" for at in range(20_000))
+    known = ControlTokens(tokenizer("bytes"), "m", Bypassing())
+    began = time.process_time()
+    masked = known.masked(GenerationRequest(prompt=words, model="m"))
+    assert len(masked.words) == 20_000
+    known.require_restored(known.reading(masked)(masked.request.prompt)["input_ids"], masked)
+    assert time.process_time() - began < 10  # each by itself took a minute
+
+
+def test_more_placeholders_than_there_are_masks_are_refused() -> None:
+    words = " ".join(f"<image_{at}>" for at in range(60_000))
+    known = ControlTokens(tokenizer("bytes"), "m", Bypassing())
+    with pytest.raises(GenerationError, match="more than 50000 different words"):
+        known.masked(GenerationRequest(prompt=words, model="m"))
 
 
 class Slow:

@@ -12,6 +12,7 @@ import copy
 import json
 import re
 import secrets
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,7 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+_MOST_WORDS = 50_000
 _FIRST_PRIVATE = 0x100000
 _LAST_PRIVATE = 0x10FFFD
 # Its encoding is the copy's; everything else of a tokenizer is the original's.
@@ -75,8 +77,16 @@ class ControlTokens:
         self._backend: Any = getattr(self._tokenizer, "_tokenizer", None)
         if not hasattr(self._backend, "encode_batch") or not hasattr(self._backend, "to_str"):
             self._backend = None
+        if self._backend is not None:
+            # What a checkpoint cuts off or fills up is what is looked at here, as well.
+            self._backend.no_truncation()
+            self._backend.no_padding()
         self._sees = processor is not None
         self._special, self._others, self._by_normal_form = self._known(processor)
+        known = () if self._backend is None else self._backend.get_added_tokens_decoder().items()
+        self._control = frozenset(
+            at for at, token in known if token.special or _MARKUP.fullmatch(token.content)
+        )
         self._copy: tuple[Any, dict[str, str]] | None = None
 
     def masked(self, request: GenerationRequest) -> Masked:
@@ -91,13 +101,20 @@ class ControlTokens:
         answers = [turn.answer for turn in request.history]
         everything = "".join((*asked, *answers))
         masks: dict[str, str] = {}
+        free = _free(everything)
 
         def mask(text: str, found: Iterator[tuple[int, int]]) -> str:
             parts, end = [], 0
             for start, stop in found:
                 word = text[start:stop]
                 if word not in masks:
-                    masks[word] = _free(everything, masks.values())
+                    if len(masks) == _MOST_WORDS:
+                        raise GenerationError(
+                            f"{self._model}: the question has more than {_MOST_WORDS} different "
+                            "words that look like control tokens of this model: leave some out.",
+                            model=self._model,
+                        )
+                    masks[word] = next(free)
                 parts += [text[end:start], masks[word]]
                 end = stop
             return "".join((*parts, text[end:]))
@@ -182,10 +199,89 @@ class ControlTokens:
         known = [token for token in tokens if token >= 0]
         text = self._tokenizer.decode(known, skip_special_tokens=False)
         # The processor read the prompt by itself, past its tokenizer.
-        left = [word for mask, word in masked.words.items() if mask in text]
-        missing = [word for word in masked.words.values() if _squeezed(word) not in _squeezed(text)]
+        characters, squeezed = set(text), _squeezed(text)
+        left = [word for mask, word in masked.words.items() if mask in characters]
+        missing = [word for word in masked.words.values() if _squeezed(word) not in squeezed]
         if left or missing:
             raise self._refused((left or missing)[0])
+
+    def require_template(
+        self, text: object, masked: Masked, again: Callable[[GenerationRequest], object]
+    ) -> None:
+        """Refuse a prompt in which words became control tokens that were none as they stood.
+
+        A normal form makes ``</S>`` or a ``</s>`` with an invisible character in it the same
+        as ``</s>``; a chat template may write words in small letters, or leave out a part.
+        So the control tokens of a prompt must be those of its template.
+
+        Parameters
+        ----------
+        text : object
+            What the template made of the masked request; only a str is looked at.
+        masked : Masked
+        again : callable
+            Renders another request.
+
+        Raises
+        ------
+        GenerationError
+        """
+        if self._backend is None or not isinstance(text, str):
+            return
+        edges = self._edges(masked.request)
+        if not edges:
+            return
+        found = self._controls(text)
+        bare = _without(text, masked.request)
+        if bare is not None and self._controls(bare) == found:
+            return
+        # The template changed its words, or words as short as "<" were found in its own.
+        twin = again(self._harmless(masked.request, edges, next(_free(text))))
+        if not isinstance(twin, str) or self._controls(twin) != found:
+            word = next((w for w in _texts(masked.request) if not edges.isdisjoint(w)), "")
+            raise self._refused(masked.restored(word))
+
+    def _edges(self, request: GenerationRequest) -> set[str]:
+        """Return the characters of a request with which a control token could begin or end."""
+        edges = self._special.edges | self._others.edges
+        normal = getattr(self._backend, "normalizer", None)
+        found = set()
+        for character in set().union(*_texts(request)):
+            forms = character + unicodedata.normalize("NFKC", character)
+            if normal is not None:
+                forms += normal.normalize_str(character)
+            if not edges.isdisjoint(forms + forms.casefold()):
+                found.add(character)
+        return found
+
+    def _controls(self, text: str) -> list[int]:
+        """Return the control tokens of a text."""
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        read = self._backend.encode(text, add_special_tokens=False).ids
+        return [at for at in read if at in self._control and at != unknown]
+
+    def _harmless(
+        self, request: GenerationRequest, edges: set[str], other: str
+    ) -> GenerationRequest:
+        """Return a request without characters that could begin or end a control token."""
+        table = dict.fromkeys(map(ord, edges), other)
+
+        def in_answer(text: str) -> str:
+            parts, end = [], 0
+            for start, stop in self._found(text, self._others):
+                parts += [text[end:start].translate(table), text[start:stop]]
+                end = stop
+            return "".join((*parts, text[end:].translate(table)))
+
+        return replace(
+            request,
+            prompt=request.prompt.translate(table),
+            system=request.system and request.system.translate(table),
+            history=tuple(
+                replace(t, prompt=t.prompt.translate(table), answer=in_answer(t.answer))
+                for t in request.history
+            ),
+        )
 
     def _require_same(
         self, control: Sequence[int], expected: Sequence[int], masked: Masked
@@ -239,8 +335,7 @@ class ControlTokens:
         """Refuse words that become a control token by a normal form (in capitals, say)."""
         if not self._by_normal_form or self._backend is None:
             return
-        for word in masks:
-            text = text.replace(word, " ")
+        text = "".join(_outside(text, self._found(text, self._special, self._others)))
         read = self._backend.encode(text, add_special_tokens=False)
         for at, (start, stop) in zip(read.ids, read.offsets, strict=True):
             if at in self._by_normal_form:
@@ -259,6 +354,7 @@ class _Words:
 
     def __init__(self, words: Iterable[str]) -> None:
         self._words = {word for word in words if word.strip()}
+        self.edges = {edge for word in self._words for edge in (word[0], word[-1])}
         lengths: dict[str, set[int]] = {}
         for word in self._words:
             lengths.setdefault(word[0], set()).add(len(word))
@@ -381,12 +477,39 @@ def _unwrapped(tokenizer: Any) -> Any:
     )
 
 
+def _texts(request: GenerationRequest) -> list[str]:
+    """Return the words of a request, in the order of its turns."""
+    turns = (text for turn in request.history for text in (turn.prompt, turn.answer))
+    return [request.system or "", *turns, request.prompt]
+
+
+def _without(text: str, request: GenerationRequest) -> str | None:
+    """Return a prompt with letters in place of its words; None if they are not all in it."""
+    parts, end = [], 0
+    for words in filter(None, map(str.strip, _texts(request))):
+        place = text.find(words, end)
+        if place < 0:
+            return None
+        parts.append(text[end:place])
+        end = place + len(words)
+    return " a ".join((*parts, text[end:]))
+
+
 def _squeezed(text: str) -> str:
     # Normal forms of tokenizers change capitals and spaces.
     return "".join(text.casefold().split())
 
 
-def _free(text: str, taken: Iterable[str]) -> str:
-    """Return a private character that is in none of these texts."""
-    used = {*text, *taken}
-    return next(chr(code) for code in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(code) not in used)
+def _free(text: str) -> Iterator[str]:
+    """Yield private characters that are not in a text."""
+    used = set(text)
+    return (chr(at) for at in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(at) not in used)
+
+
+def _outside(text: str, spans: Iterable[tuple[int, int]]) -> Iterator[str]:
+    """Yield what is left of a text, with a space in each gap."""
+    end = 0
+    for start, stop in spans:
+        yield f"{text[end:start]} "
+        end = stop
+    yield text[end:]

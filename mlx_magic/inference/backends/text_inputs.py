@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat
 from mlx_magic.inference.backends.aside import Aside, is_known
 from mlx_magic.inference.backends.chat_template import sandboxed
@@ -43,19 +44,25 @@ class TextInputs:
 
     def _tokens(self, request: GenerationRequest, cancel: CancelToken) -> list[int]:
         masked = self._control.masked(request)
-        messages = chat.messages(masked.request)
         if self._tokenizer.chat_template is None:
             # A base model has no turns: it continues the text.
-            return self._read("\n\n".join(m["content"] for m in messages), masked)
+            text = _continued(masked.request)
+            self._control.require_template(text, masked, _continued)
+            return self._read(text, masked)
+        messages = chat.messages(masked.request)
+        template = self._tokenizer.apply_chat_template
+
+        def rendered(asked: GenerationRequest) -> str:
+            text: str = template(chat.messages(asked), add_generation_prompt=True, tokenize=False)
+            return text
+
         with sandboxed(TemplateBudget(cancel=cancel)):
-            template = self._tokenizer.apply_chat_template
             try:
                 if not masked.words:
                     tokens: list[int] = template(messages, add_generation_prompt=True)
-                    if len(messages) == 1:
-                        return tokens
-                text = template(messages, add_generation_prompt=True, tokenize=False)
-            except Cancelled:
+                text = rendered(masked.request)
+                self._control.require_template(text, masked, rendered)
+            except (Cancelled, GenerationError):
                 raise
             except Exception as error:
                 refusal = chat.template_error(error, request, model=self._model)
@@ -67,3 +74,7 @@ class TextInputs:
         tokens: list[int] = self._control.reading(masked).encode(text, **options)
         self._control.require_restored(tokens, masked)
         return tokens
+
+
+def _continued(request: GenerationRequest) -> str:
+    return "\n\n".join(message["content"] for message in chat.messages(request))

@@ -98,15 +98,20 @@ class VisionInputs:
         from mlx_vlm.prompt_utils import apply_chat_template
 
         masked = self._control.masked(request)
+
+        def rendered(asked: GenerationRequest) -> Any:
+            return apply_chat_template(
+                chat_template.processor_for(self._processor, self._config.model_type),
+                self._config,
+                chat.messages(asked, _content),
+                num_images=len(chat.pictures(request)),
+            )
+
         try:
             with chat_template.sandboxed(TemplateBudget(cancel=cancel)):
-                text = apply_chat_template(
-                    chat_template.processor_for(self._processor, self._config.model_type),
-                    self._config,
-                    chat.messages(masked.request, _content),
-                    num_images=len(chat.pictures(request)),
-                )
-        except Cancelled:
+                text = rendered(masked.request)
+                self._control.require_template(text, masked, rendered)
+        except (Cancelled, GenerationError):
             raise
         except Exception as error:
             refusal = chat.template_error(error, request, model=self._model)
