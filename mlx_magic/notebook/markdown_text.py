@@ -42,8 +42,9 @@ _LINE_START = re.compile(
 _RISKY = re.compile(r"\\(?:[^\W\d_]|[(\[])|\$")
 _QUOTE_MARKS = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?=[/?#\s),;!'\"*\]]|:[0-9]|$)")
-# What MathJax could find in the page that is made of it.
-_DELIMITER = re.compile(r"[$]|&#36;|\\begin|&#92;\\?(?:[(\[]|begin|ref|eqref)")
+# What MathJax could find in the page that is made of it. Within an address that becomes a link by
+# itself, backslashes of ours stay.
+_DELIMITER = re.compile(r"[$]|&#36;|\\(?:[(\[]|begin)|&#92;\\?(?:[(\[]|begin|ref|eqref)")
 
 
 def guarded(markdown: str) -> str:

@@ -132,6 +132,7 @@ _MARKDOWN: dict[str, str] = {
     ),
     "cut-addresses": "http://hostile.invalid… http://höst/ http://a%zz/ http://a\\\\b http://a@b http://",
     "found-by-fuzzing": "\\À \\é{x} `\\ü` \\[\\unicode[x]{41} and http://\\[",
+    "in-an-address": f"http://{HOST}/](\\unicode[x]{{x41}}\\) http://{HOST}/![\\style{{a}}{{b}}\\]",
     "reference-links": "[a] [b][] [c][d]\n\n[a]: /api/shutdown\n[b]: //x\n[d]: <#x> 'y'\n[a\n]: /x",
     "footnotes": "a[^1] b^[/x]\n\n[^1]: [x](/api/shutdown) ![p](http://hostile.invalid/n)",
     "directives": (

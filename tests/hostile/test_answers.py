@@ -167,6 +167,13 @@ def test_an_answer_is_harmless_markdown(name: str) -> None:
         assert formulas.SET not in to_markdown(ANSWERS[name])
 
 
+def test_an_address_that_becomes_a_link_holds_no_formula() -> None:
+    """nbconvert makes links of addresses, and takes away no backslash in them."""
+    mistune = pytest.importorskip("nbconvert.filters.markdown_mistune")
+    html = mistune.markdown2html_mistune(to_markdown(ANSWERS["in-an-address"]))
+    assert Page(html).typeset == []
+
+
 @pytest.mark.parametrize("shown_as", ["markdown", "text", "json", "raw"])
 def test_every_form_of_each_bundle_is_harmless(shown_as: OutputFormat) -> None:
     for text in ANSWERS.values():
