@@ -119,6 +119,9 @@ class PictureTray(anywidget.AnyWidget):
         super().__init__(**state)
         _listen(self, events, _TRAY_MESSAGES)
 
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take no state from the page: it says by messages what a person does."""
+
 
 class ConversationView(anywidget.AnyWidget):
     """The turns of a panel; grows by small messages, not by its trait.
@@ -164,6 +167,9 @@ class ConversationView(anywidget.AnyWidget):
         if key is None or "turns" in state:
             state["turns"] = self._current_turns()
         return state
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take no state from the page: it says by messages what a person does."""
 
     def turn(self, turn: Mapping[str, Any]) -> None:
         """Add a turn, or replace the one with its id."""
