@@ -43,16 +43,15 @@ class Table:
 
     @property
     def _printable(self) -> list[tuple[str, ...]]:
-        """Rows in which no name of a stranger breaks the line or drives the terminal."""
-        return [tuple(shown(word, 1000) for word in row) for row in self.rows]
+        """Headings and rows in which no name of a stranger drives the terminal."""
+        return [tuple(shown(word, 1000) for word in row) for row in (self.headings, *self.rows)]
 
     @property
     def _note(self) -> str:
         return "\n".join(shown(line, 1000) for line in self.note.splitlines())
 
     def __repr__(self) -> str:
-        rows = self._printable
-        lines = [self.headings, *rows] if any(self.headings) else [*rows]
+        lines = self._printable if any(self.headings) else self._printable[1:]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         text = [
             "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
@@ -61,10 +60,11 @@ class Table:
         return "\n".join([*text, *([self._note] if self.note else [])])
 
     def _repr_html_(self) -> str:
-        head = "".join(f'<th style="{_CELL}">{html.escape(h)}</th>' for h in self.headings)
+        headings, *rows = self._printable
+        head = "".join(f'<th style="{_CELL}">{html.escape(h)}</th>' for h in headings)
         body = "".join(
             "<tr>" + "".join(f'<td style="{_CELL}">{html.escape(w)}</td>' for w in row) + "</tr>"
-            for row in self._printable
+            for row in rows
         )
         thead = f"<thead><tr>{head}</tr></thead>" if any(self.headings) else ""
         note = f"<p>{html.escape(self._note)}</p>" if self.note else ""

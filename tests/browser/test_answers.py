@@ -123,7 +123,8 @@ SET_WRONG = """(areas) => areas.flatMap((area) => [...area.querySelectorAll("mjx
 
 def look(page: Page, areas: Locator, *, typeset: int) -> None:
     """See that outputs are harmless, and `typeset` formulas typeset."""
-    expect(areas.locator("mjx-container")).to_have_count(typeset)
+    # MathJax comes with the first formula: on a busy machine that takes a while.
+    expect(areas.locator("mjx-container")).to_have_count(typeset, timeout=60_000)
     assert areas.evaluate_all(LOOK) == []
     assert areas.evaluate_all(SET_WRONG) == []
     expect(areas.locator("[data-mjx-error], mjx-merror")).to_have_count(0)

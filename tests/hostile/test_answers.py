@@ -273,7 +273,8 @@ def test_a_large_answer_takes_little_time_and_memory(
 ) -> None:
     for form in ("html", "markdown", "plain", "bundle", "streamed"):
         seconds, grown = measured[name, form]
-        assert seconds < 2, form
+        # Streamed it is drawn some hundred times: each of them takes a small part of this.
+        assert seconds < (6 if form == "streamed" else 2), form
         assert grown < 500_000_000, form
 
 

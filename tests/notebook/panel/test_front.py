@@ -281,7 +281,7 @@ def test_what_the_page_is_told(talk: ConversationView, monkeypatch: pytest.Monke
 def test_the_page_sets_no_state(tray: PictureTray, talk: ConversationView) -> None:
     """A list without ids would stop every later update of the tray."""
     for widget, state in ((tray, {"pictures": [{}], "max_bytes": -1}), (talk, {"turns": [{}]})):
-        data = {"method": "update", "state": state, "buffer_paths": []}
+        data: dict[str, Any] = {"method": "update", "state": state, "buffer_paths": []}
         widget._handle_msg({"content": {"data": data}, "buffers": []})
     assert tray.pictures == []
     assert tray.max_bytes > 0
