@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.hostile.loaders import EVERY
+
 pytestmark = [pytest.mark.model, pytest.mark.timeout(1300)]
 
 Outcomes = dict[str, dict[str, dict[str, Any]]]
@@ -58,9 +60,13 @@ def test_the_code_would_have_run_without_the_guard(outcomes: Outcomes) -> None:
     ran = {name for name, ways in outcomes.items() if ways.get("bare", {}).get("ran")}
     assert {f"walk {name}" for name in NAMED} <= ran
     # Both libraries, models that bring their own file, and processors by the dozen.
-    assert sum(name.startswith("walk ") for name in ran) >= 50
-    assert sum(name.startswith("mlx-vlm ") and "load_processor" in name for name in ran) >= 30
-    assert sum(name.startswith("mlx-vlm ") and "model_file" in name for name in ran) >= 30
+    assert sum(name.startswith("walk ") for name in ran) >= 50 // (2 * EVERY)
+    assert sum(name.startswith("mlx-vlm ") and "load_processor" in name for name in ran) >= 30 // (
+        2 * EVERY
+    )
+    assert sum(name.startswith("mlx-vlm ") and "model_file" in name for name in ran) >= 30 // (
+        2 * EVERY
+    )
     assert any(name.startswith("mlx-lm ") and "load_tokenizer" in name for name in ran)
     assert any(name.startswith("mlx-lm ") and "model_file" in name for name in ran)
 
@@ -90,7 +96,7 @@ def test_no_loader_reaches_the_hub_under_the_guard(outcomes: Outcomes) -> None:
 
 def test_all_kinds_of_loaders_were_found(outcomes: Outcomes) -> None:
     walked = [name for name in outcomes if name.startswith("walk ")]
-    assert sum(name.endswith(".from_pretrained") for name in walked) >= 120
-    assert sum(not name.endswith(".from_pretrained") for name in walked) >= 20
-    assert sum(name.startswith("mlx-vlm ") for name in outcomes) >= 150
-    assert sum(name.startswith("mlx-lm ") for name in outcomes) >= 150
+    assert sum(name.endswith(".from_pretrained") for name in walked) >= 120 // (2 * EVERY)
+    assert sum(not name.endswith(".from_pretrained") for name in walked) >= 20 // (2 * EVERY)
+    assert sum(name.startswith("mlx-vlm ") for name in outcomes) >= 150 // (2 * EVERY)
+    assert sum(name.startswith("mlx-lm ") for name in outcomes) >= 150 // (2 * EVERY)

@@ -1,7 +1,7 @@
 """An interrupt at every line between a cell's first and its last: stopped, kept, nothing left.
 
 The lines are those of mlx-magic on the thread that runs cells. `MLX_MAGIC_INTERRUPTS=1000` tries
-1,000 of them instead of twelve a way, in the oldest and the newest kernel.
+1,000 of them instead of eight a way, in the oldest and the newest kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .kernel_client import Client
 
 pytestmark = pytest.mark.kernel
 
-MOMENTS = int(os.environ.get("MLX_MAGIC_INTERRUPTS", "12"))
+MOMENTS = int(os.environ.get("MLX_MAGIC_INTERRUPTS", "8"))
 
 SETUP = """
 import signal, sys, threading, time

@@ -42,8 +42,10 @@ def controls(tokenizer: Any, tokens: list[int]) -> list[int]:
     return [at for at in tokens if at < 0 or at in known]
 
 
-@pytest.mark.parametrize("pictures", [0, 1])
-@pytest.mark.parametrize("name", VISION)
+# Without a picture the tokenizer reads the prompt alone: some of them tell.
+@pytest.mark.parametrize(
+    ("name", "pictures"), [(name, 1) for name in VISION] + [(name, 0) for name in VISION[::6]]
+)
 def test_for_a_vision_model(name: str, pictures: int, tiny: Build, files: dict[str, Path]) -> None:
     from mlx_vlm import utils
 
