@@ -8,11 +8,18 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlx_magic.inference.backends import device
 
 # Before any of them imports MLX: afterwards it would be too late, and forty times as slow.
 device.prepare()
+
+# The same examples in each run, and no clock of a busy machine. `HYPOTHESIS_PROFILE=default` looks
+# for new ones.
+settings.register_profile("tests", deadline=None, derandomize=True)
+if "HYPOTHESIS_PROFILE" not in os.environ:
+    settings.load_profile("tests")
 
 _HOME = pytest.StashKey[Path]()
 

@@ -133,7 +133,9 @@ def test_the_markdown_of_a_turn() -> None:
     )
     text = to_markdown([turn])
     shown = re.sub(r"\(data:image/png;base64,[A-Za-z0-9+/=]+\)", "(…)", text)
+    # The brackets that we escape would be MathJax's delimiters.
     assert shown == (
+        '<div class="mathjax_ignore tex2jax_ignore">\n\n'
         "# Conversation\n\n## Question 1\n\n"
         "> What is it?\\\n> &nbsp;&nbsp;Is it \\[a\\] cat\\_fish?\n>\n> 1\\. Say.\n\n"
         "![cat.png 8x6](…)\n\n"
@@ -141,7 +143,7 @@ def test_the_markdown_of_a_turn() -> None:
         "### demo\n\n"
         "> # It\n>\n> is a **cat**.\n\n"
         "*demo · finished · 90 prompt tokens (64 image, 10 cached), 5 written, 20 tokens/s, "
-        "first token after 0.25 s*\n"
+        "first token after 0.25 s*\n\n</div>\n"
     )
 
 
