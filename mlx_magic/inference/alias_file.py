@@ -250,8 +250,8 @@ def is_plain(text: str) -> bool:
     return _UNPLAIN.search(text) is None
 
 
-def require_words(alias: str, target: Target) -> None:
-    """Refuse an alias, or what it stands for, that a line of the file cannot hold for a person.
+def require_alias(alias: str) -> None:
+    """Refuse what cannot be an alias.
 
     Raises
     ------
@@ -263,6 +263,16 @@ def require_words(alias: str, target: Target) -> None:
             f"characters, other than {DEMO!r}.",
             option="as",
         )
+
+
+def require_words(alias: str, target: Target) -> None:
+    """Refuse an alias, or what it stands for, that a line of the file cannot hold for a person.
+
+    Raises
+    ------
+    RequestError
+    """
+    require_alias(alias)
     for word in (target.model, target.adapter or ""):
         if not _is_target(word):
             raise RequestError(

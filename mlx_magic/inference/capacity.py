@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mlx_magic.inference.image_limits import MAX_PIXELS_DECODED
+from mlx_magic.inference.markers import GIF_BLOCK, JPEG_BARE, JPEG_FRAMES, JPEG_MARKER, gif_colors
 from mlx_magic.inference.tiff import Page
 
 # A deflate code of two bits at least stands for 258 bytes at most.
@@ -41,16 +42,12 @@ _TIFF_FAX = frozenset({2, 3, 4})
 _TIFF_JPEG = 7
 _MAX_CHUNKS = 200_000
 _MAX_SEGMENTS = 10_000
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # What ends the data of a scan; other bytes after FF are damage that decoders read past.
 _END = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 # Bits that a block takes at least: a code of one bit for each of its two parts, for its first
 # scan, or for a sample.
 _JPEG_BITS = {0xC0: 2, 0xC1: 2, 0xC2: 1, 0xC3: 1}
 _LOSSLESS = 0xC3
-_GIF_BLOCK = re.compile(rb"[!,;]")
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
            (0, 1, 1, 2))  # fmt: skip
 
@@ -126,14 +123,14 @@ def _jpeg(data: bytes, start: int = 0, end: int | None = None) -> None:
     factors: dict[int, tuple[int, int]] = {}
     missing: set[int] = set()
     for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(data, at, end)
+        found = JPEG_MARKER.search(data, at, end)
         if found is None or data[found.start() + 1] == 0xD9:
             break
         this, at = data[found.start() + 1], found.end()
-        if this in _NO_LENGTH:
+        if this in JPEG_BARE:
             continue
         (length,) = struct.unpack_from(">H", data, at)
-        if this in _SIZED:
+        if this in JPEG_FRAMES:
             marker, height, width = this, *struct.unpack_from(">HH", data, at + 3)
             places = range(at + 8, at + 8 + 3 * data[at + 7], 3)
             factors = {data[each]: (data[each + 1] >> 4, data[each + 1] & 15) for each in places}
@@ -182,9 +179,9 @@ def _blocks(
 
 
 def _gif(data: bytes) -> None:
-    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    at = 13 + gif_colors(data[10])
     for _ in range(_MAX_CHUNKS):
-        found = _GIF_BLOCK.search(data, at)
+        found = GIF_BLOCK.search(data, at)
         if found is None or data[found.start()] == 0x3B:
             return
         at, kind = found.start(), data[found.start()]
@@ -197,7 +194,7 @@ def _gif(data: bytes) -> None:
     else:
         return
     width, height, flags = struct.unpack_from("<HHB", data, at + 5)
-    at += 11 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    at += 11 + gif_colors(flags)
     need, have = -(-_lzw_bits(width * height) // 8), 0
     while have < need and at < len(data) and data[at]:
         have += min(data[at], len(data) - at - 1)

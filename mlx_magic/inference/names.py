@@ -10,10 +10,9 @@ from types import MappingProxyType
 from mlx_magic import demo
 from mlx_magic.errors import RequestError
 from mlx_magic.inference import checkpoint
-from mlx_magic.inference.alias_file import AliasFile, Target, is_alias
+from mlx_magic.inference.alias_file import AliasFile, Target
 from mlx_magic.inference.own_folders import absolute, expanded
 from mlx_magic.inference.request import DEMO
-from mlx_magic.inference.shown import shown
 
 
 class Names:
@@ -127,18 +126,3 @@ class Names:
 def adapted_name(model: str, adapter: str) -> str:
     """Return what a model with an adapter is called, where nobody gives it a name."""
     return f"{Path(model).name or model}+{Path(adapter).name or 'adapter'}"
-
-
-def require_alias(alias: str) -> None:
-    """Refuse what cannot be an alias.
-
-    Raises
-    ------
-    RequestError
-    """
-    if not is_alias(alias):
-        raise RequestError(
-            f"{shown(repr(alias))} cannot be an alias: use a short name without a slash or control "
-            f"characters, other than {DEMO!r}.",
-            option="as",
-        )

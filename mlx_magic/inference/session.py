@@ -15,7 +15,7 @@ from mlx_magic.errors import (
     RequestError,
 )
 from mlx_magic.inference import images, machine
-from mlx_magic.inference.alias_file import Target, is_alias
+from mlx_magic.inference.alias_file import Target, is_alias, require_alias
 from mlx_magic.inference.backends.failure import (
     generation_error,
     no_panics,
@@ -31,7 +31,7 @@ from mlx_magic.inference.finding import describe, find
 from mlx_magic.inference.generation import Generation, OnProgress, Sink
 from mlx_magic.inference.given import said
 from mlx_magic.inference.model_info import Hold, Load
-from mlx_magic.inference.names import Names, adapted_name, require_alias
+from mlx_magic.inference.names import Names, adapted_name
 from mlx_magic.inference.on_disk import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.inference.own_folders import absolute
 from mlx_magic.inference.pool import ModelPool

@@ -6,7 +6,6 @@ directories, pages, tiles. Each is looked at in the bytes, without decoding any.
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import NoReturn
 
 from mlx_magic.errors import ImageDecodeError, ImageTooLargeError
 from mlx_magic.inference.image_limits import check_pixels
+from mlx_magic.inference.markers import GIF_BLOCK, JPEG_BARE, JPEG_FRAMES, JPEG_MARKER, gif_colors
 from mlx_magic.inference.tiff import (
     LOOKED_AT,
     TAG_BYTE_COUNTS,
@@ -46,12 +46,7 @@ _MAX_TAGS = 1_000
 _MAX_VALUES = 300_000
 _MAX_FRACTIONS = 10_000
 _SOS = b"\xff\xda"
-# Within a scan FF is followed by 0 or a restart marker; fill bytes are FF again.
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
-_FRAMES_JPEG = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
-_GIF_BLOCK = re.compile(rb"[!,;]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +139,17 @@ class _Frame:
 def _check_jpeg(data: bytes, watch: Watch) -> None:
     frame: _Frame | None = None
     at, segments = 2, 0
-    while found := _MARKER.search(data, at):
+    while found := JPEG_MARKER.search(data, at):
         segments += 1
         if segments > _MAX_SEGMENTS:
             _refuse(watch, "is a JPEG made of too many small pieces: save it anew")
         marker, at = data[found.start() + 1], found.end()
-        if marker in _NO_LENGTH:
+        if marker in JPEG_BARE:
             continue
         if marker == 0xD9:
             return
         length = int.from_bytes(data[at : at + 2], "big")
-        if marker in _FRAMES_JPEG:
+        if marker in JPEG_FRAMES:
             frame = _Frame.read(marker, data[at + 2 : at + length])
         if marker == 0xDA:
             break
@@ -180,10 +175,10 @@ def _scans(data: bytes, at: int, watch: Watch) -> int:
     """Count the scans from the first one on, whose length is at `at`."""
     count = 1
     at += int.from_bytes(data[at : at + 2], "big")
-    while (found := _MARKER.search(data, at)) and count <= MAX_SCANS:
+    while (found := JPEG_MARKER.search(data, at)) and count <= MAX_SCANS:
         watch.checkpoint()
         marker, at = data[found.start() + 1], found.end()
-        if marker in _NO_LENGTH:
+        if marker in JPEG_BARE:
             continue
         if marker == 0xD9:
             break
@@ -196,9 +191,9 @@ def _scans(data: bytes, at: int, watch: Watch) -> int:
 
 
 def _count_gif(data: bytes, watch: Watch) -> Counted:
-    at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    at = 13 + gif_colors(data[10])
     frames = blocks = comments = 0
-    while found := _GIF_BLOCK.search(data, at):
+    while found := GIF_BLOCK.search(data, at):
         at, kind = found.end(), data[found.start()]
         if kind == 0x3B:
             break
@@ -212,7 +207,7 @@ def _count_gif(data: bytes, watch: Watch) -> Counted:
             frames += 1
             if frames > MAX_COUNTED:
                 return Counted(MAX_COUNTED, more=True)
-            at += 10 + (3 << (flags[0] & 7) + 1 if flags[0] & 0x80 else 0)
+            at += 10 + gif_colors(flags[0])
         begun = blocks
         while at < len(data) and data[at]:
             at += data[at] + 1

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
 from mlx_magic.inference import alias_file
-from mlx_magic.inference.alias_file import AliasFile, Target
-from mlx_magic.inference.names import require_alias
+from mlx_magic.inference.alias_file import AliasFile, Target, require_alias
 
 
 @pytest.fixture

@@ -16,8 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlx_magic.errors import GenerationError
 from mlx_magic.inference import architectures
+from mlx_magic.inference.backends import chat
+from mlx_magic.inference.backends.failure import without_frames
 from mlx_magic.inference.backends.template_limits import BUDGET, TemplateBudget
+from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.request import GenerationRequest
 
 _HOOK = "_compile_jinja_template"
 _lock = threading.Lock()
@@ -40,6 +45,32 @@ def sandboxed(limits: TemplateBudget | None = None) -> Iterator[None]:
         yield
     finally:
         BUDGET.reset(token)
+
+
+@contextmanager
+def rendering(request: GenerationRequest, cancel: CancelToken, *, model: str) -> Iterator[None]:
+    """Let the chat template of a model render a request in the block, or say why it does not.
+
+    Parameters
+    ----------
+    request : GenerationRequest
+    cancel : CancelToken
+        Ends the template when it is thrown.
+    model : str
+        Name of the model, for messages.
+
+    Raises
+    ------
+    GenerationError
+    Cancelled
+    """
+    try:
+        with sandboxed(TemplateBudget(cancel=cancel)):
+            yield
+    except (Cancelled, GenerationError):
+        raise
+    except Exception as error:
+        raise chat.template_error(error, request, model=model) from without_frames(error)
 
 
 def rendered(source: str, *, like_transformers: bool = False, **variables: Any) -> str:

@@ -15,6 +15,7 @@ import secrets
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from mlx_magic.errors import GenerationError
@@ -82,11 +83,20 @@ class ControlTokens:
             self._backend.no_truncation()
             self._backend.no_padding()
         self._sees = processor is not None
-        self._special, self._others, self._by_normal_form = self._known(processor)
-        known = () if self._backend is None else self._backend.get_added_tokens_decoder().items()
+        known = {} if self._backend is None else self._backend.get_added_tokens_decoder()
+        # Letters that it does not have are no control token.
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
         self._control = frozenset(
-            at for at, token in known if token.special or _MARKUP.fullmatch(token.content)
+            at
+            for at, token in known.items()
+            if at != unknown and (token.special or _MARKUP.fullmatch(token.content))
         )
+        self._by_normal_form = frozenset(
+            at
+            for at in self._control
+            if known[at].normalized and self._backend.normalizer is not None
+        )
+        self._special, self._others = self._known(processor)
         self._copy: tuple[Any, dict[str, str]] | None = None
 
     def masked(self, request: GenerationRequest) -> Masked:
@@ -97,45 +107,30 @@ class ControlTokens:
         GenerationError
             The tokenizer offers no way to keep it a word.
         """
-        asked = [request.system or "", *(turn.prompt for turn in request.history), request.prompt]
-        answers = [turn.answer for turn in request.history]
-        everything = "".join((*asked, *answers))
+        everything = "".join(_texts(request))
         masks: dict[str, str] = {}
         free = _free(everything)
 
-        def mask(text: str, found: Iterator[tuple[int, int]]) -> str:
-            parts, end = [], 0
-            for start, stop in found:
-                word = text[start:stop]
-                if word not in masks:
-                    if len(masks) == _MOST_WORDS:
-                        raise GenerationError(
-                            f"{self._model}: the question has more than {_MOST_WORDS} different "
-                            "words that look like control tokens of this model: leave some out.",
-                            model=self._model,
-                        )
-                    masks[word] = next(free)
-                parts += [text[end:start], masks[word]]
-                end = stop
-            return "".join((*parts, text[end:]))
+        def mask(word: str) -> str:
+            if word not in masks:
+                if len(masks) == _MOST_WORDS:
+                    raise GenerationError(
+                        f"{self._model}: the question has more than {_MOST_WORDS} different "
+                        "words that look like control tokens of this model: leave some out.",
+                        model=self._model,
+                    )
+                masks[word] = next(free)
+            return masks[word]
 
         def in_question(text: str) -> str:
-            return mask(text, self._found(text, self._special, self._others))
+            return _rewritten(text, self._found(text, self._special, self._others), mask)
 
         def in_answer(text: str) -> str:
             # Templates look for <think> and the like in what the model wrote.
-            return mask(text, self._found(text, self._special))
+            return _rewritten(text, self._found(text, self._special), mask)
 
-        changed = replace(
-            request,
-            prompt=in_question(request.prompt),
-            system=request.system and in_question(request.system),
-            history=tuple(
-                replace(turn, prompt=in_question(turn.prompt), answer=in_answer(turn.answer))
-                for turn in request.history
-            ),
-        )
-        self._require_plain(everything, masks)
+        changed = _changed(request, in_question, in_answer)
+        self._require_plain(everything)
         if not masks:
             return Masked(request)
         if self._backend is None:
@@ -159,7 +154,9 @@ class ControlTokens:
                 raise self._refused(next(iter(masked.words.values()))) from error
         backend, names = self._copy
         reader = copy.copy(self._tokenizer)
-        reader._tokenizer = _Reader(self._backend, backend, names, masked, self._require_same)
+        reader._tokenizer = _Reader(
+            self._backend, backend, names, masked, partial(self._require_same, masked)
+        )
         return reader
 
     def processor(self, processor: Any, masked: Masked) -> Any:
@@ -204,6 +201,10 @@ class ControlTokens:
         missing = [word for word in masked.words.values() if _squeezed(word) not in squeezed]
         if left or missing:
             raise self._refused((left or missing)[0])
+
+    def is_doubtful(self, masked: Masked) -> bool:
+        """Say whether `require_template` has something to look at."""
+        return self._backend is not None and bool(self._edges(masked.request))
 
     def require_template(
         self, text: object, masked: Masked, again: Callable[[GenerationRequest], object]
@@ -256,9 +257,8 @@ class ControlTokens:
 
     def _controls(self, text: str) -> list[int]:
         """Return the control tokens of a text."""
-        unknown = getattr(self._tokenizer, "unk_token_id", None)
         read = self._backend.encode(text, add_special_tokens=False).ids
-        return [at for at in read if at in self._control and at != unknown]
+        return [at for at in read if at in self._control]
 
     def _harmless(
         self, request: GenerationRequest, edges: set[str], other: str
@@ -266,49 +266,29 @@ class ControlTokens:
         """Return a request without characters that could begin or end a control token."""
         table = dict.fromkeys(map(ord, edges), other)
 
+        def in_question(text: str) -> str:
+            return text.translate(table)
+
         def in_answer(text: str) -> str:
-            parts, end = [], 0
-            for start, stop in self._found(text, self._others):
-                parts += [text[end:start].translate(table), text[start:stop]]
-                end = stop
-            return "".join((*parts, text[end:].translate(table)))
+            return _rewritten(text, self._found(text, self._others), str, in_question)
 
-        return replace(
-            request,
-            prompt=request.prompt.translate(table),
-            system=request.system and request.system.translate(table),
-            history=tuple(
-                replace(t, prompt=t.prompt.translate(table), answer=in_answer(t.answer))
-                for t in request.history
-            ),
-        )
+        return _changed(request, in_question, in_answer)
 
-    def _require_same(
-        self, control: Sequence[int], expected: Sequence[int], masked: Masked
-    ) -> None:
-        # Letters that it does not have are no control token.
-        unknown = getattr(self._tokenizer, "unk_token_id", None)
-        if [at for at in control if at != unknown] != [at for at in expected if at != unknown]:
+    def _require_same(self, masked: Masked, prompt: str, tokens: Sequence[int]) -> None:
+        """Refuse what a copy read of a prompt if it has other control tokens than the prompt."""
+        if [at for at in tokens if at in self._control] != self._controls(prompt):
             raise self._refused(next(iter(masked.words.values())))
 
-    def _known(self, processor: Any) -> tuple[_Words, _Words, frozenset[int]]:
-        """Return control tokens, markup that templates know, and those known by a normal form."""
+    def _known(self, processor: Any) -> tuple[_Words, _Words]:
+        """Return the words of control tokens, and markup that templates know."""
         special: set[str] = set()
         others: set[str] = set()
-        by_normal_form: set[int] = set()
         if self._backend is not None:
-            unknown = getattr(self._tokenizer, "unk_token_id", None)
-            for at, token in self._backend.get_added_tokens_decoder().items():
+            for token in self._backend.get_added_tokens_decoder().values():
                 if token.special:
                     special.add(token.content)
                 elif _MARKUP.fullmatch(token.content):
                     others.add(token.content)
-                else:
-                    continue
-                if token.normalized and at != unknown:
-                    by_normal_form.add(at)
-            if self._backend.normalizer is None:
-                by_normal_form.clear()
         else:
             special |= set(map(str, getattr(self._tokenizer, "all_special_tokens", None) or ()))
             known = getattr(self._tokenizer, "get_added_vocab", dict)
@@ -318,24 +298,20 @@ class ControlTokens:
         for value in vars(processor).values() if processor is not None else ():
             if isinstance(value, str) and _MARKUP.fullmatch(value):
                 special.add(value)
-        return _Words(special), _Words(others), frozenset(by_normal_form)
+        return _Words(special), _Words(others)
 
     def _found(self, text: str, *words: _Words) -> Iterator[tuple[int, int]]:
         """Yield where the first and longest of these words stand, one after the other."""
         spans = [span for known in words for span in known.spans(text)]
         if self._sees:
             spans += [match.span() for match in _PLACEHOLDER.finditer(text)]
-        end = 0
-        for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
-            if start >= end:
-                yield start, stop
-                end = stop
+        return _leftmost(spans)
 
-    def _require_plain(self, text: str, masks: Mapping[str, str]) -> None:
+    def _require_plain(self, text: str) -> None:
         """Refuse words that become a control token by a normal form (in capitals, say)."""
-        if not self._by_normal_form or self._backend is None:
+        if not self._by_normal_form:
             return
-        text = "".join(_outside(text, self._found(text, self._special, self._others)))
+        text = _rewritten(text, self._found(text, self._special, self._others), lambda word: " ")
         read = self._backend.encode(text, add_special_tokens=False)
         for at, (start, stop) in zip(read.ids, read.offsets, strict=True):
             if at in self._by_normal_form:
@@ -381,7 +357,7 @@ class _Reader:
         What the copy calls each control token.
     masked : Masked
     check : callable
-        Takes the control tokens of a prompt, those expected, and `masked`; may raise.
+        Takes a prompt and the tokens that were read of it; may raise.
     """
 
     def __init__(
@@ -390,14 +366,17 @@ class _Reader:
         renamed: Any,
         names: Mapping[str, str],
         masked: Masked,
-        check: Callable[[Sequence[int], Sequence[int], Masked], None],
+        check: Callable[[str, Sequence[int]], None],
     ) -> None:
-        control = {original.token_to_id(name) for name in names}
+        # Not by its own attributes: those are the tokenizers'.
         self.__dict__.update(
-            _original=original, _renamed=renamed, _names=names, _masked=masked, _check=check
+            _original=original,
+            _renamed=renamed,
+            _names=names,
+            _words=_Words(names),
+            _masked=masked,
+            _check=check,
         )
-        self.__dict__["_control"] = control
-        self.__dict__["_words"] = _Words(names)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._renamed if name in _ENCODING else self._original, name)
@@ -422,25 +401,18 @@ class _Reader:
         """Call the control tokens of a prompt by their other names, and put the words back."""
         if isinstance(sequence, (list, tuple)):
             return type(sequence)(map(self._put, sequence))
-        parts, end = [], 0
-        spans = sorted(self._words.spans(sequence), key=lambda span: (span[0], -span[1]))
-        for start, stop in spans:
-            if start >= end:
-                parts += [sequence[end:start], self._names[sequence[start:stop]]]
-                end = stop
-        return self._masked.restored("".join((*parts, sequence[end:])))
+        called = _rewritten(
+            sequence, _leftmost(self._words.spans(sequence)), self._names.__getitem__
+        )
+        return self._masked.restored(called)
 
     def _checked(self, sequences: Sequence[Any], made: Any) -> Any:
         for sequence, encoding in zip(sequences, made, strict=True):
             if isinstance(sequence, str):
-                expected = self._original.encode(sequence, add_special_tokens=False).ids
                 mask = encoding.special_tokens_mask
                 own = [at for at, added in zip(encoding.ids, mask, strict=True) if not added]
-                self._check(self._controls(own), self._controls(expected), self._masked)
+                self._check(sequence, own)
         return made
-
-    def _controls(self, tokens: Sequence[int]) -> list[int]:
-        return [token for token in tokens if token in self._control]
 
 
 def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
@@ -506,10 +478,39 @@ def _free(text: str) -> Iterator[str]:
     return (chr(at) for at in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(at) not in used)
 
 
-def _outside(text: str, spans: Iterable[tuple[int, int]]) -> Iterator[str]:
-    """Yield what is left of a text, with a space in each gap."""
+def _changed(
+    request: GenerationRequest, in_question: Callable[[str], str], in_answer: Callable[[str], str]
+) -> GenerationRequest:
+    """Return a request with other words."""
+    return replace(
+        request,
+        prompt=in_question(request.prompt),
+        system=request.system and in_question(request.system),
+        history=tuple(
+            replace(turn, prompt=in_question(turn.prompt), answer=in_answer(turn.answer))
+            for turn in request.history
+        ),
+    )
+
+
+def _leftmost(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans that stand one after the other: of those that overlap the first, longest."""
     end = 0
+    for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if start >= end:
+            yield start, stop
+            end = stop
+
+
+def _rewritten(
+    text: str,
+    spans: Iterable[tuple[int, int]],
+    inside: Callable[[str], str],
+    outside: Callable[[str], str] = str,
+) -> str:
+    """Return a text with other words in its spans, and outside of them."""
+    parts, end = [], 0
     for start, stop in spans:
-        yield f"{text[end:start]} "
+        parts += [outside(text[end:start]), inside(text[start:stop])]
         end = stop
-    yield text[end:]
+    return "".join((*parts, outside(text[end:])))

@@ -5,14 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from mlx_magic.errors import GenerationError
 from mlx_magic.inference.backends import chat
 from mlx_magic.inference.backends.aside import Aside, is_known
-from mlx_magic.inference.backends.chat_template import sandboxed
+from mlx_magic.inference.backends.chat_template import rendering
 from mlx_magic.inference.backends.control_tokens import ControlTokens, Masked
-from mlx_magic.inference.backends.failure import without_frames
-from mlx_magic.inference.backends.template_limits import TemplateBudget
-from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.request import GenerationRequest
 
 
@@ -56,17 +53,13 @@ class TextInputs:
             text: str = template(chat.messages(asked), add_generation_prompt=True, tokenize=False)
             return text
 
-        with sandboxed(TemplateBudget(cancel=cancel)):
-            try:
-                if not masked.words:
-                    tokens: list[int] = template(messages, add_generation_prompt=True)
-                text = rendered(masked.request)
-                self._control.require_template(text, masked, rendered)
-            except (Cancelled, GenerationError):
-                raise
-            except Exception as error:
-                refusal = chat.template_error(error, request, model=self._model)
-                raise refusal from without_frames(error)
+        with rendering(request, cancel, model=self._model):
+            if not masked.words:
+                tokens: list[int] = template(messages, add_generation_prompt=True)
+                if len(messages) == 1 and not self._control.is_doubtful(masked):
+                    return tokens
+            text = rendered(masked.request)
+            self._control.require_template(text, masked, rendered)
         chat.require_whole(text, masked.request, model=self._model)
         return self._read(text, masked, add_special_tokens=False) if masked.words else tokens
 

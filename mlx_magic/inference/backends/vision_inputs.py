@@ -12,8 +12,7 @@ from mlx_magic.inference.backends import chat, chat_template
 from mlx_magic.inference.backends.aside import Aside, is_known
 from mlx_magic.inference.backends.control_tokens import ControlTokens, Masked
 from mlx_magic.inference.backends.failure import one_line, without_frames
-from mlx_magic.inference.backends.template_limits import TemplateBudget
-from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.request import GenerationRequest
 
 
@@ -107,15 +106,9 @@ class VisionInputs:
                 num_images=len(chat.pictures(request)),
             )
 
-        try:
-            with chat_template.sandboxed(TemplateBudget(cancel=cancel)):
-                text = rendered(masked.request)
-                self._control.require_template(text, masked, rendered)
-        except (Cancelled, GenerationError):
-            raise
-        except Exception as error:
-            refusal = chat.template_error(error, request, model=self._model)
-            raise refusal from without_frames(error)
+        with chat_template.rendering(request, cancel, model=self._model):
+            text = rendered(masked.request)
+            self._control.require_template(text, masked, rendered)
         chat.require_whole(text, masked.request, model=self._model)
         return Prompt(text, masked)
 
