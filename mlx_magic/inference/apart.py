@@ -1,8 +1,9 @@
 """Decoding in a process of its own, which ends when its time is up or it is cancelled.
 
-For decoders that cannot be interrupted and hold the interpreter's lock (OpenJPEG), or that write
-to the process's standard error what they think of a file (libtiff): its handlers are those of the
-whole process, and a person's own use of Pillow may count on them.
+For decoders that cannot be interrupted and hold the interpreter's lock (OpenJPEG), that decode more
+than a header says (libavif), or that write to the process's standard error what they think of a
+file (libtiff): its handlers are those of the whole process, and a person's own use of Pillow may
+count on them.
 """
 
 from __future__ import annotations

@@ -13,11 +13,13 @@ import sys
 from typing import Any
 
 _READERS = {
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
     "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
     "TIFF": ("TiffImagePlugin", "TiffImageFile"),
 }
 # Without their palette, pixels would mean nothing.
 _PLAIN = {"P": "RGB", "PA": "RGBA"}
+_THREADS = 4
 _STRIP_PIXELS = 2_000_000
 
 
@@ -33,7 +35,9 @@ def main() -> None:
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     sys.path[:0] = sys.argv[5:]
     module, name = _READERS[kind]
-    reader: Any = getattr(importlib.import_module(f"PIL.{module}"), name)
+    plugin: Any = importlib.import_module(f"PIL.{module}")
+    plugin.DEFAULT_MAX_THREADS = _THREADS  # of libavif: each takes addresses
+    reader: Any = getattr(plugin, name)
     try:
         image = reader(io.BytesIO(sys.stdin.buffer.read()))
         if frame:

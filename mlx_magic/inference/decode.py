@@ -31,7 +31,7 @@ from mlx_magic.inference.netpbm import decode_netpbm
 from mlx_magic.inference.qoi import decode_qoi
 from mlx_magic.inference.quiet import quiet
 from mlx_magic.inference.sniff import SNIFF_BYTES, picture_format, why_no_picture
-from mlx_magic.inference.structure import Counted, check_memory, check_structure
+from mlx_magic.inference.structure import MAX_MEMORY, Counted, check_memory, check_structure
 from mlx_magic.inference.watched import DECODE_SECONDS, Watch, WatchedBytes
 
 _T = TypeVar("_T")
@@ -54,8 +54,8 @@ _OWN_DECODERS: dict[str, Callable[[bytes, Watch], Image.Image | None]] = {
     "PPM": decode_netpbm,
     "QOI": decode_qoi,
 }
-# What libtiff may take: a large picture, turned, beside a strip of the same size.
-_TIFF_MEMORY = 2_000_000_000
+# What these may take apart. Of a TIFF: a large picture, turned, beside a strip of the same size.
+_MEMORY = {"TIFF": 2_000_000_000, "AVIF": MAX_MEMORY}
 # Decoders in Python, which read byte by byte.
 _SMALL_READS = frozenset({"BMP"})
 
@@ -96,8 +96,8 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
     label : str
         How the person named it, for messages.
     cancel : CancelToken, optional
-        Looked at whenever the decoder reads. Those of WebP and AVIF read all at once: they are
-        stopped before and after their work only.
+        Looked at whenever the decoder reads. That of WebP reads all at once: it is stopped
+        before and after its work only.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def _decode_bytes(data: bytes, label: str, cancel: CancelToken | None) -> Decode
         check_pixels(image.size, label)
         check_memory(kind, image.size, label)
     opened = image
-    apart = _guarded(lambda: _by_libtiff(opened, data, watch), watch, kind)
+    apart = _guarded(lambda: _decoded_apart(opened, data, watch), watch, kind)
     # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.
     return _finish(image, apart, watch, kind, counted=counted, ours=True)
 
@@ -190,7 +190,7 @@ def decode_image(
         check_pixels(image.size, label)
         later_page = found == "TIFF" and image.tell() > 0
         counted = check_structure(found, data, watch) if later_page else _check(found, data, watch)
-        return counted, _by_libtiff(image, data, watch)
+        return counted, _decoded_apart(image, data, watch)
 
     with quiet():
         counted, apart = _guarded(looked_at, watch, kind)
@@ -204,15 +204,14 @@ def _check(kind: str, data: bytes, watch: Watch) -> Counted | None:
     return counted
 
 
-def _by_libtiff(image: Image.Image, data: bytes, watch: Watch) -> Image.Image | None:
-    """Return the page of a TIFF that libtiff decodes; None for any other image."""
-    if image.format != "TIFF" or not (
-        getattr(image, "use_load_libtiff", False) and getattr(image, "tile", None)
-    ):
+def _decoded_apart(image: Image.Image, data: bytes, watch: Watch) -> Image.Image | None:
+    """Return a page that libtiff or libavif decodes; None for any other image."""
+    kind = image.format or ""
+    by_libtiff = getattr(image, "use_load_libtiff", False) and getattr(image, "tile", None)
+    if kind != "AVIF" and not (kind == "TIFF" and by_libtiff):
         return None
-    seconds = int(DECODE_SECONDS)
     return decode_apart(
-        "TIFF", data, watch, seconds=seconds, memory=_TIFF_MEMORY, frame=image.tell()
+        kind, data, watch, seconds=int(DECODE_SECONDS), memory=_MEMORY[kind], frame=image.tell()
     )
 
 

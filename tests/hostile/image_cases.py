@@ -472,6 +472,15 @@ def avif_of_64_megapixels_in_a_few_kilobytes() -> bytes:
     return bytes(data)
 
 
+@case()
+def avif_that_says_it_is_small_and_is_not() -> bytes:
+    """As in a browser, it is shown in the size that it says."""
+    data = bytearray(encode(Image.new("RGB", (9000, 9000)), "AVIF", speed=10))
+    at = data.index(b"ispe") + 8
+    data[at : at + 8] = struct.pack(">II", 64, 64)
+    return bytes(data)
+
+
 @case("cannot be decoded as AVIF")
 def avif_of_nothing_but_boxes() -> bytes:
     return b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + struct.pack(">I4s", 8, b"free") * 200_000

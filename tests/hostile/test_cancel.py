@@ -77,6 +77,7 @@ def large(kind: str) -> Any:
     [
         ("JPEG", 5), ("progressive", 5), ("PNG", 5), ("BMP", 5), ("TIFF", 5), ("plain PPM", 5),
         ("QOI", 4), ("array", 5), ("file", 5), ("JPEG 2000", 4), ("GIF", 3), ("scans", 3),
+        ("AVIF", 5),
     ],
 )  # fmt: skip
 def test_cancel_in_the_middle_ends_the_work(kind: str, at: int) -> None:
