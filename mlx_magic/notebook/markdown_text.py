@@ -25,11 +25,10 @@ _SPECIAL = re.compile(
 )
 _REFERENCES = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "\\": "&#92;", "{": "&#123;", "}": "&#125;"}
 _PUNCTUATION = re.compile(r"[\\$&<>*_\[\]`!~|{}@:/#^]")
-_FENCE_DIRECTIVE = re.compile(
-    r"([`~:]{3}[ \t]*)(?:\{|(?:mermaid|math|geojson|topojson|stl|plantuml)\b)", re.IGNORECASE
-)
+# Languages of code blocks that some programs draw or run.
+_DRAWN = ("mermaid", "math", "geojson", "topojson", "stl", "plantuml")
+_FENCE_DIRECTIVE = re.compile(rf"([`~:]{{3}}[ \t]*)(?:\{{|(?:{'|'.join(_DRAWN)})\b)", re.IGNORECASE)
 _FENCE = re.compile(r"(`{3,})[ \t]*([A-Za-z0-9_+#.-]{0,30})")
-_RUN_DRAWN = frozenset({"mermaid", "math", "geojson", "topojson", "stl", "plantuml"})
 _BACKTICKS = re.compile("`+")
 _CODE = r"(?<![`\\])(?P<code>(?P<run>`{1,2})(?!`)[^`\n]+(?<!`)(?P=run)(?!`))"
 _CODE_ONLY = re.compile(_CODE)
@@ -142,7 +141,7 @@ def _code(token: Token, lines: list[str]) -> str:
     content = token.content.rstrip("\n")
     opening = _FENCE.fullmatch(lines[0].rstrip())
     language = opening[2] if opening else token.info.strip().split(" ")[0]
-    if language.lower() in _RUN_DRAWN or not re.fullmatch(r"[A-Za-z0-9_+#.-]{0,30}", language):
+    if language.lower() in _DRAWN or not re.fullmatch(r"[A-Za-z0-9_+#.-]{0,30}", language):
         language = "text"
     return fenced(content, language, len(opening[1]) if opening else 3)
 
