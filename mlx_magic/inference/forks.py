@@ -48,7 +48,8 @@ def guard(engine: Rests) -> None:
 
 
 def _before() -> None:
-    engines = list(_guarded)
+    with _lock:
+        engines = list(_guarded)
     _resting[threading.get_ident()] = engines
     # All are asked, though one of them may not come to rest.
     rested = [engine.rest(LONGEST) for engine in engines]
