@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the browser for the end: while Playwright's loop runs, no other can."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+@pytest.fixture
+def templates_render_here() -> Iterator[None]:
+    """Let a request take the same slices each time: a thread beside makes it any number more."""
+    from mlx_magic.inference.backends import text_inputs, vision_inputs
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (text_inputs, vision_inputs):
+            patch.setattr(module, "is_known", lambda *things: False)
+        yield

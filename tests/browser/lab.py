@@ -95,8 +95,11 @@ class LabServer:
         return f"{self.url}/{page}/{notebook.name}?token={self._token}"
 
     def file_address(self, name: str) -> str:
-        """Return the address that opens a file in JupyterLab; Markdown in its viewer."""
-        return f"{self.url}/lab/tree/{name}?token={self._token}&reset"
+        """Return the address that opens a file in JupyterLab; Markdown in its viewer.
+
+        In a workspace of its own: the side bars that it opens would be open in later tests.
+        """
+        return f"{self.url}/lab/workspaces/files/tree/{name}?token={self._token}&reset"
 
     def write(self, path: Path, notebook: Any) -> None:
         """Write a notebook as it is."""

@@ -10,7 +10,7 @@ import pytest
 
 import mlx_magic
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, kv, vision_inputs
+from mlx_magic.inference.backends import device, kv
 from mlx_magic.inference.backends.text import TextModel
 from mlx_magic.inference.cancel import Cancelled
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -38,15 +38,9 @@ from tests.inference.test_text_batch import (
     raw_text,
 )
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("templates_render_here")]
 
 HEADS_OF_32 = {"head_dim": 32}
-
-
-@pytest.fixture(autouse=True)
-def templates_render_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a request take the same slices each time: a thread beside would make it one more."""
-    monkeypatch.setattr(vision_inputs, "is_known", lambda *things: False)
 
 
 @pytest.fixture(autouse=True)

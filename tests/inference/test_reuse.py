@@ -17,7 +17,7 @@ import mlx_magic
 from benchmarks.random_model import build
 from mlx_magic.errors import GenerationError
 from mlx_magic.inference import images as pictures
-from mlx_magic.inference.backends import vision, vision_batch, vision_inputs
+from mlx_magic.inference.backends import vision, vision_batch
 from mlx_magic.inference.backends.device import Memory
 from mlx_magic.inference.backends.vision import VisionBackend, VisionModel
 from mlx_magic.inference.backends.vision_batch import VisionBatch
@@ -33,7 +33,7 @@ from mlx_magic.inference.request import (
 )
 from mlx_magic.inference.stops import Stopped
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("templates_render_here")]
 
 SIDE, IMAGE_TOKENS = 512, 1024
 
@@ -173,12 +173,6 @@ def _finished(steps: Generator[None, None, VisionModel]) -> VisionModel:
             next(steps)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
-
-
-@pytest.fixture(autouse=True)
-def templates_render_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a request take the same slices each time: a thread beside would make it one more."""
-    monkeypatch.setattr(vision_inputs, "is_known", lambda *things: False)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Samp
 from mlx_magic.inference.request_memory import Shape, need
 from mlx_magic.inference.reuse import Reuse
 from tests.inference.standing import let_answer
+
+pytestmark = pytest.mark.usefixtures("templates_render_here")
 
 VOCABULARY = 256
 CHUNK = 16
@@ -598,8 +601,31 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
     assert waited == questions[2:]
 
 
+class LateInputs:
+    """Prompts that are made beside each other, and are ready in an order of their own."""
+
+    def __init__(self, text_model: TextModel, delays: dict[str, int]) -> None:
+        self._inputs, self._delays = text_model._inputs, delays
+
+    def made(self, request: GenerationRequest, cancel: CancelToken) -> Any:
+        made = self._inputs.made(request, cancel)
+
+        def late(cancel: CancelToken) -> Generator[None, None, list[int]]:
+            for _ in range(self._delays[request.prompt]):
+                cancel.checkpoint()
+                yield
+            return (yield from made.result(cancel))
+
+        return SimpleNamespace(result=late)
+
+
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)
-def test_a_model_that_cannot_batch_answers_one_after_the_other(text_model: TextModel) -> None:
+@pytest.mark.parametrize("delays", list(itertools.permutations((0, 3, 9))))
+def test_a_model_that_cannot_batch_answers_in_the_order_of_asking(
+    text_model: TextModel, delays: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = LateInputs(text_model, dict(zip(PROMPTS, delays, strict=False)))
+    monkeypatch.setattr(text_model, "_inputs", late)
     order: list[str] = []
     questions = [Question(text_model, prompt, max_tokens=5) for prompt in PROMPTS[:3]]
     for each in questions:
@@ -607,6 +633,26 @@ def test_a_model_that_cannot_batch_answers_one_after_the_other(text_model: TextM
     ask(*questions)
     begun = order[len(questions) :]
     assert [prompt for prompt, _ in itertools.groupby(begun)] == PROMPTS[:3]
+
+
+@pytest.mark.parametrize("text_model", ["alone"], indirect=True)
+def test_who_gives_up_while_its_prompt_is_made_holds_up_nobody(
+    text_model: TextModel, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = LateInputs(text_model, {"Hi": 1_000_000, "What is it?": 0})
+    monkeypatch.setattr(text_model, "_inputs", late)
+    first, second = (Question(text_model, prompt, max_tokens=3) for prompt in PROMPTS[:2])
+    engine = Engine(threaded=False)
+    for each in (first, second):
+        engine.submit(each.steps(), each.failed)
+    for _ in range(20):
+        engine.step()
+    assert not [chunk for chunk in second.chunks if chunk.text]
+    first.cancel.cancel()
+    while engine.step():
+        pass
+    assert isinstance(first.error, Cancelled)
+    assert second.outcome[:1] == raw_text(model, "What is it?", 3)[:1]
 
 
 def test_numbers_that_overflow_are_one_line_for_one_request(

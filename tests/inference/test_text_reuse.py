@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, text_inputs, text_recall
+from mlx_magic.inference.backends import device, text_recall
 from mlx_magic.inference.backends.text import TextModel
 from mlx_magic.inference.cancel import Cancelled, CancelToken
 from mlx_magic.inference.checkpoint import Checkpoint
@@ -26,14 +26,10 @@ from tests.inference import test_text_batch
 from tests.inference.standing import let_answer
 from tests.inference.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
 
+pytestmark = pytest.mark.usefixtures("templates_render_here")
+
 LONG = "Why is the sky blue at noon, and red at night? "
 COUNT = 12
-
-
-@pytest.fixture(autouse=True)
-def templates_render_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a request take the same slices each time: a thread beside would make it one more."""
-    monkeypatch.setattr(text_inputs, "is_known", lambda *things: False)
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from mlx_magic.inference.cancel import Cancelled, CancelToken
 
 
 def work(turns: Turns, log: list[int], name: int, cancel: CancelToken) -> Generator[None]:
-    turn = yield from turns.wait(cancel)
-    with turn:
+    with turns.queued() as turn:
+        yield from turn.wait(cancel)
         log.append(name)
         for _ in range(2):
             yield
@@ -51,11 +51,11 @@ def test_whoever_is_cancelled_the_others_are_answered_one_by_one_in_their_order(
 
 def test_who_needs_no_turn_any_more_waits_no_longer() -> None:
     turns, free = Turns(), False
-    first = turns.wait(CancelToken())
-    with pytest.raises(StopIteration):
-        next(first)
-    second = turns.wait(CancelToken(), unless=lambda: free)
-    next(second)
-    free = True
-    with pytest.raises(StopIteration):
-        next(second)
+    with turns.queued() as first, turns.queued() as second:
+        with pytest.raises(StopIteration):
+            next(first.wait(CancelToken()))
+        waiting = second.wait(CancelToken(), unless=lambda: free)
+        next(waiting)
+        free = True
+        with pytest.raises(StopIteration):
+            next(waiting)

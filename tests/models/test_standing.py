@@ -18,7 +18,11 @@ from tools.model_table.compare import Comparison
 from tools.model_table.ours import OurModel, finished
 from tools.model_table.questions import FOLLOW_UP, IMAGE, TEXT, WORDS
 
-pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.usefixtures("templates_render_here"),
+]
 
 
 def loaded(tiny: Build, name: str, files: dict[str, Path]) -> OurModel:

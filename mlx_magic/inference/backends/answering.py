@@ -16,6 +16,7 @@ from mlx_magic.inference.cancel import CancelToken
 from mlx_magic.inference.request import FinishReason
 
 B = TypeVar("B", bound=Batch)
+T = TypeVar("T")
 Answer = Generator[None, None, FinishReason]
 
 
@@ -58,6 +59,7 @@ class Answering(Generic[B]):
         self._quantized: dict[int, B] = {}
         # For those whose step with others failed.
         self._single: B | None = None
+        self._prompts = Turns()
         self._turns = Turns()
         self._table = Table()
 
@@ -66,6 +68,23 @@ class Answering(Generic[B]):
         batch = self._batch_of(kv_bits)
         # Each batch has its own.
         return self._table if batch is None else batch.table
+
+    def in_order(
+        self, making: Generator[None, None, T], cancel: CancelToken
+    ) -> Generator[None, None, T]:
+        """Make a prompt; where answers are written one at a time, hand it over in its turn.
+
+        Prompts are made beside each other, and a later one may be ready first.
+
+        Raises
+        ------
+        Cancelled
+            While it waits.
+        """
+        with self._prompts.queued() as turn:
+            made = yield from making
+            yield from turn.wait(cancel, unless=lambda: self.standing.together)
+        return made
 
     def answer(
         self, asked: Asked, alone: Callable[[], Answer], seated: Callable[[B, list[int]], Answer]
@@ -88,8 +107,8 @@ class Answering(Generic[B]):
         kv_bits, standing = asked.request.kv_bits, self.standing
         if not standing.together:
             meets = len(self._turns) > 0
-            turn = yield from self._turns.wait(asked.cancel, unless=lambda: standing.together)
-            with turn:
+            with self._turns.queued() as turn:
+                yield from turn.wait(asked.cancel, unless=lambda: standing.together)
                 if meets or len(self._turns) > 1:
                     # Who had to wait would not, if they were answered together.
                     yield from self.look(Budget(None), asked.cancel)

@@ -187,7 +187,7 @@ class TextModel:
         kv.require_bits(request.kv_bits, self._room.shape, self._name)
         making = self._inputs.made(request, cancel)
         yield
-        prompt = yield from making.result(cancel)
+        prompt = yield from self._answering.in_order(making.result(cancel), cancel)
         counts = Counts(len(prompt), 0)
         placed = yield from self._room.place(
             self._answering.table(request.kv_bits),

@@ -1,4 +1,4 @@
-"""Answers of a model that are written one at a time, in the order of asking."""
+"""Requests of a model that go on one at a time, in the order of asking."""
 
 from __future__ import annotations
 
@@ -10,19 +10,36 @@ from mlx_magic.inference.cancel import CancelToken
 
 
 class Turns:
-    """A queue in which the first one is answered and the others wait."""
+    """A queue in which the first one goes on and the others wait."""
 
     def __init__(self) -> None:
-        self._waiting: deque[object] = deque()
+        self._queue: deque[Turn] = deque()
 
     def __len__(self) -> int:
-        """Return how many there are: the one that is answered, and those that wait."""
-        return len(self._waiting)
+        """Return how many there are: the one whose turn it is, and those that wait."""
+        return len(self._queue)
+
+    @contextlib.contextmanager
+    def queued(self) -> Iterator[Turn]:
+        """Stand in the queue; whoever leaves the context leaves the queue."""
+        turn = Turn(self._queue)
+        self._queue.append(turn)
+        try:
+            yield turn
+        finally:
+            self._queue.remove(turn)
+
+
+class Turn:
+    """One place in a queue."""
+
+    def __init__(self, queue: deque[Turn]) -> None:
+        self._queue = queue
 
     def wait(
         self, cancel: CancelToken, *, unless: Callable[[], bool] = lambda: False
-    ) -> Generator[None, None, contextlib.AbstractContextManager[None]]:
-        """Wait for this request's turn; a look a slice.
+    ) -> Generator[None, None, None]:
+        """Wait until it is the first of its queue; a look a slice.
 
         Parameters
         ----------
@@ -30,30 +47,11 @@ class Turns:
         unless : callable
             Says that no turn is needed any more.
 
-        Returns
-        -------
-        context manager
-            Keeps the turn until the answer has ended.
-
         Raises
         ------
         Cancelled
             While it waits.
         """
-        ticket = object()
-        self._waiting.append(ticket)
-        try:
-            while self._waiting[0] is not ticket and not unless():
-                cancel.checkpoint()
-                yield
-        except BaseException:
-            self._waiting.remove(ticket)
-            raise
-        return self._kept(ticket)
-
-    @contextlib.contextmanager
-    def _kept(self, ticket: object) -> Iterator[None]:
-        try:
+        while self._queue[0] is not self and not unless():
+            cancel.checkpoint()
             yield
-        finally:
-            self._waiting.remove(ticket)

@@ -203,7 +203,7 @@ class VisionModel:
         device.reset_peak()
         report(GenerationChunk("seeing" if chat.pictures(request) else "reading"))
         kv.require_bits(request.kv_bits, self._room.shape, self._name)
-        inputs = yield from self._inputs(request, cancel)
+        inputs = yield from self._answering.in_order(self._inputs(request, cancel), cancel)
         counts = Counts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
