@@ -85,6 +85,8 @@ def open_notebook(
     for notebook in opened:
         notebook.screenshot(f"{name}-end")
     context.close()
+    for notebook in opened:
+        server.stop_kernel(notebook.path)
 
 
 @pytest.fixture

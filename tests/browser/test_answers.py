@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +15,7 @@ from mlx_magic.notebook.sanitise import to_html, to_markdown
 from tests.hostile.answers import ANSWERS, HONEST, HOST
 
 from .conftest import OpenNotebook
-from .lab import LabNotebook, LabServer
+from .lab import FRONT_ENDS, LabNotebook, LabServer
 from .test_lab import setup
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
@@ -142,10 +141,6 @@ def check(notebook: LabNotebook) -> None:
         notebook.screenshot(f"hostile-answers-{cell}")
     assert notebook.foreign_requests == []
     assert notebook.server_requests("shutdown") == []
-
-
-# Notebook 7 is built of the same parts: `MLX_MAGIC_EVERY=1` looks at both.
-FRONT_ENDS = ["lab", "notebook"] if os.environ.get("MLX_MAGIC_EVERY") == "1" else ["lab"]
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)

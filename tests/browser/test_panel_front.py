@@ -16,12 +16,12 @@ import pytest
 from playwright.sync_api import FilePayload, Locator, Page, WebSocketRoute, expect
 
 from .conftest import OpenNotebook
-from .lab import ROOT, FrontEnd, LabNotebook
+from .lab import FRONT_ENDS, ROOT, FrontEnd, LabNotebook
 
 pytestmark = pytest.mark.browser
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-BOTH = pytest.mark.parametrize("front_end", ["lab", "notebook"])
+BOTH = pytest.mark.parametrize("front_end", FRONT_ENDS)
 HOSTILE = "<img src=x onerror=\"window.pwned='name'\"><script>window.pwned='script'</script>"
 WORDS = "seven words that a model might write "
 

@@ -229,7 +229,7 @@ def _forget_code() -> None:
     importlib.invalidate_caches()
 
 
-EVERY = int(os.environ.get("MLX_MAGIC_EVERY", "5"))
+EVERY = int(os.environ.get("MLX_MAGIC_EVERY", "15"))
 """One in so many models and loaders is tried; 1 tries all, which takes some minutes."""
 
 

@@ -340,10 +340,9 @@ def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
 
     greedy = [Sampling(max_tokens=10, temperature=0)] * len(ASKED)
     # Ours first: the session sets up the fast BLAS before MLX is imported.
-    eight, sixteen = (ask_at_once(session, smollm2, greedy * times) for times in (1, 2))
+    sixteen = ask_at_once(session, smollm2, greedy * 2)
     expected = session.engine.call(raw).result(120)
     assert {each[3] for each in expected} == {"stop", "length"}
-    assert eight == expected
     assert sixteen == expected * 2
 
 
