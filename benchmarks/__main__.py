@@ -24,8 +24,8 @@ from benchmarks import (
 )
 from benchmarks.figures import Report
 from benchmarks.live import ROOT, live_kernel
+from mlx_magic.backends.device import platform
 from mlx_magic.demo import folder as bundled
-from mlx_magic.inference.backends import device
 
 NAMES = (
     *("startup", "cell", "wire", "cancel", "warmup"),
@@ -81,7 +81,7 @@ def main() -> None:
     """Measure what the command line names; print tables and write JSON."""
     given = _arguments()
     # Before anything here imports MLX.
-    device.prepare()
+    platform.prepare()
     size = FULL if given.full else QUICK
     if given.pairs is not None:
         size = replace(size, pairs=given.pairs, chats=max(given.pairs // 6, 1))

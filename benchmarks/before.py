@@ -25,8 +25,8 @@ from benchmarks.live import ROOT, LiveKernel, live_kernel
 from benchmarks.peers import Peer, Worker, resting, running
 from benchmarks.reuse import twice
 from benchmarks.workload import Burst, Pictures, load, matches
+from mlx_magic.backends.device import platform
 from mlx_magic.demo import folder as bundled
-from mlx_magic.inference.backends import device
 
 LEAST = 0.97
 MANY = 32
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     given = parser.parse_args()
-    device.prepare()
+    platform.prepare()
     host = machine.describe()
     with tempfile.TemporaryDirectory() as scratch:
         report = measure(given.checkout.resolve(), Path(scratch), pairs=given.pairs)

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from mlx_magic.inference.request import Sampling
+from mlx_magic.engine.request import Sampling
 
 Event = Literal[
     "asked", "prepared", "loading", "seeing", "reading", "chunk", "writing", "token", "neighbour"

@@ -7,21 +7,21 @@ import threading
 import time
 
 from benchmarks.endurance_plan import Event, Plan
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.base import Backend
-from mlx_magic.inference.backends.text import TextBackend
-from mlx_magic.inference.backends.vision import VisionBackend
-from mlx_magic.inference.engine import Engine
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.pool import ModelPool
-from mlx_magic.inference.request import (
+from mlx_magic.backends.base import Backend
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.text.model import TextBackend
+from mlx_magic.backends.vision.model import VisionBackend
+from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import (
     DEMO,
     Exchange,
     GenerationChunk,
     GenerationRequest,
     Phase,
 )
-from mlx_magic.inference.session import Session
+from mlx_magic.model_pool.pool import ModelPool
+from mlx_magic.session import Session
 
 PATIENCE = 120.0
 """Seconds without any outcome after which somebody is lost."""
@@ -64,7 +64,7 @@ class Cutting(Session):
     """A session of its own, with the real backends."""
 
     def __init__(self) -> None:
-        engine = Engine(at_end=device.release_thread)
+        engine = Engine(at_end=platform.release_thread)
         backends: dict[str, Backend] = {"vision": VisionBackend(), "text": TextBackend()}
         clock = time.perf_counter
         pool = ModelPool(engine, backends, clock=clock)

@@ -10,9 +10,9 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-from mlx_magic.inference import session
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling, VisionResult
+from mlx_magic import session
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Sampling, VisionResult
 from mlx_magic.testing import ScriptedBackend, use_scripted
 
 QUESTION = "Describe this picture in every detail."

@@ -18,7 +18,7 @@ import psutil  # type: ignore[import-untyped]
 
 from benchmarks.live import ROOT
 from benchmarks.workload import Ask, Burst
-from mlx_magic.inference.backends import openblas
+from mlx_magic.backends.device import openblas
 
 PATIENCE = 600.0
 """Seconds that a start or an answer may take: a GPU's first one compiles its kernels."""

@@ -40,7 +40,7 @@ def measure(
     deadline : float
         On `time.monotonic`; none begins after it.
     """
-    from mlx_magic.inference import session
+    from mlx_magic import session
 
     pictures = Pictures(folder / "pictures")
     names = [str(_copy(model, folder / name)) for name in ("one", "other")]
@@ -67,7 +67,7 @@ def _copy(model: Path, folder: Path) -> Path:
 
 
 def _ask(held: Any, name: str, picture: str, **more: Any) -> Any:
-    from mlx_magic.inference.request import GenerationRequest, Sampling
+    from mlx_magic.engine.request import GenerationRequest, Sampling
 
     sampling = Sampling(more.pop("max_tokens", ANSWER), temperature=0.0)
     request = GenerationRequest(QUESTION, model=name, sampling=sampling)
@@ -147,7 +147,7 @@ def _load(report: Report, held: Any, name: str, loads: int, deadline: float) -> 
 @contextlib.contextmanager
 def _timed_warm_up() -> Iterator[list[float]]:
     """Note how many seconds each warm-up takes."""
-    from mlx_magic.inference.backends import warmup
+    from mlx_magic.backends import warmup
 
     spent: list[float] = []
     real = warmup.warmed
@@ -208,10 +208,10 @@ def _beside(
 
 def _freed(report: Report, held: Any, name: str, pictures: Pictures, deadline: float) -> None:
     """Load, ask and unload again and again, with every result kept."""
-    from mlx_magic.inference.backends import device
+    from mlx_magic.backends.device import platform
 
     def in_use() -> int:
-        memory = held.engine.call(device.memory).result()
+        memory = held.engine.call(platform.memory).result()
         return int(memory.active + memory.cached)
 
     before, size, results, left = 0, 0, [], []

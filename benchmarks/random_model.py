@@ -198,8 +198,8 @@ def _write_json(path: Path, held: dict[str, Any]) -> None:
 
 def main() -> None:
     """Build a folder from the command line."""
+    from mlx_magic.backends.device import platform
     from mlx_magic.demo import folder as bundled
-    from mlx_magic.inference.backends import device
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.random_model")
     parser.add_argument("shape", choices=("tiny", "2b", "endless"))
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=bundled())
     parser.add_argument("--quantise", action="store_true")
     given = parser.parse_args()
-    device.prepare()
+    platform.prepare()
     print(build(given.shape, given.base, given.folder, quantise=given.quantise))
 
 

@@ -22,14 +22,14 @@ import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
 """
 SERVER = f"""{LAST_OURS}
-from mlx_magic.inference.backends import device
+from mlx_magic.backends.device import platform as device
 device.prepare()
 from mlx_vlm.server import main
 sys.argv[0] = "mlx_vlm.server"
 main()
 """
 MANAGER = f"""{LAST_OURS}
-from mlx_magic.inference.backends import device
+from mlx_magic.backends.device import platform as device
 device.prepare()
 import uvicorn
 from mlx_manager.mlx_server.main import create_app

@@ -76,14 +76,14 @@ def _process(name: str, model: Path, pictures: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Load one way, ask each question, and print the seconds as JSON."""
     from benchmarks.ways import Ours, Raw
-    from mlx_magic.inference.backends import device
+    from mlx_magic.backends.device import platform
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=["raw", "ours"])
     parser.add_argument("model")
     parser.add_argument("pictures", nargs="+")
     given = parser.parse_args()
-    device.prepare()
+    platform.prepare()
     began = time.perf_counter()
     way = (Raw if given.name == "raw" else Ours)(given.model)
     load = time.perf_counter() - began

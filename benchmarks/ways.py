@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workload import Answer, Ask, Burst
-from mlx_magic.inference.backends import device
+from mlx_magic.backends.device import platform
 
 NAMES = ("raw", "batch", "ours")
 
@@ -35,7 +35,7 @@ class Raw:
         """Answer one after the other."""
         began = time.perf_counter()
         answers = tuple(self._one(ask, max_tokens, began) for ask in asks)
-        return Burst(time.perf_counter() - began, answers, device.peak())
+        return Burst(time.perf_counter() - began, answers, platform.peak())
 
     def _one(self, ask: Ask, max_tokens: int, began: float) -> Answer:
         from mlx_vlm import stream_generate
@@ -103,7 +103,7 @@ class OneBatch:
             Answer.of(times[uid], len(times[uid]), self._words(written[uid]), prompt_tokens=read)
             for uid, read in zip(uids, lengths, strict=True)
         )
-        return Burst(time.perf_counter() - began, answers, device.peak())
+        return Burst(time.perf_counter() - began, answers, platform.peak())
 
     def _inputs(self, ask: Ask) -> tuple[list[int], dict[str, Any]]:
         """Return the tokens of a question, and what the language model reads."""
@@ -144,7 +144,7 @@ class Ours:
     """
 
     def __init__(self, folder: str) -> None:
-        from mlx_magic.inference import session
+        from mlx_magic import session
 
         self._folder = folder
         self._session = session.current()
@@ -152,7 +152,7 @@ class Ours:
 
     def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
         """Begin all, and wait for all."""
-        from mlx_magic.inference.request import GenerationChunk
+        from mlx_magic.engine.request import GenerationChunk
 
         began = time.perf_counter()
         times: list[list[float]] = [[] for _ in asks]
@@ -183,8 +183,8 @@ class Ours:
         return Burst(wall, answers, max(result.peak_memory for result in results))
 
     def _begin(self, ask: Ask, max_tokens: int, sink: Callable[[Any], None]) -> Any:
-        from mlx_magic.inference.images import open_images
-        from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
+        from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
+        from mlx_magic.images.opening import open_images
 
         opened = tuple(open_images([ask.picture])) if ask.history else ()
         history = tuple(
@@ -219,7 +219,7 @@ def main() -> None:
     # Libraries print to what they take for the standard output.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    device.prepare()
+    platform.prepare()
     ways: dict[str, Callable[[str], Raw | OneBatch | Ours]] = {
         "raw": Raw,
         "batch": OneBatch,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_magic.api import TextStream, ask, demo_model, stream
-    from mlx_magic.inference.pool import ModelPool
-    from mlx_magic.inference.request import VisionResult
-    from mlx_magic.notebook.panel.opening import panel
+    from mlx_magic.engine.request import VisionResult
+    from mlx_magic.model_pool.pool import ModelPool
+    from mlx_magic.notebook.panel.open import panel
 
     pool: ModelPool
 
@@ -35,16 +35,16 @@ _HOMES = {
     "ask": "mlx_magic.api",
     "stream": "mlx_magic.api",
     "demo_model": "mlx_magic.api",
-    "panel": "mlx_magic.notebook.panel.opening",
+    "panel": "mlx_magic.notebook.panel.open",
     "TextStream": "mlx_magic.api",
-    "VisionResult": "mlx_magic.inference.request",
+    "VisionResult": "mlx_magic.engine.request",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "pool":
         # Not kept here: the session may be replaced, in tests above all.
-        return import_module("mlx_magic.inference.session").current().pool
+        return import_module("mlx_magic.session").current().pool
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mlx_magic' has no attribute {name!r}")

@@ -10,10 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlx_magic.inference import given, session
-from mlx_magic.inference.generation import Generation, OnProgress, Sink, Snapshot
-from mlx_magic.inference.interrupts import deferred
-from mlx_magic.inference.request import (
+from mlx_magic import argument_checks, session
+from mlx_magic.engine.generation import Generation, OnProgress, Sink, Snapshot
+from mlx_magic.engine.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
     GenerationChunk,
@@ -22,7 +21,8 @@ from mlx_magic.inference.request import (
     Sampling,
     VisionResult,
 )
-from mlx_magic.inference.work import outcome, wait
+from mlx_magic.engine.task import outcome, wait
+from mlx_magic.interrupts import deferred
 
 Model = str | os.PathLike[str] | None
 
@@ -248,7 +248,7 @@ def _texts(stop: Any) -> Any:
 def _model_name(model: Model) -> str:
     if model is None:
         return session.current().default_model or DEMO
-    return given.name("model", model)
+    return argument_checks.name("model", model)
 
 
 def _start(
@@ -259,7 +259,7 @@ def _start(
     sink: Sink | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generation:
-    given.function("on_progress", on_progress)
+    argument_checks.function("on_progress", on_progress)
     nothing = images is None or (isinstance(images, list | tuple) and not images)
     values = [] if nothing else [(None, images)]
     return session.current().start(

@@ -13,17 +13,17 @@ import time
 from collections.abc import Generator, Iterable
 from typing import Literal
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.base import LoadProgress, MakesReady, Report
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.engine import WAIT, Engine
-from mlx_magic.inference.pool import ModelPool
-from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
-from mlx_magic.inference.reuse import Reuse
-from mlx_magic.inference.session import Session
-from mlx_magic.inference.together import Verdict
-from mlx_magic.inference.work import Clock
+from mlx_magic.backends.base import LoadProgress, MakesReady, Report
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.device import platform
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.engine import WAIT, Engine
+from mlx_magic.engine.request import FinishReason, GenerationChunk, GenerationRequest
+from mlx_magic.engine.task import Clock
+from mlx_magic.model_pool.pool import ModelPool
+from mlx_magic.models.checkpoints.batch_support import Verdict
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.session import Session
 
 HoldPhase = Literal["loading", "seeing", "reading", "writing"]
 
@@ -120,7 +120,7 @@ class ScriptedBackend:
         self.error = error
         self.requests: list[GenerationRequest] = []
         self.loads = self.closed = self.active = 0
-        self.total = device.total_memory()
+        self.total = platform.total_memory()
         self.threads: set[str] = set()
         self.ahead: MakesReady | None = None
         self._released = threading.Event()
@@ -129,9 +129,9 @@ class ScriptedBackend:
         """Return the bytes of the weights on disk."""
         return checkpoint.weight_bytes
 
-    def memory(self) -> device.Memory:
+    def memory(self) -> platform.Memory:
         """Return the counters of its device: what its models take."""
-        return device.Memory(self.active, 0, self.total)
+        return platform.Memory(self.active, 0, self.total)
 
     def release(self) -> None:
         """Let a held phase go on."""
@@ -297,7 +297,7 @@ def use_scripted(
     -------
     ScriptedBackend
     """
-    from mlx_magic.inference import session
+    from mlx_magic import session
 
     script = ScriptedBackend(pieces, hold=hold)
     before = session.replace_current(scripted_session(backend=script))

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from mlx_magic.inference.backends import device
+from mlx_magic.backends.device import platform
 
 # Before any of them imports MLX: afterwards it would be too late, and forty times as slow.
-device.prepare()
+platform.prepare()
 
 # The same examples in each run, and no clock of a busy machine. `HYPOTHESIS_PROFILE=default` looks
 # for new ones.
@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def templates_render_here() -> Iterator[None]:
     """Let a request take the same slices each time: a thread beside makes it any number more."""
-    from mlx_magic.inference.backends import text_inputs, vision_inputs
+    from mlx_magic.backends.text import inputs as text_inputs
+    from mlx_magic.backends.vision import inputs as vision_inputs
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (text_inputs, vision_inputs):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import mlx_magic
+from mlx_magic import session
+from mlx_magic.engine.generation import Snapshot
 from mlx_magic.errors import RequestError
-from mlx_magic.inference import session
-from mlx_magic.inference.generation import Snapshot
 from mlx_magic.testing import ScriptedBackend, scripted_session
 from tests import checkpoints
 

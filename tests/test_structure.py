@@ -121,7 +121,7 @@ def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path) -> None:
 
 
 def test_there_is_something_to_check() -> None:
-    assert {"mlx_magic", "mlx_magic.errors", "mlx_magic.inference.request"} <= {
+    assert {"mlx_magic", "mlx_magic.errors", "mlx_magic.engine.request"} <= {
         name_of(path) for path in MODULES
     }
 
@@ -175,8 +175,8 @@ def test_imports_go_downwards(path: Path) -> None:
         return
     if name == "mlx_magic.errors":
         assert not within(seen, "mlx_magic")
-    if name == "mlx_magic.inference.request":
-        below = within(seen, "mlx_magic.errors") | within(seen, "mlx_magic.inference.given")
+    if name == "mlx_magic.engine.request":
+        below = within(seen, "mlx_magic.errors") | within(seen, "mlx_magic.argument_checks")
         assert within(seen, "mlx_magic") <= below
     if belongs_to(path, "mlx_magic.inference"):
         assert not within(seen, "mlx_magic.notebook")

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.errors import ModelError
-from mlx_magic.inference import checkpoint, safetensors_header
+from mlx_magic.models.checkpoints import checkpoint, safetensors
 
 MOST_SECONDS = 5.0
 """Of one example: seconds of work, since the machine may be busy."""
@@ -113,9 +113,9 @@ def fuzz_headers(folder: Path, examples: int) -> None:
     @given(weight_files())
     def one(raw: bytes) -> None:
         path.write_bytes(raw)
-        held = in_time(lambda: safetensors_header.contents(path, model="m"))
+        held = in_time(lambda: safetensors.contents(path, model="m"))
         if held is not None:
-            spans = safetensors_header.spans(path)
+            spans = safetensors.spans(path)
             assert held.tensors == len(spans)
             assert sum(s.nbytes for s in spans.values()) == held.sizes.total()
             assert all(8 <= s.start <= s.start + s.nbytes <= len(raw) for s in spans.values())

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_magic.errors import ImageError
-from mlx_magic.inference.fetch import UrlFetcher
-from mlx_magic.inference.images import open_images
+from mlx_magic.images.http.fetch import UrlFetcher
+from mlx_magic.images.opening import open_images
 
 _SLOW = 2.0
 _PUBLIC = "93.184.216.34"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_magic.notebook import clicks, completer, console
-from mlx_magic.notebook.awaited import AwaitedCells
+from mlx_magic.notebook.display import terminal
+from mlx_magic.notebook.kernel import click_routing, completer
+from mlx_magic.notebook.kernel.async_cells import AwaitedCells
 from mlx_magic.notebook.magics import VisionMagics
 
-_RESULT = ("mlx_magic.inference.request", "VisionResult")
-_POOL = ("mlx_magic.inference.pool", "ModelPool")
+_RESULT = ("mlx_magic.engine.request", "VisionResult")
+_POOL = ("mlx_magic.model_pool.pool", "ModelPool")
 
 _installed: dict[int, AwaitedCells] = {}
 
@@ -36,7 +37,7 @@ def unload(ipython: Any) -> None:
         return
     cells.uninstall()
     completer.uninstall(ipython)
-    clicks.uninstall()
+    click_routing.uninstall()
     manager = ipython.magics_manager
     manager.registry.pop("VisionMagics", None)
     for kind in ("line", "cell"):
@@ -47,7 +48,7 @@ def unload(ipython: Any) -> None:
 
 
 def _model_names() -> list[str]:
-    from mlx_magic.inference import session
+    from mlx_magic import session
 
     # What is no printable line can be typed by nobody; the list shows that it is there.
     return [name for name in session.current().model_names if name.isprintable()]
@@ -58,17 +59,17 @@ def _install_formatters(ipython: Any) -> None:
     formatter = ipython.display_formatter
 
     def bundle(result: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from mlx_magic.notebook import render
+        from mlx_magic.notebook.display import render
 
         return render.bundle(result)
 
     formatter.mimebundle_formatter.for_type_by_name(*_RESULT, bundle)
 
     def table(pool: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        from mlx_magic.notebook.tables import pool_table
+        from mlx_magic.notebook.display.tables import pool_table
 
         shown = pool_table(pool)
-        return {"text/plain": console.printable(repr(shown)), "text/html": shown._repr_html_()}
+        return {"text/plain": terminal.printable(repr(shown)), "text/html": shown._repr_html_()}
 
     formatter.mimebundle_formatter.for_type_by_name(*_POOL, table)
 

@@ -16,27 +16,30 @@ from IPython.utils.capture import capture_output
 from traitlets import Any as Any_
 from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
-from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
-from mlx_magic.inference.budget import check_setting, check_ttl
-from mlx_magic.inference.interrupts import Interrupt, deferred
-from mlx_magic.inference.request import (
+from mlx_magic.engine.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
     GenerationRequest,
     OutputFormat,
     VisionResult,
 )
-from mlx_magic.notebook import clicks, commands, console, pool_cells, pool_lines, render, template
-from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
-from mlx_magic.notebook.expressions import evaluator
-from mlx_magic.notebook.help_text import help_text
-from mlx_magic.notebook.image_words import image_values
-from mlx_magic.notebook.options import FORMATS
-from mlx_magic.notebook.running import RunningCell
+from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
+from mlx_magic.interrupts import Interrupt, deferred
+from mlx_magic.model_pool.budget import check_setting, check_ttl
+from mlx_magic.notebook import pool_commands
+from mlx_magic.notebook.display import pool_messages, render, terminal
+from mlx_magic.notebook.kernel import click_routing
+from mlx_magic.notebook.kernel.running_cell import RunningCell
+from mlx_magic.notebook.magic_line import commands, template
+from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.magic_line.expressions import evaluator
+from mlx_magic.notebook.magic_line.help_text import help_text
+from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.options import FORMATS
 
 if TYPE_CHECKING:
-    from mlx_magic.inference.generation import Generation
-    from mlx_magic.inference.session import Session
+    from mlx_magic.engine.generation import Generation
+    from mlx_magic.session import Session
 
 DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vision use MODEL."
 
@@ -101,8 +104,8 @@ class VisionMagics(Magics):
 
     @observe("memory_budget")
     def _budget_chosen(self, change: Any) -> None:
-        for line in pool_lines.budget(*_session().pool.set_budget(change["new"])):
-            console.say(line)
+        for line in pool_messages.budget(*_session().pool.set_budget(change["new"])):
+            terminal.say(line)
 
     @observe("idle_ttl")
     def _ttl_chosen(self, change: Any) -> None:
@@ -133,9 +136,9 @@ class VisionMagics(Magics):
         """``%vision``; the text of its help stands in help_text."""
         with _translated():
             command = commands.parse_line(line)
-            if not isinstance(command, pool_cells.WAITED_FOR):
+            if not isinstance(command, pool_commands.WAITED_FOR):
                 return self._run(command)
-            return pool_cells.blocking(self._ip, _session(), command)
+            return pool_commands.blocking(self._ip, _session(), command)
 
     async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
         """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
@@ -147,9 +150,9 @@ class VisionMagics(Magics):
                     with deferred():
                         loop = asyncio.get_running_loop()
                         return await loop.run_in_executor(None, self._run, command)
-                if not isinstance(command, pool_cells.WAITED_FOR):
+                if not isinstance(command, pool_commands.WAITED_FOR):
                     return self._run(command)
-                return await pool_cells.awaited(self._ip, _session(), command, alone=first)
+                return await pool_commands.awaited(self._ip, _session(), command, alone=first)
             question = self._question(line, cell)
             with deferred() as interrupt:
                 asked = self._ask(question)
@@ -202,7 +205,7 @@ class VisionMagics(Magics):
         """Draw a large result off the loop; showing it then takes what is there."""
         result = asked.generation.future.result()
         if asked.arguments.show and (result.images or len(result.text) > 2_000):
-            await clicks.in_thread(partial(render.bundle, result), interrupt)
+            await click_routing.in_thread(partial(render.bundle, result), interrupt)
 
     def _answered(self, asked: _Asked) -> VisionResult | None:
         result = asked.generation.future.result()
@@ -212,7 +215,7 @@ class VisionMagics(Magics):
             return result
         # A terminal has shown the text as it came; --no-show shows nothing.
         if asked.arguments.show and (ending := render.ending(result)):
-            console.say(ending)
+            terminal.say(ending)
         self._ip.displayhook.update_user_ns(result)
         return None
 
@@ -234,7 +237,7 @@ class VisionMagics(Magics):
     def _note_demo(self, asked: _Asked) -> None:
         if asked.arguments.show and asked.arguments.model is None and not self._demo_noted:
             self._demo_noted = True
-            console.say(DEMO_NOTE)
+            terminal.say(DEMO_NOTE)
 
     def defaults(self) -> Defaults:
         """Return what holds where a cell has no flag."""
@@ -261,37 +264,37 @@ class VisionMagics(Magics):
         now = _session()
         match command:
             case commands.ListCommand():
-                from mlx_magic.notebook.tables import ModelTable
+                from mlx_magic.notebook.display.tables import ModelTable
 
                 return ModelTable.of(now)
             case commands.ModelsCommand(model):
-                from mlx_magic.notebook.tables import FactsTable
+                from mlx_magic.notebook.display.tables import FactsTable
 
                 return FactsTable.of(now, model)
             case commands.StatusCommand() | commands.HelpCommand():
-                from mlx_magic.notebook.tables import StatusTable
+                from mlx_magic.notebook.display.tables import StatusTable
 
                 return StatusTable.of(now, default=self.model)
             case commands.CancelCommand():
                 count = now.cancel()
-                console.say(f"Cancelled {count}." if count else "Nothing is running.")
+                terminal.say(f"Cancelled {count}." if count else "Nothing is running.")
             case commands.PanelCommand():
-                from mlx_magic.notebook.panel.opening import panel
+                from mlx_magic.notebook.panel.open import panel
 
                 return panel(ipython=self._ip)
             case commands.UseCommand(model):
                 found = now.check(model)
                 self.model = model
-                console.say(f"Using {model} ({found}).")
+                terminal.say(f"Using {model} ({found}).")
             case commands.PinCommand(model, pinned):
                 info = now.pool.pin(model) if pinned else now.pool.unpin(model)
-                console.say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
+                terminal.say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
         return None
 
 
 def _session() -> Session:
     """Return the session; what it needs is imported at the first use, not by %load_ext."""
-    from mlx_magic.inference import session
+    from mlx_magic import session
 
     return session.current()
 

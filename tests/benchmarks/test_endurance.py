@@ -8,8 +8,8 @@ import pytest
 from benchmarks import endurance
 from benchmarks.endurance import Seen, fault
 from benchmarks.endurance_plan import BAD_PICTURE, Cut, Event, Plan, controls, plans
+from mlx_magic.engine.request import FinishReason, Sampling, Usage, VisionResult
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.request import FinishReason, Sampling, Usage, VisionResult
 
 DRAWN = [b"one", b"two", b"three"]
 PLAN = Plan("Why?", sampling=Sampling(max_tokens=5, stop=("no",)))

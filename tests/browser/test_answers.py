@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from mlx_magic.notebook import formulas
-from mlx_magic.notebook.sanitise import to_html, to_markdown
+from mlx_magic.notebook.display import formulas
+from mlx_magic.notebook.display.sanitize import to_html, to_markdown
 from tests.hostile.answers import ANSWERS, HONEST, HOST
 
 from .conftest import OpenNotebook
@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 MAKE = r"""
 from PIL import Image
 from IPython.display import display
-from mlx_magic.inference.image_input import make_image_input
-from mlx_magic.inference.request import VisionResult
-from mlx_magic.notebook.render import bundle
-from mlx_magic.notebook.tables import Table
-from mlx_magic.notebook.panel.conversation import Answer, Picture, Turn
-from mlx_magic.notebook.panel.export import to_markdown
+from mlx_magic.images.image import make_image_input
+from mlx_magic.engine.request import VisionResult
+from mlx_magic.notebook.display.render import bundle
+from mlx_magic.notebook.display.tables import Table
+from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+from mlx_magic.notebook.panel.state.export import to_markdown
 from tests.hostile.answers import ANSWERS, HONEST
 
 def result(text, **more):

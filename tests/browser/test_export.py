@@ -12,9 +12,9 @@ from nbconvert import HTMLExporter
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
-from mlx_magic.inference.image_input import make_image_input
-from mlx_magic.inference.request import VisionResult
-from mlx_magic.notebook.render import bundle
+from mlx_magic.engine.request import VisionResult
+from mlx_magic.images.image import make_image_input
+from mlx_magic.notebook.display.render import bundle
 from tests.hostile.answers import ANSWERS, HONEST, HOST
 
 from .test_answers import LOOK

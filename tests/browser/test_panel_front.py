@@ -29,8 +29,8 @@ SETUP = """
 import base64, hashlib, io, json
 import ipywidgets as w
 from PIL import Image, ImageDraw
-from mlx_magic.notebook.panel.front import ConversationView, PictureTray
-from mlx_magic.notebook.sanitise import to_html
+from mlx_magic.notebook.panel.widgets.front import ConversationView, PictureTray
+from mlx_magic.notebook.display.sanitize import to_html
 
 calls = []
 label = w.Label("[]")
@@ -767,7 +767,7 @@ talk.answer("t1", 0, answer("smol", blocks=[to_html(words * 200)], text=words * 
 
 def test_a_megabyte_without_a_space_never_blocks_the_page(show: Show) -> None:
     stream = """
-from mlx_magic.notebook.sanitise import preformatted
+from mlx_magic.notebook.display.sanitize import preformatted
 talk.turn(turn("t2", 2, "Go", answer("smol", "running", status="writing")))
 for step in range(10):
     talk.delta("t2", 0, step * 100_000, "x" * 100_000)

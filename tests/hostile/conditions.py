@@ -39,9 +39,9 @@ def main(out: int, how: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 
     import mlx_magic
+    from mlx_magic import session
+    from mlx_magic.backends.device import jit_folder
     from mlx_magic.errors import MlxMagicError
-    from mlx_magic.inference import session
-    from mlx_magic.inference.backends import compiling
 
     def tried(label: str, function: Callable[[], Any]) -> None:
         try:
@@ -53,7 +53,7 @@ def main(out: int, how: list[str]) -> None:
         os.write(out, (json.dumps([label, *outcome]) + "\n").encode())
 
     if "nowhere" in how:
-        compiling.elsewhere = lambda cache: []
+        jit_folder.elsewhere = lambda cache: []
 
     def ask(**options: Any) -> str:
         return mlx_magic.ask("What is this?", max_tokens=8, **options).text

@@ -190,16 +190,16 @@ def own_steps(library: str) -> Iterator[tuple[str, Loader]]:
 
 def tried(loader: Loader, folder: Path, mark: Path, *, guarded: bool, aside: bool) -> Outcome:
     """Let a loader load, on this thread or on one of `Aside`."""
-    from mlx_magic.inference.backends import remote_code
-    from mlx_magic.inference.backends.aside import Aside
-    from mlx_magic.inference.cancel import CancelToken
+    from mlx_magic.backends.loading import remote_code_guard
+    from mlx_magic.backends.loading.background import Aside
+    from mlx_magic.cancellation import CancelToken
 
     mark.unlink(missing_ok=True)
     _forget_code()
     asked = Hub.asked
-    guard = remote_code.Guard("m", [folder])
+    guard = remote_code_guard.Guard("m", [folder])
     error: BaseException | None = None
-    with remote_code.active(guard) if guarded else contextlib.nullcontext():
+    with remote_code_guard.active(guard) if guarded else contextlib.nullcontext():
         made = Aside(lambda: loader(folder), here=not aside) if aside else None
         try:
             if made is None:

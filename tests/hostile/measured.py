@@ -10,10 +10,10 @@ import resource
 import sys
 import time
 
-from mlx_magic.inference.request import VisionResult
-from mlx_magic.notebook.blocks import Blocks
-from mlx_magic.notebook.render import bundle
-from mlx_magic.notebook.sanitise import to_html, to_markdown, to_plain
+from mlx_magic.engine.request import VisionResult
+from mlx_magic.notebook.display.blocks import Blocks
+from mlx_magic.notebook.display.render import bundle
+from mlx_magic.notebook.display.sanitize import to_html, to_markdown, to_plain
 
 from .answers import ANSWERS, LARGE
 

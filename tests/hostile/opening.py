@@ -103,7 +103,7 @@ class _Heard:
 
 def _open(data: Any) -> dict[str, Any]:
     from mlx_magic.errors import MlxMagicError
-    from mlx_magic.inference.images import open_images
+    from mlx_magic.images.opening import open_images
 
     try:
         (image,) = open_images(data, name="x")

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_magic.notebook import formulas
+from mlx_magic.notebook.display import formulas
 
 PANDOC = os.environ.get("PANDOC") or shutil.which("pandoc")
 """Its path, where it is installed."""

@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_magic.inference.image_input import make_image_input
-from mlx_magic.inference.request import OutputFormat, VisionResult
-from mlx_magic.notebook import formulas, stream
-from mlx_magic.notebook.panel import controls
-from mlx_magic.notebook.panel.conversation import Answer, Picture, Turn
-from mlx_magic.notebook.panel.export import to_json
-from mlx_magic.notebook.panel.export import to_markdown as exported
-from mlx_magic.notebook.render import bundle
-from mlx_magic.notebook.sanitise import to_html, to_markdown, to_plain
-from mlx_magic.notebook.tables import Table
+from mlx_magic.engine.request import OutputFormat, VisionResult
+from mlx_magic.images.image import make_image_input
+from mlx_magic.notebook.display import formulas, live_view
+from mlx_magic.notebook.display.render import bundle
+from mlx_magic.notebook.display.sanitize import to_html, to_markdown, to_plain
+from mlx_magic.notebook.display.tables import Table
+from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+from mlx_magic.notebook.panel.state.export import to_json
+from mlx_magic.notebook.panel.state.export import to_markdown as exported
+from mlx_magic.notebook.panel.widgets import controls
 
 from . import pandoc
 from .answers import ANSWERS, HONEST, LARGE
@@ -190,8 +190,8 @@ def test_no_name_note_or_line_is_typeset() -> None:
         shown = bundle(VisionResult("x", text, "length", images=(image,), seen=(text,)))
         table = Table((text, "b"), ((text, text),), text)
         said = controls.said(text, problem=True)
-        pieces = [shown["text/html"], table._repr_html_(), said, stream._status(text)]
-        pieces += [stream._plain(text)]
+        pieces = [shown["text/html"], table._repr_html_(), said, live_view._status(text)]
+        pieces += [live_view._plain(text)]
         for piece in pieces:
             assert check_html(piece).typeset == []
         assert not CONTROLS.search(repr(table).replace("\t", ""))

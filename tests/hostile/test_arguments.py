@@ -15,6 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlx_magic
+from mlx_magic import session, user_folders
+from mlx_magic.backends.batch_check.verdict_cache import default_path as confirmed_path
+from mlx_magic.engine.deadlines import Deadlines
 from mlx_magic.errors import (
     CheckpointError,
     GenerationError,
@@ -22,13 +25,10 @@ from mlx_magic.errors import (
     ModelNotFoundError,
     RequestError,
 )
-from mlx_magic.inference import own_folders, session
-from mlx_magic.inference.alias_file import NAME, AliasFile, default_path
-from mlx_magic.inference.backends.confirmed import default_path as confirmed_path
-from mlx_magic.inference.deadlines import Deadlines
-from mlx_magic.inference.names import Names
-from mlx_magic.inference.pool import ModelPool
-from mlx_magic.notebook import console
+from mlx_magic.model_pool.pool import ModelPool
+from mlx_magic.models.catalog.alias_file import NAME, AliasFile, default_path
+from mlx_magic.models.catalog.aliases import Names
+from mlx_magic.notebook.display import terminal
 from mlx_magic.testing import use_scripted
 from tests import checkpoints
 
@@ -286,14 +286,14 @@ def test_without_a_home_nothing_is_kept_and_nothing_is_written(
 
 @pytest.mark.parametrize("text", ["~nosuchuser/x", "~\0", "~\ud800/x", "a\0b"])
 def test_a_home_of_nobody_stays_as_it_is_written(text: str) -> None:
-    assert str(own_folders.expanded(text)) == text
+    assert str(user_folders.expanded(text)) == text
 
 
 def test_a_home_is_expanded_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert own_folders.expanded("~/x") == tmp_path / "x"
-    assert own_folders.expanded(Path("~")) == tmp_path
-    assert own_folders.expanded("a~b") == Path("a~b")
+    assert user_folders.expanded("~/x") == tmp_path / "x"
+    assert user_folders.expanded(Path("~")) == tmp_path
+    assert user_folders.expanded("a~b") == Path("a~b")
 
 
 def test_what_a_terminal_cannot_show_is_escaped_and_the_rest_is_not(
@@ -301,16 +301,16 @@ def test_what_a_terminal_cannot_show_is_escaped_and_the_rest_is_not(
 ) -> None:
     path = tmp_path / "out"
     with path.open("w", encoding="ascii") as out:
-        console.write("a\xe4\n", out)
+        terminal.write("a\xe4\n", out)
     assert path.read_text() == "a\\xe4\n"
     with path.open("w", encoding="utf-8") as out:
-        console.write("a\xe4\ud800\n", out)
+        terminal.write("a\xe4\ud800\n", out)
         monkeypatch.setattr("sys.stdout", out)
-        assert console.printable("a\xe4模") == "a\xe4模"
+        assert terminal.printable("a\xe4模") == "a\xe4模"
     assert path.read_text(encoding="utf-8") == "a\xe4\\ud800\n"
     monkeypatch.setattr("sys.stdout", None)
-    console.say("to nobody")
-    assert console.printable("\xe4") == "\xe4"
+    terminal.say("to nobody")
+    assert terminal.printable("\xe4") == "\xe4"
 
 
 TEXTS = st.text(st.characters(exclude_categories=()))

@@ -14,12 +14,12 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
+from mlx_magic import session as session_module
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.inference import session as session_module
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.watched import Watch, WatchedBytes
-from mlx_magic.notebook.panel.pictures import Pictures
+from mlx_magic.images.decoding.stoppable_file import Watch, WatchedBytes
+from mlx_magic.images.opening import open_images
+from mlx_magic.notebook.panel.control.pictures import Pictures
 from mlx_magic.testing import ScriptedBackend
 from tests.hostile.image_cases import encode, scans
 from tests.notebook.conftest import script, shell

@@ -175,8 +175,8 @@ def test_folders_that_cannot_be_used_cost_only_what_they_are_for(
 SCRIPT = """
 from mlx_magic.testing import use_scripted
 import mlx_magic
-from mlx_magic.inference import session
-from mlx_magic.inference.alias_file import Target
+from mlx_magic import session
+from mlx_magic.models.catalog.alias_file import Target
 ip = get_ipython()
 ip.run_line_magic("load_ext", "mlx_magic")
 use_scripted("Zwei W\\u00fcrfel \\u6a21\\ud800.")

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
-from mlx_magic.inference import image_files, image_globs
-from mlx_magic.inference import images as images_module
-from mlx_magic.inference.images import open_images
-from mlx_magic.notebook.image_words import image_values
-from mlx_magic.notebook.tokens import Token
+from mlx_magic.images import files, globs
+from mlx_magic.images import opening as images_module
+from mlx_magic.images.opening import open_images
+from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.tokens import Token
 from tests.hostile.image_cases import encode
 
 PICTURE = encode(Image.new("RGB", (4, 3), "red"), "PNG")
@@ -53,7 +53,7 @@ def test_a_pipe_put_in_the_place_of_a_checked_file_is_not_waited_for(
 ) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(PICTURE)
-    real = image_files.find_files
+    real = files.find_files
 
     def swapped(*args: Any, **options: Any) -> list[Path]:
         found = real(*args, **options)
@@ -61,7 +61,7 @@ def test_a_pipe_put_in_the_place_of_a_checked_file_is_not_waited_for(
         os.mkfifo(path)
         return found
 
-    monkeypatch.setattr(image_files, "find_files", swapped)
+    monkeypatch.setattr(files, "find_files", swapped)
     assert line("x.png", tmp_path) == "x.png is no regular file."
 
 
@@ -70,7 +70,7 @@ def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
 ) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(PICTURE)
-    real = image_files.find_files
+    real = files.find_files
 
     def swapped(*args: Any, **options: Any) -> list[Path]:
         found = real(*args, **options)
@@ -78,7 +78,7 @@ def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
         path.symlink_to("/dev/zero")
         return found
 
-    monkeypatch.setattr(image_files, "find_files", swapped)
+    monkeypatch.setattr(files, "find_files", swapped)
     assert line("x.png", tmp_path) == "x.png is no regular file."
 
 
@@ -118,7 +118,7 @@ def test_a_glob_through_links_in_a_circle_ends(tmp_path: Path) -> None:
 def test_a_glob_that_would_walk_through_the_disk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_globs, "MAX_ENTRIES", 50)
+    monkeypatch.setattr(globs, "MAX_ENTRIES", 50)
     # Each folder leads to the next by two ways: 2 to the power of 11 paths.
     here = tmp_path
     for _ in range(11):
@@ -158,7 +158,7 @@ def test_globs_match_what_they_always_did(tmp_path: Path) -> None:
         }
         found = {
             (tmp_path / each).resolve()
-            for each in image_globs.match_files(pattern, tmp_path)
+            for each in globs.match_files(pattern, tmp_path)
             if (tmp_path / each).is_file()
         }
         assert found == expected, pattern

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mlx_magic.errors import ImageError
-from mlx_magic.inference.image_modes import to_rgb
-from mlx_magic.inference.images import open_images
+from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.opening import open_images
 from tests.hostile.image_cases import encode, segment
 
 

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mlx_magic.inference import checkpoint, trust
-from mlx_magic.inference.backends import remote_code
-from mlx_magic.inference.backends.base import Backend
-from mlx_magic.inference.cancel import CancelToken
+from mlx_magic.backends.base import Backend
+from mlx_magic.backends.loading import remote_code_guard
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.models.checkpoints import checkpoint
+from mlx_magic.models.checkpoints import remote_code as checkpoints_remote_code
 from tools.tiny_models.spec import TinyModel, all_models, build, shrunk
 
 pytestmark = [
@@ -51,17 +52,17 @@ def opened() -> Iterator[type[Opened]]:
 
 
 def backend_for(kind: str) -> Backend:
-    from mlx_magic.inference.backends.text import TextBackend
-    from mlx_magic.inference.backends.vision import VisionBackend
+    from mlx_magic.backends.text.model import TextBackend
+    from mlx_magic.backends.vision.model import VisionBackend
 
     return VisionBackend() if kind == "vision" else TextBackend()
 
 
 def ready(kind: str) -> None:
     """Import what a load of this kind imports."""
-    from mlx_magic.inference.backends import device
+    from mlx_magic.backends.device import platform
 
-    device.start()
+    platform.start()
     if kind == "vision":
         import mlx_vlm  # noqa: F401
     else:
@@ -82,7 +83,7 @@ def test_it_loads_and_only_what_was_judged_is_opened(
     steps = backend_for(found.kind).load(
         found, trust_remote_code=False, cancel=CancelToken(), progress=lambda *_: None
     )
-    load = remote_code.guarded(steps, found, allowed=False)
+    load = remote_code_guard.guarded(steps, found, allowed=False)
     try:
         while True:
             next(load)
@@ -92,4 +93,6 @@ def test_it_loads_and_only_what_was_judged_is_opened(
         opened.folder = None
     assert "config.json" in opened.names
     for name in opened.names:
-        assert name.endswith(".safetensors") or trust.limits_of(name) is not None, name
+        assert (
+            name.endswith(".safetensors") or checkpoints_remote_code.limits_of(name) is not None
+        ), name

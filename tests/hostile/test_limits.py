@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.image_modes import to_rgb
-from mlx_magic.inference.images import open_images
+from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.opening import open_images
 from tests.hostile.image_cases import CASES, encode, scans, segment
 from tests.hostile.test_cancel import ThrownAtLook
 

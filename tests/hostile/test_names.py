@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from mlx_magic.backends.library_errors import no_panics
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError
-from mlx_magic.inference import checkpoint, facts, strict_json, trust
-from mlx_magic.inference.alias_file import Target
-from mlx_magic.inference.backends.failure import no_panics
-from mlx_magic.inference.names import Names
-from mlx_magic.inference.on_disk import ModelOnDisk
-from mlx_magic.inference.strict_json import UnreadableFileError
-from mlx_magic.notebook.panel.choices import ModelChoice, choices
-from mlx_magic.notebook.tables import ModelTable, Table
+from mlx_magic.models.catalog import model_summary
+from mlx_magic.models.catalog.alias_file import Target
+from mlx_magic.models.catalog.aliases import Names
+from mlx_magic.models.catalog.local_models import ModelOnDisk
+from mlx_magic.models.checkpoints import checkpoint, remote_code, strict_json
+from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
+from mlx_magic.notebook.display.tables import ModelTable, Table
+from mlx_magic.notebook.panel.state.model_choices import ModelChoice, choices
 from mlx_magic.testing import scripted_session
 from tests import checkpoints
 
@@ -91,7 +92,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_of_ours(
 
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(CheckpointError, match=r"^m: m cannot be read \(Permission denied\)"):
-        trust.wanted_code(folder, model="m")
+        remote_code.wanted_code(folder, model="m")
 
 
 def test_facts_of_what_changes_meanwhile_are_still_told(
@@ -99,7 +100,7 @@ def test_facts_of_what_changes_meanwhile_are_still_told(
 ) -> None:
     folder = checkpoints.good(tmp_path / "m")
     checkpoints.write_json(folder / "processor_config.json", {"image_seq_length": 64})
-    assert facts.read(str(folder), Names()).image_tokens == 64
+    assert model_summary.read(str(folder), Names()).image_tokens == 64
 
     def gone(path: Path) -> None:
         raise UnreadableFileError("is damaged")
@@ -107,7 +108,7 @@ def test_facts_of_what_changes_meanwhile_are_still_told(
     found = checkpoint.inspect(folder, "m")
     monkeypatch.setattr(strict_json, "read", gone)
     monkeypatch.setattr(checkpoint, "resolve", lambda *args, **more: found)
-    assert facts.read(str(folder), Names()).image_tokens is None
+    assert model_summary.read(str(folder), Names()).image_tokens is None
 
 
 class PanicException(BaseException):
@@ -132,7 +133,7 @@ def test_a_tokenizer_that_adds_too_many_tokens_is_refused(tmp_path: Path, key: b
     folder = checkpoints.good(tmp_path / "m")
     (folder / "tokenizer.json").write_bytes(added(50_001, key))
     with pytest.raises(CheckpointError, match=r"tokenizer.json adds more than 50000 tokens"):
-        trust.wanted_code(folder, model="m")
+        remote_code.wanted_code(folder, model="m")
 
 
 def test_a_tokenizer_with_28672_sounds_and_20_mb_is_accepted(tmp_path: Path) -> None:

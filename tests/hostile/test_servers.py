@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mlx_magic.errors import FetchError
-from mlx_magic.inference import fetch as fetch_module
-from mlx_magic.inference import wire
-from mlx_magic.inference.addresses import IPAddress, Target
-from mlx_magic.inference.fetch import UrlFetcher
+from mlx_magic.images.http import connection as http_connection
+from mlx_magic.images.http import fetch as fetch_module
+from mlx_magic.images.http.fetch import UrlFetcher
+from mlx_magic.images.http.public_addresses import IPAddress, Target
 from tests.hostile.server_cases import CASES, TLS_CASES, Case, picture, serving
 
 _MOST = 200_000
@@ -24,7 +24,7 @@ class Counting:
 
     received = 0
 
-    def __init__(self, connection: wire.Connection) -> None:
+    def __init__(self, connection: http_connection.Connection) -> None:
         self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
@@ -37,9 +37,9 @@ class Counting:
         return count
 
 
-def connect(target: Target, address: IPAddress, timeout: float) -> wire.Connection:
+def connect(target: Target, address: IPAddress, timeout: float) -> http_connection.Connection:
     """Connect as ever, and count."""
-    return Counting(wire.connect_to(target, address, timeout))
+    return Counting(http_connection.connect_to(target, address, timeout))
 
 
 def this_machine(address: IPAddress) -> bool:

@@ -27,10 +27,12 @@ BASES = {"text": ("text-llama", corpus.TEXT), "vision": ("qwen2_vl", corpus.VISI
 
 def main(place: Path, which: str, only: list[str]) -> None:
     """Try the cases of one set, or those that are named."""
+    from mlx_magic import session
     from mlx_magic.errors import MlxMagicError
-    from mlx_magic.inference import checkpoint, facts, session
-    from mlx_magic.inference.names import Names
-    from mlx_magic.inference.on_disk import models_on_disk
+    from mlx_magic.models.catalog import model_summary
+    from mlx_magic.models.catalog.aliases import Names
+    from mlx_magic.models.catalog.local_models import models_on_disk
+    from mlx_magic.models.checkpoints import checkpoint
     from tools.tiny_models.spec import build, find
 
     name, cases = BASES[which]
@@ -77,7 +79,7 @@ def main(place: Path, which: str, only: list[str]) -> None:
         outcomes["shown"] = [str(m.problem) + m.model_type for m in listed or ()]
         outcomes["listed"] = len(listed or ())
         found = noted("inspect", lambda: checkpoint.inspect(folder, "m"))
-        noted("facts", lambda: facts.read(str(folder), Names()))
+        noted("facts", lambda: model_summary.read(str(folder), Names()))
         if found is not None and not found.wants_code:
             noted("ask", lambda: ask(folder))
         outcomes["bytes"] = peak() - before

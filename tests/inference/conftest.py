@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.engine import Engine
-from mlx_magic.inference.session import Session
+from mlx_magic.backends.device import platform
+from mlx_magic.engine.engine import Engine
+from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend, scripted_session
 
 
@@ -30,7 +30,7 @@ def session(script: ScriptedBackend) -> Iterator[Session]:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     """A thread for MLX."""
-    engine = Engine(at_end=device.release_thread)
-    engine.call(device.start).result(60)
+    engine = Engine(at_end=platform.release_thread)
+    engine.call(platform.start).result(60)
     yield engine
     engine.close()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_magic.inference import together
-from mlx_magic.inference.backends.confirmed import Confirmed
-from mlx_magic.inference.together import Verdict
+from mlx_magic.backends.batch_check.verdict_cache import Confirmed
+from mlx_magic.models.checkpoints import batch_support
+from mlx_magic.models.checkpoints.batch_support import Verdict
 
 
 def let_answer(patch: pytest.MonkeyPatch, *, together_: bool, chunks: bool = True) -> None:
     """Let models that are made from here on answer so; their weights count as looked at."""
     why = "" if together_ else "the test says so"
     verdict = Verdict(together_, chunks, why)
-    patch.setattr(together, "verdict", lambda signature, architecture: verdict)
+    patch.setattr(batch_support, "verdict", lambda signature, architecture: verdict)
     patch.setattr(Confirmed, "known", property(lambda self: True))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import CheckpointError, ModelError, ModelNotFoundError, UntrustedCodeError
-from mlx_magic.inference import adapter as adapters
-from mlx_magic.inference.request import GenerationRequest
-from mlx_magic.inference.session import Session
+from mlx_magic.models.checkpoints import lora as adapters
+from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
 
@@ -146,7 +146,9 @@ def test_an_alias_names_both_until_it_is_given_to_another(
 def test_a_missing_adapter_is_said_before_anything_is_fetched(
     session: Session, script: ScriptedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlx_magic.inference.hub.download", lambda *a, **k: pytest.fail("fetched"))
+    monkeypatch.setattr(
+        "mlx_magic.models.hub.download.download", lambda *a, **k: pytest.fail("fetched")
+    )
     load = session.load("org/name", adapter=str(tmp_path / "nowhere"))
     with pytest.raises(ModelNotFoundError, match=r"adapter .*nowhere is not there"):
         load.future.result(10)

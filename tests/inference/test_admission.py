@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_magic.backends.batching.admission import Room
+from mlx_magic.backends.batching.admission_queue import Line, Place, Table
+from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.device.platform import Memory
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.admission import Line, Place, Table
-from mlx_magic.inference.backends.device import Memory
-from mlx_magic.inference.backends.room import Room
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.request_memory import Need, Shape, need
 
 pytestmark = pytest.mark.model  # asks mlx what it runs on
 
@@ -44,7 +44,7 @@ class FakeTable:
     """A batch without a model: its rows are as long as its longest."""
 
     def __init__(self, held: Device, line: Line, *, most: int = 32) -> None:
-        device.start()
+        platform.start()
         self.table = Table(most, 1, self.held)
         self.rows: dict[Asked, int] = {}
         self.room = Room(
@@ -127,7 +127,7 @@ def go(asked: list[Asked], look: Any = lambda slice_: None) -> None:
 
 @pytest.fixture(autouse=True)
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    monkeypatch.setattr(platform, "is_gpu", lambda: False)
 
 
 def room_for(answers: int, prompt: int = 100, count: int = 20) -> int:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends import device, mlx_free
-from mlx_magic.inference.backends.ahead import Ahead, Ready
-from mlx_magic.inference.backends.processed import Processed
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.image_input import ImageInput
-from mlx_magic.inference.images import open_images
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision.image_cache import thread_safety
+from mlx_magic.backends.vision.image_cache.prefetch import Ahead, Ready
+from mlx_magic.backends.vision.image_cache.processor_cache import Processed
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.images.image import ImageInput
+from mlx_magic.images.opening import open_images
 
 SECONDS = 20
 MANY = 10**6
@@ -25,12 +26,12 @@ MANY = 10**6
 
 @pytest.fixture(scope="module", autouse=True)
 def mlx() -> None:
-    device.start()
+    platform.start()
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlx_free, "KNOWN", (*mlx_free.KNOWN, __name__.partition(".")[0]))
+    monkeypatch.setattr(thread_safety, "KNOWN", (*thread_safety.KNOWN, __name__.partition(".")[0]))
 
 
 def pictures(*seeds: int, height: int = 4) -> list[ImageInput]:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.alias_file import AliasFile, Target, default_path
-from mlx_magic.inference.session import Session
+from mlx_magic.models.catalog.alias_file import AliasFile, Target, default_path
+from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
 

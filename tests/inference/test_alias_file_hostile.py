@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.inference import alias_file
-from mlx_magic.inference.alias_file import AliasFile, Target, require_alias
+from mlx_magic.models.catalog import alias_file
+from mlx_magic.models.catalog.alias_file import AliasFile, Target, require_alias
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def left_over(folder: Path) -> set[str]:
 WRITER = """
 import sys
 from pathlib import Path
-from mlx_magic.inference.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, Target
 file = AliasFile(Path(sys.argv[1]), patience=100)
 print("ready", flush=True)
 sys.stdin.readline()
@@ -123,7 +123,7 @@ def test_a_process_that_died_with_the_lock_is_in_nobodys_way(tmp_path: Path) -> 
 MASKED = """
 import os, sys
 from pathlib import Path
-from mlx_magic.inference.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, Target
 os.umask(int(sys.argv[2], 8))
 AliasFile(Path(sys.argv[1])).save("a", Target("org/a"))
 """
@@ -162,7 +162,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, Target
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
@@ -301,7 +301,7 @@ READER = """
 import resource, sys, time
 from pathlib import Path
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, Target
 import filelock, tomllib
 def peak():
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.backends.aside import Aside
-from mlx_magic.inference.backends.vision_loading import MAKES_ARRAYS
-from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.vision.load import MAKES_ARRAYS
+from mlx_magic.cancellation import Cancelled, CancelToken
 
 
 def value_of(steps: Any) -> Any:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_magic.backends.batching.batch import Batch, Seat, StepFailedError, Written
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import EngineError
-from mlx_magic.inference.backends.batch import Batch, Seat, StepFailedError, Written
-from mlx_magic.inference.cancel import Cancelled, CancelToken
 
 
 class Counting(Batch):

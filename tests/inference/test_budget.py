@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.budget import (
+from mlx_magic.model_pool.budget import (
     Held,
     Refusal,
     Setting,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.buffers import LEAST, cache_limit
-from mlx_magic.inference.session import Session
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.device.buffers import LEAST, cache_limit
+from mlx_magic.session import Session
 
 GB = 2**30
 BYTES = st.integers(0, 10**13)
@@ -48,7 +48,7 @@ def test_it_is_set_when_models_come_and_go(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(device, "keep_buffers", told.append)
+    monkeypatch.setattr(platform, "keep_buffers", told.append)
     info = session.pool.load("demo")
     assert told == [info.nbytes]
     session.pool.unload("demo")
@@ -59,10 +59,10 @@ def test_mlx_is_told_and_not_imported_for_it(monkeypatch: pytest.MonkeyPatch) ->
     mx = pytest.importorskip("mlx.core")
     told: list[int] = []
     monkeypatch.setattr(mx, "set_cache_limit", told.append)
-    device.keep_buffers(4 * GB)
-    assert told == [cache_limit(4 * GB, device.total_memory())]
-    monkeypatch.delitem(device.sys.modules, "mlx.core")  # type: ignore[attr-defined]
-    device.keep_buffers(0)
+    platform.keep_buffers(4 * GB)
+    assert told == [cache_limit(4 * GB, platform.total_memory())]
+    monkeypatch.delitem(platform.sys.modules, "mlx.core")  # type: ignore[attr-defined]
+    platform.keep_buffers(0)
     assert len(told) == 1
 
 
@@ -76,7 +76,7 @@ def kept() -> Generator[Any, None, None]:
 
 
 def test_what_is_freed_is_kept_up_to_the_limit(kept: Any) -> None:
-    device.keep_buffers(0)
+    platform.keep_buffers(0)
     for side in (1000, 4000):
         made = kept.ones((side, side)) + 1
         kept.eval(made)

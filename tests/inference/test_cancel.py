@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.testing import ManualClock
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.engine.request import Exchange, GenerationRequest
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import chat
-from mlx_magic.inference.images import ImageInput, open_images
-from mlx_magic.inference.request import Exchange, GenerationRequest
+from mlx_magic.images.opening import ImageInput, open_images
 
 
 def pictures(*colours: str) -> tuple[ImageInput, ...]:
@@ -30,7 +30,7 @@ def conversation(**more: Any) -> GenerationRequest:
 
 def test_turns_come_in_order_each_with_its_own_pictures() -> None:
     request = conversation(system="Be brief.", images=pictures("blue"))
-    assert chat.messages(request, lambda text, count: (text, count)) == [
+    assert chat_messages.messages(request, lambda text, count: (text, count)) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": ("First?", 2)},
         {"role": "assistant", "content": "One."},
@@ -38,12 +38,14 @@ def test_turns_come_in_order_each_with_its_own_pictures() -> None:
         {"role": "assistant", "content": "Two."},
         {"role": "user", "content": ("Third?", 1)},
     ]
-    colours = [image.pixels.getpixel((0, 0)) for image in chat.pictures(request)]
+    colours = [image.pixels.getpixel((0, 0)) for image in chat_messages.pictures(request)]
     assert colours == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
 
 
 def test_a_question_by_itself_is_one_turn() -> None:
-    assert chat.messages(GenerationRequest(prompt="Hi")) == [{"role": "user", "content": "Hi"}]
+    assert chat_messages.messages(GenerationRequest(prompt="Hi")) == [
+        {"role": "user", "content": "Hi"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_a_question_by_itself_is_one_turn() -> None:
     ],
 )
 def test_a_prompt_with_everything_in_it_passes(prompt: str) -> None:
-    chat.require_whole(prompt, conversation(system="Be brief."), model="m")
+    chat_messages.require_whole(prompt, conversation(system="Be brief."), model="m")
 
 
 @pytest.mark.parametrize(
@@ -70,20 +72,20 @@ def test_a_prompt_with_everything_in_it_passes(prompt: str) -> None:
 )
 def test_what_a_template_leaves_out_is_refused(prompt: object, words: str) -> None:
     with pytest.raises(GenerationError, match=words) as caught:
-        chat.require_whole(prompt, conversation(system="Be brief."), model="m")
+        chat_messages.require_whole(prompt, conversation(system="Be brief."), model="m")
     assert caught.value.model == "m"
     assert "\n" not in str(caught.value)
 
 
 def test_the_same_question_twice_must_be_there_twice() -> None:
     request = GenerationRequest(prompt="Again?", history=(Exchange("Again?", "No."),))
-    chat.require_whole("Again? No. Again?", request, model="m")
+    chat_messages.require_whole("Again? No. Again?", request, model="m")
     with pytest.raises(GenerationError, match="earlier turns"):
-        chat.require_whole("Again?", request, model="m")
+        chat_messages.require_whole("Again?", request, model="m")
 
 
 def test_a_question_by_itself_is_the_templates_own_affair() -> None:
-    chat.require_whole("<|rewritten|>", GenerationRequest(prompt="Hi"), model="m")
+    chat_messages.require_whole("<|rewritten|>", GenerationRequest(prompt="Hi"), model="m")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,6 @@ def test_a_question_by_itself_is_the_templates_own_affair() -> None:
 def test_a_templates_refusal_says_what_could_be_left_out(
     request_: GenerationRequest, advice: str
 ) -> None:
-    error = chat.template_error(ValueError("Roles must\nalternate."), request_, model="m")
+    error = chat_messages.template_error(ValueError("Roles must\nalternate."), request_, model="m")
     assert advice in str(error)
     assert "(Roles must alternate)" in str(error)

@@ -18,18 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mlx_magic
-from mlx_magic.errors import GenerationError
-from mlx_magic.inference import architectures
-from mlx_magic.inference.backends import chat, chat_template, vision_inputs
-from mlx_magic.inference.backends.template_limits import (
+from mlx_magic.backends.chat_templates import chat_messages, rendering
+from mlx_magic.backends.chat_templates.limits import (
     BUDGET,
     Limits,
     TemplateBudget,
     TemplateLimitError,
     UnsafeTemplateError,
 )
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.request import Exchange, GenerationRequest
+from mlx_magic.backends.vision import inputs
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import Exchange, GenerationRequest
+from mlx_magic.errors import GenerationError
+from mlx_magic.models.checkpoints import architectures
 from tests.inference.chat_templates import (
     COSTLY,
     HOSTILE,
@@ -75,13 +76,13 @@ def outcome(source: str, messages: list[dict[str, Any]], **more: Any) -> tuple[s
 
 def require_equal(source: str, messages: list[dict[str, Any]], **more: Any) -> None:
     expected = outcome(source, messages, **more)
-    with chat_template.sandboxed():
+    with rendering.sandboxed():
         assert outcome(source, messages, **more) == expected
 
 
 def rendered(source: str, limits: Limits | None = None, **variables: Any) -> str:
-    with chat_template.sandboxed(TemplateBudget(limits)):
-        return chat_template.rendered(source, like_transformers=True, **variables)
+    with rendering.sandboxed(TemplateBudget(limits)):
+        return rendering.rendered(source, like_transformers=True, **variables)
 
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
@@ -139,7 +140,7 @@ def test_the_date_is_todays() -> None:
 def test_templates_have_the_names_that_transformers_gives_them() -> None:
     compile_template = transformers_module()._compile_jinja_template
     theirs = compile_template("x").environment
-    with chat_template.sandboxed():
+    with rendering.sandboxed():
         ours = compile_template("x").environment
     assert type(ours) is not type(theirs)
     for kind in ("filters", "tests", "globals"):
@@ -154,7 +155,7 @@ def test_a_tokenizer_renders_as_before() -> None:
     tokenizer = AutoTokenizer.from_pretrained(mlx_magic.demo_model())
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is {{ this }}?"}]}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    with chat_template.sandboxed():
+    with rendering.sandboxed():
         again = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert again == expected
 
@@ -166,7 +167,7 @@ def test_other_threads_and_other_code_render_as_before() -> None:
     def look() -> None:
         seen.append(type(transformers_module()._compile_jinja_template("x").environment).__name__)
 
-    with chat_template.sandboxed():
+    with rendering.sandboxed():
         look()
         thread = threading.Thread(target=look)
         thread.start()
@@ -188,7 +189,7 @@ def test_a_template_that_takes_too_much_is_stopped(source: str) -> None:
     with pytest.raises((TemplateLimitError, OverflowError)) as caught:
         rendered(source, Limits(seconds=0.5), messages=CHAT)
     assert time.thread_time() - began < 1.2
-    refusal = chat.template_error(caught.value, GenerationRequest(prompt="Hi"), model="m")
+    refusal = chat_messages.template_error(caught.value, GenerationRequest(prompt="Hi"), model="m")
     assert "\n" not in str(refusal)
     assert len(str(refusal)) < 400
 
@@ -202,8 +203,8 @@ def test_by_default_a_template_may_run_for_two_seconds() -> None:
 
 MEMORY = """
 import resource
-from mlx_magic.inference.backends import chat_template
-from mlx_magic.inference.backends.template_limits import BUDGET, TemplateBudget
+from mlx_magic.backends.chat_templates import rendering as chat_template
+from mlx_magic.backends.chat_templates.limits import BUDGET, TemplateBudget
 from tests.inference.chat_templates import COSTLY, HOSTILE, LARGE
 
 def peak():
@@ -236,10 +237,10 @@ def test_the_time_is_of_the_injected_clock() -> None:
     now = iter(range(10_000))
     budget = TemplateBudget(Limits(seconds=5), clock=lambda: float(next(now)))
     with (
-        chat_template.sandboxed(budget),
+        rendering.sandboxed(budget),
         pytest.raises(TemplateLimitError, match="longer than 5 s"),
     ):
-        chat_template.rendered("{% for i in range(100000) %}{% endfor %}")
+        rendering.rendered("{% for i in range(100000) %}{% endfor %}")
 
 
 def test_two_templates_of_one_block_share_their_time() -> None:
@@ -251,10 +252,10 @@ def test_two_templates_of_one_block_share_their_time() -> None:
 
     budget = TemplateBudget(Limits(seconds=20), clock=clock)
     loop = "{% for i in range(200) %}{% endfor %}"
-    with chat_template.sandboxed(budget):
-        chat_template.rendered(loop)
+    with rendering.sandboxed(budget):
+        rendering.rendered(loop)
         with pytest.raises(TemplateLimitError, match="longer than 20 s"):
-            chat_template.rendered(loop * 20)
+            rendering.rendered(loop * 20)
 
 
 def test_a_long_conversation_is_within_the_limits() -> None:
@@ -282,10 +283,10 @@ def test_a_template_that_wants_to_run_code_is_stopped(
 ) -> None:
     mark = tmp_path / "mark"
     messages = [{"role": "user", "content": str(mark)}]
-    with chat_template.sandboxed(), pytest.raises(UnsafeTemplateError) as caught:
-        chat_template.rendered(source, like_transformers=like_transformers, messages=messages)
+    with rendering.sandboxed(), pytest.raises(UnsafeTemplateError) as caught:
+        rendering.rendered(source, like_transformers=like_transformers, messages=messages)
     assert not mark.exists()
-    refusal = chat.template_error(caught.value, GenerationRequest(prompt="Hi"), model="m")
+    refusal = chat_messages.template_error(caught.value, GenerationRequest(prompt="Hi"), model="m")
     assert isinstance(refusal, GenerationError)
     assert "m: its chat template was stopped, for it wants to run code (" in str(refusal)
     assert "\n" not in str(refusal)
@@ -341,8 +342,8 @@ def test_every_unsandboxed_processor_renders_as_before(source: str) -> None:
         expected = get_chat_template(processor, CHAT, True)
         model_type = kind.__module__.split(".")[2]
         for name in (model_type, "an architecture that is not known"):
-            with chat_template.sandboxed():
-                stand_in = chat_template.processor_for(processor, name)
+            with rendering.sandboxed():
+                stand_in = rendering.processor_for(processor, name)
                 assert stand_in is not processor
                 assert get_chat_template(stand_in, CHAT, True) == expected
 
@@ -352,16 +353,16 @@ def test_only_architectures_that_are_known_leave_the_sandbox() -> None:
     for path in mentioning_jinja():
         assert path.parent.parent.name == "models"
         processor = SimpleNamespace(chat_template="x")
-        assert chat_template.processor_for(processor, path.parent.name) is not processor
+        assert rendering.processor_for(processor, path.parent.name) is not processor
 
 
 def test_other_processors_are_given_as_they_are() -> None:
     from mlx_vlm.models.glm4v.processing import Glm46VProcessor
 
     processor = object.__new__(Glm46VProcessor)
-    assert chat_template.processor_for(processor, "glm4v") is processor
+    assert rendering.processor_for(processor, "glm4v") is processor
     plain = SimpleNamespace(chat_template="x")
-    assert chat_template.processor_for(plain, "smolvlm") is plain
+    assert rendering.processor_for(plain, "smolvlm") is plain
 
 
 def test_a_processor_without_a_template_writes_the_prompt_as_before() -> None:
@@ -371,8 +372,8 @@ def test_a_processor_without_a_template_writes_the_prompt_as_before() -> None:
         processor: Any = object.__new__(kind)
         processor.chat_template = processor.tokenizer = None
         expected = get_chat_template(processor, CHAT, True)
-        with chat_template.sandboxed():
-            stand_in = chat_template.processor_for(processor, kind.__module__.split(".")[2])
+        with rendering.sandboxed():
+            stand_in = rendering.processor_for(processor, kind.__module__.split(".")[2])
             assert get_chat_template(stand_in, CHAT, True) == expected
 
 
@@ -388,7 +389,7 @@ def test_a_hostile_template_of_an_unsandboxed_processor_leaves_no_mark(
     config = SimpleNamespace(model_type=model_type)
     request = GenerationRequest(prompt="Hi", history=(Exchange("a", "b"),))
     with pytest.raises(GenerationError, match="wants to run code"):
-        vision_inputs.VisionInputs("m", config, processor).prompt(request, CancelToken()).check()
+        inputs.VisionInputs("m", config, processor).prompt(request, CancelToken()).check()
     assert not mark.exists()
     processor.apply_chat_template(CHAT)
     assert mark.exists()  # That it would have run: otherwise the lines above would prove nothing.
@@ -396,4 +397,4 @@ def test_a_hostile_template_of_an_unsandboxed_processor_leaves_no_mark(
 
 def test_rendering_without_limits_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="without a budget"):
-        chat_template.rendered("never seen before")
+        rendering.rendered("never seen before")

@@ -16,8 +16,8 @@ from mlx_magic.errors import (
     UnsupportedModelError,
     UntrustedCodeError,
 )
-from mlx_magic.inference import architectures
-from mlx_magic.inference.checkpoint import (
+from mlx_magic.models.checkpoints import architectures
+from mlx_magic.models.checkpoints.checkpoint import (
     Checkpoint,
     RemoteCheckpoint,
     inspect,
@@ -371,7 +371,7 @@ def test_a_checkpoint_with_its_own_architecture_may_name_it_as_it_likes(tmp_path
 def test_inspecting_imports_no_model_library(tmp_path: Path) -> None:
     folder = checkpoints.good(tmp_path / "m")
     code = (
-        "import sys; from mlx_magic.inference.checkpoint import resolve\n"
+        "import sys; from mlx_magic.models.checkpoints.checkpoint import resolve\n"
         f"c = resolve({str(folder)!r}, aliases={{}})\n"
         "slow = {'mlx', 'mlx_vlm', 'mlx_lm', 'transformers', 'huggingface_hub'}\n"
         "import json; print(json.dumps([c.kind, sorted(slow & set(sys.modules))]))"

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mlx_magic.backends.device import jit_folder
+from mlx_magic.backends.device import platform as device_platform
+from mlx_magic.backends.library_errors import generation_error, load_error
+from mlx_magic.backends.loading import library_environment
 from mlx_magic.errors import CheckpointError, GenerationError
-from mlx_magic.inference import checkpoint
-from mlx_magic.inference.backends import compiling, device, surroundings
-from mlx_magic.inference.backends.failure import generation_error, load_error
+from mlx_magic.models.checkpoints import checkpoint
 from tests import checkpoints
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="not there")
@@ -47,8 +49,8 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_usual_folder_stays_as_it_is(temporary: Path, tmp_path: Path) -> None:
     mlx = Mlx()
-    found = compiling.arrange(mlx, [tmp_path / "other"])
-    assert found == compiling.Compiling(temporary)
+    found = jit_folder.arrange(mlx, [tmp_path / "other"])
+    assert found == jit_folder.Compiling(temporary)
     assert mlx.compiles
     assert os.environ["TMPDIR"] == str(temporary)
     assert not (tmp_path / "other").exists()
@@ -92,7 +94,7 @@ def test_another_folder_is_used_and_said(
     why = spoil(temporary)
     mlx, other = Mlx(), tmp_path / "deep" / "other"
     (tmp_path / "file").write_text("")
-    found = compiling.arrange(mlx, [tmp_path / "file" / "x", other])
+    found = jit_folder.arrange(mlx, [tmp_path / "file" / "x", other])
     assert found.folder == other
     assert why in found.problem
     assert os.environ["TMPDIR"] == str(other)
@@ -108,7 +110,7 @@ def test_a_name_that_a_shell_would_read_is_not_used(
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("TMPDIR", str(folder) if name else "")
     mlx = Mlx()
-    found = compiling.arrange(mlx, [])
+    found = jit_folder.arrange(mlx, [])
     assert found.folder is None
     assert not mlx.compiles
     assert "set TMPDIR to a folder that can be written to" in found.words
@@ -118,7 +120,7 @@ def test_spaces_and_umlauts_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = tmp_path / "tmp of Jürgen"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    assert compiling.arrange(Mlx(), []).problem == ""
+    assert jit_folder.arrange(Mlx(), []).problem == ""
 
 
 def test_a_full_or_read_only_folder_is_found_out(
@@ -129,13 +131,13 @@ def test_a_full_or_read_only_folder_is_found_out(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", full)
-        assert compiling.unusable(str(temporary)) == f"{temporary}: No space left on device"
+        assert jit_folder.unusable(str(temporary)) == f"{temporary}: No space left on device"
     if hasattr(os, "ST_NOEXEC"):
         real = os.statvfs(temporary)
         fields = [*real]
         fields[8] |= os.ST_NOEXEC
         monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
-        assert "noexec" in compiling.unusable(str(temporary))
+        assert "noexec" in jit_folder.unusable(str(temporary))
 
 
 def test_a_folder_of_somebody_else_is_not_used(
@@ -145,7 +147,7 @@ def test_a_folder_of_somebody_else_is_not_used(
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     if (temporary / "mlx").stat().st_uid == 0:
         os.chown(temporary / "mlx", 4343, -1)
-    found = compiling.arrange(Mlx(), [])
+    found = jit_folder.arrange(Mlx(), [])
     assert "other people can change" in found.problem
 
 
@@ -165,7 +167,7 @@ def test_an_error_of_the_compiler_is_one_line_with_the_remedy(
 ) -> None:
     mlx = Mlx()
     monkeypatch.setitem(sys.modules, "mlx.core", mlx)
-    monkeypatch.setattr(device, "_compiling", None)
+    monkeypatch.setattr(device_platform, "_compiling", None)
     error = generation_error("m", RuntimeError(text))
     assert isinstance(error, GenerationError)
     assert str(error).startswith(f"m: MLX could not compile in {temporary} (")
@@ -173,7 +175,7 @@ def test_an_error_of_the_compiler_is_one_line_with_the_remedy(
     assert "g++" not in str(error)
     assert "set TMPDIR to another folder" in str(error)
     assert not mlx.compiles  # so that the next one is answered
-    found = device.compiles()
+    found = device_platform.compiles()
     assert found is not None
     assert words in found.problem
     model = checkpoint.inspect(checkpoints.good(tmp_path / "m"), "m")
@@ -192,10 +194,10 @@ def test_nothing_is_touched_where_all_is_usual(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(surroundings, "_is_utf8", lambda: True)
+    monkeypatch.setattr(library_environment, "_is_utf8", lambda: True)
     monkeypatch.setattr(os, "chdir", lambda path: pytest.fail("moved"))
     monkeypatch.setattr(locale, "setlocale", lambda *_: pytest.fail("changed"))
-    with surroundings.usual(), surroundings.usual():
+    with library_environment.usual(), library_environment.usual():
         assert Path.cwd() == tmp_path
 
 
@@ -205,8 +207,8 @@ def test_a_deleted_working_directory_is_come_back_to(
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with surroundings.usual():
-        with surroundings.usual():
+    with library_environment.usual():
+        with library_environment.usual():
             assert Path.cwd() == Path("/")
         assert Path.cwd() == Path("/")
     with pytest.raises(FileNotFoundError):

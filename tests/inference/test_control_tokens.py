@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_magic.backends.chat_templates.control_tokens import ControlTokens
+from mlx_magic.backends.loading.background import is_known
+from mlx_magic.backends.text.inputs import TextInputs
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import Exchange, GenerationRequest
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends.aside import is_known
-from mlx_magic.inference.backends.control_tokens import ControlTokens
-from mlx_magic.inference.backends.text_inputs import TextInputs
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.request import Exchange, GenerationRequest
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "<image>"]
 MARKUP = ["<think>", "</think>"]

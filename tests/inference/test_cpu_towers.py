@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import mlx_magic
-from mlx_magic.inference.backends import cpu_towers, device
-from mlx_magic.inference.engine import Engine
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision import cpu_encoders
+from mlx_magic.engine.engine import Engine
 
 WIDTH, HEADS = 40, 5
 
@@ -30,7 +31,7 @@ def test_gelu(engine: Engine, approx: str, dtype: str, shape: tuple[int, ...]) -
 
         part: Any = nn.GELU(approx=approx)
         x = (30 * mx.random.normal(shape)).astype(getattr(mx, dtype))
-        return same(cpu_towers._Gelu(part)(x), part(x))
+        return same(cpu_encoders._Gelu(part)(x), part(x))
 
     assert engine.call(work).result(30)
 
@@ -40,9 +41,9 @@ def test_gelu_keeps_what_is_no_number_and_the_ends(engine: Engine) -> None:
         import mlx.core as mx
         from mlx import nn
 
-        x = mx.concatenate([mx.zeros(cpu_towers.LEAST), mx.array([mx.nan, -1e30, 1e30, -500.0])])
+        x = mx.concatenate([mx.zeros(cpu_encoders.LEAST), mx.array([mx.nan, -1e30, 1e30, -500.0])])
         return [
-            cpu_towers._Gelu(nn.GELU(approx=approx))(x)[-4:].tolist()
+            cpu_encoders._Gelu(nn.GELU(approx=approx))(x)[-4:].tolist()
             for approx in ("precise", "fast")
         ]
 
@@ -54,7 +55,7 @@ def test_gelu_keeps_what_is_no_number_and_the_ends(engine: Engine) -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("length", [20, 130])
-@pytest.mark.parametrize("scores", [cpu_towers.MOST_SCORES, 30_000, 1])
+@pytest.mark.parametrize("scores", [cpu_encoders.MOST_SCORES, 30_000, 1])
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention(
     engine: Engine,
@@ -64,7 +65,7 @@ def test_attention(
     scores: int,
     masked: bool,
 ) -> None:
-    monkeypatch.setattr(cpu_towers, "MOST_SCORES", scores)
+    monkeypatch.setattr(cpu_encoders, "MOST_SCORES", scores)
 
     def work() -> bool:
         import mlx.core as mx
@@ -74,7 +75,7 @@ def test_attention(
         x = 3 * mx.random.normal((batch, length, WIDTH))
         hidden = mx.where(mx.random.uniform(shape=(length, length)) < 0.9, 0.0, -1e9)
         mask = hidden if masked else None
-        return same(cpu_towers._Attention(part)(x, mask), part(x, mask))
+        return same(cpu_encoders._Attention(part)(x, mask), part(x, mask))
 
     assert engine.call(work).result(30)
 
@@ -92,7 +93,7 @@ def test_the_bundled_tower_sees_the_same_and_stays_as_it_is(engine: Engine) -> N
         picture = mx.random.normal((1, 128, 128, 3))
         before = model.vision_model(picture)[0]
         mx.eval(before)
-        places = cpu_towers.quicken(model)
+        places = cpu_encoders.quicken(model)
         alike = bool(mx.allclose(model.vision_model(picture)[0], before, atol=1e-4))
         return places, alike, [name for name, _ in tree_flatten(model.parameters())] == parts
 
@@ -101,11 +102,11 @@ def test_the_bundled_tower_sees_the_same_and_stays_as_it_is(engine: Engine) -> N
 
 
 def test_vectors_are_taken_on_a_gpu_and_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    monkeypatch.setattr(platform, "is_gpu", lambda: False)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert not device.has_vector_math()
+    assert not platform.has_vector_math()
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert device.has_vector_math()
+    assert platform.has_vector_math()
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(device, "is_gpu", lambda: True)
-    assert device.has_vector_math()
+    monkeypatch.setattr(platform, "is_gpu", lambda: True)
+    assert platform.has_vector_math()

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mlx_magic.inference import hub
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.deadlines import Deadlines
-from mlx_magic.inference.request import GenerationRequest, Sampling, VisionResult
-from mlx_magic.inference.session import Session
-from mlx_magic.inference.work import Work
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.deadlines import Deadlines
+from mlx_magic.engine.request import GenerationRequest, Sampling, VisionResult
+from mlx_magic.engine.task import Work
+from mlx_magic.models.hub import download as hub_download
+from mlx_magic.session import Session
 from mlx_magic.testing import ManualClock, RecordingSink, ScriptedBackend, scripted_session
 from tests import checkpoints
 
@@ -104,7 +104,7 @@ def test_in_a_download(
         while True:
             cancel.checkpoint()
 
-    monkeypatch.setattr(hub, "download", download)
+    monkeypatch.setattr(hub_download, "download", download)
     generation = session.start(question("some/model"))
     while generation.progress.phase != "downloading":
         assert not generation.done

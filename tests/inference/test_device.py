@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.engine import Engine
+from mlx_magic.backends.device import platform as device_platform
+from mlx_magic.engine.engine import Engine
 from tests.cycles import searches_for_cycles
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="control groups are Linux's")
@@ -18,30 +18,30 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="control groups are L
 
 @pytest.mark.parametrize("nbytes", [0, 10**7, 540 * 10**6, 10**10])
 def test_a_prefill_chunk_is_smaller_for_a_larger_model(nbytes: int) -> None:
-    if device.is_gpu():
-        assert device.prefill_chunk(nbytes) == device.PREFILL_CHUNK_GPU
+    if device_platform.is_gpu():
+        assert device_platform.prefill_chunk(nbytes) == device_platform.PREFILL_CHUNK_GPU
         return
-    least, most = device.PREFILL_CHUNKS_CPU
-    assert least <= device.prefill_chunk(nbytes) <= most
-    assert device.prefill_chunk(nbytes) >= device.prefill_chunk(nbytes * 2 + 1)
+    least, most = device_platform.PREFILL_CHUNKS_CPU
+    assert least <= device_platform.prefill_chunk(nbytes) <= most
+    assert device_platform.prefill_chunk(nbytes) >= device_platform.prefill_chunk(nbytes * 2 + 1)
 
 
 @linux
 def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     said = tmp_path / "memory.max"
-    monkeypatch.setattr(device, "CONTAINER_LIMITS", (tmp_path / "nowhere", said))
+    monkeypatch.setattr(device_platform, "CONTAINER_LIMITS", (tmp_path / "nowhere", said))
     monkeypatch.setitem(sys.modules, "mlx.core", None)
 
     def total(text: str) -> int:
         said.write_text(text)
-        device._container_limit.cache_clear()
-        return device.total_memory()
+        device_platform._container_limit.cache_clear()
+        return device_platform.total_memory()
 
     machine = total("max\n")
     assert machine > 10**6
     assert total("1000000\n") == 10**6
     assert total("9223372036854771712\n") == machine
-    device._container_limit.cache_clear()
+    device_platform._container_limit.cache_clear()
 
 
 @linux
@@ -49,14 +49,14 @@ def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_cuda_goes_on_after_many_lengths_unless_a_person_wants_to_be_told(
     monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
 ) -> None:
-    name, _ = device.CUDA_CHECK
+    name, _ = device_platform.CUDA_CHECK
     # So that whatever is set below is taken back.
     monkeypatch.setenv(name, "")
     monkeypatch.delenv(name)
     if before is not None:
         monkeypatch.setenv(name, before)
-    monkeypatch.setattr(device, "_has_cuda", lambda: True)
-    device._prepare()
+    monkeypatch.setattr(device_platform, "_has_cuda", lambda: True)
+    device_platform._prepare()
     assert os.environ[name] == after
 
 
@@ -71,9 +71,9 @@ def test_cycles_are_looked_for_only_if_something_stays(engine: Engine, in_a_cycl
         if in_a_cycle:
             held["self"] = held
         nbytes = held["array"].nbytes
-        before = device.memory().active
-        with searches_for_cycles() as searches, device.freeing(nbytes):
+        before = device_platform.memory().active
+        with searches_for_cycles() as searches, device_platform.freeing(nbytes):
             del held
-        return before - device.memory().active - nbytes, len(searches)
+        return before - device_platform.memory().active - nbytes, len(searches)
 
     assert engine.call(work).result(30) == (0, int(in_a_cycle))

@@ -10,27 +10,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.backends import device, digests
-from mlx_magic.inference.backends.digests import GLANCE, Fingerprint, digest
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.prefix_cache import fingerprints
+from mlx_magic.backends.prefix_cache.fingerprints import GLANCE, Fingerprint, digest
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mlx() -> None:
-    device.start()
+    platform.start()
 
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note the bytes of arrays that are hashed as a whole."""
     found: list[int] = []
-    feed = digests._feed
+    feed = fingerprints._feed
 
     def noted(state: Any, part: Any) -> None:
         if isinstance(part, np.ndarray):
             found.append(part.nbytes)
         feed(state, part)
 
-    monkeypatch.setattr(digests, "_feed", noted)
+    monkeypatch.setattr(fingerprints, "_feed", noted)
     return found
 
 

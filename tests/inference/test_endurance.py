@@ -9,8 +9,8 @@ import pytest
 from benchmarks import endurance
 from benchmarks.endurance_plan import Plan, pictures
 from benchmarks.endurance_session import Cutting
-from mlx_magic.inference.backends.batch import Batch, Seat
-from mlx_magic.inference.request import Sampling
+from mlx_magic.backends.batching.batch import Batch, Seat
+from mlx_magic.engine.request import Sampling
 
 pytestmark = pytest.mark.model
 

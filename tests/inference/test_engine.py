@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.engine import engine as engine_module
+from mlx_magic.engine.engine import WAIT, Engine
 from mlx_magic.errors import EngineError
-from mlx_magic.inference import engine as engine_module
-from mlx_magic.inference.engine import WAIT, Engine
 
 
 @pytest.fixture
@@ -362,10 +362,10 @@ import atexit, time
 left = []
 atexit.register(lambda: print(time.perf_counter() - left[0]))
 from pathlib import Path
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.request import GenerationRequest
+from mlx_magic.images.opening import open_images
+from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.testing import use_scripted
-from mlx_magic.inference.session import current
+from mlx_magic.session import current
 from PIL import Image
 folder, hold = {folder!r}, {hold!r}
 use_scripted("a b c", hold=hold)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.features import Features
-from mlx_magic.inference.backends.pictures import Pictures
-from mlx_magic.inference.cancel import Cancelled
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.vision.image_cache.feature_cache import Features
+from mlx_magic.cancellation import Cancelled
 
 mx = pytest.importorskip("mlx.core")
 nn = pytest.importorskip("mlx.nn")
@@ -28,7 +28,7 @@ BYTES = 4 * SIDE * WIDTH
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many pictures are encoded in one go; 8, as on a GPU."""
     count = int(getattr(request, "param", 8))
-    monkeypatch.setattr(device, "pictures_at_once", lambda: count)
+    monkeypatch.setattr(platform, "pictures_at_once", lambda: count)
     return count
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import FetchError
-from mlx_magic.inference import fetch as fetch_module
-from mlx_magic.inference import wire
-from mlx_magic.inference.addresses import IPAddress, Target
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.fetch import MAX_DOWNLOAD_BYTES, UrlFetcher
-from mlx_magic.inference.images import open_images
+from mlx_magic.images.http import connection as http_connection
+from mlx_magic.images.http import fetch as fetch_module
+from mlx_magic.images.http.fetch import MAX_DOWNLOAD_BYTES, UrlFetcher
+from mlx_magic.images.http.public_addresses import IPAddress, Target
+from mlx_magic.images.opening import open_images
 
 PUBLIC = "93.184.216.34"
 
@@ -401,7 +401,7 @@ def test_proxies_are_left_out_and_said_so_when_it_fails(monkeypatch: pytest.Monk
 
 
 def test_the_real_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert wire.resolve_name("127.0.0.1", 80, 5) == ["127.0.0.1"]
+    assert http_connection.resolve_name("127.0.0.1", 80, 5) == ["127.0.0.1"]
     release = threading.Event()
 
     def stuck(*args: Any, **options: Any) -> Any:
@@ -410,7 +410,7 @@ def test_the_real_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", stuck)
     with pytest.raises(TimeoutError):
-        wire.resolve_name("a.example", 80, 0.01)
+        http_connection.resolve_name("a.example", 80, 0.01)
     release.set()
 
     def broken(*args: Any, **options: Any) -> Any:
@@ -418,7 +418,7 @@ def test_the_real_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", broken)
     with pytest.raises(OSError, match="label too long"):
-        wire.resolve_name("a.example", 80, 5)
+        http_connection.resolve_name("a.example", 80, 5)
 
 
 class Site(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.addresses import Target, is_public, parse_url
+from mlx_magic.images.http.public_addresses import Target, is_public, parse_url
 
 NOT_PUBLIC = [
     "0.0.0.0",

@@ -11,9 +11,9 @@ from collections.abc import Callable, Generator
 
 import pytest
 
-from mlx_magic.inference import forks
-from mlx_magic.inference.backends import openblas
-from mlx_magic.inference.engine import Engine
+from mlx_magic import forks
+from mlx_magic.backends.device import openblas
+from mlx_magic.engine.engine import Engine
 
 FORKING = """
 import ctypes.util, json, os, pty, subprocess, sys, threading, time
@@ -23,8 +23,8 @@ build, at_rest, count = sys.argv[1:]
 if build == "opencv":
     ctypes.util.find_library = lambda name: None
 import mlx_magic
-from mlx_magic.inference import forks
-from mlx_magic.inference.backends import device
+from mlx_magic import forks
+from mlx_magic.backends.device import platform as device
 if at_rest == "never":
     forks.LONGEST = 0.0
 

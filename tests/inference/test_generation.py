@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.cancellation import Cancelled
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Sampling
+from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.cancel import Cancelled
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
-from mlx_magic.inference.stops import Stopped
-from mlx_magic.notebook.phases import phase_line
+from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.testing import ManualClock, RecordingSink
 
 

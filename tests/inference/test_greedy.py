@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlx_magic
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.greedy import GreedyModel
-from mlx_magic.inference.backends.sampler import BAD, Draw, RowSampler
-from mlx_magic.inference.backends.vision_batch import VisionBatch
-from mlx_magic.inference.engine import Engine
+from mlx_magic.backends.batching.greedy_decode import GreedyModel
+from mlx_magic.backends.batching.sampling import BAD, Draw, RowSampler
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision.batch import VisionBatch
+from mlx_magic.engine.engine import Engine
 
 pytestmark = pytest.mark.model
 
@@ -23,7 +23,7 @@ STEPS = 12
 
 @pytest.fixture(autouse=True)
 def on_the_cpu() -> None:
-    device.prepare()
+    platform.prepare()
 
 
 def next_tokens(logits: Any) -> list[int]:

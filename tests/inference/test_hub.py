@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import (
     CheckpointError,
     DownloadError,
     UnsupportedModelError,
     UntrustedCodeError,
 )
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint, RemoteCheckpoint, resolve
-from mlx_magic.inference.hub import download
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint, RemoteCheckpoint, resolve
+from mlx_magic.models.hub.download import download
 from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
 
@@ -194,8 +194,8 @@ KILLED = """
 import pathlib, sys, time
 import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.hub import download
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.models.hub.download import download
 
 def progress(done, total):
     if done > 100_000:
@@ -236,7 +236,7 @@ def test_a_load_is_cancelled_at_once_though_the_connection_hangs(
 ) -> None:
     publish(hub, folder)
     here = partial(download, cache=tmp_path / "cache", endpoint=hub.endpoint)
-    monkeypatch.setattr("mlx_magic.inference.hub.download", here)
+    monkeypatch.setattr("mlx_magic.models.hub.download.download", here)
     session = scripted_session()
     hub.stall_after["model.safetensors"] = 100_000
     load = session.load(REPO)
@@ -554,7 +554,7 @@ def test_a_disk_without_room_is_said_before_the_weights_come(
 ) -> None:
     publish(hub, folder)
     monkeypatch.setattr(
-        "mlx_magic.inference.hub.shutil.disk_usage",
+        "mlx_magic.models.hub.download.shutil.disk_usage",
         lambda path: type("Usage", (), {"free": 1000})(),
     )
     with pytest.raises(DownloadError, match="make room"):

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import CheckpointError, DownloadError, MlxMagicError, UntrustedCodeError
-from mlx_magic.inference import facts, on_disk
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint, resolve
-from mlx_magic.inference.hub import download
-from mlx_magic.inference.hub_files import PART
-from mlx_magic.inference.names import Names
+from mlx_magic.models.catalog import local_models, model_summary
+from mlx_magic.models.catalog.aliases import Names
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint, resolve
+from mlx_magic.models.hub.download import download
+from mlx_magic.models.hub.resumable import PART
 from tests import checkpoints, fake_hub
 
 REPO = "org/name"
@@ -137,7 +137,7 @@ def test_a_repository_that_changes_meanwhile_gives_the_commit_of_the_listing_who
     found = resolve(REPO, aliases={}, cache=cache, offline=True)
     assert isinstance(found, Checkpoint)
     assert found.path == folder
-    assert REPO in on_disk.names_on_disk(cache=cache)
+    assert REPO in local_models.names_on_disk(cache=cache)
     # And the next download brings the new one whole.
     hub.before = lambda what, name: None
     hub.push(REPO, changed(files))
@@ -382,7 +382,7 @@ def test_an_answer_that_is_no_listing_is_one_line(
     assert hub.fetched == []
     assert not cache.exists()
     with pytest.raises(DownloadError, match="no listing of files"):
-        facts.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint)
 
 
 @pytest.mark.parametrize("sha", [None, "", "main", "C0FFEE" + "0" * 34, "c" * 64, 3, ["c" * 40]])
@@ -507,8 +507,8 @@ def test_of_a_repository_that_is_only_looked_at_the_same_is_refused(
 ) -> None:
     hub.headers["config.json"] = {"X-Repo-Commit": "../../../../evil"}
     with pytest.raises(DownloadError, match="of another commit"):
-        facts.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint)
     hub.headers.clear()
     files["config.json"] = b" " * (9 * 2**20)
     with pytest.raises(CheckpointError, match="too large"):
-        facts.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint)

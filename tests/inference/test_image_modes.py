@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.inference import image_arrays, image_modes
-from mlx_magic.inference.image_modes import to_rgb
-from mlx_magic.inference.images import open_images
+from mlx_magic.images import arrays, color_modes
+from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.opening import open_images
 
 SLICED = settings(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -24,8 +24,8 @@ SLICED = settings(
 @pytest.fixture(params=[5, 64, 1_000_000])
 def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make slices so small that there are many, also within a row."""
-    monkeypatch.setattr(image_modes, "_SLICE_PIXELS", request.param)
-    monkeypatch.setattr(image_arrays, "_SLICE_VALUES", request.param)
+    monkeypatch.setattr(color_modes, "_SLICE_PIXELS", request.param)
+    monkeypatch.setattr(arrays, "_SLICE_VALUES", request.param)
 
 
 def in_one_piece(image: Image.Image) -> tuple[bytes, tuple[str, ...]]:

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageError, ImageTooLargeError, RequestError
-from mlx_magic.inference import images as images_module
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.image_input import fit_pixels
-from mlx_magic.inference.images import MAX_IMAGES, ImageInput, open_images, open_named_images
+from mlx_magic.images import opening as images_module
+from mlx_magic.images.image import fit_pixels
+from mlx_magic.images.opening import MAX_IMAGES, ImageInput, open_images, open_named_images
 
 SIDES = st.one_of(st.integers(1, 300), st.integers(1, 10**7))
 
@@ -207,7 +207,7 @@ def test_threads_may_open_at_the_same_time(count: int) -> None:
 
 def test_importing_it_imports_nothing_heavy() -> None:
     code = (
-        "import sys, mlx_magic.inference.images\n"
+        "import sys, mlx_magic.images.opening\n"
         "heavy = {'PIL', 'numpy', 'pandas', 'matplotlib', 'mlx', 'http.client', 'ssl', 'IPython'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
-from mlx_magic.inference.images import MAX_IMAGES, open_images
+from mlx_magic.images.opening import MAX_IMAGES, open_images
 
 SIDES = st.integers(1, 12)
 

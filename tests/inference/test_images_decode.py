@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
-from mlx_magic.inference.images import MAX_PIXELS_DECODED, ImageInput, open_images
+from mlx_magic.images.opening import MAX_PIXELS_DECODED, ImageInput, open_images
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

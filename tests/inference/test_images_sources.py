@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import VisionResult
 from mlx_magic.errors import (
     FetchError,
     ImageDecodeError,
@@ -22,11 +24,9 @@ from mlx_magic.errors import (
     ImageNotFoundError,
     ImageTooLargeError,
 )
-from mlx_magic.inference import image_limits
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.image_files import natural_key
-from mlx_magic.inference.images import MAX_IMAGES, ImageInput, open_images
-from mlx_magic.inference.request import VisionResult
+from mlx_magic.images import limits
+from mlx_magic.images.files import natural_key
+from mlx_magic.images.opening import MAX_IMAGES, ImageInput, open_images
 
 
 def png(colour: str = "red", size: tuple[int, int] = (4, 3)) -> bytes:
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_paths(folder: Path, make: Callable[[str], Any]) -> None:
     assert sources(make("cat1.png")) == ["cat1.png"]
     assert sources(make("sub/deep.png")) == ["sub/deep.png"]
-    assert sources(make(str(folder / "cat1.png"))) == [image_limits.shorten(f"{folder}/cat1.png")]
+    assert sources(make(str(folder / "cat1.png"))) == [limits.shorten(f"{folder}/cat1.png")]
 
 
 def test_base_is_what_relative_paths_start_from(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_natural_order_goes_by_number_and_letter() -> None:
 def test_a_missing_file_is_named_with_its_folder_and_a_guess(folder: Path) -> None:
     with pytest.raises(ImageNotFoundError) as caught:
         open_images("recept.jpg")
-    shown = image_limits.shorten(str(folder))
+    shown = limits.shorten(str(folder))
     assert str(caught.value) == (f"No file 'recept.jpg' in {shown}; did you mean 'receipt.jpg'?")
     assert caught.value.source == "recept.jpg"
     with pytest.raises(ImageNotFoundError, match=r"did you mean 'receipt\.jpg'"):
@@ -142,7 +142,7 @@ def test_a_pipe_is_not_waited_for(folder: Path) -> None:
 
 def test_a_file_over_the_limit_is_not_read(folder: Path) -> None:
     with (folder / "huge.png").open("wb") as file:
-        file.truncate(image_limits.MAX_FILE_BYTES * 3)  # takes no room on the disk
+        file.truncate(limits.MAX_FILE_BYTES * 3)  # takes no room on the disk
     with pytest.raises(ImageTooLargeError, match=r"huge\.png has 600 MB; the limit is 200 MB"):
         open_images("huge.png")
 

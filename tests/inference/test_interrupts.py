@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.interrupts import MOST, Interrupt, deferred
-from mlx_magic.inference.work import Work, outcome
+from mlx_magic.engine.task import Work, outcome
+from mlx_magic.interrupts import MOST, Interrupt, deferred
 
 
 class Job(Work[str]):

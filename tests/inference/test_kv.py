@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 import mlx_magic
+from mlx_magic.backends.batching import kv_cache
+from mlx_magic.backends.batching.memory_estimate import Shape
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.text.model import TextModel
+from mlx_magic.cancellation import Cancelled
+from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, kv
-from mlx_magic.inference.backends.text import TextModel
-from mlx_magic.inference.cancel import Cancelled
-from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.engine import Engine
-from mlx_magic.inference.request import GenerationRequest, Sampling
-from mlx_magic.inference.request_memory import Shape
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.inference.standing import let_answer
 from tests.inference.test_reuse import (
     BLUE,
@@ -76,7 +77,7 @@ class Sizes:
             update = first.update_and_fetch
 
             def watched(*args: Any, **kwargs: Any) -> Any:
-                self.most = max(self.most, kv.nbytes(made))
+                self.most = max(self.most, kv_cache.nbytes(made))
                 return update(*args, **kwargs)
 
             first.update_and_fetch = watched
@@ -168,7 +169,7 @@ def test_heads_that_cannot_be_quantised_are_an_error_of_one_line(
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    device.start()
+    platform.start()
     return llama(**HEADS_OF_32)
 
 
@@ -203,7 +204,7 @@ def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
 ) -> None:
     if text_way == "alone":
         let_answer(monkeypatch, together_=False)
-    monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
+    monkeypatch.setattr(platform, "prefill_chunk", lambda nbytes: CHUNK)
     prompts = ["Why is the sky blue at noon, and red at night?", "What is it?"]
     kinds = [(prompt, bits) for prompt in prompts for bits in (None, 8, 4)]
     expected = [
@@ -262,13 +263,13 @@ def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
 
     shape = Shape.of(HEADS_OF_32)
     mixed = [RotatingKVCache(8), KVCache()]
-    made = kv.quantised(mixed, 8, shape, "tiny")
+    made = kv_cache.quantised(mixed, 8, shape, "tiny")
     assert made[0] is mixed[0]
     assert isinstance(made[1], QuantizedKVCache)
     assert (made[1].bits, made[1].group_size) == (8, 32)
-    assert kv.quantised(mixed, None, shape, "tiny") == mixed
+    assert kv_cache.quantised(mixed, None, shape, "tiny") == mixed
     with pytest.raises(GenerationError, match=r"tiny: what it keeps .* leave --kv-bits out\."):
-        kv.quantised([RotatingKVCache(8)], 8, shape, "tiny")
+        kv_cache.quantised([RotatingKVCache(8)], 8, shape, "tiny")
 
 
 def test_a_repetition_penalty_holds_where_a_text_model_answers_alone(

@@ -8,23 +8,24 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.backends import device, large_arrays, weights
-from mlx_magic.inference.backends.aside import Aside
-from mlx_magic.inference.backends.base import LoadProgress
-from mlx_magic.inference.backends.large_arrays import Origins
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.engine import Engine
+from mlx_magic.backends.base import LoadProgress
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.loading import chunked_read, materialize
+from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.chunked_read import Origins
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.engine import Engine
 
 ROWS, WIDTH = 70, 16
 
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "reads_where_it_evaluates", lambda: True)
-    monkeypatch.setattr(device, "wants_float32", lambda nbytes: False)
-    monkeypatch.setattr(large_arrays, "LARGE", 1_000)
-    monkeypatch.setattr(large_arrays, "PART", 32 * 2 * WIDTH)
-    monkeypatch.setattr(large_arrays, "PIECE", 100)
+    monkeypatch.setattr(platform, "reads_where_it_evaluates", lambda: True)
+    monkeypatch.setattr(platform, "wants_float32", lambda nbytes: False)
+    monkeypatch.setattr(chunked_read, "LARGE", 1_000)
+    monkeypatch.setattr(chunked_read, "PART", 32 * 2 * WIDTH)
+    monkeypatch.setattr(chunked_read, "PIECE", 100)
 
 
 def model_of(
@@ -57,7 +58,7 @@ def reading(
     progress: LoadProgress = lambda done, total, note: None,
 ) -> Any:
     beside = Aside(lambda: None, here=True)
-    return weights.materialise(
+    return materialize.materialise(
         model, cancel=cancel, progress=progress, beside=beside, origins=origins
     )
 
@@ -92,13 +93,13 @@ def test_a_part_is_asked_of_each_reader_once(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each time more is a wait for Python's lock, which a tokenizer may hold for long.
-    real, asked = large_arrays._Part._fill, []
+    real, asked = chunked_read._Part._fill, []
 
     def fill(part: Any, view: memoryview, start: int) -> int:
         asked.append(start)
         return real(part, view, start)
 
-    monkeypatch.setattr(large_arrays._Part, "_fill", fill)
+    monkeypatch.setattr(chunked_read._Part, "_fill", fill)
 
     def work() -> None:
         model, _, origins = model_of(tmp_path)
@@ -106,7 +107,7 @@ def test_a_part_is_asked_of_each_reader_once(
 
     engine.call(work).result(30)
     parts = -(-ROWS // 32)
-    assert parts < len(asked) <= parts * large_arrays.READERS
+    assert parts < len(asked) <= parts * chunked_read.READERS
 
 
 @pytest.mark.usefixtures("as_on_cuda")
@@ -168,7 +169,7 @@ def test_what_others_were_made_of_does_not_stay_beside_them(engine: Engine, tmp_
         model: Any = nn.Module()
         with origins.noted(library):
             model.weights = [array * 2 for array in library.mx.load(str(path)).values()]
-        before = device.memory().active
+        before = platform.memory().active
         mx.reset_peak_memory()
         read_all(model, origins, CancelToken())
         return int(mx.get_peak_memory()) - before
@@ -183,7 +184,7 @@ def test_a_load_is_cancelled_before_the_first_part_and_after_it(
 ) -> None:
     def work() -> int:
         model, _, origins = model_of(tmp_path)
-        before = device.memory().active
+        before = platform.memory().active
         token = CancelToken()
         steps = reading(model, origins, token)
         for _ in range(slices):
@@ -192,7 +193,7 @@ def test_a_load_is_cancelled_before_the_first_part_and_after_it(
         with pytest.raises(Cancelled):
             next(steps)
         assert not model.parameters()
-        return device.memory().active - before
+        return platform.memory().active - before
 
     assert engine.call(work).result(30) <= 0
 
@@ -201,13 +202,13 @@ def test_a_load_is_cancelled_before_the_first_part_and_after_it(
 def test_a_file_cut_short_meanwhile_is_an_error(engine: Engine, tmp_path: Path) -> None:
     def work() -> tuple[BaseException, int]:
         model, _, origins = model_of(tmp_path)
-        before = device.memory().active
+        before = platform.memory().active
         path = tmp_path / "model.safetensors"
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size // 2)
         with pytest.raises(RuntimeError, match="read") as caught:
             read_all(model, origins, CancelToken())
-        return caught.value, device.memory().active - before
+        return caught.value, platform.memory().active - before
 
     error, more = engine.call(work).result(30)
     # Its traceback is held, and holds no part of the array.

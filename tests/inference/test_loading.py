@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.errors import CheckpointError, EngineError, GenerationError, MemoryBudgetError
-from mlx_magic.inference import current
-from mlx_magic.inference.backends.base import LoadProgress
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.engine import OnError, Steps
-from mlx_magic.inference.request import (
+from mlx_magic import default_session
+from mlx_magic.backends.base import LoadProgress
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.engine import OnError, Steps
+from mlx_magic.engine.request import (
     GenerationChunk,
     GenerationRequest,
     Sampling,
     VisionResult,
 )
-from mlx_magic.inference.session import Session
-from mlx_magic.inference.work import Work
+from mlx_magic.engine.task import Work
+from mlx_magic.errors import CheckpointError, EngineError, GenerationError, MemoryBudgetError
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend, ScriptedModel, scripted_session
 from tests import checkpoints
 
@@ -384,7 +384,7 @@ def test_when_the_thread_dies_all_are_told_and_the_next_question_loads_anew(
 
 @pytest.mark.model
 def test_a_real_model_answers_the_same_after_its_thread_has_died() -> None:
-    session = current._make()
+    session = default_session._make()
     request = GenerationRequest(
         prompt="What is it?", sampling=Sampling(max_tokens=12, temperature=0)
     )

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.backends import device, mlx_free
-from mlx_magic.inference.backends.mlx_free import is_mlx_free
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision.image_cache import thread_safety
+from mlx_magic.backends.vision.image_cache.thread_safety import is_mlx_free
 
 VLM = "mlx_vlm.models"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mlx() -> None:
-    device.start()
+    platform.start()
 
 
 def of(module: str, name: str) -> Any:
@@ -56,7 +57,7 @@ class Plain:
 
 def test_what_is_not_a_librarys_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_mlx_free(Plain())
-    monkeypatch.setattr(mlx_free, "KNOWN", ("tests",))
+    monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
     assert is_mlx_free(Plain())
 
 
@@ -99,5 +100,5 @@ class Inherits(Imports):
 
 @pytest.mark.parametrize("kind", [Imports, Within, Property, Static, Inherits])
 def test_wherever_it_is_named_it_is_seen(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlx_free, "KNOWN", ("tests",))
+    monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
     assert not is_mlx_free(kind())

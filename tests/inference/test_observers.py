@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.generation import Generation, Snapshot
-from mlx_magic.inference.observers import INTERVAL, Observers
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest
+from mlx_magic.engine.generation import Generation, Snapshot
+from mlx_magic.engine.progress_callbacks import INTERVAL, Observers
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest
 from mlx_magic.testing import ManualClock
 
 

@@ -13,10 +13,15 @@ from pathlib import Path
 import pytest
 
 import mlx_magic
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.checkpoint import Checkpoint, RemoteCheckpoint, resolve
-from mlx_magic.inference.names import Names
-from mlx_magic.inference.on_disk import PATIENCE, ModelOnDisk, models_on_disk, names_on_disk
+from mlx_magic.backends.device import platform
+from mlx_magic.models.catalog.aliases import Names
+from mlx_magic.models.catalog.local_models import (
+    PATIENCE,
+    ModelOnDisk,
+    models_on_disk,
+    names_on_disk,
+)
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint, RemoteCheckpoint, resolve
 from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
 from tests.hostile import corpus
@@ -76,7 +81,7 @@ def test_a_model_is_described_as_its_files_do(
     cache: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, needed: int
 ) -> None:
     # Halves are floats in memory where MLX runs on the CPU.
-    monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
+    monkeypatch.setattr(platform, "is_gpu", lambda: on_gpu)
     config = {**checkpoints.TEXT_CONFIG, "quantization": {"bits": 4, "group_size": 64}}
     folder = checkpoints.good(snapshot(cache, "org/small"), config)
     assert only(models_on_disk({}, cache=cache), "org/small") == ModelOnDisk(
@@ -183,7 +188,7 @@ def test_an_alias_whose_folder_is_gone_says_so(cache: Path, tmp_path: Path) -> N
 def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlx_magic.inference import checkpoint
+    from mlx_magic.models.checkpoints import checkpoint
 
     inspect = checkpoint.inspect
 
@@ -242,7 +247,7 @@ def test_looking_imports_no_model_library(cache: Path, tmp_path: Path) -> None:
     checkpoints.good(snapshot(cache, "org/name"))
     code = (
         "import json, pathlib, sys\n"
-        "from mlx_magic.inference.on_disk import models_on_disk\n"
+        "from mlx_magic.models.catalog.local_models import models_on_disk\n"
         f"found = models_on_disk({{}}, cache=pathlib.Path({str(cache)!r}))\n"
         "heavy = {'mlx', 'mlx_vlm', 'mlx_lm', 'transformers', 'numpy', 'PIL'}\n"
         "print(json.dumps([len(found), sorted(heavy & {m.split('.')[0] for m in sys.modules})]))"

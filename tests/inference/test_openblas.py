@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlx_magic.inference.backends import openblas
+from mlx_magic.backends.device import openblas
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only MLX's CPU backend needs it")
 
@@ -18,7 +18,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only MLX's CPU backe
 def prepared(before: str = "", **environment: str) -> str:
     """Run `prepare` in a new process; return the path it loaded and its reason."""
     code = (
-        f"{before}\nfrom mlx_magic.inference.backends import device\n"
+        f"{before}\nfrom mlx_magic.backends.device import platform as device\n"
         "blas = device.prepare()\nprint(blas.loaded, '|', blas.reason)"
     )
     done = subprocess.run(

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.pictures import Pictures
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.prefix_cache.image_keys import Pictures
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mlx() -> None:
-    device.start()
+    platform.start()
 
 
 def pixels(*seeds: int, shape: tuple[int, ...] = (3, 8, 8)) -> Any:

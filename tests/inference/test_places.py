@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends.pictures import Pictures
-from mlx_magic.inference.backends.places import Places
-from mlx_magic.inference.backends.places import places as places_of
+from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.prompt_keys import Places
+from mlx_magic.backends.prefix_cache.prompt_keys import places as places_of
 
 mx = pytest.importorskip("mlx.core")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.errors import CheckpointError
-from mlx_magic.inference.plausible import require_dimensions, require_pictures
+from mlx_magic.models.checkpoints.config_limits import require_dimensions, require_pictures
 
 GB = 10**9
 

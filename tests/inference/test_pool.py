@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.task import Work
 from mlx_magic.errors import (
     MemoryBudgetError,
     ModelError,
@@ -18,12 +22,8 @@ from mlx_magic.errors import (
     ModelNotFoundError,
     RequestError,
 )
-from mlx_magic.inference import checkpoint as checkpoints_of
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.model_info import Hold, Load
-from mlx_magic.inference.request import GenerationRequest
-from mlx_magic.inference.work import Work
+from mlx_magic.model_pool.model_info import Hold, Load
+from mlx_magic.models.checkpoints import checkpoint as checkpoints_of
 from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 from tests import checkpoints
 

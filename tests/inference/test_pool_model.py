@@ -18,16 +18,16 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from mlx_magic.backends.base import LoadProgress, Report
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import FinishReason, GenerationRequest, VisionResult
+from mlx_magic.engine.task import Work
 from mlx_magic.errors import CheckpointError, MemoryBudgetError, ModelError
-from mlx_magic.inference import checkpoint as checkpoint_module
-from mlx_magic.inference.backends.base import LoadProgress, Report
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.model_info import Load
-from mlx_magic.inference.request import FinishReason, GenerationRequest, VisionResult
-from mlx_magic.inference.unloading import Unload
-from mlx_magic.inference.work import Work
+from mlx_magic.model_pool.model_info import Load
+from mlx_magic.model_pool.unload import Unload
+from mlx_magic.models.checkpoints import checkpoint as checkpoint_module
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.testing import ManualClock, ScriptedBackend, ScriptedModel, scripted_session
 from tests import checkpoints
 

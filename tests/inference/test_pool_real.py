@@ -14,14 +14,15 @@ import pytest
 from PIL import Image, ImageDraw
 
 import mlx_magic
+from mlx_magic import default_session
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.device.buffers import cache_limit
+from mlx_magic.backends.loading import materialize
+from mlx_magic.backends.vision.model import VisionBackend
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import GenerationError, MemoryBudgetError, MlxMagicError
-from mlx_magic.inference import current
-from mlx_magic.inference.backends import device, weights
-from mlx_magic.inference.backends.buffers import cache_limit
-from mlx_magic.inference.backends.vision import VisionBackend
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.request import GenerationRequest, Sampling
-from mlx_magic.inference.session import Session
+from mlx_magic.session import Session
 from tests.cycles import searches_for_cycles
 from tests.model_folders import smollm2_folder
 
@@ -32,7 +33,7 @@ CYCLES = 50
 
 @pytest.fixture
 def session() -> Iterator[Session]:
-    session = current._make()
+    session = default_session._make()
     yield session
     session.close()
 
@@ -65,7 +66,7 @@ def start(session: Session, model: str, picture: Image.Image, prompt: str = "") 
 def active(session: Session) -> int:
     """Bytes in arrays once the engine has come to rest."""
     session.engine.call(lambda: None).result(10)
-    memory = device.memory()
+    memory = platform.memory()
     return memory.active + memory.cached
 
 
@@ -89,7 +90,7 @@ def test_four_models_in_turn_on_a_budget_for_two(
         assert sum(model.nbytes for model in session.pool) <= budget
         # What is kept for reuse is not the models' own, nor are free buffers: each has a limit.
         kept = session.pool.reuse.nbytes
-        memory = session.engine.call(device.memory).result(10)
+        memory = session.engine.call(platform.memory).result(10)
         assert memory.active <= others + budget + kept + 0.02 * size
         assert memory.cached <= cache_limit(budget, memory.limit)
     assert len(texts) == 1
@@ -158,23 +159,23 @@ def test_a_load_that_is_cancelled_needs_none_either(
     session: Session, copies: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = copies[0] if kind == "vision" else str(smollm2_folder())
-    monkeypatch.setattr(weights, "SLICE_BYTES", 2**20)
+    monkeypatch.setattr(materialize, "SLICE_BYTES", 2**20)
     size = session.pool.load(model).nbytes
     session.pool.unload(model)
     before = active(session)
-    real, begun, during = weights._read, threading.Event(), []
+    real, begun, during = materialize._read, threading.Event(), []
 
     def cut(*args: Any) -> Generator[int, None, None]:
         for number, slice_ in enumerate(real(*args)):
             if number == 4:
                 assert begun.wait(60)
-                during.append(device.memory().active - before)
+                during.append(platform.memory().active - before)
                 load.cancel()
             yield slice_
 
-    monkeypatch.setattr(weights, "_read", cut)
+    monkeypatch.setattr(materialize, "_read", cut)
     # As if something stayed: on CUDA it does, for a while at least.
-    monkeypatch.setattr(device, "STAYS", -1.0)
+    monkeypatch.setattr(platform, "STAYS", -1.0)
     with searches_for_cycles() as searches:
         load = session.load(model)
         begun.set()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.inference.backends.prefix import LEAST, Prefixes, Rows
+from mlx_magic.backends.prefix_cache.radix_tree import LEAST, Prefixes, Rows
 
 mx = pytest.importorskip("mlx.core")
 

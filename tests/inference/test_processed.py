@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.processed import Processed
-from mlx_magic.inference.image_input import ImageInput
-from mlx_magic.inference.images import open_images
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision.image_cache.processor_cache import Processed
+from mlx_magic.images.image import ImageInput
+from mlx_magic.images.opening import open_images
 
 
 @pytest.fixture(scope="module", autouse=True)
 def mlx() -> None:
-    device.start()
+    platform.start()
 
 
 def pictures(*seeds: int) -> list[ImageInput]:

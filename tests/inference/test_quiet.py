@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import pytest
 from PIL import Image
 
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.quiet import quiet
+from mlx_magic.images.decoding.pillow_warnings import quiet
+from mlx_magic.images.opening import open_images
 from tests.hostile.image_cases import CASES, encode
 
 ODD = "jpeg_whose_exif_is_cut_off"

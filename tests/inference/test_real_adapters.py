@@ -11,10 +11,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 import mlx_magic
+from mlx_magic import session as sessions
+from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import CheckpointError
-from mlx_magic.inference import session as sessions
-from mlx_magic.inference.request import GenerationRequest, Sampling
-from mlx_magic.inference.session import Session
+from mlx_magic.session import Session
 from tests import checkpoints
 from tests.model_folders import smollm2_folder
 

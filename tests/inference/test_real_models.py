@@ -16,19 +16,20 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 import mlx_magic.errors
-from mlx_magic.inference import images as pictures
-from mlx_magic.inference import session as sessions
-from mlx_magic.inference.backends import device, room
-from mlx_magic.inference.backends.ahead import Ahead
-from mlx_magic.inference.request import (
+from mlx_magic import session as sessions
+from mlx_magic.backends.batching import admission
+from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision.image_cache.prefetch import Ahead
+from mlx_magic.engine.request import (
     Exchange,
     GenerationChunk,
     GenerationRequest,
     Sampling,
     VisionResult,
 )
-from mlx_magic.inference.request_memory import Need, Shape, need
-from mlx_magic.inference.session import Session
+from mlx_magic.images import opening as pictures
+from mlx_magic.session import Session
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
@@ -199,14 +200,14 @@ def test_prompts_longer_than_a_chunk_are_read_in_chunks(
     )
     steps = [b - a for a, b in itertools.pairwise(seen) if b > a]
     assert len(steps) > 2
-    assert max(steps) <= device.PREFILL_CHUNK_GPU
+    assert max(steps) <= platform.PREFILL_CHUNK_GPU
 
 
 def test_unloading_gives_the_memory_back(session: Session, circle: Image.Image) -> None:
     ask(session, QUESTION, circle)
-    held = device.memory().active
+    held = platform.memory().active
     freed = session.pool.unload("demo")
-    now = device.memory()
+    now = platform.memory()
     assert freed > 1_000_000
     assert now.active <= held - freed
     assert ask(session, QUESTION, circle).text
@@ -247,9 +248,9 @@ def test_as_much_of_a_prompt_is_read_in_one_call_as_the_device_says(
 
     whole = ask(session, "What shape is that?", circle, temperature=0).text
     session.pool.unload("demo")
-    monkeypatch.setattr(device, "read_at_once", read_at_once)
+    monkeypatch.setattr(platform, "read_at_once", read_at_once)
     session.pool.load("demo")
-    monkeypatch.setattr(room, "need", noted)
+    monkeypatch.setattr(admission, "need", noted)
     monkeypatch.setattr(PromptProcessingBatch, "prompt_step", step)
     assert ask(session, "What shape is that?", circle, temperature=0).text == whole
     assert (told, set(reckoned), len(steps)) == ([1_024], {at_once}, calls)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.model
 # Loads a checkpoint without permission, and says why not; then with it, in the same process.
 LOADS = """
 import json, pathlib, sys
-from mlx_magic.inference import session
+from mlx_magic import session
 folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
 now = session.current()
 said = []
@@ -78,7 +78,7 @@ def loaded(folder: Path, code: str = LOADS) -> list[list[object]]:
 ASKS = """
 import json, pathlib, sys
 import mlx_magic
-from mlx_magic.inference import session
+from mlx_magic import session
 folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
 now = session.current()
 said = []
@@ -181,7 +181,8 @@ def test_pickles_beside_safetensors_are_not_read(tmp_path: Path, kind: str) -> N
 # Loads several in one process, with `trust` blind: what is left is the guard of the load.
 BLIND = """
 import json, pathlib, sys
-from mlx_magic.inference import session, trust
+from mlx_magic import session
+from mlx_magic.models.checkpoints import remote_code as trust
 trust.wanted_code = lambda folder, **options: ()
 now = session.current()
 said = {}

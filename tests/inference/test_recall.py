@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.recall import LEAST_BYTES, Recall, Start, reuse_limit
-from mlx_magic.inference.reuse import Reuse
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision.caches import LEAST_BYTES, Recall, Start, reuse_limit
 
 mx = pytest.importorskip("mlx.core")
 
@@ -81,12 +81,12 @@ def test_whether_a_picture_follows_decides_if_the_tower_is_asked() -> None:
 def test_what_is_kept_at_most_follows_the_model_and_the_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(device, "total_memory", lambda: 16 * 2**30)
+    monkeypatch.setattr(platform, "total_memory", lambda: 16 * 2**30)
     assert reuse_limit(10**6) == LEAST_BYTES
     assert reuse_limit(2 * 10**9) == 10**9
     assert reuse_limit(10**12) == 2 * 2**30
     assert Recall(model(), 2 * 10**9, prompts=True).counts.limit_bytes == 10**9
-    monkeypatch.setattr(device, "total_memory", lambda: 0)
+    monkeypatch.setattr(platform, "total_memory", lambda: 0)
     assert reuse_limit(10**12) == LEAST_BYTES, "how much there is, is not known"
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.backends.loading import remote_code_guard
+from mlx_magic.backends.loading.background import Aside
+from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import UntrustedCodeError
-from mlx_magic.inference.backends import remote_code
-from mlx_magic.inference.backends.aside import Aside
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests import checkpoints
 
 
@@ -87,8 +87,8 @@ WHERE = [here, on_a_thread, in_a_pool, on_a_threads_thread, aside]
 
 @pytest.mark.parametrize("where", WHERE)
 def test_a_file_of_the_checkpoint_does_not_run(evil: Path, where: Callable[..., None]) -> None:
-    guard = remote_code.of(as_checkpoint(evil))
-    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+    guard = remote_code_guard.of(as_checkpoint(evil))
+    with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         where(lambda: imported(evil / "evil.py"))
     assert not checkpoints.mark_of(evil).exists()
     assert guard.refused
@@ -131,8 +131,8 @@ def test_nor_does_a_file_from_elsewhere_that_is_no_module(
 ) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     path = place(evil)
-    guard = remote_code.of(as_checkpoint(evil))
-    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+    guard = remote_code_guard.of(as_checkpoint(evil))
+    with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         imported(path)
     assert not checkpoints.mark_of(evil).exists()
     imported(path)
@@ -140,16 +140,16 @@ def test_nor_does_a_file_from_elsewhere_that_is_no_module(
 
 
 def test_code_is_not_read_as_text_either(evil: Path) -> None:
-    guard = remote_code.of(as_checkpoint(evil))
-    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+    guard = remote_code_guard.of(as_checkpoint(evil))
+    with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         (evil / "evil.py").read_text()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "x.pkl", "X.PTH"])
 def test_a_pickle_of_the_checkpoint_is_not_opened(evil: Path, name: str) -> None:
     (evil / name).write_bytes(b"x")
-    guard = remote_code.of(as_checkpoint(evil))
-    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+    guard = remote_code_guard.of(as_checkpoint(evil))
+    with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         (evil / name).read_bytes()
 
 
@@ -157,7 +157,7 @@ def test_data_that_nobody_judged_is_read_while_it_is_small(evil: Path) -> None:
     (evil / "voices.dat").write_bytes(b"x")
     with (evil / "huge.dat").open("wb") as file:
         file.truncate(2**37)
-    with remote_code.active(remote_code.of(as_checkpoint(evil))):
+    with remote_code_guard.active(remote_code_guard.of(as_checkpoint(evil))):
         assert (evil / "voices.dat").read_bytes() == b"x"
         assert json.loads((evil / "config.json").read_text())
         with pytest.raises(UntrustedCodeError):
@@ -168,7 +168,7 @@ def test_an_installed_library_is_imported(evil: Path) -> None:
     import colorsys
 
     sys.modules.pop("colorsys")
-    with remote_code.active(remote_code.of(as_checkpoint(evil))):
+    with remote_code_guard.active(remote_code_guard.of(as_checkpoint(evil))):
         assert importlib.import_module("colorsys").__file__ == colorsys.__file__
 
 
@@ -179,10 +179,10 @@ def test_a_library_in_development_is_imported_by_its_name(
     place.mkdir()
     (place / "mlx_magic_unlikely.py").write_text("def f():\n    return 1\n")
     monkeypatch.syspath_prepend(str(place))
-    with remote_code.active(remote_code.of(as_checkpoint(evil))):
+    with remote_code_guard.active(remote_code_guard.of(as_checkpoint(evil))):
         assert importlib.import_module("mlx_magic_unlikely").f() == 1
     del sys.modules["mlx_magic_unlikely"]
-    with remote_code.active(remote_code.of(as_checkpoint(evil))):  # its .pyc
+    with remote_code_guard.active(remote_code_guard.of(as_checkpoint(evil))):  # its .pyc
         assert importlib.import_module("mlx_magic_unlikely").f() == 1
     del sys.modules["mlx_magic_unlikely"]
 
@@ -192,8 +192,8 @@ def test_a_checkpoint_that_is_the_working_folder_hides_no_library(
 ) -> None:
     (evil / "mlx_magic_unlikely.py").write_text((evil / "evil.py").read_text())
     monkeypatch.syspath_prepend(str(evil))
-    guard = remote_code.of(as_checkpoint(evil))
-    with remote_code.active(guard), pytest.raises(UntrustedCodeError):
+    guard = remote_code_guard.of(as_checkpoint(evil))
+    with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         importlib.import_module("mlx_magic_unlikely")
     assert not checkpoints.mark_of(evil).exists()
 
@@ -212,8 +212,8 @@ def test_other_code_of_the_process_is_left_as_it_is(evil: Path) -> None:
 
     thread = threading.Thread(target=person)
     thread.start()
-    guard = remote_code.of(as_checkpoint(evil))
-    with remote_code.active(guard):
+    guard = remote_code_guard.of(as_checkpoint(evil))
+    with remote_code_guard.active(guard):
         inside.set()
         assert done.wait(10)
     thread.join()
@@ -238,8 +238,8 @@ def test_the_network_is_not_reached(listener: socket.socket, where: Callable[...
         with socket.create_connection(address, 5):
             pass
 
-    guard = remote_code.Guard("m", [])
-    with remote_code.active(guard), pytest.raises(ConnectionRefusedError):
+    guard = remote_code_guard.Guard("m", [])
+    with remote_code_guard.active(guard), pytest.raises(ConnectionRefusedError):
         where(reach)
     assert guard.unreached[0] == "127.0.0.1"
     assert not guard.refused  # a library that goes on without it is let
@@ -264,7 +264,7 @@ def run(steps: Generator[None, None, Any]) -> Any:
 def test_a_load_without_permission_says_what_it_refused(evil: Path) -> None:
     steps = steps_of(lambda: imported(evil / "evil.py"))
     with pytest.raises(UntrustedCodeError, match=r"^m wants to run its own code \(evil.py\), and"):
-        run(remote_code.guarded(steps, as_checkpoint(evil), allowed=False))
+        run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=False))
 
 
 def test_a_load_fails_whatever_a_library_made_of_the_refusal(evil: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_load_fails_whatever_a_library_made_of_the_refusal(evil: Path) -> None
             imported(evil / "evil.py")
 
     with pytest.raises(UntrustedCodeError, match="wants to run its own code"):
-        run(remote_code.guarded(steps_of(swallows), as_checkpoint(evil), allowed=False))
+        run(remote_code_guard.guarded(steps_of(swallows), as_checkpoint(evil), allowed=False))
     assert not checkpoints.mark_of(evil).exists()
 
 
@@ -287,7 +287,7 @@ def test_a_refusal_that_a_library_kept_to_itself_ends_the_load_at_that_slice(evi
         went_on.append(True)
         return "loaded"
 
-    load = remote_code.guarded(steps(), as_checkpoint(evil), allowed=False)
+    load = remote_code_guard.guarded(steps(), as_checkpoint(evil), allowed=False)
     with pytest.raises(UntrustedCodeError):
         next(load)
     assert not went_on
@@ -307,13 +307,13 @@ def test_what_was_made_is_closed_if_the_refusal_came_last(evil: Path) -> None:
         return Made()
 
     with pytest.raises(UntrustedCodeError):
-        run(remote_code.guarded(steps(), as_checkpoint(evil), allowed=False))
+        run(remote_code_guard.guarded(steps(), as_checkpoint(evil), allowed=False))
     assert len(closed) == 1
 
 
 def test_a_load_with_permission_runs_it(evil: Path) -> None:
     steps = steps_of(lambda: imported(evil / "evil.py"))
-    assert run(remote_code.guarded(steps, as_checkpoint(evil), allowed=True)) == "loaded"
+    assert run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=True)) == "loaded"
     assert checkpoints.mark_of(evil).exists()
 
 
@@ -326,8 +326,8 @@ def test_two_loads_in_turns_have_permissions_of_their_own(evil: Path) -> None:
         yield
         return "loaded"
 
-    allowed = remote_code.guarded(evil_steps(), as_checkpoint(evil), allowed=True)
-    refused = remote_code.guarded(evil_steps(), as_checkpoint(evil), allowed=False)
+    allowed = remote_code_guard.guarded(evil_steps(), as_checkpoint(evil), allowed=True)
+    refused = remote_code_guard.guarded(evil_steps(), as_checkpoint(evil), allowed=False)
     next(refused)
     next(allowed)
     next(allowed)
@@ -348,7 +348,7 @@ def test_a_load_that_is_given_up_cleans_up_under_guard(evil: Path) -> None:
             except UntrustedCodeError as error:
                 tried.append(error)
 
-    load = remote_code.guarded(steps(), as_checkpoint(evil), allowed=False)
+    load = remote_code_guard.guarded(steps(), as_checkpoint(evil), allowed=False)
     next(load)
     load.close()
     assert len(tried) == 1
@@ -361,5 +361,5 @@ def test_nothing_is_loaded_where_python_tells_nothing(
     monkeypatch.setattr(sys, "audit", lambda *args: None)
     steps = steps_of(lambda: imported(evil / "evil.py"))
     with pytest.raises(UntrustedCodeError, match="does not say what a library is about to run"):
-        run(remote_code.guarded(steps, as_checkpoint(evil), allowed=False))
+        run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=False))
     assert not checkpoints.mark_of(evil).exists()

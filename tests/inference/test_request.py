@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.request import GenerationRequest, Sampling
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_room
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.inference.request_memory import Need, Shape, need, require_room
 
 QWEN = {
     "vocab_size": 151_936,

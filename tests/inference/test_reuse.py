@@ -15,23 +15,24 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 from benchmarks.random_model import build
-from mlx_magic.errors import GenerationError
-from mlx_magic.inference import images as pictures
-from mlx_magic.inference.backends import vision, vision_batch
-from mlx_magic.inference.backends.device import Memory
-from mlx_magic.inference.backends.vision import VisionBackend, VisionModel
-from mlx_magic.inference.backends.vision_batch import VisionBatch
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.checkpoint import inspect
-from mlx_magic.inference.engine import Engine
-from mlx_magic.inference.request import (
+from mlx_magic.backends.device.platform import Memory
+from mlx_magic.backends.vision import batch as vision_batch
+from mlx_magic.backends.vision import model as vision_model
+from mlx_magic.backends.vision.batch import VisionBatch
+from mlx_magic.backends.vision.model import VisionBackend, VisionModel
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.request import (
     Exchange,
     GenerationChunk,
     GenerationRequest,
     Sampling,
     Usage,
 )
-from mlx_magic.inference.stops import Stopped
+from mlx_magic.engine.stop_sequences import Stopped
+from mlx_magic.errors import GenerationError
+from mlx_magic.images import opening as pictures
+from mlx_magic.models.checkpoints.checkpoint import inspect
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("templates_render_here")]
 
@@ -546,7 +547,7 @@ def test_a_processor_that_raises_ends_its_own_request_alone(
     def processors(sampling: Sampling, count: int) -> list[Any]:
         return [raising] if sampling.seed == 7 else []
 
-    monkeypatch.setattr(vision, "processors", processors)
+    monkeypatch.setattr(vision_model, "processors", processors)
     pair: list[tuple[GenerationRequest, Cut | None]] = [
         (asking(QUESTION, BLUE, seed=7), None),
         (asking(QUESTION, RED), None),

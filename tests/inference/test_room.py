@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from mlx_magic.backends.batching.admission import Room
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.device.platform import Memory
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.device import Memory
-from mlx_magic.inference.backends.room import Room
 
 pytestmark = pytest.mark.model  # asks mlx what it runs on
 
@@ -29,7 +29,7 @@ class Device:
 
 
 def room(held: Device) -> Room:
-    device.start()
+    platform.start()
     return Room("smol", CONFIG, chunk=64, forget=held.forget, memory=held.memory)
 
 

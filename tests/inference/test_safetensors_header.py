@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.errors import CheckpointError
-from mlx_magic.inference.safetensors_header import MAX_HEADER_BYTES, tensor_bytes
+from mlx_magic.models.checkpoints.safetensors import MAX_HEADER_BYTES, tensor_bytes
 from tests.checkpoints import write_raw_safetensors, write_safetensors
 
 

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.sampler import (
+from mlx_magic.backends.batching.sampling import (
     BAD,
     Draw,
     RowSampler,
@@ -16,7 +15,8 @@ from mlx_magic.inference.backends.sampler import (
     processors,
     repetition_penalty,
 )
-from mlx_magic.inference.request import Sampling
+from mlx_magic.backends.device import platform
+from mlx_magic.engine.request import Sampling
 
 pytestmark = pytest.mark.model  # needs mlx, no weights
 
@@ -24,7 +24,7 @@ VOCABULARY = 50
 
 
 def logprobs(rows: int, seed: int = 0) -> Any:
-    device.prepare()
+    platform.prepare()
     import mlx.core as mx
 
     logits = mx.array(np.random.default_rng(seed).normal(size=(rows, VOCABULARY)) * 3)

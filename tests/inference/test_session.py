@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
+from mlx_magic.engine.task import Work
 from mlx_magic.errors import (
     CheckpointError,
     EngineError,
@@ -23,12 +26,9 @@ from mlx_magic.errors import (
     RequestError,
     UntrustedCodeError,
 )
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.image_input import ImageInput
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
-from mlx_magic.inference.session import Session
-from mlx_magic.inference.work import Work
+from mlx_magic.images.image import ImageInput
+from mlx_magic.images.opening import open_images
+from mlx_magic.session import Session
 from mlx_magic.testing import RecordingSink, ScriptedBackend, scripted_session
 from tests import checkpoints
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import mlx_magic
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.device import LOGITS_CUDA, SHORT
-from mlx_magic.inference.backends.sampler import Draw
-from mlx_magic.inference.backends.vision_batch import VisionBatch
-from mlx_magic.inference.engine import Engine
+from mlx_magic.backends.batching.sampling import Draw
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.device.platform import LOGITS_CUDA, SHORT
+from mlx_magic.backends.vision.batch import VisionBatch
+from mlx_magic.engine.engine import Engine
 
 pytestmark = pytest.mark.model
 
@@ -104,12 +104,12 @@ def test_what_may_be_read_at_once_is_read_in_one_call(engine: Engine) -> None:
 def test_more_is_read_at_once_where_a_call_costs_more_than_its_logits(
     monkeypatch: pytest.MonkeyPatch, vocabulary: int
 ) -> None:
-    assert device.read_at_once(vocabulary) == SHORT
-    monkeypatch.setattr(device, "is_gpu", lambda: True)
-    monkeypatch.setattr(device.sys, "platform", "darwin")  # type: ignore[attr-defined]
-    assert device.read_at_once(vocabulary) == SHORT
-    monkeypatch.setattr(device.sys, "platform", "linux")  # type: ignore[attr-defined]
-    tokens = device.read_at_once(vocabulary)
+    assert platform.read_at_once(vocabulary) == SHORT
+    monkeypatch.setattr(platform, "is_gpu", lambda: True)
+    monkeypatch.setattr(platform.sys, "platform", "darwin")  # type: ignore[attr-defined]
+    assert platform.read_at_once(vocabulary) == SHORT
+    monkeypatch.setattr(platform.sys, "platform", "linux")  # type: ignore[attr-defined]
+    tokens = platform.read_at_once(vocabulary)
     row = 2 * vocabulary
     assert tokens == SHORT or tokens * row <= LOGITS_CUDA < (tokens + 1) * row
     assert (tokens > SHORT) == (0 < vocabulary < 10**6)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.model_info import Load
-from mlx_magic.inference.speed import FEWEST, WINDOW, Speed, duration, seconds_left
-from mlx_magic.notebook.phases import phase_line
+from mlx_magic.engine.download_rate import FEWEST, WINDOW, Speed, duration, seconds_left
+from mlx_magic.model_pool.model_info import Load
+from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.testing import ManualClock
 
 MB = 10**6

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.stops import Stops
+from mlx_magic.engine.stop_sequences import Stops
 
 # Few letters: stop texts that overlap, begin alike and lie in each other come up often.
 texts = st.text("ab\n", max_size=30)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.inference import strict_json
-from mlx_magic.inference.shown import shown
-from mlx_magic.inference.strict_json import Limits, UnreadableFileError, parse, read, scan
+from mlx_magic.formatting import shown
+from mlx_magic.models.checkpoints import strict_json
+from mlx_magic.models.checkpoints.strict_json import Limits, UnreadableFileError, parse, read, scan
 
 SCALARS = (
     st.none()

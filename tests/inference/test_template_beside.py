@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from mlx_magic import demo
-from mlx_magic.inference import session as sessions
-from mlx_magic.inference.backends.template_limits import Limits
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.request import GenerationRequest, Sampling
-from mlx_magic.inference.session import Session
+from mlx_magic import session as sessions
+from mlx_magic.backends.chat_templates.limits import Limits
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.session import Session
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model

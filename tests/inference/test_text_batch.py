@@ -15,21 +15,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlx_magic.backends.batching.admission import Room
+from mlx_magic.backends.batching.admission_queue import Line
+from mlx_magic.backends.batching.batch import Seat
+from mlx_magic.backends.batching.memory_estimate import Shape, need
+from mlx_magic.backends.batching.sampling import BAD, Draw
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.text.batch import CountingSampler, TextBatch
+from mlx_magic.backends.text.model import TextModel
+from mlx_magic.backends.text.prompt_cache import TextRecall
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Sampling
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.admission import Line
-from mlx_magic.inference.backends.batch import Seat
-from mlx_magic.inference.backends.room import Room
-from mlx_magic.inference.backends.sampler import BAD, Draw
-from mlx_magic.inference.backends.text import TextModel
-from mlx_magic.inference.backends.text_batch import CountingSampler, TextBatch
-from mlx_magic.inference.backends.text_recall import TextRecall
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.engine import Engine
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest, Sampling
-from mlx_magic.inference.request_memory import Shape, need
-from mlx_magic.inference.reuse import Reuse
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.inference.standing import let_answer
 
 pytestmark = pytest.mark.usefixtures("templates_render_here")
@@ -90,7 +90,7 @@ def lfm2() -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def mlx() -> None:
-    device.start()
+    platform.start()
 
 
 @pytest.fixture(scope="module")
@@ -477,7 +477,7 @@ def text_model(
         let_answer(monkeypatch, together_=False)
     settings = {"temperature": 0.0, "top_k": 30}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
+    monkeypatch.setattr(platform, "prefill_chunk", lambda nbytes: CHUNK)
     return TextModel(Checkpoint("tiny", tmp_path, "text", "llama"), model, byte_tokenizer(), 1)
 
 
@@ -589,9 +589,9 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
     limit = 2 * one.cache + one.reading
     most: list[int] = []
 
-    def memory() -> device.Memory:
+    def memory() -> platform.Memory:
         most.append(held())
-        return device.Memory(held(), 0, limit)
+        return platform.Memory(held(), 0, limit)
 
     text_model._room = Room("tiny", config, chunk=CHUNK, memory=memory, line=Line())
     expected = raw_text(model, "What is it?", 9)

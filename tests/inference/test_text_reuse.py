@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.text import prompt_cache
+from mlx_magic.backends.text.model import TextModel
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.request import Exchange, GenerationChunk
+from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.backends import device, text_recall
-from mlx_magic.inference.backends.text import TextModel
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.engine import Engine
-from mlx_magic.inference.request import Exchange, GenerationChunk
-from mlx_magic.inference.reuse import Reuse
-from mlx_magic.inference.stops import Stopped
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.inference import test_text_batch
 from tests.inference.standing import let_answer
 from tests.inference.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
@@ -39,7 +40,7 @@ def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def weights() -> Any:
-    device.start()
+    platform.start()
     return test_text_batch.llama()
 
 
@@ -49,7 +50,7 @@ def model(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Text
 
 
 def made(weights: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> TextModel:
-    monkeypatch.setattr(device, "prefill_chunk", lambda nbytes: CHUNK)
+    monkeypatch.setattr(platform, "prefill_chunk", lambda nbytes: CHUNK)
     return TextModel(Checkpoint("tiny", folder, "text", "llama"), weights, endless(), 1)
 
 
@@ -253,7 +254,7 @@ def test_what_is_kept_is_bounded_and_goes_when_it_is_to(
     import mlx.core as mx
 
     limit = 200_000
-    monkeypatch.setattr(text_recall, "reuse_limit", lambda nbytes: limit)
+    monkeypatch.setattr(prompt_cache, "reuse_limit", lambda nbytes: limit)
     model = made(weights, tmp_path, monkeypatch)
     before = mx.get_active_memory()
     for n in range(12):

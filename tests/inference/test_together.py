@@ -11,10 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.inference import together
-from mlx_magic.inference.backends.confirmed import Confirmed, fingerprint
-from mlx_magic.inference.checkpoint import Checkpoint
-from mlx_magic.inference.together import UNTESTED, Entry, Signature, Verdict, traits, verdict
+from mlx_magic.backends.batch_check.verdict_cache import Confirmed, fingerprint
+from mlx_magic.models.checkpoints import batch_support
+from mlx_magic.models.checkpoints.batch_support import (
+    UNTESTED,
+    Entry,
+    Signature,
+    Verdict,
+    traits,
+    verdict,
+)
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 LLAMA = {"num_attention_heads": 8, "num_key_value_heads": 2}
 PLAIN = Signature("mlx-lm", ("mlx_lm.models.llama.Model",), ("KVCache",), traits(LLAMA))
@@ -74,16 +81,16 @@ keys = st.sampled_from(
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(keys, json_values))
 def test_any_configuration_gets_an_answer(config: dict[str, Any]) -> None:
-    found = traits(together.text_part(config))
+    found = traits(batch_support.text_part(config))
     assert set(found) == set(traits({}))
     assert all(isinstance(value, str) for value in found.values())
-    together.expected("text", config)
-    together.expected("vision", config)
+    batch_support.expected("text", config)
+    batch_support.expected("vision", config)
 
 
 def test_the_text_part_of_a_vision_models_configuration_is_read() -> None:
     config = {"model_type": "x", "num_attention_heads": 4, "text_config": {**LLAMA, "y": None}}
-    assert traits(together.text_part(config))["heads"] == "gqa"
+    assert traits(batch_support.text_part(config))["heads"] == "gqa"
 
 
 def test_what_the_table_does_not_know_is_answered_one_at_a_time() -> None:
@@ -99,7 +106,7 @@ def test_what_the_table_does_not_know_is_answered_one_at_a_time() -> None:
 
 
 def test_each_checkpoint_of_the_table_gets_its_own_verdict() -> None:
-    for entry in together.table():
+    for entry in batch_support.table():
         found = verdict(entry.signature, entry.architecture)
         assert (entry.name, found.together) == (entry.name, entry.verdict.together)
 
@@ -120,18 +127,18 @@ def test_what_is_expected_of_a_model_is_what_its_configuration_tells(
 ) -> None:
     mha = replace(PLAIN, traits={**PLAIN.traits, "heads": "mha"})
     known = (Entry("a", "llama", PLAIN, GOOD), Entry("b", "llama", mha, BAD))
-    monkeypatch.setattr(together, "table", lambda: known)
+    monkeypatch.setattr(batch_support, "table", lambda: known)
     config = {"model_type": "llama", **LLAMA}
-    assert together.expected("text", config) == GOOD
-    assert together.expected("text", {**config, "num_key_value_heads": 8}) == BAD
+    assert batch_support.expected("text", config) == GOOD
+    assert batch_support.expected("text", {**config, "num_key_value_heads": 8}) == BAD
     # The library's default decides, or whether it looks at this at all: known once it is loaded.
-    assert together.expected("text", {"model_type": "llama"}) is None
-    assert together.expected("text", {**config, "sliding_window": 9}) is None
-    assert together.expected("text", {**config, "model_type": "qwen2"}) == (
+    assert batch_support.expected("text", {"model_type": "llama"}) is None
+    assert batch_support.expected("text", {**config, "sliding_window": 9}) is None
+    assert batch_support.expected("text", {**config, "model_type": "qwen2"}) == (
         Verdict(False, False, UNTESTED)
     )
-    assert together.expected("vision", config) == Verdict(False, False, UNTESTED)
-    assert together.expected("text", {**config, "model_file": "own.py"}) == (
+    assert batch_support.expected("vision", config) == Verdict(False, False, UNTESTED)
+    assert batch_support.expected("text", {**config, "model_file": "own.py"}) == (
         Verdict(False, False, UNTESTED)
     )
 

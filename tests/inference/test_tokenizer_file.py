@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference import strict_json
-from mlx_magic.inference.strict_json import UnreadableFileError
-from mlx_magic.inference.tokenizer_file import require_bounded
+from mlx_magic.models.checkpoints import strict_json
+from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
+from mlx_magic.models.checkpoints.tokenizer_file import require_bounded
 
 MODEL = {"type": "BPE", "vocab": {"a{[": 0, '",}': 1}, "merges": [["a", "b"]]}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlx_magic.errors import CheckpointError, UntrustedCodeError
-from mlx_magic.inference.checkpoint import Checkpoint, resolve
-from mlx_magic.inference.trust import require_trust, wanted_code
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint, resolve
+from mlx_magic.models.checkpoints.remote_code import require_trust, wanted_code
 from tests import checkpoints
 
 

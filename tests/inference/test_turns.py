@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.inference.backends.turns import Turns
-from mlx_magic.inference.cancel import Cancelled, CancelToken
+from mlx_magic.backends.batching.request_queue import Turns
+from mlx_magic.cancellation import Cancelled, CancelToken
 
 
 def work(turns: Turns, log: list[int], name: int, cancel: CancelToken) -> Generator[None]:

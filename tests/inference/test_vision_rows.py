@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.prefix import cut_out
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.prefix_cache.radix_tree import cut_out
 
 pytestmark = pytest.mark.model
 
@@ -16,7 +16,7 @@ LAYERS = 3
 
 @pytest.fixture(autouse=True)
 def on_the_cpu() -> None:
-    device.prepare()
+    platform.prepare()
 
 
 def numbers(layer: int, row: int, tokens: int) -> list[list[float]]:

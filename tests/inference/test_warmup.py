@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference.backends import device, warmup
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.request import FinishReason, GenerationChunk, GenerationRequest
-from mlx_magic.inference.reuse import Reuse
-from mlx_magic.inference.together import Verdict
+from mlx_magic.backends import warmup
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.device import platform
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.request import FinishReason, GenerationChunk, GenerationRequest
+from mlx_magic.models.checkpoints.batch_support import Verdict
 
 
 class Model:
@@ -78,7 +79,7 @@ def begin(
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "is_gpu", lambda: True)
+    monkeypatch.setattr(platform, "is_gpu", lambda: True)
 
 
 def test_a_gpu_answers_a_short_request_and_keeps_nothing(gpu: None) -> None:
@@ -93,14 +94,14 @@ def test_a_gpu_answers_a_short_request_and_keeps_nothing(gpu: None) -> None:
 
 
 def test_a_cpu_lets_a_small_model_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    monkeypatch.setattr(platform, "is_gpu", lambda: False)
     model = Model(nbytes=1000)
     list(begin(model))
     assert len(model.asked) == 1
 
 
 def test_a_cpu_only_makes_the_inputs_of_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "is_gpu", lambda: False)
+    monkeypatch.setattr(platform, "is_gpu", lambda: False)
     model = Model()
     list(begin(model))
     assert model.asked == []
@@ -121,7 +122,7 @@ def test_a_cancelled_load_stops_in_it(gpu: None, slices: int) -> None:
 
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_what_fails_in_it_fails_no_load(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
-    monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
+    monkeypatch.setattr(platform, "is_gpu", lambda: on_gpu)
     model = Model(ValueError("no"))
     list(begin(model))
     assert model.calls[-1] == "forget"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from mlx_magic.engine.change_listeners import Watchers
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.model_info import Load
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest
-from mlx_magic.inference.session import Session
-from mlx_magic.inference.watch import Watchers
+from mlx_magic.model_pool.model_info import Load
+from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
 

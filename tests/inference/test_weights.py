@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.inference.backends import device, weights
-from mlx_magic.inference.backends.aside import Aside
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.engine import Engine
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.loading import materialize
+from mlx_magic.backends.loading.background import Aside
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.engine import Engine
 
 SIDE = 64
 BYTES = SIDE * SIDE * 4
@@ -22,7 +23,7 @@ def reading(model: Any, cancel: CancelToken, **how: Any) -> Any:
     """Read a model's weights, with nothing beside."""
     how.setdefault("progress", lambda done, total, note: None)
     how.setdefault("beside", Aside(lambda: None, here=True))
-    return weights.materialise(model, cancel=cancel, **how)
+    return materialize.materialise(model, cancel=cancel, **how)
 
 
 def layers(count: int, *, quantise: bool = False) -> Any:
@@ -40,7 +41,7 @@ def layers(count: int, *, quantise: bool = False) -> Any:
 def test_slices_report_bytes_and_stop_between(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "SLICE_BYTES", 2 * BYTES)
+    monkeypatch.setattr(materialize, "SLICE_BYTES", 2 * BYTES)
 
     def work() -> list[tuple[int, int]]:
         seen: list[tuple[int, int]] = []
@@ -54,29 +55,29 @@ def test_slices_report_bytes_and_stop_between(
 
 def test_a_large_array_is_a_slice_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits beside a load waits for the largest array, not for what came before it, too."""
-    monkeypatch.setattr(weights, "SLICE_BYTES", 64)
+    monkeypatch.setattr(materialize, "SLICE_BYTES", 64)
     sizes = [10, 30, 70, 10, 64, 50, 20, 5]
     arrays = [np.zeros(size, np.uint8) for size in sizes]
-    slices = [[array.nbytes for array in part] for part in weights._slices(arrays)]
+    slices = [[array.nbytes for array in part] for part in materialize._slices(arrays)]
     assert slices == [[10, 30], [70], [10], [64], [50, 20], [5]]
 
 
 def test_a_stopped_load_gives_everything_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "SLICE_BYTES", BYTES)
+    monkeypatch.setattr(materialize, "SLICE_BYTES", BYTES)
 
     def work() -> tuple[int, int, int]:
-        before = device.memory().active
+        before = platform.memory().active
         token, model = CancelToken(), layers(8)
         steps = reading(model, token)
         next(steps)
         next(steps)
-        during = device.memory().active
+        during = platform.memory().active
         token.cancel()
         with pytest.raises(Cancelled):
             next(steps)
-        return before, during, device.memory().active
+        return before, during, platform.memory().active
 
     before, during, after = engine.call(work).result(30)
     assert during >= before + 2 * BYTES
@@ -86,7 +87,7 @@ def test_a_stopped_load_gives_everything_back(
 def test_what_fails_beside_ends_the_reading_and_gives_everything_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "SLICE_BYTES", BYTES)
+    monkeypatch.setattr(materialize, "SLICE_BYTES", BYTES)
 
     def work() -> tuple[int, int, bool]:
         failed = threading.Event()
@@ -95,16 +96,16 @@ def test_what_fails_beside_ends_the_reading_and_gives_everything_back(
             failed.wait(30)
             raise ValueError("no tokenizer")
 
-        before, model = device.memory().active, layers(8)
+        before, model = platform.memory().active, layers(8)
         beside = Aside(fail)
         steps = reading(model, CancelToken(), beside=beside)
         next(steps)
-        during = device.memory().active
+        during = platform.memory().active
         failed.set()
         wait([beside._future])
         with pytest.raises(ValueError, match="no tokenizer"):
             next(steps)
-        return during - before, device.memory().active - before, bool(model.parameters())
+        return during - before, platform.memory().active - before, bool(model.parameters())
 
     during, after, left = engine.call(work).result(30)
     assert during >= BYTES
@@ -114,7 +115,7 @@ def test_what_fails_beside_ends_the_reading_and_gives_everything_back(
 
 def test_a_reading_waits_for_what_goes_on_beside_and_can_be_cancelled(engine: Engine) -> None:
     def work() -> tuple[int, int, int]:
-        before, token, gate = device.memory().active, CancelToken(), threading.Event()
+        before, token, gate = platform.memory().active, CancelToken(), threading.Event()
         done: list[int] = []
         model, beside = layers(2), Aside(gate.wait)
         steps = reading(model, token, beside=beside, progress=lambda d, t, n: done.append(d))
@@ -127,7 +128,7 @@ def test_a_reading_waits_for_what_goes_on_beside_and_can_be_cancelled(engine: En
                 next(steps)
         finally:
             gate.set()
-        return done[-1], len(waits), device.memory().active - before
+        return done[-1], len(waits), platform.memory().active - before
 
     read, waits, after = engine.call(work).result(30)
     assert (read, waits) == (2 * BYTES, 3)
@@ -139,13 +140,13 @@ def test_on_a_cpu_quantised_weights_are_unpacked(engine: Engine) -> None:
         import mlx.core as mx
 
         packed = layers(2, quantise=True)
-        elements = weights._elements(packed)
+        elements = materialize._elements(packed)
         inputs = mx.random.normal((3, SIDE))
         expected = packed(inputs)
         for _ in reading(packed, CancelToken()):
             pass
         difference = float(mx.abs(packed(inputs) - expected).max())
-        return device.is_gpu(), elements, weights.nbytes(packed), difference
+        return platform.is_gpu(), elements, materialize.nbytes(packed), difference
 
     gpu, elements, nbytes, difference = engine.call(work).result(30)
     # Weights, and a scale and a bias for each group of 32.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mlx_magic.inference.backends.wired import Wired
+from mlx_magic.backends.device.wired_memory import Wired
 
 
 def test_the_last_puts_back_what_the_first_has_set() -> None:

@@ -186,8 +186,8 @@ def test_an_unload_that_waits_can_be_cancelled_interrupted_and_forced(
 ) -> None:
     hold(client, "writing")
     client.run(
-        "from mlx_magic.inference import session\n"
-        "from mlx_magic.inference.request import GenerationRequest, Sampling\n"
+        "from mlx_magic import session\n"
+        "from mlx_magic.engine.request import GenerationRequest, Sampling\n"
         "sampling = Sampling(max_tokens=10**9)\n"
         f"request = GenerationRequest('Hi', model={str(model)!r}, sampling=sampling)\n"
         "asked = session.current().start(request)\n"

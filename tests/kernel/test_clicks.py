@@ -13,8 +13,8 @@ SETUP = """
 import concurrent.futures, threading
 import ipywidgets as widgets
 from IPython.display import display
-from mlx_magic.inference.interrupts import deferred
-from mlx_magic.notebook.clicks import ClickRoute, uninstall, wait_async, wait_blocking
+from mlx_magic.interrupts import deferred
+from mlx_magic.notebook.kernel.click_routing import ClickRoute, uninstall, wait_async, wait_blocking
 
 class Job:
     def __init__(self):

@@ -23,7 +23,7 @@ SETUP = """
 import signal, sys, threading, time
 %load_ext mlx_magic
 from PIL import Image
-from mlx_magic.inference import session
+from mlx_magic import session
 from mlx_magic.testing import use_scripted
 from ipywidgets.widgets.widget import _instances
 img = Image.new("RGB", (40, 20), "red")

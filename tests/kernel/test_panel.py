@@ -26,7 +26,7 @@ SETUP = """
 import threading
 import mlx_magic
 from mlx_magic import testing
-from mlx_magic.inference import session
+from mlx_magic import session
 
 def prepare(models, **how):
     script = testing.use_scripted(**how)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_magic.inference.backends import device
+from mlx_magic.backends.device import platform
 from tools.model_table.questions import draw
 from tools.tiny_models.spec import TinyModel, build, find, shrunk
 
@@ -23,7 +23,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Builds a checkpoint; returns what it is, and its folder."""
-    device.start()
+    platform.start()
     folder = tmp_path_factory.mktemp("tiny")
 
     def built(name: str) -> tuple[TinyModel, Path]:

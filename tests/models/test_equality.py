@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mlx_magic.inference import together
-from mlx_magic.inference.together import Verdict
+from mlx_magic.models.checkpoints import batch_support
+from mlx_magic.models.checkpoints.batch_support import Verdict
 from tests.models.conftest import Build
 from tools.model_table.compare import Comparison, checked
 from tools.model_table.ours import as_if
@@ -26,7 +26,7 @@ pytestmark = [
 SLOW = {"gemma3n", "phi3_v"}
 """Their towers have sizes that are written into the library: seconds a question."""
 
-UNSTEADY = {entry.name for entry in together.table() if "several answers" in entry.verdict.why}
+UNSTEADY = {entry.name for entry in batch_support.table() if "several answers" in entry.verdict.why}
 """Their library itself gives several answers to one question: there is nothing to be equal to."""
 
 
@@ -67,10 +67,10 @@ def test_known_to_be_wrong_together(name: str, tiny: Build, files: dict[str, Pat
 
 
 def test_the_table_has_every_checkpoint() -> None:
-    assert {model.name for model in all_models()} == {entry.name for entry in together.table()}
+    assert {model.name for model in all_models()} == {entry.name for entry in batch_support.table()}
 
 
 def test_at_least_so_many_architectures_are_compared() -> None:
-    architectures = {(e.signature.library, e.architecture) for e in together.table()}
+    architectures = {(e.signature.library, e.architecture) for e in batch_support.table()}
     assert sum(library == "mlx-vlm" for library, _ in architectures) >= 35
     assert sum(library == "mlx-lm" for library, _ in architectures) >= 20

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.inference import together
-from mlx_magic.inference.backends import confirm, standing
-from mlx_magic.inference.backends.confirm import Budget, confirmed
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.together import UNTESTED, Verdict
+from mlx_magic.backends.batch_check import compare_rows, policy
+from mlx_magic.backends.batch_check.compare_rows import Budget, confirmed
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.models.checkpoints import batch_support
+from mlx_magic.models.checkpoints.batch_support import UNTESTED, Verdict
 from tests.models.conftest import Build
 from tools.model_table.compare import Comparison
 from tools.model_table.ours import OurModel, finished
@@ -49,7 +49,7 @@ def most_at_once(model: OurModel, *questions: Any) -> int:
 def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confirm, "SECONDS", 60.0)
+    monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
     model = loaded(tiny, name, files)
     assert model.loaded.together == Verdict(True, True)
     assert most_at_once(model, TEXT, WORDS[1], WORDS[3]) == 3
@@ -58,7 +58,7 @@ def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
     def no_look(*args: Any) -> Any:
         raise AssertionError("looked at again")
 
-    monkeypatch.setattr(standing, "confirmed", no_look)
+    monkeypatch.setattr(policy, "confirmed", no_look)
     again = loaded(tiny, name, files)
     assert again.loaded.together.together
     again.close()
@@ -68,7 +68,7 @@ def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
 def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together, "table", lambda: ())
+    monkeypatch.setattr(batch_support, "table", lambda: ())
     model = loaded(tiny, name, files)
     assert model.loaded.together == Verdict(False, False, UNTESTED)
     questions = [TEXT, WORDS[1], WORDS[3], TEXT]
@@ -89,12 +89,14 @@ def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
 def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(together, "verdict", lambda signature, architecture: Verdict(True, True))
-    monkeypatch.setattr(confirm, "SECONDS", 60.0)
+    monkeypatch.setattr(
+        batch_support, "verdict", lambda signature, architecture: Verdict(True, True)
+    )
+    monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
     ours = comparison.load()
-    assert ours.loaded.together == Verdict(False, True, standing.WRONG)
+    assert ours.loaded.together == Verdict(False, True, policy.WRONG)
     tally = comparison.together(ours)
     assert tally.compared > 5
     assert not tally.wrong
@@ -105,14 +107,14 @@ def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
 def test_weights_that_take_too_long_to_look_at_are_looked_at_when_requests_meet(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(confirm, "SECONDS", 0.0)
-    monkeypatch.setattr(confirm, "SHARE", 0.0)
+    monkeypatch.setattr(compare_rows, "SECONDS", 0.0)
+    monkeypatch.setattr(compare_rows, "SHARE", 0.0)
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
     ours = comparison.load()
-    assert ours.loaded.together == Verdict(False, True, standing.UNSEEN)
+    assert ours.loaded.together == Verdict(False, True, policy.UNSEEN)
     lone = comparison.alone(ours, [TEXT, WORDS[1]])
-    assert ours.loaded.together.why == standing.UNSEEN, "a lone question needs no look"
+    assert ours.loaded.together.why == policy.UNSEEN, "a lone question needs no look"
     tally = comparison.together(ours)
     assert ours.loaded.together.together
     assert not tally.wrong + lone.wrong
@@ -136,7 +138,7 @@ def test_an_error_in_one_row_ends_that_row_alone(
     name: str, at: int, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of several fails; again with the faulty one, and never without it."""
-    monkeypatch.setattr(confirm, "SECONDS", 60.0)
+    monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
     ours = comparison.load()

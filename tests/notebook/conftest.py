@@ -11,7 +11,7 @@ from PIL import Image
 from traitlets.config import Config
 
 import mlx_magic.demo
-from mlx_magic.inference import session
+from mlx_magic import session
 from mlx_magic.testing import ScriptedBackend, scripted_session
 from tests import checkpoints
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.request import DEFAULT_MAX_TOKENS, Sampling
-from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
-from mlx_magic.notebook.tokens import quote
+from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.magic_line.tokens import quote
 
 
 def parse(line: str, defaults: Defaults | None = None) -> CellArguments:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.notebook.awaited import AwaitedCells
+from mlx_magic.notebook.kernel.async_cells import AwaitedCells
 
 
 class FakeEvents:

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import ipywidgets as widgets
 import pytest
 
-from mlx_magic.inference.interrupts import deferred
-from mlx_magic.notebook import clicks
-from mlx_magic.notebook.clicks import ClickRoute, wait_async, wait_blocking
+from mlx_magic.interrupts import deferred
+from mlx_magic.notebook.kernel import click_routing
+from mlx_magic.notebook.kernel.click_routing import ClickRoute, wait_async, wait_blocking
 
 from .test_shell_tap import Bench
 
@@ -30,7 +30,7 @@ def button() -> Iterator[widgets.Button]:
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     yield Bench()
-    clicks.uninstall()
+    click_routing.uninstall()
 
 
 def test_click_on_the_wire_calls_back(bench: Bench, button: widgets.Button) -> None:
@@ -63,9 +63,9 @@ def test_watch_ends_with_the_cell(bench: Bench, button: widgets.Button) -> None:
 def test_uninstall_restores_the_stream(bench: Bench) -> None:
     with ClickRoute(awaited=True, kernel=bench.kernel):
         assert bench.stream._recv_callback is not bench.stream.original
-    clicks.uninstall()
+    click_routing.uninstall()
     assert bench.stream._recv_callback is bench.stream.original
-    clicks.uninstall()
+    click_routing.uninstall()
 
 
 @pytest.mark.parametrize(

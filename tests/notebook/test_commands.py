@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.commands import (
+from mlx_magic.notebook.magic_line.commands import (
     CancelCommand,
     Command,
     HelpCommand,

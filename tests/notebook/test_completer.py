@@ -11,8 +11,8 @@ from IPython.core.completer import provisionalcompleter, rectify_completions
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from mlx_magic.notebook import completer
-from mlx_magic.notebook.completer import could_be_picture, list_folder
+from mlx_magic.notebook.kernel import completer
+from mlx_magic.notebook.kernel.completer import could_be_picture, list_folder
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.completions import Completion, complete
-from mlx_magic.notebook.tokens import split_line
+from mlx_magic.notebook.magic_line.completions import Completion, complete
+from mlx_magic.notebook.magic_line.tokens import split_line
 
 FOLDERS = {
     "": [".git/", ".hidden.png", "a.txt", "cat.PNG", "car.jpg", "my dir/", "my photo.jpg",

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import ImageError, ImageNotFoundError, MlxMagicError
-from mlx_magic.notebook.image_words import image_values
-from mlx_magic.notebook.tokens import split_line
+from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.tokens import split_line
 
 NAMESPACE: dict[str, object] = {
     "img": "the picture",

@@ -12,10 +12,10 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
+from mlx_magic import session
+from mlx_magic.engine.request import VisionResult
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference import session
-from mlx_magic.inference.alias_file import AliasFile, Target
-from mlx_magic.inference.request import VisionResult
+from mlx_magic.models.catalog.alias_file import AliasFile, Target
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints

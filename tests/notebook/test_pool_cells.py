@@ -12,15 +12,15 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import TraitError
 
+from mlx_magic import default_session, session
 from mlx_magic.demo import folder as demo_model
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.task import Work
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.inference import current, session
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.model_info import Load, ModelInfo
-from mlx_magic.inference.request import GenerationRequest, Sampling
-from mlx_magic.inference.unloading import Unload
-from mlx_magic.inference.work import Work
-from mlx_magic.notebook import pool_lines
+from mlx_magic.model_pool.model_info import Load, ModelInfo
+from mlx_magic.model_pool.unload import Unload
+from mlx_magic.notebook.display import pool_messages
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
@@ -247,7 +247,7 @@ def test_the_pool_shows_itself_as_a_table(
 def test_a_notebook_with_four_real_models_on_a_budget_for_two(
     shell: InteractiveShell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = current._make()
+    real = default_session._make()
     before = session.replace_current(real)
     try:
         for name in "abcd":
@@ -284,14 +284,14 @@ def test_a_notebook_with_four_real_models_on_a_budget_for_two(
     [(0, "just now"), (59, "just now"), (61, "1 min ago"), (7_300, "2 h ago"), (9e5, "10 d ago")],
 )
 def test_times_in_words(seconds: float, words: str) -> None:
-    assert pool_lines.ago(seconds) == words
+    assert pool_messages.ago(seconds) == words
 
 
 def test_the_state_of_a_model_in_words() -> None:
     def state(**more: Any) -> str:
         fields: dict[str, Any] = {"users": 0, "trusted": False, **more}
         info = ModelInfo("A", ("A",), "vision", "smolvlm", None, SIZE, path="A", **fields)
-        return pool_lines.state(info)
+        return pool_messages.state(info)
 
     assert state() == "loaded"
     assert state(users=1) == "in use"
@@ -302,4 +302,4 @@ def test_the_state_of_a_model_in_words() -> None:
 def test_a_load_that_was_cancelled_is_said() -> None:
     load = Load("A", clock=lambda: 0.0)
     load.cancel()
-    assert pool_lines.ended(load) == "Cancelled: A was not loaded."
+    assert pool_messages.ended(load) == "Cancelled: A was not loaded."

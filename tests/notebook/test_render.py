@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_magic.inference.images import ImageInput, open_images
-from mlx_magic.inference.json_answer import parse_json
-from mlx_magic.inference.request import FinishReason, OutputFormat, Timings, Usage, VisionResult
-from mlx_magic.notebook import formulas
-from mlx_magic.notebook.render import bundle, thumbnails_html, usage_line
+from mlx_magic.engine.json_output import parse_json
+from mlx_magic.engine.request import FinishReason, OutputFormat, Timings, Usage, VisionResult
+from mlx_magic.images.opening import ImageInput, open_images
+from mlx_magic.notebook.display import formulas
+from mlx_magic.notebook.display.render import bundle, thumbnails_html, usage_line
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.notebook import formulas, sanitise
-from mlx_magic.notebook.sanitise import (
+from mlx_magic.notebook.display import formulas, sanitize
+from mlx_magic.notebook.display.sanitize import (
     LONGEST_RICH_TEXT,
     preformatted,
     to_html,
@@ -121,7 +121,7 @@ class Found(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        assert tag in sanitise.ALLOWED_TAGS
+        assert tag in sanitize.ALLOWED_TAGS
         for name, value in attrs:
             assert name in ATTRIBUTES.get(tag, set()), (tag, name)
             assert value is not None
@@ -193,7 +193,7 @@ def test_escaped_markdown_runs_and_fetches_nothing_where_html_is_allowed(text: s
     markdown = to_markdown(text)
     html = as_a_trusting_program_shows(markdown)
     for tag in re.findall(r"<\s*([a-z!?][a-z0-9]*)([^>]*)", html, re.IGNORECASE):
-        assert tag[0] in (sanitise.ALLOWED_TAGS | {"div"}) - {"a"}
+        assert tag[0] in (sanitize.ALLOWED_TAGS | {"div"}) - {"a"}
         assert "on" not in tag[1].replace("strong", "")
     assert "language-mermaid" not in html.lower()
     assert not re.search(r"[`~:]{3}[ \t]*\{", markdown)
@@ -260,7 +260,7 @@ def test_what_the_parser_trips_over_is_shown_preformatted(monkeypatch: pytest.Mo
         def render(self, text: str) -> str:
             raise RecursionError
 
-    monkeypatch.setattr(sanitise, "_markdown", Tripping)
+    monkeypatch.setattr(sanitize, "_markdown", Tripping)
     assert parsed(to_html("<b>")).texts == ["<b>"]
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_client.session import Session
 
-from mlx_magic.notebook.shell_tap import ShellTap
+from mlx_magic.notebook.kernel.shell_tap import ShellTap
 
 CLICK = {"method": "custom", "content": {"event": "click"}}
 

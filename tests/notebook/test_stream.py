@@ -11,12 +11,12 @@ import ipywidgets as widgets
 import pytest
 from PIL import Image
 
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.model_info import Load
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest
-from mlx_magic.notebook.phases import phase_line
-from mlx_magic.notebook.stream import TerminalView, WidgetView
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest
+from mlx_magic.images.opening import open_images
+from mlx_magic.model_pool.model_info import Load
+from mlx_magic.notebook.display.live_view import TerminalView, WidgetView
+from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.testing import ManualClock
 
 

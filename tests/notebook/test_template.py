@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.template import LONGEST_EXPRESSION, escape, fill
+from mlx_magic.notebook.magic_line.template import LONGEST_EXPRESSION, escape, fill
 
 NAMESPACE: dict[str, object] = {"x": 3, "name": "cat", "d": {"a": 1, "}": 2}, "n": None}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlx_magic.notebook.throttle import HEAD_START, INTERVAL, Throttle
+from mlx_magic.notebook.display.throttle import HEAD_START, INTERVAL, Throttle
 from mlx_magic.testing import ManualClock
 
 

@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.tokens import Fragment, Token, quote, split_line, split_unfinished
+from mlx_magic.notebook.magic_line.tokens import (
+    Fragment,
+    Token,
+    quote,
+    split_line,
+    split_unfinished,
+)
 
 
 def raws(line: str) -> list[str]:

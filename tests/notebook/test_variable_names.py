@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
+from mlx_magic.engine.request import VisionResult
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.request import VisionResult
-from mlx_magic.notebook.arguments import Defaults, parse_cell
-from mlx_magic.notebook.panel.namespace import Namespace
-from mlx_magic.notebook.variable_names import check_name
+from mlx_magic.notebook.magic_line.cell_arguments import Defaults, parse_cell
+from mlx_magic.notebook.magic_line.variable_names import check_name
+from mlx_magic.notebook.panel.control.namespace import Namespace
 from mlx_magic.testing import ScriptedBackend
 
 OURS = [

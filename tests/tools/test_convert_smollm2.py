@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_magic.inference.checkpoint import inspect
+from mlx_magic.models.checkpoints.checkpoint import inspect
 from tests.model_folders import CACHE, smollm2_folder
 from tools.convert_smollm2 import language_name, main, mlx_name, tiny_text_folder, unpermuted
 

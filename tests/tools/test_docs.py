@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import mlx_magic
-from mlx_magic.notebook.arguments import parse_cell
-from mlx_magic.notebook.commands import parse_line
-from mlx_magic.notebook.options import CELL_OPTIONS, LINE_OPTIONS
+from mlx_magic.notebook.magic_line.cell_arguments import parse_cell
+from mlx_magic.notebook.magic_line.commands import parse_line
+from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")

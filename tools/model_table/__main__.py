@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.inference.backends import device
+from mlx_magic.backends.device import platform
 from tools.model_table import written
 from tools.tiny_models.spec import TinyModel, all_models, build, find, shrunk
 
@@ -71,7 +71,7 @@ def _in_a_process(model: TinyModel) -> dict[str, Any]:
 
 
 def _one(model: TinyModel) -> dict[str, Any]:
-    device.prepare()
+    platform.prepare()
     os.environ["MLX_MAGIC_CACHE"] = tempfile.mkdtemp()
     # After the BLAS, which must be there before MLX.
     from tools.model_table.compare import examined

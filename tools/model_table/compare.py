@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.inference.backends.confirm import Budget, confirmed
-from mlx_magic.inference.backends.signature import signature
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.together import Signature, Verdict
+from mlx_magic.backends.batch_check.compare_rows import Budget, confirmed
+from mlx_magic.backends.batch_check.model_signature import signature
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.models.checkpoints.batch_support import Signature, Verdict
 from tools.model_table.ours import Asked, OurModel, as_if, finished, small_chunks
 from tools.model_table.questions import (
     FOLLOW_UP,

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
+from mlx_magic.backends.base import Backend, LoadedModel
+from mlx_magic.backends.batch_check.verdict_cache import Confirmed
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.text.model import TextBackend
+from mlx_magic.backends.vision.model import VisionBackend
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.request import GenerationChunk
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.inference import together
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.backends.base import Backend, LoadedModel
-from mlx_magic.inference.backends.confirmed import Confirmed
-from mlx_magic.inference.backends.text import TextBackend
-from mlx_magic.inference.backends.vision import VisionBackend
-from mlx_magic.inference.cancel import Cancelled, CancelToken
-from mlx_magic.inference.checkpoint import inspect
-from mlx_magic.inference.request import GenerationChunk
-from mlx_magic.inference.together import Verdict
+from mlx_magic.models.checkpoints import batch_support
+from mlx_magic.models.checkpoints.batch_support import Verdict
+from mlx_magic.models.checkpoints.checkpoint import inspect
 from tools.model_table.questions import Question
 from tools.model_table.raw import Answer
 
@@ -133,7 +133,7 @@ def finished(steps: Generator[Any, Any, T]) -> T:
 def as_if(verdict: Verdict) -> Iterator[None]:
     """Let every model that is loaded within the block answer by this verdict, unlooked at."""
     with (
-        mock.patch.object(together, "verdict", return_value=verdict),
+        mock.patch.object(batch_support, "verdict", return_value=verdict),
         mock.patch.object(Confirmed, "known", property(lambda self: True)),
         small_chunks(),
     ):
@@ -143,5 +143,5 @@ def as_if(verdict: Verdict) -> Iterator[None]:
 @contextlib.contextmanager
 def small_chunks() -> Iterator[None]:
     """Let models that are loaded within the block read `CHUNK` tokens at once on a CPU."""
-    with mock.patch.object(device, "PREFILL_CHUNKS_CPU", (CHUNK, CHUNK)):
+    with mock.patch.object(platform, "PREFILL_CHUNKS_CPU", (CHUNK, CHUNK)):
         yield

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.request import Exchange, GenerationRequest, Sampling
+from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
+from mlx_magic.images.opening import open_images
 
 LONG = " ".join(
     f"Line {n}: the {n}th box holds {n * 7 % 11} red and {n * 5 % 9} blue balls."

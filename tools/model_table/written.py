@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.inference import architectures
+from mlx_magic.models.checkpoints import architectures
 
 Row = Mapping[str, Any]
 

@@ -9,33 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
+from mlx_magic import session as sessions
+from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import RequestError
-from mlx_magic.inference import session as sessions
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.interrupts import Interrupt, deferred
-from mlx_magic.inference.request import DEMO
-from mlx_magic.notebook import clicks
-from mlx_magic.notebook.panel import export, held
-from mlx_magic.notebook.panel.composer import Composer
-from mlx_magic.notebook.panel.controls import fold, put
-from mlx_magic.notebook.panel.conversation import Picture, Turn
-from mlx_magic.notebook.panel.editing import Editing
-from mlx_magic.notebook.panel.guarded import guarded
-from mlx_magic.notebook.panel.models import Models
-from mlx_magic.notebook.panel.namespace import Namespace
-from mlx_magic.notebook.panel.options_form import Options
-from mlx_magic.notebook.panel.pictures import Pictures
-from mlx_magic.notebook.panel.status import activity
-from mlx_magic.notebook.panel.tray import Tray
-from mlx_magic.notebook.panel.turn_actions import TurnActions
-from mlx_magic.notebook.panel.turns import Turns
-from mlx_magic.notebook.panel.updates import Updates
+from mlx_magic.images.opening import open_images
+from mlx_magic.interrupts import Interrupt, deferred
+from mlx_magic.notebook.kernel import click_routing
+from mlx_magic.notebook.panel.control.draft import Editing
+from mlx_magic.notebook.panel.control.models import Models
+from mlx_magic.notebook.panel.control.namespace import Namespace
+from mlx_magic.notebook.panel.control.picture_tray import Tray
+from mlx_magic.notebook.panel.control.pictures import Pictures
+from mlx_magic.notebook.panel.control.status_line import activity
+from mlx_magic.notebook.panel.control.turn_actions import TurnActions
+from mlx_magic.notebook.panel.control.turns import Turns
+from mlx_magic.notebook.panel.control.update_thread import Updates
+from mlx_magic.notebook.panel.state import export, pixel_budget
+from mlx_magic.notebook.panel.state.conversation import Picture, Turn
+from mlx_magic.notebook.panel.widgets.composer import Composer
+from mlx_magic.notebook.panel.widgets.controls import fold, put
+from mlx_magic.notebook.panel.widgets.guarded import guarded
+from mlx_magic.notebook.panel.widgets.options_form import Options
 
 if TYPE_CHECKING:
-    from mlx_magic.inference.generation import Generation
-    from mlx_magic.inference.image_input import ImageInput
-    from mlx_magic.inference.request import VisionResult
-    from mlx_magic.inference.session import Session
+    from mlx_magic.engine.generation import Generation
+    from mlx_magic.engine.request import VisionResult
+    from mlx_magic.images.image import ImageInput
+    from mlx_magic.session import Session
 
 NO_WIDGETS = "The panel needs a front end that shows Jupyter widgets."
 
@@ -118,8 +118,8 @@ class Panel:
         """
         opened = open_images(images, name="images") if images is not None else []
         known = [*(picture.image for picture in self._pictures.ready), *self._earlier()]
-        opened = held.shared(opened, known)
-        held.require_room("images", held.added(opened, known), (), known)
+        opened = pixel_budget.shared(opened, known)
+        pixel_budget.require_room("images", pixel_budget.added(opened, known), (), known)
         pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
         chosen = [models] if isinstance(models, str) else models or self._composer.chosen
         with deferred() as interrupt:
@@ -205,15 +205,15 @@ class Panel:
             control.observe(lambda _: self._changed(), "value")
         self._undo: list[Callable[[], None]] = [
             # A click on Cancel counts when the kernel receives it, even under a busy cell.
-            clicks.watch_always(form.cancel, self.cancel),
+            click_routing.watch_always(form.cancel, self.cancel),
             self._session.watch(self._changed),
             self._names.after_cells(self._changed),
         ]
 
     def _wait_for(self, generation: Generation, interrupt: Interrupt) -> None:
         """Wait in a cell; a click on Cancel arrives, and the outcome is the panel's to show."""
-        with clicks.ClickRoute(awaited=False):
-            clicks.wait_blocking(generation.future, lambda: None, lambda: interrupt.came)
+        with click_routing.ClickRoute(awaited=False):
+            click_routing.wait_blocking(generation.future, lambda: None, lambda: interrupt.came)
 
     def _changed(self) -> None:
         """Something is new, in whatever thread: the view follows soon."""

@@ -10,7 +10,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from mlx_magic.inference import session
+from mlx_magic import session
 from mlx_magic.notebook.panel.panel import Panel
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints

@@ -15,11 +15,13 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from mlx_magic.errors import ImageTooLargeError
-from mlx_magic.inference import images
-from mlx_magic.inference.decode import pixels_of
-from mlx_magic.inference.image_limits import MAX_IMAGES
-from mlx_magic.notebook.panel import front, held, pictures, uploads
-from mlx_magic.notebook.panel.pictures import MOST_PROBLEMS, Opening, Pictures
+from mlx_magic.images import opening as images_opening
+from mlx_magic.images.decoding.decode import pixels_of
+from mlx_magic.images.limits import MAX_IMAGES
+from mlx_magic.notebook.panel.control import pictures
+from mlx_magic.notebook.panel.control.pictures import MOST_PROBLEMS, Opening, Pictures
+from mlx_magic.notebook.panel.state import pixel_budget, uploads
+from mlx_magic.notebook.panel.widgets import front
 from mlx_magic.testing import ScriptedBackend
 from tests.notebook.panel.conftest import DrivenPanel, png
 
@@ -30,8 +32,8 @@ PIXELS = 40 * 20
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for three pictures of a question, and for five in all."""
-    monkeypatch.setattr(held, "MOST_READY", 3 * PIXELS)
-    monkeypatch.setattr(held, "MOST_HELD", 5 * PIXELS)
+    monkeypatch.setattr(pixel_budget, "MOST_READY", 3 * PIXELS)
+    monkeypatch.setattr(pixel_budget, "MOST_HELD", 5 * PIXELS)
 
 
 def names(driven: DrivenPanel) -> list[str]:
@@ -62,13 +64,13 @@ def test_a_file_that_cannot_fit_is_not_unpacked(
     driven: DrivenPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    real = images.open_images
+    real = images_opening.open_images
 
     def open_images(value: Any, *, name: str, **options: Any) -> Any:
         opened.append(name)
         return real(value, name=name, **options)
 
-    monkeypatch.setattr(images, "open_images", open_images)
+    monkeypatch.setattr(images_opening, "open_images", open_images)
     driven.upload("large.png", png(size=(200, 200)), key="a")
     driven.upload("small.png", png(), key="b")
     assert opened == ["small.png"]
@@ -135,8 +137,8 @@ def test_asking_from_python_is_held_within_the_same_room(driven: DrivenPanel) ->
 
 
 def test_what_one_question_may_have_fits_into_the_tray() -> None:
-    assert held.MOST_READY >= 256_000_000
-    assert held.MOST_HELD >= 2 * held.MOST_READY
+    assert pixel_budget.MOST_READY >= 256_000_000
+    assert pixel_budget.MOST_HELD >= 2 * pixel_budget.MOST_READY
 
 
 def test_the_size_of_a_file_is_read_from_its_head() -> None:
@@ -152,7 +154,7 @@ HOLDING = """
 import io, resource, sys, threading
 from PIL import Image
 from mlx_magic.notebook.panel import held
-from mlx_magic.notebook.panel.pictures import Pictures
+from mlx_magic.notebook.panel.control.pictures import Pictures
 side, limit = int(sys.argv[1]), int(sys.argv[2])
 if limit:
     held.MOST_READY = limit

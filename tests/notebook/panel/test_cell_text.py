@@ -10,20 +10,20 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
+from mlx_magic.engine.request import Sampling, VisionResult
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.image_input import ImageInput, make_image_input
-from mlx_magic.inference.request import Sampling, VisionResult
-from mlx_magic.notebook.arguments import CellArguments, Defaults, parse_cell
-from mlx_magic.notebook.image_words import image_values
-from mlx_magic.notebook.panel.cell_text import (
+from mlx_magic.images.image import ImageInput, make_image_input
+from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.template import fill
+from mlx_magic.notebook.magic_line.tokens import split_line
+from mlx_magic.notebook.panel.state.cell_text import (
     WITHOUT_HISTORY,
     cell_text,
     what_is_left_out,
     words_for,
 )
-from mlx_magic.notebook.panel.conversation import Answer, Picture, Turn
-from mlx_magic.notebook.template import fill
-from mlx_magic.notebook.tokens import split_line
+from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
 from mlx_magic.testing import ScriptedBackend
 
 

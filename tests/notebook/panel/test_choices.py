@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mlx_magic.inference.backends import device
-from mlx_magic.inference.cancel import CancelToken
-from mlx_magic.inference.session import Session
-from mlx_magic.notebook.panel.choices import ModelChoice, choices
-from mlx_magic.notebook.panel.models_section import row_html
-from mlx_magic.notebook.tables import ModelTable, StatusTable
+from mlx_magic.backends.device import platform
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.notebook.display.tables import ModelTable, StatusTable
+from mlx_magic.notebook.panel.state.model_choices import ModelChoice, choices
+from mlx_magic.notebook.panel.widgets.models_section import row_html
+from mlx_magic.session import Session
 from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 from tests import checkpoints
 from tests.inference.test_on_disk import snapshot
@@ -53,7 +53,7 @@ def test_a_model_on_disk_says_whether_it_fits_now(
 ) -> None:
     checkpoints.good(tmp_path / "seer")
     session.names.look_in([str(tmp_path)])
-    monkeypatch.setattr(device, "is_gpu", lambda: True)
+    monkeypatch.setattr(platform, "is_gpu", lambda: True)
     script.total = limit
     said = listed(session)["seer"].line.split(" · ")
     assert said == ["vision", "smolvlm", "96 B", *([words] if words else [])]
@@ -91,7 +91,7 @@ def test_a_download_shows_bytes_speed_and_what_is_left(
         cancel.checkpoint()
         raise AssertionError("not cancelled")
 
-    monkeypatch.setattr("mlx_magic.inference.hub.download", download)
+    monkeypatch.setattr("mlx_magic.models.hub.download.download", download)
     load = session.load("org/far")
     assert begun.wait(30)
     row = row_html(listed(session)["org/far"])

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.notebook.panel import front
-from mlx_magic.notebook.panel.front import (
+from mlx_magic.notebook.panel.widgets import front
+from mlx_magic.notebook.panel.widgets.front import (
     ConversationEvents,
     ConversationView,
     PictureTray,

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest
 from mlx_magic.errors import GenerationError
-from mlx_magic.inference.generation import Generation
-from mlx_magic.inference.request import GenerationChunk, GenerationRequest
-from mlx_magic.notebook.panel.conversation import Answer
-from mlx_magic.notebook.panel.live import LONGEST_SHOWN, LiveAnswer
+from mlx_magic.notebook.panel.control.live_answer import LONGEST_SHOWN, LiveAnswer
+from mlx_magic.notebook.panel.state.conversation import Answer
 from mlx_magic.testing import ManualClock
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
+from mlx_magic.engine.request import GenerationRequest, VisionResult
 from mlx_magic.errors import GenerationError, RequestError
-from mlx_magic.inference.request import GenerationRequest, VisionResult
-from mlx_magic.inference.unloading import Unload
+from mlx_magic.model_pool.unload import Unload
 from mlx_magic.notebook.panel.panel import NO_WIDGETS, Panel
 from mlx_magic.testing import ScriptedBackend
 from tests.notebook.panel.conftest import WAIT, DrivenPanel, png, walk

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from mlx_magic.notebook.panel.updates import FAILURES, Updates
+from mlx_magic.notebook.panel.control.update_thread import FAILURES, Updates
 
 WAIT = 10.0
 

@@ -13,18 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlx_magic.engine.request import VisionResult
 from mlx_magic.errors import RequestError
-from mlx_magic.inference.image_input import make_image_input
-from mlx_magic.inference.images import open_images
-from mlx_magic.inference.request import VisionResult
-from mlx_magic.notebook.panel.variables import (
+from mlx_magic.images.image import make_image_input
+from mlx_magic.images.opening import open_images
+from mlx_magic.notebook.magic_line.variable_names import check_name
+from mlx_magic.notebook.panel.state.variables import (
     MOST_STATS,
     MOST_VARIABLES,
     describe_existing,
     free_name,
     picture_variables,
 )
-from mlx_magic.notebook.variable_names import check_name
 
 
 @pytest.fixture(autouse=True)

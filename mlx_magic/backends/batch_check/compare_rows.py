@@ -1,0 +1,244 @@
+"""The loaded weights seen once: two rows give the same numbers together as each alone.
+
+The table of `together` was made with tiny checkpoints. Whether it holds for the weights that a
+person has is looked at with these weights, by their logits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mlx_magic.backends.batching.batch import Batch, Seat
+from mlx_magic.backends.batching.sampling import Draw, RowSampler
+from mlx_magic.cancellation import CancelToken
+
+TEXTS = (
+    "The picture shows a small red house with two windows beside a tall green tree.",
+    "There are four blue boats on the lake, and none of them has a sail.",
+)
+LENGTHS = (7, 4)
+"""Tokens of the two rows that are read as prompts; they differ, so that one is padded."""
+
+FOLLOWING = 4
+"""Tokens that are read after each, one a step."""
+
+LEFT = 4
+"""Calls of the model that there are after those of each row alone, about."""
+
+SECONDS, SHARE = 0.3, 0.05
+"""What it may take at a load: so many seconds, or this share of the load if that is more."""
+
+APART = 5e-3
+APART_HALF = 0.15
+"""By how much the numbers may differ, as a part of what they are.
+
+Measured with tiny checkpoints of 40 architectures: rounding makes up to 1e-5 in float32 and 2e-2
+in bfloat16; a row that sees another's padding, or is at a wrong position, 0.1 and more.
+"""
+
+
+class Witness(RowSampler):
+    """Notes the scores of each row, and draws the tokens that it was told.
+
+    Parameters
+    ----------
+    told : sequence of sequence of int
+        For each row, the tokens that follow its prompt.
+
+    Attributes
+    ----------
+    seen : list of list
+        For each row, its scores after its prompt and after each token that follows.
+    together : bool
+        Whether the last call had all rows.
+    """
+
+    def __init__(self, told: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self._told = told
+        self.seen: list[list[Any]] = [[] for _ in told]
+        self.together = False
+
+    def admit(self, uid: int, draw: Draw) -> None:
+        """Take in a row."""
+        self.draws[uid] = draw
+
+    def dismiss(self, uid: int) -> None:
+        """Forget a row."""
+        self.draws.pop(uid, None)
+
+    def is_greedy(self, uids: Sequence[int]) -> bool:
+        """Say no: else the scores would not come by."""
+        return False
+
+    def sample_target(
+        self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
+    ) -> Any:
+        """Note the scores; return what was told. See `RowSampler.sample_target`."""
+        import mlx.core as mx
+
+        tokens = []
+        for at, uid in enumerate(self.rows):
+            told = self._told[uid]
+            tokens.append(told[min(len(self.seen[uid]), len(told) - 1)])
+            self.seen[uid].append(logprobs[at])
+        self.together = len(self.rows) == len(self._told)
+        self.drawn = mx.array(tokens, dtype=mx.int32)
+        return self.drawn
+
+
+class Probed(Protocol):
+    """A model whose batch can be looked at."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's tokens."""
+
+    def alone(self, tokens: list[int]) -> Any:
+        """Return the logits of a text by itself, of shape (tokens, vocabulary).
+
+        Of the last tokens only, where a model gives no others.
+        """
+
+    def batch(self, witness: Witness) -> tuple[Batch, Callable[[list[int]], Seat]]:
+        """Return a new batch for the rows, and what lets a row in."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """How long it may take.
+
+    Attributes
+    ----------
+    seconds : float or None
+        None is as long as it takes.
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    seconds: float | None
+    clock: Callable[[], float] = time.monotonic
+
+    @classmethod
+    def of_load(cls, took: float) -> Budget:
+        """Return what there is at a load that took so many seconds."""
+        return cls(max(SECONDS, SHARE * took))
+
+
+def confirmed(
+    probed: Probed, budget: Budget, cancel: CancelToken
+) -> Generator[None, None, bool | None]:
+    """Compare two rows together with each alone, a call of the model a slice.
+
+    Returns
+    -------
+    bool or None
+        Whether they agree; None where it would take longer than it may.
+
+    Raises
+    ------
+    Cancelled
+    """
+    lengths = [n + FOLLOWING for n in LENGTHS]
+    rows = [_cut(probed.encode(text), n) for text, n in zip(TEXTS, lengths, strict=True)]
+    began = budget.clock()
+    expected, took = [], list[float]()
+    for row in rows:
+        cancel.checkpoint()
+        # All at once: a call for each row.
+        expected.append(probed.alone(row))
+        took.append(budget.clock() - began - sum(took))
+        # The first call of a kind may be slower than those that follow.
+        left = min(took) * LEFT if len(took) == len(rows) else 0
+        if budget.seconds is not None and sum(took) + left > budget.seconds:
+            return None
+        yield
+    seen = yield from _witnessed(probed, rows, cancel)
+    if seen is None:
+        return False
+    # From the end: some models give the last token's logits only.
+    whole = [
+        [
+            logits[at - len(row)] if len(row) - at <= logits.shape[0] else None
+            for at in range(n - 1, len(row))
+        ]
+        for row, n, logits in zip(rows, LENGTHS, expected, strict=True)
+    ]
+    if _agree(seen, whole):
+        return True
+    # Some models (gemma3n) give other numbers where a text is cut otherwise: cut it alike.
+    cut = []
+    for at in range(len(rows)):
+        single = yield from _witnessed(probed, rows, cancel, only=at, count=len(seen[at]))
+        cut.append(single[at] if single is not None else [])
+    return _agree(seen, cut)
+
+
+def _witnessed(
+    probed: Probed,
+    rows: list[list[int]],
+    cancel: CancelToken,
+    *,
+    only: int | None = None,
+    count: int = 2,
+) -> Generator[None, None, list[list[Any]] | None]:
+    """Read rows in a new batch; return each row's scores, or None where they never come together.
+
+    With `only`, that row alone, until there are `count` scores.
+    """
+    chosen = range(len(rows)) if only is None else (only,)
+    witness = Witness([rows[at][LENGTHS[at] :] for at in chosen])
+    batch, add = probed.batch(witness)
+    try:
+        seats = [add(rows[at][: LENGTHS[at]]) for at in chosen]
+        for _ in range(FOLLOWING + len(rows) + 1):
+            cancel.checkpoint()
+            batch.advance()
+            failed = next((seat.error for seat in seats if seat.error is not None), None)
+            if failed is not None:
+                raise failed
+            yield
+            if witness.together and all(len(seen) >= count for seen in witness.seen):
+                found = dict(zip(chosen, witness.seen, strict=True))
+                return [found.get(at, []) for at in range(len(rows))]
+        return None
+    finally:
+        batch.close()
+        # The batch is part of a cycle, and would keep the arrays until that is looked for.
+        witness.seen, witness.drawn = [], None
+
+
+def _agree(seen: list[list[Any]], expected: list[list[Any]]) -> bool:
+    import mlx.core as mx
+
+    apart = [
+        _apart(score, other)
+        for scores, others in zip(seen, expected, strict=True)
+        for score, other in zip(scores, others, strict=False)
+        if other is not None
+    ]
+    if not apart:
+        return False
+    limit = APART_HALF if seen[0][0].dtype != mx.float32 else APART
+    worst: Any = mx.max(mx.stack(apart)).item()
+    # Written so that no number is no agreement.
+    return bool(worst <= limit)
+
+
+def _apart(scores: Any, logits: Any) -> Any:
+    """Return by how much two rows of scores differ, as a part of their spread."""
+    import mlx.core as mx
+
+    logits = logits.astype(mx.float32)
+    one = scores.astype(mx.float32)
+    other = logits - mx.logsumexp(logits)
+    spread = mx.linalg.norm(other - mx.mean(other))
+    return mx.linalg.norm(one - other) / mx.maximum(spread, 1e-6)
+
+
+def _cut(tokens: list[int], length: int) -> list[int]:
+    """Return so many tokens; those of a short text come again."""
+    tokens = tokens or [0]
+    return (tokens * (length // len(tokens) + 1))[:length]

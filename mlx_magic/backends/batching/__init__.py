@@ -1,0 +1,1 @@
+"""Requests that are answered together, and the memory they wait for."""

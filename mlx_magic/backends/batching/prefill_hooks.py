@@ -1,0 +1,75 @@
+"""Cancellation points and progress inside mlx-vlm's prefill, which offers neither."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mlx_magic.cancellation import CancelToken
+
+
+def flat(caches: list[Any]) -> list[Any]:
+    """Return the caches of all layers, those inside of composite ones included."""
+    return [c for cache in caches for c in flat(list(getattr(cache, "caches", ()))) or [cache]]
+
+
+@contextlib.contextmanager
+def watched(
+    caches: list[Any], cancel: CancelToken, tokens_read: Callable[[int], None]
+) -> Iterator[Callable[[], None]]:
+    """Look at `cancel` whenever a layer stores keys and values.
+
+    An instance attribute in front of ``update_and_fetch`` leaves the cache's
+    class alone. A cache whose update was cut short must be thrown away.
+
+    Parameters
+    ----------
+    caches : list of KV caches, one a layer
+    cancel : CancelToken
+    tokens_read : callable
+        Takes the tokens stored so far, once a chunk.
+
+    Yields
+    ------
+    callable
+        Takes the watch off again: decode needs none, it has its own.
+
+    Raises
+    ------
+    Cancelled
+        Out of the model's forward pass.
+    """
+    layers = [c for c in flat(caches) if hasattr(c, "update_and_fetch")]
+
+    def watch(cache: Any, first: bool) -> None:
+        original = cache.update_and_fetch
+
+        def update_and_fetch(*args: Any, **kwargs: Any) -> Any:
+            cancel.checkpoint()
+            if first:
+                tokens_read(int(getattr(cache, "offset", 0)))
+            return original(*args, **kwargs)
+
+        cache.update_and_fetch = update_and_fetch
+
+    def unwatch() -> None:
+        for cache in layers:
+            cache.__dict__.pop("update_and_fetch", None)
+
+    for index, cache in enumerate(layers):
+        watch(cache, first=index == 0)
+    try:
+        yield unwatch
+    finally:
+        unwatch()
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put an instance attribute in front of a method for a while."""
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)

@@ -1,0 +1,120 @@
+"""A request as the turns of a chat, and what to say where a chat template cannot take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlx_magic.backends.chat_templates.limits import (
+    TemplateLimitError,
+    UnsafeTemplateError,
+)
+from mlx_magic.backends.library_errors import one_line
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.errors import GenerationError
+from mlx_magic.images.opening import ImageInput
+
+Message = dict[str, Any]
+
+
+def messages(
+    request: GenerationRequest, content: Callable[[str, int], Any] = lambda text, pictures: text
+) -> list[Message]:
+    """Return the system prompt, the turns before, and the question.
+
+    Parameters
+    ----------
+    request : GenerationRequest
+    content : callable
+        Takes a question and the number of its pictures, gives the turn's content.
+    """
+    chat: list[Message] = []
+    if request.system:
+        chat.append({"role": "system", "content": request.system})
+    for exchange in request.history:
+        question = content(exchange.prompt, len(exchange.images))
+        chat.append({"role": "user", "content": question})
+        chat.append({"role": "assistant", "content": exchange.answer})
+    chat.append({"role": "user", "content": content(request.prompt, len(request.images))})
+    return chat
+
+
+def pictures(request: GenerationRequest) -> tuple[ImageInput, ...]:
+    """Return all pictures of a conversation, in the order of its turns."""
+    before = (image for exchange in request.history for image in exchange.images)
+    return (*before, *request.images)
+
+
+def require_whole(prompt: object, request: GenerationRequest, *, model: str) -> None:
+    """Refuse what a chat template made if it left out a turn or the system prompt.
+
+    Some templates and libraries use the last turn alone, and say nothing.
+
+    Parameters
+    ----------
+    prompt : object
+        What the template made; a str unless the library left it out.
+    request : GenerationRequest
+    model : str
+        Its name, for the message.
+
+    Raises
+    ------
+    GenerationError
+    """
+    if not request.system and not request.history:
+        return
+    text = _squeezed(prompt if isinstance(prompt, str) else "")
+    if request.system and _squeezed(request.system) not in text:
+        raise _refused(model, "it leaves out the system prompt", "ask without a system prompt")
+    end = 0
+    for asked in (*(exchange.prompt for exchange in request.history), request.prompt):
+        place = text.find(_squeezed(asked), end)
+        if place < 0:
+            raise _refused(
+                model, "it leaves out earlier turns", "ask without the turns before this question"
+            )
+        end = place + len(_squeezed(asked))
+
+
+def template_error(error: Exception, request: GenerationRequest, *, model: str) -> GenerationError:
+    """Say why a chat template did not render a conversation, and what could be done.
+
+    Parameters
+    ----------
+    error : Exception
+        What rendering it raised.
+    request : GenerationRequest
+    model : str
+        Its name, for the message.
+    """
+    if isinstance(error, UnsafeTemplateError):
+        return GenerationError(
+            f"{model}: its chat template was stopped, for it wants to run code ({error}): choose "
+            "another model.",
+            model=model,
+        )
+    if isinstance(error, TemplateLimitError):
+        return GenerationError(
+            f"{model}: its chat template was stopped ({one_line(error)}): ask something shorter, "
+            "or choose another model.",
+            model=model,
+        )
+    extras = []
+    if request.system:
+        extras.append("a system prompt")
+    if request.history:
+        extras.append("the turns before this question")
+    advice = f"ask without {' or without '.join(extras)}" if extras else "ask in another way"
+    return _refused(model, one_line(error).rstrip("."), f"{advice}, or choose another model")
+
+
+def _refused(model: str, why: str, advice: str) -> GenerationError:
+    return GenerationError(
+        f"{model}: its chat template cannot take what is asked ({why}): {advice}.", model=model
+    )
+
+
+def _squeezed(text: str) -> str:
+    # Templates trim and join lines.
+    return " ".join(text.split())

@@ -1,0 +1,516 @@
+"""Words of a prompt that look like control tokens stay words.
+
+A tokenizer finds its control tokens (``<|im_end|>``, ``<image>``) anywhere in a prompt, in words
+that a person or a data set wrote as well. Such words are masked while the chat template and the
+processor work on the prompt. They are put back where a copy of the tokenizer reads it, which
+knows the control tokens by other names.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.errors import GenerationError
+from mlx_magic.formatting import shown
+
+# Processors replace words of these kinds that no tokenizer may know.
+_PLACEHOLDER = re.compile(
+    r"<\|?/?(?:image|img|picture|video|vid|audio|vision|frame|start_of_image|end_of_image)"
+    r"[\w:-]{0,40}/?\|?>",
+    re.IGNORECASE,
+)
+_MARKUP = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+_MOST_WORDS = 50_000
+_FIRST_PRIVATE = 0x100000
+_LAST_PRIVATE = 0x10FFFD
+# Its encoding is the copy's; everything else of a tokenizer is the original's.
+_ENCODING = frozenset(
+    {"encode", "encode_batch", "encode_batch_fast", "encode_special_tokens", "post_processor"}
+    | {"truncation", "enable_truncation", "no_truncation"}
+    | {"padding", "enable_padding", "no_padding"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A request in whose words nothing looks like a control token.
+
+    Attributes
+    ----------
+    request : GenerationRequest
+    words : mapping
+        Each character that stands for a word, and the word; empty if there was none.
+    """
+
+    request: GenerationRequest
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def restored(self, text: str) -> str:
+        """Return a text with the words in place of the characters that stand for them."""
+        return text.translate({ord(mask): word for mask, word in self.words.items()})
+
+
+class ControlTokens:
+    """The control tokens of one model.
+
+    Parameters
+    ----------
+    tokenizer : object
+        As transformers or mlx-lm loads it.
+    model : str
+        Name of the model, for messages.
+    processor : object, optional
+        The processor of a vision model.
+    """
+
+    def __init__(self, tokenizer: Any, model: str, processor: Any = None) -> None:
+        self._model = model
+        self._tokenizer = _unwrapped(tokenizer)
+        self._backend: Any = getattr(self._tokenizer, "_tokenizer", None)
+        if not hasattr(self._backend, "encode_batch") or not hasattr(self._backend, "to_str"):
+            self._backend = None
+        if self._backend is not None:
+            # What a checkpoint cuts off or fills up is what is looked at here, as well.
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self._sees = processor is not None
+        known = {} if self._backend is None else self._backend.get_added_tokens_decoder()
+        # Letters that it does not have are no control token.
+        unknown = getattr(self._tokenizer, "unk_token_id", None)
+        self._control = frozenset(
+            at
+            for at, token in known.items()
+            if at != unknown and (token.special or _MARKUP.fullmatch(token.content))
+        )
+        self._by_normal_form = frozenset(
+            at
+            for at in self._control
+            if known[at].normalized and self._backend.normalizer is not None
+        )
+        self._special, self._others = self._known(processor)
+        self._copy: tuple[Any, dict[str, str]] | None = None
+
+    def masked(self, request: GenerationRequest) -> Masked:
+        """Mask what looks like a control token in the words of a request.
+
+        Raises
+        ------
+        GenerationError
+            The tokenizer offers no way to keep it a word.
+        """
+        everything = "".join(_texts(request))
+        masks: dict[str, str] = {}
+        free = _free(everything)
+
+        def mask(word: str) -> str:
+            if word not in masks:
+                if len(masks) == _MOST_WORDS:
+                    raise GenerationError(
+                        f"{self._model}: the question has more than {_MOST_WORDS} different "
+                        "words that look like control tokens of this model: leave some out.",
+                        model=self._model,
+                    )
+                masks[word] = next(free)
+            return masks[word]
+
+        def in_question(text: str) -> str:
+            return _rewritten(text, self._found(text, self._special, self._others), mask)
+
+        def in_answer(text: str) -> str:
+            # Templates look for <think> and the like in what the model wrote.
+            return _rewritten(text, self._found(text, self._special), mask)
+
+        changed = _changed(request, in_question, in_answer)
+        self._require_plain(everything)
+        if not masks:
+            return Masked(request)
+        if self._backend is None:
+            raise self._refused(next(iter(masks)))
+        return Masked(changed, {character: word for word, character in masks.items()})
+
+    def reading(self, masked: Masked) -> Any:
+        """Return a tokenizer that reads the prompt of a masked request.
+
+        Raises
+        ------
+        GenerationError
+            The tokenizer cannot be copied.
+        """
+        if not masked.words:
+            return self._tokenizer
+        if self._copy is None:
+            try:
+                self._copy = _renamed(self._backend)
+            except Exception as error:
+                raise self._refused(next(iter(masked.words.values()))) from error
+        backend, names = self._copy
+        reader = copy.copy(self._tokenizer)
+        reader._tokenizer = _Reader(
+            self._backend, backend, names, masked, partial(self._require_same, masked)
+        )
+        return reader
+
+    def processor(self, processor: Any, masked: Masked) -> Any:
+        """Return a processor that reads the prompt of a masked request.
+
+        Raises
+        ------
+        GenerationError
+            The tokenizer cannot be copied.
+        """
+        if not masked.words:
+            return processor
+        reader = self.reading(masked)
+        if not hasattr(processor, "tokenizer"):
+            return reader
+        made = copy.copy(processor)
+        made.tokenizer = reader
+        return made
+
+    def require_restored(self, tokens: Sequence[int], masked: Masked) -> None:
+        """Refuse a prompt in which a mask was read as text.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            The prompt.
+        masked : Masked
+            What it was made of.
+
+        Raises
+        ------
+        GenerationError
+        """
+        if not masked.words:
+            return
+        # Some libraries note places of images as negative numbers.
+        known = [token for token in tokens if token >= 0]
+        text = self._tokenizer.decode(known, skip_special_tokens=False)
+        # The processor read the prompt by itself, past its tokenizer.
+        characters, squeezed = set(text), _squeezed(text)
+        left = [word for mask, word in masked.words.items() if mask in characters]
+        missing = [word for word in masked.words.values() if _squeezed(word) not in squeezed]
+        if left or missing:
+            raise self._refused((left or missing)[0])
+
+    def is_doubtful(self, masked: Masked) -> bool:
+        """Say whether `require_template` has something to look at."""
+        return self._backend is not None and bool(self._edges(masked.request))
+
+    def require_template(
+        self, text: object, masked: Masked, again: Callable[[GenerationRequest], object]
+    ) -> None:
+        """Refuse a prompt in which words became control tokens that were none as they stood.
+
+        A normal form makes ``</S>`` or a ``</s>`` with an invisible character in it the same
+        as ``</s>``; a chat template may write words in small letters, or leave out a part.
+        So the control tokens of a prompt must be those of its template.
+
+        Parameters
+        ----------
+        text : object
+            What the template made of the masked request; only a str is looked at.
+        masked : Masked
+        again : callable
+            Renders another request.
+
+        Raises
+        ------
+        GenerationError
+        """
+        if self._backend is None or not isinstance(text, str):
+            return
+        edges = self._edges(masked.request)
+        if not edges:
+            return
+        found = self._controls(text)
+        bare = _without(text, masked.request)
+        if bare is not None and self._controls(bare) == found:
+            return
+        # The template changed its words, or words as short as "<" were found in its own.
+        twin = again(self._harmless(masked.request, edges, next(_free(text))))
+        if not isinstance(twin, str) or self._controls(twin) != found:
+            word = next((w for w in _texts(masked.request) if not edges.isdisjoint(w)), "")
+            raise self._refused(masked.restored(word))
+
+    def _edges(self, request: GenerationRequest) -> set[str]:
+        """Return the characters of a request with which a control token could begin or end."""
+        edges = self._special.edges | self._others.edges
+        normal = getattr(self._backend, "normalizer", None)
+        found = set()
+        for character in set().union(*_texts(request)):
+            forms = character + unicodedata.normalize("NFKC", character)
+            if normal is not None:
+                forms += normal.normalize_str(character)
+            if not edges.isdisjoint(forms + forms.casefold()):
+                found.add(character)
+        return found
+
+    def _controls(self, text: str) -> list[int]:
+        """Return the control tokens of a text."""
+        read = self._backend.encode(text, add_special_tokens=False).ids
+        return [at for at in read if at in self._control]
+
+    def _harmless(
+        self, request: GenerationRequest, edges: set[str], other: str
+    ) -> GenerationRequest:
+        """Return a request without characters that could begin or end a control token."""
+        table = dict.fromkeys(map(ord, edges), other)
+
+        def in_question(text: str) -> str:
+            return text.translate(table)
+
+        def in_answer(text: str) -> str:
+            return _rewritten(text, self._found(text, self._others), str, in_question)
+
+        return _changed(request, in_question, in_answer)
+
+    def _require_same(self, masked: Masked, prompt: str, tokens: Sequence[int]) -> None:
+        """Refuse what a copy read of a prompt if it has other control tokens than the prompt."""
+        if [at for at in tokens if at in self._control] != self._controls(prompt):
+            raise self._refused(next(iter(masked.words.values())))
+
+    def _known(self, processor: Any) -> tuple[_Words, _Words]:
+        """Return the words of control tokens, and markup that templates know."""
+        special: set[str] = set()
+        others: set[str] = set()
+        if self._backend is not None:
+            for token in self._backend.get_added_tokens_decoder().values():
+                if token.special:
+                    special.add(token.content)
+                elif _MARKUP.fullmatch(token.content):
+                    others.add(token.content)
+        else:
+            special |= set(map(str, getattr(self._tokenizer, "all_special_tokens", None) or ()))
+            known = getattr(self._tokenizer, "get_added_vocab", dict)
+            special |= {word for word in known() if _MARKUP.fullmatch(word)}
+            table = getattr(self._tokenizer, "special_tokens", None)
+            special |= {word for word in table if isinstance(word, str)} if table else set()
+        for value in vars(processor).values() if processor is not None else ():
+            if isinstance(value, str) and _MARKUP.fullmatch(value):
+                special.add(value)
+        return _Words(special), _Words(others)
+
+    def _found(self, text: str, *words: _Words) -> Iterator[tuple[int, int]]:
+        """Yield where the first and longest of these words stand, one after the other."""
+        spans = [span for known in words for span in known.spans(text)]
+        if self._sees:
+            spans += [match.span() for match in _PLACEHOLDER.finditer(text)]
+        return _leftmost(spans)
+
+    def _require_plain(self, text: str) -> None:
+        """Refuse words that become a control token by a normal form (in capitals, say)."""
+        if not self._by_normal_form:
+            return
+        text = _rewritten(text, self._found(text, self._special, self._others), lambda word: " ")
+        read = self._backend.encode(text, add_special_tokens=False)
+        for at, (start, stop) in zip(read.ids, read.offsets, strict=True):
+            if at in self._by_normal_form:
+                raise self._refused(text[start:stop])
+
+    def _refused(self, word: str) -> GenerationError:
+        return GenerationError(
+            f"{self._model}: the question has the words {shown(word)}, a control token of this "
+            "model that its tokenizer cannot read as words: write it in another way.",
+            model=self._model,
+        )
+
+
+class _Words:
+    """A set of words that are looked for in texts."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = {word for word in words if word.strip()}
+        self.edges = {edge for word in self._words for edge in (word[0], word[-1])}
+        lengths: dict[str, set[int]] = {}
+        for word in self._words:
+            lengths.setdefault(word[0], set()).add(len(word))
+        self._lengths = {first: sorted(sizes) for first, sizes in lengths.items()}
+        firsts = "".join(map(re.escape, sorted(self._lengths)))
+        self._first = re.compile(f"[{firsts}]") if firsts else re.compile(r"(?!)")
+
+    def spans(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield where each of them stands in a text; they may overlap."""
+        for match in self._first.finditer(text):
+            start = match.start()
+            for length in self._lengths[match.group()]:
+                if text[start : start + length] in self._words:
+                    yield start, start + length
+
+
+class _Reader:
+    """A Rust tokenizer whose encoding is that of a copy that knows control tokens by other names.
+
+    Parameters
+    ----------
+    original, renamed : tokenizers.Tokenizer
+    names : mapping
+        What the copy calls each control token.
+    masked : Masked
+    check : callable
+        Takes a prompt and the tokens that were read of it; may raise.
+    """
+
+    def __init__(
+        self,
+        original: Any,
+        renamed: Any,
+        names: Mapping[str, str],
+        masked: Masked,
+        check: Callable[[str, Sequence[int]], None],
+    ) -> None:
+        # Not by its own attributes: those are the tokenizers'.
+        self.__dict__.update(
+            _original=original,
+            _renamed=renamed,
+            _names=names,
+            _words=_Words(names),
+            _masked=masked,
+            _check=check,
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._renamed if name in _ENCODING else self._original, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._renamed if name in _ENCODING else self._original, name, value)
+
+    def encode(self, sequence: Any, *args: Any, **kwargs: Any) -> Any:
+        """Encode a prompt. See ``tokenizers.Tokenizer.encode``."""
+        return self._checked(
+            [sequence], [self._renamed.encode(self._put(sequence), *args, **kwargs)]
+        )[0]
+
+    def encode_batch(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """Encode prompts. See ``tokenizers.Tokenizer.encode_batch``."""
+        put = [self._put(sequence) for sequence in input]
+        return self._checked(input, self._renamed.encode_batch(put, *args, **kwargs))
+
+    encode_batch_fast = encode_batch
+
+    def _put(self, sequence: Any) -> Any:
+        """Call the control tokens of a prompt by their other names, and put the words back."""
+        if isinstance(sequence, (list, tuple)):
+            return type(sequence)(map(self._put, sequence))
+        called = _rewritten(
+            sequence, _leftmost(self._words.spans(sequence)), self._names.__getitem__
+        )
+        return self._masked.restored(called)
+
+    def _checked(self, sequences: Sequence[Any], made: Any) -> Any:
+        for sequence, encoding in zip(sequences, made, strict=True):
+            if isinstance(sequence, str):
+                mask = encoding.special_tokens_mask
+                own = [at for at, added in zip(encoding.ids, mask, strict=True) if not added]
+                self._check(sequence, own)
+        return made
+
+
+def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
+    """Return a copy of a Rust tokenizer that knows its control tokens by other names."""
+    content = json.loads(backend.to_str())
+    # Nobody can write a name that is made anew in each kernel.
+    secret = secrets.token_hex(8)
+    names: dict[str, str] = {}
+    for at, token in enumerate(content["added_tokens"]):
+        if token["special"] or _MARKUP.fullmatch(token["content"]):
+            names[token["content"]] = token["content"] = f"\U000f0000{secret}{at}\U000f0001"
+    model = content["model"]
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(word, word): at for word, at in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[names.get(word, word), score] for word, score in vocabulary]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+    made = type(backend).from_str(json.dumps(content))
+    for name, other in names.items():
+        if made.token_to_id(other) != backend.token_to_id(name):
+            raise ValueError("the copy has other numbers")
+    return made, names
+
+
+def _unwrapped(tokenizer: Any) -> Any:
+    """Return the tokenizer of transformers inside of mlx-lm's."""
+    inner = getattr(tokenizer, "_tokenizer", None)
+    return (
+        inner
+        if inner is not None and hasattr(inner, "decode") and hasattr(inner, "all_special_tokens")
+        else tokenizer
+    )
+
+
+def _texts(request: GenerationRequest) -> list[str]:
+    """Return the words of a request, in the order of its turns."""
+    turns = (text for turn in request.history for text in (turn.prompt, turn.answer))
+    return [request.system or "", *turns, request.prompt]
+
+
+def _without(text: str, request: GenerationRequest) -> str | None:
+    """Return a prompt with letters in place of its words; None if they are not all in it."""
+    parts, end = [], 0
+    for words in filter(None, map(str.strip, _texts(request))):
+        place = text.find(words, end)
+        if place < 0:
+            return None
+        parts.append(text[end:place])
+        end = place + len(words)
+    return " a ".join((*parts, text[end:]))
+
+
+def _squeezed(text: str) -> str:
+    # Normal forms of tokenizers change capitals and spaces.
+    return "".join(text.casefold().split())
+
+
+def _free(text: str) -> Iterator[str]:
+    """Yield private characters that are not in a text."""
+    used = set(text)
+    return (chr(at) for at in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(at) not in used)
+
+
+def _changed(
+    request: GenerationRequest, in_question: Callable[[str], str], in_answer: Callable[[str], str]
+) -> GenerationRequest:
+    """Return a request with other words."""
+    return replace(
+        request,
+        prompt=in_question(request.prompt),
+        system=request.system and in_question(request.system),
+        history=tuple(
+            replace(turn, prompt=in_question(turn.prompt), answer=in_answer(turn.answer))
+            for turn in request.history
+        ),
+    )
+
+
+def _leftmost(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans that stand one after the other: of those that overlap the first, longest."""
+    end = 0
+    for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if start >= end:
+            yield start, stop
+            end = stop
+
+
+def _rewritten(
+    text: str,
+    spans: Iterable[tuple[int, int]],
+    inside: Callable[[str], str],
+    outside: Callable[[str], str] = str,
+) -> str:
+    """Return a text with other words in its spans, and outside of them."""
+    parts, end = [], 0
+    for start, stop in spans:
+        parts += [outside(text[end:start]), inside(text[start:stop])]
+        end = stop
+    return "".join((*parts, outside(text[end:])))

@@ -1,0 +1,283 @@
+"""Jinja's sandbox with limits: a chat template is a program of whoever made the checkpoint.
+
+Imports jinja2: import it inside functions.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import BuiltinMethodType, MethodType
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import runtime, utils
+from jinja2.sandbox import ImmutableSandboxedEnvironment, modifies_known_mutable
+
+from mlx_magic.backends.chat_templates import builtins, growth
+from mlx_magic.backends.chat_templates.compiled_code import CountingCode, Generation
+from mlx_magic.backends.chat_templates.limits import (
+    TemplateLimitError,
+    UnsafeTemplateError,
+    budget,
+)
+
+_METHODS: dict[type, frozenset[str]] = {
+    str: frozenset(
+        {
+            "capitalize",
+            "casefold",
+            "center",
+            "count",
+            "endswith",
+            "expandtabs",
+            "find",
+            "index",
+            "isalnum",
+            "isalpha",
+            "isascii",
+            "isdecimal",
+            "isdigit",
+            "isidentifier",
+            "islower",
+            "isnumeric",
+            "isprintable",
+            "isspace",
+            "istitle",
+            "isupper",
+            "join",
+            "ljust",
+            "lower",
+            "lstrip",
+            "partition",
+            "removeprefix",
+            "removesuffix",
+            "replace",
+            "rfind",
+            "rindex",
+            "rjust",
+            "rpartition",
+            "rsplit",
+            "rstrip",
+            "split",
+            "splitlines",
+            "startswith",
+            "strip",
+            "swapcase",
+            "title",
+            "upper",
+            "zfill",
+        }
+    ),
+    dict: frozenset({"copy", "get", "items", "keys", "values"}),
+    list: frozenset({"copy", "count", "index"}),
+    tuple: frozenset({"count", "index"}),
+    range: frozenset({"count", "index"}),
+    int: frozenset({"bit_length", "is_integer"}),
+    float: frozenset({"is_integer"}),
+}
+
+
+# Arguments that Jinja adds to each call inside of a loop or a block, for itself.
+_OF_JINJA = ("_loop_vars", "_block_vars")
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(source: str, *, like_transformers: bool) -> jinja2.Template:
+    """Compile a chat template; it counts what it does, and renders under a `BUDGET` only.
+
+    Parameters
+    ----------
+    source : str
+    like_transformers : bool
+        Whether it is read as transformers reads chat templates, or as Jinja's defaults do.
+
+    Raises
+    ------
+    TemplateLimitError
+        It is too long, or takes too long to compile.
+    UnsafeTemplateError
+        It reads files.
+    jinja2.TemplateError
+        It is no template.
+    """
+    limit = budget()
+    if len(source) > limit.limits.source:
+        raise TemplateLimitError(f"it is {len(source):,} characters long")
+    try:
+        with limit.running(), translated():
+            return _sandbox(like_transformers).from_string(source)
+    except SyntaxError:
+        # Python's own limits: Jinja's errors of syntax are others.
+        raise TemplateLimitError("it nests too deeply") from None
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Translate the error of Jinja's sandbox."""
+    try:
+        yield
+    except jinja2.exceptions.SecurityError as error:
+        raise UnsafeTemplateError(str(error)) from None
+
+
+class _Template(jinja2.Template):
+    """A template that renders within the budget of its thread."""
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Render the template.
+
+        Raises
+        ------
+        TemplateLimitError, UnsafeTemplateError
+        jinja2.TemplateError
+            Among them what the template raises itself.
+        """
+        variables: dict[str, Any] = dict(*args, **kwargs)
+        limit = budget()
+        with limit.running(), translated():
+            limit.allow_for(variables)
+            return limit.joined(self.root_render_func(self.new_context(variables)))
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's environment in which everything is counted, and only what is known is called."""
+
+    code_generator_class = CountingCode
+    template_class = _Template
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
+
+    def __init__(self, *, like_transformers: bool) -> None:
+        super().__init__(
+            trim_blocks=like_transformers,
+            lstrip_blocks=like_transformers,
+            extensions=[Generation, "jinja2.ext.loopcontrols"],
+            # Otherwise constants are computed while a template is compiled.
+            optimized=False,
+            finalize=builtins.shown,
+        )
+        builtins.install(self, like_transformers=like_transformers)
+        self._functions = {id(value) for value in self.globals.values()}
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """Join what a macro or a block puts out."""
+        return budget().joined(pieces)
+
+    def tick(self) -> None:
+        """Look at the time. Returns None, which is false."""
+        budget().tick()
+
+    def made(self, value: Any) -> Any:
+        """Count a list, or a part of one, and return it."""
+        return budget().made(value)
+
+    def concatenated(self, parts: tuple[Any, ...]) -> Any:
+        """Join values, as ``~`` does."""
+        limit = budget()
+        limit.require(sum(map(limit.weight, parts)))
+        return limit.made(runtime.str_join(parts))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Compute ``left operator right``."""
+        limit = budget()
+        limit.work(left, right)
+        growth.require_operands(limit, operator, left, right)
+        return limit.made(super().call_binop(context, operator, left, right))
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return ``obj[argument]``."""
+        budget().tick()
+        return super().getitem(obj, argument)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        """Call what a template calls."""
+        limit = budget()
+        __self._require_callable(__obj)
+        named = {name: value for name, value in kwargs.items() if name not in _OF_JINJA}
+        given = (*args, *named.values())
+        limit.work(*given)
+        limit.require(sum(map(limit.weight, given)))
+        text = _owner(__obj)
+        if isinstance(text, str):
+            limit.work(text)
+            growth.require_method(limit, text, __obj.__name__, args, named)
+            if __obj.__name__ == "join" and len(args) == 1:
+                args = (builtins.joinable(limit, text, args[0]),)
+        with limit.called():
+            value = super().call(__context, __obj, *args, **kwargs)
+        return limit.made(value, fresh_items=isinstance(text, str))
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        """Say whether a template may call this."""
+        if isinstance(obj, (BuiltinMethodType, MethodType)):
+            owner = _owner(obj)
+            known = (runtime.LoopContext, utils.Cycler, builtins.Dictionaries, Generation)
+            return isinstance(owner, known) or any(
+                isinstance(owner, kind) and obj.__name__ in names
+                for kind, names in _METHODS.items()
+            )
+        return id(obj) in self._functions or isinstance(
+            obj,
+            (
+                builtins.Form,
+                runtime.BlockReference,
+                runtime.LoopContext,
+                runtime.Macro,
+                runtime.Undefined,
+                utils.Joiner,
+            ),
+        )
+
+    def _require_callable(self, obj: Any) -> None:
+        if not callable(obj):
+            raise TypeError(f"{type(obj).__name__!r} object is not callable")
+        if not self.is_safe_callable(obj):
+            owner = _owner(obj)
+            if isinstance(owner, tuple(_METHODS)):
+                raise TemplateLimitError(
+                    f"it uses {obj.__name__!r} of a {type(owner).__name__}, which is not allowed"
+                )
+            raise UnsafeTemplateError(f"a call of a {type(obj).__name__}")
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Refuse an attribute at once; Jinja does when it is used."""
+        place = f"{attribute!r} of a {type(obj).__name__}"
+        if modifies_known_mutable(obj, attribute):
+            raise TemplateLimitError(f"it uses {place}, which is not allowed")
+        raise UnsafeTemplateError(place)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Return the limited form of ``str.format``."""
+        text = _owner(value)
+        if isinstance(text, str) and value.__name__ in ("format", "format_map"):
+            return builtins.Form(self, text, by_map=value.__name__ == "format_map")
+        return None
+
+    def _tokenize(self, *args: Any, **kwargs: Any) -> Any:
+        stream = super()._tokenize(*args, **kwargs)
+        stream._iter = map(_ticking, stream._iter)
+        return stream
+
+    def _compile(self, source: str, filename: str) -> Any:
+        if len(source) > budget().limits.compiled:
+            raise TemplateLimitError("it is too long a program")
+        return super()._compile(source, filename)
+
+
+@functools.cache
+def _sandbox(like_transformers: bool) -> Sandbox:
+    return Sandbox(like_transformers=like_transformers)
+
+
+def _owner(method: Any) -> Any:
+    """Return what a method belongs to; None for anything else."""
+    if isinstance(method, (BuiltinMethodType, MethodType)):
+        return method.__self__
+    return None
+
+
+def _ticking(token: Any) -> Any:
+    budget().tick()
+    return token

@@ -1,0 +1,1 @@
+"""The machine that MLX runs on: memory, BLAS, compiled parts."""

@@ -1,0 +1,1 @@
+"""Text models, through mlx-lm."""

@@ -1,0 +1,335 @@
+"""Questions to one text model, answered together with mlx-lm's batches."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import Any
+
+from mlx_magic.backends.batching import kv_cache
+from mlx_magic.backends.batching.admission_queue import Table
+from mlx_magic.backends.batching.batch import MOST_READ_TOGETHER, Batch, Seat, Written
+from mlx_magic.backends.batching.sampling import Draw, LogitsProcessor, RowSampler, guarded
+from mlx_magic.backends.device import wired_memory
+from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
+from mlx_magic.backends.text.prefill import Prompt, Reading, joined
+
+CLEAR_EVERY = 256
+"""Steps after which unused buffers are given back, as mlx-lm does alone."""
+
+
+class CountingSampler(RowSampler):
+    """A `RowSampler` that counts each row's tokens: mlx-lm does not tell a sampler its place.
+
+    Attributes
+    ----------
+    counts : dict of int to int
+        Tokens of each uid so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[int, int] = {}
+
+    @classmethod
+    def alone(cls, draw: Draw) -> CountingSampler:
+        """Return one for a request that is answered by itself."""
+        sampler = cls()
+        sampler.admit(0, draw)
+        sampler.rows = [0]
+        return sampler
+
+    def admit(self, uid: int, draw: Draw) -> None:
+        """Take in a request."""
+        self.draws[uid] = draw
+        self.counts[uid] = 0
+
+    def dismiss(self, uid: int) -> None:
+        """Forget a request."""
+        self.draws.pop(uid, None)
+        self.counts.pop(uid, None)
+
+    def __call__(self, logprobs: Any) -> Any:
+        """Draw the next token of each row. See `RowSampler.sample_target`."""
+        places = [self.counts[uid] for uid in self.rows]
+        for uid in self.rows:
+            self.counts[uid] += 1
+        return self.sample_target(logprobs, row_ids=self.rows, positions=places)
+
+
+class TextBatch(Batch):
+    """Reads prompts a chunk at a time, and writes a token of every answer at each step.
+
+    Parameters
+    ----------
+    model : module
+        One of mlx-lm's, whose caches can be put together.
+    ends : collection of int
+        Tokens that end an answer.
+    chunk : int
+        Prompt tokens that are read in one step.
+    most : int
+        Answers that are written at once; the others wait.
+
+    make_cache : callable, optional
+        Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
+        put together.
+    sampler : CountingSampler, optional
+        Draws the tokens; needs `admit` and `dismiss` of it.
+
+    Attributes
+    ----------
+    plain : bool
+        Whether all its caches are plain ones.
+    table : Table
+        What those who are answered together take; their prompts share a chunk.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ends: Collection[int],
+        *,
+        chunk: int,
+        most: int,
+        make_cache: Callable[[], list[Any]] | None = None,
+        sampler: Any = None,
+    ) -> None:
+        super().__init__()
+        from mlx_lm.generate import generation_stream
+        from mlx_lm.models.cache import make_prompt_cache
+
+        assert make_cache is None or most == 1
+        self._make_cache: Any = make_cache or partial(make_prompt_cache, model)
+        self.table = Table(most, 1, self._held)
+
+        self._model = model
+        self._ends = frozenset(ends)
+        self._chunk = chunk
+        self._most = most
+        self._stream = generation_stream
+        self._sampler: Any = sampler or CountingSampler()
+        self._waiting: list[Prompt] = []
+        self._reading: Reading | None = None
+        # mlx-lm's GenerationBatch, None while nothing is written. A single answer keeps
+        # plain caches until another joins: that is what it costs alone, to the bit.
+        self._writing: Any = None
+        self._joined = False
+        self._steps = 0
+        # What is no plain cache takes in what a prompt is filled up with, and cannot be cut.
+        self.plain = make_cache is None and _all_plain(model)
+        self._wired: contextlib.ExitStack | None = None
+
+    def add(
+        self,
+        tokens: list[int],
+        draw: Draw,
+        *,
+        cache: list[Any] | None = None,
+        processors: Iterable[LogitsProcessor] = (),
+    ) -> Seat:
+        """Let a request in. See `Prompt` for what is given."""
+        seat = self.take_seat()
+        self._sampler.admit(seat.uid, draw)
+        safe = [guarded(processor, seat.fail) for processor in processors]
+        self._waiting.append(Prompt(seat, tokens, cache, safe))
+        return seat
+
+    def row(self, seat: Seat, start: int) -> Rows | None:
+        """Return keys and values of each layer for a request that is being written.
+
+        Parameters
+        ----------
+        seat : Seat
+        start : int
+            The place of its prompt, what was known of it included, from which on they are wanted.
+
+        Returns
+        -------
+        list or None
+            At least up to the token that the request got last; None where it is not written, or
+            the caches are no plain ones.
+        """
+        if not self.plain or self._writing is None or seat.uid not in self._writing.uids:
+            return None
+        at = self._writing.uids.index(seat.uid)
+        return cut_out(self._writing.prompt_cache, [(at, start)])[0]
+
+    def close(self) -> None:
+        """Let go of the model at once: the batch itself is part of a cycle."""
+        self._model = self._make_cache = None
+        self._end_all()
+
+    def _held(self) -> int:
+        writing = self._writing.prompt_cache if self._writing is not None else []
+        reading = self._reading.caches if self._reading is not None else []
+        return kv_cache.nbytes([*writing, *reading])
+
+    def _step(self) -> None:
+        import mlx.core as mx
+
+        self._wire()
+        self._steps += 1
+        with mx.stream(self._stream):
+            self._let_go()
+            if self._writing is not None:
+                self._write()
+            self._read_on()
+        if self._steps % CLEAR_EVERY == 0:
+            mx.clear_cache()
+
+    def _read_on(self) -> None:
+        """Read a chunk of what is being read, or begin with what waits longest."""
+        prompts = self._reading.prompts if self._reading is not None else []
+        done = None
+        try:
+            if self._reading is None and self._waiting and self._room > 0:
+                prompts = self._next_prompts()
+                self._reading = self._begin(prompts)
+            if self._reading is not None:
+                done = self._read(self._reading)
+        except Exception as error:
+            # What cannot be read is nothing to those who are being written.
+            self._fail([prompt.seat for prompt in prompts], error)
+            self._reading = None
+        if done is not None and self._reading is not None:
+            together, self._reading = self._reading.joined, None
+            self._join(done, together=together)
+            for prompt in prompts:
+                prompt.seat.read = len(prompt.tokens)
+
+    @property
+    def _room(self) -> int:
+        return self._most - (len(self._writing.uids) if self._writing is not None else 0)
+
+    def _let_go(self) -> None:
+        """Drop the rows of those who left since the last step, all in one copy."""
+        if self._reading is not None:
+            self._reading.keep(self._seats)
+            if not self._reading.prompts:
+                self._reading = None
+        if self._writing is None:
+            return
+        rows = [at for at, uid in enumerate(self._writing.uids) if uid in self._seats]
+        if not rows:
+            self._writing = None
+        elif len(rows) < len(self._writing.uids):
+            self._writing.filter(rows)
+
+    def _write(self) -> None:
+        """Write a token of each answer. Those that have ended leave of themselves."""
+        self._sampler.rows = list(self._writing.uids)
+        for response in self._writing.next():
+            token = int(response.token)
+            self._seats[response.uid].give(Written(token, token in self._ends))
+
+    def _next_prompts(self) -> list[Prompt]:
+        """Take the prompt that waits longest, and those beside which it can be read."""
+        first = self._waiting[0]
+        most = min(MOST_READ_TOGETHER, self._room) if self.plain else 1
+        beside = [prompt for prompt in self._waiting[1:] if prompt.goes_with(first)]
+        chosen = [first, *beside[: most - 1]]
+        self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
+        return chosen
+
+    def _begin(self, prompts: list[Prompt]) -> Reading:
+        empty = self._make_cache()
+        caches = [prompt.cache or empty for prompt in prompts]
+        for prompt in prompts:
+            # An answer may go on for long: what its prompt started with need not.
+            prompt.cache = None
+        if len(prompts) > 1:
+            return Reading(prompts, joined(*caches), joined=True)
+        return Reading(prompts, caches[0], joined=False)
+
+    def _read(self, reading: Reading) -> Any:
+        """Read a chunk; after the last one return the answers, to be written from here on."""
+        import mlx.core as mx
+
+        if reading.done < reading.length:
+            rows = reading.chunk(self._chunk)
+            self._model(mx.array(rows), cache=reading.caches)
+            # Else the next chunks would be begun before this one is done, and none could be
+            # cancelled.
+            mx.eval([cache.state for cache in reading.caches])
+            mx.clear_cache()
+            reading.advance(len(rows[0]))
+            if reading.done < reading.length:
+                return None
+        reading.straighten()
+        return self._begin_writing(reading)
+
+    def _begin_writing(self, reading: Reading) -> Any:
+        """Put prompts that were read to the last token but one into mlx-lm's hands."""
+        import mlx.core as mx
+        from mlx_lm.generate import GenerationBatch, StopSequences
+
+        count = len(reading.prompts)
+        self._sampler.rows = [prompt.seat.uid for prompt in reading.prompts]
+        return GenerationBatch(
+            self._model,
+            list(self._sampler.rows),
+            mx.array([prompt.tokens[-1] for prompt in reading.prompts]),
+            reading.caches,
+            [[] for _ in range(count)],
+            [self._sampler] * count,
+            self._sampler,
+            [prompt.processors for prompt in reading.prompts],
+            # Who follows a seat knows when its answer is long enough, and leaves.
+            [StopSequences()] * count,
+            [sys.maxsize] * count,
+        )
+
+    def _join(self, new: Any, *, together: bool) -> None:
+        """Write new answers beside the others."""
+        if self._writing is None:
+            self._writing, self._joined = new, together
+            return
+        if not self._joined:
+            self._writing.prompt_cache = joined(self._writing.prompt_cache)
+        if not together:
+            new.prompt_cache = joined(new.prompt_cache)
+        self._writing.extend(new)
+        self._joined = True
+
+    def _abandon(self) -> list[int]:
+        self._reading = self._writing = None
+        waiting = {prompt.seat.uid for prompt in self._waiting}
+        # Those too who were between reading and writing.
+        return [uid for uid in self._seats if uid not in waiting]
+
+    def _drop(self, uid: int) -> None:
+        # What it leaves in the caches goes with the next step.
+        self._sampler.dismiss(uid)
+        self._waiting = [prompt for prompt in self._waiting if prompt.seat.uid != uid]
+        if not self._seats:
+            self._clear()
+
+    def _clear(self) -> None:
+        for uid in list(self._sampler.draws):
+            self._sampler.dismiss(uid)
+        self._seats.clear()
+        self._waiting.clear()
+        self._reading = self._writing = None
+        if self._wired is not None:
+            self._wired.close()
+            self._wired = None
+
+    def _wire(self) -> None:
+        """Keep the weights in memory while there is work, where the platform has such a limit."""
+        if self._wired is None:
+            from mlx_lm.generate import wired_limit
+
+            self._wired = contextlib.ExitStack()
+            self._wired.enter_context(
+                wired_memory.SHARED.held(wired_limit(self._model, [self._stream]))
+            )
+
+
+def _all_plain(model: Any) -> bool:
+    """Say whether a model has plain KV caches only."""
+    from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+    return all(type(cache) is KVCache for cache in make_prompt_cache(model))

@@ -1,0 +1,75 @@
+"""A request as the tokens that a text model reads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
+from mlx_magic.backends.chat_templates.rendering import rendering
+from mlx_magic.backends.loading.background import Aside, is_known
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import GenerationRequest
+
+
+class TextInputs:
+    """Makes the tokens of requests to one model.
+
+    Parameters
+    ----------
+    tokenizer : object
+        As mlx-lm loads it.
+    model : str
+        Name of the model, for messages.
+    """
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+        self._control = ControlTokens(tokenizer, model)
+
+    def made(self, request: GenerationRequest, cancel: CancelToken) -> Aside[list[int]]:
+        """Begin to make the tokens of a request, on a thread of their own.
+
+        Its result raises `GenerationError` where the chat template refuses the request.
+        """
+        inner = getattr(self._tokenizer, "_tokenizer", self._tokenizer)
+        return Aside(
+            partial(self._tokens, request, cancel), here=not is_known(self._tokenizer, inner)
+        )
+
+    def _tokens(self, request: GenerationRequest, cancel: CancelToken) -> list[int]:
+        masked = self._control.masked(request)
+        if self._tokenizer.chat_template is None:
+            # A base model has no turns: it continues the text.
+            text = _continued(masked.request)
+            self._control.require_template(text, masked, _continued)
+            return self._read(text, masked)
+        messages = chat_messages.messages(masked.request)
+        template = self._tokenizer.apply_chat_template
+
+        def rendered(asked: GenerationRequest) -> str:
+            text: str = template(
+                chat_messages.messages(asked), add_generation_prompt=True, tokenize=False
+            )
+            return text
+
+        with rendering(request, cancel, model=self._model):
+            if not masked.words:
+                tokens: list[int] = template(messages, add_generation_prompt=True)
+                if len(messages) == 1 and not self._control.is_doubtful(masked):
+                    return tokens
+            text = rendered(masked.request)
+            self._control.require_template(text, masked, rendered)
+        chat_messages.require_whole(text, masked.request, model=self._model)
+        return self._read(text, masked, add_special_tokens=False) if masked.words else tokens
+
+    def _read(self, text: str, masked: Masked, **options: Any) -> list[int]:
+        tokens: list[int] = self._control.reading(masked).encode(text, **options)
+        self._control.require_restored(tokens, masked)
+        return tokens
+
+
+def _continued(request: GenerationRequest) -> str:
+    return "\n\n".join(message["content"] for message in chat_messages.messages(request))

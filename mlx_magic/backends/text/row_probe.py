@@ -1,0 +1,52 @@
+"""A text model, given words: how its rows are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from mlx_magic.backends.batch_check.compare_rows import Witness
+from mlx_magic.backends.batching.batch import Seat
+from mlx_magic.backends.batching.sampling import Draw
+from mlx_magic.backends.text.batch import TextBatch
+
+
+class TextProbe:
+    """See `confirm.Probed`.
+
+    Parameters
+    ----------
+    model, tokenizer : object
+        As mlx-lm loads them.
+    new_batch : callable
+        Takes a `Witness`; returns a batch of two that draws with it.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, new_batch: Callable[[Witness], TextBatch]
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._new_batch = new_batch
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's tokens."""
+        tokens: list[int] = self._tokenizer.encode(text)
+        return tokens
+
+    def alone(self, tokens: list[int]) -> Any:
+        """Return the logits of a text by itself."""
+        import mlx.core as mx
+        from mlx_lm.generate import generation_stream
+        from mlx_lm.models.cache import make_prompt_cache
+
+        with mx.stream(generation_stream):
+            logits = self._model(mx.array([tokens]), cache=make_prompt_cache(self._model))[0]
+            mx.eval(logits)
+        return logits
+
+    def batch(self, witness: Witness) -> tuple[TextBatch, Callable[[list[int]], Seat]]:
+        """Return a new batch, and what lets a text in."""
+        batch = self._new_batch(witness)
+        return batch, partial(batch.add, draw=Draw())

@@ -1,0 +1,57 @@
+"""A text checkpoint's own sampling, which mlx-lm does not look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_magic.backends.batching.sampling import Draw, fresh_seed
+from mlx_magic.engine.request import Sampling
+from mlx_magic.errors import CheckpointError
+from mlx_magic.models.checkpoints import strict_json
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
+
+
+def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> Draw:
+    """Return how tokens are drawn: as asked, else as the checkpoint says.
+
+    Parameters
+    ----------
+    sampling : Sampling
+    defaults : mapping
+        See `generation_config`.
+    """
+
+    def chosen(value: Any, key: str, otherwise: Any) -> Any:
+        return value if value is not None else defaults.get(key) or otherwise
+
+    greedy = defaults.get("do_sample") is False
+    return Draw(
+        float(chosen(sampling.temperature, "" if greedy else "temperature", 0.0)),
+        float(chosen(sampling.top_p, "top_p", 1.0)),
+        int(chosen(sampling.top_k, "top_k", 0)),
+        sampling.min_p or 0.0,
+        fresh_seed() if sampling.seed is None else sampling.seed,
+    )
+
+
+def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read the checkpoint's generation_config.json; empty without one.
+
+    Raises
+    ------
+    CheckpointError
+        When it cannot be read.
+    """
+    path = checkpoint.path / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = strict_json.read(path)
+    except UnreadableFileError as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: {path} {error}: fetch the model again.",
+            model=checkpoint.name,
+        ) from error
+    return config if isinstance(config, dict) else {}

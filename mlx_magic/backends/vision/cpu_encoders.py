@@ -1,0 +1,134 @@
+"""Vision towers on a CPU where MLX takes exponentials one by one: NumPy takes them in vectors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mlx_magic.backends.vision.image_cache.encoders import InFront, put_in_front, towers
+
+LEAST = 32_768
+"""Exponentials below which leaving MLX's graph costs more than it saves (some 40 us)."""
+
+AT_ONCE = 2**18
+"""Exponentials taken together: 1 MB, which stays in a processor's cache."""
+
+MOST_SCORES = 2**21
+"""Attention scores held at once: 8 MB, where MLX would hold those of all heads and rows."""
+
+
+def quicken(model: Any) -> int:
+    """Let the towers of a model take exponentials from NumPy; return at how many places.
+
+    mlx 0.32.4 takes 11 ns for one, and 18 for a tanh, on x86 under Linux, where NumPy takes
+    0.4 and 0.2 (measured, float32): three quarters of the time of the bundled model's tower.
+    The parts of the model stay as they are; what is put in front of them gives the same but
+    for rounding, and leaves to them what it does not know: other dtypes, masks, small arrays.
+
+    Parameters
+    ----------
+    model : module
+        As mlx-vlm loads it.
+    """
+    import mlx.nn as nn
+    from mlx_vlm.models.attention import VisionAttention
+
+    made: dict[type, type[InFront]] = {nn.GELU: _Gelu, VisionAttention: _Attention}
+    places = 0
+    for _, _, tower in towers(model):
+        for owner in tower.modules():
+            for name, part in owner.items():
+                if type(part) in made:
+                    put_in_front(owner, name, made[type(part)](part))
+                    places += 1
+    return places
+
+
+class _Gelu(InFront):
+    def __call__(self, x: Any) -> Any:
+        import mlx.core as mx
+        import numpy as np
+
+        act = {"precise": _by_tanh, "tanh": _by_tanh, "fast": _by_sigmoid}.get(self._approx)
+        if act is None or not _is_worth(x.dtype, x.size):
+            return self._part(x)
+        mx.eval(x)
+        values = np.asarray(x).reshape(-1)
+        out = np.empty_like(values)
+        # As MLX does: what is too large is infinite, without a word.
+        with np.errstate(all="ignore"):
+            for at in range(0, values.size, AT_ONCE):
+                act(values[at : at + AT_ONCE], out[at : at + AT_ONCE])
+        return mx.array(out.reshape(x.shape))
+
+
+def _by_tanh(x: Any, out: Any) -> None:
+    import numpy as np
+
+    np.multiply(x, x, out=out)
+    out *= 0.044715
+    out += 1
+    out *= x
+    out *= math.sqrt(2 / math.pi)
+    np.tanh(out, out=out)
+    out += 1
+    out *= x
+    out *= 0.5
+
+
+def _by_sigmoid(x: Any, out: Any) -> None:
+    import numpy as np
+
+    np.multiply(x, -1.702, out=out)
+    np.exp(out, out=out)
+    out += 1
+    np.divide(x, out, out=out)
+
+
+class _Attention(InFront):
+    """`VisionAttention`, whose softmax NumPy takes."""
+
+    def __call__(self, x: Any, mask: Any = None) -> Any:
+        import mlx.core as mx
+
+        batch, length, _ = x.shape
+        heads = self.num_heads
+        if mask is not None or not _is_worth(x.dtype, batch * heads * length * length):
+            return self._part(x, mask)
+
+        def split(projected: Any) -> Any:
+            return projected.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
+
+        queries = split(self.q_proj(x) * self.scale)
+        keys = split(self.k_proj(x)).swapaxes(-1, -2)
+        values = split(self.v_proj(x))
+        if values.dtype != mx.float32:
+            return self._part(x, mask)
+        rows = max(MOST_SCORES // (batch * heads * length), 1)
+        seen = []
+        for at in range(0, length, rows):
+            scores = queries[:, :, at : at + rows] @ keys
+            mx.eval(scores)
+            seen.append(mx.array(_softmax(scores)) @ values)
+            if rows < length:
+                mx.eval(seen[-1])
+        joined = mx.concatenate(seen, axis=2) if len(seen) > 1 else seen[0]
+        return self.out_proj(joined.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+
+def _softmax(scores: Any) -> Any:
+    """Return the softmax over the last axis of evaluated scores."""
+    import numpy as np
+
+    values = np.asarray(scores)
+    with np.errstate(all="ignore"):
+        weights = values - values.max(-1, keepdims=True)
+        np.exp(weights, out=weights)
+        weights /= weights.sum(-1, keepdims=True)
+    return weights
+
+
+def _is_worth(dtype: Any, exponentials: int) -> bool:
+    import mlx.core as mx
+
+    return bool(dtype == mx.float32) and exponentials >= LEAST

@@ -1,0 +1,1 @@
+"""What was made of an image, kept for the next question about it."""

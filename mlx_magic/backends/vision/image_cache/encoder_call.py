@@ -1,0 +1,101 @@
+"""A call of a vision tower, and what it is known by when it comes again."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+from mlx_magic.backends.prefix_cache.fingerprints import digest, is_array
+from mlx_magic.backends.prefix_cache.image_keys import Pictures
+
+
+@dataclass(frozen=True, slots=True)
+class TowerCall:
+    """A call of a tower: its arguments, by place or name.
+
+    Attributes
+    ----------
+    name : str
+        The tower's.
+    args, kwargs : tuple, dict
+    pictures : int
+        How many there are, if it is a batch of them; else 0.
+    is_first : bool
+        Whether the tower was not called before in this look: what comes later may be
+        another part of the same pictures.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    pictures: int
+    is_first: bool
+
+    @classmethod
+    def of(
+        cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_first: bool
+    ) -> TowerCall | None:
+        """Return the call, or None where its arguments cannot be told apart."""
+        given = [*args, *kwargs.values()]
+        held = [value for value in given if is_array(value)]
+        if not held:
+            return None
+        plain = all(is_array(v) or v is None or isinstance(v, int | float | str) for v in given)
+        count = int(held[0].shape[0]) if held[0].ndim == 4 and plain else 0
+        if any(not array.ndim or array.shape[0] != count for array in held):
+            count = 0
+        return cls(name, args, kwargs, count, is_first)
+
+    def keys(self, pictures: Pictures | None) -> list[Hashable]:
+        """Return what each picture is known by: its name where that is clear, else a digest."""
+        if self.is_first and pictures is not None and len(pictures.rows) == self.pictures:
+            form = self._call_form()
+            return [(*form, name) for name in pictures.rows]
+        return [
+            digest(self.name, "row", *self._each(operator.itemgetter(at)))
+            for at in range(self.pictures)
+        ]
+
+    def key(self, pictures: Pictures | None) -> Hashable:
+        """Return what the whole call is known by."""
+        if self.pictures == 1:
+            return self.keys(pictures)[0]
+        if self.is_first and pictures is not None:
+            return (*self._call_form(), pictures.whole)
+        return digest(self.name, "whole", self.args, self.kwargs)
+
+    def _call_form(self) -> tuple[Hashable, ...]:
+        """Return what makes this call another one, beside the pictures: shapes and options."""
+        batched = self.pictures > 0
+        more = tuple((key, _form(value, batched)) for key, value in sorted(self.kwargs.items()))
+        return (self.name, tuple(_form(value, batched) for value in self.args), more)
+
+    def rows(self, at: list[int]) -> TowerCall:
+        """Return the call for some of its pictures."""
+        import mlx.core as mx
+
+        places = mx.array(at)
+        args, kwargs = self._each(lambda array: array[places])
+        return TowerCall(self.name, args, kwargs, len(at), self.is_first)
+
+    def _each(self, function: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        def made(value: Any) -> Any:
+            return function(value) if is_array(value) else value
+
+        return (
+            tuple(made(value) for value in self.args),
+            {key: made(value) for key, value in self.kwargs.items()},
+        )
+
+
+def _form(value: Any, batched: bool) -> Hashable:
+    """Return the form of an argument; of a batch without how many there are."""
+    if is_array(value):
+        return str(value.dtype), tuple(value.shape[batched:])
+    if isinstance(value, list | tuple):
+        return tuple(_form(each, batched) for each in value)
+    if value is None or isinstance(value, int | float | str):
+        return type(value).__name__, value
+    raise TypeError(f"{type(value).__name__} cannot be known again.")

@@ -1,0 +1,311 @@
+"""Pictures that a model has seen are not encoded again: what its vision tower gave is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.vision.image_cache import encoder_outputs
+from mlx_magic.backends.vision.image_cache.encoder_call import TowerCall
+from mlx_magic.backends.vision.image_cache.encoders import InFront, put_in_front, towers
+from mlx_magic.cancellation import Cancelled
+
+T = TypeVar("T")
+
+Between = Callable[[int, int], None]
+"""Takes the pictures done and those there are, as far as is known; may raise `Cancelled`."""
+
+
+class Features:
+    """What one model's vision tower gave, by the content of what it got.
+
+    It stands in front of the tower while a model makes its embeddings, and only then: a
+    model needs no method of its own for this, and none is left changed. A tower that takes
+    a batch of pictures is asked for those alone that are new; that it is one, and not one
+    that mixes them, is seen when it first gets two or more. It gets new ones in groups
+    (see `device.pictures_at_once`), between which a look can be cancelled; of a tower that
+    was not tried yet the first group has two at least. What was encoded is kept once the
+    embeddings are made, evaluated, and never where that failed or was cancelled.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes to keep; what was not used for longest goes first.
+
+    Attributes
+    ----------
+    hits, misses : int
+        Pictures that were known, and that were encoded; a call that cannot be told apart
+        by picture counts as one.
+    nbytes : int
+        What is kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.hits = self.misses = self.nbytes = 0
+        self.keeps_all = False
+        self.by_row: dict[str, bool] = {}
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+
+    def look(
+        self,
+        model: Any,
+        see: Callable[[], T],
+        between: Between = lambda *_: None,
+        *,
+        pictures: Pictures | None = None,
+    ) -> T:
+        """Let a model make its embeddings; on the inference thread.
+
+        Parameters
+        ----------
+        model : module
+        see : callable
+            Calls the model, and evaluates what it gives.
+        between : callable
+            Called before each group of pictures, when the one before is done.
+        pictures : Pictures, optional
+            What the request shows. What a tower gets is made of that alone, so that the
+            numbers need not be looked at once more, and fetched from a GPU for that.
+
+        Raises
+        ------
+        Cancelled
+            Where `between` does.
+        """
+        look = _Look(self, between, pictures)
+        try:
+            with _in_front_of_towers(model, look):
+                seen = see()
+        except Cancelled:
+            raise
+        except Exception:
+            if not look.lacked:
+                raise
+            # It wanted this time what it did not look at when the picture was new.
+            self.keeps_all = True
+            self.clear()
+            return self.look(model, see, between, pictures=pictures)
+        look.keep(seen)
+        return seen
+
+    def clear(self) -> None:
+        """Forget all pictures."""
+        self._kept.clear()
+        self.nbytes = 0
+
+    def get(self, key: Hashable) -> Any:
+        """Return what the tower gave, or None."""
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key][0]
+
+    def put(self, key: Hashable, output: Any) -> None:
+        """Keep what the tower gave; evaluated arrays."""
+        size = sum(array.nbytes for array in encoder_outputs.arrays(output))
+        if key in self._kept or size > self.limit:
+            return
+        self._kept[key] = (output, size)
+        self.nbytes += size
+        while self.nbytes > self.limit:
+            _, (_, size) = self._kept.popitem(last=False)
+            self.nbytes -= size
+
+
+class _Tower(InFront):
+    """Stands in front of a vision tower; in all but the call it is the tower."""
+
+    def __init__(self, tower: Any, name: str, look: _Look) -> None:
+        super().__init__(tower)
+        self._name = name
+        self._look = look
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = TowerCall.of(self._name, args, kwargs, is_first=self._look.is_first(self._name))
+        if call is None:
+            return self._part(*args, **kwargs)
+        return self._look.at(call, self._part)
+
+
+@contextlib.contextmanager
+def _in_front_of_towers(model: Any, look: _Look) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for owner, name, tower in list(towers(model)):
+            put_in_front(owner, name, _Tower(tower, name, look))
+            stack.callback(object.__delattr__, owner, name)
+        yield
+
+
+@dataclass(slots=True)
+class _Fresh:
+    """What was encoded in a look: the outputs by key, and what the model looked at of them."""
+
+    found: dict[Hashable, Any]
+    watch: Any
+
+
+class _Look:
+    """One look of a model at its pictures.
+
+    Attributes
+    ----------
+    lacked : bool
+        Whether the model got something of which not all was kept.
+    """
+
+    def __init__(self, features: Features, between: Between, pictures: Pictures | None) -> None:
+        self._features = features
+        self._between = between
+        self._pictures = pictures
+        self._called: set[str] = set()
+        self._fresh: list[_Fresh] = []
+        self._running: Any = None
+        self._done = 0
+        self.lacked = False
+
+    def is_first(self, name: str) -> bool:
+        """Say whether a tower was not called before, and note that it is now."""
+        known = name in self._called
+        self._called.add(name)
+        return not known
+
+    def at(self, call: TowerCall, tower: Any) -> Any:
+        """Return what a tower gives for a call."""
+        by_row = call.pictures > 1 and self._features.by_row.get(call.name, _wants_trial(call))
+        try:
+            keys = call.keys(self._pictures) if by_row else [call.key(self._pictures)]
+        except TypeError:
+            return tower(*call.args, **call.kwargs)
+        before = self._done
+        output = self._rows(call, tower, keys) if by_row else self._whole(call, tower, keys[0])
+        self._done = before + max(call.pictures, 1)
+        return output
+
+    def _whole(self, call: TowerCall, tower: Any, key: Hashable) -> Any:
+        known = self._features.get(key)
+        if known is not None:
+            self._features.hits += 1
+            return self._give(known)
+        output = self._encode(call, tower, self._done, max(call.pictures, 1))
+        self._features.misses += max(call.pictures, 1)
+        try:
+            held = encoder_outputs.arrays(output)
+        except TypeError:
+            return output
+        found = {key: output}
+        if call.pictures > 1:
+            alike = bool(held) and _of_rows(output, call.pictures)
+            # What a group of them has shown already stays so.
+            if self._features.by_row.setdefault(call.name, alike) and alike:
+                found = dict(
+                    zip(call.keys(self._pictures), _split(output, call.pictures), strict=True)
+                )
+        return self._new(found, output)
+
+    def _rows(self, call: TowerCall, tower: Any, keys: list[Hashable]) -> Any:
+        known = {key: self._features.get(key) for key in keys}
+        if not all(held is None or _of_rows(held, 1) for held in known.values()):
+            return self._encode(call, tower, self._done, call.pictures)
+        new = [at for at, key in enumerate(keys) if known[key] is None and keys.index(key) == at]
+        tried = call.name in self._features.by_row
+        if not tried and len(new) < 2:
+            # One picture shows nothing: a tower that mixes them gives a single row, too.
+            return self._whole(call, tower, call.key(self._pictures))
+        found: dict[Hashable, Any] = {}
+        for part in _groups(new, tried=tried):
+            done = self._done + call.pictures - (len(new) - len(found))
+            some = call.rows(part) if len(part) < len(keys) else call
+            output = self._encode(some, tower, done, call.pictures)
+            alike = _is_rows(output, len(part))
+            if len(part) > 1 or not alike:
+                self._features.by_row[call.name] = alike
+            if not alike:
+                return self._whole(call, tower, call.key(self._pictures))
+            found |= zip([keys[at] for at in part], _split(output, len(part)), strict=True)
+        self._features.misses += len(new)
+        self._features.hits += len(keys) - len(new)
+        whole = encoder_outputs.joined([found[key] if key in found else known[key] for key in keys])
+        return self._new(found, whole) if found else self._give(whole)
+
+    def _encode(self, call: TowerCall, tower: Any, done: int, pictures: int) -> Any:
+        """Ask the tower, after what it was asked before is done: between them one can stop."""
+        import mlx.core as mx
+
+        if self._running is not None:
+            mx.eval(self._running)
+        self._between(done, self._done + pictures)
+        output = tower(*call.args, **call.kwargs)
+        # The last layer's: not every state of every layer is wanted.
+        self._running = _first_array(output)
+        return output
+
+    def _give(self, output: Any) -> Any:
+        self.lacked = self.lacked or encoder_outputs.has_left_out(output)
+        return output
+
+    def _new(self, found: dict[Hashable, Any], output: Any) -> Any:
+        watch = encoder_outputs.watched(output)
+        self._fresh.append(_Fresh(found, watch))
+        self._give(output)
+        return watch
+
+    def keep(self, seen: object) -> None:
+        """Keep what was encoded: what the model has `seen` is made of it, and all went well."""
+        import mlx.core as mx
+
+        for fresh in self._fresh:
+            encoder_outputs.note_passed_on(fresh.watch, seen)
+            for key, output in fresh.found.items():
+                if not self._features.keeps_all:
+                    output = encoder_outputs.looked_at(output, fresh.watch)
+                # Rows are copied out of their batch, which is not to live on for one of them.
+                own = encoder_outputs.mapped(mx.contiguous, output)
+                mx.eval(encoder_outputs.arrays(own))
+                self._features.put(key, own)
+
+
+def _wants_trial(call: TowerCall) -> bool:
+    """Say whether a call is to find out if the tower gives a row a picture: not if it is small."""
+    return call.pictures > max(platform.pictures_at_once(), 2)
+
+
+def _groups(places: list[int], *, tried: bool) -> list[list[int]]:
+    """Cut what is to be encoded into groups; the first of a tower not tried has two at least."""
+    size = platform.pictures_at_once()
+    first = size if tried else max(size, 2)
+    rest = range(first, len(places), size)
+    return [part for part in (places[:first], *(places[at : at + size] for at in rest)) if part]
+
+
+def _is_rows(output: Any, count: int) -> bool:
+    try:
+        return bool(encoder_outputs.arrays(output)) and _of_rows(output, count)
+    except TypeError:
+        return False
+
+
+def _first_array(output: Any) -> Any:
+    try:
+        return next(iter(encoder_outputs.arrays(output)), None)
+    except TypeError:
+        return None
+
+
+def _of_rows(output: Any, count: int) -> bool:
+    """Say whether each array has a row for each picture."""
+    return all(array.ndim and array.shape[0] == count for array in encoder_outputs.arrays(output))
+
+
+def _split(output: Any, count: int) -> list[Any]:
+    return [
+        encoder_outputs.mapped(operator.itemgetter(slice(at, at + 1)), output)
+        for at in range(count)
+    ]

@@ -1,0 +1,208 @@
+"""What a model's image processor made of pictures is kept: to cut and scale takes its time, too."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.vision.image_cache.prefetch import Ahead, key_of
+from mlx_magic.backends.vision.image_cache.processor_call import Call, copied, nbytes, state
+
+if TYPE_CHECKING:
+    from mlx_magic.images.image import ImageInput
+
+
+@dataclass(slots=True)
+class _Made:
+    """What was made of the pictures of a request."""
+
+    outputs: dict[Hashable, Any] = field(default_factory=dict)
+    pictures: Pictures | None = None
+    nbytes: int = 0
+
+
+class Processed:
+    """What an image processor gave, by the pictures of a request.
+
+    It stands in for the processor's ``image_processor`` while a request's inputs are made,
+    and only then. With 17 tiles a picture took 0.15 s to be processed: most of the time to a
+    second question's first token, once nothing else is done twice. A processor without
+    such a part, or whose output is not known to be harmless to share, is asked each time.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes to keep; what was not used for longest goes first.
+
+    Attributes
+    ----------
+    nbytes : int
+        What is kept.
+    ahead : Ahead
+        Makes pictures ready; any thread may call it.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.nbytes = 0
+        self._kept: OrderedDict[Hashable, _Made] = OrderedDict()
+        self.ahead = Ahead(limit)
+
+    @contextlib.contextmanager
+    def standing_in(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
+        """Answer for the image processor within this block, where that is known.
+
+        What it gave is kept once the block has ended well.
+
+        Parameters
+        ----------
+        processor : object
+            The model's.
+        images : sequence of ImageInput
+            All that it is given.
+        """
+        original = getattr(processor, "image_processor", None)
+        if not images or not callable(original):
+            yield
+            return
+        key = key_of(images)
+        known = self._kept.get(key)
+        ahead = self.ahead.take(images)
+        stand_in = _StandIn(original, images, known.outputs if known else {}, ahead)
+        processor.image_processor = stand_in
+        try:
+            yield
+        finally:
+            processor.image_processor = original
+        self.ahead.learn(original, images, stand_in.calls, stand_in.new)
+        if not stand_in.new:
+            if known is not None:
+                self._kept.move_to_end(key)
+            return
+        if known is not None:
+            # Asked in another way: what was made is not what has those names.
+            self._drop(key)
+        self._keep(key, _Made(stand_in.new, nbytes=nbytes(stand_in.new)))
+
+    @contextlib.contextmanager
+    def named(
+        self, images: Sequence[ImageInput], inputs: dict[str, Any]
+    ) -> Iterator[Pictures | None]:
+        """Give the pictures of a request their names within this block.
+
+        The same ones each time as long as they are kept: then nothing has to be hashed.
+
+        Parameters
+        ----------
+        images : sequence of ImageInput
+        inputs : dict
+            What was made of them.
+        """
+        made = self._kept.get(key_of(images)) if images else None
+        if made is not None and made.pictures is not None:
+            yield made.pictures
+            return
+        pictures = Pictures.of(inputs)
+        try:
+            yield pictures
+        finally:
+            if pictures is not None:
+                self._name(key_of(images), pictures, sum(map(nbytes, inputs.values())))
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.ahead.clear()
+        for key in list(self._kept):
+            self._drop(key)
+
+    def _name(self, key: Hashable, pictures: Pictures, size: int) -> None:
+        made = self._kept.get(key)
+        if made is None or made.pictures is not None:
+            pictures.settle()
+            return
+        # Its names hold the inputs, which are copies of what the processor gave.
+        made.pictures = pictures
+        made.nbytes += size
+        self.nbytes += size
+        self._make_room()
+
+    def _keep(self, key: Hashable, made: _Made) -> None:
+        if made.nbytes > self.limit:
+            return
+        self._kept[key] = made
+        self.ahead.known.add(key)
+        self.nbytes += made.nbytes
+        self._make_room()
+
+    def _make_room(self) -> None:
+        while self.nbytes > self.limit:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: Hashable) -> None:
+        made = self._kept.pop(key)
+        self.ahead.known.discard(key)
+        self.nbytes -= made.nbytes
+        if made.pictures is not None:
+            made.pictures.settle()
+
+
+class _StandIn:
+    """Stands in for an image processor; in all but the call it is that.
+
+    Parameters
+    ----------
+    original : callable
+    images : sequence of ImageInput
+        The request's.
+    known, ahead : dict
+        What is known already, and what was made ahead, by the form of the call.
+
+    Attributes
+    ----------
+    new : dict
+        What was not known, by the form of the call.
+    calls : list of Call
+        All calls; None for one that cannot be made ahead, as far as is seen here.
+    """
+
+    def __init__(
+        self,
+        original: Any,
+        images: Sequence[ImageInput],
+        known: Mapping[Hashable, Any],
+        ahead: Mapping[Hashable, Any],
+    ) -> None:
+        self._original = original
+        self._pixels = [image.pixels for image in images]
+        self._known = known
+        self._ahead = ahead
+        self.new: dict[Hashable, Any] = {}
+        self.calls: list[Call | None] = []
+
+    def __call__(self, images: Any = None, *args: Any, **options: Any) -> Any:
+        try:
+            call = Call.of(len(self.calls), images, args, options, self._pixels)
+        except TypeError:
+            self.calls.append(None)
+            return self._original(images, *args, **options)
+        self.calls.append(call)
+        if call.form in self._known:
+            return copied(self._known[call.form])
+        if call.form in self._ahead:
+            output = self._ahead[call.form]
+        else:
+            before = state(self._original)
+            output = self._original(images, *args, **options)
+            if state(self._original) != before:
+                # It notes something in itself, for its processor to read.
+                self.calls[-1] = None
+        with contextlib.suppress(TypeError):
+            self.new[call.form] = copied(output)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)

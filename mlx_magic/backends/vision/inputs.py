@@ -1,0 +1,139 @@
+"""A request as a vision model's own processor makes it: tokens, pixels and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.backends.chat_templates import rendering as chat_templates_rendering
+from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
+from mlx_magic.backends.library_errors import one_line, without_frames
+from mlx_magic.backends.loading.background import Aside, is_known
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.errors import GenerationError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the chat template made of a request.
+
+    Attributes
+    ----------
+    text : object
+        A str for nearly all models.
+    masked : Masked
+        The request that it was made of.
+    """
+
+    text: Any
+    masked: Masked
+
+
+class VisionInputs:
+    """Makes what one model is given of requests.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model, for messages.
+    config, processor : object
+        The model's.
+    """
+
+    def __init__(self, model: str, config: Any, processor: Any) -> None:
+        self._model = model
+        self._config = config
+        self._processor = processor
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self._control = ControlTokens(tokenizer, model, processor)
+
+    def prompt(self, request: GenerationRequest, cancel: CancelToken) -> Aside[Prompt]:
+        """Begin to write the conversation as the chat template wants it, on a thread of its own.
+
+        Its result raises `GenerationError` where the chat template refuses the request.
+        """
+        tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        known = is_known(self._processor, tokenizer)
+        return Aside(partial(self._prompt, request, cancel), here=not known)
+
+    def made(self, prompt: Prompt) -> dict[str, Any]:
+        """Return what the model is given; ``input_ids`` of shape (1, tokens), and what it has.
+
+        Raises
+        ------
+        GenerationError
+            Where its processor refuses the request.
+        """
+        from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
+
+        config, processor = self._config, self._control.processor(self._processor, prompt.masked)
+        try:
+            inputs: dict[str, Any] = prepare_inputs(
+                processor,
+                images=[image.pixels for image in chat_messages.pictures(prompt.masked.request)]
+                or None,
+                prompts=prompt.text,
+                image_token_index=getattr(config, "image_token_index", None),
+                add_special_tokens=should_add_special_tokens(config.model_type, processor),
+            )
+        except GenerationError:
+            raise
+        except Exception as error:
+            raise GenerationError(
+                f"{self._model}: its processor refused the question: {one_line(error)}",
+                model=self._model,
+            ) from without_frames(error)
+        if prompt.masked.words:
+            import numpy as np
+
+            tokens = np.asarray(inputs["input_ids"]).reshape(-1).tolist()
+            self._control.require_restored(tokens, prompt.masked)
+        inputs["mask"] = inputs.pop("attention_mask", None)
+        return {key: value for key, value in inputs.items() if value is not None}
+
+    def _prompt(self, request: GenerationRequest, cancel: CancelToken) -> Prompt:
+        from mlx_vlm.prompt_utils import apply_chat_template
+
+        masked = self._control.masked(request)
+
+        def rendered(asked: GenerationRequest) -> Any:
+            return apply_chat_template(
+                chat_templates_rendering.processor_for(self._processor, self._config.model_type),
+                self._config,
+                chat_messages.messages(asked, _content),
+                num_images=len(chat_messages.pictures(request)),
+            )
+
+        with chat_templates_rendering.rendering(request, cancel, model=self._model):
+            text = rendered(masked.request)
+            self._control.require_template(text, masked, rendered)
+        chat_messages.require_whole(text, masked.request, model=self._model)
+        return Prompt(text, masked)
+
+
+def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:
+    """Count the places of the prompt that stand for pictures."""
+    import numpy as np
+
+    if "pixel_values" not in inputs:
+        return 0
+    for key in ("image_token_id", "image_token_index"):
+        token = getattr(config, key, None)
+        if isinstance(token, int):
+            # On the CPU: a GPU would be waited for, for a few numbers.
+            return int((np.asarray(inputs["input_ids"]) == token).sum())
+    return 0
+
+
+def _content(text: str, pictures: int) -> str | list[dict[str, str]]:
+    """Return a turn's content, its pictures in the turn they came in.
+
+    A turn without pictures stays as it was written: mlx-vlm strips the text of a list of parts.
+    """
+    if not pictures:
+        return text
+    return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]

@@ -1,0 +1,75 @@
+"""Opening a vision checkpoint as mlx-vlm does, in slices between which others go on."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from mlx_magic.backends.loading import lora_check
+from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.chunked_read import Origins
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+MAKES_ARRAYS = frozenset({"inkling", "sapiens2"})
+"""Models whose processors make arrays when they are made (read in mlx-vlm 0.7.10).
+
+A lazy one can be used on no other thread.
+"""
+
+
+def opened(
+    checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken, origins: Origins
+) -> Generator[None, None, tuple[Any, Aside[Any]]]:
+    """Make the model, its weights not read yet, and begin to make its processor.
+
+    These are the steps of ``mlx_vlm.load`` (mlx-vlm 0.7.10). In one piece they kept an answer
+    beside them waiting for a third of a second (2 B, H100). The processor is made beside the
+    inference thread where it makes no arrays, while the weights are read.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        A folder on disk, perhaps with an adapter.
+    trust_remote_code : bool
+        Whether its own code may be run.
+    cancel : CancelToken
+    origins : Origins
+        Learns where the weights lie.
+
+    Returns
+    -------
+    tuple
+        Model, and the processor that is being made.
+
+    Raises
+    ------
+    Cancelled
+    """
+    from mlx_vlm import utils
+    from mlx_vlm.trainer.peft.utils import apply_lora_layers
+
+    # False is said out loud: left open, transformers would ask on a terminal.
+    options = {"trust_remote_code": trust_remote_code}
+    with origins.noted(utils):
+        model: Any = utils.load_model(checkpoint.path, lazy=True, strict=True, **options)
+    adapter = lora_check.folder(checkpoint)
+    if adapter is not None:
+        model = apply_lora_layers(model, adapter)
+        model.eval()
+    lora_check.require_fit(model, checkpoint)
+    yield
+    cancel.checkpoint()
+    image_processor = utils.load_image_processor(checkpoint.path, **options)
+    yield
+    cancel.checkpoint()
+    ends = getattr(model.config, "eos_token_id", None)
+
+    def processor() -> Any:
+        made: Any = utils.load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
+        if image_processor is not None:
+            made.image_processor = image_processor
+        return made
+
+    makes_arrays = checkpoint.config.get("model_type") in MAKES_ARRAYS
+    return model, Aside(processor, here=trust_remote_code or makes_arrays)

@@ -1,0 +1,371 @@
+"""Vision models, through mlx-vlm. It, `recall` and `vision_*` import it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+from mlx_magic.backends import warmup
+from mlx_magic.backends.base import LoadProgress, Report
+from mlx_magic.backends.batch_check.compare_rows import Budget
+from mlx_magic.backends.batch_check.policy import standing
+from mlx_magic.backends.batching import kv_cache
+from mlx_magic.backends.batching.active_request import Asked
+from mlx_magic.backends.batching.admission import Room
+from mlx_magic.backends.batching.batch import Seat, Written
+from mlx_magic.backends.batching.counts import Counts
+from mlx_magic.backends.batching.dispatch import Answering
+from mlx_magic.backends.batching.memory_estimate import Shape
+from mlx_magic.backends.batching.sampling import (
+    Draw,
+    RowSampler,
+    fresh_seed,
+    processors,
+    require_number,
+)
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.loading import fast_modules, materialize
+from mlx_magic.backends.loading.chunked_read import Origins
+from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
+from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.vision import cpu_encoders
+from mlx_magic.backends.vision import inputs as vision_inputs
+from mlx_magic.backends.vision import load as vision_load
+from mlx_magic.backends.vision.batch import VisionBatch
+from mlx_magic.backends.vision.caches import Recall, Start
+from mlx_magic.backends.vision.embeddings import Seeing
+from mlx_magic.backends.vision.image_cache.prefetch import Ahead
+from mlx_magic.backends.vision.image_sizes import seen_sizes
+from mlx_magic.backends.vision.inputs import VisionInputs
+from mlx_magic.backends.vision.row_probe import VisionProbe
+from mlx_magic.backends.vision.sequential import OneByOne
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import (
+    FinishReason,
+    GenerationChunk,
+    GenerationRequest,
+    Sampling,
+)
+from mlx_magic.engine.stop_sequences import Stopped
+from mlx_magic.errors import GenerationError
+from mlx_magic.models.checkpoints.batch_support import Verdict
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+
+class VisionBackend:
+    """Loads vision models with mlx-vlm."""
+
+    library = "mlx-vlm"
+
+    def estimate(self, checkpoint: Checkpoint) -> int:
+        """Return the bytes of the weights in memory. See `Backend.estimate`."""
+        return materialize.estimate(checkpoint)
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        trust_remote_code: bool,
+        cancel: CancelToken,
+        progress: LoadProgress,
+    ) -> Generator[None, None, VisionModel]:
+        """Load a vision model in slices. See `Backend.load`."""
+        began = time.monotonic()
+        platform.prepare()
+        progress(0, 0, "loading: importing mlx-vlm")
+        yield
+        cancel.checkpoint()
+        import mlx_vlm  # noqa: F401 - takes its time; what it is for comes next
+
+        progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
+        yield
+        cancel.checkpoint()
+        origins = Origins()
+        model, making = yield from vision_load.opened(
+            checkpoint, trust_remote_code=trust_remote_code, cancel=cancel, origins=origins
+        )
+        yield
+        size, processor = yield from materialize.materialise(
+            model, cancel=cancel, progress=progress, origins=origins, beside=making
+        )
+        fast_modules.lighten(model.language_model)
+        if not platform.has_vector_math():
+            cpu_encoders.quicken(model)
+        return VisionModel(checkpoint, model, processor, size, began=began)
+
+
+class VisionModel:
+    """A loaded vision model. See `LoadedModel`.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    model, processor : object
+        As mlx-vlm loads them.
+    nbytes : int
+        Bytes of the weights.
+    began : float, optional
+        When its load began, in seconds of `time.monotonic`; now if left out.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Any,
+        processor: Any,
+        nbytes: int,
+        *,
+        began: float | None = None,
+    ) -> None:
+        from mlx_vlm.models.cache import KVCache, make_prompt_cache
+
+        self._name = checkpoint.name
+        self._model = model
+        self._processor = processor
+        self._made_of: VisionInputs | None = VisionInputs(self._name, model.config, processor)
+        self._nbytes = nbytes
+        self._began = time.monotonic() if began is None else began
+        tokenizer = getattr(processor, "tokenizer", processor)
+        self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
+        self._shape = Shape.of(checkpoint.config)
+        self._at_once = platform.read_at_once(self._shape.vocabulary)
+        caches = make_prompt_cache(model.language_model)
+        stand = standing("mlx-vlm", checkpoint, model.language_model, model.config, caches)
+        self._chunk = stand.chunk(nbytes)
+        probe = VisionProbe(model, processor, lambda w: self._new_batch(2, sampler=w))
+        self._answering = Answering(stand, probe, self._new_batch, self._caches)
+        together = self._answering.batch is not None
+        plain = all(type(cache) is KVCache for cache in caches)
+        self._recall = Recall(model, nbytes, prompts=together and plain)
+        self._seeing: Seeing | None = Seeing(model, self._recall)
+        self._alone = OneByOne(model, processor, self._recall, self._chunk)
+        self._room = Room(
+            self._name,
+            checkpoint.config,
+            chunk=self._chunk,
+            at_once=self._at_once if together else 0,
+            forget=self._recall.forget,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return self._nbytes
+
+    @property
+    def reuse(self) -> Reuse:
+        """What was reused, and what is kept for it; safe from any thread."""
+        return self._recall.counts
+
+    @property
+    def ahead(self) -> Ahead:
+        """Makes a request's pictures ready. See `LoadedModel.ahead`."""
+        return self._recall.processed.ahead
+
+    @property
+    def together(self) -> Verdict:
+        """Whether it answers several requests at once. See `LoadedModel.together`."""
+        return self._answering.standing.verdict
+
+    def forget(self) -> int:
+        """Let go of all pictures and prompts that are kept; return their bytes."""
+        return self._recall.forget()
+
+    def close(self) -> None:
+        """Let go of the weights, and of what is kept."""
+        self._recall.forget()
+        self._answering.close()
+        with platform.freeing(self._nbytes):
+            self._model = self._processor = self._made_of = self._seeing = None
+            self._alone.close()
+
+    def warm_up(
+        self, *, cancel: CancelToken, progress: LoadProgress
+    ) -> Generator[None, None, None]:
+        """Answer a request of nobody's. See `LoadedModel.warm_up`."""
+        request = warmup.sample(self._name, picture=True)
+        yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
+        budget = Budget.of_load(time.monotonic() - self._began)
+        yield from self._answering.look(budget, cancel)
+        self._recall.count_anew()
+
+    def generate(
+        self, request: GenerationRequest, *, cancel: CancelToken, report: Report
+    ) -> Generator[None, None, FinishReason]:
+        """Answer one request. See `LoadedModel.generate`."""
+        platform.reset_peak()
+        report(GenerationChunk("seeing" if chat_messages.pictures(request) else "reading"))
+        kv_cache.require_bits(request.kv_bits, self._room.shape, self._name)
+        inputs = yield from self._answering.in_order(self._inputs(request, cancel), cancel)
+        counts = Counts(
+            prompt_tokens=int(inputs["input_ids"].size),
+            image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
+            pictures=len(chat_messages.pictures(request)),
+        )
+        placed = yield from self._room.place(
+            self._answering.table(request.kv_bits),
+            prompt_tokens=counts.prompt_tokens,
+            image_tokens=counts.image_tokens,
+            max_tokens=request.sampling.max_tokens,
+            kv_bits=request.kv_bits,
+            cancel=cancel,
+            waits=lambda: report(counts.chunk("queued")),
+        )
+        named = self._recall.processed.named(chat_messages.pictures(request), inputs)
+        with placed as place, named as pictures:
+            self._say_seen(request, inputs, report)
+            asked = Asked(request, counts, place, cancel, report)
+            return (
+                yield from self._answering.answer(
+                    asked,
+                    lambda: self._alone(
+                        inputs, pictures, asked, partial(self._caches, request.kv_bits)
+                    ),
+                    partial(self._seated, inputs, pictures, asked, self._draw(asked.sampling)),
+                )
+            )
+
+    def _new_batch(
+        self,
+        most: int,
+        make_cache: Callable[[], list[Any]] | None = None,
+        sampler: RowSampler | None = None,
+    ) -> VisionBatch:
+        return VisionBatch(
+            self._model.language_model,
+            self._processor,
+            chunk=self._chunk,
+            most=most,
+            at_once=self._at_once,
+            make_cache=make_cache,
+            sampler=sampler,
+        )
+
+    def _caches(self, kv_bits: int | None) -> list[Any]:
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        caches = make_prompt_cache(self._model.language_model)
+        return kv_cache.quantised(caches, kv_bits, self._room.shape, self._name)
+
+    def _inputs(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> Generator[None, None, dict[str, Any]]:
+        """Make what the model is given of a request; the chat template renders beside."""
+        assert self._made_of is not None
+        making = self._made_of.prompt(request, cancel)
+        yield
+        prompt = yield from making.result(cancel)
+        with self._recall.processed.standing_in(self._processor, chat_messages.pictures(request)):
+            return self._made_of.made(prompt)
+
+    def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
+        pictures = chat_messages.pictures(request)
+        if pictures:
+            patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
+            seen = seen_sizes(inputs, len(pictures), patch)
+            # Those of the turns before were said then.
+            own = seen[len(pictures) - len(request.images) :] if seen else seen
+            report(GenerationChunk("seeing", seen=own))
+
+    def _seated(
+        self,
+        inputs: dict[str, Any],
+        pictures: Pictures | None,
+        asked: Asked,
+        draw: Draw,
+        batch: VisionBatch,
+        answer: list[int],
+    ) -> Generator[None, None, FinishReason]:
+        """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
+        assert self._seeing is not None
+        told = list(answer)
+        answer.clear()
+        # What was kept of other prompts is not quantised, and what is quantised is not kept.
+        start = self._recall.start(inputs, pictures) if batch is self._answering.batch else Start()
+        embeds = self._seeing.embeds(inputs, pictures, start, asked)
+        asked.was_read()
+        yield
+        tokens = asked.counts.as_many(as_numpy(inputs["input_ids"]).reshape(-1).tolist())
+        seat = batch.add(
+            tokens[start.count :],
+            embeds,
+            max_tokens=asked.sampling.max_tokens,
+            draw=draw,
+            cache=start.caches(),
+            keep_from=None if start.places is None else start.count,
+            processors=processors(asked.sampling, len(tokens) - start.count),
+        )
+        del embeds
+        try:
+            reason = yield from self._follow(batch, seat, answer, asked, told)
+            # Only now: of an answer that was cut short nothing may be kept.
+            self._recall.keep(start, answer, batch.row(seat))
+            return reason
+        except Stopped:
+            # Its reader has had enough; what was read and written is whole.
+            self._recall.keep_so_far(start, answer, batch.row(seat))
+            raise
+        finally:
+            batch.leave(seat)
+
+    def _follow(
+        self, batch: VisionBatch, seat: Seat, answer: list[int], asked: Asked, told: list[int]
+    ) -> Generator[None, None, FinishReason]:
+        """Report what is read and written in a seat, to the end; `answer` takes the tokens.
+
+        Those that were `told` before are not told again.
+        """
+        from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
+
+        words = make_streaming_detokenizer(self._processor)
+        read = 0
+        while True:
+            written = yield from batch.follow(seat, asked.cancel)
+            if seat.read != read and not answer:
+                read = seat.read
+                asked.was_read(read)
+            if written is None:
+                continue
+            answer.append(written.token)
+            reason = self._take(written, words, len(answer), asked.sampling)
+            segment = words.last_segment
+            if len(answer) > len(told):
+                asked.wrote(segment, len(answer))
+            elif answer[-1] != told[len(answer) - 1]:
+                raise GenerationError(
+                    f"{self._name}: a step of its batch failed, and the answer could not be "
+                    "continued: ask again.",
+                    model=self._name,
+                )
+            if reason is not None:
+                return reason
+
+    def _take(
+        self, written: Written, words: Any, count: int, sampling: Sampling
+    ) -> FinishReason | None:
+        """Take in a token; say whether it ends the answer, and how."""
+        require_number(written.token, self._name)
+        if not written.stopped:
+            words.add_token(written.token, skip_special_token_ids=self._special)
+            if count < sampling.max_tokens:
+                return None
+        words.finalize()
+        return "stop" if written.stopped else "length"
+
+    def _draw(self, sampling: Sampling) -> Draw:
+        """Return how tokens are drawn: as asked, else as the checkpoint says."""
+        from mlx_vlm.generate.common import resolve_sampling_defaults
+
+        temperature, top_p, top_k = resolve_sampling_defaults(
+            self._model.config,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        seed = fresh_seed() if sampling.seed is None else sampling.seed
+        min_p = sampling.min_p or 0.0
+        return Draw(float(temperature), float(top_p) or 1.0, int(top_k), min_p, seed)

@@ -1,0 +1,68 @@
+"""A vision model's language model, given words alone: how its rows are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlx_magic.backends.batch_check.compare_rows import Witness
+from mlx_magic.backends.batching.batch import Seat
+from mlx_magic.backends.batching.sampling import Draw
+from mlx_magic.backends.vision.batch import VisionBatch
+
+
+class VisionProbe:
+    """See `confirm.Probed`.
+
+    Parameters
+    ----------
+    model, processor : object
+        As mlx-vlm loads them.
+    new_batch : callable
+        Takes a `Witness`; returns a batch of two that draws with it.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, new_batch: Callable[[Witness], VisionBatch]
+    ) -> None:
+        self._model = model
+        self._tokenizer = getattr(processor, "tokenizer", processor)
+        self._new_batch = new_batch
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's tokens."""
+        tokens: list[int] = self._tokenizer.encode(text)
+        return tokens
+
+    def alone(self, tokens: list[int]) -> Any:
+        """Return the logits of a text by itself."""
+        import mlx.core as mx
+        from mlx_vlm.generate.common import generation_stream
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        words = self._words(tokens)
+        language_model = self._model.language_model
+        with mx.stream(generation_stream):
+            caches = make_prompt_cache(language_model)
+            logits = language_model(mx.array([tokens]), cache=caches, **words).logits[0]
+            mx.eval(logits)
+        return logits
+
+    def batch(self, witness: Witness) -> tuple[VisionBatch, Callable[[list[int]], Seat]]:
+        """Return a new batch, and what lets a text in."""
+        batch = self._new_batch(witness)
+
+        def add(tokens: list[int]) -> Seat:
+            return batch.add(tokens, self._words(tokens), max_tokens=len(tokens) * 8, draw=Draw())
+
+        return batch, add
+
+    def _words(self, tokens: list[int]) -> dict[str, Any]:
+        """Return what the language model is given of a text without images."""
+        import mlx.core as mx
+        from mlx_vlm.generate.common import generation_stream
+
+        with mx.stream(generation_stream):
+            output = self._model.get_input_embeddings(mx.array([tokens]), None)
+            mx.eval(output.inputs_embeds)
+        return {key: value for key, value in output.to_dict().items() if value is not None}

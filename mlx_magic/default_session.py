@@ -1,0 +1,68 @@
+"""The one session of this process: made at its first use, with the real backends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.loading import library_environment
+from mlx_magic.engine.engine import FORKED, Engine
+from mlx_magic.errors import EngineError
+from mlx_magic.model_pool.pool import ModelPool
+
+if TYPE_CHECKING:
+    from mlx_magic.session import Session
+
+_session: Session | None = None
+_process = 0
+_lock = threading.Lock()
+
+
+def current() -> Session:
+    """Return this process's session, making it on first use.
+
+    Raises
+    ------
+    EngineError
+        In a process that was forked from one with a session: its threads stayed there.
+    """
+    global _session, _process
+    # Before the lock: another thread may have held it at the fork.
+    if _session is not None and _process not in (0, os.getpid()):
+        raise EngineError(FORKED)
+    with _lock:
+        if _session is None:
+            _session, _process = _make(), os.getpid()
+        return _session
+
+
+def replace_current(session: Session | None) -> Session | None:
+    """Put another session in its place; for tests. Returns the one before."""
+    global _session
+    with _lock:
+        before, _session = _session, session
+        return before
+
+
+def _make() -> Session:
+    from mlx_magic.backends.text.model import TextBackend
+    from mlx_magic.backends.vision.model import VisionBackend
+    from mlx_magic.models.catalog.alias_file import AliasFile, default_path
+    from mlx_magic.models.catalog.aliases import Names
+    from mlx_magic.session import Session
+
+    library_environment.open_standard_files()
+    kept = default_path()
+    engine = Engine(at_end=platform.release_thread, settle=platform.settle, tidy=platform.give_back)
+    pool = ModelPool(
+        engine,
+        {"vision": VisionBackend(), "text": TextBackend()},
+        clock=time.perf_counter,
+    )
+    made = Session(engine, pool, names=Names(None if kept is None else AliasFile(kept)))
+    atexit.register(made.close)
+    return made

@@ -1,0 +1,339 @@
+"""What goes into a generation and what comes out of it: plain frozen data."""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from mlx_magic.argument_checks import name as require_name
+from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import text as require_text
+from mlx_magic.errors import RequestError
+
+if TYPE_CHECKING:
+    from mlx_magic.images.opening import ImageInput
+
+Phase = Literal["queued", "downloading", "loading", "seeing", "reading", "writing", "done"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+OutputFormat = Literal["markdown", "text", "json", "raw"]
+
+DEFAULT_MAX_TOKENS = 512
+
+KV_BITS = (4, 8)
+"""What keys and values can be quantised to."""
+
+DEMO = "demo"
+"""Name of the bundled model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. ``None`` leaves a value to the checkpoint.
+
+    Attributes
+    ----------
+    max_tokens : int
+        Upper limit of the answer, in tokens.
+    temperature : float or None
+        0 is greedy.
+    top_p, top_k : float or None, int or None
+        Nucleus (0 to 1] and top-k (0 is off) limits.
+    seed : int or None
+        Makes a sampled answer repeat.
+    min_p : float or None
+        Drops tokens below this share of the likeliest one's probability; 0 is off.
+    repetition_penalty : float or None
+        Above 0; above 1 makes what was written before less likely, 1 is off.
+    stop : tuple of str
+        Texts that end the answer; they are no part of it.
+    """
+
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _whole("max_tokens", self.max_tokens, at_least=1)
+        _number("temperature", self.temperature)
+        _number("top_p", self.top_p)
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise RequestError(
+                f"temperature is {said(self.temperature)}: use 0 (greedy) or more.",
+                option="temperature",
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise RequestError(
+                f"top_p is {said(self.top_p)}: use a number above 0, up to 1.", option="top_p"
+            )
+        if self.top_k is not None:
+            _whole("top_k", self.top_k, at_least=0)
+        if self.seed is not None:
+            _whole("seed", self.seed, at_least=0)
+        _number("min_p", self.min_p)
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise RequestError(
+                f"min_p is {said(self.min_p)}: use a number from 0 (off) to 1.", option="min_p"
+            )
+        _positive("repetition_penalty", self.repetition_penalty, unit="number")
+        _texts("stop", self.stop)
+
+
+def _number(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise RequestError(f"{name} is {said(value)}: use a number.", option=name)
+    try:
+        float(value or 0)
+    except OverflowError:
+        raise RequestError(f"{name} is {said(value)}: use a smaller number.", option=name) from None
+
+
+def _positive(name: str, value: float | None, *, unit: str) -> None:
+    _number(name, value)
+    if value is not None and not 0 < value < float("inf"):
+        raise RequestError(f"{name} is {said(value)}: use a {unit} above 0.", option=name)
+
+
+def _texts(name: str, value: object) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
+        raise RequestError(f"{name} is {said(value)}: use str, none of them empty.", option=name)
+    for text in value:
+        require_text(name, text)
+
+
+def _whole(name: str, value: object, *, at_least: int) -> None:
+    # NumPy's whole numbers count too.
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+        raise RequestError(
+            f"{name} is {said(value)}: use a whole number of {at_least} or more.", option=name
+        )
+    # What MLX's own numbers hold; a seed is mixed into one of them.
+    if name != "seed" and int(value) >= 2**63:
+        raise RequestError(f"{name} is {said(value)}: use a smaller number.", option=name)
+
+
+def check_kv_bits(value: object, name: str = "kv_bits") -> None:
+    """Refuse what keys and values cannot be quantised to.
+
+    Raises
+    ------
+    RequestError
+    """
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if value is not None and not (whole and value in KV_BITS):
+        raise RequestError(f"{name} is {said(value)}: use 4 or 8.", option="kv_bits")
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An earlier question of a conversation and its answer.
+
+    Attributes
+    ----------
+    prompt, answer : str
+    images : tuple of ImageInput
+        The pictures of that question.
+    """
+
+    prompt: str
+    answer: str
+    images: tuple[ImageInput, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One question to one model.
+
+    Attributes
+    ----------
+    prompt : str
+        The question; never empty.
+    images : tuple of ImageInput
+        Pictures, in the order the model sees them.
+    model : str
+        Alias, folder or Hub repository id.
+    system : str or None
+        System prompt.
+    sampling : Sampling
+    format : {"markdown", "text", "json", "raw"}
+        How the answer is shown; ``"json"`` also parses it.
+    history : tuple of Exchange
+        The conversation before this question, oldest first.
+    timeout : float or None
+        Seconds from the request, after which it ends with what there is.
+    kv_bits : {4, 8} or None
+        Bits of each key and value that the model keeps of the conversation, to save memory;
+        None is as the model makes them.
+    """
+
+    prompt: str
+    images: tuple[ImageInput, ...] = ()
+    model: str = DEMO
+    system: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    format: OutputFormat = "markdown"
+    history: tuple[Exchange, ...] = ()
+    timeout: float | None = None
+    kv_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        require_text("prompt", self.prompt)
+        if self.system is not None:
+            require_text("system", self.system)
+        require_name("model", self.model)
+        form: object = self.format  # whatever its type says
+        if not isinstance(form, str) or form not in get_args(OutputFormat):
+            raise RequestError(
+                f"format is {said(self.format)}: use one of {', '.join(get_args(OutputFormat))}.",
+                option="format",
+            )
+        if not self.prompt.strip():
+            raise RequestError("The prompt is empty: write a question.", option="prompt")
+        _positive("timeout", self.timeout, unit="number of seconds")
+        check_kv_bits(self.kv_bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, counted on the model's own inputs.
+
+    Attributes
+    ----------
+    prompt_tokens : int
+        All tokens the model read, pictures included.
+    image_tokens : int
+        Those of them that stand for pictures.
+    cached_tokens : int
+        Those of the prompt that came from a cache.
+    completion_tokens : int
+        Tokens written.
+    """
+
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together, in tokens."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds (rates in tokens per second).
+
+    Attributes
+    ----------
+    queued, load, vision, prefill, decode : float
+        Waiting, loading the model, the vision tower, reading the prompt, writing.
+    time_to_first_token : float or None
+        From the request to the first token; None if there was none.
+    prompt_tps, generation_tps : float
+        Tokens per second of prefill (vision included) and of decode; 0.0 where unknown.
+    """
+
+    queued: float = 0.0
+    load: float = 0.0
+    vision: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    time_to_first_token: float | None = None
+    prompt_tps: float = 0.0
+    generation_tps: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationChunk:
+    """One step of a generation, as a backend reports it.
+
+    Attributes
+    ----------
+    phase : Phase
+        What the model is doing.
+    text : str
+        New text; may be empty.
+    prompt_read, prompt_tokens, image_tokens : int
+        Tokens read so far, of how many, and how many of these are pictures.
+    cached_tokens : int
+        Those of the prompt that came from a cache; they count as read.
+    completion_tokens : int
+        Tokens written so far.
+    peak_memory : int
+        Highest use during this request, in bytes.
+    seen : tuple of str
+        The size at which the model sees each picture, once that is known.
+    pictures_seen, pictures : int
+        Pictures the model has looked at, of how many; 0 where it does not say.
+    """
+
+    phase: Phase
+    text: str = ""
+    prompt_read: int = 0
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    completion_tokens: int = 0
+    peak_memory: int = 0
+    seen: tuple[str, ...] = ()
+    cached_tokens: int = 0
+    pictures_seen: int = 0
+    pictures: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VisionResult:
+    """A complete answer. ``str(result)`` is its text.
+
+    Attributes
+    ----------
+    text : str
+        The answer; what there is of it when cancelled or timed out.
+    data : object or None
+        The parsed value for format ``"json"``.
+    data_error : str or None
+        Why `data` could not be parsed.
+    images : tuple of ImageInput
+        The pictures that were asked about.
+    model : str
+        The model that answered.
+    finish_reason : {"stop", "length", "cancelled", "timeout"}
+    usage : Usage
+    timings : Timings
+    peak_memory : int
+        Highest memory use during the request, in bytes.
+    prompt : str
+        The question, as the model got it.
+    format : OutputFormat
+        How the result shows itself.
+    seen : tuple of str
+        The size at which the model saw each picture, such as ``"128 x 128"``;
+        empty where it is not known.
+    stopped_in : Phase or None
+        The phase in which it was cancelled or timed out.
+    stopping : float or None
+        Seconds from then, when it was asked to stop, to its end.
+    """
+
+    text: str
+    model: str
+    finish_reason: FinishReason
+    data: Any = None
+    data_error: str | None = None
+    images: tuple[ImageInput, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    timings: Timings = field(default_factory=Timings)
+    peak_memory: int = 0
+    prompt: str = ""
+    format: OutputFormat = "markdown"
+    seen: tuple[str, ...] = ()
+    stopped_in: Phase | None = None
+    stopping: float | None = None
+
+    def __str__(self) -> str:
+        return self.text

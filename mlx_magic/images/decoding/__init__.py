@@ -1,0 +1,1 @@
+"""Files of images, checked before Pillow works on them and decoded within limits."""

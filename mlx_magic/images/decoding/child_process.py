@@ -1,0 +1,122 @@
+"""Decoding in a process of its own, which ends when its time is up or it is cancelled.
+
+For decoders that cannot be interrupted and hold the interpreter's lock (OpenJPEG), that decode more
+than a header says (libavif), or that write to the process's standard error what they think of a
+file (libtiff): its handlers are those of the whole process, and a person's own use of Pillow may
+count on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import PIL
+from PIL import Image
+
+from mlx_magic.errors import ImageDecodeError
+from mlx_magic.images.decoding.stoppable_file import Watch
+
+_SCRIPT = Path(__file__).with_name("child_main.py")
+_LOOK_SECONDS = 0.05
+# Beside the picture: Python and Pillow themselves, as addresses.
+_PROGRAM_BYTES = 600_000_000
+
+
+def decode_apart(
+    kind: str, data: bytes, watch: Watch, *, seconds: int, memory: int, frame: int = 0
+) -> Image.Image | None:
+    """Return a loaded image, in the mode that Pillow reads it in; palettes as RGB or RGBA.
+
+    Parameters
+    ----------
+    kind : str
+        Of those that `apart_main` reads.
+    data : bytes
+        The whole file.
+    watch : Watch
+    seconds : int
+        Processor time.
+    memory : int
+        Bytes, beside those of the program.
+    frame : int
+        Which page.
+
+    Returns
+    -------
+    PIL.Image.Image or None
+        None inside of another program, where there is no Python to start.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it takes too long, or too much memory.
+    Cancelled
+        If the token of `watch` was thrown: the process is killed.
+    ValueError
+        If it is damaged: as Pillow says it.
+    """
+    if not sys.executable:
+        return None
+    command = [
+        sys.executable, "-I", str(_SCRIPT), kind, str(seconds), str(memory + _PROGRAM_BYTES),
+        str(frame), str(Path(PIL.__file__).parents[1]),
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OPJ_NUM_THREADS": "1"},
+    ) as process:
+        answers: list[Image.Image | dict[str, Any]] = []
+        talk = threading.Thread(target=_talk, args=(process, data, answers), daemon=True)
+        talk.start()
+        try:
+            while talk.is_alive():
+                watch.checkpoint()
+                talk.join(_LOOK_SECONDS)
+        finally:
+            process.kill()
+            talk.join()
+    answer = answers[0] if answers else {}
+    if isinstance(answer, Image.Image):
+        return answer
+    if "error" in answer:
+        raise ValueError(str(answer["error"]))
+    raise ImageDecodeError(
+        f"{watch.label} is a {kind} that takes more than {seconds} seconds or "
+        f"{memory // 1_000_000} MB to decode: save it as a PNG or JPEG.",
+        source=watch.label,
+    )
+
+
+def _talk(
+    process: subprocess.Popen[bytes], data: bytes, answers: list[Image.Image | dict[str, Any]]
+) -> None:
+    """Send the file and take what comes; a process that was killed leaves no answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(data)
+        process.stdin.close()
+        head = json.loads(process.stdout.readline(10_000) or b"null")
+        if not isinstance(head, dict) or "error" in head:
+            answers.append(head or {})
+            return
+        width, height = head["size"]
+        image = Image.new(head["mode"], (width, height))
+        for top in range(0, height, head["rows"]):
+            rows = min(head["rows"], height - top)
+            size = int.from_bytes(process.stdout.read(8), "big")
+            strip = Image.frombytes(head["mode"], (width, rows), process.stdout.read(size))
+            image.paste(strip, (0, top))
+        image.getexif()[0x0112] = head["orientation"]
+        answers.append(image)
+    except (OSError, ValueError):
+        return

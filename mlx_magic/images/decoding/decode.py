@@ -1,0 +1,347 @@
+"""Encoded bytes or any Pillow image -> upright RGB pixels, within limits and without guessing.
+
+Nothing here changes Pillow's or Python's global state for others, so it may run in any thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar
+
+from PIL import ExifTags, Image, ImageFile
+
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
+from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.decoding.child_process import decode_apart
+from mlx_magic.images.decoding.file_structure import (
+    MAX_MEMORY,
+    Counted,
+    check_memory,
+    check_structure,
+)
+from mlx_magic.images.decoding.jpeg2000 import decode_jpeg2000
+from mlx_magic.images.decoding.netpbm import decode_netpbm
+from mlx_magic.images.decoding.pillow_warnings import quiet
+from mlx_magic.images.decoding.pixel_capacity import check_capacity
+from mlx_magic.images.decoding.qoi import decode_qoi
+from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, Watch, WatchedBytes
+from mlx_magic.images.formats import SNIFF_BYTES, picture_format, why_no_picture
+from mlx_magic.images.limits import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS_DECODED,
+    check_bytes,
+    check_pixels,
+    reason,
+)
+
+_T = TypeVar("_T")
+
+# The plugin classes themselves, not Image.open: that one tries formats that start other programs,
+# and measures size with a warning, while switching warnings off is not safe between threads.
+_DECODERS = {
+    "PNG": ("PngImagePlugin", "PngImageFile"),
+    "JPEG": ("JpegImagePlugin", "JpegImageFile"),
+    "GIF": ("GifImagePlugin", "GifImageFile"),
+    "WebP": ("WebPImagePlugin", "WebPImageFile"),
+    "BMP": ("BmpImagePlugin", "BmpImageFile"),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+    "PPM": ("PpmImagePlugin", "PpmImageFile"),
+}
+# What Pillow decodes in a way that cannot be stopped or is far too slow; None leaves it to Pillow.
+_OWN_DECODERS: dict[str, Callable[[bytes, Watch], Image.Image | None]] = {
+    "JPEG 2000": decode_jpeg2000,
+    "PPM": decode_netpbm,
+    "QOI": decode_qoi,
+}
+# What these may take apart. Of a TIFF: a large picture, turned, beside a strip of the same size.
+_MEMORY = {"TIFF": 2_000_000_000, "AVIF": MAX_MEMORY}
+# Decoders in Python, which read byte by byte.
+_SMALL_READS = frozenset({"BMP"})
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels, and what was done to get them.
+
+    Attributes
+    ----------
+    pixels : PIL.Image.Image
+        RGB, upright, nobody else's.
+    notes : tuple of str
+        What the person should know (``"first of 12 frames"``).
+    """
+
+    pixels: Image.Image
+    notes: tuple[str, ...] = ()
+
+
+def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> Decoded:
+    """Decode a picture file.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    label : str
+        How the person named it, for messages.
+    cancel : CancelToken, optional
+        Looked at whenever the decoder reads. That of WebP reads all at once: it is stopped
+        before and after its work only.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it is no picture, damaged, cut short, of a format that is not read, or made so that
+        decoding takes far longer than its size would.
+    ImageTooLargeError
+        If it has more bytes or pixels than allowed; found out before decoding.
+    Cancelled
+        If `cancel` was thrown.
+    """
+    with quiet():
+        return _decode_bytes(data, label, cancel)
+
+
+def _decode_bytes(data: bytes, label: str, cancel: CancelToken | None) -> Decoded:
+    check_bytes(len(data), label)
+    kind = picture_format(data[:SNIFF_BYTES])
+    if kind is None:
+        raise ImageDecodeError(f"{label} {why_no_picture(data[:SNIFF_BYTES])}", source=label)
+    watch = Watch(label, cancel)
+    watch.checkpoint()
+    counted = _guarded(lambda: _check(kind, data, watch), watch, kind)
+    own = _OWN_DECODERS.get(kind)
+    image = None if own is None else _guarded(lambda: own(data, watch), watch, kind)
+    if image is None:
+        decoder = _decoder(kind, label)
+        file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
+        image = _guarded(lambda: decoder(file), watch, kind)
+        check_pixels(image.size, label)
+        check_memory(kind, image.size, label)
+    opened = image
+    apart = _guarded(lambda: _decoded_apart(opened, data, watch), watch, kind)
+    # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.
+    return _finish(image, apart, watch, kind, counted=counted, ours=True)
+
+
+def pixels_of(data: bytes) -> int:
+    """Return how many pixels a picture file says that it has; 0 where that is not clear.
+
+    Reads the file's head and decodes nothing.
+    """
+    kind = picture_format(data[:SNIFF_BYTES])
+    if kind not in _DECODERS:
+        return 0
+    watch = Watch("picture", None)
+    try:
+        decoder = _decoder(kind, "picture")
+        file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
+        with quiet():
+            width, height = _guarded(lambda: decoder(file), watch, kind).size
+    except ImageError:
+        return 0
+    return max(width, 0) * max(height, 0)
+
+
+def decode_image(
+    image: Image.Image, label: str, cancel: CancelToken | None = None, *, ours: bool = False
+) -> Decoded:
+    """Copy a Pillow image, at the frame it stands at. The original keeps its pixels.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+    label : str
+        How the person named it, for messages.
+    cancel : CancelToken, optional
+        Looked at before and after the file of the image is decoded.
+    ours : bool
+        Whether nobody else has it, so that its pixels need no copy.
+
+    Raises
+    ------
+    ImageDecodeError
+        If its file is damaged, cut short or closed already.
+    ImageTooLargeError
+        If it has more pixels than allowed.
+    Cancelled
+        If `cancel` was thrown.
+    """
+    watch = Watch(label, cancel)
+    watch.checkpoint()
+    kind = image.format or "picture"
+
+    def looked_at() -> tuple[Counted | None, Image.Image | None]:
+        data = _file_of(image)
+        found = picture_format(data[:SNIFF_BYTES])
+        if found is None:
+            return None, None
+        check_pixels(image.size, label)
+        later_page = found == "TIFF" and image.tell() > 0
+        counted = check_structure(found, data, watch) if later_page else _check(found, data, watch)
+        return counted, _decoded_apart(image, data, watch)
+
+    with quiet():
+        counted, apart = _guarded(looked_at, watch, kind)
+        return _finish(image, apart, watch, kind, counted=counted, ours=ours)
+
+
+def _check(kind: str, data: bytes, watch: Watch) -> Counted | None:
+    counted = check_structure(kind, data, watch)
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:  # which a person set who wants what there is
+        check_capacity(kind, data)
+    return counted
+
+
+def _decoded_apart(image: Image.Image, data: bytes, watch: Watch) -> Image.Image | None:
+    """Return a page that libtiff or libavif decodes; None for any other image."""
+    kind = image.format or ""
+    by_libtiff = getattr(image, "use_load_libtiff", False) and getattr(image, "tile", None)
+    if kind != "AVIF" and not (kind == "TIFF" and by_libtiff):
+        return None
+    return decode_apart(
+        kind, data, watch, seconds=int(DECODE_SECONDS), memory=_MEMORY[kind], frame=image.tell()
+    )
+
+
+def _file_of(image: Image.Image) -> bytes:
+    """Read the file that a lazily opened Pillow image stands on, and leave it where it was."""
+    if not isinstance(image, ImageFile.ImageFile):
+        return b""
+    file: Any = getattr(image, "_fp", None) or image.fp
+    if not hasattr(file, "read"):  # closed, or read already
+        return b""
+    at = file.tell()
+    try:
+        if file.seek(0, io.SEEK_END) > MAX_FILE_BYTES:
+            return b""
+        file.seek(0)
+        data: bytes = file.read()
+    finally:
+        file.seek(at)
+    return data
+
+
+def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile]:
+    if kind == "HEIF":
+        registered = Image.OPEN.get("HEIF")
+        if registered is None:
+            raise ImageDecodeError(
+                f"{label} is a HEIC/HEIF picture, which needs one more package: "
+                "pip install pillow-heif, then pillow_heif.register_heif_opener().",
+                source=label,
+            )
+        return lambda file: registered[0](file, "")
+    module, name = _DECODERS[kind]
+    decoder: Callable[[IO[bytes]], ImageFile.ImageFile] = getattr(
+        importlib.import_module(f"PIL.{module}"), name
+    )
+    return decoder
+
+
+def _finish(
+    image: Image.Image,
+    apart: Image.Image | None,
+    watch: Watch,
+    kind: str,
+    *,
+    counted: Counted | None,
+    ours: bool,
+) -> Decoded:
+    """Convert what was decoded apart, or else the image itself."""
+    width, height = image.size
+    label = watch.label
+    if width < 1 or height < 1:
+        raise ImageDecodeError(f"{label} is {width}x{height}: it has no pixels.", source=label)
+    check_pixels(image.size, label)
+
+    def convert() -> Decoded:
+        loaded = image if apart is None else apart
+        loaded.load()  # mode, size and info are final only now
+        watch.checkpoint()
+        pixels, done = to_rgb(loaded, ours=ours or apart is not None, checkpoint=watch.checkpoint)
+        turn = _TURNS.get(_orientation(loaded))
+        frames = _frames_note(image, counted)
+        watch.checkpoint()
+        pixels = pixels.transpose(turn) if turn is not None else pixels
+        # What came along (profiles, comments, transparency) described the original.
+        pixels.info.clear()
+        return Decoded(pixels, (*frames, *done))
+
+    decoded = _guarded(convert, watch, kind)
+    check_pixels(decoded.pixels.size, label)
+    return decoded
+
+
+def _guarded(work: Callable[[], _T], watch: Watch, kind: str) -> _T:
+    """Run Pillow on untrusted content and translate whatever it raises."""
+    label = watch.label
+    try:
+        result = work()
+    except Image.DecompressionBombError as error:
+        # Found in the middle of a file, where only Pillow looks: a frame, a canvas.
+        pixels = next(map(int, re.findall(r"\d+", str(error))), MAX_PIXELS_DECODED + 1)
+        raise ImageTooLargeError(
+            f"{label} unpacks to {pixels / 1e6:.0f} megapixels; the limit is "
+            f"{MAX_PIXELS_DECODED // 1_000_000}.",
+            source=label,
+            size=pixels,
+            limit=MAX_PIXELS_DECODED,
+        ) from error
+    except (ImageError, Cancelled):
+        raise
+    # Damaged files raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
+    except Exception as error:
+        watch.reraise()
+        raise ImageDecodeError(
+            f"{label} cannot be decoded as {kind}: it is damaged or cut short ({reason(error)}).",
+            source=label,
+        ) from error
+    watch.reraise()
+    return result
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # A broken camera note is no reason to refuse a good picture.
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _frames_note(image: Image.Image, counted: Counted | None) -> tuple[str, ...]:
+    if isinstance(image, ImageFile.ImageFile) and image.format == "MPO":
+        return ()  # further pictures in a photo are depth maps and the like, not frames
+    what = "page" if image.format == "TIFF" else "frame"
+    if counted is None:
+        if not getattr(image, "is_animated", False):
+            return ()
+        # Walked through here, page by page: of the formats that are decoded, these two only.
+        if image.format in ("TIFF", "GIF"):
+            return (
+                f"first of many {what}s" if image.tell() == 0 else f"{what} {image.tell() + 1}",
+            )
+        counted = Counted(int(getattr(image, "n_frames", 1)))
+    if counted.count < 2 and not counted.more:
+        return ()
+    at = image.tell()
+    if at == 0:
+        return (f"first of {counted} {what}s",)
+    return (f"{what} {at + 1} of {counted}",)

@@ -1,0 +1,263 @@
+"""Pictures named by a string: paths, globs and data URIs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import glob
+import io
+import os
+import re
+import stat
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote_to_bytes
+
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
+from mlx_magic.images.formats import SNIFF_BYTES, picture_format
+from mlx_magic.images.globs import match_files
+from mlx_magic.images.limits import (
+    MAX_IMAGES,
+    check_bytes,
+    megabytes,
+    reason,
+    shorten,
+)
+from mlx_magic.user_folders import cwd, expanded
+
+_PIECE = 1 << 20
+_MAX_ESCAPES = 3_000_000
+# No need to walk a whole disk to know that it is too much.
+_GLOB_LIMIT = 10_000
+
+
+class Readable(Protocol):
+    """An open file, as far as it is used here."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Return at most so many bytes; nothing at the end."""
+        ...
+
+
+def find_files(
+    text: str, base: Path | None = None, cancel: CancelToken | None = None
+) -> list[Path]:
+    """Return the files that a path or a glob names; a file that exists wins over a glob.
+
+    Parameters
+    ----------
+    text : str
+        A path or a glob; ``~`` is the home folder, ``**`` any depth.
+    base : Path, optional
+        What a relative path is relative to; the current folder by default.
+    cancel : CancelToken, optional
+        Looked at while a glob walks through folders.
+
+    Returns
+    -------
+    list of Path
+        One file, or all that the glob matches, in natural order (``a2`` before ``a10``).
+
+    Raises
+    ------
+    ImageNotFoundError
+        If there is no such file, or the glob matches none.
+    ImageError
+        If it is a folder, is out of reach, or the glob matches too many files.
+    """
+    label = shorten(text)
+    folder = cwd() if base is None else base
+    if not text.strip():
+        raise ImageNotFoundError("An empty string names no picture.", source=label)
+    try:
+        path = folder / expanded(text)
+        if path.exists():
+            return [_regular_file(path, label)]
+        if not glob.has_magic(text):
+            raise ImageNotFoundError(_missing(path, label), source=label)
+        matches = _glob(text, folder, label, cancel)
+    # A name with a NUL in it, longer than the file system allows, behind a locked folder, ...
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ImageNotFoundError(
+            f"{label} is no path to a picture: {reason(error)}.", source=label
+        ) from error
+    if not matches:
+        raise ImageNotFoundError(
+            f"No file matches '{label}' in {shorten(str(folder))}.", source=label
+        )
+    return matches
+
+
+def path_label(path: Path, text: str, base: Path | None = None) -> str:
+    """Return a found file as the person would write it: relative where `text` was."""
+    folder = cwd() if base is None else base
+    if text.startswith("~") or Path(text).is_absolute() or not path.is_relative_to(folder):
+        return shorten(str(path))
+    return shorten(str(path.relative_to(folder)))
+
+
+def read_file(path: Path, label: str, cancel: CancelToken | None = None) -> bytes:
+    """Return the content of a picture's file that is not too large.
+
+    Of a file that does not begin like a picture only the beginning is read and returned.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be read, or is no regular file (any more).
+    ImageTooLargeError
+        If it has more than `MAX_FILE_BYTES`.
+    Cancelled
+        If `cancel` was thrown.
+    """
+    try:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            # What was looked at by its name may be something else by now: this is what is open.
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{label} is no regular file.", source=label)
+            check_bytes(status.st_size, label)
+            return read_limited(file, label, cancel, pictures_only=True)
+    except OSError as error:
+        raise ImageError(f"{label} cannot be read: {reason(error)}.", source=label) from error
+
+
+def read_limited(
+    file: Readable,
+    label: str,
+    cancel: CancelToken | None = None,
+    *,
+    pictures_only: bool = False,
+) -> bytes:
+    """Return what is left to read, up to the limit.
+
+    Parameters
+    ----------
+    file : object with ``read``
+    label : str
+    cancel : CancelToken, optional
+        Looked at after each piece.
+    pictures_only : bool
+        Whether to stop after the first bytes where they are those of no picture. A file of the
+        system may have no size and no end.
+
+    Raises
+    ------
+    ImageTooLargeError
+        If there is more than `MAX_FILE_BYTES`.
+    TypeError
+        If ``read`` gives anything but bytes.
+    """
+    held = io.BytesIO()
+    token = cancel or CancelToken()
+    size, wanted = 0, SNIFF_BYTES if pictures_only else _PIECE
+    while piece := file.read(wanted):
+        token.checkpoint()
+        if not isinstance(piece, bytes):
+            raise TypeError(f"read() gave {type(piece).__name__}")
+        size += held.write(piece)
+        check_bytes(size, label)
+        if pictures_only and size >= SNIFF_BYTES and wanted != _PIECE:
+            if picture_format(held.getvalue()[:SNIFF_BYTES]) is None:
+                break
+            wanted = _PIECE
+    return held.getvalue()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # A pipe put in the file's place is opened without waiting for its other end.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+
+
+def is_data_uri(text: str) -> bool:
+    """Return whether `text` is a ``data:`` URI."""
+    return text[:5].lower() == "data:"
+
+
+def data_uri_label(text: str) -> str:
+    """Return a name for a data URI that does not repeat its content."""
+    return f"data URI ({megabytes(len(text))})"
+
+
+def read_data_uri(text: str, label: str) -> bytes:
+    """Return the content of a ``data:`` URI; its type is not believed.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it has no comma or its base64 is damaged.
+    ImageTooLargeError
+        If it has more than `MAX_FILE_BYTES`.
+    """
+    header, comma, body = text.partition(",")
+    if not comma:
+        raise ImageDecodeError(
+            f"{label} has no comma: write data:image/png;base64,… with the content after it.",
+            source=label,
+        )
+    check_bytes(len(body) * 3 // 4, label)
+    # Each is an object of its own while they are taken apart.
+    if body.count("%") > _MAX_ESCAPES:
+        raise ImageDecodeError(
+            f"{label} has more than {_MAX_ESCAPES} escapes with %: write it as base64.",
+            source=label,
+        )
+    content = unquote_to_bytes(body)
+    if not header.lower().rstrip().endswith(";base64"):
+        check_bytes(len(content), label)
+        return content
+    content = content.translate(None, b" \t\r\n\v\f").rstrip(b"=")
+    check_bytes(len(content) * 3 // 4, label)
+    try:
+        return base64.b64decode(content + b"=" * (-len(content) % 4), altchars=None, validate=True)
+    except binascii.Error as error:
+        raise ImageDecodeError(
+            f"{label} holds damaged base64: {reason(error)}.", source=label
+        ) from error
+
+
+def natural_key(text: str) -> list[tuple[int, int, str]]:
+    """Return a key that sorts ``a2`` before ``a10``, whatever the case."""
+    parts = re.split(r"([0-9]+)", text)
+    key = [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts]
+    return [*key, (2, 0, text)]
+
+
+def _regular_file(path: Path, label: str) -> Path:
+    if path.is_dir():
+        raise ImageError(
+            f"{label} is a folder: name its pictures, like '{label.rstrip('/')}/*.png'.",
+            source=label,
+        )
+    # A pipe or a device could make the kernel wait for ever.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ImageError(f"{label} is no regular file.", source=label)
+    return path
+
+
+def _glob(text: str, folder: Path, label: str, cancel: CancelToken | None) -> list[Path]:
+    checkpoint = (cancel or CancelToken()).checkpoint
+    found = match_files(str(expanded(text)), folder, checkpoint=checkpoint)
+    names = list(islice(found, _GLOB_LIMIT + 1))
+    files = [folder / name for name in names if (folder / name).is_file()]
+    if len(files) > MAX_IMAGES or len(names) > _GLOB_LIMIT:
+        count = len(files) if len(names) <= _GLOB_LIMIT else f"more than {_GLOB_LIMIT}"
+        raise ImageError(
+            f"'{label}' matches {count} files: at most {MAX_IMAGES} pictures fit in one request.",
+            source=label,
+        )
+    return sorted(files, key=lambda path: natural_key(str(path)))
+
+
+def _missing(path: Path, label: str) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"No file '{label}': there is no folder {shorten(str(folder))}."
+    names = [entry.name for entry in islice(folder.iterdir(), _GLOB_LIMIT) if entry.is_file()]
+    by_case = {name.casefold(): name for name in sorted(names, reverse=True)}
+    near = difflib.get_close_matches(path.name.casefold(), sorted(by_case), n=1, cutoff=0.6)
+    message = f"No file '{shorten(path.name)}' in {shorten(str(folder))}"
+    return f"{message}; did you mean '{shorten(by_case[near[0]])}'?" if near else f"{message}."

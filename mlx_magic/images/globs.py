@@ -1,0 +1,130 @@
+"""Globs that end: a bounded part of a disk is looked through, circles of links are cut."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlx_magic.errors import ImageError
+from mlx_magic.images.limits import shorten
+
+MAX_ENTRIES = 100_000
+"""Entries of folders that one glob may look at."""
+
+
+def match_files(
+    pattern: str, folder: Path, *, checkpoint: Callable[[], None] = lambda: None
+) -> Iterator[str]:
+    """Yield what a glob matches, as `glob.iglob` writes it: relative where the pattern is.
+
+    ``**`` is any depth, names that begin with a dot want a pattern that does. A folder is not
+    entered again below itself, where a link leads back.
+
+    Parameters
+    ----------
+    pattern : str
+    folder : Path
+        What a relative pattern is relative to.
+    checkpoint : callable
+        Called at each entry; may raise.
+
+    Raises
+    ------
+    ImageError
+        If more than `MAX_ENTRIES` entries had to be looked at.
+    OSError, ValueError
+        If the pattern is no path.
+    """
+    anchor = Path(pattern).anchor
+    parts = list(Path(pattern).relative_to(anchor).parts)
+    walk = _Walk(folder, shorten(pattern), checkpoint)
+    # A trailing slash asks for folders, which are no pictures.
+    return iter(()) if pattern.endswith(os.sep) else walk.match(anchor, parts, frozenset())
+
+
+@dataclass(slots=True)
+class _Walk:
+    folder: Path
+    label: str
+    checkpoint: Callable[[], None]
+    looked_at: int = field(default=0, init=False)
+
+    def match(
+        self, before: str, parts: list[str], above: frozenset[tuple[int, int]]
+    ) -> Iterator[str]:
+        """Yield what matches `parts` in the folder `before`, whose own folders are `above`."""
+        part, rest = parts[0], parts[1:]
+        if part == "**":
+            yield from self._any_depth(before, rest, above)
+        elif not glob.has_magic(part):
+            self._count()
+            here = os.path.join(before, part)  # noqa: PTH118 - Path would drop "./"
+            if rest:
+                yield from self.match(here, rest, frozenset())
+            elif os.path.lexists(self.folder / here):
+                yield here
+        else:
+            matches = re.compile(fnmatch.translate(part)).match
+            hidden = part.startswith(".")
+            for entry in self._entries(before):
+                if not matches(entry.name) or (entry.name.startswith(".") and not hidden):
+                    continue
+                here = os.path.join(before, entry.name)  # noqa: PTH118
+                if not rest:
+                    yield here
+                elif entry.is_dir():
+                    yield from self.match(here, rest, frozenset())
+
+    def _any_depth(
+        self, before: str, rest: list[str], above: frozenset[tuple[int, int]]
+    ) -> Iterator[str]:
+        while rest and rest[0] == "**":  # a second one asks for nothing more
+            rest = rest[1:]
+        try:
+            status = (self.folder / before).stat()
+        except OSError:
+            return
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
+        if rest:
+            yield from self.match(before, rest, frozenset())
+        for entry in self._entries(before):
+            if entry.name.startswith("."):
+                continue
+            here = os.path.join(before, entry.name)  # noqa: PTH118
+            if not rest:
+                yield here
+            if _is_folder(entry):
+                yield from self._any_depth(here, rest, above | {identity})
+
+    def _entries(self, before: str) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.folder / before) as entries:
+                for entry in entries:
+                    self._count()
+                    yield entry
+        except OSError:  # gone, locked, no folder: nothing in it matches
+            return
+
+    def _count(self) -> None:
+        self.checkpoint()
+        self.looked_at += 1
+        if self.looked_at > MAX_ENTRIES:
+            raise ImageError(
+                f"'{self.label}' looks through more than {MAX_ENTRIES} files and folders: "
+                "begin it with a smaller folder.",
+                source=self.label,
+            )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

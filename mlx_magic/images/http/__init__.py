@@ -1,0 +1,1 @@
+"""Images from URLs, fetched from the public internet only."""

@@ -1,0 +1,205 @@
+"""A picture as a model gets it: upright RGB pixels, where they came from, a thumbnail."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlx_magic.argument_checks import said
+from mlx_magic.errors import RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+THUMBNAIL_SIDE = 256
+_JPEG_QUALITY = 80
+_DIGEST_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small encoded copy for display.
+
+    Attributes
+    ----------
+    data : bytes
+        The encoded picture.
+    mime : str
+        ``"image/png"`` or ``"image/jpeg"``.
+    width, height : int
+        Pixels.
+    """
+
+    data: bytes
+    mime: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageInput:
+    """One picture of a request. Treat `pixels` as read-only.
+
+    Attributes
+    ----------
+    pixels : PIL.Image.Image
+        RGB and upright, exactly what the model is given.
+    source : str
+        How the person named it, shortened for display.
+    original_size : tuple of int
+        Width and height in pixels, upright, before ``max_pixels``.
+    digest : str
+        SHA-256 (hex) over mode, size and pixel bytes.
+    note : str or None
+        What was done to it (``"first of 12 frames"``), parts joined by ``"; "``.
+    """
+
+    pixels: Image.Image
+    source: str
+    original_size: tuple[int, int]
+    digest: str
+    note: str | None = None
+    # Filled on demand. Two threads may both compute an entry: the bytes are the same.
+    _thumbnails: dict[int, Thumbnail] = field(default_factory=dict, init=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of `pixels`."""
+        return self.pixels.size
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"<ImageInput {self.source!r} {width}x{height}>"
+
+    def thumbnail(self, max_side: int = THUMBNAIL_SIDE) -> Thumbnail:
+        """Return a copy that fits into a square of `max_side` pixels; never enlarged.
+
+        It is a PNG, unless the JPEG (quality 80) is smaller. The same pixels give the same
+        bytes (under one version of Pillow).
+
+        Raises
+        ------
+        RequestError
+            If `max_side` is no whole number of 1 or more.
+        """
+        side = _whole_positive("max_side", max_side)
+        if side not in self._thumbnails:
+            self._thumbnails[side] = _encode_thumbnail(self.pixels, side)
+        return self._thumbnails[side]
+
+
+def make_image_input(
+    pixels: Image.Image,
+    source: str,
+    *,
+    original_size: tuple[int, int] | None = None,
+    notes: Iterable[str] = (),
+    max_pixels: int | None = None,
+) -> ImageInput:
+    """Build an `ImageInput` from RGB pixels, scaled down to `max_pixels` if need be.
+
+    Parameters
+    ----------
+    pixels : PIL.Image.Image
+        RGB, upright; not copied unless scaled.
+    source : str
+        How the person named it.
+    original_size : tuple of int, optional
+        Width and height before an earlier scaling; the size of `pixels` by default.
+    notes : iterable of str
+        What was done already.
+    max_pixels : int, optional
+        Upper limit of width times height.
+
+    Raises
+    ------
+    RequestError
+        If `max_pixels` is no whole number of 1 or more.
+    """
+    said = list(notes)
+    width, height = pixels.size
+    target = fit_pixels((width, height), max_pixels)
+    if target != (width, height):
+        pixels = shrink(pixels, target)
+        said.append(f"scaled down from {width}x{height} to {target[0]}x{target[1]}")
+    return ImageInput(
+        pixels=pixels,
+        source=source,
+        original_size=original_size or (width, height),
+        digest=_digest(pixels),
+        note="; ".join(said) or None,
+    )
+
+
+def fit_pixels(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
+    """Return the size that keeps the shape and has at most `max_pixels` pixels.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Width and height, pixels.
+    max_pixels : int or None
+        Limit of width times height; None is no limit.
+
+    Returns
+    -------
+    tuple of int
+        Width and height, each at least 1, never larger than `size`.
+
+    Raises
+    ------
+    RequestError
+        If `max_pixels` is no whole number of 1 or more.
+    """
+    if max_pixels is None:
+        return size
+    limit = _whole_positive("max_pixels", max_pixels)
+    width, height = size
+    if width * height <= limit:
+        return size
+    scale = math.sqrt(limit / (width * height))
+    new_width = max(1, math.floor(width * scale))
+    new_height = max(1, math.floor(height * scale))
+    # A side held at 1 would let the other one break the limit.
+    return min(new_width, limit // new_height or 1), min(new_height, limit // new_width or 1)
+
+
+def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return `image` at a smaller `size`, filtered (Lanczos after a box reduction)."""
+    from PIL.Image import Resampling
+
+    return image.resize(size, Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _encode_thumbnail(pixels: Image.Image, side: int) -> Thumbnail:
+    width, height = pixels.size
+    scale = min(1.0, side / max(width, height))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = pixels if size == pixels.size else shrink(pixels, size)
+    png, jpeg = io.BytesIO(), io.BytesIO()
+    small.save(png, "PNG")
+    small.save(jpeg, "JPEG", quality=_JPEG_QUALITY)
+    as_png = len(png.getvalue()) <= len(jpeg.getvalue())
+    data, mime = (png, "image/png") if as_png else (jpeg, "image/jpeg")
+    return Thumbnail(data.getvalue(), mime, *size)
+
+
+def _digest(pixels: Image.Image) -> str:
+    width, height = pixels.size
+    found = hashlib.sha256(f"{pixels.mode} {width}x{height}\n".encode())
+    for top in range(0, height, _DIGEST_ROWS):  # in strips: a large picture is not held twice
+        strip = pixels.crop((0, top, width, min(top + _DIGEST_ROWS, height)))
+        found.update(strip.tobytes())
+    return found.hexdigest()
+
+
+def _whole_positive(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RequestError(
+            f"{name} is {said(value)}: use a whole number of 1 or more.", option=name
+        )
+    return value

@@ -1,0 +1,224 @@
+"""Objects of other libraries that are pictures, recognised without importing the libraries."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any
+
+from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.errors import ImageDecodeError, ImageError
+from mlx_magic.images.files import read_limited
+from mlx_magic.images.limits import check_pixels, reason
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUPPORTED = (
+    "a path, glob, URL, data URI, bytes, PIL image, NumPy array, matplotlib figure, pandas "
+    "column, an earlier result, or a list of these"
+)
+
+
+def describe(value: Any) -> str:
+    """Return a name for a value that nobody named: ``"PIL image"``, ``"NumPy array"``..."""
+    kind = type(value)
+    package = kind.__module__.partition(".")[0]
+    known = {"PIL": "PIL image", "matplotlib": "matplotlib figure"}
+    if package == "numpy" and kind.__name__ == "ndarray":
+        return "NumPy array"
+    if package == "builtins":
+        return kind.__name__
+    return known.get(package, f"{package} {kind.__name__}")
+
+
+def renderer(
+    value: Any, label: str, cancel: CancelToken | None = None
+) -> Callable[[], bytes] | None:
+    """Return what makes an encoded picture of an object, or None if nothing does.
+
+    Knows matplotlib figures (and what sits on one), open binary files, and objects that show
+    themselves as PNG or JPEG, like ``IPython.display.Image``.
+    """
+    if isinstance(value, type):
+        return None  # io.BytesIO without its brackets
+    figure = _figure(value)
+    if figure is not None:
+        return lambda: _render_figure(figure, label)
+    if callable(getattr(value, "read", None)):
+        return lambda: _read_open_file(value, label, cancel)
+    methods = [getattr(type(value), name, None) for name in ("_repr_png_", "_repr_jpeg_")]
+    if any(map(callable, methods)) and shown_url(value) is None:
+        return lambda: _shown_picture(value, label)
+    return None
+
+
+def shown_url(value: Any) -> str | None:
+    """Return the address of an ``IPython.display.Image(url=...)``, or None."""
+    if not hasattr(type(value), "_repr_png_") or getattr(value, "data", None):
+        return None
+    url = getattr(value, "url", None)
+    return url if isinstance(url, str) else None
+
+
+def as_array(value: Any, label: str) -> NDArray[Any] | None:
+    """Return an array-like object as a NumPy array, or None if it is not array-like.
+
+    Raises
+    ------
+    ImageDecodeError
+        If it is an MLX array, or refuses to be turned into a NumPy array.
+    """
+    package = type(value).__module__.partition(".")[0]
+    if package == "mlx":
+        # Evaluating one outside of the thread that made it fails, or worse.
+        raise ImageDecodeError(
+            f"{label} is an MLX array, which belongs to one thread: give np.array(x).",
+            source=label,
+        )
+    if _is_dataframe(value) or not hasattr(type(value), "__array__"):
+        return None
+    import numpy as np
+
+    try:
+        array: NDArray[Any] = np.asarray(value)
+    # Other people's code: a tensor on a GPU, one that needs its gradient, ...
+    except Exception as error:
+        raise ImageDecodeError(
+            f"{label} could not be turned into a NumPy array: {reason(error)}.", source=label
+        ) from error
+    # A single number is no array to a person, even where NumPy made it.
+    return array if array.ndim else None
+
+
+def is_series(value: Any) -> bool:
+    """Return whether `value` is a pandas Series."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, pandas.Series)
+
+
+def series_items(value: Any, label: str) -> Iterator[tuple[object, Any]]:
+    """Yield index and value of each row of a pandas Series.
+
+    Raises
+    ------
+    ImageError
+        If a row has no value.
+    """
+    pandas = sys.modules["pandas"]
+    for key, item in value.items():
+        if item is None or (pandas.api.types.is_scalar(item) and pandas.isna(item)):
+            raise ImageError(
+                f"{label} has no value at index {key!r}: leave such rows out with .dropna().",
+                source=label,
+            )
+        yield repr(key), item
+
+
+def why_refused(value: Any, label: str) -> str:
+    """Return the line for a value that is no picture."""
+    if _is_dataframe(value):
+        columns = [str(column) for column in value.columns]
+        column = columns[0] if len(columns) == 1 else "column"
+        return f'{label} is a whole DataFrame: give its column of pictures, df["{column}"].'
+    if isinstance(value, Mapping):
+        return f"{label} is a dictionary: give one of its values, or list(d.values())."
+    if isinstance(value, Set):
+        return f"{label} is a set, which has no order: give sorted(x)."
+    kind = type(value).__name__
+    is_a = "is" if label == kind else f"is of type {kind},"
+    return f"{label} {is_a} no picture: give {SUPPORTED}."
+
+
+def _is_dataframe(value: Any) -> bool:
+    return hasattr(value, "columns") and any(
+        kind.__name__ in ("DataFrame", "LazyFrame") for kind in type(value).__mro__
+    )
+
+
+def _figure(value: Any) -> Any | None:
+    module = sys.modules.get("matplotlib.figure")
+    if module is None:
+        return None
+    # Axes, lines, sub-figures and seaborn grids all say which figure they are on.
+    for _ in range(3):
+        if isinstance(value, module.Figure):
+            return value
+        value = getattr(value, "figure", None)
+    return None
+
+
+def _render_figure(figure: Any, label: str) -> bytes:
+    width, height = (round(float(side * figure.dpi)) for side in figure.get_size_inches())
+    check_pixels((width, height), label)
+    buffer = io.BytesIO()
+    try:
+        # backend="agg" draws on a canvas of its own and puts the figure's own one back.
+        figure.savefig(buffer, format="png", backend="agg", dpi="figure", transparent=False)
+    # A figure draws with its owner's text, fonts and callbacks.
+    except Exception as error:
+        raise ImageDecodeError(
+            f"{label} cannot be drawn: {reason(error)}.", source=label
+        ) from error
+    return buffer.getvalue()
+
+
+def _read_open_file(file: Any, label: str, cancel: CancelToken | None) -> bytes:
+    if isinstance(file, io.TextIOBase):
+        raise _opened_for_text(label)
+    try:
+        if not (callable(getattr(file, "seekable", None)) and file.seekable()):
+            return read_limited(file, label, cancel)
+        # From its start: after image.save(buffer) the position is at the end.
+        at = file.tell()
+        file.seek(0)
+        try:
+            return read_limited(file, label, cancel)
+        finally:
+            file.seek(at)
+    except (ImageError, Cancelled):
+        raise
+    except TypeError as error:
+        raise _opened_for_text(label) from error
+    # Anybody's read(): closed, of another signature, a broken stream, ...
+    except Exception as error:
+        raise ImageDecodeError(f"{label} cannot be read: {reason(error)}.", source=label) from error
+
+
+def _opened_for_text(label: str) -> ImageDecodeError:
+    return ImageDecodeError(
+        f"{label} is a file opened for text: open it with open(path, 'rb').", source=label
+    )
+
+
+def _shown_picture(value: Any, label: str) -> bytes:
+    data = getattr(value, "data", None)
+    if isinstance(data, bytes):
+        return data
+    for name in ("_repr_png_", "_repr_jpeg_"):
+        method = getattr(value, name, None)
+        try:
+            shown = method() if callable(method) else None
+        # The object's own drawing code.
+        except Exception as error:
+            raise ImageDecodeError(
+                f"{label} failed to show itself: {reason(error)}.", source=label
+            ) from error
+        shown = shown[0] if isinstance(shown, tuple) else shown
+        if isinstance(shown, str):
+            shown = _from_base64(shown, label)
+        if isinstance(shown, bytes) and shown:
+            return shown
+    raise ImageDecodeError(f"{label} shows no picture of itself.", source=label)
+
+
+def _from_base64(text: str, label: str) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except (binascii.Error, ValueError) as error:
+        raise ImageDecodeError(
+            f"{label} shows itself as damaged base64: {reason(error)}.", source=label
+        ) from error

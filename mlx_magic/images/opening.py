@@ -1,0 +1,169 @@
+"""Anything a person has at hand -> `ImageInput`: the one door to pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mlx_magic.errors import ImageTooLargeError
+from mlx_magic.images.image import (
+    ImageInput,
+    Thumbnail,
+    fit_pixels,
+    make_image_input,
+)
+from mlx_magic.images.limits import (
+    MAX_FILE_BYTES,
+    MAX_IMAGES,
+    MAX_PIXELS_DECODED,
+    MAX_PIXELS_TOTAL,
+)
+
+if TYPE_CHECKING:
+    from mlx_magic.cancellation import CancelToken
+    from mlx_magic.images.sources import Source
+
+__all__ = [
+    "MAX_FILE_BYTES",
+    "MAX_IMAGES",
+    "MAX_PIXELS_DECODED",
+    "MAX_PIXELS_TOTAL",
+    "Fetcher",
+    "ImageInput",
+    "Thumbnail",
+    "open_images",
+    "open_named_images",
+]
+
+
+class Fetcher(Protocol):
+    """What gets the content of a URL; `mlx_magic.images.http.fetch.UrlFetcher` is the real one."""
+
+    def __call__(self, url: str, *, cancel: CancelToken | None = None) -> bytes:
+        """Return the whole content, or raise `FetchError` (`Cancelled` if `cancel` says so)."""
+        ...
+
+
+def open_images(
+    value: Any,
+    *,
+    name: str | None = None,
+    max_pixels: int | None = None,
+    base: Path | None = None,
+    fetch: Fetcher | None = None,
+    cancel: CancelToken | None = None,
+) -> list[ImageInput]:
+    """Read every picture in `value`. May run in any thread; nothing is fetched but its URLs.
+
+    Parameters
+    ----------
+    value : object
+        A path, a glob, an http(s) URL or a data URI as a str; a Path; bytes; an open binary
+        file; a Pillow image; a NumPy array (or what turns into one); a matplotlib figure or
+        axes; an object that shows itself as PNG or JPEG; an earlier `VisionResult` or
+        `ImageInput`; a pandas Series; or a list, tuple or iterator of these.
+    name : str, optional
+        What to call it in messages and `source`, when it is no str: usually its expression.
+    max_pixels : int, optional
+        Pictures with more pixels are scaled down to at most this many, keeping their shape.
+    base : Path, optional
+        What relative paths are relative to; the current folder by default.
+    fetch : Fetcher, optional
+        What gets URLs; a guarded `UrlFetcher` by default.
+    cancel : CancelToken, optional
+        Looked at between pictures, during a fetch and while a picture is decoded.
+
+    Returns
+    -------
+    list of ImageInput
+        At least one.
+
+    Raises
+    ------
+    ImageNotFoundError
+        If a file is missing or a glob matches nothing.
+    ImageDecodeError
+        If something is no picture, damaged or cut short.
+    ImageTooLargeError
+        If a picture, its file, or all of them together are over a limit.
+    FetchError
+        If a URL was refused or did not deliver.
+    ImageError
+        If there is no picture, or over `MAX_IMAGES`.
+    RequestError
+        If `max_pixels` is no whole number of 1 or more.
+    Cancelled
+        If `cancel` was thrown.
+    """
+    return open_named_images(
+        [(name, value)], max_pixels=max_pixels, base=base, fetch=fetch, cancel=cancel
+    )
+
+
+def open_named_images(
+    values: Iterable[tuple[str | None, Any]],
+    *,
+    max_pixels: int | None = None,
+    base: Path | None = None,
+    fetch: Fetcher | None = None,
+    cancel: CancelToken | None = None,
+) -> list[ImageInput]:
+    """Read the pictures of a whole request, each value under its own name.
+
+    As `open_images`, with one limit for all of them; every value is looked through before the
+    first picture is read or fetched.
+
+    Parameters
+    ----------
+    values : iterable of (str or None, object)
+        Name and value of each.
+    max_pixels, base, fetch, cancel
+        As for `open_images`.
+
+    Raises
+    ------
+    ImageError, RequestError, Cancelled
+        As `open_images`.
+    """
+    # Pillow and the decoders are imported when the first picture is opened.
+    from mlx_magic.images.sources import Finder
+
+    fit_pixels((1, 1), max_pixels)
+    finder = Finder(base=base, fetch=fetch, cancel=cancel)
+    for name, value in values:
+        finder.find(value, name)
+    images: list[ImageInput] = []
+    total = 0
+    for source in finder.found:
+        if cancel is not None:
+            cancel.checkpoint()
+        image = _open(source, max_pixels)
+        total += image.size[0] * image.size[1]
+        if total > MAX_PIXELS_TOTAL:
+            raise ImageTooLargeError(
+                f"The pictures up to {image.source} have {total / 1e6:.0f} megapixels together, "
+                f"the limit is {MAX_PIXELS_TOTAL // 1_000_000}: set max_pixels.",
+                source=image.source,
+                size=total,
+                limit=MAX_PIXELS_TOTAL,
+            )
+        images.append(image)
+    return images
+
+
+def _open(source: Source | ImageInput, max_pixels: int | None) -> ImageInput:
+    if not isinstance(source, ImageInput):
+        decoded = source.load()
+        return make_image_input(
+            decoded.pixels, source.label, notes=decoded.notes, max_pixels=max_pixels
+        )
+    if fit_pixels(source.size, max_pixels) == source.size:
+        return source
+    return make_image_input(
+        source.pixels,
+        source.source,
+        original_size=source.original_size,
+        notes=[source.note] if source.note else [],
+        max_pixels=max_pixels,
+    )

@@ -1,0 +1,209 @@
+"""Any object that a person has -> a flat list of pictures still to be read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from mlx_magic.engine.request import VisionResult
+from mlx_magic.errors import FetchError, ImageDecodeError, ImageError
+from mlx_magic.images import files, objects
+from mlx_magic.images.arrays import ArrayPictures, array_pictures
+from mlx_magic.images.decoding.decode import Decoded, decode_bytes, decode_image
+from mlx_magic.images.decoding.pillow_warnings import quiet
+from mlx_magic.images.decoding.stoppable_file import Watch
+from mlx_magic.images.image import ImageInput
+from mlx_magic.images.limits import MAX_IMAGES, check_bytes, megabytes, shorten
+
+if TYPE_CHECKING:
+    from mlx_magic.cancellation import CancelToken
+    from mlx_magic.images.opening import Fetcher
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+_MAX_DEPTH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One picture that was found but not read yet.
+
+    Attributes
+    ----------
+    label : str
+        How the person named it, shortened.
+    load : callable
+        Reads and decodes it.
+    """
+
+    label: str
+    load: Callable[[], Decoded]
+
+
+@dataclass(frozen=True, slots=True)
+class Finder:
+    """Walks through a value and finds its pictures; reads no file and fetches nothing.
+
+    Parameters
+    ----------
+    base : Path or None
+        What relative paths are relative to; None is the current folder.
+    fetch : Fetcher or None
+        Fetches URLs; None is a `UrlFetcher`.
+    cancel : CancelToken or None
+        Stops a fetch.
+
+    Attributes
+    ----------
+    found : list of Source or ImageInput
+        What was found so far, in order.
+    """
+
+    base: Path | None = None
+    fetch: Fetcher | None = None
+    cancel: CancelToken | None = None
+    found: list[Source | ImageInput] = field(default_factory=list, init=False)
+
+    def find(self, value: Any, name: str | None = None) -> None:
+        """Add the pictures in `value` to `found`, in order.
+
+        Raises
+        ------
+        ImageError
+            If something in it is no picture, there is none, or there are too many by now.
+        """
+        before = len(self.found)
+        self._walk(value, name, depth=0)
+        if len(self.found) == before:
+            what = shorten(name) if name else "The list of pictures"
+            raise ImageError(f"{what} is empty: there is no picture in it.", source=what)
+
+    def _walk(self, value: Any, name: str | None, depth: int) -> None:
+        label = shorten(name) if name else objects.describe(value)
+        items = _items(value, label)
+        if items is not None:
+            if depth >= _MAX_DEPTH:
+                raise ImageError(f"{label} is nested too deep: give a flat list.", source=label)
+            for key, item in items:
+                self._walk(item, f"{name or 'list'}[{key}]", depth + 1)
+        elif isinstance(value, ImageInput):
+            self._add(value)
+        elif isinstance(value, VisionResult):
+            if not value.images:
+                raise ImageError(
+                    f"{label} is an answer to a question without pictures.", source=label
+                )
+            for image in value.images:
+                self._add(image)
+        else:
+            self._single(value, label, named=name is not None)
+
+    def _single(self, value: Any, label: str, *, named: bool) -> None:
+        if isinstance(value, str):
+            self._string(str(value))
+        elif isinstance(value, os.PathLike):
+            self._files(os.fsdecode(value))
+        elif isinstance(value, (bytes, bytearray, memoryview)):
+            check_bytes(memoryview(value).nbytes, label)
+            shown = label if named else f"bytes ({megabytes(memoryview(value).nbytes)})"
+            self._add(Source(shown, partial(decode_bytes, bytes(value), shown, self.cancel)))
+        elif isinstance(value, Image.Image):
+            self._add(Source(label, partial(decode_image, value, label, self.cancel)))
+        else:
+            self._object(value, label)
+
+    def _object(self, value: Any, label: str) -> None:
+        render = objects.renderer(value, label, self.cancel)
+        if render is not None:
+            self._add(Source(label, lambda: decode_bytes(render(), label, self.cancel)))
+            return
+        url = objects.shown_url(value)
+        if url is not None:
+            self._string(url)
+            return
+        array = objects.as_array(value, label)
+        if array is None:
+            raise ImageDecodeError(objects.why_refused(value, label), source=label)
+        if array.dtype.kind in "OU" and array.ndim:
+            # Not .tolist(): a broadcast array may be a million times larger than it looks.
+            self._walk(iter(array.flat), label, depth=_MAX_DEPTH - 1)
+            return
+        pictures = array_pictures(array, label)
+        for index in range(len(pictures)):
+            shown = f"{label}[{index}]" if array.ndim == 4 else label
+            self._add(Source(shown, partial(_array_picture, pictures, index, shown, self.cancel)))
+
+    def _string(self, text: str) -> None:
+        if files.is_data_uri(text):
+            label = files.data_uri_label(text)
+            self._add(
+                Source(
+                    label,
+                    lambda: decode_bytes(files.read_data_uri(text, label), label, self.cancel),
+                )
+            )
+            return
+        scheme = _SCHEME.match(text.strip())
+        if scheme is None:
+            self._files(text)
+            return
+        label = shorten(text.strip())
+        if scheme[1].lower() not in ("http", "https"):
+            advice = "Give the path." if scheme[1].lower() == "file" else "Download it first."
+            raise FetchError(
+                f"{label}: only http and https addresses are fetched. {advice}", source=label
+            )
+        self._add(Source(label, partial(self._fetched, text.strip(), label)))
+
+    def _fetched(self, url: str, label: str) -> Decoded:
+        fetch = self.fetch
+        if fetch is None:
+            from mlx_magic.images.http.fetch import UrlFetcher
+
+            fetch = UrlFetcher()
+        return decode_bytes(fetch(url, cancel=self.cancel), label, self.cancel)
+
+    def _files(self, text: str) -> None:
+        for path in files.find_files(text, self.base, self.cancel):
+            label = files.path_label(path, text, self.base)
+            self._add(Source(label, partial(_read_path, path, label, self.cancel)))
+
+    def _add(self, source: Source | ImageInput) -> None:
+        if len(self.found) >= MAX_IMAGES:
+            label = source.source if isinstance(source, ImageInput) else source.label
+            raise ImageError(
+                f"At most {MAX_IMAGES} pictures fit in one request, {label} is one too many.",
+                source=label,
+            )
+        self.found.append(source)
+
+
+def _read_path(path: Path, label: str, cancel: CancelToken | None) -> Decoded:
+    return decode_bytes(files.read_file(path, label, cancel), label, cancel)
+
+
+def _array_picture(
+    pictures: ArrayPictures, index: int, label: str, cancel: CancelToken | None
+) -> Decoded:
+    with quiet():
+        image, notes = pictures.picture(index, Watch(label, cancel).checkpoint)
+    decoded = decode_image(image, label, cancel, ours=True)
+    return Decoded(decoded.pixels, (*notes, *decoded.notes))
+
+
+def _items(value: Any, label: str) -> Iterable[tuple[object, Any]] | None:
+    """Return keys and values of a list, an iterator or a pandas Series; None for the rest."""
+    if isinstance(value, (list, tuple)):
+        return enumerate(value)
+    if objects.is_series(value):
+        return objects.series_items(value, label)
+    # Path("pictures").glob("*.png"), a generator; but an open file is a picture itself.
+    if isinstance(value, Iterator) and not hasattr(value, "read"):
+        return enumerate(value)
+    return None

@@ -1,1 +1,0 @@
-"""The libraries that run models. Nothing else imports mlx."""

@@ -1,0 +1,274 @@
+"""Who has to leave memory so that something fits, or why it cannot: plain reckoning."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_magic.argument_checks import said
+from mlx_magic.engine.task import amount
+from mlx_magic.errors import MemoryBudgetError, RequestError
+
+Setting = int | float | str | None
+"""A budget as a person gives it: bytes, a share of the memory, ``"8 GB"``, or None for all."""
+
+_UNITS = {
+    "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+# ASCII: else a dotless i is an i, and no unit. Blanks that do not break come with what is pasted.
+_SIZE = re.compile(
+    r"\s*(\d+(?:\.\d+)?|\.\d+)[\s\u00a0\u202f]*((?:[kmgt]i?)?b|%)?\s*",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A model in memory, as far as the reckoning goes.
+
+    Attributes
+    ----------
+    key : hashable
+        Which one it is.
+    name : str
+    nbytes : int
+    last_used : float
+        Seconds of any clock.
+    users : int
+        Who hold it now; it cannot leave under them.
+    pinned : bool
+        Whether it stays until it is unloaded by hand.
+    """
+
+    key: Hashable
+    name: str
+    nbytes: int
+    last_used: float = 0.0
+    users: int = 0
+    pinned: bool = False
+
+    @property
+    def can_leave(self) -> bool:
+        """Whether it may be unloaded to make room."""
+        return not self.users and not self.pinned
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why something does not fit.
+
+    Attributes
+    ----------
+    needed, budget, loading : int
+        Bytes: of what is to come, of all that models may take, of loads in flight.
+    staying : tuple of Held
+        What is in use or pinned.
+    """
+
+    needed: int
+    budget: int
+    loading: int
+    staying: tuple[Held, ...]
+
+    @property
+    def free(self) -> int:
+        """Bytes that could be had, once all that may leave has left."""
+        taken = self.loading + sum(model.nbytes for model in self.staying)
+        return max(self.budget - taken, 0)
+
+    def error(self, name: str) -> MemoryBudgetError:
+        """Say it to the one who asked for the model of this name."""
+        needed, budget = amount(self.needed), amount(self.budget)
+        if self.needed > self.budget:
+            said = (
+                f"{name} needs {needed}, more than the {budget} that models may take: "
+                "choose a smaller or quantised one, or raise the budget "
+                "(%config VisionMagics.memory_budget)."
+            )
+        else:
+            said = (
+                f"{name} needs {needed}, but of the {budget} that models may take only "
+                f"{amount(self.free)} can be had: {self.words}. {self._remedy()}."
+            )
+        return MemoryBudgetError(
+            said,
+            model=name,
+            needed_bytes=self.needed,
+            limit_bytes=self.budget,
+            could_unload=[model.name for model in self.staying],
+        )
+
+    @property
+    def words(self) -> str:
+        """What stays, and why."""
+        parts = [
+            f"{model.name} ({amount(model.nbytes)}) is {'in use' if model.users else 'pinned'}"
+            for model in self.staying
+        ]
+        if self.loading:
+            parts.append(f"{amount(self.loading)} are being loaded")
+        return ", ".join(parts)
+
+    @property
+    def over_words(self) -> str:
+        """Say how much is over the budget and cannot leave."""
+        over = sum(model.nbytes for model in self.staying) + self.loading - self.budget
+        pinned = all(not model.users for model in self.staying) and not self.loading
+        after = "Unload it, or unpin it." if pinned else "What is in use leaves when it is let go."
+        return (
+            f"Models take {amount(over)} more than the budget of {amount(self.budget)}: "
+            f"{self.words}. {after}"
+        )
+
+    def _remedy(self) -> str:
+        remedies = []
+        if pinned := [model.name for model in self.staying if not model.users]:
+            remedies.append(f"unload what is pinned (%vision unload {pinned[0]})")
+        if used := [model.name for model in self.staying if model.users]:
+            remedies.append(
+                f"wait for {used[0]}, or end its use (%vision unload {used[0]} --force)"
+            )
+        if self.loading and not used:
+            remedies.append("wait for the load")
+        remedies.append("choose a smaller or quantised model")
+        words = ", ".join(remedies[:-1]) + ", or " + remedies[-1]
+        return words[0].upper() + words[1:]
+
+
+def plan(
+    needed: int, budget: int, models: Iterable[Held], *, loading: int = 0
+) -> tuple[Held, ...] | Refusal:
+    """Choose who leaves so that something fits.
+
+    The least recently used goes first; none goes that need not. Those in use and
+    those that are pinned never go.
+
+    Parameters
+    ----------
+    needed, budget : int
+        Bytes: of what is to come, and of all that models may take (0 is no limit).
+    models : iterable of Held
+        What is in memory.
+    loading : int
+        Bytes of loads in flight.
+
+    Returns
+    -------
+    tuple of Held or Refusal
+    """
+    models = list(models)
+    over = needed + loading + sum(model.nbytes for model in models) - budget
+    if not budget or over <= 0:
+        return ()
+    leaving: list[Held] = []
+    for model in sorted((m for m in models if m.can_leave), key=lambda m: m.last_used):
+        if over <= 0:
+            break
+        leaving.append(model)
+        over -= model.nbytes
+    if over > 0:
+        staying = tuple(model for model in models if not model.can_leave)
+        return Refusal(needed, budget, loading, staying)
+    # A small one that went first may stay, if a larger one had to go after it.
+    for model in list(leaving):
+        if over + model.nbytes <= 0:
+            leaving.remove(model)
+            over += model.nbytes
+    return tuple(leaving)
+
+
+def shrink(
+    budget: int, models: Sequence[Held], *, loading: int = 0
+) -> tuple[tuple[Held, ...], Refusal | None]:
+    """Choose who leaves under a budget that has become smaller.
+
+    Returns
+    -------
+    tuple of Held, and Refusal or None
+        Who leaves, and what still does not fit once they have left.
+    """
+    planned = plan(0, budget, models, loading=loading)
+    if not isinstance(planned, Refusal):
+        return planned, None
+    return tuple(model for model in models if model.can_leave), planned
+
+
+def check_setting(setting: object) -> Setting:
+    """Return a budget as it was given, if it can be one.
+
+    Raises
+    ------
+    RequestError
+        When it is none of: None, bytes (a whole number above 0), a share of the memory
+        (above 0, up to 1), a text such as ``"8 GB"`` or ``"60%"``.
+    """
+    match setting:
+        case None:
+            return None
+        case bool():
+            pass
+        case int() if setting > 0:
+            return setting
+        case float() if 0 < setting <= 1:
+            return setting
+        case str() if _read(setting):
+            return setting
+    raise RequestError(
+        f"{said(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a share of the "
+        "memory (0.6, '60%'), or None for all of it.",
+        option="memory_budget",
+    )
+
+
+def check_ttl(seconds: object) -> float | None:
+    """Return an idle time-to-live, if it can be one: seconds above 0, or None.
+
+    Raises
+    ------
+    RequestError
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0:
+        with contextlib.suppress(OverflowError):
+            return float(seconds)
+    raise RequestError(
+        f"{said(seconds)} is no time: give seconds above 0, or None.", option="idle_ttl"
+    )
+
+
+def budget_bytes(setting: Setting, total: int) -> int:
+    """Return what a setting comes to, in bytes; 0 is no limit.
+
+    Parameters
+    ----------
+    setting : int, float, str or None
+        What `check_setting` lets through.
+    total : int
+        Bytes that the device lets models use; 0 is unknown: then a share is no limit.
+    """
+    if isinstance(setting, str):
+        setting = _read(setting)
+    if setting is None:
+        return total
+    if isinstance(setting, float):
+        return int(setting * total)
+    return min(setting, total) if total else setting
+
+
+def _read(text: str) -> int | float | None:
+    """Read ``"8 GB"`` as bytes and ``"60%"`` as a share; None if it is neither."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        return None
+    number, unit = float(match[1]), (match[2] or "").lower()
+    if unit == "%":
+        return number / 100 if 0 < number <= 100 else None
+    if not unit and 0 < number <= 1 and "." in match[1]:
+        return number
+    size = number * _UNITS[unit]
+    return (int(size) or None) if math.isfinite(size) else None

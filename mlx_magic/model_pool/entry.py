@@ -1,0 +1,110 @@
+"""A model in memory, as the pool itself sees it: its names, and who holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mlx_magic.backends.base import LoadedModel
+from mlx_magic.model_pool.budget import Held
+from mlx_magic.model_pool.model_info import ModelInfo
+from mlx_magic.model_pool.unload import Unload
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+
+class Key(NamedTuple):
+    """What makes two models in memory the same.
+
+    Attributes
+    ----------
+    folder : str
+    adapter : str or None
+        Folder of the LoRA adapter that was loaded with it.
+    trusted : bool
+        Whether its load was allowed to run the checkpoint's code.
+    """
+
+    folder: str
+    adapter: str | None
+    trusted: bool
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, trusted: bool) -> Key:
+        """Return the key of a checkpoint, loaded with this permission."""
+        adapter = None if checkpoint.adapter is None else str(checkpoint.adapter.path)
+        return cls(str(checkpoint.path.resolve()), adapter, trusted)
+
+    @classmethod
+    def any_of(cls, checkpoint: Checkpoint) -> list[Key]:
+        """Return the keys of a checkpoint with whatever permission; the best one first."""
+        return [cls.of(checkpoint, trusted=trusted) for trusted in (True, False)]
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """A loaded model with its names and those who hold it; changed under the pool's lock.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    model : LoadedModel
+    key : Key
+    nbytes : int
+        What it takes in memory.
+    names : list of str
+        All that it goes by; the first is shown.
+    holders : list
+        The requests, leases and loads that hold it now.
+    unloads : list of Unload
+        Those that wait until nobody holds it.
+    pinned : bool
+    last_used : float
+        Seconds of the pool's clock.
+    """
+
+    checkpoint: Checkpoint
+    model: LoadedModel
+    key: Key
+    nbytes: int
+    names: list[str] = field(default_factory=list)
+    holders: list[object] = field(default_factory=list)
+    unloads: list[Unload] = field(default_factory=list)
+    pinned: bool = False
+    last_used: float = 0.0
+
+    @property
+    def plain_name(self) -> str:
+        """What it goes by once others have taken all of its names."""
+        path, adapter = self.checkpoint.path, self.checkpoint.adapter
+        return str(path) if adapter is None else f"{path}+{adapter.path.name}"
+
+    @property
+    def closing(self) -> bool:
+        """Whether it is to go as soon as its cancelled users have: nobody may join them."""
+        return any(unload.force and not unload.done for unload in self.unloads)
+
+    def info(self, now: float) -> ModelInfo:
+        """Return what a person gets to see of it."""
+        checkpoint, together = self.checkpoint, self.model.together
+        return ModelInfo(
+            name=self.names[0],
+            names=tuple(self.names),
+            kind=checkpoint.kind,
+            model_type=checkpoint.model_type,
+            quantization=checkpoint.quantization,
+            nbytes=self.nbytes,
+            users=len(self.holders),
+            path=str(checkpoint.path),
+            trusted=self.key.trusted,
+            adapter=self.key.adapter,
+            pinned=self.pinned,
+            idle=0.0 if self.holders else max(now - self.last_used, 0.0),
+            together=together.together,
+            why_apart=together.why,
+        )
+
+    def held(self) -> Held:
+        """Return what the reckoning of a budget needs."""
+        return Held(
+            self.key, self.names[0], self.nbytes, self.last_used, len(self.holders), self.pinned
+        )

@@ -1,0 +1,226 @@
+"""What leaves memory, and why: asked to, to make room, idle for long, or over the budget."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.device.platform import Memory
+from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.task import Clock, amount
+from mlx_magic.errors import EngineError
+from mlx_magic.model_pool.budget import (
+    Held,
+    Refusal,
+    Setting,
+    budget_bytes,
+    check_setting,
+    plan,
+    shrink,
+)
+from mlx_magic.model_pool.entry import Resident
+from mlx_magic.model_pool.model_info import ModelInfo
+from mlx_magic.model_pool.registry import Residents
+from mlx_magic.model_pool.shared_load import Loading, Loads
+from mlx_magic.model_pool.unload import Unload, Unloaded, Why
+
+REMEMBERED = 8
+"""Models that have left, of which is told."""
+
+
+class Departures:
+    """Takes models out of memory. Chosen on any thread, freed on the engine's.
+
+    Parameters
+    ----------
+    engine : Engine
+    residents : Residents
+    loads : Loads
+        Those in flight: their estimates count as taken.
+    clock : callable
+        Seconds, monotonic.
+    memory : callable
+        MLX's counters.
+    tell : callable
+        Called, under no lock, when something has changed.
+
+    Attributes
+    ----------
+    idle_ttl : float or None
+        Seconds that a model may stay unused.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        residents: Residents,
+        loads: Loads,
+        *,
+        clock: Clock,
+        memory: Callable[[], Memory],
+        tell: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._residents = residents
+        self._loads = loads
+        self._clock = clock
+        self._memory = memory
+        self._tell = tell
+        self._setting: Setting = None
+        self.idle_ttl: float | None = None
+        self._remembered: deque[Unloaded] = deque(maxlen=REMEMBERED)
+
+    @property
+    def setting(self) -> Setting:
+        """The budget as it was given."""
+        return self._setting
+
+    @property
+    def budget(self) -> int:
+        """Bytes that models may take together; 0 is no limit."""
+        return budget_bytes(self._setting, self._memory().limit)
+
+    @property
+    def remembered(self) -> tuple[Unloaded, ...]:
+        """The models that left last, the latest at the end."""
+        return tuple(self._remembered)
+
+    def set_budget(self, setting: Setting) -> tuple[list[ModelInfo], Refusal | None]:
+        """Change the budget; what is over it leaves, if it can.
+
+        Returns
+        -------
+        list of ModelInfo, and Refusal or None
+            What leaves, and what cannot.
+
+        Raises
+        ------
+        RequestError
+            When the setting cannot be a budget.
+        """
+        self._setting = check_setting(setting)
+        return self.fit()
+
+    def unload(self, name: str, *, force: bool = False) -> Unload:
+        """Begin to unload a model; wait for its users, or cancel them. See `ModelPool`."""
+        unload = Unload(name, clock=self._clock, force=force)
+        entry, requests = self._residents.unload(unload)
+        for work in requests:
+            if not work.done:
+                unload.cancelled += 1
+                work.cancel()
+        if entry is not None:
+            self._free(entry, "asked")
+        self._tell()
+        return unload
+
+    def let_go(self, holder: object) -> None:
+        """End a use. What has waited for that leaves now."""
+        for entry in self._residents.let_go(holder):
+            self._free(entry, "asked")
+        # A budget that was lowered under its users holds from here on.
+        self.fit()
+        self._tell()
+
+    def make_room(self, needed: int, loading: Loading, name: str) -> None:
+        """Let go of the least recently used until a load fits; on the engine's thread.
+
+        From then on the load counts as taken. Memory comes back a little later: while
+        `Residents.leaving`.
+
+        Parameters
+        ----------
+        needed : int
+            Bytes.
+        loading : Loading
+        name : str
+            What it loads.
+
+        Raises
+        ------
+        MemoryBudgetError
+            When it cannot fit. Then nothing leaves.
+        """
+
+        def choose(models: list[Held]) -> Iterable[Held]:
+            others = self._loads.nbytes - loading.nbytes
+            planned = plan(needed, self.budget, models, loading=others)
+            if isinstance(planned, Refusal):
+                raise planned.error(name)
+            loading.nbytes = needed
+            return planned
+
+        for entry in self._residents.leave(choose):
+            loading.note(f"Unloaded {entry.names[0]} ({amount(entry.nbytes)}) to make room.")
+            self._free(entry, "room", wanted_by=name)
+            self._tell()
+
+    def expire(self) -> float | None:
+        """Let go of what has not been used for too long.
+
+        Returns
+        -------
+        float or None
+            Seconds until the next is due; None if there is none.
+        """
+        ttl, now = self.idle_ttl, self._clock()
+        if ttl is None:
+            return None
+        due: list[float] = []
+
+        def choose(models: list[Held]) -> Iterable[Held]:
+            idle = [model for model in models if model.can_leave]
+            due.extend(rest for m in idle if (rest := m.last_used + ttl - now) > 0)
+            return [model for model in idle if model.last_used + ttl <= now]
+
+        for entry in self._residents.leave(choose):
+            self._free(entry, "idle")
+            self._tell()
+        return min(due, default=None)
+
+    def fit(self) -> tuple[list[ModelInfo], Refusal | None]:
+        """Let go of what is over the budget, as far as it can leave. See `set_budget`."""
+        refusals: list[Refusal | None] = []
+
+        def choose(models: list[Held]) -> Iterable[Held]:
+            leaving, refused = shrink(self.budget, models, loading=self._loads.nbytes)
+            refusals.append(refused)
+            return leaving
+
+        entries = self._residents.leave(choose)
+        gone = [self._residents.info(entry) for entry in entries]
+        for entry in entries:
+            self._free(entry, "budget")
+        return gone, refusals[0]
+
+    def _free(self, entry: Resident, why: Why, wanted_by: str = "") -> None:
+        """Give back the memory of a model that has left, as soon as the engine's thread can."""
+
+        def free() -> int:
+            before = self._memory().active
+            entry.model.close()
+            platform.keep_buffers(self._residents.nbytes)
+            # What came back, not what should have: somebody may hold arrays of it.
+            return max(before - self._memory().active, 0) if before else entry.nbytes
+
+        def freed(future: Future[int]) -> None:
+            self._residents.left(entry)
+            error = future.exception()
+            for unload in entry.unloads:
+                if error is None:
+                    unload.succeed(future.result())
+                else:
+                    unload.fail(error)
+            self._tell()
+
+        self._remembered.append(Unloaded(entry.names[0], entry.nbytes, why, wanted_by))
+        try:
+            # Nobody holds it: it need not wait for a generation of another model.
+            future = self._engine.call(free, soon=True)
+        except EngineError as error:
+            # Closed: the memory goes with the process.
+            future = Future()
+            future.set_exception(error)
+        future.add_done_callback(freed)

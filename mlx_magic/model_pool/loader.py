@@ -1,0 +1,248 @@
+"""Finding a model in memory or loading it, with room made for it; on the inference thread."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from mlx_magic.backends.base import Backend, LoadedModel
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.device.platform import Memory
+from mlx_magic.backends.library_errors import load_error, no_panics, without_frames
+from mlx_magic.backends.loading import library_environment, remote_code_guard
+from mlx_magic.cancellation import Cancelled
+from mlx_magic.engine.engine import WAIT, Steps
+from mlx_magic.engine.task import Work
+from mlx_magic.errors import MlxMagicError
+from mlx_magic.model_pool.entry import Key, Resident
+from mlx_magic.model_pool.eviction import Departures
+from mlx_magic.model_pool.model_info import Load
+from mlx_magic.model_pool.registry import Residents
+from mlx_magic.model_pool.shared_load import Loading, Loads
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+ROUNDING = 0.01
+"""What a load may have made of difference beyond its weights that is not counted."""
+
+
+class Loader:
+    """Loads models for all who wait for them.
+
+    Parameters
+    ----------
+    backends : mapping of str to Backend
+        One for each kind.
+    residents : Residents
+    loads : Loads
+    departures : Departures
+        Makes room.
+    memory : callable
+        MLX's counters.
+    tell : callable
+        Called, under no lock, when something has changed.
+    """
+
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        residents: Residents,
+        loads: Loads,
+        departures: Departures,
+        *,
+        memory: Callable[[], Memory],
+        tell: Callable[[], None],
+    ) -> None:
+        self._backends = backends
+        self._residents = residents
+        self._loads = loads
+        self._departures = departures
+        self._memory = memory
+        self._tell = tell
+        # What models took when they were loaded before: better than any estimate.
+        self._measured: dict[Key, int] = {}
+
+    def load(self, load: Load, checkpoint: Checkpoint, trust_remote_code: bool) -> Steps:
+        """Do what a load wants.
+
+        Parameters
+        ----------
+        load : Load
+            Takes the progress and the outcome.
+        checkpoint : Checkpoint
+        trust_remote_code : bool
+            Whether this load may run the checkpoint's own code.
+        """
+        try:
+            load.enter("loading")
+            entry = yield from self._found(
+                checkpoint,
+                load,
+                trust_remote_code=trust_remote_code,
+                holder=load.hold,
+                pin=load.pin,
+            )
+            load.succeed(self._residents.info(entry))
+        except Cancelled:
+            load.stopped()
+
+    def leased(
+        self, checkpoint: Checkpoint, work: Work[Any]
+    ) -> Generator[None, None, contextlib.AbstractContextManager[LoadedModel]]:
+        """Load if needed, then lease. A leased model is never unloaded.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+        work : Work
+            Takes the progress, holds the model, and may be cancelled.
+
+        Returns
+        -------
+        context manager
+            Gives the `LoadedModel` and ends the lease.
+        """
+        entry = yield from self._found(checkpoint, work, holder=work)
+        return self._lease(entry, work)
+
+    @contextlib.contextmanager
+    def _lease(self, entry: Resident, work: Work[Any]) -> Iterator[LoadedModel]:
+        """End a lease; `_found` has begun it."""
+        try:
+            self._tell()
+            yield entry.model
+        finally:
+            self._departures.let_go(work)
+
+    def _found(
+        self,
+        checkpoint: Checkpoint,
+        work: Work[Any],
+        *,
+        trust_remote_code: bool | None = None,
+        holder: object = None,
+        pin: bool = False,
+    ) -> Generator[None, None, Resident]:
+        """Find the model or load it. Permission to run code is part of its identity.
+
+        With a `holder` it is held when it is returned: nobody can unload it in between.
+        Who comes while it is closing (a forced unload) waits, and loads it anew.
+        """
+        name = checkpoint.name
+        if trust_remote_code is None:
+            keys = Key.any_of(checkpoint)
+        else:
+            keys = [Key.of(checkpoint, trusted=trust_remote_code)]
+
+        def taken() -> Resident | None:
+            entry, news = self._residents.take(keys, name, holder=holder, pin=pin)
+            if news:
+                self._tell()
+            return entry
+
+        while (entry := taken()) is None:
+            if self._residents.is_closing(keys):
+                work.token.checkpoint()
+                yield WAIT
+                continue
+            key = next((key for key in keys if key in self._loads), keys[-1])
+            checkpoint.require_trust(key.trusted)
+            try:
+                begin = partial(self._load, checkpoint, key)
+                with self._loads.joined(key, work, name, begin) as loading:
+                    yield from loading.follow(work)
+                    # The load holds it until all who waited have taken it.
+                    if (entry := taken()) is not None:
+                        return entry
+            finally:
+                self._tell()
+        return entry
+
+    def _load(self, checkpoint: Checkpoint, key: Key, loading: Loading) -> Steps:
+        """Load a model for all who wait for it."""
+        backend, name = self._backends[checkpoint.kind], checkpoint.name
+        try:
+            yield from self._returned(loading)
+            # Nothing leaves for a load that nobody wants any more.
+            loading.token.checkpoint()
+            needed = self._measured.get(key) or backend.estimate(checkpoint)
+            self._departures.make_room(needed, loading, name)
+            # What leaves is freed before anything of the new model is there.
+            yield from self._returned(loading)
+            self._spare(needed)
+            steps = backend.load(
+                checkpoint,
+                trust_remote_code=key.trusted,
+                cancel=loading.token,
+                progress=loading.advance,
+            )
+            with no_panics():
+                guarded = remote_code_guard.guarded(steps, checkpoint, allowed=key.trusted)
+                model, nbytes = yield from self._watched(library_environment.sliced(guarded))
+        except (Cancelled, MlxMagicError):
+            raise
+        except Exception as error:
+            raise load_error(backend.library, checkpoint, error) from without_frames(error)
+        self._measured[key] = nbytes
+        try:
+            if not loading.names:
+                raise Cancelled
+            if nbytes > needed:
+                self._departures.make_room(nbytes, loading, name)
+            # After it was measured: what a request leaves for a while is not the model's.
+            warming = model.warm_up(cancel=loading.token, progress=loading.advance)
+            with no_panics():
+                warmed = remote_code_guard.guarded(warming, checkpoint, allowed=key.trusted)
+                yield from library_environment.sliced(warmed)
+            if not loading.names:
+                raise Cancelled
+        except BaseException as error:
+            model.close()
+            if isinstance(error, Exception) and not isinstance(error, Cancelled | MlxMagicError):
+                raise load_error(backend.library, checkpoint, error) from without_frames(error)
+            raise
+        entry = Resident(checkpoint, model, key, nbytes, holders=[loading])
+        loading.when_left = partial(self._departures.let_go, loading)
+        self._residents.add(entry, loading.names[0], partial(setattr, loading, "nbytes", 0))
+        platform.keep_buffers(self._residents.nbytes)
+
+    def _watched(
+        self, steps: Generator[None, None, LoadedModel]
+    ) -> Generator[None, None, tuple[LoadedModel, int]]:
+        """Do a load's slices; return the model and the bytes that it takes.
+
+        That is the difference which the slices made, each by itself: what others do between
+        them does not count. Never less than the model's own arrays, since memory of others
+        may come back during a slice.
+        """
+        grown = 0
+        try:
+            while True:
+                before = self._memory().active
+                said = next(steps)
+                grown += self._memory().active - before
+                yield said
+        except StopIteration as end:
+            model: LoadedModel = end.value
+            grown += self._memory().active - before
+            # A percent more is the allocator's rounding, or somebody's garbage.
+            own = model.nbytes
+            return model, grown if grown > own * (1 + ROUNDING) else own
+        finally:
+            steps.close()
+
+    def _returned(self, loading: Loading) -> Steps:
+        """Wait until the memory of models that have left is free."""
+        while self._residents.leaving:
+            loading.token.checkpoint()
+            yield WAIT
+
+    def _spare(self, needed: int) -> None:
+        """Let go of what is kept for reuse, if a load would not fit beside it."""
+        memory = self._memory()
+        if memory.limit and memory.active + needed > memory.limit:
+            self._residents.forget()
+            # Tracebacks of what failed may hold arrays in cycles.
+            gc.collect()

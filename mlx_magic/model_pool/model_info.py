@@ -1,0 +1,116 @@
+"""A model in the pool and a load on its way, as everyone outside of the pool sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mlx_magic.engine.task import Clock, Work
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model in the pool, as a person sees it.
+
+    Attributes
+    ----------
+    name : str
+        Alias, folder or repository id it was loaded as.
+    names : tuple of str
+        All names that it goes by.
+    kind : {"vision", "text"}
+    model_type : str
+        Architecture, from config.json.
+    quantization : str or None
+    nbytes : int
+        Bytes that it takes in memory, measured when it was loaded.
+    users : int
+        Who hold it now: requests, and code with a lease.
+    path : str
+        Folder of the checkpoint.
+    trusted : bool
+        Whether this load was allowed to run the checkpoint's code.
+    adapter : str or None
+        Folder of the LoRA adapter that was loaded with it.
+    pinned : bool
+        Whether it stays until it is unloaded by hand.
+    idle : float
+        Seconds since it was last used; 0 while somebody holds it.
+    together : bool
+        Whether it answers several requests at once.
+    why_apart : str
+        Why it does not, in words; empty where it does.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    kind: str
+    model_type: str
+    quantization: str | None
+    nbytes: int
+    users: int
+    path: str
+    trusted: bool
+    adapter: str | None = None
+    pinned: bool = False
+    idle: float = field(default=0.0, compare=False)
+    together: bool = field(default=True, compare=False)
+    why_apart: str = field(default="", compare=False)
+
+
+class Hold:
+    """A lease of code, that no cancel can end.
+
+    Attributes
+    ----------
+    over : bool
+        Whether it has ended: what was loaded for it is held no more.
+    """
+
+    def __init__(self) -> None:
+        self.over = False
+
+
+class Load(Work["ModelInfo | None"]):
+    """A load that somebody asked for; its outcome is None when it was cancelled.
+
+    Parameters
+    ----------
+    name : str
+        The model, as it was asked for.
+    clock : callable
+        Seconds, monotonic.
+    pin : bool
+        Whether the model is pinned as soon as it is there.
+    hold : Hold, optional
+        Holds the model from the moment that it is there.
+
+    Attributes
+    ----------
+    name : str
+    pin : bool
+    hold : Hold or None
+    before_success : callable
+        Called once the model is loaded and before anybody learns of it.
+    """
+
+    def __init__(
+        self, name: str, *, clock: Clock, pin: bool = False, hold: Hold | None = None
+    ) -> None:
+        super().__init__(clock)
+        self.name = name
+        self.pin = pin
+        self.hold = hold
+        self.before_success: Callable[[], None] = lambda: None
+
+    def succeed(self, outcome: ModelInfo | None) -> None:
+        """Set the outcome, unless there is one already."""
+
+        def completed() -> ModelInfo | None:
+            self.before_success()
+            return outcome
+
+        self._finish(completed)
+
+    def _cancelled_outcome(self) -> None:
+        return None

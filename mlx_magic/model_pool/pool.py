@@ -1,0 +1,355 @@
+"""The models in memory: loaded once, shared by everyone in the kernel."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+from mlx_magic import argument_checks
+from mlx_magic.backends.base import Backend, LoadedModel
+from mlx_magic.backends.batching import admission_queue
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.device import platform
+from mlx_magic.engine.change_listeners import Watchers
+from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.task import Clock, Work, amount, outcome, wait
+from mlx_magic.errors import EngineError, ModelError
+from mlx_magic.model_pool.budget import Refusal, Setting, check_ttl
+from mlx_magic.model_pool.eviction import Departures
+from mlx_magic.model_pool.idle_timer import IdleTimer
+from mlx_magic.model_pool.loader import Loader
+from mlx_magic.model_pool.model_info import Hold, Load, ModelInfo
+from mlx_magic.model_pool.owner import Owner
+from mlx_magic.model_pool.registry import Residents
+from mlx_magic.model_pool.shared_load import Loads
+from mlx_magic.model_pool.unload import Unload, Unloaded
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+
+class ModelPool:
+    """Models in memory: iterable, and indexed by any of their names.
+
+    Loading and freeing happen on the engine's thread; everything else may be
+    called from any thread.
+
+    Parameters
+    ----------
+    engine : Engine
+    backends : mapping of str to Backend
+        One for each kind, ``"vision"`` and ``"text"``.
+    clock : callable
+        Seconds, monotonic.
+    memory : callable
+        MLX's counters.
+
+    Attributes
+    ----------
+    ready : callable
+        See `Residents.ready`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        backends: Mapping[str, Backend],
+        *,
+        clock: Clock,
+        memory: Callable[[], platform.Memory] = platform.memory,
+    ) -> None:
+        self._engine = engine
+        self._memory = memory
+        self._owner = Owner()
+        self._watchers = Watchers()
+        self._residents = Residents(clock)
+        self.ready = self._residents.ready
+        self._loads = Loads()
+        self._departures = Departures(
+            engine, self._residents, self._loads, clock=clock, memory=memory, tell=self._tell
+        )
+        self._loader = Loader(
+            backends,
+            self._residents,
+            self._loads,
+            self._departures,
+            memory=memory,
+            tell=self._tell,
+        )
+        self._timer = IdleTimer(self._departures.expire, threaded=engine.threaded)
+        engine.when_lost(self._forget)
+
+    def belongs_to(self, opener: Callable[..., Load], track: Callable[[Work[Any]], None]) -> None:
+        """Say what loads a model by its name, and what follows unloads; for the session."""
+        self._owner = Owner(opener, track)
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Be told when models, names, leases, pins or the budget change. See `Session.watch`.
+
+        What is returned ends it.
+        """
+        return self._watchers.add(callback)
+
+    def load(
+        self,
+        model: str | os.PathLike[str],
+        alias: str | None = None,
+        *,
+        trust_remote_code: bool = False,
+        pin: bool = False,
+        adapter: str | os.PathLike[str] | None = None,
+    ) -> ModelInfo:
+        """Load a model, and wait for it.
+
+        Parameters
+        ----------
+        model : str or path
+            Alias, folder or Hub repository id.
+        alias : str, optional
+            A short name to give it.
+        trust_remote_code : bool
+            Whether this load may run the checkpoint's own code.
+        pin : bool
+            Whether it stays until it is unloaded by hand.
+        adapter : str or path, optional
+            Folder of a LoRA adapter; the model with it is one of its own.
+
+        Raises
+        ------
+        ModelError
+            When it cannot be loaded, or the load was cancelled.
+        """
+        return self._owner.load(
+            model,
+            alias=None if alias is None else argument_checks.name("alias", alias),
+            trust_remote_code=argument_checks.flag("trust_remote_code", trust_remote_code),
+            pin=argument_checks.flag("pin", pin),
+            adapter=None if adapter is None else argument_checks.name("adapter", adapter),
+        )
+
+    def unload(self, name: str, *, force: bool = False) -> int:
+        """Unload a model, and wait until its memory is free.
+
+        That waits for those who use it. Requests that come meanwhile are still answered by
+        it, and waited for as well; loading, pinning or leasing it again withdraws the unload.
+
+        Parameters
+        ----------
+        name : str
+        force : bool
+            Cancel the requests that use it, and wait for nobody. Requests that come after
+            this load it anew.
+
+        Returns
+        -------
+        int
+            Bytes that came back.
+
+        Raises
+        ------
+        ModelNotFoundError
+            When no such model is in memory.
+        ModelInUseError
+            When it is forced, and code with a lease holds it.
+        ModelError
+            When the unload was cancelled or withdrawn.
+        """
+        freed = outcome(lambda: self.submit_unload(name, force=force))
+        if freed is None:
+            raise ModelError(f"The unload of {name} was cancelled: it is still there.", model=name)
+        return freed
+
+    @contextlib.contextmanager
+    def lease(self, name: str) -> Iterator[ModelInfo]:
+        """Hold a model within a block: it is loaded if need be, and does not leave under it.
+
+        Parameters
+        ----------
+        name : str
+            Alias, folder or Hub repository id.
+
+        Yields
+        ------
+        ModelInfo
+
+        Raises
+        ------
+        ModelError
+            When it cannot be loaded.
+        """
+        argument_checks.name("model", name)
+        hold = Hold()
+        try:
+            info = self._residents.hold(name, hold)
+            self._tell()
+            yield info or self._owner.load(name, hold=hold)
+        finally:
+            self._departures.let_go(hold)
+
+    def pin(self, name: str) -> ModelInfo:
+        """Let a model stay until it is unloaded by hand, or unpinned.
+
+        Raises
+        ------
+        ModelNotFoundError
+            When no such model is in memory.
+        """
+        info = self._residents.pin(argument_checks.name("model", name), pinned=True)
+        self._tell()
+        return info
+
+    def unpin(self, name: str) -> ModelInfo:
+        """Let a model leave when room is needed. See `pin`."""
+        info = self._residents.pin(argument_checks.name("model", name), pinned=False)
+        self._departures.fit()
+        self._tell()
+        return info
+
+    @property
+    def budget(self) -> Setting:
+        """What models may take together: bytes, a share of the memory, ``"8 GB"``, or None.
+
+        None is all that the device lets them use. A lower one makes those that are over it
+        leave at once, the least recently used first; those in use leave when they are let
+        go. A warning names what cannot leave.
+        """
+        return self._departures.setting
+
+    @budget.setter
+    def budget(self, setting: Setting) -> None:
+        _, refused = self.set_budget(setting)
+        if refused is not None:
+            warnings.warn(refused.over_words, stacklevel=2)
+
+    def set_budget(self, setting: Setting) -> tuple[list[ModelInfo], Refusal | None]:
+        """Change the budget; return what leaves, and what is over it and cannot leave.
+
+        Raises
+        ------
+        RequestError
+            When it is no budget.
+        """
+        changed = self._departures.set_budget(setting)
+        self._tell()
+        return changed
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget in bytes; 0 is no limit."""
+        return self._departures.budget
+
+    @property
+    def taken(self) -> int:
+        """Bytes that models take, those on their way included as estimated."""
+        return self._loads.nbytes + self._residents.nbytes
+
+    @property
+    def idle_ttl(self) -> float | None:
+        """Seconds that a model may stay unused; None is for ever. Pinned ones stay."""
+        return self._departures.idle_ttl
+
+    @idle_ttl.setter
+    def idle_ttl(self, seconds: float | None) -> None:
+        self._departures.idle_ttl = check_ttl(seconds)
+        self._timer.wake()
+
+    @property
+    def unloaded(self) -> tuple[Unloaded, ...]:
+        """The models that left last and why, the latest at the end."""
+        return self._departures.remembered
+
+    @property
+    def memory(self) -> platform.Memory:
+        """MLX's memory: bytes active, cached, and what may be used."""
+        return self._memory()
+
+    @property
+    def reuse(self) -> Reuse:
+        """What the models were spared by what they saw and read before, all together."""
+        return Reuse.total(model.reuse for model in self._residents.loaded)
+
+    def forget(self) -> int:
+        """Let go of what is kept for reuse: pictures that were seen, prompts that were read.
+
+        Returns
+        -------
+        int
+            Bytes given back.
+        """
+        return wait(self._engine.call(self._residents.forget, soon=True))
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """The models in memory, oldest first."""
+        return self._residents.models
+
+    def __iter__(self) -> Iterator[ModelInfo]:
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._residents.find(name) is not None
+
+    def __getitem__(self, name: str) -> ModelInfo:
+        return self._residents.info(self._residents.named(argument_checks.name("model", name)))
+
+    def __repr__(self) -> str:
+        names = ", ".join(
+            f"{m.name} ({amount(m.nbytes)}{', pinned' if m.pinned else ''})" for m in self.models
+        )
+        return f"<ModelPool: {names or 'empty'}>"
+
+    def submit_load(
+        self, load: Load, checkpoint: Checkpoint, *, trust_remote_code: bool = False
+    ) -> None:
+        """Queue a load; nothing happens if the model is there already. See `Loader.load`."""
+        self._engine.submit(self._loader.load(load, checkpoint, trust_remote_code), load.fail)
+
+    def leased(
+        self, checkpoint: Checkpoint, work: Work[Any]
+    ) -> Generator[None, None, contextlib.AbstractContextManager[LoadedModel]]:
+        """Load if needed, then lease; on the inference thread. See `Loader.leased`."""
+        return self._loader.leased(checkpoint, work)
+
+    def submit_unload(self, name: str, *, force: bool = False) -> Unload:
+        """Begin to unload a model; returns at once. See `unload`.
+
+        Returns
+        -------
+        Unload
+            Waits for the model's users, and can be cancelled while it does.
+        """
+        name, force = argument_checks.name("model", name), argument_checks.flag("force", force)
+        unload = self._departures.unload(name, force=force)
+        if not unload.begun:
+            self._owner.track(unload)
+        return unload
+
+    def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
+        """Return the checkpoint of a model that was loaded from this folder, as it is."""
+        entry = None
+        # A name that this system cannot encode is no folder of a model.
+        with contextlib.suppress(OSError, ValueError):
+            entry = self._residents.of_folder(os.path.realpath(folder))
+        return entry.checkpoint if entry else None
+
+    def close(self) -> None:
+        """End the thread that looks for idle models."""
+        self._timer.close()
+
+    def _tell(self) -> None:
+        if self.idle_ttl is not None:
+            self._timer.wake()
+        self._watchers.tell()
+
+    def _forget(self) -> None:
+        """Forget every model: their arrays belong to a thread that has died."""
+        waited = self._residents.clear()
+        self._loads.forget()
+        admission_queue.SHARED.forget()
+        for unload in waited:
+            unload.fail(EngineError("The inference thread died, and its models are gone."))
+        self._tell()

@@ -1,0 +1,313 @@
+"""The models in memory and those who hold them: one table, changed under one lock."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from mlx_magic.backends.base import LoadedModel
+from mlx_magic.cancellation import Cancelled
+from mlx_magic.engine.task import Clock, Work
+from mlx_magic.errors import ModelInUseError, ModelNotFoundError
+from mlx_magic.model_pool.budget import Held
+from mlx_magic.model_pool.entry import Key, Resident
+from mlx_magic.model_pool.model_info import Hold, ModelInfo
+from mlx_magic.model_pool.unload import Unload
+
+if TYPE_CHECKING:
+    from mlx_magic.cancellation import CancelToken
+    from mlx_magic.engine.request import GenerationRequest
+    from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+
+class Residents:
+    """The models in memory, each under its key and its names; from any thread.
+
+    A model that has left stands in `leaving` until its memory is free.
+
+    Parameters
+    ----------
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._by_key: dict[Key, Resident] = {}
+        self._leaving: list[Resident] = []
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """What a person gets to see of them, oldest first."""
+        with self._lock:
+            now = self._clock()
+            return [entry.info(now) for entry in self._by_key.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take together."""
+        with self._lock:
+            return sum(entry.nbytes for entry in self._by_key.values())
+
+    @property
+    def loaded(self) -> list[LoadedModel]:
+        """The models themselves; what is done with them is the inference thread's."""
+        with self._lock:
+            return [entry.model for entry in self._by_key.values()]
+
+    def forget(self) -> int:
+        """Let go of what the models keep for reuse; on the inference thread. Return its bytes."""
+        return sum(model.forget() for model in self.loaded)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether memory of models that have left is still to come back."""
+        with self._lock:
+            return bool(self._leaving)
+
+    def info(self, entry: Resident) -> ModelInfo:
+        """Return what a person gets to see of one."""
+        with self._lock:
+            return entry.info(self._clock())
+
+    def find(self, name: str) -> Resident | None:
+        """Return the model of this name, if there is one."""
+        with self._lock:
+            return next((e for e in self._by_key.values() if name in e.names), None)
+
+    def named(self, name: str) -> Resident:
+        """Return the model of this name.
+
+        Raises
+        ------
+        ModelNotFoundError
+            When no such model is in memory.
+        """
+        with self._lock:
+            entry = self.find(name)
+            if entry is None:
+                loaded = ", ".join(m.name for m in self.models) or "none"
+                raise ModelNotFoundError(f"{name} is not loaded; loaded: {loaded}.", model=name)
+            return entry
+
+    def of_folder(self, folder: str) -> Resident | None:
+        """Return the model of this folder that was loaded without an adapter, if there is one."""
+        plain = [Key(folder, None, trusted) for trusted in (True, False)]
+        with self._lock:
+            return self._first(plain)
+
+    def ready(
+        self, checkpoint: Checkpoint, request: GenerationRequest, cancel: CancelToken
+    ) -> object:
+        """Make ahead what can be, where the model is there; on any thread.
+
+        Returns
+        -------
+        object
+            To be held until the request has ended. See `LoadedModel.ahead`.
+
+        Raises
+        ------
+        Cancelled
+        """
+        keys = Key.any_of(checkpoint)
+        with self._lock:
+            entry = self._first(keys)
+            ahead = None if entry is None else entry.model.ahead
+            # No model is held while that works: it would be freed on this thread.
+            del entry
+        return None if ahead is None else ahead(request, cancel)
+
+    def add(self, entry: Resident, name: str, then: Callable[[], None]) -> None:
+        """Let in a model that was loaded; `then` is called under the same lock."""
+        with self._lock:
+            entry.last_used = self._clock()
+            self._by_key[entry.key] = entry
+            self._name(entry, name)
+            then()
+
+    def take(
+        self, keys: Iterable[Key], name: str, *, holder: object = None, pin: bool = False
+    ) -> tuple[Resident | None, bool]:
+        """Return the first of these that is there, and whether that is news to those who look.
+
+        With a `holder` it is held when it is returned: nobody can unload it in between.
+        Without one somebody wants it to be there: unloads that wait are withdrawn.
+
+        Raises
+        ------
+        Cancelled
+            When the holder wants nothing any more.
+        """
+        with self._changing() as withdrawn:
+            entry = self._first(keys)
+            if entry is None or entry.closing:
+                return None, False
+            if holder is None or isinstance(holder, Hold):
+                withdrawn += self._stays(entry)
+            if holder is not None:
+                self._hold(entry, holder)
+            entry.last_used = self._clock()
+            news = pin and not entry.pinned
+            entry.pinned = entry.pinned or pin
+            return entry, self._name(entry, name) or news
+
+    def is_closing(self, keys: Iterable[Key]) -> bool:
+        """Whether one of these is about to leave: who wants it waits, and loads it anew."""
+        with self._lock:
+            return any(self._by_key[key].closing for key in keys if key in self._by_key)
+
+    def hold(self, name: str, holder: Hold) -> ModelInfo | None:
+        """Hold the model of this name, if it is there and stays."""
+        with self._changing() as withdrawn:
+            entry = self.find(name)
+            if entry is None or entry.closing:
+                return None
+            withdrawn += self._stays(entry)
+            self._hold(entry, holder)
+            return entry.info(self._clock())
+
+    def pin(self, name: str, *, pinned: bool) -> ModelInfo:
+        """Pin a model, or unpin it.
+
+        Raises
+        ------
+        ModelNotFoundError
+            When no such model is in memory.
+        """
+        with self._changing() as withdrawn:
+            entry = self.named(name)
+            entry.pinned = pinned
+            if pinned:
+                withdrawn += self._stays(entry)
+            return entry.info(self._clock())
+
+    def let_go(self, holder: object) -> list[Resident]:
+        """End a use; return the models that leave now, since an unload has waited for that."""
+        with self._lock:
+            if isinstance(holder, Hold):
+                holder.over = True
+            entries = [e for e in self._by_key.values() if holder in e.holders]
+            for entry in entries:
+                entry.holders.remove(holder)
+                entry.last_used = self._clock()
+            return [entry for entry in entries if self._settled(entry)]
+
+    def unload(self, unload: Unload) -> tuple[Resident | None, list[Work[object]]]:
+        """Take a model out, or let the unload wait until nobody holds it.
+
+        Returns
+        -------
+        Resident or None
+            The model, if it leaves at once.
+        list of Work
+            The requests that are to be cancelled first, if it is forced.
+
+        Raises
+        ------
+        ModelNotFoundError
+            When no such model is in memory.
+        ModelInUseError
+            When it is forced, and code that cannot be cancelled holds it.
+        """
+        with self._lock:
+            entry = self.named(unload.name)
+            leases = sum(isinstance(holder, Hold) for holder in entry.holders)
+            if unload.force and leases:
+                raise ModelInUseError(
+                    f"{unload.name} is held by code (pool.lease), which cannot be cancelled: "
+                    "leave its with block, then unload.",
+                    model=unload.name,
+                )
+            entry.unloads.append(unload)
+            requests = [holder for holder in entry.holders if isinstance(holder, Work)]
+            leaves = self._settled(entry)
+            return (entry if leaves else None), requests if unload.force else []
+
+    def leave(self, choose: Callable[[list[Held]], Iterable[Held]]) -> list[Resident]:
+        """Take out those that are chosen, at one blow.
+
+        Parameters
+        ----------
+        choose : callable
+            Takes all that are there, and returns some that nobody holds. What it raises
+            is raised here.
+        """
+        with self._lock:
+            chosen = choose([entry.held() for entry in self._by_key.values()])
+            entries = [e for e in self._by_key.values() if any(c.key == e.key for c in chosen)]
+            assert not any(entry.holders for entry in entries), "never under its user"
+            for entry in entries:
+                self._go(entry)
+            return entries
+
+    def left(self, entry: Resident) -> None:
+        """Take note that the memory of a model is free."""
+        with self._lock:
+            if entry in self._leaving:
+                self._leaving.remove(entry)
+
+    def clear(self) -> list[Unload]:
+        """Forget them all; return the unloads that waited."""
+        with self._lock:
+            waited = [unload for entry in self._by_key.values() for unload in entry.unloads]
+            self._by_key.clear()
+            self._leaving.clear()
+            return waited
+
+    def _first(self, keys: Iterable[Key]) -> Resident | None:
+        """Return the first of these that is there; under the lock."""
+        return next((self._by_key[key] for key in keys if key in self._by_key), None)
+
+    def _settled(self, entry: Resident) -> bool:
+        """Take a model out if an unload has waited for this; under the lock."""
+        entry.unloads = [unload for unload in entry.unloads if not unload.done]
+        if entry.holders:
+            for unload in entry.unloads:
+                unload.waits_for(len(entry.holders))
+            return False
+        begun = [unload for unload in entry.unloads if unload.begin()]
+        entry.unloads = begun
+        if begun:
+            self._go(entry)
+        return bool(begun)
+
+    def _go(self, entry: Resident) -> None:
+        del self._by_key[entry.key]
+        self._leaving.append(entry)
+
+    def _hold(self, entry: Resident, holder: object) -> None:
+        if isinstance(holder, Hold) and holder.over:
+            raise Cancelled
+        entry.holders.append(holder)
+        entry.last_used = self._clock()
+        for unload in entry.unloads:
+            unload.waits_for(len(entry.holders))
+
+    def _stays(self, entry: Resident) -> list[Unload]:
+        """Return the unloads that are to be withdrawn: somebody wants it to be there."""
+        unloads, entry.unloads = entry.unloads, []
+        return unloads
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[list[Unload]]:
+        """Hold the lock; what is put into the list is withdrawn after it, since others hear it."""
+        withdrawn: list[Unload] = []
+        with self._lock:
+            yield withdrawn
+        for unload in withdrawn:
+            unload.withdraw()
+
+    def _name(self, entry: Resident, name: str) -> bool:
+        """Let a name stand for this model and no other; under the lock. Say if that is new."""
+        for other in self._by_key.values():
+            if other is not entry and name in other.names:
+                other.names.remove(name)
+                other.names = other.names or [other.plain_name]
+        if name in entry.names:
+            return False
+        entry.names.append(name)
+        return True

@@ -1,0 +1,238 @@
+"""Which models are on this disk: the bundled one, aliases, a person's folders, the Hub's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlx_magic import demo
+from mlx_magic.backends.loading import materialize
+from mlx_magic.engine.request import DEMO
+from mlx_magic.errors import ModelError
+from mlx_magic.formatting import shown
+from mlx_magic.models.checkpoints import checkpoint, files, strict_json
+from mlx_magic.models.checkpoints.strict_json import Limits, SlowToReadError
+from mlx_magic.models.hub.resumable import PART
+from mlx_magic.user_folders import expanded
+
+PATIENCE = 1.0
+"""Seconds after which a list looks into no further model."""
+
+_REFERENCE = Limits(1000, 0)
+_REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOnDisk:
+    """A model that could be loaded without a download, or the reason why not.
+
+    Attributes
+    ----------
+    name : str
+        Alias, name in a folder of models, or repository id: what loads it, shown nowhere as it is.
+    path : Path
+        Its folder.
+    kind : {"vision", "text", ""}
+        Empty where its config.json does not tell.
+    model_type : str
+        Architecture, from config.json; may be empty.
+    quantization : str or None
+    nbytes : int
+        Bytes of the weights on disk; 0 is unknown.
+    needed : int
+        Bytes that they will take in memory; 0 is unknown.
+    problem : str
+        Why it cannot be used as it is, in one line; empty if it can.
+    partly : bool
+        Whether that is a download that was stopped: loading it fetches the rest.
+    """
+
+    name: str
+    path: Path
+    kind: str = ""
+    model_type: str = ""
+    quantization: str | None = None
+    nbytes: int = 0
+    needed: int = 0
+    problem: str = ""
+    partly: bool = False
+
+
+def models_on_disk(
+    aliases: Mapping[str, str],
+    *,
+    folders: Sequence[Path] = (),
+    cache: Path | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[ModelOnDisk]:
+    """Look for models: without the network, without importing a library, reading no weights.
+
+    Takes some milliseconds a model, more where it has many weight files: not for an
+    event loop.
+
+    Parameters
+    ----------
+    aliases : mapping
+        Alias to folder or repository id; those of folders are listed.
+    folders : sequence of Path
+        Where a person keeps models: ``name/config.json`` or ``organisation/name/config.json``.
+    cache : Path, optional
+        The Hub's cache folder, instead of its default.
+    clock : callable
+        Seconds, monotonic.
+
+    Returns
+    -------
+    list of ModelOnDisk
+        The bundled model, then aliases, then those of the folders and then repositories in the
+        cache that have a config.json, each by name. A model is listed once. After `PATIENCE`
+        the others are listed by their names alone.
+    """
+    ends = clock() + PATIENCE
+
+    def look(name: str, folder: Path) -> ModelOnDisk:
+        return _look(name, folder) if clock() < ends else ModelOnDisk(name, folder)
+
+    found = [_look(DEMO, demo.folder())]
+    for name, folder in sorted(_folders(aliases)):
+        found.append(look(name, folder))
+    listed = {_resolved(model.path) for model in found}
+    cached = sorted(_cached(cache))
+    for name, folder in [*_kept(folders), *cached]:
+        if _resolved(folder) not in listed:
+            listed.add(_resolved(folder))
+            # An alias of this name hides it: its path still tells it.
+            model = look(str(folder) if name in aliases else name, folder)
+            stopped = bool(model.problem) and (name, folder) in cached and _was_stopped(folder)
+            found.append(replace(model, partly=stopped))
+    return found
+
+
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
+
+
+def _was_stopped(folder: Path) -> bool:
+    """Say whether the download of a repository in the cache was stopped among its weights."""
+    blobs = folder.parent.parent / "blobs"
+    begun = (folder / files.INDEX).is_file() or any(blobs.glob(f"*{PART}"))
+    return begun and not files.is_complete(folder)
+
+
+def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) -> list[str]:
+    """Return the names of models in the folders and in the Hub's cache; opens no file of theirs.
+
+    Parameters
+    ----------
+    folders, cache
+        See `models_on_disk`.
+    """
+    return [name for name, _ in [*_kept(folders), *sorted(_cached(cache))]]
+
+
+def _look(name: str, folder: Path) -> ModelOnDisk:
+    """Describe a model. Nothing that is wrong with one may hide the others."""
+    try:
+        return _described(name, folder)
+    except Exception as error:
+        what = f"its files cannot be understood ({type(error).__name__})"
+        return ModelOnDisk(name, folder, problem=what)
+
+
+def _described(name: str, folder: Path) -> ModelOnDisk:
+    try:
+        found = checkpoint.inspect(folder, name, quick=True)
+    except SlowToReadError:
+        return ModelOnDisk(name, folder)
+    except ModelError as error:
+        return _unusable(name, folder, error)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        return ModelOnDisk(name, folder, problem=f"its folder cannot be read ({reason})")
+    problem = ""
+    try:
+        found.require_trust(False)
+    except ModelError as error:
+        problem = _without_name(error, name)
+    return ModelOnDisk(
+        name=name,
+        path=folder,
+        kind=found.kind,
+        model_type=found.model_type,
+        quantization=found.quantization,
+        nbytes=found.weight_bytes,
+        needed=materialize.expected(found),
+        problem=problem,
+    )
+
+
+def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
+    """Say what can be said of a checkpoint that `inspect` refused."""
+    problem = _without_name(error, name)
+    try:
+        config = files.read_config(folder, model=name)
+    except ModelError:
+        return ModelOnDisk(name, folder, problem=problem)
+    return ModelOnDisk(
+        name=name,
+        path=folder,
+        kind=checkpoint.kind_of(config),
+        model_type=config["model_type"],
+        quantization=checkpoint.quantization_of(config),
+        problem=problem,
+    )
+
+
+def _without_name(error: ModelError, name: str) -> str:
+    """Return the message as it reads beside the name."""
+    as_told = str(ModelError(name, model=name))  # one line, as the message is
+    return shown(str(error).removeprefix(as_told).removeprefix(":"), 1000)
+
+
+def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    for name, target in aliases.items():
+        folder = expanded(target)
+        # One that is gone is listed with its problem; what else is no folder is a repository.
+        if name != DEMO and (folder.is_absolute() or os.path.isdir(folder)):  # noqa: PTH112
+            yield name, folder
+
+
+def _kept(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the models of a person's folders by name; of two with one name, the first."""
+    found: dict[str, Path] = {}
+    for root in folders:
+        for pattern in ("*/config.json", "*/*/config.json"):
+            for config in _globbed(root, pattern):
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return sorted(found.items())
+
+
+def _globbed(root: Path, pattern: str) -> list[Path]:
+    try:
+        return list(root.glob(pattern))
+    except (OSError, RuntimeError):  # no permission, a loop of links
+        return []
+
+
+def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
+    """Yield repositories with a config.json, as `checkpoint.resolve` would find them.
+
+    The client's own look-up would take its import, a quarter of a second at the first Tab.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root = Path(HF_HUB_CACHE) if cache is None else cache
+    for folder in root.glob("models--*"):
+        named = _REPOSITORY.fullmatch(folder.name)
+        # Repository ids have no double dash or dot: this one would be ambiguous.
+        if named is None or any("--" in part or ".." in part for part in named.groups()):
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            commit = strict_json.text(folder / "refs" / "main", _REFERENCE).strip()
+            if (folder / "snapshots" / commit / "config.json").is_file():
+                yield "/".join(named.groups()), folder / "snapshots" / commit

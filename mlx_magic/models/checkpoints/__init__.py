@@ -1,0 +1,1 @@
+"""A folder with a model, judged before a library reads it."""

@@ -1,0 +1,267 @@
+"""Which models answer several questions at once: what `make models` has shown, and nothing else."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from mlx_magic.models.checkpoints import architectures
+from mlx_magic.models.checkpoints.architectures import Kind
+
+TABLE = "together.json"
+"""Beside this module; written by `make models`."""
+
+UNTESTED = "untested: its answers together were never compared with each alone"
+
+Traits = Mapping[str, str]
+
+_HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads")
+_KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "multi_query_group_num")
+_ROPES = ("rope_scaling", "rope_parameters")
+_KEYS = {
+    "window": ("sliding_window", "attention_chunk_size"),
+    "softcap": ("attn_logit_softcapping",),
+    "cross": ("cross_attention_layers",),
+}
+_SPELLINGS = {"su": "longrope"}
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What of a loaded language model decides whether its answers can be computed together.
+
+    Attributes
+    ----------
+    library : str
+        ``"mlx-vlm"`` or ``"mlx-lm"``.
+    classes : tuple of str
+        The library's classes that it is made of, sorted.
+    caches : tuple of str
+        Names of the classes of its caches, sorted.
+    traits : mapping
+        See `traits`.
+    """
+
+    library: str
+    classes: tuple[str, ...]
+    caches: tuple[str, ...]
+    traits: Traits
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a model answers several questions at once.
+
+    Attributes
+    ----------
+    together : bool
+    chunks : bool
+        Whether its prompts may be cut into smaller chunks than its library cuts them.
+    why : str
+        Why not together, in words; empty where they are.
+    """
+
+    together: bool
+    chunks: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        return "answers them together" if self.together else f"answers one at a time: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One checkpoint that was compared with its library.
+
+    Attributes
+    ----------
+    name : str
+        The checkpoint, as `make models` calls it.
+    architecture : str
+        The library's module for it.
+    signature : Signature
+    verdict : Verdict
+    """
+
+    name: str
+    architecture: str
+    signature: Signature
+    verdict: Verdict
+
+
+@functools.cache
+def table() -> tuple[Entry, ...]:
+    """Return what was shown; read once."""
+    text = resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8")
+    return tuple(entry_from(row) for row in json.loads(text)["models"])
+
+
+def entry_from(row: Mapping[str, Any]) -> Entry:
+    """Return a row of the table's file as an entry."""
+    return Entry(
+        row["name"],
+        row["architecture"],
+        Signature(row["library"], tuple(row["classes"]), tuple(row["caches"]), row["traits"]),
+        Verdict(row["together"], row["chunks"], row["why"]),
+    )
+
+
+def verdict(
+    signature: Signature, architecture: str, entries: Iterable[Entry] | None = None
+) -> Verdict:
+    """Return what was shown of a loaded model.
+
+    Where several checkpoints have its signature and one was not right, it is not right.
+
+    Parameters
+    ----------
+    signature : Signature
+    architecture : str
+        The library's module for the whole model: several share a language model.
+    entries : iterable of Entry, optional
+        Instead of `table`.
+    """
+    known = table() if entries is None else entries
+    found = [
+        entry.verdict
+        for entry in known
+        if entry.architecture == architecture and entry.signature == signature
+    ]
+    return _strictest(found) if found else Verdict(False, False, UNTESTED)
+
+
+def expected(kind: Kind, config: Mapping[str, Any]) -> Verdict | None:
+    """Return what will be found of a model once it is loaded, by its config.json.
+
+    Parameters
+    ----------
+    kind : {"vision", "text"}
+    config : mapping
+        The parsed config.json. What it leaves out is the library's default, and not known here.
+
+    Returns
+    -------
+    Verdict or None
+        None where its config.json does not tell.
+    """
+    library = "mlx-vlm" if kind == "vision" else "mlx-lm"
+    architecture = architectures.module_name(kind, config)
+    if config.get("model_file") is not None:
+        return Verdict(False, False, UNTESTED)
+    text = text_part(config)
+    said = {key: value for key, value in traits(text).items() if _says(text, key)}
+    there = [
+        entry
+        for entry in table()
+        if entry.signature.library == library and entry.architecture == architecture
+    ]
+    if not there:
+        return Verdict(False, False, UNTESTED)
+    found = [each.verdict for each in there if said.items() <= each.signature.traits.items()]
+    if not found:
+        # Its library may ignore what the file says.
+        return None
+    return found[0] if len({each.together for each in found}) == 1 else None
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of a configuration that describes the language model."""
+    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
+        part = config.get(key)
+        if isinstance(part, Mapping) and part:
+            part = {k: v for k, v in part.items() if v is not None}
+            return text_part({**config, key: None, **part})
+    return config
+
+
+def traits(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what of a language model's configuration batches of the libraries depend on.
+
+    Parameters
+    ----------
+    config : mapping
+        With or without the library's defaults.
+
+    Returns
+    -------
+    dict
+        ``heads`` ("mha": as many key-value heads as heads, "gqa": fewer, "mqa": one, "unknown"),
+        ``rope`` (its kinds), ``window``, ``softcap``, ``cross`` and ``query scale`` ("yes", "no").
+    """
+    ropes = _ropes(config)
+    kinds = sorted({_rope_kind(rope) for rope in ropes}) or ["default"]
+    window = config.get("sliding_window")
+    sliding = (
+        isinstance(window, int) and window > 0 and config.get("use_sliding_window") is not False
+    )
+    return {
+        "heads": _heads(config),
+        "rope": "+".join(kinds),
+        "window": _said(sliding or bool(config.get("attention_chunk_size"))),
+        "softcap": _said(bool(config.get("attn_logit_softcapping"))),
+        "cross": _said(bool(config.get("cross_attention_layers"))),
+        "query scale": _said(any("llama_4_scaling_beta" in rope for rope in ropes)),
+    }
+
+
+def _says(config: Mapping[str, Any], trait: str) -> bool:
+    """Say whether a configuration decides a trait; else the library's default does."""
+    if trait == "heads":
+        return _heads(config) != "unknown"
+    if trait in ("rope", "query scale"):
+        return bool(_ropes(config))
+    return any(key in config for key in _KEYS[trait])
+
+
+def _strictest(verdicts: Sequence[Verdict]) -> Verdict:
+    apart = [each for each in verdicts if not each.together]
+    first = apart[0] if apart else verdicts[0]
+    return Verdict(first.together, all(each.chunks for each in verdicts), first.why)
+
+
+def _heads(config: Mapping[str, Any]) -> str:
+    heads, kv_heads = _first(config, _HEADS), _first(config, _KV_HEADS)
+    if config.get("multi_query") is True and kv_heads is None:
+        kv_heads = 1
+    if heads is None or kv_heads is None:
+        return "unknown"
+    if kv_heads == heads:
+        return "mha"
+    return "mqa" if kv_heads == 1 else "gqa"
+
+
+def _first(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
+    for key in keys:
+        value = config.get(key)
+        # Some have a number for each layer.
+        if isinstance(value, list | tuple) and value:
+            value = value[0]
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def _ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return every description of rotary positions; one for each kind of layer in some."""
+    found: list[Mapping[str, Any]] = []
+    for key in _ROPES:
+        value = config.get(key)
+        if isinstance(value, Mapping) and value:
+            inner = [each for each in value.values() if isinstance(each, Mapping)]
+            found += inner or [value]
+    return found
+
+
+def _rope_kind(rope: Mapping[str, Any]) -> str:
+    if rope.get("mrope_section"):
+        return "mrope"
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    return _SPELLINGS.get(str(kind), str(kind))
+
+
+def _said(value: bool) -> str:
+    return "yes" if value else "no"

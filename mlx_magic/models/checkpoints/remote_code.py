@@ -1,0 +1,339 @@
+"""What a checkpoint would make the libraries run, and the refusal of it.
+
+mlx-vlm turns ``trust_remote_code`` on by itself for many architectures: passing
+False to it protects nobody. So a checkpoint is read first, and one that asks for
+code never reaches a library without permission.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mlx_magic.errors import CheckpointError, UntrustedCodeError
+from mlx_magic.formatting import shown
+from mlx_magic.models.checkpoints import architectures, strict_json, tokenizer_file
+from mlx_magic.models.checkpoints.strict_json import Limits, UnreadableFileError
+
+# Large, and never read as a configuration by any of the libraries.
+_DATA = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
+# What training leaves behind: read by no library that loads a model, and full of NaN.
+_UNREAD = frozenset(
+    {"trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"}
+)
+_WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
+_MOST_FILES = 2000
+_MOST_BYTES = 160 * 2**20
+_MOST_ADDED = 50_000  # Orpheus has 28,672, one for each sound
+_MOST_EXTRA = 8_000  # what is listed beside them takes transformers' time by its square
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
+# Of another version of transformers: tokenizer.4.0.0.json is read in the place of tokenizer.json.
+_VERSION = re.compile(r"tokenizer\..*\.json", re.DOTALL)
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
+
+
+def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) -> tuple[str, ...]:
+    """List everything a checkpoint would make mlx-vlm, mlx-lm or transformers run.
+
+    Looked at are: ``model_file`` in config.json (imported as Python), ``auto_map`` in any
+    JSON file, nested or in a direct subfolder (transformers imports the class it names, even
+    from another repository), and architectures for which mlx-vlm trusts the code of a repository
+    of its own choice. Not here: pickled weights, which no library would load, and which are
+    refused as weights; ``custom_generate/``, which only PyTorch models run; chat templates, which
+    are rendered in a sandbox of ours (`backends.chat_template`), with permission too.
+
+    Parameters
+    ----------
+    folder : Path
+        The checkpoint. Its files are read, nothing is imported.
+    model : str, optional
+        Name of the model, for the error; the folder's if left out.
+    quick : bool
+        For a list: vocabularies ask for nothing, and are not read.
+
+    Returns
+    -------
+    tuple of str
+        One line each, such as ``"config.json: model_file = 'model.py'"``; empty is harmless.
+
+    Raises
+    ------
+    CheckpointError
+        A file that a library would read cannot be read here: what it asks for is unknown.
+    """
+    config: dict[str, Any] = {}
+    wanted: list[str] = []
+    total = 0
+    for path in _files(folder, model or folder.name):
+        name = path.relative_to(folder).as_posix()
+        try:
+            if quick and not _folded(path.name).endswith(_WORDS) and not _is_data(path.name):
+                strict_json.require_quick(total + _size(path), model=model or folder.name)
+            content, size = _judged(path, quick=quick)
+        except UnreadableFileError as error:
+            raise _unreadable(model or folder.name, name, str(error)) from error
+        total += size
+        if total > _MOST_BYTES:
+            raise _unreadable(
+                model or folder.name, name, "makes its configuration and vocabulary too large"
+            )
+        if path.parent == folder and path.name == "config.json" and isinstance(content, dict):
+            config = content
+            if config.get("model_file") is not None:
+                wanted.append(f"config.json: model_file = {_short(config['model_file'])}")
+        wanted += [f"{shown(name)}: {_printable(line)}" for line in _auto_maps(content)]
+    wanted += _from_architecture(config)
+    return tuple(wanted)
+
+
+def limits_of(name: str) -> Limits | None:
+    """Return how large a file may be that the libraries read beside the weights.
+
+    Names are compared as file systems that ignore case do.
+
+    Parameters
+    ----------
+    name : str
+        Name of the file, with or without its folder.
+
+    Returns
+    -------
+    Limits or None
+        None for a file that no library reads.
+    """
+    name = _folded(name.rpartition("/")[2])
+    if name in _UNREAD:
+        return None
+    if _is_data(name) or name.endswith(_WORDS):
+        return strict_json.VOCABULARY
+    if name.endswith(".index.json"):
+        return strict_json.INDEX
+    if name.endswith(".json"):
+        return strict_json.CONFIG
+    return strict_json.TEMPLATE if name.endswith(".jinja") else None
+
+
+def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
+    """Return the content of a file, if it is a configuration, and its size.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    name, limits = _folded(path.name), limits_of(path.name)
+    assert limits is not None
+    with strict_json.opened(path) as (_, size):
+        pass
+    if name.endswith(_WORDS):
+        if size > limits.nbytes:
+            raise UnreadableFileError(f"is too large ({size / 1e6:.1f} MB)")
+        return None, size
+    if name.endswith(".jinja"):
+        strict_json.text(path, limits)
+        return None, size
+    if not _is_data(name):
+        content = strict_json.read(path, limits)
+        _require_few_named(name, content)
+        # What an index says of code nobody reads; but it was parsed.
+        return ({} if name.endswith(".index.json") else content), size
+    if quick and size <= limits.nbytes:
+        return None, 0  # a vocabulary asks for nothing
+    _scan(path, limits)
+    return None, size
+
+
+def _is_data(name: str) -> bool:
+    """Say whether a file is a vocabulary, by its name without its folder."""
+    name = _folded(name)
+    return name in _DATA or _VERSION.fullmatch(name) is not None
+
+
+def _require_few_named(name: str, content: Any) -> None:
+    """Refuse more tokens beside a vocabulary than any tokenizer has, or one from elsewhere.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    if not isinstance(content, dict):
+        return
+    decoder = content.get("added_tokens_decoder")
+    for added in (content if name == "added_tokens.json" else None, decoder):
+        if isinstance(added, dict) and len(added) > _MOST_ADDED:
+            raise UnreadableFileError(f"adds more than {_MOST_ADDED} tokens to its vocabulary")
+    extra = [content[key] for key in _EXTRA if isinstance(content.get(key), list | dict)]
+    named = sum(key.endswith("_token") for key in content)
+    if named + sum(map(len, extra)) > _MOST_EXTRA:
+        raise UnreadableFileError(f"names more than {_MOST_EXTRA} special tokens")
+    files = content.get("fast_tokenizer_files")
+    for file in files if isinstance(files, list) else ():
+        if isinstance(file, str) and (set(file) & set("/\\") or file == ".."):
+            raise UnreadableFileError("names a tokenizer outside of its folder")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+_SCANNED: set[tuple[str, int, int, int, int]] = set()
+
+
+def _scan(path: Path, limits: Limits) -> None:
+    """Scan a vocabulary once: it takes a third of a second, and a list looks at each model."""
+    found = path.stat()
+    key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if key not in _SCANNED:
+        raw, bare = strict_json.scan(path, limits)
+        _require_few_added(raw)
+        if _folded(path.name).startswith("tokenizer."):
+            tokenizer_file.require_bounded(raw, bare)
+        if len(_SCANNED) > 1000:
+            _SCANNED.clear()
+        _SCANNED.add(key)
+
+
+def _require_few_added(raw: bytes) -> None:
+    """Refuse a tokenizer that adds more tokens than any: each takes transformers 80 µs.
+
+    Raises
+    ------
+    UnreadableFileError
+    """
+    # Nobody writes letters as escapes, but who hides what is counted.
+    if max(raw.count(b'"lstrip"'), len(_ESCAPED_LETTER.findall(raw))) > _MOST_ADDED:
+        raise UnreadableFileError(f"adds more than {_MOST_ADDED} tokens to its vocabulary")
+
+
+def _files(folder: Path, model: str) -> list[Path]:
+    """Return the files that a library may read, of the folder and its direct subfolders."""
+    found: list[Path] = []
+    entries = 0
+    for place in (folder, *_subfolders(folder)):
+        try:
+            with os.scandir(place) as listing:
+                for entry in listing:
+                    entries += 1
+                    if entries > _MOST_FILES:
+                        raise _unreadable(model, place.name, f"has more than {_MOST_FILES} files")
+                    if limits_of(entry.name) is not None and not _is_folder(Path(entry.path)):
+                        found.append(place / entry.name)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise _unreadable(model, place.name, f"cannot be read ({reason})") from error
+    return sorted(found, key=_place(folder))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as listing:
+            return [
+                folder / e.name
+                for e, _ in zip(listing, range(_MOST_FILES), strict=False)
+                if _is_folder(Path(e.path)) and not e.name.startswith(".")
+            ]
+    except OSError:
+        return []  # who lists the folder itself says why
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 -- Path.is_dir raises on a loop of links
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
+def _unreadable(model: str, name: str, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{shown(model)}: {shown(name)} {why}: fetch the model again from a source that you trust.",
+        model=model,
+    )
+
+
+def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None:
+    """Refuse a checkpoint that asks to run code, unless this load allows it.
+
+    Parameters
+    ----------
+    wanted : tuple of str
+        From `wanted_code`.
+    model : str
+        Name of the model, for the error.
+    allowed : bool
+        Whether the person said so for this load.
+
+    Raises
+    ------
+    UntrustedCodeError
+        Names what it wanted, and how to allow it.
+    """
+    if not wanted or allowed:
+        return
+    shown = "; ".join(wanted[:3])
+    if len(wanted) > 3:
+        shown += f"; and {len(wanted) - 3} more"
+    raise UntrustedCodeError(
+        f"{model} wants to run its own code ({shown}), and nothing of it was run: read it, and if "
+        "you trust it, load it with --trust-remote-code.",
+        model=model,
+        wanted=wanted,
+    )
+
+
+def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
+    """Find auto_map at any depth: a part's configuration may be written into its parent's."""
+    stack: list[tuple[str, Any]] = [(path, value)]
+    while stack:
+        path, value = stack.pop()
+        if isinstance(value, list):
+            stack += [(f"{path}[{i}]", item) for i, item in reversed([*enumerate(value)])]
+        if not isinstance(value, dict):
+            continue
+        for key, item in reversed(value.items()):
+            if key != "auto_map":
+                stack.append((f"{path}.{key}" if path else key, item))
+        found = value.get("auto_map")
+        place = f"{path}.auto_map" if path else "auto_map"
+        if isinstance(found, dict):
+            for name, target in found.items():
+                yield f"{place} {name} = {_short(target)}"
+        elif found:
+            yield f"{place} = {_short(found)}"
+
+
+def _from_architecture(config: Mapping[str, Any]) -> list[str]:
+    """Name what mlx-vlm's own code for this architecture would run."""
+    sources = architectures.vision_sources(config)
+    if not any(re.search(r"\bTOKENIZER_REPO\b", text) for text in sources.values()):
+        return []
+    return [
+        f"config.json: model_type = {_short(config.get('model_type'))}, for which mlx-vlm may "
+        "fetch a tokenizer from another repository and run its code"
+    ]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _printable(text: str) -> str:
+    """Keep a key that a stranger wrote from breaking the line or driving the terminal."""
+    text = text if text.isprintable() else repr(text)
+    return shown(text, 300)
+
+
+def _place(folder: Path) -> Any:
+    """Sort key: files of the folder itself first, config.json before the others."""
+
+    def key(path: Path) -> tuple[bool, bool, str]:
+        return path.parent != folder, path.name != "config.json", str(path)
+
+    return key

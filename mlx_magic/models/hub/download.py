@@ -1,0 +1,346 @@
+"""Fetching a repository of the Hub: small files first, judged before any weights come.
+
+The listing names a commit, and everything is asked for by it: a repository that changes during
+the download gives the old commit whole.
+"""
+
+from __future__ import annotations
+
+import glob
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.errors import DownloadError
+from mlx_magic.models.checkpoints import remote_code
+from mlx_magic.models.checkpoints.architectures import Kind
+from mlx_magic.models.checkpoints.checkpoint import inspect_config, is_offline, kind_of
+from mlx_magic.models.checkpoints.files import INDEX, is_complete, read_object
+from mlx_magic.models.hub import listing as hub_listing
+from mlx_magic.models.hub.errors import translated
+from mlx_magic.models.hub.listing import ListedFile, Listing
+from mlx_magic.models.hub.resumable import (
+    RemoteFile,
+    fetch,
+    find,
+    is_whole,
+    link,
+    refer,
+    together,
+)
+from mlx_magic.user_folders import expanded
+
+# What mlx-vlm and mlx-lm read. Python files come only with permission to run them.
+_SMALL = ("*.json", "*.jsonl", "*.model", "*.tiktoken", "*.txt", "*.jinja")
+_WEIGHTS = {"vision": ("*.safetensors",), "text": ("model*.safetensors",)}
+_CODE = ("*.py",)
+_MAIN = "main"
+
+Progress = Callable[[int, int], None]
+
+
+def download(
+    repo_id: str,
+    *,
+    cancel: CancelToken,
+    progress: Progress,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    cache: Path | None = None,
+    endpoint: str | None = None,
+) -> Path:
+    """Fetch what a model needs into the Hub's cache; blocks, so never on the inference thread.
+
+    Parameters
+    ----------
+    repo_id : str
+        ``"organisation/name"``.
+    cancel : CancelToken
+        Looked at with every piece that arrives.
+    progress : callable
+        Takes bytes fetched and bytes in all; called from several threads, one at a time.
+    trust_remote_code : bool
+        Whether the person allowed this repository's own code.
+    revision : str, optional
+        Branch, tag or commit; the main branch if left out.
+    cache, endpoint : Path, str, optional
+        Instead of the Hub client's own defaults.
+
+    Returns
+    -------
+    Path
+        The checkpoint's folder in the cache.
+
+    Raises
+    ------
+    Cancelled
+        What has arrived stays, and the next download goes on from there.
+    CheckpointError, UnsupportedModelError, UntrustedCodeError
+        Before any weights are fetched.
+    DownloadError
+        Offline, missing, gated, refused, cut off, damaged or no room on the disk.
+    """
+    cancel.checkpoint()
+    if is_offline():
+        raise DownloadError(
+            f"{repo_id} has to be downloaded, and downloads are off: unset HF_HUB_OFFLINE.",
+            model=repo_id,
+        )
+    with translated(repo_id, cancel):
+        listing = hub_listing.read(
+            repo_id, revision=revision, endpoint=endpoint, look=cancel.checkpoint
+        )
+        require_config(listing)
+        small = listing.chosen(_SMALL)
+        small = [file for file in small if remote_code.limits_of(file.name) is not None]
+        if trust_remote_code:
+            small += listing.chosen(_CODE, folders=True)
+        hub_listing.require_files(small, repo_id)
+        fetching = _Fetch(listing, repository_folder(repo_id, cache), endpoint, cancel, progress)
+        fetching.bring(small)
+        # Large files follow only when the small ones are all right.
+        config, _ = inspect_config(fetching.folder, repo_id, trust_remote_code=trust_remote_code)
+        kind = kind_of(config)
+        weights = _weights(fetching.folder, listing.chosen(_WEIGHTS[kind]), kind)
+        if not weights:
+            raise DownloadError(
+                f"{repo_id} has no safetensors weights: choose an MLX or safetensors version.",
+                model=repo_id,
+            )
+        fetching.refer(revision or _MAIN, whole=False)
+        fetching.bring(weights)
+        fetching.refer(revision or _MAIN, whole=True)
+        return fetching.folder
+
+
+def fetch_config(repo_id: str, folder: Path, *, endpoint: str | None = None) -> tuple[Path, int]:
+    """Fetch a repository's config.json alone, into a cache of its own.
+
+    Parameters
+    ----------
+    repo_id : str
+    folder : Path
+        The cache.
+    endpoint : str, optional
+
+    Returns
+    -------
+    tuple
+        The folder that config.json is in, and the bytes of all safetensors files, as far as the
+        Hub says.
+
+    Raises
+    ------
+    ModelError
+    """
+    cancel = CancelToken()
+    with translated(repo_id, cancel):
+        listing = hub_listing.read(repo_id, endpoint=endpoint)
+        require_config(listing)
+        fetching = _Fetch(
+            listing, repository_folder(repo_id, folder), endpoint, cancel, lambda done, total: None
+        )
+        fetching.bring([listing.files["config.json"]])
+    weights = (file for file in listing.files.values() if file.name.endswith(".safetensors"))
+    return fetching.folder, sum(file.size or 0 for file in weights)
+
+
+def require_config(listing: Listing) -> None:
+    """Refuse a repository that holds no model.
+
+    Raises
+    ------
+    DownloadError
+    """
+    if "config.json" not in listing.files:
+        raise DownloadError(
+            f"{listing.repo_id} has no config.json: it is no model that MLX can load.",
+            model=listing.repo_id,
+        )
+
+
+def repository_folder(repo_id: str, cache: Path | None) -> Path:
+    """Return a repository's folder in the Hub's cache."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    root = Path(HF_HUB_CACHE) if cache is None else cache
+    return expanded(root).resolve() / f"models--{repo_id.replace('/', '--')}"
+
+
+class _Fetch:
+    """A download in two parts that is counted as one.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the commit's files are.
+    """
+
+    def __init__(
+        self,
+        listing: Listing,
+        repository: Path,
+        endpoint: str | None,
+        cancel: CancelToken,
+        progress: Progress,
+    ) -> None:
+        self.folder = repository / "snapshots" / listing.commit
+        self._total = self._done = 0
+        self._listing, self._repository, self._endpoint = listing, repository, endpoint
+        self._cancel, self._progress = cancel, progress
+        self._lock = threading.Lock()
+
+    def bring(self, files: Sequence[ListedFile]) -> None:
+        """Fetch those of the files that are not in the cache, going on where one was stopped.
+
+        Raises
+        ------
+        DownloadError
+            When one is not what its hash says; it is gone from the cache then.
+        """
+        there = {file.name: self._size_here(file) for file in files}
+        absent = [file for file in files if there[file.name] is None]
+        found = self._found(absent)
+        remote = [file for file in found.values() if file is not None]
+        left = [file for file in absent if found[file.name] is None]
+        sizes = [size for size in there.values() if size is not None]
+        self._total += sum(sizes) + sum(f.size for f in remote) + sum(f.size or 0 for f in left)
+        self._done += sum(sizes) + sum(file.had for file in remote)
+        if absent:
+            self._repository.mkdir(parents=True, exist_ok=True)
+            _require_room(self._total - self._done, self._repository, self._listing.repo_id)
+        if absent or any(file.limit is None for file in files):
+            self._progress(self._done, self._total)
+        fetch(remote, cancel=self._cancel, arrived=self.advance, bar=_bar_class(self, counts=False))
+        for file in remote:
+            link(file.blob, self.folder / file.name)
+        for listed in left:
+            self._leave(listed)
+
+    def refer(self, revision: str, *, whole: bool) -> None:
+        """Note which commit a revision is; while it is not whole, not in a whole one's place."""
+        if revision == self._listing.commit:
+            return
+        if not whole:
+            try:
+                before = (self._repository / "refs" / revision).read_text().strip()
+            except (OSError, ValueError):
+                before = ""
+            # What it stands for can still be used without the network.
+            if before and is_complete(self._repository / "snapshots" / before):
+                return
+        refer(self._repository, revision, self._listing.commit)
+
+    def _size_here(self, file: ListedFile) -> int | None:
+        """Return how large a file is that is in the cache as it should be; None if it is not."""
+        path = self.folder / file.name
+        if not path.is_file():
+            return None
+        digest = file.digest
+        if path.is_symlink():
+            name = hub_listing.digest_of(path.readlink().name)
+            if digest is not None and name != digest:
+                return None
+            digest = digest or name
+        size = path.stat().st_size
+        if file.size not in (None, size):
+            return None
+        # Weights were checked when they came, which takes long.
+        if file.limit is not None and digest and not is_whole(path, digest, self.look):
+            return None
+        return size
+
+    def _found(self, files: Sequence[ListedFile]) -> dict[str, RemoteFile | None]:
+        found: dict[str, RemoteFile | None] = {}
+
+        def ask(listed: ListedFile, look: Callable[[], None]) -> None:
+            look()
+            found[listed.name] = find(
+                self._listing, listed, endpoint=self._endpoint, repository=self._repository
+            )
+
+        together(files, ask, cancel=self._cancel)
+        return {file.name: found[file.name] for file in files}
+
+    def _leave(self, file: ListedFile) -> None:
+        """Let the client fetch a file that is too large for one request."""
+        from huggingface_hub import snapshot_download
+
+        self._cancel.checkpoint()
+        snapshot_download(
+            self._listing.repo_id,
+            revision=self._listing.commit,
+            allow_patterns=[glob.escape(file.name)],
+            cache_dir=self._repository.parent,
+            endpoint=self._endpoint,
+            tqdm_class=_bar_class(self),
+        )
+        if self._size_here(file) is None:
+            raise DownloadError(
+                f"{self._listing.repo_id}: {file.name} did not arrive whole: try again.",
+                model=self._listing.repo_id,
+            )
+
+    def look(self) -> None:
+        """Stop here if somebody asked."""
+        self._cancel.checkpoint()
+
+    def advance(self, count: int) -> None:
+        """Count bytes; from any of the client's threads."""
+        self._cancel.checkpoint()
+        with self._lock:
+            self._done += count
+            self._progress(self._done, self._total)
+
+
+def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
+    """Make a progress bar that draws nothing: it counts bytes and is a cancellation point."""
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # Of the client's bars one counts bytes on disk. The others count files, or the
+            # same bytes on the wire.
+            text = str(kwargs.get("desc") or "")
+            self._counts = (
+                counts
+                and kwargs.get("unit") == "B"
+                and text.startswith(("Reconstructing", "Downloading (incomplete"))
+            )
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            if self._counts:
+                fetching.advance(int(n or 0))
+            else:
+                fetching.look()
+
+    return Bar
+
+
+def _weights(folder: Path, files: list[ListedFile], kind: Kind) -> list[ListedFile]:
+    """Leave out the weights that no library would read: other formats, other precisions."""
+    files = [
+        file
+        for file in files
+        if "/" not in file.name and not file.name.endswith("consolidated.safetensors")
+    ]
+    if kind == "vision" and (folder / INDEX).is_file():
+        named = read_object(folder / INDEX, model=folder.name).get("weight_map")
+        shards = set(named.values()) if isinstance(named, dict) else set()
+        # An index that names none of them is for `checkpoint.inspect` to refuse.
+        return [file for file in files if file.name in shards] or files
+    return files
+
+
+def _require_room(needed: int, folder: Path, repo_id: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(
+            f"{repo_id} needs {needed / 1e9:.1f} GB more on the disk, and {free / 1e9:.1f} GB are "
+            "free: make room, or set HF_HOME to a larger one.",
+            model=repo_id,
+        )

@@ -1,0 +1,298 @@
+"""What one commit of a repository holds: the Hub's listing, read within limits and judged.
+
+Names and sizes in it are a stranger's words: the names become paths in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import quote
+
+from mlx_magic.errors import CheckpointError, DownloadError
+from mlx_magic.formatting import shown
+from mlx_magic.models.checkpoints import remote_code, strict_json
+
+MOST_BYTES = 8 * 2**20
+"""Of a listing; one of 10,000 files has about 3 MB."""
+
+MOST_FILES = 2_000
+"""Files that are fetched for one model."""
+
+MOST_SMALL_BYTES = 160 * 2**20
+"""All files but the weights together: `trust` reads no more."""
+
+_TIMEOUT = 30
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_LONGEST_PART = 200  # file systems take 255 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file of a commit.
+
+    Attributes
+    ----------
+    name : str
+        With its folders, ``/`` between them.
+    size : int or None
+        Bytes, as far as the listing says.
+    digest : str or None
+        SHA-256 of a large file, git's hash of any other, in hexadecimal digits.
+    """
+
+    name: str
+    size: int | None = None
+    digest: str | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """Most bytes that are fetched of it; None for weights."""
+        if self.name.endswith(".safetensors"):
+            return None
+        limits = remote_code.limits_of(self.name)
+        return strict_json.VOCABULARY.nbytes if limits is None else limits.nbytes
+
+    def require_size(self, size: int | None, repo_id: str) -> None:
+        """Refuse a file before it is fetched that would be refused after it.
+
+        Raises
+        ------
+        CheckpointError
+        """
+        if size is not None and self.limit is not None and size > self.limit:
+            raise CheckpointError(
+                f"{repo_id}: {shown(self.name)} is too large ({size / 1e6:.1f} MB, of at most "
+                f"{self.limit / 1e6:.1f} MB): choose another model.",
+                model=repo_id,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of one commit.
+
+    Attributes
+    ----------
+    repo_id : str
+    commit : str
+        Its hash: 40 hexadecimal digits.
+    files : mapping
+        Name to `ListedFile`, in the Hub's order.
+    """
+
+    repo_id: str
+    commit: str
+    files: Mapping[str, ListedFile]
+
+    def chosen(self, patterns: Iterable[str], *, folders: bool = False) -> list[ListedFile]:
+        """Return the files whose names fit one of the patterns and can be names in a folder.
+
+        Parameters
+        ----------
+        patterns : iterable of str
+        folders : bool
+            Whether to look deeper than `trust.wanted_code` does.
+
+        Raises
+        ------
+        DownloadError
+            When one that fits lies outside of the repository, or two are one on some disks.
+        """
+        wanted = tuple(patterns)
+        found: list[ListedFile] = []
+        for name, file in self.files.items():
+            if not any(fnmatchcase(name, pattern) for pattern in wanted):
+                continue
+            _require_name(name, self.repo_id)
+            *places, _ = name.split("/")
+            if folders or (len(places) <= 1 and not name.startswith(".")):
+                found.append(file)
+        _require_distinct(found, self.repo_id)
+        return found
+
+
+def read(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    look: Callable[[], None] = lambda: None,
+) -> Listing:
+    """Ask the Hub for the files of a revision, and the commit that this is now.
+
+    Parameters
+    ----------
+    repo_id : str
+    revision : str, optional
+        Branch, tag or commit; the main branch if left out.
+    endpoint : str, optional
+        Instead of the Hub client's own.
+    look : callable
+        Called between pieces of the answer; what it raises ends it.
+
+    Raises
+    ------
+    DownloadError
+        When the answer is no listing, or is too large.
+    Exception
+        What the Hub's client raises where the Hub refuses or is out of reach.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(repo_id)
+    require_revision(revision, repo_id)
+    url = f"{HfApi(endpoint=endpoint).endpoint}/api/models/{repo_id}"
+    if revision is not None:
+        url += f"/revision/{quote(revision, safe='')}"
+    listing = _understood(_answer(url, repo_id, look), repo_id)
+    if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
+        raise _odd(repo_id, "it lists another commit than was asked for")
+    return listing
+
+
+def require_revision(revision: str | None, repo_id: str) -> None:
+    """Refuse a revision that cannot be one: its name becomes a path in the cache.
+
+    Raises
+    ------
+    DownloadError
+    """
+    if revision is None:
+        return
+    parts = revision.split("/")
+    if not revision.isprintable() or "\\" in revision or not all(map(_is_part, parts)):
+        raise DownloadError(
+            f"{repo_id}: {shown(repr(revision))} is no name of a revision: write a branch, a tag "
+            "or a commit.",
+            model=repo_id,
+        )
+
+
+def require_files(files: Iterable[ListedFile], repo_id: str) -> None:
+    """Refuse more files, or larger ones, than a model's configuration and vocabulary can be.
+
+    Raises
+    ------
+    CheckpointError
+    """
+    count = total = 0
+    for file in files:
+        file.require_size(file.size, repo_id)
+        count += 1
+        total += file.size or 0
+    if count > MOST_FILES or total > MOST_SMALL_BYTES:
+        raise CheckpointError(
+            f"{repo_id}: its configuration and vocabulary are too large ({count} files of "
+            f"{total / 1e6:.1f} MB, of at most {MOST_FILES} of {MOST_SMALL_BYTES / 1e6:.1f} MB): "
+            "choose another model.",
+            model=repo_id,
+        )
+
+
+def digest_of(text: object) -> str | None:
+    """Return a hash as the Hub writes it, None for anything else: it becomes a file's name."""
+    if not isinstance(text, str):
+        return None
+    text = text.lower()
+    return text if _DIGEST.fullmatch(text) else None
+
+
+def _answer(url: str, repo_id: str, look: Callable[[], None]) -> bytes:
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    # Compressed, a few bytes could become very many.
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    request = {"headers": headers, "params": {"blobs": True}, "timeout": _TIMEOUT}
+    with get_session().stream("GET", url, **request) as response:
+        if response.status_code != 200:
+            # Without its body, which the client would read whole.
+            kept = {k: v for k, v in response.headers.items() if k.lower().startswith("x-error")}
+            hf_raise_for_status(
+                type(response)(response.status_code, headers=kept, request=response.request)
+            )
+            raise _odd(repo_id, f"HTTP {response.status_code}")
+        raw = bytearray()
+        for piece in response.iter_bytes(2**16):
+            look()
+            raw += piece
+            if len(raw) > MOST_BYTES:
+                raise _odd(repo_id, f"it is larger than {MOST_BYTES / 1e6:.0f} MB")
+    return bytes(raw)
+
+
+def _understood(raw: bytes, repo_id: str) -> Listing:
+    try:
+        answer = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _odd(repo_id, "it is no JSON") from error
+    siblings = answer.get("siblings") if isinstance(answer, dict) else None
+    if not isinstance(siblings, list):
+        raise _odd(repo_id, "it names no files")
+    commit = answer.get("sha")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        raise _odd(repo_id, "it names no commit")
+    files: dict[str, ListedFile] = {}
+    for sibling in siblings:
+        file = _file(sibling)
+        if file is None or file.name in files:
+            raise _odd(repo_id, "it names a file twice, or without its name")
+        files[file.name] = file
+    return Listing(repo_id, commit, files)
+
+
+def _file(sibling: Any) -> ListedFile | None:
+    if not isinstance(sibling, dict) or not isinstance(name := sibling.get("rfilename"), str):
+        return None
+    lfs = sibling.get("lfs")
+    digest = lfs.get("sha256") if isinstance(lfs, dict) else sibling.get("blobId")
+    size = sibling.get("size")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**53:
+        size = None
+    return ListedFile(name, size, digest_of(digest))
+
+
+def _odd(repo_id: str, why: str) -> DownloadError:
+    return DownloadError(
+        f"{repo_id} could not be fetched: the Hub's answer is no listing of files ({why}): try "
+        "again later, and check HF_ENDPOINT and any proxy.",
+        model=repo_id,
+    )
+
+
+def _is_part(part: str) -> bool:
+    return part not in ("", ".", "..") and len(part.encode(errors="replace")) <= _LONGEST_PART
+
+
+def _require_name(name: str, repo_id: str) -> None:
+    if name.isprintable() and "\\" not in name and all(map(_is_part, name.split("/"))):
+        return
+    raise DownloadError(
+        f"{repo_id} lists a file that cannot be in it ({shown(repr(name))}), and nothing was "
+        "fetched: choose a model of somebody whom you trust.",
+        model=repo_id,
+    )
+
+
+def _require_distinct(files: Iterable[ListedFile], repo_id: str) -> None:
+    """Refuse names that many file systems take for one, or for a file and its own folder."""
+    seen: set[str] = set()
+    folders: set[str] = set()
+    for file in files:
+        name = unicodedata.normalize("NFKC", file.name).casefold()
+        parts = name.split("/")
+        folders |= {"/".join(parts[:end]) for end in range(1, len(parts))}
+        if name in seen or name in folders or seen & folders:
+            raise DownloadError(
+                f"{repo_id} lists two files of one name ({shown(repr(file.name))}): choose "
+                "another model.",
+                model=repo_id,
+            )
+        seen.add(name)

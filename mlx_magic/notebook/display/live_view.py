@@ -1,0 +1,242 @@
+"""The live view of a running cell: pictures, phase, text as it comes, a Cancel button."""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.task import Work
+from mlx_magic.notebook.display import formulas, render, sanitize, terminal
+from mlx_magic.notebook.display.blocks import Blocks
+from mlx_magic.notebook.display.phase_line import phase_line
+from mlx_magic.notebook.display.throttle import Throttle
+
+_MUTED = "color:var(--jp-content-font-color2,#666)"
+_SIZE = "font-size:var(--jp-content-font-size1,14px);line-height:var(--jp-content-line-height,1.6)"
+_BLOCK = f"overflow-wrap:anywhere;overflow:auto;{_SIZE}"
+_TEXT = f"white-space:pre-wrap;{_BLOCK}"
+
+
+class View(Protocol):
+    """What shows a piece of work while it runs."""
+
+    def show(self) -> None:
+        """Begin to show."""
+
+    def update(self) -> None:
+        """Show what is new; called often, on the thread that runs cells."""
+
+    def leave(self, *, alone: bool) -> None:
+        """Make room for the result, which comes next."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class WidgetView:
+    """Shows a generation or a load with widgets.
+
+    Parameters
+    ----------
+    work : Generation or Load
+    why_no_click : str
+        Why clicks cannot arrive while the cell runs; empty if they can.
+    clock : callable
+        Seconds, monotonic.
+
+    Attributes
+    ----------
+    button : ipywidgets.Button
+        Its description is "Cancel": any client of the kernel can find and press it.
+    """
+
+    def __init__(
+        self,
+        work: Work[Any],
+        *,
+        why_no_click: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        import ipywidgets as widgets
+
+        self._widgets = widgets
+        self._work = work
+        self._blocks = Blocks()
+        self._shown_text = 0
+        self._throttle = Throttle(clock)
+        self._pictures: Any = None
+        self._handle: Any = None
+        self.button = widgets.Button(
+            description="Cancel",
+            tooltip=why_no_click or "Stop, and keep what was written",
+            disabled=bool(why_no_click),
+            layout=widgets.Layout(width="auto"),
+        )
+        self._tail = widgets.HTML()
+        # Shared: each would open two more comms, a millisecond of the model's time.
+        self._look = {"layout": self._tail.layout, "style": self._tail.style}
+        self._status = widgets.HTML(_status(phase_line(work.progress)), **self._look)
+        bar = [self.button, self._status]
+        if why_no_click:
+            bar.append(widgets.HTML(_status(why_no_click), **self._look))
+        self._text = widgets.VBox([self._tail])
+        self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
+        # The button stands on top: there it does not move while the text grows.
+        self._box = widgets.VBox([self._bar, self._text], layout=self._text.layout)
+        self._clock = clock
+        self._last_line = self._status.value
+        self._last_phase = work.progress.phase
+        self._next_line = 0.0
+
+    def show(self) -> None:
+        """Display the view in the cell that is running."""
+        from IPython.display import display
+
+        # Without its text: a client without widgets has no use for it, and nbval compares it.
+        view = self._box._repr_mimebundle_()
+        view.pop("text/plain", None)
+        self._handle = display(view, raw=True, display_id=True)
+
+    def leave(self, *, alone: bool) -> None:
+        """Make room for the result, which comes next.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether everything that the cell shows is this view.
+        """
+        from IPython.display import clear_output
+
+        # A button that no longer cancels anything must not be found.
+        self._bar.children = self._bar.children[1:]
+        for widget in (self.button, self.button.layout, self.button.style):
+            widget.close()
+        if alone:
+            clear_output(wait=True)
+        elif self._handle is not None:
+            self._handle.update({"text/plain": ""}, raw=True)
+
+    def update(self) -> None:
+        """Show what is new, within what time and bytes allow."""
+        tokens, text = 0, ""
+        if isinstance(self._work, Generation):
+            snapshot = self._work.snapshot()
+            tokens, text = snapshot.completion_tokens, snapshot.text
+            self._show_pictures(self._work)
+        self._show_phase()
+        new = len(text) - self._shown_text
+        if new and self._throttle.allows(min(new, 2_000) + len(self._blocks.tail), tokens):
+            self._throttle.sent(*self._grow(text[self._shown_text :]))
+            self._shown_text = len(text)
+
+    def close(self) -> None:
+        """Take every widget away, so that none stays in the kernel."""
+        blocks = [*self._text.children, *self._box.children, *self._bar.children]
+        parts = [w for owner in (self._box, *blocks) for w in (owner, owner.layout)]
+        styles = [w.style for w in blocks if hasattr(w, "style")]
+        for widget in {id(w): w for w in (*parts, *styles)}.values():
+            widget.close()
+
+    def _show_phase(self) -> None:
+        """Show a new phase at once, and progress within one twice a second.
+
+        Apart from the text's bytes: a long download must not use them up.
+        """
+        progress = self._work.progress
+        line = _status(phase_line(progress))
+        due = progress.phase != self._last_phase or self._clock() >= self._next_line
+        if line != self._last_line and due:
+            self._status.value = self._last_line = line
+            self._last_phase = progress.phase
+            self._next_line = self._clock() + 0.5
+
+    def _show_pictures(self, generation: Generation) -> None:
+        if self._pictures is None and generation.pictures:
+            self._pictures = self._widgets.HTML(
+                render.thumbnails_html(generation.pictures), **self._look
+            )
+            self._box.children = (self._bar, self._pictures, self._text)
+
+    def _grow(self, text: str) -> list[int]:
+        before = len(self._blocks.finished)
+        self._blocks.feed(text)
+        new = self._blocks.finished[before:]
+        sizes = []
+        if new:
+            blocks = [self._widgets.HTML(_block(*block), **self._look) for block in new]
+            children = (*self._text.children[:-1], *blocks, self._tail)
+            # Opened with all its traits, and closed again later.
+            sizes += [len(b.value) + 1_500 for b in blocks] + [45 * len(children)]
+            self._text.children = children
+        self._tail.value = _plain(self._blocks.tail)
+        return [*sizes, len(self._tail.value)]
+
+
+def import_libraries() -> None:
+    """Import what a `WidgetView` and a result need to show themselves; for another thread."""
+    import ipywidgets  # noqa: F401
+
+    sanitize.to_html("")
+
+
+class TerminalView:
+    """Writes the text to standard output as it comes, for IPython in a terminal.
+
+    Until there is text, the phase stands on standard error, if that is a terminal.
+    """
+
+    def __init__(self, work: Work[Any]) -> None:
+        self._work = work
+        self._shown = 0
+        self._phase = ""
+
+    def show(self) -> None:
+        """Show nothing yet."""
+
+    def update(self) -> None:
+        """Write what is new."""
+        text = self._work.snapshot().text if isinstance(self._work, Generation) else ""
+        if len(text) > self._shown:
+            self._write_phase("")
+            terminal.write(sanitize.to_plain(text[self._shown :]))
+            self._shown = len(text)
+        elif not self._shown:
+            self._write_phase(phase_line(self._work.progress))
+
+    def leave(self, *, alone: bool) -> None:
+        """Write the rest and end the line."""
+        self.update()
+        self._write_phase("")
+        if self._shown:
+            terminal.write("\n")
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+    def _write_phase(self, line: str) -> None:
+        if line != self._phase and sys.stderr is not None and sys.stderr.isatty():
+            terminal.write(f"\r\x1b[K{sanitize.to_plain(line)}", sys.stderr)
+            self._phase = line
+
+
+def _status(line: str) -> str:
+    text = html.escape(sanitize.to_plain(line))
+    return f'<span class="{formulas.UNSET}" role="status" style="{_MUTED}">{text}</span>'
+
+
+def _plain(text: str) -> str:
+    if not text:
+        return ""
+    plain = html.escape(sanitize.to_plain(text))
+    return f'<div class="{formulas.UNSET}" style="{_TEXT}">{plain}</div>'
+
+
+def _block(text: str, whole: bool) -> str:
+    if not whole:
+        return _plain(text.rstrip("\n"))
+    shown = sanitize.to_html(text)
+    return f'<div class="{formulas.UNSET}" style="{_BLOCK}">{shown}</div>'

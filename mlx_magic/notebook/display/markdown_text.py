@@ -1,0 +1,267 @@
+"""A text of others as Markdown, for programs that allow HTML and TeX in it.
+
+JupyterLab's and VS Code's viewers, nbconvert (with mistune, and with pandoc on the way to LaTeX)
+and Jupyter Book read Markdown each in their own way. So nothing here depends on how one of them
+reads a doubtful text: what has a meaning beyond CommonMark is written as a character reference.
+Only what all of them take for code is left as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from functools import cache
+from typing import TYPE_CHECKING
+
+from mlx_magic.notebook.display import formulas
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+# What a program could take for HTML, TeX, a link, a picture or a directive.
+_SPECIAL = re.compile(
+    r"\\\\|\\[$&<]|\\(?=[^\W\d_])|[$&<]|!\[|\](?:\(|:)|:?//(?=\S)|(?<=`)\{|\}(?=`)"
+)
+_REFERENCES = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "\\": "&#92;", "{": "&#123;", "}": "&#125;"}
+_PUNCTUATION = re.compile(r"[\\$&<>*_\[\]`!~|{}@:/#^]")
+# Languages of code blocks that some programs draw or run.
+_DRAWN = ("mermaid", "math", "geojson", "topojson", "stl", "plantuml")
+_FENCE_DIRECTIVE = re.compile(rf"([`~:]{{3}}[ \t]*)(?:\{{|(?:{'|'.join(_DRAWN)})\b)", re.IGNORECASE)
+_FENCE = re.compile(r"(`{3,})[ \t]*([A-Za-z0-9_+#.-]{0,30})")
+_BACKTICKS = re.compile("`+")
+_CODE = r"(?<![`\\])(?P<code>(?P<run>`{1,2})(?!`)[^`\n]+(?<!`)(?P=run)(?!`))"
+_CODE_ONLY = re.compile(_CODE)
+_MEANING = re.compile(rf"{_CODE}|\\\\|\\\$|(?P<math>\$|\\(?=[(\[]|begin\{{))")
+_MATH = re.compile(r"\\\\|\\\$|(?P<math>\$|\\(?=[(\[]|begin\{))")
+# Where pandoc would see a fence or a table of another kind, and CommonMark nothing.
+_LINE_START = re.compile(
+    r"(?m)^([ \t>]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`(?=``)|~(?=~~)|\+(?=[-=:]))"
+)
+_RISKY = re.compile(r"\\(?:[^\W\d_]|[(\[])|\$")
+_QUOTE_MARKS = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?=[/?#\s),;!'\"*\]]|:[0-9]|$)")
+# What MathJax could find in the page that is made of it. Within an address that becomes a link by
+# itself, backslashes of ours stay.
+_DELIMITER = re.compile(r"[$]|&#36;|\\(?:[(\[]|begin)|&#92;\\?(?:[(\[]|begin|ref|eqref)")
+
+
+def guarded(markdown: str) -> str:
+    """Return Markdown in which nothing is typeset but what has the class `formulas.SET`."""
+    if not _DELIMITER.search(markdown):
+        return markdown
+    return f'<div class="{formulas.UNSET}">\n\n{markdown.strip(chr(10))}\n\n</div>\n'
+
+
+def fenced(text: str, language: str = "", least: int = 3) -> str:
+    """Return `text` as a code block that nothing in it can end."""
+    longest = max(map(len, _BACKTICKS.findall(text)), default=0)
+    mark = "`" * max(least, longest + 1)
+    return f"{mark}{language}\n{_in_code(text)}\n{mark}"
+
+
+def body(text: str) -> str:
+    """Return a text as Markdown that is harmless wherever `guarded` is around it.
+
+    Parameters
+    ----------
+    text : str
+        Plain: without controls and sequences.
+    """
+    lines = text.split("\n")
+    blocks = _blocks(text)
+    prose = _Prose(unsure=_unsure(lines, blocks))
+    written: list[str] = []
+    running: list[tuple[str, bool]] = []
+    at = 0
+    for block in blocks:
+        running += [(line, False) for line in lines[at : block.begin]]
+        at = block.end
+        if block.code is not None:
+            written += [prose.markdown(running), block.code]
+            running = []
+            continue
+        inside = range(block.begin, block.end)
+        running += [("***" if block.rule else lines[line], line in block.marks) for line in inside]
+    running += [(line, False) for line in lines[at:]]
+    written.append(prose.markdown(running))
+    markdown = _joined(written)
+    return markdown + "\n" * (text.endswith("\n") and not markdown.endswith("\n"))
+
+
+class _Block:
+    """A block of the text's own level that is not mere prose.
+
+    Attributes
+    ----------
+    begin, end : int
+        Lines.
+    code : str or None
+        How it is written, where it is code.
+    marks : set of int
+        Lines that open and close code in it, and lines of code.
+    rule : bool
+        Whether it is a line of dashes.
+    """
+
+    __slots__ = ("begin", "code", "end", "marks", "rule")
+
+    def __init__(self, begin: int, end: int) -> None:
+        self.begin, self.end = begin, end
+        self.code: str | None = None
+        self.marks: set[int] = set()
+        self.rule = False
+
+
+def _blocks(text: str) -> list[_Block]:
+    """Return the blocks that are code, hold code, or are a line of dashes."""
+    lines = text.split("\n")
+    found: list[_Block] = []
+    for token in _parser().parse(text):
+        if token.map is None or token.nesting < 0:
+            continue
+        begin, end = token.map
+        if token.level == 0:
+            block = _Block(begin, end)
+            if token.type in ("fence", "code_block"):
+                block.code = _code(token, lines[begin:end])
+            block.rule = token.type == "hr" and "-" in lines[begin]
+            found.append(block)
+        elif token.type in ("fence", "code_block") and found:
+            if _RISKY.search(token.content) or _RISKY.search(token.info):
+                # How deep code may stand in a list differs from program to program.
+                owner = found[-1]
+                owner.code = fenced("\n".join(lines[owner.begin : owner.end]).rstrip("\n"))
+            found[-1].marks |= set(range(begin, end))
+    return [block for block in found if block.code is not None or block.marks or block.rule]
+
+
+def _code(token: Token, lines: list[str]) -> str:
+    """Return a code block with a fence that every program sees."""
+    content = token.content.rstrip("\n")
+    opening = _FENCE.fullmatch(lines[0].rstrip())
+    language = opening[2] if opening else token.info.strip().split(" ")[0]
+    if language.lower() in _DRAWN or not re.fullmatch(r"[A-Za-z0-9_+#.-]{0,30}", language):
+        language = "text"
+    return fenced(content, language, len(opening[1]) if opening else 3)
+
+
+def _unsure(lines: list[str], blocks: list[_Block]) -> bool:
+    """Return whether programs might disagree on what is code within lines of prose."""
+    skipped: set[int] = set()
+    for block in blocks:
+        skipped |= block.marks if block.code is None else set(range(block.begin, block.end))
+    return any(
+        "`" in _CODE_ONLY.sub("", line) for at, line in enumerate(lines) if at not in skipped
+    )
+
+
+class _Prose:
+    """Writes lines outside of code blocks, and harmless code within lists.
+
+    Parameters
+    ----------
+    unsure : bool
+        Whether backticks say nothing for certain.
+    """
+
+    def __init__(self, *, unsure: bool) -> None:
+        self._unsure = unsure
+        self._pattern = _MATH if unsure else _MEANING
+        self._formulas = 0
+
+    def markdown(self, lines: list[tuple[str, bool]]) -> str:
+        """Return lines, each with whether it belongs to code, as Markdown."""
+        groups = []
+        for is_code, group in itertools.groupby(lines, key=lambda line: line[1]):
+            text = "\n".join(line for line, _ in group)
+            groups.append(_in_code(text) if is_code else self._prose(text))
+        return _FENCE_DIRECTIVE.sub(r"\1text ", "\n".join(groups))
+
+    def _prose(self, text: str) -> str:
+        text = _LINE_START.sub(_at_line_start, text)
+        parts: list[str] = []
+        at = place = 0
+        while (found := self._pattern.search(text, place)) is not None:
+            place = found.end()
+            if found.lastgroup == "math":
+                formula = formulas.find(text, found.start())
+                if formula is not None:
+                    parts.append(_special(text[at : found.start()]))
+                    parts.append(self._formula(formula, text, found.start()))
+                    at = place = formula.end
+            elif not self._unsure and found["code"] is not None:
+                before = _special(text[at : found.start()])
+                parts.append(before[:-1] + "&#125;" if before.endswith("}") else before)
+                parts.append(_in_code(found[0]))
+                at = place
+                if text.startswith("{", at):
+                    parts.append("&#123;")
+                    at += 1
+        parts.append(_special(text[at:]))
+        return "".join(parts)
+
+    def _formula(self, formula: formulas.Formula, text: str, at: int) -> str:
+        line = text.rfind("\n", 0, at) + 1
+        source = formula.source
+        if text.startswith(">", line) and "\n" in source:
+            unquoted = formulas.find(_QUOTE_MARKS.sub("\n", source), 0)
+            formula = unquoted or formula
+        self._formulas += 1
+        if self._formulas <= formulas.MOST and formula.allowed:
+            return formula.markdown()
+        return " ".join(_PUNCTUATION.sub(lambda sign: f"&#{ord(sign[0])};", source).split())
+
+
+def _at_line_start(found: re.Match[str]) -> str:
+    # "&" would be written as a reference itself: a backslash does the same.
+    return f"{found[1]}\\{found[2]}"
+
+
+def _special(text: str) -> str:
+    return _SPECIAL.sub(_written, text)
+
+
+def _written(found: re.Match[str]) -> str:
+    sign = found[0]
+    if sign.endswith("//"):
+        return _slashes(found)
+    if sign in ("![", "](", "]:"):
+        return f"{sign[0]}\\{sign[1]}"
+    return _REFERENCES[sign[-1]]
+
+
+def _slashes(found: re.Match[str]) -> str:
+    """Keep an address of the web; others must not become links, least of all relative ones."""
+    if found[0] == "//":
+        return "/&#47;"
+    before = found.string[max(0, found.start() - 5) : found.start()].lower()
+    # JupyterLab takes an address for one of its own whose host it cannot read.
+    web = before.endswith(("http", "https")) and _HOST.match(found.string, found.end())
+    return found[0] if web else "&#58;/&#47;"
+
+
+def _in_code(text: str) -> str:
+    """Write what is code so that it is harmless where a program takes it for none."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("![", "!\\[").replace("](", "]\\(").replace("]:", "]\\:")
+
+
+def _joined(parts: list[str]) -> str:
+    """Put a blank line between parts where there is none."""
+    text = ""
+    for part in parts:
+        if text and part:
+            gap = (len(text) - len(text.rstrip("\n"))) + (len(part) - len(part.lstrip("\n")))
+            text += "\n" * max(0, 2 - gap)
+        text += part
+    return text
+
+
+@cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.core.ruler.disable("inline")
+    return parser

@@ -1,0 +1,30 @@
+"""What a person is told while they wait."""
+
+from __future__ import annotations
+
+from mlx_magic.engine.download_rate import duration, seconds_left
+from mlx_magic.engine.task import Progress, amount
+
+_WORDS = {
+    "queued": "waiting",
+    "downloading": "downloading the model",
+    "loading": "loading the model",
+    "seeing": "looking at the picture",
+    "reading": "reading the prompt",
+    "writing": "writing",
+    "done": "done",
+}
+
+
+def phase_line(progress: Progress) -> str:
+    """Return one short line: the phase, and how far it has come where that is known."""
+    words = progress.note or _WORDS[progress.phase]
+    if progress.total <= 0 or progress.phase == "seeing":
+        return words + " …"
+    if progress.phase == "reading":
+        return f"{words} · {progress.done:,} of {progress.total:,} tokens"
+    line = f"{words} · {amount(progress.done)} of {amount(progress.total)}"
+    left = seconds_left(progress.done, progress.total, progress.rate)
+    if left is None or progress.done >= progress.total:
+        return line
+    return f"{line} · {amount(int(progress.rate))}/s · {duration(left)} left"

@@ -1,0 +1,164 @@
+"""A finished answer as one static bundle, the same on every run of a greedy decoding."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from functools import lru_cache
+from html import escape
+from typing import TYPE_CHECKING
+
+from mlx_magic.notebook.display import formulas
+from mlx_magic.notebook.display.sanitize import preformatted, to_html, to_markdown, to_plain
+from mlx_magic.notebook.display.terminal import printable
+from mlx_magic.notebook.magic_line.expressions import one_line
+
+if TYPE_CHECKING:
+    from mlx_magic.engine.request import VisionResult
+    from mlx_magic.images.opening import ImageInput
+
+THUMBNAIL_SIDE = 256
+"""Pixels."""
+
+_FINISH = {"length": "cut off at max_tokens", "cancelled": "cancelled", "timeout": "timed out"}
+_QUIET = "color:var(--jp-content-font-color2,inherit);font-size:85%"
+_BORDER = "1px solid var(--jp-border-color2,#8886)"
+
+
+@lru_cache(maxsize=1)
+def bundle(result: VisionResult) -> dict[str, str]:
+    """Return a result's MIME bundle: no timings, rates or memory in it.
+
+    Formats "text" and "json" are no Markdown and have no ``text/markdown``; "raw" has only
+    ``text/plain``. Terminal sequences and control characters are taken out in each of them;
+    ``result.text`` keeps everything.
+    """
+    if result.format == "raw":
+        return {"text/plain": printable(to_plain(result.text))}
+    plain, answer = _answer(result)
+    finish = finish_words(result)
+    pictures = thumbnails_html(result.images, result.seen)
+    shown = {
+        "text/plain": printable(
+            "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part)
+        ),
+        # A word without a blank must not push the page aside, and no ink lie over it: formulas
+        # and piled-up accents are as high and wide as one likes.
+        "text/html": (
+            f'<div class="{formulas.UNSET}" style="overflow-wrap:anywhere;overflow:auto">'
+            f"{pictures}{answer}{_footer(result)}</div>"
+        ),
+    }
+    if result.format == "markdown":
+        ending = f"\n\n*{finish}*" if finish else ""
+        shown["text/markdown"] = to_markdown(result.text) + ending
+    return shown
+
+
+def ending(result: VisionResult) -> str:
+    """Return what a terminal, which has shown the text itself, says after it."""
+    finish = finish_words(result)
+    parts = [f"[{finish}]"] if finish else []
+    if result.data_error is not None:
+        parts.append(f"Not valid JSON: {one_line(to_plain(result.data_error))}")
+    return "\n".join(parts)
+
+
+def answer_html(text: str) -> str:
+    """Return an answer, without its pictures and its footer, as HTML."""
+    plain = to_plain(text)
+    return to_html(plain) if plain.strip() else "<p><em>(no text)</em></p>"
+
+
+def finish_words(result: VisionResult) -> str:
+    """Say why an answer ended, where that is not its natural end."""
+    return _FINISH.get(result.finish_reason, "")
+
+
+def _answer(result: VisionResult) -> tuple[str, str]:
+    """Return the answer itself as plain text and as HTML."""
+    plain = to_plain(result.text)
+    if result.format == "json":
+        if result.data_error is None:
+            plain = to_plain(_pretty(result))
+            return plain, preformatted(plain)
+        problem = f"Not valid JSON: {one_line(to_plain(result.data_error))}"
+        warning = f'<p role="alert"><strong>{escape(problem)}</strong></p>'
+        return f"{problem}\n{plain}", warning + preformatted(plain)
+    if result.format == "markdown" or not plain.strip():
+        return plain, answer_html(plain)
+    return plain, preformatted(plain)
+
+
+def _pretty(result: VisionResult) -> str:
+    try:
+        return json.dumps(result.data, indent=2, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):  # data that somebody put there by hand
+        return result.text
+
+
+def _footer(result: VisionResult) -> str:
+    parts = [result.model]
+    if finish := finish_words(result):
+        parts.append(finish)
+    text = escape(to_plain(" · ".join(parts)))
+    return f'<div style="{_QUIET};margin-top:6px">{text}</div>'
+
+
+def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> str:
+    """Return the pictures as a row of small ones with captions; ``""`` if there are none.
+
+    Parameters
+    ----------
+    images : sequence of ImageInput
+    seen : sequence of str
+        The size at which the model sees each of them, where that is known.
+    """
+    sizes = seen if len(seen) == len(images) else [""] * len(images)
+    figures = "".join(_figure(image, size) for image, size in zip(images, sizes, strict=True))
+    if not figures:
+        return ""
+    return (
+        f'<div class="{formulas.UNSET}" role="list" aria-label="Pictures of this question" '
+        f'style="display:flex;flex-wrap:wrap;gap:8px;margin-bottom:8px">{figures}</div>'
+    )
+
+
+def _figure(image: ImageInput, seen: str) -> str:
+    thumbnail = image.thumbnail(THUMBNAIL_SIDE)
+    source = escape(one_line(to_plain(image.source), 80))
+    width, height = image.size
+    note = one_line(to_plain(image.note or ""))
+    caption = f"{source} · {width} × {height}"  # noqa: RUF001 - the sign for sizes
+    if image.original_size != image.size and "{}x{}".format(*image.original_size) not in note:
+        caption += " (from {} × {})".format(*image.original_size)  # noqa: RUF001
+    if seen and seen != "{} x {}".format(*image.size):
+        caption += f"<br>seen at {escape(to_plain(seen))}".replace(" x ", " × ")  # noqa: RUF001
+    if note:
+        caption += f" · {escape(note)}"
+    data = b64encode(thumbnail.data).decode("ascii")
+    return (
+        f'<figure role="listitem" style="margin:0;max-width:{THUMBNAIL_SIDE}px">'
+        f'<img src="data:{escape(thumbnail.mime)};base64,{data}" alt="{source}" '
+        f'width="{thumbnail.width}" height="{thumbnail.height}" '
+        f'style="max-width:100%;height:auto;border:{_BORDER};border-radius:2px">'
+        f'<figcaption style="{_QUIET};overflow-wrap:anywhere">{caption}</figcaption></figure>'
+    )
+
+
+def usage_line(result: VisionResult) -> str:
+    """Return tokens, speed and time to the first token in one line; for live views only."""
+    usage, timings = result.usage, result.timings
+    details = [f"{usage.image_tokens} image"] if usage.image_tokens else []
+    if usage.cached_tokens:
+        details.append(f"{usage.cached_tokens} cached")
+    read = f"{usage.prompt_tokens} prompt tokens"
+    parts = [f"{read} ({', '.join(details)})" if details else read]
+    parts.append(f"{usage.completion_tokens} written")
+    if timings.generation_tps:
+        rate = timings.generation_tps
+        parts.append(f"{rate:,.0f} tokens/s" if rate >= 100 else f"{rate:.3g} tokens/s")
+    if timings.time_to_first_token is not None:
+        parts.append(f"first token after {timings.time_to_first_token:.2f} s")
+    return ", ".join(parts)

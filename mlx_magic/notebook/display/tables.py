@@ -1,0 +1,239 @@
+"""``%vision list`` and ``%vision status`` as text and as HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.engine.request import DEMO
+from mlx_magic.engine.task import amount
+from mlx_magic.formatting import shown
+from mlx_magic.model_pool.fit import fits
+from mlx_magic.model_pool.model_info import ModelInfo
+from mlx_magic.model_pool.pool import ModelPool
+from mlx_magic.models.catalog import model_summary
+from mlx_magic.models.catalog.alias_file import Target
+from mlx_magic.models.catalog.local_models import ModelOnDisk
+from mlx_magic.models.checkpoints.batch_support import Verdict
+from mlx_magic.notebook.display import formulas, pool_messages
+from mlx_magic.notebook.display.phase_line import phase_line
+from mlx_magic.session import Session
+
+_CELL = "text-align:left;padding:2px 12px 2px 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings. Shows itself.
+
+    Attributes
+    ----------
+    headings : tuple of str
+    rows : tuple of tuple of str
+    note : str
+        A line below.
+    """
+
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    @property
+    def _printable(self) -> list[tuple[str, ...]]:
+        """Headings and rows in which no name of a stranger drives the terminal."""
+        return [tuple(shown(word, 1000) for word in row) for row in (self.headings, *self.rows)]
+
+    @property
+    def _note(self) -> str:
+        return "\n".join(shown(line, 1000) for line in self.note.splitlines())
+
+    def __repr__(self) -> str:
+        lines = self._printable if any(self.headings) else self._printable[1:]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+        text = [
+            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+        return "\n".join([*text, *([self._note] if self.note else [])])
+
+    def _repr_html_(self) -> str:
+        headings, *rows = self._printable
+        head = "".join(f'<th style="{_CELL}">{html.escape(h)}</th>' for h in headings)
+        body = "".join(
+            "<tr>" + "".join(f'<td style="{_CELL}">{html.escape(w)}</td>' for w in row) + "</tr>"
+            for row in rows
+        )
+        thead = f"<thead><tr>{head}</tr></thead>" if any(self.headings) else ""
+        note = f"<p>{html.escape(self._note)}</p>" if self.note else ""
+        return (
+            f'<div class="{formulas.UNSET}" style="overflow:auto">'
+            f"<table>{thead}<tbody>{body}</tbody></table>{note}</div>"
+        )
+
+
+class ModelTable:
+    """``%vision list``."""
+
+    @staticmethod
+    def of(session: Session) -> Table:
+        """Return the models at hand: in memory, on disk, and aliases of what is on neither.
+
+        Reads files: not for an event loop.
+        """
+        loaded = pool_rows(session.pool)
+        paths = {m.path for m in session.pool if m.adapter is None}
+        names = {name for m in session.pool for name in m.names}
+        targets = session.names.targets
+        rows: list[tuple[str, ...]] = []
+        for model in session.on_disk():
+            called = [name for name, to in session.names.plain_aliases.items() if to == model.name]
+            if model.name not in names and str(model.path) not in paths:
+                rows.append(_disk_row(model, called, session.pool))
+            names |= {model.name, *called}
+        rows += [
+            (name, "", "", "", "", _not_looked_at(to))
+            for name, to in targets.items()
+            if name not in names
+        ]
+        problems = session.names.file.problems if session.names.file is not None else ()
+        # Without a budget of one's own there is nothing to say of it.
+        room = () if session.pool.budget is None else (pool_messages.room(session.pool) + ".",)
+        return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join((*room, *problems)))
+
+
+def _not_looked_at(target: Target) -> str:
+    """Say what an alias stands for that is no model on this disk by itself."""
+    if target.adapter is not None:
+        return f"{target.model} with adapter {PurePath(target.adapter).name}"
+    return f"not on this disk: {target.model}"
+
+
+def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tuple[str, ...]:
+    """Return the row of a model that is not in memory."""
+    state = "bundled" if model.name == DEMO else "on disk"
+    room = fits(pool, model.needed)
+    if model.partly:
+        state = "downloaded in part: load it to fetch the rest"
+    elif model.problem:
+        state = f"unusable: {model.problem}"
+    elif room is not None:
+        state += ", fits" if room else ", does not fit now"
+    return (
+        ", ".join([model.name, *called]),
+        model.kind,
+        model.model_type,
+        (model.quantization or "no") if model.kind else "",
+        amount(model.nbytes) if model.nbytes else "",
+        state,
+    )
+
+
+class FactsTable:
+    """``%vision models``."""
+
+    @staticmethod
+    def of(session: Session, name: str) -> Table:
+        """Return what a model is; may ask the Hub, so not for an event loop."""
+        found = model_summary.read(name, session.names)
+        room = fits(session.pool, found.needed)
+        rows = [
+            ("model", name),
+            ("place", found.place),
+            ("kind", found.kind),
+            ("architecture", found.model_type),
+            ("quantised", found.quantization or "no"),
+            ("size", amount(found.nbytes) if found.nbytes else "unknown"),
+            ("memory", {True: "fits now", False: "does not fit now", None: "unknown"}[room]),
+            ("context", f"{found.context:,} tokens" if found.context else "unknown"),
+        ]
+        if found.image_tokens:
+            rows.append(("picture", f"{found.image_tokens:,} tokens, whole or each part of it"))
+        rows.append(("several questions", _together(found.together)))
+        if found.wants_code:
+            rows.append(("wants to run", "; ".join(found.wants_code)))
+        if found.problem:
+            rows.append(("problem", found.problem))
+        return Table(("", ""), tuple(rows))
+
+
+class StatusTable:
+    """``%vision status``."""
+
+    @staticmethod
+    def of(session: Session, *, default: str | None) -> Table:
+        """Return what is loaded, running and used, and on what device."""
+        rows: list[tuple[str, str]] = [
+            ("default model", default or f"{DEMO} (bundled)"),
+            ("loaded", "; ".join(map(_named, session.pool)) or "nothing"),
+            ("room", pool_messages.room(session.pool)),
+            *_unloaded(session.pool),
+            ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
+            *_answering(session.pool),
+            ("reused", _reused(session.pool.reuse)),
+            *session.device(),
+        ]
+        return Table(("", ""), tuple(rows), "%vision? lists the commands, %%vision? the options.")
+
+
+def _named(model: ModelInfo) -> str:
+    state = pool_messages.state(model)
+    return model.name if state == "loaded" else f"{model.name} ({state.removeprefix('loaded, ')})"
+
+
+def _together(verdict: Verdict | None) -> str:
+    """Say how a model that is not loaded will answer."""
+    return "known once it is loaded" if verdict is None else str(verdict)
+
+
+def _answering(pool: ModelPool) -> list[tuple[str, str]]:
+    """Say how each loaded model answers several questions."""
+    words = [f"{model.name} {Verdict(model.together, True, model.why_apart)}" for model in pool]
+    return [("several questions", "; ".join(words))] if words else []
+
+
+def _unloaded(pool: ModelPool) -> list[tuple[str, str]]:
+    """Say what has left by itself lately."""
+    gone = [str(model) for model in pool.unloaded if model.why != "asked"]
+    return [("unloaded", "; ".join(gone[-3:]))] if gone else []
+
+
+def _reused(reuse: Reuse) -> str:
+    """Say how much was reused, and what that takes."""
+    parts = [
+        f"{hits} of {hits + misses} {what}"
+        for hits, misses, what in (
+            (reuse.picture_hits, reuse.picture_misses, "pictures"),
+            (reuse.prefix_hits, reuse.prefix_misses, "prompts"),
+        )
+        if hits + misses
+    ]
+    kept = f"{amount(reuse.nbytes)} kept of {amount(reuse.limit_bytes)}"
+    return f"{', '.join(parts)}; {kept}" if parts else "nothing yet"
+
+
+_MODEL_HEADINGS = ("model", "kind", "architecture", "quantised", "size", "state")
+
+
+def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
+    """Return a row for each model in memory."""
+    return tuple(
+        (
+            ", ".join(m.names),
+            m.kind,
+            m.model_type,
+            m.quantization or "no",
+            amount(m.nbytes),
+            pool_messages.state(m),
+        )
+        for m in pool
+    )
+
+
+def pool_table(pool: ModelPool) -> Table:
+    """Return the pool as a table."""
+    room = pool_messages.room(pool) + "."
+    note = room if len(pool) else f"No model is loaded; {room}"
+    return Table(_MODEL_HEADINGS, pool_rows(pool), note)

@@ -1,0 +1,119 @@
+"""Tab completion of the magics' lines, as a matcher of IPython's completer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from IPython.core.completer import (
+    CompletionContext,
+    SimpleCompletion,
+    SimpleMatcherResult,
+    context_matcher,
+)
+
+from mlx_magic.notebook.magic_line.completions import IMAGE_SUFFIXES, complete
+from mlx_magic.user_folders import expanded
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+IDENTIFIER = "mlx_magic.vision"
+MOST_ENTRIES = 2_000
+"""Entries of a folder that are looked at."""
+
+_PRIORITY = 1_000  # first of all, so that nothing else runs where we have something to say
+_PICTURE_TYPES = {
+    ("PIL", "Image"),
+    ("matplotlib", "Figure"),
+    ("mlx", "array"),
+    ("mlx_magic", "ImageInput"),
+    ("mlx_magic", "VisionResult"),
+    ("numpy", "ndarray"),
+    ("pandas", "Series"),
+    ("pathlib", "PurePath"),
+    ("builtins", "bytes"),
+}
+
+
+def install(ip: InteractiveShell, models: Callable[[], Iterable[str]]) -> None:
+    """Complete the magics' lines in this shell; `models` gives the names of models at hand."""
+    uninstall(ip)
+
+    @context_matcher(priority=_PRIORITY, identifier=IDENTIFIER)  # type: ignore[untyped-decorator]
+    def match_vision(context: CompletionContext) -> SimpleMatcherResult:
+        before = line_of_magic(context.full_text, context.cursor_line, context.cursor_position)
+        found = complete(before, models=models, files=list_folder, names=lambda: variables(ip))
+        result = SimpleMatcherResult(
+            completions=[SimpleCompletion(text=item.text, type=item.kind) for item in found],
+            suppress=bool(found),
+            ordered=True,
+        )
+        if found:
+            result["matched_fragment"] = before[found[0].start :]
+        return result
+
+    ip.Completer.custom_matchers.append(match_vision)
+
+
+def uninstall(ip: InteractiveShell) -> None:
+    """Take the matcher out again; nothing happens if there is none."""
+    ip.Completer.custom_matchers[:] = [
+        matcher
+        for matcher in ip.Completer.custom_matchers
+        if getattr(matcher, "matcher_identifier", None) != IDENTIFIER
+    ]
+
+
+def line_of_magic(cell: str, line: int, column: int) -> str:
+    """Return the line up to the cursor if it can be one of the magics' lines, else ``""``.
+
+    ``%%vision`` counts only as the first line of a cell that is not blank, and below it is the
+    prompt, where nothing is a magic.
+    """
+    lines = cell.split("\n")
+    before = lines[line][:column] if line < len(lines) else ""
+    above = [text.strip() for text in lines[:line] if text.strip()]
+    if above and (above[0].split()[0] == "%%vision" or before.lstrip().startswith("%%")):
+        return ""
+    return before
+
+
+def list_folder(folder: str) -> list[str]:
+    """Return the names in a folder, sorted, folders with a slash; ``[]`` if it has none."""
+    names = []
+    try:
+        with os.scandir(expanded(folder or ".")) as entries:
+            for _, entry in zip(range(MOST_ENTRIES), entries, strict=False):
+                names.append(entry.name + "/" if entry.is_dir() else entry.name)
+    except (OSError, ValueError, RuntimeError):  # not there, not allowed, no such ~user
+        return []
+    return sorted(names)
+
+
+def variables(ip: InteractiveShell) -> list[str]:
+    """Return the notebook's own variables, those that could hold a picture first."""
+    hidden: Mapping[str, object] = ip.user_ns_hidden
+    own = {
+        name: value
+        for name, value in list(ip.user_ns.items())
+        if not isinstance(value, ModuleType) and not (name in hidden and hidden[name] is value)
+    }
+    return sorted(own, key=lambda name: (not could_be_picture(own[name]), name))
+
+
+def could_be_picture(value: object) -> bool:
+    """Guess from its type alone whether `value` is one or more pictures, or names one."""
+    if type(value) in (list, tuple):
+        value = next(iter(value), None)  # type: ignore[call-overload]
+    if type(value) is str:
+        text = value[:2_000].lower()
+        return text.startswith(("http://", "https://", "data:image/")) or text.endswith(
+            tuple(IMAGE_SUFFIXES)
+        )
+    return any(
+        (kind.__module__.partition(".")[0], kind.__name__) in _PICTURE_TYPES
+        for kind in type(value).__mro__
+    )

@@ -1,0 +1,1 @@
+"""A line and a body -> arguments, commands, completions, help."""

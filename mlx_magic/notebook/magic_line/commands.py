@@ -1,0 +1,174 @@
+"""What a ``%vision`` line asks for, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlx_magic.errors import RequestError
+from mlx_magic.notebook.magic_line.expressions import one_line
+from mlx_magic.notebook.magic_line.options import (
+    LINE_OPTIONS,
+    MODEL_VERBS,
+    Words,
+    read_options,
+    suggestion,
+)
+from mlx_magic.notebook.magic_line.tokens import split_line
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCommand:
+    """Load a model, with an adapter and by an alias if they are given."""
+
+    model: str
+    alias: str | None = None
+    trust_remote_code: bool = False
+    pin: bool = False
+    adapter: str | None = None
+    save: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadCommand:
+    """Unload one model; all of them if `model` is None."""
+
+    model: str | None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PinCommand:
+    """Pin a model, or unpin it."""
+
+    model: str
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ListCommand:
+    """List the models."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsCommand:
+    """Say what a model is, without loading it."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusCommand:
+    """Say what is loaded, running and used."""
+
+
+@dataclass(frozen=True, slots=True)
+class UseCommand:
+    """Make a model the default."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelCommand:
+    """Cancel what is running."""
+
+
+@dataclass(frozen=True, slots=True)
+class PanelCommand:
+    """Open the panel."""
+
+
+@dataclass(frozen=True, slots=True)
+class HelpCommand:
+    """``%vision`` alone: status and a short help."""
+
+
+Command = (
+    LoadCommand
+    | UnloadCommand
+    | PinCommand
+    | ListCommand
+    | ModelsCommand
+    | StatusCommand
+    | UseCommand
+    | CancelCommand
+    | PanelCommand
+    | HelpCommand
+)
+
+
+def parse_line(line: str) -> Command:
+    """Read what follows ``%vision``.
+
+    Raises
+    ------
+    RequestError
+        For an unknown subcommand, an unknown or planned flag, and for missing or surplus words.
+    """
+    tokens = split_line(line)
+    if not tokens:
+        return HelpCommand()
+    verb = tokens[0].text
+    if verb not in LINE_OPTIONS:
+        hint = suggestion(verb, LINE_OPTIONS)
+        if hint == ".":
+            hint = f": use one of {', '.join(LINE_OPTIONS)}; questions start with %%vision."
+        raise RequestError(f"Unknown subcommand {one_line(verb, 40)!r}{hint}", option="subcommand")
+    return _command(verb, read_options(tokens[1:], LINE_OPTIONS[verb]))
+
+
+def _command(verb: str, words: Words) -> Command:
+    everything = "all" in words.values
+    if verb in MODEL_VERBS or (verb == "unload" and not everything):
+        return _model_command(verb, words)
+    if words.positional:
+        raise RequestError(
+            f"%vision {verb}{' --all' if everything else ''} takes no "
+            f"{one_line(words.positional[0].raw, 40)!r}.",
+            option=verb,
+        )
+    if verb == "unload":
+        return UnloadCommand(None, "force" in words.values)
+    plain: dict[str, Command] = {
+        "list": ListCommand(),
+        "status": StatusCommand(),
+        "cancel": CancelCommand(),
+        "panel": PanelCommand(),
+    }
+    return plain[verb]
+
+
+def _model_command(verb: str, words: Words) -> Command:
+    names = [token.text for token in words.positional]
+    if not names or not names[0]:
+        other = " (or --all)" if verb == "unload" else ""
+        raise RequestError(f"%vision {verb} needs a MODEL{other}.", option="model")
+    if len(names) > 1:
+        raise RequestError(
+            f"%vision {verb} takes one MODEL, not {len(names)}: put a name with blanks in quotes.",
+            option="model",
+        )
+    if verb == "use":
+        return UseCommand(names[0])
+    if verb == "models":
+        return ModelsCommand(names[0])
+    if verb == "unload":
+        return UnloadCommand(names[0], "force" in words.values)
+    if verb in ("pin", "unpin"):
+        return PinCommand(names[0], verb == "pin")
+    alias = words.values.get("as")
+    if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
+        raise RequestError(f"--as {alias!r}: an alias has no blanks and no slash.", option="as")
+    adapter = words.values.get("adapter")
+    if adapter is not None and not adapter.strip():
+        raise RequestError("--adapter is empty: name the adapter's folder.", option="adapter")
+    if "save" in words.values and alias is None:
+        raise RequestError("--save keeps an alias: give one with --as ALIAS.", option="save")
+    return LoadCommand(
+        names[0],
+        alias,
+        trust_remote_code="trust_remote_code" in words.values,
+        pin="pin" in words.values,
+        adapter=adapter,
+        save="save" in words.values,
+    )

@@ -1,0 +1,197 @@
+"""What can follow in a ``%%vision`` or ``%vision`` line: pure, the sources are handed in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, MODEL_VERBS, Option
+from mlx_magic.notebook.magic_line.tokens import Fragment, Token, quote, split_unfinished
+
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+    | {".ppm", ".pgm", ".pbm", ".ico", ".jp2"}
+)
+
+_MAGIC = re.compile(r"\s*%(%?)vision(?=\s)")
+_NAME_AT_END = re.compile(r"(?<![\w.])[^\W\d]\w*$")
+_AFTER_NAME = re.compile(r"[\w.)\]}\"']\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One way to go on.
+
+    Attributes
+    ----------
+    text : str
+        What replaces the text from `start` to the cursor.
+    start : int
+        Where in the line it begins; the same for all completions of one call.
+    kind : {"option", "subcommand", "choice", "model", "path", "instance"}
+        What it is, for the list a person sees.
+    """
+
+    text: str
+    start: int
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    models: Callable[[], Iterable[str]]
+    files: Callable[[str], Iterable[str]]
+    names: Callable[[], Iterable[str]]
+
+
+def complete(
+    text_before_cursor: str,
+    *,
+    models: Callable[[], Iterable[str]],
+    files: Callable[[str], Iterable[str]],
+    names: Callable[[], Iterable[str]],
+) -> list[Completion]:
+    """Complete the line up to the cursor; ``[]`` where it is no line of ours.
+
+    Parameters
+    ----------
+    text_before_cursor : str
+        The line from its first character.
+    models : callable
+        Gives the aliases and ids of models at hand.
+    files : callable
+        Gives the entries of a folder, named as typed (``"photos/"``, ``""`` is the current
+        one); those that are folders end in a slash.
+    names : callable
+        Gives the notebook's variables, the likeliest first.
+    """
+    magic = _MAGIC.match(text_before_cursor)
+    if magic is None:
+        return []
+    sources = _Sources(models, files, names)
+    tokens, fragment = split_unfinished(text_before_cursor[magic.end() :])
+    end = len(text_before_cursor)
+    if magic.group(1):
+        return _after_flags(tokens, fragment, end, CELL_OPTIONS, sources, _images)
+    if not tokens:
+        return _matching(fragment.text, LINE_OPTIONS, end - len(fragment.raw), "subcommand")
+    verb, *following = tokens
+    words = _line_words(verb.text, following)
+    return _after_flags(following, fragment, end, LINE_OPTIONS.get(verb.text, ()), sources, words)
+
+
+_Words = Callable[[Fragment, int, _Sources], list[Completion]]
+
+
+def _after_flags(
+    tokens: Sequence[Token],
+    fragment: Fragment,
+    end: int,
+    options: Sequence[Option],
+    sources: _Sources,
+    words: _Words,
+) -> list[Completion]:
+    """Complete a flag, the value of a flag, or else one of the line's own `words`."""
+    by_flag = {flag: option for option in options if option.available for flag in option.flags}
+    given = {by_flag[flag].name for token in tokens if (flag := _flag(token)) in by_flag}
+    start = end - len(fragment.raw)
+    if any(token.raw == "--" for token in tokens):
+        return words(fragment, start, sources)
+    previous = by_flag.get(tokens[-1].raw) if tokens else None
+    if previous is not None and previous.metavar:
+        return _values(previous, fragment, start, sources)
+    if not fragment.raw.startswith("-"):
+        return words(fragment, start, sources)
+    flag, equals, value = fragment.raw.partition("=")
+    if equals:
+        option = by_flag.get(flag)
+        inner = Fragment(value, value.strip("\"'"), fragment.quote, fragment.depth)
+        return _values(option, inner, end - len(value), sources) if option else []
+    unused = [flag for flag, option in by_flag.items() if option.name not in given]
+    return _matching(fragment.raw, unused, start, "option")
+
+
+def _flag(token: Token) -> str:
+    return "" if token.quoted else token.text.partition("=")[0]
+
+
+def _matching(begun: str, known: Iterable[str], start: int, kind: str) -> list[Completion]:
+    return [Completion(word, start, kind) for word in known if word.startswith(begun)]
+
+
+def _values(option: Option, fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
+    if "|" in option.metavar:
+        return _matching(fragment.text, option.metavar.split("|"), start, "choice")
+    if option.name == "adapter":
+        return _paths(fragment, start, sources, frozenset())
+    return _models(fragment, start, sources) if option.name == "model" else []
+
+
+def _line_words(verb: str, following: Sequence[Token]) -> _Words:
+    """Return what completes the words of ``%vision verb``: a model, once, or nothing."""
+    valued = sum(token.raw in ("--as", "--adapter") for token in following[:-1])
+    positional = sum(_flag(token)[:1] != "-" for token in following) - valued
+    takes_model = verb in (*MODEL_VERBS, "unload") and positional < 1
+    return _models if takes_model else lambda fragment, start, sources: []
+
+
+def _models(fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
+    found = [
+        Completion(quote(name), start, "model")
+        for name in sources.models()
+        if name.startswith(fragment.text)
+    ]
+    if fragment.text.startswith((".", "/", "~")):
+        found += _paths(fragment, start, sources, frozenset())
+    return found
+
+
+def _images(fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
+    if fragment.depth:
+        return _names_in_code(fragment, start, sources)
+    found: list[Completion] = []
+    if not fragment.quote and (not fragment.raw or fragment.raw.isidentifier()):
+        found = _names(fragment.raw, start, sources)
+    return found + _paths(fragment, start, sources, IMAGE_SUFFIXES)
+
+
+def _names(begun: str, start: int, sources: _Sources) -> list[Completion]:
+    known = [name for name in sources.names() if begun.startswith("_") or name[:1] != "_"]
+    return _matching(begun, known, start, "instance")
+
+
+def _names_in_code(fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
+    """Complete a variable inside of brackets; attributes and keys are IPython's own affair."""
+    name = _NAME_AT_END.search(fragment.raw)
+    if fragment.quote or (name is None and _AFTER_NAME.search(fragment.raw)):
+        return []
+    begun = name.group() if name else ""
+    return _names(begun, start + len(fragment.raw) - len(begun), sources)
+
+
+def _paths(
+    fragment: Fragment, start: int, sources: _Sources, suffixes: frozenset[str]
+) -> list[Completion]:
+    """Complete folders, and files with one of `suffixes`; names with blanks get quotes."""
+    folder, slash, begun = fragment.text.rpartition("/")
+    found = []
+    for entry in sources.files(folder + slash):
+        hidden = entry.startswith(".") and not begun.startswith(".")
+        wanted = entry.endswith("/") or _suffix(entry) in suffixes
+        if entry.startswith(begun) and wanted and not hidden:
+            text = _quoted(folder + slash + entry, fragment)
+            found.append(Completion(text, start, "path"))
+    return found
+
+
+def _suffix(name: str) -> str:
+    return "." + name.rpartition(".")[2].lower()
+
+
+def _quoted(path: str, fragment: Fragment) -> str:
+    """Write a path as one word; a folder's quote stays open, for what comes below it."""
+    mark = fragment.raw[:1] if fragment.raw[:1] in ("'", '"') else ""
+    written = mark + path + mark if mark and not set(path) & {mark, "\\"} else quote(path)
+    closed = written[-1] in "\"'" and written != path
+    return written[:-1] if closed and path.endswith("/") else written

@@ -1,0 +1,80 @@
+"""The text behind ``%%vision?`` and ``%vision?``, drawn from the table of flags."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, SETTINGS, Option
+
+_CELL_HEAD = """\
+Ask a vision-language model about pictures.
+
+    %%vision [IMAGE ...] [OPTIONS]
+    prompt
+
+IMAGE is a path, a glob, a URL or any Python expression of the notebook; a file that exists
+wins; a name with blanks stands in quotes. In the prompt, {expression} is filled in from the
+notebook and {{ is a brace; what is no valid expression stays as written.
+"""
+
+_CELL_TAIL = """\
+Examples
+    %%vision receipt.jpg                     %%vision photos/*.jpg -o answer
+    What is the total?                       Which of these show a dog?
+
+    %%vision [before, after] --temperature 0 -f json
+    List what changed as JSON, for a reader of {language}.
+
+The result is in _ (and in NAME with -o); Cancel keeps what was written so far.
+"""
+
+_LINE_TEXT = {
+    "load": ("MODEL", "load a model, or download it first"),
+    "unload": ("MODEL", "free its memory, once nobody uses it"),
+    "pin": ("MODEL", "keep it when others need room"),
+    "unpin": ("MODEL", "let it go when others need room"),
+    "list": ("", "the models in memory and on disk"),
+    "models": ("MODEL", "what a model is, without loading it"),
+    "status": ("", "what is loaded and running, memory, device"),
+    "use": ("MODEL", "make it the default of %%vision"),
+    "cancel": ("", "cancel what is running"),
+    "panel": ("", "the same by mouse"),
+}
+
+_LINE_HEAD = """\
+Look after the models of %%vision.
+
+"""
+
+_LINE_TAIL = """\
+MODEL is an alias, a folder or a Hub repository id. Aliases for all notebooks are kept by --save
+in ~/.config/mlx-magic/aliases.toml, which you may edit.
+
+Examples
+    %vision load mlx-community/Qwen2.5-VL-3B-Instruct-4bit --as qwen
+    %vision use qwen
+    %vision unload --all
+"""
+
+
+_OPTIONS_HEAD = f"{'Options':<40} {'':<37} %config VisionMagics."
+
+
+def help_text(kind: Literal["cell", "line"]) -> str:
+    """Return the help of ``%%vision`` ("cell") or ``%vision`` ("line")."""
+    if kind == "cell":
+        rows = [_row(option) for option in CELL_OPTIONS if option.available]
+        return "\n".join([_CELL_HEAD, _OPTIONS_HEAD, *rows, "", _CELL_TAIL])
+    rows = []
+    for verb, options in LINE_OPTIONS.items():
+        metavar, text = _LINE_TEXT[verb]
+        rows.append(f"    {f'%vision {verb} {metavar}':<36} {text}")
+        rows += [_row(option, indent=8) for option in options if option.available]
+    settings = [_row(option) for option in SETTINGS]
+    head = _OPTIONS_HEAD.replace("Options ", "Settings")
+    return "\n".join([_LINE_HEAD + "Commands", *rows, "", head, *settings, "", _LINE_TAIL])
+
+
+def _row(option: Option, indent: int = 4) -> str:
+    spelling = f"{', '.join(option.flags)} {option.metavar}".strip()
+    return f"{'':{indent}}{spelling:<{40 - indent}} {option.help:<37} {option.trait}".rstrip()

@@ -1,0 +1,160 @@
+"""What the IMAGE words of a cell stand for: files, globs, URLs or values of the notebook."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlx_magic.errors import ImageError, ImageNotFoundError
+from mlx_magic.images.globs import match_files
+from mlx_magic.notebook.magic_line.expressions import (
+    Evaluate,
+    describe,
+    one_line,
+    parse_expression,
+    undefined_names,
+)
+from mlx_magic.notebook.magic_line.tokens import Token
+from mlx_magic.user_folders import cwd, expanded
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+_WILDCARD = re.compile(r"[*?\[]")
+_FILE_NAME = re.compile(r"[^\s\"'()\[\]{}]*(/[^\s\"'()\[\]{}]*|\.[A-Za-z]\w{0,4})$")
+
+
+def image_values(
+    tokens: Iterable[Token],
+    namespace: Mapping[str, object],
+    evaluate: Evaluate,
+    base: Path | None = None,
+) -> list[tuple[str, object]]:
+    """Return a name and a value for each IMAGE word; nothing is opened or fetched.
+
+    A file that exists wins; then an address (URL, data URI), then a glob, then a Python
+    expression. ``imgs[0]`` is an expression if ``imgs`` is defined and a glob if not. A word in
+    quotes is never an expression.
+
+    Parameters
+    ----------
+    tokens : iterable of Token
+        From `parse_cell`.
+    namespace : mapping
+        The notebook's variables.
+    evaluate : callable
+        Evaluates an expression in them.
+    base : Path, optional
+        The folder that relative names start from; by default the current one.
+
+    Returns
+    -------
+    list of (str, object)
+        The name to show, and the value for `open_images`: a Path as typed for what exists on
+        disk, a str for a glob (which matches something) or an address, otherwise what the
+        expression gave.
+
+    Raises
+    ------
+    ImageNotFoundError
+        For a name that is neither file nor variable, and a glob that matches nothing.
+    ImageError
+        For an expression that raises.
+    """
+    resolve = _Resolver(namespace, evaluate, base or cwd())
+    return [resolve(token) for token in tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolver:
+    namespace: Mapping[str, object]
+    evaluate: Evaluate
+    base: Path
+
+    def __call__(self, token: Token) -> tuple[str, object]:
+        token = _unwrapped(token)
+        text = token.text
+        path = self._path(text)
+        folder = _ask(path.is_dir)
+        if _ask(path.exists) and not folder:
+            return one_line(text, 80), Path(text)
+        if _ADDRESS.match(text):
+            return one_line(text, 80), text
+        tree = None if token.quoted else parse_expression(token.raw)
+        unknown = undefined_names(tree, self.namespace) if tree else []
+        if tree and not unknown:
+            return one_line(token.raw, 80), self._value(token)
+        if folder or (_WILDCARD.search(text) and self._matches(text)):
+            return one_line(text, 80), Path(text) if folder else text
+        if unknown and not _FILE_NAME.fullmatch(text):
+            named = unknown[0] == text
+            what = (
+                "no variable, file or address" if named else f"name {unknown[0]!r} is not defined"
+            )
+            raise self._missing(token, what, unknown[0])
+        kind = "no file matches" if _WILDCARD.search(text) else "no such file"
+        raise self._missing(token, kind, text)
+
+    def _path(self, text: str) -> Path:
+        try:
+            return self.base / expanded(text)
+        except RuntimeError:  # ~somebody without a home
+            return self.base / text
+
+    def _matches(self, pattern: str) -> bool:
+        try:
+            pattern = str(expanded(pattern))
+            # base is apart: its own name may have wildcards in it
+            return next(match_files(pattern, self.base), None) is not None
+        except ImageError:  # looks through too much: said where the pictures are opened
+            return True
+        except (OSError, ValueError, RuntimeError):
+            return False
+
+    def _value(self, token: Token) -> object:
+        try:
+            return self.evaluate(token.raw)
+        except Exception as error:
+            # input.jpg is Python, too: an attribute of a builtin
+            if isinstance(error, AttributeError) and _FILE_NAME.fullmatch(token.text):
+                raise self._missing(token, "no such file", token.text) from error
+            shown = one_line(token.raw, 60)
+            raise ImageError(f"{shown}: {describe(error)}", source=shown) from error
+
+    def _missing(self, token: Token, what: str, wanted: str) -> ImageNotFoundError:
+        shown = one_line(token.text, 80)
+        close = self._similar(wanted)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        return ImageNotFoundError(f"{shown}: {what}{hint}", source=shown)
+
+    def _similar(self, wanted: str) -> list[str]:
+        """Return up to three files and variables that resemble `wanted`, likest first."""
+        folder, slash, name = wanted.rpartition("/")
+        try:
+            files = [entry.name for entry in self._path(folder or ".").iterdir()]
+        except (OSError, ValueError):
+            files = []
+        candidates = dict.fromkeys(files, True)
+        candidates |= {name: False for name in self.namespace if not name.startswith("_")}
+        found = difflib.get_close_matches(name or wanted, sorted(candidates), n=3, cutoff=0.7)
+        return [folder + slash + item if candidates[item] else item for item in found]
+
+
+def _unwrapped(token: Token) -> Token:
+    """Take ``{img}`` for ``img``: in most magics a variable stands in braces."""
+    if not token.quoted and token.raw.startswith("{"):
+        tree = parse_expression(token.raw)
+        if tree is not None and isinstance(tree.body, ast.Set) and len(tree.body.elts) == 1:
+            inner = token.raw[1:-1].strip()
+            return replace(token, raw=inner, text=inner)
+    return token
+
+
+def _ask(question: Callable[[], bool]) -> bool:
+    """Ask about a path that may be no possible path at all: too long, or with a NUL in it."""
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,205 @@
+"""The flags of the magics: one table that parsing, help and completion all read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from mlx_magic.errors import RequestError
+from mlx_magic.notebook.magic_line.expressions import one_line
+from mlx_magic.notebook.magic_line.tokens import Token
+
+FORMATS = ("markdown", "text", "json", "raw")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A flag.
+
+    Attributes
+    ----------
+    name : str
+        What the value is called in Python.
+    flags : tuple of str
+        Its spellings, the short one first.
+    metavar : str
+        Name of its value in the help; ``""`` for a switch.
+    help : str
+        One line.
+    trait : str
+        Its ``%config VisionMagics.…``; ``""`` if it has none.
+    available : bool
+        False for a flag that is planned: using it is an error that says so.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    metavar: str = ""
+    help: str = ""
+    trait: str = ""
+    available: bool = True
+
+
+def _planned(*flags: str) -> Option:
+    return Option(flags[-1].lstrip("-"), flags, available=False)
+
+
+CELL_OPTIONS = (
+    Option("model", ("-m", "--model"), "MODEL", "alias, folder or Hub repository id", "model"),
+    Option("output", ("-o", "--output"), "NAME", "keep the result in this variable", "output"),
+    Option("system", ("--system",), "TEXT", "system prompt", "system"),
+    Option("max_tokens", ("--max-tokens",), "N", "longest answer, in tokens", "max_tokens"),
+    Option("temperature", ("--temperature",), "T", "0 is greedy", "temperature"),
+    Option("top_p", ("--top-p",), "P", "nucleus: above 0, up to 1", "top_p"),
+    Option("top_k", ("--top-k",), "K", "only the K likeliest tokens; 0 is off", "top_k"),
+    Option("min_p", ("--min-p",), "P", "drop tokens under P of the likeliest", "min_p"),
+    Option(
+        "repetition_penalty",
+        ("--repetition-penalty",),
+        "R",
+        "above 1: repeat less; 1 is off",
+        "repetition_penalty",
+    ),
+    Option("seed", ("--seed",), "N", "makes a sampled answer repeat", "seed"),
+    Option("stop", ("--stop",), "TEXT", "end before this text; \\n ends a line", "stop"),
+    Option("timeout", ("--timeout",), "S", "end after S seconds, keep what is there", "timeout"),
+    Option("format", ("-f", "--format"), "|".join(FORMATS), "how the answer is shown", "format"),
+    Option("no_show", ("--no-show",), "", "show nothing, only keep the result", "show"),
+    Option(
+        "max_pixels", ("--max-pixels",), "N", "scale larger pictures down to this", "max_pixels"
+    ),
+    Option("kv_bits", ("--kv-bits",), "4|8", "quantise the KV cache: less memory", "kv_bits"),
+    _planned("-c", "--chat"),
+    _planned("--reset"),
+    _planned("--schema"),
+    _planned("--detach"),
+)
+
+LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
+    "load": (
+        Option("as", ("--as",), "ALIAS", "a short name for it"),
+        Option(
+            "trust_remote_code",
+            ("--trust-remote-code",),
+            "",
+            "let this checkpoint run its own Python code, this once",
+        ),
+        Option("pin", ("--pin",), "", "keep it until it is unloaded by hand"),
+        Option("adapter", ("--adapter",), "PATH", "a LoRA adapter's folder, loaded with it"),
+        Option("save", ("--save",), "", "keep the alias for other notebooks, too"),
+    ),
+    "unload": (
+        Option("all", ("--all",), "", "every model"),
+        Option("force", ("--force",), "", "cancel the requests that use it first"),
+    ),
+    "pin": (),
+    "unpin": (),
+    "list": (),
+    "models": (),
+    "status": (),
+    "use": (),
+    "cancel": (),
+    "panel": (),
+}
+
+MODEL_VERBS = ("load", "use", "pin", "unpin", "models")
+"""Those of the commands that cannot do without a model."""
+
+SETTINGS = (
+    Option(
+        "memory_budget",
+        (),
+        "'8 GB', 0.6",
+        "what models may take; None is all there is",
+        "memory_budget",
+    ),
+    Option("idle_ttl", (), "SECONDS", "unload what was idle so long; None: never", "idle_ttl"),
+    Option("model_folders", (), "FOLDERS", "with models, beside the Hub's cache", "model_folders"),
+)
+"""What has no flag, only a trait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A line's words, sorted.
+
+    Attributes
+    ----------
+    positional : tuple of Token
+        What belongs to no flag, in order.
+    values : dict
+        Value of each flag that was given, by `Option.name`; ``""`` for a switch.
+    """
+
+    positional: tuple[Token, ...] = ()
+    values: dict[str, str] = field(default_factory=dict)
+
+
+def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> Words:
+    """Tell flags, their values and the other words apart.
+
+    ``--flag value`` and ``--flag=value`` are the same; a value may start with a dash
+    (``--temperature -1``) unless it is a flag itself; flags cannot be shortened; after ``--``
+    every word is positional, and so is every word in quotes.
+
+    Raises
+    ------
+    RequestError
+        For an unknown, a repeated or a planned flag, a missing value, a value for a switch.
+    """
+    by_flag = {flag: option for option in options for flag in option.flags}
+    waiting = list(tokens)
+    positional: list[Token] = []
+    values: dict[str, str] = {}
+    while waiting:
+        token = waiting.pop(0)
+        if token.raw == "--":
+            positional += waiting
+            break
+        if token.quoted or not _looks_like_flag(token.raw):
+            positional.append(token)
+            continue
+        flag, equals, value = token.text.partition("=")
+        option = _option(flag, by_flag)
+        if option.name in values:
+            raise RequestError(f"{flag} is given twice.", option=option.name)
+        if not option.metavar:
+            if equals:
+                raise RequestError(f"{flag} takes no value.", option=option.name)
+        elif not equals:
+            value = _next_value(flag, option, waiting, by_flag)
+        values[option.name] = value
+    return Words(tuple(positional), values)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean …?"`` if something known resembles `word`, else a full stop."""
+    known = list(known)
+    begun = [name for name in known if len(word) > 2 and name.startswith(word)]
+    close = begun or difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]}?" if close else "."
+
+
+def _looks_like_flag(raw: str) -> bool:
+    return len(raw) > 1 and raw.startswith("-")
+
+
+def _option(flag: str, by_flag: dict[str, Option]) -> Option:
+    option = by_flag.get(flag)
+    if option is None:
+        known = [name for name, known in by_flag.items() if known.available]
+        hint = suggestion(flag, known)
+        raise RequestError(f"Unknown flag {one_line(flag, 40)}{hint}", option=flag.lstrip("-"))
+    if not option.available:
+        raise RequestError(f"{flag} is not available yet.", option=option.name)
+    return option
+
+
+def _next_value(flag: str, option: Option, waiting: list[Token], by_flag: dict[str, Option]) -> str:
+    following = waiting[0] if waiting else None
+    if following is None or (
+        not following.quoted and following.text.partition("=")[0] in {*by_flag, "--"}
+    ):
+        raise RequestError(f"{flag} needs a value: {flag} {option.metavar}.", option=option.name)
+    return waiting.pop(0).text

@@ -1,0 +1,130 @@
+"""Filling a prompt from the notebook: ``{expression}``, with ``{{`` for a brace."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from mlx_magic.errors import RequestError
+from mlx_magic.notebook.magic_line.expressions import Evaluate, describe, one_line, parse_expression
+
+LONGEST_EXPRESSION = 2_000
+"""Characters; a longer text in braces stays as written."""
+
+_CLOSER = {"(": ")", "[": "]", "{": "}"}
+_CODE = re.compile(
+    r"""'''.*?'''|\"\"\".*?\"\"\"          # strings, whose brackets do not count
+      | '(?:\\.|[^'\\\n])*' | "(?:\\.|[^"\\\n])*"
+      | [()\[\]{}'"\#]                     # brackets, and what can only be a mistake
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BRACES = re.compile(r"[{}]")
+
+
+def fill(prompt: str, evaluate: Evaluate) -> str:
+    """Fill each ``{expression}`` of a prompt with the text of its value.
+
+    What is in braces and is no complete Python expression stays exactly as written: ``{}``,
+    ``{key: value}``, ``{"a": 1}``, ``{x:.2f}``, and also ``{...}``. ``{{`` becomes ``{``; ``}}``
+    becomes ``}`` where it closes such a ``{{`` and is two braces everywhere else.
+
+    Parameters
+    ----------
+    prompt : str
+        The body of the cell.
+    evaluate : callable
+        Evaluates one expression in the notebook; each is evaluated once, from left to right.
+
+    Raises
+    ------
+    RequestError
+        If an expression raises.
+    """
+    written: list[str] = []
+    still_open: list[str] = []  # "{" as written, "{{" as escaped: what the next "}" closes
+    at = 0
+    while (brace := _BRACES.search(prompt, at)) is not None:
+        start = brace.start()
+        written.append(prompt[at:start])
+        text, at = _brace(prompt, start, still_open, evaluate)
+        written.append(text)
+    written.append(prompt[at:])
+    return "".join(written)
+
+
+def escape(text: str) -> str:
+    """Return `text` written so that `fill` gives it back unchanged."""
+    written: list[str] = []
+    depth = 0
+    for char in text:
+        if char == "{":
+            depth += 1
+        elif char == "}" and depth:
+            depth -= 1
+        else:
+            written.append(char)
+            continue
+        written.append(char * 2)
+    return "".join(written)
+
+
+def _brace(prompt: str, start: int, still_open: list[str], evaluate: Evaluate) -> tuple[str, int]:
+    """Return what the brace at `start` becomes, and where the text goes on."""
+    if prompt[start] == "}":
+        escaped = bool(still_open) and still_open[-1] == "{{"
+        if escaped and prompt.startswith("}}", start):
+            still_open.pop()
+            return "}", start + 2
+        if still_open and not escaped:
+            still_open.pop()
+        return "}", start + 1
+    if prompt.startswith("{{", start):
+        still_open.append("{{")
+        return "{", start + 2
+    expression = _expression_at(prompt, start + 1)
+    if expression is None:
+        still_open.append("{")
+        return "{", start + 1
+    return _value(expression, evaluate), start + 1 + len(expression) + 1
+
+
+def _expression_at(prompt: str, start: int) -> str | None:
+    """Return the valid expression between `start` and the brace that closes it.
+
+    Python reads its strings and brackets from left to right, so only one brace can be the end:
+    the first that is outside of both.
+    """
+    end = min(len(prompt), start + LONGEST_EXPRESSION)
+    expected: list[str] = []
+    for part in _CODE.finditer(prompt, start, end):
+        mark = part.group()
+        if mark in _CLOSER:
+            expected.append(_CLOSER[mark])
+        elif mark == "}" and not expected:
+            inner = prompt[start : part.start()]
+            return inner if _is_meant(parse_expression(inner)) else None
+        elif mark in ")]}":
+            if not expected or expected.pop() != mark:
+                return None
+        elif len(mark) == 1:  # a quote without its other half, or a comment
+            return None
+    return None
+
+
+def _is_meant(tree: ast.Expression | None) -> bool:
+    """Whether it is an expression; three dots are Python too, but nobody means Ellipsis."""
+    if tree is None:
+        return False
+    return not (isinstance(tree.body, ast.Constant) and tree.body.value is ...)
+
+
+def _value(expression: str, evaluate: Evaluate) -> str:
+    try:
+        return str(evaluate(expression.strip()))
+    except Exception as error:
+        shown = one_line(expression, 60)
+        raise RequestError(
+            f"{{{shown}}}: {describe(error)}; write {{{{{shown}}}}} for a literal brace.",
+            option="prompt",
+        ) from error

@@ -1,0 +1,215 @@
+"""From a generation to the small messages that keep its answer on the page up to date."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mlx_magic.engine.task import Progress
+from mlx_magic.notebook.display import render, sanitize
+from mlx_magic.notebook.display.blocks import Blocks
+from mlx_magic.notebook.display.phase_line import phase_line
+from mlx_magic.notebook.display.throttle import Throttle
+from mlx_magic.notebook.panel.state.conversation import Answer
+
+LONGEST_SHOWN = 100_000
+"""Characters of an answer that are put on the page; its result has them all."""
+
+STATUS_INTERVAL = 0.5
+"""Seconds between two changes of progress within a phase."""
+
+_HEAD_START = 20_000
+_BYTES_A_TOKEN = 88
+_OVERHEAD = 520
+
+
+class AnswerMessages(Protocol):
+    """Where the messages of an answer go."""
+
+    def delta(self, turn: str, index: int, before: int, text: str, status: str = "") -> None:
+        """Append plain text to the tail, which has `before` characters."""
+
+    def blocks(self, turn: str, index: int, before: int, html: list[str], tail: str) -> None:
+        """Append finished blocks to the `before` that are there, and replace the tail."""
+
+    def status(self, turn: str, index: int, status: str, fraction: float) -> None:
+        """Show a phase, and its progress from 0 to 1 (-1: unknown)."""
+
+
+class LiveAnswer:
+    """What the page shows of one answer.
+
+    Parameters
+    ----------
+    turn : str
+        Id of its turn.
+    index : int
+        Its place among the turn's answers.
+    answer : Answer
+    out : AnswerMessages
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        turn: str,
+        index: int,
+        answer: Answer,
+        out: AnswerMessages,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.answer = answer
+        self.turn = turn
+        self.index = index
+        self.saved = ""
+        self.cell = ""
+        self._out = out
+        self._clock = clock
+        self._blocks = Blocks()
+        self._html: list[str] = []
+        self._shown = 0
+        self._throttle = Throttle(
+            clock, head_start=_HEAD_START, bytes_a_token=_BYTES_A_TOKEN, overhead=_OVERHEAD
+        )
+        self._status = "waiting …"
+        self._fraction = -1.0
+        self._phase: object = None
+        self._next_status = 0.0
+
+    def update(self) -> bool:
+        """Send what is new, within what time and bytes allow.
+
+        Returns
+        -------
+        bool
+            Whether the answer has just ended; its state is to be sent whole then.
+        """
+        generation = self.answer.generation
+        if generation is None or self.answer.state != "running":
+            return False
+        if generation.future.done():
+            self._end()
+            return True
+        snapshot = generation.snapshot()
+        self._show_phase(snapshot.progress)
+        tokens, text = snapshot.completion_tokens, snapshot.text[:LONGEST_SHOWN]
+        new = text[self._shown :]
+        if new and self._throttle.allows(min(len(new), 2_000), tokens):
+            # First: what was taken in is not taken in again where sending it fails. A page that
+            # missed something asks for all of it.
+            self._shown = len(text)
+            self._throttle.sent(*self._grow(new, self._count(tokens)))
+        elif len(snapshot.text) > LONGEST_SHOWN and not new:
+            self._go_on(tokens)
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it, for a page that shows it for the first time."""
+        answer, result = self.answer, self.answer.result
+        return {
+            "model": answer.model,
+            "state": answer.state,
+            "status": self._status if answer.state == "running" else "",
+            "fraction": self._fraction,
+            "blocks": list(self._html),
+            "tail": self._tail() if answer.state == "running" else "",
+            "text": result.text[:LONGEST_SHOWN] if result else "",
+            "cell": self.cell,
+            "footer": _footer(answer),
+            "error": sanitize.to_plain(answer.error),
+            "saved": self.saved,
+        }
+
+    def _end(self) -> None:
+        generation = self.answer.generation
+        assert generation is not None
+        error = generation.future.exception()
+        if error is not None:
+            self.answer.error = " ".join(str(error).split()) or type(error).__name__
+        else:
+            self.answer.result = generation.future.result()
+        result = self.answer.result
+        text = result.text if result else generation.snapshot().text
+        shown = text[:LONGEST_SHOWN]
+        self._html = [render.answer_html(shown)] if result else _failed(shown)
+        if len(text) > LONGEST_SHOWN:
+            self._html.append(
+                f"<p><em>{len(text):,} characters: only the first {LONGEST_SHOWN:,} are shown; "
+                "save the result as a variable for all of them.</em></p>"
+            )
+
+    def _show_phase(self, progress: Progress) -> None:
+        """Show a new phase at once, and progress within one twice a second."""
+        line = phase_line(progress)
+        new = progress.phase != self._phase
+        if not new and (progress.phase == "writing" or self._clock() < self._next_status):
+            return
+        self._phase = progress.phase
+        if line != self._status:
+            self._status = line
+            self._fraction = progress.done / progress.total if progress.total > 0 else -1.0
+            self._next_status = self._clock() + STATUS_INTERVAL
+            self._out.status(self.turn, self.index, line, self._fraction)
+
+    def _count(self, tokens: int, remark: str = "") -> str:
+        """Return the status with the tokens so far, now and then; it travels with the text."""
+        if self._clock() < self._next_status:
+            return ""
+        self._next_status = self._clock() + STATUS_INTERVAL
+        self._status = f"writing · {tokens:,} tokens{remark}"
+        return self._status
+
+    def _go_on(self, tokens: int) -> None:
+        """Count on where no text grows any more, so that it is seen to be alive."""
+        if not self._throttle.allows(100, tokens):
+            return
+        status = self._count(tokens, f" · the first {LONGEST_SHOWN:,} characters shown")
+        if status:
+            self._out.status(self.turn, self.index, status, self._fraction)
+            self._throttle.sent(len(status))
+
+    def _tail(self) -> str:
+        return sanitize.to_plain(self._blocks.tail)
+
+    def _grow(self, text: str, status: str) -> list[int]:
+        """Send new text; return the bytes of each message."""
+        tail, finished = self._tail(), len(self._blocks.finished)
+        self._blocks.feed(text)
+        new = self._blocks.finished[finished:]
+        if new:
+            html = [_block(*block) for block in new]
+            before = len(self._html)
+            self._html += html
+            self._out.blocks(self.turn, self.index, before, html, self._tail())
+            sizes = [sum(map(len, html)) + len(self._blocks.tail)]
+            if status:
+                # Where each update ends a block, no other message would bring it.
+                self._out.status(self.turn, self.index, status, self._fraction)
+                sizes.append(len(status))
+            return sizes
+        after = self._tail()
+        if not after.startswith(tail):
+            # A control sequence that was cut in two is taken out once it is whole.
+            self._out.blocks(self.turn, self.index, len(self._html), [], after)
+            return [len(after)]
+        self._out.delta(self.turn, self.index, len(tail), after[len(tail) :], status)
+        return [len(after) - len(tail) + len(status)]
+
+
+def _block(text: str, whole: bool) -> str:
+    return sanitize.to_html(text) if whole else sanitize.preformatted(text.rstrip("\n"))
+
+
+def _failed(text: str) -> list[str]:
+    return [sanitize.preformatted(text)] if text else []
+
+
+def _footer(answer: Answer) -> str:
+    if answer.result is None:
+        return ""
+    line = render.usage_line(answer.result)
+    ending = render.finish_words(answer.result)
+    return f"{ending} · {line}" if ending else line

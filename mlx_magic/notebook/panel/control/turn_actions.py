@@ -1,0 +1,106 @@
+"""What can be done with a turn: keep it, copy it as a cell, save, export, stop one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mlx_magic.errors import MlxMagicError
+from mlx_magic.notebook.panel.control.live_answer import LiveAnswer
+from mlx_magic.notebook.panel.control.namespace import Namespace
+from mlx_magic.notebook.panel.control.turns import Turns
+from mlx_magic.notebook.panel.state import cell_text, export
+from mlx_magic.notebook.panel.state.conversation import Turn
+from mlx_magic.notebook.panel.widgets.front import ConversationView
+from mlx_magic.notebook.panel.widgets.guarded import Guarded
+
+_MIME = {"markdown": "text/markdown", "json": "application/json"}
+_SUFFIX = {"markdown": ".md", "json": ".json"}
+
+
+class TurnActions:
+    """Does what the page asks of a conversation.
+
+    Parameters
+    ----------
+    turns : Turns
+    names : Namespace
+    edit : callable
+        Takes a turn, by its id, back into the controls.
+    say : callable
+        Shows what went wrong.
+
+    Attributes
+    ----------
+    view : ConversationView
+    """
+
+    def __init__(
+        self,
+        turns: Turns,
+        names: Namespace,
+        *,
+        edit: Callable[[str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._turns = turns
+        self._names = names
+        self.edit = edit
+        self.cancel = turns.cancel_one
+        self.refresh = turns.refresh
+        self.view = ConversationView(Guarded(self, say), turns.state)
+        turns.show_on(self.view)
+
+    def prepare(self, turn: Turn, live: LiveAnswer) -> None:
+        """Write the cell that says the same as a turn, ready to be copied."""
+        words = cell_text.words_for(turn.pictures, self._names.values).words
+        live.cell = cell_text.cell_text(
+            turn, live.answer.model, words, defaults=self._names.defaults()
+        )
+
+    def save(self, turn: str, index: int, name: str, replace: bool) -> None:
+        """Put a result into a variable."""
+        live = self._turns.live(turn, index)
+        try:
+            name = self._names.checked(name)
+            if live.answer.result is None:
+                self._say(turn, index, "There is no result to save.", ok=False)
+                return
+            there = self._names.existing(name)
+            if there and not replace and self._names.values.get(name) is not live.answer.result:
+                self._say(turn, index, f"{there} already. Replace it?", ok=False, ask="replace")
+                return
+            self._names.define(name, live.answer.result)
+        except MlxMagicError as error:
+            self._say(turn, index, str(error), ok=False)
+            return
+        live.saved = name
+        self._say(turn, index, f"Saved: the variable {name} holds the result.")
+
+    def cell_used(self, turn: str, index: int) -> None:
+        """Define the variables that a copied cell names."""
+        found, live = self._turns.find(turn), self._turns.live(turn, index)
+        copied = live.cell
+        self.prepare(found, live)
+        variables = cell_text.words_for(found.pictures, self._names.values).variables
+        for name, image in variables.items():
+            self._names.define(name, image)
+        if live.cell != copied:
+            self._turns.show(found, live)
+            self._say(turn, index, "The variables have changed: copy the cell again.", ok=False)
+            return
+        made = ", ".join(variables)
+        notes = [
+            f"In the notebook now: {made}." if made else "",
+            cell_text.what_is_left_out(found, self._turns.before(found), live.answer.model),
+        ]
+        self._say(turn, index, " ".join(["The cell is copied.", *filter(None, notes)]))
+
+    def export(self, format: str) -> None:
+        """Hand the conversation to the browser as a file."""
+        turns = self._turns.turns
+        text = export.to_json(turns) if format == "json" else export.to_markdown(turns)
+        name = export.file_name(turns, _SUFFIX[format])
+        self.view.download(name, _MIME[format], text)
+
+    def _say(self, turn: str, index: int, text: str, *, ok: bool = True, ask: str = "") -> None:
+        self.view.said(turn, index, ok=ok, text=text, ask=ask)

@@ -1,0 +1,276 @@
+"""The turns of a panel: asking, following the answers, editing, clearing."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.errors import MlxMagicError, RequestError
+from mlx_magic.notebook.panel.control.live_answer import AnswerMessages, LiveAnswer
+from mlx_magic.notebook.panel.control.pictures import picture_state
+from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn, history
+from mlx_magic.notebook.panel.widgets.options_form import Options
+from mlx_magic.session import Session
+
+MOST_MODELS = 3
+"""Models that one question is put to."""
+
+
+class TurnMessages(AnswerMessages, Protocol):
+    """Where the messages of all turns go."""
+
+    def turn(self, turn: dict[str, Any]) -> None:
+        """Add a turn, or replace the one with its id."""
+
+    def answer(self, turn: str, index: int, answer: dict[str, Any]) -> None:
+        """Replace an answer."""
+
+    def drop(self, ids: list[str]) -> None:
+        """Take turns away."""
+
+
+class Turns:
+    """The conversation of one panel.
+
+    Attributes
+    ----------
+    turns : list of Turn
+        Oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self._out: TurnMessages
+        self._live: dict[str, list[LiveAnswer]] = {}
+        self._ended: list[tuple[Turn, LiveAnswer]] = []
+        self._ids = itertools.count(1)
+        # Reentrant: a message sent under it may call back.
+        self._lock = threading.RLock()
+
+    def show_on(self, out: TurnMessages) -> None:
+        """Say where the messages go; before the first question."""
+        self._out = out
+
+    @property
+    def running(self) -> bool:
+        """Whether an answer is on its way."""
+        return any(turn.running for turn in self.turns)
+
+    def ask(
+        self,
+        session: Session,
+        prompt: str,
+        models: Sequence[str],
+        *,
+        pictures: Sequence[Picture] = (),
+        options: Options,
+        follows: bool = True,
+        instead_of: str = "",
+    ) -> Turn:
+        """Put a question to one model, or the same to several; returns at once.
+
+        Parameters
+        ----------
+        session : Session
+        prompt : str
+        models : sequence of str
+        pictures : sequence of Picture
+        options : Options
+        follows : bool
+            Whether the models read the turns before it, too.
+        instead_of : str
+            Id of a turn that this one replaces, with all after it.
+
+        Raises
+        ------
+        RequestError
+            When the prompt is empty, or the models are none or too many.
+        """
+        models = list(dict.fromkeys(models))
+        if not 1 <= len(models) <= MOST_MODELS:
+            raise RequestError(
+                f"{len(models)} models: choose one, or up to {MOST_MODELS} to compare.",
+                option="model",
+            )
+        with self._lock:
+            before = self.turns[: self.place(instead_of)]
+            requests = [
+                GenerationRequest(
+                    prompt=prompt,
+                    model=model,
+                    system=options.system,
+                    sampling=options.sampling,
+                    history=history(before, model) if follows else (),
+                )
+                for model in models
+            ]
+            # Nothing is taken away for a question that cannot be asked.
+            self._drop(self.turns[len(before) :])
+            turn = Turn(
+                f"t{next(self._ids)}",
+                prompt,
+                tuple(pictures),
+                [_begun(session, request, pictures, options) for request in requests],
+                system=options.system,
+                sampling=options.sampling,
+                max_pixels=options.max_pixels,
+                follows=follows,
+            )
+            self.turns.append(turn)
+            self._live[turn.id] = [
+                LiveAnswer(turn.id, index, answer, self._out)
+                for index, answer in enumerate(turn.answers)
+            ]
+            self._out.turn(self.turn_state(turn))
+        return turn
+
+    def update(self, prepare: Callable[[Turn, LiveAnswer], None]) -> bool:
+        """Send what is new of every running answer, and those that have ended whole.
+
+        Parameters
+        ----------
+        prepare : callable
+            Called with an answer that has ended, before it is sent.
+
+        Returns
+        -------
+        bool
+            Whether any has ended.
+        """
+        with self._lock:
+            for turn in [turn for turn in self.turns if turn.running]:
+                for live in self._live[turn.id]:
+                    if live.update():
+                        self._ended.append((turn, live))
+        ended = bool(self._ended)
+        while self._ended:
+            turn, live = self._ended[0]
+            if turn.id in self._live:
+                prepare(turn, live)
+                self.show(turn, live)
+            # Only now: one that cannot be sent comes again with the next update.
+            self._ended.pop(0)
+        return ended
+
+    def show(self, turn: Turn, live: LiveAnswer) -> None:
+        """Send an answer whole."""
+        with self._lock:
+            result = live.answer.result
+            if result is not None and result.seen and turn.pictures:
+                self._out.turn(self.turn_state(turn))
+            else:
+                self._out.answer(turn.id, live.index, live.state())
+
+    def cancel(self) -> None:
+        """Cancel every answer that is on its way; safe from any thread."""
+        for turn in list(self.turns):
+            turn.cancel()
+
+    def cancel_one(self, turn: str, index: int) -> None:
+        """Cancel one of the answers that are compared."""
+        self.live(turn, index).answer.cancel()
+
+    def clear(self) -> None:
+        """Begin anew: cancel what runs, forget every turn."""
+        with self._lock:
+            self._drop(self.turns)
+
+    def find(self, turn: str) -> Turn:
+        """Return a turn.
+
+        Raises
+        ------
+        RequestError
+            When there is none with this id.
+        """
+        with self._lock:
+            place = self.place(turn)
+            if place == len(self.turns):
+                raise RequestError("That turn is gone.", option="turn")
+            return self.turns[place]
+
+    def live(self, turn: str, index: int) -> LiveAnswer:
+        """Return one answer of a turn, as it is shown.
+
+        Raises
+        ------
+        RequestError
+            When there is none.
+        """
+        self.find(turn)
+        with self._lock:
+            answers = self._live[turn]
+        if not 0 <= index < len(answers):
+            raise RequestError("That answer is gone.", option="turn")
+        return answers[index]
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return all turns, for a page that shows them for the first time."""
+        with self._lock:
+            return [self.turn_state(turn) for turn in self.turns]
+
+    def turn_state(self, turn: Turn) -> dict[str, Any]:
+        """Return all of one turn."""
+        seen = next((a.result.seen for a in turn.answers if a.result and a.result.seen), ())
+        sizes = seen if len(seen) == len(turn.pictures) else [""] * len(turn.pictures)
+        return {
+            "id": turn.id,
+            "number": self.number(turn),
+            "prompt": turn.prompt,
+            "system": turn.system or "",
+            "pictures": [
+                picture_state(picture, size)
+                for picture, size in zip(turn.pictures, sizes, strict=True)
+            ],
+            "answers": [live.state() for live in self._live[turn.id]],
+            "follows": turn.follows,
+        }
+
+    def refresh(self, turn: str) -> None:
+        """Send a turn again, or that it is gone: the page missed something."""
+        with self._lock:
+            try:
+                self._out.turn(self.turn_state(self.find(turn)))
+            except RequestError:
+                self._out.drop([turn])
+
+    def number(self, turn: Turn) -> int:
+        """Return a turn's place, from 1."""
+        with self._lock:
+            return self.place(turn.id) + 1
+
+    def before(self, turn: Turn) -> list[Turn]:
+        """Return the turns before one."""
+        with self._lock:
+            return self.turns[: self.place(turn.id)]
+
+    def place(self, turn: str) -> int:
+        """Return where a turn is; the end if it is not there."""
+        places = (at for at, found in enumerate(self.turns) if found.id == turn)
+        return next(places, len(self.turns))
+
+    def _drop(self, turns: Sequence[Turn]) -> None:
+        gone = list(turns)
+        if not gone:
+            return
+        for turn in gone:
+            turn.cancel()
+            self._live.pop(turn.id, None)
+        self.turns = [turn for turn in self.turns if turn not in gone]
+        self._out.drop([turn.id for turn in gone])
+
+
+def _begun(
+    session: Session, request: GenerationRequest, pictures: Sequence[Picture], options: Options
+) -> Answer:
+    """Begin to answer; what cannot even begin is an answer that failed."""
+    answer = Answer(request.model)
+    images = [(picture.name, picture.image) for picture in pictures]
+    try:
+        answer.generation = session.start(request, images=images, max_pixels=options.max_pixels)
+    except MlxMagicError as error:
+        answer.error = str(error)
+    return answer

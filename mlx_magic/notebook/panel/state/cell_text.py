@@ -1,0 +1,230 @@
+"""A turn of the panel, written as the ``%%vision`` cell that asks the same."""
+
+from __future__ import annotations
+
+import re
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_magic.errors import RequestError
+from mlx_magic.notebook.magic_line.cell_arguments import Defaults
+from mlx_magic.notebook.magic_line.expressions import parse_expression
+from mlx_magic.notebook.magic_line.template import escape, fill
+from mlx_magic.notebook.magic_line.tokens import quote, split_line
+from mlx_magic.notebook.panel.state.conversation import Picture, Turn, history
+from mlx_magic.notebook.panel.state.variables import SUFFIXES, free_name
+
+if TYPE_CHECKING:
+    from mlx_magic.images.opening import ImageInput
+
+WITHOUT_HISTORY = "The cell asks this question alone, without the turns before it."
+
+_MANY_BRACES = 500
+# Line breaks other than \n, control characters, half a surrogate pair: they are lost or changed
+# between an editor and the kernel.
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+_NOT_IN_A_LINE = re.compile(f"[\n{_CONTROLS}]")
+# What else IPython takes out of a cell: blanks on a line of their own, prompts at a line's start.
+_NOT_IN_A_BODY = re.compile(
+    r"(?m:^[^\S\n]+$|^[^\S\n]*>>>)"
+    r"|\A[^\S\n]*(?:\.\.\.|(?:\[(?:nav|ins)\][ ])?In(?=[ ]\[\d+\]:))"
+    f"|[{_CONTROLS}]+"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureWords:
+    """What a line says for the pictures of a turn.
+
+    Attributes
+    ----------
+    words : tuple of str
+        One for each picture, in order.
+    variables : dict
+        What has to be in the notebook for them: names and values.
+    """
+
+    words: tuple[str, ...] = ()
+    variables: dict[str, ImageInput] = field(default_factory=dict)
+
+
+def words_for(pictures: Sequence[Picture], namespace: Mapping[str, object]) -> PictureWords:
+    """Return what a ``%%vision`` line says for each picture.
+
+    A picture that was dropped, pasted or photographed has no name of its own in the notebook:
+    it gets a variable, the same one each time once that is defined.
+
+    Parameters
+    ----------
+    pictures : sequence of Picture
+    namespace : mapping
+        The notebook's variables; not changed.
+    """
+    variables: dict[str, ImageInput] = {}
+    new: dict[str, object] = {}
+    taken = ChainMap(new, dict(namespace))
+    words = []
+    for picture in pictures:
+        if picture.word.strip():
+            words.append(_one_word(picture.word))
+            continue
+        name = free_name(picture.name, taken, picture.image)
+        new[name] = variables[name] = picture.image
+        # A file of this name would win over the variable.
+        words.append(f"({name})" if Path(name).is_file() else name)
+    return PictureWords(tuple(words), variables)
+
+
+def cell_text(
+    turn: Turn,
+    model: str,
+    words: Sequence[str],
+    *,
+    output: str | None = None,
+    defaults: Defaults | None = None,
+) -> str:
+    """Return the cell that asks a model what a turn asked it.
+
+    Prompt, pictures, model, system prompt, sampling and picture size are read back exactly as
+    they were. What an editor or IPython would change in a prompt (blanks on an otherwise empty
+    line, a ``>>>``, a carriage return) stands there as ``{'…'}``, and braces are doubled where
+    they would be filled in. A system prompt of several lines fits on no magic's line: then the
+    cell is the call that IPython makes of a ``%%vision`` cell, which runs and cancels the same.
+
+    What a cell cannot say: the turns before it (see `what_is_left_out`); that an option is the
+    checkpoint's own where `defaults` has a value; that there are several stop texts, or none
+    where `defaults` has one, or no timeout; line feeds around the prompt, which ``%%vision``
+    takes off.
+
+    Parameters
+    ----------
+    turn : Turn
+    model : str
+        The one that is asked.
+    words : sequence of str
+        What the line says for each picture; see `words_for`.
+    output : str, optional
+        Variable that keeps the result.
+    defaults : Defaults, optional
+        What holds without a flag, and so is left out.
+
+    Raises
+    ------
+    RequestError
+        When there are not as many words as pictures.
+    """
+    if len(words) != len(turn.pictures):
+        raise RequestError(
+            f"{len(turn.pictures)} pictures have {len(words)} words: give one for each.",
+            option="images",
+        )
+    options = _options(turn, model, output, defaults or Defaults())
+    line = " ".join([*map(_one_word, words), *options])
+    if _NOT_IN_A_LINE.search(line):
+        # As IPython writes it, so that the cell is awaited like any other.
+        prompt = turn.prompt
+        body = prompt if _fills_to(prompt, prompt, {}) else escape(prompt)
+        return f"get_ipython().run_cell_magic('vision', {line!r}, {body!r})"
+    return f"%%vision {line}\n{_body(turn.prompt)}"
+
+
+def what_is_left_out(turn: Turn, before: Sequence[Turn], model: str) -> str:
+    """Return a line about what the cell of a turn does not have, or ``""``.
+
+    Parameters
+    ----------
+    turn : Turn
+    before : sequence of Turn
+        The turns before it, oldest first.
+    model : str
+    """
+    return WITHOUT_HISTORY if turn.follows and history(before, model) else ""
+
+
+def _options(turn: Turn, model: str, output: str | None, defaults: Defaults) -> Iterator[str]:
+    sampling = turn.sampling
+    yield f"-m {quote(model)}"
+    if output is not None and output != defaults.output:
+        yield f"-o {quote(output)}"
+    if turn.system is not None and turn.system != defaults.system:
+        yield f"--system {quote(turn.system)}"
+    if sampling.max_tokens != defaults.max_tokens:
+        yield f"--max-tokens {int(sampling.max_tokens)}"
+    if sampling.temperature is not None and sampling.temperature != defaults.temperature:
+        yield f"--temperature {_number(sampling.temperature)}"
+    if sampling.top_p is not None and sampling.top_p != defaults.top_p:
+        yield f"--top-p {_number(sampling.top_p)}"
+    if sampling.top_k is not None and sampling.top_k != defaults.top_k:
+        yield f"--top-k {int(sampling.top_k)}"
+    # Of these no value is one: off.
+    if sampling.min_p != defaults.min_p:
+        yield f"--min-p {_number(sampling.min_p or 0)}"
+    if sampling.repetition_penalty != defaults.repetition_penalty:
+        yield f"--repetition-penalty {_number(sampling.repetition_penalty or 1)}"
+    if sampling.seed is not None and sampling.seed != defaults.seed:
+        yield f"--seed {int(sampling.seed)}"
+    if len(sampling.stop) == 1 and sampling.stop != defaults.stop:
+        yield "--stop " + quote(sampling.stop[0].replace("\n", "\\n"))
+    if turn.max_pixels is not None and turn.max_pixels != defaults.max_pixels:
+        yield f"--max-pixels {turn.max_pixels}"
+    if defaults.format != "markdown":
+        yield "-f markdown"
+
+
+def _number(value: float) -> str:
+    exact = float(value)
+    return str(int(exact)) if exact.is_integer() and exact < 1e6 else repr(exact)
+
+
+def _one_word(word: str) -> str:
+    """Return a word so that the line reads it as one, whatever stands beside it."""
+    word = word.strip()
+    if _is_one_word(word):
+        return word
+    # `a if b else c` in brackets; my photo.jpg in quotes.
+    bracketed = f"({word})"
+    expression = parse_expression(bracketed) is not None and not _names_a_picture(word)
+    return bracketed if expression and _is_one_word(bracketed) else quote(word)
+
+
+def _names_a_picture(word: str) -> bool:
+    return word.lower().endswith(tuple(SUFFIXES))
+
+
+def _is_one_word(word: str) -> bool:
+    """Whether it is one, and its brackets and quotes are closed in itself."""
+    try:
+        # With a bracket open anywhere in a line, none of them holds blanks together.
+        before, *tokens = split_line(f"(a b) {word} x")
+    except RequestError:
+        return False
+    if before.raw != "(a b)" or len(tokens) != 2 or tokens[0].raw != word:
+        return False
+    return tokens[0].quoted or not word.startswith("-")
+
+
+def _body(prompt: str) -> str:
+    """Return the prompt so that an editor, IPython and `fill` make `prompt` of it."""
+    literals: dict[str, str] = {}
+
+    def literal(found: re.Match[str]) -> str:
+        literals[repr(found.group())] = found.group()
+        return f"{{{found.group()!r}}}"
+
+    written = _NOT_IN_A_BODY.sub(literal, prompt)
+    if _fills_to(written, prompt, literals):
+        return written
+    return _NOT_IN_A_BODY.sub(literal, escape(prompt))
+
+
+def _fills_to(text: str, prompt: str, literals: Mapping[str, str]) -> bool:
+    """Whether `fill` makes `prompt` of `text` in any notebook: no braces need doubling."""
+    if text.count("{") > _MANY_BRACES:  # each one is a look ahead
+        return False
+    try:
+        return fill(text, literals.__getitem__) == prompt
+    except RequestError:
+        return False

@@ -1,0 +1,265 @@
+"""A conversation as Markdown to read, and as JSON to go on with.
+
+The JSON is one object; what is not known is null, sizes are in pixels, times in seconds:
+
+    format      "mlx-magic conversation"
+    version     1
+    turns       list of
+      number    int, from 1
+      follows   bool: whether the models read the turns before it
+      prompt    str
+      system    str
+      options   {max_tokens: int, temperature, top_p: float, top_k, seed, max_pixels: int}
+      pictures  list of {name: str, word: str, width, height: int, sha256: str, note: str}
+      answers   list of {model: str, state: "running" | "done" | "cancelled" | "failed",
+                text: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
+                usage: {prompt_tokens, image_tokens, cached_tokens, completion_tokens: int},
+                timings: {queued, load, vision, prefill, decode, time_to_first_token: float,
+                prompt_tps, generation_tps: float}, peak_memory: int (bytes),
+                seen: list of str, error: str}
+
+The pictures themselves are not in it: "word" says where one came from, "sha256" (over mode, size
+and pixels) which it was. Texts are as they were written and received: whoever shows them has to
+make them harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import unicodedata
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mlx_magic.engine.request import Sampling
+from mlx_magic.notebook.display import markdown_text, render, sanitize
+from mlx_magic.notebook.magic_line.expressions import one_line
+
+if TYPE_CHECKING:
+    from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+
+FORMAT = "mlx-magic conversation"
+VERSION = 1
+
+THUMBNAIL_SIDE = 256
+"""Pixels."""
+
+_LONGEST_SLUG = 40
+_LONGEST_NAME = 80
+# What Markdown and its dialects read as a sign: wherever it stands, or at a line's start.
+_SIGN = re.compile(r"[\\`*_\[\]<>&|~$]|//(?=\S)")
+# A backslash does not keep these two from JupyterLab and pandoc. An address with another scheme,
+# or with none, must not become a link.
+_REFERENCES = {"$": "&#36;", "\\": "&#92;", "//": "/&#47;"}
+_FIRST_SIGN = re.compile(r"[-+=:#]|[0-9]+(?=[.)])")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def to_markdown(turns: Sequence[Turn]) -> str:
+    """Return a conversation as Markdown: questions, small pictures, answers.
+
+    Prompts are shown word for word. Answers keep their Markdown, made harmless, inside of block
+    quotes: a code block that is not closed, or a heading, ends with its quote. Nothing is
+    fetched or run by what shows it. The same turns give the same text.
+
+    Parameters
+    ----------
+    turns : sequence of Turn
+        Oldest first.
+    """
+    blocks = ["# Conversation"]
+    for number, turn in enumerate(turns, 1):
+        blocks += _turn_blocks(turn, number)
+    return markdown_text.guarded("\n\n".join(blocks) + "\n")
+
+
+def to_json(turns: Sequence[Turn]) -> str:
+    """Return a conversation as JSON; the module's docstring describes it.
+
+    Parameters
+    ----------
+    turns : sequence of Turn
+        Oldest first.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "turns": [_turn_data(turn, number) for number, turn in enumerate(turns, 1)],
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    # Half a surrogate pair cannot be saved as UTF-8, but as JSON's own escape.
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"
+
+
+def file_name(turns: Sequence[Turn], suffix: str) -> str:
+    """Return a name for a file: ``vision-what-is-in-the-picture.md``.
+
+    Parameters
+    ----------
+    turns : sequence of Turn
+        The first prompt gives the name.
+    suffix : str
+        With or without a dot.
+    """
+    prompt = unicodedata.normalize("NFKC", turns[0].prompt[:1_000]) if turns else ""
+    words = re.findall(r"[^\W_]+", prompt.lower())
+    slug = ""
+    for word in ["vision", *words]:
+        longer = f"{slug}-{word}" if slug else word
+        if len(longer.encode(errors="replace")) > _LONGEST_SLUG + len("vision-"):
+            break
+        slug = longer
+    ending = re.sub(r"[^a-z0-9]", "", suffix.lower())
+    return f"{slug}.{ending}" if ending else slug
+
+
+def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
+    yield f"## Question {number}"
+    if number > 1 and not turn.follows:
+        yield "*Asked without the questions before it.*"
+    yield _quoted(_as_written(turn.prompt))
+    if turn.pictures:
+        yield "\n".join(map(_picture, turn.pictures))
+    if turn.system is not None:
+        yield "System prompt:"
+        yield _quoted(_as_written(turn.system))
+    if options := _options_line(turn):
+        yield f"Options: {options}"
+    for answer in turn.answers:
+        yield f"### {_inline(answer.model)}"
+        yield from _answer_blocks(answer)
+
+
+def _answer_blocks(answer: Answer) -> Iterator[str]:
+    result = answer.result
+    if result is not None:
+        text = sanitize.to_markdown(result.text, guarded=False).strip("\n")
+        yield _quoted(text) if text.strip() else "*(no text)*"
+    if answer.error:
+        yield f"**Failed:** {_inline(answer.error, 500)}"
+    elif result is None:
+        yield "*Not finished yet.*"
+    else:
+        ending = render.finish_words(result) or "finished"
+        parts = [answer.model, ending, render.usage_line(result)]
+        yield f"*{_inline(' · '.join(parts), 500)}*"
+
+
+def _options_line(turn: Turn) -> str:
+    standard = {**asdict(Sampling()), "max_pixels": None}
+    given = _options(turn)
+    parts = [f"{name} {value}" for name, value in given.items() if value != standard[name]]
+    return _inline(", ".join(parts), 500)
+
+
+def _picture(picture: Picture) -> str:
+    thumbnail = picture.image.thumbnail(THUMBNAIL_SIDE)
+    data = b64encode(thumbnail.data).decode("ascii")
+    caption = "{} {}x{}".format(one_line(sanitize.to_plain(picture.name)), *picture.image.size)
+    return f"![{_inline(caption, 2 * _LONGEST_NAME)}](data:{thumbnail.mime};base64,{data})"
+
+
+def _quoted(markdown: str) -> str:
+    """Return Markdown inside of a block quote, which nothing in it can leave."""
+    return "\n".join(f"> {line}" if line else ">" for line in markdown.split("\n"))
+
+
+def _inline(text: str, limit: int = _LONGEST_NAME) -> str:
+    """Return plain text for one line of Markdown, its signs escaped."""
+    return _escaped(one_line(sanitize.to_plain(text), limit))
+
+
+def _as_written(text: str) -> str:
+    """Return plain text as Markdown that shows it word for word, line by line."""
+    lines = sanitize.to_plain(text).strip("\n").split("\n")
+    shown = []
+    for at, line in enumerate(lines):
+        words = line.strip(" \t")
+        if not words:
+            shown.append("")
+            continue
+        indent = line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4)
+        # A backslash at its end breaks a line; before an empty one there is nothing to break.
+        more = at + 1 < len(lines) and lines[at + 1].strip(" \t")
+        shown.append("&nbsp;" * len(indent) + _escaped(words) + ("\\" if more else ""))
+    return "\n".join(shown)
+
+
+def _escaped(line: str) -> str:
+    escaped = _SIGN.sub(lambda sign: _REFERENCES.get(sign[0], f"\\{sign[0]}"), line)
+    if (first := _FIRST_SIGN.match(escaped)) is None:
+        return escaped
+    # A digit cannot be escaped, what makes a list of it can.
+    at = first.end() if first[0][0].isdigit() else 0
+    return f"{escaped[:at]}\\{escaped[at:]}"
+
+
+def _turn_data(turn: Turn, number: int) -> dict[str, Any]:
+    return {
+        "number": number,
+        "follows": turn.follows,
+        "prompt": turn.prompt,
+        "system": turn.system,
+        "options": _options(turn),
+        "pictures": [_picture_data(picture) for picture in turn.pictures],
+        "answers": [_answer_data(answer) for answer in turn.answers],
+    }
+
+
+def _options(turn: Turn) -> dict[str, int | float | None]:
+    # NumPy's numbers are none that JSON knows.
+    sampling = turn.sampling
+    return {
+        "max_tokens": int(sampling.max_tokens),
+        "temperature": None if sampling.temperature is None else float(sampling.temperature),
+        "top_p": None if sampling.top_p is None else float(sampling.top_p),
+        "top_k": None if sampling.top_k is None else int(sampling.top_k),
+        "seed": None if sampling.seed is None else int(sampling.seed),
+        "max_pixels": None if turn.max_pixels is None else int(turn.max_pixels),
+    }
+
+
+def _picture_data(picture: Picture) -> dict[str, Any]:
+    width, height = picture.image.size
+    return {
+        "name": picture.name,
+        "word": picture.word or None,
+        "width": width,
+        "height": height,
+        "sha256": picture.image.digest,
+        "note": picture.image.note,
+    }
+
+
+def _answer_data(answer: Answer) -> dict[str, Any]:
+    result = answer.result
+    data: dict[str, Any] = {
+        "model": answer.model,
+        "state": answer.state,
+        "text": None,
+        "finish_reason": None,
+        "usage": None,
+        "timings": None,
+        "peak_memory": None,
+        "seen": [],
+        "error": answer.error or None,
+    }
+    if result is not None:
+        data |= {
+            "text": result.text,
+            "finish_reason": result.finish_reason,
+            "usage": asdict(result.usage),
+            "timings": dict(_finite(asdict(result.timings).items())),
+            "peak_memory": result.peak_memory,
+            "seen": list(result.seen),
+        }
+    return data
+
+
+def _finite(items: Iterable[tuple[str, float | None]]) -> Iterator[tuple[str, float | None]]:
+    """Make null of what JSON has no number for: a rate over no time at all."""
+    for name, value in items:
+        yield name, value if value is not None and math.isfinite(value) else None

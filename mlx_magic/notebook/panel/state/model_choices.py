@@ -1,0 +1,172 @@
+"""The models that a person can choose from: in memory, on disk, bundled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import DEMO
+from mlx_magic.engine.task import Progress, Work, amount
+from mlx_magic.formatting import shown
+from mlx_magic.model_pool.fit import fits
+from mlx_magic.model_pool.model_info import Load
+from mlx_magic.model_pool.unload import Unload
+from mlx_magic.notebook.display.phase_line import phase_line
+from mlx_magic.session import Session
+
+if TYPE_CHECKING:
+    from mlx_magic.models.catalog.local_models import ModelOnDisk
+
+ModelState = Literal["loaded", "loading", "on disk", "bundled", "unusable"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model as the panel lists it.
+
+    Attributes
+    ----------
+    name : str
+        What a person and a cell call it.
+    state : {"loaded", "loading", "on disk", "bundled", "unusable"}
+    kind : str
+        ``"vision"``, ``"text"`` or ``""`` where that is not known yet.
+    details : str
+        Architecture, quantisation and size.
+    nbytes : int
+        Bytes in memory if loaded, else on disk; 0 is unknown.
+    users : int
+        Requests that hold it now.
+    problem : str
+        Why it cannot be used.
+    progress : Progress or None
+        While it is loading.
+    default : bool
+        Whether cells without a model use it.
+    fits : bool or None
+        Whether there is room for it now; None where nobody can say.
+    pinned : bool
+        Whether it stays when others need room.
+    leaving : bool
+        Whether it is to be unloaded once nobody uses it.
+    """
+
+    name: str
+    state: ModelState
+    kind: str = ""
+    details: str = ""
+    nbytes: int = 0
+    users: int = 0
+    problem: str = ""
+    progress: Progress | None = None
+    default: bool = False
+    fits: bool | None = None
+    pinned: bool = False
+    leaving: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name as it can be shown: a folder may be called anything."""
+        return shown(self.name, 200)
+
+    @property
+    def label(self) -> str:
+        """One line for a list to choose from."""
+        return " · ".join(part for part in (self.title, self.kind, self.state) if part)
+
+    @property
+    def line(self) -> str:
+        """What stands beside its name."""
+        if self.progress is not None:
+            return phase_line(self.progress)
+        if self.problem:
+            return shown(self.problem, 1000)
+        size = amount(self.nbytes) if self.nbytes else ""
+        room = {True: "fits", False: "does not fit now", None: ""}[self.fits]
+        return " · ".join(part for part in (self.kind, self.details, size, room) if part)
+
+
+def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
+    """Return what there is to choose from: loaded models first, then those on their way.
+
+    Parameters
+    ----------
+    session : Session
+    disk : sequence of ModelOnDisk
+        As it was last looked at.
+    """
+    default = session.default_model or DEMO
+    found: dict[str, ModelChoice] = {}
+    paths: set[str] = set()
+    unloads = unloading(session.running)
+    for model in session.pool:
+        if model.adapter is None:
+            paths.add(model.path)
+        found[model.name] = ModelChoice(
+            model.name,
+            "loaded",
+            model.kind,
+            _details(model.model_type, model.quantization, model.adapter, trusted=model.trusted),
+            model.nbytes,
+            model.users,
+            default=default in model.names,
+            pinned=model.pinned,
+            leaving=any(unload.name in model.names for unload in unloads),
+        )
+    for name, work in loading(session.running):
+        if name not in found and not any(name in m.names for m in session.pool):
+            found[name] = ModelChoice(
+                name, "loading", progress=work.progress, default=name == default
+            )
+    for entry in disk:
+        if entry.name in found or str(entry.path) in paths:
+            continue
+        state: ModelState = "bundled" if entry.name == DEMO else "on disk"
+        problem = "" if entry.partly else entry.problem
+        details = _details(entry.model_type, entry.quantization)
+        found[entry.name] = ModelChoice(
+            entry.name,
+            "unusable" if problem else state,
+            entry.kind,
+            f"{details} · downloaded in part" if entry.partly else details,
+            entry.nbytes,
+            problem=problem,
+            default=entry.name == default,
+            fits=None if problem else fits(session.pool, entry.needed),
+        )
+    for name, target in session.names.targets.items():
+        # With an adapter, or given since the disk was looked at.
+        if name not in found and (target.adapter is not None or target.model not in paths):
+            details = _details("", None, target.adapter)
+            found[name] = ModelChoice(name, "on disk", details=details, default=name == default)
+    if default not in found and not any(choice.default for choice in found.values()):
+        found[default] = ModelChoice(default, "on disk", default=True)
+    return list(found.values())
+
+
+def loading(running: Sequence[Work[Any]]) -> list[tuple[str, Work[Any]]]:
+    """Return what loads a model now, a load or a question to it, with the model's name."""
+    loads: list[tuple[str, Work[Any]]] = []
+    for work in running:
+        if isinstance(work, Load):
+            loads.append((work.name, work))
+        elif isinstance(work, Generation) and work.progress.phase in ("loading", "downloading"):
+            loads.append((work.request.model, work))
+    return loads
+
+
+def unloading(running: Sequence[Work[Any]]) -> list[Unload]:
+    """Return what waits to unload a model."""
+    return [work for work in running if isinstance(work, Unload)]
+
+
+def _details(
+    model_type: str, quantization: str | None, adapter: str | None = None, *, trusted: bool = False
+) -> str:
+    allowed = "may run its code" if trusted else ""
+    tuned = f"adapter {PurePath(adapter).name}" if adapter else ""
+    parts = (model_type, quantization, tuned, allowed)
+    return " · ".join(shown(part, 200) for part in parts if part)

@@ -1,0 +1,87 @@
+"""How many pixels a panel holds at a time, and that one picture is held once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from mlx_magic.errors import ImageTooLargeError
+from mlx_magic.images.image import ImageInput
+from mlx_magic.images.limits import MAX_PIXELS_TOTAL, shorten
+
+MOST_READY = MAX_PIXELS_TOTAL
+"""Pixels that stand ready for one question; in memory each takes 4 bytes (1 GB in all)."""
+
+MOST_HELD = 2 * MAX_PIXELS_TOTAL
+"""The same with the pictures of earlier turns."""
+
+
+def shared(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> list[ImageInput]:
+    """Return pictures that use the pixels of equal ones that are known already.
+
+    Parameters
+    ----------
+    images : iterable of ImageInput
+    known : iterable of ImageInput
+    """
+    there = {image.digest: image.pixels for image in known}
+    found: list[ImageInput] = []
+    for image in images:
+        pixels = there.setdefault(image.digest, image.pixels)
+        found.append(image if pixels is image.pixels else replace(image, pixels=pixels))
+    return found
+
+
+def require_room(
+    name: str, new: int, ready: Sequence[ImageInput], earlier: Iterable[ImageInput]
+) -> None:
+    """Refuse a picture where the panel would hold too much with it.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    new : int
+        Pixels that it would add.
+    ready : sequence of ImageInput
+        What stands ready for the same question.
+    earlier : iterable of ImageInput
+        What the conversation holds.
+
+    Raises
+    ------
+    ImageTooLargeError
+    """
+    total = new + _pixels(ready)
+    if total > MOST_READY:
+        raise _too_much(
+            f"{shorten(name)} was not added: with it {total / 1e6:.0f} megapixels would stand "
+            f"ready, the limit is {MOST_READY / 1e6:.0f}; make it smaller, or remove some first.",
+            name,
+            total,
+            MOST_READY,
+        )
+    total = new + _pixels([*ready, *earlier])
+    if total > MOST_HELD:
+        raise _too_much(
+            f"{shorten(name)} was not added: with the earlier turns this panel would hold "
+            f"{total / 1e6:.0f} megapixels, the limit is {MOST_HELD / 1e6:.0f}; begin a new "
+            "conversation, or make it smaller.",
+            name,
+            total,
+            MOST_HELD,
+        )
+
+
+def _pixels(images: Iterable[ImageInput]) -> int:
+    return sum({id(image.pixels): image.size[0] * image.size[1] for image in images}.values())
+
+
+def added(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> int:
+    """Return the pixels that pictures add to those that are known."""
+    there = [*known]
+    return _pixels([*there, *images]) - _pixels(there)
+
+
+def _too_much(message: str, name: str, size: int, limit: int) -> ImageTooLargeError:
+    return ImageTooLargeError(message, source=shorten(name), size=size, limit=limit)

@@ -1,0 +1,203 @@
+"""The notebook's variables: which hold pictures, and under which name a value may be put there."""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_magic.engine.request import VisionResult
+from mlx_magic.images.image import ImageInput
+from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED, shorten
+from mlx_magic.notebook.magic_line.variable_names import is_ipythons, is_reserved
+from mlx_magic.user_folders import expanded
+
+MOST_VARIABLES = 200
+"""Variables that are listed."""
+
+MOST_STATS = 64
+"""Files that one listing looks for: a disk may be far away."""
+
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"}
+)
+
+_FIRST_ITEMS = 3
+_LONGEST_PATH = 1_024
+_LONGEST_NAME = 40
+_SMALLEST_SIDE = 8
+_LONGEST_SHAPE = 8  # times as long as wide: beyond, two axes are a table and no picture
+_CHANNELS = (1, 3, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureVariable:
+    """A variable that holds a picture, or several.
+
+    Attributes
+    ----------
+    name : str
+    what : str
+        For a person: ``"PIL image 640x480"``.
+    """
+
+    name: str
+    what: str
+
+
+def picture_variables(namespace: Mapping[str, object]) -> list[PictureVariable]:
+    """Return the variables that hold pictures, by name.
+
+    They are told by their types alone: no library is imported, no picture read, no code of an
+    unknown class run. Of a list only the first items are looked at.
+
+    Parameters
+    ----------
+    namespace : mapping
+        The notebook's variables. Names that begin with ``_`` and IPython's own are left out.
+    """
+    look = _Look()
+    found: list[PictureVariable] = []
+    for name, value in list(namespace.items()):
+        if name.startswith("_") or is_ipythons(name) or len(found) >= MOST_VARIABLES:
+            continue
+        if what := look.at(value):
+            found.append(PictureVariable(name, what))
+    return sorted(found, key=lambda variable: (variable.name.casefold(), variable.name))
+
+
+def free_name(wanted: str, namespace: Mapping[str, object], value: object) -> str:
+    """Return a variable name for `value` that nothing else has.
+
+    Parameters
+    ----------
+    wanted : str
+        A file's name, or any other text: ``"receipt (1).jpg"`` gives ``receipt_1``.
+    namespace : mapping
+        The notebook's variables. A name that stands there for `value` itself is free.
+    value : object
+    """
+    stem = re.split(r"[/\\]", wanted.rstrip("/\\"))[-1]
+    stem = re.sub(r"(?<=.)\.[A-Za-z]\w{0,4}$", "", stem)
+    # Python reads every name in this form.
+    stem = unicodedata.normalize("NFKC", stem)
+    kept = "".join(char if f"_{char}".isidentifier() else "_" for char in stem)
+    name = re.sub("__+", "_", kept)[:_LONGEST_NAME].strip("_") or "picture"
+    if not name.isidentifier() or is_reserved(name):
+        name = f"picture_{name}"
+    free, number = name, 1
+    while free in namespace and namespace[free] is not value:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
+    """Return what a name stands for now, like ``"x is a DataFrame"``; ``""`` if for nothing."""
+    if name not in namespace:
+        return ""
+    value = namespace[name]
+    if value is None:
+        return f"{name} is None"
+    kind = shorten(type(value).__name__, _LONGEST_NAME)
+    return f"{name} is {'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+
+
+class _Look:
+    """One look through the variables, with what it may still ask of the disk."""
+
+    def __init__(self) -> None:
+        self._stats = MOST_STATS
+        self._image = _class("PIL.Image", "Image")
+        self._array = _class("numpy", "ndarray")
+        self._series = _class("pandas", "Series")
+        self._figure = _class("matplotlib.figure", "FigureBase")
+        self._axes = _class("matplotlib.axes", "Axes")
+
+    def at(self, value: Any, *, inside: bool = False) -> str:
+        """Return what picture a value is; ``""`` if it is none, or none of these kinds."""
+        kind = type(value)
+        try:
+            if issubclass(kind, (list, tuple)):
+                base: Any = list if issubclass(kind, list) else tuple
+                first = base.__getitem__(value, slice(_FIRST_ITEMS))
+                return "" if inside else self._several(base.__len__(value), first)
+            if issubclass(kind, (str, Path)):
+                return self._file(value)
+            if issubclass(kind, (ImageInput, VisionResult)):
+                return _own(value)
+            if issubclass(kind, self._image):
+                return "PIL image {}x{}".format(*value.size)
+            if issubclass(kind, self._array):
+                return _array(value)
+            if issubclass(kind, self._figure):
+                return "figure"
+            if issubclass(kind, self._axes):
+                return "axes"
+            if issubclass(kind, self._series) and not inside and value.dtype.kind == "O":
+                return self._several(len(value), value.iloc[:_FIRST_ITEMS])
+        except Exception:  # somebody's subclass with a len, a size or a dtype that fails
+            return ""
+        return ""
+
+    def _several(self, count: int, values: Any) -> str:
+        if not 0 < count <= MAX_IMAGES:
+            return ""
+        if not all(self.at(value, inside=True) for value in values):
+            return ""
+        return "1 picture" if count == 1 else f"{count} pictures"
+
+    def _file(self, value: str | Path) -> str:
+        text = str.__str__(value) if isinstance(value, str) else str(value)
+        if len(text) > _LONGEST_PATH or Path(text[-8:]).suffix.lower() not in SUFFIXES:
+            return ""
+        if "://" in text or self._stats < 1:
+            return ""
+        self._stats -= 1
+        try:
+            there = expanded(text).is_file()
+        except (OSError, ValueError, RuntimeError):  # no possible path; no such user
+            return ""
+        return f"file {shorten(Path(text).name, _LONGEST_NAME)}" if there else ""
+
+
+def _class(module: str, name: str) -> type:
+    """Return a class of a library that is in use; one without instances if it is not."""
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, type) else _Nothing
+
+
+class _Nothing:
+    """Stands for a class of a library that nobody has imported."""
+
+
+def _own(value: ImageInput | VisionResult) -> str:
+    if isinstance(value, ImageInput):
+        return "picture {}x{}".format(*value.size)
+    count = len(value.images)
+    return f"result with {count} picture{'' if count == 1 else 's'}" if count else ""
+
+
+def _array(array: Any) -> str:
+    """Return the shape of an array of numbers whose axes are those of pictures."""
+    shape, dtype = array.shape, array.dtype
+    if dtype.kind not in "buif" or not 2 <= len(shape) <= 4 or not _is_shape(shape):
+        return ""
+    return "array " + "x".join(map(str, shape))
+
+
+def _is_shape(shape: tuple[int, ...]) -> bool:
+    if len(shape) == 4:
+        return 0 < shape[0] <= MAX_IMAGES and _is_shape(shape[1:])
+    if len(shape) == 3 and shape[2] not in _CHANNELS and shape[0] not in _CHANNELS:
+        return False
+    # Channels come last or first.
+    sides = shape[:2] if len(shape) == 2 or shape[2] in _CHANNELS else shape[1:]
+    short, long = sorted(sides)
+    if len(shape) == 2 and long > short * _LONGEST_SHAPE:
+        return False
+    return short >= _SMALLEST_SIDE and short * long <= MAX_PIXELS_DECODED

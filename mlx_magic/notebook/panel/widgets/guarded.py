@@ -1,0 +1,59 @@
+"""What a click raises, as one line on the panel: there is no cell to show it in."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mlx_magic.errors import MlxMagicError
+from mlx_magic.images.limits import shorten
+
+_log = logging.getLogger(__name__)
+_LONGEST = 1_000
+
+
+@contextlib.contextmanager
+def guarded(say: Callable[[str], None]) -> Iterator[None]:
+    """Turn what is raised inside into one line.
+
+    Parameters
+    ----------
+    say : callable
+        Shows it.
+    """
+    try:
+        yield
+    except MlxMagicError as error:
+        say(shorten(" ".join(str(error).split()), _LONGEST))
+    except Exception as error:
+        # Ours, not the person's: the log has all of it.
+        _log.exception("A control of the panel failed.")
+        what = shorten(f"{type(error).__name__}: {error}", _LONGEST)
+        say(f"That failed: {what}. The kernel's log has more.")
+
+
+class Guarded:
+    """Stands in front of an object: each method that is called is guarded.
+
+    Parameters
+    ----------
+    events : object
+        What takes the calls.
+    say : callable
+        Shows what one raises.
+    """
+
+    def __init__(self, events: object, say: Callable[[str], None]) -> None:
+        self._events = events
+        self._say = say
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._events, name)
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            with guarded(self._say):
+                method(*args, **kwargs)
+
+        return call

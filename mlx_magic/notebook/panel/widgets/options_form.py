@@ -1,0 +1,129 @@
+"""The controls for a question's options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ipywidgets as widgets
+
+from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
+from mlx_magic.errors import RequestError
+
+_SIZES = (("as they are", 0), ("at most 1 megapixel", 1_000_000), ("at most 0.25", 250_000))
+_OWN = "The model's own sampling"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the controls say.
+
+    Attributes
+    ----------
+    system : str or None
+    sampling : Sampling
+    max_pixels : int or None
+    """
+
+    system: str | None
+    sampling: Sampling
+    max_pixels: int | None
+
+
+class OptionsForm:
+    """System prompt, length, sampling and picture size.
+
+    Attributes
+    ----------
+    box : ipywidgets.VBox
+        What is shown.
+    """
+
+    def __init__(self) -> None:
+        wide = {"layout": widgets.Layout(width="auto"), "style": {"description_width": "9em"}}
+        self.system = widgets.Textarea(
+            description="System prompt", rows=2, placeholder="How the model should behave", **wide
+        )
+        self.max_tokens = widgets.BoundedIntText(
+            description="Max tokens",
+            value=DEFAULT_MAX_TOKENS,
+            min=1,
+            max=1_000_000,
+            tooltip="An answer ends there at the latest",
+            **wide,
+        )
+        self.own = widgets.Checkbox(
+            description=_OWN,
+            value=True,
+            indent=False,
+            layout=widgets.Layout(width="auto"),
+            tooltip="As the checkpoint's generation_config.json has it",
+        )
+        self.temperature = widgets.BoundedFloatText(
+            description="Temperature", value=0.0, min=0.0, max=2.0, step=0.05, **wide
+        )
+        self.top_p = widgets.BoundedFloatText(
+            description="Top p", value=1.0, min=0.05, max=1.0, step=0.05, **wide
+        )
+        self.top_k = widgets.BoundedIntText(
+            description="Top k", value=0, min=0, max=100_000, tooltip="0 is off", **wide
+        )
+        self.seed = widgets.Text(
+            description="Seed", placeholder="none: each sampled answer differs", **wide
+        )
+        self.max_pixels = widgets.Dropdown(description="Pictures", options=_SIZES, **wide)
+        self.own.observe(self._show_whether_off, "value")
+        self._show_whether_off()
+        self.box = widgets.VBox(
+            [
+                self.system,
+                self.max_tokens,
+                self.max_pixels,
+                self.own,
+                self.temperature,
+                self.top_p,
+                self.top_k,
+                self.seed,
+            ]
+        )
+        self.box.add_class("mlxm-options")
+
+    def read(self) -> Options:
+        """Return what the controls say.
+
+        Raises
+        ------
+        RequestError
+            When the seed is no whole number.
+        """
+        text = self.seed.value.strip()
+        if text and not text.isdecimal():
+            raise RequestError(f"The seed is {text!r}: use a whole number, or none.", option="seed")
+        own = self.own.value
+        sampling = Sampling(
+            max_tokens=self.max_tokens.value,
+            temperature=None if own else self.temperature.value,
+            top_p=None if own or self.top_p.value >= 1 else self.top_p.value,
+            top_k=None if own or not self.top_k.value else self.top_k.value,
+            seed=int(text) if text else None,
+        )
+        return Options(self.system.value.strip() or None, sampling, self.max_pixels.value or None)
+
+    def write(self, options: Options) -> None:
+        """Set the controls, as they were when a question was asked."""
+        sampling = options.sampling
+        self.system.value = options.system or ""
+        self.max_tokens.value = sampling.max_tokens
+        self.own.value = (sampling.temperature, sampling.top_p, sampling.top_k) == (None,) * 3
+        self.temperature.value = sampling.temperature or 0.0
+        self.top_p.value = 1.0 if sampling.top_p is None else sampling.top_p
+        self.top_k.value = sampling.top_k or 0
+        self.seed.value = "" if sampling.seed is None else str(sampling.seed)
+        known = [size for _, size in _SIZES]
+        self.max_pixels.value = options.max_pixels if options.max_pixels in known else 0
+
+    def _show_whether_off(self, _: Any = None) -> None:
+        why = f"Off while “{_OWN}” is on" if self.own.value else ""
+        for control in (self.temperature, self.top_p, self.top_k):
+            control.disabled = self.own.value
+            control.tooltip = why

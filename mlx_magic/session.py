@@ -1,0 +1,377 @@
+"""What cells, panel and code share in one kernel: models by name, requests on their way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from mlx_magic.argument_checks import said
+from mlx_magic.backends.device import machine
+from mlx_magic.backends.library_errors import (
+    generation_error,
+    no_panics,
+    preparing_error,
+    without_frames,
+)
+from mlx_magic.cancellation import Cancelled
+from mlx_magic.default_session import current, replace_current
+from mlx_magic.engine.change_listeners import Watchers
+from mlx_magic.engine.deadlines import Deadlines
+from mlx_magic.engine.engine import Engine, Steps
+from mlx_magic.engine.generation import Generation, OnProgress, Sink
+from mlx_magic.engine.request import DEMO, GenerationRequest
+from mlx_magic.engine.running_tasks import UnderWay
+from mlx_magic.engine.stop_sequences import Stopped
+from mlx_magic.engine.task import Clock, Work
+from mlx_magic.errors import (
+    EngineError,
+    MlxMagicError,
+    RequestError,
+)
+from mlx_magic.images import opening
+from mlx_magic.model_pool.model_info import Hold, Load
+from mlx_magic.model_pool.pool import ModelPool
+from mlx_magic.model_pool.routing import no_images
+from mlx_magic.models.catalog.alias_file import Target, is_alias, require_alias
+from mlx_magic.models.catalog.aliases import Names, adapted_name
+from mlx_magic.models.catalog.local_models import ModelOnDisk, models_on_disk, names_on_disk
+from mlx_magic.models.catalog.resolve import describe, find
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.user_folders import absolute
+
+__all__ = ["NamedImage", "Session", "current", "replace_current"]
+
+DRAW_AFTER = 0.08
+"""Seconds that the model gets before the thumbnails are made."""
+
+NamedImage = tuple[str | None, Any]
+
+
+class Session:
+    """The engine, the pool and the names of models.
+
+    Parameters
+    ----------
+    engine : Engine
+    pool : ModelPool
+    clock : callable
+        Seconds, monotonic.
+    names : Names, optional
+        What models are called; nothing yet if left out.
+
+    Attributes
+    ----------
+    engine : Engine
+    pool : ModelPool
+    names : Names
+    deadlines : Deadlines
+        Ends requests whose `timeout` is over.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pool: ModelPool,
+        *,
+        clock: Clock = time.perf_counter,
+        names: Names | None = None,
+    ) -> None:
+        self.engine = engine
+        self.pool = pool
+        self.names = names or Names()
+        self._find = partial(find, names=self.names, loaded=pool.checkpoint)
+        self._default_model: str | None = None
+        self._clock = clock
+        self.deadlines = Deadlines(clock)
+        self._watchers = Watchers()
+        self._under_way = UnderWay(self._watchers.tell)
+        self._lock = threading.Lock()
+        pool.belongs_to(self.load, self._under_way.add)
+        pool.watch(self._watchers.tell)
+
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """Alias to folder or repository id, as they are now; see `load`."""
+        return self.names.aliases
+
+    @property
+    def default_model(self) -> str | None:
+        """Used where a request names no model; None is the bundled demo model."""
+        return self._default_model
+
+    @default_model.setter
+    def default_model(self, name: str | None) -> None:
+        changed = name != self._default_model
+        self._default_model = name
+        if changed:
+            self._watchers.tell()
+
+    @property
+    def running(self) -> list[Work[Any]]:
+        """Generations, loads and unloads that have no outcome yet."""
+        return self._under_way.works
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Be told when something begins, ends or changes; progress is not told.
+
+        That is: a generation, a load or an unload, a model in the pool, its names, leases
+        and pin, the budget, the aliases and the default model. What ended has its outcome
+        by then, and is no longer in `running`.
+
+        Parameters
+        ----------
+        callback : callable
+            Called on any thread, the inference thread among them: must be quick.
+            One that raises is logged, and called no more.
+
+        Returns
+        -------
+        callable
+            Ends it.
+        """
+        return self._watchers.add(callback)
+
+    @property
+    def model_names(self) -> list[str]:
+        """Names that a person may use for a model without a download; looks at the disk."""
+        loaded = [name for m in self.pool for name in m.names]
+        there = names_on_disk(self.names.folders)
+        return list(dict.fromkeys([DEMO, *self.aliases, *loaded, *there]))
+
+    def start(
+        self,
+        request: GenerationRequest,
+        *,
+        images: Sequence[NamedImage] = (),
+        max_pixels: int | None = None,
+        sink: Sink | None = None,
+        on_progress: OnProgress | None = None,
+        draw: bool = False,
+    ) -> Generation:
+        """Begin to answer a request; returns at once.
+
+        Parameters
+        ----------
+        request : GenerationRequest
+            Its own `images` come before the others.
+        images : sequence of (name, value)
+            Pictures to open: anything that `images.open_images` takes.
+        max_pixels : int, optional
+            Larger pictures are scaled down to so many pixels.
+        sink : callable, optional
+            Takes each `GenerationChunk`, on the inference thread.
+        on_progress : callable, optional
+            See `Generation.observe`.
+        draw : bool
+            Whether thumbnails are made while it runs, for a view that shows them. On two cores
+            they take 3 % of a small model's speed; else whoever shows the result makes them.
+
+        Returns
+        -------
+        Generation
+            Its future holds the `VisionResult` or an `MlxMagicError`.
+        """
+        generation = Generation(request, clock=self._clock, sink=sink)
+        if on_progress is not None:
+            generation.observe(on_progress)
+        values = list(images)
+        self._begin(
+            generation,
+            lambda: self._prepare(generation, values, max_pixels, draw=draw),
+            request.model,
+        )
+        return generation
+
+    def load(
+        self,
+        name: str,
+        *,
+        alias: str | None = None,
+        trust_remote_code: bool = False,
+        adapter: str | None = None,
+        save: bool = False,
+        pin: bool = False,
+        hold: Hold | None = None,
+    ) -> Load:
+        """Begin to load a model; returns at once.
+
+        Parameters
+        ----------
+        name : str
+            Alias, folder or repository id.
+        alias : str, optional
+            A short name to give it.
+        trust_remote_code : bool
+            Whether this load may run the checkpoint's own code.
+        adapter : str, optional
+            Folder of a LoRA adapter. With it the model is one of its own, called
+            ``"model+adapter"`` if no alias is given.
+        save : bool
+            Whether the alias goes into the person's file, too.
+        pin : bool
+            Whether the model stays until it is unloaded by hand.
+        hold : Hold, optional
+            Holds it as soon as it is there.
+        """
+        if adapter is not None:
+            adapter = str(absolute(adapter))
+            if alias is None:
+                alias = adapted_name(name, adapter)
+                if not is_alias(alias):
+                    raise RequestError(
+                        f"The adapter {said(adapter)} gives the model no name that is an alias: "
+                        "give it one (alias, or --as).",
+                        option="adapter",
+                    )
+        if alias is not None:
+            require_alias(alias)
+        if save and alias is None:
+            raise RequestError("--save keeps an alias: give one with --as.", option="save")
+        if save:
+            self.names.require_file()
+        load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
+
+        def prepare() -> None:
+            found = self._find(name, load, trusted=trust_remote_code, adapter=adapter)
+            tuned = None if found.adapter is None else str(found.adapter.path)
+
+            def named(alias: str) -> None:
+                if save:
+                    self.names.save(alias, name, tuned)
+                self._alias(alias, str(found.path), tuned)
+
+            if alias is not None:
+                # What was not loaded gets no name.
+                load.before_success = partial(named, alias)
+            self.pool.submit_load(
+                load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
+            )
+
+        self._begin(load, prepare, name)
+        return load
+
+    def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
+        self.names.give(alias, Target(path, adapter))
+        self._watchers.tell()
+
+    def check(self, name: str) -> str:
+        """Look whether a model can be used, without loading it.
+
+        Returns
+        -------
+        str
+            What it is, for a person.
+
+        Raises
+        ------
+        ModelError
+            When there is no such model, or its checkpoint cannot be used.
+        """
+        return describe(name, self.names)
+
+    def on_disk(self) -> list[ModelOnDisk]:
+        """Look which models are on this machine's disk; see `models_on_disk`.
+
+        Reads files: not for an event loop.
+        """
+        return models_on_disk(self.names.plain_aliases, folders=self.names.folders)
+
+    def cancel(self) -> int:
+        """Cancel everything that is running or queued; return how much that was."""
+        return self._under_way.cancel()
+
+    def device(self) -> list[tuple[str, str]]:
+        """Say what MLX runs on here: pairs of a word and its value, for a person."""
+        return machine.facts()
+
+    def close(self) -> None:
+        """Cancel what runs and end the threads."""
+        self._under_way.close()
+        self.deadlines.close()
+        self.pool.close()
+        self.engine.close()
+
+    def _begin(self, work: Work[Any], prepare: Callable[[], None], name: str = "It") -> None:
+        """Prepare a piece of work on a thread of its own.
+
+        Opening pictures, fetching and downloading must hold up neither the
+        kernel's loop nor the inference thread nor each other, nor the exit of
+        the process: a pool's threads would.
+        """
+
+        def run() -> None:
+            try:
+                work.token.checkpoint()
+                prepare()
+            except Cancelled:
+                work.stopped()
+            except (MlxMagicError, MemoryError) as error:
+                work.fail(error)
+            except Exception as error:
+                failure = preparing_error(name, error)
+                failure.__cause__ = error
+                work.fail(failure)
+            except BaseException as error:
+                work.fail(error)
+
+        self._under_way.add(work)
+        self.deadlines.add(work)
+        try:
+            threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
+        except RuntimeError as error:
+            work.fail(EngineError(f"No thread could be started ({error}): end some processes."))
+
+    def _prepare(
+        self,
+        generation: Generation,
+        values: list[NamedImage],
+        max_pixels: int | None,
+        *,
+        draw: bool,
+    ) -> None:
+        request = generation.request
+        found = self._find(request.model, generation)
+        before = any(exchange.images for exchange in request.history)
+        if found.kind == "text" and (values or request.images or before):
+            raise no_images(request.model, self.pool, before=before)
+        opened = [
+            *request.images,
+            *opening.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
+        ]
+        generation.prepared(replace(request, images=tuple(opened)))
+        # Nothing here holds what is ready: it ends with the steps.
+        steps = self._steps(
+            generation, found, self.pool.ready(found, generation.request, generation.token)
+        )
+        generation.on_cancel = partial(self.engine.hurry, steps)
+        self.engine.submit(steps, generation.fail)
+        # Thumbnails would take a core from the model's first milliseconds (4 % of a
+        # small model's time to the first token, measured).
+        if draw:
+            generation.token.wait(DRAW_AFTER)
+            generation.draw()
+
+    def _steps(self, generation: Generation, found: Checkpoint, ready: object = None) -> Steps:
+        """Load if needed, then answer; in slices on the inference thread. Holds what is `ready`."""
+        request = generation.request
+        try:
+            generation.enter("loading")
+            lease = yield from self.pool.leased(found, generation)
+            with lease as model, no_panics():
+                reason = yield from model.generate(
+                    request, cancel=generation.token, report=generation.report
+                )
+            generation.finish(reason)
+        except Cancelled:
+            generation.stopped()
+        except Stopped:
+            generation.finish("stop")
+        except MlxMagicError:
+            raise
+        except Exception as error:
+            failure = generation_error(request.model, error)
+            raise failure from without_frames(error)
