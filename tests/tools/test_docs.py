@@ -14,16 +14,20 @@ from PIL import Image
 import mlx_magic
 from mlx_magic.notebook.magic_line.cell_arguments import parse_cell
 from mlx_magic.notebook.magic_line.commands import parse_line
-from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS
+from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, SETTINGS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PACKAGE = ROOT / "mlx_magic"
+PAGES = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", *PAGES)
+README_LINES = 150
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST_NOTEBOOK = 400_000
 # Flags of other programs: pip, mypy.
 FOREIGN_FLAGS = {"--force-reinstall", "--no-deps", "--strict"}
 # Made by make, or a person's own.
 MADE = {".venv", ".cache/ipykernel/"}
+TOPS = ("mlx_magic", "tests", "tools", "benchmarks")
 OPTIONS = [*CELL_OPTIONS, *(option for options in LINE_OPTIONS.values() for option in options)]
 
 
@@ -104,14 +108,46 @@ def test_named_flags_exist(name: str) -> None:
     assert named <= known | FOREIGN_FLAGS
 
 
-def test_readme_names_every_option() -> None:
-    named = " ".join(inline(text_of("README.md")))
-    missing = [o.flags for o in CELL_OPTIONS if not any(flag in named for flag in o.flags)]
-    assert not missing
+def test_readme_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= README_LINES
+
+
+def test_readme_links_every_page() -> None:
+    links = set(re.findall(r"\]\(([^)#\s]+)\)", text_of("README.md")))
+    assert {*PAGES, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"} <= links
+
+
+def rows(name: str) -> list[str]:
+    """Return the rows of a document's tables."""
+    return [line for line in text_of(name).splitlines() if line.startswith("| ")]
+
+
+def test_the_page_of_options_has_a_row_for_every_option_and_its_setting() -> None:
+    found, named = rows("docs/options.md"), inline(text_of("docs/options.md"))
+    for option in CELL_OPTIONS:
+        if not option.available:
+            assert set(option.flags) <= set(named)
+            continue
+        [row] = [row for row in found if row.startswith(f"| `{option.flags[0]}")]
+        assert all(flag in row for flag in option.flags)
+        assert f"`{option.trait}`" in row
+
+
+def test_the_page_of_options_has_every_setting() -> None:
+    named = inline(text_of("docs/options.md"))
+    assert {setting.trait for setting in SETTINGS} <= set(named)
+
+
+def test_the_page_of_options_has_every_command_with_its_flags() -> None:
+    found = rows("docs/options.md")
+    for verb, options in LINE_OPTIONS.items():
+        [row] = [row for row in found if re.search(rf"^\| .*`%vision {verb}\b", row)]
+        assert all(flag in row for option in options for flag in option.flags)
 
 
 def test_readme_calls_unavailable_what_is_unavailable() -> None:
-    [sentence] = re.findall(r"Their flags \((.*?)\) are errors", text_of("README.md"), re.DOTALL)
+    text = " ".join(text_of("README.md").split())
+    [sentence] = re.findall(r"Their flags \((.*?)\) are errors", text)
     planned = {flag for option in OPTIONS if not option.available for flag in option.flags}
     named = set(re.findall(r"`(-[^`]+)`", sentence))
     assert named
@@ -137,19 +173,40 @@ def test_named_make_targets_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_files_exist(name: str) -> None:
-    text = text_of(name)
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
-    paths = [code for code in inline(text) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", code)]
-    places = (ROOT, ROOT / "mlx_magic", ROOT / "mlx_magic/inference")
-    for path in {*links, *paths} - MADE:
-        assert any((place / path).exists() for place in places), path
+    paths = [code for code in inline(text_of(name)) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", code)]
+    for path in {*paths} - MADE:
+        assert any((place / path).exists() for place in (ROOT, PACKAGE)), path
 
 
-def test_structure_names_every_module() -> None:
-    [drawing] = [code for _, code in fenced(text_of("CONTRIBUTING.md")) if "inference/" in code]
-    modules = {path.name for path in (ROOT / "mlx_magic").rglob("*.py")} - {"__init__.py"}
-    named = set(re.findall(r"\b(\w+\.py)\b", drawing)) - {"__init__.py"}
-    assert named == modules
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_to_a_file_and_a_heading(name: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", text_of(name)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def anchors(text: str) -> set[str]:
+    """Return what a link may name behind its # sign: the headings, as GitHub spells them."""
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
+def test_contributing_has_every_folder_and_every_room() -> None:
+    firsts = " ".join(row.split("|")[1] for row in rows("CONTRIBUTING.md"))
+    folders = {path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    names = {f"{folder.relative_to(PACKAGE)}/" for folder in folders - {PACKAGE}}
+    names |= {path.name for path in PACKAGE.glob("*.py")}
+    assert sorted(name for name in names if f"`{name}`" not in firsts) == []
+
+
+def test_contributing_names_modules_that_exist() -> None:
+    tracked = {path.name for top in TOPS for path in (ROOT / top).rglob("*.py")}
+    named = [code for code in inline(text_of("CONTRIBUTING.md")) if re.fullmatch(r"\w+\.py", code)]
+    assert set(named) <= tracked
 
 
 def test_named_public_names_exist() -> None:
