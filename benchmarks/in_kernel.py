@@ -10,7 +10,7 @@ from typing import Any
 
 from IPython.core.getipython import get_ipython
 
-from mlx_magic import session
+from mlx_magic import default_session
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Sampling, VisionResult
 from mlx_magic.testing import ScriptedBackend, use_scripted
@@ -25,7 +25,7 @@ class CellClock:
         self.began = self.before = 0.0
         ipython: Any = get_ipython()
         ipython.events.register("pre_run_cell", self._begin)
-        now = session.current()
+        now = default_session.current()
         start = now.start
 
         def noted(*args: Any, **kwargs: Any) -> Generation:
@@ -126,7 +126,7 @@ def paces(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
     request = GenerationRequest(
         prompt=prompt, model=model, sampling=Sampling(max_tokens, temperature=0.0)
     )
-    result = session.current().start(request, sink=note).future.result()
+    result = default_session.current().start(request, sink=note).future.result()
     reading = [at for at, chunk in marks if chunk.phase == "reading"]
     writing = [at for at, chunk in marks if chunk.phase == "writing"]
     chunks = [*reading[1:], writing[0]]
@@ -142,7 +142,7 @@ def longest_hold(model: str) -> float:
 
     While a library holds the interpreter, no click can be taken in.
     """
-    future = session.current().load(model).future
+    future = default_session.current().load(model).future
     longest, before = 0.0, time.perf_counter()
     while not future.done():
         time.sleep(0.001)
@@ -154,13 +154,13 @@ def longest_hold(model: str) -> float:
 def until_free() -> float:
     """Return the seconds until the inference thread has done what it was at."""
     began = time.perf_counter()
-    session.current().engine.call(lambda: None).result()
+    default_session.current().engine.call(lambda: None).result()
     return time.perf_counter() - began
 
 
 def forget() -> None:
     """Let the next question be the first one about its picture."""
-    session.current().pool.forget()
+    default_session.current().pool.forget()
 
 
 class Paced:

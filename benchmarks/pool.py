@@ -40,11 +40,11 @@ def measure(
     deadline : float
         On `time.monotonic`; none begins after it.
     """
-    from mlx_magic import session
+    from mlx_magic import default_session
 
     pictures = Pictures(folder / "pictures")
     names = [str(_copy(model, folder / name)) for name in ("one", "other")]
-    held = session.current()
+    held = default_session.current()
     for name in names:
         held.load(name).future.result()
     report = Report("pool", settings={"model": model.name})

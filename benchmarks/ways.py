@@ -144,10 +144,10 @@ class Ours:
     """
 
     def __init__(self, folder: str) -> None:
-        from mlx_magic import session
+        from mlx_magic import default_session
 
         self._folder = folder
-        self._session = session.current()
+        self._session = default_session.current()
         self._session.load(folder).future.result()
 
     def answer(self, asks: list[Ask], max_tokens: int) -> Burst:

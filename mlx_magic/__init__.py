@@ -44,7 +44,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "pool":
         # Not kept here: the session may be replaced, in tests above all.
-        return import_module("mlx_magic.session").current().pool
+        return import_module("mlx_magic.default_session").current().pool
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mlx_magic' has no attribute {name!r}")

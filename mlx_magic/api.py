@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mlx_magic import argument_checks, session
+from mlx_magic import argument_checks, default_session
 from mlx_magic.engine.generation import Generation, OnProgress, Sink, Snapshot
 from mlx_magic.engine.request import (
     DEFAULT_MAX_TOKENS,
@@ -247,7 +247,7 @@ def _texts(stop: Any) -> Any:
 
 def _model_name(model: Model) -> str:
     if model is None:
-        return session.current().default_model or DEMO
+        return default_session.current().default_model or DEMO
     return argument_checks.name("model", model)
 
 
@@ -262,6 +262,6 @@ def _start(
     argument_checks.function("on_progress", on_progress)
     nothing = images is None or (isinstance(images, list | tuple) and not images)
     values = [] if nothing else [(None, images)]
-    return session.current().start(
+    return default_session.current().start(
         request, images=values, max_pixels=max_pixels, sink=sink, on_progress=on_progress
     )

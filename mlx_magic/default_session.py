@@ -6,16 +6,13 @@ import atexit
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import library_environment
 from mlx_magic.engine.engine import FORKED, Engine
 from mlx_magic.errors import EngineError
 from mlx_magic.model_pool.pool import ModelPool
-
-if TYPE_CHECKING:
-    from mlx_magic.session import Session
+from mlx_magic.session import Session
 
 _session: Session | None = None
 _process = 0
@@ -53,7 +50,6 @@ def _make() -> Session:
     from mlx_magic.backends.vision.model import VisionBackend
     from mlx_magic.models.catalog.alias_file import AliasFile, default_path
     from mlx_magic.models.catalog.aliases import Names
-    from mlx_magic.session import Session
 
     library_environment.open_standard_files()
     kept = default_path()

@@ -12,8 +12,6 @@ import threading
 import weakref
 from typing import Protocol
 
-from mlx_magic.backends.device import openblas
-
 LONGEST = 0.3
 """Seconds that a fork waits for the step in hand, before it lets only OpenBLAS come to rest."""
 
@@ -28,6 +26,17 @@ class Rests(Protocol):
         """Work again."""
 
 
+class Products(Protocol):
+    """Threads of a library, such as OpenBLAS, that a fork must find at rest."""
+
+    def come_to_rest(self) -> None:
+        """Wait for what is under way, and begin nothing new."""
+
+    def go_on(self) -> None:
+        """Work again."""
+
+
+_products: list[Products] = []
 _guarded: weakref.WeakSet[Rests] = weakref.WeakSet()
 _lock = threading.Lock()
 _registered = False
@@ -47,6 +56,12 @@ def guard(engine: Rests) -> None:
             )
 
 
+def fall_back_on(products: Products) -> None:
+    """Let a library's threads rest where an engine does not come to rest in time."""
+    if products not in _products:
+        _products.append(products)
+
+
 def _before() -> None:
     with _lock:
         engines = list(_guarded)
@@ -54,11 +69,13 @@ def _before() -> None:
     # All are asked, though one of them may not come to rest.
     rested = [engine.rest(LONGEST) for engine in engines]
     if not all(rested):
-        openblas.come_to_rest()
+        for products in _products:
+            products.come_to_rest()
 
 
 def _after() -> None:
-    openblas.go_on()
+    for products in _products:
+        products.go_on()
     _release()
 
 

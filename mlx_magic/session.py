@@ -10,15 +10,9 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.argument_checks import said
-from mlx_magic.backends.device import machine
-from mlx_magic.backends.library_errors import (
-    generation_error,
-    no_panics,
-    preparing_error,
-    without_frames,
-)
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.library_errors import generation_error, no_panics, preparing_error
 from mlx_magic.cancellation import Cancelled
-from mlx_magic.default_session import current, replace_current
 from mlx_magic.engine.change_listeners import Watchers
 from mlx_magic.engine.deadlines import Deadlines
 from mlx_magic.engine.engine import Engine, Steps
@@ -32,18 +26,16 @@ from mlx_magic.errors import (
     MlxMagicError,
     RequestError,
 )
+from mlx_magic.formatting import without_frames
 from mlx_magic.images import opening
-from mlx_magic.model_pool.model_info import Hold, Load
+from mlx_magic.model_pool.model_info import Hold, Load, no_images
 from mlx_magic.model_pool.pool import ModelPool
-from mlx_magic.model_pool.routing import no_images
 from mlx_magic.models.catalog.alias_file import Target, is_alias, require_alias
 from mlx_magic.models.catalog.aliases import Names, adapted_name
 from mlx_magic.models.catalog.local_models import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.models.catalog.resolve import describe, find
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.user_folders import absolute
-
-__all__ = ["NamedImage", "Session", "current", "replace_current"]
 
 DRAW_AFTER = 0.08
 """Seconds that the model gets before the thumbnails are made."""
@@ -278,7 +270,11 @@ class Session:
 
         Reads files: not for an event loop.
         """
-        return models_on_disk(self.names.plain_aliases, folders=self.names.folders)
+        return models_on_disk(
+            self.names.plain_aliases,
+            float32=platform.wants_float32,
+            folders=self.names.folders,
+        )
 
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
@@ -286,7 +282,7 @@ class Session:
 
     def device(self) -> list[tuple[str, str]]:
         """Say what MLX runs on here: pairs of a word and its value, for a person."""
-        return machine.facts()
+        return platform.facts()
 
     def close(self) -> None:
         """Cancel what runs and end the threads."""

@@ -297,10 +297,10 @@ def use_scripted(
     -------
     ScriptedBackend
     """
-    from mlx_magic import session
+    from mlx_magic import default_session
 
     script = ScriptedBackend(pieces, hold=hold)
-    before = session.replace_current(scripted_session(backend=script))
+    before = default_session.replace_current(scripted_session(backend=script))
     if before is not None:
         before.close()
     return script

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mlx_magic
-from mlx_magic import session
+from mlx_magic import default_session
 from mlx_magic.engine.generation import Snapshot
 from mlx_magic.errors import RequestError
 from mlx_magic.testing import ScriptedBackend, scripted_session
@@ -20,11 +20,11 @@ from tests import checkpoints
 def script() -> Iterator[ScriptedBackend]:
     script = ScriptedBackend("One two three.")
     scripted = scripted_session(backend=script)
-    before = session.replace_current(scripted)
+    before = default_session.replace_current(scripted)
     yield script
     script.release()
     scripted.close()
-    session.replace_current(before)
+    default_session.replace_current(before)
 
 
 @pytest.fixture

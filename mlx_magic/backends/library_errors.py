@@ -8,14 +8,8 @@ from collections.abc import Iterator
 
 from mlx_magic.backends.device import platform
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError, UnsupportedModelError
-from mlx_magic.formatting import shown
+from mlx_magic.formatting import one_line, shown
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's message as one line of at most 300 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 @contextlib.contextmanager
@@ -34,15 +28,6 @@ def no_panics() -> Iterator[None]:
             raise
         error.__traceback__ = None
         raise RuntimeError(f"a library gave up: {one_line(error)}") from None
-
-
-def without_frames(error: Exception) -> Exception:
-    """Take the frames off an exception and its causes: they would hold weights."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
 
 
 def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelError:
@@ -103,13 +88,3 @@ def preparing_error(model: str, error: Exception) -> GenerationError:
         "limits of this process and the files that were named, then ask again.",
         model=model,
     )
-
-
-def again(error: Exception) -> Exception:
-    """Return an error like this one: raised for several people, one would mix their frames."""
-    twin = type(error).__new__(type(error), *error.args)
-    # MemoryError's own makes nothing of them.
-    twin.args = error.args
-    twin.__dict__.update(error.__dict__)
-    twin.__cause__ = error.__cause__
-    return twin

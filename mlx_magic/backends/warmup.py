@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator
 
 from mlx_magic.backends.base import LoadedModel, LoadProgress
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.library_errors import no_panics, one_line
+from mlx_magic.backends.library_errors import no_panics
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.formatting import one_line
 from mlx_magic.images.opening import ImageInput, open_images
 
 _log = logging.getLogger(__name__)

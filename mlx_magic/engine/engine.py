@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mlx_magic import forks
-from mlx_magic.backends.library_errors import one_line
 from mlx_magic.errors import EngineError
+from mlx_magic.formatting import one_line
 
 _log = logging.getLogger(__name__)
 

@@ -255,12 +255,3 @@ def wait(
             # The work's own TimeoutError must not be waited on for ever.
             if future.done():
                 return future.result()
-
-
-def amount(size: int) -> str:
-    """Return a number of bytes for a person: ``1.2 GB``, ``340 MB``, ``12 KB``."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if size >= factor:
-            value = size / factor
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{size} B"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError
+from mlx_magic.formatting import shorten
 from mlx_magic.images.color_modes import sixteen_to_eight
-from mlx_magic.images.limits import MAX_IMAGES, check_pixels, shorten
+from mlx_magic.images.limits import MAX_IMAGES, check_pixels
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,15 +17,10 @@ from urllib.parse import unquote_to_bytes
 
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
+from mlx_magic.formatting import megabytes, reason, shorten
 from mlx_magic.images.formats import SNIFF_BYTES, picture_format
 from mlx_magic.images.globs import match_files
-from mlx_magic.images.limits import (
-    MAX_IMAGES,
-    check_bytes,
-    megabytes,
-    reason,
-    shorten,
-)
+from mlx_magic.images.limits import MAX_IMAGES, check_bytes
 from mlx_magic.user_folders import cwd, expanded
 
 _PIECE = 1 << 20

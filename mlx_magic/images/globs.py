@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_magic.errors import ImageError
-from mlx_magic.images.limits import shorten
+from mlx_magic.formatting import shorten
 
 MAX_ENTRIES = 100_000
 """Entries of folders that one glob may look at."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlx_magic.errors import ImageTooLargeError
+from mlx_magic.formatting import megabytes
 
 MAX_PIXELS_DECODED = 64_000_000
 """Largest picture that is decoded, in pixels (an RGB copy of it takes 192 MB)."""
@@ -15,8 +16,6 @@ MAX_FILE_BYTES = 200_000_000
 
 MAX_IMAGES = 64
 """Most pictures of one request."""
-
-_LABEL_LENGTH = 80
 
 
 def check_pixels(size: tuple[int, int], label: str) -> None:
@@ -53,29 +52,3 @@ def check_bytes(size: int, label: str) -> None:
             size=size,
             limit=MAX_FILE_BYTES,
         )
-
-
-def megabytes(size: int) -> str:
-    """Return a number of bytes as text, in the unit that reads best."""
-    if size < 1_000:
-        return f"{size} bytes"
-    return f"{size / 1_000:.0f} KB" if size < 1_000_000 else f"{size / 1_000_000:.0f} MB"
-
-
-def shorten(text: str, length: int = _LABEL_LENGTH) -> str:
-    """Return `text` on one line, its middle left out where it is too long.
-
-    What could break a line or rearrange it (controls, bidirectional marks) becomes ``?``.
-    """
-    line = "".join(char if char.isprintable() else "?" for char in text)
-    if len(line) <= length:
-        return line
-    head = (length - 1) // 2
-    return f"{line[:head]}…{line[len(line) - (length - 1 - head) :]}"
-
-
-def reason(error: BaseException) -> str:
-    """Return why something failed, as one short line."""
-    # An OSError's own text repeats its number and the whole path.
-    text = getattr(error, "strerror", None) or str(error)
-    return shorten(text.strip().rstrip(".") or type(error).__name__, 120)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError
+from mlx_magic.formatting import reason
 from mlx_magic.images.files import read_limited
-from mlx_magic.images.limits import check_pixels, reason
+from mlx_magic.images.limits import check_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

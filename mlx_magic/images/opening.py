@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mlx_magic.errors import ImageTooLargeError
 from mlx_magic.images.image import (
@@ -22,6 +22,7 @@ from mlx_magic.images.limits import (
 
 if TYPE_CHECKING:
     from mlx_magic.cancellation import CancelToken
+    from mlx_magic.images.http.fetch import Fetcher
     from mlx_magic.images.sources import Source
 
 __all__ = [
@@ -29,20 +30,11 @@ __all__ = [
     "MAX_IMAGES",
     "MAX_PIXELS_DECODED",
     "MAX_PIXELS_TOTAL",
-    "Fetcher",
     "ImageInput",
     "Thumbnail",
     "open_images",
     "open_named_images",
 ]
-
-
-class Fetcher(Protocol):
-    """What gets the content of a URL; `mlx_magic.images.http.fetch.UrlFetcher` is the real one."""
-
-    def __call__(self, url: str, *, cancel: CancelToken | None = None) -> bytes:
-        """Return the whole content, or raise `FetchError` (`Cancelled` if `cancel` says so)."""
-        ...
 
 
 def open_images(

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mlx_magic.engine.request import VisionResult
 from mlx_magic.errors import FetchError, ImageDecodeError, ImageError
+from mlx_magic.formatting import megabytes, shorten
 from mlx_magic.images import files, objects
 from mlx_magic.images.arrays import ArrayPictures, array_pictures
 from mlx_magic.images.decoding.decode import Decoded, decode_bytes, decode_image
 from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.stoppable_file import Watch
 from mlx_magic.images.image import ImageInput
-from mlx_magic.images.limits import MAX_IMAGES, check_bytes, megabytes, shorten
+from mlx_magic.images.limits import MAX_IMAGES, check_bytes
 
 if TYPE_CHECKING:
     from mlx_magic.cancellation import CancelToken
-    from mlx_magic.images.opening import Fetcher
+    from mlx_magic.images.http.fetch import Fetcher
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _MAX_DEPTH = 8
@@ -94,12 +94,12 @@ class Finder:
                 self._walk(item, f"{name or 'list'}[{key}]", depth + 1)
         elif isinstance(value, ImageInput):
             self._add(value)
-        elif isinstance(value, VisionResult):
-            if not value.images:
+        elif (images := _of_result(value)) is not None:
+            if not images:
                 raise ImageError(
                     f"{label} is an answer to a question without pictures.", source=label
                 )
-            for image in value.images:
+            for image in images:
                 self._add(image)
         else:
             self._single(value, label, named=name is not None)
@@ -206,4 +206,14 @@ def _items(value: Any, label: str) -> Iterable[tuple[object, Any]] | None:
     # Path("pictures").glob("*.png"), a generator; but an open file is a picture itself.
     if isinstance(value, Iterator) and not hasattr(value, "read"):
         return enumerate(value)
+    return None
+
+
+def _of_result(value: Any) -> tuple[ImageInput, ...] | None:
+    """Return the images of an answer to a question; None of anything else."""
+    # By what it has: the class is above this room.
+    fields = getattr(type(value), "__dataclass_fields__", ())
+    images = getattr(value, "images", None) if "finish_reason" in fields else None
+    if isinstance(images, tuple) and all(isinstance(image, ImageInput) for image in images):
+        return images
     return None

@@ -9,8 +9,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mlx_magic.argument_checks import said
-from mlx_magic.engine.task import amount
 from mlx_magic.errors import MemoryBudgetError, RequestError
+from mlx_magic.formatting import amount
 
 Setting = int | float | str | None
 """A budget as a person gives it: bytes, a share of the memory, ``"8 GB"``, or None for all."""

@@ -9,8 +9,9 @@ from concurrent.futures import Future
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import Memory
 from mlx_magic.engine.engine import Engine
-from mlx_magic.engine.task import Clock, amount
+from mlx_magic.engine.task import Clock
 from mlx_magic.errors import EngineError
+from mlx_magic.formatting import amount
 from mlx_magic.model_pool.budget import (
     Held,
     Refusal,

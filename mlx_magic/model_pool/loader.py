@@ -11,12 +11,13 @@ from typing import Any
 from mlx_magic.backends.base import Backend, LoadedModel
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import Memory
-from mlx_magic.backends.library_errors import load_error, no_panics, without_frames
+from mlx_magic.backends.library_errors import load_error, no_panics
 from mlx_magic.backends.loading import library_environment, remote_code_guard
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.engine import WAIT, Steps
 from mlx_magic.engine.task import Work
 from mlx_magic.errors import MlxMagicError
+from mlx_magic.formatting import without_frames
 from mlx_magic.model_pool.entry import Key, Resident
 from mlx_magic.model_pool.eviction import Departures
 from mlx_magic.model_pool.model_info import Load

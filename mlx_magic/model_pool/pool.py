@@ -15,14 +15,14 @@ from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.engine.change_listeners import Watchers
 from mlx_magic.engine.engine import Engine
-from mlx_magic.engine.task import Clock, Work, amount, outcome, wait
+from mlx_magic.engine.task import Clock, Work, outcome, wait
 from mlx_magic.errors import EngineError, ModelError
-from mlx_magic.model_pool.budget import Refusal, Setting, check_ttl
+from mlx_magic.formatting import amount
+from mlx_magic.model_pool.budget import Held, Refusal, Setting, check_ttl, plan
 from mlx_magic.model_pool.eviction import Departures
 from mlx_magic.model_pool.idle_timer import IdleTimer
 from mlx_magic.model_pool.loader import Loader
 from mlx_magic.model_pool.model_info import Hold, Load, ModelInfo
-from mlx_magic.model_pool.owner import Owner
 from mlx_magic.model_pool.registry import Residents
 from mlx_magic.model_pool.shared_load import Loads
 from mlx_magic.model_pool.unload import Unload, Unloaded
@@ -353,3 +353,62 @@ class ModelPool:
         for unload in waited:
             unload.fail(EngineError("The inference thread died, and its models are gone."))
         self._tell()
+
+
+class Owner:
+    """Whom a pool belongs to; nobody, if all is left out.
+
+    Parameters
+    ----------
+    opener : callable, optional
+        `Session.load`.
+    track : callable, optional
+        Follows a piece of work to its end.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[..., Load] | None = None,
+        track: Callable[[Work[Any]], None] = lambda _: None,
+    ) -> None:
+        self._opener = opener
+        self.track = track
+
+    def load(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
+        """Load a model with the options of `Session.load`, and wait for it.
+
+        Raises
+        ------
+        EngineError
+            When the pool belongs to nobody.
+        ModelError
+            When it cannot be loaded, or the load was cancelled.
+        """
+        if self._opener is None:
+            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
+        opener, name = self._opener, argument_checks.name("model", model)
+        info: ModelInfo | None = outcome(lambda: opener(name, **options))
+        if info is None:
+            name = options.get("alias") or name
+            raise ModelError(f"The load of {name} was cancelled.", model=name)
+        return info
+
+
+def fits(pool: ModelPool, needed_bytes: int) -> bool | None:
+    """Say whether the budget lets so many bytes in now; None where nobody can say.
+
+    As a load would: models that are idle and unpinned count as room, since they would leave.
+
+    Parameters
+    ----------
+    pool : ModelPool
+    needed_bytes : int
+        Of the model; 0 is unknown.
+    """
+    budget = pool.budget_bytes
+    if not budget or not needed_bytes:
+        return None
+    models = pool.models
+    loading = max(pool.taken - sum(model.nbytes for model in models), 0)
+    held = [Held(m.name, m.name, m.nbytes, -m.idle, m.users, m.pinned) for m in models]
+    return not isinstance(plan(needed_bytes, budget, held, loading=loading), Refusal)

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-from mlx_magic.backends.library_errors import again
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import WAIT, Steps, put_away
 from mlx_magic.engine.task import Work
+from mlx_magic.formatting import again
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_magic.engine.task import Clock, Work, amount
+from mlx_magic.engine.task import Clock, Work
+from mlx_magic.formatting import amount
 
 Why = Literal["asked", "room", "idle", "budget"]
 

@@ -48,10 +48,10 @@ def unload(ipython: Any) -> None:
 
 
 def _model_names() -> list[str]:
-    from mlx_magic import session
+    from mlx_magic import default_session
 
     # What is no printable line can be typed by nobody; the list shows that it is there.
-    return [name for name in session.current().model_names if name.isprintable()]
+    return [name for name in default_session.current().model_names if name.isprintable()]
 
 
 def _install_formatters(ipython: Any) -> None:

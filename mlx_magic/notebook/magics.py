@@ -294,9 +294,9 @@ class VisionMagics(Magics):
 
 def _session() -> Session:
     """Return the session; what it needs is imported at the first use, not by %load_ext."""
-    from mlx_magic import session
+    from mlx_magic import default_session
 
-    return session.current()
+    return default_session.current()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def main(out: int, how: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 
     import mlx_magic
-    from mlx_magic import session
+    from mlx_magic import default_session
     from mlx_magic.backends.device import jit_folder
     from mlx_magic.errors import MlxMagicError
 
@@ -66,7 +66,7 @@ def main(out: int, how: list[str]) -> None:
     tried("of nobody", lambda: ask(model="~nosuchuser/x"))
     tried("image of nobody", lambda: ask(images="~nosuchuser/x.png"))
     tried("adapter of nobody", lambda: mlx_magic.pool.load("demo", adapter="~nosuchuser/a"))
-    now = session.current()
+    now = default_session.current()
     tried("list", now.on_disk)
     tried("names", lambda: now.model_names)
     tried("device", now.device)

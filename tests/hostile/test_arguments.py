@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mlx_magic
-from mlx_magic import session, user_folders
+from mlx_magic import default_session, user_folders
 from mlx_magic.backends.batch_check.verdict_cache import default_path as confirmed_path
 from mlx_magic.engine.deadlines import Deadlines
 from mlx_magic.errors import (
@@ -67,11 +67,11 @@ LOAD = list(inspect.signature(ModelPool.load).parameters)[1:]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return a model of a session whose answers are scripted."""
     folder = checkpoints.good(tmp_path_factory.mktemp("models") / "model")
-    before = session.replace_current(None)
+    before = default_session.replace_current(None)
     use_scripted("An answer.")
     yield str(folder)
-    session.current().close()
-    session.replace_current(before)
+    default_session.current().close()
+    default_session.replace_current(before)
 
 
 def outcome(
@@ -190,7 +190,7 @@ def test_what_goes_wrong_before_a_request_is_one_line_of_ours(
     def full(*args: Any, **options: Any) -> Any:
         raise OSError(24, "Too many open files")
 
-    now = session.current()
+    now = default_session.current()
     monkeypatch.setattr(now, "_find", full)
     with pytest.raises(GenerationError, match="was not asked: OSError: Too many open files"):
         mlx_magic.ask("Hi", model=model)
@@ -209,7 +209,7 @@ def test_a_thread_that_cannot_start_is_one_line_of_ours(
         patched.setattr(threading.Thread, "start", refused)
         with pytest.raises(MlxMagicError, match="No thread could be started"):
             mlx_magic.ask("Hi", model=model)
-    assert session.current().running == []
+    assert default_session.current().running == []
     assert mlx_magic.ask("Hi", model=model).text == "An answer."
 
 
@@ -240,7 +240,7 @@ def test_a_broken_alias_file_is_named_and_other_models_work(
 ) -> None:
     file = tmp_path / NAME
     file.write_bytes(content.replace("MODEL", model).encode("latin-1"))
-    now = session.current()
+    now = default_session.current()
     before, now.names.file = now.names.file, AliasFile(file)
     try:
         with pytest.raises(ModelNotFoundError, match=words) as caught:

@@ -14,7 +14,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from mlx_magic import session as session_module
+from mlx_magic import default_session
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
 from mlx_magic.images.decoding.stoppable_file import Watch, WatchedBytes
@@ -161,7 +161,7 @@ def test_cancelling_a_cell_ends_the_decoding_of_its_picture(
 
     def cancel() -> None:
         assert held.reached.wait(30)
-        session_module.current().cancel()
+        default_session.current().cancel()
         held.released.set()
 
     canceller = threading.Thread(target=cancel)

@@ -175,12 +175,12 @@ def test_folders_that_cannot_be_used_cost_only_what_they_are_for(
 SCRIPT = """
 from mlx_magic.testing import use_scripted
 import mlx_magic
-from mlx_magic import session
+from mlx_magic import default_session
 from mlx_magic.models.catalog.alias_file import Target
 ip = get_ipython()
 ip.run_line_magic("load_ext", "mlx_magic")
 use_scripted("Zwei W\\u00fcrfel \\u6a21\\ud800.")
-session.current().names.give("m\\u00f6del", Target(str(mlx_magic.demo_model()), None))
+default_session.current().names.give("m\\u00f6del", Target(str(mlx_magic.demo_model()), None))
 for cell in [
     "%%vision -o r\\nWas?", "r", "%vision list", "%vision load m\\u00f6del", "%vision list",
     "%vision use m\\u00f6del", "%vision status", "%vision load n\\u00f6", "%vision help",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import no_panics
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError
 from mlx_magic.models.catalog import model_summary
@@ -100,7 +101,9 @@ def test_facts_of_what_changes_meanwhile_are_still_told(
 ) -> None:
     folder = checkpoints.good(tmp_path / "m")
     checkpoints.write_json(folder / "processor_config.json", {"image_seq_length": 64})
-    assert model_summary.read(str(folder), Names()).image_tokens == 64
+    assert (
+        model_summary.read(str(folder), Names(), float32=platform.wants_float32).image_tokens == 64
+    )
 
     def gone(path: Path) -> None:
         raise UnreadableFileError("is damaged")
@@ -108,7 +111,10 @@ def test_facts_of_what_changes_meanwhile_are_still_told(
     found = checkpoint.inspect(folder, "m")
     monkeypatch.setattr(strict_json, "read", gone)
     monkeypatch.setattr(checkpoint, "resolve", lambda *args, **more: found)
-    assert model_summary.read(str(folder), Names()).image_tokens is None
+    assert (
+        model_summary.read(str(folder), Names(), float32=platform.wants_float32).image_tokens
+        is None
+    )
 
 
 class PanicException(BaseException):

@@ -27,7 +27,8 @@ BASES = {"text": ("text-llama", corpus.TEXT), "vision": ("qwen2_vl", corpus.VISI
 
 def main(place: Path, which: str, only: list[str]) -> None:
     """Try the cases of one set, or those that are named."""
-    from mlx_magic import session
+    from mlx_magic import default_session
+    from mlx_magic.backends.device import platform
     from mlx_magic.errors import MlxMagicError
     from mlx_magic.models.catalog import model_summary
     from mlx_magic.models.catalog.aliases import Names
@@ -37,7 +38,7 @@ def main(place: Path, which: str, only: list[str]) -> None:
 
     name, cases = BASES[which]
     build(find(name), place / "good")
-    now = session.current()
+    now = default_session.current()
     outcomes: dict[str, Any]
 
     def noted(step: str, function: Callable[[], Any]) -> Any:
@@ -75,11 +76,19 @@ def main(place: Path, which: str, only: list[str]) -> None:
         spoil(folder)
         outcomes = {"wall": {}, "cpu": {}}
         before = peak(reset=True)
-        listed = noted("list", lambda: models_on_disk({}, folders=[root], cache=place / "none"))
+        listed = noted(
+            "list",
+            lambda: models_on_disk(
+                {}, float32=platform.wants_float32, folders=[root], cache=place / "none"
+            ),
+        )
         outcomes["shown"] = [str(m.problem) + m.model_type for m in listed or ()]
         outcomes["listed"] = len(listed or ())
         found = noted("inspect", lambda: checkpoint.inspect(folder, "m"))
-        noted("facts", lambda: model_summary.read(str(folder), Names()))
+        noted(
+            "facts",
+            lambda: model_summary.read(str(folder), Names(), float32=platform.wants_float32),
+        )
         if found is not None and not found.wants_code:
             noted("ask", lambda: ask(folder))
         outcomes["bytes"] = peak() - before

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.device.buffers import LEAST, cache_limit
+from mlx_magic.backends.device.platform import LEAST, cache_limit
 from mlx_magic.session import Session
 
 GB = 2**30

@@ -10,7 +10,7 @@ import pytest
 
 from mlx_magic.backends.device import platform
 from mlx_magic.errors import DownloadError, ModelNotFoundError
-from mlx_magic.model_pool.fit import fits
+from mlx_magic.model_pool.pool import fits
 from mlx_magic.models.catalog import model_summary
 from mlx_magic.models.catalog.aliases import Names
 from mlx_magic.models.catalog.model_summary import ModelFacts
@@ -55,7 +55,7 @@ def test_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(platform, "is_gpu", lambda: False)
     folder = checkpoints.good(tmp_path / "seer", CONFIG)
     checkpoints.write_json(folder / "processor_config.json", {"image_seq_len": 64})
-    assert model_summary.read(str(folder), Names()) == ModelFacts(
+    assert model_summary.read(str(folder), Names(), float32=platform.wants_float32) == ModelFacts(
         str(folder),
         str(folder),
         "vision",
@@ -70,7 +70,9 @@ def test_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_no_file_says_is_not_guessed(tmp_path: Path) -> None:
-    found = model_summary.read(str(checkpoints.good_text(tmp_path / "m")), Names())
+    found = model_summary.read(
+        str(checkpoints.good_text(tmp_path / "m")), Names(), float32=platform.wants_float32
+    )
     assert (found.context, found.image_tokens, found.quantization) == (None, None, None)
 
 
@@ -78,7 +80,7 @@ def test_of_a_repository_only_config_json_is_fetched_and_nothing_kept(
     hub: fake_hub.FakeHub, tmp_path: Path
 ) -> None:
     published(hub)
-    found = model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+    found = model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
     assert found == ModelFacts(
         REPO,
         f"Hub: {REPO}",
@@ -106,7 +108,7 @@ def test_what_a_repository_wants_and_why_it_cannot_be_used(
     hub: fake_hub.FakeHub, changes: dict[str, str], wanted: str, problem: str
 ) -> None:
     published(hub, **{"config.json": json.dumps({**CONFIG, **changes}).encode()})
-    found = model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+    found = model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
     assert wanted in " ".join(found.wants_code)
     assert bool(wanted) == bool(found.wants_code)
     assert problem in found.problem
@@ -118,7 +120,7 @@ def test_a_repository_with_pickles_only_is_said(hub: fake_hub.FakeHub) -> None:
         "config.json": json.dumps(CONFIG).encode(),
         "pytorch_model.bin": b"\x80\x04.",
     }
-    found = model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+    found = model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
     assert "no safetensors weights" in found.problem
     assert found.nbytes == 0
 
@@ -130,7 +132,7 @@ def test_a_repository_with_pickles_only_is_said(hub: fake_hub.FakeHub) -> None:
 def test_a_refusal_is_one_line(hub: fake_hub.FakeHub, refusal: tuple[int, str], words: str) -> None:
     hub.refusals[REPO] = refusal
     with pytest.raises(DownloadError, match=words) as caught:
-        model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
     assert "\n" not in str(caught.value)
 
 
@@ -140,13 +142,13 @@ def test_offline_the_hub_is_not_asked(
     published(hub)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError, match="unset HF_HUB_OFFLINE"):
-        model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
     assert hub.fetched == []
 
 
 def test_what_is_nothing_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
-        model_summary.read("nothing", Names())
+        model_summary.read("nothing", Names(), float32=platform.wants_float32)
 
 
 def test_it_fits_if_a_load_would_find_room(session: Session, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import CheckpointError, DownloadError, MlxMagicError, UntrustedCodeError
 from mlx_magic.models.catalog import local_models, model_summary
@@ -382,7 +383,7 @@ def test_an_answer_that_is_no_listing_is_one_line(
     assert hub.fetched == []
     assert not cache.exists()
     with pytest.raises(DownloadError, match="no listing of files"):
-        model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
 
 
 @pytest.mark.parametrize("sha", [None, "", "main", "C0FFEE" + "0" * 34, "c" * 64, 3, ["c" * 40]])
@@ -507,8 +508,8 @@ def test_of_a_repository_that_is_only_looked_at_the_same_is_refused(
 ) -> None:
     hub.headers["config.json"] = {"X-Repo-Commit": "../../../../evil"}
     with pytest.raises(DownloadError, match="of another commit"):
-        model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
     hub.headers.clear()
     files["config.json"] = b" " * (9 * 2**20)
     with pytest.raises(CheckpointError, match="too large"):
-        model_summary.read(REPO, Names(), endpoint=hub.endpoint)
+        model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)

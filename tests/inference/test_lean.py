@@ -12,7 +12,7 @@ import pytest
 import mlx_magic
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
-from mlx_magic.backends.vision.image_cache.encoders import InFront, put_in_front
+from mlx_magic.backends.proxy import InFront, put_in_front
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model

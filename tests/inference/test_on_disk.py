@@ -8,23 +8,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import mlx_magic
 from mlx_magic.backends.device import platform
+from mlx_magic.models.catalog import local_models
 from mlx_magic.models.catalog.aliases import Names
 from mlx_magic.models.catalog.local_models import (
     PATIENCE,
     ModelOnDisk,
-    models_on_disk,
     names_on_disk,
 )
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint, RemoteCheckpoint, resolve
 from mlx_magic.testing import scripted_session
 from tests import checkpoints, fake_hub
 from tests.hostile import corpus
+
+models_on_disk = partial(local_models.models_on_disk, float32=platform.wants_float32)
 
 
 @pytest.fixture
@@ -248,7 +251,7 @@ def test_looking_imports_no_model_library(cache: Path, tmp_path: Path) -> None:
     code = (
         "import json, pathlib, sys\n"
         "from mlx_magic.models.catalog.local_models import models_on_disk\n"
-        f"found = models_on_disk({{}}, cache=pathlib.Path({str(cache)!r}))\n"
+        f"found = models_on_disk({{}}, float32=bool, cache=pathlib.Path({str(cache)!r}))\n"
         "heavy = {'mlx', 'mlx_vlm', 'mlx_lm', 'transformers', 'numpy', 'PIL'}\n"
         "print(json.dumps([len(found), sorted(heavy & {m.split('.')[0] for m in sys.modules})]))"
     )

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 import mlx_magic
 from mlx_magic import default_session
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.device.buffers import cache_limit
+from mlx_magic.backends.device.platform import cache_limit
 from mlx_magic.backends.loading import materialize
 from mlx_magic.backends.vision.model import VisionBackend
 from mlx_magic.engine.generation import Generation

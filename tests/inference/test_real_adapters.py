@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import mlx_magic
-from mlx_magic import session as sessions
+from mlx_magic import default_session
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import CheckpointError
 from mlx_magic.session import Session
@@ -25,11 +25,11 @@ QUESTION = "What is in the picture?"
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    before = sessions.replace_current(None)
-    made = sessions.current()
+    before = default_session.replace_current(None)
+    made = default_session.current()
     yield made
     made.close()
-    sessions.replace_current(before)
+    default_session.replace_current(before)
 
 
 def shaken(model: Any) -> None:

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 import mlx_magic.errors
-from mlx_magic import session as sessions
+from mlx_magic import default_session
 from mlx_magic.backends.batching import admission
 from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
 from mlx_magic.backends.device import platform
@@ -40,11 +40,11 @@ LONG = "What is this? " * 150
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[Session]:
-    before = sessions.replace_current(None)
-    made = sessions.current()
+    before = default_session.replace_current(None)
+    made = default_session.current()
     yield made
     made.close()
-    sessions.replace_current(before)
+    default_session.replace_current(before)
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.model
 # Loads a checkpoint without permission, and says why not; then with it, in the same process.
 LOADS = """
 import json, pathlib, sys
-from mlx_magic import session
+from mlx_magic import default_session
 folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
-now = session.current()
+now = default_session.current()
 said = []
 for trusted in (False, True):
     error = now.load(folder, trust_remote_code=trusted).future.exception(240)
@@ -78,9 +78,9 @@ def loaded(folder: Path, code: str = LOADS) -> list[list[object]]:
 ASKS = """
 import json, pathlib, sys
 import mlx_magic
-from mlx_magic import session
+from mlx_magic import default_session
 folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
-now = session.current()
+now = default_session.current()
 said = []
 for trusted in (False, True):
     error = now.load(folder, trust_remote_code=trusted).future.exception(240)
@@ -181,10 +181,10 @@ def test_pickles_beside_safetensors_are_not_read(tmp_path: Path, kind: str) -> N
 # Loads several in one process, with `trust` blind: what is left is the guard of the load.
 BLIND = """
 import json, pathlib, sys
-from mlx_magic import session
+from mlx_magic import default_session
 from mlx_magic.models.checkpoints import remote_code as trust
 trust.wanted_code = lambda folder, **options: ()
-now = session.current()
+now = default_session.current()
 said = {}
 for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     if not folder.is_dir():

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_magic import demo
-from mlx_magic import session as sessions
+from mlx_magic import default_session, demo
 from mlx_magic.backends.chat_templates.limits import Limits
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -31,11 +30,11 @@ ENDLESS = (
 @pytest.fixture
 def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     monkeypatch.setenv("MLX_MAGIC_CACHE", str(tmp_path / "cache"))
-    before = sessions.replace_current(None)
-    made = sessions.current()
+    before = default_session.replace_current(None)
+    made = default_session.current()
     yield made
     made.close()
-    sessions.replace_current(before)
+    default_session.replace_current(before)
 
 
 @pytest.fixture

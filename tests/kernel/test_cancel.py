@@ -186,11 +186,11 @@ def test_an_unload_that_waits_can_be_cancelled_interrupted_and_forced(
 ) -> None:
     hold(client, "writing")
     client.run(
-        "from mlx_magic import session\n"
+        "from mlx_magic import default_session\n"
         "from mlx_magic.engine.request import GenerationRequest, Sampling\n"
         "sampling = Sampling(max_tokens=10**9)\n"
         f"request = GenerationRequest('Hi', model={str(model)!r}, sampling=sampling)\n"
-        "asked = session.current().start(request)\n"
+        "asked = default_session.current().start(request)\n"
         "while asked.progress.phase != 'writing': pass"
     )
     unloading = client.start(f"{prefix}%vision unload {model}")
@@ -205,12 +205,12 @@ def test_an_unload_that_waits_can_be_cancelled_interrupted_and_forced(
     client.interrupt()
     client.finish(unloading)
     assert "KeyboardInterrupt" in unloading.error
-    assert client.value("asked.done, len(session.current().pool)") == "False 1"
+    assert client.value("asked.done, len(default_session.current().pool)") == "False 1"
 
     forced = client.run(f"{prefix}%vision unload --all --force")
     assert "(cancelled 1 request)" in forced.stdout, forced.summary()
     assert client.value("asked.future.result().finish_reason") == "cancelled"
-    assert client.value("session.current().running") == "[]"
+    assert client.value("default_session.current().running") == "[]"
 
 
 def test_cancel_leaves_no_widgets_behind(client: Client) -> None:

@@ -23,7 +23,7 @@ SETUP = """
 import signal, sys, threading, time
 %load_ext mlx_magic
 from PIL import Image
-from mlx_magic import session
+from mlx_magic import default_session
 from mlx_magic.testing import use_scripted
 from ipywidgets.widgets.widget import _instances
 img = Image.new("RGB", (40, 20), "red")
@@ -49,15 +49,15 @@ def interrupt_at(line):
     moment, seen, begun, inside, answer = line, [0], [], [False], None
     before = set(_instances)
     # Not by its lock, which the line that is interrupted may hold.
-    works = session.current()._under_way._works
+    works = default_session.current()._under_way._works
     sys.settrace(trace)
 
 def left():
     sys.settrace(None)
     end = time.monotonic() + 10
-    while session.current().running and time.monotonic() < end:
+    while default_session.current().running and time.monotonic() < end:
         time.sleep(0.01)
-    return len(session.current().running)
+    return len(default_session.current().running)
 """
 CELL = "%%vision img -o answer --max-tokens 1000000\nWhat is this?"
 WAYS = {

@@ -26,18 +26,18 @@ SETUP = """
 import threading
 import mlx_magic
 from mlx_magic import testing
-from mlx_magic import session
+from mlx_magic import default_session
 
 def prepare(models, **how):
     script = testing.use_scripted(**how)
     for name, folder in models.items():
-        session.current()._alias(name, folder)
-    session.current().default_model = next(iter(models))
+        default_session.current()._alias(name, folder)
+    default_session.current().default_model = next(iter(models))
     return script
 
 def settle():
     'Wait until the inference thread is idle and all of our other threads are gone.'
-    session.current().engine.call(lambda: None).result(10)
+    default_session.current().engine.call(lambda: None).result(10)
     for thread in threading.enumerate():
         # The guard of the inference thread lives as long as that does.
         if thread.name.startswith("mlx-magic-") and thread.name != "mlx-magic-guard":

@@ -11,7 +11,7 @@ from PIL import Image
 from traitlets.config import Config
 
 import mlx_magic.demo
-from mlx_magic import session
+from mlx_magic import default_session
 from mlx_magic.testing import ScriptedBackend, scripted_session
 from tests import checkpoints
 
@@ -37,8 +37,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted
     monkeypatch.setattr(mlx_magic.demo, "folder", lambda: folder)
     script = ScriptedBackend("It is **red**.")
     scripted = scripted_session(backend=script)
-    before = session.replace_current(scripted)
+    before = default_session.replace_current(scripted)
     yield script
     script.release()
     scripted.close()
-    session.replace_current(before)
+    default_session.replace_current(before)

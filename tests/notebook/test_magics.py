@@ -12,7 +12,7 @@ import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from mlx_magic import session
+from mlx_magic import default_session, session
 from mlx_magic.engine.request import VisionResult
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.catalog.alias_file import AliasFile, Target
@@ -170,7 +170,7 @@ def test_a_broken_checkpoint_is_one_line(
     with pytest.raises(UsageError, match=r"broken") as caught:
         line(shell, f"load {folder}")
     assert "\n" not in str(caught.value)
-    assert len(session.current().pool) == 0
+    assert len(default_session.current().pool) == 0
 
 
 def test_a_checkpoint_that_asks_for_code_is_refused_by_name(
@@ -258,7 +258,7 @@ def test_an_alias_that_is_saved_is_there_in_the_next_kernel(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     file = AliasFile(tmp_path / "aliases.toml")
-    session.current().names.file = file
+    default_session.current().names.file = file
     checkpoints.good(tmp_path / "seer")
     line(shell, "load ./seer --as s --save")
     assert AliasFile(file.path).targets == {"s": Target(str(tmp_path / "seer"))}
@@ -269,7 +269,7 @@ def test_an_alias_that_is_saved_is_there_in_the_next_kernel(
 def test_a_load_takes_pin_adapter_alias_and_save_together(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
 ) -> None:
-    now = session.current()
+    now = default_session.current()
     now.names.file = file = AliasFile(tmp_path / "aliases.toml")
     checkpoints.good(tmp_path / "seer")
     lora = str(tmp_path / "lora")
@@ -293,7 +293,7 @@ def test_a_list_shows_what_is_loaded_on_disk_and_named_and_whether_it_fits(
     script: ScriptedBackend,
     tmp_path: Path,
 ) -> None:
-    now = session.current()
+    now = default_session.current()
     checkpoints.with_model_file(checkpoints.good(tmp_path / "models" / "evil"))
     checkpoints.good_text(tmp_path / "models" / "reader")
     checkpoints.write_json(tmp_path / "lora" / "adapter_config.json", {"rank": 2})
@@ -361,7 +361,7 @@ def test_a_repository_in_the_cache_is_listed_with_its_alias(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     checkpoints.good(snapshot(tmp_path / "cache", "org/name"))
-    now = session.current()
+    now = default_session.current()
     now.names.file = AliasFile(tmp_path / "aliases.toml")
     now.names.file.save("q", Target("org/name"))
     assert "org/name, q" in {row[0] for row in line(shell, "list").rows}

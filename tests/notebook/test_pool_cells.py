@@ -12,7 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import TraitError
 
-from mlx_magic import default_session, session
+from mlx_magic import default_session
 from mlx_magic.demo import folder as demo_model
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -55,7 +55,7 @@ def begin(script: ScriptedBackend, model: str) -> Generation:
     """Ask a question that goes on until it is cancelled or released."""
     script.hold = "writing"
     request = GenerationRequest(prompt="Hi", model=model, sampling=Sampling(max_tokens=10**6))
-    generation = session.current().start(request)
+    generation = default_session.current().start(request)
     while generation.progress.phase != "writing":
         assert not generation.done
     return generation
@@ -65,13 +65,13 @@ def when_unloading(action: Callable[[Unload], object]) -> None:
     """Do something as soon as an unload waits."""
 
     def look() -> None:
-        for work in session.current().running:
+        for work in default_session.current().running:
             if isinstance(work, Unload) and work not in seen:
                 seen.append(work)
                 action(work)
 
     seen: list[Work[Any]] = []
-    session.current().watch(look)
+    default_session.current().watch(look)
 
 
 def test_an_unload_waits_for_a_running_answer(
@@ -113,7 +113,7 @@ def test_force_cancels_the_users_and_says_how_many(
 
 
 def cancel_b_when_c_waits(unload: Unload) -> None:
-    for work in session.current().running if unload.name == "C" else ():
+    for work in default_session.current().running if unload.name == "C" else ():
         if isinstance(work, Unload) and work.name == "B":
             work.cancel()
 
@@ -131,7 +131,7 @@ def test_cancel_ends_the_wait_and_those_after_it(
     assert capsys.readouterr().out == (
         "Unloaded A: 96 B freed.\nCancelled: B was not unloaded.\nCancelled: C was not unloaded.\n"
     )
-    assert [model.name for model in session.current().pool] == ["B", "C"]
+    assert [model.name for model in default_session.current().pool] == ["B", "C"]
     for work in asked:
         work.cancel()
 
@@ -143,7 +143,7 @@ def test_an_unload_that_was_withdrawn_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     generation = begin(script, "A")
-    when_unloading(lambda _: session.current().pool.pin("A"))
+    when_unloading(lambda _: default_session.current().pool.pin("A"))
     capsys.readouterr()
     line(shell, "unload A")
     assert capsys.readouterr().out == "A stays: it was asked for again meanwhile.\n"
@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_one_line_and_what_cannot_leave_is_said(
     with pytest.raises(UsageError, match="demo needs 96 B, but of the 200 B") as caught:
         line(shell, "load demo")
     assert not isinstance(caught.value, MemoryBudgetError)
-    assert len(session.current().pool) == 3
+    assert len(default_session.current().pool) == 3
 
 
 def test_senseless_settings_are_refused_and_change_nothing(
@@ -224,17 +224,17 @@ def test_senseless_settings_are_refused_and_change_nothing(
         magics.idle_ttl = -1
     config(shell, "memory_budget = 'much'")
     assert magics.memory_budget is None
-    assert session.current().pool.budget is None
+    assert default_session.current().pool.budget is None
     config(shell, "idle_ttl = 300")
     config(shell, "memory_budget = 0.5")
-    assert session.current().pool.idle_ttl == 300
+    assert default_session.current().pool.idle_ttl == 300
     assert "50% of the memory; idle ones leave after 300 s" in repr(line(shell, "status"))
 
 
 def test_the_pool_shows_itself_as_a_table(
     shell: InteractiveShell, script: ScriptedBackend, models: list[str]
 ) -> None:
-    pool = session.current().pool
+    pool = default_session.current().pool
     pool.pin("B")
     assert shell.display_formatter is not None
     formatted, _ = shell.display_formatter.format(pool)
@@ -248,7 +248,7 @@ def test_a_notebook_with_four_real_models_on_a_budget_for_two(
     shell: InteractiveShell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = default_session._make()
-    before = session.replace_current(real)
+    before = default_session.replace_current(real)
     try:
         for name in "abcd":
             line(shell, f"load {shutil.copytree(demo_model(), tmp_path / name)} --as {name}")
@@ -275,7 +275,7 @@ def test_a_notebook_with_four_real_models_on_a_budget_for_two(
         line(shell, "unload --all")
         assert len(real.pool) == 0
     finally:
-        session.replace_current(before)
+        default_session.replace_current(before)
         real.close()
 
 

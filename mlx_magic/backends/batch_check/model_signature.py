@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlx_magic.backends.batching.prefill_hooks import flat
+from mlx_magic.backends.batching.kv_cache import flat
 from mlx_magic.models.checkpoints.batch_support import Signature, text_part, traits
 
 # MLX's own layers compute each row by itself, adapters too, and ours are theirs.

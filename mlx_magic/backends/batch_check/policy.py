@@ -10,10 +10,10 @@ from typing import Any
 from mlx_magic.backends.batch_check.compare_rows import Budget, Probed, confirmed
 from mlx_magic.backends.batch_check.model_signature import signature
 from mlx_magic.backends.batch_check.verdict_cache import Confirmed
-from mlx_magic.backends.batching.prefill_hooks import flat
+from mlx_magic.backends.batching.kv_cache import flat
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.library_errors import one_line
 from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.formatting import one_line
 from mlx_magic.models.checkpoints import architectures, batch_support
 from mlx_magic.models.checkpoints.architectures import Kind
 from mlx_magic.models.checkpoints.batch_support import Verdict

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from mlx_magic.backends.base import Report
 from mlx_magic.backends.batching.admission_queue import Place
-from mlx_magic.backends.batching.counts import Counts
+from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Phase, Sampling
 
 
 @dataclass(slots=True)
@@ -44,3 +45,75 @@ class Asked:
         """Report what was written since the last one, and the tokens of the answer so far."""
         self.place.reading = False
         self.report(self.counts.chunk("writing", text=text, written=written))
+
+
+@dataclass(slots=True)
+class Counts:
+    """Token counts of one request, growing as they become known.
+
+    Attributes
+    ----------
+    prompt_tokens, image_tokens : int
+    cached_tokens : int
+        Those of the prompt that need not be read.
+    pictures : int
+        Pictures of the whole conversation.
+    """
+
+    prompt_tokens: int
+    image_tokens: int
+    cached_tokens: int = 0
+    pictures: int = 0
+
+    def embedded(self, length: int) -> None:
+        """Count anew where one image token stands for many embeddings."""
+        longer = length - self.prompt_tokens
+        if longer > 0:
+            self.prompt_tokens += longer
+            self.image_tokens += longer
+
+    def as_many(self, tokens: list[int]) -> list[int]:
+        """Fill up where one image token stands for many embeddings: only their number counts."""
+        return [0] * (self.prompt_tokens - len(tokens)) + tokens
+
+    def looking(self, cancel: CancelToken, report: Report) -> Callable[[int, int], None]:
+        """Return what is called between pictures: it looks at `cancel` and reports how far it is.
+
+        It takes what is done and what there is: parts of pictures, where the model cuts them,
+        or as many as were asked for so far.
+        """
+
+        def between(done: int, there: int) -> None:
+            cancel.checkpoint()
+            seen = done * self.pictures // there if there >= self.pictures else done
+            if self.pictures > 1 and (seen or there >= self.pictures):
+                report(replace(self.chunk("seeing"), pictures_seen=seen, pictures=self.pictures))
+
+        return between
+
+    def chunk(
+        self, phase: Phase, *, text: str = "", read: int = 0, written: int = 0
+    ) -> GenerationChunk:
+        """Return what to report.
+
+        Parameters
+        ----------
+        phase : Phase
+        text : str
+            What was written since the last one.
+        read : int
+            Tokens of the prompt read so far, after those that were cached; all where it writes.
+        written : int
+            Tokens of the answer so far.
+        """
+        writing = phase == "writing"
+        return GenerationChunk(
+            phase,
+            text=text,
+            prompt_read=self.prompt_tokens if writing else self.cached_tokens + read,
+            prompt_tokens=self.prompt_tokens,
+            image_tokens=self.image_tokens,
+            completion_tokens=written,
+            peak_memory=platform.peak() if writing else 0,
+            cached_tokens=self.cached_tokens,
+        )

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.backends.batching.admission_queue import Table
-from mlx_magic.backends.library_errors import again
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
+from mlx_magic.formatting import again
 
 MOST_TOGETHER = 32
 """Answers of one model that are written at once."""

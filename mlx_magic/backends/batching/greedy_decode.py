@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_magic.backends.batching.sampling import RowSampler
-from mlx_magic.backends.vision.image_cache.encoders import InFront
+from mlx_magic.backends.proxy import InFront
 
 
 class GreedyModel(InFront):

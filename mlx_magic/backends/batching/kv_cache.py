@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlx_magic.backends.batching.memory_estimate import GROUPS, Shape
-from mlx_magic.backends.batching.prefill_hooks import flat
 from mlx_magic.errors import GenerationError
 
 
@@ -80,3 +79,8 @@ def _arrays(value: Any) -> Iterator[Any]:
             yield from _arrays(each)
     elif hasattr(value, "nbytes"):
         yield value
+
+
+def flat(caches: list[Any]) -> list[Any]:
+    """Return the caches of all layers, those inside of composite ones included."""
+    return [c for cache in caches for c in flat(list(getattr(cache, "caches", ()))) or [cache]]

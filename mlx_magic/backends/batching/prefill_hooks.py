@@ -6,12 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mlx_magic.backends.batching.kv_cache import flat
 from mlx_magic.cancellation import CancelToken
-
-
-def flat(caches: list[Any]) -> list[Any]:
-    """Return the caches of all layers, those inside of composite ones included."""
-    return [c for cache in caches for c in flat(list(getattr(cache, "caches", ()))) or [cache]]
 
 
 @contextlib.contextmanager

@@ -9,9 +9,9 @@ from mlx_magic.backends.chat_templates.limits import (
     TemplateLimitError,
     UnsafeTemplateError,
 )
-from mlx_magic.backends.library_errors import one_line
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
+from mlx_magic.formatting import one_line
 from mlx_magic.images.opening import ImageInput
 
 Message = dict[str, Any]

@@ -18,10 +18,10 @@ from typing import Any
 
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.chat_templates.limits import BUDGET, TemplateBudget
-from mlx_magic.backends.library_errors import without_frames
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
+from mlx_magic.formatting import without_frames
 from mlx_magic.models.checkpoints import architectures
 
 _HOOK = "_compile_jinja_template"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.image_cache.encoders import InFront
+from mlx_magic.backends.proxy import InFront
 from mlx_magic.models.checkpoints.safetensors import Span, spans
 
 LARGE = 2**24

@@ -12,6 +12,7 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading.background import Aside
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.models.checkpoints import weight_size
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.checkpoints.safetensors import Span
 
@@ -30,25 +31,7 @@ def nbytes(model: Any) -> int:
 def estimate(checkpoint: Checkpoint) -> int:
     """Bytes that a checkpoint's weights will take in memory; on the inference thread."""
     platform.start()
-    return expected(checkpoint)
-
-
-def expected(checkpoint: Checkpoint) -> int:
-    """Bytes that a checkpoint's weights will take in memory, as far as one can say.
-
-    On any thread: before MLX is in use, for the device that it will choose.
-    """
-    quantization = checkpoint.config.get("quantization") or {}
-    bits = quantization.get("bits") if isinstance(quantization, dict) else None
-    unpacked = {
-        "F16": 2.0,
-        "BF16": 2.0,
-        "U32": 32 / bits if isinstance(bits, int) and bits > 0 else 1.0,
-    }
-    float32 = sum(
-        int(size * unpacked.get(dtype, 1.0)) for dtype, size in checkpoint.bytes_by_dtype.items()
-    )
-    return float32 if platform.wants_float32(float32) else checkpoint.weight_bytes
+    return weight_size.expected(checkpoint, float32=platform.wants_float32)
 
 
 def materialise(

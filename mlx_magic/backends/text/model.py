@@ -12,14 +12,13 @@ from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.backends.batch_check.compare_rows import Budget
 from mlx_magic.backends.batch_check.policy import standing
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.active_request import Asked
+from mlx_magic.backends.batching.active_request import Asked, Counts
 from mlx_magic.backends.batching.admission import Room
 from mlx_magic.backends.batching.batch import Seat, Written
-from mlx_magic.backends.batching.counts import Counts
-from mlx_magic.backends.batching.dispatch import Answering
 from mlx_magic.backends.batching.sampling import Draw, RowSampler, processors, require_number
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.dispatch import Answering
 from mlx_magic.backends.loading import fast_modules, lora_check, materialize
 from mlx_magic.backends.loading.background import Aside
 from mlx_magic.backends.loading.chunked_read import Origins

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlx_magic.backends.vision.image_cache.encoders import InFront, put_in_front, towers
+from mlx_magic.backends.proxy import InFront, put_in_front
+from mlx_magic.backends.vision.image_cache.encoders import towers
 
 LEAST = 32_768
 """Exponentials below which leaving MLX's graph costs more than it saves (some 40 us)."""

@@ -10,11 +10,11 @@ from typing import Any
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.chat_templates import rendering as chat_templates_rendering
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
-from mlx_magic.backends.library_errors import one_line, without_frames
 from mlx_magic.backends.loading.background import Aside, is_known
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
+from mlx_magic.formatting import one_line, without_frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,9 @@ from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.backends.batch_check.compare_rows import Budget
 from mlx_magic.backends.batch_check.policy import standing
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.active_request import Asked
+from mlx_magic.backends.batching.active_request import Asked, Counts
 from mlx_magic.backends.batching.admission import Room
 from mlx_magic.backends.batching.batch import Seat, Written
-from mlx_magic.backends.batching.counts import Counts
-from mlx_magic.backends.batching.dispatch import Answering
 from mlx_magic.backends.batching.memory_estimate import Shape
 from mlx_magic.backends.batching.sampling import (
     Draw,
@@ -28,6 +26,7 @@ from mlx_magic.backends.batching.sampling import (
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.dispatch import Answering
 from mlx_magic.backends.loading import fast_modules, materialize
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
+from mlx_magic.formatting import reason
 from mlx_magic.images.color_modes import to_rgb
 from mlx_magic.images.decoding.child_process import decode_apart
 from mlx_magic.images.decoding.file_structure import (
@@ -31,13 +32,7 @@ from mlx_magic.images.decoding.pixel_capacity import check_capacity
 from mlx_magic.images.decoding.qoi import decode_qoi
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, Watch, WatchedBytes
 from mlx_magic.images.formats import SNIFF_BYTES, picture_format, why_no_picture
-from mlx_magic.images.limits import (
-    MAX_FILE_BYTES,
-    MAX_PIXELS_DECODED,
-    check_bytes,
-    check_pixels,
-    reason,
-)
+from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
 
 _T = TypeVar("_T")
 

@@ -14,11 +14,12 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import NoReturn
+from typing import NoReturn, Protocol
 from urllib.parse import urljoin
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import FetchError
+from mlx_magic.formatting import megabytes, reason, shorten
 from mlx_magic.images.formats import SNIFF_BYTES, picture_format
 from mlx_magic.images.http.connection import (
     Connect,
@@ -32,7 +33,6 @@ from mlx_magic.images.http.connection import (
     resolve_name,
 )
 from mlx_magic.images.http.public_addresses import IPAddress, Target, is_public, parse_url
-from mlx_magic.images.limits import megabytes, reason, shorten
 
 MAX_DOWNLOAD_BYTES = 20_000_000
 MAX_REDIRECTS = 5
@@ -52,6 +52,14 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "Connection": "close",
 }
+
+
+class Fetcher(Protocol):
+    """What gets the content of a URL; `mlx_magic.images.http.fetch.UrlFetcher` is the real one."""
+
+    def __call__(self, url: str, *, cancel: CancelToken | None = None) -> bytes:
+        """Return the whole content, or raise `FetchError` (`Cancelled` if `cancel` says so)."""
+        ...
 
 
 class UrlFetcher:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
-from mlx_magic.images.limits import reason
+from mlx_magic.formatting import reason
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 

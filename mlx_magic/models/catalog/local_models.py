@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlx_magic import demo
-from mlx_magic.backends.loading import materialize
 from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import ModelError
 from mlx_magic.formatting import shown
-from mlx_magic.models.checkpoints import checkpoint, files, strict_json
+from mlx_magic.models.checkpoints import checkpoint, files, strict_json, weight_size
 from mlx_magic.models.checkpoints.strict_json import Limits, SlowToReadError
 from mlx_magic.models.hub.resumable import PART
 from mlx_magic.user_folders import expanded
@@ -66,6 +65,7 @@ class ModelOnDisk:
 def models_on_disk(
     aliases: Mapping[str, str],
     *,
+    float32: Callable[[int], bool],
     folders: Sequence[Path] = (),
     cache: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -79,6 +79,8 @@ def models_on_disk(
     ----------
     aliases : mapping
         Alias to folder or repository id; those of folders are listed.
+    float32 : callable
+        Whether weights are unpacked here. See `weight_size.expected`.
     folders : sequence of Path
         Where a person keeps models: ``name/config.json`` or ``organisation/name/config.json``.
     cache : Path, optional
@@ -96,9 +98,9 @@ def models_on_disk(
     ends = clock() + PATIENCE
 
     def look(name: str, folder: Path) -> ModelOnDisk:
-        return _look(name, folder) if clock() < ends else ModelOnDisk(name, folder)
+        return _look(name, folder, float32) if clock() < ends else ModelOnDisk(name, folder)
 
-    found = [_look(DEMO, demo.folder())]
+    found = [_look(DEMO, demo.folder(), float32)]
     for name, folder in sorted(_folders(aliases)):
         found.append(look(name, folder))
     listed = {_resolved(model.path) for model in found}
@@ -135,16 +137,16 @@ def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) ->
     return [name for name, _ in [*_kept(folders), *sorted(_cached(cache))]]
 
 
-def _look(name: str, folder: Path) -> ModelOnDisk:
+def _look(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
     """Describe a model. Nothing that is wrong with one may hide the others."""
     try:
-        return _described(name, folder)
+        return _described(name, folder, float32)
     except Exception as error:
         what = f"its files cannot be understood ({type(error).__name__})"
         return ModelOnDisk(name, folder, problem=what)
 
 
-def _described(name: str, folder: Path) -> ModelOnDisk:
+def _described(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
     try:
         found = checkpoint.inspect(folder, name, quick=True)
     except SlowToReadError:
@@ -166,7 +168,7 @@ def _described(name: str, folder: Path) -> ModelOnDisk:
         model_type=found.model_type,
         quantization=found.quantization,
         nbytes=found.weight_bytes,
-        needed=materialize.expected(found),
+        needed=weight_size.expected(found, float32=float32),
         problem=problem,
     )
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.backends.loading import materialize
 from mlx_magic.errors import UnsupportedModelError
 from mlx_magic.formatting import shown
 from mlx_magic.models.catalog.aliases import Names
@@ -21,6 +20,7 @@ from mlx_magic.models.checkpoints import (
     files,
     remote_code,
     strict_json,
+    weight_size,
 )
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
@@ -75,7 +75,9 @@ class ModelFacts:
     together: Verdict | None = None
 
 
-def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
+def read(
+    name: str, names: Names, *, float32: Callable[[int], bool], endpoint: str | None = None
+) -> ModelFacts:
     """Say what a model is; of a repository that is not here, config.json alone is fetched.
 
     Blocks while it asks the Hub.
@@ -85,6 +87,8 @@ def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
     name : str
         Alias, folder or repository id.
     names : Names
+    float32 : callable
+        Whether weights are unpacked here. See `weight_size.expected`.
     endpoint : str, optional
         Instead of the Hub client's own.
 
@@ -107,7 +111,7 @@ def read(name: str, names: Names, *, endpoint: str | None = None) -> ModelFacts:
             found.model_type,
             found.quantization,
             found.weight_bytes,
-            materialize.expected(found),
+            weight_size.expected(found, float32=float32),
             _context(found.config),
             _image_tokens(found.config, processor),
             found.wants_code,

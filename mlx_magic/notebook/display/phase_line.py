@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mlx_magic.engine.download_rate import duration, seconds_left
-from mlx_magic.engine.task import Progress, amount
+from mlx_magic.engine.task import Progress
+from mlx_magic.formatting import amount
 
 _WORDS = {
     "queued": "waiting",

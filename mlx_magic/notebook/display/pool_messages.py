@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from mlx_magic.engine.task import amount
+from mlx_magic.formatting import amount
 from mlx_magic.model_pool.unload import Unload
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from mlx_magic import session as sessions
+from mlx_magic import default_session
 from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import RequestError
 from mlx_magic.images.opening import open_images
@@ -25,11 +25,10 @@ from mlx_magic.notebook.panel.control.turn_actions import TurnActions
 from mlx_magic.notebook.panel.control.turns import Turns
 from mlx_magic.notebook.panel.control.update_thread import Updates
 from mlx_magic.notebook.panel.state import export, pixel_budget
-from mlx_magic.notebook.panel.state.conversation import Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Options, Picture, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
 from mlx_magic.notebook.panel.widgets.controls import fold, put
 from mlx_magic.notebook.panel.widgets.guarded import guarded
-from mlx_magic.notebook.panel.widgets.options_form import Options
 
 if TYPE_CHECKING:
     from mlx_magic.engine.generation import Generation
@@ -57,7 +56,7 @@ class Panel:
     """
 
     def __init__(self, session: Session | None = None, ipython: Any = None) -> None:
-        self._session = session or sessions.current()
+        self._session = session or default_session.current()
         self._lock = threading.RLock()
         self._closed = False
         self._stale = True

@@ -10,7 +10,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from mlx_magic import session
+from mlx_magic import default_session
 from mlx_magic.notebook.panel.panel import Panel
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
@@ -24,7 +24,7 @@ class DrivenPanel:
     def __init__(self, shell: InteractiveShell) -> None:
         self.panel = Panel(ipython=shell)
         self.panel._updates.close()
-        self.session = session.current()
+        self.session = default_session.current()
         self.sent: list[dict[str, Any]] = []
         self.panel._actions.view.send = self._send
         self.form = self.panel._composer
@@ -133,7 +133,7 @@ def add_model(tmp_path: Any, script: ScriptedBackend) -> Callable[..., str]:
 
     def add(name: str, *, kind: str = "vision") -> str:
         make = checkpoints.good if kind == "vision" else checkpoints.good_text
-        session.current()._alias(name, str(make(tmp_path / name)))
+        default_session.current()._alias(name, str(make(tmp_path / name)))
         return name
 
     return add

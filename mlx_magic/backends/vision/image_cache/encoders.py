@@ -38,24 +38,3 @@ def towers(model: Any) -> Iterator[tuple[Any, str, Any]]:
             tower = owner.get(name)
             if isinstance(tower, nn.Module):
                 yield owner, name, tower
-
-
-class InFront:
-    """Stands in front of a part; in all but what a subclass does itself it is the part.
-
-    Parameters
-    ----------
-    part : object
-    """
-
-    def __init__(self, part: Any) -> None:
-        self._part = part
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._part, name)
-
-
-def put_in_front(owner: Any, name: str, front: InFront) -> None:
-    """Let `front` be found where `owner` has a part; its own parts stay as they are."""
-    # Python looks here before the module's own.
-    object.__setattr__(owner, name, front)

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.proxy import InFront, put_in_front
 from mlx_magic.backends.vision.image_cache import encoder_outputs
 from mlx_magic.backends.vision.image_cache.encoder_call import TowerCall
-from mlx_magic.backends.vision.image_cache.encoders import InFront, put_in_front, towers
+from mlx_magic.backends.vision.image_cache.encoders import towers
 from mlx_magic.cancellation import Cancelled
 
 T = TypeVar("T")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from mlx_magic.notebook.panel.control.pictures import Pictures
-from mlx_magic.notebook.panel.state.conversation import Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Options, Picture, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
-from mlx_magic.notebook.panel.widgets.options_form import Options
 
 
 class Editing:

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mlx_magic.engine.task import amount
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.formatting import shown
+from mlx_magic.formatting import amount, shown
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.model_pool.unload import Unload
 from mlx_magic.notebook.display import pool_messages

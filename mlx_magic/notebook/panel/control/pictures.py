@@ -12,10 +12,11 @@ from typing import Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import MlxMagicError, RequestError
+from mlx_magic.formatting import megabytes, shorten
 from mlx_magic.images import opening as images_opening
 from mlx_magic.images.decoding.decode import pixels_of
 from mlx_magic.images.image import ImageInput
-from mlx_magic.images.limits import MAX_IMAGES, megabytes, shorten
+from mlx_magic.images.limits import MAX_IMAGES
 from mlx_magic.notebook.display.sanitize import to_plain
 from mlx_magic.notebook.panel.state import pixel_budget
 from mlx_magic.notebook.panel.state.conversation import Picture

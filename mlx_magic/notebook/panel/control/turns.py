@@ -11,12 +11,15 @@ from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import MlxMagicError, RequestError
 from mlx_magic.notebook.panel.control.live_answer import AnswerMessages, LiveAnswer
 from mlx_magic.notebook.panel.control.pictures import picture_state
-from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn, history
-from mlx_magic.notebook.panel.widgets.options_form import Options
+from mlx_magic.notebook.panel.state.conversation import (
+    MOST_MODELS,
+    Answer,
+    Options,
+    Picture,
+    Turn,
+    history,
+)
 from mlx_magic.session import Session
-
-MOST_MODELS = 3
-"""Models that one question is put to."""
 
 
 class TurnMessages(AnswerMessages, Protocol):

@@ -140,3 +140,23 @@ def history(turns: Sequence[Turn], model: str) -> tuple[Exchange, ...]:
         # As the model was shown them: scaled down, perhaps.
         exchanges.append(Exchange(turn.prompt, answer.result.text, answer.result.images))
     return tuple(exchanges)
+
+
+MOST_MODELS = 3
+"""Models that one question is put to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the controls say.
+
+    Attributes
+    ----------
+    system : str or None
+    sampling : Sampling
+    max_pixels : int or None
+    """
+
+    system: str | None
+    sampling: Sampling
+    max_pixels: int | None

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import DEMO
-from mlx_magic.engine.task import Progress, Work, amount
-from mlx_magic.formatting import shown
-from mlx_magic.model_pool.fit import fits
+from mlx_magic.engine.task import Progress, Work
+from mlx_magic.formatting import amount, shown
 from mlx_magic.model_pool.model_info import Load
+from mlx_magic.model_pool.pool import fits
 from mlx_magic.model_pool.unload import Unload
 from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.session import Session

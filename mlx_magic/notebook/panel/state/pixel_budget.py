@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mlx_magic.errors import ImageTooLargeError
+from mlx_magic.formatting import shorten
 from mlx_magic.images.image import ImageInput
-from mlx_magic.images.limits import MAX_PIXELS_TOTAL, shorten
+from mlx_magic.images.limits import MAX_PIXELS_TOTAL
 
 MOST_READY = MAX_PIXELS_TOTAL
 """Pixels that stand ready for one question; in memory each takes 4 bytes (1 GB in all)."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.errors import ImageError, ImageTooLargeError
-from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES, megabytes, shorten
+from mlx_magic.formatting import megabytes, shorten
+from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES
 
 PIECE_BYTES = 512 * 1024
 """Largest piece."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.engine.request import VisionResult
+from mlx_magic.formatting import shorten
 from mlx_magic.images.image import ImageInput
-from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED, shorten
+from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED
 from mlx_magic.notebook.magic_line.variable_names import is_ipythons, is_reserved
 from mlx_magic.user_folders import expanded
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from mlx_magic.notebook.panel.control.turns import MOST_MODELS
+from mlx_magic.notebook.panel.state.conversation import MOST_MODELS
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice
 from mlx_magic.notebook.panel.widgets.controls import button, fold, line, put, said
 from mlx_magic.notebook.panel.widgets.options_form import OptionsForm

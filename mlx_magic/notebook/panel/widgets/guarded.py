@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.images.limits import shorten
+from mlx_magic.formatting import shorten
 
 _log = logging.getLogger(__name__)
 _LONGEST = 1_000

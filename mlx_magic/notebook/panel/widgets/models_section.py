@@ -8,7 +8,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from mlx_magic.engine.task import amount
+from mlx_magic.formatting import amount
 from mlx_magic.notebook.display import formulas, sanitize
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice
 from mlx_magic.notebook.panel.widgets.controls import button, line, put, said

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as widgets
 
 from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
 from mlx_magic.errors import RequestError
+from mlx_magic.notebook.panel.state.conversation import Options
 
 _SIZES = (("as they are", 0), ("at most 1 megapixel", 1_000_000), ("at most 0.25", 250_000))
 _OWN = "The model's own sampling"
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the controls say.
-
-    Attributes
-    ----------
-    system : str or None
-    sampling : Sampling
-    max_pixels : int or None
-    """
-
-    system: str | None
-    sampling: Sampling
-    max_pixels: int | None
 
 
 class OptionsForm:
