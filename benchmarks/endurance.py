@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from benchmarks.endurance_plan import Plan, controls, pictures, plans
 from benchmarks.endurance_session import PATIENCE, Cuttable, Cutting
 from benchmarks.figures import Report
-from mlx_magic.engine.request import Exchange, VisionResult
+from mlx_magic.engine.request import Exchange
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import MlxMagicError
 
 SEED = 20

@@ -13,13 +13,8 @@ from mlx_magic.backends.text.model import TextBackend
 from mlx_magic.backends.vision.model import VisionBackend
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.request import (
-    DEMO,
-    Exchange,
-    GenerationChunk,
-    GenerationRequest,
-    Phase,
-)
+from mlx_magic.engine.request import DEMO, Exchange, GenerationRequest
+from mlx_magic.engine.result import GenerationChunk, Phase
 from mlx_magic.model_pool.pool import ModelPool
 from mlx_magic.session import Session
 

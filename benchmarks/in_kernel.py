@@ -12,7 +12,8 @@ from IPython.core.getipython import get_ipython
 
 from mlx_magic import default_session
 from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Sampling, VisionResult
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.testing import ScriptedBackend, use_scripted
 
 QUESTION = "Describe this picture in every detail."

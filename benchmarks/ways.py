@@ -152,7 +152,7 @@ class Ours:
 
     def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
         """Begin all, and wait for all."""
-        from mlx_magic.engine.request import GenerationChunk
+        from mlx_magic.engine.result import GenerationChunk
 
         began = time.perf_counter()
         times: list[list[float]] = [[] for _ in asks]

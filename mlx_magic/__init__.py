@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_magic.api import TextStream, ask, demo_model, stream
-    from mlx_magic.engine.request import VisionResult
+    from mlx_magic.engine.result import VisionResult
     from mlx_magic.model_pool.pool import ModelPool
     from mlx_magic.notebook.panel.open import panel
 
@@ -37,7 +37,7 @@ _HOMES = {
     "demo_model": "mlx_magic.api",
     "panel": "mlx_magic.notebook.panel.open",
     "TextStream": "mlx_magic.api",
-    "VisionResult": "mlx_magic.engine.request",
+    "VisionResult": "mlx_magic.engine.result",
 }
 
 

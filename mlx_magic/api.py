@@ -15,12 +15,11 @@ from mlx_magic.engine.generation import Generation, OnProgress, Sink, Snapshot
 from mlx_magic.engine.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
-    GenerationChunk,
     GenerationRequest,
     OutputFormat,
     Sampling,
-    VisionResult,
 )
+from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.engine.task import outcome, wait
 from mlx_magic.interrupts import deferred
 
@@ -216,6 +215,9 @@ class TextStream:
     def result(self) -> VisionResult:
         """The complete result; waits for it."""
         return wait(self._generation.future, self._generation.cancel)
+
+
+TextStream.__module__ = "mlx_magic"
 
 
 def _request(

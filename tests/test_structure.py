@@ -1,14 +1,16 @@
-"""The rules that the folders stand for, read off the source: who may import what, and how long."""
+"""The rules of the house, read off the source: who may import what. CONTRIBUTING.md draws them."""
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.metadata
 import json
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,10 +45,6 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def module_id(path: Path) -> str:
-    return str(path.relative_to(ROOT))
-
-
 def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
@@ -62,6 +60,7 @@ def walk(node: ast.AST, *, with_types: bool) -> Iterator[ast.AST]:
         yield from walk(child, with_types=with_types)
 
 
+@functools.cache
 def imports(path: Path, *, with_types: bool = True) -> set[str]:
     """Return every module that is imported anywhere in a file, inside functions too."""
     found: set[str] = set()
@@ -95,10 +94,6 @@ def within(names: set[str], package: str) -> set[str]:
     return {name for name in names if name == package or name.startswith(package + ".")}
 
 
-def belongs_to(path: Path, package: str) -> bool:
-    return bool(within({name_of(path)}, package))
-
-
 def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path) -> None:
     source = (
         "from __future__ import annotations\n"
@@ -110,14 +105,15 @@ def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path) -> None:
         "    from . import sibling\n"
         "    return import_module('by.name')\n"
     )
-    path = PACKAGE / "inference" / "imagined.py"
+    path = PACKAGE / "engine" / "imagined.py"
     real_read = Path.read_text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_text", lambda self: source if self == path else real_read(self))
         seen = imports(path)
         assert {"for_types", "inside.function", "by.name"} <= seen
-        assert "mlx_magic.inference.sibling" in seen
+        assert "mlx_magic.engine.sibling" in seen
         assert "for_types" not in imports(path, with_types=False)
+    imports.cache_clear()
 
 
 def test_there_is_something_to_check() -> None:
@@ -126,71 +122,146 @@ def test_there_is_something_to_check() -> None:
     }
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_id)
-def test_only_the_notebook_storey_imports_the_notebook(path: Path) -> None:
-    if belongs_to(path, "mlx_magic.notebook"):
-        return
-    assert not tops(imports(path)) & NOTEBOOK_ONLY
-
-
-@pytest.mark.parametrize("path", MODULES, ids=module_id)
-def test_only_backends_import_mlx(path: Path) -> None:
-    if belongs_to(path, "mlx_magic.inference.backends"):
-        return
-    assert not tops(imports(path)) & BACKENDS_ONLY
-
-
-@pytest.mark.parametrize(
-    ("library", "modules"),
-    [
-        (
-            "mlx_vlm",
-            {
-                "cpu_towers",
-                "recall",
-                "vision",
-                "vision_alone",
-                "vision_batch",
-                "vision_inputs",
-                "vision_loading",
-                "vision_probe",
-                "vision_seeing",
-            },
-        ),
-        ("mlx_lm", {"text", "text_batch", "text_probe", "text_reading", "text_recall"}),
-    ],
+ROOMS = (
+    "notebook",
+    "default_session",
+    "session",
+    "model_pool",
+    "backends",
+    "models",
+    "engine",
+    "images",
+    "demo",
 )
-def test_each_library_is_known_to_one_backend(library: str, modules: set[str]) -> None:
-    users = {name_of(path) for path in MODULES if library in tops(imports(path))}
-    assert users <= {f"mlx_magic.inference.backends.{module}" for module in modules}
+"""From the top to the bottom: imports go down."""
+
+GROUND = (
+    "errors",
+    "cancellation",
+    "formatting",
+    "argument_checks",
+    "user_folders",
+    "interrupts",
+    "forks",
+)
+"""What all rooms stand on; among them imports go as they need, without a circle."""
+
+FACE = ("api", "testing", "inference")
+"""Above all rooms: what people import, fakes for their tests, and names in old pickles."""
+
+MOST_MODULES = 12
+"""In a folder, its `__init__.py` not counted."""
+
+BY_NAME = {name_of(path): path for path in MODULES}
+
+
+def own_imports(path: Path) -> set[str]:
+    """Return the modules of the package that a file imports, wherever it does."""
+    return {name for name in imports(path) if name in BY_NAME and name != name_of(path)}
+
+
+def storey(module: str) -> int:
+    """Return how far down a module stands."""
+    room = module.split(".")[1] if "." in module else ""
+    if room in ("", *FACE):
+        return 0
+    return 1 + (ROOMS.index(room) if room in ROOMS else len(ROOMS))
+
+
+def children(folder: str) -> dict[str, set[str]]:
+    """Return, for each part of a folder, the other parts that anything in it imports."""
+    found: dict[str, set[str]] = {}
+    inside = f"{folder}."
+    for name, path in BY_NAME.items():
+        if name.startswith(inside):
+            part = name.removeprefix(inside).split(".")[0]
+            there = {
+                n.removeprefix(inside).split(".")[0]
+                for n in own_imports(path)
+                if n.startswith(inside)
+            }
+            found.setdefault(part, set()).update(there - {part})
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return what is left once all that imports nothing of the rest is taken away, repeatedly."""
+    left = {part: set(needs) for part, needs in graph.items()}
+    while free := {part for part, needs in left.items() if not needs & left.keys()}:
+        left = {part: needs for part, needs in left.items() if part not in free}
+    return sorted(left)
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+
+
+def test_each_module_stands_in_a_room_of_the_plan() -> None:
+    known = {*ROOMS, *GROUND, *FACE}
+    assert [name for name in BY_NAME if "." in name and name.split(".")[1] not in known] == []
+
+
+def test_imports_go_down() -> None:
+    up = [
+        f"{name} -> {other}"
+        for name, path in BY_NAME.items()
+        for other in own_imports(path)
+        if storey(other) < storey(name) and other != "mlx_magic"
+    ]
+    assert up == []
+
+
+def test_nothing_is_imported_in_a_circle() -> None:
+    folders = {name.rpartition(".")[0] for name in BY_NAME} - {""}
+    folders |= {".".join(folder.split(".")[:depth]) for folder in folders for depth in (1, 2, 3)}
+    circles = {folder: circle(children(folder)) for folder in sorted(folders)}
+    # The package's own names are looked up when they are asked for.
+    assert {folder: parts for folder, parts in circles.items() if parts} == {}
+
+
+def test_no_folder_holds_more_than_a_dozen_modules() -> None:
+    count = Counter(path.parent for path in MODULES if path.name != "__init__.py")
+    assert {str(folder): n for folder, n in count.items() if n > MOST_MODULES} == {}
+
+
+def test_the_notebooks_libraries_stay_in_the_notebooks_room() -> None:
+    users = {name for name, path in BY_NAME.items() if tops(imports(path)) & NOTEBOOK_ONLY}
+    assert users == within(users, "mlx_magic.notebook")
+
+
+def test_the_model_libraries_stay_behind_the_backends() -> None:
+    users = {name for name, path in BY_NAME.items() if tops(imports(path)) & BACKENDS_ONLY}
+    assert users == within(users, "mlx_magic.backends")
+
+
+@pytest.mark.parametrize(("library", "other"), [("mlx_vlm", "text"), ("mlx_lm", "vision")])
+def test_each_library_is_known_to_one_kind_of_model(library: str, other: str) -> None:
+    users = {name for name, path in BY_NAME.items() if library in tops(imports(path))}
     assert users
+    assert within(users, f"mlx_magic.backends.{other}") == set()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_id)
-def test_imports_go_downwards(path: Path) -> None:
-    """notebook -> inference -> backends; errors is below all, the package's face above all."""
-    name = name_of(path)
-    seen = imports(path, with_types=False)
-    if name == "mlx_magic":
-        return
-    if name == "mlx_magic.errors":
-        assert not within(seen, "mlx_magic")
-    if name == "mlx_magic.engine.request":
-        below = within(seen, "mlx_magic.errors") | within(seen, "mlx_magic.argument_checks")
-        assert within(seen, "mlx_magic") <= below
-    if belongs_to(path, "mlx_magic.inference"):
-        assert not within(seen, "mlx_magic.notebook")
-    if belongs_to(path, "mlx_magic.inference.backends"):
-        for above in ("engine", "pool", "session"):
-            assert not within(seen, f"mlx_magic.inference.{above}")
-    if belongs_to(path, "mlx_magic.notebook"):
-        assert not within(seen, "mlx_magic.inference.backends")
+def test_modules_say_what_they_are() -> None:
+    silent = [
+        name
+        for name, path in BY_NAME.items()
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=module_id)
-def test_modules_say_what_they_are(path: Path) -> None:
-    if path.read_text().strip():
-        assert ast.get_docstring(ast.parse(path.read_text())), "no module docstring"
+def test_public_names_are_themselves_when_every_module_is_imported() -> None:
+    everything = "\n".join(f"import {name}" for name in BY_NAME)
+    code = (
+        f"{everything}\n"
+        "from mlx_magic.model_pool.pool import ModelPool\n"
+        "assert isinstance(mlx_magic.pool, ModelPool), mlx_magic.pool\n"
+        "assert callable(mlx_magic.panel), mlx_magic.panel\n"
+        "assert callable(mlx_magic.ask) and callable(mlx_magic.stream)\n"
+        "assert mlx_magic.VisionResult.__module__ == mlx_magic.TextStream.__module__ == 'mlx_magic'"
+    )
+    loaded_by(code)
 
 
 def test_names_say_what_things_do() -> None:

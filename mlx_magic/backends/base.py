@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from mlx_magic.backends.cache_stats import Reuse
     from mlx_magic.cancellation import CancelToken
-    from mlx_magic.engine.request import FinishReason, GenerationChunk, GenerationRequest
+    from mlx_magic.engine.request import GenerationRequest
+    from mlx_magic.engine.result import FinishReason, GenerationChunk
     from mlx_magic.models.checkpoints.batch_support import Verdict
     from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 

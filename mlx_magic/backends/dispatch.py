@@ -13,7 +13,7 @@ from mlx_magic.backends.batching.admission_queue import Table
 from mlx_magic.backends.batching.batch import MOST_TOGETHER, Batch, StepFailedError
 from mlx_magic.backends.batching.request_queue import Turns
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.request import FinishReason
+from mlx_magic.engine.result import FinishReason
 
 B = TypeVar("B", bound=Batch)
 T = TypeVar("T")

@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING
 
 from mlx_magic.engine.json_output import parse_json
 from mlx_magic.engine.progress_callbacks import Observers
-from mlx_magic.engine.request import (
-    FinishReason,
-    GenerationChunk,
-    GenerationRequest,
-    Timings,
-    Usage,
-    VisionResult,
-)
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import FinishReason, GenerationChunk, Timings, Usage, VisionResult
 from mlx_magic.engine.stop_sequences import Stopped, Stops
 from mlx_magic.engine.task import Clock, Progress, Work
 

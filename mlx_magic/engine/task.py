@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.download_rate import Speed
-from mlx_magic.engine.request import Phase
+from mlx_magic.engine.result import Phase
 from mlx_magic.interrupts import Interrupt, deferred
 
 T = TypeVar("T")

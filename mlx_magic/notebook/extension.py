@@ -9,7 +9,7 @@ from mlx_magic.notebook.kernel import click_routing, completer
 from mlx_magic.notebook.kernel.async_cells import AwaitedCells
 from mlx_magic.notebook.magics import VisionMagics
 
-_RESULT = ("mlx_magic.engine.request", "VisionResult")
+_RESULT = ("mlx_magic", "VisionResult")
 _POOL = ("mlx_magic.model_pool.pool", "ModelPool")
 
 _installed: dict[int, AwaitedCells] = {}

@@ -16,13 +16,8 @@ from IPython.utils.capture import capture_output
 from traitlets import Any as Any_
 from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
-from mlx_magic.engine.request import (
-    DEFAULT_MAX_TOKENS,
-    DEMO,
-    GenerationRequest,
-    OutputFormat,
-    VisionResult,
-)
+from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, DEMO, GenerationRequest, OutputFormat
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
 from mlx_magic.interrupts import Interrupt, deferred
 from mlx_magic.model_pool.budget import check_setting, check_ttl

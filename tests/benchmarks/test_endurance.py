@@ -8,7 +8,8 @@ import pytest
 from benchmarks import endurance
 from benchmarks.endurance import Seen, fault
 from benchmarks.endurance_plan import BAD_PICTURE, Cut, Event, Plan, controls, plans
-from mlx_magic.engine.request import FinishReason, Sampling, Usage, VisionResult
+from mlx_magic.engine.request import Sampling
+from mlx_magic.engine.result import FinishReason, Usage, VisionResult
 from mlx_magic.errors import GenerationError
 
 DRAWN = [b"one", b"two", b"three"]

@@ -12,7 +12,7 @@ from nbconvert import HTMLExporter
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
-from mlx_magic.engine.request import VisionResult
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.images.image import make_image_input
 from mlx_magic.notebook.display.render import bundle
 from tests.hostile.answers import ANSWERS, HONEST, HOST

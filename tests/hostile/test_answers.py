@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_magic.engine.request import OutputFormat, VisionResult
+from mlx_magic.engine.request import OutputFormat
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.images.image import make_image_input
 from mlx_magic.notebook.display import formulas, live_view
 from mlx_magic.notebook.display.render import bundle

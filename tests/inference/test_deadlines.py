@@ -11,7 +11,8 @@ from PIL import Image
 
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.deadlines import Deadlines
-from mlx_magic.engine.request import GenerationRequest, Sampling, VisionResult
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.engine.task import Work
 from mlx_magic.models.hub import download as hub_download
 from mlx_magic.session import Session

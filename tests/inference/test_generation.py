@@ -8,7 +8,8 @@ import pytest
 
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Sampling
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.notebook.display.phase_line import phase_line

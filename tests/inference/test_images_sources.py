@@ -17,7 +17,7 @@ from PIL import Image
 
 from mlx_magic import formatting
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.request import VisionResult
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import (
     FetchError,
     ImageDecodeError,

@@ -12,12 +12,8 @@ from mlx_magic import default_session
 from mlx_magic.backends.base import LoadProgress
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.engine import OnError, Steps
-from mlx_magic.engine.request import (
-    GenerationChunk,
-    GenerationRequest,
-    Sampling,
-    VisionResult,
-)
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.engine.task import Work
 from mlx_magic.errors import CheckpointError, EngineError, GenerationError, MemoryBudgetError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint

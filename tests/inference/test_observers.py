@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mlx_magic.engine.generation import Generation, Snapshot
 from mlx_magic.engine.progress_callbacks import INTERVAL, Observers
-from mlx_magic.engine.request import GenerationChunk, GenerationRequest
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.testing import ManualClock
 
 

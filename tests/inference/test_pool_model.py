@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.request import FinishReason, GenerationRequest, VisionResult
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import FinishReason, VisionResult
 from mlx_magic.engine.task import Work
 from mlx_magic.errors import CheckpointError, MemoryBudgetError, ModelError
 from mlx_magic.model_pool.model_info import Load

@@ -21,13 +21,8 @@ from mlx_magic.backends.batching import admission
 from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache.prefetch import Ahead
-from mlx_magic.engine.request import (
-    Exchange,
-    GenerationChunk,
-    GenerationRequest,
-    Sampling,
-    VisionResult,
-)
+from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
+from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.images import opening as pictures
 from mlx_magic.session import Session
 from tests.model_folders import smollm2_folder

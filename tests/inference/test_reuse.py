@@ -22,13 +22,8 @@ from mlx_magic.backends.vision.batch import VisionBatch
 from mlx_magic.backends.vision.model import VisionBackend, VisionModel
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
-from mlx_magic.engine.request import (
-    Exchange,
-    GenerationChunk,
-    GenerationRequest,
-    Sampling,
-    Usage,
-)
+from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
+from mlx_magic.engine.result import GenerationChunk, Usage
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.images import opening as pictures

@@ -27,7 +27,8 @@ from mlx_magic.backends.text.model import TextModel
 from mlx_magic.backends.text.prompt_cache import TextRecall
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
-from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Sampling
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.inference.standing import let_answer

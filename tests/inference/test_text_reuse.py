@@ -19,7 +19,8 @@ from mlx_magic.backends.text import prompt_cache
 from mlx_magic.backends.text.model import TextModel
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
-from mlx_magic.engine.request import Exchange, GenerationChunk
+from mlx_magic.engine.request import Exchange
+from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint

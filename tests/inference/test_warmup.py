@@ -11,7 +11,8 @@ from mlx_magic.backends import warmup
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.request import FinishReason, GenerationChunk, GenerationRequest
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.models.checkpoints.batch_support import Verdict
 
 

@@ -13,7 +13,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 from mlx_magic import default_session, session
-from mlx_magic.engine.request import VisionResult
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.catalog.alias_file import AliasFile, Target
 from mlx_magic.notebook.magics import VisionMagics

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_magic.engine.json_output import parse_json
-from mlx_magic.engine.request import FinishReason, OutputFormat, Timings, Usage, VisionResult
+from mlx_magic.engine.request import OutputFormat
+from mlx_magic.engine.result import FinishReason, Timings, Usage, VisionResult
 from mlx_magic.images.opening import ImageInput, open_images
 from mlx_magic.notebook.display import formulas
 from mlx_magic.notebook.display.render import bundle, thumbnails_html, usage_line

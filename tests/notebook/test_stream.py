@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.request import GenerationChunk, GenerationRequest
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.images.opening import open_images
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.notebook.display.live_view import TerminalView, WidgetView

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
-from mlx_magic.engine.request import VisionResult
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.cell_arguments import Defaults, parse_cell
 from mlx_magic.notebook.magic_line.variable_names import check_name

@@ -14,7 +14,7 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.text.model import TextBackend
 from mlx_magic.backends.vision.model import VisionBackend
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.request import GenerationChunk
+from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.errors import MlxMagicError
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import Verdict

@@ -9,7 +9,8 @@ from mlx_magic.backends.base import Report
 from mlx_magic.backends.batching.admission_queue import Place
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.request import GenerationChunk, GenerationRequest, Phase, Sampling
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import GenerationChunk, Phase
 
 
 @dataclass(slots=True)

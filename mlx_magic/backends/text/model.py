@@ -28,12 +28,8 @@ from mlx_magic.backends.text.prompt_cache import TextRecall
 from mlx_magic.backends.text.row_probe import TextProbe
 from mlx_magic.backends.text.sampling_defaults import draw, generation_config
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.request import (
-    FinishReason,
-    GenerationChunk,
-    GenerationRequest,
-    Sampling,
-)
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.batch_support import Verdict

@@ -43,12 +43,8 @@ from mlx_magic.backends.vision.inputs import VisionInputs
 from mlx_magic.backends.vision.row_probe import VisionProbe
 from mlx_magic.backends.vision.sequential import OneByOne
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.request import (
-    FinishReason,
-    GenerationChunk,
-    GenerationRequest,
-    Sampling,
-)
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.batch_support import Verdict

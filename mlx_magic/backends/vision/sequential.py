@@ -11,7 +11,8 @@ from mlx_magic.backends.batching.active_request import Asked
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
 from mlx_magic.backends.vision.caches import Recall
-from mlx_magic.engine.request import FinishReason, Sampling
+from mlx_magic.engine.request import Sampling
+from mlx_magic.engine.result import FinishReason
 from mlx_magic.errors import GenerationError
 
 

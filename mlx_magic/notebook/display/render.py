@@ -15,7 +15,7 @@ from mlx_magic.notebook.display.terminal import printable
 from mlx_magic.notebook.magic_line.expressions import one_line
 
 if TYPE_CHECKING:
-    from mlx_magic.engine.request import VisionResult
+    from mlx_magic.engine.result import VisionResult
     from mlx_magic.images.opening import ImageInput
 
 THUMBNAIL_SIDE = 256

@@ -32,7 +32,7 @@ from mlx_magic.notebook.panel.widgets.guarded import guarded
 
 if TYPE_CHECKING:
     from mlx_magic.engine.generation import Generation
-    from mlx_magic.engine.request import VisionResult
+    from mlx_magic.engine.result import VisionResult
     from mlx_magic.images.image import ImageInput
     from mlx_magic.session import Session
 

@@ -10,7 +10,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from mlx_magic.engine.request import Sampling, VisionResult
+from mlx_magic.engine.request import Sampling
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
 from mlx_magic.images.image import ImageInput, make_image_input
 from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, Defaults, parse_cell

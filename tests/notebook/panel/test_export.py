@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from mlx_magic.engine.request import Sampling, Timings, Usage, VisionResult
+from mlx_magic.engine.request import Sampling
+from mlx_magic.engine.result import Timings, Usage, VisionResult
 from mlx_magic.images.image import ImageInput, make_image_input
 from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
 from mlx_magic.notebook.panel.state.export import FORMAT, VERSION, file_name, to_json, to_markdown

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.request import GenerationChunk, GenerationRequest
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.errors import GenerationError
 from mlx_magic.notebook.panel.control.live_answer import LONGEST_SHOWN, LiveAnswer
 from mlx_magic.notebook.panel.state.conversation import Answer

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from mlx_magic.engine.request import GenerationRequest, VisionResult
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import GenerationError, RequestError
 from mlx_magic.model_pool.unload import Unload
 from mlx_magic.notebook.panel.panel import NO_WIDGETS, Panel

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_magic.engine.request import VisionResult
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
 from mlx_magic.images.image import make_image_input
 from mlx_magic.images.opening import open_images

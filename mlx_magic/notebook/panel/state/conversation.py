@@ -10,7 +10,7 @@ from mlx_magic.engine.request import Exchange, Sampling
 
 if TYPE_CHECKING:
     from mlx_magic.engine.generation import Generation
-    from mlx_magic.engine.request import VisionResult
+    from mlx_magic.engine.result import VisionResult
     from mlx_magic.images.opening import ImageInput
 
 AnswerState = Literal["running", "done", "cancelled", "failed"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.engine.request import VisionResult
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.formatting import shorten
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED
