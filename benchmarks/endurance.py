@@ -115,8 +115,8 @@ def _run(
                 ends.append((plan, error or future.result()))
                 if plan.chat is not None and error is None:
                     chats[plan.chat] = _gone_on(chats[plan.chat], future.result())
-                for _, neighbour in flying.values():
-                    neighbour.happens("neighbour")
+                for _, neighbor in flying.values():
+                    neighbor.happens("neighbor")
 
     stretch = max(len(planned) // RELOADS, 2 * AT_ONCE)
     for number, plan in enumerate(planned):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from mlx_magic.engine.request import Sampling
 
 Event = Literal[
-    "asked", "prepared", "loading", "seeing", "reading", "chunk", "writing", "token", "neighbour"
+    "asked", "prepared", "loading", "seeing", "reading", "chunk", "writing", "token", "neighbor"
 ]
 
 CANCELLED = 0.5

@@ -50,7 +50,7 @@ VISION_2B = {
 TILES = 4
 
 
-def build(shape: str, base: Path, folder: Path, *, quantise: bool = False, seed: int = 0) -> Path:
+def build(shape: str, base: Path, folder: Path, *, quantize: bool = False, seed: int = 0) -> Path:
     """Write a model folder that ``mlx_vlm.load`` reads.
 
     Parameters
@@ -62,8 +62,8 @@ def build(shape: str, base: Path, folder: Path, *, quantise: bool = False, seed:
         Folder of the bundled model, or one like it: tokenizer, processor and shape.
     folder : Path
         Where to write; made where it does not exist.
-    quantise : bool
-        Whether to quantise the language model to 4 bits.
+    quantize : bool
+        Whether to quantize the language model to 4 bits.
     seed : int
         Of the weights.
 
@@ -83,7 +83,7 @@ def build(shape: str, base: Path, folder: Path, *, quantise: bool = False, seed:
     else:
         if shape == "2b":
             _enlarge(config, folder)
-        _write_weights(config, folder, quantise=quantise, seed=seed)
+        _write_weights(config, folder, quantize=quantize, seed=seed)
     _write_json(folder / "config.json", config)
     generation = {"do_sample": False, "eos_token_id": [NEVER], "pad_token_id": 0}
     _write_json(folder / "generation_config.json", generation)
@@ -163,7 +163,7 @@ def extend(vocabulary: dict[str, int], size: int) -> None:
     vocabulary.update(zip(unknown, missing, strict=False))
 
 
-def _write_weights(config: dict[str, Any], folder: Path, *, quantise: bool, seed: int) -> None:
+def _write_weights(config: dict[str, Any], folder: Path, *, quantize: bool, seed: int) -> None:
     import mlx.core as mx
     import mlx.nn as nn
     from mlx.utils import tree_flatten
@@ -180,7 +180,7 @@ def _write_weights(config: dict[str, Any], folder: Path, *, quantise: bool, seed
         )
     )
     model.set_dtype(getattr(mx, config["torch_dtype"]))
-    if quantise:
+    if quantize:
         nn.quantize(model.language_model, group_size=64, bits=4)
         config["quantization"] = {"group_size": 64, "bits": 4}
     weights = dict(tree_flatten(model.parameters()))
@@ -205,10 +205,10 @@ def main() -> None:
     parser.add_argument("shape", choices=("tiny", "2b", "endless"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base", type=Path, default=bundled())
-    parser.add_argument("--quantise", action="store_true")
+    parser.add_argument("--quantize", action="store_true")
     given = parser.parse_args()
     platform.prepare()
-    print(build(given.shape, given.base, given.folder, quantise=given.quantise))
+    print(build(given.shape, given.base, given.folder, quantize=given.quantize))
 
 
 if __name__ == "__main__":

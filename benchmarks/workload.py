@@ -70,7 +70,7 @@ class Answer:
     tokens, prompt_tokens, cached_tokens, image_tokens : int
         0 where a peer does not say.
     text : str
-        Without blanks at its ends: tokenisers differ in these.
+        Without blanks at its ends: tokenizers differ in these.
     step : float
         Median seconds from one token to the next: what few slow steps do not change. 0 for fewer
         than two tokens.

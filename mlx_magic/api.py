@@ -76,7 +76,7 @@ def ask(
         Seconds, after which the answer ends with what there is
         (``finish_reason`` "timeout").
     kv_bits : {4, 8}, optional
-        Quantises keys and values of this request, to save memory.
+        Quantizes keys and values of this request, to save memory.
     on_progress : callable, optional
         Takes a `Snapshot` (phase, tokens read and written, tokens a second, text), at most
         20 times a second and when the answer has ended; on another thread, must be quick.

@@ -13,14 +13,14 @@ from mlx_magic.argument_checks import said
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import generation_error, no_panics, preparing_error
 from mlx_magic.cancellation import Cancelled
-from mlx_magic.engine.change_listeners import Watchers
+from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.deadlines import Deadlines
 from mlx_magic.engine.engine import Engine, Steps
 from mlx_magic.engine.generation import Generation, OnProgress, Sink
 from mlx_magic.engine.request import DEMO, GenerationRequest
-from mlx_magic.engine.running_tasks import UnderWay
+from mlx_magic.engine.running_tasks import RunningTasks
 from mlx_magic.engine.stop_sequences import Stopped
-from mlx_magic.engine.task import Clock, Work
+from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import (
     EngineError,
     MlxMagicError,
@@ -28,7 +28,7 @@ from mlx_magic.errors import (
 )
 from mlx_magic.formatting import without_frames
 from mlx_magic.images import opening
-from mlx_magic.model_pool.model_info import Hold, Load, no_images
+from mlx_magic.model_pool.model_info import Lease, Load, no_images
 from mlx_magic.model_pool.pool import ModelPool
 from mlx_magic.models.catalog.alias_file import Target, is_alias, require_alias
 from mlx_magic.models.catalog.aliases import Names, adapted_name
@@ -79,8 +79,8 @@ class Session:
         self._default_model: str | None = None
         self._clock = clock
         self.deadlines = Deadlines(clock)
-        self._watchers = Watchers()
-        self._under_way = UnderWay(self._watchers.tell)
+        self._watchers = ChangeListeners()
+        self._under_way = RunningTasks(self._watchers.tell)
         self._lock = threading.Lock()
         pool.belongs_to(self.load, self._under_way.add)
         pool.watch(self._watchers.tell)
@@ -103,7 +103,7 @@ class Session:
             self._watchers.tell()
 
     @property
-    def running(self) -> list[Work[Any]]:
+    def running(self) -> list[Task[Any]]:
         """Generations, loads and unloads that have no outcome yet."""
         return self._under_way.works
 
@@ -187,7 +187,7 @@ class Session:
         adapter: str | None = None,
         save: bool = False,
         pin: bool = False,
-        hold: Hold | None = None,
+        hold: Lease | None = None,
     ) -> Load:
         """Begin to load a model; returns at once.
 
@@ -206,7 +206,7 @@ class Session:
             Whether the alias goes into the person's file, too.
         pin : bool
             Whether the model stays until it is unloaded by hand.
-        hold : Hold, optional
+        hold : Lease, optional
             Holds it as soon as it is there.
         """
         if adapter is not None:
@@ -291,7 +291,7 @@ class Session:
         self.pool.close()
         self.engine.close()
 
-    def _begin(self, work: Work[Any], prepare: Callable[[], None], name: str = "It") -> None:
+    def _begin(self, work: Task[Any], prepare: Callable[[], None], name: str = "It") -> None:
         """Prepare a piece of work on a thread of its own.
 
         Opening pictures, fetching and downloading must hold up neither the

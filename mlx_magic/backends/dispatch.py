@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from mlx_magic.backends.batch_check.compare_rows import Budget, Probed
-from mlx_magic.backends.batch_check.policy import Standing
-from mlx_magic.backends.batching.active_request import Asked
-from mlx_magic.backends.batching.admission_queue import Table
+from mlx_magic.backends.batch_check.policy import BatchPolicy
+from mlx_magic.backends.batching.active_request import ActiveRequest
+from mlx_magic.backends.batching.admission_queue import BatchLimits
 from mlx_magic.backends.batching.batch import MOST_TOGETHER, Batch, StepFailedError
-from mlx_magic.backends.batching.request_queue import Turns
+from mlx_magic.backends.batching.request_queue import RequestQueue
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.result import FinishReason
 
@@ -20,12 +20,12 @@ T = TypeVar("T")
 Answer = Generator[None, None, FinishReason]
 
 
-class Answering(Generic[B]):
+class Dispatch(Generic[B]):
     """The batches of one model, and the queue of those that are answered one at a time.
 
     Parameters
     ----------
-    standing : Standing
+    standing : BatchPolicy
         Whether there is a batch for all.
     probed : Probed
         What is looked at, if its weights were not.
@@ -37,14 +37,14 @@ class Answering(Generic[B]):
 
     Attributes
     ----------
-    standing : Standing
+    standing : BatchPolicy
     batch : Batch or None
         That of all plain requests; None where they are never answered together.
     """
 
     def __init__(
         self,
-        standing: Standing,
+        standing: BatchPolicy,
         probed: Probed,
         new_batch: Callable[[int, Callable[[], list[Any]] | None], B],
         caches: Callable[[int], list[Any]],
@@ -59,11 +59,11 @@ class Answering(Generic[B]):
         self._quantized: dict[int, B] = {}
         # For those whose step with others failed.
         self._single: B | None = None
-        self._prompts = Turns()
-        self._turns = Turns()
-        self._table = Table()
+        self._prompts = RequestQueue()
+        self._turns = RequestQueue()
+        self._table = BatchLimits()
 
-    def table(self, kv_bits: int | None) -> Table:
+    def table(self, kv_bits: int | None) -> BatchLimits:
         """Return beside whom a request takes memory."""
         batch = self._batch_of(kv_bits)
         # Each batch has its own.
@@ -87,13 +87,16 @@ class Answering(Generic[B]):
         return made
 
     def answer(
-        self, asked: Asked, alone: Callable[[], Answer], seated: Callable[[B, list[int]], Answer]
+        self,
+        asked: ActiveRequest,
+        alone: Callable[[], Answer],
+        seated: Callable[[B, list[int]], Answer],
     ) -> Answer:
         """Answer a request.
 
         Parameters
         ----------
-        asked : Asked
+        asked : ActiveRequest
         alone : callable
             Answers it through its library's own way; nothing else uses the model meanwhile.
         seated : callable
@@ -130,7 +133,7 @@ class Answering(Generic[B]):
         return (yield from seated(self._single, told))
 
     def look(self, budget: Budget, cancel: CancelToken) -> Generator[None, None, None]:
-        """Look at the weights, unless that was done. See `Standing.look`."""
+        """Look at the weights, unless that was done. See `BatchPolicy.look`."""
         yield from self.standing.look(self._probed, budget, cancel)
 
     def close(self) -> None:

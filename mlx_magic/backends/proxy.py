@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class InFront:
+class Proxy:
     """Stands in front of a part; in all but what a subclass does itself it is the part.
 
     Parameters
@@ -20,7 +20,7 @@ class InFront:
         return getattr(self._part, name)
 
 
-def put_in_front(owner: Any, name: str, front: InFront) -> None:
+def put_in_front(owner: Any, name: str, front: Proxy) -> None:
     """Let `front` be found where `owner` has a part; its own parts stay as they are."""
     # Python looks here before the module's own.
     object.__setattr__(owner, name, front)

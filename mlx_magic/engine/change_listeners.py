@@ -11,7 +11,7 @@ _log = logging.getLogger(__name__)
 Callback = Callable[[], None]
 
 
-class Watchers:
+class ChangeListeners:
     """Callbacks that are told of every change.
 
     The one who changes calls `tell` when its own locks are free again: a callback

@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import Any
 
-from mlx_magic.engine.task import Clock, Work
+from mlx_magic.engine.task import Clock, Task
 
 _log = logging.getLogger(__name__)
 
@@ -25,12 +25,12 @@ class Deadlines:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._works: set[Work[Any]] = set()
+        self._works: set[Task[Any]] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def add(self, work: Work[Any]) -> None:
+    def add(self, work: Task[Any]) -> None:
         """Look after a piece of work; one without a deadline needs no looking after."""
         if work.deadline is None:
             return
@@ -62,7 +62,7 @@ class Deadlines:
             self._closed = True
             self._changed.notify()
 
-    def _drop(self, work: Work[Any]) -> None:
+    def _drop(self, work: Task[Any]) -> None:
         with self._changed:
             self._works.discard(work)
 

@@ -12,7 +12,7 @@ from mlx_magic.engine.progress_callbacks import Observers
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk, Timings, Usage, VisionResult
 from mlx_magic.engine.stop_sequences import Stopped, Stops
-from mlx_magic.engine.task import Clock, Progress, Work
+from mlx_magic.engine.task import Clock, Progress, Task
 
 if TYPE_CHECKING:
     from mlx_magic.images.opening import ImageInput
@@ -51,7 +51,7 @@ class Snapshot:
 OnProgress = Callable[[Snapshot], object]
 
 
-class Generation(Work[VisionResult]):
+class Generation(Task[VisionResult]):
     """The handle of one request.
 
     Parameters
@@ -130,7 +130,7 @@ class Generation(Work[VisionResult]):
         stopped = False
         text = chunk.text
         if text:
-            # Several tokenisers put a blank before the first word of an answer.
+            # Several tokenizers put a blank before the first word of an answer.
             text = text if self._begun else text.lstrip()
             self._begun = self._begun or bool(text)
             text, stopped = self._stops.feed(text)

@@ -19,7 +19,7 @@ OutputFormat = Literal["markdown", "text", "json", "raw"]
 DEFAULT_MAX_TOKENS = 512
 
 KV_BITS = (4, 8)
-"""What keys and values can be quantised to."""
+"""What keys and values can be quantized to."""
 
 DEMO = "demo"
 """Name of the bundled model."""
@@ -116,7 +116,7 @@ def _whole(name: str, value: object, *, at_least: int) -> None:
 
 
 def check_kv_bits(value: object, name: str = "kv_bits") -> None:
-    """Refuse what keys and values cannot be quantised to.
+    """Refuse what keys and values cannot be quantized to.
 
     Raises
     ------

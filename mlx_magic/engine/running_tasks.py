@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import EngineError
 
 
-class UnderWay:
+class RunningTasks:
     """Generations, loads and unloads until they have their outcome; from any thread.
 
     Parameters
@@ -21,17 +21,17 @@ class UnderWay:
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self._tell = tell
-        self._works: set[Work[Any]] = set()
+        self._works: set[Task[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
 
     @property
-    def works(self) -> list[Work[Any]]:
+    def works(self) -> list[Task[Any]]:
         """What has no outcome yet."""
         with self._lock:
             return [work for work in self._works if not work.future.done()]
 
-    def add(self, work: Work[Any]) -> None:
+    def add(self, work: Task[Any]) -> None:
         """Follow a piece of work to its end.
 
         Raises

@@ -45,7 +45,7 @@ class Progress:
     rate: float = 0.0
 
 
-class Work(Generic[T]):
+class Task(Generic[T]):
     """Base of a generation and of a load: phase, progress, cancelling, a future.
 
     Parameters
@@ -209,7 +209,7 @@ class Work(Generic[T]):
         self._since = now
 
 
-def outcome(begin: Callable[[], Work[T]]) -> T:
+def outcome(begin: Callable[[], Task[T]]) -> T:
     """Begin a piece of work and wait for its outcome, on a thread that Ctrl-C may reach.
 
     Raises

@@ -86,7 +86,7 @@ class Refusal:
         if self.needed > self.budget:
             said = (
                 f"{name} needs {needed}, more than the {budget} that models may take: "
-                "choose a smaller or quantised one, or raise the budget "
+                "choose a smaller or quantized one, or raise the budget "
                 "(%config VisionMagics.memory_budget)."
             )
         else:
@@ -134,7 +134,7 @@ class Refusal:
             )
         if self.loading and not used:
             remedies.append("wait for the load")
-        remedies.append("choose a smaller or quantised model")
+        remedies.append("choose a smaller or quantized model")
         words = ", ".join(remedies[:-1]) + ", or " + remedies[-1]
         return words[0].upper() + words[1:]
 

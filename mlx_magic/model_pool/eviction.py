@@ -23,7 +23,7 @@ from mlx_magic.model_pool.budget import (
 )
 from mlx_magic.model_pool.entry import Resident
 from mlx_magic.model_pool.model_info import ModelInfo
-from mlx_magic.model_pool.registry import Residents
+from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loading, Loads
 from mlx_magic.model_pool.unload import Unload, Unloaded, Why
 
@@ -31,13 +31,13 @@ REMEMBERED = 8
 """Models that have left, of which is told."""
 
 
-class Departures:
+class Eviction:
     """Takes models out of memory. Chosen on any thread, freed on the engine's.
 
     Parameters
     ----------
     engine : Engine
-    residents : Residents
+    residents : Registry
     loads : Loads
         Those in flight: their estimates count as taken.
     clock : callable
@@ -56,7 +56,7 @@ class Departures:
     def __init__(
         self,
         engine: Engine,
-        residents: Residents,
+        residents: Registry,
         loads: Loads,
         *,
         clock: Clock,
@@ -129,7 +129,7 @@ class Departures:
         """Let go of the least recently used until a load fits; on the engine's thread.
 
         From then on the load counts as taken. Memory comes back a little later: while
-        `Residents.leaving`.
+        `Registry.leaving`.
 
         Parameters
         ----------

@@ -15,13 +15,13 @@ from mlx_magic.backends.library_errors import load_error, no_panics
 from mlx_magic.backends.loading import library_environment, remote_code_guard
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.engine import WAIT, Steps
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import MlxMagicError
 from mlx_magic.formatting import without_frames
 from mlx_magic.model_pool.entry import Key, Resident
-from mlx_magic.model_pool.eviction import Departures
+from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.model_info import Load
-from mlx_magic.model_pool.registry import Residents
+from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loading, Loads
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
@@ -36,9 +36,9 @@ class Loader:
     ----------
     backends : mapping of str to Backend
         One for each kind.
-    residents : Residents
+    residents : Registry
     loads : Loads
-    departures : Departures
+    departures : Eviction
         Makes room.
     memory : callable
         MLX's counters.
@@ -49,9 +49,9 @@ class Loader:
     def __init__(
         self,
         backends: Mapping[str, Backend],
-        residents: Residents,
+        residents: Registry,
         loads: Loads,
-        departures: Departures,
+        departures: Eviction,
         *,
         memory: Callable[[], Memory],
         tell: Callable[[], None],
@@ -90,14 +90,14 @@ class Loader:
             load.stopped()
 
     def leased(
-        self, checkpoint: Checkpoint, work: Work[Any]
+        self, checkpoint: Checkpoint, work: Task[Any]
     ) -> Generator[None, None, contextlib.AbstractContextManager[LoadedModel]]:
         """Load if needed, then lease. A leased model is never unloaded.
 
         Parameters
         ----------
         checkpoint : Checkpoint
-        work : Work
+        work : Task
             Takes the progress, holds the model, and may be cancelled.
 
         Returns
@@ -109,7 +109,7 @@ class Loader:
         return self._lease(entry, work)
 
     @contextlib.contextmanager
-    def _lease(self, entry: Resident, work: Work[Any]) -> Iterator[LoadedModel]:
+    def _lease(self, entry: Resident, work: Task[Any]) -> Iterator[LoadedModel]:
         """End a lease; `_found` has begun it."""
         try:
             self._tell()
@@ -120,7 +120,7 @@ class Loader:
     def _found(
         self,
         checkpoint: Checkpoint,
-        work: Work[Any],
+        work: Task[Any],
         *,
         trust_remote_code: bool | None = None,
         holder: object = None,

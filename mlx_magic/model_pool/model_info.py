@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mlx_magic.engine.request import DEMO
-from mlx_magic.engine.task import Clock, Work
+from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import ImagesNotSupportedError
 
 
@@ -60,7 +60,7 @@ class ModelInfo:
     why_apart: str = field(default="", compare=False)
 
 
-class Hold:
+class Lease:
     """A lease of code, that no cancel can end.
 
     Attributes
@@ -73,7 +73,7 @@ class Hold:
         self.over = False
 
 
-class Load(Work["ModelInfo | None"]):
+class Load(Task["ModelInfo | None"]):
     """A load that somebody asked for; its outcome is None when it was cancelled.
 
     Parameters
@@ -84,20 +84,20 @@ class Load(Work["ModelInfo | None"]):
         Seconds, monotonic.
     pin : bool
         Whether the model is pinned as soon as it is there.
-    hold : Hold, optional
+    hold : Lease, optional
         Holds the model from the moment that it is there.
 
     Attributes
     ----------
     name : str
     pin : bool
-    hold : Hold or None
+    hold : Lease or None
     before_success : callable
         Called once the model is loaded and before anybody learns of it.
     """
 
     def __init__(
-        self, name: str, *, clock: Clock, pin: bool = False, hold: Hold | None = None
+        self, name: str, *, clock: Clock, pin: bool = False, hold: Lease | None = None
     ) -> None:
         super().__init__(clock)
         self.name = name

@@ -13,17 +13,17 @@ from mlx_magic.backends.base import Backend, LoadedModel
 from mlx_magic.backends.batching import admission_queue
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
-from mlx_magic.engine.change_listeners import Watchers
+from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.engine import Engine
-from mlx_magic.engine.task import Clock, Work, outcome, wait
+from mlx_magic.engine.task import Clock, Task, outcome, wait
 from mlx_magic.errors import EngineError, ModelError
 from mlx_magic.formatting import amount
 from mlx_magic.model_pool.budget import Held, Refusal, Setting, check_ttl, plan
-from mlx_magic.model_pool.eviction import Departures
+from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.idle_timer import IdleTimer
 from mlx_magic.model_pool.loader import Loader
-from mlx_magic.model_pool.model_info import Hold, Load, ModelInfo
-from mlx_magic.model_pool.registry import Residents
+from mlx_magic.model_pool.model_info import Lease, Load, ModelInfo
+from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loads
 from mlx_magic.model_pool.unload import Unload, Unloaded
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ class ModelPool:
     Attributes
     ----------
     ready : callable
-        See `Residents.ready`.
+        See `Registry.ready`.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class ModelPool:
         self._engine = engine
         self._memory = memory
         self._owner = Owner()
-        self._watchers = Watchers()
-        self._residents = Residents(clock)
+        self._watchers = ChangeListeners()
+        self._residents = Registry(clock)
         self.ready = self._residents.ready
         self._loads = Loads()
-        self._departures = Departures(
+        self._departures = Eviction(
             engine, self._residents, self._loads, clock=clock, memory=memory, tell=self._tell
         )
         self._loader = Loader(
@@ -80,7 +80,7 @@ class ModelPool:
         self._timer = IdleTimer(self._departures.expire, threaded=engine.threaded)
         engine.when_lost(self._forget)
 
-    def belongs_to(self, opener: Callable[..., Load], track: Callable[[Work[Any]], None]) -> None:
+    def belongs_to(self, opener: Callable[..., Load], track: Callable[[Task[Any]], None]) -> None:
         """Say what loads a model by its name, and what follows unloads; for the session."""
         self._owner = Owner(opener, track)
 
@@ -179,7 +179,7 @@ class ModelPool:
             When it cannot be loaded.
         """
         argument_checks.name("model", name)
-        hold = Hold()
+        hold = Lease()
         try:
             info = self._residents.hold(name, hold)
             self._tell()
@@ -309,7 +309,7 @@ class ModelPool:
         self._engine.submit(self._loader.load(load, checkpoint, trust_remote_code), load.fail)
 
     def leased(
-        self, checkpoint: Checkpoint, work: Work[Any]
+        self, checkpoint: Checkpoint, work: Task[Any]
     ) -> Generator[None, None, contextlib.AbstractContextManager[LoadedModel]]:
         """Load if needed, then lease; on the inference thread. See `Loader.leased`."""
         return self._loader.leased(checkpoint, work)
@@ -369,7 +369,7 @@ class Owner:
     def __init__(
         self,
         opener: Callable[..., Load] | None = None,
-        track: Callable[[Work[Any]], None] = lambda _: None,
+        track: Callable[[Task[Any]], None] = lambda _: None,
     ) -> None:
         self._opener = opener
         self.track = track

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from mlx_magic.backends.base import LoadedModel
 from mlx_magic.cancellation import Cancelled
-from mlx_magic.engine.task import Clock, Work
+from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import ModelInUseError, ModelNotFoundError
 from mlx_magic.model_pool.budget import Held
 from mlx_magic.model_pool.entry import Key, Resident
-from mlx_magic.model_pool.model_info import Hold, ModelInfo
+from mlx_magic.model_pool.model_info import Lease, ModelInfo
 from mlx_magic.model_pool.unload import Unload
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 
-class Residents:
+class Registry:
     """The models in memory, each under its key and its names; from any thread.
 
     A model that has left stands in `leaving` until its memory is free.
@@ -146,7 +146,7 @@ class Residents:
             entry = self._first(keys)
             if entry is None or entry.closing:
                 return None, False
-            if holder is None or isinstance(holder, Hold):
+            if holder is None or isinstance(holder, Lease):
                 withdrawn += self._stays(entry)
             if holder is not None:
                 self._hold(entry, holder)
@@ -160,7 +160,7 @@ class Residents:
         with self._lock:
             return any(self._by_key[key].closing for key in keys if key in self._by_key)
 
-    def hold(self, name: str, holder: Hold) -> ModelInfo | None:
+    def hold(self, name: str, holder: Lease) -> ModelInfo | None:
         """Hold the model of this name, if it is there and stays."""
         with self._changing() as withdrawn:
             entry = self.find(name)
@@ -188,7 +188,7 @@ class Residents:
     def let_go(self, holder: object) -> list[Resident]:
         """End a use; return the models that leave now, since an unload has waited for that."""
         with self._lock:
-            if isinstance(holder, Hold):
+            if isinstance(holder, Lease):
                 holder.over = True
             entries = [e for e in self._by_key.values() if holder in e.holders]
             for entry in entries:
@@ -196,7 +196,7 @@ class Residents:
                 entry.last_used = self._clock()
             return [entry for entry in entries if self._settled(entry)]
 
-    def unload(self, unload: Unload) -> tuple[Resident | None, list[Work[object]]]:
+    def unload(self, unload: Unload) -> tuple[Resident | None, list[Task[object]]]:
         """Take a model out, or let the unload wait until nobody holds it.
 
         Returns
@@ -215,7 +215,7 @@ class Residents:
         """
         with self._lock:
             entry = self.named(unload.name)
-            leases = sum(isinstance(holder, Hold) for holder in entry.holders)
+            leases = sum(isinstance(holder, Lease) for holder in entry.holders)
             if unload.force and leases:
                 raise ModelInUseError(
                     f"{unload.name} is held by code (pool.lease), which cannot be cancelled: "
@@ -223,7 +223,7 @@ class Residents:
                     model=unload.name,
                 )
             entry.unloads.append(unload)
-            requests = [holder for holder in entry.holders if isinstance(holder, Work)]
+            requests = [holder for holder in entry.holders if isinstance(holder, Task)]
             leaves = self._settled(entry)
             return (entry if leaves else None), requests if unload.force else []
 
@@ -280,7 +280,7 @@ class Residents:
         self._leaving.append(entry)
 
     def _hold(self, entry: Resident, holder: object) -> None:
-        if isinstance(holder, Hold) and holder.over:
+        if isinstance(holder, Lease) and holder.over:
             raise Cancelled
         entry.holders.append(holder)
         entry.last_used = self._clock()

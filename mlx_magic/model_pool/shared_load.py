@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import WAIT, Steps, put_away
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.formatting import again
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Loading:
         self.token = CancelToken()
         self.nbytes = 0
         self.when_left: Callable[[], None] = lambda: None
-        self._waiting: list[tuple[Work[Any], str]] = []
+        self._waiting: list[tuple[Task[Any], str]] = []
         self._progress: tuple[int, int, str] | None = None
         self._tick = 0
         self._ended = False
@@ -67,7 +67,7 @@ class Loading:
         self._progress = (done, total, note)
 
     @contextlib.contextmanager
-    def joined(self, work: Work[Any], name: str) -> Iterator[None]:
+    def joined(self, work: Task[Any], name: str) -> Iterator[None]:
         """Wait for it within this block; when the last leaves, it ends."""
         mine = (work, name)
         self._waiting.append(mine)
@@ -79,7 +79,7 @@ class Loading:
                 self._stop()
                 self.when_left()
 
-    def follow(self, work: Work[Any]) -> Steps:
+    def follow(self, work: Task[Any]) -> Steps:
         """Go on until the load has ended, doing its slices where they are due.
 
         Raises
@@ -147,7 +147,7 @@ class Loads:
 
     @contextlib.contextmanager
     def joined(
-        self, key: Hashable, work: Work[Any], name: str, begin: Callable[[Loading], Steps]
+        self, key: Hashable, work: Task[Any], name: str, begin: Callable[[Loading], Steps]
     ) -> Iterator[Loading]:
         """Wait for the load of a model within this block; it begins if nobody has begun it.
 
@@ -155,7 +155,7 @@ class Loads:
         ----------
         key : hashable
             The model.
-        work : Work
+        work : Task
             Who waits.
         name : str
             What they call it.

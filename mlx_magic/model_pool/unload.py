@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_magic.engine.task import Clock, Work
+from mlx_magic.engine.task import Clock, Task
 from mlx_magic.formatting import amount
 
 Why = Literal["asked", "room", "idle", "budget"]
@@ -38,7 +38,7 @@ class Unloaded:
         return f"{self.name} ({amount(self.nbytes)}) {reason}"
 
 
-class Unload(Work["int | None"]):
+class Unload(Task["int | None"]):
     """An unload that somebody asked for.
 
     Its outcome is the bytes that came back; None if it was cancelled, or withdrawn since

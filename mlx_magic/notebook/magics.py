@@ -61,7 +61,7 @@ class VisionMagics(Magics):
     seed = Int(None, allow_none=True, help="Makes sampled answers repeat.").tag(config=True)
     stop = List(Unicode(), help="Texts that end an answer.").tag(config=True)
     timeout = Float(None, allow_none=True, help="Seconds until a cell ends.").tag(config=True)
-    kv_bits = Int(None, allow_none=True, help="4 or 8: quantise the KV cache.").tag(config=True)
+    kv_bits = Int(None, allow_none=True, help="4 or 8: quantize the KV cache.").tag(config=True)
     format = Enum(FORMATS, "markdown", help="How answers are shown.").tag(config=True)
     show = Bool(True, help="Whether cells show pictures and answers.").tag(config=True)
     max_pixels = Int(
@@ -263,9 +263,9 @@ class VisionMagics(Magics):
 
                 return ModelTable.of(now)
             case commands.ModelsCommand(model):
-                from mlx_magic.notebook.display.tables import FactsTable
+                from mlx_magic.notebook.display.tables import SummaryTable
 
-                return FactsTable.of(now, model)
+                return SummaryTable.of(now, model)
             case commands.StatusCommand() | commands.HelpCommand():
                 from mlx_magic.notebook.display.tables import StatusTable
 

@@ -189,9 +189,9 @@ def own_steps(library: str) -> Iterator[tuple[str, Loader]]:
 
 
 def tried(loader: Loader, folder: Path, mark: Path, *, guarded: bool, aside: bool) -> Outcome:
-    """Let a loader load, on this thread or on one of `Aside`."""
+    """Let a loader load, on this thread or on one of `BackgroundCall`."""
     from mlx_magic.backends.loading import remote_code_guard
-    from mlx_magic.backends.loading.background import Aside
+    from mlx_magic.backends.loading.background import BackgroundCall
     from mlx_magic.cancellation import CancelToken
 
     mark.unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def tried(loader: Loader, folder: Path, mark: Path, *, guarded: bool, aside: boo
     guard = remote_code_guard.Guard("m", [folder])
     error: BaseException | None = None
     with remote_code_guard.active(guard) if guarded else contextlib.nullcontext():
-        made = Aside(lambda: loader(folder), here=not aside) if aside else None
+        made = BackgroundCall(lambda: loader(folder), here=not aside) if aside else None
         try:
             if made is None:
                 loader(folder)

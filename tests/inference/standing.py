@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_magic.backends.batch_check.verdict_cache import Confirmed
+from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import Verdict
 
@@ -14,4 +14,4 @@ def let_answer(patch: pytest.MonkeyPatch, *, together_: bool, chunks: bool = Tru
     why = "" if together_ else "the test says so"
     verdict = Verdict(together_, chunks, why)
     patch.setattr(batch_support, "verdict", lambda signature, architecture: verdict)
-    patch.setattr(Confirmed, "known", property(lambda self: True))
+    patch.setattr(VerdictCache, "known", property(lambda self: True))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batching.admission import Room
-from mlx_magic.backends.batching.admission_queue import Line, Place, Table
+from mlx_magic.backends.batching.admission import MemoryAdmission
+from mlx_magic.backends.batching.admission_queue import AdmissionQueue, BatchLimits, Reservation
 from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import Memory
@@ -43,11 +43,11 @@ class Device:
 class FakeTable:
     """A batch without a model: its rows are as long as its longest."""
 
-    def __init__(self, held: Device, line: Line, *, most: int = 32) -> None:
+    def __init__(self, held: Device, line: AdmissionQueue, *, most: int = 32) -> None:
         platform.start()
-        self.table = Table(most, 1, self.held)
+        self.table = BatchLimits(most, 1, self.held)
         self.rows: dict[Asked, int] = {}
-        self.room = Room(
+        self.room = MemoryAdmission(
             "m", CONFIG, chunk=CHUNK, forget=held.forget, memory=held.memory, line=line
         )
         held.tables.append(self)
@@ -137,7 +137,7 @@ def room_for(answers: int, prompt: int = 100, count: int = 20) -> int:
 
 
 def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> None:
-    held, line = Device(room_for(3) + 5_000, weights=5_000), Line()
+    held, line = Device(room_for(3) + 5_000, weights=5_000), AdmissionQueue()
     table = FakeTable(held, line)
     asked = [Asked(table, 100, 20) for _ in range(8)]
     most = 0
@@ -156,7 +156,7 @@ def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> 
 
 def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
     held = Device(room_for(2, 1_000))
-    line = Line()
+    line = AdmissionQueue()
     table = FakeTable(held, line)
     asked = [Asked(table, 1_000, 20), *(Asked(table, 10, 20) for _ in range(4))]
     most = 0
@@ -171,7 +171,7 @@ def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
 
 
 def test_what_could_not_fit_alone_is_refused_at_once_and_what_could_waits() -> None:
-    held, line = Device(room_for(1)), Line()
+    held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     first, second, third = Asked(table, 100, 20), Asked(table, 100, 20), Asked(table, 500, 20)
     for each in (first, second, third):
@@ -183,7 +183,7 @@ def test_what_could_not_fit_alone_is_refused_at_once_and_what_could_waits() -> N
 
 
 def test_nobody_overtakes_so_nobody_starves() -> None:
-    held, line = Device(room_for(4)), Line()
+    held, line = Device(room_for(4)), AdmissionQueue()
     table, other = FakeTable(held, line), FakeTable(held, line)
     small = [Asked(table, 100, 20)]
     long = Asked(other, 900, 20)
@@ -212,7 +212,7 @@ def test_nobody_overtakes_so_nobody_starves() -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "behind"])
 def test_who_is_cancelled_while_waiting_holds_nobody_up(first: bool) -> None:
-    held, line = Device(room_for(1)), Line()
+    held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     asked = [Asked(table, 100, 20) for _ in range(3)]
     for each in asked:
@@ -228,7 +228,7 @@ def test_who_is_cancelled_while_waiting_holds_nobody_up(first: bool) -> None:
 
 
 def test_what_is_kept_for_reuse_goes_before_anybody_waits() -> None:
-    held, line = Device(room_for(2), kept=room_for(1)), Line()
+    held, line = Device(room_for(2), kept=room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     asked = [Asked(table, 100, 20) for _ in range(2)]
     for each in asked:
@@ -241,7 +241,7 @@ def test_what_is_kept_for_reuse_goes_before_anybody_waits() -> None:
 
 
 def test_memory_that_went_meanwhile_is_seen_before_one_is_let_in_alone() -> None:
-    held, line = Device(room_for(1)), Line()
+    held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     first, second = Asked(table, 100, 20), Asked(table, 100, 20)
     first.step()
@@ -253,7 +253,7 @@ def test_memory_that_went_meanwhile_is_seen_before_one_is_let_in_alone() -> None
 
 
 def test_an_unknown_limit_lets_all_in() -> None:
-    table = FakeTable(Device(0), Line())
+    table = FakeTable(Device(0), AdmissionQueue())
     asked = [Asked(table, 10**6, 2) for _ in range(32)]
     for each in asked:
         each.step()
@@ -261,20 +261,20 @@ def test_an_unknown_limit_lets_all_in() -> None:
 
 
 def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
-    line = Line()
-    table = Table(most=2, read_together=1)
-    line.inside = [Place(table, Need(100, 7)) for _ in range(5)]
-    assert line.promised(Place(table, Need(50, 7))) == 2 * 100 + 7
-    assert line.promised(Place(Table(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
+    line = AdmissionQueue()
+    table = BatchLimits(most=2, read_together=1)
+    line.inside = [Reservation(table, Need(100, 7)) for _ in range(5)]
+    assert line.promised(Reservation(table, Need(50, 7))) == 2 * 100 + 7
+    assert line.promised(Reservation(BatchLimits(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
 
 
 def test_logits_are_made_once_for_all_who_are_read_together() -> None:
-    table, line = Table(most=2, read_together=8), Line()
-    line.inside = [Place(table, Need(100, 7, 50)) for _ in range(5)]
-    assert line.promised(Place(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
+    table, line = BatchLimits(most=2, read_together=8), AdmissionQueue()
+    line.inside = [Reservation(table, Need(100, 7, 50)) for _ in range(5)]
+    assert line.promised(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
     for place in line.inside:
         place.reading = False
-    assert line.promised(Place(table, Need(100, 7, 30))) == 2 * 100 + 7 + 30
+    assert line.promised(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 7 + 30
 
 
 @settings(deadline=None, max_examples=60)
@@ -289,7 +289,7 @@ def test_logits_are_made_once_for_all_who_are_read_together() -> None:
 def test_memory_is_never_overrun_and_everybody_ends(
     sizes: list[tuple[int, int, int]], limit: int, cancels: dict[int, int]
 ) -> None:
-    held, line = Device(room_for(limit, 300, 12)), Line()
+    held, line = Device(room_for(limit, 300, 12)), AdmissionQueue()
     tables = [FakeTable(held, line), FakeTable(held, line, most=2)]
     asked = [Asked(tables[at], prompt, count) for at, prompt, count in sizes]
 
@@ -305,7 +305,7 @@ def test_memory_is_never_overrun_and_everybody_ends(
 
 
 def test_a_line_of_a_dead_thread_is_forgotten() -> None:
-    held, line = Device(room_for(1)), Line()
+    held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     first, second = Asked(table, 100, 20), Asked(table, 100, 20)
     for each in (first, second):

@@ -14,7 +14,7 @@ import pytest
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache import thread_safety
-from mlx_magic.backends.vision.image_cache.prefetch import Ahead, Ready
+from mlx_magic.backends.vision.image_cache.prefetch import Prefetch, Prefetched
 from mlx_magic.backends.vision.image_cache.processor_cache import Processed
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.images.image import ImageInput
@@ -115,7 +115,7 @@ def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) 
     make(kept, processor, pictures(*range(10, 10 + len(seeds))))
     images = pictures(*seeds)
     held = ready(kept, images)
-    assert isinstance(held, Ready)
+    assert isinstance(held, Prefetched)
     assert len(original.threads) == 2
     found = make(kept, processor, images)
     assert len(original.threads) == 2, "nothing was made in its turn"
@@ -352,10 +352,10 @@ def gate() -> Iterator[Gate]:
     gate.open()
 
 
-def learnt(limit: int, threads: int, processor: Doubler) -> Ahead:
+def learnt(limit: int, threads: int, processor: Doubler) -> Prefetch:
     """Return one that has seen how a picture is processed."""
     kept = Processed(limit)
-    made = kept.ahead = Ahead(limit, threading.Semaphore(threads))
+    made = kept.ahead = Prefetch(limit, threading.Semaphore(threads))
     make(kept, Processor(processor), pictures(0))
     return made
 
@@ -388,7 +388,7 @@ def test_so_many_work_at_the_same_time_and_the_cancelled_do_not(gate: Gate) -> N
     assert again.outputs, "what was cancelled is in nobody's way"
 
 
-def at_work(gate: Gate) -> tuple[Doubler, Ahead, Begun]:
+def at_work(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
     """Begin with a picture, up to the gate."""
     processor = Doubler()
     made = learnt(MANY, 4, processor)

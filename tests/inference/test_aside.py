@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.vision.load import MAKES_ARRAYS
 from mlx_magic.cancellation import Cancelled, CancelToken
 
@@ -32,7 +32,7 @@ def test_it_runs_on_another_thread_and_is_waited_for_in_slices() -> None:
         gate.wait(30)
         return threading.current_thread().name
 
-    aside = Aside(name)
+    aside = BackgroundCall(name)
     steps = aside.result(CancelToken())
     try:
         for _ in range(3):
@@ -47,7 +47,7 @@ def test_an_error_comes_at_the_next_look() -> None:
     def fail() -> None:
         raise ValueError("no tokenizer")
 
-    aside = Aside(fail)
+    aside = BackgroundCall(fail)
     with pytest.raises(ValueError, match="no tokenizer"):
         value_of(aside.result(CancelToken()))
     with pytest.raises(ValueError, match="no tokenizer"):
@@ -56,7 +56,7 @@ def test_an_error_comes_at_the_next_look() -> None:
 
 def test_a_cancel_does_not_wait_for_it() -> None:
     gate, token = threading.Event(), CancelToken()
-    steps = Aside(gate.wait).result(token)
+    steps = BackgroundCall(gate.wait).result(token)
     try:
         next(steps)
         token.cancel()
@@ -67,10 +67,10 @@ def test_a_cancel_does_not_wait_for_it() -> None:
 
 
 def test_code_that_nobody_knows_stays_on_this_thread() -> None:
-    aside = Aside(threading.current_thread, here=True)
+    aside = BackgroundCall(threading.current_thread, here=True)
     assert value_of(aside.result(CancelToken())) is threading.current_thread()
     with pytest.raises(ZeroDivisionError):
-        Aside(lambda: 1 / 0, here=True)
+        BackgroundCall(lambda: 1 / 0, here=True)
 
 
 def root() -> Path:

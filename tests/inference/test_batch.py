@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batching.batch import Batch, Seat, StepFailedError, Written
+from mlx_magic.backends.batching.batch import Batch, NextToken, Slot, StepFailedError
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import EngineError
 
@@ -24,7 +24,7 @@ class Counting(Batch):
         self.next: dict[int, int] = {}
         self.error: Exception | None = None
 
-    def add(self, prompt: int = 0) -> Seat:
+    def add(self, prompt: int = 0) -> Slot:
         seat = self.take_seat()
         self.reading[seat.uid] = prompt
         self.next[seat.uid] = 0
@@ -39,7 +39,7 @@ class Counting(Batch):
                 self.reading[uid] -= 1
                 self._seats[uid].read += 1
             else:
-                self._seats[uid].give(Written(self.next[uid]))
+                self._seats[uid].give(NextToken(self.next[uid]))
                 self.next[uid] += 1
 
     def close(self) -> None:

@@ -297,7 +297,7 @@ def test_the_kind_is_read_from_the_config(config: dict[str, Any], kind: str) -> 
         ({"quantization_config": []}, None),
     ],
 )
-def test_quantisation_is_described(config: dict[str, Any], said: str | None) -> None:
+def test_quantization_is_described(config: dict[str, Any], said: str | None) -> None:
     assert quantization_of(config) == said
 
 

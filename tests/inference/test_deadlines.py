@@ -13,7 +13,7 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.deadlines import Deadlines
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import VisionResult
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.models.hub import download as hub_download
 from mlx_magic.session import Session
 from mlx_magic.testing import ManualClock, RecordingSink, ScriptedBackend, scripted_session
@@ -51,7 +51,7 @@ def question(model: str, timeout: float | None = TIMEOUT, **sampling: Any) -> Ge
     )
 
 
-def step_until(session: Session, work: Work[Any], phase: str) -> None:
+def step_until(session: Session, work: Task[Any], phase: str) -> None:
     while work.progress.phase != phase:
         session.engine.step()
 
@@ -175,6 +175,6 @@ def test_with_a_real_clock_somebody_looks(script: ScriptedBackend, folder: str) 
 
 def test_there_is_no_thread_before_the_first_deadline(clock: ManualClock) -> None:
     deadlines = Deadlines(clock)
-    deadlines.add(Work(clock))
+    deadlines.add(Task(clock))
     assert deadlines._thread is None
     deadlines.close()

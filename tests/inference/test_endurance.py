@@ -9,7 +9,7 @@ import pytest
 from benchmarks import endurance
 from benchmarks.endurance_plan import Plan, pictures
 from benchmarks.endurance_session import Cutting
-from mlx_magic.backends.batching.batch import Batch, Seat
+from mlx_magic.backends.batching.batch import Batch, Slot
 from mlx_magic.engine.request import Sampling
 
 pytestmark = pytest.mark.model
@@ -42,7 +42,7 @@ def test_what_would_be_left_behind_is_seen(
     session.settle()
     assert set(session.left().values()) == {0}
 
-    def stays(self: Batch, seat: Seat) -> None:
+    def stays(self: Batch, seat: Slot) -> None:
         """Leave nothing."""
 
     monkeypatch.setattr(Batch, "leave", stays)

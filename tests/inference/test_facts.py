@@ -13,7 +13,7 @@ from mlx_magic.errors import DownloadError, ModelNotFoundError
 from mlx_magic.model_pool.pool import fits
 from mlx_magic.models.catalog import model_summary
 from mlx_magic.models.catalog.aliases import Names
-from mlx_magic.models.catalog.model_summary import ModelFacts
+from mlx_magic.models.catalog.model_summary import ModelSummary
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend, scripted_session
@@ -55,7 +55,7 @@ def test_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(platform, "is_gpu", lambda: False)
     folder = checkpoints.good(tmp_path / "seer", CONFIG)
     checkpoints.write_json(folder / "processor_config.json", {"image_seq_len": 64})
-    assert model_summary.read(str(folder), Names(), float32=platform.wants_float32) == ModelFacts(
+    assert model_summary.read(str(folder), Names(), float32=platform.wants_float32) == ModelSummary(
         str(folder),
         str(folder),
         "vision",
@@ -81,7 +81,7 @@ def test_of_a_repository_only_config_json_is_fetched_and_nothing_kept(
 ) -> None:
     published(hub)
     found = model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
-    assert found == ModelFacts(
+    assert found == ModelSummary(
         REPO,
         f"Hub: {REPO}",
         "vision",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mlx_magic
 from mlx_magic.backends.batching.greedy_decode import GreedyModel
-from mlx_magic.backends.batching.sampling import BAD, Draw, RowSampler
+from mlx_magic.backends.batching.sampling import BAD, RowSampler, SamplingParams
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.batch import VisionBatch
 from mlx_magic.engine.engine import Engine
@@ -31,7 +31,7 @@ def next_tokens(logits: Any) -> list[int]:
     rows = logits.shape[0]
     sampler = RowSampler()
     sampler.rows = list(range(rows))
-    sampler.draws = {row: Draw() for row in range(rows)}
+    sampler.draws = {row: SamplingParams() for row in range(rows)}
     model = GreedyModel(lambda inputs, cache: SimpleNamespace(logits=logits), sampler)
     found = model.fused_greedy_decode(None, cache=[])
     assert sampler.drawn is found
@@ -85,7 +85,7 @@ def test_in_lower_precision_the_choice_is_that_of_the_log_probabilities() -> Non
 Answers = list[list[int]]
 
 
-def answers(draws: list[Draw], processors: list[Any], picks: list[int]) -> Answers:
+def answers(draws: list[SamplingParams], processors: list[Any], picks: list[int]) -> Answers:
     """Write some tokens of as many answers; note of how many rows each pick was."""
     import mlx.core as mx
     from mlx_vlm import load
@@ -116,7 +116,7 @@ def answers(draws: list[Draw], processors: list[Any], picks: list[int]) -> Answe
     return [[each.token for each in seat.written] for seat in seats]
 
 
-def ask(engine: Engine, draws: list[Draw], processors: list[Any] | None = None) -> Any:
+def ask(engine: Engine, draws: list[SamplingParams], processors: list[Any] | None = None) -> Any:
     picks: list[int] = []
     every = processors or [[] for _ in draws]
     found = engine.call(lambda: answers(draws, every, picks)).result(60)
@@ -126,16 +126,16 @@ def ask(engine: Engine, draws: list[Draw], processors: list[Any] | None = None) 
 def test_greedy_answers_are_the_same_with_and_without_probabilities(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, picks = ask(engine, [Draw()] * 3)
+    found, picks = ask(engine, [SamplingParams()] * 3)
     assert set(picks) == {3}
     assert len(picks) >= STEPS - 1
     monkeypatch.setattr(RowSampler, "is_greedy", lambda self, uids: False)
-    assert ask(engine, [Draw()] * 3) == (found, [])
+    assert ask(engine, [SamplingParams()] * 3) == (found, [])
 
 
 def test_beside_one_that_is_drawn_or_changed_probabilities_are_there(engine: Engine) -> None:
-    greedy, _ = ask(engine, [Draw()] * 2)
-    beside, picks = ask(engine, [Draw(), Draw(1.0, seed=3)])
+    greedy, _ = ask(engine, [SamplingParams()] * 2)
+    beside, picks = ask(engine, [SamplingParams(), SamplingParams(1.0, seed=3)])
     assert (beside[0], picks) == (greedy[0], [])
 
     def second_best(tokens: Any, logits: Any) -> Any:
@@ -144,6 +144,6 @@ def test_beside_one_that_is_drawn_or_changed_probabilities_are_there(engine: Eng
         logits[:, mx.argmax(logits, axis=-1)] = -mx.inf
         return logits
 
-    changed, picks = ask(engine, [Draw(), Draw()], [[], [second_best]])
+    changed, picks = ask(engine, [SamplingParams(), SamplingParams()], [[], [second_best]])
     assert (changed[0], picks) == (greedy[0], [])
     assert changed[1] != greedy[1]

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.engine.task import Work, outcome
+from mlx_magic.engine.task import Task, outcome
 from mlx_magic.interrupts import MOST, Interrupt, deferred
 
 
-class Job(Work[str]):
+class Job(Task[str]):
     def __init__(self) -> None:
         super().__init__(lambda: 0.0)
 

@@ -1,4 +1,4 @@
-"""Quantised keys and values: less memory for that request, and nothing else for any other."""
+"""Quantized keys and values: less memory for that request, and nothing else for any other."""
 
 from __future__ import annotations
 
@@ -105,17 +105,17 @@ def test_an_answer_comes_and_its_cache_is_smaller(
     plain = demo.cold(QUESTION, RED)
     demo.forget()
     sizes = Sizes(demo.model, monkeypatch)
-    quantised = answer(demo, bits, RED)
+    quantized = answer(demo, bits, RED)
     # Four layers of five heads of 32, in float32, for the 256 tokens that a cache begins with.
     assert 0 < sizes.most <= share * 2 * 4 * 5 * 32 * 4 * 256
-    assert (quantised.text, quantised.reason) == (plain.text, plain.reason)
-    assert quantised.usage == plain.usage
+    assert (quantized.text, quantized.reason) == (plain.text, plain.reason)
+    assert quantized.usage == plain.usage
     assert sizes.most <= demo.model._room.require(
         prompt_tokens=78, image_tokens=64, max_tokens=12, kv_bits=bits
     ).cache  # fmt: skip
 
 
-def test_what_is_quantised_is_neither_kept_nor_begun_with_what_is_kept(demo: Room) -> None:
+def test_what_is_quantized_is_neither_kept_nor_begun_with_what_is_kept(demo: Room) -> None:
     plain = demo.cold(QUESTION, RED)
     demo.forget()
     for bits in (8, 4, 8):
@@ -153,7 +153,7 @@ def test_requests_of_every_kind_at_once_are_answered_as_alone(demo: Room, way: s
         assert each.reason == "cancelled" if n == 3 else each.text == expected[n]
 
 
-def test_heads_that_cannot_be_quantised_are_an_error_of_one_line(
+def test_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
@@ -179,8 +179,8 @@ def text_model(model: Any, folder: Path, **config: Any) -> TextModel:
     )
 
 
-def quantised_raw(model: Any, prompt: str, bits: int, count: int) -> str:
-    """Ask mlx-lm itself, with caches that quantise."""
+def quantized_raw(model: Any, prompt: str, bits: int, count: int) -> str:
+    """Ask mlx-lm itself, with caches that quantize."""
     from mlx_lm.generate import stream_generate
     from mlx_lm.models.cache import QuantizedKVCache
 
@@ -208,7 +208,7 @@ def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
     prompts = ["Why is the sky blue at noon, and red at night?", "What is it?"]
     kinds = [(prompt, bits) for prompt in prompts for bits in (None, 8, 4)]
     expected = [
-        raw_text(model, prompt, 20)[0] if bits is None else quantised_raw(model, prompt, bits, 20)
+        raw_text(model, prompt, 20)[0] if bits is None else quantized_raw(model, prompt, bits, 20)
         for prompt, bits in kinds
     ]
     assert expected[0] != expected[2], "else nothing is proven"
@@ -240,11 +240,11 @@ def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
     )
     ask(*questions)
     assert isinstance(questions[1].error, Cancelled)
-    assert questions[2].outcome[0] == quantised_raw(model, "What is it?", 8, 9)
+    assert questions[2].outcome[0] == quantized_raw(model, "What is it?", 8, 9)
     assert not made._answering._quantized[8], "nobody is left in it"
 
 
-def test_a_text_models_heads_that_cannot_be_quantised_are_an_error_of_one_line(
+def test_a_text_models_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     model: Any, tmp_path: Path
 ) -> None:
     made = text_model(model, tmp_path, hidden_size=64, num_attention_heads=4)
@@ -263,13 +263,13 @@ def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
 
     shape = Shape.of(HEADS_OF_32)
     mixed = [RotatingKVCache(8), KVCache()]
-    made = kv_cache.quantised(mixed, 8, shape, "tiny")
+    made = kv_cache.quantized(mixed, 8, shape, "tiny")
     assert made[0] is mixed[0]
     assert isinstance(made[1], QuantizedKVCache)
     assert (made[1].bits, made[1].group_size) == (8, 32)
-    assert kv_cache.quantised(mixed, None, shape, "tiny") == mixed
+    assert kv_cache.quantized(mixed, None, shape, "tiny") == mixed
     with pytest.raises(GenerationError, match=r"tiny: what it keeps .* leave --kv-bits out\."):
-        kv_cache.quantised([RotatingKVCache(8)], 8, shape, "tiny")
+        kv_cache.quantized([RotatingKVCache(8)], 8, shape, "tiny")
 
 
 def test_a_repetition_penalty_holds_where_a_text_model_answers_alone(

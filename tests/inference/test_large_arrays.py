@@ -11,7 +11,7 @@ import pytest
 from mlx_magic.backends.base import LoadProgress
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import chunked_read, materialize
-from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
@@ -57,8 +57,8 @@ def reading(
     cancel: CancelToken,
     progress: LoadProgress = lambda done, total, note: None,
 ) -> Any:
-    beside = Aside(lambda: None, here=True)
-    return materialize.materialise(
+    beside = BackgroundCall(lambda: None, here=True)
+    return materialize.materialize(
         model, cancel=cancel, progress=progress, beside=beside, origins=origins
     )
 

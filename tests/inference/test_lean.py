@@ -12,7 +12,7 @@ import pytest
 import mlx_magic
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
-from mlx_magic.backends.proxy import InFront, put_in_front
+from mlx_magic.backends.proxy import Proxy, put_in_front
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
@@ -145,7 +145,7 @@ def test_a_weight_that_was_replaced_is_let_go() -> None:
 
 def test_what_stands_in_front_of_a_part_stays_there() -> None:
     model = block()
-    front = InFront(model.layers[0].first)
+    front = Proxy(model.layers[0].first)
     put_in_front(model.layers[0], "first", front)
     fast_modules.lighten(model)
     assert model.layers[0].first is front

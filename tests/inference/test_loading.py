@@ -14,7 +14,7 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.engine import OnError, Steps
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import GenerationChunk, VisionResult
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import CheckpointError, EngineError, GenerationError, MemoryBudgetError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.session import Session
@@ -108,7 +108,7 @@ def ask(session: Session, folder: str, count: int) -> list[Any]:
     return prepared(session, [session.start(question(folder)) for _ in range(count)])
 
 
-def outcome(work: Work[Any]) -> VisionResult:
+def outcome(work: Task[Any]) -> VisionResult:
     result = work.future.result(0)
     assert isinstance(result, VisionResult)
     return result

@@ -148,7 +148,7 @@ def test_what_is_no_model_is_left_out(cache: Path) -> None:
     (cache / "datasets--org--pictures" / "snapshots").mkdir(parents=True)
     (cache / ".locks" / "models--org--locked").mkdir(parents=True)
     (cache / "version.txt").write_text("1")
-    # No name that a person could give: no organisation, two double dashes, odd characters.
+    # No name that a person could give: no organization, two double dashes, odd characters.
     for name in ("gpt2", "a--b--c", "a--..", "a b--c", "--x"):
         checkpoints.good(snapshot(cache, name))
     assert names(models_on_disk({}, cache=cache)) == ["demo"]

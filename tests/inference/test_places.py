@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
-from mlx_magic.backends.prefix_cache.prompt_keys import Places
+from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
 from mlx_magic.backends.prefix_cache.prompt_keys import places as places_of
 
 mx = pytest.importorskip("mlx.core")
@@ -36,7 +36,7 @@ def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
     return {**inputs, **more}
 
 
-def places(inputs: dict[str, Any], image_token: int | None) -> Places | None:
+def places(inputs: dict[str, Any], image_token: int | None) -> PromptKeys | None:
     return places_of(inputs, image_token, Pictures.of(inputs))
 
 
@@ -55,7 +55,7 @@ A, B, C = picture(1), picture(2), picture(3)
 
 
 def test_words_are_their_tokens() -> None:
-    assert places(prompt(1, 2, 3), IMAGE) == Places([1, 2, 3])
+    assert places(prompt(1, 2, 3), IMAGE) == PromptKeys([1, 2, 3])
 
 
 def test_equal_tokens_of_other_pictures_differ_from_the_picture_on() -> None:

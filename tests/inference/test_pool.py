@@ -14,7 +14,7 @@ import pytest
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import (
     MemoryBudgetError,
     ModelError,
@@ -22,7 +22,7 @@ from mlx_magic.errors import (
     ModelNotFoundError,
     RequestError,
 )
-from mlx_magic.model_pool.model_info import Hold, Load
+from mlx_magic.model_pool.model_info import Lease, Load
 from mlx_magic.models.checkpoints import checkpoint as checkpoints_of
 from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 from tests import checkpoints
@@ -77,7 +77,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     bench.session.close()
 
 
-def outcome(work: Work[Any]) -> Any:
+def outcome(work: Task[Any]) -> Any:
     return work.future.result(0)
 
 
@@ -181,7 +181,7 @@ def test_a_lease_loads_and_is_let_go_whatever_happens(tmp_path: Path) -> None:
 
 
 def test_a_lease_that_has_ended_holds_nothing_that_is_loaded_for_it(bench: Bench) -> None:
-    hold = Hold()
+    hold = Lease()
     load = bench.load("A", run=False, hold=hold)
     bench.session.engine.step()
     bench.pool._departures.let_go(hold)
@@ -281,7 +281,7 @@ def test_what_cannot_fit_is_refused_before_anything_leaves(bench: Bench) -> None
     assert str(error) == (
         "D needs 96 B, but of the 240 B that models may take only 48 B can be had: "
         "A (96 B) is pinned, C (96 B) is in use. Unload what is pinned (%vision unload A), wait "
-        "for C, or end its use (%vision unload C --force), or choose a smaller or quantised model."
+        "for C, or end its use (%vision unload C --force), or choose a smaller or quantized model."
     )
     assert bench.names == ["A", "C"]
     with pytest.warns(UserWarning, match="Unload it, or unpin it"):

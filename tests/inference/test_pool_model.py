@@ -23,7 +23,7 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, VisionResult
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import CheckpointError, MemoryBudgetError, ModelError
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.model_pool.unload import Unload
@@ -141,7 +141,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.device = Device()
         self.session = scripted_session(backend=self.device, threaded=False, clock=self.clock)
         self.pool = self.session.pool
-        self.works: list[Work[Any]] = []
+        self.works: list[Task[Any]] = []
         self.leases: list[tuple[str, contextlib.ExitStack]] = []
         # What the models may take at most: the budget, or what they took when it was lowered.
         self.ceiling = 10**9

@@ -20,7 +20,7 @@ from mlx_magic import default_session
 from mlx_magic.backends.batching import admission
 from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.image_cache.prefetch import Ahead
+from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
 from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.images import opening as pictures
@@ -119,7 +119,7 @@ def test_pictures_are_processed_beside_the_inference_thread(
     ask(session, QUESTION, Image.new("RGB", (90, 60), "orange"))
     ahead = answers()
     assert threads == ["mlx-magic-prepare"] * len(colours)
-    monkeypatch.setattr(Ahead, "__call__", lambda *_: None)
+    monkeypatch.setattr(Prefetch, "__call__", lambda *_: None)
     assert answers() == ahead
     assert threads == ["mlx-magic"] * len(colours)
 

@@ -9,7 +9,7 @@ import pytest
 
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.caches import LEAST_BYTES, Recall, Start, reuse_limit
+from mlx_magic.backends.vision.caches import LEAST_BYTES, CachedPrefix, VisionCaches, reuse_limit
 
 mx = pytest.importorskip("mlx.core")
 
@@ -31,7 +31,7 @@ def inputs(tokens: list[int]) -> dict[str, Any]:
 
 
 def test_a_prompt_and_its_answer_are_known_to_the_next_one() -> None:
-    recall = Recall(model(), 0, prompts=True)
+    recall = VisionCaches(model(), 0, prompts=True)
     recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(42))
     start = recall.start(inputs([*TOKENS, 50, 52, 53]), None)
     assert start.count == 41
@@ -45,24 +45,24 @@ def test_a_prompt_and_its_answer_are_known_to_the_next_one() -> None:
 
 @pytest.mark.parametrize("count", [41, 43, 0])
 def test_rows_that_are_ahead_of_their_tokens_or_behind_are_not_kept(count: int) -> None:
-    recall = Recall(model(), 0, prompts=True)
+    recall = VisionCaches(model(), 0, prompts=True)
     recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(count))
     recall.keep(recall.start(inputs(TOKENS), None), [50, 51], None)
-    recall.keep(Start(), [50, 51], rows(2))
+    recall.keep(CachedPrefix(), [50, 51], rows(2))
     assert recall.counts.prefix_bytes == 0
 
 
 @pytest.mark.parametrize(
     "recall",
     [
-        Recall(model(_rope_deltas=None), 0, prompts=True),
-        Recall(model(_position_ids=None), 0, prompts=True),
-        Recall(model(), 0, prompts=False),
+        VisionCaches(model(_rope_deltas=None), 0, prompts=True),
+        VisionCaches(model(_position_ids=None), 0, prompts=True),
+        VisionCaches(model(), 0, prompts=False),
     ],
     ids=["rope deltas", "position ids", "answered alone"],
 )
 def test_models_with_positions_of_their_own_read_each_prompt_from_its_start(
-    recall: Recall,
+    recall: VisionCaches,
 ) -> None:
     for _ in range(2):
         start = recall.start(inputs(TOKENS), None)
@@ -72,7 +72,7 @@ def test_models_with_positions_of_their_own_read_each_prompt_from_its_start(
 
 
 def test_whether_a_picture_follows_decides_if_the_tower_is_asked() -> None:
-    recall = Recall(model(), 0, prompts=True)
+    recall = VisionCaches(model(), 0, prompts=True)
     assert not recall.shows(inputs([1, 9, 2]), 0), "there are no pixels"
     shown = {**inputs([1, 9, 2]), "pixel_values": mx.ones((1, 3, 4, 4))}
     assert [recall.shows(shown, at) for at in range(3)] == [True, True, False]
@@ -85,7 +85,7 @@ def test_what_is_kept_at_most_follows_the_model_and_the_machine(
     assert reuse_limit(10**6) == LEAST_BYTES
     assert reuse_limit(2 * 10**9) == 10**9
     assert reuse_limit(10**12) == 2 * 2**30
-    assert Recall(model(), 2 * 10**9, prompts=True).counts.limit_bytes == 10**9
+    assert VisionCaches(model(), 2 * 10**9, prompts=True).counts.limit_bytes == 10**9
     monkeypatch.setattr(platform, "total_memory", lambda: 0)
     assert reuse_limit(10**12) == LEAST_BYTES, "how much there is, is not known"
 

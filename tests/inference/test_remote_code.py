@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.backends.loading import remote_code_guard
-from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import UntrustedCodeError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ def on_a_threads_thread(function: Callable[[], Any]) -> None:
 
 
 def aside(function: Callable[[], Any]) -> None:
-    for _ in Aside(function).result(CancelToken()):
+    for _ in BackgroundCall(function).result(CancelToken()):
         pass
 
 

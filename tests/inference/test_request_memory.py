@@ -36,7 +36,7 @@ def test_a_head_size_of_its_own_counts() -> None:
     assert Shape.of({**QWEN["text_config"], "head_dim": 64}).head_size == 64  # type: ignore[dict-item]
 
 
-def test_quantised_keys_and_values_take_less() -> None:
+def test_quantized_keys_and_values_take_less() -> None:
     shape = Shape.of(QWEN)
     # A byte each, and a scale and a bias of two bytes for 64 of them.
     assert shape.kv_bytes(2, 8) == 36_864 // 2 * (64 + 4) // 64
@@ -55,7 +55,7 @@ def test_quantised_keys_and_values_take_less() -> None:
 @pytest.mark.parametrize(
     ("head", "group"), [(256, 64), (128, 64), (96, 32), (32, 32), (80, 0), (72, 0), (16, 0)]
 )
-def test_heads_that_can_be_quantised(head: int, group: int) -> None:
+def test_heads_that_can_be_quantized(head: int, group: int) -> None:
     assert Shape.of({"head_dim": head}).kv_group == group
 
 
@@ -63,18 +63,18 @@ def test_an_unknown_head_size_is_tried() -> None:
     assert Shape.of({}).kv_group == 32
 
 
-def test_quantising_is_a_remedy_where_it_is_left_to_try() -> None:
-    def refusal(needed: Need, *, may_quantise: bool) -> str:
+def test_quantizing_is_a_remedy_where_it_is_left_to_try() -> None:
+    def refusal(needed: Need, *, may_quantize: bool) -> str:
         with pytest.raises(MemoryBudgetError) as caught:
             require_room(
                 "qwen", needed, free=1, prompt_tokens=9, image_tokens=0, max_tokens=1,
-                may_quantise=may_quantise,
+                may_quantize=may_quantize,
             )  # fmt: skip
         return str(caught.value)
 
-    assert "--kv-bits 8, unloading" in refusal(Need(9, 5), may_quantise=True)
-    assert "--kv-bits" not in refusal(Need(9, 5), may_quantise=False)
-    assert "--kv-bits" not in refusal(Need(5, 9), may_quantise=True)
+    assert "--kv-bits 8, unloading" in refusal(Need(9, 5), may_quantize=True)
+    assert "--kv-bits" not in refusal(Need(9, 5), may_quantize=False)
+    assert "--kv-bits" not in refusal(Need(5, 9), may_quantize=True)
 
 
 def test_pictures_and_long_answers_take_more() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_magic.backends.batching.admission import Room
+from mlx_magic.backends.batching.admission import MemoryAdmission
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import Memory
 from mlx_magic.errors import MemoryBudgetError
@@ -28,9 +28,9 @@ class Device:
         self.kept = 0
 
 
-def room(held: Device) -> Room:
+def room(held: Device) -> MemoryAdmission:
     platform.start()
-    return Room("smol", CONFIG, chunk=64, forget=held.forget, memory=held.memory)
+    return MemoryAdmission("smol", CONFIG, chunk=64, forget=held.forget, memory=held.memory)
 
 
 def test_what_fits_is_read_and_nothing_is_forgotten() -> None:

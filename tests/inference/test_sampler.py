@@ -1,4 +1,4 @@
-"""Drawing tokens row by row: what each row asks for, and nothing of its neighbours."""
+"""Drawing tokens row by row: what each row asks for, and nothing of its neighbors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from mlx_magic.backends.batching.sampling import (
     BAD,
-    Draw,
     RowSampler,
+    SamplingParams,
     guarded,
     processors,
     repetition_penalty,
@@ -32,7 +32,7 @@ def logprobs(rows: int, seed: int = 0) -> Any:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def draw(rows: Any, draws: list[Draw], position: int = 0) -> list[int]:
+def draw(rows: Any, draws: list[SamplingParams], position: int = 0) -> list[int]:
     sampler = RowSampler()
     sampler.rows = list(range(len(draws)))
     sampler.draws = dict(enumerate(draws))
@@ -46,23 +46,23 @@ def drawn(row: Any, how: dict[str, Any], count: int = 300) -> set[int]:
     import mlx.core as mx
 
     rows = mx.repeat(row, count, axis=0)
-    return set(draw(rows, [Draw(seed=seed, **how) for seed in range(count)]))
+    return set(draw(rows, [SamplingParams(seed=seed, **how) for seed in range(count)]))
 
 
 def test_greedy_takes_the_likeliest() -> None:
     rows = logprobs(4)
-    assert draw(rows, [Draw()] * 4) == np.array(rows).argmax(axis=-1).tolist()
+    assert draw(rows, [SamplingParams()] * 4) == np.array(rows).argmax(axis=-1).tolist()
 
 
 def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
     rows = logprobs(6)
     draws = [
-        Draw(),
-        Draw(1.0, seed=3),
-        Draw(0.7, top_p=0.8, seed=4),
-        Draw(1.5, top_k=5, seed=5),
-        Draw(1.0, min_p=0.2, seed=6),
-        Draw(0.9, 0.9, 9, 0.01, seed=7),
+        SamplingParams(),
+        SamplingParams(1.0, seed=3),
+        SamplingParams(0.7, top_p=0.8, seed=4),
+        SamplingParams(1.5, top_k=5, seed=5),
+        SamplingParams(1.0, min_p=0.2, seed=6),
+        SamplingParams(0.9, 0.9, 9, 0.01, seed=7),
     ]
     together = draw(rows, draws, position=11)
     alone = [draw(rows[at : at + 1], [draws[at]], position=11)[0] for at in range(6)]
@@ -71,10 +71,10 @@ def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
 
 def test_seed_and_place_decide() -> None:
     row = logprobs(1)
-    hot = Draw(2.0, seed=1)
+    hot = SamplingParams(2.0, seed=1)
     assert draw(row, [hot], 5) == draw(row, [hot], 5)
     places = {draw(row, [hot], place)[0] for place in range(40)}
-    seeds = {draw(row, [Draw(2.0, seed=seed)], 5)[0] for seed in range(40)}
+    seeds = {draw(row, [SamplingParams(2.0, seed=seed)], 5)[0] for seed in range(40)}
     assert len(places) > 5
     assert len(seeds) > 5
 
@@ -112,7 +112,9 @@ def test_without_limits_the_shares_are_the_models() -> None:
     import mlx.core as mx
 
     row = mx.log(mx.array([[0.5, 0.3, 0.2]]))
-    tokens = draw(mx.repeat(row, 4_000, axis=0), [Draw(1.0, seed=s) for s in range(4_000)])
+    tokens = draw(
+        mx.repeat(row, 4_000, axis=0), [SamplingParams(1.0, seed=s) for s in range(4_000)]
+    )
     shares = np.bincount(tokens, minlength=3) / 4_000
     assert np.abs(shares - [0.5, 0.3, 0.2]).max() < 0.04
 
@@ -121,9 +123,13 @@ def test_numbers_that_are_none_spoil_their_own_row_alone() -> None:
     import mlx.core as mx
 
     rows = logprobs(3)
-    good = draw(rows, [Draw(), Draw(1.0, seed=1), Draw()])
+    good = draw(rows, [SamplingParams(), SamplingParams(1.0, seed=1), SamplingParams()])
     rows[1] = mx.nan
-    assert draw(rows, [Draw(), Draw(1.0, seed=1), Draw()]) == [good[0], BAD, good[2]]
+    assert draw(rows, [SamplingParams(), SamplingParams(1.0, seed=1), SamplingParams()]) == [
+        good[0],
+        BAD,
+        good[2],
+    ]
 
 
 def test_a_penalty_makes_what_was_written_less_likely_and_leaves_the_prompt() -> None:

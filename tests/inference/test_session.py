@@ -14,7 +14,7 @@ from PIL import Image
 
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import (
     CheckpointError,
     EngineError,
@@ -51,7 +51,7 @@ def question(model: str, **sampling: Any) -> GenerationRequest:
     return GenerationRequest(prompt="What is it?", model=model, sampling=Sampling(**sampling))
 
 
-def reach(work: Work[Any], phase: str) -> None:
+def reach(work: Task[Any], phase: str) -> None:
     while work.progress.phase != phase:
         assert not work.done
 

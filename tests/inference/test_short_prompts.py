@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import mlx_magic
-from mlx_magic.backends.batching.sampling import Draw
+from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import LOGITS_CUDA, SHORT
 from mlx_magic.backends.vision.batch import VisionBatch
@@ -48,7 +48,7 @@ def answer(lengths: list[int], chunk: int, at_once: int) -> tuple[Shapes, list[l
     for number, length in enumerate(lengths):
         tokens = [10 + (7 * at + number) % 900 for at in range(length)]
         embeds = {"inputs_embeds": model.language_model.embed_tokens(mx.array([tokens]))}
-        draw = Draw()
+        draw = SamplingParams()
         seats.append(batch.add(tokens, embeds, max_tokens=6, draw=draw))
     calls: Shapes = []
     while not all(len(seat.written) == 6 for seat in seats):

@@ -15,16 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batching.admission import Room
-from mlx_magic.backends.batching.admission_queue import Line
-from mlx_magic.backends.batching.batch import Seat
+from mlx_magic.backends.batching.admission import MemoryAdmission
+from mlx_magic.backends.batching.admission_queue import AdmissionQueue
+from mlx_magic.backends.batching.batch import Slot
 from mlx_magic.backends.batching.memory_estimate import Shape, need
-from mlx_magic.backends.batching.sampling import BAD, Draw
+from mlx_magic.backends.batching.sampling import BAD, SamplingParams
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.text.batch import CountingSampler, TextBatch
 from mlx_magic.backends.text.model import TextModel
-from mlx_magic.backends.text.prompt_cache import TextRecall
+from mlx_magic.backends.text.prompt_cache import PromptCache
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("templates_render_here")
 
 VOCABULARY = 256
 CHUNK = 16
-GREEDY = Draw()
+GREEDY = SamplingParams()
 LENGTHS = (1, 2, 5, 17, 18, 20, 40, 41)
 
 
@@ -118,11 +118,11 @@ class Asked:
     """One request to a batch, as a piece of work for the engine."""
 
     def __init__(
-        self, batch: TextBatch, tokens: list[int], draw: Draw = GREEDY, *, count: int = 20
+        self, batch: TextBatch, tokens: list[int], draw: SamplingParams = GREEDY, *, count: int = 20
     ) -> None:
         self.batch, self.tokens, self.draw, self.count = batch, tokens, draw, count
         self.cache: list[Any] | None = None
-        self.at_end: Callable[[Seat], None] = lambda seat: None
+        self.at_end: Callable[[Slot], None] = lambda seat: None
         self.cancel = CancelToken()
         self.written: list[int] = []
         self.read: list[int] = []
@@ -160,7 +160,9 @@ def go(asked: Sequence[Asked], between: Callable[[int], None] = lambda slice_: N
         between(done)
 
 
-def answer(model: Any, tokens: list[int], draw: Draw = GREEDY, count: int = 20) -> list[int]:
+def answer(
+    model: Any, tokens: list[int], draw: SamplingParams = GREEDY, count: int = 20
+) -> list[int]:
     """Answer one request by itself."""
     asked = Asked(batch(model), tokens, draw, count=count)
     go([asked])
@@ -169,10 +171,10 @@ def answer(model: Any, tokens: list[int], draw: Draw = GREEDY, count: int = 20) 
 
 
 @functools.cache
-def twelve(seed: int) -> tuple[list[list[int]], list[Draw], list[list[int]]]:
+def twelve(seed: int) -> tuple[list[list[int]], list[SamplingParams], list[list[int]]]:
     """Return prompts, how each is drawn, and what each is answered by itself."""
     asked = prompts(12, seed=seed, lengths=(1, 3, 33, 34, 37, 60))
-    draws = [GREEDY, Draw(1.0, 0.9, 30, seed=seed)] * 6
+    draws = [GREEDY, SamplingParams(1.0, 0.9, 30, seed=seed)] * 6
     model = llama()
     pairs = zip(asked, draws, strict=True)
     return asked, draws, [answer(model, tokens, draw, 10) for tokens, draw in pairs]
@@ -233,9 +235,15 @@ def test_requests_that_come_while_others_are_written_join_them(make: Callable[[]
 
 def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: Any) -> None:
     draws = [
-        Draw(0.7, 0.9, 0, seed=1), GREEDY, Draw(1.5, 1.0, 20, seed=2), Draw(1.0, 0.8, 50, seed=3),
-        Draw(1.2, seed=4), Draw(1.2, seed=5), GREEDY, Draw(0.9, 0.95, 8, 0.05, seed=6),
-    ]  # fmt: skip
+        SamplingParams(0.7, 0.9, 0, seed=1),
+        GREEDY,
+        SamplingParams(1.5, 1.0, 20, seed=2),
+        SamplingParams(1.0, 0.8, 50, seed=3),
+        SamplingParams(1.2, seed=4),
+        SamplingParams(1.2, seed=5),
+        GREEDY,
+        SamplingParams(0.9, 0.95, 8, 0.05, seed=6),
+    ]
     asked = prompts(len(draws), seed=7)
     alone = [answer(model, *pair) for pair in zip(asked, draws, strict=True)]
     together = batch(model)
@@ -243,7 +251,9 @@ def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: An
     go(jobs)
     assert [job.written for job in jobs] == alone
     assert alone[1] == raw(model, asked[1], 20)
-    assert answer(model, asked[0], Draw(1.5, seed=1)) != answer(model, asked[0], Draw(1.5, seed=2))
+    assert answer(model, asked[0], SamplingParams(1.5, seed=1)) != answer(
+        model, asked[0], SamplingParams(1.5, seed=2)
+    )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -389,7 +399,7 @@ def test_a_step_that_fails_ends_all_and_the_batch_goes_on_afterwards(model: Any)
 def test_each_token_of_a_request_is_drawn_anew() -> None:
     import mlx.core as mx
 
-    sampler = CountingSampler.alone(Draw(1.0, seed=1))
+    sampler = CountingSampler.alone(SamplingParams(1.0, seed=1))
     same = mx.log(mx.full((1, 64), 1 / 64))
     assert len({int(sampler(same).item()) for _ in range(20)}) > 10
 
@@ -418,7 +428,7 @@ def test_an_end_token_ends_an_answer_and_is_given(model: Any) -> None:
 def test_what_was_read_is_a_warm_start_beside_others_and_alone(model: Any, company: int) -> None:
     watched = Watched(model)
     together = batch(watched)
-    recall = TextRecall(0, plain=together.plain)
+    recall = PromptCache(0, plain=together.plain)
     asked = prompts(1 + company, seed=2, lengths=(30, 33, 41))
     jobs = [Asked(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
     for job in jobs:
@@ -445,7 +455,7 @@ def test_what_was_read_is_a_warm_start_beside_others_and_alone(model: Any, compa
 @pytest.mark.parametrize("make", [sliding, lfm2])
 def test_of_caches_that_cannot_be_cut_nothing_is_kept(make: Callable[[], Any]) -> None:
     together = batch(make())
-    recall = TextRecall(0, plain=together.plain)
+    recall = PromptCache(0, plain=together.plain)
     job = Asked(together, prompts(1, lengths=(40,))[0])
     rows: list[Any] = []
     job.at_end = lambda seat: rows.append(together.row(seat, 0))
@@ -594,7 +604,9 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
         most.append(held())
         return platform.Memory(held(), 0, limit)
 
-    text_model._room = Room("tiny", config, chunk=CHUNK, memory=memory, line=Line())
+    text_model._room = MemoryAdmission(
+        "tiny", config, chunk=CHUNK, memory=memory, line=AdmissionQueue()
+    )
     expected = raw_text(model, "What is it?", 9)
     assert ask(*questions) == [expected] * 6
     assert one.cache < max(most) <= limit, "two at a time"

@@ -244,9 +244,9 @@ def test_a_seed_gives_the_same_answer_warm_and_cold(model: TextModel) -> None:
     warm = asked(model, LONG, temperature=1.0, seed=7)
     assert (cold.cached, warm.cached > 16) == (0, True)
     assert warm.text == cold.text
-    penalised = asked(model, LONG, repetition_penalty=1.6)
+    penalized = asked(model, LONG, repetition_penalty=1.6)
     model.forget()
-    assert asked(model, LONG, repetition_penalty=1.6).text == penalised.text
+    assert asked(model, LONG, repetition_penalty=1.6).text == penalized.text
 
 
 def test_what_is_kept_is_bounded_and_goes_when_it_is_to(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batch_check.verdict_cache import Confirmed, fingerprint
+from mlx_magic.backends.batch_check.verdict_cache import VerdictCache, fingerprint
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import (
     UNTESTED,
@@ -152,35 +152,35 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 def test_weights_are_remembered_until_they_change(tmp_path: Path) -> None:
     file, model = tmp_path / "cache" / "seen.json", checkpoint(tmp_path / "model")
-    assert not Confirmed(model, file).known
-    Confirmed(model, file).keep()
-    assert Confirmed(model, file).known
-    assert not Confirmed(checkpoint(tmp_path / "other"), file).known
+    assert not VerdictCache(model, file).known
+    VerdictCache(model, file).keep()
+    assert VerdictCache(model, file).known
+    assert not VerdictCache(checkpoint(tmp_path / "other"), file).known
     (model.path / "model.safetensors").write_bytes(b"123456")
-    assert not Confirmed(model, file).known
+    assert not VerdictCache(model, file).known
 
 
 @pytest.mark.parametrize("content", ["", "[", "{}", '{"a": 1}', "[1, 2]", "null", "[" * 100_000])
 def test_a_file_that_is_none_of_ours_is_written_anew(tmp_path: Path, content: str) -> None:
     file, model = tmp_path / "seen.json", checkpoint(tmp_path / "model")
     file.write_text(content)
-    assert not Confirmed(model, file).known
-    Confirmed(model, file).keep()
-    assert Confirmed(model, file).known
+    assert not VerdictCache(model, file).known
+    VerdictCache(model, file).keep()
+    assert VerdictCache(model, file).known
 
 
 def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     model = checkpoint(tmp_path / "model")
-    Confirmed(model, blocked / "seen.json").keep()
-    assert not Confirmed(model, blocked / "seen.json").known
+    VerdictCache(model, blocked / "seen.json").keep()
+    assert not VerdictCache(model, blocked / "seen.json").known
 
 
 def test_only_the_newest_are_remembered(tmp_path: Path) -> None:
     file, model = tmp_path / "seen.json", checkpoint(tmp_path / "model")
     file.write_text(json.dumps([f"{n:064}" for n in range(1000)]))
-    Confirmed(model, file).keep()
+    VerdictCache(model, file).keep()
     held = json.loads(file.read_text())
     assert len(held) == 1000
     assert held[-1] == fingerprint(model)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batching.request_queue import Turns
+from mlx_magic.backends.batching.request_queue import RequestQueue
 from mlx_magic.cancellation import Cancelled, CancelToken
 
 
-def work(turns: Turns, log: list[int], name: int, cancel: CancelToken) -> Generator[None]:
+def work(turns: RequestQueue, log: list[int], name: int, cancel: CancelToken) -> Generator[None]:
     with turns.queued() as turn:
         yield from turn.wait(cancel)
         log.append(name)
@@ -29,7 +29,7 @@ def work(turns: Turns, log: list[int], name: int, cancel: CancelToken) -> Genera
 def test_whoever_is_cancelled_the_others_are_answered_one_by_one_in_their_order(
     cancelled_at: list[int], random: object
 ) -> None:
-    turns, log = Turns(), list[int]()
+    turns, log = RequestQueue(), list[int]()
     tokens = [CancelToken() for _ in cancelled_at]
     jobs = {n: work(turns, log, n, token) for n, token in enumerate(tokens)}
     slices = 0
@@ -50,7 +50,7 @@ def test_whoever_is_cancelled_the_others_are_answered_one_by_one_in_their_order(
 
 
 def test_who_needs_no_turn_any_more_waits_no_longer() -> None:
-    turns, free = Turns(), False
+    turns, free = RequestQueue(), False
     with turns.queued() as first, turns.queued() as second:
         with pytest.raises(StopIteration):
             next(first.wait(CancelToken()))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_magic.engine.change_listeners import Watchers
+from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk
@@ -211,7 +211,7 @@ def test_unsubscribing_ends_it_and_only_it(session: Session) -> None:
 
 
 def test_one_callback_twice_is_two_watchers() -> None:
-    watchers, told = Watchers(), []
+    watchers, told = ChangeListeners(), []
     callback = lambda: told.append(1)  # noqa: E731
     stop = watchers.add(callback)
     watchers.add(callback)
@@ -222,7 +222,7 @@ def test_one_callback_twice_is_two_watchers() -> None:
 
 
 def test_a_watcher_may_unsubscribe_others_and_itself_while_told() -> None:
-    watchers, told = Watchers(), []
+    watchers, told = ChangeListeners(), []
 
     def first() -> None:
         told.append("first")
@@ -238,7 +238,7 @@ def test_a_watcher_may_unsubscribe_others_and_itself_while_told() -> None:
 
 
 def test_from_several_threads_every_change_is_told() -> None:
-    watchers = Watchers()
+    watchers = ChangeListeners()
     lock, told = threading.Lock(), [0]
 
     def count() -> None:

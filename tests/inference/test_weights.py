@@ -11,7 +11,7 @@ import pytest
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import materialize
-from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 
@@ -22,18 +22,18 @@ BYTES = SIDE * SIDE * 4
 def reading(model: Any, cancel: CancelToken, **how: Any) -> Any:
     """Read a model's weights, with nothing beside."""
     how.setdefault("progress", lambda done, total, note: None)
-    how.setdefault("beside", Aside(lambda: None, here=True))
-    return materialize.materialise(model, cancel=cancel, **how)
+    how.setdefault("beside", BackgroundCall(lambda: None, here=True))
+    return materialize.materialize(model, cancel=cancel, **how)
 
 
-def layers(count: int, *, quantise: bool = False) -> Any:
+def layers(count: int, *, quantize: bool = False) -> Any:
     """A lazy stack of square layers: nothing of it is evaluated yet."""
     import mlx.core as mx
     from mlx import nn
 
     stack = nn.Sequential(*[nn.Linear(SIDE, SIDE, bias=False) for _ in range(count)])
     stack.update({"layers": [{"weight": mx.random.normal((SIDE, SIDE))} for _ in range(count)]})
-    if quantise:
+    if quantize:
         nn.quantize(stack, group_size=32, bits=4)
     return stack
 
@@ -97,7 +97,7 @@ def test_what_fails_beside_ends_the_reading_and_gives_everything_back(
             raise ValueError("no tokenizer")
 
         before, model = platform.memory().active, layers(8)
-        beside = Aside(fail)
+        beside = BackgroundCall(fail)
         steps = reading(model, CancelToken(), beside=beside)
         next(steps)
         during = platform.memory().active
@@ -117,7 +117,7 @@ def test_a_reading_waits_for_what_goes_on_beside_and_can_be_cancelled(engine: En
     def work() -> tuple[int, int, int]:
         before, token, gate = platform.memory().active, CancelToken(), threading.Event()
         done: list[int] = []
-        model, beside = layers(2), Aside(gate.wait)
+        model, beside = layers(2), BackgroundCall(gate.wait)
         steps = reading(model, token, beside=beside, progress=lambda d, t, n: done.append(d))
         try:
             while not done:
@@ -135,11 +135,11 @@ def test_a_reading_waits_for_what_goes_on_beside_and_can_be_cancelled(engine: En
     assert after < BYTES
 
 
-def test_on_a_cpu_quantised_weights_are_unpacked(engine: Engine) -> None:
+def test_on_a_cpu_quantized_weights_are_unpacked(engine: Engine) -> None:
     def work() -> tuple[bool, int, int, float]:
         import mlx.core as mx
 
-        packed = layers(2, quantise=True)
+        packed = layers(2, quantize=True)
         elements = materialize._elements(packed)
         inputs = mx.random.normal((3, SIDE))
         expected = packed(inputs)

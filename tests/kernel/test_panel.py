@@ -149,7 +149,7 @@ def reaches_an_awaiting_cell(version: str, subshell_id: str | None) -> bool:
 
 
 def kinds(messages: list[dict[str, Any]]) -> list[str]:
-    """Types of messages, equal neighbours as one."""
+    """Types of messages, equal neighbors as one."""
     found: list[str] = []
     for message in messages:
         if [message["type"]] != found[-1:]:

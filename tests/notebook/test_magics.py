@@ -343,7 +343,7 @@ def test_models_says_what_a_model_is_and_loads_nothing(
     checkpoints.with_auto_map(checkpoints.good(tmp_path / "seer", config), "config.json", "AutoX")
     said = dict(line(shell, "models ./seer").rows)
     assert said["kind"] == "vision"
-    assert said["quantised"] == "4-bit, group 64"
+    assert said["quantized"] == "4-bit, group 64"
     assert said["size"] == "96 B"
     assert said["context"] == "4,096 tokens"
     assert said["picture"].startswith("256 tokens")

@@ -16,7 +16,7 @@ from mlx_magic import default_session
 from mlx_magic.demo import folder as demo_model
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import MemoryBudgetError
 from mlx_magic.model_pool.model_info import Load, ModelInfo
 from mlx_magic.model_pool.unload import Unload
@@ -70,7 +70,7 @@ def when_unloading(action: Callable[[Unload], object]) -> None:
                 seen.append(work)
                 action(work)
 
-    seen: list[Work[Any]] = []
+    seen: list[Task[Any]] = []
     default_session.current().watch(look)
 
 

@@ -136,7 +136,7 @@ def _ink(background: RGB, rng: Random) -> RGB:
 
 
 def _draw_text(image: Image.Image, scene: Scene, ink: RGB) -> list[tuple[str, float, float]]:
-    """Print the text; return each character with its centre."""
+    """Print the text; return each character with its center."""
     text = scene.text
     if text is None:
         return []
@@ -168,7 +168,7 @@ def draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, float, float]]]:
     image
         The picture, in the scene's size.
     characters
-        Each printed character with its centre, as fractions of width and height.
+        Each printed character with its center, as fractions of width and height.
     """
     rng = Random(scene.seed)
     ground = backdrop(rng, scene.background)

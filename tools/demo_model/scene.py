@@ -48,7 +48,7 @@ class Shape:
             return None
         side = ("left", "", "right")[column]
         if row == 1:
-            return f"on the {side}" if side else "in the centre"
+            return f"on the {side}" if side else "in the center"
         return f"at the {('top', '', 'bottom')[row]} {side}".strip()
 
 
@@ -68,7 +68,7 @@ class Digit:
 
 @dataclass
 class Text:
-    """One printed word or number, its centre, and the width that it should fill."""
+    """One printed word or number, its center, and the width that it should fill."""
 
     text: str
     font: str

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 from mlx_magic.backends.base import Backend, LoadedModel
-from mlx_magic.backends.batch_check.verdict_cache import Confirmed
+from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.text.model import TextBackend
 from mlx_magic.backends.vision.model import VisionBackend
@@ -134,7 +134,7 @@ def as_if(verdict: Verdict) -> Iterator[None]:
     """Let every model that is loaded within the block answer by this verdict, unlooked at."""
     with (
         mock.patch.object(batch_support, "verdict", return_value=verdict),
-        mock.patch.object(Confirmed, "known", property(lambda self: True)),
+        mock.patch.object(VerdictCache, "known", property(lambda self: True)),
         small_chunks(),
     ):
         yield

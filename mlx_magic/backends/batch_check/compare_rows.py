@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mlx_magic.backends.batching.batch import Batch, Seat
-from mlx_magic.backends.batching.sampling import Draw, RowSampler
+from mlx_magic.backends.batching.batch import Batch, Slot
+from mlx_magic.backends.batching.sampling import RowSampler, SamplingParams
 from mlx_magic.cancellation import CancelToken
 
 TEXTS = (
@@ -62,7 +62,7 @@ class Witness(RowSampler):
         self.seen: list[list[Any]] = [[] for _ in told]
         self.together = False
 
-    def admit(self, uid: int, draw: Draw) -> None:
+    def admit(self, uid: int, draw: SamplingParams) -> None:
         """Take in a row."""
         self.draws[uid] = draw
 
@@ -102,7 +102,7 @@ class Probed(Protocol):
         Of the last tokens only, where a model gives no others.
         """
 
-    def batch(self, witness: Witness) -> tuple[Batch, Callable[[list[int]], Seat]]:
+    def batch(self, witness: Witness) -> tuple[Batch, Callable[[list[int]], Slot]]:
         """Return a new batch for the rows, and what lets a row in."""
 
 

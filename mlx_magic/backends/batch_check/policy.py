@@ -9,7 +9,7 @@ from typing import Any
 
 from mlx_magic.backends.batch_check.compare_rows import Budget, Probed, confirmed
 from mlx_magic.backends.batch_check.model_signature import signature
-from mlx_magic.backends.batch_check.verdict_cache import Confirmed
+from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
 from mlx_magic.backends.batching.kv_cache import flat
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import Cancelled, CancelToken
@@ -26,14 +26,14 @@ FAILED = "its weights could not be compared"
 _log = logging.getLogger(__name__)
 
 
-class Standing:
+class BatchPolicy:
     """Whether requests to a model are answered together; the engine's thread only.
 
     Parameters
     ----------
     shown : Verdict
         What the table says of models like it.
-    remembered : Confirmed
+    remembered : VerdictCache
         What was seen of these weights before.
 
     Attributes
@@ -42,7 +42,7 @@ class Standing:
         As a person reads it; safe from any thread.
     """
 
-    def __init__(self, shown: Verdict, remembered: Confirmed) -> None:
+    def __init__(self, shown: Verdict, remembered: VerdictCache) -> None:
         self._shown = shown
         self._remembered = remembered
         self.verdict = shown
@@ -100,7 +100,7 @@ class Standing:
 
 def standing(
     library: str, checkpoint: Checkpoint, language_model: Any, config: Any, caches: list[Any]
-) -> Standing:
+) -> BatchPolicy:
     """Return how a model that was just loaded answers.
 
     Parameters
@@ -117,4 +117,4 @@ def standing(
     shown = batch_support.verdict(signature(library, language_model, config, caches), architecture)
     if not caches or not all(hasattr(cache, "merge") for cache in flat(caches)):
         shown = replace(shown, together=False, why="its caches cannot be put together")
-    return Standing(shown, Confirmed(checkpoint))
+    return BatchPolicy(shown, VerdictCache(checkpoint))

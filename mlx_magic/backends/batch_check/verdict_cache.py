@@ -30,7 +30,7 @@ def default_path() -> Path | None:
     return None if folder is None else folder / NAME
 
 
-class Confirmed:
+class VerdictCache:
     """Whether the weights of one checkpoint were seen to answer together, here and so far.
 
     Nothing that goes wrong with the file matters: the weights are looked at again.

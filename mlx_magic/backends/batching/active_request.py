@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mlx_magic.backends.base import Report
-from mlx_magic.backends.batching.admission_queue import Place
+from mlx_magic.backends.batching.admission_queue import Reservation
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -14,22 +14,22 @@ from mlx_magic.engine.result import GenerationChunk, Phase
 
 
 @dataclass(slots=True)
-class Asked:
+class ActiveRequest:
     """A request that has its place in memory.
 
     Attributes
     ----------
     request : GenerationRequest
-    counts : Counts
-    place : Place
+    counts : TokenCounts
+    place : Reservation
     cancel : CancelToken
     report : callable
         Takes each `GenerationChunk`.
     """
 
     request: GenerationRequest
-    counts: Counts
-    place: Place
+    counts: TokenCounts
+    place: Reservation
     cancel: CancelToken
     report: Report
 
@@ -49,7 +49,7 @@ class Asked:
 
 
 @dataclass(slots=True)
-class Counts:
+class TokenCounts:
     """Token counts of one request, growing as they become known.
 
     Attributes

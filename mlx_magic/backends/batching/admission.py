@@ -7,13 +7,18 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from mlx_magic.backends.batching.admission_queue import SHARED, Line, Place, Table
+from mlx_magic.backends.batching.admission_queue import (
+    SHARED,
+    AdmissionQueue,
+    BatchLimits,
+    Reservation,
+)
 from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_room
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 
 
-class Room:
+class MemoryAdmission:
     """Looks before a request is read: what does not fit can abort the whole process on Metal.
 
     Parameters
@@ -31,7 +36,7 @@ class Room:
         Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
     memory : callable
         MLX's counters.
-    line : Line
+    line : AdmissionQueue
         Where the requests of all models wait that share this memory.
     """
 
@@ -44,7 +49,7 @@ class Room:
         at_once: int = 0,
         forget: Callable[[], object] = lambda: None,
         memory: Callable[[], platform.Memory] = platform.memory,
-        line: Line = SHARED,
+        line: AdmissionQueue = SHARED,
     ) -> None:
         self._model = model
         self._shape = Shape.of(config)
@@ -71,7 +76,7 @@ class Room:
         prompt_tokens, image_tokens, max_tokens : int
             The real numbers of this request.
         kv_bits : {4, 8} or None
-            What its keys and values are quantised to.
+            What its keys and values are quantized to.
 
         Returns
         -------
@@ -103,13 +108,13 @@ class Room:
             prompt_tokens=prompt_tokens,
             image_tokens=image_tokens,
             max_tokens=max_tokens,
-            may_quantise=kv_bits is None and self._shape.kv_group > 0,
+            may_quantize=kv_bits is None and self._shape.kv_group > 0,
         )
         return needed
 
     def place(
         self,
-        table: Table,
+        table: BatchLimits,
         *,
         prompt_tokens: int,
         image_tokens: int,
@@ -117,12 +122,12 @@ class Room:
         kv_bits: int | None = None,
         cancel: CancelToken,
         waits: Callable[[], None],
-    ) -> Generator[None, None, AbstractContextManager[Place]]:
+    ) -> Generator[None, None, AbstractContextManager[Reservation]]:
         """Wait until a request fits beside those that are answered, of whatever model.
 
         Parameters
         ----------
-        table : Table
+        table : BatchLimits
             Beside whom it is answered.
         prompt_tokens, image_tokens, max_tokens, kv_bits : int
             See `require`.
@@ -150,17 +155,17 @@ class Room:
             kv_bits=kv_bits,
         )
 
-        def admits(place: Place) -> bool:
+        def admits(place: Reservation) -> bool:
             if not self._line.inside:
                 # A model may have been loaded while it waited.
                 require()
                 return True
             return self._fits(place)
 
-        place = Place(table, require())
+        place = Reservation(table, require())
         return (yield from self._line.enter(place, admits, cancel, waits))
 
-    def _fits(self, place: Place) -> bool:
+    def _fits(self, place: Reservation) -> bool:
         if not self._memory().limit or self._line.promised(place) <= self._free():
             return True
         if not place.forgot:

@@ -12,7 +12,7 @@ from mlx_magic.cancellation import CancelToken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class BatchLimits:
     """Answers that are written together: their caches are as long as the longest of them.
 
     Attributes
@@ -31,12 +31,12 @@ class Table:
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class Reservation:
     """What one request may take.
 
     Attributes
     ----------
-    table : Table
+    table : BatchLimits
         Beside whom it is answered.
     need : Need
     reading : bool
@@ -45,13 +45,13 @@ class Place:
         Whether what is kept for reuse was given up for it.
     """
 
-    table: Table
+    table: BatchLimits
     need: Need
     reading: bool = True
     forgot: bool = False
 
 
-class Line:
+class AdmissionQueue:
     """Lets requests in as long as memory lasts; the first in line is always the next.
 
     One line for all models, and nobody overtakes: else a model that is asked all the time
@@ -59,13 +59,13 @@ class Line:
 
     Attributes
     ----------
-    inside : list of Place
+    inside : list of Reservation
         Those who were let in.
     """
 
     def __init__(self) -> None:
-        self.inside: list[Place] = []
-        self._waiting: deque[Place] = deque()
+        self.inside: list[Reservation] = []
+        self._waiting: deque[Reservation] = deque()
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -73,16 +73,16 @@ class Line:
 
     def enter(
         self,
-        place: Place,
-        admits: Callable[[Place], bool],
+        place: Reservation,
+        admits: Callable[[Reservation], bool],
         cancel: CancelToken,
         waits: Callable[[], None],
-    ) -> Generator[None, None, contextlib.AbstractContextManager[Place]]:
+    ) -> Generator[None, None, contextlib.AbstractContextManager[Reservation]]:
         """Wait until there is memory for a request; a look a slice.
 
         Parameters
         ----------
-        place : Place
+        place : Reservation
         admits : callable
             Says whether it fits beside those inside.
         cancel : CancelToken
@@ -120,7 +120,7 @@ class Line:
         self._waiting.clear()
 
     @contextlib.contextmanager
-    def _kept(self, place: Place) -> Iterator[Place]:
+    def _kept(self, place: Reservation) -> Iterator[Reservation]:
         try:
             yield place
         finally:
@@ -131,7 +131,7 @@ class Line:
         """Bytes that the answers of those inside take now."""
         return sum(table.held() for table in self._tables())
 
-    def promised(self, place: Place) -> int:
+    def promised(self, place: Reservation) -> int:
         """Bytes that all inside will take at most, and this one with them."""
         inside = [*self.inside, place]
         return sum(
@@ -139,11 +139,11 @@ class Line:
             for table in self._tables(place)
         )
 
-    def _tables(self, *more: Place) -> list[Table]:
+    def _tables(self, *more: Reservation) -> list[BatchLimits]:
         return list(dict.fromkeys(place.table for place in (*self.inside, *more)))
 
 
-def _together(table: Table, places: list[Place]) -> int:
+def _together(table: BatchLimits, places: list[Reservation]) -> int:
     rows = min(len(places), table.most)
     cache = rows * max(place.need.cache for place in places)
     reading = [place.need for place in places if place.reading]
@@ -154,5 +154,5 @@ def _together(table: Table, places: list[Place]) -> int:
     return max(cache, table.held()) + chunks
 
 
-SHARED = Line()
+SHARED = AdmissionQueue()
 """That of this process: it has one MLX."""

@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.admission_queue import Table
+from mlx_magic.backends.batching.admission_queue import BatchLimits
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import again
@@ -35,7 +35,7 @@ class StepFailedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class NextToken:
     """A token of one request.
 
     Attributes
@@ -50,7 +50,7 @@ class Written:
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
+class Slot:
     """A request's place in a batch.
 
     Attributes
@@ -70,12 +70,12 @@ class Seat:
 
     uid: int
     read: int = 0
-    written: deque[Written] = field(default_factory=deque)
+    written: deque[NextToken] = field(default_factory=deque)
     error: BaseException | None = None
     tick: int = -1
     owes: bool = False
 
-    def give(self, written: Written) -> None:
+    def give(self, written: NextToken) -> None:
         """Hand out a token; none where the request has failed meanwhile."""
         if self.error is None:
             self.written.append(written)
@@ -96,34 +96,34 @@ class Batch(ABC):
     leave between two steps, and several batches share the thread fairly.
     """
 
-    table: Table
+    table: BatchLimits
     """What those who are answered together take."""
 
     def __init__(self) -> None:
         self._uids = itertools.count()
         self._tick = 0
-        self._seats: dict[int, Seat] = {}
+        self._seats: dict[int, Slot] = {}
 
     def __len__(self) -> int:
         """Return how many requests have a seat."""
         return len(self._seats)
 
-    def take_seat(self) -> Seat:
+    def take_seat(self) -> Slot:
         """Let a request in; what it wants is queued by the class below.
 
         It makes no step in its first slice: those that come with it get in before the
         next one, and are read together.
         """
-        seat = Seat(next(self._uids))
+        seat = Slot(next(self._uids))
         self._seats[seat.uid] = seat
         return seat
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, seat: Slot) -> None:
         """Take a request out, wherever it is; the others do not notice."""
         if self._seats.pop(seat.uid, None) is not None:
             self._drop(seat.uid)
 
-    def follow(self, seat: Seat, cancel: CancelToken) -> Generator[None, None, Any]:
+    def follow(self, seat: Slot, cancel: CancelToken) -> Generator[None, None, Any]:
         """Wait for this request's next token, stepping the batch where it is due.
 
         Yields
@@ -167,7 +167,7 @@ class Batch(ABC):
             uids = self._abandon()
             self._fail([self._seats[uid] for uid in uids if uid in self._seats], error)
 
-    def _fail(self, seats: Sequence[Seat], error: Exception) -> None:
+    def _fail(self, seats: Sequence[Slot], error: Exception) -> None:
         """End requests that shared a step which failed; of several, each is answered anew."""
         # With its message and without its frames, which hold arrays.
         shared = StepFailedError(str(again(error)))

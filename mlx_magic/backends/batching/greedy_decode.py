@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_magic.backends.batching.sampling import RowSampler
-from mlx_magic.backends.proxy import InFront
+from mlx_magic.backends.proxy import Proxy
 
 
-class GreedyModel(InFront):
+class GreedyModel(Proxy):
     """Stands in front of a language model, and picks the next tokens where mlx-vlm asks it to.
 
     Its batches ask a model that has ``fused_greedy_decode``, where they are greedy. Else they

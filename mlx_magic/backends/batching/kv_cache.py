@@ -1,4 +1,4 @@
-"""Keys and values of answers, in whatever caches the libraries make: their bytes, quantised."""
+"""Keys and values of answers, in whatever caches the libraries make: their bytes, quantized."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def nbytes(caches: list[Any]) -> int:
 
 
 def require_bits(kv_bits: int | None, shape: Shape, model: str) -> None:
-    """Refuse to quantise what cannot be.
+    """Refuse to quantize what cannot be.
 
     Raises
     ------
@@ -36,8 +36,8 @@ def require_bits(kv_bits: int | None, shape: Shape, model: str) -> None:
         )
 
 
-def quantised(caches: list[Any], kv_bits: int | None, shape: Shape, model: str) -> list[Any]:
-    """Return empty caches that quantise what they are given; those of other kinds stay.
+def quantized(caches: list[Any], kv_bits: int | None, shape: Shape, model: str) -> list[Any]:
+    """Return empty caches that quantize what they are given; those of other kinds stay.
 
     Attention over them is slower: with the bundled model on two CPU cores (float32, 978
     tokens) reading took 2.3 times as long with 8 bits and 2.0 times with 4, writing 1.2 times,
@@ -64,7 +64,7 @@ def quantised(caches: list[Any], kv_bits: int | None, shape: Shape, model: str) 
     plain = [type(cache).__name__ == "KVCache" for cache in caches]
     if not any(plain):
         raise GenerationError(
-            f"{model}: what it keeps of a prompt cannot be quantised: leave --kv-bits out.",
+            f"{model}: what it keeps of a prompt cannot be quantized: leave --kv-bits out.",
             model=model,
         )
     return [

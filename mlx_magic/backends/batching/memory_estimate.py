@@ -15,7 +15,7 @@ _HEADS = ("num_attention_heads", "n_heads", "n_head")
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 
 GROUPS = (64, 32)
-"""Numbers that share a scale in a quantised cache, as the libraries can have it."""
+"""Numbers that share a scale in a quantized cache, as the libraries can have it."""
 
 BLOCK = 256
 """Tokens for which a cache grows at a time: so much of it may stay empty."""
@@ -61,7 +61,7 @@ class Shape:
 
     @property
     def kv_group(self) -> int:
-        """Numbers that share a scale in a quantised cache; 0 where it cannot be quantised.
+        """Numbers that share a scale in a quantized cache; 0 where it cannot be quantized.
 
         Where the head size is not known, the smallest: it fits more of them.
         """
@@ -129,7 +129,7 @@ def need(
         Tokens, of all that are read together, that are read in one call with the last one, and
         of which there may be logits; 0 where that is read by itself.
     kv_bits : {4, 8} or None
-        What keys and values are quantised to.
+        What keys and values are quantized to.
     """
     cache = shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
     chunk = min(chunk, prompt_tokens)
@@ -148,7 +148,7 @@ def require_room(
     prompt_tokens: int,
     image_tokens: int,
     max_tokens: int,
-    may_quantise: bool = False,
+    may_quantize: bool = False,
 ) -> None:
     """Refuse a request that cannot fit beside what is there.
 
@@ -159,7 +159,7 @@ def require_room(
     free : int
         Bytes.
     prompt_tokens, image_tokens, max_tokens : int
-    may_quantise : bool
+    may_quantize : bool
         Whether `--kv-bits` is left to try.
 
     Raises
@@ -174,7 +174,7 @@ def require_room(
         remedies.append("a smaller --max-pixels or fewer pictures")
     if max_tokens > prompt_tokens:
         remedies.append("a smaller --max-tokens")
-    if may_quantise and needed.cache > needed.reading:
+    if may_quantize and needed.cache > needed.reading:
         remedies.append("--kv-bits 8")
     remedies.append("unloading another model")
     raise MemoryBudgetError(

@@ -9,20 +9,20 @@ from collections.abc import Callable, Generator, Iterator
 from mlx_magic.cancellation import CancelToken
 
 
-class Turns:
+class RequestQueue:
     """A queue in which the first one goes on and the others wait."""
 
     def __init__(self) -> None:
-        self._queue: deque[Turn] = deque()
+        self._queue: deque[QueuedRequest] = deque()
 
     def __len__(self) -> int:
         """Return how many there are: the one whose turn it is, and those that wait."""
         return len(self._queue)
 
     @contextlib.contextmanager
-    def queued(self) -> Iterator[Turn]:
+    def queued(self) -> Iterator[QueuedRequest]:
         """Stand in the queue; whoever leaves the context leaves the queue."""
-        turn = Turn(self._queue)
+        turn = QueuedRequest(self._queue)
         self._queue.append(turn)
         try:
             yield turn
@@ -30,10 +30,10 @@ class Turns:
             self._queue.remove(turn)
 
 
-class Turn:
+class QueuedRequest:
     """One place in a queue."""
 
-    def __init__(self, queue: deque[Turn]) -> None:
+    def __init__(self, queue: deque[QueuedRequest]) -> None:
         self._queue = queue
 
     def wait(

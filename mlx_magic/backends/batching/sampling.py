@@ -18,7 +18,7 @@ BAD = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SamplingParams:
     """How one request's tokens are drawn.
 
     Attributes
@@ -135,7 +135,7 @@ class RowSampler:
     ----------
     rows : list of int
         Uid of each row of the logits that come next.
-    draws : dict of int to Draw
+    draws : dict of int to SamplingParams
         By uid.
     drawn : mlx.core.array or None
         What was drawn last, of shape (rows,).
@@ -143,7 +143,7 @@ class RowSampler:
 
     def __init__(self) -> None:
         self.rows: list[int] = []
-        self.draws: dict[int, Draw] = {}
+        self.draws: dict[int, SamplingParams] = {}
         self.drawn: Any = None
         self._bad: Any = None
 
@@ -221,7 +221,7 @@ class RowSampler:
         return self.drawn
 
 
-def _sampled(logprobs: Any, draws: Sequence[Draw], positions: Sequence[int]) -> Any:
+def _sampled(logprobs: Any, draws: Sequence[SamplingParams], positions: Sequence[int]) -> Any:
     """Draw from what temperature, top-k, top-p and min-p leave, in that order."""
     import mlx.core as mx
 
@@ -258,7 +258,7 @@ def _sampled(logprobs: Any, draws: Sequence[Draw], positions: Sequence[int]) -> 
 def _key(seed: int, position: int) -> Any:
     import mlx.core as mx
 
-    # Splitmix: neighbouring places and seeds must not draw alike.
+    # Splitmix: neighboring places and seeds must not draw alike.
     mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     mixed ^= mixed >> 31
     mixed = (mixed * 0x94D049BB133111EB) & (2**64 - 1)

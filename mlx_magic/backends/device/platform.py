@@ -204,7 +204,7 @@ def prefill_chunk(nbytes: int) -> int:
 def wants_float32(nbytes: int) -> bool:
     """Whether weights should be unpacked and cast to float32 after loading.
 
-    On the CPU backend half-precision and quantised products do not go through
+    On the CPU backend half-precision and quantized products do not go through
     BLAS (three times slower and more, measured). Not if the weights would then
     take more than half of the memory there is.
 

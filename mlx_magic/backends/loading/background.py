@@ -15,7 +15,7 @@ SLICE = 0.0005
 """Seconds that the inference thread waits in one slice: others wait with it."""
 
 
-class Aside(Generic[T]):
+class BackgroundCall(Generic[T]):
     """One function on a thread of its own, while the inference thread goes on in slices.
 
     Reading a tokenizer of 150,000 words took 0.1 to 0.14 s in one piece, and no other model

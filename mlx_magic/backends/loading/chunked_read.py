@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.proxy import InFront
+from mlx_magic.backends.proxy import Proxy
 from mlx_magic.models.checkpoints.safetensors import Span, spans
 
 LARGE = 2**24
@@ -128,7 +128,7 @@ class Origins:
         return found
 
 
-class _Noting(InFront):
+class _Noting(Proxy):
     """Stands in front of ``mlx.core``; in all but `load` it is that."""
 
     def __init__(self, real: Any, origins: Origins) -> None:

@@ -17,7 +17,7 @@ def lighten(model: Any) -> None:
     pairs in one process): both together take 4 to 5 % off a step, turned weights alone 2 %.
 
     Arrays may still be changed at any time; a layer whose weight is another one from then on does
-    as MLX's own. Parts may not be replaced from here on, nor quantised: adapters put theirs in
+    as MLX's own. Parts may not be replaced from here on, nor quantized: adapters put theirs in
     while a model is loaded. (Of mlx-vlm 0.7.10's models nemotron_labs_diffusion alone replaces
     some later, where linear speculation is asked for.)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from mlx_magic.backends.base import LoadProgress
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.models.checkpoints import weight_size
@@ -34,12 +34,12 @@ def estimate(checkpoint: Checkpoint) -> int:
     return weight_size.expected(checkpoint, float32=platform.wants_float32)
 
 
-def materialise(
+def materialize(
     model: Any,
     *,
     cancel: CancelToken,
     progress: LoadProgress,
-    beside: Aside[T],
+    beside: BackgroundCall[T],
     origins: Origins | None = None,
 ) -> Generator[None, None, tuple[int, T]]:
     """Evaluate a lazily loaded model's parameters, a slice at a time.
@@ -53,7 +53,7 @@ def materialise(
     cancel : CancelToken
     progress : callable
         Takes bytes done, bytes in all and a note.
-    beside : Aside
+    beside : BackgroundCall
         What is done meanwhile, and must be there before the load is over.
     origins : Origins, optional
         What is known of its large arrays, which are read in parts.
@@ -74,7 +74,7 @@ def materialise(
 
     if platform.wants_float32(4 * _elements(model)):
         model.set_dtype(mx.float32)
-        _dequantise(model)
+        _dequantize(model)
     total, done = nbytes(model), 0
     held = origins or Origins()
     try:
@@ -137,7 +137,7 @@ def _elements(model: Any) -> int:
     """Count the numbers that the weights stand for; packed ones count as what they unpack to."""
     import mlx.core as mx
 
-    # A quantised module packs its numbers, of `bits` each, into unsigned integers.
+    # A quantized module packs its numbers, of `bits` each, into unsigned integers.
     packed = {
         name: module.bits for name, module in model.named_modules() if hasattr(module, "bits")
     }
@@ -149,10 +149,10 @@ def _elements(model: Any) -> int:
     return total
 
 
-def _dequantise(model: Any) -> None:
-    """Unpack quantised layers, lazily.
+def _dequantize(model: Any) -> None:
+    """Unpack quantized layers, lazily.
 
-    Quantised products do not go through BLAS on the CPU backend: a prompt is
+    Quantized products do not go through BLAS on the CPU backend: a prompt is
     read many times slower than with the same weights in float32.
     """
     import mlx.core as mx

@@ -12,7 +12,7 @@ from mlx_magic.backends.prefix_cache.image_keys import TEXT, Pictures
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class PromptKeys:
     """What stands at each place of a prompt.
 
     Attributes
@@ -36,7 +36,7 @@ class Places:
 
 def places(
     inputs: Mapping[str, Any], image_token: int | None, pictures: Pictures | None
-) -> Places | None:
+) -> PromptKeys | None:
     """Tell each place of a prompt from what could stand there in another prompt.
 
     Two prompts whose places are equal up to some point are read alike up to there. A
@@ -61,7 +61,7 @@ def places(
     """
     tokens = [int(token) for token in as_numpy(inputs["input_ids"]).reshape(-1)]
     if pictures is None:
-        return None if any(key not in TEXT for key in inputs) else Places(list(tokens))
+        return None if any(key not in TEXT for key in inputs) else PromptKeys(list(tokens))
     if inputs.get("pixel_values") is None:
         return _marked(tokens, pictures.whole)
     if image_token is None or image_token not in tokens:
@@ -71,8 +71,8 @@ def places(
         return _marked(tokens, pictures.whole)
     within = ((name, at) for name in pictures.rows for at in range(runs[0]))
     found: list[Hashable] = [next(within) if token == image_token else token for token in tokens]
-    return Places(found, names=tuple(pictures.rows))
+    return PromptKeys(found, names=tuple(pictures.rows))
 
 
-def _marked(tokens: list[int], mark: Fingerprint) -> Places:
-    return Places(Places([], mark).then(tokens), mark, (mark,))
+def _marked(tokens: list[int], mark: Fingerprint) -> PromptKeys:
+    return PromptKeys(PromptKeys([], mark).then(tokens), mark, (mark,))

@@ -9,9 +9,14 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.admission_queue import Table
-from mlx_magic.backends.batching.batch import MOST_READ_TOGETHER, Batch, Seat, Written
-from mlx_magic.backends.batching.sampling import Draw, LogitsProcessor, RowSampler, guarded
+from mlx_magic.backends.batching.admission_queue import BatchLimits
+from mlx_magic.backends.batching.batch import MOST_READ_TOGETHER, Batch, NextToken, Slot
+from mlx_magic.backends.batching.sampling import (
+    LogitsProcessor,
+    RowSampler,
+    SamplingParams,
+    guarded,
+)
 from mlx_magic.backends.device import wired_memory
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
 from mlx_magic.backends.text.prefill import Prompt, Reading, joined
@@ -34,14 +39,14 @@ class CountingSampler(RowSampler):
         self.counts: dict[int, int] = {}
 
     @classmethod
-    def alone(cls, draw: Draw) -> CountingSampler:
+    def alone(cls, draw: SamplingParams) -> CountingSampler:
         """Return one for a request that is answered by itself."""
         sampler = cls()
         sampler.admit(0, draw)
         sampler.rows = [0]
         return sampler
 
-    def admit(self, uid: int, draw: Draw) -> None:
+    def admit(self, uid: int, draw: SamplingParams) -> None:
         """Take in a request."""
         self.draws[uid] = draw
         self.counts[uid] = 0
@@ -83,7 +88,7 @@ class TextBatch(Batch):
     ----------
     plain : bool
         Whether all its caches are plain ones.
-    table : Table
+    table : BatchLimits
         What those who are answered together take; their prompts share a chunk.
     """
 
@@ -103,7 +108,7 @@ class TextBatch(Batch):
 
         assert make_cache is None or most == 1
         self._make_cache: Any = make_cache or partial(make_prompt_cache, model)
-        self.table = Table(most, 1, self._held)
+        self.table = BatchLimits(most, 1, self._held)
 
         self._model = model
         self._ends = frozenset(ends)
@@ -125,11 +130,11 @@ class TextBatch(Batch):
     def add(
         self,
         tokens: list[int],
-        draw: Draw,
+        draw: SamplingParams,
         *,
         cache: list[Any] | None = None,
         processors: Iterable[LogitsProcessor] = (),
-    ) -> Seat:
+    ) -> Slot:
         """Let a request in. See `Prompt` for what is given."""
         seat = self.take_seat()
         self._sampler.admit(seat.uid, draw)
@@ -137,12 +142,12 @@ class TextBatch(Batch):
         self._waiting.append(Prompt(seat, tokens, cache, safe))
         return seat
 
-    def row(self, seat: Seat, start: int) -> Rows | None:
+    def row(self, seat: Slot, start: int) -> Rows | None:
         """Return keys and values of each layer for a request that is being written.
 
         Parameters
         ----------
-        seat : Seat
+        seat : Slot
         start : int
             The place of its prompt, what was known of it included, from which on they are wanted.
 
@@ -223,7 +228,7 @@ class TextBatch(Batch):
         self._sampler.rows = list(self._writing.uids)
         for response in self._writing.next():
             token = int(response.token)
-            self._seats[response.uid].give(Written(token, token in self._ends))
+            self._seats[response.uid].give(NextToken(token, token in self._ends))
 
     def _next_prompts(self) -> list[Prompt]:
         """Take the prompt that waits longest, and those beside which it can be read."""

@@ -8,7 +8,7 @@ from typing import Any
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
 from mlx_magic.backends.chat_templates.rendering import rendering
-from mlx_magic.backends.loading.background import Aside, is_known
+from mlx_magic.backends.loading.background import BackgroundCall, is_known
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 
@@ -29,13 +29,13 @@ class TextInputs:
         self._model = model
         self._control = ControlTokens(tokenizer, model)
 
-    def made(self, request: GenerationRequest, cancel: CancelToken) -> Aside[list[int]]:
+    def made(self, request: GenerationRequest, cancel: CancelToken) -> BackgroundCall[list[int]]:
         """Begin to make the tokens of a request, on a thread of their own.
 
         Its result raises `GenerationError` where the chat template refuses the request.
         """
         inner = getattr(self._tokenizer, "_tokenizer", self._tokenizer)
-        return Aside(
+        return BackgroundCall(
             partial(self._tokens, request, cancel), here=not is_known(self._tokenizer, inner)
         )
 

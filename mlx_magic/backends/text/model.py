@@ -12,19 +12,24 @@ from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.backends.batch_check.compare_rows import Budget
 from mlx_magic.backends.batch_check.policy import standing
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.active_request import Asked, Counts
-from mlx_magic.backends.batching.admission import Room
-from mlx_magic.backends.batching.batch import Seat, Written
-from mlx_magic.backends.batching.sampling import Draw, RowSampler, processors, require_number
+from mlx_magic.backends.batching.active_request import ActiveRequest, TokenCounts
+from mlx_magic.backends.batching.admission import MemoryAdmission
+from mlx_magic.backends.batching.batch import NextToken, Slot
+from mlx_magic.backends.batching.sampling import (
+    RowSampler,
+    SamplingParams,
+    processors,
+    require_number,
+)
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.dispatch import Answering
+from mlx_magic.backends.dispatch import Dispatch
 from mlx_magic.backends.loading import fast_modules, lora_check, materialize
-from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.text.batch import CountingSampler, TextBatch
 from mlx_magic.backends.text.inputs import TextInputs
-from mlx_magic.backends.text.prompt_cache import TextRecall
+from mlx_magic.backends.text.prompt_cache import PromptCache
 from mlx_magic.backends.text.row_probe import TextProbe
 from mlx_magic.backends.text.sampling_defaults import draw, generation_config
 from mlx_magic.cancellation import CancelToken
@@ -76,7 +81,7 @@ class TextBackend:
         lora_check.require_fit(model, checkpoint)
         yield
         cancel.checkpoint()
-        making = Aside(
+        making = BackgroundCall(
             partial(
                 utils.load_tokenizer,
                 checkpoint.path,
@@ -86,7 +91,7 @@ class TextBackend:
             here=trust_remote_code,
         )
         yield
-        size, tokenizer = yield from materialize.materialise(
+        size, tokenizer = yield from materialize.materialize(
             model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
         fast_modules.lighten(model)
@@ -129,10 +134,10 @@ class TextModel:
         stand = standing("mlx-lm", checkpoint, model, args, make_prompt_cache(model))
         self._chunk = stand.chunk(nbytes)
         probe = TextProbe(model, tokenizer, lambda w: self._new_batch(2, sampler=w))
-        self._answering = Answering(stand, probe, self._new_batch, self._caches)
+        self._answering = Dispatch(stand, probe, self._new_batch, self._caches)
         batch = self._answering.batch
-        self._recall = TextRecall(nbytes, plain=batch is not None and batch.plain)
-        self._room = Room(
+        self._recall = PromptCache(nbytes, plain=batch is not None and batch.plain)
+        self._room = MemoryAdmission(
             self._name, checkpoint.config, chunk=self._chunk, forget=self._recall.forget
         )
 
@@ -186,7 +191,7 @@ class TextModel:
         making = self._inputs.made(request, cancel)
         yield
         prompt = yield from self._answering.in_order(making.result(cancel), cancel)
-        counts = Counts(len(prompt), 0)
+        counts = TokenCounts(len(prompt), 0)
         placed = yield from self._room.place(
             self._answering.table(request.kv_bits),
             prompt_tokens=len(prompt),
@@ -197,7 +202,7 @@ class TextModel:
             waits=lambda: report(counts.chunk("queued")),
         )
         with placed as place:
-            asked = Asked(request, counts, place, cancel, report)
+            asked = ActiveRequest(request, counts, place, cancel, report)
             drawn = draw(asked.sampling, self._defaults)
             return (
                 yield from self._answering.answer(
@@ -230,19 +235,24 @@ class TextModel:
     def _caches(self, kv_bits: int | None) -> list[Any]:
         from mlx_lm.models.cache import make_prompt_cache
 
-        return kv_cache.quantised(
+        return kv_cache.quantized(
             make_prompt_cache(self._model), kv_bits, self._room.shape, self._name
         )
 
     def _seated(
-        self, prompt: list[int], asked: Asked, drawn: Draw, batch: TextBatch, answer: list[int]
+        self,
+        prompt: list[int],
+        asked: ActiveRequest,
+        drawn: SamplingParams,
+        batch: TextBatch,
+        answer: list[int],
     ) -> Generator[None, None, FinishReason]:
         """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
         counts, cache = asked.counts, None
         told = list(answer)
         answer.clear()
         counts.cached_tokens = 0
-        # What was kept of other prompts is not quantised, and what is quantised is not kept.
+        # What was kept of other prompts is not quantized, and what is quantized is not kept.
         keeps = batch is self._answering.batch
         if keeps:
             counts.cached_tokens, cache = self._recall.start(prompt)
@@ -275,7 +285,7 @@ class TextModel:
             batch.leave(seat)
 
     def _follow(
-        self, batch: TextBatch, seat: Seat, answer: list[int], asked: Asked, told: list[int]
+        self, batch: TextBatch, seat: Slot, answer: list[int], asked: ActiveRequest, told: list[int]
     ) -> Generator[None, None, FinishReason]:
         """Report what is read and written in a seat, to the end; `answer` takes the tokens.
 
@@ -306,7 +316,7 @@ class TextModel:
                 return reason
 
     def _take(
-        self, written: Written, words: Any, count: int, sampling: Sampling
+        self, written: NextToken, words: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
         """Take in a token; say whether it ends the answer, and how."""
         require_number(written.token, self._name)
@@ -317,7 +327,9 @@ class TextModel:
         words.finalize()
         return "stop" if written.stopped else "length"
 
-    def _alone(self, prompt: list[int], asked: Asked) -> Generator[None, None, FinishReason]:
+    def _alone(
+        self, prompt: list[int], asked: ActiveRequest
+    ) -> Generator[None, None, FinishReason]:
         """Answer through mlx-lm's own streaming; nothing else may use the model meanwhile."""
         stream = self._stream(prompt, asked)
         try:
@@ -334,7 +346,7 @@ class TextModel:
             f"{self._name}: mlx-lm ended without a finish reason.", model=self._name
         )
 
-    def _stream(self, prompt: list[int], asked: Asked) -> Any:
+    def _stream(self, prompt: list[int], asked: ActiveRequest) -> Any:
         """Let mlx-lm read the prompt and write, a token at a time."""
         from mlx_lm.generate import stream_generate
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.batch import Seat, alike
+from mlx_magic.backends.batching.batch import Slot, alike
 from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
@@ -16,7 +16,7 @@ class Prompt:
 
     Attributes
     ----------
-    seat : Seat
+    seat : Slot
     tokens : list of int
         At least one.
     cache : list or None
@@ -25,7 +25,7 @@ class Prompt:
         What changes its logits.
     """
 
-    seat: Seat
+    seat: Slot
     tokens: list[int]
     cache: list[Any] | None = None
     processors: list[LogitsProcessor] = field(default_factory=list)

@@ -10,7 +10,7 @@ from mlx_magic.backends.prefix_cache.radix_tree import Prefixes, Rows
 from mlx_magic.backends.vision.caches import reuse_limit
 
 
-class TextRecall:
+class PromptCache:
     """Beginnings of prompts, for one model.
 
     Only for models all of whose caches are plain ones: those of a sliding window or of a

@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.backends.batch_check.compare_rows import Witness
-from mlx_magic.backends.batching.batch import Seat
-from mlx_magic.backends.batching.sampling import Draw
+from mlx_magic.backends.batching.batch import Slot
+from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.text.batch import TextBatch
 
 
@@ -46,7 +46,7 @@ class TextProbe:
             mx.eval(logits)
         return logits
 
-    def batch(self, witness: Witness) -> tuple[TextBatch, Callable[[list[int]], Seat]]:
+    def batch(self, witness: Witness) -> tuple[TextBatch, Callable[[list[int]], Slot]]:
         """Return a new batch, and what lets a text in."""
         batch = self._new_batch(witness)
-        return batch, partial(batch.add, draw=Draw())
+        return batch, partial(batch.add, draw=SamplingParams())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_magic.backends.batching.sampling import Draw, fresh_seed
+from mlx_magic.backends.batching.sampling import SamplingParams, fresh_seed
 from mlx_magic.engine.request import Sampling
 from mlx_magic.errors import CheckpointError
 from mlx_magic.models.checkpoints import strict_json
@@ -13,7 +13,7 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
 
-def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> Draw:
+def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
     """Return how tokens are drawn: as asked, else as the checkpoint says.
 
     Parameters
@@ -27,7 +27,7 @@ def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> Draw:
         return value if value is not None else defaults.get(key) or otherwise
 
     greedy = defaults.get("do_sample") is False
-    return Draw(
+    return SamplingParams(
         float(chosen(sampling.temperature, "" if greedy else "temperature", 0.0)),
         float(chosen(sampling.top_p, "top_p", 1.0)),
         int(chosen(sampling.top_k, "top_k", 0)),

@@ -8,10 +8,15 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.admission_queue import Table
-from mlx_magic.backends.batching.batch import MOST_READ_TOGETHER, Batch, Seat, Written
+from mlx_magic.backends.batching.admission_queue import BatchLimits
+from mlx_magic.backends.batching.batch import MOST_READ_TOGETHER, Batch, NextToken, Slot
 from mlx_magic.backends.batching.greedy_decode import GreedyModel
-from mlx_magic.backends.batching.sampling import Draw, LogitsProcessor, RowSampler, guarded
+from mlx_magic.backends.batching.sampling import (
+    LogitsProcessor,
+    RowSampler,
+    SamplingParams,
+    guarded,
+)
 from mlx_magic.backends.device import wired_memory
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out, owned
 from mlx_magic.backends.vision.prompts import Prompt, others, padded, warm
@@ -42,7 +47,7 @@ class VisionBatch(Batch):
 
     Attributes
     ----------
-    table : Table
+    table : BatchLimits
         What those who are answered together take.
     """
 
@@ -64,7 +69,7 @@ class VisionBatch(Batch):
 
         assert make_cache is None or most == 1
         self._make_cache: Any = make_cache or partial(make_prompt_cache, language_model)
-        self.table = Table(most, min(most, MOST_READ_TOGETHER), self._held)
+        self.table = BatchLimits(most, min(most, MOST_READ_TOGETHER), self._held)
 
         self._model = language_model
         tokenizer = getattr(processor, "tokenizer", processor)
@@ -91,11 +96,11 @@ class VisionBatch(Batch):
         embeds: dict[str, Any],
         *,
         max_tokens: int,
-        draw: Draw,
+        draw: SamplingParams,
         cache: list[Any] | None = None,
         keep_from: int | None = None,
         processors: Sequence[LogitsProcessor] = (),
-    ) -> Seat:
+    ) -> Slot:
         """Let a request in. See `Prompt` for what is given."""
         seat = self.take_seat()
         self._sampler.draws[seat.uid] = draw
@@ -105,7 +110,7 @@ class VisionBatch(Batch):
         self._waiting.append(prompt)
         return seat
 
-    def row(self, seat: Seat) -> Rows | None:
+    def row(self, seat: Slot) -> Rows | None:
         """Return keys and values of each layer for an answer.
 
         All tokens of the prompt and the answer from ``keep_from`` on, the last one included,
@@ -180,7 +185,7 @@ class VisionBatch(Batch):
     def _take(self, prompt: Prompt, token: int) -> None:
         """Hand out a token of an answer."""
         stopped = bool(self._ends(token))
-        prompt.seat.give(Written(token, stopped))
+        prompt.seat.give(NextToken(token, stopped))
         prompt.max_tokens -= 1
         prompt.ended = stopped or prompt.max_tokens <= 0
 

@@ -10,7 +10,7 @@ from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
-from mlx_magic.backends.prefix_cache.prompt_keys import Places, places
+from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, places
 from mlx_magic.backends.prefix_cache.radix_tree import Prefixes, Rows
 from mlx_magic.backends.vision.image_cache.feature_cache import Between, Features
 from mlx_magic.backends.vision.image_cache.processor_cache import Processed
@@ -49,7 +49,7 @@ def reuse_limit(nbytes: int) -> int:
 
 
 @dataclass(slots=True)
-class Start:
+class CachedPrefix:
     """Where the reading of one prompt starts.
 
     Attributes
@@ -58,15 +58,15 @@ class Start:
         Tokens that need not be read.
     rows : list
         Their keys and values.
-    places : Places or None
+    places : PromptKeys or None
         What stands at each place of the prompt; None where nothing may be kept of it.
     """
 
     count: int = 0
     rows: Rows = field(default_factory=list)
-    places: Places | None = None
+    places: PromptKeys | None = None
 
-    def cold(self) -> Start:
+    def cold(self) -> CachedPrefix:
         """Start at the prompt's beginning, and keep nothing of it."""
         self.count, self.rows, self.places = 0, [], None
         return self
@@ -86,7 +86,7 @@ class Start:
         return made
 
 
-class Recall:
+class VisionCaches:
     """Features of pictures and beginnings of prompts, for one model.
 
     Prompts are kept of models whose answers are written together (their caches are plain
@@ -142,13 +142,13 @@ class Recall:
         """Let the model see, without encoding a picture twice. See `Features.look`."""
         return self._features.look(model, see, between, pictures=pictures)
 
-    def start(self, inputs: Mapping[str, Any], pictures: Pictures | None) -> Start:
+    def start(self, inputs: Mapping[str, Any], pictures: Pictures | None) -> CachedPrefix:
         """Find out how much of a prompt was read before."""
         found = places(inputs, self._image_token, pictures) if self._prompts else None
         if found is None:
-            return Start()
+            return CachedPrefix()
         count, rows = self._prefixes.find(found.held)
-        return Start(count, rows, found)
+        return CachedPrefix(count, rows, found)
 
     def shows(self, inputs: Mapping[str, Any], start: int) -> bool:
         """Say whether a picture lies in a prompt from a place on."""
@@ -157,12 +157,12 @@ class Recall:
         tokens = as_numpy(inputs["input_ids"]).reshape(-1)[start:]
         return self._image_token is None or bool((tokens == self._image_token).any())
 
-    def keep(self, start: Start, written: list[int], rows: Rows | None) -> None:
+    def keep(self, start: CachedPrefix, written: list[int], rows: Rows | None) -> None:
         """Keep what was read and written for an answer that came to its end.
 
         Parameters
         ----------
-        start : Start
+        start : CachedPrefix
         written : list of int
             The answer's tokens, as far as `rows` go.
         rows : list or None
@@ -176,12 +176,12 @@ class Recall:
                 name.settle()
             self._prefixes.keep(held, rows, start.count)
 
-    def keep_so_far(self, start: Start, written: list[int], rows: Rows | None) -> None:
+    def keep_so_far(self, start: CachedPrefix, written: list[int], rows: Rows | None) -> None:
         """Keep what there is of an answer that was ended by what it says.
 
         Parameters
         ----------
-        start : Start
+        start : CachedPrefix
         written : list of int
             The answer's tokens so far.
         rows : list or None

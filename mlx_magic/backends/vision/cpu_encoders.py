@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlx_magic.backends.proxy import InFront, put_in_front
+from mlx_magic.backends.proxy import Proxy, put_in_front
 from mlx_magic.backends.vision.image_cache.encoders import towers
 
 LEAST = 32_768
@@ -34,7 +34,7 @@ def quicken(model: Any) -> int:
     import mlx.nn as nn
     from mlx_vlm.models.attention import VisionAttention
 
-    made: dict[type, type[InFront]] = {nn.GELU: _Gelu, VisionAttention: _Attention}
+    made: dict[type, type[Proxy]] = {nn.GELU: _Gelu, VisionAttention: _Attention}
     places = 0
     for _, _, tower in towers(model):
         for owner in tower.modules():
@@ -45,7 +45,7 @@ def quicken(model: Any) -> int:
     return places
 
 
-class _Gelu(InFront):
+class _Gelu(Proxy):
     def __call__(self, x: Any) -> Any:
         import mlx.core as mx
         import numpy as np
@@ -86,7 +86,7 @@ def _by_sigmoid(x: Any, out: Any) -> None:
     np.divide(x, out, out=out)
 
 
-class _Attention(InFront):
+class _Attention(Proxy):
     """`VisionAttention`, whose softmax NumPy takes."""
 
     def __call__(self, x: Any, mask: Any = None) -> Any:

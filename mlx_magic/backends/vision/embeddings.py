@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlx_magic.backends.batching.active_request import Asked
+from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
-from mlx_magic.backends.vision.caches import Recall, Start
+from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
 
 
 class Seeing:
@@ -16,16 +16,20 @@ class Seeing:
     ----------
     model : module
         As mlx-vlm loads it.
-    recall : Recall
+    recall : VisionCaches
         What it has seen.
     """
 
-    def __init__(self, model: Any, recall: Recall) -> None:
+    def __init__(self, model: Any, recall: VisionCaches) -> None:
         self._model = model
         self._recall = recall
 
     def embeds(
-        self, inputs: dict[str, Any], pictures: Pictures | None, start: Start, asked: Asked
+        self,
+        inputs: dict[str, Any],
+        pictures: Pictures | None,
+        start: CachedPrefix,
+        asked: ActiveRequest,
     ) -> dict[str, Any]:
         """Return what the language model reads, from the start on.
 
@@ -34,9 +38,9 @@ class Seeing:
         inputs : dict
             The processor's output.
         pictures : Pictures or None
-        start : Start
+        start : CachedPrefix
             How much of it was read before; none of it where that cannot be used.
-        asked : Asked
+        asked : ActiveRequest
             Its counts become known here.
 
         Returns
@@ -68,7 +72,7 @@ class Seeing:
         return embeds
 
     def _see(
-        self, inputs: dict[str, Any], pictures: Pictures | None, asked: Asked
+        self, inputs: dict[str, Any], pictures: Pictures | None, asked: ActiveRequest
     ) -> dict[str, Any]:
         """Let the model make embeddings; its vision tower looks at what is new to it."""
         import mlx.core as mx

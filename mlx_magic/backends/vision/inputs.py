@@ -10,7 +10,7 @@ from typing import Any
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.chat_templates import rendering as chat_templates_rendering
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
-from mlx_magic.backends.loading.background import Aside, is_known
+from mlx_magic.backends.loading.background import BackgroundCall, is_known
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
@@ -51,14 +51,14 @@ class VisionInputs:
         tokenizer = getattr(processor, "tokenizer", processor)
         self._control = ControlTokens(tokenizer, model, processor)
 
-    def prompt(self, request: GenerationRequest, cancel: CancelToken) -> Aside[Prompt]:
+    def prompt(self, request: GenerationRequest, cancel: CancelToken) -> BackgroundCall[Prompt]:
         """Begin to write the conversation as the chat template wants it, on a thread of its own.
 
         Its result raises `GenerationError` where the chat template refuses the request.
         """
         tokenizer = getattr(self._processor, "tokenizer", self._processor)
         known = is_known(self._processor, tokenizer)
-        return Aside(partial(self._prompt, request, cancel), here=not known)
+        return BackgroundCall(partial(self._prompt, request, cancel), here=not known)
 
     def made(self, prompt: Prompt) -> dict[str, Any]:
         """Return what the model is given; ``input_ids`` of shape (1, tokens), and what it has.

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.backends.loading import lora_check
-from mlx_magic.backends.loading.background import Aside
+from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
@@ -20,7 +20,7 @@ A lazy one can be used on no other thread.
 
 def opened(
     checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken, origins: Origins
-) -> Generator[None, None, tuple[Any, Aside[Any]]]:
+) -> Generator[None, None, tuple[Any, BackgroundCall[Any]]]:
     """Make the model, its weights not read yet, and begin to make its processor.
 
     These are the steps of ``mlx_vlm.load`` (mlx-vlm 0.7.10). In one piece they kept an answer
@@ -72,4 +72,4 @@ def opened(
         return made
 
     makes_arrays = checkpoint.config.get("model_type") in MAKES_ARRAYS
-    return model, Aside(processor, here=trust_remote_code or makes_arrays)
+    return model, BackgroundCall(processor, here=trust_remote_code or makes_arrays)

@@ -12,13 +12,13 @@ from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.backends.batch_check.compare_rows import Budget
 from mlx_magic.backends.batch_check.policy import standing
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.active_request import Asked, Counts
-from mlx_magic.backends.batching.admission import Room
-from mlx_magic.backends.batching.batch import Seat, Written
+from mlx_magic.backends.batching.active_request import ActiveRequest, TokenCounts
+from mlx_magic.backends.batching.admission import MemoryAdmission
+from mlx_magic.backends.batching.batch import NextToken, Slot
 from mlx_magic.backends.batching.memory_estimate import Shape
 from mlx_magic.backends.batching.sampling import (
-    Draw,
     RowSampler,
+    SamplingParams,
     fresh_seed,
     processors,
     require_number,
@@ -26,7 +26,7 @@ from mlx_magic.backends.batching.sampling import (
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.dispatch import Answering
+from mlx_magic.backends.dispatch import Dispatch
 from mlx_magic.backends.loading import fast_modules, materialize
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
@@ -35,9 +35,9 @@ from mlx_magic.backends.vision import cpu_encoders
 from mlx_magic.backends.vision import inputs as vision_inputs
 from mlx_magic.backends.vision import load as vision_load
 from mlx_magic.backends.vision.batch import VisionBatch
-from mlx_magic.backends.vision.caches import Recall, Start
+from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
 from mlx_magic.backends.vision.embeddings import Seeing
-from mlx_magic.backends.vision.image_cache.prefetch import Ahead
+from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
 from mlx_magic.backends.vision.image_sizes import seen_sizes
 from mlx_magic.backends.vision.inputs import VisionInputs
 from mlx_magic.backends.vision.row_probe import VisionProbe
@@ -84,7 +84,7 @@ class VisionBackend:
             checkpoint, trust_remote_code=trust_remote_code, cancel=cancel, origins=origins
         )
         yield
-        size, processor = yield from materialize.materialise(
+        size, processor = yield from materialize.materialize(
             model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
         fast_modules.lighten(model.language_model)
@@ -132,13 +132,13 @@ class VisionModel:
         stand = standing("mlx-vlm", checkpoint, model.language_model, model.config, caches)
         self._chunk = stand.chunk(nbytes)
         probe = VisionProbe(model, processor, lambda w: self._new_batch(2, sampler=w))
-        self._answering = Answering(stand, probe, self._new_batch, self._caches)
+        self._answering = Dispatch(stand, probe, self._new_batch, self._caches)
         together = self._answering.batch is not None
         plain = all(type(cache) is KVCache for cache in caches)
-        self._recall = Recall(model, nbytes, prompts=together and plain)
+        self._recall = VisionCaches(model, nbytes, prompts=together and plain)
         self._seeing: Seeing | None = Seeing(model, self._recall)
         self._alone = OneByOne(model, processor, self._recall, self._chunk)
-        self._room = Room(
+        self._room = MemoryAdmission(
             self._name,
             checkpoint.config,
             chunk=self._chunk,
@@ -157,7 +157,7 @@ class VisionModel:
         return self._recall.counts
 
     @property
-    def ahead(self) -> Ahead:
+    def ahead(self) -> Prefetch:
         """Makes a request's pictures ready. See `LoadedModel.ahead`."""
         return self._recall.processed.ahead
 
@@ -196,7 +196,7 @@ class VisionModel:
         report(GenerationChunk("seeing" if chat_messages.pictures(request) else "reading"))
         kv_cache.require_bits(request.kv_bits, self._room.shape, self._name)
         inputs = yield from self._answering.in_order(self._inputs(request, cancel), cancel)
-        counts = Counts(
+        counts = TokenCounts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
             pictures=len(chat_messages.pictures(request)),
@@ -213,7 +213,7 @@ class VisionModel:
         named = self._recall.processed.named(chat_messages.pictures(request), inputs)
         with placed as place, named as pictures:
             self._say_seen(request, inputs, report)
-            asked = Asked(request, counts, place, cancel, report)
+            asked = ActiveRequest(request, counts, place, cancel, report)
             return (
                 yield from self._answering.answer(
                     asked,
@@ -244,7 +244,7 @@ class VisionModel:
         from mlx_vlm.models.cache import make_prompt_cache
 
         caches = make_prompt_cache(self._model.language_model)
-        return kv_cache.quantised(caches, kv_bits, self._room.shape, self._name)
+        return kv_cache.quantized(caches, kv_bits, self._room.shape, self._name)
 
     def _inputs(
         self, request: GenerationRequest, cancel: CancelToken
@@ -270,8 +270,8 @@ class VisionModel:
         self,
         inputs: dict[str, Any],
         pictures: Pictures | None,
-        asked: Asked,
-        draw: Draw,
+        asked: ActiveRequest,
+        draw: SamplingParams,
         batch: VisionBatch,
         answer: list[int],
     ) -> Generator[None, None, FinishReason]:
@@ -279,8 +279,12 @@ class VisionModel:
         assert self._seeing is not None
         told = list(answer)
         answer.clear()
-        # What was kept of other prompts is not quantised, and what is quantised is not kept.
-        start = self._recall.start(inputs, pictures) if batch is self._answering.batch else Start()
+        # What was kept of other prompts is not quantized, and what is quantized is not kept.
+        start = (
+            self._recall.start(inputs, pictures)
+            if batch is self._answering.batch
+            else CachedPrefix()
+        )
         embeds = self._seeing.embeds(inputs, pictures, start, asked)
         asked.was_read()
         yield
@@ -308,7 +312,12 @@ class VisionModel:
             batch.leave(seat)
 
     def _follow(
-        self, batch: VisionBatch, seat: Seat, answer: list[int], asked: Asked, told: list[int]
+        self,
+        batch: VisionBatch,
+        seat: Slot,
+        answer: list[int],
+        asked: ActiveRequest,
+        told: list[int],
     ) -> Generator[None, None, FinishReason]:
         """Report what is read and written in a seat, to the end; `answer` takes the tokens.
 
@@ -340,7 +349,7 @@ class VisionModel:
                 return reason
 
     def _take(
-        self, written: Written, words: Any, count: int, sampling: Sampling
+        self, written: NextToken, words: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
         """Take in a token; say whether it ends the answer, and how."""
         require_number(written.token, self._name)
@@ -351,7 +360,7 @@ class VisionModel:
         words.finalize()
         return "stop" if written.stopped else "length"
 
-    def _draw(self, sampling: Sampling) -> Draw:
+    def _draw(self, sampling: Sampling) -> SamplingParams:
         """Return how tokens are drawn: as asked, else as the checkpoint says."""
         from mlx_vlm.generate.common import resolve_sampling_defaults
 
@@ -363,4 +372,4 @@ class VisionModel:
         )
         seed = fresh_seed() if sampling.seed is None else sampling.seed
         min_p = sampling.min_p or 0.0
-        return Draw(float(temperature), float(top_p) or 1.0, int(top_k), min_p, seed)
+        return SamplingParams(float(temperature), float(top_p) or 1.0, int(top_k), min_p, seed)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.batch import Seat, alike
+from mlx_magic.backends.batching.batch import Slot, alike
 from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
@@ -16,7 +16,7 @@ class Prompt:
 
     Attributes
     ----------
-    seat : Seat
+    seat : Slot
     tokens : list of int
     embeds : dict
         What the model's ``get_input_embeddings`` gave: ``inputs_embeds`` of shape
@@ -33,7 +33,7 @@ class Prompt:
         Whether its first token was handed out before the step that gives it, and its last was.
     """
 
-    seat: Seat
+    seat: Slot
     tokens: list[int]
     embeds: dict[str, Any]
     max_tokens: int

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_magic.backends.batch_check.compare_rows import Witness
-from mlx_magic.backends.batching.batch import Seat
-from mlx_magic.backends.batching.sampling import Draw
+from mlx_magic.backends.batching.batch import Slot
+from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.vision.batch import VisionBatch
 
 
@@ -48,12 +48,14 @@ class VisionProbe:
             mx.eval(logits)
         return logits
 
-    def batch(self, witness: Witness) -> tuple[VisionBatch, Callable[[list[int]], Seat]]:
+    def batch(self, witness: Witness) -> tuple[VisionBatch, Callable[[list[int]], Slot]]:
         """Return a new batch, and what lets a text in."""
         batch = self._new_batch(witness)
 
-        def add(tokens: list[int]) -> Seat:
-            return batch.add(tokens, self._words(tokens), max_tokens=len(tokens) * 8, draw=Draw())
+        def add(tokens: list[int]) -> Slot:
+            return batch.add(
+                tokens, self._words(tokens), max_tokens=len(tokens) * 8, draw=SamplingParams()
+            )
 
         return batch, add
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from mlx_magic.backends.batching import prefill_hooks
-from mlx_magic.backends.batching.active_request import Asked
+from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
-from mlx_magic.backends.vision.caches import Recall
+from mlx_magic.backends.vision.caches import VisionCaches
 from mlx_magic.engine.request import Sampling
 from mlx_magic.engine.result import FinishReason
 from mlx_magic.errors import GenerationError
@@ -23,13 +23,13 @@ class OneByOne:
     ----------
     model, processor : object
         As mlx-vlm loads them.
-    recall : Recall
+    recall : VisionCaches
         What the model has seen.
     chunk : int
         Tokens of a prompt that are read at once.
     """
 
-    def __init__(self, model: Any, processor: Any, recall: Recall, chunk: int) -> None:
+    def __init__(self, model: Any, processor: Any, recall: VisionCaches, chunk: int) -> None:
         self._model = model
         self._processor = processor
         self._recall = recall
@@ -43,7 +43,7 @@ class OneByOne:
         self,
         inputs: dict[str, Any],
         pictures: Pictures | None,
-        asked: Asked,
+        asked: ActiveRequest,
         make_cache: Callable[[], list[Any]],
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
@@ -92,7 +92,7 @@ class OneByOne:
             skip_special_tokens=True,
         )
 
-    def _seeing_then_reading(self, pictures: Pictures | None, asked: Asked) -> Any:
+    def _seeing_then_reading(self, pictures: Pictures | None, asked: ActiveRequest) -> Any:
         """Stand in front of the vision tower, to know when seeing ends and reading begins."""
         import mlx.core as mx
 

@@ -318,7 +318,7 @@ def _understood(content: Mapping[str, Any], path: str) -> tuple[dict[str, Target
             case _:
                 problems[alias] = (
                     f"{path}: {shown(alias)} is not understood: write {shown(alias)} = "
-                    '"organisation/name", or { model = "...", adapter = "..." }.'
+                    '"organization/name", or { model = "...", adapter = "..." }.'
                 )
     return targets, problems
 

@@ -82,7 +82,7 @@ def models_on_disk(
     float32 : callable
         Whether weights are unpacked here. See `weight_size.expected`.
     folders : sequence of Path
-        Where a person keeps models: ``name/config.json`` or ``organisation/name/config.json``.
+        Where a person keeps models: ``name/config.json`` or ``organization/name/config.json``.
     cache : Path, optional
         The Hub's cache folder, instead of its default.
     clock : callable

@@ -32,7 +32,7 @@ _CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "se
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelSummary:
     """What can be said of a model that is not loaded.
 
     Attributes
@@ -40,7 +40,7 @@ class ModelFacts:
     name : str
         As it was asked for.
     place : str
-        Folder, or ``"Hub: organisation/name"``.
+        Folder, or ``"Hub: organization/name"``.
     kind : {"vision", "text"}
     model_type : str
         Architecture, from config.json.
@@ -77,7 +77,7 @@ class ModelFacts:
 
 def read(
     name: str, names: Names, *, float32: Callable[[int], bool], endpoint: str | None = None
-) -> ModelFacts:
+) -> ModelSummary:
     """Say what a model is; of a repository that is not here, config.json alone is fetched.
 
     Blocks while it asks the Hub.
@@ -104,7 +104,7 @@ def read(
         # `resolve` has read it, or refused the checkpoint; but it may change meanwhile.
         with contextlib.suppress(UnreadableFileError, OSError):
             processor = strict_json.read(path) if path.is_file() else None
-        return ModelFacts(
+        return ModelSummary(
             name,
             shown(str(found.path), 400),
             found.kind,
@@ -120,7 +120,7 @@ def read(
     return _remote(name, found.repo_id, endpoint)
 
 
-def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelFacts:
+def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelSummary:
     from mlx_magic.models.hub import download
 
     # Not into the cache: there it would look like a model that is cut short.
@@ -129,7 +129,7 @@ def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelFacts:
         config = files.read_config(folder, model=name)
         wanted = remote_code.wanted_code(folder, model=name)
     kind = checkpoint.kind_of(config)
-    return ModelFacts(
+    return ModelSummary(
         name,
         f"Hub: {repo_id}",
         kind,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.errors import ModelNotFoundError
 from mlx_magic.formatting import shown
 from mlx_magic.models.catalog.aliases import Names
@@ -18,7 +18,7 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint, RemoteCheckpoint
 
 def find(
     name: str,
-    work: Work[Any],
+    work: Task[Any],
     *,
     names: Names,
     loaded: Callable[[str], Checkpoint | None],
@@ -31,7 +31,7 @@ def find(
     ----------
     name : str
         Alias, folder or repository id.
-    work : Work
+    work : Task
         Takes the progress of a download, and may cancel it.
     names : Names
     loaded : callable
@@ -59,7 +59,7 @@ def find(
 
 def _base(
     name: str,
-    work: Work[Any],
+    work: Task[Any],
     names: Names,
     loaded: Callable[[str], Checkpoint | None],
     trusted: bool,

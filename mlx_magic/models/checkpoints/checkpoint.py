@@ -109,7 +109,7 @@ class RemoteCheckpoint:
     name : str
         What the person called it.
     repo_id : str
-        ``"organisation/name"``.
+        ``"organization/name"``.
     """
 
     name: str
@@ -276,7 +276,7 @@ def kind_of(config: Mapping[str, Any]) -> Kind:
 
 
 def quantization_of(config: Mapping[str, Any]) -> str | None:
-    """Describe the quantisation in a config.json, such as ``"4-bit, group 64"``."""
+    """Describe the quantization in a config.json, such as ``"4-bit, group 64"``."""
     found = config.get("quantization") or config.get("quantization_config")
     if not isinstance(found, dict):
         return None
@@ -332,6 +332,6 @@ def _not_found(model: str, target: str, aliases: Mapping[str, str]) -> ModelNotF
     known = f" ({known})" if known else ""
     return ModelNotFoundError(
         f"There is no model {model!r}: {hint} an alias{known}, a folder, or a Hub "
-        "repository as organisation/name.",
+        "repository as organization/name.",
         model=model,
     )

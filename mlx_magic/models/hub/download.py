@@ -57,7 +57,7 @@ def download(
     Parameters
     ----------
     repo_id : str
-        ``"organisation/name"``.
+        ``"organization/name"``.
     cancel : CancelToken
         Looked at with every piece that arrives.
     progress : callable

@@ -63,7 +63,7 @@ def _reason(error: Exception) -> str:
     if status is not None:
         return f"could not be fetched (HTTP {status}): check its name, or try again later."
     if isinstance(error, errors.HFValidationError):
-        return "is no valid repository id: write it as organisation/name."
+        return "is no valid repository id: write it as organization/name."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "does not fit on the disk: make room, or set HF_HOME to a larger one."
     if isinstance(error, PermissionError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.notebook.display import formulas, render, sanitize, terminal
 from mlx_magic.notebook.display.blocks import Blocks
 from mlx_magic.notebook.display.phase_line import phase_line
@@ -56,7 +56,7 @@ class WidgetView:
 
     def __init__(
         self,
-        work: Work[Any],
+        work: Task[Any],
         *,
         why_no_click: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -189,7 +189,7 @@ class TerminalView:
     Until there is text, the phase stands on standard error, if that is a terminal.
     """
 
-    def __init__(self, work: Work[Any]) -> None:
+    def __init__(self, work: Task[Any]) -> None:
         self._work = work
         self._shown = 0
         self._phase = ""

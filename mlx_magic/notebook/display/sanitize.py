@@ -29,7 +29,7 @@ ALLOWED_ATTRIBUTES = {"a": {"href"}, "ol": {"start"}}
 ALLOWED_SCHEMES = frozenset({"http", "https", "mailto"})
 
 _ANSI = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colors, cursor
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]{0,4096}"
     r"(?:\x07|\x1b\\|\x9c)"  # title, clipboard; bounded, or a hostile text takes minutes
     r"|\x1b[ -/]*[0-~]"

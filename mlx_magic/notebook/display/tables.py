@@ -130,7 +130,7 @@ def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tup
     )
 
 
-class FactsTable:
+class SummaryTable:
     """``%vision models``."""
 
     @staticmethod
@@ -143,7 +143,7 @@ class FactsTable:
             ("place", found.place),
             ("kind", found.kind),
             ("architecture", found.model_type),
-            ("quantised", found.quantization or "no"),
+            ("quantized", found.quantization or "no"),
             ("size", amount(found.nbytes) if found.nbytes else "unknown"),
             ("memory", {True: "fits now", False: "does not fit now", None: "unknown"}[room]),
             ("context", f"{found.context:,} tokens" if found.context else "unknown"),
@@ -213,7 +213,7 @@ def _reused(reuse: Reuse) -> str:
     return f"{', '.join(parts)}; {kept}" if parts else "nothing yet"
 
 
-_MODEL_HEADINGS = ("model", "kind", "architecture", "quantised", "size", "state")
+_MODEL_HEADINGS = ("model", "kind", "architecture", "quantized", "size", "state")
 
 
 def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
-from mlx_magic.engine.task import Work
+from mlx_magic.engine.task import Task
 from mlx_magic.interrupts import Interrupt
 from mlx_magic.notebook.display import live_view, terminal
 from mlx_magic.notebook.display.live_view import TerminalView, View, WidgetView
@@ -33,7 +33,7 @@ class RunningCell(Generic[T]):
     Parameters
     ----------
     ipython : InteractiveShell
-    work : Work
+    work : Task
         A generation or a load.
     awaited : bool
         Whether the cell awaits (top of a cell) or blocks (nested, or no kernel).
@@ -48,7 +48,7 @@ class RunningCell(Generic[T]):
     def __init__(
         self,
         ipython: Any,
-        work: Work[T],
+        work: Task[T],
         *,
         awaited: bool,
         alone: bool = False,

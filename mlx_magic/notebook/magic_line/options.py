@@ -69,7 +69,7 @@ CELL_OPTIONS = (
     Option(
         "max_pixels", ("--max-pixels",), "N", "scale larger pictures down to this", "max_pixels"
     ),
-    Option("kv_bits", ("--kv-bits",), "4|8", "quantise the KV cache: less memory", "kv_bits"),
+    Option("kv_bits", ("--kv-bits",), "4|8", "quantize the KV cache: less memory", "kv_bits"),
     _planned("-c", "--chat"),
     _planned("--reset"),
     _planned("--schema"),

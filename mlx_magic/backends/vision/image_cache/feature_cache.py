@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
-from mlx_magic.backends.proxy import InFront, put_in_front
+from mlx_magic.backends.proxy import Proxy, put_in_front
 from mlx_magic.backends.vision.image_cache import encoder_outputs
 from mlx_magic.backends.vision.image_cache.encoder_call import TowerCall
 from mlx_magic.backends.vision.image_cache.encoders import towers
@@ -121,7 +121,7 @@ class Features:
             self.nbytes -= size
 
 
-class _Tower(InFront):
+class _Tower(Proxy):
     """Stands in front of a vision tower; in all but the call it is the tower."""
 
     def __init__(self, tower: Any, name: str, look: _Look) -> None:

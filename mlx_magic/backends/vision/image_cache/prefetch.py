@@ -24,7 +24,7 @@ SLOTS = threading.Semaphore(platform.helpers())
 _NOTHING: Mapping[Hashable, Any] = {}
 
 
-class Ready:
+class Prefetched:
     """What was made of a request's pictures; the request holds it until it has ended.
 
     Parameters
@@ -56,7 +56,7 @@ class Ready:
         self.outputs, self.size = _NOTHING, 0
 
 
-class Ahead:
+class Prefetch:
     """Calls an image processor as it was called last, with other pictures.
 
     To cut and scale a picture of 640x480 takes 10 ms of a processor's core, in which a GPU
@@ -88,18 +88,18 @@ class Ahead:
         self._slots = slots
         self._lock = threading.Lock()
         # Not a dictionary of weak values: these change by themselves while one goes through them.
-        self._ready: dict[Hashable, weakref.ref[Ready]] = {}
+        self._ready: dict[Hashable, weakref.ref[Prefetched]] = {}
         self._original: Any = None
         # By the number of pictures: how it was called, and the bytes that it made.
         self._learnt: dict[int, tuple[list[Call], int]] = {}
         self._varies: set[int] = set()
         self._never = False
 
-    def __call__(self, request: GenerationRequest, cancel: CancelToken) -> Ready | None:
+    def __call__(self, request: GenerationRequest, cancel: CancelToken) -> Prefetched | None:
         """Make a request's pictures ready. See `make`."""
         return self.make(chat_messages.pictures(request), cancel)
 
-    def make(self, images: Sequence[ImageInput], cancel: CancelToken) -> Ready | None:
+    def make(self, images: Sequence[ImageInput], cancel: CancelToken) -> Prefetched | None:
         """Make pictures ready, if it is known how; on the request's own thread.
 
         Returns
@@ -195,7 +195,7 @@ class Ahead:
         self._never = True
         self._learnt.clear()
 
-    def _entry(self, key: Hashable, size: int) -> tuple[Ready | None, bool]:
+    def _entry(self, key: Hashable, size: int) -> tuple[Prefetched | None, bool]:
         """Return where pictures are made, and whether that is new; None if there is no room."""
         with self._lock:
             taken = self._taken()
@@ -204,12 +204,16 @@ class Ahead:
                 return held, False
             if taken + size > self._limit:
                 return None, False
-            made = Ready(size)
+            made = Prefetched(size)
             self._ready[key] = weakref.ref(made)
             return made, True
 
     def _work(
-        self, ready: Ready, calls: Sequence[Call], images: Sequence[ImageInput], cancel: CancelToken
+        self,
+        ready: Prefetched,
+        calls: Sequence[Call],
+        images: Sequence[ImageInput],
+        cancel: CancelToken,
     ) -> None:
         """Work when it is its turn, and tell all who wait for it."""
         outputs = _NOTHING
@@ -231,7 +235,7 @@ class Ahead:
     def _taken(self) -> int:
         return sum(ready.size for ready in self._living())
 
-    def _living(self) -> list[Ready]:
+    def _living(self) -> list[Prefetched]:
         """Return what somebody holds, and forget the rest; under the lock."""
         found = {key: ready for key, held in self._ready.items() if (ready := held()) is not None}
         self._ready = {key: self._ready[key] for key in found}
@@ -243,7 +247,7 @@ def key_of(images: Sequence[ImageInput]) -> Hashable:
     return tuple(image.digest for image in images)
 
 
-def _gone() -> Ready | None:
+def _gone() -> Prefetched | None:
     return None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic.backends.prefix_cache.image_keys import Pictures
-from mlx_magic.backends.vision.image_cache.prefetch import Ahead, key_of
+from mlx_magic.backends.vision.image_cache.prefetch import Prefetch, key_of
 from mlx_magic.backends.vision.image_cache.processor_call import Call, copied, nbytes, state
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Processed:
     ----------
     nbytes : int
         What is kept.
-    ahead : Ahead
+    ahead : Prefetch
         Makes pictures ready; any thread may call it.
     """
 
@@ -50,7 +50,7 @@ class Processed:
         self.limit = limit
         self.nbytes = 0
         self._kept: OrderedDict[Hashable, _Made] = OrderedDict()
-        self.ahead = Ahead(limit)
+        self.ahead = Prefetch(limit)
 
     @contextlib.contextmanager
     def standing_in(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import DEMO
-from mlx_magic.engine.task import Progress, Work
+from mlx_magic.engine.task import Progress, Task
 from mlx_magic.formatting import amount, shown
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.model_pool.pool import fits
@@ -35,7 +35,7 @@ class ModelChoice:
     kind : str
         ``"vision"``, ``"text"`` or ``""`` where that is not known yet.
     details : str
-        Architecture, quantisation and size.
+        Architecture, quantization and size.
     nbytes : int
         Bytes in memory if loaded, else on disk; 0 is unknown.
     users : int
@@ -147,9 +147,9 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
     return list(found.values())
 
 
-def loading(running: Sequence[Work[Any]]) -> list[tuple[str, Work[Any]]]:
+def loading(running: Sequence[Task[Any]]) -> list[tuple[str, Task[Any]]]:
     """Return what loads a model now, a load or a question to it, with the model's name."""
-    loads: list[tuple[str, Work[Any]]] = []
+    loads: list[tuple[str, Task[Any]]] = []
     for work in running:
         if isinstance(work, Load):
             loads.append((work.name, work))
@@ -158,7 +158,7 @@ def loading(running: Sequence[Work[Any]]) -> list[tuple[str, Work[Any]]]:
     return loads
 
 
-def unloading(running: Sequence[Work[Any]]) -> list[Unload]:
+def unloading(running: Sequence[Task[Any]]) -> list[Unload]:
     """Return what waits to unload a model."""
     return [work for work in running if isinstance(work, Unload)]
 

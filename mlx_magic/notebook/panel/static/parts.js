@@ -1,7 +1,7 @@
 // Small parts that the other files are made of. All files of this folder are one module, put
 // together by front.py: what one declares, the others see. What comes from a model, a file or a
 // person is put into the page as text; only the answers' finished blocks are HTML, and Python has
-// sanitised them.
+// sanitized them.
 
 /** Make an element: attributes, `on…` listeners and children; a string becomes text. */
 function make(tag, attributes = {}, ...children) {

@@ -42,7 +42,7 @@ class Thumbnails {
     this.model.send(message);
   }
 
-  /** Remove a picture; the focus goes to its neighbour. */
+  /** Remove a picture; the focus goes to its neighbor. */
   remove(id) {
     const pictures = this.model.get("pictures");
     const place = this.placeOf(id);

@@ -189,7 +189,7 @@ class ConversationView(anywidget.AnyWidget):
         self.send({**message, "s": status} if status else message)
 
     def blocks(self, turn: str, index: int, before: int, html: list[str], tail: str) -> None:
-        """Append finished blocks, sanitised, to the `before` there are; replace the tail."""
+        """Append finished blocks, sanitized, to the `before` there are; replace the tail."""
         self.send({"type": "b", "t": turn, "i": index, "k": before, "h": html, "x": tail})
 
     def status(self, turn: str, index: int, status: str, fraction: float) -> None:

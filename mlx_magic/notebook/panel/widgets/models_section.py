@@ -13,7 +13,7 @@ from mlx_magic.notebook.display import formulas, sanitize
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice
 from mlx_magic.notebook.panel.widgets.controls import button, line, put, said
 
-_COLOURS = 5
+_COLORS = 5
 _KEEP = "Keep it in memory when others need room"
 _LET_GO = "Let it go when others need room"
 
@@ -61,7 +61,7 @@ class ModelsSection:
         self.name = widgets.Combobox(
             description="Another model",
             style={"description_width": "initial"},
-            placeholder="a folder, or organisation/name on the Hub",
+            placeholder="a folder, or organization/name on the Hub",
             continuous_update=True,
             layout=widgets.Layout(flex="1 1 16em", width="auto", min_width="0"),
         )
@@ -216,7 +216,7 @@ def memory_bar(choices: Sequence[ModelChoice], active: int, cached: int, limit: 
     weights = sum(choice.nbytes for choice in loaded)
     # Weights count once, whether MLX has counted them yet or not.
     other = max(active - weights, 0)
-    parts = [(c.name, c.nbytes, f"mlxm-share{at % _COLOURS}") for at, c in enumerate(loaded)]
+    parts = [(c.name, c.nbytes, f"mlxm-share{at % _COLORS}") for at, c in enumerate(loaded)]
     parts += [("answers", other, "mlxm-share-work"), ("kept for reuse", cached, "mlxm-kept")]
     parts = [part for part in parts if part[1] >= 100_000]
     total = limit or sum(size for _, size, _ in parts) or 1
