@@ -152,7 +152,7 @@ def _timed_warm_up() -> Iterator[list[float]]:
     spent: list[float] = []
     real = warmup.warmed
 
-    def timed(*args: Any, **kwargs: Any) -> Generator[None, None, None]:
+    def timed(*args: Any, **kwargs: Any) -> Generator[Any, None, None]:
         began = time.perf_counter()
         yield from real(*args, **kwargs)
         spent.append(time.perf_counter() - began)

@@ -17,7 +17,7 @@ from mlx_magic.backends.base import LoadProgress, MakesReady, Report
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.engine import WAIT, Engine
+from mlx_magic.engine.engine import WAIT, Engine, Said, Steps
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.task import Clock
@@ -145,20 +145,20 @@ class ScriptedBackend:
         trust_remote_code: bool,
         cancel: CancelToken,
         progress: LoadProgress,
-    ) -> Generator[None, None, ScriptedModel]:
+    ) -> Generator[Said | None, None, ScriptedModel]:
         """Load in two slices. See `Backend.load`."""
         self.threads.add(threading.current_thread().name)
         progress(0, checkpoint.weight_bytes, "loading weights")
-        yield
+        yield None
         cancel.checkpoint()
         if self.hold == "loading":
             yield from self.held(cancel)
         progress(checkpoint.weight_bytes, checkpoint.weight_bytes, "loading weights")
-        yield
+        yield None
         self.loads += 1
         return ScriptedModel(self, checkpoint.weight_bytes)
 
-    def held(self, cancel: CancelToken) -> Generator[None, None, None]:
+    def held(self, cancel: CancelToken) -> Steps:
         """Wait for `release`, looking at the token all the while."""
         while not self._released.is_set():
             cancel.checkpoint()
@@ -195,7 +195,7 @@ class ScriptedModel:
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
-    ) -> Generator[None, None, None]:
+    ) -> Generator[Said | None, None, None]:
         """Do nothing: a script is as quick the first time."""
         yield from ()
 
@@ -215,7 +215,7 @@ class ScriptedModel:
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
-    ) -> Generator[None, None, FinishReason]:
+    ) -> Generator[Said | None, None, FinishReason]:
         """Follow the script. See `LoadedModel.generate`."""
         script = self._backend
         script.threads.add(threading.current_thread().name)
@@ -247,12 +247,12 @@ class ScriptedModel:
             if script.hold == "writing" and count >= len(script.pieces) and not script.is_released:
                 cancel.wait(_PACE)
             cancel.checkpoint()
-            yield
+            yield None
         return "stop"
 
-    def _pause(self, phase: HoldPhase, cancel: CancelToken) -> Generator[None, None, None]:
+    def _pause(self, phase: HoldPhase, cancel: CancelToken) -> Generator[Said | None, None, None]:
         cancel.checkpoint()
-        yield
+        yield None
         if self._backend.hold == phase:
             yield from self._backend.held(cancel)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
+from mlx_magic.engine.engine import Said
+
 if TYPE_CHECKING:
     from mlx_magic.backends.cache_stats import Reuse
     from mlx_magic.cancellation import CancelToken
@@ -27,7 +29,7 @@ class LoadedModel(Protocol):
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
-    ) -> Generator[None, None, None]:
+    ) -> Generator[Said | None, None, None]:
         """Do what would make its first request slower than the next; once, after its load.
 
         Parameters
@@ -56,7 +58,7 @@ class LoadedModel(Protocol):
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
-    ) -> Generator[None, None, FinishReason]:
+    ) -> Generator[Said | None, None, FinishReason]:
         """Answer one request, a decode step a slice.
 
         Parameters
@@ -113,7 +115,7 @@ class Backend(Protocol):
         trust_remote_code: bool,
         cancel: CancelToken,
         progress: LoadProgress,
-    ) -> Generator[None, None, LoadedModel]:
+    ) -> Generator[Said | None, None, LoadedModel]:
         """Load a checkpoint in slices; on the inference thread.
 
         Parameters

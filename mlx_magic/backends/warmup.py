@@ -9,6 +9,7 @@ from mlx_magic.backends.base import LoadedModel, LoadProgress
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import no_panics
 from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.engine import Steps
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.formatting import one_line
 from mlx_magic.images.opening import ImageInput, open_images
@@ -32,7 +33,7 @@ def warmed(
     *,
     cancel: CancelToken,
     progress: LoadProgress,
-) -> Generator[None, None, None]:
+) -> Steps:
     """Let a model answer a request of nobody's, in slices; on the inference thread.
 
     On a GPU each kernel is compiled when it is first used: without this the first token of
@@ -56,7 +57,7 @@ def warmed(
     Cancelled
     """
     progress(model.nbytes, model.nbytes, "loading: warming up")
-    yield
+    yield None
     cancel.checkpoint()
     try:
         with no_panics():

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from enum import Enum
+from typing import TypeVar
 
 from mlx_magic import forks
 from mlx_magic.errors import EngineError
@@ -20,11 +21,18 @@ from mlx_magic.formatting import one_line
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Steps = Generator[None, None, None]
 OnError = Callable[[BaseException], None]
 
-WAIT: Any = object()
-"""Yielded by a piece of work that has nothing to do in this round."""
+
+class Said(Enum):
+    """What a piece of work may say as it yields."""
+
+    WAIT = "wait"
+    """That it has nothing to do in this round."""
+
+
+WAIT = Said.WAIT
+Steps = Generator[Said | None, None, None]
 
 PAUSE = 0.005
 """Seconds that the thread sleeps after a round in which nobody had anything to do."""

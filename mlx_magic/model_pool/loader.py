@@ -14,7 +14,7 @@ from mlx_magic.backends.device.platform import Memory
 from mlx_magic.backends.library_errors import load_error, no_panics
 from mlx_magic.backends.loading import library_environment, remote_code_guard
 from mlx_magic.cancellation import Cancelled
-from mlx_magic.engine.engine import WAIT, Steps
+from mlx_magic.engine.engine import WAIT, Said, Steps
 from mlx_magic.engine.task import Task
 from mlx_magic.errors import MlxMagicError
 from mlx_magic.formatting import without_frames
@@ -91,7 +91,7 @@ class Loader:
 
     def leased(
         self, checkpoint: Checkpoint, work: Task[Any]
-    ) -> Generator[None, None, contextlib.AbstractContextManager[LoadedModel]]:
+    ) -> Generator[Said | None, None, contextlib.AbstractContextManager[LoadedModel]]:
         """Load if needed, then lease. A leased model is never unloaded.
 
         Parameters
@@ -125,7 +125,7 @@ class Loader:
         trust_remote_code: bool | None = None,
         holder: object = None,
         pin: bool = False,
-    ) -> Generator[None, None, Resident]:
+    ) -> Generator[Said | None, None, Resident]:
         """Find the model or load it. Permission to run code is part of its identity.
 
         With a `holder` it is held when it is returned: nobody can unload it in between.
@@ -210,8 +210,8 @@ class Loader:
         platform.keep_buffers(self._residents.nbytes)
 
     def _watched(
-        self, steps: Generator[None, None, LoadedModel]
-    ) -> Generator[None, None, tuple[LoadedModel, int]]:
+        self, steps: Generator[Said | None, None, LoadedModel]
+    ) -> Generator[Said | None, None, tuple[LoadedModel, int]]:
         """Do a load's slices; return the model and the bytes that it takes.
 
         That is the difference which the slices made, each by itself: what others do between

@@ -14,7 +14,7 @@ from mlx_magic.backends.batching import admission_queue
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.engine.change_listeners import ChangeListeners
-from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.engine import Engine, Said
 from mlx_magic.engine.task import Clock, Task, outcome, wait
 from mlx_magic.errors import EngineError, ModelError
 from mlx_magic.formatting import amount
@@ -310,7 +310,7 @@ class ModelPool:
 
     def leased(
         self, checkpoint: Checkpoint, work: Task[Any]
-    ) -> Generator[None, None, contextlib.AbstractContextManager[LoadedModel]]:
+    ) -> Generator[Said | None, None, contextlib.AbstractContextManager[LoadedModel]]:
         """Load if needed, then lease; on the inference thread. See `Loader.leased`."""
         return self._loader.leased(checkpoint, work)
 

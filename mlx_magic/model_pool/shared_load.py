@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.engine import WAIT, Steps, put_away
+from mlx_magic.engine.engine import WAIT, Said, Steps, put_away
 from mlx_magic.engine.task import Task
 from mlx_magic.formatting import again
 
@@ -91,7 +91,7 @@ class Loading:
         """
         # Nothing in the first round: all who came with the first join before it can fail.
         work.token.checkpoint()
-        yield
+        yield None
         tick = 0
         while not self._ended:
             work.token.checkpoint()
@@ -105,7 +105,7 @@ class Loading:
             raise again(self._error)
         work.token.checkpoint()
 
-    def _slice(self) -> Any:
+    def _slice(self) -> Said | None:
         self._tick += 1
         try:
             return next(self._steps)

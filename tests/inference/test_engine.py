@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.engine import engine as engine_module
-from mlx_magic.engine.engine import WAIT, Engine
+from mlx_magic.engine.engine import WAIT, Engine, Steps
 from mlx_magic.errors import EngineError
 
 
@@ -41,7 +41,7 @@ class Waiting:
         self.rounds = 0
         self.closed_on = ""
 
-    def steps(self) -> Generator[None, None, None]:
+    def steps(self) -> Steps:
         try:
             while not self.go_on.is_set():
                 self.rounds += 1
@@ -143,14 +143,14 @@ def test_the_thread_sleeps_after_rounds_in_which_nobody_had_anything_to_do(
 ) -> None:
     pauses = count_pauses(engine, monkeypatch)
 
-    def waiting(rounds: int) -> Generator[None, None, None]:
+    def waiting(rounds: int) -> Steps:
         for _ in range(rounds):
             yield WAIT
 
     done = [threading.Event(), threading.Event()]
     for event in done:
 
-        def work(event: threading.Event = event) -> Generator[None, None, None]:
+        def work(event: threading.Event = event) -> Steps:
             yield from waiting(10)
             event.set()
 
@@ -330,7 +330,7 @@ def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -
     engine, told = Engine(), [threading.Event() for _ in range(3)]
     entered, all_in = threading.Event(), threading.Event()
 
-    def stubborn() -> Generator[None, None, None]:
+    def stubborn() -> Steps:
         try:
             while True:
                 entered.set()

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.engine import Said
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, VisionResult
@@ -83,7 +84,7 @@ class Model(ScriptedModel):
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
-    ) -> Generator[None, None, FinishReason]:
+    ) -> Generator[Said | None, None, FinishReason]:
         assert not self._closed, "used after it was closed"
         self._users += 1
         try:

@@ -11,6 +11,7 @@ from mlx_magic.backends import warmup
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import Cancelled, CancelToken
+from mlx_magic.engine.engine import Steps
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.models.checkpoints.batch_support import Verdict
@@ -69,9 +70,7 @@ class Notes:
         self.said.append((done, total, note))
 
 
-def begin(
-    model: Model, cancel: CancelToken | None = None, notes: Notes | None = None
-) -> Generator[None, None, None]:
+def begin(model: Model, cancel: CancelToken | None = None, notes: Notes | None = None) -> Steps:
     request = warmup.sample("m", picture=True)
     return warmup.warmed(
         model, request, model.prepare, cancel=cancel or CancelToken(), progress=notes or Notes()

@@ -33,6 +33,7 @@ from mlx_magic.backends.text.prompt_cache import PromptCache
 from mlx_magic.backends.text.row_probe import TextProbe
 from mlx_magic.backends.text.sampling_defaults import draw, generation_config
 from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.engine import Steps
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
@@ -171,9 +172,7 @@ class TextModel:
         with platform.freeing(self._nbytes):
             self._model = self._tokenizer = None
 
-    def warm_up(
-        self, *, cancel: CancelToken, progress: LoadProgress
-    ) -> Generator[None, None, None]:
+    def warm_up(self, *, cancel: CancelToken, progress: LoadProgress) -> Steps:
         """Answer a request of nobody's. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, picture=False)
         yield from warmup.warmed(self, request, self._prepared, cancel=cancel, progress=progress)

@@ -43,6 +43,7 @@ from mlx_magic.backends.vision.inputs import VisionInputs
 from mlx_magic.backends.vision.row_probe import VisionProbe
 from mlx_magic.backends.vision.sequential import OneByOne
 from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.engine import Steps
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
@@ -178,9 +179,7 @@ class VisionModel:
             self._model = self._processor = self._made_of = self._seeing = None
             self._alone.close()
 
-    def warm_up(
-        self, *, cancel: CancelToken, progress: LoadProgress
-    ) -> Generator[None, None, None]:
+    def warm_up(self, *, cancel: CancelToken, progress: LoadProgress) -> Steps:
         """Answer a request of nobody's. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, picture=True)
         yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)

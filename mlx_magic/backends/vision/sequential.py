@@ -69,7 +69,8 @@ class OneByOne:
                     return "stop" if piece.finish_reason == "stop" else "length"
                 asked.cancel.checkpoint()
                 yield
-        raise GenerationError("mlx-vlm ended without a finish reason.", model="")
+        name = asked.request.model
+        raise GenerationError(f"{name}: mlx-vlm ended without a finish reason.", model=name)
 
     def _stream(self, inputs: dict[str, Any], caches: list[Any], sampling: Sampling) -> Any:
         """Let mlx-vlm read the inputs and write, a token at a time."""

@@ -1,4 +1,6 @@
-"""Reads a picture from stdin and writes its pixels to stdout; `apart.py` runs it as a script.
+"""Reads a picture from stdin and writes its pixels to stdout; run as a script.
+
+See `child_process.py`.
 
 Imports nothing of this package.
 """

@@ -73,12 +73,6 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     adapter: Adapter | None = None
 
-    @property
-    def identity(self) -> str:
-        """What tells it from every other model: its folder, and its adapter's."""
-        folder = str(self.path.resolve())
-        return folder if self.adapter is None else f"{folder}\0{self.adapter.path}"
-
     def adapted(self, adapter: Adapter) -> Checkpoint:
         """Return it with an adapter: what that takes and wants to run is part of it."""
         sizes = Counter(self.bytes_by_dtype) + Counter(adapter.bytes_by_dtype)
