@@ -171,7 +171,7 @@ def _report(held: Seen, seed: int) -> Report:
     for result in results:
         if result.finish_reason == "cancelled" and result.stopping is not None:
             stopping[str(result.stopped_in)].append(1000 * result.stopping)
-    for phase in ("queued", "loading", "seeing", "reading", "writing"):
+    for phase in ("queued", "loading", "vision", "prefill", "decode"):
         if stopping[phase]:
             report.add(f"{phase}: cancel to the end", "ms", stopping[phase])
     for when, size in held.memory.items():

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from mlx_magic.engine.request import Sampling
 
 Event = Literal[
-    "asked", "prepared", "loading", "seeing", "reading", "chunk", "writing", "token", "neighbor"
+    "asked", "prepared", "loading", "vision", "prefill", "chunk", "decode", "token", "neighbor"
 ]
 
 CANCELLED = 0.5
@@ -127,7 +127,7 @@ def controls(drawn: list[bytes]) -> list[Plan]:
 
 
 def _plan(rng: random.Random, number: int, drawn: list[bytes], event: Event | None) -> Plan:
-    least = 1 if event == "seeing" else 0
+    least = 1 if event == "vision" else 0
     shown = tuple(rng.choice(drawn) for _ in range(max(rng.choice((0, 1, 1, 1, 2)), least)))
     prompt = rng.choice(QUESTIONS)
     if rng.random() < 0.05:

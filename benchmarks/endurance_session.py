@@ -47,11 +47,11 @@ class Cuttable(Generation):
             self.happens("loading")
 
     def _look(self, chunk: GenerationChunk) -> None:
-        if chunk.phase in ("seeing", "reading", "writing"):
+        if chunk.phase in ("vision", "prefill", "decode"):
             self.happens(chunk.phase)
-        if chunk.phase == "reading" and chunk.cached_tokens < chunk.prompt_read:
+        if chunk.phase == "prefill" and chunk.cached_tokens < chunk.prompt_read:
             self.happens("chunk")
-        if chunk.phase == "writing":
+        if chunk.phase == "decode":
             self.happens("token", chunk.completion_tokens)
 
 

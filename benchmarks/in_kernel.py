@@ -128,8 +128,8 @@ def paces(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
         prompt=prompt, model=model, sampling=Sampling(max_tokens, temperature=0.0)
     )
     result = default_session.current().start(request, sink=note).future.result()
-    reading = [at for at, chunk in marks if chunk.phase == "reading"]
-    writing = [at for at, chunk in marks if chunk.phase == "writing"]
+    reading = [at for at, chunk in marks if chunk.phase == "prefill"]
+    writing = [at for at, chunk in marks if chunk.phase == "decode"]
     chunks = [*reading[1:], writing[0]]
     return {
         "chunks": [after - before for before, after in pairwise(chunks)],

@@ -26,7 +26,7 @@ from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.session import Session
 
-HoldPhase = Literal["loading", "seeing", "reading", "writing"]
+HoldPhase = Literal["loading", "vision", "prefill", "decode"]
 
 # How often a held phase looks at its cancel token: pace, not synchronisation.
 # A held answer must not come to the end of what a page shows while a slow machine reloads it.
@@ -82,8 +82,8 @@ class ScriptedBackend:
     ----------
     pieces : str or iterable of str
         The answer; a str is cut after each blank.
-    hold : {"loading", "seeing", "reading", "writing"}, optional
-        Stay in this phase until cancelled or released; "writing" repeats the
+    hold : {"loading", "vision", "prefill", "decode"}, optional
+        Stay in this phase until cancelled or released; "decode" repeats the
         answer's pieces meanwhile.
     error : BaseException, optional
         Raised in place of the first piece. A ``SystemExit`` ends the inference thread.
@@ -225,16 +225,16 @@ class ScriptedModel:
         read = sum(len(text.split()) for text in asked)
         pictures = len(request.images) + sum(len(turn.images) for turn in turns)
         if pictures:
-            report(GenerationChunk("seeing"))
-            yield from self._pause("seeing", cancel)
-        report(GenerationChunk("reading", prompt_tokens=read))
-        yield from self._pause("reading", cancel)
+            report(GenerationChunk("vision"))
+            yield from self._pause("vision", cancel)
+        report(GenerationChunk("prefill", prompt_tokens=read))
+        yield from self._pause("prefill", cancel)
         if script.error is not None:
             raise script.error
         for count, piece in enumerate(self._pieces(), start=1):
             report(
                 GenerationChunk(
-                    "writing",
+                    "decode",
                     text=piece,
                     prompt_read=read,
                     prompt_tokens=read,
@@ -244,7 +244,7 @@ class ScriptedModel:
             )
             if count >= request.sampling.max_tokens:
                 return "length"
-            if script.hold == "writing" and count >= len(script.pieces) and not script.is_released:
+            if script.hold == "decode" and count >= len(script.pieces) and not script.is_released:
                 cancel.wait(_PACE)
             cancel.checkpoint()
             yield None
@@ -258,7 +258,7 @@ class ScriptedModel:
 
     def _pieces(self) -> Iterable[str]:
         yield from self._backend.pieces
-        while self._backend.hold == "writing" and not self._backend.is_released:
+        while self._backend.hold == "decode" and not self._backend.is_released:
             yield from self._backend.pieces
 
 

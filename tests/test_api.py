@@ -45,7 +45,7 @@ def test_stream_gives_pieces_then_the_result(script: ScriptedBackend, model: Pat
 
 
 def test_a_cancelled_stream_keeps_what_came(script: ScriptedBackend, model: Path) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     stream = mlx_magic.stream("What?", model=model, max_tokens=10**6)
     assert next(stream) == "One "
     stream.cancel()
@@ -54,7 +54,7 @@ def test_a_cancelled_stream_keeps_what_came(script: ScriptedBackend, model: Path
 
 
 def test_leaving_a_stream_early_stops_the_model(script: ScriptedBackend, model: Path) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     for _ in mlx_magic.stream("What?", model=model, max_tokens=10**6):
         break
     gc.collect()
@@ -101,7 +101,7 @@ def test_a_stop_that_is_no_text_is_refused(stop: object) -> None:
 
 
 def test_a_stream_ends_when_its_time_is_up(script: ScriptedBackend, model: Path) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     stream = mlx_magic.stream("What?", model=model, max_tokens=10**6, timeout=0.2)
     text = "".join(stream)
     assert text == stream.result.text

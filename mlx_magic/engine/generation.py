@@ -136,12 +136,12 @@ class Generation(Task[VisionResult]):
             text, stopped = self._stops.feed(text)
         if chunk.phase == "queued":
             self._advance(0, 0, note="waiting for memory")
-        if chunk.phase == "seeing" and chunk.seen:
+        if chunk.phase == "vision" and chunk.seen:
             self._advance(0, 0, note=_looking(chunk.seen))
-        if chunk.phase == "seeing" and chunk.pictures:
+        if chunk.phase == "vision" and chunk.pictures:
             done, total = chunk.pictures_seen, chunk.pictures
             self._advance(done, total, note=_looking_at(done + 1, total, self._seen))
-        if chunk.phase == "reading":
+        if chunk.phase == "prefill":
             self._advance(chunk.prompt_read, chunk.prompt_tokens)
         self._show(chunk if text == chunk.text else replace(chunk, text=text))
         if stopped:
@@ -204,8 +204,8 @@ class Generation(Task[VisionResult]):
 
     def _result(self, reason: FinishReason) -> VisionResult:
         last, spent, request = self._last, self._spent, self.request
-        read_for = spent.get("seeing", 0.0) + spent.get("reading", 0.0)
-        decode = spent.get("writing", 0.0)
+        read_for = spent.get("vision", 0.0) + spent.get("prefill", 0.0)
+        decode = spent.get("decode", 0.0)
         first = self._first_token_at
         text = "".join(self._parts)
         asked = self.token.asked_at if reason in ("cancelled", "timeout") else None
@@ -226,8 +226,8 @@ class Generation(Task[VisionResult]):
             timings=Timings(
                 queued=spent.get("queued", 0.0),
                 load=spent.get("loading", 0.0) + spent.get("downloading", 0.0),
-                vision=spent.get("seeing", 0.0),
-                prefill=spent.get("reading", 0.0),
+                vision=spent.get("vision", 0.0),
+                prefill=spent.get("prefill", 0.0),
                 decode=decode,
                 time_to_first_token=None if first is None else first - self.created,
                 prompt_tps=_rate(last.prompt_tokens - last.cached_tokens, read_for),

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from mlx_magic.engine.request import OutputFormat
 from mlx_magic.images.image import ImageInput
 
-Phase = Literal["queued", "downloading", "loading", "seeing", "reading", "writing", "done"]
+Phase = Literal["queued", "downloading", "loading", "vision", "prefill", "decode", "done"]
 
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]

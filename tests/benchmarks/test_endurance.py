@@ -20,7 +20,7 @@ CANCELLED = replace(PLAN, cut=Cut("token", 2))
 def result(reason: FinishReason, tokens: int = 5, text: str = "yes") -> VisionResult:
     usage = Usage(prompt_tokens=9, completion_tokens=tokens)
     if reason in ("cancelled", "timeout"):
-        return VisionResult(text, "demo", reason, usage=usage, stopped_in="writing", stopping=0.1)
+        return VisionResult(text, "demo", reason, usage=usage, stopped_in="decode", stopping=0.1)
     return VisionResult(text, "demo", reason, usage=usage)
 
 
@@ -30,7 +30,7 @@ def test_a_seed_makes_the_same_requests_and_a_third_or_more_is_to_be_cancelled()
     cuts = [plan.cut for plan in made if plan.cut is not None]
     assert len(cuts) > 100
     assert {cut.event for cut in cuts} == {*get_args(Event)}
-    assert all(plan.pictures for plan in made if plan.cut and plan.cut.event == "seeing")
+    assert all(plan.pictures for plan in made if plan.cut and plan.cut.event == "vision")
     broken = [plan for plan in made if plan.broken]
     assert broken
     assert all(BAD_PICTURE in plan.pictures for plan in broken)

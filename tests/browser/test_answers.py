@@ -192,7 +192,7 @@ def test_a_hostile_answer_does_nothing_while_it_is_written(
     text = "\n\n".join([*ANSWERS.values(), *HONEST.values(), "the end\n\n"])
     text = text.encode("utf-8", "replace").decode()
     question = "%%vision --max-tokens 1000000\nBe evil."
-    notebook = open_notebook(setup(model, answer=text, hold="writing"), question, "%vision panel")
+    notebook = open_notebook(setup(model, answer=text, hold="decode"), question, "%vision panel")
     notebook.run(0)
     notebook.start(1)
     area = notebook.cell(1).locator(".jp-OutputArea-output .widget-vbox").first

@@ -68,7 +68,7 @@ def test_answer_has_thumbnail_and_text_and_survives_saving(
 def test_cancel_button_stops_the_answer_and_the_queued_cell_runs(
     open_notebook: OpenNotebook, model: Path, front_end: str
 ) -> None:
-    cells = (setup(model, hold="writing"), QUESTION, "print('then', answer.finish_reason)")
+    cells = (setup(model, hold="decode"), QUESTION, "print('then', answer.finish_reason)")
     notebook = open_notebook(*cells, front_end=front_end)
     notebook.run(0)
     notebook.start(1)
@@ -87,7 +87,7 @@ def test_cancel_button_stops_the_answer_and_the_queued_cell_runs(
 
 
 def test_nested_cell_can_be_cancelled(open_notebook: OpenNotebook, model: Path) -> None:
-    notebook = open_notebook(setup(model, hold="reading"), f"%%time\n{QUESTION}")
+    notebook = open_notebook(setup(model, hold="prefill"), f"%%time\n{QUESTION}")
     notebook.run(0)
     notebook.start(1)
     expect(notebook.output(1)).to_contain_text("reading the prompt")
@@ -100,7 +100,7 @@ def test_interrupt_stops_the_queue_and_keeps_the_partial_answer(
     open_notebook: OpenNotebook, model: Path
 ) -> None:
     notebook = open_notebook(
-        setup(model, hold="writing"),
+        setup(model, hold="decode"),
         QUESTION,
         "print('must not run')",
         "print(answer.finish_reason, 'squares' in answer.text)",
@@ -125,7 +125,7 @@ def test_hostile_answer_neither_runs_nor_fetches(open_notebook: OpenNotebook, mo
     plain = f"script.release()\nfrom mlx_magic import ask\nask('Again.', model={str(model)!r})"
     unguarded = f"from IPython.display import HTML\nHTML({HOSTILE!r})"
     notebook = open_notebook(
-        setup(model, answer=HOSTILE, hold="writing"), *questions, plain, unguarded
+        setup(model, answer=HOSTILE, hold="decode"), *questions, plain, unguarded
     )
     notebook.run(0)
     for number, form in enumerate(forms, start=1):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 BOTH = pytest.mark.parametrize("front_end", ["lab", "notebook"])
 LET_END = "script.hold = None"
-HOLD = "script.hold = 'writing'"
+HOLD = "script.hold = 'decode'"
 LOST = "The kernel was restarted or the connection is lost."
 
 
@@ -34,7 +34,7 @@ def expect_cancelled(panel: PanelPage, number: int, model: str = "smol") -> None
 def test_an_answer_is_stopped_and_the_panel_goes_on(
     open_panel: OpenPanel, models: Path, front_end: FrontEnd
 ) -> None:
-    panel = open_panel(scripted(models, hold="writing"), LET_END, front_end=front_end)
+    panel = open_panel(scripted(models, hold="decode"), LET_END, front_end=front_end)
     expect(panel.cancel).to_be_disabled()
     expect(panel.cancel).to_have_attribute("title", "Nothing is running")
     panel.choose("two.png")
@@ -71,7 +71,7 @@ def test_an_answer_is_stopped_and_the_panel_goes_on(
 def test_compared_answers_are_cancelled_one_by_one_or_together(
     open_panel: OpenPanel, models: Path
 ) -> None:
-    panel = open_panel(scripted(models, hold="writing"), LET_END)
+    panel = open_panel(scripted(models, hold="decode"), LET_END)
     panel.root.get_by_label("Compare models").check()
     panel.select("Second", "other")
     panel.ask("Which is it?")
@@ -102,7 +102,7 @@ def test_compared_answers_are_cancelled_one_by_one_or_together(
 def test_a_cell_and_two_panels_run_beside_each_other(open_panel: OpenPanel, models: Path) -> None:
     question = "%%vision img -o answer\nFrom a cell?"
     cells = ("%vision panel", question, "print(answer.finish_reason)")
-    first = open_panel(scripted(models, hold="writing"), *cells)
+    first = open_panel(scripted(models, hold="decode"), *cells)
     notebook = first.notebook
     notebook.run(2)
     second = PanelPage(notebook, 2)
@@ -177,7 +177,7 @@ def test_a_reloaded_page_goes_on_and_a_restarted_kernel_says_so(
 
 
 def test_everything_is_done_by_keyboard(open_panel: OpenPanel, models: Path) -> None:
-    panel = open_panel(scripted(models, hold="writing"), "'the next one'")
+    panel = open_panel(scripted(models, hold="decode"), "'the next one'")
     page = panel.page
     panel.prompt.focus()
     page.keyboard.type("What is a 'b' dd?")

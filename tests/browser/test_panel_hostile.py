@@ -45,7 +45,7 @@ def assert_clean(page: Page, panel: PanelPage) -> None:
 
 
 def test_hostile_output_in_panel_and_cell(open_panel: OpenPanel, models: Path) -> None:
-    panel = open_panel(scripted(models, hold="writing") + SETUP, QUESTION)
+    panel = open_panel(scripted(models, hold="decode") + SETUP, QUESTION)
     page, notebook = panel.page, panel.notebook
     name = FilePayload(name=NAME, mimeType="image/png", buffer=_bytes("two.png"))
     panel.tray.locator("input[type=file]").set_input_files([name])

@@ -60,7 +60,7 @@ def ended(result: VisionResult) -> tuple[str, str | None, float | None]:
     return result.finish_reason, result.stopped_in, result.stopping
 
 
-@pytest.mark.parametrize("phase", ["loading", "seeing", "reading", "writing"])
+@pytest.mark.parametrize("phase", ["loading", "vision", "prefill", "decode"])
 def test_in_every_phase_of_the_engine(
     session: Session, script: ScriptedBackend, clock: ManualClock, folder: str, phase: str
 ) -> None:
@@ -80,7 +80,7 @@ def test_in_every_phase_of_the_engine(
     result = generation.future.result(0)
     assert ended(result) == ("timeout", phase, 0.25)
     assert result.text == sink.text
-    assert bool(result.text) == (phase == "writing")
+    assert bool(result.text) == (phase == "decode")
     # The model is as good as before.
     script.hold = None
     again = session.start(question(folder))
@@ -117,10 +117,10 @@ def test_in_a_download(
 def test_one_request_of_several_ends_alone(
     session: Session, script: ScriptedBackend, clock: ManualClock, folder: str
 ) -> None:
-    script.hold = "reading"
+    script.hold = "prefill"
     asked = [session.start(question(folder, timeout)) for timeout in (1.0, None, 100.0)]
     for generation in asked:
-        step_until(session, generation, "reading")
+        step_until(session, generation, "prefill")
     clock.advance(2)
     for _ in range(9):
         session.engine.step()
@@ -135,13 +135,13 @@ def test_one_request_of_several_ends_alone(
 def test_a_cancel_says_where_and_how_long(
     session: Session, script: ScriptedBackend, clock: ManualClock, folder: str
 ) -> None:
-    script.hold = "reading"
+    script.hold = "prefill"
     generation = session.start(question(folder))
-    step_until(session, generation, "reading")
+    step_until(session, generation, "prefill")
     generation.cancel()
     clock.advance(0.125)
     step_until(session, generation, "done")
-    assert ended(generation.future.result(0)) == ("cancelled", "reading", 0.125)
+    assert ended(generation.future.result(0)) == ("cancelled", "prefill", 0.125)
 
 
 def test_an_answer_in_time_says_nothing(session: Session, clock: ManualClock, folder: str) -> None:
@@ -163,10 +163,10 @@ def test_with_a_real_clock_somebody_looks(script: ScriptedBackend, folder: str) 
     thread.join(10)
     assert not thread.is_alive()
 
-    script.hold = "writing"
+    script.hold = "decode"
     running = scripted_session(backend=script)
     result = running.start(question(folder, 0.2, max_tokens=10**6)).future.result(10)
-    assert (result.finish_reason, result.stopped_in) == ("timeout", "writing")
+    assert (result.finish_reason, result.stopped_in) == ("timeout", "decode")
     assert result.text.startswith("a b c")
     assert result.stopping is not None
     assert result.stopping < 5

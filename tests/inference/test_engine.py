@@ -382,7 +382,7 @@ left.append(time.perf_counter())
 """
 
 
-@pytest.mark.parametrize("hold", ["loading", "seeing", "reading", "writing"])
+@pytest.mark.parametrize("hold", ["loading", "vision", "prefill", "decode"])
 def test_a_process_with_work_in_flight_ends_cleanly_and_quickly(tmp_path: Any, hold: str) -> None:
     from tests import checkpoints
 

@@ -27,7 +27,7 @@ def generation(clock: ManualClock) -> Generation:
 
 
 def written(text: str, count: int, **more: Any) -> GenerationChunk:
-    return GenerationChunk("writing", text=text, completion_tokens=count, **more)
+    return GenerationChunk("decode", text=text, completion_tokens=count, **more)
 
 
 def test_timings_are_the_time_spent_in_each_phase(
@@ -36,9 +36,9 @@ def test_timings_are_the_time_spent_in_each_phase(
     clock.advance(1)  # queued
     generation.enter("loading")
     clock.advance(2)
-    generation.report(GenerationChunk("seeing", prompt_tokens=20, image_tokens=16))
+    generation.report(GenerationChunk("vision", prompt_tokens=20, image_tokens=16))
     clock.advance(3)
-    generation.report(GenerationChunk("reading", prompt_tokens=20, image_tokens=16))
+    generation.report(GenerationChunk("prefill", prompt_tokens=20, image_tokens=16))
     clock.advance(1)
     generation.report(written("A", 1, prompt_tokens=20, image_tokens=16))
     clock.advance(2)
@@ -74,11 +74,11 @@ def test_before_the_model_works_cancelling_ends_at_once(generation: Generation, 
     assert generation.done
     assert generation.future.result(0).finish_reason == "cancelled"
     with pytest.raises(Cancelled):
-        generation.enter("seeing")
+        generation.enter("vision")
 
 
 def test_in_the_model_cancelling_waits_for_its_next_look(generation: Generation) -> None:
-    generation.report(GenerationChunk("reading"))
+    generation.report(GenerationChunk("prefill"))
     generation.report(written("Half an", 2))
     generation.cancel()
 
@@ -108,9 +108,9 @@ def test_blanks_before_the_first_word_are_dropped_and_others_kept(generation: Ge
 
 
 def test_a_snapshot_shows_what_there_is(generation: Generation, clock: ManualClock) -> None:
-    generation.report(GenerationChunk("reading", prompt_read=5, prompt_tokens=9))
+    generation.report(GenerationChunk("prefill", prompt_read=5, prompt_tokens=9))
     now = generation.snapshot()
-    assert (now.progress.phase, now.progress.done, now.progress.total) == ("reading", 5, 9)
+    assert (now.progress.phase, now.progress.done, now.progress.total) == ("prefill", 5, 9)
     clock.advance(4)
     generation.report(written("x", 1))
     assert generation.snapshot().text == "x"
@@ -162,14 +162,14 @@ def test_what_was_held_back_comes_at_the_end(end: str) -> None:
 def test_a_deadline_is_measured_from_the_request(clock: ManualClock) -> None:
     generation = Generation(GenerationRequest(prompt="What?", timeout=5.0), clock=clock)
     assert generation.deadline == 105.0
-    generation.report(GenerationChunk("reading"))
+    generation.report(GenerationChunk("prefill"))
     clock.advance(7)
     generation.expire()
     assert not generation.done
     clock.advance(1)
     generation.stopped()
     result = generation.future.result(0)
-    assert (result.finish_reason, result.stopped_in, result.stopping) == ("timeout", "reading", 3)
+    assert (result.finish_reason, result.stopped_in, result.stopping) == ("timeout", "prefill", 3)
 
 
 def test_a_cancel_that_came_too_late_is_no_stop(generation: Generation) -> None:
@@ -181,19 +181,19 @@ def test_a_cancel_that_came_too_late_is_no_stop(generation: Generation) -> None:
 
 
 def test_which_of_several_pictures_it_looks_at_is_told(generation: Generation) -> None:
-    generation.report(GenerationChunk("seeing", seen=("9 x 9", "9 x 9")))
-    generation.report(GenerationChunk("seeing", pictures_seen=2, pictures=20))
+    generation.report(GenerationChunk("vision", seen=("9 x 9", "9 x 9")))
+    generation.report(GenerationChunk("vision", pictures_seen=2, pictures=20))
     progress = generation.progress
     assert (progress.done, progress.total) == (2, 20)
     assert progress.note == "looking at picture 3 of 20 at 9 x 9"
     assert phase_line(progress) == "looking at picture 3 of 20 at 9 x 9 …"
-    generation.report(GenerationChunk("seeing", seen=("9 x 9", "5 x 5")))
-    generation.report(GenerationChunk("seeing", pictures_seen=3, pictures=20))
+    generation.report(GenerationChunk("vision", seen=("9 x 9", "5 x 5")))
+    generation.report(GenerationChunk("vision", pictures_seen=3, pictures=20))
     assert generation.progress.note == "looking at picture 4 of 20"
 
 
 def test_waiting_for_memory_is_told_and_a_cancel_ends_it_at_once(generation: Generation) -> None:
-    generation.report(GenerationChunk("seeing"))
+    generation.report(GenerationChunk("vision"))
     generation.report(GenerationChunk("queued"))
     assert phase_line(generation.progress) == "waiting for memory …"
     generation.cancel()

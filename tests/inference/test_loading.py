@@ -330,17 +330,17 @@ def test_nobody_waits_for_a_whole_answer_of_another(
 ) -> None:
     prepared(session, [session.load(folder)])
     run(session)
-    script.hold = "writing"
+    script.hold = "decode"
     long = prepared(session, [session.start(question(folder))])[0]
-    run(session, lambda: long.progress.phase == "writing")
+    run(session, lambda: long.progress.phase == "decode")
     [short] = ask(session, folder, 1)
-    run(session, lambda: short.progress.phase == "writing")
+    run(session, lambda: short.progress.phase == "decode")
     assert not long.done
     assert short.snapshot().completion_tokens == 1
     assert session.cancel() == 2
 
 
-@pytest.mark.parametrize("phase", ["loading", "reading", "writing"])
+@pytest.mark.parametrize("phase", ["loading", "prefill", "decode"])
 def test_when_the_thread_dies_all_are_told_and_the_next_question_loads_anew(
     tmp_path: Path, phase: str
 ) -> None:
@@ -391,7 +391,7 @@ def test_a_real_model_answers_the_same_after_its_thread_has_died() -> None:
         raise SystemExit
 
     asked = [session.start(request) for _ in range(4)]
-    while not any(work.progress.phase == "writing" for work in asked):
+    while not any(work.progress.phase == "decode" for work in asked):
         assert not all(work.done for work in asked)
     session.engine.submit(die(), lambda error: None)
     for work in asked:

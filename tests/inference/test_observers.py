@@ -30,7 +30,7 @@ def generation(clock: ManualClock) -> Generation:
 
 
 def written(count: int) -> GenerationChunk:
-    return GenerationChunk("writing", text=f"{count} ", completion_tokens=count, prompt_tokens=9)
+    return GenerationChunk("decode", text=f"{count} ", completion_tokens=count, prompt_tokens=9)
 
 
 @given(st.lists(st.floats(0, 0.2), max_size=60))
@@ -51,13 +51,13 @@ def test_an_observer_gets_numbers_that_belong_together(
 ) -> None:
     seen: list[Snapshot] = []
     generation.observe(seen.append)
-    generation.report(GenerationChunk("reading", prompt_read=4, prompt_tokens=9))
+    generation.report(GenerationChunk("prefill", prompt_read=4, prompt_tokens=9))
     for count in range(1, 101):
         clock.advance(0.01)
         generation.report(written(count))
     generation.finish("stop")
     assert len(seen) <= 2 + 1.0 / INTERVAL
-    assert (seen[0].progress.phase, seen[0].prompt_read, seen[0].prompt_tokens) == ("reading", 4, 9)
+    assert (seen[0].progress.phase, seen[0].prompt_read, seen[0].prompt_tokens) == ("prefill", 4, 9)
     for snapshot in seen[1:]:
         assert len(snapshot.text.split()) == snapshot.completion_tokens
         if snapshot.completion_tokens > 1:

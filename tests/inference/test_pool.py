@@ -85,10 +85,10 @@ def outcome(work: Task[Any]) -> Any:
 
 
 def test_an_unload_waits_for_the_users_and_for_those_who_come_meanwhile(bench: Bench) -> None:
-    first = bench.ask("A", until="writing")
+    first = bench.ask("A", until="decode")
     unload = bench.pool.submit_unload("A")
     assert unload.progress.note == ("unloading A once its user is done (--force cancels requests)")
-    second = bench.ask("A", until="writing")
+    second = bench.ask("A", until="decode")
     assert "its 2 users are" in unload.progress.note
     assert not unload.done
     bench.run()
@@ -98,7 +98,7 @@ def test_an_unload_waits_for_the_users_and_for_those_who_come_meanwhile(bench: B
 
 
 def test_an_unload_that_waits_can_be_cancelled(bench: Bench) -> None:
-    asked = bench.ask("A", until="writing")
+    asked = bench.ask("A", until="decode")
     unload = bench.pool.submit_unload("A")
     assert unload in bench.session.running
     unload.cancel()
@@ -116,7 +116,7 @@ def test_an_unload_that_waits_can_be_cancelled(bench: Bench) -> None:
 def test_a_forced_unload_cancels_the_users_first_and_those_who_come_load_anew(
     bench: Bench,
 ) -> None:
-    asked = [bench.ask("A", until="writing") for _ in range(2)]
+    asked = [bench.ask("A", until="decode") for _ in range(2)]
     unload = bench.pool.submit_unload("A", force=True)
     assert unload.cancelled == 2
     assert bench.names == ["A"], "not under its users"
@@ -152,7 +152,7 @@ def test_code_with_a_lease_is_not_cancelled(bench: Bench) -> None:
 
 @pytest.mark.parametrize("again", ["load", "pin", "lease"])
 def test_asking_for_a_model_again_withdraws_an_unload_that_waits(bench: Bench, again: str) -> None:
-    bench.ask("A", until="writing")
+    bench.ask("A", until="decode")
     unload = bench.pool.submit_unload("A")
     if again == "load":
         bench.load("A", run=False)
@@ -191,7 +191,7 @@ def test_a_lease_that_has_ended_holds_nothing_that_is_loaded_for_it(bench: Bench
 
 
 def test_two_who_unload_the_same_both_hear_of_it(bench: Bench) -> None:
-    bench.ask("A", until="writing")
+    bench.ask("A", until="decode")
     unloads = [bench.pool.submit_unload("A") for _ in range(2)]
     bench.run()
     assert [outcome(unload) for unload in unloads] == [SIZE, SIZE]
@@ -201,12 +201,12 @@ def test_two_who_unload_the_same_both_hear_of_it(bench: Bench) -> None:
 
 def test_an_unload_ends_with_the_session_and_with_its_thread(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.ask("A", until="writing")
+    bench.ask("A", until="decode")
     lost = bench.pool.submit_unload("A")
     bench.pool._forget()
     assert "died" in str(lost.future.exception(0))
     bench.run()
-    bench.ask("B", until="writing")
+    bench.ask("B", until="decode")
     waiting = bench.pool.submit_unload("B")
     bench.session.close()
     assert outcome(waiting) is None
@@ -264,7 +264,7 @@ def test_what_cannot_fit_is_refused_before_anything_leaves(bench: Bench) -> None
     bench.load("A", pin=True)
     bench.load("B")
     bench.load("C")
-    using = bench.ask("C", until="writing")
+    using = bench.ask("C", until="decode")
     bench.pool.budget = 2 * SIZE + SIZE // 2
     bench.load("E", run=False)
     bench.run(lambda: using.done)
@@ -300,7 +300,7 @@ def test_a_lower_budget_evicts_and_says_what_cannot_go(bench: Bench) -> None:
         bench.load(name)
         bench.clock.advance(1)
     bench.pool.pin("A")
-    asked = bench.ask("C", until="writing")
+    asked = bench.ask("C", until="decode")
     gone, refused = bench.pool.set_budget(SIZE)
     assert [info.name for info in gone] == ["B"]
     assert refused is not None
@@ -457,7 +457,7 @@ def test_an_idle_model_leaves_in_time_and_one_in_use_does_not(bench: Bench) -> N
     bench.load("A")
     bench.clock.advance(4)
     bench.load("B")
-    asked = bench.ask("B", until="writing")
+    asked = bench.ask("B", until="decode")
     bench.pool.idle_ttl = 10
     assert bench.pool._departures.expire() == 6
     bench.clock.advance(6)
@@ -519,7 +519,7 @@ def test_changes_are_told_under_no_lock(bench: Bench) -> None:
 
     stop = bench.pool.watch(look)
     bench.load("A")
-    bench.ask("A", until="writing")
+    bench.ask("A", until="decode")
     unload = bench.pool.submit_unload("A")
     bench.pool.pin("A")
     bench.pool.unpin("A")

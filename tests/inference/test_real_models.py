@@ -148,7 +148,7 @@ def cancelling(session: Session, phase: str, prompt: str, *images: Any, **more: 
     """Ask, and cancel from the inference thread as soon as a phase has begun to move."""
 
     def sink(chunk: GenerationChunk) -> None:
-        moving = chunk.prompt_read > 0 if phase == "reading" else chunk.completion_tokens > 1
+        moving = chunk.prompt_read > 0 if phase == "prefill" else chunk.completion_tokens > 1
         if chunk.phase == phase and moving:
             chunks.append(chunk)
             session.cancel()
@@ -162,7 +162,7 @@ def test_cancel_in_prefill_stops_at_the_next_chunk_and_hurts_nobody(
     session: Session, circle: Image.Image
 ) -> None:
     before = ask(session, QUESTION, circle).text
-    result, chunks = cancelling(session, "reading", LONG, circle)
+    result, chunks = cancelling(session, "prefill", LONG, circle)
 
     assert result.finish_reason == "cancelled"
     assert result.text == ""
@@ -173,7 +173,7 @@ def test_cancel_in_prefill_stops_at_the_next_chunk_and_hurts_nobody(
 
 def test_cancel_in_decode_keeps_what_was_written(session: Session, circle: Image.Image) -> None:
     whole = ask(session, QUESTION, circle).text
-    result, chunks = cancelling(session, "writing", QUESTION, circle)
+    result, chunks = cancelling(session, "decode", QUESTION, circle)
 
     assert result.finish_reason == "cancelled"
     assert len(chunks) == 1, "not one step was made after the cancel"
@@ -191,7 +191,7 @@ def test_prompts_longer_than_a_chunk_are_read_in_chunks(
         LONG,
         circle,
         max_tokens=2,
-        sink=lambda chunk: seen.append(chunk.prompt_read) if chunk.phase == "reading" else None,
+        sink=lambda chunk: seen.append(chunk.prompt_read) if chunk.phase == "prefill" else None,
     )
     steps = [b - a for a, b in itertools.pairwise(seen) if b > a]
     assert len(steps) > 2
@@ -266,9 +266,9 @@ def test_a_text_model_answers_through_mlx_lm(session: Session, smollm2: str) -> 
 
 
 def test_a_text_model_stops_in_prefill_and_in_decode(session: Session, smollm2: str) -> None:
-    result, chunks = cancelling(session, "reading", "The sea was calm. " * 80, model=smollm2)
+    result, chunks = cancelling(session, "prefill", "The sea was calm. " * 80, model=smollm2)
     assert (result.finish_reason, result.text, len(chunks)) == ("cancelled", "", 1)
-    result, chunks = cancelling(session, "writing", "Tell a story.", model=smollm2)
+    result, chunks = cancelling(session, "decode", "Tell a story.", model=smollm2)
     assert (result.finish_reason, len(chunks)) == ("cancelled", 1)
     assert result.text
 
@@ -473,7 +473,7 @@ def test_two_turns_with_a_picture_each_are_read_as_raw_mlx_vlm_reads_them(
     assert [image.size for image in result.images] == [(300, 300)]
     assert result.seen == first.seen
     assert len(result.seen) == 1
-    assert chunks[0].phase == "seeing"
+    assert chunks[0].phase == "vision"
 
 
 def with_template(folder: Path, template: str) -> str:

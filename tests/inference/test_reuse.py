@@ -242,7 +242,7 @@ def test_the_second_question_on_a_picture_reads_the_new_words_alone(large: Room)
 def test_progress_starts_at_what_is_known(large: Room) -> None:
     large.cold(QUESTION, RED)
     second = large.ask("Which shape is it then?", RED)
-    read = [chunk.prompt_read for chunk in second.chunks if chunk.phase == "reading"]
+    read = [chunk.prompt_read for chunk in second.chunks if chunk.phase == "prefill"]
     assert read[0] == second.usage.cached_tokens > IMAGE_TOKENS
     assert read == sorted(read)
     assert read[-1] <= second.usage.prompt_tokens

@@ -66,7 +66,7 @@ def test_a_question_about_a_picture_is_answered(session: Session, vision: str) -
     assert [image.size for image in result.images] == [(20, 10)]
     assert result.usage.image_tokens == 16
     phases = list(dict.fromkeys(chunk.phase for chunk in sink.chunks))
-    assert phases == ["seeing", "reading", "writing"]
+    assert phases == ["vision", "prefill", "decode"]
     assert session.running == []
 
 
@@ -118,9 +118,9 @@ def test_what_a_model_makes_ready_lives_as_long_as_its_request(
     asked = partial(session.start, question(vision), images=[("img", picture())])
     asked().future.result(10)
     assert made == [], "the model was not there yet"
-    script.hold = "writing"
+    script.hold = "decode"
     generation = asked()
-    reach(generation, "writing")
+    reach(generation, "decode")
     gc.collect()
     assert made[0]() is not None
     script.release()
@@ -230,7 +230,7 @@ def test_a_missing_picture_fails_the_request_alone(session: Session, vision: str
     assert session.start(question(vision)).future.result(10).text
 
 
-@pytest.mark.parametrize("phase", ["loading", "seeing", "reading", "writing"])
+@pytest.mark.parametrize("phase", ["loading", "vision", "prefill", "decode"])
 def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
     session: Session, script: ScriptedBackend, vision: str, phase: str
 ) -> None:
@@ -250,10 +250,10 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
 
 
 def test_cancel_in_the_queue_does_not_touch_who_runs(script: ScriptedBackend, vision: str) -> None:
-    script.hold = "reading"
+    script.hold = "prefill"
     session = scripted_session(backend=script, threaded=False)
     first = session.start(question(vision))
-    while first.progress.phase != "reading":
+    while first.progress.phase != "prefill":
         session.engine.step()
     second = session.start(question(vision))
     second.cancel()
@@ -271,13 +271,13 @@ def test_cancel_in_the_queue_does_not_touch_who_runs(script: ScriptedBackend, vi
 def test_one_that_is_cancelled_does_not_wait_for_a_round_of_the_others(
     script: ScriptedBackend, vision: str
 ) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     session = scripted_session(backend=script, threaded=False)
     # Pictures are opened on threads of their own: the order is that of their submission.
     asked = []
     for _ in range(6):
         asked.append(session.start(question(vision, max_tokens=10**6)))
-        while asked[-1].progress.phase != "writing":
+        while asked[-1].progress.phase != "decode":
             session.engine.step()
     asked[3].cancel()
     slices = 0
@@ -329,9 +329,9 @@ def test_a_bad_alias_is_refused(session: Session, vision: str, alias: str) -> No
 def test_a_model_in_use_is_not_unloaded_under_its_user(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    script.hold = "reading"
+    script.hold = "prefill"
     generation = session.start(question(vision))
-    reach(generation, "reading")
+    reach(generation, "prefill")
     unload = session.pool.submit_unload(vision)
     assert not unload.done
     assert unload in session.running
@@ -416,9 +416,9 @@ def test_another_model_is_unloaded_while_one_answers(
 ) -> None:
     other = str(checkpoints.good(tmp_path / "other"))
     session.load(other).future.result(10)
-    script.hold = "writing"
+    script.hold = "decode"
     generation = session.start(question(vision, max_tokens=10**6))
-    reach(generation, "writing")
+    reach(generation, "decode")
 
     assert session.pool.unload(other) > 0
     assert script.closed == 1
@@ -430,9 +430,9 @@ def test_another_model_is_unloaded_while_one_answers(
 def test_nobody_can_cancel_the_futures_themselves(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    script.hold = "reading"
+    script.hold = "prefill"
     generation = session.start(question(vision))
-    reach(generation, "reading")
+    reach(generation, "prefill")
     assert not generation.future.cancel()
     called = session.engine.call(lambda: 1)
     assert not called.cancel()

@@ -552,10 +552,10 @@ def test_text_and_counts_are_those_of_raw_mlx_lm(text_model: TextModel, model: A
     questions = [Question(text_model, prompt, max_tokens=count) for prompt, count in asked]
     assert ask(*questions) == expected
     for question in questions:
-        read = [chunk.prompt_read for chunk in question.chunks if chunk.phase == "reading"]
+        read = [chunk.prompt_read for chunk in question.chunks if chunk.phase == "prefill"]
         total = question.chunks[-1].prompt_tokens
         assert (read, read[-1]) == (sorted(read), total)
-        written = [c.completion_tokens for c in question.chunks if c.phase == "writing"]
+        written = [c.completion_tokens for c in question.chunks if c.phase == "decode"]
         assert written == list(range(1, len(written) + 1))
 
 

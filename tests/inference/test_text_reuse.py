@@ -118,7 +118,7 @@ def test_what_was_read_and_written_is_not_read_again(model: TextModel, weights: 
     again = asked(model, LONG + "Say.")
     assert (again.cached, model.reuse.prefix_hits) == (read, 1)
     assert again.text == raw(weights, LONG + "Say.")
-    progress = [chunk.prompt_read for chunk in again.chunks if chunk.phase == "reading"]
+    progress = [chunk.prompt_read for chunk in again.chunks if chunk.phase == "prefill"]
     assert progress[0] == 0, "before the prompt was looked at"
     assert progress[1] == read
     assert progress == sorted(progress)

@@ -36,7 +36,7 @@ class Model:
             cancel.checkpoint()
             if self.error and number == 1:
                 raise self.error
-            report(GenerationChunk("writing", text="x"))
+            report(GenerationChunk("decode", text="x"))
             yield
         return "length"
 

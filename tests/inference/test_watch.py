@@ -78,7 +78,7 @@ def test_a_first_question_is_told_step_by_step(session: Session, folder: str) ->
 def test_the_end_is_told_after_the_outcome(
     session: Session, script: ScriptedBackend, folder: str
 ) -> None:
-    script.hold = "reading"
+    script.hold = "prefill"
     generation = session.start(question(folder))
     told: list[tuple[bool, bool]] = []
     ended = threading.Event()
@@ -141,13 +141,13 @@ def test_the_default_model_is_told_when_it_changes(session: Session) -> None:
 
 
 def test_tokens_are_not_told(session: Session, script: ScriptedBackend, folder: str) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     looking = Looking(session)
     told_at: list[int] = []
     enough = threading.Event()
 
     def sink(chunk: GenerationChunk) -> None:
-        if chunk.phase == "writing":
+        if chunk.phase == "decode":
             told_at.append(len(looking.seen))
         if len(told_at) > 50:
             enough.set()

@@ -23,9 +23,9 @@ ANSWER = "Two red squares."
 # How the view tells that a phase has been reached.
 PHASES = {
     "loading": "loading",
-    "seeing": "looking at the picture",
-    "reading": "reading the prompt",
-    "writing": ANSWER.split()[0],
+    "vision": "looking at the picture",
+    "prefill": "reading the prompt",
+    "decode": ANSWER.split()[0],
 }
 
 # So long that it never ends by itself: while it is held, the script repeats the answer.
@@ -82,15 +82,15 @@ def test_click_in_each_phase(client: Client, phase: str) -> None:
     client.click(client.wait_for_button(asking))
     assert_cancelled(client, asking)
     partial = client.value("answer.text")
-    assert partial.startswith(ANSWER) if phase == "writing" else partial == ""
+    assert partial.startswith(ANSWER) if phase == "decode" else partial == ""
     assert_next_question_works(client)
 
 
 def test_queued_cell_waits_and_runs_after_cancel(client: Client, subshell_id: str | None) -> None:
-    hold(client, "writing")
+    hold(client, "decode")
     asking = client.start(QUESTION)
     queued = client.start("print(answer.finish_reason)")
-    client.wait_for_words(asking, PHASES["writing"])
+    client.wait_for_words(asking, PHASES["decode"])
     client.click(client.wait_for_button(asking), subshell_id)
     assert_cancelled(client, asking, queued)
     assert queued.stdout == "cancelled\n"
@@ -102,7 +102,7 @@ def test_queued_cell_waits_and_runs_after_cancel(client: Client, subshell_id: st
 def test_click_of_a_quick_client_counts(
     client: Client, prefix: str, subshell_id: str | None
 ) -> None:
-    hold(client, "writing")
+    hold(client, "decode")
     asking = client.start(prefix + QUESTION)
     # As soon as there is a button, before it is displayed: a program can be that quick.
     client.click(client.wait_for_button(asking, seen=False), subshell_id)
@@ -111,10 +111,10 @@ def test_click_of_a_quick_client_counts(
 
 
 def test_interrupt_keeps_the_partial_answer_and_stops_the_queue(client: Client) -> None:
-    hold(client, "writing")
+    hold(client, "decode")
     asking = client.start(QUESTION)
     queued = client.start("print('must not run')")
-    client.wait_for_words(asking, PHASES["writing"])
+    client.wait_for_words(asking, PHASES["decode"])
     client.interrupt()
     assert client.finish(asking).status == "error"
     client.finish(queued)
@@ -134,10 +134,10 @@ def test_nested_magic_answers(client: Client, code: str) -> None:
 
 @pytest.mark.parametrize("code", NESTED.values(), ids=NESTED)
 def test_nested_magic_can_be_cancelled(client: Client, code: str, subshell_id: str | None) -> None:
-    hold(client, "writing")
+    hold(client, "decode")
     asking = client.start(code)
     queued = client.start("print(answer.finish_reason)")
-    client.wait_for_words(asking, PHASES["writing"])
+    client.wait_for_words(asking, PHASES["decode"])
     client.click(client.wait_for_button(asking, seen="capture" not in code), subshell_id)
     assert_cancelled(client, asking, queued)
     assert_next_question_works(client)
@@ -145,10 +145,10 @@ def test_nested_magic_can_be_cancelled(client: Client, code: str, subshell_id: s
 
 @pytest.mark.parametrize("way", NESTED)
 def test_nested_magic_can_be_interrupted(client: Client, way: str) -> None:
-    hold(client, "writing")
+    hold(client, "decode")
     asking = client.start(NESTED[way])
     queued = client.start("print('next')")
-    client.wait_for_words(asking, PHASES["writing"])
+    client.wait_for_words(asking, PHASES["decode"])
     client.interrupt()
     client.finish(asking)
     client.finish(queued)
@@ -184,14 +184,14 @@ def test_load_can_be_cancelled(client: Client, model: Path, prefix: str) -> None
 def test_an_unload_that_waits_can_be_cancelled_interrupted_and_forced(
     client: Client, model: Path, prefix: str
 ) -> None:
-    hold(client, "writing")
+    hold(client, "decode")
     client.run(
         "from mlx_magic import default_session\n"
         "from mlx_magic.engine.request import GenerationRequest, Sampling\n"
         "sampling = Sampling(max_tokens=10**9)\n"
         f"request = GenerationRequest('Hi', model={str(model)!r}, sampling=sampling)\n"
         "asked = default_session.current().start(request)\n"
-        "while asked.progress.phase != 'writing': pass"
+        "while asked.progress.phase != 'decode': pass"
     )
     unloading = client.start(f"{prefix}%vision unload {model}")
     client.wait_for_words(unloading, "once its user is done")
@@ -216,9 +216,9 @@ def test_an_unload_that_waits_can_be_cancelled_interrupted_and_forced(
 def test_cancel_leaves_no_widgets_behind(client: Client) -> None:
     client.run("from ipywidgets.widgets.widget import _instances; before = set(_instances)")
     before = set(client.widgets)
-    hold(client, "writing")
+    hold(client, "decode")
     asking = client.start(QUESTION)
-    client.wait_for_words(asking, PHASES["writing"])
+    client.wait_for_words(asking, PHASES["decode"])
     client.click(client.wait_for_button(asking))
     assert_cancelled(client, asking)
     client.wait_for(lambda: set(client.widgets) <= before, "the end of the view")

@@ -94,7 +94,7 @@ def lines_of(client: Client, code: str) -> int:
 def test_an_endless_answer_is_stopped_and_kept_at_every_line(client: Client, way: str) -> None:
     last = lines_of(client, WAYS[way])
     assert last > 300
-    client.run("script = use_scripted('Two red squares.', hold='writing')")
+    client.run("script = use_scripted('Two red squares.', hold='decode')")
     for moment in sorted({1 + at * last // MOMENTS for at in range(MOMENTS)}):
         client.run(f"interrupt_at({moment})")
         cell = client.run(WAYS[way])

@@ -57,7 +57,7 @@ class Gated:
 """
 
 QUESTION = "%%vision -m smol -o answer --max-tokens 1000000\nWhat is this?"
-PHASES = {"loading": "loading", "reading": "reading", "writing": "writing"}
+PHASES = {"loading": "loading", "prefill": "reading", "decode": "writing"}
 
 OpenPage = Callable[..., Page]
 
@@ -171,7 +171,7 @@ def test_answer_arrives_as_messages(
     prepare: Callable[..., None],
     open_page: OpenPage,
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     page = open_page(subshell_id)
     assert [page.row(name) != "" for name in ("smol", "other")] == [True, True]
     page.ask("What is this?")
@@ -202,13 +202,13 @@ def test_cancel_in_each_phase(
     page = open_page()
     page.ask("What is this?")
     page.wait_for_status(PHASES[phase])
-    if phase == "writing":
+    if phase == "decode":
         page.wait_for_text(ANSWER.split()[0])
     shown = page.text()
     page.press("Cancel")
     answer = page.wait_for_end("cancelled")
     assert answer["text"].startswith(shown)
-    assert bool(answer["text"]) == (phase == "writing")
+    assert bool(answer["text"]) == (phase == "decode")
     assert answer["footer"].startswith("cancelled")
     run(client, "script.release()")
     page.ask("And now?")
@@ -238,7 +238,7 @@ def test_load_is_cancelled_and_begun_again(
 def test_interrupt_without_a_cell_leaves_the_answer_alone(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     page = open_page()
     page.ask("What is this?")
     page.wait_for_text(ANSWER)
@@ -260,7 +260,7 @@ def test_panel_beside_a_cell_that_awaits(
     prepare: Callable[..., None],
     open_page: OpenPage,
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     page = open_page(subshell_id)
     page.write("What is that?")
     client.wait_for(lambda: not client.widgets[page.button("Run")]["disabled"], "Run")
@@ -289,7 +289,7 @@ def test_cancel_of_the_panel_and_of_a_cell_are_apart(
     prepare: Callable[..., None],
     open_page: OpenPage,
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     page = open_page(subshell_id)
     page.ask("What is that?")
     page.wait_for_text(ANSWER)
@@ -320,7 +320,7 @@ def test_cancel_works_under_a_cell_that_blocks(
     open_page: OpenPage,
     blocker: Blocker,
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     page = open_page(subshell_id)
     page.ask("What is this?")
     page.wait_for_text(ANSWER)
@@ -385,7 +385,7 @@ def test_a_watched_click_counts_once(
 def test_two_panels_show_the_same_models_and_answer_apart(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     first, second = open_page(), open_page()
     first.press("Load", "other")
     for page in (first, second):
@@ -469,7 +469,7 @@ def test_page_reload_in_the_middle_of_an_answer(
 def test_page_that_missed_something_asks_again(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     page = open_page()
     page.ask("What is this?")
     page.wait_for_text(ANSWER)
@@ -488,7 +488,7 @@ def test_page_that_missed_something_asks_again(
 def test_idle_panel_sends_nothing(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
-    prepare(hold="writing")
+    prepare(hold="decode")
     page = open_page()
     status = page.status
 

@@ -61,7 +61,7 @@ def test_answer_is_written_once_and_kept(tmp_path: Path) -> None:
 
 
 def test_interrupt_keeps_the_partial_answer(tmp_path: Path) -> None:
-    with terminal(tmp_path, hold="writing") as process:
+    with terminal(tmp_path, hold="decode") as process:
         assert process.stdout is not None
         seen = ""
         while "squares." not in seen:

@@ -118,7 +118,7 @@ def test_sampling_stop_and_time_come_from_flags_and_config(
 def test_time_that_is_up_ends_a_cell_with_what_there_is(
     shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     cell(shell, "-m demo --max-tokens 1000000 --timeout 0.3 -o r")
     assert shell.user_ns["r"].finish_reason == "timeout"
     assert shell.user_ns["r"].text.startswith("It is **red**.")

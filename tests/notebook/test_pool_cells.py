@@ -53,10 +53,10 @@ def config(shell: InteractiveShell, text: str) -> None:
 
 def begin(script: ScriptedBackend, model: str) -> Generation:
     """Ask a question that goes on until it is cancelled or released."""
-    script.hold = "writing"
+    script.hold = "decode"
     request = GenerationRequest(prompt="Hi", model=model, sampling=Sampling(max_tokens=10**6))
     generation = default_session.current().start(request)
-    while generation.progress.phase != "writing":
+    while generation.progress.phase != "decode":
         assert not generation.done
     return generation
 

@@ -56,7 +56,7 @@ def shown(view: WidgetView) -> str:
 
 
 def write(generation: Generation, text: str, count: int) -> None:
-    generation.report(GenerationChunk("writing", text=text, completion_tokens=count))
+    generation.report(GenerationChunk("decode", text=text, completion_tokens=count))
 
 
 def tick(view: WidgetView, clock: ManualClock) -> None:
@@ -129,10 +129,10 @@ def test_pictures_come_before_the_first_token_and_once(
 
 def test_the_phase_is_shown(view: WidgetView, generation: Generation, clock: ManualClock) -> None:
     assert "waiting" in shown(view)
-    generation.report(GenerationChunk("seeing", seen=("128 x 128",)))
+    generation.report(GenerationChunk("vision", seen=("128 x 128",)))
     tick(view, clock)
     assert "looking at the picture at 128 x 128" in shown(view)
-    generation.report(GenerationChunk("reading", prompt_read=1000, prompt_tokens=2000))
+    generation.report(GenerationChunk("prefill", prompt_read=1000, prompt_tokens=2000))
     tick(view, clock)
     assert "reading the prompt · 1,000 of 2,000 tokens" in shown(view)
     write(generation, "x", 1)

@@ -40,12 +40,12 @@ class ActiveRequest:
 
     def was_read(self, read: int = 0) -> None:
         """Report that so many tokens of its prompt were read, after those that were known."""
-        self.report(self.counts.chunk("reading", read=read))
+        self.report(self.counts.chunk("prefill", read=read))
 
     def wrote(self, text: str, written: int) -> None:
         """Report what was written since the last one, and the tokens of the answer so far."""
         self.place.reading = False
-        self.report(self.counts.chunk("writing", text=text, written=written))
+        self.report(self.counts.chunk("decode", text=text, written=written))
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class TokenCounts:
             cancel.checkpoint()
             seen = done * self.pictures // there if there >= self.pictures else done
             if self.pictures > 1 and (seen or there >= self.pictures):
-                report(replace(self.chunk("seeing"), pictures_seen=seen, pictures=self.pictures))
+                report(replace(self.chunk("vision"), pictures_seen=seen, pictures=self.pictures))
 
         return between
 
@@ -107,7 +107,7 @@ class TokenCounts:
         written : int
             Tokens of the answer so far.
         """
-        writing = phase == "writing"
+        writing = phase == "decode"
         return GenerationChunk(
             phase,
             text=text,

@@ -185,7 +185,7 @@ class TextModel:
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
         platform.reset_peak()
-        report(GenerationChunk("reading"))
+        report(GenerationChunk("prefill"))
         kv_cache.require_bits(request.kv_bits, self._room.shape, self._name)
         making = self._inputs.made(request, cancel)
         yield

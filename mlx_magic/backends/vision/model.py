@@ -192,7 +192,7 @@ class VisionModel:
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
         platform.reset_peak()
-        report(GenerationChunk("seeing" if chat_messages.pictures(request) else "reading"))
+        report(GenerationChunk("vision" if chat_messages.pictures(request) else "prefill"))
         kv_cache.require_bits(request.kv_bits, self._room.shape, self._name)
         inputs = yield from self._answering.in_order(self._inputs(request, cancel), cancel)
         counts = TokenCounts(
@@ -263,7 +263,7 @@ class VisionModel:
             seen = seen_sizes(inputs, len(pictures), patch)
             # Those of the turns before were said then.
             own = seen[len(pictures) - len(request.images) :] if seen else seen
-            report(GenerationChunk("seeing", seen=own))
+            report(GenerationChunk("vision", seen=own))
 
     def _seated(
         self,

@@ -10,9 +10,9 @@ _WORDS = {
     "queued": "waiting",
     "downloading": "downloading the model",
     "loading": "loading the model",
-    "seeing": "looking at the picture",
-    "reading": "reading the prompt",
-    "writing": "writing",
+    "vision": "looking at the picture",
+    "prefill": "reading the prompt",
+    "decode": "writing",
     "done": "done",
 }
 
@@ -20,9 +20,9 @@ _WORDS = {
 def phase_line(progress: Progress) -> str:
     """Return one short line: the phase, and how far it has come where that is known."""
     words = progress.note or _WORDS[progress.phase]
-    if progress.total <= 0 or progress.phase == "seeing":
+    if progress.total <= 0 or progress.phase == "vision":
         return words + " …"
-    if progress.phase == "reading":
+    if progress.phase == "prefill":
         return f"{words} · {progress.done:,} of {progress.total:,} tokens"
     line = f"{words} · {amount(progress.done)} of {amount(progress.total)}"
     left = seconds_left(progress.done, progress.total, progress.rate)

@@ -24,7 +24,7 @@ PATIENCE = 5.0
 HEAD_START = (0.02, 0.08)
 """Seconds that a cell waits before it shows its view; after each it looks whether to go on."""
 
-_BUSY = frozenset({"downloading", "loading", "writing"})
+_BUSY = frozenset({"downloading", "loading", "decode"})
 
 
 class RunningCell(Generic[T]):

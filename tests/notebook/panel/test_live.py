@@ -56,9 +56,7 @@ class Asked:
 
     def write(self, text: str, tokens: int = 50) -> bool:
         self.written += tokens
-        self.generation.report(
-            GenerationChunk("writing", text=text, completion_tokens=self.written)
-        )
+        self.generation.report(GenerationChunk("decode", text=text, completion_tokens=self.written))
         self.clock.advance(1.0)
         return self.live.update()
 

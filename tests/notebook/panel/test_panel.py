@@ -91,7 +91,7 @@ def test_cancel_works_while_it_runs_and_is_off_before_and_after(
     driven: DrivenPanel, script: ScriptedBackend
 ) -> None:
     assert driven.button("Cancel").disabled
-    script.hold = "writing"
+    script.hold = "decode"
     driven.ask("What?")
     assert driven.button("Run").disabled
     driven.click("Cancel")
@@ -105,7 +105,7 @@ def test_cancel_works_while_it_runs_and_is_off_before_and_after(
 def test_keys_run_with_the_text_of_the_page_and_cancel(
     driven: DrivenPanel, script: ScriptedBackend
 ) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     driven.page("run", prompt="Typed faster than sent")
     assert driven.panel.turns[0].prompt == "Typed faster than sent"
     driven.tray._handle_custom_msg({"type": "cancel"}, [])
@@ -249,7 +249,7 @@ class TestConversation:
     def test_a_cancelled_answer_is_no_history(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
-        script.hold = "reading"
+        script.hold = "prefill"
         driven.ask("One?")
         driven.click("Cancel")
         driven.finish()
@@ -348,7 +348,7 @@ class TestConversation:
     def test_new_conversation_cancels_and_clears(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
-        script.hold = "writing"
+        script.hold = "decode"
         driven.ask("One?")
         generation = driven.panel.turns[0].answers[0].generation
         assert generation is not None
@@ -380,7 +380,7 @@ class TestCompare:
     def test_one_is_cancelled_and_the_other_goes_on(
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
-        script.hold = "writing"
+        script.hold = "decode"
         turn = driven.panel._ask("What?", ["demo", add_model("other")], ())
         driven.page("cancel", turn=turn.id, index=1)
         generation = turn.answers[1].generation
@@ -395,7 +395,7 @@ class TestCompare:
     def test_cancel_stops_them_all(
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
-        script.hold = "writing"
+        script.hold = "decode"
         driven.panel._ask("What?", ["demo", add_model("other")], ())
         driven.update()
         driven.click("Cancel")
@@ -477,7 +477,7 @@ class TestModels:
     def test_an_unload_waits_for_the_answer_and_can_be_cancelled(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
-        script.hold = "writing"
+        script.hold = "decode"
         driven.ask("One?")
         generation = driven.panel.turns[0].answers[0].generation
         assert generation is not None
@@ -544,7 +544,7 @@ def test_the_status_line_says_what_a_cell_does(
     driven: DrivenPanel, script: ScriptedBackend
 ) -> None:
     assert "idle" in driven.panel._status.value
-    script.hold = "writing"
+    script.hold = "decode"
     generation = driven.session.start(GenerationRequest("From a cell?"))
     while not generation.snapshot().text:
         generation.token.wait(0.01)
@@ -559,7 +559,7 @@ def test_the_status_line_says_what_a_cell_does(
 def test_two_panels_do_not_cancel_each_other(
     driven: DrivenPanel, shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
-    script.hold = "writing"
+    script.hold = "decode"
     other = DrivenPanel(shell)
     driven.ask("One?")
     other.ask("Two?")

@@ -145,7 +145,7 @@ class LiveAnswer:
         """Show a new phase at once, and progress within one twice a second."""
         line = phase_line(progress)
         new = progress.phase != self._phase
-        if not new and (progress.phase == "writing" or self._clock() < self._next_status):
+        if not new and (progress.phase == "decode" or self._clock() < self._next_status):
             return
         self._phase = progress.phase
         if line != self._status:

@@ -44,4 +44,4 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
 def _line(work: Generation) -> str:
     """Without what changes at each token: this line is for whoever looks up now and then."""
     progress = work.progress
-    return "writing" if progress.phase == "writing" else phase_line(progress)
+    return "writing" if progress.phase == "decode" else phase_line(progress)
