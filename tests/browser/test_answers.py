@@ -24,7 +24,7 @@ MAKE = r"""
 from PIL import Image
 from IPython.display import display
 from mlx_magic.images.image import make_image_input
-from mlx_magic.engine.request import VisionResult
+from mlx_magic.engine.result import VisionResult
 from mlx_magic.notebook.display.render import bundle
 from mlx_magic.notebook.display.tables import Table
 from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn

@@ -365,7 +365,7 @@ from pathlib import Path
 from mlx_magic.images.opening import open_images
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.testing import use_scripted
-from mlx_magic.session import current
+from mlx_magic.default_session import current
 from PIL import Image
 folder, hold = {folder!r}, {hold!r}
 use_scripted("a b c", hold=hold)

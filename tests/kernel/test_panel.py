@@ -361,7 +361,9 @@ def test_a_watched_click_counts_once(
 ) -> None:
     shown = run(
         client,
-        "import ipywidgets as widgets; from mlx_magic.notebook import clicks; counted = []\n"
+        "import ipywidgets as widgets\n"
+        "from mlx_magic.notebook.kernel import click_routing as clicks\n"
+        "counted = []\n"
         "watched = widgets.Button(description='Watched')\n"
         "end = clicks.watch_always(watched, lambda: counted.append(threading.get_ident()))\n"
         "watched",

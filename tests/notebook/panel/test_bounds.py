@@ -153,7 +153,7 @@ def test_the_size_of_a_file_is_read_from_its_head() -> None:
 HOLDING = """
 import io, resource, sys, threading
 from PIL import Image
-from mlx_magic.notebook.panel import held
+from mlx_magic.notebook.panel.state import pixel_budget as held
 from mlx_magic.notebook.panel.control.pictures import Pictures
 side, limit = int(sys.argv[1]), int(sys.argv[2])
 if limit:

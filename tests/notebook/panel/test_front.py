@@ -98,7 +98,7 @@ def test_both_carry_one_module_that_needs_nothing_else(
 
 
 def test_every_source_is_shipped_and_names_are_declared_once() -> None:
-    folder = Path(front.__file__).parent / "static"
+    folder = Path(front.__file__).parents[1] / "static"
     for path in folder.iterdir():
         assert path.read_text("utf-8") in (front.SCRIPT if path.suffix == ".js" else front.STYLE)
     names = re.findall(r"^(?:async )?(?:function|class|const) (\w+)", front.SCRIPT, re.MULTILINE)
