@@ -30,10 +30,10 @@ from mlx_magic.formatting import without_frames
 from mlx_magic.images import opening
 from mlx_magic.model_pool.model_info import Lease, Load, no_images
 from mlx_magic.model_pool.pool import ModelPool
-from mlx_magic.models.catalog.alias_file import Target, is_alias, require_alias
+from mlx_magic.models.catalog.alias_file import AliasTarget, is_alias, require_alias
 from mlx_magic.models.catalog.aliases import Names, adapted_name
 from mlx_magic.models.catalog.local_models import ModelOnDisk, models_on_disk, names_on_disk
-from mlx_magic.models.catalog.resolve import describe, find
+from mlx_magic.models.catalog.resolve import describe_model, find
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.user_folders import absolute
 
@@ -247,7 +247,7 @@ class Session:
         return load
 
     def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
-        self.names.give(alias, Target(path, adapter))
+        self.names.give(alias, AliasTarget(path, adapter))
         self._watchers.tell()
 
     def check(self, name: str) -> str:
@@ -263,7 +263,7 @@ class Session:
         ModelError
             When there is no such model, or its checkpoint cannot be used.
         """
-        return describe(name, self.names)
+        return describe_model(name, self.names)
 
     def on_disk(self) -> list[ModelOnDisk]:
         """Look which models are on this machine's disk; see `models_on_disk`.

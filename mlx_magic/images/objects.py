@@ -24,7 +24,7 @@ SUPPORTED = (
 )
 
 
-def describe(value: Any) -> str:
+def describe_object(value: Any) -> str:
     """Return a name for a value that nobody named: ``"PIL image"``, ``"NumPy array"``..."""
     kind = type(value)
     package = kind.__module__.partition(".")[0]

@@ -85,7 +85,7 @@ class Finder:
             raise ImageError(f"{what} is empty: there is no picture in it.", source=what)
 
     def _walk(self, value: Any, name: str | None, depth: int) -> None:
-        label = shorten(name) if name else objects.describe(value)
+        label = shorten(name) if name else objects.describe_object(value)
         items = _items(value, label)
         if items is not None:
             if depth >= _MAX_DEPTH:

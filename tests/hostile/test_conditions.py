@@ -176,11 +176,11 @@ SCRIPT = """
 from mlx_magic.testing import use_scripted
 import mlx_magic
 from mlx_magic import default_session
-from mlx_magic.models.catalog.alias_file import Target
+from mlx_magic.models.catalog.alias_file import AliasTarget
 ip = get_ipython()
 ip.run_line_magic("load_ext", "mlx_magic")
 use_scripted("Zwei W\\u00fcrfel \\u6a21\\ud800.")
-default_session.current().names.give("m\\u00f6del", Target(str(mlx_magic.demo_model()), None))
+default_session.current().names.give("m\\u00f6del", AliasTarget(str(mlx_magic.demo_model()), None))
 for cell in [
     "%%vision -o r\\nWas?", "r", "%vision list", "%vision load m\\u00f6del", "%vision list",
     "%vision use m\\u00f6del", "%vision status", "%vision load n\\u00f6", "%vision help",

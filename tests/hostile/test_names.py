@@ -12,7 +12,7 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import no_panics
 from mlx_magic.errors import CheckpointError, GenerationError, ModelError
 from mlx_magic.models.catalog import model_summary
-from mlx_magic.models.catalog.alias_file import Target
+from mlx_magic.models.catalog.alias_file import AliasTarget
 from mlx_magic.models.catalog.aliases import Names
 from mlx_magic.models.catalog.local_models import ModelOnDisk
 from mlx_magic.models.checkpoints import checkpoint, remote_code, strict_json
@@ -43,7 +43,9 @@ def test_the_list_shows_an_odd_folder_and_an_odd_alias_clean(tmp_path: Path) -> 
     session = scripted_session()
     try:
         session.names.look_in([str(tmp_path)])
-        session.names.give("x\x1b[31m\ny", Target(str(checkpoints.good(tmp_path / "two")), None))
+        session.names.give(
+            "x\x1b[31m\ny", AliasTarget(str(checkpoints.good(tmp_path / "two")), None)
+        )
         said = repr(ModelTable.of(session))
         assert harmless(said)
         assert len(said.splitlines()) == 4  # headings, the bundled one, the alias, the folder

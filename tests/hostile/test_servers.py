@@ -12,7 +12,7 @@ from mlx_magic.errors import FetchError
 from mlx_magic.images.http import connection as http_connection
 from mlx_magic.images.http import fetch as fetch_module
 from mlx_magic.images.http.fetch import UrlFetcher
-from mlx_magic.images.http.public_addresses import IPAddress, Target
+from mlx_magic.images.http.public_addresses import IPAddress, UrlTarget
 from tests.hostile.server_cases import CASES, TLS_CASES, Case, picture, serving
 
 _MOST = 200_000
@@ -37,7 +37,7 @@ class Counting:
         return count
 
 
-def connect(target: Target, address: IPAddress, timeout: float) -> http_connection.Connection:
+def connect(target: UrlTarget, address: IPAddress, timeout: float) -> http_connection.Connection:
     """Connect as ever, and count."""
     return Counting(http_connection.connect_to(target, address, timeout))
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.models.catalog.alias_file import AliasFile, Target, default_path
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget, default_path
 from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
@@ -33,9 +33,9 @@ def test_without_a_file_there_are_none(file: AliasFile) -> None:
 
 def test_what_a_person_writes_holds_at_once(file: AliasFile) -> None:
     write(file, 'qwen = "org/qwen"\n')
-    assert file.targets == {"qwen": Target("org/qwen")}
+    assert file.targets == {"qwen": AliasTarget("org/qwen")}
     write(file, '# mine\n[tuned]\nmodel = "org/qwen"\nadapter = "~/lora"\n')
-    assert file.targets == {"tuned": Target("org/qwen", "~/lora")}
+    assert file.targets == {"tuned": AliasTarget("org/qwen", "~/lora")}
     file.path.unlink()
     assert file.targets == {}
 
@@ -46,7 +46,7 @@ def test_lines_that_are_not_understood_are_said_and_the_others_hold(file: AliasF
         'good = "org/a"\nnumber = 3\n"a/b" = "org/b"\ndemo = "org/c"\nempty = " "\n'
         'more = { model = "org/d", trust_remote_code = true }\n',
     )
-    assert file.targets == {"good": Target("org/a")}
+    assert file.targets == {"good": AliasTarget("org/a")}
     said = file.problems
     assert len(said) == 5
     assert all("\n" not in problem and str(file.path) in problem for problem in said)
@@ -60,16 +60,16 @@ def test_a_file_that_is_no_toml_is_said_with_its_line_and_nothing_is_lost(file: 
     write(file, 'a = "org/a"\nb = org/b\n')
     [problem] = file.problems
     assert "line 2" in problem
-    assert file.targets == {"a": Target("org/a")}
+    assert file.targets == {"a": AliasTarget("org/a")}
     with pytest.raises(RequestError, match="line 2"):
-        file.save("c", Target("org/c"))
+        file.save("c", AliasTarget("org/c"))
     assert file.path.read_text() == 'a = "org/a"\nb = org/b\n'
 
 
 def test_saving_leaves_every_other_line_as_it_is(file: AliasFile) -> None:
     write(file, '# head\nb = "org/b"  # keep\n\n[tuned]\nmodel = "org/t"\n')
-    file.save("a", Target("org/a"))
-    file.save("b", Target("org/new", "/lora"))
+    file.save("a", AliasTarget("org/a"))
+    file.save("b", AliasTarget("org/new", "/lora"))
     assert file.path.read_text() == (
         '# head\nb = { model = "org/new", adapter = "/lora" }\n\na = "org/a"\n'
         '[tuned]\nmodel = "org/t"\n'
@@ -81,14 +81,14 @@ def test_an_alias_in_several_lines_is_left_to_the_person(file: AliasFile) -> Non
     text = '[tuned]\nmodel = "org/t"\n'
     write(file, text)
     with pytest.raises(RequestError, match=r"aliases\.toml"):
-        file.save("tuned", Target("org/a"))
+        file.save("tuned", AliasTarget("org/a"))
     assert file.path.read_text() == text
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("a file")
     with pytest.raises(RequestError, match="cannot be changed") as caught:
-        AliasFile(tmp_path / "config" / "aliases.toml").save("a", Target("b"))
+        AliasFile(tmp_path / "config" / "aliases.toml").save("a", AliasTarget("b"))
     assert "\n" not in str(caught.value)
 
 
@@ -103,13 +103,13 @@ def test_what_is_saved_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[str, str, str | None]]
 ) -> None:
     file = AliasFile(tmp_path_factory.mktemp("c") / "aliases.toml")
-    kept: dict[str, Target] = {}
+    kept: dict[str, AliasTarget] = {}
     for alias, model, adapter in entries:
         try:
-            file.save(alias, Target(model, adapter))
+            file.save(alias, AliasTarget(model, adapter))
         except RequestError:
             continue  # what TOML cannot hold, or JSON writes in another way
-        kept[alias] = Target(model, adapter)
+        kept[alias] = AliasTarget(model, adapter)
     assert file.targets == kept
     if file.path.exists():
         tomllib.loads(file.path.read_text(encoding="utf-8"))
@@ -131,10 +131,10 @@ def test_a_saved_alias_stands_for_what_was_named(
     session.names.file = file
     folder = checkpoints.good(tmp_path / "seer")
     session.load(str(folder), alias="s", save=True).future.result(10)
-    assert file.targets == {"s": Target(str(folder))}
+    assert file.targets == {"s": AliasTarget(str(folder))}
     # Of this session's aliases what they stand for is kept, not their name.
     session.load("s", alias="t", save=True).future.result(10)
-    assert file.targets["t"] == Target(str(folder))
+    assert file.targets["t"] == AliasTarget(str(folder))
 
 
 def test_a_load_that_fails_saves_nothing(session: Session, file: AliasFile, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_load_that_fails_saves_nothing(session: Session, file: AliasFile, tmp_
     assert not file.path.exists()
     # Nor is the permission of a load that succeeds ever kept.
     session.load(str(folder), alias="e", save=True, trust_remote_code=True).future.result(10)
-    assert file.targets == {"e": Target(str(folder))}
+    assert file.targets == {"e": AliasTarget(str(folder))}
     session.pool.unload("e")
     assert session.load("e").future.exception(10) is not None
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
 from mlx_magic.models.catalog import alias_file
-from mlx_magic.models.catalog.alias_file import AliasFile, Target, require_alias
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget, require_alias
 
 
 @pytest.fixture
@@ -24,9 +24,9 @@ def file(tmp_path: Path) -> AliasFile:
     return AliasFile(tmp_path / "aliases.toml")
 
 
-def refused(file: AliasFile, alias: str = "a", target: Target | None = None) -> str:
+def refused(file: AliasFile, alias: str = "a", target: AliasTarget | None = None) -> str:
     with pytest.raises(RequestError) as caught:
-        file.save(alias, target or Target("org/a"))
+        file.save(alias, target or AliasTarget("org/a"))
     text = str(caught.value)
     assert text.isprintable()
     assert len(text) < 800
@@ -41,12 +41,12 @@ def left_over(folder: Path) -> set[str]:
 WRITER = """
 import sys
 from pathlib import Path
-from mlx_magic.models.catalog.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
 file = AliasFile(Path(sys.argv[1]), patience=100)
 print("ready", flush=True)
 sys.stdin.readline()
 for at in range(20):
-    file.save(f"w{sys.argv[2]}-{at}", Target(f"org/{at}"))
+    file.save(f"w{sys.argv[2]}-{at}", AliasTarget(f"org/{at}"))
 """
 
 
@@ -102,13 +102,13 @@ def test_a_process_that_is_stuck_with_the_lock_is_one_line_and_nothing_is_lost(
     tmp_path: Path,
 ) -> None:
     file = AliasFile(tmp_path / "aliases.toml", patience=0.05)
-    file.save("a", Target("org/a"))
+    file.save("a", AliasTarget("org/a"))
     before = file.path.read_bytes()
     with held(file):
         assert "is locked by another process" in refused(file, "b")
         assert file.path.read_bytes() == before
-        assert file.targets == {"a": Target("org/a")}
-    file.save("b", Target("org/b"))
+        assert file.targets == {"a": AliasTarget("org/a")}
+    file.save("b", AliasTarget("org/b"))
 
 
 def test_a_process_that_died_with_the_lock_is_in_nobodys_way(tmp_path: Path) -> None:
@@ -116,16 +116,16 @@ def test_a_process_that_died_with_the_lock_is_in_nobodys_way(tmp_path: Path) -> 
     with held(file) as holder:
         holder.kill()
         holder.wait()
-        file.save("a", Target("org/a"))
-    assert file.targets == {"a": Target("org/a")}
+        file.save("a", AliasTarget("org/a"))
+    assert file.targets == {"a": AliasTarget("org/a")}
 
 
 MASKED = """
 import os, sys
 from pathlib import Path
-from mlx_magic.models.catalog.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
 os.umask(int(sys.argv[2], 8))
-AliasFile(Path(sys.argv[1])).save("a", Target("org/a"))
+AliasFile(Path(sys.argv[1])).save("a", AliasTarget("org/a"))
 """
 
 
@@ -141,7 +141,7 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(
 def test_a_file_keeps_its_mode(file: AliasFile, mode: int) -> None:
     file.path.write_text('b = "org/b"\n')
     file.path.chmod(mode)
-    file.save("a", Target("org/a"))
+    file.save("a", AliasTarget("org/a"))
     assert stat.S_IMODE(file.path.stat().st_mode) == mode
 
 
@@ -152,7 +152,7 @@ def test_a_link_stays_a_link(file: AliasFile, tmp_path: Path, there: bool) -> No
     if there:
         real.write_text('b = "org/b"\n')
     file.path.symlink_to(real)
-    file.save("a", Target("org/a"))
+    file.save("a", AliasTarget("org/a"))
     assert file.path.is_symlink()
     assert 'a = "org/a"' in real.read_text()
     assert set(file.targets) == ({"a", "b"} if there else {"a"})
@@ -162,11 +162,11 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from mlx_magic.errors import RequestError
-from mlx_magic.models.catalog.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 try:
-    AliasFile(Path(sys.argv[1])).save("a", Target("org/a"))
+    AliasFile(Path(sys.argv[1])).save("a", AliasTarget("org/a"))
 except RequestError as error:
     print(error)
 """
@@ -215,7 +215,7 @@ def test_the_new_text_is_on_the_disk_before_it_takes_the_old_ones_place(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", replaced)
-    file.save("a", Target("org/a"))
+    file.save("a", AliasTarget("org/a"))
     assert steps[:2] == ["fsync", "replace"]
 
 
@@ -301,7 +301,7 @@ READER = """
 import resource, sys, time
 from pathlib import Path
 from mlx_magic.errors import RequestError
-from mlx_magic.models.catalog.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
 import filelock, tomllib
 def peak():
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -312,7 +312,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
     said = list(file.problems)
     before_bytes = path.read_bytes()
     try:
-        file.save("new", Target("org/new"))
+        file.save("new", AliasTarget("org/new"))
         said.append("saved")
     except RequestError as error:
         said.append(str(error))
@@ -344,8 +344,8 @@ def test_the_number_of_aliases_and_of_problems_has_an_end(file: AliasFile) -> No
     file.path.write_text("".join(f'a{at} = "b"\n' for at in range(alias_file.MOST_ALIASES)))
     assert len(file.targets) == alias_file.MOST_ALIASES
     assert "takes no more" in refused(file, "another")
-    file.save("a3", Target("org/new"))  # one that it has may change
-    assert file.targets["a3"] == Target("org/new")
+    file.save("a3", AliasTarget("org/new"))  # one that it has may change
+    assert file.targets["a3"] == AliasTarget("org/new")
     file.path.write_text("".join(f"a{at} = 1\n" for at in range(1_000)))
     assert len(file.problems) == 21
     assert "980 more lines" in file.problems[-1]
@@ -366,8 +366,8 @@ def test_what_cannot_be_an_alias_is_refused_everywhere_in_one_line(
 
 @pytest.mark.parametrize("target", ["a\x1b[2J", "a\nb", "a\u202eb", "a\0", "a" * 5_000])
 def test_what_cannot_be_shown_is_not_kept(file: AliasFile, target: str) -> None:
-    assert "cannot be kept" in refused(file, "a", Target(target))
-    assert "cannot be kept" in refused(file, "a", Target("org/a", target))
+    assert "cannot be kept" in refused(file, "a", AliasTarget(target))
+    assert "cannot be kept" in refused(file, "a", AliasTarget("org/a", target))
     assert not file.path.exists()
 
 
@@ -376,16 +376,19 @@ def test_what_cannot_be_shown_is_not_kept(file: AliasFile, target: str) -> None:
     ["größe", "模型", "my model", "a\u00a0b", "👩\u200d💻", "a'b\"c", "a.b", "C:\\x", "a=b #c"],
 )
 def test_words_of_every_language_are_kept(file: AliasFile, word: str) -> None:
-    file.save(word, Target(f"/models/{word}", word))
-    file.save("other", Target("org/b"))
-    assert file.targets == {word: Target(f"/models/{word}", word), "other": Target("org/b")}
+    file.save(word, AliasTarget(f"/models/{word}", word))
+    file.save("other", AliasTarget("org/b"))
+    assert file.targets == {
+        word: AliasTarget(f"/models/{word}", word),
+        "other": AliasTarget("org/b"),
+    }
     assert file.problems == ()
 
 
 def test_a_comment_with_another_lines_end_is_left_whole(file: AliasFile) -> None:
     text = '# one\u2028[two]\x85three\nb = "org/b" # \u2028c = 1\n'
     file.path.write_bytes(text.encode())
-    file.save("a", Target("org/a"))
+    file.save("a", AliasTarget("org/a"))
     assert file.path.read_bytes() == (text + 'a = "org/a"\n').encode()
 
 
@@ -403,7 +406,7 @@ def test_any_content_and_any_alias_is_a_line_or_is_kept(
     before = dict(file.targets)
     assert all(line.isprintable() for line in file.problems)
     try:
-        file.save(alias, Target(model))
+        file.save(alias, AliasTarget(model))
     except RequestError as error:
         said = str(error)
     else:
@@ -412,4 +415,4 @@ def test_any_content_and_any_alias_is_a_line_or_is_kept(
     if said:
         assert file.path.read_bytes() == raw
     elif model.strip():
-        assert file.targets == {**before, alias: Target(model)}
+        assert file.targets == {**before, alias: AliasTarget(model)}

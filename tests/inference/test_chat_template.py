@@ -21,9 +21,9 @@ import mlx_magic
 from mlx_magic.backends.chat_templates import chat_messages, rendering
 from mlx_magic.backends.chat_templates.limits import (
     BUDGET,
-    Limits,
     TemplateBudget,
     TemplateLimitError,
+    TemplateLimits,
     UnsafeTemplateError,
 )
 from mlx_magic.backends.vision import inputs
@@ -80,7 +80,7 @@ def require_equal(source: str, messages: list[dict[str, Any]], **more: Any) -> N
         assert outcome(source, messages, **more) == expected
 
 
-def rendered(source: str, limits: Limits | None = None, **variables: Any) -> str:
+def rendered(source: str, limits: TemplateLimits | None = None, **variables: Any) -> str:
     with rendering.sandboxed(TemplateBudget(limits)):
         return rendering.rendered(source, like_transformers=True, **variables)
 
@@ -187,7 +187,7 @@ def test_other_threads_and_other_code_render_as_before() -> None:
 def test_a_template_that_takes_too_much_is_stopped(source: str) -> None:
     began = time.thread_time()
     with pytest.raises((TemplateLimitError, OverflowError)) as caught:
-        rendered(source, Limits(seconds=0.5), messages=CHAT)
+        rendered(source, TemplateLimits(seconds=0.5), messages=CHAT)
     assert time.thread_time() - began < 1.2
     refusal = chat_messages.template_error(caught.value, GenerationRequest(prompt="Hi"), model="m")
     assert "\n" not in str(refusal)
@@ -235,7 +235,7 @@ def test_no_template_takes_200_mb() -> None:
 
 def test_the_time_is_of_the_injected_clock() -> None:
     now = iter(range(10_000))
-    budget = TemplateBudget(Limits(seconds=5), clock=lambda: float(next(now)))
+    budget = TemplateBudget(TemplateLimits(seconds=5), clock=lambda: float(next(now)))
     with (
         rendering.sandboxed(budget),
         pytest.raises(TemplateLimitError, match="longer than 5 s"),
@@ -250,7 +250,7 @@ def test_two_templates_of_one_block_share_their_time() -> None:
         now[0] += 1
         return now[0]
 
-    budget = TemplateBudget(Limits(seconds=20), clock=clock)
+    budget = TemplateBudget(TemplateLimits(seconds=20), clock=clock)
     loop = "{% for i in range(200) %}{% endfor %}"
     with rendering.sandboxed(budget):
         rendering.rendered(loop)

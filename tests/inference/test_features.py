@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.vision.image_cache.feature_cache import Features
 from mlx_magic.cancellation import Cancelled
 
@@ -420,8 +420,8 @@ def test_a_model_that_asks_for_one_picture_at_a_time_can_be_stopped_between_them
     assert calls == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
-def pictures_of(*seeds: int, **more: Any) -> Pictures:
-    found = Pictures.of({"input_ids": mx.array([[1]]), "pixel_values": batch(*seeds), **more})
+def pictures_of(*seeds: int, **more: Any) -> ImageKeys:
+    found = ImageKeys.of({"input_ids": mx.array([[1]]), "pixel_values": batch(*seeds), **more})
     assert found is not None
     return found
 

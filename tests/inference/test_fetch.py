@@ -21,7 +21,7 @@ from mlx_magic.errors import FetchError
 from mlx_magic.images.http import connection as http_connection
 from mlx_magic.images.http import fetch as fetch_module
 from mlx_magic.images.http.fetch import MAX_DOWNLOAD_BYTES, UrlFetcher
-from mlx_magic.images.http.public_addresses import IPAddress, Target
+from mlx_magic.images.http.public_addresses import IPAddress, UrlTarget
 from mlx_magic.images.opening import open_images
 
 PUBLIC = "93.184.216.34"
@@ -106,7 +106,7 @@ class Network:
             answers = self.names.get(host, [[PUBLIC]])
             return answers.pop(0) if len(answers) > 1 else answers[0]
 
-    def connect(self, target: Target, address: IPAddress, timeout: float) -> Any:
+    def connect(self, target: UrlTarget, address: IPAddress, timeout: float) -> Any:
         self.asked.append((target.host, str(address)))
         connection = self.connections.pop(0)
         if isinstance(connection, Exception):

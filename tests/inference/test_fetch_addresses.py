@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.images.http.public_addresses import Target, is_public, parse_url
+from mlx_magic.images.http.public_addresses import UrlTarget, is_public, parse_url
 
 NOT_PUBLIC = [
     "0.0.0.0",
@@ -117,15 +117,15 @@ def test_never_laxer_than_the_standard_library(
 @pytest.mark.parametrize(
     ("url", "target"),
     [
-        ("http://Example.org", Target("http", "example.org", 80, "/")),
+        ("http://Example.org", UrlTarget("http", "example.org", 80, "/")),
         ("HTTPS://example.org:8443/a%20b?c=ü&d=e#f",
-         Target("https", "example.org", 8443, "/a%20b?c=%C3%BC&d=e")),
-        ("http://bücher.example/ä", Target("http", "xn--bcher-kva.example", 80, "/%C3%A4")),
-        ("http://[2606:4700::1111]:81/", Target("http", "2606:4700::1111", 81, "/")),
-        ("http://8.8.8.8/x", Target("http", "8.8.8.8", 80, "/x")),
+         UrlTarget("https", "example.org", 8443, "/a%20b?c=%C3%BC&d=e")),
+        ("http://bücher.example/ä", UrlTarget("http", "xn--bcher-kva.example", 80, "/%C3%A4")),
+        ("http://[2606:4700::1111]:81/", UrlTarget("http", "2606:4700::1111", 81, "/")),
+        ("http://8.8.8.8/x", UrlTarget("http", "8.8.8.8", 80, "/x")),
     ],
 )  # fmt: skip
-def test_urls_are_taken_apart(url: str, target: Target) -> None:
+def test_urls_are_taken_apart(url: str, target: UrlTarget) -> None:
     assert parse_url(url) == target
 
 

@@ -77,7 +77,7 @@ class Sizes:
             update = first.update_and_fetch
 
             def watched(*args: Any, **kwargs: Any) -> Any:
-                self.most = max(self.most, kv_cache.nbytes(made))
+                self.most = max(self.most, kv_cache.caches_nbytes(made))
                 return update(*args, **kwargs)
 
             first.update_and_fetch = watched

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,11 +21,11 @@ def pixels(*seeds: int, shape: tuple[int, ...] = (3, 8, 8)) -> Any:
     return np.stack(rows)
 
 
-def pictures(**inputs: Any) -> Pictures:
+def pictures(**inputs: Any) -> ImageKeys:
     import mlx.core as mx
 
     arrays = {k: mx.array(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
-    found = Pictures.of({"input_ids": mx.array([[1, 2]]), "mask": mx.array([[1, 1]]), **arrays})
+    found = ImageKeys.of({"input_ids": mx.array([[1, 2]]), "mask": mx.array([[1, 1]]), **arrays})
     assert found is not None
     return found
 
@@ -33,12 +33,12 @@ def pictures(**inputs: Any) -> Pictures:
 def test_words_alone_have_none() -> None:
     import mlx.core as mx
 
-    assert Pictures.of({"input_ids": mx.array([[1]]), "mask": mx.array([[1]])}) is None
+    assert ImageKeys.of({"input_ids": mx.array([[1]]), "mask": mx.array([[1]])}) is None
 
 
 @pytest.mark.parametrize("lead", [False, True])
 def test_a_picture_has_the_same_name_alone_and_beside_others(lead: bool) -> None:
-    def of(*seeds: int) -> Pictures:
+    def of(*seeds: int) -> ImageKeys:
         held = pixels(*seeds)
         return pictures(pixel_values=held[None] if lead else held)
 
@@ -57,7 +57,7 @@ def test_what_is_not_of_rows_is_known_as_a_whole() -> None:
 
 
 def test_what_cannot_be_known_has_none() -> None:
-    assert Pictures.of({"pixel_values": object()}) is None
+    assert ImageKeys.of({"pixel_values": object()}) is None
 
 
 def test_pixels_of_what_was_looked_for_are_let_go() -> None:

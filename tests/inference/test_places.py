@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
 from mlx_magic.backends.prefix_cache.prompt_keys import places as places_of
 
@@ -37,7 +37,7 @@ def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
 
 
 def places(inputs: dict[str, Any], image_token: int | None) -> PromptKeys | None:
-    return places_of(inputs, image_token, Pictures.of(inputs))
+    return places_of(inputs, image_token, ImageKeys.of(inputs))
 
 
 def held(inputs: dict[str, Any]) -> list[Any]:

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import strict_json
-from mlx_magic.models.checkpoints.strict_json import Limits, UnreadableFileError, parse, read, scan
+from mlx_magic.models.checkpoints.strict_json import (
+    JsonLimits,
+    UnreadableFileError,
+    parse,
+    read,
+    scan,
+)
 
 SCALARS = (
     st.none()
@@ -120,7 +126,7 @@ def test_a_scan_counts_and_builds_nothing(tmp_path: Path) -> None:
     path.write_text(json.dumps({"[[[": 1, '"]': 2}))
     scan(path)
     with pytest.raises(UnreadableFileError, match="more than 1 values"):
-        scan(path, Limits(1000, 1))
+        scan(path, JsonLimits(1000, 1))
     path.write_text('{"a": "')
     with pytest.raises(UnreadableFileError, match="cut short"):
         scan(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlx_magic import default_session, demo
-from mlx_magic.backends.chat_templates.limits import Limits
+from mlx_magic.backends.chat_templates.limits import TemplateLimits
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.session import Session
@@ -40,8 +40,8 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session
 @pytest.fixture
 def endless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the limit of time: then only the mechanism that is looked at can help."""
-    defaults = (1e9, *(Limits.__init__.__defaults__ or ())[1:])
-    monkeypatch.setattr(Limits.__init__, "__defaults__", defaults)
+    defaults = (1e9, *(TemplateLimits.__init__.__defaults__ or ())[1:])
+    monkeypatch.setattr(TemplateLimits.__init__, "__defaults__", defaults)
 
 
 def with_template(source: Path, folder: Path) -> str:

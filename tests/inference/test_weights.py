@@ -146,7 +146,7 @@ def test_on_a_cpu_quantized_weights_are_unpacked(engine: Engine) -> None:
         for _ in reading(packed, CancelToken()):
             pass
         difference = float(mx.abs(packed(inputs) - expected).max())
-        return platform.is_gpu(), elements, materialize.nbytes(packed), difference
+        return platform.is_gpu(), elements, materialize.weights_nbytes(packed), difference
 
     gpu, elements, nbytes, difference = engine.call(work).result(30)
     # Weights, and a scale and a bias for each group of 32.

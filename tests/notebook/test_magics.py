@@ -15,7 +15,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from mlx_magic import default_session, session
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import GenerationError
-from mlx_magic.models.catalog.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
@@ -261,7 +261,7 @@ def test_an_alias_that_is_saved_is_there_in_the_next_kernel(
     default_session.current().names.file = file
     checkpoints.good(tmp_path / "seer")
     line(shell, "load ./seer --as s --save")
-    assert AliasFile(file.path).targets == {"s": Target(str(tmp_path / "seer"))}
+    assert AliasFile(file.path).targets == {"s": AliasTarget(str(tmp_path / "seer"))}
     line(shell, "load ./seer --as t")
     assert set(AliasFile(file.path).targets) == {"s"}
 
@@ -280,7 +280,7 @@ def test_a_load_takes_pin_adapter_alias_and_save_together(
     tuned, plain = now.pool["tuned"], now.pool["plain"]
     assert (tuned.pinned, tuned.adapter, tuned.path) == (True, lora, plain.path)
     assert (plain.pinned, plain.adapter) == (False, None)
-    assert AliasFile(file.path).targets == {"tuned": Target(str(tmp_path / "seer"), lora)}
+    assert AliasFile(file.path).targets == {"tuned": AliasTarget(str(tmp_path / "seer"), lora)}
     # They are two: one leaves, the other stays.
     now.pool.budget = tuned.nbytes
     assert [model.name for model in now.pool] == ["tuned"]
@@ -363,7 +363,7 @@ def test_a_repository_in_the_cache_is_listed_with_its_alias(
     checkpoints.good(snapshot(tmp_path / "cache", "org/name"))
     now = default_session.current()
     now.names.file = AliasFile(tmp_path / "aliases.toml")
-    now.names.file.save("q", Target("org/name"))
+    now.names.file.save("q", AliasTarget("org/name"))
     assert "org/name, q" in {row[0] for row in line(shell, "list").rows}
     assert "org/name" in now.model_names
     line(shell, "load q")

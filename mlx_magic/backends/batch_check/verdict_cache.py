@@ -92,7 +92,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     versions = [_version(name) for name in _VERSIONS]
     table = resources.files(batch_support.__package__).joinpath(batch_support.TABLE).read_bytes()
     shown = hashlib.sha256(table).hexdigest()
-    held = [stats, versions, shown, device_platform.describe(), sys.platform]
+    held = [stats, versions, shown, device_platform.describe_device(), sys.platform]
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
 

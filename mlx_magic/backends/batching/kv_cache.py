@@ -9,7 +9,7 @@ from mlx_magic.backends.batching.memory_estimate import GROUPS, Shape
 from mlx_magic.errors import GenerationError
 
 
-def nbytes(caches: list[Any]) -> int:
+def caches_nbytes(caches: list[Any]) -> int:
     """Return the bytes of all arrays in caches, of whatever kind; nothing is evaluated."""
     return sum(
         int(array.nbytes)

@@ -88,7 +88,7 @@ class CountingCode(CodeGenerator):
         self.write(")")
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """The tag that marks answers, which only training uses."""
 
     tags = {"generation"}  # noqa: RUF012

@@ -25,7 +25,7 @@ _RECORD = 200
 
 
 @dataclass(frozen=True)
-class Limits:
+class TemplateLimits:
     """How much a chat template may take.
 
     Attributes
@@ -62,7 +62,7 @@ class TemplateBudget:
 
     Parameters
     ----------
-    limits : Limits
+    limits : TemplateLimits
     clock : callable
         Returns seconds.
     cancel : CancelToken, optional
@@ -71,11 +71,11 @@ class TemplateBudget:
 
     def __init__(
         self,
-        limits: Limits | None = None,
+        limits: TemplateLimits | None = None,
         clock: Callable[[], float] = time.thread_time,
         cancel: CancelToken | None = None,
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or TemplateLimits()
         self.longest = self.limits.characters
         """Characters that one value may have."""
         self._clock = clock

@@ -16,7 +16,7 @@ from jinja2 import runtime, utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment, modifies_known_mutable
 
 from mlx_magic.backends.chat_templates import builtins, growth
-from mlx_magic.backends.chat_templates.compiled_code import CountingCode, Generation
+from mlx_magic.backends.chat_templates.compiled_code import CountingCode, GenerationTag
 from mlx_magic.backends.chat_templates.limits import (
     TemplateLimitError,
     UnsafeTemplateError,
@@ -152,7 +152,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         super().__init__(
             trim_blocks=like_transformers,
             lstrip_blocks=like_transformers,
-            extensions=[Generation, "jinja2.ext.loopcontrols"],
+            extensions=[GenerationTag, "jinja2.ext.loopcontrols"],
             # Otherwise constants are computed while a template is compiled.
             optimized=False,
             finalize=builtins.shown,
@@ -213,7 +213,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Say whether a template may call this."""
         if isinstance(obj, (BuiltinMethodType, MethodType)):
             owner = _owner(obj)
-            known = (runtime.LoopContext, utils.Cycler, builtins.Dictionaries, Generation)
+            known = (runtime.LoopContext, utils.Cycler, builtins.Dictionaries, GenerationTag)
             return isinstance(owner, known) or any(
                 isinstance(owner, kind) and obj.__name__ in names
                 for kind, names in _METHODS.items()

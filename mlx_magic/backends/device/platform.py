@@ -127,7 +127,7 @@ def is_gpu() -> bool:
     return bool(mx.default_device() == mx.Device(mx.gpu))
 
 
-def describe() -> str:
+def describe_device() -> str:
     """Name the device for a person, without importing MLX for it."""
     mx = sys.modules.get("mlx.core")
     if mx is None:
@@ -399,7 +399,7 @@ def facts() -> list[tuple[str, str]]:
     found = platform.compiles()
     compiled = [("compiled code", found.words)] if found is not None and found.problem else []
     return [
-        ("device", platform.describe()),
+        ("device", platform.describe_device()),
         ("memory", f"{amount(memory.active)} in use, {amount(memory.cached)} kept{limit}"),
         ("OpenBLAS", blas.reason + (f" ({blas.loaded})" if blas.loaded else "")),
         *compiled,

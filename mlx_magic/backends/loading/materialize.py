@@ -23,7 +23,7 @@ T = TypeVar("T")
 SLICE_BYTES = 64 * 2**20
 
 
-def nbytes(model: Any) -> int:
+def weights_nbytes(model: Any) -> int:
     """Bytes of all parameters of an ``mlx.nn.Module``."""
     return sum(array.nbytes for _, array in _leaves(model))
 
@@ -75,7 +75,7 @@ def materialize(
     if platform.wants_float32(4 * _elements(model)):
         model.set_dtype(mx.float32)
         _dequantize(model)
-    total, done = nbytes(model), 0
+    total, done = weights_nbytes(model), 0
     held = origins or Origins()
     try:
         cancel.checkpoint()

@@ -13,7 +13,7 @@ TEXT = ("input_ids", "mask", "attention_mask")
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
+class ImageKeys:
     """What belongs to a request beside its words.
 
     Attributes
@@ -29,7 +29,7 @@ class Pictures:
     rows: list[Fingerprint]
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Any]) -> Pictures | None:
+    def of(cls, inputs: Mapping[str, Any]) -> ImageKeys | None:
         """Find them in a processor's output; None without any, or where one cannot be known.
 
         Parameters

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.backends.prefix_cache.fingerprints import Fingerprint, as_numpy
-from mlx_magic.backends.prefix_cache.image_keys import TEXT, Pictures
+from mlx_magic.backends.prefix_cache.image_keys import TEXT, ImageKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class PromptKeys:
 
 
 def places(
-    inputs: Mapping[str, Any], image_token: int | None, pictures: Pictures | None
+    inputs: Mapping[str, Any], image_token: int | None, pictures: ImageKeys | None
 ) -> PromptKeys | None:
     """Tell each place of a prompt from what could stand there in another prompt.
 
@@ -51,7 +51,7 @@ def places(
         The processor's output; ``input_ids`` of shape (1, tokens).
     image_token : int or None
         The token that stands for pictures.
-    pictures : Pictures or None
+    pictures : ImageKeys or None
         What belongs to the prompt beside its words.
 
     Returns

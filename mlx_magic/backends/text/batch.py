@@ -19,7 +19,7 @@ from mlx_magic.backends.batching.sampling import (
 )
 from mlx_magic.backends.device import wired_memory
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
-from mlx_magic.backends.text.prefill import Prompt, Reading, joined
+from mlx_magic.backends.text.prefill import Reading, TextPrompt, joined
 
 CLEAR_EVERY = 256
 """Steps after which unused buffers are given back, as mlx-lm does alone."""
@@ -116,7 +116,7 @@ class TextBatch(Batch):
         self._most = most
         self._stream = generation_stream
         self._sampler: Any = sampler or CountingSampler()
-        self._waiting: list[Prompt] = []
+        self._waiting: list[TextPrompt] = []
         self._reading: Reading | None = None
         # mlx-lm's GenerationBatch, None while nothing is written. A single answer keeps
         # plain caches until another joins: that is what it costs alone, to the bit.
@@ -135,11 +135,11 @@ class TextBatch(Batch):
         cache: list[Any] | None = None,
         processors: Iterable[LogitsProcessor] = (),
     ) -> Slot:
-        """Let a request in. See `Prompt` for what is given."""
+        """Let a request in. See `TextPrompt` for what is given."""
         seat = self.take_seat()
         self._sampler.admit(seat.uid, draw)
         safe = [guarded(processor, seat.fail) for processor in processors]
-        self._waiting.append(Prompt(seat, tokens, cache, safe))
+        self._waiting.append(TextPrompt(seat, tokens, cache, safe))
         return seat
 
     def row(self, seat: Slot, start: int) -> Rows | None:
@@ -170,7 +170,7 @@ class TextBatch(Batch):
     def _held(self) -> int:
         writing = self._writing.prompt_cache if self._writing is not None else []
         reading = self._reading.caches if self._reading is not None else []
-        return kv_cache.nbytes([*writing, *reading])
+        return kv_cache.caches_nbytes([*writing, *reading])
 
     def _step(self) -> None:
         import mlx.core as mx
@@ -230,7 +230,7 @@ class TextBatch(Batch):
             token = int(response.token)
             self._seats[response.uid].give(NextToken(token, token in self._ends))
 
-    def _next_prompts(self) -> list[Prompt]:
+    def _next_prompts(self) -> list[TextPrompt]:
         """Take the prompt that waits longest, and those beside which it can be read."""
         first = self._waiting[0]
         most = min(MOST_READ_TOGETHER, self._room) if self.plain else 1
@@ -239,7 +239,7 @@ class TextBatch(Batch):
         self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
         return chosen
 
-    def _begin(self, prompts: list[Prompt]) -> Reading:
+    def _begin(self, prompts: list[TextPrompt]) -> Reading:
         empty = self._make_cache()
         caches = [prompt.cache or empty for prompt in prompts]
         for prompt in prompts:

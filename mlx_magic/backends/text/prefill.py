@@ -11,7 +11,7 @@ from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
 @dataclass(slots=True, eq=False)
-class Prompt:
+class TextPrompt:
     """A prompt that waits to be read, or is.
 
     Attributes
@@ -30,7 +30,7 @@ class Prompt:
     cache: list[Any] | None = None
     processors: list[LogitsProcessor] = field(default_factory=list)
 
-    def goes_with(self, other: Prompt) -> bool:
+    def goes_with(self, other: TextPrompt) -> bool:
         """Say whether both can be read in one go without wasting much of it."""
         near = alike(len(self.tokens), len(other.tokens))
         return near and (self.cache is None) == (other.cache is None)
@@ -47,7 +47,7 @@ class Reading:
 
     Attributes
     ----------
-    prompts : list of Prompt
+    prompts : list of TextPrompt
     caches : list
         One a layer. Of a single prompt plain ones, as mlx-lm uses alone.
     done : int
@@ -56,7 +56,7 @@ class Reading:
         Whether `caches` are those of a batch.
     """
 
-    prompts: list[Prompt]
+    prompts: list[TextPrompt]
     caches: list[Any]
     joined: bool
     done: int = 0

@@ -19,7 +19,7 @@ from mlx_magic.backends.batching.sampling import (
 )
 from mlx_magic.backends.device import wired_memory
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out, owned
-from mlx_magic.backends.vision.prompts import Prompt, others, padded, warm
+from mlx_magic.backends.vision.prompts import VisionPrompt, others, padded, warm
 
 _ENDLESS = 2**62
 
@@ -79,11 +79,11 @@ class VisionBatch(Batch):
         self._stream = generation_stream
         self._sampler = sampler or RowSampler()
         self._writer: Any = GreedyModel(language_model, self._sampler)
-        self._waiting: list[Prompt] = []
-        self._prompts: dict[int, Prompt] = {}
+        self._waiting: list[VisionPrompt] = []
+        self._prompts: dict[int, VisionPrompt] = {}
         self._rows: dict[int, Rows] = {}
         self._reading: Any = None
-        self._read_by: list[Prompt] = []
+        self._read_by: list[VisionPrompt] = []
         self._unread = 0
         self._most_at_once, self._short = at_once, 0
         self._empty = GenerationBatch.empty
@@ -101,10 +101,10 @@ class VisionBatch(Batch):
         keep_from: int | None = None,
         processors: Sequence[LogitsProcessor] = (),
     ) -> Slot:
-        """Let a request in. See `Prompt` for what is given."""
+        """Let a request in. See `VisionPrompt` for what is given."""
         seat = self.take_seat()
         self._sampler.draws[seat.uid] = draw
-        prompt = Prompt(seat, tokens, embeds, max_tokens, cache, keep_from)
+        prompt = VisionPrompt(seat, tokens, embeds, max_tokens, cache, keep_from)
         prompt.processors = [guarded(processor, seat.fail) for processor in processors]
         self._prompts[seat.uid] = prompt
         self._waiting.append(prompt)
@@ -130,7 +130,7 @@ class VisionBatch(Batch):
     def _held(self) -> int:
         reading = self._reading.prompt_cache if self._reading is not None else []
         known = [cache for prompt in self._waiting for cache in prompt.cache or []]
-        return kv_cache.nbytes([*self._writing.prompt_cache, *reading, *known])
+        return kv_cache.caches_nbytes([*self._writing.prompt_cache, *reading, *known])
 
     def _none(self) -> Any:
         return self._empty(
@@ -182,7 +182,7 @@ class VisionBatch(Batch):
         if len(staying) < len(batch.uids):
             batch.filter(staying)
 
-    def _take(self, prompt: Prompt, token: int) -> None:
+    def _take(self, prompt: VisionPrompt, token: int) -> None:
         """Hand out a token of an answer."""
         stopped = bool(self._ends(token))
         prompt.seat.give(NextToken(token, stopped))
@@ -221,7 +221,7 @@ class VisionBatch(Batch):
             # An answer may go on for long: what was needed to read its prompt need not.
             prompt.embeds, prompt.cache = {}, None
 
-    def _next_prompts(self) -> list[Prompt]:
+    def _next_prompts(self) -> list[VisionPrompt]:
         """Take the prompt that waits longest, and those beside which it can be read."""
         first = self._waiting[0]
         room = min(MOST_READ_TOGETHER, self._most - len(self._writing.uids))
@@ -249,7 +249,7 @@ class VisionBatch(Batch):
         self._sampler.rows = list(batch.uids)
         return batch.generate(self._sampler, _never, compute_logprobs=False)
 
-    def _at_once(self, prompts: Sequence[Prompt]) -> int:
+    def _at_once(self, prompts: Sequence[VisionPrompt]) -> int:
         """Return how many tokens of each may be read in one go: a chunk at most, and the last."""
         plain = all(prompt.plain for prompt in prompts)
         return min(self._most_at_once // len(prompts), self._chunk + 1) if plain else 0

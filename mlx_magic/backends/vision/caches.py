@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, places
 from mlx_magic.backends.prefix_cache.radix_tree import Prefixes, Rows
 from mlx_magic.backends.vision.image_cache.feature_cache import Between, Features
@@ -137,12 +137,12 @@ class VisionCaches:
         )
 
     def look(
-        self, model: Any, see: Callable[[], T], between: Between, pictures: Pictures | None
+        self, model: Any, see: Callable[[], T], between: Between, pictures: ImageKeys | None
     ) -> T:
         """Let the model see, without encoding a picture twice. See `Features.look`."""
         return self._features.look(model, see, between, pictures=pictures)
 
-    def start(self, inputs: Mapping[str, Any], pictures: Pictures | None) -> CachedPrefix:
+    def start(self, inputs: Mapping[str, Any], pictures: ImageKeys | None) -> CachedPrefix:
         """Find out how much of a prompt was read before."""
         found = places(inputs, self._image_token, pictures) if self._prompts else None
         if found is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_magic.backends.batching.active_request import ActiveRequest
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
 
 
@@ -27,7 +27,7 @@ class Seeing:
     def embeds(
         self,
         inputs: dict[str, Any],
-        pictures: Pictures | None,
+        pictures: ImageKeys | None,
         start: CachedPrefix,
         asked: ActiveRequest,
     ) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class Seeing:
         ----------
         inputs : dict
             The processor's output.
-        pictures : Pictures or None
+        pictures : ImageKeys or None
         start : CachedPrefix
             How much of it was read before; none of it where that cannot be used.
         asked : ActiveRequest
@@ -72,7 +72,7 @@ class Seeing:
         return embeds
 
     def _see(
-        self, inputs: dict[str, Any], pictures: Pictures | None, asked: ActiveRequest
+        self, inputs: dict[str, Any], pictures: ImageKeys | None, asked: ActiveRequest
     ) -> dict[str, Any]:
         """Let the model make embeddings; its vision tower looks at what is new to it."""
         import mlx.core as mx

@@ -18,7 +18,7 @@ from mlx_magic.formatting import one_line, without_frames
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PreparedPrompt:
     """What the chat template made of a request.
 
     Attributes
@@ -51,7 +51,9 @@ class VisionInputs:
         tokenizer = getattr(processor, "tokenizer", processor)
         self._control = ControlTokens(tokenizer, model, processor)
 
-    def prompt(self, request: GenerationRequest, cancel: CancelToken) -> BackgroundCall[Prompt]:
+    def prompt(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> BackgroundCall[PreparedPrompt]:
         """Begin to write the conversation as the chat template wants it, on a thread of its own.
 
         Its result raises `GenerationError` where the chat template refuses the request.
@@ -60,7 +62,7 @@ class VisionInputs:
         known = is_known(self._processor, tokenizer)
         return BackgroundCall(partial(self._prompt, request, cancel), here=not known)
 
-    def made(self, prompt: Prompt) -> dict[str, Any]:
+    def made(self, prompt: PreparedPrompt) -> dict[str, Any]:
         """Return what the model is given; ``input_ids`` of shape (1, tokens), and what it has.
 
         Raises
@@ -95,7 +97,7 @@ class VisionInputs:
         inputs["mask"] = inputs.pop("attention_mask", None)
         return {key: value for key, value in inputs.items() if value is not None}
 
-    def _prompt(self, request: GenerationRequest, cancel: CancelToken) -> Prompt:
+    def _prompt(self, request: GenerationRequest, cancel: CancelToken) -> PreparedPrompt:
         from mlx_vlm.prompt_utils import apply_chat_template
 
         masked = self._control.masked(request)
@@ -112,7 +114,7 @@ class VisionInputs:
             text = rendered(masked.request)
             self._control.require_template(text, masked, rendered)
         chat_messages.require_whole(text, masked.request, model=self._model)
-        return Prompt(text, masked)
+        return PreparedPrompt(text, masked)
 
 
 def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:

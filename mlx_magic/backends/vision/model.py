@@ -30,7 +30,7 @@ from mlx_magic.backends.dispatch import Dispatch
 from mlx_magic.backends.loading import fast_modules, materialize
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.vision import cpu_encoders
 from mlx_magic.backends.vision import inputs as vision_inputs
 from mlx_magic.backends.vision import load as vision_load
@@ -268,7 +268,7 @@ class VisionModel:
     def _seated(
         self,
         inputs: dict[str, Any],
-        pictures: Pictures | None,
+        pictures: ImageKeys | None,
         asked: ActiveRequest,
         draw: SamplingParams,
         batch: VisionBatch,

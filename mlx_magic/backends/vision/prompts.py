@@ -11,7 +11,7 @@ from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
 @dataclass(slots=True, eq=False)
-class Prompt:
+class VisionPrompt:
     """A prompt that waits to be read.
 
     Attributes
@@ -48,7 +48,7 @@ class Prompt:
         """Whether it can be read beside others: nothing but embeddings belongs to it."""
         return set(self.embeds) == {"inputs_embeds"}
 
-    def goes_with(self, other: Prompt) -> bool:
+    def goes_with(self, other: VisionPrompt) -> bool:
         """Say whether both can be read in one go without wasting much of it."""
         near = alike(len(self.tokens), len(other.tokens))
         return near and self.plain and (self.cache is None) == (other.cache is None)
@@ -74,7 +74,7 @@ def padded(rows: Sequence[Any], *, left: bool) -> Any:
     )
 
 
-def warm(prompts: Sequence[Prompt]) -> tuple[list[Any], dict[str, Any]]:
+def warm(prompts: Sequence[VisionPrompt]) -> tuple[list[Any], dict[str, Any]]:
     """Put the prompts' caches together; what is read after them is padded on the right."""
     layers = zip(*(prompt.cache or [] for prompt in prompts), strict=True)
     lengths = [len(prompt.tokens) for prompt in prompts]

@@ -9,7 +9,7 @@ from typing import Any
 from mlx_magic.backends.batching import prefill_hooks
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.vision.caches import VisionCaches
 from mlx_magic.engine.request import Sampling
 from mlx_magic.engine.result import FinishReason
@@ -42,7 +42,7 @@ class OneByOne:
     def __call__(
         self,
         inputs: dict[str, Any],
-        pictures: Pictures | None,
+        pictures: ImageKeys | None,
         asked: ActiveRequest,
         make_cache: Callable[[], list[Any]],
     ) -> Generator[None, None, FinishReason]:
@@ -93,7 +93,7 @@ class OneByOne:
             skip_special_tokens=True,
         )
 
-    def _seeing_then_reading(self, pictures: Pictures | None, asked: ActiveRequest) -> Any:
+    def _seeing_then_reading(self, pictures: ImageKeys | None, asked: ActiveRequest) -> Any:
         """Stand in front of the vision tower, to know when seeing ends and reading begins."""
         import mlx.core as mx
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from typing import IO, Any, Protocol
 
-from mlx_magic.images.http.public_addresses import IPAddress, Target
+from mlx_magic.images.http.public_addresses import IPAddress, UrlTarget
 
 # How long one wait on the socket may last before deadline and cancel are looked at again, seconds.
 _SLICE = 0.1
@@ -44,7 +44,7 @@ class Connection(Protocol):
 Resolve = Callable[[str, int, float], list[str]]
 """Host, port, timeout in seconds -> addresses as text; raises OSError."""
 
-Connect = Callable[[Target, IPAddress, float], Connection]
+Connect = Callable[[UrlTarget, IPAddress, float], Connection]
 """Target, the address to connect to, timeout in seconds -> connection; raises OSError."""
 
 
@@ -77,7 +77,7 @@ def resolve_name(host: str, port: int, timeout: float) -> list[str]:
     return answer
 
 
-def connect_to(target: Target, address: IPAddress, timeout: float) -> Connection:
+def connect_to(target: UrlTarget, address: IPAddress, timeout: float) -> Connection:
     """Connect to exactly this address; for https, prove that it is the named host.
 
     Raises
@@ -191,7 +191,7 @@ class _Received(io.RawIOBase):
 class OneAddressConnection(http.client.HTTPConnection):
     """An HTTP connection over a socket that is connected already; it never connects itself."""
 
-    def __init__(self, target: Target, timed: TimedSocket) -> None:
+    def __init__(self, target: UrlTarget, timed: TimedSocket) -> None:
         super().__init__(target.host, target.port)
         self.sock = timed
         self.auto_open = 0

@@ -32,7 +32,7 @@ from mlx_magic.images.http.connection import (
     peer_address,
     resolve_name,
 )
-from mlx_magic.images.http.public_addresses import IPAddress, Target, is_public, parse_url
+from mlx_magic.images.http.public_addresses import IPAddress, UrlTarget, is_public, parse_url
 
 MAX_DOWNLOAD_BYTES = 20_000_000
 MAX_REDIRECTS = 5
@@ -125,7 +125,9 @@ class UrlFetcher:
             target = content
         _refuse(label, f"it redirects more than {MAX_REDIRECTS} times")
 
-    def _ask(self, target: Target, label: str, remaining: Callable[[], float]) -> bytes | Target:
+    def _ask(
+        self, target: UrlTarget, label: str, remaining: Callable[[], float]
+    ) -> bytes | UrlTarget:
         """Ask one server: its content, or where it redirects to."""
         try:
             connection = self._open(target, label, remaining)
@@ -158,7 +160,7 @@ class UrlFetcher:
                 source=label,
             ) from error
 
-    def _open(self, target: Target, label: str, remaining: Callable[[], float]) -> Connection:
+    def _open(self, target: UrlTarget, label: str, remaining: Callable[[], float]) -> Connection:
         """Connect to the first public address of the host that answers."""
         found = self._resolve(target.host, target.port, min(CONNECT_SECONDS, remaining()))
         addresses = list(dict.fromkeys(map(ipaddress.ip_address, found)))
@@ -213,7 +215,7 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
     return bytes(data)
 
 
-def _redirected(target: Target, response: http.client.HTTPResponse, label: str) -> Target:
+def _redirected(target: UrlTarget, response: http.client.HTTPResponse, label: str) -> UrlTarget:
     """Return the next target, checked like the first one."""
     sent = response.getheader("Location")
     if not sent:
@@ -231,7 +233,7 @@ def _redirected(target: Target, response: http.client.HTTPResponse, label: str) 
     return following
 
 
-def _parse(url: str, label: str, how: str = "") -> Target:
+def _parse(url: str, label: str, how: str = "") -> UrlTarget:
     try:
         return parse_url(url)
     except ValueError as error:

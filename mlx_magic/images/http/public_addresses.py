@@ -61,7 +61,7 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class UrlTarget:
     """A checked URL, taken apart.
 
     Attributes
@@ -106,7 +106,7 @@ def is_public(address: IPAddress) -> bool:
     return not any(address in net for net in _NOT_PUBLIC_V6)
 
 
-def parse_url(url: str) -> Target:
+def parse_url(url: str) -> UrlTarget:
     """Take a URL apart, and refuse what is no plain http or https address.
 
     Raises
@@ -132,7 +132,7 @@ def parse_url(url: str) -> Target:
     path = quote(parts.path or "/", safe="%/:=&~+!$,;'@()*")
     if parts.query:
         path += "?" + quote(parts.query, safe="%/:=&?~+!$,;'@()*[]")
-    return Target(
+    return UrlTarget(
         scheme=parts.scheme,
         host=_plain_host(parts.hostname or ""),
         port=port or {"http": 80, "https": 443}[parts.scheme],

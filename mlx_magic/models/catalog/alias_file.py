@@ -20,7 +20,7 @@ from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import RequestError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import strict_json
-from mlx_magic.models.checkpoints.strict_json import Limits
+from mlx_magic.models.checkpoints.strict_json import JsonLimits
 
 NAME = "aliases.toml"
 
@@ -35,7 +35,7 @@ PATIENCE = 10.0
 """Seconds that saving waits for another process to end its own."""
 
 # tomllib takes a second for 200 KB of values.
-_LIMITS = Limits(2**18, 0)
+_LIMITS = JsonLimits(2**18, 0)
 _MOST_LINES = 5_000
 _MOST_COMMAS = 5_000
 _MOST_DOTS = 10_000
@@ -53,7 +53,7 @@ _HEAD = """\
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AliasTarget:
     """What an alias stands for.
 
     Attributes
@@ -99,13 +99,13 @@ class AliasFile:
         self._patience = patience
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
-        self._targets: Mapping[str, Target] = {}
+        self._targets: Mapping[str, AliasTarget] = {}
         self._problems: tuple[str, ...] = ()
         self._unread = ""
         self._unusable: Mapping[str, str] = {}
 
     @property
-    def targets(self) -> Mapping[str, Target]:
+    def targets(self) -> Mapping[str, AliasTarget]:
         """Alias to what it stands for; of a file that is no TOML, as it was before that."""
         self._look()
         return self._targets
@@ -124,7 +124,7 @@ class AliasFile:
         self._look()
         return self._unusable.get(alias) or (self._unread if is_alias(alias) else "")
 
-    def save(self, alias: str, target: Target) -> None:
+    def save(self, alias: str, target: AliasTarget) -> None:
         """Write an alias into the file, in its own line; the other lines stay as they are.
 
         Of several processes that save at once, none loses what another one saved.
@@ -155,7 +155,7 @@ class AliasFile:
                     option="save",
                 ) from error
 
-    def _change(self, path: Path, alias: str, target: Target) -> None:
+    def _change(self, path: Path, alias: str, target: AliasTarget) -> None:
         text = strict_json.text(path, _LIMITS) if os.path.lexists(path) else _HEAD
         before = _parsed(text)
         if alias not in before and len(before) >= MOST_ALIASES:
@@ -266,7 +266,7 @@ def require_alias(alias: str) -> None:
         )
 
 
-def require_words(alias: str, target: Target) -> None:
+def require_words(alias: str, target: AliasTarget) -> None:
     """Refuse an alias, or what it stands for, that a line of the file cannot hold for a person.
 
     Raises
@@ -287,8 +287,10 @@ def _is_target(text: str) -> bool:
     return len(text) <= LONGEST_TARGET and is_plain(text)
 
 
-def _understood(content: Mapping[str, Any], path: str) -> tuple[dict[str, Target], dict[str, str]]:
-    targets: dict[str, Target] = {}
+def _understood(
+    content: Mapping[str, Any], path: str
+) -> tuple[dict[str, AliasTarget], dict[str, str]]:
+    targets: dict[str, AliasTarget] = {}
     problems: dict[str, str] = {}
     for alias, value in content.items():
         name = shown(repr(alias))
@@ -310,11 +312,11 @@ def _understood(content: Mapping[str, Any], path: str) -> tuple[dict[str, Target
             continue
         match value:
             case str(model) if model.strip():
-                targets[alias] = Target(model)
+                targets[alias] = AliasTarget(model)
             case {"model": str(model), "adapter": str(adapter), **others} if not others:
-                targets[alias] = Target(model, adapter)
+                targets[alias] = AliasTarget(model, adapter)
             case {"model": str(model), **others} if not others:
-                targets[alias] = Target(model)
+                targets[alias] = AliasTarget(model)
             case _:
                 problems[alias] = (
                     f"{path}: {shown(alias)} is not understood: write {shown(alias)} = "
@@ -358,13 +360,13 @@ def _key(line: str, alias: str) -> str | None:
     return next(iter(found), None)
 
 
-def _value(target: Target) -> Any:
+def _value(target: AliasTarget) -> Any:
     if target.adapter is None:
         return target.model
     return {"model": target.model, "adapter": target.adapter}
 
 
-def _line(alias: str, target: Target) -> str:
+def _line(alias: str, target: AliasTarget) -> str:
     # A JSON string is a TOML string, as long as nothing beyond its escapes is used.
     key, model = (json.dumps(word, ensure_ascii=False) for word in (alias, target.model))
     bare = alias.isascii() and alias.replace("-", "").replace("_", "").isalnum()

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from mlx_magic import demo
 from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import RequestError
-from mlx_magic.models.catalog.alias_file import AliasFile, Target
+from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
 from mlx_magic.models.checkpoints import checkpoint
 from mlx_magic.user_folders import absolute, expanded
 
@@ -32,11 +32,11 @@ class Names:
     def __init__(self, file: AliasFile | None = None) -> None:
         self.file = file
         self.folders: tuple[Path, ...] = ()
-        self._own: Mapping[str, Target] = MappingProxyType({})
+        self._own: Mapping[str, AliasTarget] = MappingProxyType({})
         self._lock = threading.Lock()
 
     @property
-    def targets(self) -> Mapping[str, Target]:
+    def targets(self) -> Mapping[str, AliasTarget]:
         """Alias to what it stands for; those of this session hide those of the file."""
         kept = self.file.targets if self.file is not None else {}
         return {**kept, **self._own}
@@ -55,7 +55,7 @@ class Names:
         """Set the folders with models; ``~`` is expanded."""
         self.folders = tuple(expanded(folder) for folder in folders)
 
-    def give(self, alias: str, target: Target) -> None:
+    def give(self, alias: str, target: AliasTarget) -> None:
         """Let an alias stand for a model, in this session."""
         with self._lock:
             self._own = MappingProxyType({**self._own, alias: target})
@@ -79,7 +79,7 @@ class Names:
         model = self.known(name).get(name, name)
         if checkpoint.is_folder(model):
             model = str(absolute(model))
-        file.save(alias, Target(model, adapter))
+        file.save(alias, AliasTarget(model, adapter))
 
     def require_file(self) -> AliasFile:
         """Return the person's file.

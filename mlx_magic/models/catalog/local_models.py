@@ -15,14 +15,14 @@ from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import ModelError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import checkpoint, files, strict_json, weight_size
-from mlx_magic.models.checkpoints.strict_json import Limits, SlowToReadError
+from mlx_magic.models.checkpoints.strict_json import JsonLimits, SlowToReadError
 from mlx_magic.models.hub.resumable import PART
 from mlx_magic.user_folders import expanded
 
 PATIENCE = 1.0
 """Seconds after which a list looks into no further model."""
 
-_REFERENCE = Limits(1000, 0)
+_REFERENCE = JsonLimits(1000, 0)
 _REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
 
 

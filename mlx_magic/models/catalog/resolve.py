@@ -104,7 +104,7 @@ def resolve(name: str, names: Names) -> Checkpoint | RemoteCheckpoint:
         ) from error
 
 
-def describe(name: str, names: Names) -> str:
+def describe_model(name: str, names: Names) -> str:
     """Say what a model is, for a person, without loading it.
 
     Raises

@@ -17,7 +17,7 @@ from typing import Any
 from mlx_magic.errors import CheckpointError, UntrustedCodeError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import architectures, strict_json, tokenizer_file
-from mlx_magic.models.checkpoints.strict_json import Limits, UnreadableFileError
+from mlx_magic.models.checkpoints.strict_json import JsonLimits, UnreadableFileError
 
 # Large, and never read as a configuration by any of the libraries.
 _DATA = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
@@ -90,7 +90,7 @@ def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) 
     return tuple(wanted)
 
 
-def limits_of(name: str) -> Limits | None:
+def limits_of(name: str) -> JsonLimits | None:
     """Return how large a file may be that the libraries read beside the weights.
 
     Names are compared as file systems that ignore case do.
@@ -185,7 +185,7 @@ def _size(path: Path) -> int:
 _SCANNED: set[tuple[str, int, int, int, int]] = set()
 
 
-def _scan(path: Path, limits: Limits) -> None:
+def _scan(path: Path, limits: JsonLimits) -> None:
     """Scan a vocabulary once: it takes a third of a second, and a list looks at each model."""
     found = path.stat()
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -31,7 +31,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class JsonLimits:
     """How large a file may be.
 
     Attributes
@@ -45,11 +45,11 @@ class Limits:
     values: int
 
 
-CONFIG = Limits(8 * 2**20, 250_000)
-INDEX = Limits(32 * 2**20, 1_000_000)
-VOCABULARY = Limits(64 * 2**20, 4_000_000)
-HEADER = Limits(16 * 2**20, 600_000)
-TEMPLATE = Limits(2 * 2**20, 0)
+CONFIG = JsonLimits(8 * 2**20, 250_000)
+INDEX = JsonLimits(32 * 2**20, 1_000_000)
+VOCABULARY = JsonLimits(64 * 2**20, 4_000_000)
+HEADER = JsonLimits(16 * 2**20, 600_000)
+TEMPLATE = JsonLimits(2 * 2**20, 0)
 QUICK_BYTES = 3 * 2**20
 """Bytes that are parsed of one model for a list: half a second's."""
 
@@ -101,7 +101,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         raise UnreadableFileError(f"cannot be read ({reason})") from error
 
 
-def content(path: Path, limits: Limits) -> bytes:
+def content(path: Path, limits: JsonLimits) -> bytes:
     """Read a regular file whole.
 
     Raises
@@ -119,7 +119,7 @@ def content(path: Path, limits: Limits) -> bytes:
     return raw
 
 
-def text(path: Path, limits: Limits) -> str:
+def text(path: Path, limits: JsonLimits) -> str:
     """Read a regular file of UTF-8 text.
 
     Raises
@@ -129,7 +129,7 @@ def text(path: Path, limits: Limits) -> str:
     return _decoded(content(path, limits))
 
 
-def read(path: Path, limits: Limits = CONFIG) -> Any:
+def read(path: Path, limits: JsonLimits = CONFIG) -> Any:
     """Parse a JSON file.
 
     Raises
@@ -141,7 +141,7 @@ def read(path: Path, limits: Limits = CONFIG) -> Any:
     return parse(content(path, limits), limits)
 
 
-def scan(path: Path, limits: Limits = VOCABULARY) -> tuple[bytes, bytes]:
+def scan(path: Path, limits: JsonLimits = VOCABULARY) -> tuple[bytes, bytes]:
     """Check the size, depth and count of values of a JSON file, and build nothing.
 
     Returns
@@ -159,7 +159,7 @@ def scan(path: Path, limits: Limits = VOCABULARY) -> tuple[bytes, bytes]:
     return raw, bare
 
 
-def parse(raw: bytes, limits: Limits = CONFIG) -> Any:
+def parse(raw: bytes, limits: JsonLimits = CONFIG) -> Any:
     """Parse JSON. Unlike `json.loads`, refuse repeated keys, NaN and unreasonable numbers.
 
     Infinity is allowed: configurations of Mamba have it.
@@ -168,7 +168,7 @@ def parse(raw: bytes, limits: Limits = CONFIG) -> Any:
     ----------
     raw : bytes
         UTF-8 without a byte order mark, which no library takes either.
-    limits : Limits
+    limits : JsonLimits
 
     Raises
     ------
@@ -201,7 +201,7 @@ def _require_regular(found: os.stat_result) -> None:
         raise UnreadableFileError("is not a regular file")
 
 
-def _too_large(size: int, limits: Limits) -> NoReturn:
+def _too_large(size: int, limits: JsonLimits) -> NoReturn:
     raise UnreadableFileError(
         f"is too large ({size / 1e6:.1f} MB, of at most {limits.nbytes / 1e6:.1f} MB)"
     )
@@ -214,7 +214,7 @@ def _decoded(raw: bytes) -> str:
         raise UnreadableFileError("is damaged (no valid JSON: it is not UTF-8 text)") from error
 
 
-def _require_shape(raw: bytes, limits: Limits) -> bytes:
+def _require_shape(raw: bytes, limits: JsonLimits) -> bytes:
     """Count values and depth outside of strings; return what is outside of them."""
     if raw.count(b'"') > 2 * limits.values + raw.count(b'\\"'):
         raise UnreadableFileError(f"has more than {limits.values} values")

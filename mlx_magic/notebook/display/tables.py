@@ -14,7 +14,7 @@ from mlx_magic.formatting import amount, shown
 from mlx_magic.model_pool.model_info import ModelInfo
 from mlx_magic.model_pool.pool import ModelPool, fits
 from mlx_magic.models.catalog import model_summary
-from mlx_magic.models.catalog.alias_file import Target
+from mlx_magic.models.catalog.alias_file import AliasTarget
 from mlx_magic.models.catalog.local_models import ModelOnDisk
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.notebook.display import formulas, pool_messages
@@ -103,7 +103,7 @@ class ModelTable:
         return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join((*room, *problems)))
 
 
-def _not_looked_at(target: Target) -> str:
+def _not_looked_at(target: AliasTarget) -> str:
     """Say what an alias stands for that is no model on this disk by itself."""
     if target.adapter is not None:
         return f"{target.model} with adapter {PurePath(target.adapter).name}"

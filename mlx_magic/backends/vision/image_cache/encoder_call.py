@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.backends.prefix_cache.fingerprints import digest, is_array
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class TowerCall:
             count = 0
         return cls(name, args, kwargs, count, is_first)
 
-    def keys(self, pictures: Pictures | None) -> list[Hashable]:
+    def keys(self, pictures: ImageKeys | None) -> list[Hashable]:
         """Return what each picture is known by: its name where that is clear, else a digest."""
         if self.is_first and pictures is not None and len(pictures.rows) == self.pictures:
             form = self._call_form()
@@ -58,7 +58,7 @@ class TowerCall:
             for at in range(self.pictures)
         ]
 
-    def key(self, pictures: Pictures | None) -> Hashable:
+    def key(self, pictures: ImageKeys | None) -> Hashable:
         """Return what the whole call is known by."""
         if self.pictures == 1:
             return self.keys(pictures)[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.proxy import Proxy, put_in_front
 from mlx_magic.backends.vision.image_cache import encoder_outputs
 from mlx_magic.backends.vision.image_cache.encoder_call import TowerCall
@@ -61,7 +61,7 @@ class Features:
         see: Callable[[], T],
         between: Between = lambda *_: None,
         *,
-        pictures: Pictures | None = None,
+        pictures: ImageKeys | None = None,
     ) -> T:
         """Let a model make its embeddings; on the inference thread.
 
@@ -72,7 +72,7 @@ class Features:
             Calls the model, and evaluates what it gives.
         between : callable
             Called before each group of pictures, when the one before is done.
-        pictures : Pictures, optional
+        pictures : ImageKeys, optional
             What the request shows. What a tower gets is made of that alone, so that the
             numbers need not be looked at once more, and fetched from a GPU for that.
 
@@ -162,7 +162,7 @@ class _Look:
         Whether the model got something of which not all was kept.
     """
 
-    def __init__(self, features: Features, between: Between, pictures: Pictures | None) -> None:
+    def __init__(self, features: Features, between: Between, pictures: ImageKeys | None) -> None:
         self._features = features
         self._between = between
         self._pictures = pictures

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.image_cache.processor_call import Call, arrays, nbytes
+from mlx_magic.backends.vision.image_cache.processor_call import Call, arrays, held_nbytes
 from mlx_magic.backends.vision.image_cache.thread_safety import is_mlx_free
 from mlx_magic.cancellation import Cancelled
 
@@ -182,7 +182,7 @@ class Prefetch:
             self._give_up()
             return
         self._original = original
-        self._learnt[count] = seen, sum(map(nbytes, held))
+        self._learnt[count] = seen, sum(map(held_nbytes, held))
 
     def clear(self) -> None:
         """Let go of what is ready; it is made in its turn. What is being made stays."""
@@ -226,7 +226,7 @@ class Prefetch:
             raise
         finally:
             with self._lock:
-                ready.outputs, ready.size = outputs, sum(map(nbytes, outputs.values()))
+                ready.outputs, ready.size = outputs, sum(map(held_nbytes, outputs.values()))
                 # Some processors make more of a larger picture.
                 if self._taken() > self._limit:
                     ready.empty()

@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_magic.backends.prefix_cache.image_keys import Pictures
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch, key_of
-from mlx_magic.backends.vision.image_cache.processor_call import Call, copied, nbytes, state
+from mlx_magic.backends.vision.image_cache.processor_call import Call, copied, held_nbytes, state
 
 if TYPE_CHECKING:
     from mlx_magic.images.image import ImageInput
@@ -21,7 +21,7 @@ class _Made:
     """What was made of the pictures of a request."""
 
     outputs: dict[Hashable, Any] = field(default_factory=dict)
-    pictures: Pictures | None = None
+    pictures: ImageKeys | None = None
     nbytes: int = 0
 
 
@@ -86,12 +86,12 @@ class Processed:
         if known is not None:
             # Asked in another way: what was made is not what has those names.
             self._drop(key)
-        self._keep(key, _Made(stand_in.new, nbytes=nbytes(stand_in.new)))
+        self._keep(key, _Made(stand_in.new, nbytes=held_nbytes(stand_in.new)))
 
     @contextlib.contextmanager
     def named(
         self, images: Sequence[ImageInput], inputs: dict[str, Any]
-    ) -> Iterator[Pictures | None]:
+    ) -> Iterator[ImageKeys | None]:
         """Give the pictures of a request their names within this block.
 
         The same ones each time as long as they are kept: then nothing has to be hashed.
@@ -106,12 +106,12 @@ class Processed:
         if made is not None and made.pictures is not None:
             yield made.pictures
             return
-        pictures = Pictures.of(inputs)
+        pictures = ImageKeys.of(inputs)
         try:
             yield pictures
         finally:
             if pictures is not None:
-                self._name(key_of(images), pictures, sum(map(nbytes, inputs.values())))
+                self._name(key_of(images), pictures, sum(map(held_nbytes, inputs.values())))
 
     def clear(self) -> None:
         """Forget all of it."""
@@ -119,7 +119,7 @@ class Processed:
         for key in list(self._kept):
             self._drop(key)
 
-    def _name(self, key: Hashable, pictures: Pictures, size: int) -> None:
+    def _name(self, key: Hashable, pictures: ImageKeys, size: int) -> None:
         made = self._kept.get(key)
         if made is None or made.pictures is not None:
             pictures.settle()

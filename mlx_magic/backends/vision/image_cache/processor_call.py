@@ -105,7 +105,7 @@ def arrays(held: Any) -> list[Any]:
     return arrays(held.data) if hasattr(held, "data") else []
 
 
-def nbytes(held: Any) -> int:
+def held_nbytes(held: Any) -> int:
     """Return the bytes of all arrays in an output."""
     return sum(int(array.nbytes) for array in arrays(held))
 
