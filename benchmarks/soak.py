@@ -37,6 +37,11 @@ def resident() -> float:
     raise OSError("no VmRSS")
 
 
+def kept() -> float:
+    """Return what is kept of images and prompts for later questions, in MB; it has a limit."""
+    return mlx_magic.pool.reuse.nbytes / 2**20
+
+
 class Asking:
     """Threads that ask, each its own questions.
 
@@ -98,15 +103,17 @@ def measure(minutes: float, threads: int, seed: int) -> dict[str, Any]:
     asking = Asking(threads, seed)
     time.sleep(WARM)
     began, start, first = time.monotonic(), resident(), asking.asked
-    seen: list[tuple[int, float]] = [(0, start)]
+    seen: list[tuple[int, float, float]] = [(0, start, kept())]
     while time.monotonic() - began < 60 * minutes:
         time.sleep(10)
-        seen.append((asking.asked - first, resident()))
+        seen.append((asking.asked - first, resident(), kept()))
         print(*seen[-1], flush=True)
     half = seen[len(seen) // 2 :]
-    counts, sizes = zip(*half, strict=True)
+    counts, sizes, caches = (np.array(column) for column in zip(*half, strict=True))
     growth = 1000 * float(np.polyfit(counts, sizes, 1)[0])
+    beside = 1000 * float(np.polyfit(counts, sizes - caches, 1)[0])
     asking.paused()
+    ended = resident()
     mlx_magic.pool.forget()
     time.sleep(3)
     left = resident()
@@ -118,8 +125,10 @@ def measure(minutes: float, threads: int, seed: int) -> dict[str, Any]:
         "threads": threads,
         "questions": seen[-1][0],
         "MB at the start": round(start),
-        "MB at the end": round(seen[-1][1]),
+        "MB at the end": round(ended),
         "MB per 1,000 questions in the second half": round(growth, 2),
+        "of that beside what is kept for reuse": round(beside, 2),
+        "MB kept for reuse at the end": round(seen[-1][2]),
         "MB after forget()": round(left),
         "of the start": round(left / start, 3),
         "MB after malloc_trim, too": round(resident()),

@@ -12,12 +12,12 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from .conftest import OpenPanel
-from .lab import FrontEnd
+from .lab import FRONT_ENDS, FrontEnd
 from .panel_page import PanelPage, expect_labels, scripted
 
 pytestmark = pytest.mark.browser
 
-BOTH = pytest.mark.parametrize("front_end", ["lab", "notebook"])
+BOTH = pytest.mark.parametrize("front_end", FRONT_ENDS)
 LET_END = "script.hold = None"
 HOLD = "script.hold = 'decode'"
 LOST = "The kernel was restarted or the connection is lost."

@@ -39,7 +39,7 @@ def firsts() -> list[str]:
 
 
 # `make models` compares all of them, and so does MLX_MAGIC_EVERY=1.
-EVERY = int(os.environ.get("MLX_MAGIC_EVERY", "4"))
+EVERY = int(os.environ.get("MLX_MAGIC_EVERY", "6"))
 
 
 @pytest.mark.parametrize("name", firsts()[::EVERY])
