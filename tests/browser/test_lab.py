@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from .conftest import OpenNotebook
+from .lab import FRONT_ENDS
 
 pytestmark = pytest.mark.browser
 
@@ -64,7 +65,7 @@ def test_answer_has_thumbnail_and_text_and_survives_saving(
     assert notebook.foreign_requests == []
 
 
-@pytest.mark.parametrize("front_end", ["lab", "notebook"])
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
 def test_cancel_button_stops_the_answer_and_the_queued_cell_runs(
     open_notebook: OpenNotebook, model: Path, front_end: str
 ) -> None:

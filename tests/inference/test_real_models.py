@@ -555,18 +555,18 @@ def test_a_text_models_turns_are_read_as_raw_mlx_lm_reads_them(
 RULES = "Answer politely and briefly, and never twice in the same words. " * 20
 
 
-def test_ten_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_lm_writes(
+def test_five_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_lm_writes(
     session: Session, smollm2: str
 ) -> None:
     session.pool.forget()
     sampling = Sampling(max_tokens=12, temperature=0)
     asked = GenerationRequest(prompt="Hi", model=smollm2, system=RULES, sampling=sampling)
     results: list[VisionResult] = []
-    for turn in range(10):
-        prompt = f"{ASKED[turn % 6]} ({turn})"
+    for turn in range(5):
+        prompt = f"{ASKED[turn]} ({turn})"
         asked = dataclasses.replace(asked, prompt=prompt)
         results.append(follow(session, asked))
-        if turn < 9:
+        if turn < 4:
             history = (*asked.history, Exchange(prompt, results[-1].text))
             asked = dataclasses.replace(asked, history=history)
 
@@ -592,9 +592,9 @@ def test_ten_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_lm
     for before, result in itertools.pairwise(results):
         assert result.usage.cached_tokens > before.usage.prompt_tokens, "its answer is known, too"
     usage = results[-1].usage
-    assert usage.prompt_tokens - usage.cached_tokens < 0.05 * usage.prompt_tokens
+    assert usage.prompt_tokens - usage.cached_tokens < 0.1 * usage.prompt_tokens
     kept = session.pool.reuse
-    assert (kept.prefix_hits >= 9, 0 < kept.prefix_bytes <= kept.limit_bytes) == (True, True)
+    assert (kept.prefix_hits >= 4, 0 < kept.prefix_bytes <= kept.limit_bytes) == (True, True)
     assert session.pool.forget() >= kept.prefix_bytes
     cold = follow(session, asked)
     assert cold.usage.cached_tokens == 0
