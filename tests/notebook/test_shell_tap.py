@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_client.session import Session
 
+from mlx_magic.interrupts import deferred
 from mlx_magic.notebook.kernel.shell_tap import ShellTap
 
 CLICK = {"method": "custom", "content": {"event": "click"}}
@@ -222,6 +223,20 @@ def test_interrupt_during_a_flush_waits_for_its_end(bench: Bench) -> None:
         bench.tap.flush()
     assert steps == ["received"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_during_a_flush_is_noted_by_the_stretch_that_is_guarded(bench: Bench) -> None:
+    came: list[bool] = []
+    bench.stream.on_flush = lambda: signal.raise_signal(signal.SIGINT)
+
+    def guarded() -> None:
+        with deferred() as interrupt:
+            bench.tap.flush()
+            came.append(interrupt.came)
+
+    with pytest.raises(KeyboardInterrupt):
+        guarded()
+    assert came == [True], "and what follows the flush is done"
 
 
 def test_other_kernels_are_not_supported() -> None:

@@ -100,7 +100,7 @@ class ShellTap:
         Raises
         ------
         KeyboardInterrupt
-            If an interrupt came meanwhile.
+            If an interrupt came meanwhile, outside of a guarded stretch.
         """
         if not self.own_thread and threading.current_thread() is threading.main_thread():
             # An interrupt in the middle could lose a received message or leave the stream deaf.
@@ -195,12 +195,16 @@ def context_for_threads(kernel: Kernel) -> contextvars.Context:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Put SIGINT off until the end of the block; main thread only."""
+    """Put SIGINT off until the end of the block; main thread only.
+
+    Whoever handled it before handles it then: a guarded stretch notes it (`interrupts.deferred`),
+    and elsewhere Python raises KeyboardInterrupt.
+    """
     held: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
+    for number in held:
+        signal.raise_signal(number)
