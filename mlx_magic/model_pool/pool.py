@@ -61,7 +61,8 @@ class ModelPool:
     ) -> None:
         self._engine = engine
         self._memory = memory
-        self._owner = Owner()
+        self._opener: Callable[..., Load] | None = None
+        self._track: Callable[[Task[Any]], None] = lambda task: None
         self._watchers = ChangeListeners()
         self._residents = Registry(clock)
         self.ready = self._residents.ready
@@ -82,7 +83,7 @@ class ModelPool:
 
     def belongs_to(self, opener: Callable[..., Load], track: Callable[[Task[Any]], None]) -> None:
         """Say what loads a model by its name, and what follows unloads; for the session."""
-        self._owner = Owner(opener, track)
+        self._opener, self._track = opener, track
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Be told when models, names, leases, pins or the budget change. See `Session.watch`.
@@ -120,7 +121,7 @@ class ModelPool:
         ModelError
             When it cannot be loaded, or the load was cancelled.
         """
-        return self._owner.load(
+        return self._opened(
             model,
             alias=None if alias is None else argument_checks.name("alias", alias),
             trust_remote_code=argument_checks.flag("trust_remote_code", trust_remote_code),
@@ -183,7 +184,7 @@ class ModelPool:
         try:
             info = self._residents.hold(name, hold)
             self._tell()
-            yield info or self._owner.load(name, hold=hold)
+            yield info or self._opened(name, hold=hold)
         finally:
             self._departures.let_go(hold)
 
@@ -325,7 +326,7 @@ class ModelPool:
         name, force = argument_checks.name("model", name), argument_checks.flag("force", force)
         unload = self._departures.unload(name, force=force)
         if not unload.begun:
-            self._owner.track(unload)
+            self._track(unload)
         return unload
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
@@ -340,6 +341,17 @@ class ModelPool:
         """End the thread that looks for idle models."""
         self._timer.close()
 
+    def _opened(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
+        """Load a model by its name, as the session does, and wait for it. See `load`."""
+        if self._opener is None:
+            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
+        opener, name = self._opener, argument_checks.name("model", model)
+        info: ModelInfo | None = outcome(lambda: opener(name, **options))
+        if info is None:
+            name = options.get("alias") or name
+            raise ModelError(f"The load of {name} was cancelled.", model=name)
+        return info
+
     def _tell(self) -> None:
         if self.idle_ttl is not None:
             self._timer.wake()
@@ -353,45 +365,6 @@ class ModelPool:
         for unload in waited:
             unload.fail(EngineError("The inference thread died, and its models are gone."))
         self._tell()
-
-
-class Owner:
-    """Whom a pool belongs to; nobody, if all is left out.
-
-    Parameters
-    ----------
-    opener : callable, optional
-        `Session.load`.
-    track : callable, optional
-        Follows a piece of work to its end.
-    """
-
-    def __init__(
-        self,
-        opener: Callable[..., Load] | None = None,
-        track: Callable[[Task[Any]], None] = lambda _: None,
-    ) -> None:
-        self._opener = opener
-        self.track = track
-
-    def load(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
-        """Load a model with the options of `Session.load`, and wait for it.
-
-        Raises
-        ------
-        EngineError
-            When the pool belongs to nobody.
-        ModelError
-            When it cannot be loaded, or the load was cancelled.
-        """
-        if self._opener is None:
-            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
-        opener, name = self._opener, argument_checks.name("model", model)
-        info: ModelInfo | None = outcome(lambda: opener(name, **options))
-        if info is None:
-            name = options.get("alias") or name
-            raise ModelError(f"The load of {name} was cancelled.", model=name)
-        return info
 
 
 def fits(pool: ModelPool, needed_bytes: int) -> bool | None:
