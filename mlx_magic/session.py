@@ -30,9 +30,11 @@ from mlx_magic.formatting import without_frames
 from mlx_magic.images import opening
 from mlx_magic.model_pool.model_info import Lease, Load, no_images
 from mlx_magic.model_pool.pool import ModelPool
+from mlx_magic.models.catalog import model_summary
 from mlx_magic.models.catalog.alias_file import AliasTarget, is_alias, require_alias
 from mlx_magic.models.catalog.aliases import Names, adapted_name
 from mlx_magic.models.catalog.local_models import ModelOnDisk, models_on_disk, names_on_disk
+from mlx_magic.models.catalog.model_summary import ModelSummary
 from mlx_magic.models.catalog.resolve import describe_model, find
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.user_folders import absolute
@@ -275,6 +277,10 @@ class Session:
             float32=platform.wants_float32,
             folders=self.names.folders,
         )
+
+    def summary(self, name: str) -> ModelSummary:
+        """Say what a model is; see `model_summary.read`. Asks the Hub: not for an event loop."""
+        return model_summary.read(name, self.names, float32=platform.wants_float32)
 
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""

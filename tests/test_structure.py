@@ -149,6 +149,8 @@ GROUND = (
 FACE = ("api", "testing", "inference")
 """Above all rooms: what people import, fakes for their tests, and names in old pickles."""
 
+PLAIN = {"mlx_magic.backends", "mlx_magic.backends.cache_stats"}
+
 MOST_MODULES = 12
 """In a folder, its `__init__.py` not counted."""
 
@@ -235,11 +237,41 @@ def test_the_model_libraries_stay_behind_the_backends() -> None:
     assert users == within(users, "mlx_magic.backends")
 
 
-@pytest.mark.parametrize(("library", "other"), [("mlx_vlm", "text"), ("mlx_lm", "vision")])
-def test_each_library_is_known_to_one_kind_of_model(library: str, other: str) -> None:
+@pytest.mark.parametrize(("library", "room"), [("mlx_vlm", "vision"), ("mlx_lm", "text")])
+def test_each_library_is_known_to_one_kind_of_model(library: str, room: str) -> None:
     users = {name for name, path in BY_NAME.items() if library in tops(imports(path))}
     assert users
-    assert within(users, f"mlx_magic.backends.{other}") == set()
+    assert users == within(users, f"mlx_magic.backends.{room}")
+
+
+def at_runtime(module: str) -> set[str]:
+    """Return the modules of the package that a module imports when it runs."""
+    return imports(BY_NAME[module], with_types=False) & BY_NAME.keys()
+
+
+def test_errors_need_nothing_and_a_request_little_more() -> None:
+    assert at_runtime("mlx_magic.errors") == set()
+    below = {"mlx_magic.errors", "mlx_magic.argument_checks"}
+    assert at_runtime("mlx_magic.engine.request") <= {*below, "mlx_magic"}
+
+
+def test_backends_do_not_know_who_runs_them() -> None:
+    users = [
+        name
+        for name in within(set(BY_NAME), "mlx_magic.backends")
+        if "mlx_magic.engine.engine" in at_runtime(name)
+    ]
+    assert users == []
+
+
+def test_the_notebook_reaches_backends_through_the_session() -> None:
+    users = {
+        name: found
+        for name in within(set(BY_NAME), "mlx_magic.notebook")
+        # What was reused is plain numbers.
+        if (found := within(at_runtime(name), "mlx_magic.backends") - PLAIN)
+    }
+    assert users == {}
 
 
 def test_modules_say_what_they_are() -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
-from mlx_magic.engine.engine import Said
-
 if TYPE_CHECKING:
     from mlx_magic.backends.cache_stats import Reuse
     from mlx_magic.cancellation import CancelToken
+    from mlx_magic.engine.engine import Said
     from mlx_magic.engine.request import GenerationRequest
     from mlx_magic.engine.result import FinishReason, GenerationChunk
     from mlx_magic.models.checkpoints.batch_support import Verdict

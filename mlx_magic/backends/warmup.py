@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
 from mlx_magic.backends.base import LoadedModel, LoadProgress
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import no_panics
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.engine import Steps
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.formatting import one_line
 from mlx_magic.images.opening import ImageInput, open_images
+
+if TYPE_CHECKING:
+    from mlx_magic.engine.engine import Steps
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_magic.backends import warmup
 from mlx_magic.backends.base import LoadProgress, Report
@@ -33,13 +33,15 @@ from mlx_magic.backends.text.prompt_cache import PromptCache
 from mlx_magic.backends.text.row_probe import TextProbe
 from mlx_magic.backends.text.sampling_defaults import draw, generation_config
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.engine import Steps
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from mlx_magic.engine.engine import Steps
 
 
 class TextBackend:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from mlx_magic.backends.cache_stats import Reuse
-from mlx_magic.backends.device import platform
 from mlx_magic.engine.request import DEMO
 from mlx_magic.formatting import amount, shown
 from mlx_magic.model_pool.model_info import ModelInfo
 from mlx_magic.model_pool.pool import ModelPool, fits
-from mlx_magic.models.catalog import model_summary
 from mlx_magic.models.catalog.alias_file import AliasTarget
 from mlx_magic.models.catalog.local_models import ModelOnDisk
 from mlx_magic.models.checkpoints.batch_support import Verdict
@@ -136,7 +134,7 @@ class SummaryTable:
     @staticmethod
     def of(session: Session, name: str) -> Table:
         """Return what a model is; may ask the Hub, so not for an event loop."""
-        found = model_summary.read(name, session.names, float32=platform.wants_float32)
+        found = session.summary(name)
         room = fits(session.pool, found.needed)
         rows = [
             ("model", name),
