@@ -1,4 +1,4 @@
-"""A stand-in for a part of a model, which is that part in all but what a subclass does itself."""
+"""Stand-ins for parts of a loaded model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Proxy:
-    """Stands in front of a part; in all but what a subclass does itself it is the part.
+    """Passes everything on to a part; a subclass does something itself.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where results were defined before 0.2: pickles that were written then still load."""
+"""Where results were defined at first: pickles that were written then still load."""
 
 from __future__ import annotations
 

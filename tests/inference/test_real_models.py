@@ -336,9 +336,10 @@ def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
 
     greedy = [Sampling(max_tokens=10, temperature=0)] * len(ASKED)
     # Ours first: the session sets up the fast BLAS before MLX is imported.
-    sixteen = ask_at_once(session, smollm2, greedy * 2)
+    eight, sixteen = (ask_at_once(session, smollm2, greedy * times) for times in (1, 2))
     expected = session.engine.call(raw).result(120)
     assert {each[3] for each in expected} == {"stop", "length"}
+    assert eight == expected
     assert sixteen == expected * 2
 
 
@@ -552,7 +553,7 @@ def test_a_text_models_turns_are_read_as_raw_mlx_lm_reads_them(
     assert result.usage.prompt_tokens > alone.usage.prompt_tokens
 
 
-RULES = "Answer politely and briefly, and never twice in the same words. " * 20
+RULES = "Answer politely and briefly, and never twice in the same words. " * 30
 
 
 def test_five_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_lm_writes(
@@ -592,7 +593,7 @@ def test_five_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_l
     for before, result in itertools.pairwise(results):
         assert result.usage.cached_tokens > before.usage.prompt_tokens, "its answer is known, too"
     usage = results[-1].usage
-    assert usage.prompt_tokens - usage.cached_tokens < 0.1 * usage.prompt_tokens
+    assert usage.prompt_tokens - usage.cached_tokens < 0.05 * usage.prompt_tokens
     kept = session.pool.reuse
     assert (kept.prefix_hits >= 4, 0 < kept.prefix_bytes <= kept.limit_bytes) == (True, True)
     assert session.pool.forget() >= kept.prefix_bytes

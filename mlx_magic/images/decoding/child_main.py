@@ -1,6 +1,4 @@
-"""Reads a picture from stdin and writes its pixels to stdout; run as a script.
-
-See `child_process.py`.
+"""Reads a picture from stdin and writes its pixels to stdout; `child_process.py` runs it.
 
 Imports nothing of this package.
 """
