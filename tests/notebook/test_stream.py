@@ -103,6 +103,27 @@ def test_finished_blocks_are_markdown_and_are_not_sent_again(
     assert view._text.children[0] is first
 
 
+def test_a_burst_comes_in_small_pieces_and_whole(
+    view: WidgetView, generation: Generation, clock: ManualClock
+) -> None:
+    words = [f"word{number}" for number in range(2_000)]
+    write(generation, "harmless " + "x" * 1_000_000, 1)
+    clock.advance(1)
+    view.update()
+    assert "harmless" in shown(view)
+    assert len(all_widgets(view)) < 20
+
+    generation = Generation(GenerationRequest(prompt="What?"), clock=clock)
+    view = WidgetView(generation, clock=clock)
+    write(generation, " ".join(words), 10_000)
+    for _ in range(20):
+        clock.advance(1)
+        view.update()
+    text = re.sub(r"\s", "", shown(view))
+    assert "".join(words) in text
+    view.close()
+
+
 def test_hostile_text_stays_text(
     view: WidgetView, generation: Generation, clock: ManualClock
 ) -> None:

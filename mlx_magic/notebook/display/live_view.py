@@ -20,6 +20,10 @@ _SIZE = "font-size:var(--jp-content-font-size1,14px);line-height:var(--jp-conten
 _BLOCK = f"overflow-wrap:anywhere;overflow:auto;{_SIZE}"
 _TEXT = f"white-space:pre-wrap;{_BLOCK}"
 
+_MOST_AT_ONCE = 2_000
+"""Characters that one update adds. Each block is a widget: a megabyte at once would be two
+thousand of them, and keep the page busy for longer than the answer takes."""
+
 
 class View(Protocol):
     """What shows a piece of work while it runs."""
@@ -128,10 +132,10 @@ class WidgetView:
             tokens, text = snapshot.completion_tokens, snapshot.text
             self._show_pictures(self._work)
         self._show_phase()
-        new = len(text) - self._shown_text
-        if new and self._throttle.allows(min(new, 2_000) + len(self._blocks.tail), tokens):
-            self._throttle.sent(*self._grow(text[self._shown_text :]))
-            self._shown_text = len(text)
+        new = text[self._shown_text : self._shown_text + _MOST_AT_ONCE]
+        if new and self._throttle.allows(len(new) + len(self._blocks.tail), tokens):
+            self._throttle.sent(*self._grow(new))
+            self._shown_text += len(new)
 
     def close(self) -> None:
         """Take every widget away, so that none stays in the kernel."""
