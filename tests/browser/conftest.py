@@ -1,15 +1,15 @@
-"""One JupyterLab server and one Chromium for all tests here; a page and a kernel for each."""
+"""One JupyterLab server and one Chromium for all tests here; a notebook and a kernel for each."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests import checkpoints
 
@@ -60,32 +60,79 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.good(tmp_path_factory.mktemp("model"))
 
 
+class Pages:
+    """Pages for tests: the last test's, if it was left as it was found, or new ones."""
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._kept: Page | None = None
+
+    def take(self, *, new: bool) -> Page:
+        """Return an empty page, or one of JupyterLab without notebooks."""
+        page, self._kept = self._kept, None
+        if page is not None and new:
+            page.context.close()
+        if page is None or new:
+            context = self._browser.new_context()
+            context.set_default_timeout(10_000)
+            page = context.new_page()
+        page.set_viewport_size({"width": 1100, "height": 800})
+        return page
+
+    def give_back(self, page: Page, *, good: bool) -> None:
+        """Keep a page for the next test, or close it."""
+        if good and self._kept is None:
+            page.context.clear_permissions()
+            self._kept = page
+        else:
+            page.context.close()
+
+
+@pytest.fixture(scope="session")
+def pages(browser: Browser) -> Pages:
+    """Pages that are handed from test to test."""
+    expect.set_options(timeout=10_000)
+    return Pages(browser)
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note which tests failed: what they leave behind is not for the next one."""
+    report = yield
+    item.stash[_FAILED] = report.failed or item.stash.get(_FAILED, False)
+    return report
+
+
 @pytest.fixture
 def open_notebook(
-    browser: Browser, server: LabServer, request: pytest.FixtureRequest
+    pages: Pages, server: LabServer, request: pytest.FixtureRequest
 ) -> Iterator[OpenNotebook]:
-    """Open a notebook of the given cells in a fresh page."""
+    """Open a notebook of the given cells: in a fresh page, if what is done there needs it."""
     name = re.sub(r"\W+", "-", request.node.name).strip("-")
     screenshots = ROOT / "build" / "screenshots"
     screenshots.mkdir(parents=True, exist_ok=True)
-    context = browser.new_context(viewport={"width": 1100, "height": 800})
-    context.set_default_timeout(10_000)
-    expect.set_options(timeout=10_000)
-    opened: list[LabNotebook] = []
+    opened: list[tuple[LabNotebook, bool]] = []
 
     def open_cells(
-        *cells: str, front_end: FrontEnd = "lab", path: Path | None = None
+        *cells: str, front_end: FrontEnd = "lab", path: Path | None = None, own_page: bool = False
     ) -> LabNotebook:
         path = path or server.add_notebook(name, list(cells))
-        page = context.new_page()
-        opened.append(LabNotebook(page, server, path, screenshots, front_end))
-        return opened[-1]
+        own_page = own_page or bool(opened) or front_end != "lab"
+        page = pages.take(new=own_page)
+        opened.append((LabNotebook(page, server, path, screenshots, front_end), own_page))
+        return opened[-1][0]
 
     yield open_cells
-    for notebook in opened:
+    failed = request.node.stash.get(_FAILED, True)
+    for notebook, own_page in opened:
         notebook.screenshot(f"{name}-end")
-    context.close()
-    for notebook in opened:
+        good = not failed and not own_page and notebook.close()
+        pages.give_back(notebook.page, good=good)
         server.stop_kernel(notebook.path)
 
 
@@ -101,8 +148,12 @@ def models(model: Path) -> Path:
 def open_panel(open_notebook: OpenNotebook) -> OpenPanel:
     """Open a notebook, run its first cell, and the second one, which shows a panel."""
 
-    def open_cells(setup: str, *cells: str, front_end: FrontEnd = "lab") -> PanelPage:
-        notebook = open_notebook(setup, "%vision panel", *cells, front_end=front_end)
+    def open_cells(
+        setup: str, *cells: str, front_end: FrontEnd = "lab", own_page: bool = False
+    ) -> PanelPage:
+        notebook = open_notebook(
+            setup, "%vision panel", *cells, front_end=front_end, own_page=own_page
+        )
         notebook.page.set_viewport_size({"width": 1100, "height": 1300})
         notebook.run(0)
         notebook.run(1)

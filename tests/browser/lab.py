@@ -73,6 +73,7 @@ class LabServer:
             f"--IdentityProvider.token={self._token}",
             f"--ServerApp.root_dir={self.notebooks}",
             "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+            "--LabApp.expose_app_in_browser=True",
         ]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -153,12 +154,29 @@ class LabServer:
         raise AssertionError(f"JupyterLab did not start:\n{self._log.read_text()}")
 
 
+# JupyterLab takes some eight seconds to load, most of it work for the processor, and less than one
+# to open a further notebook.
+_OPEN = """async (path) => {
+  const { context } = await window.jupyterapp.commands.execute("docmanager:open", { path });
+  await context.ready;
+}"""
+_CLOSE = """() => {
+  for (const widget of [...window.jupyterapp.shell.widgets("main")]) {
+    if (widget.context) widget.context.model.dirty = false;
+    widget.dispose();
+  }
+}"""
+_FINE = """() => window.pwned === undefined && window.jupyterapp !== undefined
+    && document.querySelector(".jp-Dialog") === null"""
+
+
 class LabNotebook:
     """A notebook open in JupyterLab, or in Notebook 7, which is made of the same parts.
 
     Parameters
     ----------
     page : playwright.sync_api.Page
+        An empty page, or one in which JupyterLab has closed its notebooks.
     server : LabServer
     path : Path
         The notebook file.
@@ -184,12 +202,23 @@ class LabNotebook:
         self._screenshots = screenshots
         page.on("request", self._note)
         server.start_kernel(path)
-        page.goto(server.address(path, front_end))
+        if page.url == "about:blank":
+            page.goto(server.address(path, front_end))
+        else:
+            page.evaluate(_OPEN, path.name)
         # A cell that is run before the kernel is there does nothing.
         kernel = page.locator(".jp-Toolbar-kernelName")
         expect(kernel).to_have_text("Python 3 (ipykernel)", timeout=DEADLINE * 1000)
         status = page.locator(".jp-Notebook-ExecutionIndicator").first
         expect(status).to_have_attribute("data-status", "idle", timeout=DEADLINE * 1000)
+
+    def close(self) -> bool:
+        """Close the notebook, and say whether the page can show another one."""
+        self.page.remove_listener("request", self._note)
+        if not self.page.evaluate(_FINE):
+            return False
+        self.page.evaluate(_CLOSE)
+        return True
 
     @property
     def cancel(self) -> Locator:

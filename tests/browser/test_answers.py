@@ -147,7 +147,7 @@ def check(notebook: LabNotebook) -> None:
 def test_hostile_answers_do_nothing_live_and_in_a_notebook_of_somebody_else(
     open_notebook: OpenNotebook, server: LabServer, model: Path, front_end: Any
 ) -> None:
-    notebook = open_notebook(MAKE, *CELLS, UNGUARDED, front_end=front_end)
+    notebook = open_notebook(MAKE, *CELLS, UNGUARDED, front_end=front_end, own_page=True)
     for cell in range(len(CELLS) + 1):
         notebook.run(cell)
     check(notebook)
@@ -170,7 +170,7 @@ def test_hostile_answers_do_nothing_live_and_in_a_notebook_of_somebody_else(
 def test_an_exported_conversation_does_nothing_in_the_markdown_viewer(
     open_notebook: OpenNotebook, server: LabServer
 ) -> None:
-    notebook = open_notebook(MAKE, EXPORT)
+    notebook = open_notebook(MAKE, EXPORT, own_page=True)
     notebook.run(0)
     notebook.run(1)
     page = notebook.page

@@ -130,9 +130,15 @@ def show(open_notebook: OpenNotebook) -> Show:
     """Open a notebook, show the widgets in its first cell, and run no other."""
 
     def show_panel(
-        *cells: str, more: str = "", front_end: FrontEnd = "lab", init: str = ""
+        *cells: str,
+        more: str = "",
+        front_end: FrontEnd = "lab",
+        init: str = "",
+        own_page: bool = False,
     ) -> FrontPage:
-        notebook = open_notebook(SETUP + more + SHOW, *cells, front_end=front_end)
+        own_page = own_page or bool(init)
+        code = SETUP + more + SHOW
+        notebook = open_notebook(code, *cells, front_end=front_end, own_page=own_page)
         if init:
             notebook.page.evaluate(init)
         notebook.run(0)
@@ -519,7 +525,7 @@ def test_copying_works_without_the_clipboard_interface(show: Show) -> None:
 
 
 def test_outside_of_a_cell_inserting_is_disabled_with_the_reason(show: Show) -> None:
-    front = show(more=ENDED)
+    front = show(more=ENDED, own_page=True)
     page = front.page
     front.talk.evaluate("(node) => { node.id = 'out'; document.body.append(node) }")
     button = page.locator("#out").get_by_role("button", name="Insert cell below")
@@ -657,7 +663,7 @@ LOST = "The kernel was restarted or the connection is lost."
     ("front_end", "way"), [("lab", "restart"), ("lab", "death"), ("notebook", "restart")]
 )
 def test_a_lost_kernel_leaves_a_clear_state(show: Show, front_end: FrontEnd, way: str) -> None:
-    front = show("import os\nos._exit(1)", more=THREE + ENDED, front_end=front_end)
+    front = show("import os\nos._exit(1)", more=THREE + ENDED, front_end=front_end, own_page=True)
     page = front.page
     expect(page.get_by_text(LOST)).to_have_count(0)
     if way == "death":
@@ -687,7 +693,8 @@ def test_a_lost_kernel_leaves_a_clear_state(show: Show, front_end: FrontEnd, way
 
 
 def test_a_connection_that_comes_back_brings_the_panel_back(show: Show) -> None:
-    front = show("talk.turn(turn('t1', 1, 'What?', answer('smol', 'running', tail='so far')))")
+    turn = "talk.turn(turn('t1', 1, 'What?', answer('smol', 'running', tail='so far')))"
+    front = show(turn, own_page=True)
     sockets: list[WebSocketRoute] = []
     cut = False
 
