@@ -37,7 +37,7 @@ _LLAMA = {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_b
 _CONTROL = 3
 
 
-def convert(gguf: Path, out: Path) -> Path:
+def convert(gguf: Path, out: Path, *, quantized: bool = True) -> Path:
     """Convert a llama GGUF with a GPT-2 tokenizer, as SmolLM2's is, to an mlx-lm folder.
 
     Parameters
@@ -46,6 +46,8 @@ def convert(gguf: Path, out: Path) -> Path:
         Q4_0, Q4_1 or Q8_0, which MLX reads as affine weights in groups of 32.
     out : Path
         Folder to make; files in it are replaced.
+    quantized : bool
+        False writes float32: 540 MB, and more than twice as quick on MLX's CPU backend.
 
     Returns
     -------
@@ -63,9 +65,27 @@ def convert(gguf: Path, out: Path) -> Path:
         new = mlx_name(name)
         part = new.split(".")[-2]
         weights[new] = unpermuted(tensor, heads[part]) if part in heads else tensor
+    if not quantized:
+        weights = _dequantized(weights, config.pop("quantization")["group_size"])
     _save(out, weights, config)
     _write_tokenizer(out, metadata)
     return out
+
+
+def _dequantized(weights: Mapping[str, Any], group_size: int) -> dict[str, Any]:
+    import mlx.core as mx
+
+    whole = {}
+    for name, tensor in weights.items():
+        prefix = name.rpartition(".")[0]
+        if name.endswith((".scales", ".biases")):
+            continue
+        if f"{prefix}.scales" in weights:
+            scales, biases = weights[f"{prefix}.scales"], weights[f"{prefix}.biases"]
+            bits = 32 * tensor.shape[-1] // (group_size * scales.shape[-1])
+            tensor = mx.dequantize(tensor, scales, biases, group_size=group_size, bits=bits)
+        whole[name] = tensor.astype(mx.float32)
+    return whole
 
 
 def mlx_name(name: str) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import io
 import json
 import logging
 import os
 import pkgutil
+import re
 import shutil
 import sys
 import threading
@@ -58,6 +60,7 @@ class Evil:
     register_for_auto_class = from_pretrained
 Model = ModelArgs = ModelConfig = Evil
 """
+_MAY_LOAD = re.compile(r"from_pretrained|Processor|Tokenizer|Extractor|def \w*load")
 # Functions of mlx-vlm that load from a folder take it under one of these names.
 _FOLDERS = (
     "pretrained_model_name_or_path", "model_path", "model_name_or_path", "model_id", "model_dir",
@@ -138,6 +141,10 @@ def vision_functions() -> Iterator[tuple[str, Loader]]:
 
     for module in pkgutil.walk_packages(mlx_vlm.models.__path__, "mlx_vlm.models."):
         if module.name.endswith((".convert", ".convert_weights", ".__main__")):
+            continue
+        # Importing all of them takes longer than all that is tried.
+        spec = importlib.util.find_spec(module.name)
+        if spec is None or not _MAY_LOAD.search(Path(str(spec.origin)).read_text("utf-8")):
             continue
         try:
             found = importlib.import_module(module.name)

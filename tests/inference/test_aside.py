@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import re
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def uses(tree: ast.AST, names: set[str]) -> bool:
     return any(isinstance(part, ast.Name) and part.id in names for part in ast.walk(tree))
 
 
+@cache
 def functions(path: Path) -> dict[str, ast.FunctionDef]:
     if not path.is_file():
         return {}
@@ -90,6 +92,7 @@ def functions(path: Path) -> dict[str, ast.FunctionDef]:
     return {one.name: one for one in body if isinstance(one, ast.FunctionDef)}
 
 
+@cache
 def callers(path: Path) -> set[str]:
     """Name what calls MLX where it is called: MLX, functions of the module, imported ones."""
     found = {"mx"}

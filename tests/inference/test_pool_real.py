@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import threading
@@ -28,7 +29,7 @@ from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
 
-CYCLES = 50
+CYCLES = 50 if os.environ.get("MLX_MAGIC_EVERY") == "1" else 12
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_four_models_in_turn_on_a_budget_for_two(
         assert len(session.pool) == 2
 
 
-def test_what_is_freed_is_freed_fifty_times(
+def test_what_is_freed_is_freed_each_time(
     session: Session, copies: list[str], picture: Image.Image
 ) -> None:
     """Results, and errors with their tracebacks, are kept; nothing of the weights is."""

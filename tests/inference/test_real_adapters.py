@@ -76,7 +76,7 @@ def text_adapter(session: Session, tmp_path_factory: pytest.TempPathFactory) -> 
         from mlx_lm.tuner.utils import linear_to_lora_layers
         from mlx_lm.utils import load
 
-        model = load(str(smollm2_folder()), lazy=True)[0]
+        model = load(str(smollm2_folder(quantized=False)), lazy=True)[0]
         model.freeze()
         linear_to_lora_layers(model, 16, parameters)
         shaken(model)
@@ -143,7 +143,7 @@ def test_it_answers_as_mlx_vlm_does_with_it(session: Session, vision_adapter: Pa
 def test_a_text_adapter_changes_the_answer_and_not_the_bases(
     session: Session, text_adapter: Path
 ) -> None:
-    base, question = str(smollm2_folder()), "What is the capital of France?"
+    base, question = str(smollm2_folder(quantized=False)), "What is the capital of France?"
     before = ask(session, base, question)
     info = session.load(base, alias="said", adapter=str(text_adapter)).future.result(120)
     assert info is not None
@@ -184,7 +184,7 @@ def test_an_adapter_of_another_model_is_one_line_and_leaves_no_memory(
     adapter = request.getfixturevalue(f"{kind}_adapter")
     other = tmp_path / "other"
     session.engine.call(lambda: spoilt(adapter, other, change)).result(60)
-    base = "demo" if kind == "vision" else str(smollm2_folder())
+    base = "demo" if kind == "vision" else str(smollm2_folder(quantized=False))
     count, active = len(session.pool), session.pool.memory.active
     with pytest.raises(CheckpointError, match="other") as caught:
         session.load(base, adapter=str(other)).future.result(120)

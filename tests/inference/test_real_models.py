@@ -254,7 +254,7 @@ def test_as_much_of_a_prompt_is_read_in_one_call_as_the_device_says(
 
 @pytest.fixture(scope="module")
 def smollm2() -> str:
-    return str(smollm2_folder())
+    return str(smollm2_folder(quantized=False))
 
 
 def test_a_text_model_answers_through_mlx_lm(session: Session, smollm2: str) -> None:
