@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
     shell.user_ns["img"] = Image.new("RGB", (40, 20), "red")
     yield shell
     shell.run_line_magic("unload_ext", "mlx_magic")
+    # They would keep the shell until the end of all tests, and then take a second for each.
+    atexit.unregister(shell.atexit_operations)
+    atexit.unregister(shell.magics_manager.registry["ScriptMagics"].kill_bg_processes)
 
 
 @pytest.fixture
