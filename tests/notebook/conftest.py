@@ -29,6 +29,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
     shell.user_ns["img"] = Image.new("RGB", (40, 20), "red")
     yield shell
     shell.run_line_magic("unload_ext", "mlx_magic")
+    shell.restore_sys_module_state()
     # They would keep the shell until the end of all tests, and then take a second for each.
     atexit.unregister(shell.atexit_operations)
     atexit.unregister(shell.magics_manager.registry["ScriptMagics"].kill_bg_processes)
