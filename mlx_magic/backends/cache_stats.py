@@ -12,9 +12,9 @@ class Reuse:
 
     Attributes
     ----------
-    picture_hits, picture_misses : int
+    image_hits, image_misses : int
         Pictures (or tiles, where a model cuts them) that were known, and that were encoded.
-    picture_bytes : int
+    image_bytes : int
         What is kept of pictures.
     input_bytes : int
         What is kept of how they were cut and scaled.
@@ -26,9 +26,9 @@ class Reuse:
         What all together may take at most.
     """
 
-    picture_hits: int = 0
-    picture_misses: int = 0
-    picture_bytes: int = 0
+    image_hits: int = 0
+    image_misses: int = 0
+    image_bytes: int = 0
     input_bytes: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
@@ -38,10 +38,10 @@ class Reuse:
     @property
     def nbytes(self) -> int:
         """What is kept in all, in bytes."""
-        return self.picture_bytes + self.input_bytes + self.prefix_bytes
+        return self.image_bytes + self.input_bytes + self.prefix_bytes
 
     @classmethod
     def total(cls, parts: Iterable[Reuse]) -> Reuse:
         """Add up what several models say."""
-        held = list(parts)
-        return cls(*(sum(getattr(part, field.name) for part in held) for field in fields(cls)))
+        stats = list(parts)
+        return cls(*(sum(getattr(part, field.name) for part in stats) for field in fields(cls)))

@@ -20,7 +20,7 @@ class Proxy:
         return getattr(self._part, name)
 
 
-def put_in_front(owner: Any, name: str, front: Proxy) -> None:
-    """Let `front` be found where `owner` has a part; its own parts stay as they are."""
+def install_proxy(owner: Any, name: str, proxy: Proxy) -> None:
+    """Let `proxy` be found where `owner` has a part; its own parts stay as they are."""
     # Python looks here before the module's own.
-    object.__setattr__(owner, name, front)
+    object.__setattr__(owner, name, proxy)

@@ -76,10 +76,10 @@ def warmed(
     model.forget()
 
 
-def sample(model: str, *, picture: bool) -> GenerationRequest:
+def sample(model: str, *, image: bool) -> GenerationRequest:
     """Return a request for the warm-up, about a picture of noise where the model sees."""
     images: tuple[ImageInput, ...] = ()
-    if picture:
+    if image:
         import numpy as np
 
         noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)

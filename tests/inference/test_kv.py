@@ -110,7 +110,7 @@ def test_an_answer_comes_and_its_cache_is_smaller(
     assert 0 < sizes.most <= share * 2 * 4 * 5 * 32 * 4 * 256
     assert (quantized.text, quantized.reason) == (plain.text, plain.reason)
     assert quantized.usage == plain.usage
-    assert sizes.most <= demo.model._room.require(
+    assert sizes.most <= demo.model._admission.require(
         prompt_tokens=78, image_tokens=64, max_tokens=12, kv_bits=bits
     ).cache  # fmt: skip
 
@@ -121,10 +121,10 @@ def test_what_is_quantized_is_neither_kept_nor_begun_with_what_is_kept(demo: Roo
     for bits in (8, 4, 8):
         assert answer(demo, bits, RED).usage.cached_tokens == 0
     assert demo.model.reuse.prefix_bytes == 0
-    before = demo.model.reuse.picture_misses
+    before = demo.model.reuse.image_misses
     again = demo.ask(QUESTION, RED)
     assert (again.text, again.usage) == (plain.text, plain.usage), "nothing of them is left"
-    assert demo.model.reuse.picture_misses == before, "but the picture is known"
+    assert demo.model.reuse.image_misses == before, "but the picture is known"
     held = demo.model.reuse.prefix_bytes
     assert held > 0
     assert answer(demo, 8, RED).usage.cached_tokens == 0
@@ -157,7 +157,7 @@ def test_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
-    monkeypatch.setattr(demo.model._room, "_shape", Shape.of({"head_dim": 80}))
+    monkeypatch.setattr(demo.model._admission, "_shape", Shape.of({"head_dim": 80}))
     error = answer(demo, 8, RED).error
     assert isinstance(error, GenerationError)
     assert str(error) == (

@@ -22,17 +22,17 @@ TEXTS = (
 LENGTHS = (7, 4)
 """Tokens of the two rows that are read as prompts; they differ, so that one is padded."""
 
-FOLLOWING = 4
+DECODED_TOKENS = 4
 """Tokens that are read after each, one a step."""
 
-LEFT = 4
+REMAINING_CALLS = 4
 """Calls of the model that there are after those of each row alone, about."""
 
 SECONDS, SHARE = 0.3, 0.05
 """What it may take at a load: so many seconds, or this share of the load if that is more."""
 
-APART = 5e-3
-APART_HALF = 0.15
+TOLERANCE = 5e-3
+TOLERANCE_HALF = 0.15
 """By how much the numbers may differ, as a part of what they are.
 
 Measured with tiny checkpoints of 40 architectures: rounding makes up to 1e-5 in float32 and 2e-2
@@ -40,12 +40,12 @@ in bfloat16; a row that sees another's padding, or is at a wrong position, 0.1 a
 """
 
 
-class Witness(RowSampler):
+class ScoreRecorder(RowSampler):
     """Notes the scores of each row, and draws the tokens that it was told.
 
     Parameters
     ----------
-    told : sequence of sequence of int
+    forced_tokens : sequence of sequence of int
         For each row, the tokens that follow its prompt.
 
     Attributes
@@ -56,15 +56,15 @@ class Witness(RowSampler):
         Whether the last call had all rows.
     """
 
-    def __init__(self, told: Sequence[Sequence[int]]) -> None:
+    def __init__(self, forced_tokens: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self._told = told
-        self.seen: list[list[Any]] = [[] for _ in told]
-        self.together = False
+        self._forced_tokens = forced_tokens
+        self.seen: list[list[Any]] = [[] for _ in forced_tokens]
+        self.has_all_rows = False
 
-    def admit(self, uid: int, draw: SamplingParams) -> None:
+    def admit(self, uid: int, params: SamplingParams) -> None:
         """Take in a row."""
-        self.draws[uid] = draw
+        self.draws[uid] = params
 
     def dismiss(self, uid: int) -> None:
         """Forget a row."""
@@ -82,15 +82,15 @@ class Witness(RowSampler):
 
         tokens = []
         for at, uid in enumerate(self.rows):
-            told = self._told[uid]
-            tokens.append(told[min(len(self.seen[uid]), len(told) - 1)])
+            forced_tokens = self._forced_tokens[uid]
+            tokens.append(forced_tokens[min(len(self.seen[uid]), len(forced_tokens) - 1)])
             self.seen[uid].append(logprobs[at])
-        self.together = len(self.rows) == len(self._told)
+        self.has_all_rows = len(self.rows) == len(self._forced_tokens)
         self.drawn = mx.array(tokens, dtype=mx.int32)
         return self.drawn
 
 
-class Probed(Protocol):
+class ProbedModel(Protocol):
     """A model whose batch can be looked at."""
 
     def encode(self, text: str) -> list[int]:
@@ -102,7 +102,7 @@ class Probed(Protocol):
         Of the last tokens only, where a model gives no others.
         """
 
-    def batch(self, witness: Witness) -> tuple[Batch, Callable[[list[int]], Slot]]:
+    def batch(self, recorder: ScoreRecorder) -> tuple[Batch, Callable[[list[int]], Slot]]:
         """Return a new batch for the rows, and what lets a row in."""
 
 
@@ -128,7 +128,7 @@ class Budget:
 
 
 def confirmed(
-    probed: Probed, budget: Budget, cancel: CancelToken
+    probed: ProbedModel, budget: Budget, cancel: CancelToken
 ) -> Generator[None, None, bool | None]:
     """Compare two rows together with each alone, a call of the model a slice.
 
@@ -141,21 +141,21 @@ def confirmed(
     ------
     Cancelled
     """
-    lengths = [n + FOLLOWING for n in LENGTHS]
+    lengths = [n + DECODED_TOKENS for n in LENGTHS]
     rows = [_cut(probed.encode(text), n) for text, n in zip(TEXTS, lengths, strict=True)]
     began = budget.clock()
-    expected, took = [], list[float]()
+    expected, durations = [], list[float]()
     for row in rows:
         cancel.checkpoint()
         # All at once: a call for each row.
         expected.append(probed.alone(row))
-        took.append(budget.clock() - began - sum(took))
+        durations.append(budget.clock() - began - sum(durations))
         # The first call of a kind may be slower than those that follow.
-        left = min(took) * LEFT if len(took) == len(rows) else 0
-        if budget.seconds is not None and sum(took) + left > budget.seconds:
+        remaining = min(durations) * REMAINING_CALLS if len(durations) == len(rows) else 0
+        if budget.seconds is not None and sum(durations) + remaining > budget.seconds:
             return None
         yield
-    seen = yield from _witnessed(probed, rows, cancel)
+    seen = yield from _recorded_scores(probed, rows, cancel)
     if seen is None:
         return False
     # From the end: some models give the last token's logits only.
@@ -171,13 +171,13 @@ def confirmed(
     # Some models (gemma3n) give other numbers where a text is cut otherwise: cut it alike.
     cut = []
     for at in range(len(rows)):
-        single = yield from _witnessed(probed, rows, cancel, only=at, count=len(seen[at]))
+        single = yield from _recorded_scores(probed, rows, cancel, only=at, count=len(seen[at]))
         cut.append(single[at] if single is not None else [])
     return _agree(seen, cut)
 
 
-def _witnessed(
-    probed: Probed,
+def _recorded_scores(
+    probed: ProbedModel,
     rows: list[list[int]],
     cancel: CancelToken,
     *,
@@ -189,45 +189,45 @@ def _witnessed(
     With `only`, that row alone, until there are `count` scores.
     """
     chosen = range(len(rows)) if only is None else (only,)
-    witness = Witness([rows[at][LENGTHS[at] :] for at in chosen])
-    batch, add = probed.batch(witness)
+    recorder = ScoreRecorder([rows[at][LENGTHS[at] :] for at in chosen])
+    batch, add = probed.batch(recorder)
     try:
-        seats = [add(rows[at][: LENGTHS[at]]) for at in chosen]
-        for _ in range(FOLLOWING + len(rows) + 1):
+        slots = [add(rows[at][: LENGTHS[at]]) for at in chosen]
+        for _ in range(DECODED_TOKENS + len(rows) + 1):
             cancel.checkpoint()
             batch.advance()
-            failed = next((seat.error for seat in seats if seat.error is not None), None)
+            failed = next((slot.error for slot in slots if slot.error is not None), None)
             if failed is not None:
                 raise failed
             yield
-            if witness.together and all(len(seen) >= count for seen in witness.seen):
-                found = dict(zip(chosen, witness.seen, strict=True))
+            if recorder.has_all_rows and all(len(seen) >= count for seen in recorder.seen):
+                found = dict(zip(chosen, recorder.seen, strict=True))
                 return [found.get(at, []) for at in range(len(rows))]
         return None
     finally:
         batch.close()
         # The batch is part of a cycle, and would keep the arrays until that is looked for.
-        witness.seen, witness.drawn = [], None
+        recorder.seen, recorder.drawn = [], None
 
 
 def _agree(seen: list[list[Any]], expected: list[list[Any]]) -> bool:
     import mlx.core as mx
 
-    apart = [
-        _apart(score, other)
+    distances = [
+        _distance(score, other)
         for scores, others in zip(seen, expected, strict=True)
         for score, other in zip(scores, others, strict=False)
         if other is not None
     ]
-    if not apart:
+    if not distances:
         return False
-    limit = APART_HALF if seen[0][0].dtype != mx.float32 else APART
-    worst: Any = mx.max(mx.stack(apart)).item()
+    limit = TOLERANCE_HALF if seen[0][0].dtype != mx.float32 else TOLERANCE
+    worst: Any = mx.max(mx.stack(distances)).item()
     # Written so that no number is no agreement.
     return bool(worst <= limit)
 
 
-def _apart(scores: Any, logits: Any) -> Any:
+def _distance(scores: Any, logits: Any) -> Any:
     """Return by how much two rows of scores differ, as a part of their spread."""
     import mlx.core as mx
 

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
-from mlx_magic.backends.batch_check.compare_rows import Budget, Probed, confirmed
+from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, confirmed
 from mlx_magic.backends.batch_check.model_signature import signature
 from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
 from mlx_magic.backends.batching.kv_cache import flat
@@ -19,8 +19,8 @@ from mlx_magic.models.checkpoints.architectures import Kind
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
-WRONG = "its weights gave other numbers together than alone"
-UNSEEN = "its weights are not compared yet, which is done when two questions meet"
+DIFFERENT = "its weights gave other numbers together than alone"
+NOT_COMPARED = "its weights are not compared yet, which is done when two questions meet"
 FAILED = "its weights could not be compared"
 
 _log = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ class BatchPolicy:
 
     Parameters
     ----------
-    shown : Verdict
+    table_verdict : Verdict
         What the table says of models like it.
-    remembered : VerdictCache
+    verdict_cache : VerdictCache
         What was seen of these weights before.
 
     Attributes
@@ -42,12 +42,12 @@ class BatchPolicy:
         As a person reads it; safe from any thread.
     """
 
-    def __init__(self, shown: Verdict, remembered: VerdictCache) -> None:
-        self._shown = shown
-        self._remembered = remembered
-        self.verdict = shown
-        if shown.together and not remembered.known:
-            self._apart(UNSEEN)
+    def __init__(self, table_verdict: Verdict, verdict_cache: VerdictCache) -> None:
+        self._table_verdict = table_verdict
+        self._verdict_cache = verdict_cache
+        self.verdict = table_verdict
+        if table_verdict.together and not verdict_cache.known:
+            self._disable(NOT_COMPARED)
 
     @property
     def together(self) -> bool:
@@ -55,9 +55,9 @@ class BatchPolicy:
         return self.verdict.together
 
     @property
-    def unseen(self) -> bool:
+    def not_compared(self) -> bool:
         """Whether its weights are still to be looked at."""
-        return self.verdict.why == UNSEEN
+        return self.verdict.why == NOT_COMPARED
 
     def chunk(self, nbytes: int) -> int:
         """Return how many tokens of a prompt are read at once.
@@ -69,8 +69,8 @@ class BatchPolicy:
         """
         return platform.prefill_chunk(nbytes) if self.verdict.chunks else platform.LIBRARY_CHUNK
 
-    def look(
-        self, probed: Probed, budget: Budget, cancel: CancelToken
+    def compare_weights(
+        self, probed: ProbedModel, budget: Budget, cancel: CancelToken
     ) -> Generator[None, None, None]:
         """Look at the weights, unless that was done; a call of the model a slice.
 
@@ -78,7 +78,7 @@ class BatchPolicy:
         ------
         Cancelled
         """
-        if not self.unseen:
+        if not self.not_compared:
             return
         try:
             agree = yield from confirmed(probed, budget, cancel)
@@ -86,19 +86,19 @@ class BatchPolicy:
             raise
         except Exception as error:
             _log.info("The weights could not be looked at: %s", one_line(error))
-            self._apart(FAILED)
+            self._disable(FAILED)
             return
         if agree:
-            self.verdict = self._shown
-            self._remembered.keep()
+            self.verdict = self._table_verdict
+            self._verdict_cache.keep()
         elif agree is not None:
-            self._apart(WRONG)
+            self._disable(DIFFERENT)
 
-    def _apart(self, why: str) -> None:
-        self.verdict = replace(self._shown, together=False, why=why)
+    def _disable(self, why: str) -> None:
+        self.verdict = replace(self._table_verdict, together=False, why=why)
 
 
-def standing(
+def batch_policy(
     library: str, checkpoint: Checkpoint, language_model: Any, config: Any, caches: list[Any]
 ) -> BatchPolicy:
     """Return how a model that was just loaded answers.
@@ -114,7 +114,11 @@ def standing(
     """
     kind: Kind = "vision" if library == "mlx-vlm" else "text"
     architecture = architectures.module_name(kind, checkpoint.config)
-    shown = batch_support.verdict(signature(library, language_model, config, caches), architecture)
+    table_verdict = batch_support.verdict(
+        signature(library, language_model, config, caches), architecture
+    )
     if not caches or not all(hasattr(cache, "merge") for cache in flat(caches)):
-        shown = replace(shown, together=False, why="its caches cannot be put together")
-    return BatchPolicy(shown, VerdictCache(checkpoint))
+        table_verdict = replace(
+            table_verdict, together=False, why="its caches cannot be put together"
+        )
+    return BatchPolicy(table_verdict, VerdictCache(checkpoint))

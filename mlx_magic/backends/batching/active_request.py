@@ -21,7 +21,7 @@ class ActiveRequest:
     ----------
     request : GenerationRequest
     counts : TokenCounts
-    place : Reservation
+    reservation : Reservation
     cancel : CancelToken
     report : callable
         Takes each `GenerationChunk`.
@@ -29,7 +29,7 @@ class ActiveRequest:
 
     request: GenerationRequest
     counts: TokenCounts
-    place: Reservation
+    reservation: Reservation
     cancel: CancelToken
     report: Report
 
@@ -38,13 +38,13 @@ class ActiveRequest:
         """How it is answered."""
         return self.request.sampling
 
-    def was_read(self, read: int = 0) -> None:
+    def report_prefill(self, read: int = 0) -> None:
         """Report that so many tokens of its prompt were read, after those that were known."""
         self.report(self.counts.chunk("prefill", read=read))
 
-    def wrote(self, text: str, written: int) -> None:
+    def report_text(self, text: str, written: int) -> None:
         """Report what was written since the last one, and the tokens of the answer so far."""
-        self.place.reading = False
+        self.reservation.prefilling = False
         self.report(self.counts.chunk("decode", text=text, written=written))
 
 
@@ -57,38 +57,38 @@ class TokenCounts:
     prompt_tokens, image_tokens : int
     cached_tokens : int
         Those of the prompt that need not be read.
-    pictures : int
+    images : int
         Pictures of the whole conversation.
     """
 
     prompt_tokens: int
     image_tokens: int
     cached_tokens: int = 0
-    pictures: int = 0
+    images: int = 0
 
-    def embedded(self, length: int) -> None:
+    def expand_image_tokens(self, length: int) -> None:
         """Count anew where one image token stands for many embeddings."""
-        longer = length - self.prompt_tokens
-        if longer > 0:
-            self.prompt_tokens += longer
-            self.image_tokens += longer
+        extra = length - self.prompt_tokens
+        if extra > 0:
+            self.prompt_tokens += extra
+            self.image_tokens += extra
 
-    def as_many(self, tokens: list[int]) -> list[int]:
+    def pad_tokens(self, tokens: list[int]) -> list[int]:
         """Fill up where one image token stands for many embeddings: only their number counts."""
         return [0] * (self.prompt_tokens - len(tokens)) + tokens
 
-    def looking(self, cancel: CancelToken, report: Report) -> Callable[[int, int], None]:
+    def vision_progress(self, cancel: CancelToken, report: Report) -> Callable[[int, int], None]:
         """Return what is called between pictures: it looks at `cancel` and reports how far it is.
 
         It takes what is done and what there is: parts of pictures, where the model cuts them,
         or as many as were asked for so far.
         """
 
-        def between(done: int, there: int) -> None:
+        def between(done: int, total: int) -> None:
             cancel.checkpoint()
-            seen = done * self.pictures // there if there >= self.pictures else done
-            if self.pictures > 1 and (seen or there >= self.pictures):
-                report(replace(self.chunk("vision"), pictures_seen=seen, pictures=self.pictures))
+            seen = done * self.images // total if total >= self.images else done
+            if self.images > 1 and (seen or total >= self.images):
+                report(replace(self.chunk("vision"), pictures_seen=seen, pictures=self.images))
 
         return between
 

@@ -13,7 +13,7 @@ from mlx_magic.backends.batching.admission_queue import (
     BatchLimits,
     Reservation,
 )
-from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_room
+from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_memory
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 
@@ -36,7 +36,7 @@ class MemoryAdmission:
         Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
     memory : callable
         MLX's counters.
-    line : AdmissionQueue
+    queue : AdmissionQueue
         Where the requests of all models wait that share this memory.
     """
 
@@ -49,7 +49,7 @@ class MemoryAdmission:
         at_once: int = 0,
         forget: Callable[[], object] = lambda: None,
         memory: Callable[[], platform.Memory] = platform.memory,
-        line: AdmissionQueue = SHARED,
+        queue: AdmissionQueue = SHARED,
     ) -> None:
         self._model = model
         self._shape = Shape.of(config)
@@ -57,7 +57,7 @@ class MemoryAdmission:
         self._at_once = at_once
         self._forget = forget
         self._memory = memory
-        self._line = line
+        self._queue = queue
         # Half precision, but for the CPU backend, where weights are unpacked to float32.
         self._itemsize = 2 if platform.is_gpu() else 4
 
@@ -101,7 +101,7 @@ class MemoryAdmission:
             return needed
         if needed.total > self._free():
             self._forget()
-        require_room(
+        require_memory(
             self._model,
             needed,
             free=self._free(),
@@ -112,27 +112,27 @@ class MemoryAdmission:
         )
         return needed
 
-    def place(
+    def reserve(
         self,
-        table: BatchLimits,
+        limits: BatchLimits,
         *,
         prompt_tokens: int,
         image_tokens: int,
         max_tokens: int,
         kv_bits: int | None = None,
         cancel: CancelToken,
-        waits: Callable[[], None],
+        on_wait: Callable[[], None],
     ) -> Generator[None, None, AbstractContextManager[Reservation]]:
         """Wait until a request fits beside those that are answered, of whatever model.
 
         Parameters
         ----------
-        table : BatchLimits
+        limits : BatchLimits
             Beside whom it is answered.
         prompt_tokens, image_tokens, max_tokens, kv_bits : int
             See `require`.
         cancel : CancelToken
-        waits : callable
+        on_wait : callable
             Called once, if it has to wait.
 
         Returns
@@ -155,25 +155,25 @@ class MemoryAdmission:
             kv_bits=kv_bits,
         )
 
-        def admits(place: Reservation) -> bool:
-            if not self._line.inside:
+        def admits(reservation: Reservation) -> bool:
+            if not self._queue.admitted:
                 # A model may have been loaded while it waited.
                 require()
                 return True
-            return self._fits(place)
+            return self._fits(reservation)
 
-        place = Reservation(table, require())
-        return (yield from self._line.enter(place, admits, cancel, waits))
+        reservation = Reservation(limits, require())
+        return (yield from self._queue.enter(reservation, admits, cancel, on_wait))
 
-    def _fits(self, place: Reservation) -> bool:
-        if not self._memory().limit or self._line.promised(place) <= self._free():
+    def _fits(self, reservation: Reservation) -> bool:
+        if not self._memory().limit or self._queue.committed(reservation) <= self._free():
             return True
-        if not place.forgot:
-            place.forgot = True
+        if not reservation.forgot:
+            reservation.forgot = True
             self._forget()
-        return self._line.promised(place) <= self._free()
+        return self._queue.committed(reservation) <= self._free()
 
     def _free(self) -> int:
         """Bytes that there would be for answers, if none were written now."""
         now = self._memory()
-        return now.limit - now.active + self._line.held()
+        return now.limit - now.active + self._queue.held()

@@ -36,18 +36,18 @@ class Reservation:
 
     Attributes
     ----------
-    table : BatchLimits
+    limits : BatchLimits
         Beside whom it is answered.
     need : Need
-    reading : bool
+    prefilling : bool
         Whether its prompt is still to be read.
     forgot : bool
         Whether what is kept for reuse was given up for it.
     """
 
-    table: BatchLimits
+    limits: BatchLimits
     need: Need
-    reading: bool = True
+    prefilling: bool = True
     forgot: bool = False
 
 
@@ -59,12 +59,12 @@ class AdmissionQueue:
 
     Attributes
     ----------
-    inside : list of Reservation
+    admitted : list of Reservation
         Those who were let in.
     """
 
     def __init__(self) -> None:
-        self.inside: list[Reservation] = []
+        self.admitted: list[Reservation] = []
         self._waiting: deque[Reservation] = deque()
 
     def __len__(self) -> int:
@@ -73,20 +73,20 @@ class AdmissionQueue:
 
     def enter(
         self,
-        place: Reservation,
+        reservation: Reservation,
         admits: Callable[[Reservation], bool],
         cancel: CancelToken,
-        waits: Callable[[], None],
+        on_wait: Callable[[], None],
     ) -> Generator[None, None, contextlib.AbstractContextManager[Reservation]]:
         """Wait until there is memory for a request; a look a slice.
 
         Parameters
         ----------
-        place : Reservation
+        reservation : Reservation
         admits : callable
             Says whether it fits beside those inside.
         cancel : CancelToken
-        waits : callable
+        on_wait : callable
             Called once, if it has to wait.
 
         Returns
@@ -99,59 +99,59 @@ class AdmissionQueue:
         Cancelled
             While it waits.
         """
-        self._waiting.append(place)
+        self._waiting.append(reservation)
         try:
-            told = False
-            while self._waiting[0] is not place or not admits(place):
-                if not told:
-                    told = True
-                    waits()
+            notified = False
+            while self._waiting[0] is not reservation or not admits(reservation):
+                if not notified:
+                    notified = True
+                    on_wait()
                 yield
                 cancel.checkpoint()
-            self.inside.append(place)
+            self.admitted.append(reservation)
         finally:
             with contextlib.suppress(ValueError):
-                self._waiting.remove(place)
-        return self._kept(place)
+                self._waiting.remove(reservation)
+        return self._held_until_exit(reservation)
 
     def forget(self) -> None:
         """Forget everybody: their thread has died, and they with it."""
-        self.inside.clear()
+        self.admitted.clear()
         self._waiting.clear()
 
     @contextlib.contextmanager
-    def _kept(self, place: Reservation) -> Iterator[Reservation]:
+    def _held_until_exit(self, reservation: Reservation) -> Iterator[Reservation]:
         try:
-            yield place
+            yield reservation
         finally:
             with contextlib.suppress(ValueError):
-                self.inside.remove(place)
+                self.admitted.remove(reservation)
 
     def held(self) -> int:
         """Bytes that the answers of those inside take now."""
-        return sum(table.held() for table in self._tables())
+        return sum(limits.held() for limits in self._batches())
 
-    def promised(self, place: Reservation) -> int:
+    def committed(self, reservation: Reservation) -> int:
         """Bytes that all inside will take at most, and this one with them."""
-        inside = [*self.inside, place]
+        admitted = [*self.admitted, reservation]
         return sum(
-            _together(table, [each for each in inside if each.table is table])
-            for table in self._tables(place)
+            _peak_bytes(limits, [each for each in admitted if each.limits is limits])
+            for limits in self._batches(reservation)
         )
 
-    def _tables(self, *more: Reservation) -> list[BatchLimits]:
-        return list(dict.fromkeys(place.table for place in (*self.inside, *more)))
+    def _batches(self, *more: Reservation) -> list[BatchLimits]:
+        return list(dict.fromkeys(reservation.limits for reservation in (*self.admitted, *more)))
 
 
-def _together(table: BatchLimits, places: list[Reservation]) -> int:
-    rows = min(len(places), table.most)
-    cache = rows * max(place.need.cache for place in places)
-    reading = [place.need for place in places if place.reading]
-    chunk = max((need.reading for need in reading), default=0)
+def _peak_bytes(limits: BatchLimits, reservations: list[Reservation]) -> int:
+    rows = min(len(reservations), limits.most)
+    cache = rows * max(reservation.need.cache for reservation in reservations)
+    prefilling = [reservation.need for reservation in reservations if reservation.prefilling]
+    chunk = max((need.reading for need in prefilling), default=0)
     # These are shared by those who are read together.
-    logits = max((need.logits for need in reading), default=0)
-    chunks = min(len(reading), table.read_together) * chunk + logits
-    return max(cache, table.held()) + chunks
+    logits = max((need.logits for need in prefilling), default=0)
+    chunks = min(len(prefilling), limits.read_together) * chunk + logits
+    return max(cache, limits.held()) + chunks
 
 
 SHARED = AdmissionQueue()

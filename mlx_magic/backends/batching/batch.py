@@ -14,16 +14,16 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import again
 
-MOST_TOGETHER = 32
+MAX_DECODE_BATCH = 32
 """Answers of one model that are written at once."""
 
-MOST_READ_TOGETHER = 8
+MAX_PREFILL_BATCH = 8
 """Prompts that are read in one go where they come at once."""
 
-LIKE_LENGTHS = 1.25
+MAX_LENGTH_RATIO = 1.25
 """How much longer than the shortest a prompt may be that is read with it: padding costs time."""
 
-LIKE_TOKENS = 16
+MAX_LENGTH_DIFFERENCE = 16
 """The same in tokens, for short ones: of a prompt that is known but for its end, say."""
 
 
@@ -64,7 +64,7 @@ class Slot:
         Why it cannot go on.
     tick : int
         The batch's step that it saw last.
-    owes : bool
+    must_yield : bool
         Whether it took a token in this slice, and is to let others go on.
     """
 
@@ -73,7 +73,7 @@ class Slot:
     written: deque[NextToken] = field(default_factory=deque)
     error: BaseException | None = None
     tick: int = -1
-    owes: bool = False
+    must_yield: bool = False
 
     def give(self, written: NextToken) -> None:
         """Hand out a token; none where the request has failed meanwhile."""
@@ -96,34 +96,34 @@ class Batch(ABC):
     leave between two steps, and several batches share the thread fairly.
     """
 
-    table: BatchLimits
+    limits: BatchLimits
     """What those who are answered together take."""
 
     def __init__(self) -> None:
         self._uids = itertools.count()
         self._tick = 0
-        self._seats: dict[int, Slot] = {}
+        self._slots: dict[int, Slot] = {}
 
     def __len__(self) -> int:
         """Return how many requests have a seat."""
-        return len(self._seats)
+        return len(self._slots)
 
-    def take_seat(self) -> Slot:
+    def take_slot(self) -> Slot:
         """Let a request in; what it wants is queued by the class below.
 
         It makes no step in its first slice: those that come with it get in before the
         next one, and are read together.
         """
-        seat = Slot(next(self._uids))
-        self._seats[seat.uid] = seat
-        return seat
+        slot = Slot(next(self._uids))
+        self._slots[slot.uid] = slot
+        return slot
 
-    def leave(self, seat: Slot) -> None:
+    def leave(self, slot: Slot) -> None:
         """Take a request out, wherever it is; the others do not notice."""
-        if self._seats.pop(seat.uid, None) is not None:
-            self._drop(seat.uid)
+        if self._slots.pop(slot.uid, None) is not None:
+            self._drop(slot.uid)
 
-    def follow(self, seat: Slot, cancel: CancelToken) -> Generator[None, None, Any]:
+    def follow(self, slot: Slot, cancel: CancelToken) -> Generator[None, None, Any]:
         """Wait for this request's next token, stepping the batch where it is due.
 
         Yields
@@ -134,7 +134,7 @@ class Batch(ABC):
         Returns
         -------
         Written or None
-            None where it is still being read: look at ``seat.read``.
+            None where it is still being read: look at ``slot.read``.
 
         Raises
         ------
@@ -143,19 +143,19 @@ class Batch(ABC):
         StepFailedError
             Where a step of several requests failed.
         """
-        if seat.owes:
-            seat.owes = False
+        if slot.must_yield:
+            slot.must_yield = False
             yield
         cancel.checkpoint()
-        waits = not seat.written and seat.error is None
+        needs_step = not slot.written and slot.error is None
         # Else somebody has made the step that this request waits for.
-        if waits and seat.tick == self._tick:
+        if needs_step and slot.tick == self._tick:
             self.advance()
-        seat.tick = self._tick
-        if seat.error is not None:
-            raise seat.error
-        seat.owes = True
-        return seat.written.popleft() if seat.written else None
+        slot.tick = self._tick
+        if slot.error is not None:
+            raise slot.error
+        slot.must_yield = True
+        return slot.written.popleft() if slot.written else None
 
     def advance(self) -> None:
         """Make the next step, for all requests."""
@@ -165,18 +165,18 @@ class Batch(ABC):
         except Exception as error:
             # Those who wait had no part in it.
             uids = self._abandon()
-            self._fail([self._seats[uid] for uid in uids if uid in self._seats], error)
+            self._fail([self._slots[uid] for uid in uids if uid in self._slots], error)
 
-    def _fail(self, seats: Sequence[Slot], error: Exception) -> None:
+    def _fail(self, slots: Sequence[Slot], error: Exception) -> None:
         """End requests that shared a step which failed; of several, each is answered anew."""
         # With its message and without its frames, which hold arrays.
         shared = StepFailedError(str(again(error)))
-        for seat in seats:
-            seat.fail(error if len(seats) == 1 else shared)
+        for slot in slots:
+            slot.fail(error if len(slots) == 1 else shared)
 
     def _end_all(self) -> None:
         """Forget every request of a model that leaves; normally there is none."""
-        for each in self._seats.values():
+        for each in self._slots.values():
             each.fail(EngineError("The model was unloaded meanwhile: ask again."))
         self._clear()
 
@@ -201,7 +201,7 @@ class Batch(ABC):
         """Forget every request, after an error."""
 
 
-def alike(one: int, other: int) -> bool:
+def similar_lengths(one: int, other: int) -> bool:
     """Say whether prompts of so many tokens can be read in one go without wasting much of it."""
     shorter, longer = sorted((one, other))
-    return longer <= LIKE_LENGTHS * shorter or longer - shorter <= LIKE_TOKENS
+    return longer <= MAX_LENGTH_RATIO * shorter or longer - shorter <= MAX_LENGTH_DIFFERENCE

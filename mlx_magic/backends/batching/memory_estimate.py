@@ -140,7 +140,7 @@ def need(
     return Need(cache, streams + scores + shape.vocabulary * 4, logits)
 
 
-def require_room(
+def require_memory(
     model: str,
     needed: Need,
     *,
@@ -188,5 +188,5 @@ def require_room(
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
-    found = (config.get(key) for key in keys)
-    return next((value for value in found if isinstance(value, int) and value > 0), 0)
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)

@@ -62,10 +62,10 @@ def watched(
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(obj: Any, name: str, value: Any) -> Iterator[None]:
     """Put an instance attribute in front of a method for a while."""
-    setattr(owner, name, value)
+    setattr(obj, name, value)
     try:
         yield
     finally:
-        delattr(owner, name)
+        delattr(obj, name)

@@ -70,11 +70,11 @@ def repetition_penalty(penalty: float, prompt_tokens: int) -> LogitsProcessor:
     def process(tokens: Any, logits: Any) -> Any:
         import mlx.core as mx
 
-        written = tokens[prompt_tokens:]
-        if not written.size:
+        generated = tokens[prompt_tokens:]
+        if not generated.size:
             return logits
-        found = logits[:, written]
-        logits[:, written] = mx.where(found < 0, found * penalty, found / penalty)
+        scores = logits[:, generated]
+        logits[:, generated] = mx.where(scores < 0, scores * penalty, scores / penalty)
         return logits
 
     return process
@@ -173,17 +173,17 @@ class RowSampler:
         import mlx.core as mx
 
         draws = [self.draws[uid] for uid in self.rows]
-        warm = [at for at, draw in enumerate(draws) if draw.temperature > 0]
-        if not warm:
+        sampled_rows = [at for at, params in enumerate(draws) if params.temperature > 0]
+        if not sampled_rows:
             return self.likeliest(logprobs)
         tokens = sampled = _sampled(
-            logprobs[mx.array(warm)] if len(warm) < len(draws) else logprobs,
-            [draws[at] for at in warm],
-            [positions[at] for at in warm],
+            logprobs[mx.array(sampled_rows)] if len(sampled_rows) < len(draws) else logprobs,
+            [draws[at] for at in sampled_rows],
+            [positions[at] for at in sampled_rows],
         )
-        if len(warm) < len(draws):
+        if len(sampled_rows) < len(draws):
             tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
-            tokens[mx.array(warm)] = sampled
+            tokens[mx.array(sampled_rows)] = sampled
         return self._checked(tokens, logprobs)
 
     def likeliest(self, scores: Any) -> Any:
@@ -225,31 +225,31 @@ def _sampled(logprobs: Any, draws: Sequence[SamplingParams], positions: Sequence
     """Draw from what temperature, top-k, top-p and min-p leave, in that order."""
     import mlx.core as mx
 
-    temperatures = mx.array([draw.temperature for draw in draws])[:, None]
+    temperatures = mx.array([params.temperature for params in draws])[:, None]
     scaled = logprobs.astype(mx.float32) / temperatures
     scaled = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
     size = scaled.shape[-1]
     least = mx.full((len(draws), 1), -mx.inf)
-    if any(draw.top_k or draw.top_p < 1 for draw in draws):
+    if any(params.top_k or params.top_p < 1 for params in draws):
         # Descending. The least likely token that is left sets the limit.
         ordered = -mx.sort(-scaled, axis=-1)
-        ks = mx.array([min(draw.top_k or size, size) - 1 for draw in draws])[:, None]
+        ks = mx.array([min(params.top_k or size, size) - 1 for params in draws])[:, None]
         least = mx.take_along_axis(ordered, ks, axis=-1)
         kept = mx.where(ordered >= least, mx.exp(ordered), 0.0)
         before = (mx.cumsum(kept, axis=-1) - kept) / mx.sum(kept, axis=-1, keepdims=True)
-        top_ps = mx.array([draw.top_p for draw in draws])[:, None]
+        top_ps = mx.array([params.top_p for params in draws])[:, None]
         # A token stays while those before it have not yet filled the nucleus.
         count = mx.sum(mx.logical_and(before < top_ps, ordered >= least), axis=-1, keepdims=True)
         nucleus = mx.take_along_axis(ordered, mx.maximum(count - 1, 0), axis=-1)
         least = mx.maximum(least, nucleus)
-    if any(draw.min_p for draw in draws):
-        floors = mx.array([draw.min_p for draw in draws])[:, None]
+    if any(params.min_p for params in draws):
+        floors = mx.array([params.min_p for params in draws])[:, None]
         least = mx.maximum(least, mx.max(scaled, axis=-1, keepdims=True) + mx.log(floors))
     left = mx.where(scaled >= least, scaled, -mx.inf)
     noise = mx.stack(
         [
-            mx.random.gumbel(shape=(size,), key=_key(draw.seed, position))
-            for draw, position in zip(draws, positions, strict=True)
+            mx.random.gumbel(shape=(size,), key=_key(params.seed, position))
+            for params, position in zip(draws, positions, strict=True)
         ]
     )
     return mx.argmax(left + noise, axis=-1).astype(mx.int32)

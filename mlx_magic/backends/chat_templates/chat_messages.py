@@ -18,7 +18,7 @@ Message = dict[str, Any]
 
 
 def messages(
-    request: GenerationRequest, content: Callable[[str, int], Any] = lambda text, pictures: text
+    request: GenerationRequest, content: Callable[[str, int], Any] = lambda text, image_count: text
 ) -> list[Message]:
     """Return the system prompt, the turns before, and the question.
 
@@ -39,7 +39,7 @@ def messages(
     return chat
 
 
-def pictures(request: GenerationRequest) -> tuple[ImageInput, ...]:
+def images(request: GenerationRequest) -> tuple[ImageInput, ...]:
     """Return all pictures of a conversation, in the order of its turns."""
     before = (image for exchange in request.history for image in exchange.images)
     return (*before, *request.images)

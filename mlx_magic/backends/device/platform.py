@@ -31,7 +31,7 @@ LIBRARY_CHUNK = 2048
 PREFILL_CHUNKS_CPU = (16, 256)
 PREFILL_WEIGHTS_CPU = 20e9 / 2
 
-PICTURES_GPU = 8
+IMAGES_GPU = 8
 
 # Of so many threads few work at the same time: they share Python's lock.
 HELPERS = 8
@@ -177,13 +177,13 @@ def helpers() -> int:
     return max(1, min(HELPERS, cores // 2))
 
 
-def pictures_at_once() -> int:
+def images_at_once() -> int:
     """Return how many pictures are encoded between two looks at the cancel token.
 
     One fills a CPU (some 20 ms for the bundled model, seconds for larger ones); a GPU is
     faster with several.
     """
-    return PICTURES_GPU if is_gpu() else 1
+    return IMAGES_GPU if is_gpu() else 1
 
 
 def prefill_chunk(nbytes: int) -> int:

@@ -40,7 +40,7 @@ class BackgroundCall(Generic[T]):
                 self._future.set_result(function())
             return
         thread = ThreadPoolExecutor(1, "mlx-magic-aside")
-        self._future = thread.submit(_usually, function)
+        self._future = thread.submit(_in_usual_environment, function)
         thread.shutdown(wait=False)
 
     def check(self) -> None:
@@ -65,7 +65,7 @@ class BackgroundCall(Generic[T]):
         return self._future.result()
 
 
-def _usually(function: Callable[[], T]) -> T:
+def _in_usual_environment(function: Callable[[], T]) -> T:
     with library_environment.usual():
         return function()
 

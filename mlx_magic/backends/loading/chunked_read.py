@@ -57,7 +57,7 @@ class Origins:
             yield
             return
         real = library.mx
-        library.mx = _Noting(real, self)
+        library.mx = _RecordingMlx(real, self)
         try:
             yield
         finally:
@@ -71,9 +71,9 @@ class Origins:
         large = {key: array for key, array in arrays.items() if array.nbytes >= LARGE}
         if large:
             self._files[path] = path.open("rb", buffering=0)
-            lies = spans(path)
+            located = spans(path)
             for key, array in large.items():
-                self._held[id(array)] = (array, lies[key])
+                self._held[id(array)] = (array, located[key])
 
     def of(self, array: Any) -> Span | None:
         """Return where an array lies on disk; None if it is none of the large ones."""
@@ -128,7 +128,7 @@ class Origins:
         return found
 
 
-class _Noting(Proxy):
+class _RecordingMlx(Proxy):
     """Stands in front of ``mlx.core``; in all but `load` it is that."""
 
     def __init__(self, real: Any, origins: Origins) -> None:

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 
-def lighten(model: Any) -> None:
+def speed_up(model: Any) -> None:
     """Let a model find its parts at once, and turn its weights only now.
 
     Measured with the bundled model on two x86 cores (Python 3.11, mlx 0.32.4, medians of 40
@@ -27,11 +27,11 @@ def lighten(model: Any) -> None:
         With all its parts in their places, and its weights in memory; on the inference thread.
     """
     modules = model.modules()
-    _keep_at_hand(modules)
-    _turn(modules)
+    _cache_submodules(modules)
+    _transpose_weights(modules)
 
 
-def _keep_at_hand(modules: list[Any]) -> None:
+def _cache_submodules(modules: list[Any]) -> None:
     """Put parts where Python looks first.
 
     A module of MLX is a dictionary of its parts. Python looks for ``self.q_proj`` among an
@@ -54,7 +54,7 @@ def _keep_at_hand(modules: list[Any]) -> None:
                 held[name] = value
 
 
-def _turn(modules: list[Any]) -> None:
+def _transpose_weights(modules: list[Any]) -> None:
     """Let linear layers hold their weights as they multiply with them.
 
     Such a view takes no memory of its own. MLX's layer makes one a call, which is an operation
@@ -63,31 +63,31 @@ def _turn(modules: list[Any]) -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
-    turned = []
+    transposed = []
     for module in modules:
         # None of its subclasses: they do something else.
         if type(module) is nn.Linear:
             weight = module["weight"]
-            turned.append(weight.T)
-            vars(module)["_turned"] = (weight, turned[-1])
-            module.__class__ = _turned_linear()
-    mx.eval(turned)
+            transposed.append(weight.T)
+            vars(module)["_transposed"] = (weight, transposed[-1])
+            module.__class__ = _transposed_linear()
+    mx.eval(transposed)
 
 
 @cache
-def _turned_linear() -> Any:
+def _transposed_linear() -> Any:
     import mlx.core as mx
     import mlx.nn as nn
 
-    class TurnedLinear(nn.Linear):  # type: ignore[misc]
+    class TransposedLinear(nn.Linear):  # type: ignore[misc]
         """A linear layer that knows its turned weight, for as long as that is its weight."""
 
         def __call__(self, x: Any) -> Any:
-            weight, turned = self._turned
+            weight, transposed = self._transposed
             if self["weight"] is not weight:
                 # The old one is not to be kept in memory.
-                self.__dict__["_turned"] = None, None
+                self.__dict__["_transposed"] = None, None
                 return super().__call__(x)
-            return mx.addmm(self["bias"], x, turned) if "bias" in self else x @ turned
+            return mx.addmm(self["bias"], x, transposed) if "bias" in self else x @ transposed
 
-    return TurnedLinear
+    return TransposedLinear

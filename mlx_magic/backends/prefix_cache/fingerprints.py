@@ -95,20 +95,20 @@ class Fingerprint:
         As `digest` does.
     """
 
-    __slots__ = ("_digest", "_look", "_parts", "used")
+    __slots__ = ("_digest", "_parts", "_quick_hash", "used")
 
     def __init__(self, *parts: Any) -> None:
         self._parts: tuple[Any, ...] | None = parts
-        self._look = hash(digest(_glance(parts)))
+        self._quick_hash = hash(digest(_sample(parts)))
         self._digest: bytes | None = None
         self.used = False
 
     def __hash__(self) -> int:
         self.used = True
-        return self._look
+        return self._quick_hash
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Fingerprint) or self._look != other._look:
+        if not isinstance(other, Fingerprint) or self._quick_hash != other._quick_hash:
             return False
         return self is other or self.settle() == other.settle()
 
@@ -120,14 +120,14 @@ class Fingerprint:
         return self._digest
 
 
-def _glance(part: Any) -> Any:
+def _sample(part: Any) -> Any:
     """Take a few numbers of each array, and everything else."""
     if is_array(part):
         held = as_numpy(part).reshape(-1)
         kind = str(getattr(part, "dtype", ""))
         return [kind, str(tuple(part.shape)), held[:: max(1, held.size // GLANCE)]]
     if isinstance(part, list | tuple):
-        return [_glance(each) for each in part]
+        return [_sample(each) for each in part]
     if isinstance(part, dict):
-        return {key: _glance(value) for key, value in part.items()}
+        return {key: _sample(value) for key, value in part.items()}
     return part

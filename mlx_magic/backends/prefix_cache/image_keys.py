@@ -37,25 +37,25 @@ class ImageKeys:
         inputs : mapping
             Arrays that no GPU has touched: of one that has, the numbers must be fetched.
         """
-        seen = {
+        extra = {
             key: as_numpy(value) if is_array(value) else value
             for key, value in inputs.items()
             if key not in TEXT
         }
         try:
-            return cls(Fingerprint(seen), _rows(seen)) if seen else None
+            return cls(Fingerprint(extra), _rows(extra)) if extra else None
         except TypeError:
             return None
 
     def settle(self) -> None:
         """Let go of the pixels: what is kept under these names needs them no longer."""
-        for name in (self.whole, *self.rows):
-            if name.used:
-                name.settle()
+        for fingerprint in (self.whole, *self.rows):
+            if fingerprint.used:
+                fingerprint.settle()
 
 
-def _rows(seen: Mapping[str, Any]) -> list[Fingerprint]:
-    pixels: Any = seen.get("pixel_values")
+def _rows(extra: Mapping[str, Any]) -> list[Fingerprint]:
+    pixels: Any = extra.get("pixel_values")
     shape = tuple(pixels.shape) if is_array(pixels) else ()
     if len(shape) == 5 and shape[0] == 1:
         count = shape[1]
@@ -66,10 +66,10 @@ def _rows(seen: Mapping[str, Any]) -> list[Fingerprint]:
     lead = shape[:-3]
     own = {
         key: value.reshape(count, *value.shape[len(lead) :])
-        for key, value in seen.items()
+        for key, value in extra.items()
         if is_array(value) and tuple(value.shape[: len(lead)]) == lead
     }
-    common = {key: value for key, value in seen.items() if key not in own}
+    common = {key: value for key, value in extra.items() if key not in own}
     return [
         Fingerprint(common, {key: value[row] for key, value in own.items()}) for row in range(count)
     ]

@@ -17,25 +17,25 @@ class PromptKeys:
 
     Attributes
     ----------
-    held : list
+    keys : list
     mark : Fingerprint or None
         What each place carries, where pictures and places cannot be told apart.
-    names : tuple of Fingerprint
+    fingerprints : tuple of Fingerprint
         All that are in them.
     """
 
-    held: list[Hashable]
+    keys: list[Hashable]
     mark: Fingerprint | None = None
-    names: tuple[Fingerprint, ...] = ()
+    fingerprints: tuple[Fingerprint, ...] = ()
 
-    def then(self, tokens: list[int]) -> list[Hashable]:
+    def followed_by(self, tokens: list[int]) -> list[Hashable]:
         """Return the places with words after them."""
         mark = self.mark
-        return self.held + [token if mark is None else (mark, token) for token in tokens]
+        return self.keys + [token if mark is None else (mark, token) for token in tokens]
 
 
-def places(
-    inputs: Mapping[str, Any], image_token: int | None, pictures: ImageKeys | None
+def prompt_keys_of(
+    inputs: Mapping[str, Any], image_token: int | None, image_keys: ImageKeys | None
 ) -> PromptKeys | None:
     """Tell each place of a prompt from what could stand there in another prompt.
 
@@ -51,7 +51,7 @@ def places(
         The processor's output; ``input_ids`` of shape (1, tokens).
     image_token : int or None
         The token that stands for pictures.
-    pictures : ImageKeys or None
+    image_keys : ImageKeys or None
         What belongs to the prompt beside its words.
 
     Returns
@@ -60,19 +60,19 @@ def places(
         One for each token; None where it is not known what belongs to the prompt.
     """
     tokens = [int(token) for token in as_numpy(inputs["input_ids"]).reshape(-1)]
-    if pictures is None:
+    if image_keys is None:
         return None if any(key not in TEXT for key in inputs) else PromptKeys(list(tokens))
     if inputs.get("pixel_values") is None:
-        return _marked(tokens, pictures.whole)
+        return _marked(tokens, image_keys.whole)
     if image_token is None or image_token not in tokens:
         return None
     runs = [len(list(run)) for token, run in itertools.groupby(tokens) if token == image_token]
-    if len(set(runs)) != 1 or len(runs) != len(pictures.rows):
-        return _marked(tokens, pictures.whole)
-    within = ((name, at) for name in pictures.rows for at in range(runs[0]))
+    if len(set(runs)) != 1 or len(runs) != len(image_keys.rows):
+        return _marked(tokens, image_keys.whole)
+    within = ((fingerprint, at) for fingerprint in image_keys.rows for at in range(runs[0]))
     found: list[Hashable] = [next(within) if token == image_token else token for token in tokens]
-    return PromptKeys(found, names=tuple(pictures.rows))
+    return PromptKeys(found, fingerprints=tuple(image_keys.rows))
 
 
 def _marked(tokens: list[int], mark: Fingerprint) -> PromptKeys:
-    return PromptKeys(PromptKeys([], mark).then(tokens), mark, (mark,))
+    return PromptKeys(PromptKeys([], mark).followed_by(tokens), mark, (mark,))

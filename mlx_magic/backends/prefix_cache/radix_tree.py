@@ -18,18 +18,18 @@ LEAST = 16
 class _Node:
     """A stretch of tokens, and what may follow it."""
 
-    places: tuple[Hashable, ...]
+    prompt_keys: tuple[Hashable, ...]
     rows: Rows
     parent: _Node | None
-    used: int
-    after: dict[Hashable, _Node] = field(default_factory=dict)
+    last_used: int
+    children: dict[Hashable, _Node] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         return sum(int(keys.nbytes + values.nbytes) for keys, values in self.rows)
 
 
-class Prefixes:
+class PrefixCache:
     """A tree of what was read, in which prompts share what they begin with.
 
     The arrays in it are never written to and never given away: a warm start gets arrays
@@ -55,12 +55,12 @@ class Prefixes:
         self._clock = itertools.count()
         self._root = _Node((), [], None, 0)
 
-    def find(self, places: Sequence[Hashable]) -> tuple[int, Rows]:
+    def find(self, prompt_keys: Sequence[Hashable]) -> tuple[int, Rows]:
         """Return how much of a prompt's beginning is known, and its keys and values.
 
         Parameters
         ----------
-        places : sequence
+        prompt_keys : sequence
             What stands at each place of the prompt. The last one is always read anew.
 
         Returns
@@ -68,7 +68,7 @@ class Prefixes:
         tuple of int and list
             Tokens, and arrays of its own for each layer; 0 and nothing below `LEAST`.
         """
-        path = self._path(places[:-1])
+        path = self._path(prompt_keys[:-1])
         count = sum(length for _, length in path)
         if count < LEAST:
             self.misses += 1
@@ -76,12 +76,12 @@ class Prefixes:
         self.hits += 1
         return count, _joined([_cut(node.rows, 0, length) for node, length in path])
 
-    def keep(self, places: Sequence[Hashable], rows: Rows, start: int) -> None:
+    def keep(self, prompt_keys: Sequence[Hashable], rows: Rows, start: int) -> None:
         """Keep what was read and written for one answer.
 
         Parameters
         ----------
-        places : sequence
+        prompt_keys : sequence
             What stood at each place.
         rows : list
             Keys and values from place `start` on.
@@ -89,27 +89,27 @@ class Prefixes:
             What comes before was in the tree when the answer began. If it has gone
             since, nothing is kept.
         """
-        path = self._path(places)
+        path = self._path(prompt_keys)
         known = sum(length for _, length in path)
-        if known < start or known >= len(places):
+        if known < start or known >= len(prompt_keys):
             return
-        on_way = {id(node) for node, _ in path}
-        each = sum(int(k.nbytes + v.nbytes) for k, v in rows) // max(len(places) - start, 1)
-        room = self._make_room(each * (len(places) - known), on_way)
+        path_ids = {id(node) for node, _ in path}
+        each = sum(int(k.nbytes + v.nbytes) for k, v in rows) // max(len(prompt_keys) - start, 1)
+        free = self._evict(each * (len(prompt_keys) - known), path_ids)
         # The beginning of what does not fit as a whole is worth keeping too.
-        end = min(len(places), known + room // max(each, 1))
+        end = min(len(prompt_keys), known + free // max(each, 1))
         if end <= known:
             return
         parent, length = path[-1] if path else (self._root, 0)
-        if length < len(parent.places):
+        if length < len(parent.prompt_keys):
             self._split(parent, length)
         node = _Node(
-            tuple(places[known:end]),
-            owned(_cut(rows, known - start, end - start)),
+            tuple(prompt_keys[known:end]),
+            copied_rows(_cut(rows, known - start, end - start)),
             parent,
             next(self._clock),
         )
-        parent.after[node.places[0]] = node
+        parent.children[node.prompt_keys[0]] = node
         self.nbytes += node.nbytes
 
     def clear(self) -> None:
@@ -119,17 +119,17 @@ class Prefixes:
         self._root = _Node((), [], None, 0)
         self.nbytes = 0
 
-    def _path(self, places: Sequence[Hashable]) -> list[tuple[_Node, int]]:
+    def _path(self, prompt_keys: Sequence[Hashable]) -> list[tuple[_Node, int]]:
         """Walk along a prompt; return each stretch, and how far it is the same."""
         path: list[tuple[_Node, int]] = []
         node, at, now = self._root, 0, next(self._clock)
-        while at < len(places) and places[at] in node.after:
-            node = node.after[places[at]]
-            node.used = now
-            same = _same(node.places, places[at : at + len(node.places)])
+        while at < len(prompt_keys) and prompt_keys[at] in node.children:
+            node = node.children[prompt_keys[at]]
+            node.last_used = now
+            same = _same(node.prompt_keys, prompt_keys[at : at + len(node.prompt_keys)])
             path.append((node, same))
             at += same
-            if same < len(node.places):
+            if same < len(node.prompt_keys):
                 break
         return path
 
@@ -137,33 +137,36 @@ class Prefixes:
         """Cut a stretch in two; the node itself becomes the first of them."""
         self.nbytes -= node.nbytes
         rest = _Node(
-            node.places[at:], owned(_cut(node.rows, at, len(node.places))), node, node.used,
-            node.after,
-        )  # fmt: skip
-        for child in rest.after.values():
+            node.prompt_keys[at:],
+            copied_rows(_cut(node.rows, at, len(node.prompt_keys))),
+            node,
+            node.last_used,
+            node.children,
+        )
+        for child in rest.children.values():
             child.parent = rest
-        node.rows = owned(_cut(node.rows, 0, at))
-        node.places = node.places[:at]
-        node.after = {rest.places[0]: rest}
+        node.rows = copied_rows(_cut(node.rows, 0, at))
+        node.prompt_keys = node.prompt_keys[:at]
+        node.children = {rest.prompt_keys[0]: rest}
         self.nbytes += node.nbytes + rest.nbytes
 
-    def _make_room(self, wanted: int, on_way: set[int]) -> int:
+    def _evict(self, wanted: int, path_ids: set[int]) -> int:
         """Let go of what was not used for longest; return the bytes that are free then."""
         while self.nbytes + wanted > self.limit:
-            leaves = [n for n in self._nodes() if not n.after and id(n) not in on_way]
+            leaves = [n for n in self._nodes() if not n.children and id(n) not in path_ids]
             if not leaves:
                 break
-            oldest = min(leaves, key=lambda node: node.used)
+            oldest = min(leaves, key=lambda node: node.last_used)
             assert oldest.parent is not None
-            del oldest.parent.after[oldest.places[0]]
+            del oldest.parent.children[oldest.prompt_keys[0]]
             self.nbytes -= oldest.nbytes
         return max(self.limit - self.nbytes, 0)
 
     def _nodes(self) -> Iterator[_Node]:
-        waiting = list(self._root.after.values())
+        waiting = list(self._root.children.values())
         while waiting:
             node = waiting.pop()
-            waiting += node.after.values()
+            waiting += node.children.values()
             yield node
 
 
@@ -183,8 +186,8 @@ def cut_out(caches: Sequence[Any], wanted: Sequence[tuple[int, int]]) -> list[Ro
     end = caches[0].offset if padding is None else caches[0].size()
     found = []
     for at, start in wanted:
-        place = (slice(at, at + 1), slice(None), slice(start + pads[at], end))
-        found.append([(cache.keys[place], cache.values[place]) for cache in caches])
+        index = (slice(at, at + 1), slice(None), slice(start + pads[at], end))
+        found.append([(cache.keys[index], cache.values[index]) for cache in caches])
     return found
 
 
@@ -214,7 +217,7 @@ def _joined(parts: list[Rows]) -> Rows:
     ]
 
 
-def owned(rows: Rows) -> Rows:
+def copied_rows(rows: Rows) -> Rows:
     """Return evaluated copies, which do not keep alive what they were cut out of."""
     import mlx.core as mx
 

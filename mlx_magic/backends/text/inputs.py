@@ -45,13 +45,13 @@ class TextInputs:
             # A base model has no turns: it continues the text.
             text = _continued(masked.request)
             self._control.require_template(text, masked, _continued)
-            return self._read(text, masked)
+            return self._encode(text, masked)
         messages = chat_messages.messages(masked.request)
         template = self._tokenizer.apply_chat_template
 
-        def rendered(asked: GenerationRequest) -> str:
+        def rendered(variant: GenerationRequest) -> str:
             text: str = template(
-                chat_messages.messages(asked), add_generation_prompt=True, tokenize=False
+                chat_messages.messages(variant), add_generation_prompt=True, tokenize=False
             )
             return text
 
@@ -63,9 +63,9 @@ class TextInputs:
             text = rendered(masked.request)
             self._control.require_template(text, masked, rendered)
         chat_messages.require_whole(text, masked.request, model=self._model)
-        return self._read(text, masked, add_special_tokens=False) if masked.words else tokens
+        return self._encode(text, masked, add_special_tokens=False) if masked.words else tokens
 
-    def _read(self, text: str, masked: Masked, **options: Any) -> list[int]:
+    def _encode(self, text: str, masked: Masked, **options: Any) -> list[int]:
         tokens: list[int] = self._control.reading(masked).encode(text, **options)
         self._control.require_restored(tokens, masked)
         return tokens

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.batch import Slot, alike
+from mlx_magic.backends.batching.batch import Slot, similar_lengths
 from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
@@ -16,7 +16,7 @@ class TextPrompt:
 
     Attributes
     ----------
-    seat : Slot
+    slot : Slot
     tokens : list of int
         At least one.
     cache : list or None
@@ -25,24 +25,24 @@ class TextPrompt:
         What changes its logits.
     """
 
-    seat: Slot
+    slot: Slot
     tokens: list[int]
     cache: list[Any] | None = None
     processors: list[LogitsProcessor] = field(default_factory=list)
 
-    def goes_with(self, other: TextPrompt) -> bool:
+    def compatible_with(self, other: TextPrompt) -> bool:
         """Say whether both can be read in one go without wasting much of it."""
-        near = alike(len(self.tokens), len(other.tokens))
-        return near and (self.cache is None) == (other.cache is None)
+        similar = similar_lengths(len(self.tokens), len(other.tokens))
+        return similar and (self.cache is None) == (other.cache is None)
 
     @property
-    def ahead(self) -> int:
+    def prefill_length(self) -> int:
         """Tokens that are read before the last: that one writes the first of the answer."""
         return len(self.tokens) - 1
 
 
 @dataclass(slots=True, eq=False)
-class Reading:
+class PrefillBatch:
     """Prompts that are read together, beginning with the same chunk.
 
     Attributes
@@ -64,7 +64,7 @@ class Reading:
     @property
     def length(self) -> int:
         """Places to read."""
-        return max(prompt.ahead for prompt in self.prompts)
+        return max(prompt.prefill_length for prompt in self.prompts)
 
     def chunk(self, most: int) -> list[list[int]]:
         """Return the next tokens of each prompt; all rows are equally long.
@@ -75,26 +75,28 @@ class Reading:
             Tokens in all, so that a chunk of many prompts takes no longer than of one.
         """
         end = min(self.done + max(1, most // len(self.prompts)), self.length)
-        rows = [prompt.tokens[self.done : min(end, prompt.ahead)] for prompt in self.prompts]
+        rows = [
+            prompt.tokens[self.done : min(end, prompt.prefill_length)] for prompt in self.prompts
+        ]
         return [row + [0] * (end - self.done - len(row)) for row in rows]
 
-    def advance(self, places: int) -> None:
+    def advance(self, positions: int) -> None:
         """Count what was read."""
-        self.done += places
+        self.done += positions
         for prompt in self.prompts:
-            prompt.seat.read = min(self.done, prompt.ahead)
+            prompt.slot.read = min(self.done, prompt.prefill_length)
 
     def keep(self, uids: Collection[int]) -> None:
         """Go on with these requests alone."""
-        rows = [at for at, prompt in enumerate(self.prompts) if prompt.seat.uid in uids]
+        rows = [at for at, prompt in enumerate(self.prompts) if prompt.slot.uid in uids]
         if rows and len(rows) < len(self.prompts):
             for cache in self.caches:
                 cache.filter(rows)
         self.prompts = [self.prompts[at] for at in rows]
 
-    def straighten(self) -> None:
+    def move_padding_left(self) -> None:
         """Move what was filled up on the right to the left, where a batch wants it."""
-        padding = [self.done - prompt.ahead for prompt in self.prompts]
+        padding = [self.done - prompt.prefill_length for prompt in self.prompts]
         if any(padding):
             for cache in self.caches:
                 cache.prepare(right_padding=padding)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_magic.backends.cache_stats import Reuse
-from mlx_magic.backends.prefix_cache.radix_tree import Prefixes, Rows
+from mlx_magic.backends.prefix_cache.radix_tree import PrefixCache, Rows
 from mlx_magic.backends.vision.caches import reuse_limit
 
 
@@ -25,7 +25,7 @@ class PromptCache:
     """
 
     def __init__(self, nbytes: int, *, plain: bool) -> None:
-        self._prefixes = Prefixes(reuse_limit(nbytes)) if plain else None
+        self._prefixes = PrefixCache(reuse_limit(nbytes)) if plain else None
 
     @property
     def counts(self) -> Reuse:
@@ -70,7 +70,7 @@ class PromptCache:
             cut = [(keys[:, :, :length], values[:, :, :length]) for keys, values in rows]
             self._prefixes.keep(tokens, cut, start)
 
-    def count_anew(self) -> None:
+    def reset_counts(self) -> None:
         """Begin the counts of hits and misses anew."""
         if self._prefixes is not None:
             self._prefixes.hits = self._prefixes.misses = 0

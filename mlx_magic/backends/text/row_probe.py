@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mlx_magic.backends.batch_check.compare_rows import Witness
+from mlx_magic.backends.batch_check.compare_rows import ScoreRecorder
 from mlx_magic.backends.batching.batch import Slot
 from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.text.batch import TextBatch
@@ -20,11 +20,11 @@ class TextProbe:
     model, tokenizer : object
         As mlx-lm loads them.
     new_batch : callable
-        Takes a `Witness`; returns a batch of two that draws with it.
+        Takes a `ScoreRecorder`; returns a batch of two that draws with it.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, new_batch: Callable[[Witness], TextBatch]
+        self, model: Any, tokenizer: Any, new_batch: Callable[[ScoreRecorder], TextBatch]
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -46,7 +46,7 @@ class TextProbe:
             mx.eval(logits)
         return logits
 
-    def batch(self, witness: Witness) -> tuple[TextBatch, Callable[[list[int]], Slot]]:
+    def batch(self, recorder: ScoreRecorder) -> tuple[TextBatch, Callable[[list[int]], Slot]]:
         """Return a new batch, and what lets a text in."""
-        batch = self._new_batch(witness)
-        return batch, partial(batch.add, draw=SamplingParams())
+        batch = self._new_batch(recorder)
+        return batch, partial(batch.add, params=SamplingParams())

@@ -13,7 +13,7 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
 
-def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
+def sampling_params(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
     """Return how tokens are drawn: as asked, else as the checkpoint says.
 
     Parameters
@@ -23,8 +23,8 @@ def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
         See `generation_config`.
     """
 
-    def chosen(value: Any, key: str, otherwise: Any) -> Any:
-        return value if value is not None else defaults.get(key) or otherwise
+    def chosen(value: Any, key: str, fallback: Any) -> Any:
+        return value if value is not None else defaults.get(key) or fallback
 
     greedy = defaults.get("do_sample") is False
     return SamplingParams(

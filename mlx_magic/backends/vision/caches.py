@@ -10,10 +10,10 @@ from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, places
-from mlx_magic.backends.prefix_cache.radix_tree import Prefixes, Rows
-from mlx_magic.backends.vision.image_cache.feature_cache import Between, Features
-from mlx_magic.backends.vision.image_cache.processor_cache import Processed
+from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, prompt_keys_of
+from mlx_magic.backends.prefix_cache.radix_tree import PrefixCache, Rows
+from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup
+from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ LEAST_BYTES = 64 * 2**20
 SHARE_OF_MEMORY = 1 / 8
 """Of the machine's memory: what is kept for one model at most."""
 
-SHARE_OF_PICTURES = 1 / 4
+SHARE_OF_IMAGES = 1 / 4
 """Of what is kept: features of pictures; most of the others are keys and values of prompts."""
 
 SHARE_OF_INPUTS = 1 / 4
@@ -58,17 +58,17 @@ class CachedPrefix:
         Tokens that need not be read.
     rows : list
         Their keys and values.
-    places : PromptKeys or None
+    prompt_keys : PromptKeys or None
         What stands at each place of the prompt; None where nothing may be kept of it.
     """
 
     count: int = 0
     rows: Rows = field(default_factory=list)
-    places: PromptKeys | None = None
+    prompt_keys: PromptKeys | None = None
 
     def cold(self) -> CachedPrefix:
         """Start at the prompt's beginning, and keep nothing of it."""
-        self.count, self.rows, self.places = 0, [], None
+        self.count, self.rows, self.prompt_keys = 0, [], None
         return self
 
     def caches(self) -> list[Any] | None:
@@ -104,15 +104,17 @@ class VisionCaches:
 
     Attributes
     ----------
-    processed : Processed
+    processor_cache : ProcessorCache
         What the image processor made.
     """
 
     def __init__(self, model: Any, nbytes: int, *, prompts: bool) -> None:
         self._limit = reuse_limit(nbytes)
-        self._features = Features(int(self._limit * SHARE_OF_PICTURES))
-        self.processed = Processed(int(self._limit * SHARE_OF_INPUTS))
-        self._prefixes = Prefixes(self._limit - self._features.limit - self.processed.limit)
+        self._features = FeatureCache(int(self._limit * SHARE_OF_IMAGES))
+        self.processor_cache = ProcessorCache(int(self._limit * SHARE_OF_INPUTS))
+        self._prefixes = PrefixCache(
+            self._limit - self._features.limit - self.processor_cache.limit
+        )
         language = getattr(model, "language_model", None)
         # Such models put the positions of the last prompt into themselves.
         own_positions = hasattr(language, "_rope_deltas") or hasattr(language, "_position_ids")
@@ -126,31 +128,31 @@ class VisionCaches:
         """Counts and bytes; safe from any thread."""
         features, prefixes = self._features, self._prefixes
         return Reuse(
-            picture_hits=features.hits,
-            picture_misses=features.misses,
-            picture_bytes=features.nbytes,
-            input_bytes=self.processed.nbytes,
+            image_hits=features.hits,
+            image_misses=features.misses,
+            image_bytes=features.nbytes,
+            input_bytes=self.processor_cache.nbytes,
             prefix_hits=prefixes.hits,
             prefix_misses=prefixes.misses,
             prefix_bytes=prefixes.nbytes,
             limit_bytes=self._limit,
         )
 
-    def look(
-        self, model: Any, see: Callable[[], T], between: Between, pictures: ImageKeys | None
+    def encode(
+        self, model: Any, embed: Callable[[], T], on_group: OnGroup, image_keys: ImageKeys | None
     ) -> T:
-        """Let the model see, without encoding a picture twice. See `Features.look`."""
-        return self._features.look(model, see, between, pictures=pictures)
+        """Let the model see, without encoding a picture twice. See `FeatureCache.encode`."""
+        return self._features.encode(model, embed, on_group, image_keys=image_keys)
 
-    def start(self, inputs: Mapping[str, Any], pictures: ImageKeys | None) -> CachedPrefix:
+    def start(self, inputs: Mapping[str, Any], image_keys: ImageKeys | None) -> CachedPrefix:
         """Find out how much of a prompt was read before."""
-        found = places(inputs, self._image_token, pictures) if self._prompts else None
+        found = prompt_keys_of(inputs, self._image_token, image_keys) if self._prompts else None
         if found is None:
             return CachedPrefix()
-        count, rows = self._prefixes.find(found.held)
+        count, rows = self._prefixes.find(found.keys)
         return CachedPrefix(count, rows, found)
 
-    def shows(self, inputs: Mapping[str, Any], start: int) -> bool:
+    def has_images(self, inputs: Mapping[str, Any], start: int) -> bool:
         """Say whether a picture lies in a prompt from a place on."""
         if inputs.get("pixel_values") is None:
             return False
@@ -168,15 +170,15 @@ class VisionCaches:
         rows : list or None
             Keys and values from where reading started.
         """
-        if start.places is None or not rows:
+        if start.prompt_keys is None or not rows:
             return
-        held = start.places.then(written)
-        if rows[0][0].shape[2] == len(held) - start.count:
-            for name in start.places.names:
-                name.settle()
-            self._prefixes.keep(held, rows, start.count)
+        keys = start.prompt_keys.followed_by(written)
+        if rows[0][0].shape[2] == len(keys) - start.count:
+            for fingerprint in start.prompt_keys.fingerprints:
+                fingerprint.settle()
+            self._prefixes.keep(keys, rows, start.count)
 
-    def keep_so_far(self, start: CachedPrefix, written: list[int], rows: Rows | None) -> None:
+    def keep_partial(self, start: CachedPrefix, written: list[int], rows: Rows | None) -> None:
         """Keep what there is of an answer that was ended by what it says.
 
         Parameters
@@ -188,16 +190,16 @@ class VisionCaches:
             Keys and values from where reading started: of the whole prompt, and of more or
             fewer tokens than there are. What both have is kept.
         """
-        if start.places is None or not rows:
+        if start.prompt_keys is None or not rows:
             return
-        prompt = len(start.places.held) - start.count
+        prompt = len(start.prompt_keys.keys) - start.count
         both = min(rows[0][0].shape[2] - prompt, len(written))
         if both >= 0:
             end = prompt + both
             cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
             self.keep(start, written[:both], cut)
 
-    def count_anew(self) -> None:
+    def reset_counts(self) -> None:
         """Begin the counts of hits and misses anew."""
         for part in (self._features, self._prefixes):
             part.hits = part.misses = 0
@@ -207,5 +209,5 @@ class VisionCaches:
         size = self.counts.nbytes
         self._features.clear()
         self._prefixes.clear()
-        self.processed.clear()
+        self.processor_cache.clear()
         return size

@@ -9,27 +9,27 @@ from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
 
 
-class Seeing:
+class Embedder:
     """Lets a model make embeddings; of pictures and words that are new to it only.
 
     Parameters
     ----------
     model : module
         As mlx-vlm loads it.
-    recall : VisionCaches
+    caches : VisionCaches
         What it has seen.
     """
 
-    def __init__(self, model: Any, recall: VisionCaches) -> None:
+    def __init__(self, model: Any, caches: VisionCaches) -> None:
         self._model = model
-        self._recall = recall
+        self._caches = caches
 
     def embeds(
         self,
         inputs: dict[str, Any],
-        pictures: ImageKeys | None,
+        image_keys: ImageKeys | None,
         start: CachedPrefix,
-        asked: ActiveRequest,
+        active: ActiveRequest,
     ) -> dict[str, Any]:
         """Return what the language model reads, from the start on.
 
@@ -37,10 +37,10 @@ class Seeing:
         ----------
         inputs : dict
             The processor's output.
-        pictures : ImageKeys or None
+        image_keys : ImageKeys or None
         start : CachedPrefix
             How much of it was read before; none of it where that cannot be used.
-        asked : ActiveRequest
+        active : ActiveRequest
             Its counts become known here.
 
         Returns
@@ -53,44 +53,46 @@ class Seeing:
         Cancelled
             Between two groups of pictures.
         """
-        shows = self._recall.shows(inputs, start.count)
+        has_images = self._caches.has_images(inputs, start.count)
         # Words alone: the vision tower is not asked.
-        words = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = self._see(inputs if shows or not start.count else words, pictures, asked)
+        text_only = {"input_ids": inputs["input_ids"][:, start.count :]}
+        embeds = self._embed(
+            inputs if has_images or not start.count else text_only, image_keys, active
+        )
         length = int(embeds["inputs_embeds"].shape[1])
-        if set(embeds) != {"inputs_embeds"} or length + (not shows) * start.count != (
-            asked.counts.prompt_tokens
+        if set(embeds) != {"inputs_embeds"} or length + (not has_images) * start.count != (
+            active.counts.prompt_tokens
         ):
             # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
             if start.count:
-                return self.embeds(inputs, pictures, start.cold(), asked)
+                return self.embeds(inputs, image_keys, start.cold(), active)
             start.cold()
-        if start.count and shows:
+        if start.count and has_images:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
-        asked.counts.cached_tokens = start.count
-        asked.counts.embedded(length)
+        active.counts.cached_tokens = start.count
+        active.counts.expand_image_tokens(length)
         return embeds
 
-    def _see(
-        self, inputs: dict[str, Any], pictures: ImageKeys | None, asked: ActiveRequest
+    def _embed(
+        self, inputs: dict[str, Any], image_keys: ImageKeys | None, active: ActiveRequest
     ) -> dict[str, Any]:
         """Let the model make embeddings; its vision tower looks at what is new to it."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
 
-        more = {
+        extra = {
             key: value
             for key, value in inputs.items()
             if key not in ("input_ids", "pixel_values", "mask")
         }
 
-        def see() -> dict[str, Any]:
+        def embed() -> dict[str, Any]:
             output = self._model.get_input_embeddings(
-                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **more
+                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **extra
             )
             mx.eval(output.inputs_embeds)
             return {key: value for key, value in output.to_dict().items() if value is not None}
 
-        between = asked.counts.looking(asked.cancel, asked.report)
+        on_group = active.counts.vision_progress(active.cancel, active.report)
         with mx.stream(generation_stream):
-            return self._recall.look(self._model, see, between, pictures)
+            return self._caches.encode(self._model, embed, on_group, image_keys)

@@ -76,7 +76,7 @@ class VisionInputs:
         try:
             inputs: dict[str, Any] = prepare_inputs(
                 processor,
-                images=[image.pixels for image in chat_messages.pictures(prompt.masked.request)]
+                images=[image.pixels for image in chat_messages.images(prompt.masked.request)]
                 or None,
                 prompts=prompt.text,
                 image_token_index=getattr(config, "image_token_index", None),
@@ -102,12 +102,12 @@ class VisionInputs:
 
         masked = self._control.masked(request)
 
-        def rendered(asked: GenerationRequest) -> Any:
+        def rendered(variant: GenerationRequest) -> Any:
             return apply_chat_template(
                 chat_templates_rendering.processor_for(self._processor, self._config.model_type),
                 self._config,
-                chat_messages.messages(asked, _content),
-                num_images=len(chat_messages.pictures(request)),
+                chat_messages.messages(variant, _content),
+                num_images=len(chat_messages.images(request)),
             )
 
         with chat_templates_rendering.rendering(request, cancel, model=self._model):
@@ -131,11 +131,11 @@ def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:
     return 0
 
 
-def _content(text: str, pictures: int) -> str | list[dict[str, str]]:
+def _content(text: str, image_count: int) -> str | list[dict[str, str]]:
     """Return a turn's content, its pictures in the turn they came in.
 
     A turn without pictures stays as it was written: mlx-vlm strips the text of a list of parts.
     """
-    if not pictures:
+    if not image_count:
         return text
-    return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
+    return [*({"type": "image"} for _ in range(image_count)), {"type": "text", "text": text}]

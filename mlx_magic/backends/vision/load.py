@@ -63,10 +63,12 @@ def opened(
     image_processor = utils.load_image_processor(checkpoint.path, **options)
     yield
     cancel.checkpoint()
-    ends = getattr(model.config, "eos_token_id", None)
+    stop_tokens = getattr(model.config, "eos_token_id", None)
 
     def processor() -> Any:
-        made: Any = utils.load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
+        made: Any = utils.load_processor(
+            checkpoint.path, True, eos_token_ids=stop_tokens, **options
+        )
         if image_processor is not None:
             made.image_processor = image_processor
         return made

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.batch import Slot, alike
+from mlx_magic.backends.batching.batch import Slot, similar_lengths
 from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
@@ -16,7 +16,7 @@ class VisionPrompt:
 
     Attributes
     ----------
-    seat : Slot
+    slot : Slot
     tokens : list of int
     embeds : dict
         What the model's ``get_input_embeddings`` gave: ``inputs_embeds`` of shape
@@ -33,7 +33,7 @@ class VisionPrompt:
         Whether its first token was handed out before the step that gives it, and its last was.
     """
 
-    seat: Slot
+    slot: Slot
     tokens: list[int]
     embeds: dict[str, Any]
     max_tokens: int
@@ -48,13 +48,13 @@ class VisionPrompt:
         """Whether it can be read beside others: nothing but embeddings belongs to it."""
         return set(self.embeds) == {"inputs_embeds"}
 
-    def goes_with(self, other: VisionPrompt) -> bool:
+    def compatible_with(self, other: VisionPrompt) -> bool:
         """Say whether both can be read in one go without wasting much of it."""
-        near = alike(len(self.tokens), len(other.tokens))
-        return near and self.plain and (self.cache is None) == (other.cache is None)
+        similar = similar_lengths(len(self.tokens), len(other.tokens))
+        return similar and self.plain and (self.cache is None) == (other.cache is None)
 
 
-def others(embeds: dict[str, Any]) -> dict[str, Any]:
+def extra_inputs(embeds: dict[str, Any]) -> dict[str, Any]:
     """Return what belongs to a prompt beside its embeddings."""
     return {key: value for key, value in embeds.items() if key != "inputs_embeds"}
 
@@ -74,7 +74,7 @@ def padded(rows: Sequence[Any], *, left: bool) -> Any:
     )
 
 
-def warm(prompts: Sequence[VisionPrompt]) -> tuple[list[Any], dict[str, Any]]:
+def merged_caches(prompts: Sequence[VisionPrompt]) -> tuple[list[Any], dict[str, Any]]:
     """Put the prompts' caches together; what is read after them is padded on the right."""
     layers = zip(*(prompt.cache or [] for prompt in prompts), strict=True)
     lengths = [len(prompt.tokens) for prompt in prompts]

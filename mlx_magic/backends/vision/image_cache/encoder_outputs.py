@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-_DEEP = 5
+_MAX_DEPTH = 5
 
 
 class LeftOut:
@@ -18,8 +18,8 @@ class _Watched:
     used: set[int]
 
     def __getitem__(self, at: Any) -> Any:
-        places = range(len(self))[at]  # type: ignore[arg-type]
-        self.used.update(places if isinstance(at, slice) else [places])
+        indices = range(len(self))[at]  # type: ignore[arg-type]
+        self.used.update(indices if isinstance(at, slice) else [indices])
         return super().__getitem__(at)  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:
@@ -101,7 +101,7 @@ def _watch(inner: Any) -> Any:
     return made
 
 
-def looked_at(output: Any, watch: Any) -> Any:
+def without_unused(output: Any, watch: Any) -> Any:
     """Return an output without what nobody looked at in its watched copy."""
     if type(output) not in (list, tuple):
         return output
@@ -113,7 +113,7 @@ def looked_at(output: Any, watch: Any) -> Any:
     )
 
 
-def note_passed_on(watch: Any, result: object) -> None:
+def mark_used_by(watch: Any, result: object) -> None:
     """Note as looked at what is part of a model's result: others will look at it later.
 
     Parameters
@@ -125,7 +125,7 @@ def note_passed_on(watch: Any, result: object) -> None:
     """
     found: set[int] = set()
     layer: list[Any] = [result]
-    for _ in range(_DEEP):
+    for _ in range(_MAX_DEPTH):
         found.update(map(id, layer))
         layer = [below for each in layer for below in _inside(each)]
     for inner in watch if type(watch) in (list, tuple) else ():

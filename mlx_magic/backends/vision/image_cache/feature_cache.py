@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.proxy import Proxy, put_in_front
+from mlx_magic.backends.proxy import Proxy, install_proxy
 from mlx_magic.backends.vision.image_cache import encoder_outputs
 from mlx_magic.backends.vision.image_cache.encoder_call import TowerCall
 from mlx_magic.backends.vision.image_cache.encoders import towers
@@ -19,18 +19,18 @@ from mlx_magic.cancellation import Cancelled
 
 T = TypeVar("T")
 
-Between = Callable[[int, int], None]
+OnGroup = Callable[[int, int], None]
 """Takes the pictures done and those there are, as far as is known; may raise `Cancelled`."""
 
 
-class Features:
+class FeatureCache:
     """What one model's vision tower gave, by the content of what it got.
 
     It stands in front of the tower while a model makes its embeddings, and only then: a
     model needs no method of its own for this, and none is left changed. A tower that takes
     a batch of pictures is asked for those alone that are new; that it is one, and not one
     that mixes them, is seen when it first gets two or more. It gets new ones in groups
-    (see `device.pictures_at_once`), between which a look can be cancelled; of a tower that
+    (see `device.images_at_once`), between which a look can be cancelled; of a tower that
     was not tried yet the first group has two at least. What was encoded is kept once the
     embeddings are made, evaluated, and never where that failed or was cancelled.
 
@@ -55,47 +55,47 @@ class Features:
         self.by_row: dict[str, bool] = {}
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
-    def look(
+    def encode(
         self,
         model: Any,
-        see: Callable[[], T],
-        between: Between = lambda *_: None,
+        embed: Callable[[], T],
+        on_group: OnGroup = lambda *_: None,
         *,
-        pictures: ImageKeys | None = None,
+        image_keys: ImageKeys | None = None,
     ) -> T:
         """Let a model make its embeddings; on the inference thread.
 
         Parameters
         ----------
         model : module
-        see : callable
+        embed : callable
             Calls the model, and evaluates what it gives.
-        between : callable
+        on_group : callable
             Called before each group of pictures, when the one before is done.
-        pictures : ImageKeys, optional
+        image_keys : ImageKeys, optional
             What the request shows. What a tower gets is made of that alone, so that the
             numbers need not be looked at once more, and fetched from a GPU for that.
 
         Raises
         ------
         Cancelled
-            Where `between` does.
+            Where `on_group` does.
         """
-        look = _Look(self, between, pictures)
+        encoder_pass = _EncoderPass(self, on_group, image_keys)
         try:
-            with _in_front_of_towers(model, look):
-                seen = see()
+            with _intercepting_towers(model, encoder_pass):
+                result = embed()
         except Cancelled:
             raise
         except Exception:
-            if not look.lacked:
+            if not encoder_pass.missing:
                 raise
             # It wanted this time what it did not look at when the picture was new.
             self.keeps_all = True
             self.clear()
-            return self.look(model, see, between, pictures=pictures)
-        look.keep(seen)
-        return seen
+            return self.encode(model, embed, on_group, image_keys=image_keys)
+        encoder_pass.keep(result)
+        return result
 
     def clear(self) -> None:
         """Forget all pictures."""
@@ -124,53 +124,55 @@ class Features:
 class _Tower(Proxy):
     """Stands in front of a vision tower; in all but the call it is the tower."""
 
-    def __init__(self, tower: Any, name: str, look: _Look) -> None:
+    def __init__(self, tower: Any, name: str, encoder_pass: _EncoderPass) -> None:
         super().__init__(tower)
         self._name = name
-        self._look = look
+        self._pass = encoder_pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = TowerCall.of(self._name, args, kwargs, is_first=self._look.is_first(self._name))
+        call = TowerCall.of(self._name, args, kwargs, is_first=self._pass.is_first(self._name))
         if call is None:
             return self._part(*args, **kwargs)
-        return self._look.at(call, self._part)
+        return self._pass.run(call, self._part)
 
 
 @contextlib.contextmanager
-def _in_front_of_towers(model: Any, look: _Look) -> Iterator[None]:
+def _intercepting_towers(model: Any, encoder_pass: _EncoderPass) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, tower in list(towers(model)):
-            put_in_front(owner, name, _Tower(tower, name, look))
+            install_proxy(owner, name, _Tower(tower, name, encoder_pass))
             stack.callback(object.__delattr__, owner, name)
         yield
 
 
 @dataclass(slots=True)
-class _Fresh:
+class _NewOutputs:
     """What was encoded in a look: the outputs by key, and what the model looked at of them."""
 
     found: dict[Hashable, Any]
     watch: Any
 
 
-class _Look:
+class _EncoderPass:
     """One look of a model at its pictures.
 
     Attributes
     ----------
-    lacked : bool
+    missing : bool
         Whether the model got something of which not all was kept.
     """
 
-    def __init__(self, features: Features, between: Between, pictures: ImageKeys | None) -> None:
+    def __init__(
+        self, features: FeatureCache, on_group: OnGroup, image_keys: ImageKeys | None
+    ) -> None:
         self._features = features
-        self._between = between
-        self._pictures = pictures
+        self._on_group = on_group
+        self._image_keys = image_keys
         self._called: set[str] = set()
-        self._fresh: list[_Fresh] = []
+        self._new_outputs: list[_NewOutputs] = []
         self._running: Any = None
         self._done = 0
-        self.lacked = False
+        self.missing = False
 
     def is_first(self, name: str) -> bool:
         """Say whether a tower was not called before, and note that it is now."""
@@ -178,16 +180,16 @@ class _Look:
         self._called.add(name)
         return not known
 
-    def at(self, call: TowerCall, tower: Any) -> Any:
+    def run(self, call: TowerCall, tower: Any) -> Any:
         """Return what a tower gives for a call."""
-        by_row = call.pictures > 1 and self._features.by_row.get(call.name, _wants_trial(call))
+        by_row = call.image_count > 1 and self._features.by_row.get(call.name, _wants_trial(call))
         try:
-            keys = call.keys(self._pictures) if by_row else [call.key(self._pictures)]
+            keys = call.keys(self._image_keys) if by_row else [call.key(self._image_keys)]
         except TypeError:
             return tower(*call.args, **call.kwargs)
         before = self._done
         output = self._rows(call, tower, keys) if by_row else self._whole(call, tower, keys[0])
-        self._done = before + max(call.pictures, 1)
+        self._done = before + max(call.image_count, 1)
         return output
 
     def _whole(self, call: TowerCall, tower: Any, key: Hashable) -> Any:
@@ -195,78 +197,78 @@ class _Look:
         if known is not None:
             self._features.hits += 1
             return self._give(known)
-        output = self._encode(call, tower, self._done, max(call.pictures, 1))
-        self._features.misses += max(call.pictures, 1)
+        output = self._encode(call, tower, self._done, max(call.image_count, 1))
+        self._features.misses += max(call.image_count, 1)
         try:
             held = encoder_outputs.arrays(output)
         except TypeError:
             return output
         found = {key: output}
-        if call.pictures > 1:
-            alike = bool(held) and _of_rows(output, call.pictures)
+        if call.image_count > 1:
+            alike = bool(held) and _of_rows(output, call.image_count)
             # What a group of them has shown already stays so.
             if self._features.by_row.setdefault(call.name, alike) and alike:
                 found = dict(
-                    zip(call.keys(self._pictures), _split(output, call.pictures), strict=True)
+                    zip(call.keys(self._image_keys), _split(output, call.image_count), strict=True)
                 )
         return self._new(found, output)
 
     def _rows(self, call: TowerCall, tower: Any, keys: list[Hashable]) -> Any:
         known = {key: self._features.get(key) for key in keys}
         if not all(held is None or _of_rows(held, 1) for held in known.values()):
-            return self._encode(call, tower, self._done, call.pictures)
+            return self._encode(call, tower, self._done, call.image_count)
         new = [at for at, key in enumerate(keys) if known[key] is None and keys.index(key) == at]
         tried = call.name in self._features.by_row
         if not tried and len(new) < 2:
             # One picture shows nothing: a tower that mixes them gives a single row, too.
-            return self._whole(call, tower, call.key(self._pictures))
+            return self._whole(call, tower, call.key(self._image_keys))
         found: dict[Hashable, Any] = {}
         for part in _groups(new, tried=tried):
-            done = self._done + call.pictures - (len(new) - len(found))
+            done = self._done + call.image_count - (len(new) - len(found))
             some = call.rows(part) if len(part) < len(keys) else call
-            output = self._encode(some, tower, done, call.pictures)
+            output = self._encode(some, tower, done, call.image_count)
             alike = _is_rows(output, len(part))
             if len(part) > 1 or not alike:
                 self._features.by_row[call.name] = alike
             if not alike:
-                return self._whole(call, tower, call.key(self._pictures))
+                return self._whole(call, tower, call.key(self._image_keys))
             found |= zip([keys[at] for at in part], _split(output, len(part)), strict=True)
         self._features.misses += len(new)
         self._features.hits += len(keys) - len(new)
         whole = encoder_outputs.joined([found[key] if key in found else known[key] for key in keys])
         return self._new(found, whole) if found else self._give(whole)
 
-    def _encode(self, call: TowerCall, tower: Any, done: int, pictures: int) -> Any:
+    def _encode(self, call: TowerCall, tower: Any, done: int, image_count: int) -> Any:
         """Ask the tower, after what it was asked before is done: between them one can stop."""
         import mlx.core as mx
 
         if self._running is not None:
             mx.eval(self._running)
-        self._between(done, self._done + pictures)
+        self._on_group(done, self._done + image_count)
         output = tower(*call.args, **call.kwargs)
         # The last layer's: not every state of every layer is wanted.
         self._running = _first_array(output)
         return output
 
     def _give(self, output: Any) -> Any:
-        self.lacked = self.lacked or encoder_outputs.has_left_out(output)
+        self.missing = self.missing or encoder_outputs.has_left_out(output)
         return output
 
     def _new(self, found: dict[Hashable, Any], output: Any) -> Any:
         watch = encoder_outputs.watched(output)
-        self._fresh.append(_Fresh(found, watch))
+        self._new_outputs.append(_NewOutputs(found, watch))
         self._give(output)
         return watch
 
-    def keep(self, seen: object) -> None:
-        """Keep what was encoded: what the model has `seen` is made of it, and all went well."""
+    def keep(self, result: object) -> None:
+        """Keep what was encoded: what the model has `result` is made of it, and all went well."""
         import mlx.core as mx
 
-        for fresh in self._fresh:
-            encoder_outputs.note_passed_on(fresh.watch, seen)
-            for key, output in fresh.found.items():
+        for entry in self._new_outputs:
+            encoder_outputs.mark_used_by(entry.watch, result)
+            for key, output in entry.found.items():
                 if not self._features.keeps_all:
-                    output = encoder_outputs.looked_at(output, fresh.watch)
+                    output = encoder_outputs.without_unused(output, entry.watch)
                 # Rows are copied out of their batch, which is not to live on for one of them.
                 own = encoder_outputs.mapped(mx.contiguous, output)
                 mx.eval(encoder_outputs.arrays(own))
@@ -275,15 +277,15 @@ class _Look:
 
 def _wants_trial(call: TowerCall) -> bool:
     """Say whether a call is to find out if the tower gives a row a picture: not if it is small."""
-    return call.pictures > max(platform.pictures_at_once(), 2)
+    return call.image_count > max(platform.images_at_once(), 2)
 
 
-def _groups(places: list[int], *, tried: bool) -> list[list[int]]:
+def _groups(indices: list[int], *, tried: bool) -> list[list[int]]:
     """Cut what is to be encoded into groups; the first of a tower not tried has two at least."""
-    size = platform.pictures_at_once()
+    size = platform.images_at_once()
     first = size if tried else max(size, 2)
-    rest = range(first, len(places), size)
-    return [part for part in (places[:first], *(places[at : at + size] for at in rest)) if part]
+    rest = range(first, len(indices), size)
+    return [part for part in (indices[:first], *(indices[at : at + size] for at in rest)) if part]
 
 
 def _is_rows(output: Any, count: int) -> bool:

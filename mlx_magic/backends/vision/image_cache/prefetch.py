@@ -88,16 +88,16 @@ class Prefetch:
         self._slots = slots
         self._lock = threading.Lock()
         # Not a dictionary of weak values: these change by themselves while one goes through them.
-        self._ready: dict[Hashable, weakref.ref[Prefetched]] = {}
+        self._entries: dict[Hashable, weakref.ref[Prefetched]] = {}
         self._original: Any = None
         # By the number of pictures: how it was called, and the bytes that it made.
-        self._learnt: dict[int, tuple[list[Call], int]] = {}
+        self._learned: dict[int, tuple[list[Call], int]] = {}
         self._varies: set[int] = set()
-        self._never = False
+        self._disabled = False
 
     def __call__(self, request: GenerationRequest, cancel: CancelToken) -> Prefetched | None:
         """Make a request's pictures ready. See `make`."""
-        return self.make(chat_messages.pictures(request), cancel)
+        return self.make(chat_messages.images(request), cancel)
 
     def make(self, images: Sequence[ImageInput], cancel: CancelToken) -> Prefetched | None:
         """Make pictures ready, if it is known how; on the request's own thread.
@@ -113,26 +113,26 @@ class Prefetch:
             Before it begins to work. A request that waits here is told at once, as one in the
             queue is; this thread finds out when it is its turn.
         """
-        learnt = self._learnt.get(len(images))
-        if learnt is None or not _distinct(images):
+        learned = self._learned.get(len(images))
+        if learned is None or not _distinct(images):
             return None
         key = key_of(images)
         while key not in self.known:
-            ready, is_own = self._entry(key, learnt[1])
-            if ready is None:
+            entry, is_own = self._entry(key, learned[1])
+            if entry is None:
                 return None
             if is_own:
-                self._work(ready, learnt[0], images, cancel)
+                self._run(entry, learned[0], images, cancel)
             else:
-                ready.done.wait()
-            if not ready.cancelled:
-                return ready
+                entry.done.wait()
+            if not entry.cancelled:
+                return entry
         return None
 
     def take(self, images: Sequence[ImageInput]) -> Mapping[Hashable, Any]:
         """Return what is ready of a request's pictures, by the form of the call; once."""
         with self._lock:
-            held = self._ready.pop(key_of(images), _gone)()
+            held = self._entries.pop(key_of(images), _no_entry)()
             if held is None or not held.done.is_set():
                 return _NOTHING
             outputs = held.outputs
@@ -159,9 +159,9 @@ class Prefetch:
         made : mapping
             What they gave, by form; not all of it, if it was known before.
         """
-        count, known = len(images), self._learnt.get(len(images))
+        count, known = len(images), self._learned.get(len(images))
         # Which of two that are the same is where cannot be said.
-        if self._never or not _distinct(images):
+        if self._disabled or not _distinct(images):
             return
         if None in calls:
             self._give_up()
@@ -170,7 +170,7 @@ class Prefetch:
         if known is not None:
             if [call.form for call in seen] != [call.form for call in known[0]]:
                 # Its options follow the words, say: made ahead it would be made in vain.
-                del self._learnt[count]
+                del self._learned[count]
                 self._varies.add(count)
             return
         if count in self._varies or not seen or any(call.order is None for call in seen):
@@ -182,35 +182,35 @@ class Prefetch:
             self._give_up()
             return
         self._original = original
-        self._learnt[count] = seen, sum(map(held_nbytes, held))
+        self._learned[count] = seen, sum(map(held_nbytes, held))
 
     def clear(self) -> None:
         """Let go of what is ready; it is made in its turn. What is being made stays."""
         with self._lock:
-            for ready in self._living():
-                if ready.done.is_set():
-                    ready.empty()
+            for entry in self._live_entries():
+                if entry.done.is_set():
+                    entry.empty()
 
     def _give_up(self) -> None:
-        self._never = True
-        self._learnt.clear()
+        self._disabled = True
+        self._learned.clear()
 
     def _entry(self, key: Hashable, size: int) -> tuple[Prefetched | None, bool]:
         """Return where pictures are made, and whether that is new; None if there is no room."""
         with self._lock:
-            taken = self._taken()
-            held = self._ready.get(key, _gone)()
+            reserved = self._reserved_bytes()
+            held = self._entries.get(key, _no_entry)()
             if held is not None and not held.cancelled:
                 return held, False
-            if taken + size > self._limit:
+            if reserved + size > self._limit:
                 return None, False
             made = Prefetched(size)
-            self._ready[key] = weakref.ref(made)
+            self._entries[key] = weakref.ref(made)
             return made, True
 
-    def _work(
+    def _run(
         self,
-        ready: Prefetched,
+        entry: Prefetched,
         calls: Sequence[Call],
         images: Sequence[ImageInput],
         cancel: CancelToken,
@@ -222,23 +222,23 @@ class Prefetch:
                 cancel.checkpoint()
                 outputs = _made(self._original, calls, [image.pixels for image in images])
         except Cancelled:
-            ready.cancelled = True
+            entry.cancelled = True
             raise
         finally:
             with self._lock:
-                ready.outputs, ready.size = outputs, sum(map(held_nbytes, outputs.values()))
+                entry.outputs, entry.size = outputs, sum(map(held_nbytes, outputs.values()))
                 # Some processors make more of a larger picture.
-                if self._taken() > self._limit:
-                    ready.empty()
-            ready.done.set()
+                if self._reserved_bytes() > self._limit:
+                    entry.empty()
+            entry.done.set()
 
-    def _taken(self) -> int:
-        return sum(ready.size for ready in self._living())
+    def _reserved_bytes(self) -> int:
+        return sum(entry.size for entry in self._live_entries())
 
-    def _living(self) -> list[Prefetched]:
+    def _live_entries(self) -> list[Prefetched]:
         """Return what somebody holds, and forget the rest; under the lock."""
-        found = {key: ready for key, held in self._ready.items() if (ready := held()) is not None}
-        self._ready = {key: self._ready[key] for key in found}
+        found = {key: entry for key, held in self._entries.items() if (entry := held()) is not None}
+        self._entries = {key: self._entries[key] for key in found}
         return list(found.values())
 
 
@@ -247,7 +247,7 @@ def key_of(images: Sequence[ImageInput]) -> Hashable:
     return tuple(image.digest for image in images)
 
 
-def _gone() -> Prefetched | None:
+def _no_entry() -> Prefetched | None:
     return None
 
 
@@ -259,7 +259,7 @@ def _made(original: Any, calls: Sequence[Call], pixels: Sequence[Any]) -> Mappin
     found: dict[Hashable, Any] = {}
     try:
         for call in calls:
-            output = call.again(original, pixels)
+            output = call.repeat(original, pixels)
             if not _is_plain(output):
                 return _NOTHING
             found[call.form] = output

@@ -21,11 +21,11 @@ class _Made:
     """What was made of the pictures of a request."""
 
     outputs: dict[Hashable, Any] = field(default_factory=dict)
-    pictures: ImageKeys | None = None
+    image_keys: ImageKeys | None = None
     nbytes: int = 0
 
 
-class Processed:
+class ProcessorCache:
     """What an image processor gave, by the pictures of a request.
 
     It stands in for the processor's ``image_processor`` while a request's inputs are made,
@@ -53,7 +53,7 @@ class Processed:
         self.ahead = Prefetch(limit)
 
     @contextlib.contextmanager
-    def standing_in(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
+    def intercepting(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
         """Answer for the image processor within this block, where that is known.
 
         What it gave is kept once the block has ended well.
@@ -72,24 +72,24 @@ class Processed:
         key = key_of(images)
         known = self._kept.get(key)
         ahead = self.ahead.take(images)
-        stand_in = _StandIn(original, images, known.outputs if known else {}, ahead)
-        processor.image_processor = stand_in
+        interceptor = _CachedImageProcessor(original, images, known.outputs if known else {}, ahead)
+        processor.image_processor = interceptor
         try:
             yield
         finally:
             processor.image_processor = original
-        self.ahead.learn(original, images, stand_in.calls, stand_in.new)
-        if not stand_in.new:
+        self.ahead.learn(original, images, interceptor.calls, interceptor.new)
+        if not interceptor.new:
             if known is not None:
                 self._kept.move_to_end(key)
             return
         if known is not None:
             # Asked in another way: what was made is not what has those names.
             self._drop(key)
-        self._keep(key, _Made(stand_in.new, nbytes=held_nbytes(stand_in.new)))
+        self._keep(key, _Made(interceptor.new, nbytes=held_nbytes(interceptor.new)))
 
     @contextlib.contextmanager
-    def named(
+    def keyed(
         self, images: Sequence[ImageInput], inputs: dict[str, Any]
     ) -> Iterator[ImageKeys | None]:
         """Give the pictures of a request their names within this block.
@@ -103,15 +103,15 @@ class Processed:
             What was made of them.
         """
         made = self._kept.get(key_of(images)) if images else None
-        if made is not None and made.pictures is not None:
-            yield made.pictures
+        if made is not None and made.image_keys is not None:
+            yield made.image_keys
             return
-        pictures = ImageKeys.of(inputs)
+        image_keys = ImageKeys.of(inputs)
         try:
-            yield pictures
+            yield image_keys
         finally:
-            if pictures is not None:
-                self._name(key_of(images), pictures, sum(map(held_nbytes, inputs.values())))
+            if image_keys is not None:
+                self._keep_keys(key_of(images), image_keys, sum(map(held_nbytes, inputs.values())))
 
     def clear(self) -> None:
         """Forget all of it."""
@@ -119,16 +119,16 @@ class Processed:
         for key in list(self._kept):
             self._drop(key)
 
-    def _name(self, key: Hashable, pictures: ImageKeys, size: int) -> None:
+    def _keep_keys(self, key: Hashable, image_keys: ImageKeys, size: int) -> None:
         made = self._kept.get(key)
-        if made is None or made.pictures is not None:
-            pictures.settle()
+        if made is None or made.image_keys is not None:
+            image_keys.settle()
             return
         # Its names hold the inputs, which are copies of what the processor gave.
-        made.pictures = pictures
+        made.image_keys = image_keys
         made.nbytes += size
         self.nbytes += size
-        self._make_room()
+        self._evict()
 
     def _keep(self, key: Hashable, made: _Made) -> None:
         if made.nbytes > self.limit:
@@ -136,9 +136,9 @@ class Processed:
         self._kept[key] = made
         self.ahead.known.add(key)
         self.nbytes += made.nbytes
-        self._make_room()
+        self._evict()
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         while self.nbytes > self.limit:
             self._drop(next(iter(self._kept)))
 
@@ -146,11 +146,11 @@ class Processed:
         made = self._kept.pop(key)
         self.ahead.known.discard(key)
         self.nbytes -= made.nbytes
-        if made.pictures is not None:
-            made.pictures.settle()
+        if made.image_keys is not None:
+            made.image_keys.settle()
 
 
-class _StandIn:
+class _CachedImageProcessor:
     """Stands in for an image processor; in all but the call it is that.
 
     Parameters

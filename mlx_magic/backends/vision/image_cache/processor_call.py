@@ -56,7 +56,7 @@ class Call:
         form = (number, _form(order), _form(args), _form(options))
         return cls(form, order, copy.deepcopy(args), copy.deepcopy(options))
 
-    def again(self, processor: Any, images: Sequence[Any]) -> Any:
+    def repeat(self, processor: Any, images: Sequence[Any]) -> Any:
         """Call a processor so with other pictures, as many; return what it gives."""
         options = copy.deepcopy(self.options)
         return processor(_arranged(self.order, images), *copy.deepcopy(self.args), **options)
@@ -94,27 +94,27 @@ def copied(output: Any) -> Any:
     raise TypeError(f"{type(output).__name__} is not known to be safe to share.")
 
 
-def arrays(held: Any) -> list[Any]:
+def arrays(value: Any) -> list[Any]:
     """Return all arrays in an output."""
-    if is_array(held):
-        return [held]
-    if isinstance(held, dict):
-        return [array for each in held.values() for array in arrays(each)]
-    if isinstance(held, list | tuple):
-        return [array for each in held for array in arrays(each)]
-    return arrays(held.data) if hasattr(held, "data") else []
+    if is_array(value):
+        return [value]
+    if isinstance(value, dict):
+        return [array for each in value.values() for array in arrays(each)]
+    if isinstance(value, list | tuple):
+        return [array for each in value for array in arrays(each)]
+    return arrays(value.data) if hasattr(value, "data") else []
 
 
-def held_nbytes(held: Any) -> int:
+def held_nbytes(value: Any) -> int:
     """Return the bytes of all arrays in an output."""
-    return sum(int(array.nbytes) for array in arrays(held))
+    return sum(int(array.nbytes) for array in arrays(value))
 
 
 def _order(given: Any, images: Sequence[Any]) -> Any:
     """Say where which picture is; None where not all of it is the request's own."""
     if type(given) in (list, tuple):
-        held = [_order(each, images) for each in given]
-        return None if None in held else type(given)(held)
+        value = [_order(each, images) for each in given]
+        return None if None in value else type(given)(value)
     return next((number for number, image in enumerate(images) if given is image), None)
 
 
