@@ -161,7 +161,7 @@ def test_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     error = answer(demo, 8, RED).error
     assert isinstance(error, GenerationError)
     assert str(error) == (
-        "model: --kv-bits wants heads whose size can be divided by 64 or 32, and its have 80: "
+        "model: --kv-bits needs a head size divisible by 64 or 32, but this model's is 80: "
         "leave --kv-bits out."
     )
     assert demo.ask(QUESTION, RED).text == expected
@@ -252,7 +252,7 @@ def test_a_text_models_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     ask(refused, plain)
     assert isinstance(refused.error, GenerationError)
     assert str(refused.error) == (
-        "tiny: --kv-bits wants heads whose size can be divided by 64 or 32, and its have 16: "
+        "tiny: --kv-bits needs a head size divisible by 64 or 32, but this model's is 16: "
         "leave --kv-bits out."
     )
     assert plain.outcome[0] == raw_text(model, "Hi", 3)[0]

@@ -1,7 +1,7 @@
-"""The loaded weights seen once: two rows give the same numbers together as each alone.
+"""One comparison with the loaded weights: two batched rows must give the same logits as alone.
 
-The table of `together` was made with tiny checkpoints. Whether it holds for the weights that a
-person has is looked at with these weights, by their logits.
+The table in together.json was made with tiny checkpoints. This checks that it holds for the
+weights that were loaded.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ TEXTS = (
     "There are four blue boats on the lake, and none of them has a sail.",
 )
 LENGTHS = (7, 4)
-"""Tokens of the two rows that are read as prompts; they differ, so that one is padded."""
+"""Prompt tokens of the two rows; they differ, so that one row is padded."""
 
 DECODED_TOKENS = 4
-"""Tokens that are read after each, one a step."""
+"""Tokens after each prompt, one per decode step."""
 
 REMAINING_CALLS = 4
-"""Calls of the model that there are after those of each row alone, about."""
+"""Approximate calls of the model after those of each row alone."""
 
 SECONDS, SHARE = 0.3, 0.05
-"""What it may take at a load: so many seconds, or this share of the load if that is more."""
+"""Time limit at a load: these seconds, or this share of the load's time if that is more."""
 
 TOLERANCE = 5e-3
 TOLERANCE_HALF = 0.15
-"""By how much the numbers may differ, as a part of what they are.
+"""Maximum relative difference of the logits, in float32 and in half precision.
 
 Measured with tiny checkpoints of 40 architectures: rounding makes up to 1e-5 in float32 and 2e-2
-in bfloat16; a row that sees another's padding, or is at a wrong position, 0.1 and more.
+in bfloat16; a row that attends to padding, or is at a wrong position, 0.1 and more.
 """
 
 
 class ScoreRecorder(RowSampler):
-    """Notes the scores of each row, and draws the tokens that it was told.
+    """A sampler that records the scores of each row, and returns given tokens.
 
     Parameters
     ----------
     forced_tokens : sequence of sequence of int
-        For each row, the tokens that follow its prompt.
+        The tokens that follow each row's prompt.
 
     Attributes
     ----------
     seen : list of list
-        For each row, its scores after its prompt and after each token that follows.
+        Scores of each row after its prompt and after each further token.
     together : bool
         Whether the last call had all rows.
     """
@@ -63,21 +63,21 @@ class ScoreRecorder(RowSampler):
         self.has_all_rows = False
 
     def admit(self, uid: int, params: SamplingParams) -> None:
-        """Take in a row."""
+        """Add a row."""
         self.draws[uid] = params
 
     def dismiss(self, uid: int) -> None:
-        """Forget a row."""
+        """Remove a row."""
         self.draws.pop(uid, None)
 
     def is_greedy(self, uids: Sequence[int]) -> bool:
-        """Say no: else the scores would not come by."""
+        """Return False: a greedy batch would not pass its scores to the sampler."""
         return False
 
     def sample_target(
         self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
     ) -> Any:
-        """Note the scores; return what was told. See `RowSampler.sample_target`."""
+        """Record the scores; return the given tokens. See `RowSampler.sample_target`."""
         import mlx.core as mx
 
         tokens = []
@@ -91,29 +91,29 @@ class ScoreRecorder(RowSampler):
 
 
 class ProbedModel(Protocol):
-    """A model whose batch can be looked at."""
+    """A model that can be compared, alone and batched."""
 
     def encode(self, text: str) -> list[int]:
         """Return a text's tokens."""
 
     def alone(self, tokens: list[int]) -> Any:
-        """Return the logits of a text by itself, of shape (tokens, vocabulary).
+        """Return the logits of a text on its own, shape (tokens, vocabulary).
 
-        Of the last tokens only, where a model gives no others.
+        Of the last tokens only, if the model returns no others.
         """
 
     def batch(self, recorder: ScoreRecorder) -> tuple[Batch, Callable[[list[int]], Slot]]:
-        """Return a new batch for the rows, and what lets a row in."""
+        """Return a new batch, and a function that adds a row to it."""
 
 
 @dataclass(slots=True)
 class Budget:
-    """How long it may take.
+    """Time limit of a comparison.
 
     Attributes
     ----------
     seconds : float or None
-        None is as long as it takes.
+        None is no limit.
     clock : callable
         Seconds, monotonic.
     """
@@ -123,19 +123,19 @@ class Budget:
 
     @classmethod
     def of_load(cls, took: float) -> Budget:
-        """Return what there is at a load that took so many seconds."""
+        """Return the limit after a load that took this many seconds."""
         return cls(max(SECONDS, SHARE * took))
 
 
 def confirmed(
     probed: ProbedModel, budget: Budget, cancel: CancelToken
 ) -> Generator[None, None, bool | None]:
-    """Compare two rows together with each alone, a call of the model a slice.
+    """Compare two batched rows with each row alone; one call of the model per slice.
 
     Returns
     -------
     bool or None
-        Whether they agree; None where it would take longer than it may.
+        Whether they agree; None if the comparison would exceed its budget.
 
     Raises
     ------
@@ -147,10 +147,10 @@ def confirmed(
     expected, durations = [], list[float]()
     for row in rows:
         cancel.checkpoint()
-        # All at once: a call for each row.
+        # The whole row in one call.
         expected.append(probed.alone(row))
         durations.append(budget.clock() - began - sum(durations))
-        # The first call of a kind may be slower than those that follow.
+        # The minimum, since the first call may be slower.
         remaining = min(durations) * REMAINING_CALLS if len(durations) == len(rows) else 0
         if budget.seconds is not None and sum(durations) + remaining > budget.seconds:
             return None
@@ -158,7 +158,7 @@ def confirmed(
     seen = yield from _recorded_scores(probed, rows, cancel)
     if seen is None:
         return False
-    # From the end: some models give the last token's logits only.
+    # Indexed from the end: some models return the last token's logits only.
     whole = [
         [
             logits[at - len(row)] if len(row) - at <= logits.shape[0] else None
@@ -168,7 +168,7 @@ def confirmed(
     ]
     if _agree(seen, whole):
         return True
-    # Some models (gemma3n) give other numbers where a text is cut otherwise: cut it alike.
+    # Some models (gemma3n) give other logits for other chunks: compare with the same chunks.
     cut = []
     for at in range(len(rows)):
         single = yield from _recorded_scores(probed, rows, cancel, only=at, count=len(seen[at]))
@@ -184,9 +184,9 @@ def _recorded_scores(
     only: int | None = None,
     count: int = 2,
 ) -> Generator[None, None, list[list[Any]] | None]:
-    """Read rows in a new batch; return each row's scores, or None where they never come together.
+    """Run rows in a new batch; return each row's scores, or None if no step had all rows.
 
-    With `only`, that row alone, until there are `count` scores.
+    With `only`, run that row alone, until there are `count` scores.
     """
     chosen = range(len(rows)) if only is None else (only,)
     recorder = ScoreRecorder([rows[at][LENGTHS[at] :] for at in chosen])
@@ -206,7 +206,7 @@ def _recorded_scores(
         return None
     finally:
         batch.close()
-        # The batch is part of a cycle, and would keep the arrays until that is looked for.
+        # The batch is part of a reference cycle, and would hold the arrays until it is collected.
         recorder.seen, recorder.drawn = [], None
 
 
@@ -223,12 +223,12 @@ def _agree(seen: list[list[Any]], expected: list[list[Any]]) -> bool:
         return False
     limit = TOLERANCE_HALF if seen[0][0].dtype != mx.float32 else TOLERANCE
     worst: Any = mx.max(mx.stack(distances)).item()
-    # Written so that no number is no agreement.
+    # In this form NaN counts as a difference.
     return bool(worst <= limit)
 
 
 def _distance(scores: Any, logits: Any) -> Any:
-    """Return by how much two rows of scores differ, as a part of their spread."""
+    """Return the difference of two rows of scores, relative to their spread."""
     import mlx.core as mx
 
     logits = logits.astype(mx.float32)
@@ -239,6 +239,6 @@ def _distance(scores: Any, logits: Any) -> Any:
 
 
 def _cut(tokens: list[int], length: int) -> list[int]:
-    """Return so many tokens; those of a short text come again."""
+    """Return `length` tokens; a short text is repeated."""
     tokens = tokens or [0]
     return (tokens * (length // len(tokens) + 1))[:length]

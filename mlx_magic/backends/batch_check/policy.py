@@ -1,4 +1,4 @@
-"""How a loaded model answers: together, or one request at a time, and why."""
+"""Policy of a loaded model: batch its requests, or answer one at a time, and why."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _log = logging.getLogger(__name__)
 
 
 class BatchPolicy:
-    """Whether requests to a model are answered together; the engine's thread only.
+    """Whether requests to a model are batched; on the inference thread only.
 
     Parameters
     ----------
     table_verdict : Verdict
-        What the table says of models like it.
+        Verdict of together.json for the model's signature.
     verdict_cache : VerdictCache
-        What was seen of these weights before.
+        Result of an earlier comparison of these weights.
 
     Attributes
     ----------
     verdict : Verdict
-        As a person reads it; safe from any thread.
+        The current verdict, for display; safe from any thread.
     """
 
     def __init__(self, table_verdict: Verdict, verdict_cache: VerdictCache) -> None:
@@ -51,16 +51,16 @@ class BatchPolicy:
 
     @property
     def together(self) -> bool:
-        """Whether requests are answered together now."""
+        """Whether requests are batched now."""
         return self.verdict.together
 
     @property
     def not_compared(self) -> bool:
-        """Whether its weights are still to be looked at."""
+        """Whether the weights are still to be compared."""
         return self.verdict.why == NOT_COMPARED
 
     def chunk(self, nbytes: int) -> int:
-        """Return how many tokens of a prompt are read at once.
+        """Return the number of tokens per prefill chunk.
 
         Parameters
         ----------
@@ -72,7 +72,7 @@ class BatchPolicy:
     def compare_weights(
         self, probed: ProbedModel, budget: Budget, cancel: CancelToken
     ) -> Generator[None, None, None]:
-        """Look at the weights, unless that was done; a call of the model a slice.
+        """Compare the weights, unless that was done; one call of the model per slice.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class BatchPolicy:
         except Cancelled:
             raise
         except Exception as error:
-            _log.info("The weights could not be looked at: %s", one_line(error))
+            _log.info("The weights could not be compared: %s", one_line(error))
             self._disable(FAILED)
             return
         if agree:
@@ -101,7 +101,7 @@ class BatchPolicy:
 def batch_policy(
     library: str, checkpoint: Checkpoint, language_model: Any, config: Any, caches: list[Any]
 ) -> BatchPolicy:
-    """Return how a model that was just loaded answers.
+    """Return the policy of a model that was just loaded.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def batch_policy(
     language_model, config : object
         As the library loads them.
     caches : list
-        New ones, one a layer.
+        New caches, one per layer.
     """
     kind: Kind = "vision" if library == "mlx-vlm" else "text"
     architecture = architectures.module_name(kind, checkpoint.config)

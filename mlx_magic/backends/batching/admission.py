@@ -1,4 +1,4 @@
-"""Whether there is memory for a request, on this device and beside what is there."""
+"""Memory admission: a request starts only if it fits into the free memory."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from mlx_magic.cancellation import CancelToken
 
 
 class MemoryAdmission:
-    """Looks before a request is read: what does not fit can abort the whole process on Metal.
+    """Admits a request before its prefill: on Metal, running out of memory can abort the process.
 
     Parameters
     ----------
     model : str
-        Its name, for messages.
+        Name of the model, for messages.
     config : mapping
         The checkpoint's parsed config.json.
     chunk : int
-        Tokens of a prompt that are read at once.
+        Prompt tokens per prefill chunk.
     at_once : int
-        Tokens, of all prompts that are read together, that are read in one call with the last
-        one; 0 where that is read by itself.
+        Tokens of all prompts in a batch that one call reads together with the last token; 0 if
+        the last token has a call of its own.
     forget : callable, optional
-        Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
+        Clears the model's caches. Called before a request has to wait or is refused.
     memory : callable
-        MLX's counters.
+        Returns MLX's memory counters.
     queue : AdmissionQueue
-        Where the requests of all models wait that share this memory.
+        Queue of all models that share this memory.
     """
 
     def __init__(
@@ -58,35 +58,35 @@ class MemoryAdmission:
         self._forget = forget
         self._memory = memory
         self._queue = queue
-        # Half precision, but for the CPU backend, where weights are unpacked to float32.
+        # Half precision; on the CPU backend weights are unpacked to float32.
         self._itemsize = 2 if platform.is_gpu() else 4
 
     @property
     def shape(self) -> Shape:
-        """What of the model decides how much memory a token takes."""
+        """Dimensions of the model that decide how much memory a token takes."""
         return self._shape
 
     def require(
         self, *, prompt_tokens: int, image_tokens: int, max_tokens: int, kv_bits: int | None = None
     ) -> Need:
-        """Refuse a request that could not fit even if no other answer were written.
+        """Refuse a request that would not fit even if no other request were running.
 
         Parameters
         ----------
         prompt_tokens, image_tokens, max_tokens : int
-            The real numbers of this request.
+            Exact counts of this request.
         kv_bits : {4, 8} or None
-            What its keys and values are quantized to.
+            Bits of a quantized KV cache.
 
         Returns
         -------
         Need
-            What it will take.
+            Bytes that the request will take at most.
 
         Raises
         ------
         MemoryBudgetError
-            With the numbers, and what would help.
+            The request needs more than is free. The message names the numbers and remedies.
         """
         needed = need(
             self._shape,
@@ -123,29 +123,29 @@ class MemoryAdmission:
         cancel: CancelToken,
         on_wait: Callable[[], None],
     ) -> Generator[None, None, AbstractContextManager[Reservation]]:
-        """Wait until a request fits beside those that are answered, of whatever model.
+        """Wait until a request fits beside the running ones of all models.
 
         Parameters
         ----------
         limits : BatchLimits
-            Beside whom it is answered.
+            Limits of the batch that will answer it.
         prompt_tokens, image_tokens, max_tokens, kv_bits : int
             See `require`.
         cancel : CancelToken
         on_wait : callable
-            Called once, if it has to wait.
+            Called once, if the request has to wait.
 
         Returns
         -------
         context manager
-            Keeps its place until the answer has ended.
+            Holds the reservation until the answer has ended.
 
         Raises
         ------
         MemoryBudgetError
-            Where it could not fit even alone.
+            The request would not fit even alone.
         Cancelled
-            While it waits.
+            While the request waits.
         """
         require = partial(
             self.require,
@@ -157,7 +157,7 @@ class MemoryAdmission:
 
         def admits(reservation: Reservation) -> bool:
             if not self._queue.admitted:
-                # A model may have been loaded while it waited.
+                # A model may have been loaded while the request waited.
                 require()
                 return True
             return self._fits(reservation)
@@ -174,6 +174,6 @@ class MemoryAdmission:
         return self._queue.committed(reservation) <= self._free()
 
     def _free(self) -> int:
-        """Bytes that there would be for answers, if none were written now."""
+        """Bytes for requests if none were running now."""
         now = self._memory()
         return now.limit - now.active + self._queue.held()

@@ -1,4 +1,4 @@
-"""The line in which requests of all models wait for memory, and what was promised to whom."""
+"""FIFO queue in which requests of all models wait for memory, and their reservations."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mlx_magic.cancellation import CancelToken
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchLimits:
-    """Answers that are written together: their caches are as long as the longest of them.
+    """Limits of one batch. Its KV cache has one row per request, as long as the longest request.
 
     Attributes
     ----------
     most : int
-        Answers that are written at once.
+        Maximum number of requests in decode.
     read_together : int
-        Prompts that are read in one go at most.
+        Maximum number of prompts in one prefill.
     held : callable
-        Returns the bytes that keys and values take now.
+        Returns the bytes of keys and values held now.
     """
 
     most: int = 1
@@ -32,17 +32,17 @@ class BatchLimits:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """What one request may take.
+    """Memory that one request may take.
 
     Attributes
     ----------
     limits : BatchLimits
-        Beside whom it is answered.
+        Limits of the batch that answers it.
     need : Need
     prefilling : bool
-        Whether its prompt is still to be read.
+        Whether its prefill has not ended yet.
     forgot : bool
-        Whether what is kept for reuse was given up for it.
+        Whether the caches were cleared for it.
     """
 
     limits: BatchLimits
@@ -52,15 +52,14 @@ class Reservation:
 
 
 class AdmissionQueue:
-    """Lets requests in as long as memory lasts; the first in line is always the next.
+    """Admits requests in FIFO order while memory lasts; on the inference thread.
 
-    One line for all models, and nobody overtakes: else a model that is asked all the time
-    would never leave enough for another one's long prompt. Use it on the inference thread.
+    One queue for all models, so that a busy model cannot starve a long prompt of another.
 
     Attributes
     ----------
     admitted : list of Reservation
-        Those who were let in.
+        Reservations of the running requests.
     """
 
     def __init__(self) -> None:
@@ -68,7 +67,7 @@ class AdmissionQueue:
         self._waiting: deque[Reservation] = deque()
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return the number of waiting requests."""
         return len(self._waiting)
 
     def enter(
@@ -78,26 +77,26 @@ class AdmissionQueue:
         cancel: CancelToken,
         on_wait: Callable[[], None],
     ) -> Generator[None, None, contextlib.AbstractContextManager[Reservation]]:
-        """Wait until there is memory for a request; a look a slice.
+        """Wait until there is memory for a request; one check per slice.
 
         Parameters
         ----------
         reservation : Reservation
         admits : callable
-            Says whether it fits beside those inside.
+            Whether the reservation fits beside the admitted ones.
         cancel : CancelToken
         on_wait : callable
-            Called once, if it has to wait.
+            Called once, if the request has to wait.
 
         Returns
         -------
         context manager
-            Keeps the place for as long as the request is answered.
+            Holds the reservation until its exit.
 
         Raises
         ------
         Cancelled
-            While it waits.
+            While the request waits.
         """
         self._waiting.append(reservation)
         try:
@@ -115,7 +114,7 @@ class AdmissionQueue:
         return self._held_until_exit(reservation)
 
     def forget(self) -> None:
-        """Forget everybody: their thread has died, and they with it."""
+        """Drop all reservations, after the inference thread has died."""
         self.admitted.clear()
         self._waiting.clear()
 
@@ -128,11 +127,11 @@ class AdmissionQueue:
                 self.admitted.remove(reservation)
 
     def held(self) -> int:
-        """Bytes that the answers of those inside take now."""
+        """Bytes of keys and values that the admitted requests hold now."""
         return sum(limits.held() for limits in self._batches())
 
     def committed(self, reservation: Reservation) -> int:
-        """Bytes that all inside will take at most, and this one with them."""
+        """Bytes that the admitted requests and this one will take together at most."""
         admitted = [*self.admitted, reservation]
         return sum(
             _peak_bytes(limits, [each for each in admitted if each.limits is limits])
@@ -148,11 +147,11 @@ def _peak_bytes(limits: BatchLimits, reservations: list[Reservation]) -> int:
     cache = rows * max(reservation.need.cache for reservation in reservations)
     prefilling = [reservation.need for reservation in reservations if reservation.prefilling]
     chunk = max((need.reading for need in prefilling), default=0)
-    # These are shared by those who are read together.
+    # One array of logits for all prompts of a prefill.
     logits = max((need.logits for need in prefilling), default=0)
     chunks = min(len(prefilling), limits.read_together) * chunk + logits
     return max(cache, limits.held()) + chunks
 
 
 SHARED = AdmissionQueue()
-"""That of this process: it has one MLX."""
+"""The queue of this process, which has one MLX."""

@@ -1,4 +1,4 @@
-"""The pictures of a request, as its processor made them, by what they can be known again."""
+"""Cache keys of a request's images, made from the processor's output."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from mlx_magic.backends.prefix_cache.fingerprints import Fingerprint, as_numpy, is_array
 
 TEXT = ("input_ids", "mask", "attention_mask")
-"""Inputs that belong to the words."""
+"""Inputs that belong to the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageKeys:
-    """What belongs to a request beside its words.
+    """Fingerprints of a request's inputs other than its text.
 
     Attributes
     ----------
     whole : Fingerprint
-        Of all of it.
+        Fingerprint of all of them.
     rows : list of Fingerprint
-        One for each picture (or tile), with what else belongs to it; empty where they
-        cannot be told apart.
+        One per image (or tile), with the other inputs that belong to it; empty if the inputs
+        cannot be split by image.
     """
 
     whole: Fingerprint
@@ -30,12 +30,12 @@ class ImageKeys:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> ImageKeys | None:
-        """Find them in a processor's output; None without any, or where one cannot be known.
+        """Make the keys of a processor's output; None without images, or if one has no digest.
 
         Parameters
         ----------
         inputs : mapping
-            Arrays that no GPU has touched: of one that has, the numbers must be fetched.
+            Arrays that a GPU has not used yet: otherwise their numbers have to be fetched.
         """
         extra = {
             key: as_numpy(value) if is_array(value) else value
@@ -48,7 +48,7 @@ class ImageKeys:
             return None
 
     def settle(self) -> None:
-        """Let go of the pixels: what is kept under these names needs them no longer."""
+        """Drop the pixels; the fingerprints in use keep their digests."""
         for fingerprint in (self.whole, *self.rows):
             if fingerprint.used:
                 fingerprint.settle()

@@ -1,4 +1,4 @@
-"""Questions to one text model, answered together with mlx-lm's batches."""
+"""Batched requests to one text model, with mlx-lm's batches."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
 from mlx_magic.backends.text.prefill import PrefillBatch, TextPrompt, joined
 
 CLEAR_EVERY = 256
-"""Steps after which unused buffers are given back, as mlx-lm does alone."""
+"""Steps after which unused buffers are freed, as in mlx-lm's own generation."""
 
 
 class CountingSampler(RowSampler):
-    """A `RowSampler` that counts each row's tokens: mlx-lm does not tell a sampler its place.
+    """A `RowSampler` that counts each row's tokens: mlx-lm passes no positions to a sampler.
 
     Attributes
     ----------
     counts : dict of int to int
-        Tokens of each uid so far.
+        Number of tokens so far, by uid.
     """
 
     def __init__(self) -> None:
@@ -40,24 +40,24 @@ class CountingSampler(RowSampler):
 
     @classmethod
     def alone(cls, params: SamplingParams) -> CountingSampler:
-        """Return one for a request that is answered by itself."""
+        """Return a sampler for a request that is answered alone."""
         sampler = cls()
         sampler.admit(0, params)
         sampler.rows = [0]
         return sampler
 
     def admit(self, uid: int, params: SamplingParams) -> None:
-        """Take in a request."""
+        """Add a request."""
         self.draws[uid] = params
         self.counts[uid] = 0
 
     def dismiss(self, uid: int) -> None:
-        """Forget a request."""
+        """Remove a request."""
         self.draws.pop(uid, None)
         self.counts.pop(uid, None)
 
     def __call__(self, logprobs: Any) -> Any:
-        """Draw the next token of each row. See `RowSampler.sample_target`."""
+        """Sample the next token of each row. See `RowSampler.sample_target`."""
         positions = [self.counts[uid] for uid in self.rows]
         for uid in self.rows:
             self.counts[uid] += 1
@@ -65,31 +65,30 @@ class CountingSampler(RowSampler):
 
 
 class TextBatch(Batch):
-    """Reads prompts a chunk at a time, and writes a token of every answer at each step.
+    """Each step reads a prefill chunk and decodes a token of every running request.
 
     Parameters
     ----------
     model : module
-        One of mlx-lm's, whose caches can be put together.
+        A model of mlx-lm whose caches can be merged.
     stop_tokens : collection of int
         Tokens that end an answer.
     chunk : int
-        Prompt tokens that are read in one step.
+        Prompt tokens per prefill chunk.
     most : int
-        Answers that are written at once; the others wait.
-
+        Maximum number of requests in decode; the others wait.
     make_cache : callable, optional
-        Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
-        put together.
+        Makes the caches of a request, if they are not plain ones. Only with `most` 1: such caches
+        cannot be merged.
     sampler : CountingSampler, optional
-        Draws the tokens; needs `admit` and `dismiss` of it.
+        Any sampler with its methods `admit` and `dismiss`.
 
     Attributes
     ----------
     plain : bool
-        Whether all its caches are plain ones.
+        Whether all caches are plain KV caches.
     limits : BatchLimits
-        What those who are answered together take; their prompts share a chunk.
+        Limits of this batch, for memory admission. Prompts of a prefill share one chunk.
     """
 
     def __init__(
@@ -118,12 +117,12 @@ class TextBatch(Batch):
         self._sampler: Any = sampler or CountingSampler()
         self._waiting: list[TextPrompt] = []
         self._prefill_batch: PrefillBatch | None = None
-        # mlx-lm's GenerationBatch, None while nothing is written. A single answer keeps
-        # plain caches until another joins: that is what it costs alone, to the bit.
+        # mlx-lm's GenerationBatch, None without requests in decode. A single request keeps plain
+        # caches until another joins: its answer then equals mlx-lm's own, bit by bit.
         self._decode_batch: Any = None
         self._joined = False
         self._steps = 0
-        # What is no plain cache takes in what a prompt is filled up with, and cannot be cut.
+        # Other caches would store the padding of a prompt, and cannot be cut.
         self.plain = make_cache is None and _all_plain(model)
         self._wired: contextlib.ExitStack | None = None
 
@@ -135,7 +134,7 @@ class TextBatch(Batch):
         cache: list[Any] | None = None,
         processors: Iterable[LogitsProcessor] = (),
     ) -> Slot:
-        """Let a request in. See `TextPrompt` for what is given."""
+        """Add a request. For the parameters see `TextPrompt`."""
         slot = self.take_slot()
         self._sampler.admit(slot.uid, params)
         safe = [guarded(processor, slot.fail) for processor in processors]
@@ -143,19 +142,19 @@ class TextBatch(Batch):
         return slot
 
     def row(self, slot: Slot, start: int) -> Rows | None:
-        """Return keys and values of each layer for a request that is being written.
+        """Return the keys and values of a request in decode, per layer.
 
         Parameters
         ----------
         slot : Slot
         start : int
-            The place of its prompt, what was known of it included, from which on they are wanted.
+            First token to return; positions count from the start of the cached prefix.
 
         Returns
         -------
         list or None
-            At least up to the token that the request got last; None where it is not written, or
-            the caches are no plain ones.
+            At least up to the token that the request took last. None if the request is not in
+            decode, or the caches are not plain ones.
         """
         if not self.plain or self._decode_batch is None or slot.uid not in self._decode_batch.uids:
             return None
@@ -163,7 +162,7 @@ class TextBatch(Batch):
         return cut_out(self._decode_batch.prompt_cache, [(at, start)])[0]
 
     def close(self) -> None:
-        """Let go of the model at once: the batch itself is part of a cycle."""
+        """Release the model at once: the batch itself is part of a reference cycle."""
         self._model = self._make_cache = None
         self._end_all()
 
@@ -186,7 +185,7 @@ class TextBatch(Batch):
             mx.clear_cache()
 
     def _advance_prefill(self) -> None:
-        """Read a chunk of what is being read, or begin with what waits longest."""
+        """Read a chunk of the current prefill, or start the next prefill."""
         prompts = self._prefill_batch.prompts if self._prefill_batch is not None else []
         done = None
         try:
@@ -196,7 +195,7 @@ class TextBatch(Batch):
             if self._prefill_batch is not None:
                 done = self._prefill_step(self._prefill_batch)
         except Exception as error:
-            # What cannot be read is nothing to those who are being written.
+            # A failed prefill does not affect the requests in decode.
             self._fail([prompt.slot for prompt in prompts], error)
             self._prefill_batch = None
         if done is not None and self._prefill_batch is not None:
@@ -210,7 +209,7 @@ class TextBatch(Batch):
         return self._most - (len(self._decode_batch.uids) if self._decode_batch is not None else 0)
 
     def _drop_finished(self) -> None:
-        """Drop the rows of those who left since the last step, all in one copy."""
+        """Drop the rows of requests that left since the last step, in one copy."""
         if self._prefill_batch is not None:
             self._prefill_batch.keep(self._slots)
             if not self._prefill_batch.prompts:
@@ -224,14 +223,14 @@ class TextBatch(Batch):
             self._decode_batch.filter(rows)
 
     def _decode_step(self) -> None:
-        """Write a token of each answer. Those that have ended leave of themselves."""
+        """Decode a token of each request. A request that has ended removes itself."""
         self._sampler.rows = list(self._decode_batch.uids)
         for response in self._decode_batch.next():
             token = int(response.token)
             self._slots[response.uid].give(NextToken(token, token in self._stop_tokens))
 
     def _next_prompts(self) -> list[TextPrompt]:
-        """Take the prompt that waits longest, and those beside which it can be read."""
+        """Take the prompt that has waited longest, and prompts that can share its prefill."""
         first = self._waiting[0]
         most = min(MAX_PREFILL_BATCH, self._free_slots) if self.plain else 1
         compatible = [prompt for prompt in self._waiting[1:] if prompt.compatible_with(first)]
@@ -243,21 +242,21 @@ class TextBatch(Batch):
         empty = self._make_cache()
         caches = [prompt.cache or empty for prompt in prompts]
         for prompt in prompts:
-            # An answer may go on for long: what its prompt started with need not.
+            # Decode may take long: free the cached prefix, which is merged now.
             prompt.cache = None
         if len(prompts) > 1:
             return PrefillBatch(prompts, joined(*caches), joined=True)
         return PrefillBatch(prompts, caches[0], joined=False)
 
     def _prefill_step(self, prefill: PrefillBatch) -> Any:
-        """Read a chunk; after the last one return the answers, to be written from here on."""
+        """Read a chunk; after the last one return the batch to decode, else None."""
         import mlx.core as mx
 
         if prefill.done < prefill.length:
             rows = prefill.chunk(self._chunk)
             self._model(mx.array(rows), cache=prefill.caches)
-            # Else the next chunks would be begun before this one is done, and none could be
-            # cancelled.
+            # Without this, MLX would queue the next chunks before this one is done, and a cancel
+            # would wait for all of them.
             mx.eval([cache.state for cache in prefill.caches])
             mx.clear_cache()
             prefill.advance(len(rows[0]))
@@ -267,7 +266,7 @@ class TextBatch(Batch):
         return self._start_decode(prefill)
 
     def _start_decode(self, prefill: PrefillBatch) -> Any:
-        """Put prompts that were read to the last token but one into mlx-lm's hands."""
+        """Make mlx-lm's batch of prompts that were read up to their last token but one."""
         import mlx.core as mx
         from mlx_lm.generate import GenerationBatch, StopSequences
 
@@ -282,13 +281,13 @@ class TextBatch(Batch):
             [self._sampler] * count,
             self._sampler,
             [prompt.processors for prompt in prefill.prompts],
-            # Who follows a seat knows when its answer is long enough, and leaves.
+            # No limit here: the request removes itself at its max_tokens.
             [StopSequences()] * count,
             [sys.maxsize] * count,
         )
 
     def _join(self, new: Any, *, together: bool) -> None:
-        """Write new answers beside the others."""
+        """Add requests after their prefill to the decode batch."""
         if self._decode_batch is None:
             self._decode_batch, self._joined = new, together
             return
@@ -302,11 +301,11 @@ class TextBatch(Batch):
     def _abandon(self) -> list[int]:
         self._prefill_batch = self._decode_batch = None
         waiting = {prompt.slot.uid for prompt in self._waiting}
-        # Those too who were between reading and writing.
+        # Includes requests between prefill and decode.
         return [uid for uid in self._slots if uid not in waiting]
 
     def _drop(self, uid: int) -> None:
-        # What it leaves in the caches goes with the next step.
+        # The next step drops its rows from the caches.
         self._sampler.dismiss(uid)
         self._waiting = [prompt for prompt in self._waiting if prompt.slot.uid != uid]
         if not self._slots:
@@ -323,7 +322,7 @@ class TextBatch(Batch):
             self._wired = None
 
     def _wire(self) -> None:
-        """Keep the weights in memory while there is work, where the platform has such a limit."""
+        """Wire the weights while there are requests, if the platform has a wired limit."""
         if self._wired is None:
             from mlx_lm.generate import wired_limit
 
@@ -334,7 +333,7 @@ class TextBatch(Batch):
 
 
 def _all_plain(model: Any) -> bool:
-    """Say whether a model has plain KV caches only."""
+    """Whether a model has plain KV caches only."""
     from mlx_lm.models.cache import KVCache, make_prompt_cache
 
     return all(type(cache) is KVCache for cache in make_prompt_cache(model))

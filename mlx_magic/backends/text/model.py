@@ -1,4 +1,4 @@
-"""Text-only models, through mlx-lm. It and `text_*` alone import it."""
+"""Text-only models, through mlx-lm."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class TextModel:
     nbytes : int
         Bytes of the weights.
     began : float, optional
-        When its load began, in seconds of `time.monotonic`; now if left out.
+        Start of the load, in seconds of `time.monotonic`; now by default.
     """
 
     def __init__(
@@ -151,31 +151,31 @@ class TextModel:
 
     @property
     def reuse(self) -> Reuse:
-        """What was reused, and what is kept for it; safe from any thread."""
+        """Statistics of the prefix cache; safe from any thread."""
         return self._prompt_cache.counts
 
     @property
     def ahead(self) -> None:
-        """Nothing: words are quick. See `LoadedModel.ahead`."""
+        """None: text needs no prefetch. See `LoadedModel.ahead`."""
 
     @property
     def together(self) -> Verdict:
-        """Whether it answers several requests at once. See `LoadedModel.together`."""
+        """Whether requests are batched. See `LoadedModel.together`."""
         return self._answering.policy.verdict
 
     def forget(self) -> int:
-        """Let go of all prompts that are kept; return their bytes."""
+        """Clear the prefix cache; return the bytes that it held."""
         return self._prompt_cache.forget()
 
     def close(self) -> None:
-        """Let go of the weights, and of what is kept."""
+        """Release the weights and the prefix cache."""
         self._prompt_cache.forget()
         self._answering.close()
         with platform.freeing(self._nbytes):
             self._model = self._tokenizer = None
 
     def warm_up(self, *, cancel: CancelToken, progress: LoadProgress) -> Steps:
-        """Answer a request of nobody's. See `LoadedModel.warm_up`."""
+        """Run a dummy request to compile kernels. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, image=False)
         yield from warmup.warmed(self, request, self._prepared, cancel=cancel, progress=progress)
         budget = Budget.of_load(time.monotonic() - self._began)
@@ -248,12 +248,12 @@ class TextModel:
         batch: TextBatch,
         answer: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
+        """Answer in a batch; append the tokens to `answer`, which holds those of a failed try."""
         counts, cache = active.counts, None
         reported = list(answer)
         answer.clear()
         counts.cached_tokens = 0
-        # What was kept of other prompts is not quantized, and what is quantized is not kept.
+        # The prefix cache is not quantized, so that quantized requests do not use it.
         cacheable = batch is self._answering.batch
         if cacheable:
             counts.cached_tokens, cache = self._prompt_cache.start(prompt)
@@ -262,10 +262,10 @@ class TextModel:
             prompt[counts.cached_tokens :],
             params,
             cache=cache,
-            # Its batch tells a processor of the prompt's last token, and of the answer's.
+            # mlx-lm's batch passes the prompt's last token and the answer's tokens to a processor.
             processors=processors(active.sampling, 1),
         )
-        # They are the batch's now, and grow with the answer.
+        # The batch owns the caches now, and they grow with the answer.
         del cache
 
         def keep() -> None:
@@ -275,11 +275,11 @@ class TextModel:
 
         try:
             reason = yield from self._follow(batch, slot, answer, active, reported)
-            # Only now: of an answer that was cut short nothing may be kept.
+            # Not before: a cancelled or failed answer must not be cached.
             keep()
             return reason
         except Stopped:
-            # Its reader has had enough; what was read and written is whole.
+            # Ended by a stop sequence: what was computed so far is valid.
             keep()
             raise
         finally:
@@ -293,11 +293,11 @@ class TextModel:
         active: ActiveRequest,
         reported: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Report what is read and written in a seat, to the end; `answer` takes the tokens.
+        """Report a slot's progress until its answer has ended; append its tokens to `answer`.
 
-        Those that were `reported` before are not told again.
+        Tokens in `reported` are not reported again.
         """
-        # The tokenizer gives each who asks a detokenizer of their own.
+        # The property returns a new detokenizer each time.
         detokenizer = self._tokenizer.detokenizer
         read = 0
         while True:
@@ -324,7 +324,7 @@ class TextModel:
     def _take(
         self, next_token: NextToken, detokenizer: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
-        """Take in a token; say whether it ends the answer, and how."""
+        """Detokenize a token; return the finish reason if the answer ends with it."""
         require_number(next_token.token, self._name)
         if not next_token.stopped:
             detokenizer.add_token(next_token.token)
@@ -336,7 +336,7 @@ class TextModel:
     def _sequential(
         self, prompt: list[int], active: ActiveRequest
     ) -> Generator[None, None, FinishReason]:
-        """Answer through mlx-lm's own streaming; nothing else may use the model meanwhile."""
+        """Answer through mlx-lm's own streaming, with exclusive use of the model."""
         stream = self._stream(prompt, active)
         try:
             for response in stream:
@@ -353,7 +353,7 @@ class TextModel:
         )
 
     def _stream(self, prompt: list[int], active: ActiveRequest) -> Any:
-        """Let mlx-lm read the prompt and write, a token at a time."""
+        """Start mlx-lm's generator of tokens."""
         from mlx_lm.generate import stream_generate
 
         def read(done: int, total: int) -> None:

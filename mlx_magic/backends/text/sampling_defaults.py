@@ -1,4 +1,4 @@
-"""A text checkpoint's own sampling, which mlx-lm does not look at."""
+"""Default sampling of a text checkpoint (generation_config.json), which mlx-lm does not read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
 
 def sampling_params(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
-    """Return how tokens are drawn: as asked, else as the checkpoint says.
+    """Return the sampling parameters of a request, with the checkpoint's as defaults.
 
     Parameters
     ----------
@@ -37,12 +37,12 @@ def sampling_params(sampling: Sampling, defaults: Mapping[str, Any]) -> Sampling
 
 
 def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the checkpoint's generation_config.json; empty without one.
+    """Read the checkpoint's generation_config.json; empty if there is none.
 
     Raises
     ------
     CheckpointError
-        When it cannot be read.
+        The file cannot be read.
     """
     path = checkpoint.path / "generation_config.json"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Questions to one vision model, answered together with mlx-vlm's batches."""
+"""Batched requests to one vision model, with mlx-vlm's batches."""
 
 from __future__ import annotations
 
@@ -25,30 +25,29 @@ _ENDLESS = 2**62
 
 
 class VisionBatch(Batch):
-    """Reads prompts a chunk at a time, and writes a token of every answer at each step.
+    """Each step reads a prefill chunk and decodes a token of every running request.
 
     Parameters
     ----------
     language_model : module
     processor : object
-        Its tokenizer knows which tokens end an answer.
+        The processor or tokenizer; its tokenizer has the stop tokens.
     chunk : int
-        Prompt tokens that are read in one step.
+        Prompt tokens per prefill chunk.
     most : int
-        Answers that are written at once; the others wait.
+        Maximum number of requests in decode; the others wait.
     at_once : int
-        Tokens, of all rows, that are read together with the last one. Else that is read by
-        itself, as by mlx-vlm. See `device.read_at_once`.
+        Tokens of all rows that may be read in one call with the last token of a prompt. By
+        default the last token has a call of its own, as in mlx-vlm. See `platform.read_at_once`.
     make_cache : callable, optional
-        Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
-        put together.
+        Makes the caches of a request, if they are not plain ones. Only with `most` 1: such caches
+        cannot be merged.
     sampler : RowSampler, optional
-        Draws the tokens.
 
     Attributes
     ----------
     limits : BatchLimits
-        What those who are answered together take.
+        Limits of this batch, for memory admission.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class VisionBatch(Batch):
         keep_from: int | None = None,
         processors: Sequence[LogitsProcessor] = (),
     ) -> Slot:
-        """Let a request in. See `VisionPrompt` for what is given."""
+        """Add a request. For the parameters see `VisionPrompt`."""
         slot = self.take_slot()
         self._sampler.draws[slot.uid] = params
         prompt = VisionPrompt(slot, tokens, embeds, max_tokens, cache, keep_from)
@@ -111,10 +110,10 @@ class VisionBatch(Batch):
         return slot
 
     def row(self, slot: Slot) -> Rows | None:
-        """Return keys and values of each layer for an answer.
+        """Return the keys and values of a request, per layer.
 
-        All tokens of the prompt and the answer from ``keep_from`` on, the last one included,
-        where the answer has ended: they are forgotten then. Else as far as it has come.
+        They cover prompt and answer from ``keep_from`` on. Once the answer has ended they
+        include its last token, and can be taken once.
         """
         prompt, decode = self._prompts.get(slot.uid), self._decode_batch
         if slot.uid not in decode.uids or prompt is None or prompt.keep_from is None:
@@ -123,7 +122,7 @@ class VisionBatch(Batch):
         return cut_out(decode.prompt_cache, [(at, prompt.keep_from)])[0]
 
     def close(self) -> None:
-        """Let go of the model at once: the batch itself is part of a cycle."""
+        """Release the model at once: the batch itself is part of a reference cycle."""
         self._model = self._greedy_model = self._make_cache = None
         self._end_all()
 
@@ -159,24 +158,25 @@ class VisionBatch(Batch):
                 if self._prefill_batch is not None:
                     answers = self._prefill_step()
             except Exception as error:
-                # What cannot be read is nothing to those who are being written.
+                # A failed prefill does not affect the requests in decode.
                 self._fail([prompt.slot for prompt in self._prefill_prompts], error)
                 self._prefill_batch, self._prefill_prompts = None, []
             if answers is not None:
                 self._join(answers)
 
     def _decode_step(self) -> None:
-        """Write a token of each answer; what has ended leaves."""
+        """Decode a token of each request, and remove the requests that have ended."""
         batch = self._decode_batch
         self._sampler.rows = list(batch.uids)
         plain = not any(self._prompts[uid].processors for uid in batch.uids)
         batch.greedy_sampling = plain and self._sampler.is_greedy(batch.uids)
         remaining, kept = [], []
-        # It is told that no answer ends: a row that has ended would be gone from it already.
+        # mlx-vlm gets a stop test that never fires; otherwise it drops the row before its cache is
+        # copied.
         for at, response in enumerate(batch.next()):
             prompt = self._prompts[response.uid]
             if prompt.begun:
-                # Its first token was handed out when its prompt had been read.
+                # The first token was handed out at the end of prefill.
                 prompt.begun = False
             else:
                 self._take(prompt, int(response.token))
@@ -226,11 +226,11 @@ class VisionBatch(Batch):
         self._unread = max(len(prompt.tokens) for prompt in prompts)
         self._last_chunk = self._joint_tokens(prompts)
         for prompt in prompts:
-            # An answer may go on for long: what was needed to read its prompt need not.
+            # Decode may take long: free what only prefill needed.
             prompt.embeds, prompt.cache = {}, None
 
     def _next_prompts(self) -> list[VisionPrompt]:
-        """Take the prompt that waits longest, and those beside which it can be read."""
+        """Take the prompt that has waited longest, and prompts that can share its prefill."""
         first = self._waiting[0]
         free_slots = min(MAX_PREFILL_BATCH, self._most - len(self._decode_batch.uids))
         chosen = [first]
@@ -240,14 +240,14 @@ class VisionBatch(Batch):
         return chosen
 
     def _prefill_step(self) -> Any:
-        """Read a chunk; after the last one return the answers, to be written from here on."""
+        """Read a chunk; after the last one return the batch to decode, else None."""
         import mlx.core as mx
 
         batch = self._prefill_batch
         if batch.needs_processing() and self._unread > self._last_chunk:
             done = batch.prompt_step()
-            # Else the next chunks would be begun before this one is done, and none could be
-            # cancelled.
+            # Without this, MLX would queue the next chunks before this one is done, and a cancel
+            # would wait for all of them.
             mx.eval([cache.state for cache in batch.prompt_cache])
             for prompt in self._prefill_prompts:
                 prompt.slot.read = min(prompt.slot.read + done, len(prompt.tokens))
@@ -258,17 +258,17 @@ class VisionBatch(Batch):
         return batch.generate(self._sampler, _never_stop, compute_logprobs=False)
 
     def _joint_tokens(self, prompts: Sequence[VisionPrompt]) -> int:
-        """Return how many tokens of each may be read in one go: a chunk at most, and the last."""
+        """Return how many last tokens of each prompt one call may read: up to a chunk plus one."""
         plain = all(prompt.plain for prompt in prompts)
         return min(self._max_joint_tokens // len(prompts), self._chunk + 1) if plain else 0
 
     def _join(self, answers: Any) -> None:
-        """Write new answers beside the others; their first tokens are there."""
+        """Add requests after their prefill to the decode batch, and hand out their first tokens."""
         self._prefill_batch = None
         for prompt, token in zip(self._prefill_prompts, self._sampler.drawn.tolist(), strict=True):
             prompt.slot.read = len(prompt.tokens)
-            # The step that would give it begins the second one first. One that ends the answer
-            # waits for that: its keys and values come then.
+            # mlx-vlm returns the first token only after it has started the second. A token that
+            # ends the answer is left to that step, which computes its keys and values.
             if prompt.max_tokens > 1 and not self._is_stop_token(token):
                 self._take(prompt, token)
                 prompt.begun = True
@@ -282,7 +282,7 @@ class VisionBatch(Batch):
         self._prefill_batch, self._prefill_prompts = None, []
         self._decode_batch = self._empty_batch()
         waiting = {prompt.slot.uid for prompt in self._waiting}
-        # Those too who were between reading and writing.
+        # Includes requests between prefill and decode.
         return [uid for uid in self._slots if uid not in waiting]
 
     def _drop(self, uid: int) -> None:
@@ -318,7 +318,7 @@ class VisionBatch(Batch):
             self._wired = None
 
     def _wire(self) -> None:
-        """Keep the weights in memory while there is work, where the platform has such a limit."""
+        """Wire the weights while there are requests, if the platform has a wired limit."""
         if self._wired is None:
             from mlx_vlm.generate.common import wired_limit
 
@@ -329,10 +329,10 @@ class VisionBatch(Batch):
 
 
 def _pass_whole_inputs(prefill: Any) -> None:
-    """Let the model cut what belongs to a prompt, as it does for mlx-vlm's `stream_generate`.
+    """Give the model each input of the prompt uncut, as mlx-vlm's `stream_generate` does.
 
-    A batch of mlx-vlm's cuts masks to each chunk, but not the features that they select: from
-    the second chunk on qwen3_vl would be given those of the first one (mlx-vlm 0.7.10).
+    mlx-vlm's batch cuts masks to each chunk, but not the features that the masks select: from
+    the second chunk on qwen3_vl would get the features of the first (mlx-vlm 0.7.10).
     """
     if prefill._prompt_length_aware_keys:
         prefill._prompt_length_aware_keys = []

@@ -1,4 +1,4 @@
-"""From a request's inputs to embeddings: what the language model of a vision model reads."""
+"""Embeddings of a request: what the language model of a vision model reads."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
 
 
 class Embedder:
-    """Lets a model make embeddings; of pictures and words that are new to it only.
+    """Makes embeddings after the cached prefix, and encodes only images that are not cached.
 
     Parameters
     ----------
     model : module
         As mlx-vlm loads it.
     caches : VisionCaches
-        What it has seen.
     """
 
     def __init__(self, model: Any, caches: VisionCaches) -> None:
@@ -31,7 +30,7 @@ class Embedder:
         start: CachedPrefix,
         active: ActiveRequest,
     ) -> dict[str, Any]:
-        """Return what the language model reads, from the start on.
+        """Return the language model's inputs after the cached prefix.
 
         Parameters
         ----------
@@ -39,22 +38,22 @@ class Embedder:
             The processor's output.
         image_keys : ImageKeys or None
         start : CachedPrefix
-            How much of it was read before; none of it where that cannot be used.
+            Reset to no prefix if the prefix cannot be used.
         active : ActiveRequest
-            Its counts become known here.
+            Its token counts are updated.
 
         Returns
         -------
         dict
-            ``inputs_embeds`` of shape (1, tokens, width), and what else the model gives.
+            ``inputs_embeds`` of shape (1, tokens, width), and the model's further outputs.
 
         Raises
         ------
         Cancelled
-            Between two groups of pictures.
+            Between two groups of images.
         """
         has_images = self._caches.has_images(inputs, start.count)
-        # Words alone: the vision tower is not asked.
+        # Without images after the prefix, the vision encoder need not run.
         text_only = {"input_ids": inputs["input_ids"][:, start.count :]}
         embeds = self._embed(
             inputs if has_images or not start.count else text_only, image_keys, active
@@ -63,7 +62,7 @@ class Embedder:
         if set(embeds) != {"inputs_embeds"} or length + (not has_images) * start.count != (
             active.counts.prompt_tokens
         ):
-            # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
+            # The prompt has more than embeddings: read it as a whole, and do not cache it.
             if start.count:
                 return self.embeds(inputs, image_keys, start.cold(), active)
             start.cold()
@@ -76,7 +75,7 @@ class Embedder:
     def _embed(
         self, inputs: dict[str, Any], image_keys: ImageKeys | None, active: ActiveRequest
     ) -> dict[str, Any]:
-        """Let the model make embeddings; its vision tower looks at what is new to it."""
+        """Let the model make embeddings; its vision encoder runs for new images only."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
 

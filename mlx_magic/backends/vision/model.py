@@ -1,4 +1,4 @@
-"""Vision models, through mlx-vlm. It, `recall` and `vision_*` import it."""
+"""Vision models, through mlx-vlm."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class VisionBackend:
         progress(0, 0, "loading: importing mlx-vlm")
         yield
         cancel.checkpoint()
-        import mlx_vlm  # noqa: F401 - takes its time; what it is for comes next
+        import mlx_vlm  # noqa: F401 - a slice of its own, since the import takes long
 
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
@@ -107,7 +107,7 @@ class VisionModel:
     nbytes : int
         Bytes of the weights.
     began : float, optional
-        When its load began, in seconds of `time.monotonic`; now if left out.
+        Start of the load, in seconds of `time.monotonic`; now by default.
     """
 
     def __init__(
@@ -156,25 +156,25 @@ class VisionModel:
 
     @property
     def reuse(self) -> Reuse:
-        """What was reused, and what is kept for it; safe from any thread."""
+        """Statistics of the caches; safe from any thread."""
         return self._vision_caches.counts
 
     @property
     def ahead(self) -> Prefetch:
-        """Makes a request's pictures ready. See `LoadedModel.ahead`."""
+        """Prefetch of a request's images. See `LoadedModel.ahead`."""
         return self._vision_caches.processor_cache.ahead
 
     @property
     def together(self) -> Verdict:
-        """Whether it answers several requests at once. See `LoadedModel.together`."""
+        """Whether requests are batched. See `LoadedModel.together`."""
         return self._answering.policy.verdict
 
     def forget(self) -> int:
-        """Let go of all pictures and prompts that are kept; return their bytes."""
+        """Clear the caches of images and prompts; return the bytes that they held."""
         return self._vision_caches.forget()
 
     def close(self) -> None:
-        """Let go of the weights, and of what is kept."""
+        """Release the weights and the caches."""
         self._vision_caches.forget()
         self._answering.close()
         with platform.freeing(self._nbytes):
@@ -182,7 +182,7 @@ class VisionModel:
             self._sequential.close()
 
     def warm_up(self, *, cancel: CancelToken, progress: LoadProgress) -> Steps:
-        """Answer a request of nobody's. See `LoadedModel.warm_up`."""
+        """Run a dummy request to compile kernels. See `LoadedModel.warm_up`."""
         request = warmup.sample(self._name, image=True)
         yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
         budget = Budget.of_load(time.monotonic() - self._began)
@@ -256,7 +256,7 @@ class VisionModel:
     def _inputs(
         self, request: GenerationRequest, cancel: CancelToken
     ) -> Generator[None, None, dict[str, Any]]:
-        """Make what the model is given of a request; the chat template renders beside."""
+        """Make the model's inputs; the chat template renders on a background thread."""
         assert self._vision_inputs is not None
         making = self._vision_inputs.prompt(request, cancel)
         yield
@@ -273,7 +273,7 @@ class VisionModel:
         if images:
             patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
             seen = seen_sizes(inputs, len(images), patch)
-            # Those of the turns before were said then.
+            # The sizes of earlier turns were reported with these turns.
             own = seen[len(images) - len(request.images) :] if seen else seen
             report(GenerationChunk("vision", seen=own))
 
@@ -286,11 +286,11 @@ class VisionModel:
         batch: VisionBatch,
         answer: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
+        """Answer in a batch; append the tokens to `answer`, which holds those of a failed try."""
         assert self._embedder is not None
         reported = list(answer)
         answer.clear()
-        # What was kept of other prompts is not quantized, and what is quantized is not kept.
+        # The prefix cache is not quantized, so that quantized requests do not use it.
         start = (
             self._vision_caches.start(inputs, image_keys)
             if batch is self._answering.batch
@@ -312,11 +312,11 @@ class VisionModel:
         del embeds
         try:
             reason = yield from self._follow(batch, slot, answer, active, reported)
-            # Only now: of an answer that was cut short nothing may be kept.
+            # Not before: a cancelled or failed answer must not be cached.
             self._vision_caches.keep(start, answer, batch.row(slot))
             return reason
         except Stopped:
-            # Its reader has had enough; what was read and written is whole.
+            # Ended by a stop sequence: what was computed so far is valid.
             self._vision_caches.keep_partial(start, answer, batch.row(slot))
             raise
         finally:
@@ -330,9 +330,9 @@ class VisionModel:
         active: ActiveRequest,
         reported: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Report what is read and written in a seat, to the end; `answer` takes the tokens.
+        """Report a slot's progress until its answer has ended; append its tokens to `answer`.
 
-        Those that were `reported` before are not told again.
+        Tokens in `reported` are not reported again.
         """
         from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
 
@@ -362,7 +362,7 @@ class VisionModel:
     def _take(
         self, next_token: NextToken, detokenizer: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
-        """Take in a token; say whether it ends the answer, and how."""
+        """Detokenize a token; return the finish reason if the answer ends with it."""
         require_number(next_token.token, self._name)
         if not next_token.stopped:
             detokenizer.add_token(next_token.token, skip_special_token_ids=self._special)
@@ -372,7 +372,7 @@ class VisionModel:
         return "stop" if next_token.stopped else "length"
 
     def _sampling_params(self, sampling: Sampling) -> SamplingParams:
-        """Return how tokens are drawn: as asked, else as the checkpoint says."""
+        """Return the sampling parameters of a request, with the checkpoint's as defaults."""
         from mlx_vlm.generate.common import resolve_sampling_defaults
 
         temperature, top_p, top_k = resolve_sampling_defaults(

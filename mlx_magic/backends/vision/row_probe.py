@@ -1,4 +1,4 @@
-"""A vision model's language model, given words alone: how its rows are looked at."""
+"""The language model of a vision model, as `compare_rows` uses it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mlx_magic.backends.vision.batch import VisionBatch
 
 
 class VisionProbe:
-    """See `confirm.Probed`.
+    """Text-only access to a vision model. See `ProbedModel`.
 
     Parameters
     ----------
     model, processor : object
         As mlx-vlm loads them.
     new_batch : callable
-        Takes a `ScoreRecorder`; returns a batch of two that draws with it.
+        Takes a `ScoreRecorder`; returns a batch of two rows that samples with it.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class VisionProbe:
         return tokens
 
     def alone(self, tokens: list[int]) -> Any:
-        """Return the logits of a text by itself."""
+        """Return the logits of a text on its own."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
         from mlx_vlm.models.cache import make_prompt_cache
@@ -49,7 +49,7 @@ class VisionProbe:
         return logits
 
     def batch(self, recorder: ScoreRecorder) -> tuple[VisionBatch, Callable[[list[int]], Slot]]:
-        """Return a new batch, and what lets a text in."""
+        """Return a new batch, and a function that adds a text to it."""
         batch = self._new_batch(recorder)
 
         def add(tokens: list[int]) -> Slot:
@@ -60,7 +60,7 @@ class VisionProbe:
         return batch, add
 
     def _embeds(self, tokens: list[int]) -> dict[str, Any]:
-        """Return what the language model is given of a text without images."""
+        """Return the language model's inputs for a text without images."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
 

@@ -1,4 +1,4 @@
-"""One answer of a vision model at a time, read and written by mlx-vlm itself."""
+"""Requests to a vision model one at a time, through mlx-vlm's own `stream_generate`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from mlx_magic.errors import GenerationError
 
 
 class SequentialAnswers:
-    """Answers through mlx-vlm's own streaming; nothing else may use the model meanwhile.
+    """Answers through mlx-vlm's own streaming, with exclusive use of the model.
 
     Parameters
     ----------
     model, processor : object
         As mlx-vlm loads them.
     vision_caches : VisionCaches
-        What the model has seen.
     chunk : int
-        Tokens of a prompt that are read at once.
+        Prompt tokens per prefill chunk.
     """
 
     def __init__(self, model: Any, processor: Any, vision_caches: VisionCaches, chunk: int) -> None:
@@ -36,7 +35,7 @@ class SequentialAnswers:
         self._chunk = chunk
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._model = self._processor = None
 
     def __call__(
@@ -48,7 +47,7 @@ class SequentialAnswers:
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
         if active.sampling.seed is None:
-            # Else it would repeat after an earlier request's seed.
+            # Otherwise the answer would depend on an earlier request's seed.
             platform.fresh_seed()
         caches = make_cache()
         with contextlib.ExitStack() as stack:
@@ -73,7 +72,7 @@ class SequentialAnswers:
         raise GenerationError(f"{name}: mlx-vlm ended without a finish reason.", model=name)
 
     def _stream(self, inputs: dict[str, Any], caches: list[Any], sampling: Sampling) -> Any:
-        """Let mlx-vlm read the inputs and write, a token at a time."""
+        """Start mlx-vlm's generator of tokens."""
         from mlx_vlm import stream_generate
 
         extra = {"min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty}
@@ -94,7 +93,7 @@ class SequentialAnswers:
         )
 
     def _reporting_embeddings(self, image_keys: ImageKeys | None, active: ActiveRequest) -> Any:
-        """Stand in front of the vision tower, to know when seeing ends and reading begins."""
+        """Wrap ``get_input_embeddings`` to report when vision ends and prefill begins."""
         import mlx.core as mx
 
         original = self._model.get_input_embeddings
