@@ -1,4 +1,4 @@
-"""With whom a request is answered: beside others in a batch, or when its turn comes."""
+"""Dispatch of a model's requests: to a batch, or to the queue for one at a time."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Answer = Generator[None, None, FinishReason]
 
 
 class Dispatch(Generic[B]):
-    """The batches of one model, and the queue of those that are answered one at a time.
+    """The batches of one model, and the queue of requests that are answered one at a time.
 
     Parameters
     ----------
     policy : BatchPolicy
-        Whether there is a batch for all.
+        Whether requests are batched.
     probed : ProbedModel
-        What is looked at, if its weights were not.
+        The model, for the comparison of its weights.
     new_batch : callable
-        Takes how many answers are written at once, and what makes their caches if not the
-        library; returns a batch.
+        Takes the maximum number of requests in decode, and a function that makes their caches
+        (None for the library's); returns a batch.
     caches : callable
-        Takes bits, and returns caches that quantize what they are given.
+        Takes a number of bits; returns quantized caches.
 
     Attributes
     ----------
     policy : BatchPolicy
     batch : Batch or None
-        That of all plain requests; None where they are never answered together.
+        Batch of all requests without `kv_bits`; None if requests are never batched.
     """
 
     def __init__(
@@ -55,31 +55,30 @@ class Dispatch(Generic[B]):
         self._caches: Any = caches
         possible = policy.together or policy.not_compared
         self.batch: B | None = new_batch(MAX_DECODE_BATCH, None) if possible else None
-        # For each number of bits: quantized caches are not put together, nor shared.
+        # One request at a time per number of bits: quantized caches are not merged or shared.
         self._quantized: dict[int, B] = {}
-        # For those whose step with others failed.
+        # For requests whose step failed in a batch of several.
         self._single: B | None = None
         self._prompts = RequestQueue()
         self._turns = RequestQueue()
         self._sequential_limits = BatchLimits()
 
     def limits(self, kv_bits: int | None) -> BatchLimits:
-        """Return beside whom a request takes memory."""
+        """Return the limits of the batch that would answer a request, for memory admission."""
         batch = self._batch_of(kv_bits)
-        # Each batch has its own.
         return self._sequential_limits if batch is None else batch.limits
 
     def in_order(
         self, making: Generator[None, None, T], cancel: CancelToken
     ) -> Generator[None, None, T]:
-        """Make a prompt; where answers are written one at a time, hand it over in its turn.
+        """Make a prompt; if requests are answered one at a time, wait for the earlier prompts.
 
-        Prompts are made beside each other, and a later one may be ready first.
+        Prompts are made concurrently, so that a later one may be ready first.
 
         Raises
         ------
         Cancelled
-            While it waits.
+            While the request waits.
         """
         with self._prompts.queued() as turn:
             made = yield from making
@@ -98,14 +97,16 @@ class Dispatch(Generic[B]):
         ----------
         active : ActiveRequest
         sequential : callable
-            Answers it through its library's own way; nothing else uses the model meanwhile.
+            Answers the request through the library's own streaming, with exclusive use of the
+            model.
         batched : callable
-            Answers it in a batch; takes the tokens that were told before, and adds to them.
+            Answers the request in a batch. Takes the batch, and a list of the tokens that were
+            reported already, to which it appends.
 
         Raises
         ------
         Cancelled
-            While it waits.
+            While the request waits.
         """
         kv_bits, policy = active.request.kv_bits, self.policy
         if not policy.together:
@@ -113,7 +114,7 @@ class Dispatch(Generic[B]):
             with self._turns.queued() as turn:
                 yield from turn.wait(active.cancel, unless=lambda: policy.together)
                 if contended or len(self._turns) > 1:
-                    # Who had to wait would not, if they were answered together.
+                    # Requests wait for each other, which batching would avoid.
                     yield from self.compare_weights(Budget(None), active.cancel)
                 if not policy.together:
                     batch = self._batch_of(kv_bits)
@@ -124,20 +125,20 @@ class Dispatch(Generic[B]):
         try:
             return (yield from batched(batch, reported))
         except StepFailedError:
-            # Not here: the error would hold what it went through.
+            # Retried below, outside of this block: the error's traceback holds arrays.
             pass
         if self._single is None:
             self._single = self._new_batch(1, None)
         active.reservation.prefilling = True
-        # From its beginning; what was told comes again, and is not told again.
+        # Retry from the start, without reporting the same tokens again.
         return (yield from batched(self._single, reported))
 
     def compare_weights(self, budget: Budget, cancel: CancelToken) -> Generator[None, None, None]:
-        """Look at the weights, unless that was done. See `BatchPolicy.compare_weights`."""
+        """Compare the weights, unless that was done. See `BatchPolicy.compare_weights`."""
         yield from self.policy.compare_weights(self._probed, budget, cancel)
 
     def close(self) -> None:
-        """Let go of the model, and of those whom it answers."""
+        """Release the model and fail its requests."""
         for batch in (self.batch, self._single, *self._quantized.values()):
             if batch is not None:
                 batch.close()
@@ -146,9 +147,9 @@ class Dispatch(Generic[B]):
         self._new_batch = self._caches = self._probed = None
 
     def _batch_of(self, kv_bits: int | None) -> B | None:
-        """Return the batch of a request; None where the library answers it in its own way.
+        """Return the batch of a request; None if the library's own streaming answers it.
 
-        A model whose weights are still to be looked at has one, for one request at a time.
+        A model whose weights are not compared yet has a batch, for one request at a time.
         """
         if not (self.policy.together or self.policy.not_compared):
             return None

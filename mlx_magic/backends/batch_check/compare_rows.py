@@ -52,7 +52,7 @@ class ScoreRecorder(RowSampler):
     ----------
     seen : list of list
         Scores of each row after its prompt and after each further token.
-    together : bool
+    has_all_rows : bool
         Whether the last call had all rows.
     """
 

@@ -19,8 +19,8 @@ from mlx_magic.models.checkpoints.architectures import Kind
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
-DIFFERENT = "its weights gave other numbers together than alone"
-NOT_COMPARED = "its weights are not compared yet, which is done when two questions meet"
+DIFFERENT = "with its weights, batched answers differ from single ones"
+NOT_COMPARED = "its weights are not compared yet, which happens when two questions run at once"
 FAILED = "its weights could not be compared"
 
 _log = logging.getLogger(__name__)

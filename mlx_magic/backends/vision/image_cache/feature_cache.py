@@ -1,4 +1,4 @@
-"""Pictures that a model has seen are not encoded again: what its vision tower gave is kept."""
+"""Cache of vision encoder outputs, so that an image is encoded once."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from mlx_magic.cancellation import Cancelled
 T = TypeVar("T")
 
 OnGroup = Callable[[int, int], None]
-"""Takes the pictures done and those there are, as far as is known; may raise `Cancelled`."""
+"""Takes the number of images done and the total known so far; may raise `Cancelled`."""
 
 
 class FeatureCache:
-    """What one model's vision tower gave, by the content of what it got.
+    """LRU cache of one model's vision encoder outputs, by the content of the encoder's inputs.
 
-    It stands in front of the tower while a model makes its embeddings, and only then: a
-    model needs no method of its own for this, and none is left changed. A tower that takes
-    a batch of pictures is asked for those alone that are new; that it is one, and not one
-    that mixes them, is seen when it first gets two or more. It gets new ones in groups
-    (see `device.images_at_once`), between which a look can be cancelled; of a tower that
-    was not tried yet the first group has two at least. What was encoded is kept once the
-    embeddings are made, evaluated, and never where that failed or was cancelled.
+    While a model makes its embeddings, a proxy is installed in front of its vision encoder and
+    removed afterwards, so that models need no support for this. An encoder that takes a batch of
+    images is called for the new ones only. Whether it encodes each image by itself, rather than
+    mixing them, is found out when it first gets two or more. New images are encoded in groups
+    (see `platform.images_at_once`), and a request can be cancelled between groups; the first
+    group of an untested encoder has at least two images. Outputs are cached once the embeddings
+    are evaluated, and never after an error or a cancel.
 
     Parameters
     ----------
     limit : int
-        Bytes to keep; what was not used for longest goes first.
+        Maximum bytes; the least recently used outputs are evicted first.
 
     Attributes
     ----------
     hits, misses : int
-        Pictures that were known, and that were encoded; a call that cannot be told apart
-        by picture counts as one.
+        Cached and encoded images; a call that cannot be split by image counts as one.
     nbytes : int
-        What is kept.
+        Bytes held.
     """
 
     def __init__(self, limit: int) -> None:
@@ -69,17 +68,17 @@ class FeatureCache:
         ----------
         model : module
         embed : callable
-            Calls the model, and evaluates what it gives.
+            Calls the model, and evaluates its output.
         on_group : callable
-            Called before each group of pictures, when the one before is done.
+            Called before each group of images, when the group before is done.
         image_keys : ImageKeys, optional
-            What the request shows. What a tower gets is made of that alone, so that the
-            numbers need not be looked at once more, and fetched from a GPU for that.
+            Keys of the request's images. With them the encoder's inputs need not be hashed, for
+            which they would have to be fetched from a GPU.
 
         Raises
         ------
         Cancelled
-            Where `on_group` does.
+            `on_group` raised it.
         """
         encoder_pass = _EncoderPass(self, on_group, image_keys)
         try:
@@ -90,7 +89,7 @@ class FeatureCache:
         except Exception:
             if not encoder_pass.missing:
                 raise
-            # It wanted this time what it did not look at when the picture was new.
+            # The model accessed an item that it had not used when the image was new.
             self.keeps_all = True
             self.clear()
             return self.encode(model, embed, on_group, image_keys=image_keys)
@@ -98,19 +97,19 @@ class FeatureCache:
         return result
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Clear the cache."""
         self._kept.clear()
         self.nbytes = 0
 
     def get(self, key: Hashable) -> Any:
-        """Return what the tower gave, or None."""
+        """Return a cached output, or None."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
     def put(self, key: Hashable, output: Any) -> None:
-        """Keep what the tower gave; evaluated arrays."""
+        """Cache an output of evaluated arrays."""
         size = sum(array.nbytes for array in encoder_outputs.arrays(output))
         if key in self._kept or size > self.limit:
             return
@@ -122,7 +121,7 @@ class FeatureCache:
 
 
 class _Tower(Proxy):
-    """Stands in front of a vision tower; in all but the call it is the tower."""
+    """Proxy of a vision encoder whose calls go through the cache."""
 
     def __init__(self, tower: Any, name: str, encoder_pass: _EncoderPass) -> None:
         super().__init__(tower)
@@ -147,19 +146,19 @@ def _intercepting_towers(model: Any, encoder_pass: _EncoderPass) -> Iterator[Non
 
 @dataclass(slots=True)
 class _NewOutputs:
-    """What was encoded in a look: the outputs by key, and what the model looked at of them."""
+    """New outputs by key, and the watched copy that records which items the model used."""
 
     found: dict[Hashable, Any]
     watch: Any
 
 
 class _EncoderPass:
-    """One look of a model at its pictures.
+    """All encoder calls of one request.
 
     Attributes
     ----------
     missing : bool
-        Whether the model got something of which not all was kept.
+        Whether the model got a cached output with items left out.
     """
 
     def __init__(
@@ -175,13 +174,13 @@ class _EncoderPass:
         self.missing = False
 
     def is_first(self, name: str) -> bool:
-        """Say whether a tower was not called before, and note that it is now."""
+        """Whether an encoder was not called before; records the call."""
         known = name in self._called
         self._called.add(name)
         return not known
 
     def run(self, call: TowerCall, tower: Any) -> Any:
-        """Return what a tower gives for a call."""
+        """Return the encoder's output for a call."""
         by_row = call.image_count > 1 and self._features.by_row.get(call.name, _wants_trial(call))
         try:
             keys = call.keys(self._image_keys) if by_row else [call.key(self._image_keys)]
@@ -206,7 +205,7 @@ class _EncoderPass:
         found = {key: output}
         if call.image_count > 1:
             alike = bool(held) and _of_rows(output, call.image_count)
-            # What a group of them has shown already stays so.
+            # An earlier result for this encoder stays.
             if self._features.by_row.setdefault(call.name, alike) and alike:
                 found = dict(
                     zip(call.keys(self._image_keys), _split(output, call.image_count), strict=True)
@@ -220,7 +219,7 @@ class _EncoderPass:
         new = [at for at, key in enumerate(keys) if known[key] is None and keys.index(key) == at]
         tried = call.name in self._features.by_row
         if not tried and len(new) < 2:
-            # One picture shows nothing: a tower that mixes them gives a single row, too.
+            # One image is no test: an encoder that mixes images returns one row for it, too.
             return self._whole(call, tower, call.key(self._image_keys))
         found: dict[Hashable, Any] = {}
         for part in _groups(new, tried=tried):
@@ -239,14 +238,14 @@ class _EncoderPass:
         return self._new(found, whole) if found else self._give(whole)
 
     def _encode(self, call: TowerCall, tower: Any, done: int, image_count: int) -> Any:
-        """Ask the tower, after what it was asked before is done: between them one can stop."""
+        """Call the encoder once its previous call is done, so that a cancel can come between."""
         import mlx.core as mx
 
         if self._running is not None:
             mx.eval(self._running)
         self._on_group(done, self._done + image_count)
         output = tower(*call.args, **call.kwargs)
-        # The last layer's: not every state of every layer is wanted.
+        # The first array only: not every state of every layer is needed.
         self._running = _first_array(output)
         return output
 
@@ -261,7 +260,7 @@ class _EncoderPass:
         return watch
 
     def keep(self, result: object) -> None:
-        """Keep what was encoded: what the model has `result` is made of it, and all went well."""
+        """Cache the new outputs, after the model has made its `result` from them."""
         import mlx.core as mx
 
         for entry in self._new_outputs:
@@ -269,19 +268,19 @@ class _EncoderPass:
             for key, output in entry.found.items():
                 if not self._features.keeps_all:
                     output = encoder_outputs.without_unused(output, entry.watch)
-                # Rows are copied out of their batch, which is not to live on for one of them.
+                # A copy, so that a cached row does not keep its whole batch in memory.
                 own = encoder_outputs.mapped(mx.contiguous, output)
                 mx.eval(encoder_outputs.arrays(own))
                 self._features.put(key, own)
 
 
 def _wants_trial(call: TowerCall) -> bool:
-    """Say whether a call is to find out if the tower gives a row a picture: not if it is small."""
+    """Whether to test with this call if the encoder returns a row per image; not if it is small."""
     return call.image_count > max(platform.images_at_once(), 2)
 
 
 def _groups(indices: list[int], *, tried: bool) -> list[list[int]]:
-    """Cut what is to be encoded into groups; the first of a tower not tried has two at least."""
+    """Split new images into groups; the first of an untested encoder has at least two."""
     size = platform.images_at_once()
     first = size if tried else max(size, 2)
     rest = range(first, len(indices), size)
@@ -303,7 +302,7 @@ def _first_array(output: Any) -> Any:
 
 
 def _of_rows(output: Any, count: int) -> bool:
-    """Say whether each array has a row for each picture."""
+    """Whether each array has a row per image."""
     return all(array.ndim and array.shape[0] == count for array in encoder_outputs.arrays(output))
 
 

@@ -1,4 +1,4 @@
-"""What a model's image processor made of pictures is kept: to cut and scale takes its time, too."""
+"""Cache of image processor outputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Made:
-    """What was made of the pictures of a request."""
+    """Outputs for the images of a request."""
 
     outputs: dict[Hashable, Any] = field(default_factory=dict)
     image_keys: ImageKeys | None = None
@@ -26,24 +26,24 @@ class _Made:
 
 
 class ProcessorCache:
-    """What an image processor gave, by the pictures of a request.
+    """LRU cache of image processor outputs, by the images of a request.
 
-    It stands in for the processor's ``image_processor`` while a request's inputs are made,
-    and only then. With 17 tiles a picture took 0.15 s to be processed: most of the time to a
-    second question's first token, once nothing else is done twice. A processor without
-    such a part, or whose output is not known to be harmless to share, is asked each time.
+    It replaces the processor's ``image_processor`` while a request's inputs are made, and only
+    then. An image of 17 tiles took 0.15 s to process: most of the time to a second question's
+    first token, once everything else is cached. Not cached are processors without such an
+    attribute, and outputs that may not be safe to share.
 
     Parameters
     ----------
     limit : int
-        Bytes to keep; what was not used for longest goes first.
+        Maximum bytes; the least recently used outputs are evicted first.
 
     Attributes
     ----------
     nbytes : int
-        What is kept.
+        Bytes held.
     ahead : Prefetch
-        Makes pictures ready; any thread may call it.
+        Prefetches images; any thread may call it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -54,16 +54,16 @@ class ProcessorCache:
 
     @contextlib.contextmanager
     def intercepting(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
-        """Answer for the image processor within this block, where that is known.
+        """Serve calls of the image processor from the cache within this block.
 
-        What it gave is kept once the block has ended well.
+        New outputs are cached when the block ends without an error.
 
         Parameters
         ----------
         processor : object
-            The model's.
+            The model's processor.
         images : sequence of ImageInput
-            All that it is given.
+            All images of the request.
         """
         original = getattr(processor, "image_processor", None)
         if not images or not callable(original):
@@ -84,7 +84,7 @@ class ProcessorCache:
                 self._kept.move_to_end(key)
             return
         if known is not None:
-            # Asked in another way: what was made is not what has those names.
+            # The calls differ from the cached ones, so that the cached image keys do not apply.
             self._drop(key)
         self._keep(key, _Made(interceptor.new, nbytes=held_nbytes(interceptor.new)))
 
@@ -92,15 +92,15 @@ class ProcessorCache:
     def keyed(
         self, images: Sequence[ImageInput], inputs: dict[str, Any]
     ) -> Iterator[ImageKeys | None]:
-        """Give the pictures of a request their names within this block.
+        """Yield the keys of a request's images within this block.
 
-        The same ones each time as long as they are kept: then nothing has to be hashed.
+        While the images are cached, their keys are reused, so that nothing has to be hashed.
 
         Parameters
         ----------
         images : sequence of ImageInput
         inputs : dict
-            What was made of them.
+            The processor's output for them.
         """
         made = self._kept.get(key_of(images)) if images else None
         if made is not None and made.image_keys is not None:
@@ -114,7 +114,7 @@ class ProcessorCache:
                 self._keep_keys(key_of(images), image_keys, sum(map(held_nbytes, inputs.values())))
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Clear the cache."""
         self.ahead.clear()
         for key in list(self._kept):
             self._drop(key)
@@ -124,7 +124,7 @@ class ProcessorCache:
         if made is None or made.image_keys is not None:
             image_keys.settle()
             return
-        # Its names hold the inputs, which are copies of what the processor gave.
+        # The keys hold the inputs, which are copies of the outputs.
         made.image_keys = image_keys
         made.nbytes += size
         self.nbytes += size
@@ -151,22 +151,22 @@ class ProcessorCache:
 
 
 class _CachedImageProcessor:
-    """Stands in for an image processor; in all but the call it is that.
+    """Proxy of an image processor whose calls are served from the cache.
 
     Parameters
     ----------
     original : callable
     images : sequence of ImageInput
-        The request's.
+        Images of the request.
     known, ahead : dict
-        What is known already, and what was made ahead, by the form of the call.
+        Cached and prefetched outputs, by the form of the call.
 
     Attributes
     ----------
     new : dict
-        What was not known, by the form of the call.
+        New outputs, by the form of the call.
     calls : list of Call
-        All calls; None for one that cannot be made ahead, as far as is seen here.
+        All calls; None for a call that cannot be prefetched.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class _CachedImageProcessor:
             before = state(self._original)
             output = self._original(images, *args, **options)
             if state(self._original) != before:
-                # It notes something in itself, for its processor to read.
+                # The call changed the image processor's state, which its processor may read.
                 self.calls[-1] = None
         with contextlib.suppress(TypeError):
             self.new[call.form] = copied(output)
