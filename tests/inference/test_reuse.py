@@ -446,7 +446,7 @@ def test_of_an_answer_that_failed_nothing_is_kept(
         raise GenerationError("No.", model="demo")
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo.model, "_take", fails)
+        patch.setattr(demo.model, "_detokenize", fails)
         assert isinstance(demo.ask(QUESTION, RED).error, GenerationError)
     assert kept(demo) == 0
     assert demo.ask(QUESTION, RED).text == expected

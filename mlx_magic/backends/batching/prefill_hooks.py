@@ -38,7 +38,7 @@ def watched(
     """
     layers = [c for c in flat(caches) if hasattr(c, "update_and_fetch")]
 
-    def watch(cache: Any, first: bool) -> None:
+    def hook(cache: Any, first: bool) -> None:
         original = cache.update_and_fetch
 
         def update_and_fetch(*args: Any, **kwargs: Any) -> Any:
@@ -49,16 +49,16 @@ def watched(
 
         cache.update_and_fetch = update_and_fetch
 
-    def unwatch() -> None:
+    def remove_hooks() -> None:
         for cache in layers:
             cache.__dict__.pop("update_and_fetch", None)
 
     for index, cache in enumerate(layers):
-        watch(cache, first=index == 0)
+        hook(cache, first=index == 0)
     try:
-        yield unwatch
+        yield remove_hooks
     finally:
-        unwatch()
+        remove_hooks()
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ class ControlTokens:
             # A checkpoint's truncation or padding would hide tokens from the checks here.
             self._backend.no_truncation()
             self._backend.no_padding()
-        self._sees = processor is not None
+        self._is_vision = processor is not None
         known = {} if self._backend is None else self._backend.get_added_tokens_decoder()
         # The token for unknown characters is not a control token.
         unknown = getattr(self._tokenizer, "unk_token_id", None)
@@ -105,7 +105,7 @@ class ControlTokens:
         Raises
         ------
         GenerationError
-            The tokenizer offers no way to keep it a word.
+            The tokenizer cannot read such words as plain text.
         """
         everything = "".join(_texts(request))
         masks: dict[str, str] = {}
@@ -138,7 +138,7 @@ class ControlTokens:
         return Masked(changed, {character: word for word, character in masks.items()})
 
     def reading(self, masked: Masked) -> Any:
-        """Return a tokenizer that reads the prompt of a masked request.
+        """Return a tokenizer for the prompt of a masked request.
 
         Raises
         ------
@@ -303,7 +303,7 @@ class ControlTokens:
     def _found(self, text: str, *words: _Words) -> Iterator[tuple[int, int]]:
         """Yield the spans of these words in a text: leftmost, longest, not overlapping."""
         spans = [span for known in words for span in known.spans(text)]
-        if self._sees:
+        if self._is_vision:
             spans += [match.span() for match in _PLACEHOLDER.finditer(text)]
         return _leftmost(spans)
 

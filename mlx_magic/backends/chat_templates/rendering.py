@@ -173,7 +173,7 @@ def _mentions_jinja(source: str) -> bool:
 
 
 def _hook_transformers() -> None:
-    """Hook the function with which transformers compiles templates, once for the process."""
+    """Wrap the function with which transformers compiles templates, once for the process."""
     from transformers.utils import chat_template_utils
 
     with _lock:

@@ -99,9 +99,9 @@ def come_to_rest() -> None:
     # An idle thread spins for a while and then sleeps (`BUSY_WAIT`). Checked twice, because a
     # product may have begun just before the number of threads was set.
     for _ in range(2):
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
         while any(_runs(thread) for thread in _pool.ids):
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
 
 
 def go_on() -> None:
@@ -113,7 +113,7 @@ def go_on() -> None:
     _pool.ids = (_pool.ids & _threads()) | (_threads() - before)
 
 
-_LOOK = 0.005
+_POLL_SECONDS = 0.005
 
 
 def _threads() -> set[str]:

@@ -39,7 +39,7 @@ class BackgroundCall(Generic[T]):
             with library_environment.usual():
                 self._future.set_result(function())
             return
-        thread = ThreadPoolExecutor(1, "mlx-magic-aside")
+        thread = ThreadPoolExecutor(1, "mlx-magic-background")
         self._future = thread.submit(_in_usual_environment, function)
         thread.shutdown(wait=False)
 

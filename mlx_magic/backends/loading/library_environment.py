@@ -53,11 +53,11 @@ def sliced(steps: Generator[None, None, T]) -> Generator[None, None, T]:
         while True:
             with usual():
                 try:
-                    said = next(steps)
+                    step = next(steps)
                 except StopIteration as end:
-                    made: T = end.value
-                    return made
-            yield said
+                    result: T = end.value
+                    return result
+            yield step
     finally:
         steps.close()
 

@@ -76,10 +76,10 @@ def materialize(
         model.set_dtype(mx.float32)
         _dequantize(model)
     total, done = weights_nbytes(model), 0
-    held = origins or Origins()
+    recorded = origins or Origins()
     try:
         cancel.checkpoint()
-        with contextlib.closing(_read(model, held)) as sizes:
+        with contextlib.closing(_read(model, recorded)) as sizes:
             for size in sizes:
                 done += size
                 progress(done, total, "loading weights")
@@ -91,7 +91,7 @@ def materialize(
         value = yield from beside.result(cancel)
     except GeneratorExit:
         # The generator may be closed on another thread, so do not call MLX.
-        held.forget()
+        recorded.forget()
         raise
     except BaseException as error:
         # No garbage collection after a cancel, which should end at once: it holds Python's lock.
@@ -100,7 +100,7 @@ def materialize(
         with platform.freeing(0 if isinstance(error, Cancelled) else done):
             # The traceback's frames hold the arrays that were being read.
             traceback.clear_frames(error.__traceback__)
-            held.forget()
+            recorded.forget()
             model.clear()
         raise
     return total, value
@@ -129,8 +129,8 @@ def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
     if large:
         found = yield from origins.read({names[0]: span for span, names in named.items()})
         model.update(tree_unflatten([(name, found[first]) for name, first in large.items()]))
-        if again := sum(span.nbytes * (len(names) - 1) for span, names in named.items()):
-            yield again
+        if shared_bytes := sum(span.nbytes * (len(names) - 1) for span, names in named.items()):
+            yield shared_bytes
     origins.forget()
 
 

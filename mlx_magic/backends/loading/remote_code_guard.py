@@ -60,7 +60,7 @@ class Guard:
         self.model = model
         self.refused: list[str] = []
         self.unreached: list[str] = []
-        self._folders = tuple(dict.fromkeys(f for p in folders for f in _both(p)))
+        self._folders = tuple(dict.fromkeys(f for p in folders for f in _path_and_target(p)))
         self._foreign = (*self._folders, *_caches())
 
     def require_nothing_refused(self) -> None:
@@ -100,7 +100,7 @@ class Guard:
             self._require_installed(name)  # the file name inside of it may be forged
         elif name.casefold().endswith(_CODE) and self._is_foreign(name):
             self._refuse(name)
-        inside = any(_within(self._folders, place) for place in _both(name))
+        inside = any(_within(self._folders, variant) for variant in _path_and_target(name))
         if inside and not _writes(mode, flags) and not _is_readable(name):
             self._refuse(name)
 
@@ -124,7 +124,7 @@ class Guard:
         if not isinstance(thread, threading.Thread):
             self._refuse("a thread that cannot be watched")
         with _lock:
-            _begun[thread] = self
+            _thread_guards[thread] = self
 
     def _require_installed(self, path: str) -> None:
         """Refuse a code file, unless it is installed or an imported module's."""
@@ -133,12 +133,12 @@ class Guard:
 
     def _is_foreign(self, path: str) -> bool:
         """Whether a file is in a checkpoint, or in the libraries' cache of the Hub."""
-        written, *led = _both(path)
+        written, *targets = _path_and_target(path)
         foreign = _deepest(self._foreign, written)
         if foreign or _deepest(_installed(), written):
             # A virtual environment may be inside such a folder, and a checkpoint in a package.
             return foreign > _deepest(_installed(), written)
-        return any(_within(self._foreign, place) for place in led)
+        return any(_within(self._foreign, variant) for variant in targets)
 
     def _refuse(self, what: str) -> NoReturn:
         with contextlib.suppress(ValueError):
@@ -175,7 +175,7 @@ def guarded(
         while True:
             with active(guard):
                 try:
-                    said = next(steps)
+                    step = next(steps)
                 except StopIteration as end:
                     made: T = end.value
                     break
@@ -183,7 +183,7 @@ def guarded(
                     guard.require_nothing_refused()
                     raise
             guard.require_nothing_refused()
-            yield said
+            yield step
         try:
             guard.require_nothing_refused()
         except UntrustedCodeError:
@@ -216,11 +216,11 @@ def active(guard: Guard) -> Iterator[None]:
     """
     _watch(guard.model)
     before = _current()
-    _here.guard = guard
+    _thread_state.guard = guard
     try:
         yield
     finally:
-        _here.guard = before
+        _thread_state.guard = before
 
 
 _EVENTS: Mapping[str, Callable[..., None]] = {
@@ -240,8 +240,8 @@ _EVENTS: Mapping[str, Callable[..., None]] = {
 _WATCHED = frozenset({*_EVENTS, _PROBE})
 
 _lock = threading.Lock()
-_here = threading.local()
-_begun: weakref.WeakKeyDictionary[threading.Thread, Guard] = weakref.WeakKeyDictionary()
+_thread_state = threading.local()
+_thread_guards: weakref.WeakKeyDictionary[threading.Thread, Guard] = weakref.WeakKeyDictionary()
 _hooked = False
 
 
@@ -260,9 +260,9 @@ def _watch(model: str) -> None:
             if sys.version_info < (3, 12):  # no audit event for new threads
                 _hook_threads()
             _hooked = True
-    _here.probed = False
+    _thread_state.probed = False
     sys.audit(_PROBE)
-    if not _here.probed:
+    if not _thread_state.probed:
         raise UntrustedCodeError(
             f"{model}: audit hooks do not work in this Python, so a checkpoint's code cannot be "
             "kept from running: load it with --trust-remote-code if you trust it.",
@@ -288,7 +288,7 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         return  # first and quick: Python raises an event for each id(), too
     judge = _EVENTS.get(event)
     if judge is None:
-        _here.probed = True
+        _thread_state.probed = True
         return
     if (guard := _current()) is not None:
         judge(guard, *args)
@@ -296,9 +296,9 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 def _current() -> Guard | None:
     """Return this thread's guard: its own, or that of the thread which started it."""
-    guard: Guard | None = getattr(_here, "guard", None)
-    if guard is None and _begun:
-        guard = _here.guard = _begun.get(threading.current_thread())
+    guard: Guard | None = getattr(_thread_state, "guard", None)
+    if guard is None and _thread_guards:
+        guard = _thread_state.guard = _thread_guards.get(threading.current_thread())
     return guard
 
 
@@ -350,7 +350,9 @@ def _caches() -> tuple[str, ...]:
     modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(home, "modules")  # noqa: PTH118
     hub = sys.modules.get("transformers.utils.hub")
     found = [modules, constants.HF_HUB_CACHE, home, getattr(hub, "HF_MODULES_CACHE", None)]
-    return tuple(dict.fromkeys(place for path in found if path for place in _both(path)))
+    return tuple(
+        dict.fromkeys(variant for path in found if path for variant in _path_and_target(path))
+    )
 
 
 @functools.cache
@@ -361,13 +363,15 @@ def _installed() -> tuple[str, ...]:
         found += [*site.getsitepackages(), site.getusersitepackages()]
     found += [path for path in sys.path if os.path.basename(path) in _PACKAGES]  # noqa: PTH119
     found.append(str(Path(__file__).resolve().parents[2]))
-    return tuple(dict.fromkeys(place for path in found if path for place in _both(path)))
+    return tuple(
+        dict.fromkeys(variant for path in found if path for variant in _path_and_target(path))
+    )
 
 
 _PACKAGES = ("site-packages", "dist-packages", "lib-dynload")
 
 
-def _both(path: str | os.PathLike[str]) -> tuple[str, ...]:
+def _path_and_target(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Return a path as it is written, and with its links resolved."""
     written = os.path.normcase(os.path.abspath(path))  # noqa: PTH100
     return tuple(dict.fromkeys((written, _real(os.fspath(path)))))

@@ -48,7 +48,7 @@ class ImageKeys:
             return None
 
     def settle(self) -> None:
-        """Drop the pixels; the fingerprints in use keep their digests."""
+        """Settle the fingerprints in use, so that they no longer hold the pixels."""
         for fingerprint in (self.whole, *self.rows):
             if fingerprint.used:
                 fingerprint.settle()

@@ -242,7 +242,7 @@ class TextBatch(Batch):
         empty = self._make_cache()
         caches = [prompt.cache or empty for prompt in prompts]
         for prompt in prompts:
-            # Decode may take long: free the cached prefix, which is merged now.
+            # Decode may take long: do not hold the cached prefix meanwhile.
             prompt.cache = None
         if len(prompts) > 1:
             return PrefillBatch(prompts, joined(*caches), joined=True)

@@ -274,7 +274,7 @@ class TextModel:
                 self._prompt_cache.keep(prompt + answer, known, batch.row(slot, known))
 
         try:
-            reason = yield from self._follow(batch, slot, answer, active, reported)
+            reason = yield from self._stream_answer(batch, slot, answer, active, reported)
             # Not before: a cancelled or failed answer must not be cached.
             keep()
             return reason
@@ -285,7 +285,7 @@ class TextModel:
         finally:
             batch.leave(slot)
 
-    def _follow(
+    def _stream_answer(
         self,
         batch: TextBatch,
         slot: Slot,
@@ -308,7 +308,7 @@ class TextModel:
                     active.report_prefill(read)
                 continue
             answer.append(next_token.token)
-            reason = self._take(next_token, detokenizer, len(answer), active.sampling)
+            reason = self._detokenize(next_token, detokenizer, len(answer), active.sampling)
             segment = detokenizer.last_segment
             if len(answer) > len(reported):
                 active.report_text(segment, len(answer))
@@ -321,7 +321,7 @@ class TextModel:
             if reason is not None:
                 return reason
 
-    def _take(
+    def _detokenize(
         self, next_token: NextToken, detokenizer: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
         """Detokenize a token; return the finish reason if the answer ends with it."""

@@ -179,7 +179,7 @@ class VisionBatch(Batch):
                 # The first token was handed out at the end of prefill.
                 prompt.begun = False
             else:
-                self._take(prompt, int(response.token))
+                self._hand_out(prompt, int(response.token))
             if not prompt.ended:
                 remaining.append(at)
             elif prompt.keep_from is not None:
@@ -190,7 +190,7 @@ class VisionBatch(Batch):
         if len(remaining) < len(batch.uids):
             batch.filter(remaining)
 
-    def _take(self, prompt: VisionPrompt, token: int) -> None:
+    def _hand_out(self, prompt: VisionPrompt, token: int) -> None:
         """Hand out a token of an answer."""
         stopped = bool(self._is_stop_token(token))
         prompt.slot.give(NextToken(token, stopped))
@@ -270,7 +270,7 @@ class VisionBatch(Batch):
             # mlx-vlm returns the first token only after it has started the second. A token that
             # ends the answer is left to that step, which computes its keys and values.
             if prompt.max_tokens > 1 and not self._is_stop_token(token):
-                self._take(prompt, token)
+                self._hand_out(prompt, token)
                 prompt.begun = True
         self._prefill_prompts = []
         if self._decode_batch.uids:

@@ -14,7 +14,7 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 MAKES_ARRAYS = frozenset({"inkling", "sapiens2"})
 """Models whose processors make MLX arrays when they are created (read in mlx-vlm 0.7.10).
 
-A lazy array can be used on the thread that made it only.
+A lazy array can be used only on the thread that made it.
 """
 
 

@@ -311,7 +311,7 @@ class VisionModel:
         )
         del embeds
         try:
-            reason = yield from self._follow(batch, slot, answer, active, reported)
+            reason = yield from self._stream_answer(batch, slot, answer, active, reported)
             # Not before: a cancelled or failed answer must not be cached.
             self._vision_caches.keep(start, answer, batch.row(slot))
             return reason
@@ -322,7 +322,7 @@ class VisionModel:
         finally:
             batch.leave(slot)
 
-    def _follow(
+    def _stream_answer(
         self,
         batch: VisionBatch,
         slot: Slot,
@@ -346,7 +346,7 @@ class VisionModel:
             if next_token is None:
                 continue
             answer.append(next_token.token)
-            reason = self._take(next_token, detokenizer, len(answer), active.sampling)
+            reason = self._detokenize(next_token, detokenizer, len(answer), active.sampling)
             segment = detokenizer.last_segment
             if len(answer) > len(reported):
                 active.report_text(segment, len(answer))
@@ -359,7 +359,7 @@ class VisionModel:
             if reason is not None:
                 return reason
 
-    def _take(
+    def _detokenize(
         self, next_token: NextToken, detokenizer: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
         """Detokenize a token; return the finish reason if the answer ends with it."""

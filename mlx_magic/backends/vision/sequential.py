@@ -51,7 +51,7 @@ class SequentialAnswers:
             platform.fresh_seed()
         caches = make_cache()
         with contextlib.ExitStack() as stack:
-            unwatch = stack.enter_context(
+            remove_hooks = stack.enter_context(
                 prefill_hooks.watched(caches, active.cancel, active.report_prefill)
             )
             get_embeddings = self._reporting_embeddings(image_keys, active)
@@ -62,7 +62,7 @@ class SequentialAnswers:
             stack.callback(stream.close)
             for count, response in enumerate(stream):
                 if count == 0:
-                    unwatch()
+                    remove_hooks()
                 active.report_text(response.text, response.generation_tokens)
                 if response.finish_reason is not None:
                     return "stop" if response.finish_reason == "stop" else "length"

@@ -220,7 +220,7 @@ class Prefetch:
         try:
             with self._slots:
                 cancel.checkpoint()
-                outputs = _made(self._original, calls, [image.pixels for image in images])
+                outputs = _call_all(self._original, calls, [image.pixels for image in images])
         except Cancelled:
             entry.cancelled = True
             raise
@@ -255,7 +255,9 @@ def _distinct(images: Sequence[ImageInput]) -> bool:
     return len({id(image.pixels) for image in images}) == len(images)
 
 
-def _made(original: Any, calls: Sequence[Call], pixels: Sequence[Any]) -> Mapping[Hashable, Any]:
+def _call_all(
+    original: Any, calls: Sequence[Call], pixels: Sequence[Any]
+) -> Mapping[Hashable, Any]:
     found: dict[Hashable, Any] = {}
     try:
         for call in calls:
