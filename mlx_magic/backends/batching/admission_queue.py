@@ -128,17 +128,17 @@ class AdmissionQueue:
 
     def held(self) -> int:
         """Bytes of keys and values that the admitted requests hold now."""
-        return sum(limits.held() for limits in self._batches())
+        return sum(limits.held() for limits in self._all_limits())
 
     def committed(self, reservation: Reservation) -> int:
         """Bytes that the admitted requests and this one will take together at most."""
         admitted = [*self.admitted, reservation]
         return sum(
             _peak_bytes(limits, [each for each in admitted if each.limits is limits])
-            for limits in self._batches(reservation)
+            for limits in self._all_limits(reservation)
         )
 
-    def _batches(self, *more: Reservation) -> list[BatchLimits]:
+    def _all_limits(self, *more: Reservation) -> list[BatchLimits]:
         return list(dict.fromkeys(reservation.limits for reservation in (*self.admitted, *more)))
 
 
