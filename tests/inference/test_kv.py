@@ -268,7 +268,9 @@ def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
     assert isinstance(made[1], QuantizedKVCache)
     assert (made[1].bits, made[1].group_size) == (8, 32)
     assert kv_cache.quantized(mixed, None, shape, "tiny") == mixed
-    with pytest.raises(GenerationError, match=r"tiny: this model has no KV cache .*--kv-bits out\."):
+    with pytest.raises(
+        GenerationError, match=r"tiny: this model has no KV cache .* --kv-bits out\."
+    ):
         kv_cache.quantized([RotatingKVCache(8)], 8, shape, "tiny")
 
 
