@@ -123,7 +123,7 @@ class Cutting(Session):
             assert hasattr(model, "_answering")
             batch = model._answering.batch
             left["seats"] = len(batch)
-            left["rows"] = len(batch._writing.uids) + len(batch._rows) + len(batch._prompts)
-            left["prompts"] = len(batch._waiting) + len(batch._read_by)
+            left["rows"] = len(batch._decode_batch.uids) + len(batch._rows) + len(batch._prompts)
+            left["prompts"] = len(batch._waiting) + len(batch._prefill_prompts)
             left["draws"] = len(batch._sampler.draws)
         return left

@@ -1,1 +1,1 @@
-"""All that knows MLX: models that load, answer and are let go of."""
+"""Everything that uses MLX: loading, running and unloading of models."""

@@ -1,4 +1,4 @@
-"""What the inference layer asks of a library that runs models."""
+"""Protocols of a library that runs models, and of its loaded models."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class LoadedModel(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its weights, as they are in memory."""
+        """Bytes of the weights in memory."""
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
     ) -> Generator[Said | None, None, None]:
-        """Do what would make its first request slower than the next; once, after its load.
+        """Warm up after the load, so that the first request is as quick as the next.
 
         Parameters
         ----------
         cancel : CancelToken
-            The load's.
+            Token of the load.
         progress : callable
-            Takes bytes done, bytes in all and a note.
+            Takes bytes done, total bytes and a note.
 
         Raises
         ------
@@ -45,26 +45,27 @@ class LoadedModel(Protocol):
 
     @property
     def ahead(self) -> MakesReady | None:
-        """What makes ahead of a request's turn all that needs no MLX, if there is such.
+        """Prefetch: does the work of a request that needs no MLX, before the request's turn.
 
-        Any thread may call it. It may raise `Cancelled`, and returns what is to be held until
-        the request has ended. It must not hold the model, whose arrays would be freed there.
+        None if the model has none. Any thread may call it. It may raise `Cancelled`, and returns
+        an object to be held until the request has ended. It must not reference the model, whose
+        arrays would then be freed on the calling thread.
         """
 
     @property
     def together(self) -> Verdict:
-        """Whether it answers several requests at once, and why not; safe from any thread."""
+        """Whether requests are batched, and why not; safe from any thread."""
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[Said | None, None, FinishReason]:
-        """Answer one request, a decode step a slice.
+        """Answer one request; one decode step per slice.
 
         Parameters
         ----------
         request : GenerationRequest
         cancel : CancelToken
-            Looked at between prefill chunks and between decode steps.
+            Checked between prefill chunks and between decode steps.
         report : callable
             Takes each `GenerationChunk`.
 
@@ -76,18 +77,18 @@ class LoadedModel(Protocol):
         Raises
         ------
         Cancelled
-            At the first cancellation point after `cancel` was asked.
+            At the first cancellation point after `cancel` was set.
         """
 
     @property
     def reuse(self) -> Reuse:
-        """What was reused, and what is kept for it; safe from any thread."""
+        """Statistics of the model's caches; safe from any thread."""
 
     def forget(self) -> int:
-        """Let go of what is kept for reuse; return its bytes."""
+        """Clear the model's caches; return the bytes that they held."""
 
     def close(self) -> None:
-        """Let go of the weights and give their memory back."""
+        """Release the weights and return their memory to the system."""
 
 
 class Backend(Protocol):
@@ -96,7 +97,7 @@ class Backend(Protocol):
     Attributes
     ----------
     library : str
-        Its name, for messages.
+        Name of the library, for messages.
     """
 
     library: str
@@ -104,7 +105,7 @@ class Backend(Protocol):
     def estimate(self, checkpoint: Checkpoint) -> int:
         """Return the bytes that a checkpoint's weights will take in memory.
 
-        On the inference thread: what will be done to them depends on the device.
+        On the inference thread, because the dtype in memory depends on the device.
         """
 
     def load(
@@ -121,11 +122,11 @@ class Backend(Protocol):
         ----------
         checkpoint : Checkpoint
         trust_remote_code : bool
-            Whether the person allowed the checkpoint's own code for this load.
+            Whether the user allowed the checkpoint's own code for this load.
         cancel : CancelToken
-            Looked at between slices.
+            Checked between slices.
         progress : callable
-            Takes bytes done, bytes in all and a note.
+            Takes bytes done, total bytes and a note.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""How much of its work a model was spared by what it saw and read before."""
+"""Statistics of a model's caches."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """Counts since the load, and what is kept now.
+    """Hits and misses since the load, and bytes held now.
 
     Attributes
     ----------
-    picture_hits, picture_misses : int
-        Pictures (or tiles, where a model cuts them) that were known, and that were encoded.
-    picture_bytes : int
-        What is kept of pictures.
+    image_hits, image_misses : int
+        Images (or tiles, if the model cuts images into tiles) from the feature cache, and
+        encoded ones.
+    image_bytes : int
+        Bytes of the feature cache.
     input_bytes : int
-        What is kept of how they were cut and scaled.
+        Bytes of the processor cache.
     prefix_hits, prefix_misses : int
-        Prompts whose beginning was known, and those that were read from the start.
+        Prompts with a cached prefix, and prompts read from the start.
     prefix_bytes : int
-        What is kept of prompts.
+        Bytes of the prefix cache.
     limit_bytes : int
-        What all together may take at most.
+        Maximum bytes of all caches.
     """
 
-    picture_hits: int = 0
-    picture_misses: int = 0
-    picture_bytes: int = 0
+    image_hits: int = 0
+    image_misses: int = 0
+    image_bytes: int = 0
     input_bytes: int = 0
     prefix_hits: int = 0
     prefix_misses: int = 0
@@ -37,11 +38,11 @@ class Reuse:
 
     @property
     def nbytes(self) -> int:
-        """What is kept in all, in bytes."""
-        return self.picture_bytes + self.input_bytes + self.prefix_bytes
+        """Bytes of all caches."""
+        return self.image_bytes + self.input_bytes + self.prefix_bytes
 
     @classmethod
     def total(cls, parts: Iterable[Reuse]) -> Reuse:
-        """Add up what several models say."""
-        held = list(parts)
-        return cls(*(sum(getattr(part, field.name) for part in held) for field in fields(cls)))
+        """Sum the statistics of several models."""
+        stats = list(parts)
+        return cls(*(sum(getattr(part, field.name) for part in stats) for field in fields(cls)))

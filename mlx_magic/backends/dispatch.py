@@ -1,4 +1,4 @@
-"""With whom a request is answered: beside others in a batch, or when its turn comes."""
+"""Dispatch of a model's requests: to a batch, or to the queue for one at a time."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from mlx_magic.backends.batch_check.compare_rows import Budget, Probed
+from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel
 from mlx_magic.backends.batch_check.policy import BatchPolicy
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.admission_queue import BatchLimits
-from mlx_magic.backends.batching.batch import MOST_TOGETHER, Batch, StepFailedError
+from mlx_magic.backends.batching.batch import MAX_DECODE_BATCH, Batch, StepFailedError
 from mlx_magic.backends.batching.request_queue import RequestQueue
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.result import FinishReason
@@ -21,123 +21,124 @@ Answer = Generator[None, None, FinishReason]
 
 
 class Dispatch(Generic[B]):
-    """The batches of one model, and the queue of those that are answered one at a time.
+    """The batches of one model, and the queue of requests that are answered one at a time.
 
     Parameters
     ----------
-    standing : BatchPolicy
-        Whether there is a batch for all.
-    probed : Probed
-        What is looked at, if its weights were not.
+    policy : BatchPolicy
+        Whether requests are batched.
+    probed : ProbedModel
+        The model, for the comparison of its weights.
     new_batch : callable
-        Takes how many answers are written at once, and what makes their caches if not the
-        library; returns a batch.
+        Takes the maximum number of requests in decode, and a function that makes their caches
+        (None for the library's); returns a batch.
     caches : callable
-        Takes bits, and returns caches that quantize what they are given.
+        Takes a number of bits; returns quantized caches.
 
     Attributes
     ----------
-    standing : BatchPolicy
+    policy : BatchPolicy
     batch : Batch or None
-        That of all plain requests; None where they are never answered together.
+        Batch of all requests without `kv_bits`; None if requests are never batched.
     """
 
     def __init__(
         self,
-        standing: BatchPolicy,
-        probed: Probed,
+        policy: BatchPolicy,
+        probed: ProbedModel,
         new_batch: Callable[[int, Callable[[], list[Any]] | None], B],
         caches: Callable[[int], list[Any]],
     ) -> None:
-        self.standing = standing
+        self.policy = policy
         self._probed: Any = probed
         self._new_batch: Any = new_batch
         self._caches: Any = caches
-        possible = standing.together or standing.unseen
-        self.batch: B | None = new_batch(MOST_TOGETHER, None) if possible else None
-        # For each number of bits: quantized caches are not put together, nor shared.
+        possible = policy.together or policy.not_compared
+        self.batch: B | None = new_batch(MAX_DECODE_BATCH, None) if possible else None
+        # One request at a time per number of bits: quantized caches are not merged or shared.
         self._quantized: dict[int, B] = {}
-        # For those whose step with others failed.
+        # For requests whose step failed in a batch of several.
         self._single: B | None = None
         self._prompts = RequestQueue()
         self._turns = RequestQueue()
-        self._table = BatchLimits()
+        self._sequential_limits = BatchLimits()
 
-    def table(self, kv_bits: int | None) -> BatchLimits:
-        """Return beside whom a request takes memory."""
+    def limits(self, kv_bits: int | None) -> BatchLimits:
+        """Return the limits of the batch that would answer a request, for memory admission."""
         batch = self._batch_of(kv_bits)
-        # Each batch has its own.
-        return self._table if batch is None else batch.table
+        return self._sequential_limits if batch is None else batch.limits
 
     def in_order(
         self, making: Generator[None, None, T], cancel: CancelToken
     ) -> Generator[None, None, T]:
-        """Make a prompt; where answers are written one at a time, hand it over in its turn.
+        """Make a prompt; if requests are answered one at a time, wait for the earlier prompts.
 
-        Prompts are made beside each other, and a later one may be ready first.
+        Prompts are made concurrently, so that a later one may be ready first.
 
         Raises
         ------
         Cancelled
-            While it waits.
+            While the request waits.
         """
         with self._prompts.queued() as turn:
             made = yield from making
-            yield from turn.wait(cancel, unless=lambda: self.standing.together)
+            yield from turn.wait(cancel, unless=lambda: self.policy.together)
         return made
 
     def answer(
         self,
-        asked: ActiveRequest,
-        alone: Callable[[], Answer],
-        seated: Callable[[B, list[int]], Answer],
+        active: ActiveRequest,
+        sequential: Callable[[], Answer],
+        batched: Callable[[B, list[int]], Answer],
     ) -> Answer:
         """Answer a request.
 
         Parameters
         ----------
-        asked : ActiveRequest
-        alone : callable
-            Answers it through its library's own way; nothing else uses the model meanwhile.
-        seated : callable
-            Answers it in a batch; takes the tokens that were told before, and adds to them.
+        active : ActiveRequest
+        sequential : callable
+            Answers the request through the library's own streaming, with exclusive use of the
+            model.
+        batched : callable
+            Answers the request in a batch. Takes the batch, and a list of the tokens that were
+            reported already, to which it appends.
 
         Raises
         ------
         Cancelled
-            While it waits.
+            While the request waits.
         """
-        kv_bits, standing = asked.request.kv_bits, self.standing
-        if not standing.together:
-            meets = len(self._turns) > 0
+        kv_bits, policy = active.request.kv_bits, self.policy
+        if not policy.together:
+            contended = len(self._turns) > 0
             with self._turns.queued() as turn:
-                yield from turn.wait(asked.cancel, unless=lambda: standing.together)
-                if meets or len(self._turns) > 1:
-                    # Who had to wait would not, if they were answered together.
-                    yield from self.look(Budget(None), asked.cancel)
-                if not standing.together:
+                yield from turn.wait(active.cancel, unless=lambda: policy.together)
+                if contended or len(self._turns) > 1:
+                    # Requests wait for each other, which batching would avoid.
+                    yield from self.compare_weights(Budget(None), active.cancel)
+                if not policy.together:
                     batch = self._batch_of(kv_bits)
-                    return (yield from (alone() if batch is None else seated(batch, [])))
+                    return (yield from (sequential() if batch is None else batched(batch, [])))
         batch = self._batch_of(kv_bits)
         assert batch is not None
-        told: list[int] = []
+        reported: list[int] = []
         try:
-            return (yield from seated(batch, told))
+            return (yield from batched(batch, reported))
         except StepFailedError:
-            # Not here: the error would hold what it went through.
+            # Retried below, outside of this block: the error's traceback holds arrays.
             pass
         if self._single is None:
             self._single = self._new_batch(1, None)
-        asked.place.reading = True
-        # From its beginning; what was told comes again, and is not told again.
-        return (yield from seated(self._single, told))
+        active.reservation.prefilling = True
+        # Retry from the start, without reporting the same tokens again.
+        return (yield from batched(self._single, reported))
 
-    def look(self, budget: Budget, cancel: CancelToken) -> Generator[None, None, None]:
-        """Look at the weights, unless that was done. See `BatchPolicy.look`."""
-        yield from self.standing.look(self._probed, budget, cancel)
+    def compare_weights(self, budget: Budget, cancel: CancelToken) -> Generator[None, None, None]:
+        """Compare the weights, unless that was done. See `BatchPolicy.compare_weights`."""
+        yield from self.policy.compare_weights(self._probed, budget, cancel)
 
     def close(self) -> None:
-        """Let go of the model, and of those whom it answers."""
+        """Release the model and fail its requests."""
         for batch in (self.batch, self._single, *self._quantized.values()):
             if batch is not None:
                 batch.close()
@@ -146,11 +147,11 @@ class Dispatch(Generic[B]):
         self._new_batch = self._caches = self._probed = None
 
     def _batch_of(self, kv_bits: int | None) -> B | None:
-        """Return the batch of a request; None where the library answers it in its own way.
+        """Return the batch of a request; None if the library's own streaming answers it.
 
-        A model whose weights are still to be looked at has one, for one request at a time.
+        A model whose weights are not compared yet has a batch, for one request at a time.
         """
-        if not (self.standing.together or self.standing.unseen):
+        if not (self.policy.together or self.policy.not_compared):
             return None
         if kv_bits is None:
             return self.batch

@@ -14,10 +14,10 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 @contextlib.contextmanager
 def no_panics() -> Iterator[None]:
-    """Raise a panic of a library in Rust as an error: it is a BaseException to Python.
+    """Raise a panic of a Rust library as a RuntimeError; in Python it is a BaseException.
 
-    tokenizers panics where a regular expression of tokenizer.json backtracks too much. As it is,
-    that would end the inference thread, and take all models with it.
+    tokenizers panics if a regular expression of tokenizer.json backtracks too much. Unconverted,
+    the panic would end the inference thread, and all models with it.
     """
     try:
         yield
@@ -27,11 +27,11 @@ def no_panics() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         error.__traceback__ = None
-        raise RuntimeError(f"a library gave up: {one_line(error)}") from None
+        raise RuntimeError(f"a library panicked: {one_line(error)}") from None
 
 
 def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelError:
-    """Say in our words why a checkpoint did not load.
+    """Translate a library's error of a load.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelE
         ``"mlx-vlm"`` or ``"mlx-lm"``.
     checkpoint : Checkpoint
     error : Exception
-        What the library raised.
+        Error of the library.
     """
     if compiler := platform.compile_failure(error):
         return CheckpointError(f"{checkpoint.name}: {compiler}", model=checkpoint.name)
@@ -57,14 +57,14 @@ def load_error(library: str, checkpoint: Checkpoint, error: Exception) -> ModelE
 
 
 def generation_error(model: str, error: Exception) -> GenerationError:
-    """Wrap a model's failure. Frames would hold its arrays: only their text is kept.
+    """Wrap an error of a running request, with its traceback as text: frames would hold arrays.
 
     Parameters
     ----------
     model : str
-        As it was asked for.
+        Name as in the request.
     error : Exception
-        What was raised while it answered.
+        Error of the request.
     """
     if compiler := platform.compile_failure(error):
         return GenerationError(f"{model}: {compiler}", model=model)
@@ -77,10 +77,10 @@ def generation_error(model: str, error: Exception) -> GenerationError:
 
 
 def preparing_error(model: str, error: Exception) -> GenerationError:
-    """Say in one line what kept a request or a load from its beginning.
+    """Wrap an unexpected error of a request's or a load's preparation.
 
-    What a person may do about is known by then, and is said where it is found out. This is for
-    the rest: a system without room, files or memory.
+    Errors with a known remedy are raised as such where they occur. This is for the rest, such as
+    a system out of disk space, file handles or memory.
     """
     words = getattr(error, "strerror", None) or one_line(error)
     return GenerationError(

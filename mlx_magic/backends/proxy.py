@@ -1,4 +1,4 @@
-"""Stand-ins for parts of a loaded model."""
+"""Proxies of parts of a loaded model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Proxy:
-    """Passes everything on to a part; a subclass does something itself.
+    """Forwards attributes to a part; subclasses override some of them.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ class Proxy:
         return getattr(self._part, name)
 
 
-def put_in_front(owner: Any, name: str, front: Proxy) -> None:
-    """Let `front` be found where `owner` has a part; its own parts stay as they are."""
-    # Python looks here before the module's own.
-    object.__setattr__(owner, name, front)
+def install_proxy(owner: Any, name: str, proxy: Proxy) -> None:
+    """Let `owner.name` be the proxy; the owner's parts, as MLX lists them, stay the same."""
+    # Python looks up instance attributes before ``Module.__getattr__``.
+    object.__setattr__(owner, name, proxy)

@@ -1,4 +1,4 @@
-"""The first request after a load finds everything compiled and imported: it was asked before."""
+"""Warm-up: a dummy request after the load compiles kernels and imports libraries."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TOKENS = 2
-"""Of the answer that nobody reads: the second is the first that a decode step writes."""
+"""Tokens of the dummy answer: the second one needs a decode step."""
 
 SMALL = 64 * 2**20
-"""Bytes of a model that is so quick on a CPU that it answers there too."""
+"""Bytes of weights up to which the dummy request is answered on a CPU, too."""
 
 SIDE = 96
-"""Pixels of the picture that nobody sees; processors scale it to what they want."""
+"""Side of the dummy image, in pixels; processors rescale it."""
 
 
 def warmed(
@@ -37,11 +37,11 @@ def warmed(
     cancel: CancelToken,
     progress: LoadProgress,
 ) -> Steps:
-    """Let a model answer a request of nobody's, in slices; on the inference thread.
+    """Run a dummy request, in slices; on the inference thread.
 
-    On a GPU each kernel is compiled when it is first used: without this the first token of
-    a 2 B model took 42 s on CUDA. On a CPU there is nothing to compile, and an answer of a
-    large model takes long: there it only makes the request's inputs, for what that imports.
+    On a GPU each kernel is compiled at its first use: without a warm-up the first token of a 2 B
+    model took 42 s on CUDA. On a CPU there is nothing to compile, and a large model takes long to
+    answer: there only the request's inputs are made, for the imports.
 
     Parameters
     ----------
@@ -49,11 +49,11 @@ def warmed(
     request : GenerationRequest
         See `sample`.
     prepare : callable
-        Makes what the model is given of the request, in slices.
+        Makes the model's inputs for the request, in slices.
     cancel : CancelToken
-        The load's.
+        Token of the load.
     progress : callable
-        Takes bytes done, bytes in all and a note.
+        Takes bytes done, total bytes and a note.
 
     Raises
     ------
@@ -71,15 +71,15 @@ def warmed(
     except Cancelled:
         raise
     except Exception as error:
-        # The person's own request will tell, in words that fit it.
+        # The user's first request will report the error.
         _log.info("%s could not be warmed up: %s", request.model, one_line(error))
     model.forget()
 
 
-def sample(model: str, *, picture: bool) -> GenerationRequest:
-    """Return a request for the warm-up, about a picture of noise where the model sees."""
+def sample(model: str, *, image: bool) -> GenerationRequest:
+    """Return the dummy request, with an image of noise for a vision model."""
     images: tuple[ImageInput, ...] = ()
-    if picture:
+    if image:
         import numpy as np
 
         noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)

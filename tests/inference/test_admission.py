@@ -48,7 +48,7 @@ class FakeTable:
         self.table = BatchLimits(most, 1, self.held)
         self.rows: dict[Asked, int] = {}
         self.room = MemoryAdmission(
-            "m", CONFIG, chunk=CHUNK, forget=held.forget, memory=held.memory, line=line
+            "m", CONFIG, chunk=CHUNK, forget=held.forget, memory=held.memory, queue=line
         )
         held.tables.append(self)
 
@@ -71,13 +71,13 @@ class Asked:
         return self in self.table.rows
 
     def _steps(self) -> Generator[None, None, None]:
-        placed = yield from self.table.room.place(
+        placed = yield from self.table.room.reserve(
             self.table.table,
             prompt_tokens=self.prompt,
             image_tokens=0,
             max_tokens=self.count,
             cancel=self.cancel,
-            waits=self._wait,
+            on_wait=self._wait,
         )
         with placed as place:
             while len(self.table.rows) >= self.table.table.most:
@@ -86,7 +86,7 @@ class Asked:
             try:
                 for written in range(self.count + 1):
                     self.table.rows[self] = cache_of(self.prompt + written)
-                    place.reading = False
+                    place.prefilling = False
                     yield
                     self.cancel.checkpoint()
             finally:
@@ -151,7 +151,7 @@ def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> 
     assert most == 3
     assert [each.error for each in asked] == [None] * 8
     assert [each.waited for each in asked] == [False] * 3 + [True] * 5
-    assert (line.inside, len(line)) == ([], 0)
+    assert (line.admitted, len(line)) == ([], 0)
 
 
 def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
@@ -263,18 +263,18 @@ def test_an_unknown_limit_lets_all_in() -> None:
 def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
     line = AdmissionQueue()
     table = BatchLimits(most=2, read_together=1)
-    line.inside = [Reservation(table, Need(100, 7)) for _ in range(5)]
-    assert line.promised(Reservation(table, Need(50, 7))) == 2 * 100 + 7
-    assert line.promised(Reservation(BatchLimits(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
+    line.admitted = [Reservation(table, Need(100, 7)) for _ in range(5)]
+    assert line.committed(Reservation(table, Need(50, 7))) == 2 * 100 + 7
+    assert line.committed(Reservation(BatchLimits(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
 
 
 def test_logits_are_made_once_for_all_who_are_read_together() -> None:
     table, line = BatchLimits(most=2, read_together=8), AdmissionQueue()
-    line.inside = [Reservation(table, Need(100, 7, 50)) for _ in range(5)]
-    assert line.promised(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
-    for place in line.inside:
-        place.reading = False
-    assert line.promised(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 7 + 30
+    line.admitted = [Reservation(table, Need(100, 7, 50)) for _ in range(5)]
+    assert line.committed(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
+    for place in line.admitted:
+        place.prefilling = False
+    assert line.committed(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 7 + 30
 
 
 @settings(deadline=None, max_examples=60)
@@ -301,7 +301,7 @@ def test_memory_is_never_overrun_and_everybody_ends(
 
     go(asked, look)
     assert all(each.error is None or each.cancel.requested for each in asked)
-    assert (line.inside, len(line)) == ([], 0)
+    assert (line.admitted, len(line)) == ([], 0)
 
 
 def test_a_line_of_a_dead_thread_is_forgotten() -> None:
@@ -311,7 +311,7 @@ def test_a_line_of_a_dead_thread_is_forgotten() -> None:
     for each in (first, second):
         each.step()
     line.forget()
-    assert (len(line), line.inside) == (0, [])
+    assert (len(line), line.admitted) == (0, [])
     # Those who are closed late find that they have left already.
     second.steps.close()
     first.steps.close()

@@ -15,7 +15,7 @@ import pytest
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache import thread_safety
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch, Prefetched
-from mlx_magic.backends.vision.image_cache.processor_cache import Processed
+from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.opening import open_images
@@ -77,8 +77,8 @@ class Processor:
         return self.image_processor([[image.pixels for image in images]], **self.options)
 
 
-def make(kept: Processed, processor: Processor, images: list[ImageInput]) -> Any:
-    with kept.standing_in(processor, images):
+def make(kept: ProcessorCache, processor: Processor, images: list[ImageInput]) -> Any:
+    with kept.intercepting(processor, images):
         return processor(images)["pixel_values"]
 
 
@@ -97,7 +97,7 @@ def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
     return thread, given
 
 
-def ready(kept: Processed, images: list[ImageInput], cancel: CancelToken | None = None) -> Any:
+def ready(kept: ProcessorCache, images: list[ImageInput], cancel: CancelToken | None = None) -> Any:
     """Make pictures ready on another thread, and wait for it."""
     return join(elsewhere(partial(kept.ahead.make, images, cancel or CancelToken())))
 
@@ -110,7 +110,7 @@ def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
 
 @pytest.mark.parametrize("seeds", [(2,), (2, 3, 4)])
 def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
     make(kept, processor, pictures(*range(10, 10 + len(seeds))))
     images = pictures(*seeds)
@@ -134,7 +134,7 @@ def test_what_one_takes_out_is_there_for_the_next() -> None:
             made = super().__call__(images)
             return {"pixel_values": made.pop("pixel_values")}
 
-    kept, processor = Processed(MANY), TakesOut()
+    kept, processor = ProcessorCache(MANY), TakesOut()
     make(kept, processor, pictures(1))
     held = ready(kept, pictures(2))
     assert held.outputs
@@ -144,7 +144,7 @@ def test_what_one_takes_out_is_there_for_the_next() -> None:
 
 
 def test_before_anything_was_seen_nothing_is_made_ahead() -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     assert ready(kept, pictures(1)) is None
     make(kept, processor, pictures(1))
     assert ready(kept, pictures(1, 2)) is None, "so many were not seen yet"
@@ -156,7 +156,7 @@ def test_before_anything_was_seen_nothing_is_made_ahead() -> None:
 
 
 def test_what_nobody_holds_is_forgotten() -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
     held = ready(kept, pictures(2))
     again = ready(kept, pictures(2))
@@ -168,7 +168,7 @@ def test_what_nobody_holds_is_forgotten() -> None:
 
 
 def test_forgetting_gives_back_what_is_ready() -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
     held = ready(kept, pictures(2))
     kept.clear()
@@ -178,7 +178,7 @@ def test_forgetting_gives_back_what_is_ready() -> None:
 
 
 def test_a_call_that_follows_the_words_is_not_made_ahead() -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
     make(kept, processor, pictures(1))
     held = ready(kept, pictures(2))
@@ -198,7 +198,7 @@ def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
         def __call__(self, images: list[ImageInput]) -> Any:
             return super().__call__(images[::-1] if self.turned else images)
 
-    kept, processor = Processed(MANY), Turned()
+    kept, processor = ProcessorCache(MANY), Turned()
     make(kept, processor, pictures(1, 2))
     held = ready(kept, pictures(3, 4))
     processor.turned = True
@@ -209,7 +209,7 @@ def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
 
 
 def test_one_picture_twice_teaches_nothing() -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     one, other = pictures(1, 6)
     make(kept, processor, [one, one])
     assert ready(kept, pictures(2, 3)) is None
@@ -221,7 +221,7 @@ def test_one_picture_twice_teaches_nothing() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_an_option_of_unknown_meaning_is_not_repeated(first: bool) -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     if not first:
         make(kept, processor, pictures(1))
     processor.options = {"how": object()}
@@ -240,7 +240,7 @@ def test_an_option_that_the_image_processor_changes_is_given_anew() -> None:
             self.options = {"factors": [7, 3]}
             return super().__call__(images)
 
-    kept, processor = Processed(MANY), Gives(Uses())
+    kept, processor = ProcessorCache(MANY), Gives(Uses())
     for seed in range(3):
         held = ready(kept, pictures(seed))
         found = make(kept, processor, pictures(seed))
@@ -256,7 +256,7 @@ class Copies(Processor):
 
 
 def test_a_processor_that_copies_pictures_is_not_guessed_at() -> None:
-    kept, processor = Processed(MANY), Copies()
+    kept, processor = ProcessorCache(MANY), Copies()
     make(kept, processor, pictures(1))
     assert ready(kept, pictures(2)) is None
     make(kept, processor, pictures(1))
@@ -296,7 +296,7 @@ class OfForeign(Foreign):
 
 @pytest.mark.parametrize("kind", [Notes, NotesWithin, OfMLX, Foreign, OfForeign])
 def test_what_may_not_leave_its_thread_does_not(kind: type[Doubler]) -> None:
-    kept, processor = Processed(MANY), Processor(kind())
+    kept, processor = ProcessorCache(MANY), Processor(kind())
     for seed in range(4):
         make(kept, processor, pictures(seed))
         assert ready(kept, pictures(10 + seed)) is None
@@ -304,7 +304,7 @@ def test_what_may_not_leave_its_thread_does_not(kind: type[Doubler]) -> None:
 
 
 def test_one_that_fails_ahead_fails_in_its_turn() -> None:
-    kept, processor = Processed(MANY), Processor()
+    kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
 
     def fail() -> None:
@@ -354,7 +354,7 @@ def gate() -> Iterator[Gate]:
 
 def learnt(limit: int, threads: int, processor: Doubler) -> Prefetch:
     """Return one that has seen how a picture is processed."""
-    kept = Processed(limit)
+    kept = ProcessorCache(limit)
     made = kept.ahead = Prefetch(limit, threading.Semaphore(threads))
     make(kept, Processor(processor), pictures(0))
     return made

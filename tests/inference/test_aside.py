@@ -41,7 +41,7 @@ def test_it_runs_on_another_thread_and_is_waited_for_in_slices() -> None:
             aside.check()
     finally:
         gate.set()
-    assert value_of(steps).startswith("mlx-magic-aside")
+    assert value_of(steps).startswith("mlx-magic-background")
 
 
 def test_an_error_comes_at_the_next_look() -> None:

@@ -25,10 +25,10 @@ class Counting(Batch):
         self.error: Exception | None = None
 
     def add(self, prompt: int = 0) -> Slot:
-        seat = self.take_seat()
-        self.reading[seat.uid] = prompt
-        self.next[seat.uid] = 0
-        return seat
+        slot = self.take_slot()
+        self.reading[slot.uid] = prompt
+        self.next[slot.uid] = 0
+        return slot
 
     def _step(self) -> None:
         self.steps += 1
@@ -37,9 +37,9 @@ class Counting(Batch):
         for uid in self.next:
             if self.reading[uid]:
                 self.reading[uid] -= 1
-                self._seats[uid].read += 1
+                self._slots[uid].read += 1
             else:
-                self._seats[uid].give(NextToken(self.next[uid]))
+                self._slots[uid].give(NextToken(self.next[uid]))
                 self.next[uid] += 1
 
     def close(self) -> None:
@@ -57,20 +57,20 @@ class Counting(Batch):
     def _clear(self) -> None:
         self.next.clear()
         self.reading.clear()
-        self._seats.clear()
+        self._slots.clear()
 
 
 def request(
     batch: Counting, log: list[int], count: int, cancel: CancelToken, prompt: int = 0
 ) -> Generator[None, None, None]:
-    seat = batch.add(prompt)
+    slot = batch.add(prompt)
     try:
         while len(log) < count:
-            written = yield from batch.follow(seat, cancel)
+            written = yield from batch.follow(slot, cancel)
             if written is not None:
                 log.append(written.token)
     finally:
-        batch.leave(seat)
+        batch.leave(slot)
 
 
 def go_round(jobs: deque[Generator[None, None, None]]) -> None:
@@ -136,8 +136,8 @@ def test_who_fails_alone_ends_at_its_next_turn_wherever_it_stands(first: bool) -
     for job in jobs * 3:
         next(job)
     failing = 0 if first else 1
-    seats = list(batch._seats.values())
-    seats[failing].fail(ValueError("no"))
+    slots = list(batch._slots.values())
+    slots[failing].fail(ValueError("no"))
     next(jobs[1 - failing])
     with pytest.raises(ValueError, match="no"):
         next(jobs[failing])

@@ -38,7 +38,7 @@ def test_turns_come_in_order_each_with_its_own_pictures() -> None:
         {"role": "assistant", "content": "Two."},
         {"role": "user", "content": ("Third?", 1)},
     ]
-    colours = [image.pixels.getpixel((0, 0)) for image in chat_messages.pictures(request)]
+    colours = [image.pixels.getpixel((0, 0)) for image in chat_messages.images(request)]
     assert colours == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
 
 

@@ -288,7 +288,7 @@ def test_a_template_that_wants_to_run_code_is_stopped(
     assert not mark.exists()
     refusal = chat_messages.template_error(caught.value, GenerationRequest(prompt="Hi"), model="m")
     assert isinstance(refusal, GenerationError)
-    assert "m: its chat template was stopped, for it wants to run code (" in str(refusal)
+    assert "m: its chat template was stopped, because it tries to run code (" in str(refusal)
     assert "\n" not in str(refusal)
 
 
@@ -388,7 +388,7 @@ def test_a_hostile_template_of_an_unsandboxed_processor_leaves_no_mark(
     processor.tokenizer = None
     config = SimpleNamespace(model_type=model_type)
     request = GenerationRequest(prompt="Hi", history=(Exchange("a", "b"),))
-    with pytest.raises(GenerationError, match="wants to run code"):
+    with pytest.raises(GenerationError, match="tries to run code"):
         inputs.VisionInputs("m", config, processor).prompt(request, CancelToken()).check()
     assert not mark.exists()
     processor.apply_chat_template(CHAT)

@@ -93,7 +93,7 @@ def test_the_bundled_tower_sees_the_same_and_stays_as_it_is(engine: Engine) -> N
         picture = mx.random.normal((1, 128, 128, 3))
         before = model.vision_model(picture)[0]
         mx.eval(before)
-        places = cpu_encoders.quicken(model)
+        places = cpu_encoders.use_numpy_exponentials(model)
         alike = bool(mx.allclose(model.vision_model(picture)[0], before, atol=1e-4))
         return places, alike, [name for name, _ in tree_flatten(model.parameters())] == parts
 

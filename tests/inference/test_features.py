@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.vision.image_cache.feature_cache import Features
+from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache
 from mlx_magic.cancellation import Cancelled
 
 mx = pytest.importorskip("mlx.core")
@@ -28,7 +28,7 @@ BYTES = 4 * SIDE * WIDTH
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many pictures are encoded in one go; 8, as on a GPU."""
     count = int(getattr(request, "param", 8))
-    monkeypatch.setattr(platform, "pictures_at_once", lambda: count)
+    monkeypatch.setattr(platform, "images_at_once", lambda: count)
     return count
 
 
@@ -93,8 +93,8 @@ def evaluated(function: Callable[[], Any]) -> Callable[[], Any]:
     return see
 
 
-def look(features: Features, model: Model, pixels: Any, **more: Any) -> Any:
-    return features.look(model, evaluated(lambda: model.see(pixels, **more)))
+def look(features: FeatureCache, model: Model, pixels: Any, **more: Any) -> Any:
+    return features.encode(model, evaluated(lambda: model.see(pixels, **more)))
 
 
 def same(one: Any, other: Any) -> bool:
@@ -102,7 +102,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def test_a_picture_seen_before_is_not_encoded_again() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     first = look(features, model, batch(1))
     again = look(features, model, batch(1))
     assert model.asked == [1]
@@ -112,7 +112,7 @@ def test_a_picture_seen_before_is_not_encoded_again() -> None:
 
 
 def test_of_several_pictures_those_alone_are_encoded_that_are_new() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     seen = look(features, model, batch(2, 3))
     assert model.asked == [2, 1]
@@ -125,7 +125,7 @@ def test_of_several_pictures_those_alone_are_encoded_that_are_new() -> None:
 
 
 def test_a_picture_twice_in_one_prompt_is_encoded_once() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     seen = look(features, model, batch(5, 5, 1))
     assert model.asked == [2, 1]
@@ -146,7 +146,7 @@ def test_a_picture_twice_in_one_prompt_is_encoded_once() -> None:
     ids=["pixels", "type", "turned", "array", "number", "geometry", "option"],
 )
 def test_whatever_differs_is_another_picture(other: Callable[[], Any]) -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1))
     pixels, more = other()
     seen = look(features, model, pixels, **more)
@@ -155,7 +155,7 @@ def test_whatever_differs_is_another_picture(other: Callable[[], Any]) -> None:
 
 
 def test_a_mask_for_each_picture_goes_with_its_picture() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     scale = mx.array([1.0, 2.0]).reshape(2, 1, 1)
     look(features, model, batch(1, 2), scale=scale)
     seen = look(features, model, batch(2, 1), scale=scale)
@@ -166,7 +166,7 @@ def test_a_mask_for_each_picture_goes_with_its_picture() -> None:
 
 
 def test_a_tower_that_mixes_its_pictures_is_asked_for_all_of_them() -> None:
-    features, model = Features(10**6), Model(Mixing())
+    features, model = FeatureCache(10**6), Model(Mixing())
     for seeds in [(1,), (2,), (1, 2), (2, 1), (1, 2), (1,)]:
         seen = look(features, model, batch(*seeds))
         assert np.allclose(seen, Model(Mixing()).see(batch(*seeds)), atol=1e-6)
@@ -174,7 +174,7 @@ def test_a_tower_that_mixes_its_pictures_is_asked_for_all_of_them() -> None:
 
 
 def test_patches_with_a_grid_are_known_as_a_whole() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     grid = mx.array([[1, 2, 1], [1, 2, 1], [1, 1, 1]])
     look(features, model, batch(1, 2, 3, 4, 5), grid=grid)
     look(features, model, batch(1, 2, 3, 4, 5), grid=grid)
@@ -191,15 +191,15 @@ def test_states_that_nobody_looks_at_are_not_kept() -> None:
 
         return evaluated(work)
 
-    features, model = Features(10**6), Model(States())
-    one = features.look(model, see(model, batch(1), [-2]))
+    features, model = FeatureCache(10**6), Model(States())
+    one = features.encode(model, see(model, batch(1), [-2]))
     assert features.nbytes == 3 * BYTES, "two that every caller is given, and one layer's state"
-    assert same(features.look(model, see(model, batch(1), [-2])), one)
+    assert same(features.encode(model, see(model, batch(1), [-2])), one)
     assert model.asked == [1]
     # Another layer is wanted now: it is encoded again, and right.
-    other = features.look(model, see(model, batch(1), [3]))
+    other = features.encode(model, see(model, batch(1), [3]))
     assert same(other, see(Model(States()), batch(1), [3])())
-    assert same(features.look(model, see(model, batch(1), [5])), see(model, batch(1), [5])())
+    assert same(features.encode(model, see(model, batch(1), [5])), see(model, batch(1), [5])())
 
 
 def test_states_that_are_put_together_at_once_are_right_too() -> None:
@@ -207,14 +207,14 @@ def test_states_that_are_put_together_at_once_are_right_too() -> None:
         # MLX takes such a list apart by itself: nobody can see that it does.
         return evaluated(lambda: mx.concatenate(model.see(batch(1))[2]))
 
-    features, model = Features(10**6), Model(States())
-    looks = [features.look(model, see(model)) for _ in range(3)]
+    features, model = FeatureCache(10**6), Model(States())
+    looks = [features.encode(model, see(model)) for _ in range(3)]
     assert all(same(each, see(Model(States()))()) for each in looks)
     assert model.asked[2:] == [], "after the second, nothing is encoded again"
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
-    features, model = Features(3 * BYTES), Model()
+    features, model = FeatureCache(3 * BYTES), Model()
     for seed in (1, 2, 3, 1, 4):
         look(features, model, batch(seed))
         assert features.nbytes <= 3 * BYTES
@@ -224,14 +224,14 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
     assert model.asked == [1] * 5, "2 was not used for longest"
     features.clear()
     assert features.nbytes == 0
-    assert look(Features(BYTES - 1), model, batch(1)) is not None
+    assert look(FeatureCache(BYTES - 1), model, batch(1)) is not None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, Cancelled])
 def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
     error: type[Exception],
 ) -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
 
     def see() -> Any:
         assert "vision_tower" in vars(model)
@@ -240,7 +240,7 @@ def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
 
     before = vars(model).copy()
     with pytest.raises(error):
-        features.look(model, see)
+        features.encode(model, see)
     assert vars(model) == before
     assert isinstance(model.vision_tower, Tower)
     assert features.nbytes == 0
@@ -249,7 +249,7 @@ def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
 
 
 def test_the_model_is_itself_before_and_after_and_keeps_its_weights() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     tower = model.vision_tower
 
     def see() -> Any:
@@ -258,7 +258,7 @@ def test_the_model_is_itself_before_and_after_and_keeps_its_weights() -> None:
         assert list(model.parameters()) == ["vision_tower"]
         return evaluated(lambda: model.see(batch(1)))()
 
-    features.look(model, see)
+    features.encode(model, see)
     assert model.vision_tower is tower
     assert "vision_tower" not in vars(model)
 
@@ -270,14 +270,14 @@ def test_a_tower_one_level_down_is_found() -> None:
             self.model = Model()
 
     outer = Outer()
-    features = Features(10**6)
+    features = FeatureCache(10**6)
     for _ in range(2):
-        features.look(outer, evaluated(lambda: outer.model.see(batch(1))))
+        features.encode(outer, evaluated(lambda: outer.model.see(batch(1))))
     assert outer.model.asked == [1]
 
 
 def test_arguments_that_cannot_be_told_apart_go_straight_to_the_tower() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     for _ in range(2):
         look(features, model, batch(1), config=object())
     assert model.asked == [1, 1]
@@ -285,7 +285,7 @@ def test_arguments_that_cannot_be_told_apart_go_straight_to_the_tower() -> None:
 
 
 def test_what_is_kept_is_evaluated_and_can_be_used_on_another_thread() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     pixels = batch(2)
     mx.eval(pixels)
@@ -313,9 +313,9 @@ def test_whatever_comes_in_whatever_order_is_seen_as_without_a_memory(
         output = model.see(batch(*seeds))
         return output[0] if tower is States else output
 
-    features, model = Features(room * BYTES), Model(tower())
+    features, model = FeatureCache(room * BYTES), Model(tower())
     for seeds in looks:
-        seen = features.look(model, evaluated(lambda seeds=seeds: seen_by(model, *seeds)))  # type: ignore[misc]
+        seen = features.encode(model, evaluated(lambda seeds=seeds: seen_by(model, *seeds)))  # type: ignore[misc]
         assert np.allclose(seen, seen_by(Model(tower()), *seeds), atol=1e-5)
         assert features.nbytes <= room * BYTES
     if tower is not Mixing:
@@ -342,29 +342,29 @@ def stop_at(calls: Calls, at: int) -> Callable[[int, int], None]:
     indirect=["at_once"],
 )
 def test_new_pictures_are_encoded_in_groups(at_once: int, groups: list[int]) -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     calls: Calls = []
     see = evaluated(lambda: model.see(batch(1, 2, 3, 4, 5, 6)))
     assert np.allclose(
-        features.look(model, see, stop_at(calls, 0)), Model().see(batch(1, 2, 3, 4, 5, 6)), 1e-5
+        features.encode(model, see, stop_at(calls, 0)), Model().see(batch(1, 2, 3, 4, 5, 6)), 1e-5
     )
     assert model.asked == groups
     assert calls == [(sum(groups[:at]), 6) for at in range(len(groups))]
     # What is known counts as done; a tower that was tried gets one at a time at once.
     calls.clear()
     pixels = batch(9, 1, 8, 2, 7)
-    features.look(model, evaluated(lambda: model.see(pixels)), stop_at(calls, 0))
+    features.encode(model, evaluated(lambda: model.see(pixels)), stop_at(calls, 0))
     assert calls == ([(2, 5), (3, 5), (4, 5)] if at_once == 1 else [(2, 5)])
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
 def test_a_look_that_is_cancelled_stops_after_the_group_in_work(at_once: int, at: int) -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     calls: Calls = []
     before = vars(model).copy()
     with pytest.raises(Cancelled):
-        features.look(
+        features.encode(
             model, evaluated(lambda: model.see(batch(1, 2, 3, 4, 5, 6))), stop_at(calls, at)
         )
     assert model.asked == [2, 1, 1, 1, 1][: at - 1]
@@ -377,7 +377,7 @@ def test_a_look_that_is_cancelled_stops_after_the_group_in_work(at_once: int, at
 def test_each_group_is_done_before_the_next_is_begun(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features, model, order = Features(10**6), Model(), []
+    features, model, order = FeatureCache(10**6), Model(), []
     evaluate = mx.eval
 
     def marking(*arrays: Any) -> None:
@@ -389,13 +389,13 @@ def test_each_group_is_done_before_the_next_is_begun(
     def between(done: int, there: int) -> None:
         order.append(f"from {done}")
 
-    features.look(model, lambda: model.see(batch(1, 2, 3, 4)), between)
+    features.encode(model, lambda: model.see(batch(1, 2, 3, 4)), between)
     assert order[:5] == ["from 0", "done", "from 2", "done", "from 3"]
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
 def test_a_tower_that_mixes_is_found_out_by_its_first_group(at_once: int) -> None:
-    features, model = Features(10**6), Model(Mixing())
+    features, model = FeatureCache(10**6), Model(Mixing())
     for _ in range(2):
         seen = look(features, model, batch(1, 2, 3, 4))
         assert np.allclose(seen, Model(Mixing()).see(batch(1, 2, 3, 4)), atol=1e-6)
@@ -408,14 +408,14 @@ def test_a_tower_that_mixes_is_found_out_by_its_first_group(at_once: int) -> Non
 def test_a_model_that_asks_for_one_picture_at_a_time_can_be_stopped_between_them(
     at_once: int,
 ) -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     calls: Calls = []
 
     def see() -> Any:
         return mx.concatenate([model.see(batch(seed)) for seed in range(6)])
 
     with pytest.raises(Cancelled):
-        features.look(model, see, stop_at(calls, 4))
+        features.encode(model, see, stop_at(calls, 4))
     assert model.asked == [1, 1, 1]
     assert calls == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
@@ -426,14 +426,14 @@ def pictures_of(*seeds: int, **more: Any) -> ImageKeys:
     return found
 
 
-def look_at(features: Features, model: Model, *seeds: int, **more: Any) -> Any:
+def look_at(features: FeatureCache, model: Model, *seeds: int, **more: Any) -> Any:
     """Look as a request does, whose pictures have names."""
     see = evaluated(lambda: model.see(batch(*seeds), **more))
-    return features.look(model, see, pictures=pictures_of(*seeds))
+    return features.encode(model, see, image_keys=pictures_of(*seeds))
 
 
 def test_named_pictures_are_known_alone_and_beside_others() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     look_at(features, model, 1)
     look_at(features, model, 1, 2)
     seen = look_at(features, model, 2, 3, 1)
@@ -445,32 +445,32 @@ def test_named_pictures_are_known_alone_and_beside_others() -> None:
 
 
 def test_another_option_of_the_tower_is_another_look() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
     look_at(features, model, 1)
     look_at(features, model, 1, scale=2)
     assert model.asked == [1, 1]
 
 
 def test_a_tower_that_is_called_twice_for_one_picture_gives_each_its_own() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
 
     def see() -> Any:
         return mx.concatenate([model.see(batch(1)), model.see(batch(1) * 2)])
 
     for _ in range(2):
-        seen = features.look(model, evaluated(see), pictures=pictures_of(1))
+        seen = features.encode(model, evaluated(see), image_keys=pictures_of(1))
         assert np.allclose(seen[1], 2 * seen[0], atol=1e-5)
     assert model.asked == [1, 1]
 
 
 def test_a_tower_that_is_called_for_each_picture_knows_them_again() -> None:
-    features, model = Features(10**6), Model()
+    features, model = FeatureCache(10**6), Model()
 
     def see(*seeds: int) -> Any:
         def each() -> Any:
             return mx.concatenate([model.see(batch(seed)) for seed in seeds])
 
-        return features.look(model, evaluated(each), pictures=pictures_of(*seeds))
+        return features.encode(model, evaluated(each), image_keys=pictures_of(*seeds))
 
     see(1, 2)
     seen = see(2, 3)

@@ -94,20 +94,20 @@ def answers(draws: list[SamplingParams], processors: list[Any], picks: list[int]
     model, processor = loaded
     model.set_dtype(mx.float32)
     batch = VisionBatch(model.language_model, processor, chunk=256, most=8)
-    batch._ends = lambda token: False
-    real = batch._writer.fused_greedy_decode
+    batch._is_stop_token = lambda token: False
+    real = batch._greedy_model.fused_greedy_decode
 
     def noted(inputs: Any, **kwargs: Any) -> Any:
         picks.append(inputs.shape[0])
         return real(inputs, **kwargs)
 
-    batch._writer.fused_greedy_decode = noted
+    batch._greedy_model.fused_greedy_decode = noted
     seats = []
     for number, draw in enumerate(draws):
         tokens = [10 + (7 * at + number) % 900 for at in range(20)]
         embeds = {"inputs_embeds": model.language_model.embed_tokens(mx.array([tokens]))}
         seats.append(
-            batch.add(tokens, embeds, max_tokens=STEPS, draw=draw, processors=processors[number])
+            batch.add(tokens, embeds, max_tokens=STEPS, params=draw, processors=processors[number])
         )
     while not all(len(seat.written) == STEPS for seat in seats):
         batch.advance()

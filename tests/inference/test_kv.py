@@ -110,7 +110,7 @@ def test_an_answer_comes_and_its_cache_is_smaller(
     assert 0 < sizes.most <= share * 2 * 4 * 5 * 32 * 4 * 256
     assert (quantized.text, quantized.reason) == (plain.text, plain.reason)
     assert quantized.usage == plain.usage
-    assert sizes.most <= demo.model._room.require(
+    assert sizes.most <= demo.model._admission.require(
         prompt_tokens=78, image_tokens=64, max_tokens=12, kv_bits=bits
     ).cache  # fmt: skip
 
@@ -121,10 +121,10 @@ def test_what_is_quantized_is_neither_kept_nor_begun_with_what_is_kept(demo: Roo
     for bits in (8, 4, 8):
         assert answer(demo, bits, RED).usage.cached_tokens == 0
     assert demo.model.reuse.prefix_bytes == 0
-    before = demo.model.reuse.picture_misses
+    before = demo.model.reuse.image_misses
     again = demo.ask(QUESTION, RED)
     assert (again.text, again.usage) == (plain.text, plain.usage), "nothing of them is left"
-    assert demo.model.reuse.picture_misses == before, "but the picture is known"
+    assert demo.model.reuse.image_misses == before, "but the picture is known"
     held = demo.model.reuse.prefix_bytes
     assert held > 0
     assert answer(demo, 8, RED).usage.cached_tokens == 0
@@ -157,11 +157,11 @@ def test_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
-    monkeypatch.setattr(demo.model._room, "_shape", Shape.of({"head_dim": 80}))
+    monkeypatch.setattr(demo.model._admission, "_shape", Shape.of({"head_dim": 80}))
     error = answer(demo, 8, RED).error
     assert isinstance(error, GenerationError)
     assert str(error) == (
-        "model: --kv-bits wants heads whose size can be divided by 64 or 32, and its have 80: "
+        "model: --kv-bits needs a head size divisible by 64 or 32, but this model's is 80: "
         "leave --kv-bits out."
     )
     assert demo.ask(QUESTION, RED).text == expected
@@ -252,7 +252,7 @@ def test_a_text_models_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     ask(refused, plain)
     assert isinstance(refused.error, GenerationError)
     assert str(refused.error) == (
-        "tiny: --kv-bits wants heads whose size can be divided by 64 or 32, and its have 16: "
+        "tiny: --kv-bits needs a head size divisible by 64 or 32, but this model's is 16: "
         "leave --kv-bits out."
     )
     assert plain.outcome[0] == raw_text(model, "Hi", 3)[0]
@@ -268,7 +268,9 @@ def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
     assert isinstance(made[1], QuantizedKVCache)
     assert (made[1].bits, made[1].group_size) == (8, 32)
     assert kv_cache.quantized(mixed, None, shape, "tiny") == mixed
-    with pytest.raises(GenerationError, match=r"tiny: what it keeps .* leave --kv-bits out\."):
+    with pytest.raises(
+        GenerationError, match=r"tiny: this model has no KV cache .* --kv-bits out\."
+    ):
         kv_cache.quantized([RotatingKVCache(8)], 8, shape, "tiny")
 
 

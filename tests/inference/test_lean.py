@@ -12,7 +12,7 @@ import pytest
 import mlx_magic
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
-from mlx_magic.backends.proxy import Proxy, put_in_front
+from mlx_magic.backends.proxy import Proxy, install_proxy
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
@@ -82,7 +82,7 @@ def test_parts_are_found_without_a_call_and_arrays_as_before(calls: list[str]) -
     names = [name for name, _ in tree_flatten(model.parameters())]
     before = model(x)
     assert {"layers", "first"} <= set(calls)
-    fast_modules.lighten(model)
+    fast_modules.speed_up(model)
     calls.clear()
     assert mx.array_equal(model(x), before)
     assert set(calls) == {"scale", "tables"}
@@ -102,7 +102,7 @@ def test_a_turned_weight_gives_the_same_numbers_and_takes_no_memory(dtype: str, 
     before = [layer(x) for x in inputs]
     mx.eval(before, layer.parameters())
     active = mx.get_active_memory()
-    fast_modules.lighten(layer)
+    fast_modules.speed_up(layer)
     assert mx.get_active_memory() == active
     assert isinstance(layer, nn.Linear)
     assert type(layer) is not nn.Linear
@@ -113,7 +113,7 @@ def test_weights_and_lists_of_arrays_may_still_be_changed() -> None:
     import mlx.core as mx
 
     model, x = block(), mx.ones((1, 4))
-    fast_modules.lighten(model)
+    fast_modules.speed_up(model)
     before = model(x)
     model.layers[0].update({"scale": mx.full((4,), 2.0), "first": {"bias": mx.zeros((4,))}})
     model.layers[0].first.weight = mx.full((4, 4), 0.5)
@@ -133,7 +133,7 @@ def test_a_weight_that_was_replaced_is_let_go() -> None:
 
     layer, x = nn.Linear(256, 256, bias=False), mx.ones((1, 256))
     mx.eval(layer.parameters())
-    fast_modules.lighten(layer)
+    fast_modules.speed_up(layer)
     mx.eval(layer(x))
     other = mx.full((256, 256), 0.5)
     mx.eval(other, x)
@@ -146,15 +146,15 @@ def test_a_weight_that_was_replaced_is_let_go() -> None:
 def test_what_stands_in_front_of_a_part_stays_there() -> None:
     model = block()
     front = Proxy(model.layers[0].first)
-    put_in_front(model.layers[0], "first", front)
-    fast_modules.lighten(model)
+    install_proxy(model.layers[0], "first", front)
+    fast_modules.speed_up(model)
     assert model.layers[0].first is front
 
 
 def test_what_a_class_has_of_that_name_is_found_first_as_before() -> None:
     model = block()
     assert model.layers[0].gate is None
-    fast_modules.lighten(model)
+    fast_modules.speed_up(model)
     assert model.layers[0].gate is None
 
 
@@ -172,7 +172,7 @@ def test_layers_that_do_something_else_with_their_weight_stay_as_they_are() -> N
     model.layers = layers
     x = mx.random.normal((1, 64))
     before = [layers[0](x), layers[1](x)]
-    fast_modules.lighten(model)
+    fast_modules.speed_up(model)
     assert [type(layer) for layer in layers] == kinds
     assert mx.array_equal(layers[0](x), before[0])
     assert mx.array_equal(layers[1](x), before[1])
@@ -184,7 +184,7 @@ def test_it_keeps_nothing_alive() -> None:
     gc.collect()
     before = mx.get_active_memory()
     model = block()
-    fast_modules.lighten(model)
+    fast_modules.speed_up(model)
     inner = weakref.ref(model.layers[0])
     gc.disable()
     try:
@@ -198,7 +198,7 @@ def test_it_keeps_nothing_alive() -> None:
 
 def turned() -> list[Any]:
     """Return the layers that were turned, of whatever model there is."""
-    kind = fast_modules._turned_linear()
+    kind = fast_modules._transposed_linear()
     return [each for each in gc.get_objects() if type(each) is kind]
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
-from mlx_magic.backends.prefix_cache.prompt_keys import places as places_of
+from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, prompt_keys_of
 
 mx = pytest.importorskip("mlx.core")
 
@@ -37,13 +36,13 @@ def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
 
 
 def places(inputs: dict[str, Any], image_token: int | None) -> PromptKeys | None:
-    return places_of(inputs, image_token, ImageKeys.of(inputs))
+    return prompt_keys_of(inputs, image_token, ImageKeys.of(inputs))
 
 
 def held(inputs: dict[str, Any]) -> list[Any]:
     found = places(inputs, IMAGE)
     assert found is not None
-    return found.held
+    return found.keys
 
 
 def common(one: dict[str, Any], other: dict[str, Any]) -> int:
@@ -92,8 +91,8 @@ def test_where_it_is_not_clear_which_picture_stands_where_only_the_same_pictures
     found = places(packed, IMAGE)
     assert found is not None
     assert found.mark is not None
-    assert found.then([5]) == [*found.held, (found.mark, 5)]
-    assert found.held[0] == (found.mark, 1)
+    assert found.followed_by([5]) == [*found.keys, (found.mark, 5)]
+    assert found.keys[0] == (found.mark, 1)
 
 
 def test_what_cannot_be_told_apart_has_no_places() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.backends.prefix_cache.radix_tree import LEAST, Prefixes, Rows
+from mlx_magic.backends.prefix_cache.radix_tree import LEAST, PrefixCache, Rows
 
 mx = pytest.importorskip("mlx.core")
 
@@ -49,7 +49,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def test_a_beginning_is_found_as_far_as_it_is_the_same() -> None:
-    prefixes = Prefixes(10**6)
+    prefixes = PrefixCache(10**6)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     count, rows = prefixes.find(long(1, 2, 4))
     assert count == 16
@@ -62,7 +62,7 @@ def test_a_beginning_is_found_as_far_as_it_is_the_same() -> None:
 
 
 def test_one_token_at_least_is_read() -> None:
-    prefixes = Prefixes(10**6)
+    prefixes = PrefixCache(10**6)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     assert prefixes.find(long(1, 2, 3))[0] == 23
     assert prefixes.find([1])[0] == 0
@@ -70,14 +70,14 @@ def test_one_token_at_least_is_read() -> None:
 
 
 def test_a_few_tokens_that_all_prompts_begin_with_are_not_worth_it() -> None:
-    prefixes = Prefixes(10**6)
+    prefixes = PrefixCache(10**6)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     assert prefixes.find([*long(1, 2)[: LEAST - 1], 0, 0])[0] == 0
     assert prefixes.find([*long(1, 2)[:LEAST], 0, 0])[0] == LEAST
 
 
 def test_prompts_share_what_they_begin_with() -> None:
-    prefixes = Prefixes(10**6)
+    prefixes = PrefixCache(10**6)
     for last in range(10, 20):
         prompt = long(1, 2, 3, last)
         count, _ = prefixes.find(prompt)
@@ -87,7 +87,7 @@ def test_prompts_share_what_they_begin_with() -> None:
 
 def test_what_is_kept_is_never_written_to() -> None:
     cache_module = pytest.importorskip("mlx_vlm.models.cache")
-    prefixes = Prefixes(10**6)
+    prefixes = PrefixCache(10**6)
     prompt = long(1, 2, 3)
     prefixes.keep(prompt, read(prompt), 0)
     for step, end in itertools.product((1, 300), (len(prompt), 20)):
@@ -106,7 +106,7 @@ def test_what_is_kept_is_never_written_to() -> None:
 
 
 def test_the_arrays_that_were_given_may_be_written_to_afterwards() -> None:
-    prefixes = Prefixes(10**6)
+    prefixes = PrefixCache(10**6)
     rows = read(long(1, 2))
     prefixes.keep(long(1, 2), rows, 0)
     for keys, values in rows:
@@ -116,7 +116,7 @@ def test_the_arrays_that_were_given_may_be_written_to_afterwards() -> None:
 
 
 def test_the_prompt_that_was_not_asked_for_longest_goes_first() -> None:
-    prefixes = Prefixes(EACH * 8 * 4)
+    prefixes = PrefixCache(EACH * 8 * 4)
     for first in (1, 2):
         prefixes.keep(long(first, 5), read(long(first, 5)), 0)
     assert prefixes.find(long(1, 5, 0))[0] == 16
@@ -126,18 +126,18 @@ def test_the_prompt_that_was_not_asked_for_longest_goes_first() -> None:
 
 
 def test_of_a_prompt_that_is_too_long_the_beginning_is_kept() -> None:
-    prefixes = Prefixes(EACH * 20 + 1)
+    prefixes = PrefixCache(EACH * 20 + 1)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     count, rows = prefixes.find(long(1, 2, 3))
     assert count == 20
     assert_same(rows, read(long(1, 2, 3)[:20]))
-    nothing = Prefixes(0)
+    nothing = PrefixCache(0)
     nothing.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     assert (nothing.find(long(1, 2, 3))[0], nothing.nbytes) == (0, 0)
 
 
 def test_what_follows_a_beginning_that_has_gone_meanwhile_is_not_kept() -> None:
-    prefixes = Prefixes(10**6)
+    prefixes = PrefixCache(10**6)
     prompt = long(1, 2, 3)
     prefixes.keep(prompt[:16], read(prompt[:16]), 0)
     count, _ = prefixes.find(prompt)
@@ -148,7 +148,7 @@ def test_what_follows_a_beginning_that_has_gone_meanwhile_is_not_kept() -> None:
 
 
 def test_a_cut_does_not_keep_the_whole_alive() -> None:
-    prefixes = Prefixes(10**9)
+    prefixes = PrefixCache(10**9)
     prompt = list(range(4096))
     mx.clear_cache()
     before = mx.get_active_memory()
@@ -166,7 +166,7 @@ def test_a_cut_does_not_keep_the_whole_alive() -> None:
 def test_whatever_was_kept_what_is_found_is_what_was_read(
     prompts: list[list[int]], room: int
 ) -> None:
-    prefixes = Prefixes(room * EACH)
+    prefixes = PrefixCache(room * EACH)
     kept: list[list[int]] = []
     for parts in prompts:
         prompt = [*long(*parts), 1000]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.image_cache.processor_cache import Processed
+from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.opening import open_images
 
@@ -51,16 +51,16 @@ class Processor:
         return {**made, "count": rows and rows[0].pop()}
 
 
-def make(kept: Processed, processor: Processor, *seeds: int, **options: Any) -> dict[str, Any]:
+def make(kept: ProcessorCache, processor: Processor, *seeds: int, **options: Any) -> dict[str, Any]:
     images = pictures(*seeds)
-    with kept.standing_in(processor, images):
+    with kept.intercepting(processor, images):
         inputs = processor(images, **options)
-    with kept.named(images, inputs):
+    with kept.keyed(images, inputs):
         return inputs
 
 
 def test_the_same_pictures_are_processed_once() -> None:
-    kept, processor = Processed(10**6), Processor()
+    kept, processor = ProcessorCache(10**6), Processor()
     original = processor.image_processor
     first = make(kept, processor, 1, 2, return_rows=True)
     again = make(kept, processor, 1, 2, return_rows=True)
@@ -71,7 +71,7 @@ def test_the_same_pictures_are_processed_once() -> None:
 
 
 def test_other_pictures_another_order_and_other_options_are_processed() -> None:
-    kept, processor = Processed(10**6), Processor()
+    kept, processor = ProcessorCache(10**6), Processor()
     original = processor.image_processor
     for seeds in ((1,), (1, 2), (2, 1), (2,)):
         found = make(kept, processor, *seeds)
@@ -83,24 +83,24 @@ def test_other_pictures_another_order_and_other_options_are_processed() -> None:
 
 
 def test_the_same_pictures_have_the_same_names() -> None:
-    kept, processor = Processed(10**6), Processor()
+    kept, processor = ProcessorCache(10**6), Processor()
     images = pictures(1)
     held = []
     for _ in range(2):
-        with kept.standing_in(processor, images):
+        with kept.intercepting(processor, images):
             inputs = processor(images)
-        with kept.named(images, inputs) as names:
+        with kept.keyed(images, inputs) as names:
             assert names is not None
             held.append(names)
     assert held[0] is held[1]
 
 
 def test_what_fails_is_not_kept() -> None:
-    kept, processor = Processed(10**6), Processor()
+    kept, processor = ProcessorCache(10**6), Processor()
     images = pictures(1)
 
     def fail() -> None:
-        with kept.standing_in(processor, images):
+        with kept.intercepting(processor, images):
             processor(images)
             raise ValueError("no")
 
@@ -113,7 +113,7 @@ def test_what_fails_is_not_kept() -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    kept, processor = Processed(3 * 2 * 240), Processor()
+    kept, processor = ProcessorCache(3 * 2 * 240), Processor()
     for seed in range(10):
         make(kept, processor, seed)
         assert kept.nbytes <= kept.limit
@@ -123,22 +123,22 @@ def test_what_is_kept_is_bounded() -> None:
     assert len(processor.image_processor.asked) == 11
     kept.clear()
     assert kept.nbytes == 0
-    make(Processed(0), processor, 3)
+    make(ProcessorCache(0), processor, 3)
 
 
 @pytest.mark.parametrize("option", [object(), {1: object()}])
 def test_options_that_are_not_known_are_passed_on(option: Any) -> None:
-    kept, processor = Processed(10**6), Processor()
+    kept, processor = ProcessorCache(10**6), Processor()
     for _ in range(2):
         make(kept, processor, 1, return_rows=option)
     assert processor.image_processor.asked == [1, 1]
 
 
 def test_an_image_processor_keeps_its_attributes_and_kind() -> None:
-    kept, processor = Processed(10**6), Processor()
-    with kept.standing_in(processor, pictures(1)):
+    kept, processor = ProcessorCache(10**6), Processor()
+    with kept.intercepting(processor, pictures(1)):
         assert processor.image_processor.size == 5
-    with kept.standing_in(object(), pictures(1)):
+    with kept.intercepting(object(), pictures(1)):
         pass
-    with kept.standing_in(processor, []):
+    with kept.intercepting(processor, []):
         assert type(processor.image_processor) is ImageProcessor

@@ -130,7 +130,7 @@ def test_it_runs_with_permission_only(
     [
         (
             "{{ cycler.__init__.__globals__.os.system('touch MARK') }}",
-            "its chat template was stopped, for it wants to run code ('__init__' of a type)",
+            "its chat template was stopped, because it tries to run code ('__init__' of a type)",
         ),
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"

@@ -66,16 +66,16 @@ def test_models_with_positions_of_their_own_read_each_prompt_from_its_start(
 ) -> None:
     for _ in range(2):
         start = recall.start(inputs(TOKENS), None)
-        assert (start.count, start.places, start.caches()) == (0, None, None)
+        assert (start.count, start.prompt_keys, start.caches()) == (0, None, None)
         recall.keep(start, [], rows(40))
     assert recall.counts.prefix_bytes == recall.counts.prefix_misses == 0
 
 
 def test_whether_a_picture_follows_decides_if_the_tower_is_asked() -> None:
     recall = VisionCaches(model(), 0, prompts=True)
-    assert not recall.shows(inputs([1, 9, 2]), 0), "there are no pixels"
+    assert not recall.has_images(inputs([1, 9, 2]), 0), "there are no pixels"
     shown = {**inputs([1, 9, 2]), "pixel_values": mx.ones((1, 3, 4, 4))}
-    assert [recall.shows(shown, at) for at in range(3)] == [True, True, False]
+    assert [recall.has_images(shown, at) for at in range(3)] == [True, True, False]
 
 
 def test_what_is_kept_at_most_follows_the_model_and_the_machine(

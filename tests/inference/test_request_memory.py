@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_room
+from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_memory
 from mlx_magic.errors import MemoryBudgetError
 
 QWEN = {
@@ -66,7 +66,7 @@ def test_an_unknown_head_size_is_tried() -> None:
 def test_quantizing_is_a_remedy_where_it_is_left_to_try() -> None:
     def refusal(needed: Need, *, may_quantize: bool) -> str:
         with pytest.raises(MemoryBudgetError) as caught:
-            require_room(
+            require_memory(
                 "qwen", needed, free=1, prompt_tokens=9, image_tokens=0, max_tokens=1,
                 may_quantize=may_quantize,
             )  # fmt: skip
@@ -100,12 +100,12 @@ def test_logits_of_what_is_read_at_once_take_memory() -> None:
 
 
 def test_what_fits_is_let_through() -> None:
-    require_room("qwen", Need(5, 5), free=10, prompt_tokens=1, image_tokens=0, max_tokens=1)
+    require_memory("qwen", Need(5, 5), free=10, prompt_tokens=1, image_tokens=0, max_tokens=1)
 
 
 def test_a_refusal_has_the_numbers_and_what_would_help() -> None:
     with pytest.raises(MemoryBudgetError) as caught:
-        require_room(
+        require_memory(
             "qwen",
             Need(3_000_000_000, 500_000_000),
             free=1_200_000_000,

@@ -138,7 +138,7 @@ class Room:
 
 def answers_alone(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a model answer through mlx-vlm's own streaming."""
-    standing = room.model._answering.standing
+    standing = room.model._answering.policy
     apart = replace(standing.verdict, together=False, why="the test says so")
     monkeypatch.setattr(standing, "verdict", apart)
 
@@ -236,7 +236,7 @@ def test_the_second_question_on_a_picture_reads_the_new_words_alone(large: Room)
     assert (second.text, second.reason) == (again.text, again.reason)
     assert first.text != second.text, "the model's answers depend on the question"
     assert large.cold(QUESTION, BLUE).text != first.text, "and on the picture"
-    assert (reuse.prefix_hits, reuse.picture_misses) == (1, 1), "nor did it look again"
+    assert (reuse.prefix_hits, reuse.image_misses) == (1, 1), "nor did it look again"
 
 
 def test_progress_starts_at_what_is_known(large: Room) -> None:
@@ -253,10 +253,10 @@ def test_a_picture_in_another_place_is_not_looked_at_again(demo: Room) -> None:
     before = demo.model.reuse
     other = demo.ask(QUESTION, BLUE, RED)
     after = demo.model.reuse
-    assert after.picture_hits + after.picture_misses == before.picture_misses + 2
+    assert after.image_hits + after.image_misses == before.image_misses + 2
     demo.ask("Now?", SQUARE, BLUE)
-    assert demo.model.reuse.picture_hits == after.picture_hits + 1
-    assert demo.model.reuse.picture_misses == after.picture_misses + 1
+    assert demo.model.reuse.image_hits == after.image_hits + 1
+    assert demo.model.reuse.image_misses == after.image_misses + 1
     assert other.text == demo.cold(QUESTION, BLUE, RED).text
 
 
@@ -306,8 +306,8 @@ def test_a_model_that_answers_alone_does_not_look_again_either(
     before = demo.model.reuse
     asked = [demo.ask(QUESTION, RED) for _ in range(3)]
     assert {each.text for each in asked} == {together}
-    assert demo.model.reuse.picture_misses == before.picture_misses + 1
-    assert demo.model.reuse.picture_hits == before.picture_hits + 2
+    assert demo.model.reuse.image_misses == before.image_misses + 1
+    assert demo.model.reuse.image_hits == before.image_hits + 2
 
 
 def test_a_seed_gives_the_same_answer_warm_and_cold(large: Room) -> None:
@@ -374,7 +374,7 @@ def test_of_many_pictures_none_is_looked_at_after_a_cancel(
     told = [c.pictures_seen for c in asked.chunks if c.pictures]
     assert told == list(range(at + 1))
     assert {c.pictures for c in asked.chunks if c.pictures} == {20}
-    assert demo.model.reuse.picture_bytes == 0
+    assert demo.model.reuse.image_bytes == 0
     assert demo.ask(QUESTION, images[3]).text == expected
 
 
@@ -386,8 +386,8 @@ def test_as_many_write_together_as_memory_lasts_for(
     images = [RED, BLUE, SQUARE]
     expected = [demo.cold(QUESTION, image).text for image in images]
     demo.forget()
-    held = batch.table.held
-    one = demo.model._room.require(prompt_tokens=78, image_tokens=64, max_tokens=12)
+    held = batch.limits.held
+    one = demo.model._admission.require(prompt_tokens=78, image_tokens=64, max_tokens=12)
     limit = 2 * one.cache + 2 * one.reading + one.logits
     most: list[int] = []
 
@@ -395,7 +395,7 @@ def test_as_many_write_together_as_memory_lasts_for(
         most.append(held())
         return Memory(held(), 0, limit)
 
-    monkeypatch.setattr(demo.model._room, "_memory", memory)
+    monkeypatch.setattr(demo.model._admission, "_memory", memory)
     requests = [
         (
             GenerationRequest(prompt=QUESTION, images=opened(images[n % 3]), sampling=Sampling(12)),
@@ -446,7 +446,7 @@ def test_of_an_answer_that_failed_nothing_is_kept(
         raise GenerationError("No.", model="demo")
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo.model, "_take", fails)
+        patch.setattr(demo.model, "_detokenize", fails)
         assert isinstance(demo.ask(QUESTION, RED).error, GenerationError)
     assert kept(demo) == 0
     assert demo.ask(QUESTION, RED).text == expected
@@ -519,7 +519,7 @@ def test_what_is_kept_is_bounded_and_unloading_frees_it(engine: Engine) -> None:
         reuse = room.model.reuse
         assert reuse.nbytes <= reuse.limit_bytes
     assert reuse.prefix_bytes > 0
-    assert reuse.picture_bytes > 0
+    assert reuse.image_bytes > 0
     engine.call(room.model.close).result(60)
     assert room.model.reuse.nbytes == 0
     assert engine.call(mx.get_active_memory).result(60) <= held + 100_000
@@ -559,15 +559,15 @@ def test_a_prompt_that_cannot_be_read_is_nothing_to_those_that_are_written(
 ) -> None:
     expected = demo.cold(QUESTION, RED, max_tokens=20).text
     demo.forget()
-    begin = VisionBatch._begin_reading
+    begin = VisionBatch._start_prefill
 
     def failing(self: VisionBatch) -> None:
         begin(self)
-        if any(prompt.max_tokens == 3 for prompt in self._read_by):
+        if any(prompt.max_tokens == 3 for prompt in self._prefill_prompts):
             raise MemoryError("too large")
 
-    monkeypatch.setattr(VisionBatch, "_begin_reading", failing)
-    monkeypatch.setattr(vision_batch, "MOST_READ_TOGETHER", 1)
+    monkeypatch.setattr(VisionBatch, "_start_prefill", failing)
+    monkeypatch.setattr(vision_batch, "MAX_PREFILL_BATCH", 1)
     well, bad = demo.all(
         [
             (asking(QUESTION, RED, max_tokens=20), None),

@@ -43,13 +43,13 @@ def answer(lengths: list[int], chunk: int, at_once: int) -> tuple[Shapes, list[l
     model.set_dtype(mx.float32)
     watched = Watched(model.language_model)
     batch = VisionBatch(watched, processor, chunk=chunk, most=8, at_once=at_once)
-    batch._ends = lambda token: False
+    batch._is_stop_token = lambda token: False
     seats = []
     for number, length in enumerate(lengths):
         tokens = [10 + (7 * at + number) % 900 for at in range(length)]
         embeds = {"inputs_embeds": model.language_model.embed_tokens(mx.array([tokens]))}
         draw = SamplingParams()
-        seats.append(batch.add(tokens, embeds, max_tokens=6, draw=draw))
+        seats.append(batch.add(tokens, embeds, max_tokens=6, params=draw))
     calls: Shapes = []
     while not all(len(seat.written) == 6 for seat in seats):
         batch.advance()

@@ -594,7 +594,7 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
     assert text_model._answering.batch is not None
-    held = text_model._answering.batch.table.held
+    held = text_model._answering.batch.limits.held
     tokens = {"prompt_tokens": len(byte_tokenizer().encode("What is it?")), "max_tokens": 9}
     one = need(Shape.of(config), **tokens, chunk=CHUNK, itemsize=4)
     limit = 2 * one.cache + one.reading
@@ -604,8 +604,8 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
         most.append(held())
         return platform.Memory(held(), 0, limit)
 
-    text_model._room = MemoryAdmission(
-        "tiny", config, chunk=CHUNK, memory=memory, line=AdmissionQueue()
+    text_model._admission = MemoryAdmission(
+        "tiny", config, chunk=CHUNK, memory=memory, queue=AdmissionQueue()
     )
     expected = raw_text(model, "What is it?", 9)
     assert ask(*questions) == [expected] * 6

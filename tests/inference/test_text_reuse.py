@@ -184,7 +184,7 @@ def test_of_an_answer_that_failed_nothing_is_kept(
         raise GenerationError("No.", model="tiny")
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_take", fails)
+        patch.setattr(model, "_detokenize", fails)
         assert isinstance(asked(model, LONG).error, GenerationError)
     assert model.reuse.prefix_bytes == 0
     assert asked(model, LONG).text == expected

@@ -71,7 +71,7 @@ class Notes:
 
 
 def begin(model: Model, cancel: CancelToken | None = None, notes: Notes | None = None) -> Steps:
-    request = warmup.sample("m", picture=True)
+    request = warmup.sample("m", image=True)
     return warmup.warmed(
         model, request, model.prepare, cancel=cancel or CancelToken(), progress=notes or Notes()
     )
@@ -130,4 +130,4 @@ def test_what_fails_in_it_fails_no_load(monkeypatch: pytest.MonkeyPatch, on_gpu:
 
 
 def test_a_text_model_is_asked_without_a_picture() -> None:
-    assert warmup.sample("m", picture=False).images == ()
+    assert warmup.sample("m", image=False).images == ()

@@ -96,7 +96,7 @@ def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
     ours = comparison.load()
-    assert ours.loaded.together == Verdict(False, True, policy.WRONG)
+    assert ours.loaded.together == Verdict(False, True, policy.DIFFERENT)
     tally = comparison.together(ours)
     assert tally.compared > 5
     assert not tally.wrong
@@ -112,9 +112,9 @@ def test_weights_that_take_too_long_to_look_at_are_looked_at_when_requests_meet(
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
     ours = comparison.load()
-    assert ours.loaded.together == Verdict(False, True, policy.UNSEEN)
+    assert ours.loaded.together == Verdict(False, True, policy.NOT_COMPARED)
     lone = comparison.alone(ours, [TEXT, WORDS[1]])
-    assert ours.loaded.together.why == policy.UNSEEN, "a lone question needs no look"
+    assert ours.loaded.together.why == policy.NOT_COMPARED, "a lone question needs no look"
     tally = comparison.together(ours)
     assert ours.loaded.together.together
     assert not tally.wrong + lone.wrong
@@ -164,32 +164,32 @@ def spoil_writing(answering: Any, patch: pytest.MonkeyPatch, *, after: int) -> N
     draws: list[Any] = []
 
     def spoiled(batch: Any) -> Any:
-        write, take_seat = batch._write, batch.take_seat
+        write, take_slot = batch._decode_step, batch.take_slot
 
-        def _write() -> None:
+        def _decode_step() -> None:
             sampler = batch._sampler
-            mine = draws and any(sampler.draws[uid] is draws[0] for uid in batch._writing.uids)
+            mine = draws and any(sampler.draws[uid] is draws[0] for uid in batch._decode_batch.uids)
             if mine and next(steps) >= after:
                 raise RuntimeError("spoiled")
             write()
 
         def noted() -> Any:
-            seat = take_seat()
+            slot = take_slot()
             if not draws:
-                seats.append(seat)
-            return seat
+                slots.append(slot)
+            return slot
 
-        patch.setattr(batch, "_write", _write)
-        patch.setattr(batch, "take_seat", noted)
+        patch.setattr(batch, "_decode_step", _decode_step)
+        patch.setattr(batch, "take_slot", noted)
         return batch
 
-    seats: list[Any] = []
+    slots: list[Any] = []
     batch = spoiled(answering.batch)
     step = batch._step
 
     def _step() -> None:
         if not draws:
-            draws.append(batch._sampler.draws[seats[0].uid])
+            draws.append(batch._sampler.draws[slots[0].uid])
         step()
 
     patch.setattr(batch, "_step", _step)

@@ -1,1 +1,1 @@
-"""Whether a model answers several requests at once as it answers each alone."""
+"""Check that a model gives the same answers batched as alone."""

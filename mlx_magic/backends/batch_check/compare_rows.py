@@ -1,7 +1,7 @@
-"""The loaded weights seen once: two rows give the same numbers together as each alone.
+"""One comparison with the loaded weights: two batched rows must give the same logits as alone.
 
-The table of `together` was made with tiny checkpoints. Whether it holds for the weights that a
-person has is looked at with these weights, by their logits.
+The table in together.json was made with tiny checkpoints. This checks that it holds for the
+weights that were loaded.
 """
 
 from __future__ import annotations
@@ -20,100 +20,100 @@ TEXTS = (
     "There are four blue boats on the lake, and none of them has a sail.",
 )
 LENGTHS = (7, 4)
-"""Tokens of the two rows that are read as prompts; they differ, so that one is padded."""
+"""Prompt tokens of the two rows; they differ, so that one row is padded."""
 
-FOLLOWING = 4
-"""Tokens that are read after each, one a step."""
+DECODED_TOKENS = 4
+"""Tokens after each prompt, one per decode step."""
 
-LEFT = 4
-"""Calls of the model that there are after those of each row alone, about."""
+REMAINING_CALLS = 4
+"""Approximate calls of the model after those of each row alone."""
 
 SECONDS, SHARE = 0.3, 0.05
-"""What it may take at a load: so many seconds, or this share of the load if that is more."""
+"""Time limit at a load: these seconds, or this share of the load's time if that is more."""
 
-APART = 5e-3
-APART_HALF = 0.15
-"""By how much the numbers may differ, as a part of what they are.
+TOLERANCE = 5e-3
+TOLERANCE_HALF = 0.15
+"""Maximum relative difference of the logits, in float32 and in half precision.
 
 Measured with tiny checkpoints of 40 architectures: rounding makes up to 1e-5 in float32 and 2e-2
-in bfloat16; a row that sees another's padding, or is at a wrong position, 0.1 and more.
+in bfloat16; a row that attends to padding, or is at a wrong position, 0.1 and more.
 """
 
 
-class Witness(RowSampler):
-    """Notes the scores of each row, and draws the tokens that it was told.
+class ScoreRecorder(RowSampler):
+    """A sampler that records the scores of each row, and returns given tokens.
 
     Parameters
     ----------
-    told : sequence of sequence of int
-        For each row, the tokens that follow its prompt.
+    forced_tokens : sequence of sequence of int
+        The tokens that follow each row's prompt.
 
     Attributes
     ----------
     seen : list of list
-        For each row, its scores after its prompt and after each token that follows.
-    together : bool
+        Scores of each row after its prompt and after each further token.
+    has_all_rows : bool
         Whether the last call had all rows.
     """
 
-    def __init__(self, told: Sequence[Sequence[int]]) -> None:
+    def __init__(self, forced_tokens: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        self._told = told
-        self.seen: list[list[Any]] = [[] for _ in told]
-        self.together = False
+        self._forced_tokens = forced_tokens
+        self.seen: list[list[Any]] = [[] for _ in forced_tokens]
+        self.has_all_rows = False
 
-    def admit(self, uid: int, draw: SamplingParams) -> None:
-        """Take in a row."""
-        self.draws[uid] = draw
+    def admit(self, uid: int, params: SamplingParams) -> None:
+        """Add a row."""
+        self.draws[uid] = params
 
     def dismiss(self, uid: int) -> None:
-        """Forget a row."""
+        """Remove a row."""
         self.draws.pop(uid, None)
 
     def is_greedy(self, uids: Sequence[int]) -> bool:
-        """Say no: else the scores would not come by."""
+        """Return False: a greedy batch would not pass its scores to the sampler."""
         return False
 
     def sample_target(
         self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
     ) -> Any:
-        """Note the scores; return what was told. See `RowSampler.sample_target`."""
+        """Record the scores; return the given tokens. See `RowSampler.sample_target`."""
         import mlx.core as mx
 
         tokens = []
         for at, uid in enumerate(self.rows):
-            told = self._told[uid]
-            tokens.append(told[min(len(self.seen[uid]), len(told) - 1)])
+            forced_tokens = self._forced_tokens[uid]
+            tokens.append(forced_tokens[min(len(self.seen[uid]), len(forced_tokens) - 1)])
             self.seen[uid].append(logprobs[at])
-        self.together = len(self.rows) == len(self._told)
+        self.has_all_rows = len(self.rows) == len(self._forced_tokens)
         self.drawn = mx.array(tokens, dtype=mx.int32)
         return self.drawn
 
 
-class Probed(Protocol):
-    """A model whose batch can be looked at."""
+class ProbedModel(Protocol):
+    """A model that can be compared, alone and batched."""
 
     def encode(self, text: str) -> list[int]:
         """Return a text's tokens."""
 
     def alone(self, tokens: list[int]) -> Any:
-        """Return the logits of a text by itself, of shape (tokens, vocabulary).
+        """Return the logits of a text on its own, shape (tokens, vocabulary).
 
-        Of the last tokens only, where a model gives no others.
+        Of the last tokens only, if the model returns no others.
         """
 
-    def batch(self, witness: Witness) -> tuple[Batch, Callable[[list[int]], Slot]]:
-        """Return a new batch for the rows, and what lets a row in."""
+    def batch(self, recorder: ScoreRecorder) -> tuple[Batch, Callable[[list[int]], Slot]]:
+        """Return a new batch, and a function that adds a row to it."""
 
 
 @dataclass(slots=True)
 class Budget:
-    """How long it may take.
+    """Time limit of a comparison.
 
     Attributes
     ----------
     seconds : float or None
-        None is as long as it takes.
+        None is no limit.
     clock : callable
         Seconds, monotonic.
     """
@@ -123,42 +123,42 @@ class Budget:
 
     @classmethod
     def of_load(cls, took: float) -> Budget:
-        """Return what there is at a load that took so many seconds."""
+        """Return the limit after a load that took this many seconds."""
         return cls(max(SECONDS, SHARE * took))
 
 
 def confirmed(
-    probed: Probed, budget: Budget, cancel: CancelToken
+    probed: ProbedModel, budget: Budget, cancel: CancelToken
 ) -> Generator[None, None, bool | None]:
-    """Compare two rows together with each alone, a call of the model a slice.
+    """Compare two batched rows with each row alone; one call of the model per slice.
 
     Returns
     -------
     bool or None
-        Whether they agree; None where it would take longer than it may.
+        Whether they agree; None if the comparison would exceed its budget.
 
     Raises
     ------
     Cancelled
     """
-    lengths = [n + FOLLOWING for n in LENGTHS]
+    lengths = [n + DECODED_TOKENS for n in LENGTHS]
     rows = [_cut(probed.encode(text), n) for text, n in zip(TEXTS, lengths, strict=True)]
     began = budget.clock()
-    expected, took = [], list[float]()
+    expected, durations = [], list[float]()
     for row in rows:
         cancel.checkpoint()
-        # All at once: a call for each row.
+        # The whole row in one call.
         expected.append(probed.alone(row))
-        took.append(budget.clock() - began - sum(took))
-        # The first call of a kind may be slower than those that follow.
-        left = min(took) * LEFT if len(took) == len(rows) else 0
-        if budget.seconds is not None and sum(took) + left > budget.seconds:
+        durations.append(budget.clock() - began - sum(durations))
+        # The minimum, since the first call may be slower.
+        remaining = min(durations) * REMAINING_CALLS if len(durations) == len(rows) else 0
+        if budget.seconds is not None and sum(durations) + remaining > budget.seconds:
             return None
         yield
-    seen = yield from _witnessed(probed, rows, cancel)
+    seen = yield from _recorded_scores(probed, rows, cancel)
     if seen is None:
         return False
-    # From the end: some models give the last token's logits only.
+    # Indexed from the end: some models return the last token's logits only.
     whole = [
         [
             logits[at - len(row)] if len(row) - at <= logits.shape[0] else None
@@ -168,67 +168,67 @@ def confirmed(
     ]
     if _agree(seen, whole):
         return True
-    # Some models (gemma3n) give other numbers where a text is cut otherwise: cut it alike.
+    # Some models (gemma3n) give other logits for other chunks: compare with the same chunks.
     cut = []
     for at in range(len(rows)):
-        single = yield from _witnessed(probed, rows, cancel, only=at, count=len(seen[at]))
+        single = yield from _recorded_scores(probed, rows, cancel, only=at, count=len(seen[at]))
         cut.append(single[at] if single is not None else [])
     return _agree(seen, cut)
 
 
-def _witnessed(
-    probed: Probed,
+def _recorded_scores(
+    probed: ProbedModel,
     rows: list[list[int]],
     cancel: CancelToken,
     *,
     only: int | None = None,
     count: int = 2,
 ) -> Generator[None, None, list[list[Any]] | None]:
-    """Read rows in a new batch; return each row's scores, or None where they never come together.
+    """Run rows in a new batch; return each row's scores, or None if no step had all rows.
 
-    With `only`, that row alone, until there are `count` scores.
+    With `only`, run that row alone, until there are `count` scores.
     """
     chosen = range(len(rows)) if only is None else (only,)
-    witness = Witness([rows[at][LENGTHS[at] :] for at in chosen])
-    batch, add = probed.batch(witness)
+    recorder = ScoreRecorder([rows[at][LENGTHS[at] :] for at in chosen])
+    batch, add = probed.batch(recorder)
     try:
-        seats = [add(rows[at][: LENGTHS[at]]) for at in chosen]
-        for _ in range(FOLLOWING + len(rows) + 1):
+        slots = [add(rows[at][: LENGTHS[at]]) for at in chosen]
+        for _ in range(DECODED_TOKENS + len(rows) + 1):
             cancel.checkpoint()
             batch.advance()
-            failed = next((seat.error for seat in seats if seat.error is not None), None)
+            failed = next((slot.error for slot in slots if slot.error is not None), None)
             if failed is not None:
                 raise failed
             yield
-            if witness.together and all(len(seen) >= count for seen in witness.seen):
-                found = dict(zip(chosen, witness.seen, strict=True))
+            if recorder.has_all_rows and all(len(seen) >= count for seen in recorder.seen):
+                found = dict(zip(chosen, recorder.seen, strict=True))
                 return [found.get(at, []) for at in range(len(rows))]
         return None
     finally:
         batch.close()
-        # The batch is part of a cycle, and would keep the arrays until that is looked for.
-        witness.seen, witness.drawn = [], None
+        # The batch is part of a reference cycle, and would hold the arrays until it is collected.
+        recorder.seen, recorder.drawn = [], None
 
 
 def _agree(seen: list[list[Any]], expected: list[list[Any]]) -> bool:
     import mlx.core as mx
 
-    apart = [
-        _apart(score, other)
+    distances = [
+        _distance(score, other)
         for scores, others in zip(seen, expected, strict=True)
         for score, other in zip(scores, others, strict=False)
         if other is not None
     ]
-    if not apart:
+    if not distances:
         return False
-    limit = APART_HALF if seen[0][0].dtype != mx.float32 else APART
-    worst: Any = mx.max(mx.stack(apart)).item()
-    # Written so that no number is no agreement.
+    limit = TOLERANCE_HALF if seen[0][0].dtype != mx.float32 else TOLERANCE
+    worst: Any = mx.max(mx.stack(distances)).item()
+    # In this form NaN counts as a difference.
     return bool(worst <= limit)
 
 
-def _apart(scores: Any, logits: Any) -> Any:
-    """Return by how much two rows of scores differ, as a part of their spread."""
+def _distance(scores: Any, logits: Any) -> Any:
+    """Return the difference of two rows of scores, relative to their spread."""
     import mlx.core as mx
 
     logits = logits.astype(mx.float32)
@@ -239,6 +239,6 @@ def _apart(scores: Any, logits: Any) -> Any:
 
 
 def _cut(tokens: list[int], length: int) -> list[int]:
-    """Return so many tokens; those of a short text come again."""
+    """Return `length` tokens; a short text is repeated."""
     tokens = tokens or [0]
     return (tokens * (length // len(tokens) + 1))[:length]

@@ -1,4 +1,4 @@
-"""What a loaded language model is made of, as the table of `together` knows models."""
+"""Signature of a loaded language model, by which the table in together.json knows models."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from mlx_magic.backends.batching.kv_cache import flat
 from mlx_magic.models.checkpoints.batch_support import Signature, text_part, traits
 
-# MLX's own layers compute each row by itself, adapters too, and ours are theirs.
+# MLX's own layers and adapters compute each row by itself, and so do this package's subclasses.
 _PLAIN = ("mlx.nn.", "mlx_magic.")
 _ADAPTERS = (".tuner.", ".trainer.")
 _HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads")
 
 
 def signature(library: str, language_model: Any, config: Any, caches: Sequence[Any]) -> Signature:
-    """Return what decides whether a model's answers can be computed together.
+    """Return the properties that decide whether a model's requests can be batched.
 
     Parameters
     ----------
     library : {"mlx-vlm", "mlx-lm"}
     language_model : mlx.nn.Module
     config : object
-        The whole model's, as the library reads it, with its defaults.
+        Configuration of the whole model, as the library reads it, with its defaults.
     caches : sequence
-        New ones of the language model, one a layer.
+        New caches of the language model, one per layer.
     """
     return Signature(
         library,
@@ -41,12 +41,12 @@ def _class_name(module: Any) -> Iterator[str]:
     rotary = "rope" in cls.__name__.lower()
     if any(part in name for part in _ADAPTERS) or (name.startswith(_PLAIN) and not rotary):
         return
-    # How a layer's weights are stored changes none of its rows.
+    # A quantized layer treats rows as the plain one does.
     yield name.replace("Quantized", "")
 
 
 def _language_config(language_model: Any, config: Any) -> Mapping[str, Any]:
-    """Return the configuration that has the numbers of heads, as far as there is one."""
+    """Return the configuration that has the numbers of heads, if there is one."""
     inner = getattr(language_model, "model", None)
     candidates = [
         getattr(owner, key, None)

@@ -1,4 +1,4 @@
-"""How a loaded model answers: together, or one request at a time, and why."""
+"""Policy of a loaded model: batch its requests, or answer one at a time, and why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
-from mlx_magic.backends.batch_check.compare_rows import Budget, Probed, confirmed
+from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, confirmed
 from mlx_magic.backends.batch_check.model_signature import signature
 from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
 from mlx_magic.backends.batching.kv_cache import flat
@@ -19,48 +19,48 @@ from mlx_magic.models.checkpoints.architectures import Kind
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
-WRONG = "its weights gave other numbers together than alone"
-UNSEEN = "its weights are not compared yet, which is done when two questions meet"
+DIFFERENT = "with its weights, batched answers differ from single ones"
+NOT_COMPARED = "its weights are not compared yet, which happens when two questions run at once"
 FAILED = "its weights could not be compared"
 
 _log = logging.getLogger(__name__)
 
 
 class BatchPolicy:
-    """Whether requests to a model are answered together; the engine's thread only.
+    """Whether requests to a model are batched; on the inference thread only.
 
     Parameters
     ----------
-    shown : Verdict
-        What the table says of models like it.
-    remembered : VerdictCache
-        What was seen of these weights before.
+    table_verdict : Verdict
+        Verdict of together.json for the model's signature.
+    verdict_cache : VerdictCache
+        Result of an earlier comparison of these weights.
 
     Attributes
     ----------
     verdict : Verdict
-        As a person reads it; safe from any thread.
+        The current verdict, for display; safe from any thread.
     """
 
-    def __init__(self, shown: Verdict, remembered: VerdictCache) -> None:
-        self._shown = shown
-        self._remembered = remembered
-        self.verdict = shown
-        if shown.together and not remembered.known:
-            self._apart(UNSEEN)
+    def __init__(self, table_verdict: Verdict, verdict_cache: VerdictCache) -> None:
+        self._table_verdict = table_verdict
+        self._verdict_cache = verdict_cache
+        self.verdict = table_verdict
+        if table_verdict.together and not verdict_cache.known:
+            self._disable(NOT_COMPARED)
 
     @property
     def together(self) -> bool:
-        """Whether requests are answered together now."""
+        """Whether requests are batched now."""
         return self.verdict.together
 
     @property
-    def unseen(self) -> bool:
-        """Whether its weights are still to be looked at."""
-        return self.verdict.why == UNSEEN
+    def not_compared(self) -> bool:
+        """Whether the weights are still to be compared."""
+        return self.verdict.why == NOT_COMPARED
 
     def chunk(self, nbytes: int) -> int:
-        """Return how many tokens of a prompt are read at once.
+        """Return the number of tokens per prefill chunk.
 
         Parameters
         ----------
@@ -69,39 +69,39 @@ class BatchPolicy:
         """
         return platform.prefill_chunk(nbytes) if self.verdict.chunks else platform.LIBRARY_CHUNK
 
-    def look(
-        self, probed: Probed, budget: Budget, cancel: CancelToken
+    def compare_weights(
+        self, probed: ProbedModel, budget: Budget, cancel: CancelToken
     ) -> Generator[None, None, None]:
-        """Look at the weights, unless that was done; a call of the model a slice.
+        """Compare the weights, unless that was done; one call of the model per slice.
 
         Raises
         ------
         Cancelled
         """
-        if not self.unseen:
+        if not self.not_compared:
             return
         try:
             agree = yield from confirmed(probed, budget, cancel)
         except Cancelled:
             raise
         except Exception as error:
-            _log.info("The weights could not be looked at: %s", one_line(error))
-            self._apart(FAILED)
+            _log.info("The weights could not be compared: %s", one_line(error))
+            self._disable(FAILED)
             return
         if agree:
-            self.verdict = self._shown
-            self._remembered.keep()
+            self.verdict = self._table_verdict
+            self._verdict_cache.keep()
         elif agree is not None:
-            self._apart(WRONG)
+            self._disable(DIFFERENT)
 
-    def _apart(self, why: str) -> None:
-        self.verdict = replace(self._shown, together=False, why=why)
+    def _disable(self, why: str) -> None:
+        self.verdict = replace(self._table_verdict, together=False, why=why)
 
 
-def standing(
+def batch_policy(
     library: str, checkpoint: Checkpoint, language_model: Any, config: Any, caches: list[Any]
 ) -> BatchPolicy:
-    """Return how a model that was just loaded answers.
+    """Return the policy of a model that was just loaded.
 
     Parameters
     ----------
@@ -110,11 +110,15 @@ def standing(
     language_model, config : object
         As the library loads them.
     caches : list
-        New ones, one a layer.
+        New caches, one per layer.
     """
     kind: Kind = "vision" if library == "mlx-vlm" else "text"
     architecture = architectures.module_name(kind, checkpoint.config)
-    shown = batch_support.verdict(signature(library, language_model, config, caches), architecture)
+    table_verdict = batch_support.verdict(
+        signature(library, language_model, config, caches), architecture
+    )
     if not caches or not all(hasattr(cache, "merge") for cache in flat(caches)):
-        shown = replace(shown, together=False, why="its caches cannot be put together")
-    return BatchPolicy(shown, VerdictCache(checkpoint))
+        table_verdict = replace(
+            table_verdict, together=False, why="its caches cannot be put together"
+        )
+    return BatchPolicy(table_verdict, VerdictCache(checkpoint))

@@ -1,4 +1,4 @@
-"""Weights that were seen to answer together, remembered between kernels."""
+"""Weights that passed the comparison of batched and single rows, stored across kernels."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 NAME = "together.json"
 MOST = 1000
-"""Weights that are remembered; the oldest go first."""
+"""Maximum number of entries; the oldest are dropped first."""
 
 _VERSIONS = ("mlx-magic", "mlx", "mlx-vlm", "mlx-lm", "transformers")
 
 
 def default_path() -> Path | None:
-    """Return where it is kept; None if the person has no folder for caches."""
+    """Return the path of the file; None if the user has no cache folder."""
     folder = user_folders.cache()
     return None if folder is None else folder / NAME
 
 
 class VerdictCache:
-    """Whether the weights of one checkpoint were seen to answer together, here and so far.
+    """Whether the weights of one checkpoint have passed the comparison on this machine.
 
-    Nothing that goes wrong with the file matters: the weights are looked at again.
+    Errors of the file are ignored: the weights are then compared again.
 
     Parameters
     ----------
     checkpoint : Checkpoint
     path : Path, optional
-        Instead of `default_path`.
+        Used instead of `default_path`.
     """
 
     def __init__(self, checkpoint: Checkpoint, path: Path | None = None) -> None:
@@ -52,20 +52,20 @@ class VerdictCache:
 
     @property
     def known(self) -> bool:
-        """Whether they were."""
+        """Whether the weights have passed."""
         with contextlib.suppress(OSError):
             return self._key in self._read()
         return False
 
     def keep(self) -> None:
-        """Remember that they were."""
+        """Store that the weights have passed."""
         path = self._path or default_path()
         if path is None:
             return
         with contextlib.suppress(OSError, ValueError):
             path.parent.mkdir(parents=True, exist_ok=True)
             keys = [*(key for key in self._read() if key != self._key), self._key][-MOST:]
-            # A reader of another kernel sees the old file or the new one.
+            # Atomic: another kernel reads the old file or the new one.
             with tempfile.NamedTemporaryFile(
                 "w", dir=path.parent, prefix=f".{NAME}.", delete=False, encoding="utf-8"
             ) as file:
@@ -75,7 +75,7 @@ class VerdictCache:
     def _read(self) -> list[str]:
         try:
             path = self._path or default_path()
-            # More than we write is none of ours.
+            # A larger file was not written by this class.
             if path is None or not path.is_file() or path.stat().st_size > 200 * MOST:
                 return []
             held = json.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ class VerdictCache:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return what changes with the weights, the libraries and the device."""
+    """Return a key that changes with the weights, the libraries and the device."""
     folders = [checkpoint.path, *([checkpoint.adapter.path] if checkpoint.adapter else [])]
     files = sorted(file for f in folders for file in f.glob("*") if _matters(file))
     stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

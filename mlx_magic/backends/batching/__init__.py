@@ -1,1 +1,1 @@
-"""Requests that are answered together, and the memory they wait for."""
+"""Batched decoding of several requests, and admission by memory."""

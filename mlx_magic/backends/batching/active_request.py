@@ -1,4 +1,4 @@
-"""A request while a model answers it: what its answer needs at every step."""
+"""State of a request while a model answers it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mlx_magic.engine.result import GenerationChunk, Phase
 
 @dataclass(slots=True)
 class ActiveRequest:
-    """A request that has its place in memory.
+    """A request that has reserved its memory.
 
     Attributes
     ----------
     request : GenerationRequest
     counts : TokenCounts
-    place : Reservation
+    reservation : Reservation
     cancel : CancelToken
     report : callable
         Takes each `GenerationChunk`.
@@ -29,81 +29,87 @@ class ActiveRequest:
 
     request: GenerationRequest
     counts: TokenCounts
-    place: Reservation
+    reservation: Reservation
     cancel: CancelToken
     report: Report
 
     @property
     def sampling(self) -> Sampling:
-        """How it is answered."""
+        """Sampling options of the request."""
         return self.request.sampling
 
-    def was_read(self, read: int = 0) -> None:
-        """Report that so many tokens of its prompt were read, after those that were known."""
+    def report_prefill(self, read: int = 0) -> None:
+        """Report prefill progress: prompt tokens read so far, after the cached ones."""
         self.report(self.counts.chunk("prefill", read=read))
 
-    def wrote(self, text: str, written: int) -> None:
-        """Report what was written since the last one, and the tokens of the answer so far."""
-        self.place.reading = False
+    def report_text(self, text: str, written: int) -> None:
+        """Report the text since the last report, and the answer's token count so far."""
+        self.reservation.prefilling = False
         self.report(self.counts.chunk("decode", text=text, written=written))
 
 
 @dataclass(slots=True)
 class TokenCounts:
-    """Token counts of one request, growing as they become known.
+    """Token counts of one request, updated as they become known.
 
     Attributes
     ----------
     prompt_tokens, image_tokens : int
     cached_tokens : int
-        Those of the prompt that need not be read.
-    pictures : int
-        Pictures of the whole conversation.
+        Prompt tokens whose keys and values are cached.
+    images : int
+        Images of the whole conversation.
     """
 
     prompt_tokens: int
     image_tokens: int
     cached_tokens: int = 0
-    pictures: int = 0
+    images: int = 0
 
-    def embedded(self, length: int) -> None:
-        """Count anew where one image token stands for many embeddings."""
-        longer = length - self.prompt_tokens
-        if longer > 0:
-            self.prompt_tokens += longer
-            self.image_tokens += longer
+    def expand_image_tokens(self, length: int) -> None:
+        """Raise the counts if one image token became many embeddings.
 
-    def as_many(self, tokens: list[int]) -> list[int]:
-        """Fill up where one image token stands for many embeddings: only their number counts."""
+        Parameters
+        ----------
+        length : int
+            Number of embeddings of the prompt.
+        """
+        extra = length - self.prompt_tokens
+        if extra > 0:
+            self.prompt_tokens += extra
+            self.image_tokens += extra
+
+    def pad_tokens(self, tokens: list[int]) -> list[int]:
+        """Pad `tokens` to one entry per embedding; the padding's values are not used."""
         return [0] * (self.prompt_tokens - len(tokens)) + tokens
 
-    def looking(self, cancel: CancelToken, report: Report) -> Callable[[int, int], None]:
-        """Return what is called between pictures: it looks at `cancel` and reports how far it is.
+    def vision_progress(self, cancel: CancelToken, report: Report) -> Callable[[int, int], None]:
+        """Return a callback for between images: checks `cancel` and reports vision progress.
 
-        It takes what is done and what there is: parts of pictures, where the model cuts them,
-        or as many as were asked for so far.
+        The callback takes the number done and the total. Both may count tiles, if the model
+        cuts images into tiles, and the total may grow from call to call.
         """
 
-        def between(done: int, there: int) -> None:
+        def between(done: int, total: int) -> None:
             cancel.checkpoint()
-            seen = done * self.pictures // there if there >= self.pictures else done
-            if self.pictures > 1 and (seen or there >= self.pictures):
-                report(replace(self.chunk("vision"), pictures_seen=seen, pictures=self.pictures))
+            seen = done * self.images // total if total >= self.images else done
+            if self.images > 1 and (seen or total >= self.images):
+                report(replace(self.chunk("vision"), pictures_seen=seen, pictures=self.images))
 
         return between
 
     def chunk(
         self, phase: Phase, *, text: str = "", read: int = 0, written: int = 0
     ) -> GenerationChunk:
-        """Return what to report.
+        """Return a `GenerationChunk` with the current counts.
 
         Parameters
         ----------
         phase : Phase
         text : str
-            What was written since the last one.
+            Text since the last report.
         read : int
-            Tokens of the prompt read so far, after those that were cached; all where it writes.
+            Prompt tokens read so far, after the cached ones. Ignored in decode.
         written : int
             Tokens of the answer so far.
         """

@@ -1,4 +1,4 @@
-"""Whether there is memory for a request, on this device and beside what is there."""
+"""Memory admission: a request starts only if it fits into the free memory."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from mlx_magic.backends.batching.admission_queue import (
     BatchLimits,
     Reservation,
 )
-from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_room
+from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_memory
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 
 
 class MemoryAdmission:
-    """Looks before a request is read: what does not fit can abort the whole process on Metal.
+    """Admits a request before its prefill: on Metal, running out of memory can abort the process.
 
     Parameters
     ----------
     model : str
-        Its name, for messages.
+        Name of the model, for messages.
     config : mapping
         The checkpoint's parsed config.json.
     chunk : int
-        Tokens of a prompt that are read at once.
+        Prompt tokens per prefill chunk.
     at_once : int
-        Tokens, of all prompts that are read together, that are read in one call with the last
-        one; 0 where that is read by itself.
+        Tokens of all prompts in a batch that one call reads together with the last token; 0 if
+        the last token has a call of its own.
     forget : callable, optional
-        Lets go of what is kept for reuse; tried before a request has to wait, or is refused.
+        Clears the model's caches. Called before a request has to wait or is refused.
     memory : callable
-        MLX's counters.
-    line : AdmissionQueue
-        Where the requests of all models wait that share this memory.
+        Returns MLX's memory counters.
+    queue : AdmissionQueue
+        Queue of all models that share this memory.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class MemoryAdmission:
         at_once: int = 0,
         forget: Callable[[], object] = lambda: None,
         memory: Callable[[], platform.Memory] = platform.memory,
-        line: AdmissionQueue = SHARED,
+        queue: AdmissionQueue = SHARED,
     ) -> None:
         self._model = model
         self._shape = Shape.of(config)
@@ -57,36 +57,36 @@ class MemoryAdmission:
         self._at_once = at_once
         self._forget = forget
         self._memory = memory
-        self._line = line
-        # Half precision, but for the CPU backend, where weights are unpacked to float32.
+        self._queue = queue
+        # Half precision; on the CPU backend weights are unpacked to float32.
         self._itemsize = 2 if platform.is_gpu() else 4
 
     @property
     def shape(self) -> Shape:
-        """What of the model decides how much memory a token takes."""
+        """Dimensions of the model that decide how much memory a token takes."""
         return self._shape
 
     def require(
         self, *, prompt_tokens: int, image_tokens: int, max_tokens: int, kv_bits: int | None = None
     ) -> Need:
-        """Refuse a request that could not fit even if no other answer were written.
+        """Refuse a request that would not fit even if no other request were running.
 
         Parameters
         ----------
         prompt_tokens, image_tokens, max_tokens : int
-            The real numbers of this request.
+            Exact counts of this request.
         kv_bits : {4, 8} or None
-            What its keys and values are quantized to.
+            Bits of a quantized KV cache.
 
         Returns
         -------
         Need
-            What it will take.
+            Bytes that the request will take at most.
 
         Raises
         ------
         MemoryBudgetError
-            With the numbers, and what would help.
+            The request needs more than is free. The message names the numbers and remedies.
         """
         needed = need(
             self._shape,
@@ -101,7 +101,7 @@ class MemoryAdmission:
             return needed
         if needed.total > self._free():
             self._forget()
-        require_room(
+        require_memory(
             self._model,
             needed,
             free=self._free(),
@@ -112,40 +112,40 @@ class MemoryAdmission:
         )
         return needed
 
-    def place(
+    def reserve(
         self,
-        table: BatchLimits,
+        limits: BatchLimits,
         *,
         prompt_tokens: int,
         image_tokens: int,
         max_tokens: int,
         kv_bits: int | None = None,
         cancel: CancelToken,
-        waits: Callable[[], None],
+        on_wait: Callable[[], None],
     ) -> Generator[None, None, AbstractContextManager[Reservation]]:
-        """Wait until a request fits beside those that are answered, of whatever model.
+        """Wait until a request fits beside the running ones of all models.
 
         Parameters
         ----------
-        table : BatchLimits
-            Beside whom it is answered.
+        limits : BatchLimits
+            Limits of the batch that will answer it.
         prompt_tokens, image_tokens, max_tokens, kv_bits : int
             See `require`.
         cancel : CancelToken
-        waits : callable
-            Called once, if it has to wait.
+        on_wait : callable
+            Called once, if the request has to wait.
 
         Returns
         -------
         context manager
-            Keeps its place until the answer has ended.
+            Holds the reservation until the answer has ended.
 
         Raises
         ------
         MemoryBudgetError
-            Where it could not fit even alone.
+            The request would not fit even alone.
         Cancelled
-            While it waits.
+            While the request waits.
         """
         require = partial(
             self.require,
@@ -155,25 +155,25 @@ class MemoryAdmission:
             kv_bits=kv_bits,
         )
 
-        def admits(place: Reservation) -> bool:
-            if not self._line.inside:
-                # A model may have been loaded while it waited.
+        def admits(reservation: Reservation) -> bool:
+            if not self._queue.admitted:
+                # A model may have been loaded while the request waited.
                 require()
                 return True
-            return self._fits(place)
+            return self._fits(reservation)
 
-        place = Reservation(table, require())
-        return (yield from self._line.enter(place, admits, cancel, waits))
+        reservation = Reservation(limits, require())
+        return (yield from self._queue.enter(reservation, admits, cancel, on_wait))
 
-    def _fits(self, place: Reservation) -> bool:
-        if not self._memory().limit or self._line.promised(place) <= self._free():
+    def _fits(self, reservation: Reservation) -> bool:
+        if not self._memory().limit or self._queue.committed(reservation) <= self._free():
             return True
-        if not place.forgot:
-            place.forgot = True
+        if not reservation.forgot:
+            reservation.forgot = True
             self._forget()
-        return self._line.promised(place) <= self._free()
+        return self._queue.committed(reservation) <= self._free()
 
     def _free(self) -> int:
-        """Bytes that there would be for answers, if none were written now."""
+        """Bytes for requests if none were running now."""
         now = self._memory()
-        return now.limit - now.active + self._line.held()
+        return now.limit - now.active + self._queue.held()

@@ -1,4 +1,4 @@
-"""The line in which requests of all models wait for memory, and what was promised to whom."""
+"""FIFO queue in which requests of all models wait for memory, and their reservations."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mlx_magic.cancellation import CancelToken
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchLimits:
-    """Answers that are written together: their caches are as long as the longest of them.
+    """Limits of one batch. Its KV cache has one row per request, as long as the longest request.
 
     Attributes
     ----------
     most : int
-        Answers that are written at once.
+        Maximum number of requests in decode.
     read_together : int
-        Prompts that are read in one go at most.
+        Maximum number of prompts in one prefill.
     held : callable
-        Returns the bytes that keys and values take now.
+        Returns the bytes of keys and values held now.
     """
 
     most: int = 1
@@ -32,127 +32,126 @@ class BatchLimits:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """What one request may take.
+    """Memory that one request may take.
 
     Attributes
     ----------
-    table : BatchLimits
-        Beside whom it is answered.
+    limits : BatchLimits
+        Limits of the batch that answers it.
     need : Need
-    reading : bool
-        Whether its prompt is still to be read.
+    prefilling : bool
+        Whether its prefill has not ended yet.
     forgot : bool
-        Whether what is kept for reuse was given up for it.
+        Whether the caches were cleared for it.
     """
 
-    table: BatchLimits
+    limits: BatchLimits
     need: Need
-    reading: bool = True
+    prefilling: bool = True
     forgot: bool = False
 
 
 class AdmissionQueue:
-    """Lets requests in as long as memory lasts; the first in line is always the next.
+    """Admits requests in FIFO order while memory lasts; on the inference thread.
 
-    One line for all models, and nobody overtakes: else a model that is asked all the time
-    would never leave enough for another one's long prompt. Use it on the inference thread.
+    One queue for all models, so that a busy model cannot starve a long prompt of another.
 
     Attributes
     ----------
-    inside : list of Reservation
-        Those who were let in.
+    admitted : list of Reservation
+        Reservations of the running requests.
     """
 
     def __init__(self) -> None:
-        self.inside: list[Reservation] = []
+        self.admitted: list[Reservation] = []
         self._waiting: deque[Reservation] = deque()
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return the number of waiting requests."""
         return len(self._waiting)
 
     def enter(
         self,
-        place: Reservation,
+        reservation: Reservation,
         admits: Callable[[Reservation], bool],
         cancel: CancelToken,
-        waits: Callable[[], None],
+        on_wait: Callable[[], None],
     ) -> Generator[None, None, contextlib.AbstractContextManager[Reservation]]:
-        """Wait until there is memory for a request; a look a slice.
+        """Wait until there is memory for a request; one check per slice.
 
         Parameters
         ----------
-        place : Reservation
+        reservation : Reservation
         admits : callable
-            Says whether it fits beside those inside.
+            Whether the reservation fits beside the admitted ones.
         cancel : CancelToken
-        waits : callable
-            Called once, if it has to wait.
+        on_wait : callable
+            Called once, if the request has to wait.
 
         Returns
         -------
         context manager
-            Keeps the place for as long as the request is answered.
+            Holds the reservation until its exit.
 
         Raises
         ------
         Cancelled
-            While it waits.
+            While the request waits.
         """
-        self._waiting.append(place)
+        self._waiting.append(reservation)
         try:
-            told = False
-            while self._waiting[0] is not place or not admits(place):
-                if not told:
-                    told = True
-                    waits()
+            notified = False
+            while self._waiting[0] is not reservation or not admits(reservation):
+                if not notified:
+                    notified = True
+                    on_wait()
                 yield
                 cancel.checkpoint()
-            self.inside.append(place)
+            self.admitted.append(reservation)
         finally:
             with contextlib.suppress(ValueError):
-                self._waiting.remove(place)
-        return self._kept(place)
+                self._waiting.remove(reservation)
+        return self._held_until_exit(reservation)
 
     def forget(self) -> None:
-        """Forget everybody: their thread has died, and they with it."""
-        self.inside.clear()
+        """Drop all reservations, after the inference thread has died."""
+        self.admitted.clear()
         self._waiting.clear()
 
     @contextlib.contextmanager
-    def _kept(self, place: Reservation) -> Iterator[Reservation]:
+    def _held_until_exit(self, reservation: Reservation) -> Iterator[Reservation]:
         try:
-            yield place
+            yield reservation
         finally:
             with contextlib.suppress(ValueError):
-                self.inside.remove(place)
+                self.admitted.remove(reservation)
 
     def held(self) -> int:
-        """Bytes that the answers of those inside take now."""
-        return sum(table.held() for table in self._tables())
+        """Bytes of keys and values that the admitted requests hold now."""
+        return sum(limits.held() for limits in self._all_limits())
 
-    def promised(self, place: Reservation) -> int:
-        """Bytes that all inside will take at most, and this one with them."""
-        inside = [*self.inside, place]
+    def committed(self, reservation: Reservation) -> int:
+        """Bytes that the admitted requests and this one will take together at most."""
+        admitted = [*self.admitted, reservation]
         return sum(
-            _together(table, [each for each in inside if each.table is table])
-            for table in self._tables(place)
+            _peak_bytes(limits, [each for each in admitted if each.limits is limits])
+            for limits in self._all_limits(reservation)
         )
 
-    def _tables(self, *more: Reservation) -> list[BatchLimits]:
-        return list(dict.fromkeys(place.table for place in (*self.inside, *more)))
+    def _all_limits(self, *more: Reservation) -> list[BatchLimits]:
+        return list(dict.fromkeys(reservation.limits for reservation in (*self.admitted, *more)))
 
 
-def _together(table: BatchLimits, places: list[Reservation]) -> int:
-    rows = min(len(places), table.most)
-    cache = rows * max(place.need.cache for place in places)
-    reading = [place.need for place in places if place.reading]
-    chunk = max((need.reading for need in reading), default=0)
-    # These are shared by those who are read together.
-    logits = max((need.logits for need in reading), default=0)
-    chunks = min(len(reading), table.read_together) * chunk + logits
-    return max(cache, table.held()) + chunks
+def _peak_bytes(limits: BatchLimits, reservations: list[Reservation]) -> int:
+    rows = min(len(reservations), limits.most)
+    cache = rows * max(reservation.need.cache for reservation in reservations)
+    prefilling = [reservation.need for reservation in reservations if reservation.prefilling]
+    chunk = max((need.reading for need in prefilling), default=0)
+    # One array of logits for all prompts of a prefill.
+    logits = max((need.logits for need in prefilling), default=0)
+    chunks = min(len(prefilling), limits.read_together) * chunk + logits
+    return max(cache, limits.held()) + chunks
 
 
 SHARED = AdmissionQueue()
-"""That of this process: it has one MLX."""
+"""The queue of this process, which has one MLX."""

@@ -1,4 +1,4 @@
-"""Requests to one model that are answered together: who sits where, and whose turn it is."""
+"""A batch of requests to one model: slots and steps."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import again
 
-MOST_TOGETHER = 32
-"""Answers of one model that are written at once."""
+MAX_DECODE_BATCH = 32
+"""Maximum number of requests of one model in decode."""
 
-MOST_READ_TOGETHER = 8
-"""Prompts that are read in one go where they come at once."""
+MAX_PREFILL_BATCH = 8
+"""Maximum number of prompts in one prefill."""
 
-LIKE_LENGTHS = 1.25
-"""How much longer than the shortest a prompt may be that is read with it: padding costs time."""
+MAX_LENGTH_RATIO = 1.25
+"""Maximum ratio of prompt lengths in one prefill: padding costs time."""
 
-LIKE_TOKENS = 16
-"""The same in tokens, for short ones: of a prompt that is known but for its end, say."""
+MAX_LENGTH_DIFFERENCE = 16
+"""Tokens by which prompts may differ whatever their ratio, such as after a cached prefix."""
 
 
 class StepFailedError(Exception):
-    """Raised where a step failed that was one for several requests.
+    """A step of several requests failed.
 
-    Which of them is at fault is not known: each is to be answered by itself.
+    Which request caused it is unknown, so each has to be answered alone.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """A token of one request.
+    """The next token of one request.
 
     Attributes
     ----------
     token : int
     stopped : bool
-        Whether it ends the answer, and is no part of it.
+        Whether it is a stop token, which ends the answer and is not part of it.
     """
 
     token: int
@@ -51,21 +51,21 @@ class NextToken:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A request's place in a batch.
+    """A request's slot in a batch.
 
     Attributes
     ----------
     uid : int
     read : int
-        Prompt tokens that were read so far.
-    written : deque of Written
-        What the request has not taken yet.
+        Prompt tokens read so far.
+    written : deque of NextToken
+        Tokens that the request has not taken yet.
     error : BaseException or None
-        Why it cannot go on.
+        Why the request failed.
     tick : int
-        The batch's step that it saw last.
-    owes : bool
-        Whether it took a token in this slice, and is to let others go on.
+        Last step of the batch that the request has seen.
+    must_yield : bool
+        Whether the request took a token in this slice and has to yield before the next one.
     """
 
     uid: int
@@ -73,58 +73,58 @@ class Slot:
     written: deque[NextToken] = field(default_factory=deque)
     error: BaseException | None = None
     tick: int = -1
-    owes: bool = False
+    must_yield: bool = False
 
     def give(self, written: NextToken) -> None:
-        """Hand out a token; none where the request has failed meanwhile."""
+        """Queue a token for the request, unless the request has failed."""
         if self.error is None:
             self.written.append(written)
 
     def fail(self, error: Exception) -> None:
-        """End this request alone, at its next turn."""
-        # One of its own: raised for several requests, it would mix their frames.
+        """Fail this request at its next slice."""
+        # A copy per request: one error raised for several would mix their tracebacks.
         self.error = again(error)
         self.written.clear()
 
 
 class Batch(ABC):
-    """Steps all its requests at once; the engine's thread only.
+    """Steps all its requests at once; on the inference thread only.
 
-    Each request is a piece of work of its own, and the engine goes round them. The
-    first that comes by after a step makes the next one, for all; the others find
-    their token waiting. So a batch needs no scheduler of its own, requests join and
-    leave between two steps, and several batches share the thread fairly.
+    Each request is a generator that the engine schedules round-robin. The first request that
+    runs after a step makes the next step for all; the others then find their token queued. So
+    a batch needs no scheduler of its own, requests join and leave between two steps, and
+    several batches share the thread fairly.
     """
 
-    table: BatchLimits
-    """What those who are answered together take."""
+    limits: BatchLimits
+    """Limits of this batch, for memory admission."""
 
     def __init__(self) -> None:
         self._uids = itertools.count()
         self._tick = 0
-        self._seats: dict[int, Slot] = {}
+        self._slots: dict[int, Slot] = {}
 
     def __len__(self) -> int:
-        """Return how many requests have a seat."""
-        return len(self._seats)
+        """Return the number of requests in the batch."""
+        return len(self._slots)
 
-    def take_seat(self) -> Slot:
-        """Let a request in; what it wants is queued by the class below.
+    def take_slot(self) -> Slot:
+        """Add a request and return its slot; the subclass queues its prompt.
 
-        It makes no step in its first slice: those that come with it get in before the
-        next one, and are read together.
+        The request makes no step in its first slice, so that requests which arrive together
+        share a prefill.
         """
-        seat = Slot(next(self._uids))
-        self._seats[seat.uid] = seat
-        return seat
+        slot = Slot(next(self._uids))
+        self._slots[slot.uid] = slot
+        return slot
 
-    def leave(self, seat: Slot) -> None:
-        """Take a request out, wherever it is; the others do not notice."""
-        if self._seats.pop(seat.uid, None) is not None:
-            self._drop(seat.uid)
+    def leave(self, slot: Slot) -> None:
+        """Remove a request in whatever state it is, without effect on the others."""
+        if self._slots.pop(slot.uid, None) is not None:
+            self._drop(slot.uid)
 
-    def follow(self, seat: Slot, cancel: CancelToken) -> Generator[None, None, Any]:
-        """Wait for this request's next token, stepping the batch where it is due.
+    def follow(self, slot: Slot, cancel: CancelToken) -> Generator[None, None, Any]:
+        """Wait for this request's next token, and step the batch when a step is due.
 
         Yields
         ------
@@ -133,75 +133,75 @@ class Batch(ABC):
 
         Returns
         -------
-        Written or None
-            None where it is still being read: look at ``seat.read``.
+        NextToken or None
+            None during prefill; ``slot.read`` is its progress.
 
         Raises
         ------
         Cancelled
-            At the first slice after `cancel` was asked.
+            At the first slice after `cancel` was set.
         StepFailedError
-            Where a step of several requests failed.
+            A step of several requests failed.
         """
-        if seat.owes:
-            seat.owes = False
+        if slot.must_yield:
+            slot.must_yield = False
             yield
         cancel.checkpoint()
-        waits = not seat.written and seat.error is None
-        # Else somebody has made the step that this request waits for.
-        if waits and seat.tick == self._tick:
+        needs_step = not slot.written and slot.error is None
+        # If the tick differs, another request has made the step that this one waits for.
+        if needs_step and slot.tick == self._tick:
             self.advance()
-        seat.tick = self._tick
-        if seat.error is not None:
-            raise seat.error
-        seat.owes = True
-        return seat.written.popleft() if seat.written else None
+        slot.tick = self._tick
+        if slot.error is not None:
+            raise slot.error
+        slot.must_yield = True
+        return slot.written.popleft() if slot.written else None
 
     def advance(self) -> None:
-        """Make the next step, for all requests."""
+        """Make the next step for all requests."""
         self._tick += 1
         try:
             self._step()
         except Exception as error:
-            # Those who wait had no part in it.
+            # Requests that still wait for their prefill took no part in the step.
             uids = self._abandon()
-            self._fail([self._seats[uid] for uid in uids if uid in self._seats], error)
+            self._fail([self._slots[uid] for uid in uids if uid in self._slots], error)
 
-    def _fail(self, seats: Sequence[Slot], error: Exception) -> None:
-        """End requests that shared a step which failed; of several, each is answered anew."""
-        # With its message and without its frames, which hold arrays.
+    def _fail(self, slots: Sequence[Slot], error: Exception) -> None:
+        """Fail the requests of a failed step; if there are several, each is retried alone."""
+        # The message without the traceback, whose frames hold arrays.
         shared = StepFailedError(str(again(error)))
-        for seat in seats:
-            seat.fail(error if len(seats) == 1 else shared)
+        for slot in slots:
+            slot.fail(error if len(slots) == 1 else shared)
 
     def _end_all(self) -> None:
-        """Forget every request of a model that leaves; normally there is none."""
-        for each in self._seats.values():
+        """Fail every request of a model that is unloaded; normally there is none."""
+        for each in self._slots.values():
             each.fail(EngineError("The model was unloaded meanwhile: ask again."))
         self._clear()
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the model, and of every request."""
+        """Release the model and every request."""
 
     @abstractmethod
     def _step(self) -> None:
-        """Write a token of each request that is being written, and read a chunk of one prompt."""
+        """Decode one token of each request, and read one chunk of a prefill."""
 
     @abstractmethod
     def _abandon(self) -> list[int]:
-        """Forget what is being read and written; return whose it was, by uid."""
+        """Drop the prefill and the decode batch; return the uids of their requests."""
 
     @abstractmethod
     def _drop(self, uid: int) -> None:
-        """Take a request out of whatever state it is in."""
+        """Remove a request in whatever state it is."""
 
     @abstractmethod
     def _clear(self) -> None:
-        """Forget every request, after an error."""
+        """Remove every request, after an error."""
 
 
-def alike(one: int, other: int) -> bool:
-    """Say whether prompts of so many tokens can be read in one go without wasting much of it."""
+def similar_lengths(one: int, other: int) -> bool:
+    """Whether prompts of these token counts can share a prefill without much padding."""
     shorter, longer = sorted((one, other))
-    return longer <= LIKE_LENGTHS * shorter or longer - shorter <= LIKE_TOKENS
+    return longer <= MAX_LENGTH_RATIO * shorter or longer - shorter <= MAX_LENGTH_DIFFERENCE

@@ -1,4 +1,4 @@
-"""Greedy answers need no probabilities: where all are greedy, a step leaves them out."""
+"""Greedy decode steps without probabilities, if all requests of a batch are greedy."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from mlx_magic.backends.proxy import Proxy
 
 
 class GreedyModel(Proxy):
-    """Stands in front of a language model, and picks the next tokens where mlx-vlm asks it to.
+    """Proxy of a language model that implements mlx-vlm's ``fused_greedy_decode``.
 
-    Its batches ask a model that has ``fused_greedy_decode``, where they are greedy. Else they
-    take the logarithm of the sum of all exponentials, which on a CPU is a hundredth of a small
-    model's step.
+    mlx-vlm's greedy batches call that method if the model has it. Otherwise they compute a
+    logsumexp over the vocabulary, which on a CPU takes 1 % of a small model's step.
 
     Parameters
     ----------
     language_model : module
     sampler : RowSampler
-        Learns what was picked.
+        Stores the chosen tokens.
     """
 
     def __init__(self, language_model: Any, sampler: RowSampler) -> None:
@@ -36,9 +35,9 @@ class GreedyModel(Proxy):
         Parameters
         ----------
         inputs : mlx.core.array
-            The last ones, of shape (rows, 1).
+            Last tokens, shape (rows, 1).
         **kwargs
-            For the model.
+            Passed to the model.
         """
         import mlx.core as mx
 
@@ -46,6 +45,6 @@ class GreedyModel(Proxy):
         logits = getattr(output, "logits", output)[:, -1, :]
         if logits.dtype == mx.float32:
             return self._sampler.likeliest(logits)
-        # In lower precision the subtraction makes ties, and so another choice: mlx-vlm's.
+        # In lower precision the subtraction makes ties. Keep it, to choose as mlx-vlm does.
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         return self._sampler.likeliest(logprobs)

@@ -1,4 +1,4 @@
-"""Keys and values of answers, in whatever caches the libraries make: their bytes, quantized."""
+"""KV caches of the libraries: their bytes, and quantized ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_magic.errors import GenerationError
 
 
 def caches_nbytes(caches: list[Any]) -> int:
-    """Return the bytes of all arrays in caches, of whatever kind; nothing is evaluated."""
+    """Return the bytes of all arrays in caches of any kind, without evaluating them."""
     return sum(
         int(array.nbytes)
         for cache in flat(caches)
@@ -20,51 +20,51 @@ def caches_nbytes(caches: list[Any]) -> int:
 
 
 def require_bits(kv_bits: int | None, shape: Shape, model: str) -> None:
-    """Refuse to quantize what cannot be.
+    """Refuse `kv_bits` for a model whose KV cache cannot be quantized.
 
     Raises
     ------
     GenerationError
-        Where no group of numbers that share a scale fits the model's heads.
+        The head size is not divisible by any supported group size.
     """
     if kv_bits is not None and not shape.kv_group:
         groups = " or ".join(str(size) for size in GROUPS)
         raise GenerationError(
-            f"{model}: --kv-bits wants heads whose size can be divided by {groups}, "
-            f"and its have {shape.head_size}: leave --kv-bits out.",
+            f"{model}: --kv-bits needs a head size divisible by {groups}, but this model's is "
+            f"{shape.head_size}: leave --kv-bits out.",
             model=model,
         )
 
 
 def quantized(caches: list[Any], kv_bits: int | None, shape: Shape, model: str) -> list[Any]:
-    """Return empty caches that quantize what they are given; those of other kinds stay.
+    """Replace plain KV caches by quantized ones; caches of other kinds stay.
 
-    Attention over them is slower: with the bundled model on two CPU cores (float32, 978
-    tokens) reading took 2.3 times as long with 8 bits and 2.0 times with 4, writing 1.2 times,
-    for 0.31 and 0.19 of the bytes.
+    Attention over quantized caches is slower. With the bundled model on two CPU cores (float32,
+    978 tokens) prefill took 2.3 times as long with 8 bits and 2.0 times with 4, decode 1.2
+    times, for 0.31 and 0.19 of the bytes.
 
     Parameters
     ----------
     caches : list
-        Empty ones as the library makes them, one a layer.
+        Empty caches as the library makes them, one per layer.
     kv_bits : {4, 8} or None
-        None leaves them all as they are.
+        None returns the caches unchanged.
     shape : Shape
     model : str
-        Its name, for messages.
+        Name of the model, for messages.
 
     Raises
     ------
     GenerationError
-        Where none of them is a plain one.
+        None of the caches is a plain KV cache.
     """
     if kv_bits is None:
         return caches
-    # The others keep a window or a state of fixed size: there is little to save in them.
+    # Other kinds keep a window or a state of fixed size, where quantization saves little.
     plain = [type(cache).__name__ == "KVCache" for cache in caches]
     if not any(plain):
         raise GenerationError(
-            f"{model}: what it keeps of a prompt cannot be quantized: leave --kv-bits out.",
+            f"{model}: this model has no KV cache that can be quantized: leave --kv-bits out.",
             model=model,
         )
     return [
@@ -82,5 +82,5 @@ def _arrays(value: Any) -> Iterator[Any]:
 
 
 def flat(caches: list[Any]) -> list[Any]:
-    """Return the caches of all layers, those inside of composite ones included."""
+    """Return the caches of all layers; composite caches are replaced by their parts."""
     return [c for cache in caches for c in flat(list(getattr(cache, "caches", ()))) or [cache]]

@@ -1,4 +1,4 @@
-"""How much memory a request will take, reckoned before it takes any."""
+"""Estimate of a request's memory, made before the request starts."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _HEADS = ("num_attention_heads", "n_heads", "n_head")
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 
 GROUPS = (64, 32)
-"""Numbers that share a scale in a quantized cache, as the libraries can have it."""
+"""Group sizes of quantized caches that the libraries support."""
 
 BLOCK = 256
-"""Tokens for which a cache grows at a time: so much of it may stay empty."""
+"""Tokens by which a KV cache grows at a time: up to this many may stay unused."""
 
-# Queries, keys, values, the residual stream and the two halves of a gated MLP, which is about
-# 2.7 times as wide as the stream: what one layer holds for each token of a chunk.
+# Arrays of the residual stream's width that one layer holds per token of a chunk: queries, keys,
+# values, the stream, and the two halves of a gated MLP, about 2.7 times as wide as the stream.
 _STREAMS_A_TOKEN = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What of a language model decides how much memory a token takes.
+    """Dimensions of a language model that decide how much memory a token takes.
 
     Attributes
     ----------
     layers, heads, kv_heads, head_size, width, vocabulary : int
-        0 where config.json does not say.
+        0 if config.json does not have it.
     """
 
     layers: int
@@ -44,7 +44,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Shape:
-        """Read it from a parsed config.json."""
+        """Read the dimensions from a parsed config.json."""
         text: Mapping[str, Any] = next(
             (config[p] for p in _TEXT_PARTS if isinstance(config.get(p), dict)), {}
         )
@@ -61,35 +61,35 @@ class Shape:
 
     @property
     def kv_group(self) -> int:
-        """Numbers that share a scale in a quantized cache; 0 where it cannot be quantized.
+        """Group size for a quantized cache; 0 if the cache cannot be quantized.
 
-        Where the head size is not known, the smallest: it fits more of them.
+        If the head size is unknown, the smallest group size, which divides the most sizes.
         """
         if not self.head_size:
             return GROUPS[-1]
         return next((size for size in GROUPS if self.head_size % size == 0), 0)
 
     def kv_bytes(self, itemsize: int, kv_bits: int | None = None) -> int:
-        """Bytes of keys and values for one token; 0 where that is unknown."""
+        """Bytes of keys and values per token; 0 if unknown."""
         numbers = 2 * self.layers * self.kv_heads * self.head_size
         if kv_bits is None or not self.kv_group:
             return numbers * itemsize
-        # Each group has a scale and a bias, of full precision.
+        # Each group has a scale and a bias in full precision.
         return numbers * kv_bits // 8 + 2 * (numbers // self.kv_group) * itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a request will take at most, in bytes.
+    """Maximum memory of a request, in bytes.
 
     Attributes
     ----------
     cache : int
-        Keys and values of the prompt and of the longest answer.
+        Keys and values of the prompt and of an answer of max_tokens.
     reading : int
-        What a chunk of the prompt takes while it is read, but for logits.
+        Intermediate arrays of one prefill chunk, without logits.
     logits : int
-        Those that are made at the end of reading: of all prompts that are read together.
+        Logits at the end of prefill, of all prompts that share it.
     """
 
     cache: int
@@ -98,7 +98,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """Sum of all parts."""
         return self.cache + self.reading + self.logits
 
 
@@ -112,35 +112,35 @@ def need(
     at_once: int = 0,
     kv_bits: int | None = None,
 ) -> Need:
-    """Reckon what a request will take.
+    """Estimate the memory of a request.
 
     Parameters
     ----------
     shape : Shape
     prompt_tokens : int
-        The real number, pictures included.
+        Exact number, image tokens included.
     max_tokens : int
-        Of the answer.
+        Maximum tokens of the answer.
     chunk : int
-        Tokens that are read at once.
+        Prompt tokens per prefill chunk.
     itemsize : int
-        Bytes of a number.
+        Bytes per number.
     at_once : int
-        Tokens, of all that are read together, that are read in one call with the last one, and
-        of which there may be logits; 0 where that is read by itself.
+        Tokens of all prompts in a prefill that one call reads together with the last token, and
+        that may have logits; 0 if the last token has a call of its own.
     kv_bits : {4, 8} or None
-        What keys and values are quantized to.
+        Bits of a quantized KV cache.
     """
     cache = shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
     chunk = min(chunk, prompt_tokens)
     streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
-    # One layer's scores, where attention is not fused, and one row of the vocabulary.
+    # Attention scores of one layer (if attention is not fused), and one row of logits.
     scores = chunk * prompt_tokens * shape.heads * itemsize
     logits = at_once * shape.vocabulary * itemsize
     return Need(cache, streams + scores + shape.vocabulary * 4, logits)
 
 
-def require_room(
+def require_memory(
     model: str,
     needed: Need,
     *,
@@ -150,7 +150,7 @@ def require_room(
     max_tokens: int,
     may_quantize: bool = False,
 ) -> None:
-    """Refuse a request that cannot fit beside what is there.
+    """Refuse a request that needs more memory than is free.
 
     Parameters
     ----------
@@ -160,12 +160,12 @@ def require_room(
         Bytes.
     prompt_tokens, image_tokens, max_tokens : int
     may_quantize : bool
-        Whether `--kv-bits` is left to try.
+        Whether to suggest `--kv-bits`.
 
     Raises
     ------
     MemoryBudgetError
-        With the numbers, and what would help.
+        The message names the numbers and remedies.
     """
     if needed.total <= free:
         return
@@ -188,5 +188,5 @@ def require_room(
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
-    found = (config.get(key) for key in keys)
-    return next((value for value in found if isinstance(value, int) and value > 0), 0)
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)

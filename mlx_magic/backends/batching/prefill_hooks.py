@@ -1,4 +1,4 @@
-"""Cancellation points and progress inside mlx-vlm's prefill, which offers neither."""
+"""Cancellation points and progress inside mlx-vlm's own prefill, which has neither."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from mlx_magic.cancellation import CancelToken
 def watched(
     caches: list[Any], cancel: CancelToken, tokens_read: Callable[[int], None]
 ) -> Iterator[Callable[[], None]]:
-    """Look at `cancel` whenever a layer stores keys and values.
+    """Check `cancel` whenever a layer stores keys and values.
 
-    An instance attribute in front of ``update_and_fetch`` leaves the cache's
-    class alone. A cache whose update was cut short must be thrown away.
+    An instance attribute overrides ``update_and_fetch``, so the cache's class is unchanged.
+    Discard a cache whose update was cancelled.
 
     Parameters
     ----------
-    caches : list of KV caches, one a layer
+    caches : list of KV caches, one per layer
     cancel : CancelToken
     tokens_read : callable
-        Takes the tokens stored so far, once a chunk.
+        Takes the number of tokens stored so far, once per chunk.
 
     Yields
     ------
     callable
-        Takes the watch off again: decode needs none, it has its own.
+        Removes the hooks. Call it after prefill: the decode loop checks `cancel` itself.
 
     Raises
     ------
     Cancelled
-        Out of the model's forward pass.
+        From within the model's forward pass.
     """
     layers = [c for c in flat(caches) if hasattr(c, "update_and_fetch")]
 
-    def watch(cache: Any, first: bool) -> None:
+    def hook(cache: Any, first: bool) -> None:
         original = cache.update_and_fetch
 
         def update_and_fetch(*args: Any, **kwargs: Any) -> Any:
@@ -49,23 +49,23 @@ def watched(
 
         cache.update_and_fetch = update_and_fetch
 
-    def unwatch() -> None:
+    def remove_hooks() -> None:
         for cache in layers:
             cache.__dict__.pop("update_and_fetch", None)
 
     for index, cache in enumerate(layers):
-        watch(cache, first=index == 0)
+        hook(cache, first=index == 0)
     try:
-        yield unwatch
+        yield remove_hooks
     finally:
-        unwatch()
+        remove_hooks()
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Put an instance attribute in front of a method for a while."""
-    setattr(owner, name, value)
+def replaced(obj: Any, name: str, value: Any) -> Iterator[None]:
+    """Override a method by an instance attribute within this block."""
+    setattr(obj, name, value)
     try:
         yield
     finally:
-        delattr(owner, name)
+        delattr(obj, name)

@@ -1,4 +1,4 @@
-"""Requests of a model that go on one at a time, in the order of asking."""
+"""FIFO queue of a model's requests, of which one runs at a time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from mlx_magic.cancellation import CancelToken
 
 
 class RequestQueue:
-    """A queue in which the first one goes on and the others wait."""
+    """FIFO queue: the first request runs and the others wait."""
 
     def __init__(self) -> None:
         self._queue: deque[QueuedRequest] = deque()
 
     def __len__(self) -> int:
-        """Return how many there are: the one whose turn it is, and those that wait."""
+        """Return the number of requests, the running one included."""
         return len(self._queue)
 
     @contextlib.contextmanager
     def queued(self) -> Iterator[QueuedRequest]:
-        """Stand in the queue; whoever leaves the context leaves the queue."""
+        """Join the queue; leave it at the exit of the context."""
         turn = QueuedRequest(self._queue)
         self._queue.append(turn)
         try:
@@ -31,7 +31,7 @@ class RequestQueue:
 
 
 class QueuedRequest:
-    """One place in a queue."""
+    """A request's position in a queue."""
 
     def __init__(self, queue: deque[QueuedRequest]) -> None:
         self._queue = queue
@@ -39,18 +39,18 @@ class QueuedRequest:
     def wait(
         self, cancel: CancelToken, *, unless: Callable[[], bool] = lambda: False
     ) -> Generator[None, None, None]:
-        """Wait until it is the first of its queue; a look a slice.
+        """Wait until this request is the first of its queue; one check per slice.
 
         Parameters
         ----------
         cancel : CancelToken
         unless : callable
-            Says that no turn is needed any more.
+            Returns true once the request need not wait any more.
 
         Raises
         ------
         Cancelled
-            While it waits.
+            While the request waits.
         """
         while self._queue[0] is not self and not unless():
             cancel.checkpoint()

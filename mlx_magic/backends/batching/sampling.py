@@ -1,4 +1,4 @@
-"""Drawing the next token of every request in a batch, each in its own way."""
+"""Sampling of the next tokens of a batch, with parameters per request."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ LogitsProcessor = Callable[[Any, Any], Any]
 """Takes the tokens so far and logits of shape (1, vocabulary); returns such logits."""
 
 BAD = -1
-"""In place of a token where a request's logits are no numbers."""
+"""Stands for the token of a request whose logits are NaN or infinite."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request's tokens are drawn.
+    """Sampling parameters of one request.
 
     Attributes
     ----------
@@ -30,8 +30,7 @@ class SamplingParams:
     top_k : int
         0 is off.
     seed : int
-        Each token's randomness comes from this and its place alone: not from
-        what else is in the batch.
+        A token's randomness depends on this and its position alone, not on the rest of the batch.
     """
 
     temperature: float = 0.0
@@ -42,52 +41,54 @@ class SamplingParams:
 
 
 def processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProcessor]:
-    """Return what changes a request's logits before a token is drawn.
+    """Return the logits processors of a request.
 
     Parameters
     ----------
     sampling : Sampling
     prompt_tokens : int
-        How many of the tokens that a processor is given are the prompt's.
+        How many of the tokens that a processor gets belong to the prompt.
     """
     penalty = sampling.repetition_penalty or 1.0
     return [] if penalty == 1.0 else [repetition_penalty(penalty, prompt_tokens)]
 
 
 def repetition_penalty(penalty: float, prompt_tokens: int) -> LogitsProcessor:
-    """Make what an answer has written before less likely to come again.
+    """Return a logits processor that penalizes tokens which the answer already has.
 
-    Only the answer counts, not its prompt: of that, more or less may have been read before.
+    Prompt tokens are not penalized: how many of them the processor gets depends on the cached
+    prefix.
 
     Parameters
     ----------
     penalty : float
         1 is off.
     prompt_tokens : int
-        How many of the tokens that it is given are the prompt's.
+        How many of the tokens that the processor gets belong to the prompt.
     """
 
     def process(tokens: Any, logits: Any) -> Any:
         import mlx.core as mx
 
-        written = tokens[prompt_tokens:]
-        if not written.size:
+        generated = tokens[prompt_tokens:]
+        if not generated.size:
             return logits
-        found = logits[:, written]
-        logits[:, written] = mx.where(found < 0, found * penalty, found / penalty)
+        scores = logits[:, generated]
+        logits[:, generated] = mx.where(scores < 0, scores * penalty, scores / penalty)
         return logits
 
     return process
 
 
 def guarded(processor: LogitsProcessor, failed: Callable[[Exception], None]) -> LogitsProcessor:
-    """Let a processor fail for its own request alone.
+    """Wrap a logits processor so that its errors fail its own request alone.
 
     Parameters
     ----------
     processor : callable
+        Not called again after an error.
     failed : callable
-        Takes what it raised; it is not called again.
+        Takes the error.
     """
     broken = False
 
@@ -106,7 +107,7 @@ def guarded(processor: LogitsProcessor, failed: Callable[[Exception], None]) -> 
 
 
 def require_number(token: int, model: str) -> None:
-    """Refuse to go on where the logits were no numbers.
+    """Refuse to go on after `BAD`, which stands for invalid logits.
 
     Raises
     ------
@@ -121,24 +122,24 @@ def require_number(token: int, model: str) -> None:
 
 
 def fresh_seed() -> int:
-    """Return a seed that nobody has used."""
+    """Return a random seed."""
     return secrets.randbits(48)
 
 
 class RowSampler:
-    """Draws for a batch whose rows are named in `rows` before each call.
+    """Samples each row of a batch with its own parameters; set `rows` before each call.
 
-    It has the interface that mlx-vlm's batches look for (``sample_target``), since a
-    plain sampler there is one for all rows.
+    Implements ``sample_target``, the interface for which mlx-vlm's batches look: a plain
+    sampler would have the same parameters for all rows.
 
     Attributes
     ----------
     rows : list of int
-        Uid of each row of the logits that come next.
+        Uids of the rows of the next logits.
     draws : dict of int to SamplingParams
-        By uid.
+        Parameters by uid.
     drawn : mlx.core.array or None
-        What was drawn last, of shape (rows,).
+        Last sampled tokens, shape (rows,).
     """
 
     def __init__(self) -> None:
@@ -148,108 +149,108 @@ class RowSampler:
         self._bad: Any = None
 
     def __call__(self, logprobs: Any) -> Any:
-        """Draw the first token of each row."""
+        """Sample the first token of each row."""
         return self.sample_target(logprobs, row_ids=[], positions=[0] * logprobs.shape[0])
 
     def sample_target(
         self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
     ) -> Any:
-        """Draw a token for each row.
+        """Sample a token for each row.
 
         Parameters
         ----------
         logprobs : mlx.core.array
             Shape (rows, vocabulary).
         row_ids : sequence of int
-            Not looked at.
+            Not used.
         positions : sequence of int
-            How many tokens each row has written.
+            Number of tokens that each row has generated.
 
         Returns
         -------
         mlx.core.array
-            Shape (rows,), int32; `BAD` where the logits are no numbers.
+            Shape (rows,), int32; `BAD` for invalid logits.
         """
         import mlx.core as mx
 
         draws = [self.draws[uid] for uid in self.rows]
-        warm = [at for at, draw in enumerate(draws) if draw.temperature > 0]
-        if not warm:
+        sampled_rows = [at for at, params in enumerate(draws) if params.temperature > 0]
+        if not sampled_rows:
             return self.likeliest(logprobs)
         tokens = sampled = _sampled(
-            logprobs[mx.array(warm)] if len(warm) < len(draws) else logprobs,
-            [draws[at] for at in warm],
-            [positions[at] for at in warm],
+            logprobs[mx.array(sampled_rows)] if len(sampled_rows) < len(draws) else logprobs,
+            [draws[at] for at in sampled_rows],
+            [positions[at] for at in sampled_rows],
         )
-        if len(warm) < len(draws):
+        if len(sampled_rows) < len(draws):
             tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
-            tokens[mx.array(warm)] = sampled
+            tokens[mx.array(sampled_rows)] = sampled
         return self._checked(tokens, logprobs)
 
     def likeliest(self, scores: Any) -> Any:
-        """Take the likeliest token of each row.
+        """Return the likeliest token of each row.
 
         Parameters
         ----------
         scores : mlx.core.array
-            Logits or their log-probabilities, shape (rows, vocabulary).
+            Logits or log-probabilities, shape (rows, vocabulary).
 
         Returns
         -------
         mlx.core.array
-            Shape (rows,), int32; `BAD` where the logits are no numbers.
+            Shape (rows,), int32; `BAD` for invalid logits.
         """
         import mlx.core as mx
 
-        # A view: one operation less than a cast.
+        # A view saves the operation of a cast.
         return self._checked(mx.argmax(scores, axis=-1).view(mx.int32), scores)
 
     def is_greedy(self, uids: Sequence[int]) -> bool:
-        """Say whether all of these take the likeliest token."""
+        """Whether all of these requests are greedy."""
         return all(self.draws[uid].temperature <= 0 for uid in uids)
 
     def _checked(self, tokens: Any, scores: Any) -> Any:
-        """Keep what was drawn; `BAD` where the scores of its row are no numbers."""
+        """Store the sampled tokens, with `BAD` for rows whose scores are invalid."""
         import mlx.core as mx
 
         if self._bad is None:
             self._bad = mx.array(BAD, mx.int32)
-        # What is none makes the maximum none (read in mlx 0.32's three backends), and an infinite
-        # one is none less itself. A token that a model rules out may be at minus infinity.
+        # A NaN makes the maximum NaN (read in mlx 0.32's three backends), and an infinite maximum
+        # minus itself is NaN. Minus infinity is valid: models rule out tokens with it.
         most = mx.max(scores, axis=-1)
         self.drawn = mx.where(mx.isnan(most - most), self._bad, tokens)
         return self.drawn
 
 
 def _sampled(logprobs: Any, draws: Sequence[SamplingParams], positions: Sequence[int]) -> Any:
-    """Draw from what temperature, top-k, top-p and min-p leave, in that order."""
+    """Sample from what temperature, top-k, top-p and min-p leave, in that order."""
     import mlx.core as mx
 
-    temperatures = mx.array([draw.temperature for draw in draws])[:, None]
+    temperatures = mx.array([params.temperature for params in draws])[:, None]
     scaled = logprobs.astype(mx.float32) / temperatures
     scaled = scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
     size = scaled.shape[-1]
     least = mx.full((len(draws), 1), -mx.inf)
-    if any(draw.top_k or draw.top_p < 1 for draw in draws):
-        # Descending. The least likely token that is left sets the limit.
+    if any(params.top_k or params.top_p < 1 for params in draws):
+        # Descending. The least likely token that is kept sets the threshold.
         ordered = -mx.sort(-scaled, axis=-1)
-        ks = mx.array([min(draw.top_k or size, size) - 1 for draw in draws])[:, None]
+        ks = mx.array([min(params.top_k or size, size) - 1 for params in draws])[:, None]
         least = mx.take_along_axis(ordered, ks, axis=-1)
         kept = mx.where(ordered >= least, mx.exp(ordered), 0.0)
         before = (mx.cumsum(kept, axis=-1) - kept) / mx.sum(kept, axis=-1, keepdims=True)
-        top_ps = mx.array([draw.top_p for draw in draws])[:, None]
-        # A token stays while those before it have not yet filled the nucleus.
+        top_ps = mx.array([params.top_p for params in draws])[:, None]
+        # A token is kept while the tokens before it have not filled the nucleus.
         count = mx.sum(mx.logical_and(before < top_ps, ordered >= least), axis=-1, keepdims=True)
         nucleus = mx.take_along_axis(ordered, mx.maximum(count - 1, 0), axis=-1)
         least = mx.maximum(least, nucleus)
-    if any(draw.min_p for draw in draws):
-        floors = mx.array([draw.min_p for draw in draws])[:, None]
+    if any(params.min_p for params in draws):
+        floors = mx.array([params.min_p for params in draws])[:, None]
         least = mx.maximum(least, mx.max(scaled, axis=-1, keepdims=True) + mx.log(floors))
     left = mx.where(scaled >= least, scaled, -mx.inf)
     noise = mx.stack(
         [
-            mx.random.gumbel(shape=(size,), key=_key(draw.seed, position))
-            for draw, position in zip(draws, positions, strict=True)
+            mx.random.gumbel(shape=(size,), key=_key(params.seed, position))
+            for params, position in zip(draws, positions, strict=True)
         ]
     )
     return mx.argmax(left + noise, axis=-1).astype(mx.int32)
@@ -258,7 +259,7 @@ def _sampled(logprobs: Any, draws: Sequence[SamplingParams], positions: Sequence
 def _key(seed: int, position: int) -> Any:
     import mlx.core as mx
 
-    # Splitmix: neighboring places and seeds must not draw alike.
+    # Splitmix: neighboring positions and seeds must not give similar keys.
     mixed = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9) & (2**64 - 1)
     mixed ^= mixed >> 31
     mixed = (mixed * 0x94D049BB133111EB) & (2**64 - 1)

@@ -1,1 +1,1 @@
-"""From messages to the text of a prompt, by a template that is not trusted."""
+"""Rendering of messages to a prompt by chat templates, which are not trusted."""

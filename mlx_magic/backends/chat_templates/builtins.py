@@ -41,7 +41,7 @@ def install(environment: SandboxedEnvironment, *, like_transformers: bool) -> No
     ----------
     environment : SandboxedEnvironment
     like_transformers : bool
-        Whether it has those of transformers' chat templates too.
+        Whether to add those of transformers' chat templates.
     """
     filters: dict[str, Any] = {**environment.filters, "sum": _sum, "join": _join}
     environment.filters.update((name, _filter(name, f)) for name, f in filters.items())
@@ -58,7 +58,7 @@ def install(environment: SandboxedEnvironment, *, like_transformers: bool) -> No
 
 @jinja2.pass_context
 def shown(context: object, value: Any) -> Any:
-    """Count a value that is about to be put out. Takes the context so that Jinja calls it late."""
+    """Count a value that is about to be output. Takes the context so that Jinja calls it late."""
     if type(value) is str:
         return value
     limit = budget()
@@ -67,7 +67,7 @@ def shown(context: object, value: Any) -> Any:
 
 
 def joinable(limit: TemplateBudget, separator: str, values: Iterable[Any]) -> list[Any]:
-    """Return values as a list, once it is known that they can be joined.
+    """Return values as a list, after a check that the joined text is not too long.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class Form(SandboxedFormatter):
 
 
 class Dictionaries:
-    """The template's ``dict``, which is not the type."""
+    """The template's ``dict``, instead of the type."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         """Make a dictionary."""
@@ -123,7 +123,7 @@ class Dictionaries:
 
 
 class PlainNamespace(utils.Namespace):
-    """The template's ``namespace``: no private attributes, and none in what it prints."""
+    """The template's ``namespace``, without private attributes, and with a constant repr."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         attributes = dict(*args[1:], **kwargs)
@@ -140,7 +140,7 @@ class PlainNamespace(utils.Namespace):
 
 
 def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Limit what a filter reads and makes."""
+    """Limit the input and output of a filter."""
     kind = utils._PassArg.from_obj(function)
 
     @jinja2.pass_context
@@ -161,7 +161,7 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _test(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Limit what a test reads."""
+    """Limit the input of a test."""
     kind = utils._PassArg.from_obj(function)
 
     @jinja2.pass_environment

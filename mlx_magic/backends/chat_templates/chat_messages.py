@@ -1,4 +1,4 @@
-"""A request as the turns of a chat, and what to say where a chat template cannot take them."""
+"""A request as chat messages, and errors of chat templates that cannot render them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Message = dict[str, Any]
 
 
 def messages(
-    request: GenerationRequest, content: Callable[[str, int], Any] = lambda text, pictures: text
+    request: GenerationRequest, content: Callable[[str, int], Any] = lambda text, image_count: text
 ) -> list[Message]:
-    """Return the system prompt, the turns before, and the question.
+    """Return the system prompt, the earlier turns, and the question.
 
     Parameters
     ----------
     request : GenerationRequest
     content : callable
-        Takes a question and the number of its pictures, gives the turn's content.
+        Takes a question and the number of its images; returns the turn's content.
     """
     chat: list[Message] = []
     if request.system:
@@ -39,24 +39,24 @@ def messages(
     return chat
 
 
-def pictures(request: GenerationRequest) -> tuple[ImageInput, ...]:
-    """Return all pictures of a conversation, in the order of its turns."""
+def images(request: GenerationRequest) -> tuple[ImageInput, ...]:
+    """Return all images of a conversation, in the order of its turns."""
     before = (image for exchange in request.history for image in exchange.images)
     return (*before, *request.images)
 
 
 def require_whole(prompt: object, request: GenerationRequest, *, model: str) -> None:
-    """Refuse what a chat template made if it left out a turn or the system prompt.
+    """Refuse a rendered prompt that lacks a turn or the system prompt.
 
-    Some templates and libraries use the last turn alone, and say nothing.
+    Some templates and libraries silently use the last turn only.
 
     Parameters
     ----------
     prompt : object
-        What the template made; a str unless the library left it out.
+        The rendered prompt; anything but a str counts as empty.
     request : GenerationRequest
     model : str
-        Its name, for the message.
+        Name of the model, for the message.
 
     Raises
     ------
@@ -78,20 +78,20 @@ def require_whole(prompt: object, request: GenerationRequest, *, model: str) -> 
 
 
 def template_error(error: Exception, request: GenerationRequest, *, model: str) -> GenerationError:
-    """Say why a chat template did not render a conversation, and what could be done.
+    """Return the error for a conversation that a chat template did not render, with a remedy.
 
     Parameters
     ----------
     error : Exception
-        What rendering it raised.
+        The error of the rendering.
     request : GenerationRequest
     model : str
-        Its name, for the message.
+        Name of the model, for the message.
     """
     if isinstance(error, UnsafeTemplateError):
         return GenerationError(
-            f"{model}: its chat template was stopped, for it wants to run code ({error}): choose "
-            "another model.",
+            f"{model}: its chat template was stopped, because it tries to run code ({error}): "
+            "choose another model.",
             model=model,
         )
     if isinstance(error, TemplateLimitError):
@@ -111,7 +111,7 @@ def template_error(error: Exception, request: GenerationRequest, *, model: str) 
 
 def _refused(model: str, why: str, advice: str) -> GenerationError:
     return GenerationError(
-        f"{model}: its chat template cannot take what is asked ({why}): {advice}.", model=model
+        f"{model}: its chat template cannot render this request ({why}): {advice}.", model=model
     )
 
 

@@ -1,4 +1,4 @@
-"""A chat template as Python that counts what it does.
+"""Compilation of a chat template to Python code that counts its work.
 
 Imports jinja2: import it inside functions.
 """
@@ -23,15 +23,15 @@ from mlx_magic.backends.chat_templates.limits import (
 
 
 class CountingCode(CodeGenerator):
-    """Writes the Python of a template; what it calls of its environment is in `Sandbox`."""
+    """Generates a template's Python code; the environment methods it calls are in `Sandbox`."""
 
     def write(self, x: str) -> None:
-        """Write a piece of Python, unless the time is up."""
+        """Write a piece of Python code, unless the time is up."""
         budget().tick()
         super().write(x)
 
     def blockvisit(self, nodes: Iterable[nodes.Node], frame: Frame) -> None:
-        """Begin the body of a loop, a condition, a macro or a block with a look at the time."""
+        """Begin the body of a loop, a condition, a macro or a block with a check of the time."""
         self.writeline("environment.tick()")
         super().blockvisit(nodes, frame)
 
@@ -89,7 +89,7 @@ class CountingCode(CodeGenerator):
 
 
 class GenerationTag(Extension):
-    """The tag that marks answers, which only training uses."""
+    """The tag ``generation``, which marks answers for training."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -1,9 +1,9 @@
-"""Words of a prompt that look like control tokens stay words.
+"""Text of a prompt that looks like a control token is tokenized as plain text.
 
-A tokenizer finds its control tokens (``<|im_end|>``, ``<image>``) anywhere in a prompt, in words
-that a person or a data set wrote as well. Such words are masked while the chat template and the
-processor work on the prompt. They are put back where a copy of the tokenizer reads it, which
-knows the control tokens by other names.
+A tokenizer finds its control tokens (``<|im_end|>``, ``<image>``) anywhere in a prompt, also in
+text that a user or a data set wrote. Such text is masked while the chat template and the processor
+work on the prompt. It is restored for a copy of the tokenizer in which the control tokens have
+other names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
 from mlx_magic.formatting import shown
 
-# Processors replace words of these kinds that no tokenizer may know.
+# Processors replace such words, even if the tokenizer does not know them.
 _PLACEHOLDER = re.compile(
     r"<\|?/?(?:image|img|picture|video|vid|audio|vision|frame|start_of_image|end_of_image)"
     r"[\w:-]{0,40}/?\|?>",
@@ -32,7 +32,7 @@ _MARKUP = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 _MOST_WORDS = 50_000
 _FIRST_PRIVATE = 0x100000
 _LAST_PRIVATE = 0x10FFFD
-# Its encoding is the copy's; everything else of a tokenizer is the original's.
+# Attributes that `_Reader` takes from the copy; all others are the original tokenizer's.
 _ENCODING = frozenset(
     {"encode", "encode_batch", "encode_batch_fast", "encode_special_tokens", "post_processor"}
     | {"truncation", "enable_truncation", "no_truncation"}
@@ -42,20 +42,20 @@ _ENCODING = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """A request in whose words nothing looks like a control token.
+    """A request whose text has nothing that looks like a control token.
 
     Attributes
     ----------
     request : GenerationRequest
     words : mapping
-        Each character that stands for a word, and the word; empty if there was none.
+        Each mask character and the word that it stands for; empty if nothing was masked.
     """
 
     request: GenerationRequest
     words: Mapping[str, str] = field(default_factory=dict)
 
     def restored(self, text: str) -> str:
-        """Return a text with the words in place of the characters that stand for them."""
+        """Return a text with the words in place of their mask characters."""
         return text.translate({ord(mask): word for mask, word in self.words.items()})
 
 
@@ -79,12 +79,12 @@ class ControlTokens:
         if not hasattr(self._backend, "encode_batch") or not hasattr(self._backend, "to_str"):
             self._backend = None
         if self._backend is not None:
-            # What a checkpoint cuts off or fills up is what is looked at here, as well.
+            # A checkpoint's truncation or padding would hide tokens from the checks here.
             self._backend.no_truncation()
             self._backend.no_padding()
-        self._sees = processor is not None
+        self._is_vision = processor is not None
         known = {} if self._backend is None else self._backend.get_added_tokens_decoder()
-        # Letters that it does not have are no control token.
+        # The token for unknown characters is not a control token.
         unknown = getattr(self._tokenizer, "unk_token_id", None)
         self._control = frozenset(
             at
@@ -100,12 +100,12 @@ class ControlTokens:
         self._copy: tuple[Any, dict[str, str]] | None = None
 
     def masked(self, request: GenerationRequest) -> Masked:
-        """Mask what looks like a control token in the words of a request.
+        """Mask words of a request that look like control tokens.
 
         Raises
         ------
         GenerationError
-            The tokenizer offers no way to keep it a word.
+            The tokenizer cannot read such words as plain text.
         """
         everything = "".join(_texts(request))
         masks: dict[str, str] = {}
@@ -126,7 +126,7 @@ class ControlTokens:
             return _rewritten(text, self._found(text, self._special, self._others), mask)
 
         def in_answer(text: str) -> str:
-            # Templates look for <think> and the like in what the model wrote.
+            # Templates look for <think> and the like in answers.
             return _rewritten(text, self._found(text, self._special), mask)
 
         changed = _changed(request, in_question, in_answer)
@@ -138,7 +138,7 @@ class ControlTokens:
         return Masked(changed, {character: word for word, character in masks.items()})
 
     def reading(self, masked: Masked) -> Any:
-        """Return a tokenizer that reads the prompt of a masked request.
+        """Return a tokenizer for the prompt of a masked request.
 
         Raises
         ------
@@ -160,7 +160,7 @@ class ControlTokens:
         return reader
 
     def processor(self, processor: Any, masked: Masked) -> Any:
-        """Return a processor that reads the prompt of a masked request.
+        """Return a processor that tokenizes the prompt of a masked request.
 
         Raises
         ------
@@ -177,14 +177,14 @@ class ControlTokens:
         return made
 
     def require_restored(self, tokens: Sequence[int], masked: Masked) -> None:
-        """Refuse a prompt in which a mask was read as text.
+        """Refuse a prompt in which a mask was not restored.
 
         Parameters
         ----------
         tokens : sequence of int
             The prompt.
         masked : Masked
-            What it was made of.
+            The request of the prompt.
 
         Raises
         ------
@@ -192,10 +192,10 @@ class ControlTokens:
         """
         if not masked.words:
             return
-        # Some libraries note places of images as negative numbers.
+        # Some libraries use negative numbers for images.
         known = [token for token in tokens if token >= 0]
         text = self._tokenizer.decode(known, skip_special_tokens=False)
-        # The processor read the prompt by itself, past its tokenizer.
+        # A mask is left if the processor tokenized the prompt without its tokenizer.
         characters, squeezed = set(text), _squeezed(text)
         left = [word for mask, word in masked.words.items() if mask in characters]
         missing = [word for word in masked.words.values() if _squeezed(word) not in squeezed]
@@ -203,22 +203,22 @@ class ControlTokens:
             raise self._refused((left or missing)[0])
 
     def is_doubtful(self, masked: Masked) -> bool:
-        """Say whether `require_template` has something to look at."""
+        """Whether `require_template` has something to check."""
         return self._backend is not None and bool(self._edges(masked.request))
 
     def require_template(
         self, text: object, masked: Masked, again: Callable[[GenerationRequest], object]
     ) -> None:
-        """Refuse a prompt in which words became control tokens that were none as they stood.
+        """Refuse a prompt in which a change of its text made control tokens.
 
-        A normal form makes ``</S>`` or a ``</s>`` with an invisible character in it the same
-        as ``</s>``; a chat template may write words in small letters, or leave out a part.
-        So the control tokens of a prompt must be those of its template.
+        Normalization makes ``</S>``, or a ``</s>`` with an invisible character in it, the same as
+        ``</s>``; a chat template may lower-case text, or drop a part of it. So the control tokens
+        of a prompt must be those of its template.
 
         Parameters
         ----------
         text : object
-            What the template made of the masked request; only a str is looked at.
+            The rendered masked request; only a str is checked.
         masked : Masked
         again : callable
             Renders another request.
@@ -236,14 +236,14 @@ class ControlTokens:
         bare = _without(text, masked.request)
         if bare is not None and self._controls(bare) == found:
             return
-        # The template changed its words, or words as short as "<" were found in its own.
+        # The template changed the text, or text as short as "<" also occurs in the template.
         twin = again(self._harmless(masked.request, edges, next(_free(text))))
         if not isinstance(twin, str) or self._controls(twin) != found:
             word = next((w for w in _texts(masked.request) if not edges.isdisjoint(w)), "")
             raise self._refused(masked.restored(word))
 
     def _edges(self, request: GenerationRequest) -> set[str]:
-        """Return the characters of a request with which a control token could begin or end."""
+        """Return the characters of a request that could begin or end a control token."""
         edges = self._special.edges | self._others.edges
         normal = getattr(self._backend, "normalizer", None)
         found = set()
@@ -275,12 +275,12 @@ class ControlTokens:
         return _changed(request, in_question, in_answer)
 
     def _require_same(self, masked: Masked, prompt: str, tokens: Sequence[int]) -> None:
-        """Refuse what a copy read of a prompt if it has other control tokens than the prompt."""
+        """Refuse tokens of the copy whose control tokens differ from the prompt's."""
         if [at for at in tokens if at in self._control] != self._controls(prompt):
             raise self._refused(next(iter(masked.words.values())))
 
     def _known(self, processor: Any) -> tuple[_Words, _Words]:
-        """Return the words of control tokens, and markup that templates know."""
+        """Return the texts of control tokens, and other markup in the vocabulary."""
         special: set[str] = set()
         others: set[str] = set()
         if self._backend is not None:
@@ -301,14 +301,14 @@ class ControlTokens:
         return _Words(special), _Words(others)
 
     def _found(self, text: str, *words: _Words) -> Iterator[tuple[int, int]]:
-        """Yield where the first and longest of these words stand, one after the other."""
+        """Yield the spans of these words in a text: leftmost, longest, not overlapping."""
         spans = [span for known in words for span in known.spans(text)]
-        if self._sees:
+        if self._is_vision:
             spans += [match.span() for match in _PLACEHOLDER.finditer(text)]
         return _leftmost(spans)
 
     def _require_plain(self, text: str) -> None:
-        """Refuse words that become a control token by a normal form (in capitals, say)."""
+        """Refuse words that normalization makes a control token (words in capitals, say)."""
         if not self._by_normal_form:
             return
         text = _rewritten(text, self._found(text, self._special, self._others), lambda word: " ")
@@ -320,13 +320,13 @@ class ControlTokens:
     def _refused(self, word: str) -> GenerationError:
         return GenerationError(
             f"{self._model}: the question has the words {shown(word)}, a control token of this "
-            "model that its tokenizer cannot read as words: write it in another way.",
+            "model that its tokenizer cannot read as plain text: write it in another way.",
             model=self._model,
         )
 
 
 class _Words:
-    """A set of words that are looked for in texts."""
+    """A set of words to find in texts."""
 
     def __init__(self, words: Iterable[str]) -> None:
         self._words = {word for word in words if word.strip()}
@@ -339,7 +339,7 @@ class _Words:
         self._first = re.compile(f"[{firsts}]") if firsts else re.compile(r"(?!)")
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Yield where each of them stands in a text; they may overlap."""
+        """Yield the span of each occurrence in a text; spans may overlap."""
         for match in self._first.finditer(text):
             start = match.start()
             for length in self._lengths[match.group()]:
@@ -348,16 +348,16 @@ class _Words:
 
 
 class _Reader:
-    """A Rust tokenizer whose encoding is that of a copy that knows control tokens by other names.
+    """A Rust tokenizer that encodes with a copy in which control tokens have other names.
 
     Parameters
     ----------
     original, renamed : tokenizers.Tokenizer
     names : mapping
-        What the copy calls each control token.
+        The copy's name of each control token.
     masked : Masked
     check : callable
-        Takes a prompt and the tokens that were read of it; may raise.
+        Takes a prompt and its tokens; may raise.
     """
 
     def __init__(
@@ -368,7 +368,7 @@ class _Reader:
         masked: Masked,
         check: Callable[[str, Sequence[int]], None],
     ) -> None:
-        # Not by its own attributes: those are the tokenizers'.
+        # Not by assignment, which sets attributes of the tokenizers.
         self.__dict__.update(
             _original=original,
             _renamed=renamed,
@@ -398,7 +398,7 @@ class _Reader:
     encode_batch_fast = encode_batch
 
     def _put(self, sequence: Any) -> Any:
-        """Call the control tokens of a prompt by their other names, and put the words back."""
+        """Rename the control tokens of a prompt, and restore the masked words."""
         if isinstance(sequence, (list, tuple)):
             return type(sequence)(map(self._put, sequence))
         called = _rewritten(
@@ -416,9 +416,9 @@ class _Reader:
 
 
 def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
-    """Return a copy of a Rust tokenizer that knows its control tokens by other names."""
+    """Return a copy of a Rust tokenizer in which the control tokens have other names."""
     content = json.loads(backend.to_str())
-    # Nobody can write a name that is made anew in each kernel.
+    # A random name, so that no text can contain it.
     secret = secrets.token_hex(8)
     names: dict[str, str] = {}
     for at, token in enumerate(content["added_tokens"]):
@@ -440,7 +440,7 @@ def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
 
 
 def _unwrapped(tokenizer: Any) -> Any:
-    """Return the tokenizer of transformers inside of mlx-lm's."""
+    """Return transformers' tokenizer inside mlx-lm's wrapper."""
     inner = getattr(tokenizer, "_tokenizer", None)
     return (
         inner
@@ -450,13 +450,13 @@ def _unwrapped(tokenizer: Any) -> Any:
 
 
 def _texts(request: GenerationRequest) -> list[str]:
-    """Return the words of a request, in the order of its turns."""
+    """Return the texts of a request, in the order of its turns."""
     turns = (text for turn in request.history for text in (turn.prompt, turn.answer))
     return [request.system or "", *turns, request.prompt]
 
 
 def _without(text: str, request: GenerationRequest) -> str | None:
-    """Return a prompt with letters in place of its words; None if they are not all in it."""
+    """Return a prompt with the request's texts replaced by letters; None if one is not in it."""
     parts, end = [], 0
     for words in filter(None, map(str.strip, _texts(request))):
         place = text.find(words, end)
@@ -468,12 +468,12 @@ def _without(text: str, request: GenerationRequest) -> str | None:
 
 
 def _squeezed(text: str) -> str:
-    # Normal forms of tokenizers change capitals and spaces.
+    # Normalization may change case and spaces.
     return "".join(text.casefold().split())
 
 
 def _free(text: str) -> Iterator[str]:
-    """Yield private characters that are not in a text."""
+    """Yield private-use characters that are not in a text."""
     used = set(text)
     return (chr(at) for at in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(at) not in used)
 
@@ -481,7 +481,7 @@ def _free(text: str) -> Iterator[str]:
 def _changed(
     request: GenerationRequest, in_question: Callable[[str], str], in_answer: Callable[[str], str]
 ) -> GenerationRequest:
-    """Return a request with other words."""
+    """Return a request with its texts changed."""
     return replace(
         request,
         prompt=in_question(request.prompt),
@@ -494,7 +494,7 @@ def _changed(
 
 
 def _leftmost(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Yield the spans that stand one after the other: of those that overlap the first, longest."""
+    """Yield spans without overlaps; of overlapping ones the leftmost, then the longest."""
     end = 0
     for start, stop in sorted(spans, key=lambda span: (span[0], -span[1])):
         if start >= end:
@@ -508,7 +508,7 @@ def _rewritten(
     inside: Callable[[str], str],
     outside: Callable[[str], str] = str,
 ) -> str:
-    """Return a text with other words in its spans, and outside of them."""
+    """Return a text with functions applied inside and outside of its spans."""
     parts, end = [], 0
     for start, stop in spans:
         parts += [outside(text[end:start]), inside(text[start:stop])]

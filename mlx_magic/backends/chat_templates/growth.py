@@ -1,6 +1,6 @@
-"""How large the result of an operator, a method or a filter of a chat template would be.
+"""Size estimates for results of operators, methods and filters in chat templates.
 
-One call into C cannot be interrupted, so that its size is refused before it is made.
+A call into C cannot be interrupted, so too large a result is refused before the call.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MOST_BITS = 2**16
 """Bits of an integer."""
 
 MOST_STRIPPED = 1000
-"""Characters that are stripped off: each of the text is compared to each of them."""
+"""Characters to strip off: each character of the text is compared to each of them."""
 
 SLOW_TEXT = 2**20
-"""Characters of a text for filters that look at each of them in Python."""
+"""Characters of a text for filters that loop over it in Python."""
 
 MOST_PARTS = 1000
 """Parts of the name of an attribute, such as ``a.b.c``."""
@@ -68,7 +68,7 @@ def require_operands(budget: TemplateBudget, operator: str, left: Any, right: An
 
 
 def require_form(form: str) -> None:
-    """Refuse a long text to format values into.
+    """Refuse too long a format string.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def require_form(form: str) -> None:
 
 
 def require_width(spec: str) -> None:
-    """Refuse the part of a format that says how wide it is, where that is very wide.
+    """Refuse a format specification with a very large width or precision.
 
     Raises
     ------
@@ -136,9 +136,7 @@ def _require(
     try:
         length = estimate(budget, value, *args, **kwargs)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TemplateLimitError(
-            f"it calls {name!r} in a way that has no meaning: {error}"
-        ) from error
+        raise TemplateLimitError(f"it calls {name!r} with invalid arguments: {error}") from error
     budget.require(length)
 
 
@@ -154,7 +152,7 @@ def _printf(budget: TemplateBudget, form: str, values: Any) -> int:
                 raise TemplateLimitError("it formats with a width of '*'")
             require_width(text or "")
             length += int(text or 0)
-    # A mapping's value may be used at each place, a tuple's once.
+    # A mapping's value may be used by every field, a tuple's by one.
     times = places if isinstance(values, Mapping) else 1
     return length + times * budget.weight(values)
 
@@ -188,7 +186,7 @@ def _stripped(budget: TemplateBudget, text: Any, chars: Any = None) -> int:
 def _split(budget: TemplateBudget, text: str, sep: Any = None, maxsplit: int = -1) -> int:
     times = len(text) // 2 if sep is None else text.count(sep)
     if sep is None and times * ITEM > budget.longest // 2:
-        # The number of words is not known before; this finds out without making all of them.
+        # The number of words is unknown; this counts them without making all of them.
         times = len(text.split(None, budget.items))
     return len(text) + ITEM * (times if maxsplit < 0 else min(times, maxsplit))
 

@@ -1,4 +1,4 @@
-"""Limits of one chat template: time, memory, and the size of each value it makes."""
+"""Limits of a chat template: time, memory, and the size of each value."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ ITEM = 32
 """Weight of an item of a container, in characters; a small Python object takes as much."""
 
 DEPTH = 100
-"""Calls of macros, blocks and recursive loops inside each other."""
+"""Maximum nesting of macros, blocks and recursive loops."""
 
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, *_VIEWS)
 _RECORD = 200
-"""Bytes that a container takes in `TemplateBudget` besides its own."""
+"""Bytes of `TemplateBudget`'s own record of a container."""
 
 
 @dataclass(frozen=True)
 class TemplateLimits:
-    """How much a chat template may take.
+    """Limits of a chat template.
 
     Attributes
     ----------
     seconds : float
-        Time of the thread's CPU, compiling included. Waiting for other threads is not counted.
+        CPU time of the thread, compilation included. Waiting for other threads is not counted.
     characters : int
         Length of one value, and of the output, beyond twice the input's.
     memory : int
@@ -39,7 +39,7 @@ class TemplateLimits:
     source : int
         Characters of the template.
     compiled : int
-        Characters of the Python that Jinja makes of it.
+        Characters of the Python code that Jinja makes of it.
     """
 
     seconds: float = 2.0
@@ -50,15 +50,15 @@ class TemplateLimits:
 
 
 class TemplateLimitError(Exception):
-    """Raised inside a chat template that takes too much; the message is the reason."""
+    """A chat template exceeds a limit; the message is the reason."""
 
 
 class UnsafeTemplateError(Exception):
-    """Raised inside a chat template that tries to run code or to read files."""
+    """A chat template tries to run code or to read files."""
 
 
 class TemplateBudget:
-    """What one chat template has used, and the end of it.
+    """What one chat template has used of its limits.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class TemplateBudget:
     clock : callable
         Returns seconds.
     cancel : CancelToken, optional
-        Ends the template when it is thrown.
+        Ends the template when it is set.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TemplateBudget:
         self._since: float | None = None
         self._unchecked = 0
         self._depth = 0
-        # Keeps each container, so that its id is not that of another one later.
+        # Holds each container, so that its id is not reused.
         self._weights: dict[int, tuple[object, int, int]] = {}
 
     @property
@@ -95,12 +95,12 @@ class TemplateBudget:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count the time inside; nested, it is counted once.
+        """Count the time within this block; nested blocks count once.
 
         Raises
         ------
         TemplateLimitError
-            In place of RecursionError and MemoryError.
+            Instead of RecursionError and MemoryError.
         """
         outer = self._since
         if outer is None:
@@ -117,14 +117,14 @@ class TemplateBudget:
                 self._since = None
 
     def allow_for(self, variables: Mapping[str, Any]) -> None:
-        """Raise the limits by the size of a template's input."""
+        """Increase the limits by the size of a template's input."""
         longest, self.longest = self.longest, sys.maxsize
         weight = sum(self.weight(value) for value in variables.values())
         self.longest = longest + 2 * weight
         self._memory += 32 * weight
 
     def tick(self) -> None:
-        """Note a step that makes nothing large.
+        """Count a step that makes nothing large.
 
         Raises
         ------
@@ -134,7 +134,7 @@ class TemplateBudget:
         self._work(2**12)
 
     def work(self, *values: Any) -> None:
-        """Note that a call is about to read these values.
+        """Count the work of a call that is about to read these values.
 
         Raises
         ------
@@ -149,7 +149,7 @@ class TemplateBudget:
         Parameters
         ----------
         length : int
-            Characters it would have.
+            Characters of the value.
 
         Raises
         ------
@@ -167,7 +167,7 @@ class TemplateBudget:
         ----------
         value : object
         fresh_items : bool
-            Whether its items were made with it.
+            Whether its items are new, too.
 
         Raises
         ------
@@ -184,7 +184,7 @@ class TemplateBudget:
         return value
 
     def listed(self, values: Iterable[Any]) -> list[Any]:
-        """Make a list that is not too long.
+        """Make a list, with its length checked.
 
         Raises
         ------
@@ -201,7 +201,7 @@ class TemplateBudget:
         return found
 
     def joined(self, pieces: Iterable[str]) -> str:
-        """Join texts whose length is checked first.
+        """Join texts, with their total length checked first.
 
         Raises
         ------
@@ -217,7 +217,7 @@ class TemplateBudget:
         return text
 
     def charge(self, size: int) -> None:
-        """Count bytes that were taken.
+        """Count allocated bytes.
 
         Raises
         ------
@@ -245,20 +245,20 @@ class TemplateBudget:
             self._depth -= 1
 
     def weight(self, value: Any) -> int:
-        """Return the length of a value written out, where what it holds twice counts twice.
+        """Return the length of a value written out; an item that occurs twice counts twice.
 
         A list that holds a list twice, which holds a list twice, and so on, is small in memory,
-        but not for whatever prints or compares it.
+        but takes exponential time to print or compare.
 
         Raises
         ------
         TemplateLimitError
-            Where it is longer than allowed, or holds what is not plain data.
+            The value is too long, or holds anything but plain data.
         """
         return self.measured(value)[0]
 
     def measured(self, value: Any) -> tuple[int, int]:
-        """Return the weight of a value, and how deeply it is nested."""
+        """Return the weight of a value, and its nesting depth."""
         if isinstance(value, str):
             return ITEM + len(value), 0
         if isinstance(value, range):
@@ -269,7 +269,7 @@ class TemplateBudget:
         if known is not None:
             return known[1], known[2]
         weight, depth = ITEM, 0
-        # The pairs of a view are made anew each time.
+        # A view makes new pairs each time, so measure its mapping.
         mapping: Any = getattr(value, "mapping") if isinstance(value, _VIEWS) else value  # noqa: B009
         is_mapping = mapping is not value or isinstance(value, dict)
         for part in (*mapping.keys(), *mapping.values()) if is_mapping else mapping:
@@ -298,7 +298,7 @@ class TemplateBudget:
 
 
 BUDGET: ContextVar[TemplateBudget | None] = ContextVar("chat_template_budget", default=None)
-"""The budget of the chat template that this thread renders; None where it renders none."""
+"""The budget of the chat template that this thread renders; None if it renders none."""
 
 
 def budget() -> TemplateBudget:
@@ -316,7 +316,7 @@ def budget() -> TemplateBudget:
 
 
 def _is_data(value: Any) -> bool:
-    """Say whether a value is of JSON's kinds, or an iterator or an undefined name."""
+    """Whether a value is plain data, an iterator or an undefined name."""
     if value is None or isinstance(value, (str, int, float, range, *_CONTAINERS)):
         return True
     kind = type(value)

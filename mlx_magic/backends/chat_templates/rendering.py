@@ -1,8 +1,8 @@
-"""Chat templates rendered in our sandbox, wherever the libraries would render them.
+"""Rendering of chat templates in our sandbox instead of the libraries' own.
 
-transformers renders those of most models, in a sandbox that has no limits. Some processors of
-mlx-vlm render theirs without any sandbox. Both are asked for the prompt as before, inside
-`sandboxed`.
+transformers renders the templates of most models, in a sandbox without limits. Some processors of
+mlx-vlm render theirs without any sandbox. Both are called as usual, within `sandboxed`, and then
+render in our sandbox.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _lock = threading.Lock()
 
 @contextmanager
 def sandboxed(limits: TemplateBudget | None = None) -> Iterator[None]:
-    """Let transformers render chat templates in our sandbox, on this thread, inside the block.
+    """Let transformers render chat templates in our sandbox, on this thread, within the block.
 
-    What other threads render, and what other code of the process does, is left as it is.
+    Other threads are not affected.
 
     Parameters
     ----------
     limits : TemplateBudget, optional
-        What all templates of the block may take together.
+        Budget of all templates of the block together.
     """
     _hook_transformers()
     token = BUDGET.set(limits or TemplateBudget())
@@ -49,13 +49,13 @@ def sandboxed(limits: TemplateBudget | None = None) -> Iterator[None]:
 
 @contextmanager
 def rendering(request: GenerationRequest, cancel: CancelToken, *, model: str) -> Iterator[None]:
-    """Let the chat template of a model render a request in the block, or say why it does not.
+    """Sandbox a model's chat template within the block, and translate its errors.
 
     Parameters
     ----------
     request : GenerationRequest
     cancel : CancelToken
-        Ends the template when it is thrown.
+        Ends the template when it is set.
     model : str
         Name of the model, for messages.
 
@@ -74,17 +74,17 @@ def rendering(request: GenerationRequest, cancel: CancelToken, *, model: str) ->
 
 
 def rendered(source: str, *, like_transformers: bool = False, **variables: Any) -> str:
-    """Render a chat template; inside of `sandboxed`.
+    """Render a chat template; only within `sandboxed`.
 
     Parameters
     ----------
     source : str
         The template.
     like_transformers : bool
-        Whether to read it as transformers reads chat templates: without blank lines around
-        blocks, and with ``raise_exception``. Otherwise it is read as Jinja's defaults do.
+        Whether to use transformers' settings for chat templates: no blank lines around blocks, and
+        ``raise_exception``. Otherwise Jinja's defaults.
     variables : object
-        What the template gets.
+        Variables of the template.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def rendered(source: str, *, like_transformers: bool = False, **variables: Any) 
     UnsafeTemplateError
         It tries to run code or to read files.
     jinja2.TemplateError
-        It is no template, or refuses the conversation.
+        It is not a valid template, or refuses the conversation.
     """
     from mlx_magic.backends.chat_templates.sandbox import compiled
 
@@ -101,19 +101,19 @@ def rendered(source: str, *, like_transformers: bool = False, **variables: Any) 
 
 
 def processor_for(processor: Any, model_type: str) -> Any:
-    """Return what mlx-vlm may be given to render with, in place of a model's processor.
+    """Return the processor that mlx-vlm may use for rendering.
 
     Parameters
     ----------
     processor : object
-        The model's.
+        The model's processor.
     model_type : str
         From its config.json.
 
     Returns
     -------
     object
-        The processor, or a stand-in for one that would render without a sandbox.
+        The processor, or a proxy of it if it would render without a sandbox.
     """
     if _architecture_uses_jinja(model_type) or _class_uses_jinja(type(processor)):
         return _Sandboxed(processor)
@@ -121,7 +121,7 @@ def processor_for(processor: Any, model_type: str) -> Any:
 
 
 class _Sandboxed:
-    """A processor whose own rendering is never called; the rest of it is the processor's."""
+    """Proxy of a processor that renders in our sandbox."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
@@ -137,10 +137,10 @@ class _Sandboxed:
         tokenize: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Render as those processors of mlx-vlm do. For the errors, see `rendered`."""
+        """Render as mlx-vlm's processors do. For the errors, see `rendered`."""
         source = self._processor.chat_template if chat_template is None else chat_template
         if not isinstance(source, str):
-            raise TypeError("it is a set of templates, of which the processor takes none")
+            raise TypeError("it is a set of templates, but the processor needs a single one")
         text = rendered(
             source, messages=conversation, add_generation_prompt=add_generation_prompt, **kwargs
         )
@@ -154,7 +154,7 @@ def _architecture_uses_jinja(model_type: str) -> bool:
 
 
 def _class_uses_jinja(kind: type) -> bool:
-    """Say whether the package that defines how a processor renders uses Jinja directly."""
+    """Whether the package that defines a processor's `apply_chat_template` uses Jinja directly."""
     owner = next((c for c in kind.__mro__ if "apply_chat_template" in vars(c)), None)
     if owner is None or owner.__module__.partition(".")[0] == "transformers":
         return False
@@ -173,12 +173,12 @@ def _mentions_jinja(source: str) -> bool:
 
 
 def _hook_transformers() -> None:
-    """Make transformers ask us for each compiled template, once for the process."""
+    """Wrap the function with which transformers compiles templates, once for the process."""
     from transformers.utils import chat_template_utils
 
     with _lock:
         original: Callable[[str], Any] | None = getattr(chat_template_utils, _HOOK, None)
-        # Of another version: its own sandbox holds, though without our limits.
+        # Another version of transformers has its own sandbox, though without our limits.
         if original is None or hasattr(original, "__wrapped_by_mlx_magic__"):
             return
 

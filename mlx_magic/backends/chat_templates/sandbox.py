@@ -1,4 +1,4 @@
-"""Jinja's sandbox with limits: a chat template is a program of whoever made the checkpoint.
+"""Jinja's sandbox with limits: a chat template is untrusted code of the checkpoint's author.
 
 Imports jinja2: import it inside functions.
 """
@@ -79,19 +79,19 @@ _METHODS: dict[type, frozenset[str]] = {
 }
 
 
-# Arguments that Jinja adds to each call inside of a loop or a block, for itself.
+# Arguments that Jinja adds to each call inside a loop or a block.
 _OF_JINJA = ("_loop_vars", "_block_vars")
 
 
 @functools.lru_cache(maxsize=16)
 def compiled(source: str, *, like_transformers: bool) -> jinja2.Template:
-    """Compile a chat template; it counts what it does, and renders under a `BUDGET` only.
+    """Compile a chat template, which counts its work and renders under a `BUDGET` only.
 
     Parameters
     ----------
     source : str
     like_transformers : bool
-        Whether it is read as transformers reads chat templates, or as Jinja's defaults do.
+        Whether to use transformers' settings for chat templates, or Jinja's defaults.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def compiled(source: str, *, like_transformers: bool) -> jinja2.Template:
     UnsafeTemplateError
         It reads files.
     jinja2.TemplateError
-        It is no template.
+        It is not a valid template.
     """
     limit = budget()
     if len(source) > limit.limits.source:
@@ -109,7 +109,7 @@ def compiled(source: str, *, like_transformers: bool) -> jinja2.Template:
         with limit.running(), translated():
             return _sandbox(like_transformers).from_string(source)
     except SyntaxError:
-        # Python's own limits: Jinja's errors of syntax are others.
+        # A limit of Python's compiler; Jinja's syntax errors are of another class.
         raise TemplateLimitError("it nests too deeply") from None
 
 
@@ -132,7 +132,7 @@ class _Template(jinja2.Template):
         ------
         TemplateLimitError, UnsafeTemplateError
         jinja2.TemplateError
-            Among them what the template raises itself.
+            Including errors that the template raises itself.
         """
         variables: dict[str, Any] = dict(*args, **kwargs)
         limit = budget()
@@ -142,7 +142,7 @@ class _Template(jinja2.Template):
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's environment in which everything is counted, and only what is known is called."""
+    """Jinja environment that counts all work, and calls known functions only."""
 
     code_generator_class = CountingCode
     template_class = _Template
@@ -162,11 +162,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
-        """Join what a macro or a block puts out."""
+        """Join the output of a macro or a block."""
         return budget().joined(pieces)
 
     def tick(self) -> None:
-        """Look at the time. Returns None, which is false."""
+        """Check the time. Returns None, which is false."""
         budget().tick()
 
     def made(self, value: Any) -> Any:
@@ -192,7 +192,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Call what a template calls."""
+        """Call a function for a template, within the limits."""
         limit = budget()
         __self._require_callable(__obj)
         named = {name: value for name, value in kwargs.items() if name not in _OF_JINJA}
@@ -210,7 +210,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return limit.made(value, fresh_items=isinstance(text, str))
 
     def is_safe_callable(self, obj: Any) -> bool:
-        """Say whether a template may call this."""
+        """Whether a template may call this."""
         if isinstance(obj, (BuiltinMethodType, MethodType)):
             owner = _owner(obj)
             known = (runtime.LoopContext, utils.Cycler, builtins.Dictionaries, GenerationTag)
@@ -242,14 +242,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise UnsafeTemplateError(f"a call of a {type(obj).__name__}")
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        """Refuse an attribute at once; Jinja does when it is used."""
+        """Refuse an attribute at once; Jinja would refuse its use."""
         place = f"{attribute!r} of a {type(obj).__name__}"
         if modifies_known_mutable(obj, attribute):
             raise TemplateLimitError(f"it uses {place}, which is not allowed")
         raise UnsafeTemplateError(place)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Return the limited form of ``str.format``."""
+        """Return the limited ``str.format`` or ``str.format_map``."""
         text = _owner(value)
         if isinstance(text, str) and value.__name__ in ("format", "format_map"):
             return builtins.Form(self, text, by_map=value.__name__ == "format_map")
@@ -272,7 +272,7 @@ def _sandbox(like_transformers: bool) -> Sandbox:
 
 
 def _owner(method: Any) -> Any:
-    """Return what a method belongs to; None for anything else."""
+    """Return the object of a bound method; None for anything else."""
     if isinstance(method, (BuiltinMethodType, MethodType)):
         return method.__self__
     return None

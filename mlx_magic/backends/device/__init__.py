@@ -1,1 +1,1 @@
-"""The machine that MLX runs on: memory, BLAS, compiled parts."""
+"""The machine that MLX runs on: memory, BLAS, JIT compilation."""

@@ -1,8 +1,8 @@
-"""Where MLX's CPU backend compiles parts of a model: a folder that it can write to, or nowhere.
+"""A usable folder for the JIT compilation of MLX's CPU backend, or compilation turned off.
 
-MLX joins neighboring operations into one, writes that as C++ into the system's folder for
-temporary files, calls g++ and loads the library. Where g++ is missing it does without; where the
-folder cannot be used it raises the compiler's command line (mlx 0.32.4, measured).
+MLX fuses neighboring operations, writes the result as C++ into the system's folder for temporary
+files, calls g++ and loads the library. Without g++ it does not compile. If the folder cannot be
+used, it raises an error with the compiler's command line (mlx 0.32.4, measured).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from mlx_magic.formatting import shown
 
 VARIABLES = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
-"""Those that name the folder, as C++'s ``temp_directory_path`` reads them: at each compilation."""
+"""Variables that name the folder. C++'s ``temp_directory_path`` reads them at each compilation."""
 
 FOLDER = "mlx"
-"""MLX's own folder within it."""
+"""MLX's own folder within the folder for temporary files."""
 
 NEEDED = 2**20
-"""Bytes that have to be free: a library takes 16 KB, and the compiler's own files some 100."""
+"""Bytes that must be free: a library takes 16 KB, the compiler's own files some 100 KB."""
 
 # MLX puts the path into a command line for a shell, in double quotes.
 _UNQUOTABLE = re.compile(r'["$`\\\n]')
@@ -41,14 +41,14 @@ _FULL = re.compile(r"no space left|disk quota|file too large|file size limit", r
 
 @dataclass(frozen=True, slots=True)
 class Compiling:
-    """Where parts of models are compiled.
+    """Where MLX compiles.
 
     Attributes
     ----------
     folder : Path or None
-        The folder for temporary files that MLX uses; None if it compiles nothing.
+        The folder for temporary files that MLX uses; None if compilation is off.
     problem : str
-        Why it is not the system's own; empty if it is.
+        Why it is not the system's folder; empty if it is.
     """
 
     folder: Path | None
@@ -56,7 +56,7 @@ class Compiling:
 
     @property
     def words(self) -> str:
-        """One line for a person."""
+        """One line for `%vision status`."""
         remedy = "set TMPDIR to a folder that can be written to, then restart the kernel"
         if self.folder is None:
             return f"off, answers are slower ({self.problem}): {remedy}"
@@ -64,15 +64,15 @@ class Compiling:
 
 
 def arrange(mx: Any, others: Sequence[Path]) -> Compiling:
-    """Let MLX compile in the system's folder, else in another one, else not at all.
+    """Let MLX compile in the system's folder, else in another folder, else turn compilation off.
 
     Parameters
     ----------
     mx : module
         ``mlx.core``.
     others : sequence of Path
-        Folders to use instead; they are made if need be. TMPDIR is set to the first of them
-        that can be used, since MLX reads nothing else.
+        Other folders, created if needed. TMPDIR is set to the first usable one, since MLX reads
+        nothing else.
     """
     inner = (FOLDER, mx.__version__, "cpu")
     own = temporary()
@@ -95,12 +95,12 @@ def temporary() -> str:
 
 
 def elsewhere(cache: Path | None) -> list[Path]:
-    """Return folders of this person's own in which compiled parts may lie.
+    """Return private folders of this user for compiled libraries.
 
     Parameters
     ----------
     cache : Path or None
-        The person's folder for caches, which is tried first.
+        The user's cache folder, which is tried first.
     """
     name = f"mlx-magic-{os.getuid()}" if hasattr(os, "getuid") else "mlx-magic"
     shared = [Path(base, name) for base in ("/tmp", "/var/tmp", "/dev/shm")]
@@ -113,9 +113,9 @@ def unusable(temporary: str, inner: Sequence[str] = ()) -> str:
     Parameters
     ----------
     temporary : str
-        As TMPDIR names it: empty is no folder, unlike `Path`'s.
+        As TMPDIR names it. An empty str is no folder, unlike for `Path`.
     inner : sequence of str
-        The folders that MLX makes within it.
+        The folders that MLX creates within it.
     """
     label = shown(temporary, 200) or "TMPDIR, which is empty,"
     try:
@@ -147,7 +147,7 @@ def _unwritable(folder: Path, label: str) -> str:
     try:
         with os.fdopen(handle, "wb", buffering=0) as file:
             left = NEEDED
-            while left > 0:  # one call may write a part of it
+            while left > 0:  # one call may write only a part
                 left -= file.write(bytes(left))
     finally:
         made.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ def _unwritable(folder: Path, label: str) -> str:
 
 
 def _is_trusted(folder: Path) -> bool:
-    """Whether only this person, or the system, can put libraries there: MLX loads what it finds."""
+    """Whether only this user or the system can write there: MLX loads the libraries it finds."""
     if not hasattr(os, "geteuid"):
         return True
     found = folder.stat()
@@ -173,6 +173,6 @@ def failure(error: BaseException) -> str:
         return ""
     if _FULL.search(text):
         return "no space left"
-    # The first line is the command; the compiler's own words follow it.
+    # The first line is the command; the compiler's message follows.
     said = re.search(r"(?:fatal |internal )?error: ([^\n\"]{1,160})", text)
     return shown(said[1], 160) if said else "the compiler or its folder cannot be used"

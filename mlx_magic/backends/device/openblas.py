@@ -1,4 +1,4 @@
-"""A quick BLAS for MLX's CPU backend on Linux, loaded before MLX is."""
+"""A fast BLAS for MLX's CPU backend on Linux, loaded before MLX."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 SWITCH = "MLX_MAGIC_OPENBLAS"
 
-# How long an idle thread of OpenBLAS keeps its core busy, as a power of two of clock ticks. Its own
-# 26 (27 ms at 2.5 GHz) takes 5 % from a small model's answer on two cores, which begins right after
-# the products of its prompt; with 20 the steps of SmolLM2 were 10 % slower, with 24 they were not.
+# How long an idle thread of OpenBLAS spins, as a power of two of clock ticks. The default of 26
+# (27 ms at 2.5 GHz) slows a small model's decode by 5 % on two cores, since decode begins right
+# after the products of the prefill. With 20 the steps of SmolLM2 were 10 % slower, with 24 not.
 BUSY_WAIT = ("OPENBLAS_THREAD_TIMEOUT", "24")
 
 
@@ -26,9 +26,9 @@ class Blas:
     Attributes
     ----------
     loaded : str or None
-        Path of the OpenBLAS that was put before the wheel's own, if any.
+        Path of the OpenBLAS that replaces the wheel's BLAS, if any.
     reason : str
-        Why, or why not; one line for `%vision status`.
+        Why it was loaded or not; one line for `%vision status`.
     """
 
     loaded: str | None
@@ -36,7 +36,7 @@ class Blas:
 
 
 def load() -> Blas:
-    """Load the first OpenBLAS that computes rightly; must run before mlx is imported.
+    """Load the first OpenBLAS that computes correctly; must run before mlx is imported.
 
     On Linux without CUDA.
     """
@@ -65,9 +65,9 @@ class _Pool:
     ----------
     library : ctypes.CDLL or None
     count : int
-        How many threads share a product, with the one that asks for it.
+        Number of threads that share a product, the calling one included.
     ids : set of str
-        Linux's ids of them.
+        Linux's ids of the threads.
     """
 
     library: ctypes.CDLL | None = None
@@ -75,12 +75,12 @@ class _Pool:
     ids: set[str] = field(default_factory=set)
 
     def loaded(self, library: ctypes.CDLL, ids: set[str]) -> None:
-        """Note them."""
+        """Record the library and its threads."""
         self.library, self.ids = library, ids
         self.count = int(library.openblas_get_num_threads())
 
     def set(self, count: int) -> None:
-        """Share the products that begin from now on among so many threads."""
+        """Set the number of threads for further products."""
         if self.library is not None:
             self.library.openblas_set_num_threads(count)
 
@@ -89,23 +89,23 @@ _pool = _Pool()
 
 
 def come_to_rest() -> None:
-    """Wait until no product is shared among threads, and let none begin; then a fork is safe.
+    """Make a fork safe: use one thread from now on, and wait until the other threads are idle.
 
-    What MLX does goes on, each product on one thread.
+    MLX goes on meanwhile, with each product on one thread.
     """
     if _pool.count < 2:
         return
     _pool.set(1)
-    # A thread that has nothing to do spins for a while and then sleeps (`BUSY_WAIT`). Looked at
-    # twice, for a product that was begun just before it might not be shared any more.
+    # An idle thread spins for a while and then sleeps (`BUSY_WAIT`). Checked twice, because a
+    # product may have begun just before the number of threads was set.
     for _ in range(2):
-        time.sleep(_LOOK)
+        time.sleep(_POLL_SECONDS)
         while any(_runs(thread) for thread in _pool.ids):
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
 
 
 def go_on() -> None:
-    """Share products among threads again. After a fork there are none yet: they begin here."""
+    """Use all threads again. After a fork this starts them in the child."""
     if _pool.count < 2:
         return
     before = _threads()
@@ -113,7 +113,7 @@ def go_on() -> None:
     _pool.ids = (_pool.ids & _threads()) | (_threads() - before)
 
 
-_LOOK = 0.005
+_POLL_SECONDS = 0.005
 
 
 def _threads() -> set[str]:
@@ -133,7 +133,7 @@ def _runs(thread: str) -> bool:
 
 
 def _opened(path: str, mode: int) -> ctypes.CDLL:
-    """Open the library, which looks at `BUSY_WAIT` when it is opened first."""
+    """Open the library with `BUSY_WAIT` set, which it reads when it is first opened."""
     name, ticks = BUSY_WAIT
     if name in os.environ:
         return ctypes.CDLL(path, mode=mode)
@@ -145,7 +145,7 @@ def _opened(path: str, mode: int) -> ctypes.CDLL:
 
 
 def _candidates() -> list[str]:
-    """Debian's first, then the older one that the opencv wheel carries."""
+    """Return the system's OpenBLAS first, then the older one of the opencv wheel."""
     found = []
     if system := ctypes.util.find_library("openblas"):
         found.append(system)
@@ -157,7 +157,7 @@ def _candidates() -> list[str]:
 
 
 def check_product(path: str) -> str | None:
-    """Multiply two matrices with that library alone; None when it is right."""
+    """Multiply two matrices with a library; return None, or what is wrong."""
     import numpy as np
 
     try:
@@ -165,7 +165,7 @@ def check_product(path: str) -> str | None:
     except (OSError, AttributeError) as error:
         return str(error)
     rng = np.random.default_rng(0)
-    # Larger than one block of any kernel, so that its assembly really runs.
+    # Larger than one block of any kernel, so that its assembly code runs.
     m, k, n = 97, 193, 131
     a = rng.standard_normal((m, k), dtype=np.float32)
     b = rng.standard_normal((k, n), dtype=np.float32)

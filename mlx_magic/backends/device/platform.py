@@ -1,4 +1,4 @@
-"""What differs by platform, behind one door: BLAS, compiling, dtype, memory, chunk size."""
+"""All that differs by platform: BLAS, compilation, dtype, memory, chunk sizes."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from mlx_magic.backends.device.jit_folder import Compiling
 from mlx_magic.backends.device.openblas import Blas
 from mlx_magic.formatting import amount, shown
 
-# A cancel waits for one prefill chunk. On a GPU a chunk of mlx-vlm's own size
-# takes milliseconds. On a CPU it is kept to about a second: two operations a
-# weight and token, at some 20 GFLOP/s.
+# A cancel waits for one prefill chunk. On a GPU a chunk of mlx-vlm's default size takes
+# milliseconds. On a CPU a chunk is limited to about a second: two operations per weight and
+# token, at some 20 GFLOP/s.
 PREFILL_CHUNK_GPU = 2048
-# What mlx-vlm and mlx-lm read at once where nothing is said (mlx-vlm 0.7.10, mlx-lm 0.32.2).
+# Default chunk of mlx-vlm and mlx-lm (mlx-vlm 0.7.10, mlx-lm 0.32.2).
 LIBRARY_CHUNK = 2048
 PREFILL_CHUNKS_CPU = (16, 256)
 PREFILL_WEIGHTS_CPU = 20e9 / 2
 
-PICTURES_GPU = 8
+IMAGES_GPU = 8
 
-# Of so many threads few work at the same time: they share Python's lock.
+# More threads would not help: they share Python's lock.
 HELPERS = 8
 
-# The end of a prompt is read with its last token, not by a call of its own, where it is so short.
-# Some models make logits of every token of a call, which for a whole chunk is too much.
+# Up to this many tokens at the end of a prompt are read in one call with its last token. Some
+# models make logits of every token of a call, which would be too much for a whole chunk.
 SHORT = 128
-# With CUDA a call takes milliseconds of a processor, however little it computes (2 B on an H100,
-# mlx 0.32.4: 3 to 5 ms for one row, some 10 for many): there so many bytes of logits are made, in
-# half precision.
+# Bytes of logits, in half precision, that one call may make with CUDA. A call takes milliseconds of
+# a CPU, however little it computes (2 B on an H100, mlx 0.32.4: 3 to 5 ms for one row, some 10 for
+# many), so that fewer calls are quicker.
 LOGITS_CUDA = 256 * 2**20
 
 STAYS = 0.001
-"""Of a model's bytes, what may stay without a search for cycles."""
+"""Share of a model's bytes that may stay allocated without a garbage collection."""
 
-# MLX's CUDA backend compiles attention anew for each shape, such as each length of a prompt. It
-# keeps 256 of these, and from the 513th on refuses every new one for good: "Cache thrashing is
-# happening" (mlx 0.32.4, measured on an H100). A kernel that lives for days would come to that.
+# MLX's CUDA backend compiles attention for each shape, such as each length of a prompt. It caches
+# 256 of these, and from the 513th on refuses every new one for good: "Cache thrashing is
+# happening" (mlx 0.32.4, measured on an H100). A kernel that lives for days would reach that.
 # The setting is for all such caches of the process.
 CUDA_CHECK = ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
 
-# Of version 2 of Linux's control groups, and of version 1.
+# Control groups of Linux, version 2 and version 1.
 CONTAINER_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -67,9 +67,9 @@ class Memory:
     Attributes
     ----------
     active, cached : int
-        In arrays, and kept by the allocator for reuse.
+        Bytes in arrays, and bytes that the allocator keeps for reuse.
     limit : int
-        What may be used in all; 0 is unknown.
+        Maximum that may be used; 0 is unknown.
     """
 
     active: int
@@ -82,10 +82,10 @@ _compiling: Compiling | None = None
 
 
 def prepare() -> Blas:
-    """Load OpenBLAS where it helps, and set MLX's CUDA backend up; before mlx is imported.
+    """Load OpenBLAS if it helps, and configure MLX's CUDA backend; before mlx is imported.
 
-    Runs once. The mlx-cpu wheel ships reference BLAS, about forty times slower in float32
-    (measured, see the project's facts). macOS needs none of this.
+    Runs once. The mlx-cpu wheel has the reference BLAS, which is about forty times slower in
+    float32 (measured, see the project's facts). On macOS there is nothing to do.
     """
     global _blas
     if _blas is None:
@@ -120,7 +120,7 @@ def _has_distribution(prefix: str) -> bool:
 
 
 def is_gpu() -> bool:
-    """Whether MLX runs on a GPU (Metal or CUDA); before it is in use, whether it will."""
+    """Whether MLX runs on a GPU (Metal or CUDA), or will once it is imported."""
     mx = sys.modules.get("mlx.core")
     if mx is None or not hasattr(mx, "default_device"):
         return sys.platform == "darwin" or _has_cuda()
@@ -128,7 +128,7 @@ def is_gpu() -> bool:
 
 
 def describe_device() -> str:
-    """Name the device for a person, without importing MLX for it."""
+    """Return the device's name for display, without importing MLX."""
     mx = sys.modules.get("mlx.core")
     if mx is None:
         return "not started"
@@ -138,9 +138,9 @@ def describe_device() -> str:
 
 
 def has_vector_math() -> bool:
-    """Whether MLX takes exponentials in vectors: on a GPU, and through Accelerate on a Mac.
+    """Whether MLX vectorizes exponentials: on a GPU, and through Accelerate on a Mac.
 
-    Elsewhere its CPU backend takes them one by one (mlx 0.32.4, measured on x86; read in its
+    Elsewhere its CPU backend computes them one by one (mlx 0.32.4, measured on x86; read in its
     sources for other processors).
     """
     return is_gpu() or sys.platform == "darwin"
@@ -151,20 +151,20 @@ def _is_cuda() -> bool:
 
 
 def reads_where_it_evaluates() -> bool:
-    """Whether MLX reads a file on the thread that evaluates: on CUDA.
+    """Whether MLX reads files on the evaluating thread, as with CUDA.
 
-    On Metal and a CPU its own threads read (read in mlx's ``load.cpp``, one a backend).
+    On Metal and a CPU its own threads read (according to each backend's ``load.cpp`` in mlx).
     """
     return _is_cuda()
 
 
 def read_at_once(vocabulary: int) -> int:
-    """Return how many tokens, of all rows, are read in one call with the last of a prompt.
+    """Return how many tokens of all rows one call may read together with the last token.
 
     Parameters
     ----------
     vocabulary : int
-        Tokens that the model knows; 0 is unknown.
+        Size of the vocabulary; 0 is unknown.
     """
     if not _is_cuda() or not vocabulary:
         return SHORT
@@ -172,22 +172,22 @@ def read_at_once(vocabulary: int) -> int:
 
 
 def helpers() -> int:
-    """Return how many threads may work on pictures beside the inference thread."""
+    """Return how many threads may preprocess images beside the inference thread."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(HELPERS, cores // 2))
 
 
-def pictures_at_once() -> int:
-    """Return how many pictures are encoded between two looks at the cancel token.
+def images_at_once() -> int:
+    """Return how many images are encoded between two checks of the cancel token.
 
-    One fills a CPU (some 20 ms for the bundled model, seconds for larger ones); a GPU is
-    faster with several.
+    One image keeps a CPU busy (some 20 ms for the bundled model, seconds for larger ones); a GPU
+    is faster with several.
     """
-    return PICTURES_GPU if is_gpu() else 1
+    return IMAGES_GPU if is_gpu() else 1
 
 
 def prefill_chunk(nbytes: int) -> int:
-    """Tokens that are read between two looks at the cancel token.
+    """Return the tokens per prefill chunk, between two checks of the cancel token.
 
     Parameters
     ----------
@@ -202,11 +202,10 @@ def prefill_chunk(nbytes: int) -> int:
 
 
 def wants_float32(nbytes: int) -> bool:
-    """Whether weights should be unpacked and cast to float32 after loading.
+    """Whether weights should be dequantized and cast to float32 after loading.
 
-    On the CPU backend half-precision and quantized products do not go through
-    BLAS (three times slower and more, measured). Not if the weights would then
-    take more than half of the memory there is.
+    On the CPU backend half-precision and quantized products do not use BLAS (three times slower
+    and more, measured). False if the weights would then take more than half of the memory.
 
     Parameters
     ----------
@@ -220,24 +219,24 @@ def wants_float32(nbytes: int) -> bool:
 
 
 def start() -> None:
-    """Import MLX, after what must come before it; on the inference thread."""
+    """Import MLX after `prepare`, and choose its compile folder; on the inference thread."""
     global _compiling
     prepare()
     mx = import_module("mlx.core")
-    # On a GPU MLX compiles within the driver.
+    # On a GPU the driver compiles.
     if _compiling is None and not is_gpu():
         _compiling = jit_folder.arrange(mx, jit_folder.elsewhere(user_folders.cache()))
 
 
 def compiles() -> Compiling | None:
-    """Return where MLX's CPU backend compiles; None before `start`, and on a GPU."""
+    """Return where MLX's CPU backend compiles; None before `start` and on a GPU."""
     return _compiling
 
 
 def compile_failure(error: BaseException) -> str:
-    """Say what to do about an error of MLX's compiler; empty if it is another error.
+    """Return a message with a remedy for an error of MLX's compiler; empty for other errors.
 
-    From then on MLX compiles nothing: whoever asks again gets an answer.
+    Turns compilation off, so that the next request works.
     """
     global _compiling
     problem = jit_folder.failure(error)
@@ -255,9 +254,9 @@ def compile_failure(error: BaseException) -> str:
 
 
 def total_memory() -> int:
-    """Bytes this machine lets a model use; 0 is unknown.
+    """Return the bytes of memory that models may use; 0 is unknown.
 
-    Before `start` that is the machine's memory, afterwards the device's.
+    The machine's memory before `start`, the device's afterwards.
     """
     mx = sys.modules.get("mlx.core")
     if mx is not None:
@@ -276,7 +275,7 @@ def total_memory() -> int:
 
 @cache
 def _container_limit() -> int:
-    """Bytes that a container lets its processes take; 0 where nothing says so."""
+    """Return the memory limit of the container, in bytes; 0 if there is none."""
     for path in CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):
             return int(path.read_text(encoding="ascii"))
@@ -284,7 +283,7 @@ def _container_limit() -> int:
 
 
 def memory() -> Memory:
-    """Return MLX's counters; zeros before MLX is in use."""
+    """Return MLX's memory counters; zeros before MLX is imported."""
     mx = sys.modules.get("mlx.core")
     if mx is None or not hasattr(mx, "get_active_memory"):
         return Memory(0, 0, total_memory())
@@ -292,7 +291,7 @@ def memory() -> Memory:
 
 
 def reset_peak() -> None:
-    """Start measuring peak memory anew; on the inference thread."""
+    """Reset MLX's peak memory; on the inference thread."""
     import mlx.core as mx
 
     mx.reset_peak_memory()
@@ -307,33 +306,33 @@ def peak() -> int:
 
 @contextlib.contextmanager
 def freeing(nbytes: int) -> Iterator[None]:
-    """Give memory of arrays that are dropped within the block back to the system.
+    """Return the memory of arrays that are dropped within the block to the system.
 
-    On the inference thread. Cycles are looked for only if something stays: that holds Python's
-    lock for 30 ms, for 0.3 s where PyTorch is imported, and in a full notebook for longer.
+    On the inference thread. Garbage is collected only if arrays stay: that holds Python's lock for
+    30 ms, for 0.3 s if PyTorch is imported, and longer in a full notebook.
 
     Parameters
     ----------
     nbytes : int
-        What is dropped; 0 looks for no cycles.
+        Bytes that are dropped; 0 never collects garbage.
     """
     import mlx.core as mx
 
     before = mx.get_active_memory()
     yield
-    # What is dropped goes to MLX's buffer cache first.
+    # Freed arrays go to MLX's buffer cache first.
     if before - mx.get_active_memory() < nbytes * (1 - STAYS):
         gc.collect()
     mx.clear_cache()
 
 
 def keep_buffers(resident: int) -> None:
-    """Let MLX's buffer cache follow the models; on the inference thread.
+    """Set the limit of MLX's buffer cache for the models in memory; on the inference thread.
 
     Parameters
     ----------
     resident : int
-        Bytes of the weights of all models in memory, as they are now.
+        Bytes of the weights of all models in memory.
     """
     mx = sys.modules.get("mlx.core")
     if mx is not None:
@@ -341,17 +340,18 @@ def keep_buffers(resident: int) -> None:
 
 
 def fresh_seed(seed: int | None = None) -> None:
-    """Seed this thread's random state, by chance if no seed is given."""
+    """Seed this thread's random state, at random by default."""
     import mlx.core as mx
 
     mx.random.seed(secrets.randbits(63) if seed is None else seed)
 
 
 def give_back() -> None:
-    """Give memory back to the system that malloc keeps of what was freed.
+    """Return memory that malloc keeps after a free to the system.
 
-    glibc keeps it in arenas, one or more a thread, which a long day leaves half empty. After 277
-    questions 303 MB were resident, and 194 MB afterwards. Takes some milliseconds.
+    glibc keeps it in arenas, one or more per thread, which are half empty after a long time. After
+    277 questions 303 MB were resident before the call, and 194 MB after it. It takes some
+    milliseconds.
     """
     trim = _malloc_trim()
     if trim is not None:
@@ -366,13 +366,13 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def settle() -> None:
-    """Wait for all that MLX does in the background for the inference thread; on that thread."""
+    """Wait for MLX's background work for the inference thread; on that thread."""
     if "mlx.core" not in sys.modules:
         return
     import mlx.core as mx
 
     mx.synchronize()
-    # The libraries have a stream each for what they generate.
+    # Each library has a stream of its own for generation.
     for name in ("mlx_lm.generate", "mlx_vlm.generate.common"):
         stream = getattr(sys.modules.get(name), "generation_stream", None)
         if stream is not None:
@@ -380,9 +380,9 @@ def settle() -> None:
 
 
 def release_thread() -> None:
-    """Let go of MLX's streams of this thread, which is about to end.
+    """Release MLX's streams of this thread, which is about to end.
 
-    MLX's threads behind them would otherwise abort the process at its exit.
+    Otherwise the streams' threads abort the process at its exit.
     """
     mx = sys.modules.get("mlx.core")
     if mx is not None and hasattr(mx, "clear_streams"):
@@ -391,7 +391,7 @@ def release_thread() -> None:
 
 
 def facts() -> list[tuple[str, str]]:
-    """Return pairs of a word and its value: device, memory, BLAS, and trouble with compiling."""
+    """Return labels and values for display: device, memory, BLAS, and problems of compilation."""
     memory, blas = platform.memory(), platform.blas()
     limit = f" of {amount(memory.limit)}" if memory.limit else ""
     if blas is None:
@@ -407,26 +407,25 @@ def facts() -> list[tuple[str, str]]:
 
 
 LEAST = 32 * 2**20
-"""What is kept however small the models are: MLX's own limit on the CPU."""
+"""Minimum limit of the buffer cache: MLX's own limit on the CPU."""
 
 
 SHARE = 1 / 4
-"""Of the bytes of the models resident."""
+"""Limit of the buffer cache, as a share of the weights of all models in memory."""
 
 
 SHARE_OF_MEMORY = 1 / 8
-"""Of the device's memory: no more than this, however large the models are."""
+"""Maximum limit of the buffer cache, as a share of the device's memory."""
 
 
 def cache_limit(resident: int, memory: int) -> int:
     """Return the bytes that MLX's buffer cache may hold.
 
-    Each step frees the arrays of the one before, and asks for as many again: what is kept
-    in between spares a call to the system's allocator. By itself MLX keeps 32 MiB on the
-    CPU, and on a GPU as much as the whole memory limit, which is memory that neither a
-    second model nor the notebook beside it gets. What a step needs grows with the model's
-    width and layers, as its weights do: hence a quarter of them, between `LEAST` and an
-    eighth of the memory.
+    Each step frees the arrays of the step before and allocates as many again. The cache saves
+    calls to the system's allocator. By default MLX keeps 32 MiB on the CPU, and on a GPU up to
+    the whole memory limit, which neither a second model nor another process then gets. The
+    arrays of a step grow with the model's width and layers, as its weights do: hence a quarter
+    of the weights, between `LEAST` and an eighth of the memory.
 
     Measured with the bundled model (12 MB in float32, two CPU cores, best of eight): without
     any cache a token took 1.56 ms, with 1 MiB 1.51 ms, with 4 MiB to 512 MiB 1.43 to 1.49 ms,
@@ -438,7 +437,7 @@ def cache_limit(resident: int, memory: int) -> int:
     resident : int
         Bytes of the weights of all models in memory.
     memory : int
-        Bytes the device lets models use; 0 is unknown.
+        Bytes of memory that models may use; 0 is unknown.
     """
     wanted = max(int(resident * SHARE), LEAST)
     return min(wanted, int(memory * SHARE_OF_MEMORY)) if memory else wanted

@@ -1,4 +1,4 @@
-"""Keeping weights in memory while they are used, where the platform has a limit (Metal)."""
+"""Wiring of weights in memory while they are used, on platforms with a wired limit (Metal)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 
 class Wired:
-    """The wired limit, which is one for the process; on the inference thread.
+    """Reference count of the process's wired limit; on the inference thread.
 
-    Set by the first who holds it, and put back by the last: models that are used in turns
-    would else put back each other's.
+    The first user sets the limit and the last one resets it. Otherwise models that are used in
+    turn would reset each other's limit.
     """
 
     def __init__(self) -> None:
@@ -19,12 +19,12 @@ class Wired:
 
     @contextlib.contextmanager
     def held(self, limit: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-        """Hold it within this block.
+        """Hold the wired limit within this block.
 
         Parameters
         ----------
         limit : context manager
-            mlx-vlm's or mlx-lm's ``wired_limit``; entered by the first alone.
+            ``wired_limit`` of mlx-vlm or mlx-lm; only the first user enters it.
         """
         if not self._users:
             self._limit.enter_context(limit)
@@ -38,4 +38,4 @@ class Wired:
 
 
 SHARED = Wired()
-"""That of this process."""
+"""The instance of this process."""

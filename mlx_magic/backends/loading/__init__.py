@@ -1,1 +1,1 @@
-"""From files to weights in memory, in slices and without a checkpoint's own code."""
+"""Loading of weights, in slices and without running a checkpoint's own code."""

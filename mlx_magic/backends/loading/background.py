@@ -1,4 +1,4 @@
-"""What needs no arrays is done beside the inference thread: reading tokenizers, above all."""
+"""Background calls for work without arrays, mainly loading of tokenizers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from mlx_magic.cancellation import CancelToken
 T = TypeVar("T")
 
 SLICE = 0.0005
-"""Seconds that the inference thread waits in one slice: others wait with it."""
+"""Seconds that the inference thread waits per slice; all other requests wait with it."""
 
 
 class BackgroundCall(Generic[T]):
-    """One function on a thread of its own, while the inference thread goes on in slices.
+    """A function call on a thread of its own, for which the inference thread waits in slices.
 
-    Reading a tokenizer of 150,000 words took 0.1 to 0.14 s in one piece, and no other model
-    wrote anything meanwhile (two cores, no GPU). Python's lock changes hands within that.
+    Loading a tokenizer of 150,000 words took 0.1 to 0.14 s in one piece, in which no other model
+    generated anything (two cores, no GPU). On its own thread it shares Python's lock with them.
 
-    The thread is not stopped by a cancelled load: it ends by itself, and what it made is
-    dropped. It is no daemon, so an exit of the interpreter waits for it: killed in foreign
-    code it could take the process down.
+    A cancelled load does not stop the thread: it runs to its end, and its result is dropped. It
+    is no daemon, so the interpreter's exit waits for it: a thread killed in native code could
+    crash the process.
 
     Parameters
     ----------
     function : callable
         Must not touch MLX.
     here : bool
-        Do it at once, on this thread: for code that nobody knows.
+        Call it at once, on this thread: for a checkpoint's own code, which may use MLX.
     """
 
     def __init__(self, function: Callable[[], T], *, here: bool = False) -> None:
@@ -39,23 +39,23 @@ class BackgroundCall(Generic[T]):
             with library_environment.usual():
                 self._future.set_result(function())
             return
-        thread = ThreadPoolExecutor(1, "mlx-magic-aside")
-        self._future = thread.submit(_usually, function)
+        thread = ThreadPoolExecutor(1, "mlx-magic-background")
+        self._future = thread.submit(_in_usual_environment, function)
         thread.shutdown(wait=False)
 
     def check(self) -> None:
-        """Raise what the function raised, if it has."""
+        """Raise the function's error, if it has failed."""
         if self._future.done():
             self._future.result()
 
     def result(self, cancel: CancelToken) -> Generator[None, None, T]:
-        """Wait for its value in slices.
+        """Wait for the result in slices.
 
         Raises
         ------
         Cancelled
         Exception
-            Whatever the function raised.
+            The function's error.
         """
         while not self._future.done():
             cancel.checkpoint()
@@ -65,12 +65,12 @@ class BackgroundCall(Generic[T]):
         return self._future.result()
 
 
-def _usually(function: Callable[[], T]) -> T:
+def _in_usual_environment(function: Callable[[], T]) -> T:
     with library_environment.usual():
         return function()
 
 
 def is_known(*things: object) -> bool:
-    """Say whether all of these are of a class of the libraries, and not of a checkpoint's code."""
+    """Whether the classes of all objects are the libraries', and not of a checkpoint's code."""
     libraries = {"transformers", "mlx_lm", "mlx_vlm", "tokenizers"}
     return all(type(thing).__module__.partition(".")[0] in libraries for thing in things)

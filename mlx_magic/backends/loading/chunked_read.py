@@ -1,4 +1,4 @@
-"""Reading an array that is larger than a slice of a load should be, in parts."""
+"""Reading of large arrays in parts, so that slices of a load stay short."""
 
 from __future__ import annotations
 
@@ -15,76 +15,77 @@ from mlx_magic.backends.proxy import Proxy
 from mlx_magic.models.checkpoints.safetensors import Span, spans
 
 LARGE = 2**24
-"""Bytes from which an array is read here."""
+"""Bytes from which an array is read in parts."""
 
 PART = 2**26
-"""Bytes of a part, or one row where that is more."""
+"""Bytes per part; at least one row."""
 
 PIECE = 2**22
-"""Bytes that one thread reads, at the least."""
+"""Minimum bytes per thread."""
 
 READERS = 4
 """Threads that read a part; as many as mlx has for an array of more than 32 MB."""
 
 
 class Origins:
-    """Where the large arrays of a checkpoint lie on disk.
+    """Where the large arrays of a checkpoint are on disk.
 
-    On CUDA mlx reads an array where it evaluates it: on the calling thread, in one piece, and
-    up to 32 MB with no other thread's help (its ``load.cpp``). Who answers beside it waits. It
-    can be given a part of a file, but neither mlx-vlm nor mlx-lm says which of the file's
-    arrays a parameter is. So what they read is noted while they open a checkpoint; a parameter
-    that still is such an array is read in parts, and one made of it as mlx does it. (One that
-    was changed in place would be taken for the file's. Neither library does that to weights.)
+    On CUDA mlx reads an array when it is evaluated: on the calling thread, in one piece, and
+    without further threads up to 32 MB (its ``load.cpp``). All other requests wait meanwhile.
+    mlx can read a part of a file, but neither mlx-vlm nor mlx-lm tells which array of the file a
+    parameter is. So the arrays that they read are recorded while they open a checkpoint. A
+    parameter that is such an array is read in parts here; a parameter computed from one is read
+    by mlx. (An array changed in place would be mistaken for the file's. Neither library does
+    that to weights.)
     """
 
     def __init__(self) -> None:
-        # The arrays are held: their ids are theirs as long as they live. So are the files,
-        # which somebody may replace meanwhile.
+        # Holding the arrays keeps their ids valid. The files stay open, since they may be replaced
+        # on disk during the load.
         self._held: dict[int, tuple[Any, Span]] = {}
         self._files: dict[Path, BinaryIO] = {}
 
     @contextlib.contextmanager
     def noted(self, library: Any) -> Iterator[None]:
-        """Note what a library reads; on the inference thread.
+        """Record what a library reads within this block; on the inference thread.
 
         Parameters
         ----------
         library : module
-            It calls ``mx.load``. Nothing is noted where mlx reads on threads of its own.
+            A module that calls ``mx.load``. Nothing is recorded if mlx reads on its own threads.
         """
         if not platform.reads_where_it_evaluates():
             yield
             return
         real = library.mx
-        library.mx = _Noting(real, self)
+        library.mx = _RecordingMlx(real, self)
         try:
             yield
         finally:
             library.mx = real
 
     def note(self, file: Any, arrays: Any) -> None:
-        """Note which of a file's arrays are large."""
+        """Record a file's large arrays."""
         path = Path(str(file))
         if not isinstance(arrays, dict) or path.suffix != ".safetensors":
             return
         large = {key: array for key, array in arrays.items() if array.nbytes >= LARGE}
         if large:
             self._files[path] = path.open("rb", buffering=0)
-            lies = spans(path)
+            located = spans(path)
             for key, array in large.items():
-                self._held[id(array)] = (array, lies[key])
+                self._held[id(array)] = (array, located[key])
 
     def of(self, array: Any) -> Span | None:
-        """Return where an array lies on disk; None if it is none of the large ones."""
+        """Return where an array is on disk; None if it is not a recorded one."""
         return self._held.get(id(array), (None, None))[1]
 
     def drop(self) -> None:
-        """Let go of the arrays; once it is known which of them the parameters are."""
+        """Release the arrays, once the parameters among them are known."""
         self._held.clear()
 
     def forget(self) -> None:
-        """Let go of arrays and files; once the weights are read, or will not be."""
+        """Release arrays and files, after the load or its failure."""
         self.drop()
         for file in self._files.values():
             file.close()
@@ -96,14 +97,14 @@ class Origins:
         Parameters
         ----------
         wanted : mapping
-            Name to place; see `of`.
+            Name to span; see `of`.
 
         Yields
         ------
         int
-            Bytes that were read: `PART` or somewhat more. Parts of one array are joined after
-            its last, which takes its bytes once more for a moment: the largest are read first,
-            while there is room for the others yet.
+            Bytes read: `PART` or somewhat more. Joining the parts of an array takes its bytes
+            once more for a moment. So the largest arrays are read first, before the memory of
+            the others is taken.
 
         Returns
         -------
@@ -128,15 +129,15 @@ class Origins:
         return found
 
 
-class _Noting(Proxy):
-    """Stands in front of ``mlx.core``; in all but `load` it is that."""
+class _RecordingMlx(Proxy):
+    """Proxy of ``mlx.core`` that records what `load` returns."""
 
     def __init__(self, real: Any, origins: Origins) -> None:
         super().__init__(real)
         self._origins = origins
 
     def load(self, file: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load as MLX does, and take note."""
+        """Load as MLX does, and record the arrays."""
         loaded = self._part.load(file, *args, **kwargs)
         self._origins.note(file, loaded)
         return loaded
@@ -150,7 +151,7 @@ def _parts(file: BinaryIO, span: Span, readers: ThreadPoolExecutor) -> Iterator[
     step = max(PART // row, 1)
     for at in range(0, count, step):
         part: Any = _Part(file.fileno(), readers, span, at * row, min(step, count - at))
-        # What comes from a file object is evaluated at once.
+        # MLX evaluates arrays from a file object at once.
         loaded: Any = mx.load(part, format="safetensors")
         yield loaded.pop("part")
 
@@ -166,7 +167,7 @@ def _joined(parts: list[Any]) -> Any:
 
 
 class _Part:
-    """A safetensors file, as it looks to a reader, with some rows of an array in another one."""
+    """A virtual safetensors file with some rows of an array in another file."""
 
     def __init__(
         self, file: int, readers: ThreadPoolExecutor, span: Span, start: int, rows: int
@@ -184,22 +185,22 @@ class _Part:
         self.closed = False
 
     def tell(self) -> int:
-        """Return the place that is read next."""
+        """Return the read position."""
         return self._at
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place, from the beginning (0), from here (1) or from the end (2)."""
+        """Set the read position, relative to the beginning (0), to itself (1) or to the end (2)."""
         self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill a buffer; return how many bytes there were for it."""
+        """Fill a buffer; return the number of bytes read."""
         view = memoryview(buffer).cast("B")
         head = self._head[self._at : self._at + len(view)]
         view[: len(head)] = head
         rest, start = view[len(head) :], self._start + self._at + len(head) - len(self._head)
-        # One for each: between two of them a thread waits for Python's lock, and a tokenizer
-        # that is read meanwhile holds it for tens of milliseconds at a time.
+        # One piece per thread: between two pieces a thread waits for Python's lock, which a
+        # tokenizer that loads meanwhile holds for tens of milliseconds at a time.
         piece = max(-(-len(rest) // READERS), PIECE)
         pieces = range(0, len(rest), piece)
         done = len(head) + sum(
@@ -209,7 +210,7 @@ class _Part:
         return done
 
     def _fill(self, view: memoryview, start: int) -> int:
-        """Read from a place of the file until a buffer is full, or the file at its end."""
+        """Read from an offset of the file until the buffer is full or the file ends."""
         done = 0
         while done < len(view):
             count = os.preadv(self._file, [view[done:]], start + done)

@@ -1,8 +1,7 @@
-"""What mlx-vlm, mlx-lm and transformers take for granted: UTF-8, a working directory, three files.
+"""The environment that mlx-vlm, mlx-lm and transformers assume: UTF-8, a cwd, standard files.
 
-They open text files in the locale's encoding, and ask for the working directory while they are
-imported. MLX takes file descriptor 0 for a file that could not be opened (mlx 0.32.4, read in
-its ``load.cpp``).
+They open text files in the locale's encoding, and call ``os.getcwd`` during their import. MLX
+takes file descriptor 0 for a file that could not be opened (mlx 0.32.4, read in its ``load.cpp``).
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from typing import TypeVar
 T = TypeVar("T")
 
 UTF8 = ("C.UTF-8", "C.utf8", "en_US.UTF-8", "UTF-8")
-"""Locales that are tried: the first is glibc's and musl's, the last is macOS's."""
+"""Locales to try, in order: the first is glibc's and musl's, the last is macOS's."""
 
 _lock = threading.Lock()
 _inside = 0
 _before: str | None = None
 _left: int | None = None
-"""The working directory that was left: it is deleted, and has no name to come back by."""
+"""Descriptor of the working directory that was left: it is deleted, so it has no path."""
 
 
 @contextlib.contextmanager
 def usual() -> Iterator[None]:
-    """Give libraries UTF-8 and a working directory within the block; both hold for the process.
+    """Set a UTF-8 locale and a working directory within the block, for the whole process.
 
-    Where they are there already, which is nearly everywhere, nothing is touched.
+    Nothing is changed if both exist already, as they do nearly everywhere.
     """
     global _inside
     with _lock:
@@ -49,25 +48,25 @@ def usual() -> Iterator[None]:
 
 
 def sliced(steps: Generator[None, None, T]) -> Generator[None, None, T]:
-    """Do work of libraries in its slices, each of them within `usual`."""
+    """Run each slice of a generator within `usual`."""
     try:
         while True:
             with usual():
                 try:
-                    said = next(steps)
+                    step = next(steps)
                 except StopIteration as end:
-                    made: T = end.value
-                    return made
-            yield said
+                    result: T = end.value
+                    return result
+            yield step
     finally:
         steps.close()
 
 
 def open_standard_files() -> None:
-    """Open the null device in place of standard input, output and error that are closed.
+    """Open the null device for standard input, output and error if they are closed.
 
-    Else the next file that is opened gets such a number: MLX would not read it as 0, and what is
-    printed would go into it as 1 or 2.
+    Otherwise the next file that is opened gets the descriptor: MLX does not read a file with
+    descriptor 0, and printed text would go into a file with descriptor 1 or 2.
     """
     for number in range(3):
         try:

@@ -1,4 +1,4 @@
-"""LoRA adapters: whether one belongs to the model that it was put on."""
+"""Check that a LoRA adapter fits its model."""
 
 from __future__ import annotations
 
@@ -8,26 +8,25 @@ from typing import Any
 from mlx_magic.errors import CheckpointError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
-# Names of the two factors, and of the layer that they are for: mlx-lm's and mlx-vlm's, and those
-# of mlx-vlm's older files.
+# Names of the two factors and of the base layer: in mlx-lm and mlx-vlm, and in mlx-vlm's older
+# files.
 _FORMS = (("lora_a", "lora_b", "linear"), ("A", "B", "original_layer"))
 
 
 def folder(checkpoint: Checkpoint) -> str | None:
-    """Return the folder of a checkpoint's adapter, as the libraries take it."""
+    """Return the folder of a checkpoint's adapter, as a str."""
     return None if checkpoint.adapter is None else str(checkpoint.adapter.path)
 
 
 def require_fit(model: Any, checkpoint: Checkpoint) -> None:
-    """Refuse an adapter of another model; before any weights are in memory.
+    """Refuse an adapter of another model, before any weights are in memory.
 
-    mlx-lm does so itself; mlx-vlm would leave out what it does not know, and take what has
-    the wrong shape.
+    mlx-lm does so itself; mlx-vlm would ignore unknown weights, and accept wrong shapes.
 
     Parameters
     ----------
     model : mlx.nn.Module
-        With its adapter, lazily loaded.
+        Lazily loaded, with its adapter.
     checkpoint : Checkpoint
 
     Raises
@@ -38,7 +37,7 @@ def require_fit(model: Any, checkpoint: Checkpoint) -> None:
         return
     wrong = next(_misfits(model, checkpoint.adapter.path), None)
     if wrong is not None:
-        # Whoever keeps the error must not keep the model.
+        # The error's traceback must not keep the weights alive.
         model.clear()
         raise CheckpointError(
             f"{checkpoint.name}: the adapter {checkpoint.adapter.path} belongs to another model "
@@ -48,13 +47,13 @@ def require_fit(model: Any, checkpoint: Checkpoint) -> None:
 
 
 def _misfits(model: Any, path: Any) -> Iterator[str]:
-    """Name what of an adapter the model has no place for."""
+    """Yield what of an adapter does not fit the model."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     known = {name for name, _ in tree_flatten(model.parameters())}
     files = (path / name for name in ("adapters.safetensors", "weights.safetensors"))
-    # Lazy: of the file its header is read.
+    # Lazy: only the file's header is read.
     tensors: Any = mx.load(str(next(file for file in files if file.is_file())))
     yield from (f"it has no {name}" for name in tensors if name not in known)
     for name, module in model.named_modules():

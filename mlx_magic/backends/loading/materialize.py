@@ -1,4 +1,4 @@
-"""Bringing lazily loaded weights into memory in slices that can be cancelled."""
+"""Evaluation of lazily loaded weights, in slices between which a load can be cancelled."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mlx_magic.models.checkpoints.safetensors import Span
 
 T = TypeVar("T")
 
-# At 1 GB/s from a disk a slice takes a sixteenth of a second: that is how long
-# a cancel waits, and how often the progress moves.
+# At 1 GB/s from a disk a slice takes a sixteenth of a second: the longest wait of a cancel, and
+# the interval of progress reports.
 SLICE_BYTES = 64 * 2**20
 
 
@@ -44,19 +44,19 @@ def materialize(
 ) -> Generator[None, None, tuple[int, T]]:
     """Evaluate a lazily loaded model's parameters, a slice at a time.
 
-    The parameters of a load that stops or fails are dropped here, whoever else still holds
-    the module.
+    If the load is cancelled or fails, the parameters are removed from the module, so that they
+    are freed even if the module is still referenced.
 
     Parameters
     ----------
     model : mlx.nn.Module
     cancel : CancelToken
     progress : callable
-        Takes bytes done, bytes in all and a note.
+        Takes bytes done, total bytes and a note.
     beside : BackgroundCall
-        What is done meanwhile, and must be there before the load is over.
+        A concurrent call whose result the load needs.
     origins : Origins, optional
-        What is known of its large arrays, which are read in parts.
+        Where the large arrays are on disk, which are read in parts.
 
     Returns
     -------
@@ -68,7 +68,7 @@ def materialize(
     Cancelled
         Between two slices.
     Exception
-        Why `beside` failed.
+        The error of `beside`.
     """
     import mlx.core as mx
 
@@ -76,30 +76,31 @@ def materialize(
         model.set_dtype(mx.float32)
         _dequantize(model)
     total, done = weights_nbytes(model), 0
-    held = origins or Origins()
+    recorded = origins or Origins()
     try:
         cancel.checkpoint()
-        with contextlib.closing(_read(model, held)) as sizes:
+        with contextlib.closing(_read(model, recorded)) as sizes:
             for size in sizes:
                 done += size
                 progress(done, total, "loading weights")
                 yield
                 cancel.checkpoint()
                 beside.check()
-        # Also what is no parameter but was made lazily, such as rotary frequencies.
+        # Lazy arrays that are not parameters, such as rotary frequencies.
         mx.eval(model)
         value = yield from beside.result(cancel)
     except GeneratorExit:
-        # Closed by whoever dropped it, perhaps on another thread: nothing is asked of MLX.
-        held.forget()
+        # The generator may be closed on another thread, so do not call MLX.
+        recorded.forget()
         raise
     except BaseException as error:
-        # A search for cycles holds Python's lock, and who cancels is to go on at once. On CUDA it
-        # was made at each cancel (H100, 0.2 to 0.3 s): less than was read is free at once there.
+        # No garbage collection after a cancel, which should end at once: it holds Python's lock.
+        # On CUDA it ran at each cancel (H100, 0.2 to 0.3 s), because not all memory that was read
+        # is free at once there.
         with platform.freeing(0 if isinstance(error, Cancelled) else done):
-            # What was being read is held by the frames that it failed in.
+            # The traceback's frames hold the arrays that were being read.
             traceback.clear_frames(error.__traceback__)
-            held.forget()
+            recorded.forget()
             model.clear()
         raise
     return total, value
@@ -110,16 +111,16 @@ def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
     import mlx.core as mx
     from mlx.utils import tree_unflatten
 
-    # One array may have several names, and stays one.
+    # An array may have several names; it is read once.
     named: dict[Span, list[str]] = {}
     for name, array in _leaves(model):
         if (span := origins.of(array)) is not None:
             named.setdefault(span, []).append(name)
     large = {name: names[0] for names in named.values() for name in names}
-    # What a library made others of would else stay beside these.
+    # Otherwise the recorded arrays that are not parameters would stay in memory.
     origins.drop()
-    # MLX asks for Python's lock once a slice, and for the parts of large arrays many times. So
-    # those come last: what is done beside the first slices may hold it for long.
+    # Large arrays last: reading their parts takes Python's lock many times, which the background
+    # call may hold for long during the first slices.
     for batch in _slices([array for name, array in _leaves(model) if name not in large]):
         mx.eval(batch)
         size = sum(array.nbytes for array in batch)
@@ -128,16 +129,16 @@ def _read(model: Any, origins: Origins) -> Generator[int, None, None]:
     if large:
         found = yield from origins.read({names[0]: span for span, names in named.items()})
         model.update(tree_unflatten([(name, found[first]) for name, first in large.items()]))
-        if again := sum(span.nbytes * (len(names) - 1) for span, names in named.items()):
-            yield again
+        if shared_bytes := sum(span.nbytes * (len(names) - 1) for span, names in named.items()):
+            yield shared_bytes
     origins.forget()
 
 
 def _elements(model: Any) -> int:
-    """Count the numbers that the weights stand for; packed ones count as what they unpack to."""
+    """Return the number of elements of the weights; quantized ones count as unpacked."""
     import mlx.core as mx
 
-    # A quantized module packs its numbers, of `bits` each, into unsigned integers.
+    # A quantized module packs elements of `bits` each into unsigned integers.
     packed = {
         name: module.bits for name, module in model.named_modules() if hasattr(module, "bits")
     }
@@ -152,8 +153,8 @@ def _elements(model: Any) -> int:
 def _dequantize(model: Any) -> None:
     """Unpack quantized layers, lazily.
 
-    Quantized products do not go through BLAS on the CPU backend: a prompt is
-    read many times slower than with the same weights in float32.
+    On the CPU backend quantized products do not use BLAS: prefill is many times slower than with
+    the same weights in float32.
     """
     import mlx.core as mx
     from mlx import nn
@@ -190,7 +191,7 @@ def _leaves(model: Any) -> list[tuple[str, Any]]:
 
 
 def _slices(arrays: Iterable[Any]) -> Generator[list[Any], None, None]:
-    """Cut into slices of about `SLICE_BYTES`; an array that is as large is one by itself."""
+    """Group arrays into slices of about `SLICE_BYTES`; a larger array is a slice by itself."""
     batch: list[Any] = []
     size = 0
     for array in arrays:

@@ -1,11 +1,11 @@
-"""A load without permission runs no code but the installed libraries', and stays on this machine.
+"""Guard of a load without permission: it runs installed code only, and uses no network.
 
-mlx-vlm and transformers take code from a checkpoint in many places, some of them with a
-``trust_remote_code=True`` of their own. `trust` reads what a checkpoint asks for and refuses it
-before a library sees it. This module is the second line: it holds where that reading errs.
+mlx-vlm and transformers run code of a checkpoint in many places, in some of them with a hard-coded
+``trust_remote_code=True``. `remote_code` reads what code a checkpoint asks for, and refuses it
+before a library sees it. This module is the second line of defense, in case that reading errs.
 
-It uses Python's audit events, which are documented, and no name of a library. So it does not
-matter which function of which version imports a file, or on which thread.
+It uses Python's documented audit events, and no names of the libraries. So it works whichever
+function of whichever version imports a file, on any thread.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill
 
 
 class Guard:
-    """What a load without permission may not do, and what it tried.
+    """Rules for a load without permission, and its violations.
 
     Parameters
     ----------
     model : str
         Name of the model, for the errors.
     folders : iterable of Path
-        Of the checkpoint and its adapter: nothing in them may run.
+        Folders of the checkpoint and its adapter, from which nothing may run.
 
     Attributes
     ----------
     refused : list of str
-        What it would have run; a library may have caught the error and gone on.
+        Code that was refused. A library may have caught the error, so check this afterwards.
     unreached : list of str
-        Addresses that it did not reach. A library that goes on without them is let.
+        Network addresses that were refused. A library may go on without them.
     """
 
     def __init__(self, model: str, folders: Iterable[Path]) -> None:
         self.model = model
         self.refused: list[str] = []
         self.unreached: list[str] = []
-        self._folders = tuple(dict.fromkeys(f for p in folders for f in _both(p)))
+        self._folders = tuple(dict.fromkeys(f for p in folders for f in _path_and_target(p)))
         self._foreign = (*self._folders, *_caches())
 
     def require_nothing_refused(self) -> None:
-        """Refuse the load if it tried to run something, whatever a library made of that.
+        """Refuse the load if code was refused, even if a library has caught the error.
 
         Raises
         ------
@@ -75,45 +75,45 @@ class Guard:
         )
 
     def execute(self, code: Any, *_: object) -> None:
-        """Judge code that is about to run."""
+        """Check code that is about to run."""
         if isinstance(code, CodeType) and not code.co_filename.startswith("<"):
             self._require_installed(code.co_filename)
 
     def import_(self, _name: object, file: object = None, *_: object) -> None:
-        """Judge an extension module that is about to be imported; others run as code."""
+        """Check an extension module that is about to be imported; others come to `execute`."""
         if isinstance(file, str | bytes):
             self._require_installed(os.fsdecode(file))
 
     def link(self, name: object = None, *_: object) -> None:
-        """Judge a shared library; one that is named without its folder is the system's."""
+        """Check a shared library; a name without a folder is the system's."""
         if not isinstance(name, str | bytes) or not os.path.dirname(name):  # noqa: PTH120
             return
         if self._is_foreign(os.fsdecode(name)):
             self._refuse(os.fsdecode(name))
 
     def open(self, path: object, mode: object = None, flags: object = 0, *_: object) -> None:
-        """Judge a file that is about to be opened."""
+        """Check a file that is about to be opened."""
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor
         name = os.fsdecode(path)
         if name.casefold().endswith(_COMPILED):
-            self._require_installed(name)  # what it says of its own place proves nothing
+            self._require_installed(name)  # the file name inside of it may be forged
         elif name.casefold().endswith(_CODE) and self._is_foreign(name):
             self._refuse(name)
-        inside = any(_within(self._folders, place) for place in _both(name))
+        inside = any(_within(self._folders, variant) for variant in _path_and_target(name))
         if inside and not _writes(mode, flags) and not _is_readable(name):
             self._refuse(name)
 
     def reach(self, *where: object) -> None:
         """Refuse the network."""
-        # A name comes first; of a socket, its address comes second.
+        # Arguments are a host name first, or a socket and then its address.
         self.unreached.append(
             shown(str(next((w for w in where if isinstance(w, str)), where[1:])), 100)
         )
         raise ConnectionRefusedError("mlx-magic keeps the load of a local model off the network")
 
     def start(self, function: object, *_: object) -> None:
-        """Watch a thread that the load starts, as long as it lives.
+        """Put a thread that the load starts under this guard.
 
         Parameters
         ----------
@@ -124,21 +124,21 @@ class Guard:
         if not isinstance(thread, threading.Thread):
             self._refuse("a thread that cannot be watched")
         with _lock:
-            _begun[thread] = self
+            _thread_guards[thread] = self
 
     def _require_installed(self, path: str) -> None:
-        """Refuse a file of code that is neither an installed library's nor imported by its name."""
+        """Refuse a code file, unless it is installed or an imported module's."""
         if self._is_foreign(path) or not (_is_installed(path) or _is_module(path)):
             self._refuse(path)
 
     def _is_foreign(self, path: str) -> bool:
-        """Say whether a file lies in a checkpoint, or where the libraries keep those of the Hub."""
-        written, *led = _both(path)
+        """Whether a file is in a checkpoint, or in the libraries' cache of the Hub."""
+        written, *targets = _path_and_target(path)
         foreign = _deepest(self._foreign, written)
         if foreign or _deepest(_installed(), written):
-            # A virtual environment may lie in such a folder, and a checkpoint in a package.
+            # A virtual environment may be inside such a folder, and a checkpoint in a package.
             return foreign > _deepest(_installed(), written)
-        return any(_within(self._foreign, place) for place in led)
+        return any(_within(self._foreign, variant) for variant in targets)
 
     def _refuse(self, what: str) -> NoReturn:
         with contextlib.suppress(ValueError):
@@ -153,20 +153,20 @@ class Guard:
 def guarded(
     steps: Generator[Any, None, T], checkpoint: Checkpoint, *, allowed: bool
 ) -> Generator[Any, None, T]:
-    """Do the slices of a load; without permission, under a `Guard`.
+    """Run the slices of a load, under a `Guard` unless code is allowed.
 
     Parameters
     ----------
     steps : generator
-        What it returns is closed if something was refused that a library kept to itself.
+        Its result is closed if code was refused and a library has hidden the error.
     checkpoint : Checkpoint
     allowed : bool
-        Whether the person allowed the checkpoint's own code for this load.
+        Whether the user allowed the checkpoint's own code for this load.
 
     Raises
     ------
     UntrustedCodeError
-        It tried to run code, or this Python cannot keep it from that.
+        The load tried to run code, or this Python cannot prevent that.
     """
     if allowed:
         return (yield from steps)
@@ -175,7 +175,7 @@ def guarded(
         while True:
             with active(guard):
                 try:
-                    said = next(steps)
+                    step = next(steps)
                 except StopIteration as end:
                     made: T = end.value
                     break
@@ -183,7 +183,7 @@ def guarded(
                     guard.require_nothing_refused()
                     raise
             guard.require_nothing_refused()
-            yield said
+            yield step
         try:
             guard.require_nothing_refused()
         except UntrustedCodeError:
@@ -205,22 +205,22 @@ def of(checkpoint: Checkpoint) -> Guard:
 
 @contextlib.contextmanager
 def active(guard: Guard) -> Iterator[None]:
-    """Put this thread under a guard inside the block, and the threads that are started there.
+    """Guard this thread within the block, and the threads that it starts there.
 
-    Other threads are left as they are.
+    Other threads are not affected.
 
     Raises
     ------
     UntrustedCodeError
-        Audit events do not reach us in this process.
+        Audit events do not work in this process.
     """
     _watch(guard.model)
     before = _current()
-    _here.guard = guard
+    _thread_state.guard = guard
     try:
         yield
     finally:
-        _here.guard = before
+        _thread_state.guard = before
 
 
 _EVENTS: Mapping[str, Callable[..., None]] = {
@@ -240,31 +240,31 @@ _EVENTS: Mapping[str, Callable[..., None]] = {
 _WATCHED = frozenset({*_EVENTS, _PROBE})
 
 _lock = threading.Lock()
-_here = threading.local()
-_begun: weakref.WeakKeyDictionary[threading.Thread, Guard] = weakref.WeakKeyDictionary()
+_thread_state = threading.local()
+_thread_guards: weakref.WeakKeyDictionary[threading.Thread, Guard] = weakref.WeakKeyDictionary()
 _hooked = False
 
 
 def _watch(model: str) -> None:
-    """Make sure that the process tells us of its events: a hook stays for good, and is added once.
+    """Add the audit hook once for the process, and check that it works.
 
     Raises
     ------
     UntrustedCodeError
-        It does not: another hook may have forbidden ours.
+        It does not work: another hook may have blocked it.
     """
     global _hooked
     with _lock:
         if not _hooked:
             sys.addaudithook(_hook)
-            if sys.version_info < (3, 12):  # there no event tells of a new thread
+            if sys.version_info < (3, 12):  # no audit event for new threads
                 _hook_threads()
             _hooked = True
-    _here.probed = False
+    _thread_state.probed = False
     sys.audit(_PROBE)
-    if not _here.probed:
+    if not _thread_state.probed:
         raise UntrustedCodeError(
-            f"{model}: this Python does not say what a library is about to run, so nothing can be "
+            f"{model}: audit hooks do not work in this Python, so a checkpoint's code cannot be "
             "kept from running: load it with --trust-remote-code if you trust it.",
             model=model,
             wanted=(),
@@ -285,25 +285,25 @@ def _hook_threads() -> None:
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
     if event not in _WATCHED:
-        return  # first, and with one look: Python tells of each id(), too
+        return  # first and quick: Python raises an event for each id(), too
     judge = _EVENTS.get(event)
     if judge is None:
-        _here.probed = True
+        _thread_state.probed = True
         return
     if (guard := _current()) is not None:
         judge(guard, *args)
 
 
 def _current() -> Guard | None:
-    """Return the guard of this thread: its own, or the one that it was started under."""
-    guard: Guard | None = getattr(_here, "guard", None)
-    if guard is None and _begun:
-        guard = _here.guard = _begun.get(threading.current_thread())
+    """Return this thread's guard: its own, or that of the thread which started it."""
+    guard: Guard | None = getattr(_thread_state, "guard", None)
+    if guard is None and _thread_guards:
+        guard = _thread_state.guard = _thread_guards.get(threading.current_thread())
     return guard
 
 
 def _is_readable(path: str) -> bool:
-    """Say whether a library may read a file of a checkpoint: data, and of no great size."""
+    """Whether a library may read a file of a checkpoint: data of limited size."""
     name = path.casefold()
     if name.endswith((*_CODE, *_PICKLES)):
         return False
@@ -315,7 +315,7 @@ def _is_readable(path: str) -> bool:
     try:
         found = os.stat(path)  # noqa: PTH116
     except OSError:
-        return True  # the library will see for itself
+        return True  # the library will raise the error
     return stat.S_ISDIR(found.st_mode) or (
         stat.S_ISREG(found.st_mode) and found.st_size <= strict_json.VOCABULARY.nbytes
     )
@@ -332,7 +332,7 @@ def _is_installed(path: str) -> bool:
 
 
 def _is_module(path: str) -> bool:
-    """Say whether a file is being imported by its name, from wherever that may be."""
+    """Whether a file is that of a module in ``sys.modules``, wherever it is."""
     path = os.path.normcase(os.path.abspath(path))  # noqa: PTH100
     for name, module in list(sys.modules.items()):
         spec = vars(module).get("__spec__") if hasattr(module, "__dict__") else None
@@ -343,14 +343,16 @@ def _is_module(path: str) -> bool:
 
 
 def _caches() -> tuple[str, ...]:
-    """Return where transformers copies code to, and where the Hub's client keeps repositories."""
+    """Return the folders of transformers' copied code, and of the Hub client's repositories."""
     from huggingface_hub import constants
 
     home = constants.HF_HOME
     modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(home, "modules")  # noqa: PTH118
     hub = sys.modules.get("transformers.utils.hub")
     found = [modules, constants.HF_HUB_CACHE, home, getattr(hub, "HF_MODULES_CACHE", None)]
-    return tuple(dict.fromkeys(place for path in found if path for place in _both(path)))
+    return tuple(
+        dict.fromkeys(variant for path in found if path for variant in _path_and_target(path))
+    )
 
 
 @functools.cache
@@ -361,14 +363,16 @@ def _installed() -> tuple[str, ...]:
         found += [*site.getsitepackages(), site.getusersitepackages()]
     found += [path for path in sys.path if os.path.basename(path) in _PACKAGES]  # noqa: PTH119
     found.append(str(Path(__file__).resolve().parents[2]))
-    return tuple(dict.fromkeys(place for path in found if path for place in _both(path)))
+    return tuple(
+        dict.fromkeys(variant for path in found if path for variant in _path_and_target(path))
+    )
 
 
 _PACKAGES = ("site-packages", "dist-packages", "lib-dynload")
 
 
-def _both(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return a path as it is written, and where its links lead to."""
+def _path_and_target(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return a path as it is written, and with its links resolved."""
     written = os.path.normcase(os.path.abspath(path))  # noqa: PTH100
     return tuple(dict.fromkeys((written, _real(os.fspath(path)))))
 

@@ -1,1 +1,1 @@
-"""Prompts that were read before, kept for the next ones that begin alike."""
+"""Prefix cache: keys and values of earlier prompts, for prompts that begin the same."""

@@ -1,4 +1,4 @@
-"""By what arrays are told apart: digests of their bytes, type and shape, and fingerprints."""
+"""Cache keys of arrays: digests of their bytes, type and shape, and lazy fingerprints."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 from typing import Any
 
 SIZE = 16
-"""Bytes of a digest: two pictures meet by chance once in 10**19 or so."""
+"""Bytes of a digest: 128 bits, so that chance collisions need some 10**19 images."""
 
 GLANCE = 1024
-"""Numbers of an array that are looked at first."""
+"""Numbers of an array that the quick hash samples."""
 
 
 def as_numpy(array: Any) -> Any:
-    """Return an MLX array's numbers; bfloat16, which NumPy does not have, as whole numbers."""
+    """Return an array as NumPy's; bfloat16, which NumPy does not have, is viewed as uint16."""
     import mlx.core as mx
     import numpy as np
 
@@ -23,7 +23,7 @@ def as_numpy(array: Any) -> Any:
 
 
 def is_array(value: Any) -> bool:
-    """Say whether a value is an array of MLX or NumPy."""
+    """Whether a value is an array of MLX or NumPy."""
     import mlx.core as mx
     import numpy as np
 
@@ -40,7 +40,7 @@ def digest(*parts: Any) -> bytes:
     Raises
     ------
     TypeError
-        For anything else: what it is made of is not known.
+        A part is of another type.
     """
     state = hashlib.sha256()
     _feed(state, parts)
@@ -48,7 +48,7 @@ def digest(*parts: Any) -> bytes:
 
 
 def _feed(state: Any, part: Any) -> None:
-    """Take in one part; kind and length come first, so that no two lists of parts look alike."""
+    """Hash one part after its kind and length, so that different lists of parts stay different."""
     import numpy as np
 
     if is_array(part):
@@ -73,21 +73,21 @@ def _feed(state: Any, part: Any) -> None:
 
 
 class Fingerprint:
-    """Stands for parts in a dictionary; most that differ are told apart by a look at a few numbers.
+    """Lazy dictionary key of parts such as an image's arrays.
 
-    To hash a picture takes milliseconds of a first token's 50 (H100), and one that is new
-    need not be hashed for that to be known. Only two that look alike are compared by their
-    digests. It holds the parts until it is settled.
+    Its hash samples a few numbers, which tells most parts apart. Only fingerprints with equal
+    hashes are compared by their full digests: a digest takes milliseconds of the 50 ms to a first
+    token (H100), and a new image rarely needs one. The parts are held until `settle` is called.
 
     Attributes
     ----------
     used : bool
-        Whether something was looked for under it.
+        Whether the fingerprint was looked up in a dictionary.
 
     Parameters
     ----------
     *parts
-        As `digest` takes them, MLX arrays best before a GPU has touched them.
+        As for `digest`. Reading MLX arrays is quicker before a GPU has used them.
 
     Raises
     ------
@@ -95,39 +95,39 @@ class Fingerprint:
         As `digest` does.
     """
 
-    __slots__ = ("_digest", "_look", "_parts", "used")
+    __slots__ = ("_digest", "_parts", "_quick_hash", "used")
 
     def __init__(self, *parts: Any) -> None:
         self._parts: tuple[Any, ...] | None = parts
-        self._look = hash(digest(_glance(parts)))
+        self._quick_hash = hash(digest(_sample(parts)))
         self._digest: bytes | None = None
         self.used = False
 
     def __hash__(self) -> int:
         self.used = True
-        return self._look
+        return self._quick_hash
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Fingerprint) or self._look != other._look:
+        if not isinstance(other, Fingerprint) or self._quick_hash != other._quick_hash:
             return False
         return self is other or self.settle() == other.settle()
 
     def settle(self) -> bytes:
-        """Let go of the parts; return their digest, which is all that is needed from here on."""
+        """Compute the digest, drop the parts, and return the digest."""
         if self._digest is None:
             self._digest = digest(*self._parts or ())
             self._parts = None
         return self._digest
 
 
-def _glance(part: Any) -> Any:
-    """Take a few numbers of each array, and everything else."""
+def _sample(part: Any) -> Any:
+    """Return the parts with a sample of each array's numbers in its place."""
     if is_array(part):
         held = as_numpy(part).reshape(-1)
         kind = str(getattr(part, "dtype", ""))
         return [kind, str(tuple(part.shape)), held[:: max(1, held.size // GLANCE)]]
     if isinstance(part, list | tuple):
-        return [_glance(each) for each in part]
+        return [_sample(each) for each in part]
     if isinstance(part, dict):
-        return {key: _glance(value) for key, value in part.items()}
+        return {key: _sample(value) for key, value in part.items()}
     return part

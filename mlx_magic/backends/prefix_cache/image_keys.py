@@ -1,4 +1,4 @@
-"""The pictures of a request, as its processor made them, by what they can be known again."""
+"""Cache keys of a request's images, made from the processor's output."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from mlx_magic.backends.prefix_cache.fingerprints import Fingerprint, as_numpy, is_array
 
 TEXT = ("input_ids", "mask", "attention_mask")
-"""Inputs that belong to the words."""
+"""Inputs that belong to the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageKeys:
-    """What belongs to a request beside its words.
+    """Fingerprints of a request's inputs other than its text.
 
     Attributes
     ----------
     whole : Fingerprint
-        Of all of it.
+        Fingerprint of all of them.
     rows : list of Fingerprint
-        One for each picture (or tile), with what else belongs to it; empty where they
-        cannot be told apart.
+        One per image (or tile), with the other inputs that belong to it; empty if the inputs
+        cannot be split by image.
     """
 
     whole: Fingerprint
@@ -30,32 +30,32 @@ class ImageKeys:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> ImageKeys | None:
-        """Find them in a processor's output; None without any, or where one cannot be known.
+        """Make the keys of a processor's output; None without images, or if one has no digest.
 
         Parameters
         ----------
         inputs : mapping
-            Arrays that no GPU has touched: of one that has, the numbers must be fetched.
+            Arrays that a GPU has not used yet: otherwise their numbers have to be fetched.
         """
-        seen = {
+        extra = {
             key: as_numpy(value) if is_array(value) else value
             for key, value in inputs.items()
             if key not in TEXT
         }
         try:
-            return cls(Fingerprint(seen), _rows(seen)) if seen else None
+            return cls(Fingerprint(extra), _rows(extra)) if extra else None
         except TypeError:
             return None
 
     def settle(self) -> None:
-        """Let go of the pixels: what is kept under these names needs them no longer."""
-        for name in (self.whole, *self.rows):
-            if name.used:
-                name.settle()
+        """Settle the fingerprints in use, so that they no longer hold the pixels."""
+        for fingerprint in (self.whole, *self.rows):
+            if fingerprint.used:
+                fingerprint.settle()
 
 
-def _rows(seen: Mapping[str, Any]) -> list[Fingerprint]:
-    pixels: Any = seen.get("pixel_values")
+def _rows(extra: Mapping[str, Any]) -> list[Fingerprint]:
+    pixels: Any = extra.get("pixel_values")
     shape = tuple(pixels.shape) if is_array(pixels) else ()
     if len(shape) == 5 and shape[0] == 1:
         count = shape[1]
@@ -66,10 +66,10 @@ def _rows(seen: Mapping[str, Any]) -> list[Fingerprint]:
     lead = shape[:-3]
     own = {
         key: value.reshape(count, *value.shape[len(lead) :])
-        for key, value in seen.items()
+        for key, value in extra.items()
         if is_array(value) and tuple(value.shape[: len(lead)]) == lead
     }
-    common = {key: value for key, value in seen.items() if key not in own}
+    common = {key: value for key, value in extra.items() if key not in own}
     return [
         Fingerprint(common, {key: value[row] for key, value in own.items()}) for row in range(count)
     ]

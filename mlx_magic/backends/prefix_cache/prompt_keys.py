@@ -1,4 +1,4 @@
-"""What stands at each place of a prompt: a word's token, or a part of one certain picture."""
+"""Prefix-cache keys of a prompt: a text token, or a position within a certain image."""
 
 from __future__ import annotations
 
@@ -13,66 +13,67 @@ from mlx_magic.backends.prefix_cache.image_keys import TEXT, ImageKeys
 
 @dataclass(frozen=True, slots=True)
 class PromptKeys:
-    """What stands at each place of a prompt.
+    """Prefix-cache keys of a prompt.
 
     Attributes
     ----------
-    held : list
+    keys : list
+        One per token.
     mark : Fingerprint or None
-        What each place carries, where pictures and places cannot be told apart.
-    names : tuple of Fingerprint
-        All that are in them.
+        Part of every key, if it is unclear which tokens belong to which image.
+    fingerprints : tuple of Fingerprint
+        All fingerprints in `keys`.
     """
 
-    held: list[Hashable]
+    keys: list[Hashable]
     mark: Fingerprint | None = None
-    names: tuple[Fingerprint, ...] = ()
+    fingerprints: tuple[Fingerprint, ...] = ()
 
-    def then(self, tokens: list[int]) -> list[Hashable]:
-        """Return the places with words after them."""
+    def followed_by(self, tokens: list[int]) -> list[Hashable]:
+        """Return the keys with those of further text tokens after them."""
         mark = self.mark
-        return self.held + [token if mark is None else (mark, token) for token in tokens]
+        return self.keys + [token if mark is None else (mark, token) for token in tokens]
 
 
-def places(
-    inputs: Mapping[str, Any], image_token: int | None, pictures: ImageKeys | None
+def prompt_keys_of(
+    inputs: Mapping[str, Any], image_token: int | None, image_keys: ImageKeys | None
 ) -> PromptKeys | None:
-    """Tell each place of a prompt from what could stand there in another prompt.
+    """Return the prefix-cache keys of a prompt.
 
-    Two prompts whose places are equal up to some point are read alike up to there. A
-    place of a picture is its fingerprint and the place's number within it, where it is clear
-    which picture stands where: as many runs of image tokens, all of one length, as the
-    processor made pictures (or tiles). Elsewhere each place, words included, carries
-    the fingerprint of all of them: then only the same pictures match.
+    Two prompts have the same keys and values as far as their cache keys are equal. The key of an
+    image token is the image's fingerprint and the token's position within the image. That needs
+    as many runs of image tokens, all of one length, as the processor made images (or tiles).
+    Otherwise every key, of text tokens too, includes the fingerprint of all images, so that only
+    prompts with the same images match.
 
     Parameters
     ----------
     inputs : mapping
         The processor's output; ``input_ids`` of shape (1, tokens).
     image_token : int or None
-        The token that stands for pictures.
-    pictures : ImageKeys or None
-        What belongs to the prompt beside its words.
+        The token that stands for images.
+    image_keys : ImageKeys or None
+        Keys of the inputs other than text.
 
     Returns
     -------
-    Places or None
-        One for each token; None where it is not known what belongs to the prompt.
+    PromptKeys or None
+        None if the prompt has inputs without a key, so that it must not be cached.
     """
     tokens = [int(token) for token in as_numpy(inputs["input_ids"]).reshape(-1)]
-    if pictures is None:
+    if image_keys is None:
         return None if any(key not in TEXT for key in inputs) else PromptKeys(list(tokens))
     if inputs.get("pixel_values") is None:
-        return _marked(tokens, pictures.whole)
+        return _marked(tokens, image_keys.whole)
     if image_token is None or image_token not in tokens:
         return None
     runs = [len(list(run)) for token, run in itertools.groupby(tokens) if token == image_token]
-    if len(set(runs)) != 1 or len(runs) != len(pictures.rows):
-        return _marked(tokens, pictures.whole)
-    within = ((name, at) for name in pictures.rows for at in range(runs[0]))
+    if len(set(runs)) != 1 or len(runs) != len(image_keys.rows):
+        return _marked(tokens, image_keys.whole)
+    within = ((fingerprint, at) for fingerprint in image_keys.rows for at in range(runs[0]))
     found: list[Hashable] = [next(within) if token == image_token else token for token in tokens]
-    return PromptKeys(found, names=tuple(pictures.rows))
+    return PromptKeys(found, fingerprints=tuple(image_keys.rows))
 
 
 def _marked(tokens: list[int], mark: Fingerprint) -> PromptKeys:
-    return PromptKeys(PromptKeys([], mark).then(tokens), mark, (mark,))
+    return PromptKeys(PromptKeys([], mark).followed_by(tokens), mark, (mark,))

@@ -1,4 +1,4 @@
-"""Prompts whose beginning a model has read before: keys and values of what it read."""
+"""Radix tree of prompts with their keys and values: the prefix cache."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ Rows = list[tuple[Any, Any]]
 """Keys and values of each layer, of shape (1, heads, tokens, width)."""
 
 LEAST = 16
-"""Tokens that are worth a warm start: nearly every prompt begins with the same few."""
+"""Minimum tokens of a cached prefix: nearly every prompt begins with the same few."""
 
 
 @dataclass(slots=True, eq=False)
 class _Node:
-    """A stretch of tokens, and what may follow it."""
+    """An edge of the tree: a run of tokens, and the runs that follow it."""
 
-    places: tuple[Hashable, ...]
+    prompt_keys: tuple[Hashable, ...]
     rows: Rows
     parent: _Node | None
-    used: int
-    after: dict[Hashable, _Node] = field(default_factory=dict)
+    last_used: int
+    children: dict[Hashable, _Node] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         return sum(int(keys.nbytes + values.nbytes) for keys, values in self.rows)
 
 
-class Prefixes:
-    """A tree of what was read, in which prompts share what they begin with.
+class PrefixCache:
+    """Radix tree of prompts, which share the nodes of their common prefixes.
 
-    The arrays in it are never written to and never given away: a warm start gets arrays
-    of its own. Use it on the inference thread only, and keep rows of answers that came
-    to their end only: what was cut short may be ahead of its tokens, or behind.
+    The arrays in it are never written to and never handed out: `find` returns new ones. Use it on
+    the inference thread only. Keep only finished answers: a cancelled one may have more or fewer
+    keys and values than tokens.
 
     Parameters
     ----------
     limit : int
-        Bytes to keep; what was not used for longest goes first.
+        Maximum bytes; the least recently used nodes are evicted first.
 
     Attributes
     ----------
     hits, misses : int
-        Prompts of which a beginning was known, and the others.
+        Prompts with and without a cached prefix.
     nbytes : int
-        What is kept.
+        Bytes held.
     """
 
     def __init__(self, limit: int) -> None:
@@ -55,20 +55,20 @@ class Prefixes:
         self._clock = itertools.count()
         self._root = _Node((), [], None, 0)
 
-    def find(self, places: Sequence[Hashable]) -> tuple[int, Rows]:
-        """Return how much of a prompt's beginning is known, and its keys and values.
+    def find(self, prompt_keys: Sequence[Hashable]) -> tuple[int, Rows]:
+        """Return the length of the cached prefix of a prompt, and its keys and values.
 
         Parameters
         ----------
-        places : sequence
-            What stands at each place of the prompt. The last one is always read anew.
+        prompt_keys : sequence
+            Keys of the prompt's tokens. The last token is never taken from the cache.
 
         Returns
         -------
         tuple of int and list
-            Tokens, and arrays of its own for each layer; 0 and nothing below `LEAST`.
+            Number of tokens, and new arrays per layer; 0 and an empty list below `LEAST`.
         """
-        path = self._path(places[:-1])
+        path = self._path(prompt_keys[:-1])
         count = sum(length for _, length in path)
         if count < LEAST:
             self.misses += 1
@@ -76,120 +76,123 @@ class Prefixes:
         self.hits += 1
         return count, _joined([_cut(node.rows, 0, length) for node, length in path])
 
-    def keep(self, places: Sequence[Hashable], rows: Rows, start: int) -> None:
-        """Keep what was read and written for one answer.
+    def keep(self, prompt_keys: Sequence[Hashable], rows: Rows, start: int) -> None:
+        """Add a prompt and its answer.
 
         Parameters
         ----------
-        places : sequence
-            What stood at each place.
+        prompt_keys : sequence
+            Keys of the tokens of both.
         rows : list
-            Keys and values from place `start` on.
+            Keys and values from token `start` on.
         start : int
-            What comes before was in the tree when the answer began. If it has gone
-            since, nothing is kept.
+            Length of the prefix that was in the tree when the answer began. If the prefix was
+            evicted since, nothing is added.
         """
-        path = self._path(places)
+        path = self._path(prompt_keys)
         known = sum(length for _, length in path)
-        if known < start or known >= len(places):
+        if known < start or known >= len(prompt_keys):
             return
-        on_way = {id(node) for node, _ in path}
-        each = sum(int(k.nbytes + v.nbytes) for k, v in rows) // max(len(places) - start, 1)
-        room = self._make_room(each * (len(places) - known), on_way)
-        # The beginning of what does not fit as a whole is worth keeping too.
-        end = min(len(places), known + room // max(each, 1))
+        path_ids = {id(node) for node, _ in path}
+        each = sum(int(k.nbytes + v.nbytes) for k, v in rows) // max(len(prompt_keys) - start, 1)
+        free = self._evict(each * (len(prompt_keys) - known), path_ids)
+        # If not all of it fits, its beginning is worth keeping too.
+        end = min(len(prompt_keys), known + free // max(each, 1))
         if end <= known:
             return
         parent, length = path[-1] if path else (self._root, 0)
-        if length < len(parent.places):
+        if length < len(parent.prompt_keys):
             self._split(parent, length)
         node = _Node(
-            tuple(places[known:end]),
-            owned(_cut(rows, known - start, end - start)),
+            tuple(prompt_keys[known:end]),
+            copied_rows(_cut(rows, known - start, end - start)),
             parent,
             next(self._clock),
         )
-        parent.after[node.places[0]] = node
+        parent.children[node.prompt_keys[0]] = node
         self.nbytes += node.nbytes
 
     def clear(self) -> None:
-        """Forget all prompts, at once: each knows its parent, which knows it."""
+        """Clear the tree; parents are unset to break reference cycles, which frees it at once."""
         for node in self._nodes():
             node.parent = None
         self._root = _Node((), [], None, 0)
         self.nbytes = 0
 
-    def _path(self, places: Sequence[Hashable]) -> list[tuple[_Node, int]]:
-        """Walk along a prompt; return each stretch, and how far it is the same."""
+    def _path(self, prompt_keys: Sequence[Hashable]) -> list[tuple[_Node, int]]:
+        """Return the nodes along a prompt, each with the number of its tokens that match."""
         path: list[tuple[_Node, int]] = []
         node, at, now = self._root, 0, next(self._clock)
-        while at < len(places) and places[at] in node.after:
-            node = node.after[places[at]]
-            node.used = now
-            same = _same(node.places, places[at : at + len(node.places)])
+        while at < len(prompt_keys) and prompt_keys[at] in node.children:
+            node = node.children[prompt_keys[at]]
+            node.last_used = now
+            same = _same(node.prompt_keys, prompt_keys[at : at + len(node.prompt_keys)])
             path.append((node, same))
             at += same
-            if same < len(node.places):
+            if same < len(node.prompt_keys):
                 break
         return path
 
     def _split(self, node: _Node, at: int) -> None:
-        """Cut a stretch in two; the node itself becomes the first of them."""
+        """Split a node in two; the node itself becomes the first part."""
         self.nbytes -= node.nbytes
         rest = _Node(
-            node.places[at:], owned(_cut(node.rows, at, len(node.places))), node, node.used,
-            node.after,
-        )  # fmt: skip
-        for child in rest.after.values():
+            node.prompt_keys[at:],
+            copied_rows(_cut(node.rows, at, len(node.prompt_keys))),
+            node,
+            node.last_used,
+            node.children,
+        )
+        for child in rest.children.values():
             child.parent = rest
-        node.rows = owned(_cut(node.rows, 0, at))
-        node.places = node.places[:at]
-        node.after = {rest.places[0]: rest}
+        node.rows = copied_rows(_cut(node.rows, 0, at))
+        node.prompt_keys = node.prompt_keys[:at]
+        node.children = {rest.prompt_keys[0]: rest}
         self.nbytes += node.nbytes + rest.nbytes
 
-    def _make_room(self, wanted: int, on_way: set[int]) -> int:
-        """Let go of what was not used for longest; return the bytes that are free then."""
+    def _evict(self, wanted: int, path_ids: set[int]) -> int:
+        """Evict the least recently used leaves; return the bytes that are free then."""
         while self.nbytes + wanted > self.limit:
-            leaves = [n for n in self._nodes() if not n.after and id(n) not in on_way]
+            leaves = [n for n in self._nodes() if not n.children and id(n) not in path_ids]
             if not leaves:
                 break
-            oldest = min(leaves, key=lambda node: node.used)
+            oldest = min(leaves, key=lambda node: node.last_used)
             assert oldest.parent is not None
-            del oldest.parent.after[oldest.places[0]]
+            del oldest.parent.children[oldest.prompt_keys[0]]
             self.nbytes -= oldest.nbytes
         return max(self.limit - self.nbytes, 0)
 
     def _nodes(self) -> Iterator[_Node]:
-        waiting = list(self._root.after.values())
+        waiting = list(self._root.children.values())
         while waiting:
             node = waiting.pop()
-            waiting += node.after.values()
+            waiting += node.children.values()
             yield node
 
 
 def cut_out(caches: Sequence[Any], wanted: Sequence[tuple[int, int]]) -> list[Rows]:
-    """Return keys and values of answers that are written; not copied, and up to the last token.
+    """Return views of the keys and values of rows in decode, up to their last token.
 
     Parameters
     ----------
     caches : sequence
-        Of each layer: those of a batch, or plain ones of a single answer.
+        One per layer: batch caches, or plain caches of a single row.
     wanted : sequence of (int, int)
-        An answer's row, and from which of its tokens on.
+        Each a row, and its first token to return.
     """
     padding = getattr(caches[0], "left_padding", None)
-    # All layers' are padded alike, and each look at a number waits for a GPU.
+    # All layers have the same padding, and each read of a number waits for the GPU.
     pads = [0] if padding is None else padding.tolist()
     end = caches[0].offset if padding is None else caches[0].size()
     found = []
     for at, start in wanted:
-        place = (slice(at, at + 1), slice(None), slice(start + pads[at], end))
-        found.append([(cache.keys[place], cache.values[place]) for cache in caches])
+        index = (slice(at, at + 1), slice(None), slice(start + pads[at], end))
+        found.append([(cache.keys[index], cache.values[index]) for cache in caches])
     return found
 
 
 def _same(one: Sequence[Hashable], other: Sequence[Hashable]) -> int:
-    """Count the places at the beginning at which both are the same."""
+    """Return the length of the common prefix."""
     for at, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return at
@@ -214,8 +217,8 @@ def _joined(parts: list[Rows]) -> Rows:
     ]
 
 
-def owned(rows: Rows) -> Rows:
-    """Return evaluated copies, which do not keep alive what they were cut out of."""
+def copied_rows(rows: Rows) -> Rows:
+    """Return evaluated copies, so that the arrays they were sliced from can be freed."""
     import mlx.core as mx
 
     made = [(mx.contiguous(keys), mx.contiguous(values)) for keys, values in rows]

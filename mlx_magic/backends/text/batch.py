@@ -1,4 +1,4 @@
-"""Questions to one text model, answered together with mlx-lm's batches."""
+"""Batched requests to one text model, with mlx-lm's batches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.admission_queue import BatchLimits
-from mlx_magic.backends.batching.batch import MOST_READ_TOGETHER, Batch, NextToken, Slot
+from mlx_magic.backends.batching.batch import MAX_PREFILL_BATCH, Batch, NextToken, Slot
 from mlx_magic.backends.batching.sampling import (
     LogitsProcessor,
     RowSampler,
@@ -19,19 +19,19 @@ from mlx_magic.backends.batching.sampling import (
 )
 from mlx_magic.backends.device import wired_memory
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
-from mlx_magic.backends.text.prefill import Reading, TextPrompt, joined
+from mlx_magic.backends.text.prefill import PrefillBatch, TextPrompt, joined
 
 CLEAR_EVERY = 256
-"""Steps after which unused buffers are given back, as mlx-lm does alone."""
+"""Steps after which unused buffers are freed, as in mlx-lm's own generation."""
 
 
 class CountingSampler(RowSampler):
-    """A `RowSampler` that counts each row's tokens: mlx-lm does not tell a sampler its place.
+    """A `RowSampler` that counts each row's tokens: mlx-lm passes no positions to a sampler.
 
     Attributes
     ----------
     counts : dict of int to int
-        Tokens of each uid so far.
+        Number of tokens so far, by uid.
     """
 
     def __init__(self) -> None:
@@ -39,63 +39,62 @@ class CountingSampler(RowSampler):
         self.counts: dict[int, int] = {}
 
     @classmethod
-    def alone(cls, draw: SamplingParams) -> CountingSampler:
-        """Return one for a request that is answered by itself."""
+    def alone(cls, params: SamplingParams) -> CountingSampler:
+        """Return a sampler for a request that is answered alone."""
         sampler = cls()
-        sampler.admit(0, draw)
+        sampler.admit(0, params)
         sampler.rows = [0]
         return sampler
 
-    def admit(self, uid: int, draw: SamplingParams) -> None:
-        """Take in a request."""
-        self.draws[uid] = draw
+    def admit(self, uid: int, params: SamplingParams) -> None:
+        """Add a request."""
+        self.draws[uid] = params
         self.counts[uid] = 0
 
     def dismiss(self, uid: int) -> None:
-        """Forget a request."""
+        """Remove a request."""
         self.draws.pop(uid, None)
         self.counts.pop(uid, None)
 
     def __call__(self, logprobs: Any) -> Any:
-        """Draw the next token of each row. See `RowSampler.sample_target`."""
-        places = [self.counts[uid] for uid in self.rows]
+        """Sample the next token of each row. See `RowSampler.sample_target`."""
+        positions = [self.counts[uid] for uid in self.rows]
         for uid in self.rows:
             self.counts[uid] += 1
-        return self.sample_target(logprobs, row_ids=self.rows, positions=places)
+        return self.sample_target(logprobs, row_ids=self.rows, positions=positions)
 
 
 class TextBatch(Batch):
-    """Reads prompts a chunk at a time, and writes a token of every answer at each step.
+    """Each step reads a prefill chunk and decodes a token of every running request.
 
     Parameters
     ----------
     model : module
-        One of mlx-lm's, whose caches can be put together.
-    ends : collection of int
+        A model of mlx-lm whose caches can be merged.
+    stop_tokens : collection of int
         Tokens that end an answer.
     chunk : int
-        Prompt tokens that are read in one step.
+        Prompt tokens per prefill chunk.
     most : int
-        Answers that are written at once; the others wait.
-
+        Maximum number of requests in decode; the others wait.
     make_cache : callable, optional
-        Makes the caches of an answer, if not plain ones; with `most` 1 only: they cannot be
-        put together.
+        Makes the caches of a request, if they are not plain ones. Only with `most` 1: such caches
+        cannot be merged.
     sampler : CountingSampler, optional
-        Draws the tokens; needs `admit` and `dismiss` of it.
+        Any sampler with its methods `admit` and `dismiss`.
 
     Attributes
     ----------
     plain : bool
-        Whether all its caches are plain ones.
-    table : BatchLimits
-        What those who are answered together take; their prompts share a chunk.
+        Whether all caches are plain KV caches.
+    limits : BatchLimits
+        Limits of this batch, for memory admission. Prompts of a prefill share one chunk.
     """
 
     def __init__(
         self,
         model: Any,
-        ends: Collection[int],
+        stop_tokens: Collection[int],
         *,
         chunk: int,
         most: int,
@@ -108,69 +107,69 @@ class TextBatch(Batch):
 
         assert make_cache is None or most == 1
         self._make_cache: Any = make_cache or partial(make_prompt_cache, model)
-        self.table = BatchLimits(most, 1, self._held)
+        self.limits = BatchLimits(most, 1, self._held)
 
         self._model = model
-        self._ends = frozenset(ends)
+        self._stop_tokens = frozenset(stop_tokens)
         self._chunk = chunk
         self._most = most
         self._stream = generation_stream
         self._sampler: Any = sampler or CountingSampler()
         self._waiting: list[TextPrompt] = []
-        self._reading: Reading | None = None
-        # mlx-lm's GenerationBatch, None while nothing is written. A single answer keeps
-        # plain caches until another joins: that is what it costs alone, to the bit.
-        self._writing: Any = None
+        self._prefill_batch: PrefillBatch | None = None
+        # mlx-lm's GenerationBatch, None without requests in decode. A single request keeps plain
+        # caches until another joins: its answer then equals mlx-lm's own, bit by bit.
+        self._decode_batch: Any = None
         self._joined = False
         self._steps = 0
-        # What is no plain cache takes in what a prompt is filled up with, and cannot be cut.
+        # Other caches would store the padding of a prompt, and cannot be cut.
         self.plain = make_cache is None and _all_plain(model)
         self._wired: contextlib.ExitStack | None = None
 
     def add(
         self,
         tokens: list[int],
-        draw: SamplingParams,
+        params: SamplingParams,
         *,
         cache: list[Any] | None = None,
         processors: Iterable[LogitsProcessor] = (),
     ) -> Slot:
-        """Let a request in. See `TextPrompt` for what is given."""
-        seat = self.take_seat()
-        self._sampler.admit(seat.uid, draw)
-        safe = [guarded(processor, seat.fail) for processor in processors]
-        self._waiting.append(TextPrompt(seat, tokens, cache, safe))
-        return seat
+        """Add a request. For the parameters see `TextPrompt`."""
+        slot = self.take_slot()
+        self._sampler.admit(slot.uid, params)
+        safe = [guarded(processor, slot.fail) for processor in processors]
+        self._waiting.append(TextPrompt(slot, tokens, cache, safe))
+        return slot
 
-    def row(self, seat: Slot, start: int) -> Rows | None:
-        """Return keys and values of each layer for a request that is being written.
+    def row(self, slot: Slot, start: int) -> Rows | None:
+        """Return the keys and values of a request in decode, per layer.
 
         Parameters
         ----------
-        seat : Slot
+        slot : Slot
         start : int
-            The place of its prompt, what was known of it included, from which on they are wanted.
+            First token to return; positions count from the start of the cached prefix.
 
         Returns
         -------
         list or None
-            At least up to the token that the request got last; None where it is not written, or
-            the caches are no plain ones.
+            At least up to the token that the request took last. None if the request is not in
+            decode, or the caches are not plain ones.
         """
-        if not self.plain or self._writing is None or seat.uid not in self._writing.uids:
+        if not self.plain or self._decode_batch is None or slot.uid not in self._decode_batch.uids:
             return None
-        at = self._writing.uids.index(seat.uid)
-        return cut_out(self._writing.prompt_cache, [(at, start)])[0]
+        at = self._decode_batch.uids.index(slot.uid)
+        return cut_out(self._decode_batch.prompt_cache, [(at, start)])[0]
 
     def close(self) -> None:
-        """Let go of the model at once: the batch itself is part of a cycle."""
+        """Release the model at once: the batch itself is part of a reference cycle."""
         self._model = self._make_cache = None
         self._end_all()
 
     def _held(self) -> int:
-        writing = self._writing.prompt_cache if self._writing is not None else []
-        reading = self._reading.caches if self._reading is not None else []
-        return kv_cache.caches_nbytes([*writing, *reading])
+        decode = self._decode_batch.prompt_cache if self._decode_batch is not None else []
+        prefill = self._prefill_batch.caches if self._prefill_batch is not None else []
+        return kv_cache.caches_nbytes([*decode, *prefill])
 
     def _step(self) -> None:
         import mlx.core as mx
@@ -178,152 +177,152 @@ class TextBatch(Batch):
         self._wire()
         self._steps += 1
         with mx.stream(self._stream):
-            self._let_go()
-            if self._writing is not None:
-                self._write()
-            self._read_on()
+            self._drop_finished()
+            if self._decode_batch is not None:
+                self._decode_step()
+            self._advance_prefill()
         if self._steps % CLEAR_EVERY == 0:
             mx.clear_cache()
 
-    def _read_on(self) -> None:
-        """Read a chunk of what is being read, or begin with what waits longest."""
-        prompts = self._reading.prompts if self._reading is not None else []
+    def _advance_prefill(self) -> None:
+        """Read a chunk of the current prefill, or start the next prefill."""
+        prompts = self._prefill_batch.prompts if self._prefill_batch is not None else []
         done = None
         try:
-            if self._reading is None and self._waiting and self._room > 0:
+            if self._prefill_batch is None and self._waiting and self._free_slots > 0:
                 prompts = self._next_prompts()
-                self._reading = self._begin(prompts)
-            if self._reading is not None:
-                done = self._read(self._reading)
+                self._prefill_batch = self._start_prefill(prompts)
+            if self._prefill_batch is not None:
+                done = self._prefill_step(self._prefill_batch)
         except Exception as error:
-            # What cannot be read is nothing to those who are being written.
-            self._fail([prompt.seat for prompt in prompts], error)
-            self._reading = None
-        if done is not None and self._reading is not None:
-            together, self._reading = self._reading.joined, None
+            # A failed prefill does not affect the requests in decode.
+            self._fail([prompt.slot for prompt in prompts], error)
+            self._prefill_batch = None
+        if done is not None and self._prefill_batch is not None:
+            together, self._prefill_batch = self._prefill_batch.joined, None
             self._join(done, together=together)
             for prompt in prompts:
-                prompt.seat.read = len(prompt.tokens)
+                prompt.slot.read = len(prompt.tokens)
 
     @property
-    def _room(self) -> int:
-        return self._most - (len(self._writing.uids) if self._writing is not None else 0)
+    def _free_slots(self) -> int:
+        return self._most - (len(self._decode_batch.uids) if self._decode_batch is not None else 0)
 
-    def _let_go(self) -> None:
-        """Drop the rows of those who left since the last step, all in one copy."""
-        if self._reading is not None:
-            self._reading.keep(self._seats)
-            if not self._reading.prompts:
-                self._reading = None
-        if self._writing is None:
+    def _drop_finished(self) -> None:
+        """Drop the rows of requests that left since the last step, in one copy."""
+        if self._prefill_batch is not None:
+            self._prefill_batch.keep(self._slots)
+            if not self._prefill_batch.prompts:
+                self._prefill_batch = None
+        if self._decode_batch is None:
             return
-        rows = [at for at, uid in enumerate(self._writing.uids) if uid in self._seats]
+        rows = [at for at, uid in enumerate(self._decode_batch.uids) if uid in self._slots]
         if not rows:
-            self._writing = None
-        elif len(rows) < len(self._writing.uids):
-            self._writing.filter(rows)
+            self._decode_batch = None
+        elif len(rows) < len(self._decode_batch.uids):
+            self._decode_batch.filter(rows)
 
-    def _write(self) -> None:
-        """Write a token of each answer. Those that have ended leave of themselves."""
-        self._sampler.rows = list(self._writing.uids)
-        for response in self._writing.next():
+    def _decode_step(self) -> None:
+        """Decode a token of each request. A request that has ended removes itself."""
+        self._sampler.rows = list(self._decode_batch.uids)
+        for response in self._decode_batch.next():
             token = int(response.token)
-            self._seats[response.uid].give(NextToken(token, token in self._ends))
+            self._slots[response.uid].give(NextToken(token, token in self._stop_tokens))
 
     def _next_prompts(self) -> list[TextPrompt]:
-        """Take the prompt that waits longest, and those beside which it can be read."""
+        """Take the prompt that has waited longest, and prompts that can share its prefill."""
         first = self._waiting[0]
-        most = min(MOST_READ_TOGETHER, self._room) if self.plain else 1
-        beside = [prompt for prompt in self._waiting[1:] if prompt.goes_with(first)]
-        chosen = [first, *beside[: most - 1]]
+        most = min(MAX_PREFILL_BATCH, self._free_slots) if self.plain else 1
+        compatible = [prompt for prompt in self._waiting[1:] if prompt.compatible_with(first)]
+        chosen = [first, *compatible[: most - 1]]
         self._waiting = [prompt for prompt in self._waiting if prompt not in chosen]
         return chosen
 
-    def _begin(self, prompts: list[TextPrompt]) -> Reading:
+    def _start_prefill(self, prompts: list[TextPrompt]) -> PrefillBatch:
         empty = self._make_cache()
         caches = [prompt.cache or empty for prompt in prompts]
         for prompt in prompts:
-            # An answer may go on for long: what its prompt started with need not.
+            # Decode may take long: do not hold the cached prefix meanwhile.
             prompt.cache = None
         if len(prompts) > 1:
-            return Reading(prompts, joined(*caches), joined=True)
-        return Reading(prompts, caches[0], joined=False)
+            return PrefillBatch(prompts, joined(*caches), joined=True)
+        return PrefillBatch(prompts, caches[0], joined=False)
 
-    def _read(self, reading: Reading) -> Any:
-        """Read a chunk; after the last one return the answers, to be written from here on."""
+    def _prefill_step(self, prefill: PrefillBatch) -> Any:
+        """Read a chunk; after the last one return the batch to decode, else None."""
         import mlx.core as mx
 
-        if reading.done < reading.length:
-            rows = reading.chunk(self._chunk)
-            self._model(mx.array(rows), cache=reading.caches)
-            # Else the next chunks would be begun before this one is done, and none could be
-            # cancelled.
-            mx.eval([cache.state for cache in reading.caches])
+        if prefill.done < prefill.length:
+            rows = prefill.chunk(self._chunk)
+            self._model(mx.array(rows), cache=prefill.caches)
+            # Without this, MLX would queue the next chunks before this one is done, and a cancel
+            # would wait for all of them.
+            mx.eval([cache.state for cache in prefill.caches])
             mx.clear_cache()
-            reading.advance(len(rows[0]))
-            if reading.done < reading.length:
+            prefill.advance(len(rows[0]))
+            if prefill.done < prefill.length:
                 return None
-        reading.straighten()
-        return self._begin_writing(reading)
+        prefill.move_padding_left()
+        return self._start_decode(prefill)
 
-    def _begin_writing(self, reading: Reading) -> Any:
-        """Put prompts that were read to the last token but one into mlx-lm's hands."""
+    def _start_decode(self, prefill: PrefillBatch) -> Any:
+        """Make mlx-lm's batch of prompts that were read up to their last token but one."""
         import mlx.core as mx
         from mlx_lm.generate import GenerationBatch, StopSequences
 
-        count = len(reading.prompts)
-        self._sampler.rows = [prompt.seat.uid for prompt in reading.prompts]
+        count = len(prefill.prompts)
+        self._sampler.rows = [prompt.slot.uid for prompt in prefill.prompts]
         return GenerationBatch(
             self._model,
             list(self._sampler.rows),
-            mx.array([prompt.tokens[-1] for prompt in reading.prompts]),
-            reading.caches,
+            mx.array([prompt.tokens[-1] for prompt in prefill.prompts]),
+            prefill.caches,
             [[] for _ in range(count)],
             [self._sampler] * count,
             self._sampler,
-            [prompt.processors for prompt in reading.prompts],
-            # Who follows a seat knows when its answer is long enough, and leaves.
+            [prompt.processors for prompt in prefill.prompts],
+            # No limit here: the request removes itself at its max_tokens.
             [StopSequences()] * count,
             [sys.maxsize] * count,
         )
 
     def _join(self, new: Any, *, together: bool) -> None:
-        """Write new answers beside the others."""
-        if self._writing is None:
-            self._writing, self._joined = new, together
+        """Add requests after their prefill to the decode batch."""
+        if self._decode_batch is None:
+            self._decode_batch, self._joined = new, together
             return
         if not self._joined:
-            self._writing.prompt_cache = joined(self._writing.prompt_cache)
+            self._decode_batch.prompt_cache = joined(self._decode_batch.prompt_cache)
         if not together:
             new.prompt_cache = joined(new.prompt_cache)
-        self._writing.extend(new)
+        self._decode_batch.extend(new)
         self._joined = True
 
     def _abandon(self) -> list[int]:
-        self._reading = self._writing = None
-        waiting = {prompt.seat.uid for prompt in self._waiting}
-        # Those too who were between reading and writing.
-        return [uid for uid in self._seats if uid not in waiting]
+        self._prefill_batch = self._decode_batch = None
+        waiting = {prompt.slot.uid for prompt in self._waiting}
+        # Includes requests between prefill and decode.
+        return [uid for uid in self._slots if uid not in waiting]
 
     def _drop(self, uid: int) -> None:
-        # What it leaves in the caches goes with the next step.
+        # The next step drops its rows from the caches.
         self._sampler.dismiss(uid)
-        self._waiting = [prompt for prompt in self._waiting if prompt.seat.uid != uid]
-        if not self._seats:
+        self._waiting = [prompt for prompt in self._waiting if prompt.slot.uid != uid]
+        if not self._slots:
             self._clear()
 
     def _clear(self) -> None:
         for uid in list(self._sampler.draws):
             self._sampler.dismiss(uid)
-        self._seats.clear()
+        self._slots.clear()
         self._waiting.clear()
-        self._reading = self._writing = None
+        self._prefill_batch = self._decode_batch = None
         if self._wired is not None:
             self._wired.close()
             self._wired = None
 
     def _wire(self) -> None:
-        """Keep the weights in memory while there is work, where the platform has such a limit."""
+        """Wire the weights while there are requests, if the platform has a wired limit."""
         if self._wired is None:
             from mlx_lm.generate import wired_limit
 
@@ -334,7 +333,7 @@ class TextBatch(Batch):
 
 
 def _all_plain(model: Any) -> bool:
-    """Say whether a model has plain KV caches only."""
+    """Whether a model has plain KV caches only."""
     from mlx_lm.models.cache import KVCache, make_prompt_cache
 
     return all(type(cache) is KVCache for cache in make_prompt_cache(model))

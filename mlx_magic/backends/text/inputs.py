@@ -1,4 +1,4 @@
-"""A request as the tokens that a text model reads."""
+"""Prompt tokens of a text model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlx_magic.engine.request import GenerationRequest
 
 
 class TextInputs:
-    """Makes the tokens of requests to one model.
+    """Tokenizes requests to one model.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ class TextInputs:
         self._control = ControlTokens(tokenizer, model)
 
     def made(self, request: GenerationRequest, cancel: CancelToken) -> BackgroundCall[list[int]]:
-        """Begin to make the tokens of a request, on a thread of their own.
+        """Start to tokenize a request, on a background thread.
 
-        Its result raises `GenerationError` where the chat template refuses the request.
+        The result raises `GenerationError` if the chat template refuses the request.
         """
         inner = getattr(self._tokenizer, "_tokenizer", self._tokenizer)
         return BackgroundCall(
@@ -42,16 +42,16 @@ class TextInputs:
     def _tokens(self, request: GenerationRequest, cancel: CancelToken) -> list[int]:
         masked = self._control.masked(request)
         if self._tokenizer.chat_template is None:
-            # A base model has no turns: it continues the text.
+            # A base model has no chat template: it continues the text.
             text = _continued(masked.request)
             self._control.require_template(text, masked, _continued)
-            return self._read(text, masked)
+            return self._encode(text, masked)
         messages = chat_messages.messages(masked.request)
         template = self._tokenizer.apply_chat_template
 
-        def rendered(asked: GenerationRequest) -> str:
+        def rendered(variant: GenerationRequest) -> str:
             text: str = template(
-                chat_messages.messages(asked), add_generation_prompt=True, tokenize=False
+                chat_messages.messages(variant), add_generation_prompt=True, tokenize=False
             )
             return text
 
@@ -63,9 +63,9 @@ class TextInputs:
             text = rendered(masked.request)
             self._control.require_template(text, masked, rendered)
         chat_messages.require_whole(text, masked.request, model=self._model)
-        return self._read(text, masked, add_special_tokens=False) if masked.words else tokens
+        return self._encode(text, masked, add_special_tokens=False) if masked.words else tokens
 
-    def _read(self, text: str, masked: Masked, **options: Any) -> list[int]:
+    def _encode(self, text: str, masked: Masked, **options: Any) -> list[int]:
         tokens: list[int] = self._control.reading(masked).encode(text, **options)
         self._control.require_restored(tokens, masked)
         return tokens

@@ -1,4 +1,4 @@
-"""Text-only models, through mlx-lm. It and `text_*` alone import it."""
+"""Text-only models, through mlx-lm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_magic.backends import warmup
 from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.backends.batch_check.compare_rows import Budget
-from mlx_magic.backends.batch_check.policy import standing
+from mlx_magic.backends.batch_check.policy import batch_policy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest, TokenCounts
 from mlx_magic.backends.batching.admission import MemoryAdmission
@@ -31,7 +31,7 @@ from mlx_magic.backends.text.batch import CountingSampler, TextBatch
 from mlx_magic.backends.text.inputs import TextInputs
 from mlx_magic.backends.text.prompt_cache import PromptCache
 from mlx_magic.backends.text.row_probe import TextProbe
-from mlx_magic.backends.text.sampling_defaults import draw, generation_config
+from mlx_magic.backends.text.sampling_defaults import generation_config, sampling_params
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
@@ -84,7 +84,7 @@ class TextBackend:
         lora_check.require_fit(model, checkpoint)
         yield
         cancel.checkpoint()
-        making = BackgroundCall(
+        loading_tokenizer = BackgroundCall(
             partial(
                 utils.load_tokenizer,
                 checkpoint.path,
@@ -95,9 +95,9 @@ class TextBackend:
         )
         yield
         size, tokenizer = yield from materialize.materialize(
-            model, cancel=cancel, progress=progress, origins=origins, beside=making
+            model, cancel=cancel, progress=progress, origins=origins, beside=loading_tokenizer
         )
-        fast_modules.lighten(model)
+        fast_modules.speed_up(model)
         return TextModel(checkpoint, model, tokenizer, size, began=began)
 
 
@@ -112,7 +112,7 @@ class TextModel:
     nbytes : int
         Bytes of the weights.
     began : float, optional
-        When its load began, in seconds of `time.monotonic`; now if left out.
+        Start of the load, in seconds of `time.monotonic`; now by default.
     """
 
     def __init__(
@@ -134,14 +134,14 @@ class TextModel:
         self._nbytes = nbytes
         self._began = time.monotonic() if began is None else began
         args = getattr(model, "args", None)
-        stand = standing("mlx-lm", checkpoint, model, args, make_prompt_cache(model))
-        self._chunk = stand.chunk(nbytes)
+        policy = batch_policy("mlx-lm", checkpoint, model, args, make_prompt_cache(model))
+        self._chunk = policy.chunk(nbytes)
         probe = TextProbe(model, tokenizer, lambda w: self._new_batch(2, sampler=w))
-        self._answering = Dispatch(stand, probe, self._new_batch, self._caches)
+        self._answering = Dispatch(policy, probe, self._new_batch, self._caches)
         batch = self._answering.batch
-        self._recall = PromptCache(nbytes, plain=batch is not None and batch.plain)
-        self._room = MemoryAdmission(
-            self._name, checkpoint.config, chunk=self._chunk, forget=self._recall.forget
+        self._prompt_cache = PromptCache(nbytes, plain=batch is not None and batch.plain)
+        self._admission = MemoryAdmission(
+            self._name, checkpoint.config, chunk=self._chunk, forget=self._prompt_cache.forget
         )
 
     @property
@@ -151,36 +151,36 @@ class TextModel:
 
     @property
     def reuse(self) -> Reuse:
-        """What was reused, and what is kept for it; safe from any thread."""
-        return self._recall.counts
+        """Statistics of the prefix cache; safe from any thread."""
+        return self._prompt_cache.counts
 
     @property
     def ahead(self) -> None:
-        """Nothing: words are quick. See `LoadedModel.ahead`."""
+        """None: text needs no prefetch. See `LoadedModel.ahead`."""
 
     @property
     def together(self) -> Verdict:
-        """Whether it answers several requests at once. See `LoadedModel.together`."""
-        return self._answering.standing.verdict
+        """Whether requests are batched. See `LoadedModel.together`."""
+        return self._answering.policy.verdict
 
     def forget(self) -> int:
-        """Let go of all prompts that are kept; return their bytes."""
-        return self._recall.forget()
+        """Clear the prefix cache; return the bytes that it held."""
+        return self._prompt_cache.forget()
 
     def close(self) -> None:
-        """Let go of the weights, and of what is kept."""
-        self._recall.forget()
+        """Release the weights and the prefix cache."""
+        self._prompt_cache.forget()
         self._answering.close()
         with platform.freeing(self._nbytes):
             self._model = self._tokenizer = None
 
     def warm_up(self, *, cancel: CancelToken, progress: LoadProgress) -> Steps:
-        """Answer a request of nobody's. See `LoadedModel.warm_up`."""
-        request = warmup.sample(self._name, picture=False)
+        """Run a dummy request to compile kernels. See `LoadedModel.warm_up`."""
+        request = warmup.sample(self._name, image=False)
         yield from warmup.warmed(self, request, self._prepared, cancel=cancel, progress=progress)
         budget = Budget.of_load(time.monotonic() - self._began)
-        yield from self._answering.look(budget, cancel)
-        self._recall.count_anew()
+        yield from self._answering.compare_weights(budget, cancel)
+        self._prompt_cache.reset_counts()
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
@@ -188,28 +188,28 @@ class TextModel:
         """Answer one request. See `LoadedModel.generate`."""
         platform.reset_peak()
         report(GenerationChunk("prefill"))
-        kv_cache.require_bits(request.kv_bits, self._room.shape, self._name)
-        making = self._inputs.made(request, cancel)
+        kv_cache.require_bits(request.kv_bits, self._admission.shape, self._name)
+        tokenizing = self._inputs.made(request, cancel)
         yield
-        prompt = yield from self._answering.in_order(making.result(cancel), cancel)
+        prompt = yield from self._answering.in_order(tokenizing.result(cancel), cancel)
         counts = TokenCounts(len(prompt), 0)
-        placed = yield from self._room.place(
-            self._answering.table(request.kv_bits),
+        admitted = yield from self._admission.reserve(
+            self._answering.limits(request.kv_bits),
             prompt_tokens=len(prompt),
             image_tokens=0,
             max_tokens=request.sampling.max_tokens,
             kv_bits=request.kv_bits,
             cancel=cancel,
-            waits=lambda: report(counts.chunk("queued")),
+            on_wait=lambda: report(counts.chunk("queued")),
         )
-        with placed as place:
-            asked = ActiveRequest(request, counts, place, cancel, report)
-            drawn = draw(asked.sampling, self._defaults)
+        with admitted as reservation:
+            active = ActiveRequest(request, counts, reservation, cancel, report)
+            params = sampling_params(active.sampling, self._defaults)
             return (
                 yield from self._answering.answer(
-                    asked,
-                    lambda: self._alone(prompt, asked),
-                    partial(self._seated, prompt, asked, drawn),
+                    active,
+                    lambda: self._sequential(prompt, active),
+                    partial(self._batched, prompt, active, params),
                 )
             )
 
@@ -237,77 +237,82 @@ class TextModel:
         from mlx_lm.models.cache import make_prompt_cache
 
         return kv_cache.quantized(
-            make_prompt_cache(self._model), kv_bits, self._room.shape, self._name
+            make_prompt_cache(self._model), kv_bits, self._admission.shape, self._name
         )
 
-    def _seated(
+    def _batched(
         self,
         prompt: list[int],
-        asked: ActiveRequest,
-        drawn: SamplingParams,
+        active: ActiveRequest,
+        params: SamplingParams,
         batch: TextBatch,
         answer: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
-        counts, cache = asked.counts, None
-        told = list(answer)
+        """Answer in a batch; append the tokens to `answer`, which holds those of a failed try."""
+        counts, cache = active.counts, None
+        reported = list(answer)
         answer.clear()
         counts.cached_tokens = 0
-        # What was kept of other prompts is not quantized, and what is quantized is not kept.
-        keeps = batch is self._answering.batch
-        if keeps:
-            counts.cached_tokens, cache = self._recall.start(prompt)
-        asked.was_read()
-        seat = batch.add(
+        # The prefix cache is not quantized, so that quantized requests do not use it.
+        cacheable = batch is self._answering.batch
+        if cacheable:
+            counts.cached_tokens, cache = self._prompt_cache.start(prompt)
+        active.report_prefill()
+        slot = batch.add(
             prompt[counts.cached_tokens :],
-            drawn,
+            params,
             cache=cache,
-            # Its batch tells a processor of the prompt's last token, and of the answer's.
-            processors=processors(asked.sampling, 1),
+            # mlx-lm's batch passes the prompt's last token and the answer's tokens to a processor.
+            processors=processors(active.sampling, 1),
         )
-        # They are the batch's now, and grow with the answer.
+        # The batch owns the caches now, and they grow with the answer.
         del cache
 
         def keep() -> None:
-            if keeps:
+            if cacheable:
                 known = counts.cached_tokens
-                self._recall.keep(prompt + answer, known, batch.row(seat, known))
+                self._prompt_cache.keep(prompt + answer, known, batch.row(slot, known))
 
         try:
-            reason = yield from self._follow(batch, seat, answer, asked, told)
-            # Only now: of an answer that was cut short nothing may be kept.
+            reason = yield from self._stream_answer(batch, slot, answer, active, reported)
+            # Not before: a cancelled or failed answer must not be cached.
             keep()
             return reason
         except Stopped:
-            # Its reader has had enough; what was read and written is whole.
+            # Ended by a stop sequence: what was computed so far is valid.
             keep()
             raise
         finally:
-            batch.leave(seat)
+            batch.leave(slot)
 
-    def _follow(
-        self, batch: TextBatch, seat: Slot, answer: list[int], asked: ActiveRequest, told: list[int]
+    def _stream_answer(
+        self,
+        batch: TextBatch,
+        slot: Slot,
+        answer: list[int],
+        active: ActiveRequest,
+        reported: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Report what is read and written in a seat, to the end; `answer` takes the tokens.
+        """Report a slot's progress until its answer has ended; append its tokens to `answer`.
 
-        Those that were `told` before are not told again.
+        Tokens in `reported` are not reported again.
         """
-        # The tokenizer gives each who asks a detokenizer of their own.
-        words = self._tokenizer.detokenizer
+        # The property returns a new detokenizer each time.
+        detokenizer = self._tokenizer.detokenizer
         read = 0
         while True:
-            written = yield from batch.follow(seat, asked.cancel)
-            if written is None:
-                if seat.read != read:
-                    read = seat.read
-                    asked.was_read(read)
+            next_token = yield from batch.follow(slot, active.cancel)
+            if next_token is None:
+                if slot.read != read:
+                    read = slot.read
+                    active.report_prefill(read)
                 continue
-            answer.append(written.token)
-            reason = self._take(written, words, len(answer), asked.sampling)
-            segment = words.last_segment
-            if len(answer) > len(told):
-                asked.wrote(segment, len(answer))
-            elif answer[-1] != told[len(answer) - 1]:
+            answer.append(next_token.token)
+            reason = self._detokenize(next_token, detokenizer, len(answer), active.sampling)
+            segment = detokenizer.last_segment
+            if len(answer) > len(reported):
+                active.report_text(segment, len(answer))
+            elif answer[-1] != reported[len(answer) - 1]:
                 raise GenerationError(
                     f"{self._name}: a step of its batch failed, and the answer could not be "
                     "continued: ask again.",
@@ -316,30 +321,30 @@ class TextModel:
             if reason is not None:
                 return reason
 
-    def _take(
-        self, written: NextToken, words: Any, count: int, sampling: Sampling
+    def _detokenize(
+        self, next_token: NextToken, detokenizer: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
-        """Take in a token; say whether it ends the answer, and how."""
-        require_number(written.token, self._name)
-        if not written.stopped:
-            words.add_token(written.token)
+        """Detokenize a token; return the finish reason if the answer ends with it."""
+        require_number(next_token.token, self._name)
+        if not next_token.stopped:
+            detokenizer.add_token(next_token.token)
             if count < sampling.max_tokens:
                 return None
-        words.finalize()
-        return "stop" if written.stopped else "length"
+        detokenizer.finalize()
+        return "stop" if next_token.stopped else "length"
 
-    def _alone(
-        self, prompt: list[int], asked: ActiveRequest
+    def _sequential(
+        self, prompt: list[int], active: ActiveRequest
     ) -> Generator[None, None, FinishReason]:
-        """Answer through mlx-lm's own streaming; nothing else may use the model meanwhile."""
-        stream = self._stream(prompt, asked)
+        """Answer through mlx-lm's own streaming, with exclusive use of the model."""
+        stream = self._stream(prompt, active)
         try:
-            for piece in stream:
-                require_number(piece.token, self._name)
-                asked.wrote(piece.text, piece.generation_tokens)
-                if piece.finish_reason is not None:
-                    return "stop" if piece.finish_reason == "stop" else "length"
-                asked.cancel.checkpoint()
+            for response in stream:
+                require_number(response.token, self._name)
+                active.report_text(response.text, response.generation_tokens)
+                if response.finish_reason is not None:
+                    return "stop" if response.finish_reason == "stop" else "length"
+                active.cancel.checkpoint()
                 yield
         finally:
             stream.close()
@@ -347,22 +352,22 @@ class TextModel:
             f"{self._name}: mlx-lm ended without a finish reason.", model=self._name
         )
 
-    def _stream(self, prompt: list[int], asked: ActiveRequest) -> Any:
-        """Let mlx-lm read the prompt and write, a token at a time."""
+    def _stream(self, prompt: list[int], active: ActiveRequest) -> Any:
+        """Start mlx-lm's generator of tokens."""
         from mlx_lm.generate import stream_generate
 
         def read(done: int, total: int) -> None:
-            asked.cancel.checkpoint()
-            asked.was_read(done)
+            active.cancel.checkpoint()
+            active.report_prefill(done)
 
         return stream_generate(
             self._model,
             self._tokenizer,
             prompt,
-            max_tokens=asked.sampling.max_tokens,
-            sampler=CountingSampler.alone(draw(asked.sampling, self._defaults)),
-            logits_processors=processors(asked.sampling, len(prompt)),
-            prompt_cache=self._caches(asked.request.kv_bits),
+            max_tokens=active.sampling.max_tokens,
+            sampler=CountingSampler.alone(sampling_params(active.sampling, self._defaults)),
+            logits_processors=processors(active.sampling, len(prompt)),
+            prompt_cache=self._caches(active.request.kv_bits),
             prefill_step_size=self._chunk,
             prompt_progress_callback=read,
         )

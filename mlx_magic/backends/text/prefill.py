@@ -1,4 +1,4 @@
-"""Reading prompts of a text model together, in chunks between which any of them may leave."""
+"""Prefill of several prompts of a text model in chunks; a prompt can leave between two chunks."""
 
 from __future__ import annotations
 
@@ -6,54 +6,55 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.batch import Slot, alike
+from mlx_magic.backends.batching.batch import Slot, similar_lengths
 from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
 @dataclass(slots=True, eq=False)
 class TextPrompt:
-    """A prompt that waits to be read, or is.
+    """A prompt that waits for prefill or is in prefill.
 
     Attributes
     ----------
-    seat : Slot
+    slot : Slot
     tokens : list of int
         At least one.
     cache : list or None
-        One of its own with a prefix in it, one a layer; `tokens` is what follows then.
+        KV caches filled with a prefix, one per layer, owned by this prompt; `tokens` then holds
+        what follows the prefix.
     processors : list of callable
-        What changes its logits.
+        Logits processors.
     """
 
-    seat: Slot
+    slot: Slot
     tokens: list[int]
     cache: list[Any] | None = None
     processors: list[LogitsProcessor] = field(default_factory=list)
 
-    def goes_with(self, other: TextPrompt) -> bool:
-        """Say whether both can be read in one go without wasting much of it."""
-        near = alike(len(self.tokens), len(other.tokens))
-        return near and (self.cache is None) == (other.cache is None)
+    def compatible_with(self, other: TextPrompt) -> bool:
+        """Whether both prompts can share a prefill without much padding."""
+        similar = similar_lengths(len(self.tokens), len(other.tokens))
+        return similar and (self.cache is None) == (other.cache is None)
 
     @property
-    def ahead(self) -> int:
-        """Tokens that are read before the last: that one writes the first of the answer."""
+    def prefill_length(self) -> int:
+        """Number of tokens before the last one, from which decode makes the first token."""
         return len(self.tokens) - 1
 
 
 @dataclass(slots=True, eq=False)
-class Reading:
-    """Prompts that are read together, beginning with the same chunk.
+class PrefillBatch:
+    """Prompts that share a prefill from its first chunk on.
 
     Attributes
     ----------
     prompts : list of TextPrompt
     caches : list
-        One a layer. Of a single prompt plain ones, as mlx-lm uses alone.
+        One per layer; plain caches for a single prompt, as in mlx-lm's own generation.
     done : int
-        Places that were read of each; shorter prompts are filled up on the right.
+        Positions read so far; shorter prompts are padded on the right.
     joined : bool
-        Whether `caches` are those of a batch.
+        Whether `caches` are batch caches.
     """
 
     prompts: list[TextPrompt]
@@ -63,38 +64,40 @@ class Reading:
 
     @property
     def length(self) -> int:
-        """Places to read."""
-        return max(prompt.ahead for prompt in self.prompts)
+        """Positions to read."""
+        return max(prompt.prefill_length for prompt in self.prompts)
 
     def chunk(self, most: int) -> list[list[int]]:
-        """Return the next tokens of each prompt; all rows are equally long.
+        """Return the next tokens of each prompt, padded to equal length.
 
         Parameters
         ----------
         most : int
-            Tokens in all, so that a chunk of many prompts takes no longer than of one.
+            Maximum tokens of all rows, so that a chunk of many prompts takes as long as of one.
         """
         end = min(self.done + max(1, most // len(self.prompts)), self.length)
-        rows = [prompt.tokens[self.done : min(end, prompt.ahead)] for prompt in self.prompts]
+        rows = [
+            prompt.tokens[self.done : min(end, prompt.prefill_length)] for prompt in self.prompts
+        ]
         return [row + [0] * (end - self.done - len(row)) for row in rows]
 
-    def advance(self, places: int) -> None:
-        """Count what was read."""
-        self.done += places
+    def advance(self, positions: int) -> None:
+        """Count positions as read."""
+        self.done += positions
         for prompt in self.prompts:
-            prompt.seat.read = min(self.done, prompt.ahead)
+            prompt.slot.read = min(self.done, prompt.prefill_length)
 
     def keep(self, uids: Collection[int]) -> None:
-        """Go on with these requests alone."""
-        rows = [at for at, prompt in enumerate(self.prompts) if prompt.seat.uid in uids]
+        """Drop all other requests."""
+        rows = [at for at, prompt in enumerate(self.prompts) if prompt.slot.uid in uids]
         if rows and len(rows) < len(self.prompts):
             for cache in self.caches:
                 cache.filter(rows)
         self.prompts = [self.prompts[at] for at in rows]
 
-    def straighten(self) -> None:
-        """Move what was filled up on the right to the left, where a batch wants it."""
-        padding = [self.done - prompt.ahead for prompt in self.prompts]
+    def move_padding_left(self) -> None:
+        """Move the padding from the right to the left, as mlx-lm's batch needs it."""
+        padding = [self.done - prompt.prefill_length for prompt in self.prompts]
         if any(padding):
             for cache in self.caches:
                 cache.prepare(right_padding=padding)
@@ -102,5 +105,5 @@ class Reading:
 
 
 def joined(*requests: list[Any]) -> list[Any]:
-    """Turn the caches of requests into those of a batch, with a row for each request."""
+    """Merge the caches of requests into batch caches with a row per request."""
     return [layer[0].merge(list(layer)) for layer in zip(*requests, strict=True)]

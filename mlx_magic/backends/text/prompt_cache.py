@@ -1,4 +1,4 @@
-"""What one text model has read before, and where a prompt may start therefore."""
+"""Prefix cache of one text model."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from mlx_magic.backends.cache_stats import Reuse
-from mlx_magic.backends.prefix_cache.radix_tree import Prefixes, Rows
+from mlx_magic.backends.prefix_cache.radix_tree import PrefixCache, Rows
 from mlx_magic.backends.vision.caches import reuse_limit
 
 
 class PromptCache:
-    """Beginnings of prompts, for one model.
+    """Keys and values of prompt prefixes, for one model.
 
-    Only for models all of whose caches are plain ones: those of a sliding window or of a
-    recurrence cannot be cut at any place. The others read each prompt from its start.
+    Only for models whose caches are all plain: caches of a sliding window or of a recurrence
+    cannot be cut at any position. Other models read each prompt from its start.
 
     Parameters
     ----------
     nbytes : int
         Bytes of the model's weights.
     plain : bool
-        Whether all its caches are plain ones.
+        Whether all caches of the model are plain ones.
     """
 
     def __init__(self, nbytes: int, *, plain: bool) -> None:
-        self._prefixes = Prefixes(reuse_limit(nbytes)) if plain else None
+        self._prefixes = PrefixCache(reuse_limit(nbytes)) if plain else None
 
     @property
     def counts(self) -> Reuse:
@@ -41,27 +41,27 @@ class PromptCache:
         )
 
     def start(self, tokens: Sequence[int]) -> tuple[int, list[Any] | None]:
-        """Find out how much of a prompt was read before.
+        """Look up the cached prefix of a prompt.
 
         Returns
         -------
         tuple of int and list or None
-            Tokens that need not be read, and caches with these in them, one a layer.
+            Number of cached tokens, and KV caches filled with them, one per layer.
         """
         count, rows = (0, []) if self._prefixes is None else self._prefixes.find(tokens)
         return count, _caches(rows, count) if count else None
 
     def keep(self, tokens: Sequence[int], start: int, rows: Rows | None) -> None:
-        """Keep what was read and written for an answer that came to its end.
+        """Add the prompt and the answer of a finished request.
 
         Parameters
         ----------
         tokens : sequence of int
             The prompt and its answer.
         start : int
-            How many of them were known.
+            Length of the prefix that was cached when the request started.
         rows : list or None
-            Keys and values from there on; those that are ahead of the tokens are left out.
+            Keys and values from `start` on; those beyond the tokens are cut off.
         """
         if self._prefixes is None or not rows:
             return
@@ -70,13 +70,13 @@ class PromptCache:
             cut = [(keys[:, :, :length], values[:, :, :length]) for keys, values in rows]
             self._prefixes.keep(tokens, cut, start)
 
-    def count_anew(self) -> None:
-        """Begin the counts of hits and misses anew."""
+    def reset_counts(self) -> None:
+        """Reset the counts of hits and misses."""
         if self._prefixes is not None:
             self._prefixes.hits = self._prefixes.misses = 0
 
     def forget(self) -> int:
-        """Let go of everything; return the bytes that were kept."""
+        """Clear the cache; return the bytes that it held."""
         size = self.counts.nbytes
         if self._prefixes is not None:
             self._prefixes.clear()

@@ -1,4 +1,4 @@
-"""A text model, given words: how its rows are looked at."""
+"""A text model, as `compare_rows` uses it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from mlx_magic.backends.batch_check.compare_rows import Witness
+from mlx_magic.backends.batch_check.compare_rows import ScoreRecorder
 from mlx_magic.backends.batching.batch import Slot
 from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.text.batch import TextBatch
 
 
 class TextProbe:
-    """See `confirm.Probed`.
+    """Access to a text model. See `ProbedModel`.
 
     Parameters
     ----------
     model, tokenizer : object
         As mlx-lm loads them.
     new_batch : callable
-        Takes a `Witness`; returns a batch of two that draws with it.
+        Takes a `ScoreRecorder`; returns a batch of two rows that samples with it.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, new_batch: Callable[[Witness], TextBatch]
+        self, model: Any, tokenizer: Any, new_batch: Callable[[ScoreRecorder], TextBatch]
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -36,7 +36,7 @@ class TextProbe:
         return tokens
 
     def alone(self, tokens: list[int]) -> Any:
-        """Return the logits of a text by itself."""
+        """Return the logits of a text on its own."""
         import mlx.core as mx
         from mlx_lm.generate import generation_stream
         from mlx_lm.models.cache import make_prompt_cache
@@ -46,7 +46,7 @@ class TextProbe:
             mx.eval(logits)
         return logits
 
-    def batch(self, witness: Witness) -> tuple[TextBatch, Callable[[list[int]], Slot]]:
-        """Return a new batch, and what lets a text in."""
-        batch = self._new_batch(witness)
-        return batch, partial(batch.add, draw=SamplingParams())
+    def batch(self, recorder: ScoreRecorder) -> tuple[TextBatch, Callable[[list[int]], Slot]]:
+        """Return a new batch, and a function that adds a text to it."""
+        batch = self._new_batch(recorder)
+        return batch, partial(batch.add, params=SamplingParams())

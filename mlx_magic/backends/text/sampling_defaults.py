@@ -1,4 +1,4 @@
-"""A text checkpoint's own sampling, which mlx-lm does not look at."""
+"""Default sampling of a text checkpoint (generation_config.json), which mlx-lm does not read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
 
-def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
-    """Return how tokens are drawn: as asked, else as the checkpoint says.
+def sampling_params(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
+    """Return the sampling parameters of a request, with the checkpoint's as defaults.
 
     Parameters
     ----------
@@ -23,8 +23,8 @@ def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
         See `generation_config`.
     """
 
-    def chosen(value: Any, key: str, otherwise: Any) -> Any:
-        return value if value is not None else defaults.get(key) or otherwise
+    def chosen(value: Any, key: str, fallback: Any) -> Any:
+        return value if value is not None else defaults.get(key) or fallback
 
     greedy = defaults.get("do_sample") is False
     return SamplingParams(
@@ -37,12 +37,12 @@ def draw(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
 
 
 def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the checkpoint's generation_config.json; empty without one.
+    """Read the checkpoint's generation_config.json; empty if there is none.
 
     Raises
     ------
     CheckpointError
-        When it cannot be read.
+        The file cannot be read.
     """
     path = checkpoint.path / "generation_config.json"
     if not path.is_file():

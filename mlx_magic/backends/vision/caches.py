@@ -1,4 +1,4 @@
-"""What one vision model has seen and read before, and where a prompt may start therefore."""
+"""All caches of one vision model: features, processor outputs and prompt prefixes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, places
-from mlx_magic.backends.prefix_cache.radix_tree import Prefixes, Rows
-from mlx_magic.backends.vision.image_cache.feature_cache import Between, Features
-from mlx_magic.backends.vision.image_cache.processor_cache import Processed
+from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, prompt_keys_of
+from mlx_magic.backends.prefix_cache.radix_tree import PrefixCache, Rows
+from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup
+from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 
 T = TypeVar("T")
 
 SHARE = 1 / 2
-"""Of the bytes of a model's weights: what is kept for it at most."""
+"""Maximum of a model's caches, as a share of the bytes of its weights."""
 
 LEAST_BYTES = 64 * 2**20
-"""What is kept for a small model."""
+"""Maximum of the caches of a small model."""
 
 SHARE_OF_MEMORY = 1 / 8
-"""Of the machine's memory: what is kept for one model at most."""
+"""Maximum of one model's caches, as a share of the machine's memory."""
 
-SHARE_OF_PICTURES = 1 / 4
-"""Of what is kept: features of pictures; most of the others are keys and values of prompts."""
+SHARE_OF_IMAGES = 1 / 4
+"""Share of the feature cache; the prefix cache gets most of the rest."""
 
 SHARE_OF_INPUTS = 1 / 4
-"""Of what is kept: what the image processor made."""
+"""Share of the image processor's outputs."""
 
 
 def reuse_limit(nbytes: int) -> int:
-    """Return the bytes that may be kept for a model.
+    """Return the maximum bytes of a model's caches.
 
-    Half of its weights, at least 64 MiB, at most an eighth of the machine's memory.
+    Half of the model's weights, at least 64 MiB, at most an eighth of the machine's memory.
 
     Parameters
     ----------
@@ -50,29 +50,29 @@ def reuse_limit(nbytes: int) -> int:
 
 @dataclass(slots=True)
 class CachedPrefix:
-    """Where the reading of one prompt starts.
+    """The cached prefix of one prompt, after which prefill starts.
 
     Attributes
     ----------
     count : int
-        Tokens that need not be read.
+        Number of cached tokens.
     rows : list
-        Their keys and values.
-    places : PromptKeys or None
-        What stands at each place of the prompt; None where nothing may be kept of it.
+        Keys and values of the cached tokens.
+    prompt_keys : PromptKeys or None
+        Keys of the prompt's tokens; None if the prompt must not be cached.
     """
 
     count: int = 0
     rows: Rows = field(default_factory=list)
-    places: PromptKeys | None = None
+    prompt_keys: PromptKeys | None = None
 
     def cold(self) -> CachedPrefix:
-        """Start at the prompt's beginning, and keep nothing of it."""
-        self.count, self.rows, self.places = 0, [], None
+        """Start at the beginning of the prompt, and do not cache it."""
+        self.count, self.rows, self.prompt_keys = 0, [], None
         return self
 
     def caches(self) -> list[Any] | None:
-        """Return caches with what is known in them, for mlx-vlm to go on with."""
+        """Return mlx-vlm's KV caches filled with the prefix; None if there is none."""
         from mlx_vlm.models.cache import KVCache
 
         if not self.count:
@@ -87,12 +87,12 @@ class CachedPrefix:
 
 
 class VisionCaches:
-    """Features of pictures and beginnings of prompts, for one model.
+    """Image features, processor outputs and prompt prefixes of one model.
 
-    Prompts are kept of models whose answers are written together (their caches are plain
-    ones) and whose ``get_input_embeddings`` gives embeddings and nothing else: position
-    ids, masks and features for deeper layers would have to be cut with the prompt. The
-    others read each prompt from its start.
+    Prompts are cached for models that are batched (their KV caches are plain ones) and whose
+    ``get_input_embeddings`` returns embeddings and nothing else: position ids, masks and features
+    for deeper layers would have to be cut with the prompt. Other models read each prompt from
+    its start.
 
     Parameters
     ----------
@@ -100,21 +100,23 @@ class VisionCaches:
     nbytes : int
         Bytes of its weights.
     prompts : bool
-        Whether prompts may be kept at all.
+        Whether prompts may be cached at all.
 
     Attributes
     ----------
-    processed : Processed
-        What the image processor made.
+    processor_cache : ProcessorCache
+        Outputs of the image processor.
     """
 
     def __init__(self, model: Any, nbytes: int, *, prompts: bool) -> None:
         self._limit = reuse_limit(nbytes)
-        self._features = Features(int(self._limit * SHARE_OF_PICTURES))
-        self.processed = Processed(int(self._limit * SHARE_OF_INPUTS))
-        self._prefixes = Prefixes(self._limit - self._features.limit - self.processed.limit)
+        self._features = FeatureCache(int(self._limit * SHARE_OF_IMAGES))
+        self.processor_cache = ProcessorCache(int(self._limit * SHARE_OF_INPUTS))
+        self._prefixes = PrefixCache(
+            self._limit - self._features.limit - self.processor_cache.limit
+        )
         language = getattr(model, "language_model", None)
-        # Such models put the positions of the last prompt into themselves.
+        # Such models store the positions of the last prompt in themselves.
         own_positions = hasattr(language, "_rope_deltas") or hasattr(language, "_position_ids")
         self._prompts = prompts and not own_positions
         config = getattr(model, "config", None)
@@ -126,86 +128,86 @@ class VisionCaches:
         """Counts and bytes; safe from any thread."""
         features, prefixes = self._features, self._prefixes
         return Reuse(
-            picture_hits=features.hits,
-            picture_misses=features.misses,
-            picture_bytes=features.nbytes,
-            input_bytes=self.processed.nbytes,
+            image_hits=features.hits,
+            image_misses=features.misses,
+            image_bytes=features.nbytes,
+            input_bytes=self.processor_cache.nbytes,
             prefix_hits=prefixes.hits,
             prefix_misses=prefixes.misses,
             prefix_bytes=prefixes.nbytes,
             limit_bytes=self._limit,
         )
 
-    def look(
-        self, model: Any, see: Callable[[], T], between: Between, pictures: ImageKeys | None
+    def encode(
+        self, model: Any, embed: Callable[[], T], on_group: OnGroup, image_keys: ImageKeys | None
     ) -> T:
-        """Let the model see, without encoding a picture twice. See `Features.look`."""
-        return self._features.look(model, see, between, pictures=pictures)
+        """Make embeddings, and encode new images only. See `FeatureCache.encode`."""
+        return self._features.encode(model, embed, on_group, image_keys=image_keys)
 
-    def start(self, inputs: Mapping[str, Any], pictures: ImageKeys | None) -> CachedPrefix:
-        """Find out how much of a prompt was read before."""
-        found = places(inputs, self._image_token, pictures) if self._prompts else None
+    def start(self, inputs: Mapping[str, Any], image_keys: ImageKeys | None) -> CachedPrefix:
+        """Look a prompt up in the prefix cache."""
+        found = prompt_keys_of(inputs, self._image_token, image_keys) if self._prompts else None
         if found is None:
             return CachedPrefix()
-        count, rows = self._prefixes.find(found.held)
+        count, rows = self._prefixes.find(found.keys)
         return CachedPrefix(count, rows, found)
 
-    def shows(self, inputs: Mapping[str, Any], start: int) -> bool:
-        """Say whether a picture lies in a prompt from a place on."""
+    def has_images(self, inputs: Mapping[str, Any], start: int) -> bool:
+        """Whether a prompt has image tokens at or after position `start`."""
         if inputs.get("pixel_values") is None:
             return False
         tokens = as_numpy(inputs["input_ids"]).reshape(-1)[start:]
         return self._image_token is None or bool((tokens == self._image_token).any())
 
     def keep(self, start: CachedPrefix, written: list[int], rows: Rows | None) -> None:
-        """Keep what was read and written for an answer that came to its end.
+        """Add the prompt and the answer of a finished request to the prefix cache.
 
         Parameters
         ----------
         start : CachedPrefix
         written : list of int
-            The answer's tokens, as far as `rows` go.
+            Tokens of the answer that `rows` covers.
         rows : list or None
-            Keys and values from where reading started.
+            Keys and values after the cached prefix.
         """
-        if start.places is None or not rows:
+        if start.prompt_keys is None or not rows:
             return
-        held = start.places.then(written)
-        if rows[0][0].shape[2] == len(held) - start.count:
-            for name in start.places.names:
-                name.settle()
-            self._prefixes.keep(held, rows, start.count)
+        keys = start.prompt_keys.followed_by(written)
+        if rows[0][0].shape[2] == len(keys) - start.count:
+            for fingerprint in start.prompt_keys.fingerprints:
+                fingerprint.settle()
+            self._prefixes.keep(keys, rows, start.count)
 
-    def keep_so_far(self, start: CachedPrefix, written: list[int], rows: Rows | None) -> None:
-        """Keep what there is of an answer that was ended by what it says.
+    def keep_partial(self, start: CachedPrefix, written: list[int], rows: Rows | None) -> None:
+        """Add a request that a stop sequence ended to the prefix cache.
 
         Parameters
         ----------
         start : CachedPrefix
         written : list of int
-            The answer's tokens so far.
+            Tokens of the answer so far.
         rows : list or None
-            Keys and values from where reading started: of the whole prompt, and of more or
-            fewer tokens than there are. What both have is kept.
+            Keys and values after the cached prefix. They cover the whole prompt, and more or
+            fewer tokens of the answer than `written`; the part that both have is cached.
         """
-        if start.places is None or not rows:
+        if start.prompt_keys is None or not rows:
             return
-        prompt = len(start.places.held) - start.count
+        prompt = len(start.prompt_keys.keys) - start.count
         both = min(rows[0][0].shape[2] - prompt, len(written))
         if both >= 0:
             end = prompt + both
             cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
             self.keep(start, written[:both], cut)
 
-    def count_anew(self) -> None:
-        """Begin the counts of hits and misses anew."""
+    def reset_counts(self) -> None:
+        """Reset the counts of hits and misses."""
         for part in (self._features, self._prefixes):
             part.hits = part.misses = 0
 
     def forget(self) -> int:
-        """Let go of everything; return the bytes that were kept."""
+        """Clear all caches; return the bytes that they held."""
         size = self.counts.nbytes
         self._features.clear()
         self._prefixes.clear()
-        self.processed.clear()
+        self.processor_cache.clear()
         return size

@@ -1,4 +1,4 @@
-"""From a request's inputs to embeddings: what the language model of a vision model reads."""
+"""Embeddings of a request: what the language model of a vision model reads."""
 
 from __future__ import annotations
 
@@ -9,88 +9,89 @@ from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
 
 
-class Seeing:
-    """Lets a model make embeddings; of pictures and words that are new to it only.
+class Embedder:
+    """Makes embeddings after the cached prefix, and encodes only images that are not cached.
 
     Parameters
     ----------
     model : module
         As mlx-vlm loads it.
-    recall : VisionCaches
-        What it has seen.
+    caches : VisionCaches
     """
 
-    def __init__(self, model: Any, recall: VisionCaches) -> None:
+    def __init__(self, model: Any, caches: VisionCaches) -> None:
         self._model = model
-        self._recall = recall
+        self._caches = caches
 
     def embeds(
         self,
         inputs: dict[str, Any],
-        pictures: ImageKeys | None,
+        image_keys: ImageKeys | None,
         start: CachedPrefix,
-        asked: ActiveRequest,
+        active: ActiveRequest,
     ) -> dict[str, Any]:
-        """Return what the language model reads, from the start on.
+        """Return the language model's inputs after the cached prefix.
 
         Parameters
         ----------
         inputs : dict
             The processor's output.
-        pictures : ImageKeys or None
+        image_keys : ImageKeys or None
         start : CachedPrefix
-            How much of it was read before; none of it where that cannot be used.
-        asked : ActiveRequest
-            Its counts become known here.
+            Reset to no prefix if the prefix cannot be used.
+        active : ActiveRequest
+            Its token counts are updated.
 
         Returns
         -------
         dict
-            ``inputs_embeds`` of shape (1, tokens, width), and what else the model gives.
+            ``inputs_embeds`` of shape (1, tokens, width), and the model's further outputs.
 
         Raises
         ------
         Cancelled
-            Between two groups of pictures.
+            Between two groups of images.
         """
-        shows = self._recall.shows(inputs, start.count)
-        # Words alone: the vision tower is not asked.
-        words = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = self._see(inputs if shows or not start.count else words, pictures, asked)
+        has_images = self._caches.has_images(inputs, start.count)
+        # Without images after the prefix, the vision encoder need not run.
+        text_only = {"input_ids": inputs["input_ids"][:, start.count :]}
+        embeds = self._embed(
+            inputs if has_images or not start.count else text_only, image_keys, active
+        )
         length = int(embeds["inputs_embeds"].shape[1])
-        if set(embeds) != {"inputs_embeds"} or length + (not shows) * start.count != (
-            asked.counts.prompt_tokens
+        if set(embeds) != {"inputs_embeds"} or length + (not has_images) * start.count != (
+            active.counts.prompt_tokens
         ):
-            # More than embeddings belongs to this prompt: it is read as a whole, and not kept.
+            # The prompt has more than embeddings: read it as a whole, and do not cache it.
             if start.count:
-                return self.embeds(inputs, pictures, start.cold(), asked)
+                return self.embeds(inputs, image_keys, start.cold(), active)
             start.cold()
-        if start.count and shows:
+        if start.count and has_images:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
-        asked.counts.cached_tokens = start.count
-        asked.counts.embedded(length)
+        active.counts.cached_tokens = start.count
+        active.counts.expand_image_tokens(length)
         return embeds
 
-    def _see(
-        self, inputs: dict[str, Any], pictures: ImageKeys | None, asked: ActiveRequest
+    def _embed(
+        self, inputs: dict[str, Any], image_keys: ImageKeys | None, active: ActiveRequest
     ) -> dict[str, Any]:
-        """Let the model make embeddings; its vision tower looks at what is new to it."""
+        """Let the model make embeddings; its vision encoder runs for new images only."""
         import mlx.core as mx
         from mlx_vlm.generate.common import generation_stream
 
-        more = {
+        extra = {
             key: value
             for key, value in inputs.items()
             if key not in ("input_ids", "pixel_values", "mask")
         }
 
-        def see() -> dict[str, Any]:
+        def embed() -> dict[str, Any]:
             output = self._model.get_input_embeddings(
-                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **more
+                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **extra
             )
             mx.eval(output.inputs_embeds)
             return {key: value for key, value in output.to_dict().items() if value is not None}
 
-        between = asked.counts.looking(asked.cancel, asked.report)
+        on_group = active.counts.vision_progress(active.cancel, active.report)
         with mx.stream(generation_stream):
-            return self._recall.look(self._model, see, between, pictures)
+            return self._caches.encode(self._model, embed, on_group, image_keys)

@@ -1,4 +1,4 @@
-"""What a processor made of the pictures: the sizes that the model really sees."""
+"""Sizes at which a model sees the images, read from the processor's output."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 
 def seen_sizes(inputs: Mapping[str, Any], count: int, patch: int) -> tuple[str, ...]:
-    """Say for each picture at what size the model sees it.
+    """Return for each image the size at which the model sees it.
 
     Parameters
     ----------
     inputs : mapping
-        The processor's output: ``pixel_values`` of shape (pictures, 3, H, W),
-        (1, tiles, 3, H, W), with the channels last, or as a list of such; or
-        packed patches with ``image_grid_thw`` of shape (pictures, 3).
+        The processor's output: ``pixel_values`` of shape (images, 3, H, W) or
+        (1, tiles, 3, H, W), also with channels last, or a list of such arrays; or packed
+        patches with ``image_grid_thw`` of shape (images, 3).
     count : int
-        Number of pictures.
+        Number of images.
     patch : int
-        Side of a patch, in pixels; for packed patches.
+        Side of a patch in pixels, for packed patches.
 
     Returns
     -------
     tuple of str
-        Such as ``"128 x 128"`` or ``"5 tiles of 384 x 384"``; empty where the
-        shapes do not tell.
+        Such as ``"128 x 128"`` or ``"5 tiles of 384 x 384"``; empty if the shapes do not
+        tell.
     """
     grid = inputs.get("image_grid_thw")
     if grid is not None and len(grid) == count:

@@ -1,4 +1,4 @@
-"""A request as a vision model's own processor makes it: tokens, pixels and masks."""
+"""Inputs of a vision model, made by its own processor: tokens, pixels and masks."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mlx_magic.formatting import one_line, without_frames
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
-    """What the chat template made of a request.
+    """A request rendered by the chat template.
 
     Attributes
     ----------
     text : object
         A str for nearly all models.
     masked : Masked
-        The request that it was made of.
+        The request that was rendered.
     """
 
     text: Any
@@ -34,7 +34,7 @@ class PreparedPrompt:
 
 
 class VisionInputs:
-    """Makes what one model is given of requests.
+    """Makes the inputs of one model.
 
     Parameters
     ----------
@@ -54,21 +54,21 @@ class VisionInputs:
     def prompt(
         self, request: GenerationRequest, cancel: CancelToken
     ) -> BackgroundCall[PreparedPrompt]:
-        """Begin to write the conversation as the chat template wants it, on a thread of its own.
+        """Start to render a request with the chat template, on a background thread.
 
-        Its result raises `GenerationError` where the chat template refuses the request.
+        The result raises `GenerationError` if the chat template refuses the request.
         """
         tokenizer = getattr(self._processor, "tokenizer", self._processor)
         known = is_known(self._processor, tokenizer)
         return BackgroundCall(partial(self._prompt, request, cancel), here=not known)
 
     def made(self, prompt: PreparedPrompt) -> dict[str, Any]:
-        """Return what the model is given; ``input_ids`` of shape (1, tokens), and what it has.
+        """Return the processor's output: ``input_ids`` of shape (1, tokens), pixels and masks.
 
         Raises
         ------
         GenerationError
-            Where its processor refuses the request.
+            The processor refuses the request.
         """
         from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 
@@ -76,7 +76,7 @@ class VisionInputs:
         try:
             inputs: dict[str, Any] = prepare_inputs(
                 processor,
-                images=[image.pixels for image in chat_messages.pictures(prompt.masked.request)]
+                images=[image.pixels for image in chat_messages.images(prompt.masked.request)]
                 or None,
                 prompts=prompt.text,
                 image_token_index=getattr(config, "image_token_index", None),
@@ -102,12 +102,12 @@ class VisionInputs:
 
         masked = self._control.masked(request)
 
-        def rendered(asked: GenerationRequest) -> Any:
+        def rendered(variant: GenerationRequest) -> Any:
             return apply_chat_template(
                 chat_templates_rendering.processor_for(self._processor, self._config.model_type),
                 self._config,
-                chat_messages.messages(asked, _content),
-                num_images=len(chat_messages.pictures(request)),
+                chat_messages.messages(variant, _content),
+                num_images=len(chat_messages.images(request)),
             )
 
         with chat_templates_rendering.rendering(request, cancel, model=self._model):
@@ -118,7 +118,7 @@ class VisionInputs:
 
 
 def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:
-    """Count the places of the prompt that stand for pictures."""
+    """Count the image tokens of a prompt."""
     import numpy as np
 
     if "pixel_values" not in inputs:
@@ -126,16 +126,16 @@ def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:
     for key in ("image_token_id", "image_token_index"):
         token = getattr(config, key, None)
         if isinstance(token, int):
-            # On the CPU: a GPU would be waited for, for a few numbers.
+            # In NumPy: a GPU would have to be waited for.
             return int((np.asarray(inputs["input_ids"]) == token).sum())
     return 0
 
 
-def _content(text: str, pictures: int) -> str | list[dict[str, str]]:
-    """Return a turn's content, its pictures in the turn they came in.
+def _content(text: str, image_count: int) -> str | list[dict[str, str]]:
+    """Return a turn's content with a part for each of its images.
 
-    A turn without pictures stays as it was written: mlx-vlm strips the text of a list of parts.
+    A turn without images stays a str: mlx-vlm strips the text in a list of parts.
     """
-    if not pictures:
+    if not image_count:
         return text
-    return [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": text}]
+    return [*({"type": "image"} for _ in range(image_count)), {"type": "text", "text": text}]

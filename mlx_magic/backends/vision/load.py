@@ -1,4 +1,4 @@
-"""Opening a vision checkpoint as mlx-vlm does, in slices between which others go on."""
+"""Opening a vision checkpoint as mlx-vlm does, in slices."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 MAKES_ARRAYS = frozenset({"inkling", "sapiens2"})
-"""Models whose processors make arrays when they are made (read in mlx-vlm 0.7.10).
+"""Models whose processors make MLX arrays when they are created (read in mlx-vlm 0.7.10).
 
-A lazy one can be used on no other thread.
+A lazy array can be used only on the thread that made it.
 """
 
 
 def opened(
     checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken, origins: Origins
 ) -> Generator[None, None, tuple[Any, BackgroundCall[Any]]]:
-    """Make the model, its weights not read yet, and begin to make its processor.
+    """Make the model with lazy weights, and start to load its processor.
 
-    These are the steps of ``mlx_vlm.load`` (mlx-vlm 0.7.10). In one piece they kept an answer
-    beside them waiting for a third of a second (2 B, H100). The processor is made beside the
-    inference thread where it makes no arrays, while the weights are read.
+    These are the steps of ``mlx_vlm.load`` (mlx-vlm 0.7.10). In one piece they kept a running
+    answer waiting for a third of a second (2 B, H100). The processor is loaded on a background
+    thread while the weights are read, unless it makes arrays.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         A folder on disk, perhaps with an adapter.
     trust_remote_code : bool
-        Whether its own code may be run.
+        Whether the checkpoint's own code may run.
     cancel : CancelToken
     origins : Origins
-        Learns where the weights lie.
+        Records where the weights are on disk.
 
     Returns
     -------
     tuple
-        Model, and the processor that is being made.
+        The model, and the background call that loads its processor.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def opened(
     from mlx_vlm import utils
     from mlx_vlm.trainer.peft.utils import apply_lora_layers
 
-    # False is said out loud: left open, transformers would ask on a terminal.
+    # An explicit False: by default transformers would prompt on the terminal.
     options = {"trust_remote_code": trust_remote_code}
     with origins.noted(utils):
         model: Any = utils.load_model(checkpoint.path, lazy=True, strict=True, **options)
@@ -63,10 +63,12 @@ def opened(
     image_processor = utils.load_image_processor(checkpoint.path, **options)
     yield
     cancel.checkpoint()
-    ends = getattr(model.config, "eos_token_id", None)
+    stop_tokens = getattr(model.config, "eos_token_id", None)
 
     def processor() -> Any:
-        made: Any = utils.load_processor(checkpoint.path, True, eos_token_ids=ends, **options)
+        made: Any = utils.load_processor(
+            checkpoint.path, True, eos_token_ids=stop_tokens, **options
+        )
         if image_processor is not None:
             made.image_processor = image_processor
         return made

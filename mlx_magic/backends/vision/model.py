@@ -1,4 +1,4 @@
-"""Vision models, through mlx-vlm. It, `recall` and `vision_*` import it."""
+"""Vision models, through mlx-vlm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_magic.backends import warmup
 from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.backends.batch_check.compare_rows import Budget
-from mlx_magic.backends.batch_check.policy import standing
+from mlx_magic.backends.batch_check.policy import batch_policy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest, TokenCounts
 from mlx_magic.backends.batching.admission import MemoryAdmission
@@ -36,12 +36,12 @@ from mlx_magic.backends.vision import inputs as vision_inputs
 from mlx_magic.backends.vision import load as vision_load
 from mlx_magic.backends.vision.batch import VisionBatch
 from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
-from mlx_magic.backends.vision.embeddings import Seeing
+from mlx_magic.backends.vision.embeddings import Embedder
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
 from mlx_magic.backends.vision.image_sizes import seen_sizes
 from mlx_magic.backends.vision.inputs import VisionInputs
 from mlx_magic.backends.vision.row_probe import VisionProbe
-from mlx_magic.backends.vision.sequential import OneByOne
+from mlx_magic.backends.vision.sequential import SequentialAnswers
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
@@ -77,7 +77,7 @@ class VisionBackend:
         progress(0, 0, "loading: importing mlx-vlm")
         yield
         cancel.checkpoint()
-        import mlx_vlm  # noqa: F401 - takes its time; what it is for comes next
+        import mlx_vlm  # noqa: F401 - a slice of its own, since the import takes long
 
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
@@ -90,9 +90,9 @@ class VisionBackend:
         size, processor = yield from materialize.materialize(
             model, cancel=cancel, progress=progress, origins=origins, beside=making
         )
-        fast_modules.lighten(model.language_model)
+        fast_modules.speed_up(model.language_model)
         if not platform.has_vector_math():
-            cpu_encoders.quicken(model)
+            cpu_encoders.use_numpy_exponentials(model)
         return VisionModel(checkpoint, model, processor, size, began=began)
 
 
@@ -107,7 +107,7 @@ class VisionModel:
     nbytes : int
         Bytes of the weights.
     began : float, optional
-        When its load began, in seconds of `time.monotonic`; now if left out.
+        Start of the load, in seconds of `time.monotonic`; now by default.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class VisionModel:
         self._name = checkpoint.name
         self._model = model
         self._processor = processor
-        self._made_of: VisionInputs | None = VisionInputs(self._name, model.config, processor)
+        self._vision_inputs: VisionInputs | None = VisionInputs(self._name, model.config, processor)
         self._nbytes = nbytes
         self._began = time.monotonic() if began is None else began
         tokenizer = getattr(processor, "tokenizer", processor)
@@ -132,21 +132,21 @@ class VisionModel:
         self._shape = Shape.of(checkpoint.config)
         self._at_once = platform.read_at_once(self._shape.vocabulary)
         caches = make_prompt_cache(model.language_model)
-        stand = standing("mlx-vlm", checkpoint, model.language_model, model.config, caches)
-        self._chunk = stand.chunk(nbytes)
+        policy = batch_policy("mlx-vlm", checkpoint, model.language_model, model.config, caches)
+        self._chunk = policy.chunk(nbytes)
         probe = VisionProbe(model, processor, lambda w: self._new_batch(2, sampler=w))
-        self._answering = Dispatch(stand, probe, self._new_batch, self._caches)
+        self._answering = Dispatch(policy, probe, self._new_batch, self._caches)
         together = self._answering.batch is not None
         plain = all(type(cache) is KVCache for cache in caches)
-        self._recall = VisionCaches(model, nbytes, prompts=together and plain)
-        self._seeing: Seeing | None = Seeing(model, self._recall)
-        self._alone = OneByOne(model, processor, self._recall, self._chunk)
-        self._room = MemoryAdmission(
+        self._vision_caches = VisionCaches(model, nbytes, prompts=together and plain)
+        self._embedder: Embedder | None = Embedder(model, self._vision_caches)
+        self._sequential = SequentialAnswers(model, processor, self._vision_caches, self._chunk)
+        self._admission = MemoryAdmission(
             self._name,
             checkpoint.config,
             chunk=self._chunk,
             at_once=self._at_once if together else 0,
-            forget=self._recall.forget,
+            forget=self._vision_caches.forget,
         )
 
     @property
@@ -156,72 +156,78 @@ class VisionModel:
 
     @property
     def reuse(self) -> Reuse:
-        """What was reused, and what is kept for it; safe from any thread."""
-        return self._recall.counts
+        """Statistics of the caches; safe from any thread."""
+        return self._vision_caches.counts
 
     @property
     def ahead(self) -> Prefetch:
-        """Makes a request's pictures ready. See `LoadedModel.ahead`."""
-        return self._recall.processed.ahead
+        """Prefetch of a request's images. See `LoadedModel.ahead`."""
+        return self._vision_caches.processor_cache.ahead
 
     @property
     def together(self) -> Verdict:
-        """Whether it answers several requests at once. See `LoadedModel.together`."""
-        return self._answering.standing.verdict
+        """Whether requests are batched. See `LoadedModel.together`."""
+        return self._answering.policy.verdict
 
     def forget(self) -> int:
-        """Let go of all pictures and prompts that are kept; return their bytes."""
-        return self._recall.forget()
+        """Clear the caches of images and prompts; return the bytes that they held."""
+        return self._vision_caches.forget()
 
     def close(self) -> None:
-        """Let go of the weights, and of what is kept."""
-        self._recall.forget()
+        """Release the weights and the caches."""
+        self._vision_caches.forget()
         self._answering.close()
         with platform.freeing(self._nbytes):
-            self._model = self._processor = self._made_of = self._seeing = None
-            self._alone.close()
+            self._model = self._processor = self._vision_inputs = self._embedder = None
+            self._sequential.close()
 
     def warm_up(self, *, cancel: CancelToken, progress: LoadProgress) -> Steps:
-        """Answer a request of nobody's. See `LoadedModel.warm_up`."""
-        request = warmup.sample(self._name, picture=True)
+        """Run a dummy request to compile kernels. See `LoadedModel.warm_up`."""
+        request = warmup.sample(self._name, image=True)
         yield from warmup.warmed(self, request, self._inputs, cancel=cancel, progress=progress)
         budget = Budget.of_load(time.monotonic() - self._began)
-        yield from self._answering.look(budget, cancel)
-        self._recall.count_anew()
+        yield from self._answering.compare_weights(budget, cancel)
+        self._vision_caches.reset_counts()
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
         platform.reset_peak()
-        report(GenerationChunk("vision" if chat_messages.pictures(request) else "prefill"))
-        kv_cache.require_bits(request.kv_bits, self._room.shape, self._name)
+        report(GenerationChunk("vision" if chat_messages.images(request) else "prefill"))
+        kv_cache.require_bits(request.kv_bits, self._admission.shape, self._name)
         inputs = yield from self._answering.in_order(self._inputs(request, cancel), cancel)
         counts = TokenCounts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
-            pictures=len(chat_messages.pictures(request)),
+            images=len(chat_messages.images(request)),
         )
-        placed = yield from self._room.place(
-            self._answering.table(request.kv_bits),
+        admitted = yield from self._admission.reserve(
+            self._answering.limits(request.kv_bits),
             prompt_tokens=counts.prompt_tokens,
             image_tokens=counts.image_tokens,
             max_tokens=request.sampling.max_tokens,
             kv_bits=request.kv_bits,
             cancel=cancel,
-            waits=lambda: report(counts.chunk("queued")),
+            on_wait=lambda: report(counts.chunk("queued")),
         )
-        named = self._recall.processed.named(chat_messages.pictures(request), inputs)
-        with placed as place, named as pictures:
-            self._say_seen(request, inputs, report)
-            asked = ActiveRequest(request, counts, place, cancel, report)
+        keyed = self._vision_caches.processor_cache.keyed(chat_messages.images(request), inputs)
+        with admitted as reservation, keyed as image_keys:
+            self._report_sizes(request, inputs, report)
+            active = ActiveRequest(request, counts, reservation, cancel, report)
             return (
                 yield from self._answering.answer(
-                    asked,
-                    lambda: self._alone(
-                        inputs, pictures, asked, partial(self._caches, request.kv_bits)
+                    active,
+                    lambda: self._sequential(
+                        inputs, image_keys, active, partial(self._caches, request.kv_bits)
                     ),
-                    partial(self._seated, inputs, pictures, asked, self._draw(asked.sampling)),
+                    partial(
+                        self._batched,
+                        inputs,
+                        image_keys,
+                        active,
+                        self._sampling_params(active.sampling),
+                    ),
                 )
             )
 
@@ -245,102 +251,106 @@ class VisionModel:
         from mlx_vlm.models.cache import make_prompt_cache
 
         caches = make_prompt_cache(self._model.language_model)
-        return kv_cache.quantized(caches, kv_bits, self._room.shape, self._name)
+        return kv_cache.quantized(caches, kv_bits, self._admission.shape, self._name)
 
     def _inputs(
         self, request: GenerationRequest, cancel: CancelToken
     ) -> Generator[None, None, dict[str, Any]]:
-        """Make what the model is given of a request; the chat template renders beside."""
-        assert self._made_of is not None
-        making = self._made_of.prompt(request, cancel)
+        """Make the model's inputs; the chat template renders on a background thread."""
+        assert self._vision_inputs is not None
+        making = self._vision_inputs.prompt(request, cancel)
         yield
         prompt = yield from making.result(cancel)
-        with self._recall.processed.standing_in(self._processor, chat_messages.pictures(request)):
-            return self._made_of.made(prompt)
+        with self._vision_caches.processor_cache.intercepting(
+            self._processor, chat_messages.images(request)
+        ):
+            return self._vision_inputs.made(prompt)
 
-    def _say_seen(self, request: GenerationRequest, inputs: dict[str, Any], report: Report) -> None:
-        pictures = chat_messages.pictures(request)
-        if pictures:
+    def _report_sizes(
+        self, request: GenerationRequest, inputs: dict[str, Any], report: Report
+    ) -> None:
+        images = chat_messages.images(request)
+        if images:
             patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
-            seen = seen_sizes(inputs, len(pictures), patch)
-            # Those of the turns before were said then.
-            own = seen[len(pictures) - len(request.images) :] if seen else seen
+            seen = seen_sizes(inputs, len(images), patch)
+            # The sizes of earlier turns were reported with these turns.
+            own = seen[len(images) - len(request.images) :] if seen else seen
             report(GenerationChunk("vision", seen=own))
 
-    def _seated(
+    def _batched(
         self,
         inputs: dict[str, Any],
-        pictures: ImageKeys | None,
-        asked: ActiveRequest,
-        draw: SamplingParams,
+        image_keys: ImageKeys | None,
+        active: ActiveRequest,
+        params: SamplingParams,
         batch: VisionBatch,
         answer: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Answer with a seat in a batch; `answer` takes the tokens, and has those told before."""
-        assert self._seeing is not None
-        told = list(answer)
+        """Answer in a batch; append the tokens to `answer`, which holds those of a failed try."""
+        assert self._embedder is not None
+        reported = list(answer)
         answer.clear()
-        # What was kept of other prompts is not quantized, and what is quantized is not kept.
+        # The prefix cache is not quantized, so that quantized requests do not use it.
         start = (
-            self._recall.start(inputs, pictures)
+            self._vision_caches.start(inputs, image_keys)
             if batch is self._answering.batch
             else CachedPrefix()
         )
-        embeds = self._seeing.embeds(inputs, pictures, start, asked)
-        asked.was_read()
+        embeds = self._embedder.embeds(inputs, image_keys, start, active)
+        active.report_prefill()
         yield
-        tokens = asked.counts.as_many(as_numpy(inputs["input_ids"]).reshape(-1).tolist())
-        seat = batch.add(
+        tokens = active.counts.pad_tokens(as_numpy(inputs["input_ids"]).reshape(-1).tolist())
+        slot = batch.add(
             tokens[start.count :],
             embeds,
-            max_tokens=asked.sampling.max_tokens,
-            draw=draw,
+            max_tokens=active.sampling.max_tokens,
+            params=params,
             cache=start.caches(),
-            keep_from=None if start.places is None else start.count,
-            processors=processors(asked.sampling, len(tokens) - start.count),
+            keep_from=None if start.prompt_keys is None else start.count,
+            processors=processors(active.sampling, len(tokens) - start.count),
         )
         del embeds
         try:
-            reason = yield from self._follow(batch, seat, answer, asked, told)
-            # Only now: of an answer that was cut short nothing may be kept.
-            self._recall.keep(start, answer, batch.row(seat))
+            reason = yield from self._stream_answer(batch, slot, answer, active, reported)
+            # Not before: a cancelled or failed answer must not be cached.
+            self._vision_caches.keep(start, answer, batch.row(slot))
             return reason
         except Stopped:
-            # Its reader has had enough; what was read and written is whole.
-            self._recall.keep_so_far(start, answer, batch.row(seat))
+            # Ended by a stop sequence: what was computed so far is valid.
+            self._vision_caches.keep_partial(start, answer, batch.row(slot))
             raise
         finally:
-            batch.leave(seat)
+            batch.leave(slot)
 
-    def _follow(
+    def _stream_answer(
         self,
         batch: VisionBatch,
-        seat: Slot,
+        slot: Slot,
         answer: list[int],
-        asked: ActiveRequest,
-        told: list[int],
+        active: ActiveRequest,
+        reported: list[int],
     ) -> Generator[None, None, FinishReason]:
-        """Report what is read and written in a seat, to the end; `answer` takes the tokens.
+        """Report a slot's progress until its answer has ended; append its tokens to `answer`.
 
-        Those that were `told` before are not told again.
+        Tokens in `reported` are not reported again.
         """
         from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
 
-        words = make_streaming_detokenizer(self._processor)
+        detokenizer = make_streaming_detokenizer(self._processor)
         read = 0
         while True:
-            written = yield from batch.follow(seat, asked.cancel)
-            if seat.read != read and not answer:
-                read = seat.read
-                asked.was_read(read)
-            if written is None:
+            next_token = yield from batch.follow(slot, active.cancel)
+            if slot.read != read and not answer:
+                read = slot.read
+                active.report_prefill(read)
+            if next_token is None:
                 continue
-            answer.append(written.token)
-            reason = self._take(written, words, len(answer), asked.sampling)
-            segment = words.last_segment
-            if len(answer) > len(told):
-                asked.wrote(segment, len(answer))
-            elif answer[-1] != told[len(answer) - 1]:
+            answer.append(next_token.token)
+            reason = self._detokenize(next_token, detokenizer, len(answer), active.sampling)
+            segment = detokenizer.last_segment
+            if len(answer) > len(reported):
+                active.report_text(segment, len(answer))
+            elif answer[-1] != reported[len(answer) - 1]:
                 raise GenerationError(
                     f"{self._name}: a step of its batch failed, and the answer could not be "
                     "continued: ask again.",
@@ -349,20 +359,20 @@ class VisionModel:
             if reason is not None:
                 return reason
 
-    def _take(
-        self, written: NextToken, words: Any, count: int, sampling: Sampling
+    def _detokenize(
+        self, next_token: NextToken, detokenizer: Any, count: int, sampling: Sampling
     ) -> FinishReason | None:
-        """Take in a token; say whether it ends the answer, and how."""
-        require_number(written.token, self._name)
-        if not written.stopped:
-            words.add_token(written.token, skip_special_token_ids=self._special)
+        """Detokenize a token; return the finish reason if the answer ends with it."""
+        require_number(next_token.token, self._name)
+        if not next_token.stopped:
+            detokenizer.add_token(next_token.token, skip_special_token_ids=self._special)
             if count < sampling.max_tokens:
                 return None
-        words.finalize()
-        return "stop" if written.stopped else "length"
+        detokenizer.finalize()
+        return "stop" if next_token.stopped else "length"
 
-    def _draw(self, sampling: Sampling) -> SamplingParams:
-        """Return how tokens are drawn: as asked, else as the checkpoint says."""
+    def _sampling_params(self, sampling: Sampling) -> SamplingParams:
+        """Return the sampling parameters of a request, with the checkpoint's as defaults."""
         from mlx_vlm.generate.common import resolve_sampling_defaults
 
         temperature, top_p, top_k = resolve_sampling_defaults(

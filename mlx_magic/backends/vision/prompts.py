@@ -1,4 +1,4 @@
-"""Prompts of a vision model that wait to be read, and what it takes to read some together."""
+"""Prompts of a vision model that wait for prefill, and merging of several for one prefill."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.batch import Slot, alike
+from mlx_magic.backends.batching.batch import Slot, similar_lengths
 from mlx_magic.backends.batching.sampling import LogitsProcessor
 
 
 @dataclass(slots=True, eq=False)
 class VisionPrompt:
-    """A prompt that waits to be read.
+    """A prompt that waits for prefill.
 
     Attributes
     ----------
-    seat : Slot
+    slot : Slot
     tokens : list of int
     embeds : dict
-        What the model's ``get_input_embeddings`` gave: ``inputs_embeds`` of shape
-        (1, tokens, width), and what else the language model wants.
+        Output of the model's ``get_input_embeddings``: ``inputs_embeds`` of shape
+        (1, tokens, width), and further inputs of the language model.
     max_tokens : int
-        Those that may still be written.
+        Tokens that may still be generated.
     cache : list or None
-        One of its own with a prefix in it; `tokens` and `embeds` are what follows then.
+        KV caches filled with a prefix, owned by this prompt; `tokens` and `embeds` then hold what
+        follows the prefix.
     keep_from : int or None
-        Where keys and values are wanted once the answer has ended: from which token on.
+        First token whose keys and values the request takes after the answer; None for none.
     processors : list of callable
-        What changes its logits.
+        Logits processors.
     begun, ended : bool
-        Whether its first token was handed out before the step that gives it, and its last was.
+        Whether the first token was handed out before the decode step that returns it, and
+        whether the last one was handed out.
     """
 
-    seat: Slot
+    slot: Slot
     tokens: list[int]
     embeds: dict[str, Any]
     max_tokens: int
@@ -45,17 +47,17 @@ class VisionPrompt:
 
     @property
     def plain(self) -> bool:
-        """Whether it can be read beside others: nothing but embeddings belongs to it."""
+        """Whether the prompt has embeddings only, so that it can share a prefill."""
         return set(self.embeds) == {"inputs_embeds"}
 
-    def goes_with(self, other: VisionPrompt) -> bool:
-        """Say whether both can be read in one go without wasting much of it."""
-        near = alike(len(self.tokens), len(other.tokens))
-        return near and self.plain and (self.cache is None) == (other.cache is None)
+    def compatible_with(self, other: VisionPrompt) -> bool:
+        """Whether both prompts can share a prefill without much padding."""
+        similar = similar_lengths(len(self.tokens), len(other.tokens))
+        return similar and self.plain and (self.cache is None) == (other.cache is None)
 
 
-def others(embeds: dict[str, Any]) -> dict[str, Any]:
-    """Return what belongs to a prompt beside its embeddings."""
+def extra_inputs(embeds: dict[str, Any]) -> dict[str, Any]:
+    """Return a prompt's inputs other than its embeddings."""
     return {key: value for key, value in embeds.items() if key != "inputs_embeds"}
 
 
@@ -74,8 +76,8 @@ def padded(rows: Sequence[Any], *, left: bool) -> Any:
     )
 
 
-def warm(prompts: Sequence[VisionPrompt]) -> tuple[list[Any], dict[str, Any]]:
-    """Put the prompts' caches together; what is read after them is padded on the right."""
+def merged_caches(prompts: Sequence[VisionPrompt]) -> tuple[list[Any], dict[str, Any]]:
+    """Merge the KV caches of prompts with a prefix; return them with the right padding."""
     layers = zip(*(prompt.cache or [] for prompt in prompts), strict=True)
     lengths = [len(prompt.tokens) for prompt in prompts]
     padding = [max(lengths) - length for length in lengths]

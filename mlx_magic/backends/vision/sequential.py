@@ -1,4 +1,4 @@
-"""One answer of a vision model at a time, read and written by mlx-vlm itself."""
+"""Requests to a vision model one at a time, through mlx-vlm's own `stream_generate`."""
 
 from __future__ import annotations
 
@@ -16,73 +16,72 @@ from mlx_magic.engine.result import FinishReason
 from mlx_magic.errors import GenerationError
 
 
-class OneByOne:
-    """Answers through mlx-vlm's own streaming; nothing else may use the model meanwhile.
+class SequentialAnswers:
+    """Answers through mlx-vlm's own streaming, with exclusive use of the model.
 
     Parameters
     ----------
     model, processor : object
         As mlx-vlm loads them.
-    recall : VisionCaches
-        What the model has seen.
+    vision_caches : VisionCaches
     chunk : int
-        Tokens of a prompt that are read at once.
+        Prompt tokens per prefill chunk.
     """
 
-    def __init__(self, model: Any, processor: Any, recall: VisionCaches, chunk: int) -> None:
+    def __init__(self, model: Any, processor: Any, vision_caches: VisionCaches, chunk: int) -> None:
         self._model = model
         self._processor = processor
-        self._recall = recall
+        self._vision_caches = vision_caches
         self._chunk = chunk
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._model = self._processor = None
 
     def __call__(
         self,
         inputs: dict[str, Any],
-        pictures: ImageKeys | None,
-        asked: ActiveRequest,
+        image_keys: ImageKeys | None,
+        active: ActiveRequest,
         make_cache: Callable[[], list[Any]],
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
-        if asked.sampling.seed is None:
-            # Else it would repeat after an earlier request's seed.
+        if active.sampling.seed is None:
+            # Otherwise the answer would depend on an earlier request's seed.
             platform.fresh_seed()
         caches = make_cache()
         with contextlib.ExitStack() as stack:
-            unwatch = stack.enter_context(
-                prefill_hooks.watched(caches, asked.cancel, asked.was_read)
+            remove_hooks = stack.enter_context(
+                prefill_hooks.watched(caches, active.cancel, active.report_prefill)
             )
-            looking = self._seeing_then_reading(pictures, asked)
+            get_embeddings = self._reporting_embeddings(image_keys, active)
             stack.enter_context(
-                prefill_hooks.replaced(self._model, "get_input_embeddings", looking)
+                prefill_hooks.replaced(self._model, "get_input_embeddings", get_embeddings)
             )
-            stream = self._stream(inputs, caches, asked.sampling)
+            stream = self._stream(inputs, caches, active.sampling)
             stack.callback(stream.close)
-            for count, piece in enumerate(stream):
+            for count, response in enumerate(stream):
                 if count == 0:
-                    unwatch()
-                asked.wrote(piece.text, piece.generation_tokens)
-                if piece.finish_reason is not None:
-                    return "stop" if piece.finish_reason == "stop" else "length"
-                asked.cancel.checkpoint()
+                    remove_hooks()
+                active.report_text(response.text, response.generation_tokens)
+                if response.finish_reason is not None:
+                    return "stop" if response.finish_reason == "stop" else "length"
+                active.cancel.checkpoint()
                 yield
-        name = asked.request.model
+        name = active.request.model
         raise GenerationError(f"{name}: mlx-vlm ended without a finish reason.", model=name)
 
     def _stream(self, inputs: dict[str, Any], caches: list[Any], sampling: Sampling) -> Any:
-        """Let mlx-vlm read the inputs and write, a token at a time."""
+        """Start mlx-vlm's generator of tokens."""
         from mlx_vlm import stream_generate
 
-        more = {"min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty}
+        extra = {"min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty}
         return stream_generate(
             self._model,
             self._processor,
             "",
             **inputs,
-            **{key: value for key, value in more.items() if value is not None},
+            **{key: value for key, value in extra.items() if value is not None},
             prompt_cache=caches,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -93,24 +92,24 @@ class OneByOne:
             skip_special_tokens=True,
         )
 
-    def _seeing_then_reading(self, pictures: ImageKeys | None, asked: ActiveRequest) -> Any:
-        """Stand in front of the vision tower, to know when seeing ends and reading begins."""
+    def _reporting_embeddings(self, image_keys: ImageKeys | None, active: ActiveRequest) -> Any:
+        """Wrap ``get_input_embeddings`` to report when vision ends and prefill begins."""
         import mlx.core as mx
 
         original = self._model.get_input_embeddings
 
         def get_input_embeddings(*args: Any, **kwargs: Any) -> Any:
-            def see() -> Any:
+            def embed() -> Any:
                 output = original(*args, **kwargs)
                 mx.eval(output.inputs_embeds)
                 return output
 
-            asked.cancel.checkpoint()
-            between = asked.counts.looking(asked.cancel, asked.report)
-            output = self._recall.look(self._model, see, between, pictures)
-            asked.counts.embedded(int(output.inputs_embeds.shape[1]))
-            asked.cancel.checkpoint()
-            asked.was_read()
+            active.cancel.checkpoint()
+            on_group = active.counts.vision_progress(active.cancel, active.report)
+            output = self._vision_caches.encode(self._model, embed, on_group, image_keys)
+            active.counts.expand_image_tokens(int(output.inputs_embeds.shape[1]))
+            active.cancel.checkpoint()
+            active.report_prefill()
             return output
 
         return get_input_embeddings

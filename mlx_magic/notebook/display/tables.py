@@ -202,7 +202,7 @@ def _reused(reuse: Reuse) -> str:
     parts = [
         f"{hits} of {hits + misses} {what}"
         for hits, misses, what in (
-            (reuse.picture_hits, reuse.picture_misses, "pictures"),
+            (reuse.image_hits, reuse.image_misses, "pictures"),
             (reuse.prefix_hits, reuse.prefix_misses, "prompts"),
         )
         if hits + misses

@@ -1,1 +1,1 @@
-"""What was made of an image, kept for the next question about it."""
+"""Caches of processed and encoded images, for further questions about them."""

@@ -1,4 +1,4 @@
-"""A call of a vision tower, and what it is known by when it comes again."""
+"""A call of a vision encoder, and its cache keys."""
 
 from __future__ import annotations
 
@@ -13,71 +13,71 @@ from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 
 @dataclass(frozen=True, slots=True)
 class TowerCall:
-    """A call of a tower: its arguments, by place or name.
+    """A call of a vision encoder with its arguments.
 
     Attributes
     ----------
     name : str
-        The tower's.
+        Name of the encoder.
     args, kwargs : tuple, dict
-    pictures : int
-        How many there are, if it is a batch of them; else 0.
+    image_count : int
+        Number of images in the batch; 0 if the arguments are not a batch of images.
     is_first : bool
-        Whether the tower was not called before in this look: what comes later may be
-        another part of the same pictures.
+        Whether this is the encoder's first call for a request. Later calls may be for other
+        parts of the same images.
     """
 
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    pictures: int
+    image_count: int
     is_first: bool
 
     @classmethod
     def of(
         cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_first: bool
     ) -> TowerCall | None:
-        """Return the call, or None where its arguments cannot be told apart."""
+        """Describe a call; None if it has no array arguments."""
         given = [*args, *kwargs.values()]
-        held = [value for value in given if is_array(value)]
-        if not held:
+        arrays = [value for value in given if is_array(value)]
+        if not arrays:
             return None
         plain = all(is_array(v) or v is None or isinstance(v, int | float | str) for v in given)
-        count = int(held[0].shape[0]) if held[0].ndim == 4 and plain else 0
-        if any(not array.ndim or array.shape[0] != count for array in held):
+        count = int(arrays[0].shape[0]) if arrays[0].ndim == 4 and plain else 0
+        if any(not array.ndim or array.shape[0] != count for array in arrays):
             count = 0
         return cls(name, args, kwargs, count, is_first)
 
-    def keys(self, pictures: ImageKeys | None) -> list[Hashable]:
-        """Return what each picture is known by: its name where that is clear, else a digest."""
-        if self.is_first and pictures is not None and len(pictures.rows) == self.pictures:
+    def keys(self, image_keys: ImageKeys | None) -> list[Hashable]:
+        """Return each image's key: its fingerprint if the call is for all images, else a digest."""
+        if self.is_first and image_keys is not None and len(image_keys.rows) == self.image_count:
             form = self._call_form()
-            return [(*form, name) for name in pictures.rows]
+            return [(*form, name) for name in image_keys.rows]
         return [
             digest(self.name, "row", *self._each(operator.itemgetter(at)))
-            for at in range(self.pictures)
+            for at in range(self.image_count)
         ]
 
-    def key(self, pictures: ImageKeys | None) -> Hashable:
-        """Return what the whole call is known by."""
-        if self.pictures == 1:
-            return self.keys(pictures)[0]
-        if self.is_first and pictures is not None:
-            return (*self._call_form(), pictures.whole)
+    def key(self, image_keys: ImageKeys | None) -> Hashable:
+        """Return the key of the whole call."""
+        if self.image_count == 1:
+            return self.keys(image_keys)[0]
+        if self.is_first and image_keys is not None:
+            return (*self._call_form(), image_keys.whole)
         return digest(self.name, "whole", self.args, self.kwargs)
 
     def _call_form(self) -> tuple[Hashable, ...]:
-        """Return what makes this call another one, beside the pictures: shapes and options."""
-        batched = self.pictures > 0
-        more = tuple((key, _form(value, batched)) for key, value in sorted(self.kwargs.items()))
-        return (self.name, tuple(_form(value, batched) for value in self.args), more)
+        """Return the part of the key other than the images: shapes and options."""
+        batched = self.image_count > 0
+        keywords = tuple((key, _form(value, batched)) for key, value in sorted(self.kwargs.items()))
+        return (self.name, tuple(_form(value, batched) for value in self.args), keywords)
 
     def rows(self, at: list[int]) -> TowerCall:
-        """Return the call for some of its pictures."""
+        """Return the call for some of its images."""
         import mlx.core as mx
 
-        places = mx.array(at)
-        args, kwargs = self._each(lambda array: array[places])
+        indices = mx.array(at)
+        args, kwargs = self._each(lambda array: array[indices])
         return TowerCall(self.name, args, kwargs, len(at), self.is_first)
 
     def _each(self, function: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -91,11 +91,11 @@ class TowerCall:
 
 
 def _form(value: Any, batched: bool) -> Hashable:
-    """Return the form of an argument; of a batch without how many there are."""
+    """Return an argument's dtype and shape, without the batch axis if `batched`, or its value."""
     if is_array(value):
         return str(value.dtype), tuple(value.shape[batched:])
     if isinstance(value, list | tuple):
         return tuple(_form(each, batched) for each in value)
     if value is None or isinstance(value, int | float | str):
         return type(value).__name__, value
-    raise TypeError(f"{type(value).__name__} cannot be known again.")
+    raise TypeError(f"{type(value).__name__} cannot be a part of a cache key.")

@@ -1,25 +1,25 @@
-"""What a vision tower gives: arrays, in tuples and lists, taken apart and put together by rows."""
+"""Outputs of vision encoders (arrays in tuples and lists): split, joined and pruned by use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-_DEEP = 5
+_MAX_DEPTH = 5
 
 
 class LeftOut:
-    """Stands where an array was not kept, since nobody looked at it. No use of it works."""
+    """Placeholder for an array that was not cached, because the model did not use it."""
 
 
 class _Watched:
-    """Notes which places of a sequence are looked at."""
+    """A sequence that records which of its items are accessed."""
 
     used: set[int]
 
     def __getitem__(self, at: Any) -> Any:
-        places = range(len(self))[at]  # type: ignore[arg-type]
-        self.used.update(places if isinstance(at, slice) else [places])
+        indices = range(len(self))[at]  # type: ignore[arg-type]
+        self.used.update(indices if isinstance(at, slice) else [indices])
         return super().__getitem__(at)  # type: ignore[misc]
 
     def __iter__(self) -> Iterator[Any]:
@@ -41,7 +41,7 @@ def arrays(output: Any) -> list[Any]:
     Raises
     ------
     TypeError
-        Where it holds anything but arrays, None, tuples and lists.
+        The output holds anything but arrays, None, tuples and lists.
     """
     found: list[Any] = []
     mapped(found.append, output)
@@ -49,7 +49,7 @@ def arrays(output: Any) -> list[Any]:
 
 
 def mapped(function: Callable[[Any], Any], output: Any) -> Any:
-    """Return an output with each array replaced by what a function makes of it."""
+    """Apply a function to each array of an output."""
     import mlx.core as mx
 
     if isinstance(output, mx.array):
@@ -62,7 +62,7 @@ def mapped(function: Callable[[Any], Any], output: Any) -> Any:
 
 
 def joined(rows: Sequence[Any]) -> Any:
-    """Return the outputs of several pictures as that of all of them together."""
+    """Join the outputs of several images to one output."""
     import mlx.core as mx
 
     first = rows[0]
@@ -76,17 +76,17 @@ def joined(rows: Sequence[Any]) -> Any:
 
 
 def has_left_out(output: Any) -> bool:
-    """Say whether something of an output was not kept."""
+    """Whether a part of an output was not cached."""
     if isinstance(output, list | tuple):
         return any(has_left_out(each) for each in output)
     return isinstance(output, LeftOut)
 
 
 def watched(output: Any) -> Any:
-    """Return an output whose inner sequences note what is looked at.
+    """Return an output whose inner sequences record which items are accessed.
 
-    Towers give the states of all their layers in one, of which most models use none or
-    one: to keep them all would take ten times the room and more.
+    Vision encoders return the states of all layers, of which most models use none or one.
+    Caching all of them would take ten times the memory and more.
     """
     if type(output) not in (list, tuple):
         return output
@@ -101,8 +101,8 @@ def _watch(inner: Any) -> Any:
     return made
 
 
-def looked_at(output: Any, watch: Any) -> Any:
-    """Return an output without what nobody looked at in its watched copy."""
+def without_unused(output: Any, watch: Any) -> Any:
+    """Return an output with `LeftOut` for items that were not accessed in its watched copy."""
     if type(output) not in (list, tuple):
         return output
     return type(output)(
@@ -113,19 +113,20 @@ def looked_at(output: Any, watch: Any) -> Any:
     )
 
 
-def note_passed_on(watch: Any, result: object) -> None:
-    """Note as looked at what is part of a model's result: others will look at it later.
+def mark_used_by(watch: Any, result: object) -> None:
+    """Mark items as used that are part of a model's result: they may be accessed later.
 
     Parameters
     ----------
     watch : object
         From `watched`.
     result : object
-        A mapping, a sequence, or an object with such in its attributes; a few levels deep.
+        A mapping, a sequence, or an object with these in its attributes; searched `_MAX_DEPTH`
+        levels deep.
     """
     found: set[int] = set()
     layer: list[Any] = [result]
-    for _ in range(_DEEP):
+    for _ in range(_MAX_DEPTH):
         found.update(map(id, layer))
         layer = [below for each in layer for below in _inside(each)]
     for inner in watch if type(watch) in (list, tuple) else ():
@@ -136,7 +137,7 @@ def note_passed_on(watch: Any, result: object) -> None:
 
 
 def _inside(value: Any) -> list[Any]:
-    """Return what a value holds, without noting that it was looked at."""
+    """Return a value's items, without recording an access."""
     if isinstance(value, list):
         return list(list.__iter__(value))
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Where a vision model has what encodes pictures, and how to stand in front of a part of it."""
+"""Where a vision model has its vision encoder."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ TOWERS = (
     "image_vit",
     "sam_model",
 )
-"""Names under which mlx-vlm's models have it."""
+"""Attribute names of vision encoders in mlx-vlm's models."""
 
 
 def towers(model: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Yield each tower of a model: what owns it, its name there, and itself.
+    """Yield each vision encoder of a model: its owner, its attribute name, and the encoder.
 
     Parameters
     ----------
     model : module
-        As mlx-vlm loads it; a tower is a part of it, or of one of its parts.
+        As mlx-vlm loads it; its encoders belong to it or to one of its parts.
     """
     import mlx.nn as nn
 

@@ -1,4 +1,4 @@
-"""Pictures that a model has seen are not encoded again: what its vision tower gave is kept."""
+"""Cache of vision encoder outputs, so that an image is encoded once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.proxy import Proxy, put_in_front
+from mlx_magic.backends.proxy import Proxy, install_proxy
 from mlx_magic.backends.vision.image_cache import encoder_outputs
 from mlx_magic.backends.vision.image_cache.encoder_call import TowerCall
 from mlx_magic.backends.vision.image_cache.encoders import towers
@@ -19,33 +19,32 @@ from mlx_magic.cancellation import Cancelled
 
 T = TypeVar("T")
 
-Between = Callable[[int, int], None]
-"""Takes the pictures done and those there are, as far as is known; may raise `Cancelled`."""
+OnGroup = Callable[[int, int], None]
+"""Takes the number of images done and the total known so far; may raise `Cancelled`."""
 
 
-class Features:
-    """What one model's vision tower gave, by the content of what it got.
+class FeatureCache:
+    """LRU cache of one model's vision encoder outputs, by the content of the encoder's inputs.
 
-    It stands in front of the tower while a model makes its embeddings, and only then: a
-    model needs no method of its own for this, and none is left changed. A tower that takes
-    a batch of pictures is asked for those alone that are new; that it is one, and not one
-    that mixes them, is seen when it first gets two or more. It gets new ones in groups
-    (see `device.pictures_at_once`), between which a look can be cancelled; of a tower that
-    was not tried yet the first group has two at least. What was encoded is kept once the
-    embeddings are made, evaluated, and never where that failed or was cancelled.
+    While a model makes its embeddings, a proxy is installed in front of its vision encoder and
+    removed afterwards, so that models need no support for this. An encoder that takes a batch of
+    images is called for the new ones only. Whether it encodes each image by itself, rather than
+    mixing them, is found out when it first gets two or more. New images are encoded in groups
+    (see `platform.images_at_once`), and a request can be cancelled between groups; the first
+    group of an untested encoder has at least two images. Outputs are cached once the embeddings
+    are evaluated, and never after an error or a cancel.
 
     Parameters
     ----------
     limit : int
-        Bytes to keep; what was not used for longest goes first.
+        Maximum bytes; the least recently used outputs are evicted first.
 
     Attributes
     ----------
     hits, misses : int
-        Pictures that were known, and that were encoded; a call that cannot be told apart
-        by picture counts as one.
+        Cached and encoded images; a call that cannot be split by image counts as one.
     nbytes : int
-        What is kept.
+        Bytes held.
     """
 
     def __init__(self, limit: int) -> None:
@@ -55,62 +54,62 @@ class Features:
         self.by_row: dict[str, bool] = {}
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
 
-    def look(
+    def encode(
         self,
         model: Any,
-        see: Callable[[], T],
-        between: Between = lambda *_: None,
+        embed: Callable[[], T],
+        on_group: OnGroup = lambda *_: None,
         *,
-        pictures: ImageKeys | None = None,
+        image_keys: ImageKeys | None = None,
     ) -> T:
         """Let a model make its embeddings; on the inference thread.
 
         Parameters
         ----------
         model : module
-        see : callable
-            Calls the model, and evaluates what it gives.
-        between : callable
-            Called before each group of pictures, when the one before is done.
-        pictures : ImageKeys, optional
-            What the request shows. What a tower gets is made of that alone, so that the
-            numbers need not be looked at once more, and fetched from a GPU for that.
+        embed : callable
+            Calls the model, and evaluates its output.
+        on_group : callable
+            Called before each group of images, when the group before is done.
+        image_keys : ImageKeys, optional
+            Keys of the request's images. With them the encoder's inputs need not be hashed, for
+            which they would have to be fetched from a GPU.
 
         Raises
         ------
         Cancelled
-            Where `between` does.
+            `on_group` raised it.
         """
-        look = _Look(self, between, pictures)
+        encoder_pass = _EncoderPass(self, on_group, image_keys)
         try:
-            with _in_front_of_towers(model, look):
-                seen = see()
+            with _intercepting_towers(model, encoder_pass):
+                result = embed()
         except Cancelled:
             raise
         except Exception:
-            if not look.lacked:
+            if not encoder_pass.missing:
                 raise
-            # It wanted this time what it did not look at when the picture was new.
+            # The model accessed an item that it had not used when the image was new.
             self.keeps_all = True
             self.clear()
-            return self.look(model, see, between, pictures=pictures)
-        look.keep(seen)
-        return seen
+            return self.encode(model, embed, on_group, image_keys=image_keys)
+        encoder_pass.keep(result)
+        return result
 
     def clear(self) -> None:
-        """Forget all pictures."""
+        """Clear the cache."""
         self._kept.clear()
         self.nbytes = 0
 
     def get(self, key: Hashable) -> Any:
-        """Return what the tower gave, or None."""
+        """Return a cached output, or None."""
         if key not in self._kept:
             return None
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
     def put(self, key: Hashable, output: Any) -> None:
-        """Keep what the tower gave; evaluated arrays."""
+        """Cache an output of evaluated arrays."""
         size = sum(array.nbytes for array in encoder_outputs.arrays(output))
         if key in self._kept or size > self.limit:
             return
@@ -122,72 +121,74 @@ class Features:
 
 
 class _Tower(Proxy):
-    """Stands in front of a vision tower; in all but the call it is the tower."""
+    """Proxy of a vision encoder whose calls go through the cache."""
 
-    def __init__(self, tower: Any, name: str, look: _Look) -> None:
+    def __init__(self, tower: Any, name: str, encoder_pass: _EncoderPass) -> None:
         super().__init__(tower)
         self._name = name
-        self._look = look
+        self._pass = encoder_pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = TowerCall.of(self._name, args, kwargs, is_first=self._look.is_first(self._name))
+        call = TowerCall.of(self._name, args, kwargs, is_first=self._pass.is_first(self._name))
         if call is None:
             return self._part(*args, **kwargs)
-        return self._look.at(call, self._part)
+        return self._pass.run(call, self._part)
 
 
 @contextlib.contextmanager
-def _in_front_of_towers(model: Any, look: _Look) -> Iterator[None]:
+def _intercepting_towers(model: Any, encoder_pass: _EncoderPass) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for owner, name, tower in list(towers(model)):
-            put_in_front(owner, name, _Tower(tower, name, look))
+            install_proxy(owner, name, _Tower(tower, name, encoder_pass))
             stack.callback(object.__delattr__, owner, name)
         yield
 
 
 @dataclass(slots=True)
-class _Fresh:
-    """What was encoded in a look: the outputs by key, and what the model looked at of them."""
+class _NewOutputs:
+    """New outputs by key, and the watched copy that records which items the model used."""
 
     found: dict[Hashable, Any]
     watch: Any
 
 
-class _Look:
-    """One look of a model at its pictures.
+class _EncoderPass:
+    """All encoder calls of one request.
 
     Attributes
     ----------
-    lacked : bool
-        Whether the model got something of which not all was kept.
+    missing : bool
+        Whether the model got a cached output with items left out.
     """
 
-    def __init__(self, features: Features, between: Between, pictures: ImageKeys | None) -> None:
+    def __init__(
+        self, features: FeatureCache, on_group: OnGroup, image_keys: ImageKeys | None
+    ) -> None:
         self._features = features
-        self._between = between
-        self._pictures = pictures
+        self._on_group = on_group
+        self._image_keys = image_keys
         self._called: set[str] = set()
-        self._fresh: list[_Fresh] = []
+        self._new_outputs: list[_NewOutputs] = []
         self._running: Any = None
         self._done = 0
-        self.lacked = False
+        self.missing = False
 
     def is_first(self, name: str) -> bool:
-        """Say whether a tower was not called before, and note that it is now."""
+        """Whether an encoder was not called before; records the call."""
         known = name in self._called
         self._called.add(name)
         return not known
 
-    def at(self, call: TowerCall, tower: Any) -> Any:
-        """Return what a tower gives for a call."""
-        by_row = call.pictures > 1 and self._features.by_row.get(call.name, _wants_trial(call))
+    def run(self, call: TowerCall, tower: Any) -> Any:
+        """Return the encoder's output for a call."""
+        by_row = call.image_count > 1 and self._features.by_row.get(call.name, _wants_trial(call))
         try:
-            keys = call.keys(self._pictures) if by_row else [call.key(self._pictures)]
+            keys = call.keys(self._image_keys) if by_row else [call.key(self._image_keys)]
         except TypeError:
             return tower(*call.args, **call.kwargs)
         before = self._done
         output = self._rows(call, tower, keys) if by_row else self._whole(call, tower, keys[0])
-        self._done = before + max(call.pictures, 1)
+        self._done = before + max(call.image_count, 1)
         return output
 
     def _whole(self, call: TowerCall, tower: Any, key: Hashable) -> Any:
@@ -195,95 +196,95 @@ class _Look:
         if known is not None:
             self._features.hits += 1
             return self._give(known)
-        output = self._encode(call, tower, self._done, max(call.pictures, 1))
-        self._features.misses += max(call.pictures, 1)
+        output = self._encode(call, tower, self._done, max(call.image_count, 1))
+        self._features.misses += max(call.image_count, 1)
         try:
             held = encoder_outputs.arrays(output)
         except TypeError:
             return output
         found = {key: output}
-        if call.pictures > 1:
-            alike = bool(held) and _of_rows(output, call.pictures)
-            # What a group of them has shown already stays so.
+        if call.image_count > 1:
+            alike = bool(held) and _of_rows(output, call.image_count)
+            # An earlier result for this encoder stays.
             if self._features.by_row.setdefault(call.name, alike) and alike:
                 found = dict(
-                    zip(call.keys(self._pictures), _split(output, call.pictures), strict=True)
+                    zip(call.keys(self._image_keys), _split(output, call.image_count), strict=True)
                 )
         return self._new(found, output)
 
     def _rows(self, call: TowerCall, tower: Any, keys: list[Hashable]) -> Any:
         known = {key: self._features.get(key) for key in keys}
         if not all(held is None or _of_rows(held, 1) for held in known.values()):
-            return self._encode(call, tower, self._done, call.pictures)
+            return self._encode(call, tower, self._done, call.image_count)
         new = [at for at, key in enumerate(keys) if known[key] is None and keys.index(key) == at]
         tried = call.name in self._features.by_row
         if not tried and len(new) < 2:
-            # One picture shows nothing: a tower that mixes them gives a single row, too.
-            return self._whole(call, tower, call.key(self._pictures))
+            # One image is no test: an encoder that mixes images returns one row for it, too.
+            return self._whole(call, tower, call.key(self._image_keys))
         found: dict[Hashable, Any] = {}
         for part in _groups(new, tried=tried):
-            done = self._done + call.pictures - (len(new) - len(found))
+            done = self._done + call.image_count - (len(new) - len(found))
             some = call.rows(part) if len(part) < len(keys) else call
-            output = self._encode(some, tower, done, call.pictures)
+            output = self._encode(some, tower, done, call.image_count)
             alike = _is_rows(output, len(part))
             if len(part) > 1 or not alike:
                 self._features.by_row[call.name] = alike
             if not alike:
-                return self._whole(call, tower, call.key(self._pictures))
+                return self._whole(call, tower, call.key(self._image_keys))
             found |= zip([keys[at] for at in part], _split(output, len(part)), strict=True)
         self._features.misses += len(new)
         self._features.hits += len(keys) - len(new)
         whole = encoder_outputs.joined([found[key] if key in found else known[key] for key in keys])
         return self._new(found, whole) if found else self._give(whole)
 
-    def _encode(self, call: TowerCall, tower: Any, done: int, pictures: int) -> Any:
-        """Ask the tower, after what it was asked before is done: between them one can stop."""
+    def _encode(self, call: TowerCall, tower: Any, done: int, image_count: int) -> Any:
+        """Call the encoder once its previous call is done, so that a cancel can come between."""
         import mlx.core as mx
 
         if self._running is not None:
             mx.eval(self._running)
-        self._between(done, self._done + pictures)
+        self._on_group(done, self._done + image_count)
         output = tower(*call.args, **call.kwargs)
-        # The last layer's: not every state of every layer is wanted.
+        # The first array only: not every state of every layer is needed.
         self._running = _first_array(output)
         return output
 
     def _give(self, output: Any) -> Any:
-        self.lacked = self.lacked or encoder_outputs.has_left_out(output)
+        self.missing = self.missing or encoder_outputs.has_left_out(output)
         return output
 
     def _new(self, found: dict[Hashable, Any], output: Any) -> Any:
         watch = encoder_outputs.watched(output)
-        self._fresh.append(_Fresh(found, watch))
+        self._new_outputs.append(_NewOutputs(found, watch))
         self._give(output)
         return watch
 
-    def keep(self, seen: object) -> None:
-        """Keep what was encoded: what the model has `seen` is made of it, and all went well."""
+    def keep(self, result: object) -> None:
+        """Cache the new outputs, after the model has made its `result` from them."""
         import mlx.core as mx
 
-        for fresh in self._fresh:
-            encoder_outputs.note_passed_on(fresh.watch, seen)
-            for key, output in fresh.found.items():
+        for entry in self._new_outputs:
+            encoder_outputs.mark_used_by(entry.watch, result)
+            for key, output in entry.found.items():
                 if not self._features.keeps_all:
-                    output = encoder_outputs.looked_at(output, fresh.watch)
-                # Rows are copied out of their batch, which is not to live on for one of them.
+                    output = encoder_outputs.without_unused(output, entry.watch)
+                # A copy, so that a cached row does not keep its whole batch in memory.
                 own = encoder_outputs.mapped(mx.contiguous, output)
                 mx.eval(encoder_outputs.arrays(own))
                 self._features.put(key, own)
 
 
 def _wants_trial(call: TowerCall) -> bool:
-    """Say whether a call is to find out if the tower gives a row a picture: not if it is small."""
-    return call.pictures > max(platform.pictures_at_once(), 2)
+    """Whether to test with this call if the encoder returns a row per image; not if it is small."""
+    return call.image_count > max(platform.images_at_once(), 2)
 
 
-def _groups(places: list[int], *, tried: bool) -> list[list[int]]:
-    """Cut what is to be encoded into groups; the first of a tower not tried has two at least."""
-    size = platform.pictures_at_once()
+def _groups(indices: list[int], *, tried: bool) -> list[list[int]]:
+    """Split new images into groups; the first of an untested encoder has at least two."""
+    size = platform.images_at_once()
     first = size if tried else max(size, 2)
-    rest = range(first, len(places), size)
-    return [part for part in (places[:first], *(places[at : at + size] for at in rest)) if part]
+    rest = range(first, len(indices), size)
+    return [part for part in (indices[:first], *(indices[at : at + size] for at in rest)) if part]
 
 
 def _is_rows(output: Any, count: int) -> bool:
@@ -301,7 +302,7 @@ def _first_array(output: Any) -> Any:
 
 
 def _of_rows(output: Any, count: int) -> bool:
-    """Say whether each array has a row for each picture."""
+    """Whether each array has a row per image."""
     return all(array.ndim and array.shape[0] == count for array in encoder_outputs.arrays(output))
 
 

@@ -1,4 +1,4 @@
-"""Pictures are made ready on each request's own thread, before its turn on the inference thread."""
+"""Image preprocessing on the request's own thread, before its turn on the inference thread."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from mlx_magic.images.image import ImageInput
 
 SLOTS = threading.Semaphore(platform.helpers())
-"""Of all models: those who come first work first."""
+"""Shared by all models."""
 
 _NOTHING: Mapping[Hashable, Any] = {}
 
 
 class Prefetched:
-    """What was made of a request's pictures; the request holds it until it has ended.
+    """Preprocessed images of a request, which the request holds until it has ended.
 
     Parameters
     ----------
     size : int
-        Bytes that it will take: what others took.
+        Expected bytes, from an earlier request.
 
     Attributes
     ----------
     size : int
-        Those, and what it does take once it is done.
+        Expected bytes, then actual bytes.
     outputs : mapping
-        By the form of the call; empty until it is done, where it failed, and once it was used.
+        Outputs by the form of the call; empty before the end, after an error and after use.
     done : threading.Event
     cancelled : bool
-        Whether it is empty since its request was.
+        Whether the request was cancelled before the work began.
     """
 
     __slots__ = ("__weakref__", "cancelled", "done", "outputs", "size")
@@ -52,34 +52,34 @@ class Prefetched:
         self.cancelled = False
 
     def empty(self) -> None:
-        """Let go of what was made."""
+        """Drop the outputs."""
         self.outputs, self.size = _NOTHING, 0
 
 
 class Prefetch:
-    """Calls an image processor as it was called last, with other pictures.
+    """Calls an image processor ahead of time, as an earlier request called it.
 
-    To cut and scale a picture of 640x480 takes 10 ms of a processor's core, in which a GPU
-    would have nothing to do and others would not be answered (H100, a 2 B model: a quarter of
-    the time that 32 pictures took). How a model's processor calls its image processor is
-    seen the first time; what is made ahead is used where the call turns out to be the same,
-    and the image processor is asked as ever where not. One that works with MLX's arrays, that
-    came with a checkpoint, or that notes something in itself is never asked ahead.
+    To crop and scale an image of 640x480 takes 10 ms of a CPU core. On the inference thread the
+    GPU would be idle meanwhile (H100, a 2 B model: a quarter of the time for 32 images). The
+    first request shows how a model's processor calls its image processor. A prefetched output is
+    used if the actual call turns out to be the same; otherwise the image processor is called as
+    usual. Never prefetched are image processors that use MLX arrays, that came with a
+    checkpoint, or that change their own state.
 
-    It does not hold the model: whoever calls it may be the last to let go of it.
+    It holds no reference to the model, which must not be freed on the calling thread.
 
     Parameters
     ----------
     limit : int
-        Bytes that may be ready, of all requests; while they are made, the output of each thread
-        comes on top.
+        Maximum bytes of prefetched outputs of all requests; during the work the output of each
+        thread comes on top.
     slots : threading.Semaphore, optional
-        How many may work at the same time.
+        Limits the number of threads that work at the same time.
 
     Attributes
     ----------
     known : set
-        Keys of pictures that need not be made: what became of them is kept.
+        Keys of images whose outputs are in the processor cache.
     """
 
     def __init__(self, limit: int, slots: threading.Semaphore = SLOTS) -> None:
@@ -87,52 +87,52 @@ class Prefetch:
         self._limit = limit
         self._slots = slots
         self._lock = threading.Lock()
-        # Not a dictionary of weak values: these change by themselves while one goes through them.
-        self._ready: dict[Hashable, weakref.ref[Prefetched]] = {}
+        # Not a WeakValueDictionary, which may change during iteration.
+        self._entries: dict[Hashable, weakref.ref[Prefetched]] = {}
         self._original: Any = None
-        # By the number of pictures: how it was called, and the bytes that it made.
-        self._learnt: dict[int, tuple[list[Call], int]] = {}
+        # By the number of images: the calls, and the bytes of their outputs.
+        self._learned: dict[int, tuple[list[Call], int]] = {}
         self._varies: set[int] = set()
-        self._never = False
+        self._disabled = False
 
     def __call__(self, request: GenerationRequest, cancel: CancelToken) -> Prefetched | None:
-        """Make a request's pictures ready. See `make`."""
-        return self.make(chat_messages.pictures(request), cancel)
+        """Prefetch a request's images. See `make`."""
+        return self.make(chat_messages.images(request), cancel)
 
     def make(self, images: Sequence[ImageInput], cancel: CancelToken) -> Prefetched | None:
-        """Make pictures ready, if it is known how; on the request's own thread.
+        """Prefetch images, if the calls are known; on the request's own thread.
 
         Returns
         -------
-        Ready or None
-            To be held until the request has ended.
+        Prefetched or None
+            Hold it until the request has ended.
 
         Raises
         ------
         Cancelled
-            Before it begins to work. A request that waits here is told at once, as one in the
-            queue is; this thread finds out when it is its turn.
+            Before the work begins. The outcome of a request that waits here is set at once, as
+            for a queued one; this thread notices when it gets its slot.
         """
-        learnt = self._learnt.get(len(images))
-        if learnt is None or not _distinct(images):
+        learned = self._learned.get(len(images))
+        if learned is None or not _distinct(images):
             return None
         key = key_of(images)
         while key not in self.known:
-            ready, is_own = self._entry(key, learnt[1])
-            if ready is None:
+            entry, is_own = self._entry(key, learned[1])
+            if entry is None:
                 return None
             if is_own:
-                self._work(ready, learnt[0], images, cancel)
+                self._run(entry, learned[0], images, cancel)
             else:
-                ready.done.wait()
-            if not ready.cancelled:
-                return ready
+                entry.done.wait()
+            if not entry.cancelled:
+                return entry
         return None
 
     def take(self, images: Sequence[ImageInput]) -> Mapping[Hashable, Any]:
-        """Return what is ready of a request's pictures, by the form of the call; once."""
+        """Take the prefetched outputs of a request's images, by the form of the call; once."""
         with self._lock:
-            held = self._ready.pop(key_of(images), _gone)()
+            held = self._entries.pop(key_of(images), _no_entry)()
             if held is None or not held.done.is_set():
                 return _NOTHING
             outputs = held.outputs
@@ -146,22 +146,22 @@ class Prefetch:
         calls: Sequence[Call | None],
         made: Mapping[Hashable, Any],
     ) -> None:
-        """See how pictures are processed; on the inference thread.
+        """Learn from a request how its images were processed; on the inference thread.
 
         Parameters
         ----------
         original : callable
             The model's image processor.
         images : sequence of ImageInput
-            Of one request.
+            Images of the request.
         calls : sequence of Call or None
-            All that there were; None for one that cannot be made again.
+            All calls; None for a call that cannot be repeated.
         made : mapping
-            What they gave, by form; not all of it, if it was known before.
+            Outputs by form, without those that were cached.
         """
-        count, known = len(images), self._learnt.get(len(images))
-        # Which of two that are the same is where cannot be said.
-        if self._never or not _distinct(images):
+        count, known = len(images), self._learned.get(len(images))
+        # With equal images it is unclear which of them a call got.
+        if self._disabled or not _distinct(images):
             return
         if None in calls:
             self._give_up()
@@ -169,8 +169,8 @@ class Prefetch:
         seen = [call for call in calls if call is not None]
         if known is not None:
             if [call.form for call in seen] != [call.form for call in known[0]]:
-                # Its options follow the words, say: made ahead it would be made in vain.
-                del self._learnt[count]
+                # The calls vary (with the text, say), so that a prefetch would be wasted.
+                del self._learned[count]
                 self._varies.add(count)
             return
         if count in self._varies or not seen or any(call.order is None for call in seen):
@@ -182,72 +182,72 @@ class Prefetch:
             self._give_up()
             return
         self._original = original
-        self._learnt[count] = seen, sum(map(held_nbytes, held))
+        self._learned[count] = seen, sum(map(held_nbytes, held))
 
     def clear(self) -> None:
-        """Let go of what is ready; it is made in its turn. What is being made stays."""
+        """Drop finished outputs, which are then made as usual; unfinished ones stay."""
         with self._lock:
-            for ready in self._living():
-                if ready.done.is_set():
-                    ready.empty()
+            for entry in self._live_entries():
+                if entry.done.is_set():
+                    entry.empty()
 
     def _give_up(self) -> None:
-        self._never = True
-        self._learnt.clear()
+        self._disabled = True
+        self._learned.clear()
 
     def _entry(self, key: Hashable, size: int) -> tuple[Prefetched | None, bool]:
-        """Return where pictures are made, and whether that is new; None if there is no room."""
+        """Return the entry of images, and whether it is new; None if the limit is reached."""
         with self._lock:
-            taken = self._taken()
-            held = self._ready.get(key, _gone)()
+            reserved = self._reserved_bytes()
+            held = self._entries.get(key, _no_entry)()
             if held is not None and not held.cancelled:
                 return held, False
-            if taken + size > self._limit:
+            if reserved + size > self._limit:
                 return None, False
             made = Prefetched(size)
-            self._ready[key] = weakref.ref(made)
+            self._entries[key] = weakref.ref(made)
             return made, True
 
-    def _work(
+    def _run(
         self,
-        ready: Prefetched,
+        entry: Prefetched,
         calls: Sequence[Call],
         images: Sequence[ImageInput],
         cancel: CancelToken,
     ) -> None:
-        """Work when it is its turn, and tell all who wait for it."""
+        """Call the image processor once a slot is free, and wake all threads that wait for it."""
         outputs = _NOTHING
         try:
             with self._slots:
                 cancel.checkpoint()
-                outputs = _made(self._original, calls, [image.pixels for image in images])
+                outputs = _call_all(self._original, calls, [image.pixels for image in images])
         except Cancelled:
-            ready.cancelled = True
+            entry.cancelled = True
             raise
         finally:
             with self._lock:
-                ready.outputs, ready.size = outputs, sum(map(held_nbytes, outputs.values()))
-                # Some processors make more of a larger picture.
-                if self._taken() > self._limit:
-                    ready.empty()
-            ready.done.set()
+                entry.outputs, entry.size = outputs, sum(map(held_nbytes, outputs.values()))
+                # The output may be larger than expected, for a larger image.
+                if self._reserved_bytes() > self._limit:
+                    entry.empty()
+            entry.done.set()
 
-    def _taken(self) -> int:
-        return sum(ready.size for ready in self._living())
+    def _reserved_bytes(self) -> int:
+        return sum(entry.size for entry in self._live_entries())
 
-    def _living(self) -> list[Prefetched]:
-        """Return what somebody holds, and forget the rest; under the lock."""
-        found = {key: ready for key, held in self._ready.items() if (ready := held()) is not None}
-        self._ready = {key: self._ready[key] for key in found}
+    def _live_entries(self) -> list[Prefetched]:
+        """Return the entries that a request still holds, and drop the rest; under the lock."""
+        found = {key: entry for key, held in self._entries.items() if (entry := held()) is not None}
+        self._entries = {key: self._entries[key] for key in found}
         return list(found.values())
 
 
 def key_of(images: Sequence[ImageInput]) -> Hashable:
-    """Return by what the pictures of a request are known."""
+    """Return the cache key of a request's images."""
     return tuple(image.digest for image in images)
 
 
-def _gone() -> Prefetched | None:
+def _no_entry() -> Prefetched | None:
     return None
 
 
@@ -255,22 +255,24 @@ def _distinct(images: Sequence[ImageInput]) -> bool:
     return len({id(image.pixels) for image in images}) == len(images)
 
 
-def _made(original: Any, calls: Sequence[Call], pixels: Sequence[Any]) -> Mapping[Hashable, Any]:
+def _call_all(
+    original: Any, calls: Sequence[Call], pixels: Sequence[Any]
+) -> Mapping[Hashable, Any]:
     found: dict[Hashable, Any] = {}
     try:
         for call in calls:
-            output = call.again(original, pixels)
+            output = call.repeat(original, pixels)
             if not _is_plain(output):
                 return _NOTHING
             found[call.form] = output
     except Exception:
-        # In its turn it is asked once more, and what it says then is told to the person.
+        # The call on the inference thread will raise the error again, and report it.
         return _NOTHING
     return found
 
 
 def _is_plain(output: Any) -> bool:
-    """Say whether an output has no arrays of MLX."""
+    """Whether an output has no MLX arrays."""
     import mlx.core as mx
 
     return not any(isinstance(array, mx.array) for array in arrays(output))

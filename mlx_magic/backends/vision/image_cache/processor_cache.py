@@ -1,4 +1,4 @@
-"""What a model's image processor made of pictures is kept: to cut and scale takes its time, too."""
+"""Cache of image processor outputs."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Made:
-    """What was made of the pictures of a request."""
+    """Outputs for the images of a request."""
 
     outputs: dict[Hashable, Any] = field(default_factory=dict)
-    pictures: ImageKeys | None = None
+    image_keys: ImageKeys | None = None
     nbytes: int = 0
 
 
-class Processed:
-    """What an image processor gave, by the pictures of a request.
+class ProcessorCache:
+    """LRU cache of image processor outputs, by the images of a request.
 
-    It stands in for the processor's ``image_processor`` while a request's inputs are made,
-    and only then. With 17 tiles a picture took 0.15 s to be processed: most of the time to a
-    second question's first token, once nothing else is done twice. A processor without
-    such a part, or whose output is not known to be harmless to share, is asked each time.
+    It replaces the processor's ``image_processor`` while a request's inputs are made, and only
+    then. An image of 17 tiles took 0.15 s to process: most of the time to a second question's
+    first token, once everything else is cached. Not cached are processors without such an
+    attribute, and outputs that may not be safe to share.
 
     Parameters
     ----------
     limit : int
-        Bytes to keep; what was not used for longest goes first.
+        Maximum bytes; the least recently used outputs are evicted first.
 
     Attributes
     ----------
     nbytes : int
-        What is kept.
+        Bytes held.
     ahead : Prefetch
-        Makes pictures ready; any thread may call it.
+        Prefetches images; any thread may call it.
     """
 
     def __init__(self, limit: int) -> None:
@@ -53,17 +53,17 @@ class Processed:
         self.ahead = Prefetch(limit)
 
     @contextlib.contextmanager
-    def standing_in(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
-        """Answer for the image processor within this block, where that is known.
+    def intercepting(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
+        """Serve calls of the image processor from the cache within this block.
 
-        What it gave is kept once the block has ended well.
+        New outputs are cached when the block ends without an error.
 
         Parameters
         ----------
         processor : object
-            The model's.
+            The model's processor.
         images : sequence of ImageInput
-            All that it is given.
+            All images of the request.
         """
         original = getattr(processor, "image_processor", None)
         if not images or not callable(original):
@@ -72,63 +72,63 @@ class Processed:
         key = key_of(images)
         known = self._kept.get(key)
         ahead = self.ahead.take(images)
-        stand_in = _StandIn(original, images, known.outputs if known else {}, ahead)
-        processor.image_processor = stand_in
+        interceptor = _CachedImageProcessor(original, images, known.outputs if known else {}, ahead)
+        processor.image_processor = interceptor
         try:
             yield
         finally:
             processor.image_processor = original
-        self.ahead.learn(original, images, stand_in.calls, stand_in.new)
-        if not stand_in.new:
+        self.ahead.learn(original, images, interceptor.calls, interceptor.new)
+        if not interceptor.new:
             if known is not None:
                 self._kept.move_to_end(key)
             return
         if known is not None:
-            # Asked in another way: what was made is not what has those names.
+            # The calls differ from the cached ones, so that the cached image keys do not apply.
             self._drop(key)
-        self._keep(key, _Made(stand_in.new, nbytes=held_nbytes(stand_in.new)))
+        self._keep(key, _Made(interceptor.new, nbytes=held_nbytes(interceptor.new)))
 
     @contextlib.contextmanager
-    def named(
+    def keyed(
         self, images: Sequence[ImageInput], inputs: dict[str, Any]
     ) -> Iterator[ImageKeys | None]:
-        """Give the pictures of a request their names within this block.
+        """Yield the keys of a request's images within this block.
 
-        The same ones each time as long as they are kept: then nothing has to be hashed.
+        While the images are cached, their keys are reused, so that nothing has to be hashed.
 
         Parameters
         ----------
         images : sequence of ImageInput
         inputs : dict
-            What was made of them.
+            The processor's output for them.
         """
         made = self._kept.get(key_of(images)) if images else None
-        if made is not None and made.pictures is not None:
-            yield made.pictures
+        if made is not None and made.image_keys is not None:
+            yield made.image_keys
             return
-        pictures = ImageKeys.of(inputs)
+        image_keys = ImageKeys.of(inputs)
         try:
-            yield pictures
+            yield image_keys
         finally:
-            if pictures is not None:
-                self._name(key_of(images), pictures, sum(map(held_nbytes, inputs.values())))
+            if image_keys is not None:
+                self._keep_keys(key_of(images), image_keys, sum(map(held_nbytes, inputs.values())))
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Clear the cache."""
         self.ahead.clear()
         for key in list(self._kept):
             self._drop(key)
 
-    def _name(self, key: Hashable, pictures: ImageKeys, size: int) -> None:
+    def _keep_keys(self, key: Hashable, image_keys: ImageKeys, size: int) -> None:
         made = self._kept.get(key)
-        if made is None or made.pictures is not None:
-            pictures.settle()
+        if made is None or made.image_keys is not None:
+            image_keys.settle()
             return
-        # Its names hold the inputs, which are copies of what the processor gave.
-        made.pictures = pictures
+        # The keys hold the inputs, which are copies of the outputs.
+        made.image_keys = image_keys
         made.nbytes += size
         self.nbytes += size
-        self._make_room()
+        self._evict()
 
     def _keep(self, key: Hashable, made: _Made) -> None:
         if made.nbytes > self.limit:
@@ -136,9 +136,9 @@ class Processed:
         self._kept[key] = made
         self.ahead.known.add(key)
         self.nbytes += made.nbytes
-        self._make_room()
+        self._evict()
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         while self.nbytes > self.limit:
             self._drop(next(iter(self._kept)))
 
@@ -146,27 +146,27 @@ class Processed:
         made = self._kept.pop(key)
         self.ahead.known.discard(key)
         self.nbytes -= made.nbytes
-        if made.pictures is not None:
-            made.pictures.settle()
+        if made.image_keys is not None:
+            made.image_keys.settle()
 
 
-class _StandIn:
-    """Stands in for an image processor; in all but the call it is that.
+class _CachedImageProcessor:
+    """Proxy of an image processor whose calls are served from the cache.
 
     Parameters
     ----------
     original : callable
     images : sequence of ImageInput
-        The request's.
+        Images of the request.
     known, ahead : dict
-        What is known already, and what was made ahead, by the form of the call.
+        Cached and prefetched outputs, by the form of the call.
 
     Attributes
     ----------
     new : dict
-        What was not known, by the form of the call.
+        New outputs, by the form of the call.
     calls : list of Call
-        All calls; None for one that cannot be made ahead, as far as is seen here.
+        All calls; None for a call that cannot be prefetched.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class _StandIn:
             before = state(self._original)
             output = self._original(images, *args, **options)
             if state(self._original) != before:
-                # It notes something in itself, for its processor to read.
+                # The call changed the image processor's state, which its processor may read.
                 self.calls[-1] = None
         with contextlib.suppress(TypeError):
             self.new[call.form] = copied(output)

@@ -1,4 +1,4 @@
-"""One call of an image processor: how it was called, and copies of what it gave."""
+"""One call of an image processor, and copies of its output."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mlx_magic.backends.prefix_cache.fingerprints import is_array
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How an image processor was called, so that it can be called so again.
+    """A call of an image processor, which can be repeated with other images.
 
     Attributes
     ----------
     form : hashable
-        By what it is known among the calls for the same pictures.
+        Key of the call among the calls for the same images.
     order : int, list, tuple or None
-        Where which picture was: its number, in lists as they came. None where it got something
-        else than the request's own pictures.
+        Index of each image in the call, nested as the images were. None if the call got anything
+        but the request's own images.
     args : tuple
     options : dict
     """
@@ -34,36 +34,34 @@ class Call:
     def of(
         cls, number: int, given: Any, args: tuple[Any, ...], options: dict[str, Any], images: Any
     ) -> Call:
-        """Describe a call.
-
-        Before it is made: the processor may change what it gets.
+        """Describe a call before it is made: the processor may change its arguments.
 
         Parameters
         ----------
         number : int
-            Which one it is for these pictures.
+            Index of the call among those for these images.
         given, args, options
-            What the processor got.
+            Arguments of the call.
         images : sequence of PIL.Image.Image
-            The request's, as they are.
+            The request's images.
 
         Raises
         ------
         TypeError
-            Where it got an option whose meaning is not known.
+            An option is not of a plain type.
         """
         order = _order(given, images)
         form = (number, _form(order), _form(args), _form(options))
         return cls(form, order, copy.deepcopy(args), copy.deepcopy(options))
 
-    def again(self, processor: Any, images: Sequence[Any]) -> Any:
-        """Call a processor so with other pictures, as many; return what it gives."""
+    def repeat(self, processor: Any, images: Sequence[Any]) -> Any:
+        """Repeat the call with as many other images; return the output."""
         options = copy.deepcopy(self.options)
         return processor(_arranged(self.order, images), *copy.deepcopy(self.args), **options)
 
 
 def state(processor: object) -> dict[str, Hashable]:
-    """Return what a processor notes in itself, to see whether a call changes it."""
+    """Return the attributes of a processor, to detect whether a call changes them."""
     found: dict[str, Hashable] = {}
     for name, value in getattr(processor, "__dict__", {}).items():
         try:
@@ -74,12 +72,13 @@ def state(processor: object) -> dict[str, Hashable]:
 
 
 def copied(output: Any) -> Any:
-    """Return an output whose entries others may take out; arrays are shared.
+    """Copy the containers of an output, so that their items can be removed; arrays are shared.
 
     Raises
     ------
     TypeError
-        Where it is neither a dictionary, nor a feature of transformers, nor made of arrays.
+        The output holds anything but arrays, plain values, lists, tuples, dictionaries and
+        transformers' BatchFeature.
     """
     from transformers import BatchFeature
 
@@ -94,27 +93,27 @@ def copied(output: Any) -> Any:
     raise TypeError(f"{type(output).__name__} is not known to be safe to share.")
 
 
-def arrays(held: Any) -> list[Any]:
+def arrays(value: Any) -> list[Any]:
     """Return all arrays in an output."""
-    if is_array(held):
-        return [held]
-    if isinstance(held, dict):
-        return [array for each in held.values() for array in arrays(each)]
-    if isinstance(held, list | tuple):
-        return [array for each in held for array in arrays(each)]
-    return arrays(held.data) if hasattr(held, "data") else []
+    if is_array(value):
+        return [value]
+    if isinstance(value, dict):
+        return [array for each in value.values() for array in arrays(each)]
+    if isinstance(value, list | tuple):
+        return [array for each in value for array in arrays(each)]
+    return arrays(value.data) if hasattr(value, "data") else []
 
 
-def held_nbytes(held: Any) -> int:
+def held_nbytes(value: Any) -> int:
     """Return the bytes of all arrays in an output."""
-    return sum(int(array.nbytes) for array in arrays(held))
+    return sum(int(array.nbytes) for array in arrays(value))
 
 
 def _order(given: Any, images: Sequence[Any]) -> Any:
-    """Say where which picture is; None where not all of it is the request's own."""
+    """Return the index of each image, nested as `given`; None if any is not the request's."""
     if type(given) in (list, tuple):
-        held = [_order(each, images) for each in given]
-        return None if None in held else type(given)(held)
+        value = [_order(each, images) for each in given]
+        return None if None in value else type(given)(value)
     return next((number for number, image in enumerate(images) if given is image), None)
 
 
@@ -125,12 +124,12 @@ def _arranged(order: Any, images: Sequence[Any]) -> Any:
 
 
 def _form(value: Any) -> Hashable:
-    """Return options as something to look for.
+    """Return options as a hashable key.
 
     Raises
     ------
     TypeError
-        Where it is not known what they are.
+        A value is not of a plain type.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return type(value).__name__, value

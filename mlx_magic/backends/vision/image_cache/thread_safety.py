@@ -1,4 +1,4 @@
-"""Which objects of libraries are known to leave MLX alone, so that any thread may use them."""
+"""Which library objects do not use MLX, so that any thread may use them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 KNOWN = ("transformers", "mlx_vlm")
-"""Packages whose code is looked at; what comes from elsewhere, a checkpoint say, is not known."""
+"""Packages whose code is inspected; any other code, such as a checkpoint's, may use MLX."""
 
 
 def is_mlx_free(part: object) -> bool:
-    """Say whether no method of an object's class names anything of MLX.
+    """Whether no method of an object's class refers to MLX.
 
-    It looks at what the code names, and one step further at functions of mlx-vlm. Code that
-    comes to MLX in a longer way is not seen: look at what it gives, too.
+    It inspects the names in the code, and one level further the functions that these name. Code
+    that reaches MLX in more steps is not detected, so check its output for MLX arrays, too.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def _leads_to_mlx(value: Any) -> bool:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Yield what code names: globals, attributes, imports; of functions within it, too."""
+    """Yield the names in code: globals, attributes, imports; those of nested functions, too."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
