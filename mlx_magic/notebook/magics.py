@@ -43,38 +43,48 @@ DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vi
 class VisionMagics(Magics):
     """The magics. Every option of ``%%vision`` has a trait here."""
 
-    model = Unicode(None, allow_none=True, help="Model of cells without -m.").tag(config=True)
-    output = Unicode(None, allow_none=True, help="Variable that keeps each result.").tag(
+    model = Unicode(None, allow_none=True, help="Default model, for cells without -m.").tag(
+        config=True
+    )
+    output = Unicode(None, allow_none=True, help="Variable that receives each result.").tag(
         config=True
     )
     system = Unicode(None, allow_none=True, help="System prompt.").tag(config=True)
-    max_tokens = Int(DEFAULT_MAX_TOKENS, help="Longest answer, in tokens.").tag(config=True)
-    temperature = Float(None, allow_none=True, help="0 is greedy; None: the checkpoint's.").tag(
+    max_tokens = Int(DEFAULT_MAX_TOKENS, help="Maximum answer length, in tokens.").tag(config=True)
+    temperature = Float(
+        None, allow_none=True, help="0 is greedy; None: the checkpoint's default."
+    ).tag(config=True)
+    top_p = Float(
+        None, allow_none=True, help="Nucleus sampling; None: the checkpoint's default."
+    ).tag(config=True)
+    top_k = Int(None, allow_none=True, help="0 is off; None: the checkpoint's default.").tag(
         config=True
     )
-    top_p = Float(None, allow_none=True, help="Nucleus; None: the checkpoint's.").tag(config=True)
-    top_k = Int(None, allow_none=True, help="0 is off; None: the checkpoint's.").tag(config=True)
-    min_p = Float(None, allow_none=True, help="0 is off; None: the checkpoint's.").tag(config=True)
+    min_p = Float(None, allow_none=True, help="0 is off; None: the checkpoint's default.").tag(
+        config=True
+    )
     repetition_penalty = Float(
-        None, allow_none=True, help="Above 1: repeat less; None: the checkpoint's."
+        None, allow_none=True, help="Above 1: repeat less; None: the checkpoint's default."
     ).tag(config=True)
-    seed = Int(None, allow_none=True, help="Makes sampled answers repeat.").tag(config=True)
-    stop = List(Unicode(), help="Texts that end an answer.").tag(config=True)
-    timeout = Float(None, allow_none=True, help="Seconds until a cell ends.").tag(config=True)
+    seed = Int(None, allow_none=True, help="Seed for reproducible sampling.").tag(config=True)
+    stop = List(Unicode(), help="Stop sequences: texts that end an answer.").tag(config=True)
+    timeout = Float(None, allow_none=True, help="Time limit of a cell, in seconds.").tag(
+        config=True
+    )
     kv_bits = Int(None, allow_none=True, help="4 or 8: quantize the KV cache.").tag(config=True)
     format = Enum(FORMATS, "markdown", help="How answers are shown.").tag(config=True)
-    show = Bool(True, help="Whether cells show pictures and answers.").tag(config=True)
+    show = Bool(True, help="Whether cells show images and answers.").tag(config=True)
     max_pixels = Int(
-        None, allow_none=True, help="Larger pictures are scaled down to so many pixels."
+        None, allow_none=True, help="Larger images are scaled down to this many pixels."
     ).tag(config=True)
 
-    memory_budget = Any_(None, help="What models may take: '8 GB', 0.6, None for all.").tag(
+    memory_budget = Any_(None, help="Memory for models: '8 GB', 0.6 of it, None: no limit.").tag(
         config=True
     )
     idle_ttl = Float(None, allow_none=True, help="Seconds until an idle model is unloaded.").tag(
         config=True
     )
-    model_folders = List(Unicode(), help="Folders with models, beside the Hub's cache.").tag(
+    model_folders = List(Unicode(), help="Folders with models, besides the Hub's cache.").tag(
         config=True
     )
 
@@ -272,7 +282,11 @@ class VisionMagics(Magics):
                 return StatusTable.of(now, default=self.model)
             case commands.CancelCommand():
                 count = now.cancel()
-                terminal.say(f"Cancelled {count}." if count else "Nothing is running.")
+                terminal.say(
+                    f"Cancelled {count} request{'s' * (count != 1)}."
+                    if count
+                    else "Nothing is running."
+                )
             case commands.PanelCommand():
                 from mlx_magic.notebook.panel.open import panel
 

@@ -76,7 +76,7 @@ class WidgetView:
         self._handle: Any = None
         self.button = widgets.Button(
             description="Cancel",
-            tooltip=why_no_click or "Stop, and keep what was written",
+            tooltip=why_no_click or "Stop, and keep the text written so far",
             disabled=bool(why_no_click),
             layout=widgets.Layout(width="auto"),
         )

@@ -37,24 +37,26 @@ def unloaded(unload: Unload) -> str:
     if freed is not None:
         return f"Unloaded {unload.name}: {amount(freed)} freed{cancelled}."
     if unload.withdrawn:
-        return f"{unload.name} stays: it was asked for again meanwhile{cancelled}."
+        return f"{unload.name} was not unloaded: a new request needs it{cancelled}."
     return f"Cancelled: {unload.name} was not unloaded{cancelled}."
 
 
 def budget(gone: list[ModelInfo], refused: Refusal | None) -> list[str]:
     """Say what a new budget has made leave, and what it could not."""
-    lines = [f"Unloaded {model.name} ({amount(model.nbytes)}): over the budget." for model in gone]
+    lines = [
+        f"Unloaded {model.name} ({amount(model.nbytes)}): over the memory budget." for model in gone
+    ]
     return [*lines, *([refused.over_words] if refused is not None else [])]
 
 
 def room(pool: ModelPool) -> str:
     """Say how much of the budget is taken."""
     limit, setting = pool.budget_bytes, pool.budget
-    share = f", {setting:.0%} of the memory" if isinstance(setting, float) else ""
-    whole = "" if setting is not None else ", all there is"
+    share = f" ({setting:.0%} of the memory)" if isinstance(setting, float) else ""
+    whole = "" if setting is not None else " (no limit set)"
     of = f" of {amount(limit)}" if limit else ""
-    idle = "" if pool.idle_ttl is None else f"; idle ones leave after {pool.idle_ttl:g} s"
-    return f"{amount(pool.taken)}{of} taken{share}{whole}{idle}"
+    idle = "" if pool.idle_ttl is None else f"; idle models are unloaded after {pool.idle_ttl:g} s"
+    return f"{amount(pool.taken)}{of} used{share}{whole}{idle}"
 
 
 def state(model: ModelInfo) -> str:
@@ -65,7 +67,7 @@ def state(model: ModelInfo) -> str:
         "pinned" if model.pinned else "",
         f"used {ago(model.idle)}" if model.idle >= 60 else "",
         f"with adapter {PurePath(model.adapter).name}" if model.adapter else "",
-        "may run its code" if model.trusted else "",
+        "remote code allowed" if model.trusted else "",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -97,7 +97,11 @@ class ModelTable:
         ]
         problems = session.names.file.problems if session.names.file is not None else ()
         # Without a budget of one's own there is nothing to say of it.
-        room = () if session.pool.budget is None else (pool_messages.room(session.pool) + ".",)
+        room = (
+            ()
+            if session.pool.budget is None
+            else ("Memory budget: " + pool_messages.room(session.pool) + ".",)
+        )
         return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join((*room, *problems)))
 
 
@@ -113,7 +117,7 @@ def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tup
     state = "bundled" if model.name == DEMO else "on disk"
     room = fits(pool, model.needed)
     if model.partly:
-        state = "downloaded in part: load it to fetch the rest"
+        state = "partly downloaded: load it to fetch the rest"
     elif model.problem:
         state = f"unusable: {model.problem}"
     elif room is not None:
@@ -138,7 +142,7 @@ class SummaryTable:
         room = fits(session.pool, found.needed)
         rows = [
             ("model", name),
-            ("place", found.place),
+            ("location", found.place),
             ("kind", found.kind),
             ("architecture", found.model_type),
             ("quantized", found.quantization or "no"),
@@ -147,10 +151,10 @@ class SummaryTable:
             ("context", f"{found.context:,} tokens" if found.context else "unknown"),
         ]
         if found.image_tokens:
-            rows.append(("picture", f"{found.image_tokens:,} tokens, whole or each part of it"))
-        rows.append(("several questions", _together(found.together)))
+            rows.append(("image", f"{found.image_tokens:,} tokens per image, or per tile of it"))
+        rows.append(("concurrent requests", _together(found.together)))
         if found.wants_code:
-            rows.append(("wants to run", "; ".join(found.wants_code)))
+            rows.append(("remote code", "; ".join(found.wants_code)))
         if found.problem:
             rows.append(("problem", found.problem))
         return Table(("", ""), tuple(rows))
@@ -165,11 +169,11 @@ class StatusTable:
         rows: list[tuple[str, str]] = [
             ("default model", default or f"{DEMO} (bundled)"),
             ("loaded", "; ".join(map(_named, session.pool)) or "nothing"),
-            ("room", pool_messages.room(session.pool)),
+            ("memory budget", pool_messages.room(session.pool)),
             *_unloaded(session.pool),
             ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
             *_answering(session.pool),
-            ("reused", _reused(session.pool.reuse)),
+            ("cache hits", _reused(session.pool.reuse)),
             *session.device(),
         ]
         return Table(("", ""), tuple(rows), "%vision? lists the commands, %%vision? the options.")
@@ -188,7 +192,7 @@ def _together(verdict: Verdict | None) -> str:
 def _answering(pool: ModelPool) -> list[tuple[str, str]]:
     """Say how each loaded model answers several questions."""
     words = [f"{model.name} {Verdict(model.together, True, model.why_apart)}" for model in pool]
-    return [("several questions", "; ".join(words))] if words else []
+    return [("concurrent requests", "; ".join(words))] if words else []
 
 
 def _unloaded(pool: ModelPool) -> list[tuple[str, str]]:
@@ -202,13 +206,13 @@ def _reused(reuse: Reuse) -> str:
     parts = [
         f"{hits} of {hits + misses} {what}"
         for hits, misses, what in (
-            (reuse.picture_hits, reuse.picture_misses, "pictures"),
+            (reuse.picture_hits, reuse.picture_misses, "images"),
             (reuse.prefix_hits, reuse.prefix_misses, "prompts"),
         )
         if hits + misses
     ]
-    kept = f"{amount(reuse.nbytes)} kept of {amount(reuse.limit_bytes)}"
-    return f"{', '.join(parts)}; {kept}" if parts else "nothing yet"
+    kept = f"{amount(reuse.nbytes)} of {amount(reuse.limit_bytes)} used"
+    return f"{', '.join(parts)}; {kept}" if parts else "none yet"
 
 
 _MODEL_HEADINGS = ("model", "kind", "architecture", "quantized", "size", "state")
@@ -231,6 +235,6 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
 
 def pool_table(pool: ModelPool) -> Table:
     """Return the pool as a table."""
-    room = pool_messages.room(pool) + "."
-    note = room if len(pool) else f"No model is loaded; {room}"
+    room = "Memory budget: " + pool_messages.room(pool) + "."
+    note = room if len(pool) else f"No model is loaded. {room}"
     return Table(_MODEL_HEADINGS, pool_rows(pool), note)

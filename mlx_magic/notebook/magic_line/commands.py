@@ -123,8 +123,8 @@ def _command(verb: str, words: Words) -> Command:
         return _model_command(verb, words)
     if words.positional:
         raise RequestError(
-            f"%vision {verb}{' --all' if everything else ''} takes no "
-            f"{one_line(words.positional[0].raw, 40)!r}.",
+            f"%vision {verb}{' --all' if everything else ''} takes no arguments: "
+            f"remove {one_line(words.positional[0].raw, 40)!r}.",
             option=verb,
         )
     if verb == "unload":
@@ -145,7 +145,7 @@ def _model_command(verb: str, words: Words) -> Command:
         raise RequestError(f"%vision {verb} needs a MODEL{other}.", option="model")
     if len(names) > 1:
         raise RequestError(
-            f"%vision {verb} takes one MODEL, not {len(names)}: put a name with blanks in quotes.",
+            f"%vision {verb} takes one MODEL, not {len(names)}: quote names that contain spaces.",
             option="model",
         )
     if verb == "use":
@@ -158,12 +158,14 @@ def _model_command(verb: str, words: Words) -> Command:
         return PinCommand(names[0], verb == "pin")
     alias = words.values.get("as")
     if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
-        raise RequestError(f"--as {alias!r}: an alias has no blanks and no slash.", option="as")
+        raise RequestError(
+            f"--as {alias!r}: an alias must not contain spaces or slashes.", option="as"
+        )
     adapter = words.values.get("adapter")
     if adapter is not None and not adapter.strip():
         raise RequestError("--adapter is empty: name the adapter's folder.", option="adapter")
     if "save" in words.values and alias is None:
-        raise RequestError("--save keeps an alias: give one with --as ALIAS.", option="save")
+        raise RequestError("--save needs an alias: add --as ALIAS.", option="save")
     return LoadCommand(
         names[0],
         alias,

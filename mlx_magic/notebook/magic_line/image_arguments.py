@@ -91,7 +91,9 @@ class _Resolver:
         if unknown and not _FILE_NAME.fullmatch(text):
             named = unknown[0] == text
             what = (
-                "no variable, file or address" if named else f"name {unknown[0]!r} is not defined"
+                "not a variable, file or URL (quote names that contain spaces)"
+                if named
+                else f"name {unknown[0]!r} is not defined"
             )
             raise self._missing(token, what, unknown[0])
         kind = "no file matches" if _WILDCARD.search(text) else "no such file"

@@ -47,13 +47,13 @@ def _planned(*flags: str) -> Option:
 
 CELL_OPTIONS = (
     Option("model", ("-m", "--model"), "MODEL", "alias, folder or Hub repository id", "model"),
-    Option("output", ("-o", "--output"), "NAME", "keep the result in this variable", "output"),
+    Option("output", ("-o", "--output"), "NAME", "store the result in this variable", "output"),
     Option("system", ("--system",), "TEXT", "system prompt", "system"),
-    Option("max_tokens", ("--max-tokens",), "N", "longest answer, in tokens", "max_tokens"),
+    Option("max_tokens", ("--max-tokens",), "N", "maximum answer length, in tokens", "max_tokens"),
     Option("temperature", ("--temperature",), "T", "0 is greedy", "temperature"),
-    Option("top_p", ("--top-p",), "P", "nucleus: above 0, up to 1", "top_p"),
-    Option("top_k", ("--top-k",), "K", "only the K likeliest tokens; 0 is off", "top_k"),
-    Option("min_p", ("--min-p",), "P", "drop tokens under P of the likeliest", "min_p"),
+    Option("top_p", ("--top-p",), "P", "nucleus sampling: above 0, up to 1", "top_p"),
+    Option("top_k", ("--top-k",), "K", "only the K most likely; 0 is off", "top_k"),
+    Option("min_p", ("--min-p",), "P", "minimum share of the top probability", "min_p"),
     Option(
         "repetition_penalty",
         ("--repetition-penalty",),
@@ -61,14 +61,12 @@ CELL_OPTIONS = (
         "above 1: repeat less; 1 is off",
         "repetition_penalty",
     ),
-    Option("seed", ("--seed",), "N", "makes a sampled answer repeat", "seed"),
-    Option("stop", ("--stop",), "TEXT", "end before this text; \\n ends a line", "stop"),
-    Option("timeout", ("--timeout",), "S", "end after S seconds, keep what is there", "timeout"),
+    Option("seed", ("--seed",), "N", "makes sampling reproducible", "seed"),
+    Option("stop", ("--stop",), "TEXT", "stop before this text; \\n: newline", "stop"),
+    Option("timeout", ("--timeout",), "S", "stop after S seconds, keep the text", "timeout"),
     Option("format", ("-f", "--format"), "|".join(FORMATS), "how the answer is shown", "format"),
     Option("no_show", ("--no-show",), "", "show nothing, only keep the result", "show"),
-    Option(
-        "max_pixels", ("--max-pixels",), "N", "scale larger pictures down to this", "max_pixels"
-    ),
+    Option("max_pixels", ("--max-pixels",), "N", "scale larger images to N pixels", "max_pixels"),
     Option("kv_bits", ("--kv-bits",), "4|8", "quantize the KV cache: less memory", "kv_bits"),
     _planned("-c", "--chat"),
     _planned("--reset"),
@@ -83,11 +81,11 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
             "trust_remote_code",
             ("--trust-remote-code",),
             "",
-            "let this checkpoint run its own Python code, this once",
+            "run the checkpoint's own Python code, this load only",
         ),
-        Option("pin", ("--pin",), "", "keep it until it is unloaded by hand"),
+        Option("pin", ("--pin",), "", "never evict it"),
         Option("adapter", ("--adapter",), "PATH", "a LoRA adapter's folder, loaded with it"),
-        Option("save", ("--save",), "", "keep the alias for other notebooks, too"),
+        Option("save", ("--save",), "", "save the alias for all notebooks"),
     ),
     "unload": (
         Option("all", ("--all",), "", "every model"),
@@ -111,11 +109,11 @@ SETTINGS = (
         "memory_budget",
         (),
         "'8 GB', 0.6",
-        "what models may take; None is all there is",
+        "memory for models; None: no limit",
         "memory_budget",
     ),
-    Option("idle_ttl", (), "SECONDS", "unload what was idle so long; None: never", "idle_ttl"),
-    Option("model_folders", (), "FOLDERS", "with models, beside the Hub's cache", "model_folders"),
+    Option("idle_ttl", (), "SECONDS", "unload after this idle time; None: never", "idle_ttl"),
+    Option("model_folders", (), "FOLDERS", "with models, besides the Hub's cache", "model_folders"),
 )
 """What has no flag, only a trait."""
 

@@ -37,21 +37,21 @@ def check_name(name: str, what: str = "") -> str:
     """
     shown = what + repr(one_line(name, _SHOWN))
     if not name.strip() and not what:
-        raise RequestError("The variable has no name: write one, like answer.", option="output")
+        raise RequestError("The variable has no name: enter one, such as answer.", option="output")
     read = unicodedata.normalize("NFKC", name)
     if not name.isidentifier() or not read.isidentifier():
         raise RequestError(
-            f"{shown} is no variable name: use letters, digits and _, a letter first.",
+            f"{shown} is not a variable name: use letters, digits and _, starting with a letter.",
             option="output",
         )
     if keyword.iskeyword(read):
-        raise RequestError(f"{shown} is a word of Python: use another name.", option="output")
+        raise RequestError(f"{shown} is a Python keyword: use another name.", option="output")
     if owner := _owner(read):
         other = f"{read.strip('_')[:_SHOWN]}_1"
         if not other[:1].isalpha() or _owner(other):
             other = "answer"
         raise RequestError(
-            f"{shown} is a name that {owner} itself uses: use another, like {other}.",
+            f"{shown} is a name that {owner} itself uses: use another, such as {other}.",
             option="output",
         )
     return read

@@ -246,8 +246,14 @@ class Panel:
             form.able(form.run, why, "Ask (Ctrl-Enter or Cmd-Enter)")
             busy = turns.running or self._models.loading
             form.able(form.cancel, "" if busy else "Nothing is running", "Stop (Escape)")
-            form.able(form.new, "" if turns.turns else "There is nothing to clear", "Begin anew")
-            form.able(form.add, "" if form.word.value.strip() else "Name a variable first")
+            form.able(
+                form.new,
+                "" if turns.turns else "There is nothing to clear",
+                "Start a new conversation",
+            )
+            form.able(
+                form.add, "" if form.word.value.strip() else "Enter a variable, path or URL first"
+            )
             put(form.follow, "disabled", not turns.turns)
             put(form.stop_editing.layout, "display", None if self._editing.turn else "none")
             hint, problem = self._hint(why)
@@ -256,7 +262,7 @@ class Panel:
 
     def _why_not_run(self, blind: list[str]) -> str:
         if self._turns.running:
-            return "An answer is on its way: wait for it, or cancel it"
+            return "An answer is still running: wait for it, or cancel it"
         if not self._composer.prompt.value.strip():
             return "Write a prompt first"
         if not self._composer.chosen:

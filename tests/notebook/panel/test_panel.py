@@ -358,7 +358,7 @@ class TestConversation:
 
     def test_a_turn_that_is_gone_is_said(self, driven: DrivenPanel) -> None:
         driven.page("edit", turn="t99")
-        assert "gone" in driven.hint
+        assert "no longer exists" in driven.hint
         driven.page("refresh", turn="t99")
         assert driven.sent[-1] == {"type": "drop", "ids": ["t99"]}
 
@@ -486,7 +486,7 @@ class TestModels:
         driven.update()
         driven.click("Unload")
         assert "loaded, in use, unloading" in driven.models
-        assert "Unloading demo once nobody uses it" in driven.models
+        assert "Unloading demo once no request uses it" in driven.models
         driven.click("Cancel unload")
         assert "Cancelled: demo was not unloaded." in driven.models
         driven.click("Unload")

@@ -138,7 +138,7 @@ class LiveAnswer:
         if len(text) > LONGEST_SHOWN:
             self._html.append(
                 f"<p><em>{len(text):,} characters: only the first {LONGEST_SHOWN:,} are shown; "
-                "save the result as a variable for all of them.</em></p>"
+                "save the result as a variable to get all of them.</em></p>"
             )
 
     def _show_phase(self, progress: Progress) -> None:

@@ -103,7 +103,7 @@ class Models:
         with guarded(lambda problem: self._say(problem, problem=True)):
             unload = self._session.pool.submit_unload(name)
             if not unload.done:
-                when = "" if unload.begun else " once nobody uses it"
+                when = "" if unload.begun else " once no request uses it"
                 self._say(f"Unloading {name}{when} …")
             unload.future.add_done_callback(lambda _: self._unloaded(unload))
 

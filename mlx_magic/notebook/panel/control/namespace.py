@@ -56,7 +56,7 @@ class Namespace:
         """
         tokens = split_line(words)
         if not tokens:
-            raise RequestError("Name a variable, a path or an address first.", option="images")
+            raise RequestError("Enter a variable, path or URL first.", option="images")
         values = image_values(tokens, self.values, evaluator(self._ip))
         return [
             (name, value, token.raw) for token, (name, value) in zip(tokens, values, strict=True)

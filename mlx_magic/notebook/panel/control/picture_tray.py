@@ -87,7 +87,9 @@ class Tray:
         names = {opening.id: opening.name for opening in self._pictures.opening}
         for gone in {*before} - {*self._uploads.in_flight, id}:
             if gone in names:
-                self._pictures.fail(gone, f"{names[gone]} did not arrive whole: add it again.")
+                self._pictures.fail(
+                    gone, f"{names[gone]} was not received completely: add it again."
+                )
 
     def remove(self, id: str) -> None:
         """Take a picture out, or stop to wait for it."""

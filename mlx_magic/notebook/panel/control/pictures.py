@@ -101,7 +101,7 @@ class Pictures:
         with self._lock:
             if not self._forgotten:
                 return dict(self._problems)
-            return {_MORE: f"… and {self._forgotten} more before these.", **self._problems}
+            return {_MORE: f"… and {self._forgotten} earlier problems.", **self._problems}
 
     def announce(self, opening: Opening) -> None:
         """Show a picture that is still arriving."""
@@ -147,7 +147,7 @@ class Pictures:
         size = sum(len(found) for found in [*waiting, value] if isinstance(found, bytes))
         if size > MOST_WAITING:
             return (
-                f"{name}: with it {megabytes(size)} of files would wait to be opened, the limit "
+                f"{name} was not added: {megabytes(size)} of files would wait to be opened, the limit "
                 f"is {megabytes(MOST_WAITING)}; add it again once the others are open."
             )
         return ""

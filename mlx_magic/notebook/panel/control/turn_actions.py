@@ -90,7 +90,7 @@ class TurnActions:
             return
         made = ", ".join(variables)
         notes = [
-            f"In the notebook now: {made}." if made else "",
+            f"Defined in the notebook: {made}." if made else "",
             cell_text.what_is_left_out(found, self._turns.before(found), live.answer.model),
         ]
         self._say(turn, index, " ".join(["The cell is copied.", *filter(None, notes)]))

@@ -192,7 +192,7 @@ class Turns:
         with self._lock:
             place = self.place(turn)
             if place == len(self.turns):
-                raise RequestError("That turn is gone.", option="turn")
+                raise RequestError("That turn no longer exists.", option="turn")
             return self.turns[place]
 
     def live(self, turn: str, index: int) -> LiveAnswer:
@@ -207,7 +207,7 @@ class Turns:
         with self._lock:
             answers = self._live[turn]
         if not 0 <= index < len(answers):
-            raise RequestError("That answer is gone.", option="turn")
+            raise RequestError("That answer no longer exists.", option="turn")
         return answers[index]
 
     def state(self) -> list[dict[str, Any]]:

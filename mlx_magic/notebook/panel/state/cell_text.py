@@ -20,7 +20,7 @@ from mlx_magic.notebook.panel.state.variables import SUFFIXES, free_name
 if TYPE_CHECKING:
     from mlx_magic.images.opening import ImageInput
 
-WITHOUT_HISTORY = "The cell asks this question alone, without the turns before it."
+WITHOUT_HISTORY = "The cell asks a standalone question (earlier turns not sent)."
 
 _MANY_BRACES = 500
 # Line breaks other than \n, control characters, half a surrogate pair: they are lost or changed

@@ -119,7 +119,7 @@ def file_name(turns: Sequence[Turn], suffix: str) -> str:
 def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
     yield f"## Question {number}"
     if number > 1 and not turn.follows:
-        yield "*Asked without the questions before it.*"
+        yield "*Standalone question (earlier turns not sent).*"
     yield _quoted(_as_written(turn.prompt))
     if turn.pictures:
         yield "\n".join(map(_picture, turn.pictures))

@@ -131,7 +131,7 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             entry.name,
             "unusable" if problem else state,
             entry.kind,
-            f"{details} · downloaded in part" if entry.partly else details,
+            f"{details} · partly downloaded" if entry.partly else details,
             entry.nbytes,
             problem=problem,
             default=entry.name == default,
@@ -166,7 +166,7 @@ def unloading(running: Sequence[Task[Any]]) -> list[Unload]:
 def _details(
     model_type: str, quantization: str | None, adapter: str | None = None, *, trusted: bool = False
 ) -> str:
-    allowed = "may run its code" if trusted else ""
+    allowed = "remote code allowed" if trusted else ""
     tuned = f"adapter {PurePath(adapter).name}" if adapter else ""
     parts = (model_type, quantization, tuned, allowed)
     return " · ".join(shown(part, 200) for part in parts if part)

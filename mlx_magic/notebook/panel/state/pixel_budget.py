@@ -56,8 +56,8 @@ def require_room(
     total = new + _pixels(ready)
     if total > MOST_READY:
         raise _too_much(
-            f"{shorten(name)} was not added: with it {total / 1e6:.0f} megapixels would stand "
-            f"ready, the limit is {MOST_READY / 1e6:.0f}; make it smaller, or remove some first.",
+            f"{shorten(name)} was not added: this question would have {total / 1e6:.0f} "
+            f"megapixels, the limit is {MOST_READY / 1e6:.0f}; make it smaller, or remove some first.",
             name,
             total,
             MOST_READY,
@@ -66,7 +66,7 @@ def require_room(
     if total > MOST_HELD:
         raise _too_much(
             f"{shorten(name)} was not added: with the earlier turns this panel would hold "
-            f"{total / 1e6:.0f} megapixels, the limit is {MOST_HELD / 1e6:.0f}; begin a new "
+            f"{total / 1e6:.0f} megapixels, the limit is {MOST_HELD / 1e6:.0f}; start a new "
             "conversation, or make it smaller.",
             name,
             total,

@@ -186,15 +186,15 @@ class Uploads:
             self.drop(stale)
         if len(self._uploads) >= self._max_files:
             raise ImageError(
-                f"{told.name}: {len(self._uploads)} files are on their way already; "
-                "add it once they are there.",
+                f"{told.name}: {len(self._uploads)} files are being received already; "
+                "add it once they have arrived.",
                 source=told.name,
             )
         total = told.size + sum(upload.size for upload in self._uploads.values())
         if total > self._max_total:
             raise ImageTooLargeError(
-                f"{told.name}: with it {megabytes(total)} would be on their way, the limit is "
-                f"{megabytes(self._max_total)}; add it once the others are there.",
+                f"{told.name} was not added: {megabytes(total)} would be in transfer, the limit is "
+                f"{megabytes(self._max_total)}; add it once the others have arrived.",
                 source=told.name,
                 size=total,
                 limit=self._max_total,
@@ -220,4 +220,4 @@ def _key(message: Mapping[str, Any]) -> str:
 
 
 def _contradiction(label: str) -> ImageError:
-    return ImageError(f"{label} did not arrive whole: add it again.", source=label)
+    return ImageError(f"{label} was not received completely: add it again.", source=label)

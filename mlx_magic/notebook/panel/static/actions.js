@@ -100,7 +100,7 @@ class Actions {
   send(replace) {
     const { turns, turn, index } = this.view;
     const name = this.name.value.trim();
-    if (!name) return this.tell(false, "Write a name for the variable");
+    if (!name) return this.tell(false, "Enter a name for the variable");
     turns.model.send({ type: "save", turn, index, name, replace });
   }
 }

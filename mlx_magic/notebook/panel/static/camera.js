@@ -1,6 +1,6 @@
 // The camera: a button, and while it is open a preview to take pictures from.
 
-const NO_CAMERA = "No camera: browsers give it only to pages of this machine, or over https.";
+const NO_CAMERA = "No camera: browsers allow it only on localhost or over https.";
 
 /** Makes a file of what the camera shows; gives it to `take`. */
 class Camera {

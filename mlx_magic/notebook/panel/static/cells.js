@@ -6,8 +6,8 @@ const COMMAND = "notebook:insert-cell-below";
 function whyNoInsert(node) {
   const cell = node.closest(".jp-Notebook .jp-Cell");
   const instead = "use Copy as cell";
-  if (!cell) return `Only where the panel is in a cell of JupyterLab or Notebook; ${instead}`;
-  return inserter(cell) ? "" : `The notebook shows no button that inserts a cell; ${instead}`;
+  if (!cell) return `Works only in a cell of JupyterLab or Notebook; ${instead}`;
+  return inserter(cell) ? "" : `The notebook has no visible button that inserts a cell; ${instead}`;
 }
 
 /** Return what inserts a cell below the active one: a command, or the notebook's own button. */

@@ -146,7 +146,7 @@ class TurnView {
     const afresh = !turn.follows && turn.number > 1;
     const asked = make(
       "div", { class: "mlxv-asked" },
-      afresh ? meta("Asked afresh, without what stands above") : null,
+      afresh ? meta("Standalone question (earlier turns not sent)") : null,
       turn.system ? meta(`System: ${turn.system}`) : null,
       make("p", { class: "mlxv-ask", dir: "auto" }, turn.prompt),
     );

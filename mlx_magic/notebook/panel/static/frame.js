@@ -1,7 +1,7 @@
 // What concerns the panel as a whole: its keys, what is dropped and pasted, a lost kernel.
 
 const LOST =
-  "The kernel was restarted or the connection is lost. What you see is what was there; " +
+  "The kernel was restarted or the connection is lost. The panel shows its last state; " +
   "run the cell again for a live panel.";
 // From an element with it upwards, JupyterLab and Notebook look for no shortcut.
 const SUPPRESS = "data-lm-suppress-shortcuts";

@@ -85,8 +85,8 @@ class Thumbnails {
     this.bindDrag(node, id);
     const update = (picture, at, count) => {
       [left.disabled, right.disabled] = [at === 0, at === count - 1];
-      left.title = left.disabled ? "It is the first already" : "Move left";
-      right.title = right.disabled ? "It is the last already" : "Move right";
+      left.title = left.disabled ? "Already first" : "Move left";
+      right.title = right.disabled ? "Already last" : "Move right";
       size.textContent = [sizeOf(picture), picture.note].filter(Boolean).join(" · ");
       node.title = `${name}\n${size.textContent}\nDrag, or Alt with an arrow key, to move it`;
       node.setAttribute("aria-label", `${at + 1} of ${count}: ${name}, ${size.textContent}`);

@@ -47,7 +47,7 @@ class Tray {
     this.thumbnails = new Thumbnails(this.model, this.choose, (text) => this.say(text));
     const { clear } = this.thumbnails;
     this.reason = make("p", { class: "mlxv-reason", hidden: true });
-    this.busy = make("ul", { class: "mlxv-busy", "aria-label": "Pictures on their way" });
+    this.busy = make("ul", { class: "mlxv-busy", "aria-label": "Pictures being received" });
     this.problems = make("ul", { class: "mlxv-problems" });
     const alert = make("div", { role: "alert" }, this.problems);
     this.spoken = make("div", { class: "mlxv-spoken", role: "status" });
@@ -103,10 +103,10 @@ class Tray {
     const [most, limit] = [this.model.get("max_pictures"), this.model.get("max_bytes")];
     const there = this.model.get("pictures").length + this.model.get("opening").length;
     if (file.size > limit) {
-      const sizes = `${bytesOf(file.size)}, and ${bytesOf(limit)} is the most for one picture`;
+      const sizes = `${bytesOf(file.size)}, the limit for one picture is ${bytesOf(limit)}`;
       this.refuse(`${file.name} was not added: it has ${sizes}.`);
     } else if (there + this.sending.length >= most) {
-      this.refuse(`${file.name} was not added: ${most} pictures are the most.`);
+      this.refuse(`${file.name} was not added: the limit is ${most} pictures.`);
     } else return true;
     return false;
   }

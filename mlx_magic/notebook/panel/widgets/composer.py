@@ -32,12 +32,12 @@ class Composer:
         self.word = widgets.Combobox(
             description="From the notebook",
             style=style,
-            placeholder="a variable, path or address",
+            placeholder="a variable, path or URL",
             ensure_option=False,
             layout=widgets.Layout(flex="1 1 14em", width="auto", min_width="0"),
         )
         self.word.add_class("mlxm-word")
-        self.add = button("Add", "Name a variable, path or address first", disabled=True)
+        self.add = button("Add", "Enter a variable, path or URL first", disabled=True)
         self.prompt = widgets.Textarea(
             description="Prompt",
             placeholder="What would you like to know?  (Ctrl-Enter or Cmd-Enter runs)",
@@ -57,12 +57,14 @@ class Composer:
             value=True,
             indent=False,
             layout=auto,
-            tooltip="The model reads the earlier turns, too",
+            tooltip="Send the earlier turns with the question",
         )
         self.run = button("Run", "Write a prompt first", disabled=True, look="primary")
         self.cancel = button("Cancel", "Nothing is running", disabled=True)
         self.new = button("New conversation", "There is nothing to clear", disabled=True)
-        self.stop_editing = button("Stop editing", "Back to what was here before")
+        self.stop_editing = button(
+            "Stop editing", "Discard the edit and restore the previous draft"
+        )
         self.stop_editing.layout.display = "none"
         self.hint = widgets.HTML()
         self.hint.add_class("mlxm-hint")

@@ -227,19 +227,19 @@ _MOST_COUNT = 2**53  # what a number of the page can count to
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{_brief(value)} is no text")
+        raise ValueError(f"{_brief(value)} is not a string")
     return value
 
 
 def _id(value: object) -> str:
     if len(text := _text(value)) > _LONGEST_ID:
-        raise ValueError(f"{_brief(value)} is no id")
+        raise ValueError(f"{_brief(value)} is not an id")
     return text
 
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_COUNT:
-        raise ValueError(f"{_brief(value)} is no count")
+        raise ValueError(f"{_brief(value)} is not a count")
     return value
 
 
@@ -251,13 +251,13 @@ def _flag(value: object) -> bool:
 
 def _ids(value: object) -> list[str]:
     if not isinstance(value, list) or len(value) > _MOST_IDS:
-        raise ValueError(f"{_brief(value)} is no list of ids")
+        raise ValueError(f"{_brief(value)} is not a list of ids")
     return [_id(item) for item in value]
 
 
 def _format(value: object) -> str:
     if value not in ("markdown", "json"):
-        raise ValueError(f"{_brief(value)} is no format")
+        raise ValueError(f"{_brief(value)} is not a format")
     return str(value)
 
 
@@ -311,15 +311,15 @@ def _understand(
     """Return a message's type and its checked values, or raise ValueError."""
     name = content.get("type") if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in messages:
-        raise ValueError(f"{_brief(name)} is no message")
+        raise ValueError(f"{_brief(name)} is not a message type")
     fields = messages[name]
     missing = [key for key in fields if key not in content]
     if missing:
-        raise ValueError(f"{name} comes without {missing[0]}")
+        raise ValueError(f"{name} has no {missing[0]}")
     values = {key: check(content[key]) for key, check in fields.items()}
     if name == "file":
         whole = len(buffers) == 1 and isinstance(buffers[0], (bytes, bytearray, memoryview))
         if not whole or not values["piece"] < values["pieces"]:
-            raise ValueError("a piece of a file is not whole")
+            raise ValueError("a piece of a file is incomplete")
         values["data"] = bytes(buffers[0])
     return name, values

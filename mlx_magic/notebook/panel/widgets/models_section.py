@@ -14,8 +14,8 @@ from mlx_magic.notebook.panel.state.model_choices import ModelChoice
 from mlx_magic.notebook.panel.widgets.controls import button, line, put, said
 
 _COLORS = 5
-_KEEP = "Keep it in memory when others need room"
-_LET_GO = "Let it go when others need room"
+_KEEP = "Never evict this model"
+_LET_GO = "Allow this model to be evicted"
 
 
 class ModelsSection:
@@ -66,8 +66,8 @@ class ModelsSection:
             layout=widgets.Layout(flex="1 1 16em", width="auto", min_width="0"),
         )
         self.name.add_class("mlxm-model-name")
-        self.load_other = button("Load", "Name a model first", disabled=True)
-        self.look_again = button("Look again", "Look for models on disk again")
+        self.load_other = button("Load", "Enter a model first", disabled=True)
+        self.look_again = button("Refresh", "Scan the disk for models again")
         self.load_other.on_click(lambda _: self._load_other(load))
         self.look_again.on_click(lambda _: refresh())
         self.name.observe(self._named, "value")
@@ -108,7 +108,7 @@ class ModelsSection:
     def _named(self, _: Any) -> None:
         named = bool(self.name.value.strip())
         self.load_other.disabled = not named
-        self.load_other.tooltip = "Load this model" if named else "Name a model first"
+        self.load_other.tooltip = "Load this model" if named else "Enter a model first"
 
     def _load_other(self, load: Callable[[str], None]) -> None:
         load(self.name.value.strip())

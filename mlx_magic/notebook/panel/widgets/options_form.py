@@ -10,8 +10,12 @@ from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.panel.state.conversation import Options
 
-_SIZES = (("as they are", 0), ("at most 1 megapixel", 1_000_000), ("at most 0.25", 250_000))
-_OWN = "The model's own sampling"
+_SIZES = (
+    ("original size", 0),
+    ("at most 1 megapixel", 1_000_000),
+    ("at most 0.25 megapixels", 250_000),
+)
+_OWN = "Use the model's default sampling"
 
 
 class OptionsForm:
@@ -33,7 +37,7 @@ class OptionsForm:
             value=DEFAULT_MAX_TOKENS,
             min=1,
             max=1_000_000,
-            tooltip="An answer ends there at the latest",
+            tooltip="Maximum length of an answer",
             **wide,
         )
         self.own = widgets.Checkbox(
@@ -41,7 +45,7 @@ class OptionsForm:
             value=True,
             indent=False,
             layout=widgets.Layout(width="auto"),
-            tooltip="As the checkpoint's generation_config.json has it",
+            tooltip="From the checkpoint's generation_config.json",
         )
         self.temperature = widgets.BoundedFloatText(
             description="Temperature", value=0.0, min=0.0, max=2.0, step=0.05, **wide
@@ -53,7 +57,7 @@ class OptionsForm:
             description="Top k", value=0, min=0, max=100_000, tooltip="0 is off", **wide
         )
         self.seed = widgets.Text(
-            description="Seed", placeholder="none: each sampled answer differs", **wide
+            description="Seed", placeholder="none (sampled answers vary)", **wide
         )
         self.max_pixels = widgets.Dropdown(description="Pictures", options=_SIZES, **wide)
         self.own.observe(self._show_whether_off, "value")
@@ -82,7 +86,9 @@ class OptionsForm:
         """
         text = self.seed.value.strip()
         if text and not text.isdecimal():
-            raise RequestError(f"The seed is {text!r}: use a whole number, or none.", option="seed")
+            raise RequestError(
+                f"The seed is {text!r}: use a whole number, or leave it empty.", option="seed"
+            )
         own = self.own.value
         sampling = Sampling(
             max_tokens=self.max_tokens.value,
