@@ -124,30 +124,30 @@ class VisionMagics(Magics):
     @cell_magic("vision")  # type: ignore[arg-type]
     def vision_cell(self, line: str, cell: str) -> VisionResult | None:
         """``%%vision``; the text of its help stands in help_text."""
-        with _translated():
+        with _usage_errors():
             question = self._question(line, cell)
             # Nothing has begun before this line, and nothing runs on after it.
             with deferred() as interrupt:
-                asked = self._ask(question)
-                self._cell(asked, awaited=False, first=False).blocking(interrupt)
+                active = self._start(question)
+                self._running_cell(active, awaited=False, first=False).blocking(interrupt)
                 if not interrupt.came:
-                    return self._answered(asked)
-                self._keep_partial(asked)
+                    return self._finish(active)
+                self._store_partial(active)
         return None
 
     @no_var_expand
     @line_magic("vision")  # type: ignore[arg-type]
     def vision_line(self, line: str) -> Any:
         """``%vision``; the text of its help stands in help_text."""
-        with _translated():
+        with _usage_errors():
             command = commands.parse_line(line)
-            if not isinstance(command, pool_commands.WAITED_FOR):
+            if not isinstance(command, pool_commands.WAITING_COMMANDS):
                 return self._run(command)
             return pool_commands.blocking(self._ip, _session(), command)
 
     async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
         """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
-        with _translated():
+        with _usage_errors():
             if cell is None:
                 command = commands.parse_line(line)
                 if isinstance(command, commands.ListCommand | commands.ModelsCommand):
@@ -155,39 +155,41 @@ class VisionMagics(Magics):
                     with deferred():
                         loop = asyncio.get_running_loop()
                         return await loop.run_in_executor(None, self._run, command)
-                if not isinstance(command, pool_commands.WAITED_FOR):
+                if not isinstance(command, pool_commands.WAITING_COMMANDS):
                     return self._run(command)
                 return await pool_commands.awaited(self._ip, _session(), command, alone=first)
             question = self._question(line, cell)
             with deferred() as interrupt:
-                asked = self._ask(question)
-                await self._cell(asked, awaited=True, first=first).awaited(interrupt)
+                active = self._start(question)
+                await self._running_cell(active, awaited=True, first=first).awaited(interrupt)
                 if not interrupt.came:
-                    await self._drawn(asked, interrupt)
+                    await self._render_in_thread(active, interrupt)
                 if not interrupt.came:
-                    return self._answered(asked)
-                self._keep_partial(asked)
+                    return self._finish(active)
+                self._store_partial(active)
         return None
 
-    def _cell(self, asked: _Asked, *, awaited: bool, first: bool) -> RunningCell[VisionResult]:
+    def _running_cell(
+        self, active: _ActiveRequest, *, awaited: bool, first: bool
+    ) -> RunningCell[VisionResult]:
         return RunningCell(
             self._ip,
-            asked.generation,
+            active.generation,
             awaited=awaited,
-            alone=first and not asked.said_something,
-            show=asked.arguments.show,
+            alone=first and not active.has_output,
+            show=active.arguments.show,
         )
 
     def _question(self, line: str, cell: str) -> _Question:
         """Everything that needs the notebook's variables, on the thread that owns them."""
         arguments = parse_cell(line, cell, self.defaults())
-        with contextlib.ExitStack() as after, capture_output() as said:
+        with contextlib.ExitStack() as cleanup, capture_output() as captured:
             # Shown in any case, once nothing is captured any more.
-            after.callback(said.show)
+            cleanup.callback(captured.show)
             evaluate = evaluator(self._ip)
             prompt = template.fill(arguments.prompt, evaluate).strip("\n")
             images = image_values(arguments.images, self._ip.user_ns, evaluate)
-        said_something = bool(said.stdout or said.stderr or said.outputs)
+        has_output = bool(captured.stdout or captured.stderr or captured.outputs)
         request = GenerationRequest(
             prompt=prompt,
             model=arguments.model or DEMO,
@@ -197,50 +199,50 @@ class VisionMagics(Magics):
             timeout=arguments.timeout,
             kv_bits=arguments.kv_bits,
         )
-        return _Question(arguments, request, images, said_something)
+        return _Question(arguments, request, images, has_output)
 
-    def _ask(self, question: _Question) -> _Asked:
+    def _start(self, question: _Question) -> _ActiveRequest:
         arguments = question.arguments
         generation = _session().start(
             question.request, images=question.images, max_pixels=arguments.max_pixels, draw=True
         )
-        return _Asked(arguments, generation, question.said_something)
+        return _ActiveRequest(arguments, generation, question.has_output)
 
-    async def _drawn(self, asked: _Asked, interrupt: Interrupt) -> None:
+    async def _render_in_thread(self, active: _ActiveRequest, interrupt: Interrupt) -> None:
         """Draw a large result off the loop; showing it then takes what is there."""
-        result = asked.generation.future.result()
-        if asked.arguments.show and (result.images or len(result.text) > 2_000):
+        result = active.generation.future.result()
+        if active.arguments.show and (result.images or len(result.text) > 2_000):
             await click_routing.in_thread(partial(render.bundle, result), interrupt)
 
-    def _answered(self, asked: _Asked) -> VisionResult | None:
-        result = asked.generation.future.result()
-        self._note_demo(asked)
-        self._keep(asked, result)
-        if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
+    def _finish(self, active: _ActiveRequest) -> VisionResult | None:
+        result = active.generation.future.result()
+        self._note_demo(active)
+        self._store(active, result)
+        if active.arguments.show and getattr(self._ip, "kernel", None) is not None:
             return result
         # A terminal has shown the text as it came; --no-show shows nothing.
-        if asked.arguments.show and (ending := render.ending(result)):
+        if active.arguments.show and (ending := render.ending(result)):
             terminal.say(ending)
         self._ip.displayhook.update_user_ns(result)
         return None
 
-    def _keep(self, asked: _Asked, result: VisionResult) -> None:
-        if asked.arguments.output is not None:
-            self._ip.user_ns[asked.arguments.output] = result
+    def _store(self, active: _ActiveRequest, result: VisionResult) -> None:
+        if active.arguments.output is not None:
+            self._ip.user_ns[active.arguments.output] = result
 
-    def _keep_partial(self, asked: _Asked) -> None:
+    def _store_partial(self, active: _ActiveRequest) -> None:
         """Keep and show what an interrupted answer has."""
-        future = asked.generation.future
+        future = active.generation.future
         if future.exception() is not None:
             return
         result = future.result()
-        self._keep(asked, result)
+        self._store(active, result)
         self._ip.displayhook.update_user_ns(result)
-        if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
+        if active.arguments.show and getattr(self._ip, "kernel", None) is not None:
             display(result)
 
-    def _note_demo(self, asked: _Asked) -> None:
-        if asked.arguments.show and asked.arguments.model is None and not self._demo_noted:
+    def _note_demo(self, active: _ActiveRequest) -> None:
+        if active.arguments.show and active.arguments.model is None and not self._demo_noted:
             self._demo_noted = True
             terminal.say(DEMO_NOTE)
 
@@ -266,22 +268,22 @@ class VisionMagics(Magics):
         )
 
     def _run(self, command: commands.Command) -> Any:
-        now = _session()
+        session = _session()
         match command:
             case commands.ListCommand():
                 from mlx_magic.notebook.display.tables import ModelTable
 
-                return ModelTable.of(now)
+                return ModelTable.of(session)
             case commands.ModelsCommand(model):
                 from mlx_magic.notebook.display.tables import SummaryTable
 
-                return SummaryTable.of(now, model)
+                return SummaryTable.of(session, model)
             case commands.StatusCommand() | commands.HelpCommand():
                 from mlx_magic.notebook.display.tables import StatusTable
 
-                return StatusTable.of(now, default=self.model)
+                return StatusTable.of(session, default=self.model)
             case commands.CancelCommand():
-                count = now.cancel()
+                count = session.cancel()
                 terminal.say(
                     f"Cancelled {count} request{'s' * (count != 1)}."
                     if count
@@ -292,11 +294,11 @@ class VisionMagics(Magics):
 
                 return panel(ipython=self._ip)
             case commands.UseCommand(model):
-                found = now.check(model)
+                summary = session.check(model)
                 self.model = model
-                terminal.say(f"Using {model} ({found}).")
+                terminal.say(f"Using {model} ({summary}).")
             case commands.PinCommand(model, pinned):
-                info = now.pool.pin(model) if pinned else now.pool.unpin(model)
+                info = session.pool.pin(model) if pinned else session.pool.unpin(model)
                 terminal.say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
         return None
 
@@ -315,20 +317,20 @@ class _Question:
     arguments: CellArguments
     request: GenerationRequest
     images: Sequence[tuple[str | None, Any]]
-    said_something: bool
+    has_output: bool
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _ActiveRequest:
     """A question on its way, with what the cell wanted of it."""
 
     arguments: CellArguments
     generation: Generation
-    said_something: bool
+    has_output: bool
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _usage_errors() -> Iterator[None]:
     """Show a person's slip as one line; what is not theirs keeps its traceback."""
     try:
         yield

@@ -38,7 +38,7 @@ class Blocks:
             self._finish(end, whole=not self._cut)
             self._cut = False
         while len(self.tail) > LONGEST_TAIL:
-            self._finish(_place_to_cut(self.tail), whole=False)
+            self._finish(_cut_position(self.tail), whole=False)
             # What follows continues a block that is no longer whole.
             self._cut = True
 
@@ -51,20 +51,20 @@ class Blocks:
             self.finished.append((block, whole))
 
     def _end_of_block(self) -> int | None:
-        place, fence = 0, self._fence
-        while (end := self.tail.find("\n\n", place)) != -1:
-            if self.tail.count("```", place, end) % 2:
+        position, fence = 0, self._fence
+        while (end := self.tail.find("\n\n", position)) != -1:
+            if self.tail.count("```", position, end) % 2:
                 fence = not fence
             if not fence:
                 return end + 2
-            place = end + 2
+            position = end + 2
         return None
 
 
-def _place_to_cut(text: str) -> int:
+def _cut_position(text: str) -> int:
     """After the last line break, else the last blank, in the second half; else at the limit."""
     for mark in ("\n", " "):
-        place = text.rfind(mark, LONGEST_TAIL // 2, LONGEST_TAIL)
-        if place != -1:
-            return place + 1
+        position = text.rfind(mark, LONGEST_TAIL // 2, LONGEST_TAIL)
+        if position != -1:
+            return position + 1
     return LONGEST_TAIL

@@ -81,7 +81,7 @@ limits nolimits displaystyle textstyle scriptstyle scriptscriptstyle nonumber no
 left right middle big Big bigg Bigg bigl bigr bigm Bigl Bigr Bigm biggl biggr biggm Biggl Biggr
 Biggm over choose rm bf it
 """
-_TAKING = """
+_WITH_ARGUMENTS = """
 frac dfrac tfrac cfrac binom dbinom tbinom sqrt overset underset stackrel substack boxed fbox
 cancel bcancel xcancel
 hat widehat bar vec dot ddot dddot ddddot tilde widetilde acute grave check breve mathring
@@ -91,8 +91,8 @@ mathrm mathbf mathit mathsf mathtt mathbb mathcal mathscr mathfrak mathnormal bo
 text textrm textbf textit textsf texttt textnormal mbox operatorname
 mathop mathbin mathrel mathord mathopen mathclose mathpunct mathinner
 """
-_TAKING_COMMANDS = frozenset(_TAKING.split())
-COMMANDS = frozenset(_SYMBOLS.split()) | _TAKING_COMMANDS
+_COMMANDS_WITH_ARGUMENTS = frozenset(_WITH_ARGUMENTS.split())
+COMMANDS = frozenset(_SYMBOLS.split()) | _COMMANDS_WITH_ARGUMENTS
 """Names of commands that are typeset."""
 
 _SIGNS = frozenset(",:;>!{}|_&%$# \\\n")
@@ -138,42 +138,42 @@ def draws_only(tex: str) -> bool:
     """
     if not tex.strip() or len(tex) > LONGEST or not (tex.isascii() or _plain_letters(tex)):
         return False
-    opened: list[str] = []
-    commands = in_a_row = backwards = 0
+    open_groups: list[str] = []
+    commands = consecutive = negative_spaces = 0
     for part in _PART.finditer(tex):
         kind, value = part.lastgroup, part[0]
         if kind == "text":
             if _NEVER.search(value):
                 return False
-            in_a_row = in_a_row if value.isspace() else 0
+            consecutive = consecutive if value.isspace() else 0
             continue
         if kind == "brace":
             if value == "{":
-                opened.append("{")
-            elif not opened or opened.pop() != "{":
+                open_groups.append("{")
+            elif not open_groups or open_groups.pop() != "{":
                 return False
-            in_a_row = 0
+            consecutive = 0
         elif kind == "name":
-            if not _environment(part, tex, opened):
+            if not _environment(part, tex, open_groups):
                 return False
         elif kind == "command":
             if part["command"] not in COMMANDS:
                 return False
-            taking = part["command"] in _TAKING_COMMANDS
-            in_a_row = in_a_row + 1 if taking else 0
+            takes_arguments = part["command"] in _COMMANDS_WITH_ARGUMENTS
+            consecutive = consecutive + 1 if takes_arguments else 0
         elif part["sign"] not in _SIGNS or not _row_fits(part, tex):
             return False
-        backwards += value == "\\!"
+        negative_spaces += value == "\\!"
         commands += 1
         if (
-            len(opened) > _DEEPEST
+            len(open_groups) > _DEEPEST
             or commands > _MOST_COMMANDS
-            or in_a_row > _MOST_IN_A_ROW
-            or backwards > 6
+            or consecutive > _MOST_IN_A_ROW
+            or negative_spaces > 6
         ):
             return False
     # A space that is escaped, at the end, where spaces are taken away.
-    return not opened and not _odd(tex.rstrip(), len(tex.rstrip()))
+    return not open_groups and not _odd(tex.rstrip(), len(tex.rstrip()))
 
 
 def _row_fits(part: re.Match[str], tex: str) -> bool:
@@ -183,14 +183,14 @@ def _row_fits(part: re.Match[str], tex: str) -> bool:
     return _ROW_SPACE.match(tex, part.end()) is not None
 
 
-def _environment(part: re.Match[str], tex: str, opened: list[str]) -> bool:
+def _environment(part: re.Match[str], tex: str, open_groups: list[str]) -> bool:
     """Open or close an environment; return whether that is allowed."""
     name = part["name"]
     if name not in ENVIRONMENTS:
         return False
     if part["which"] == "end":
-        return bool(opened) and opened.pop() == name
-    opened.append(name)
+        return bool(open_groups) and open_groups.pop() == name
+    open_groups.append(name)
     if name == "array":
         return _COLUMNS.match(tex, part.end()) is not None
     if name == "alignedat":
@@ -233,28 +233,28 @@ class Formula:
         opening, closing = {"inline": ("\\(", "\\)"), "display": ("\\[", "\\]")}.get(
             self.kind, ("", "")
         )
-        return f'<span class="{SET}">{escape(opening + _spaced(self.tex) + closing)}</span>'
+        return f'<span class="{SET}">{escape(opening + _normalized(self.tex) + closing)}</span>'
 
     def markdown(self) -> str:
         """Return it as Markdown that is typeset in an element of class `UNSET`."""
         mark = {"inline": "$", "display": "$$"}.get(self.kind, "")
         tex = _ROWS_WITH_SPACE.sub(r"\\\\", self.tex)
-        return f'<span class="{SET}">{mark}{_spaced(tex)}{mark}</span>'
+        return f'<span class="{SET}">{mark}{_normalized(tex)}{mark}</span>'
 
 
-def _spaced(tex: str) -> str:
+def _normalized(tex: str) -> str:
     r"""Return a formula in one line that no reader of Markdown or HTML takes for another thing.
 
     A program that takes one of the two backslashes away that end a row must not meet a command
     behind it (``\\unicode``), nor one that looks for braces a brace.
     """
     tex = re.sub(r"\s+", " ", tex.strip())
-    tex = re.sub(r"\\\\(?!\[)|\\(?:[^\\]|$)", _apart, tex)
+    tex = re.sub(r"\\\\(?!\[)|\\(?:[^\\]|$)", _with_space, tex)
     tex = re.sub(r"<(?=\S)", "< ", tex)
     return re.sub(r"(\]|!)(?=[(:\[])", r"\1 ", tex)
 
 
-def _apart(found: re.Match[str]) -> str:
+def _with_space(found: re.Match[str]) -> str:
     return "\\\\ " if found[0] == "\\\\" else found[0]
 
 
@@ -267,12 +267,12 @@ def find(text: str, at: int) -> Formula | None:
     at : int
         Where there is a dollar or a backslash.
     """
-    most = at + 2 * LONGEST
+    limit = at + 2 * LONGEST
     if text.startswith("$$", at):
         return _between(text, at, "$$", "$$", "display")
     if text[at] == "$":
         end = at + 1
-        while (end := text.find("$", end, most)) != -1 and text[end - 1] == "\\":
+        while (end := text.find("$", end, limit)) != -1 and text[end - 1] == "\\":
             end += 1
         # As in "$5 and $6", which are no formula.
         if end == -1 or text[at + 1 : at + 2].isspace() or text[end - 1].isspace():
@@ -290,11 +290,11 @@ def find(text: str, at: int) -> Formula | None:
     closing = f"\\end{{{opening[1]}}}"
     end, depth = opening.end(), 0
     for _ in range(_DEEPEST):
-        place = text.find(closing, end, most)
-        if place == -1:
+        position = text.find(closing, end, limit)
+        if position == -1:
             return None
-        depth += text.count(opening[0], end, place)
-        end = place + len(closing)
+        depth += text.count(opening[0], end, position)
+        end = position + len(closing)
         if not depth:
             kind = "environment" if opening[1] in _DISPLAYS else "display"
             return _formula(text, at, end, at, end, kind)

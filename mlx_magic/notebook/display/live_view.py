@@ -20,7 +20,7 @@ _SIZE = "font-size:var(--jp-content-font-size1,14px);line-height:var(--jp-conten
 _BLOCK = f"overflow-wrap:anywhere;overflow:auto;{_SIZE}"
 _TEXT = f"white-space:pre-wrap;{_BLOCK}"
 
-_MOST_AT_ONCE = 2_000
+_MAX_CHARACTERS_PER_UPDATE = 2_000
 """Characters that one update adds. Each block is a widget: a megabyte at once would be two
 thousand of them, and keep the page busy for longer than the answer takes."""
 
@@ -60,7 +60,7 @@ class WidgetView:
 
     def __init__(
         self,
-        work: Task[Any],
+        task: Task[Any],
         *,
         why_no_click: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -68,11 +68,11 @@ class WidgetView:
         import ipywidgets as widgets
 
         self._widgets = widgets
-        self._work = work
+        self._task = task
         self._blocks = Blocks()
         self._shown_text = 0
         self._throttle = Throttle(clock)
-        self._pictures: Any = None
+        self._thumbnails: Any = None
         self._handle: Any = None
         self.button = widgets.Button(
             description="Cancel",
@@ -82,18 +82,18 @@ class WidgetView:
         )
         self._tail = widgets.HTML()
         # Shared: each would open two more comms, a millisecond of the model's time.
-        self._look = {"layout": self._tail.layout, "style": self._tail.style}
-        self._status = widgets.HTML(_status(phase_line(work.progress)), **self._look)
+        self._shared_style = {"layout": self._tail.layout, "style": self._tail.style}
+        self._status = widgets.HTML(_status(phase_line(task.progress)), **self._shared_style)
         bar = [self.button, self._status]
         if why_no_click:
-            bar.append(widgets.HTML(_status(why_no_click), **self._look))
+            bar.append(widgets.HTML(_status(why_no_click), **self._shared_style))
         self._text = widgets.VBox([self._tail])
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
         # The button stands on top: there it does not move while the text grows.
         self._box = widgets.VBox([self._bar, self._text], layout=self._text.layout)
         self._clock = clock
         self._last_line = self._status.value
-        self._last_phase = work.progress.phase
+        self._last_phase = task.progress.phase
         self._next_line = 0.0
 
     def show(self) -> None:
@@ -127,12 +127,12 @@ class WidgetView:
     def update(self) -> None:
         """Show what is new, within what time and bytes allow."""
         tokens, text = 0, ""
-        if isinstance(self._work, Generation):
-            snapshot = self._work.snapshot()
+        if isinstance(self._task, Generation):
+            snapshot = self._task.snapshot()
             tokens, text = snapshot.completion_tokens, snapshot.text
-            self._show_pictures(self._work)
+            self._show_thumbnails(self._task)
         self._show_phase()
-        new = text[self._shown_text : self._shown_text + _MOST_AT_ONCE]
+        new = text[self._shown_text : self._shown_text + _MAX_CHARACTERS_PER_UPDATE]
         if new and self._throttle.allows(len(new) + len(self._blocks.tail), tokens):
             self._throttle.sent(*self._grow(new))
             self._shown_text += len(new)
@@ -140,7 +140,7 @@ class WidgetView:
     def close(self) -> None:
         """Take every widget away, so that none stays in the kernel."""
         blocks = [*self._text.children, *self._box.children, *self._bar.children]
-        parts = [w for owner in (self._box, *blocks) for w in (owner, owner.layout)]
+        parts = [w for parent in (self._box, *blocks) for w in (parent, parent.layout)]
         styles = [w.style for w in blocks if hasattr(w, "style")]
         for widget in {id(w): w for w in (*parts, *styles)}.values():
             widget.close()
@@ -150,7 +150,7 @@ class WidgetView:
 
         Apart from the text's bytes: a long download must not use them up.
         """
-        progress = self._work.progress
+        progress = self._task.progress
         line = _status(phase_line(progress))
         due = progress.phase != self._last_phase or self._clock() >= self._next_line
         if line != self._last_line and due:
@@ -158,12 +158,12 @@ class WidgetView:
             self._last_phase = progress.phase
             self._next_line = self._clock() + 0.5
 
-    def _show_pictures(self, generation: Generation) -> None:
-        if self._pictures is None and generation.pictures:
-            self._pictures = self._widgets.HTML(
-                render.thumbnails_html(generation.pictures), **self._look
+    def _show_thumbnails(self, generation: Generation) -> None:
+        if self._thumbnails is None and generation.pictures:
+            self._thumbnails = self._widgets.HTML(
+                render.thumbnails_html(generation.pictures), **self._shared_style
             )
-            self._box.children = (self._bar, self._pictures, self._text)
+            self._box.children = (self._bar, self._thumbnails, self._text)
 
     def _grow(self, text: str) -> list[int]:
         before = len(self._blocks.finished)
@@ -171,7 +171,7 @@ class WidgetView:
         new = self._blocks.finished[before:]
         sizes = []
         if new:
-            blocks = [self._widgets.HTML(_block(*block), **self._look) for block in new]
+            blocks = [self._widgets.HTML(_block(*block), **self._shared_style) for block in new]
             children = (*self._text.children[:-1], *blocks, self._tail)
             # Opened with all its traits, and closed again later.
             sizes += [len(b.value) + 1_500 for b in blocks] + [45 * len(children)]
@@ -193,8 +193,8 @@ class TerminalView:
     Until there is text, the phase stands on standard error, if that is a terminal.
     """
 
-    def __init__(self, work: Task[Any]) -> None:
-        self._work = work
+    def __init__(self, task: Task[Any]) -> None:
+        self._task = task
         self._shown = 0
         self._phase = ""
 
@@ -203,13 +203,13 @@ class TerminalView:
 
     def update(self) -> None:
         """Write what is new."""
-        text = self._work.snapshot().text if isinstance(self._work, Generation) else ""
+        text = self._task.snapshot().text if isinstance(self._task, Generation) else ""
         if len(text) > self._shown:
             self._write_phase("")
             terminal.write(sanitize.to_plain(text[self._shown :]))
             self._shown = len(text)
         elif not self._shown:
-            self._write_phase(phase_line(self._work.progress))
+            self._write_phase(phase_line(self._task.progress))
 
     def leave(self, *, alone: bool) -> None:
         """Write the rest and end the line."""

@@ -26,8 +26,10 @@ _SPECIAL = re.compile(
 _REFERENCES = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "\\": "&#92;", "{": "&#123;", "}": "&#125;"}
 _PUNCTUATION = re.compile(r"[\\$&<>*_\[\]`!~|{}@:/#^]")
 # Languages of code blocks that some programs draw or run.
-_DRAWN = ("mermaid", "math", "geojson", "topojson", "stl", "plantuml")
-_FENCE_DIRECTIVE = re.compile(rf"([`~:]{{3}}[ \t]*)(?:\{{|(?:{'|'.join(_DRAWN)})\b)", re.IGNORECASE)
+_RENDERED_LANGUAGES = ("mermaid", "math", "geojson", "topojson", "stl", "plantuml")
+_FENCE_DIRECTIVE = re.compile(
+    rf"([`~:]{{3}}[ \t]*)(?:\{{|(?:{'|'.join(_RENDERED_LANGUAGES)})\b)", re.IGNORECASE
+)
 _FENCE = re.compile(r"(`{3,})[ \t]*([A-Za-z0-9_+#.-]{0,30})")
 _BACKTICKS = re.compile("`+")
 _CODE = r"(?<![`\\])(?P<code>(?P<run>`{1,2})(?!`)[^`\n]+(?<!`)(?P=run)(?!`))"
@@ -57,7 +59,7 @@ def fenced(text: str, language: str = "", least: int = 3) -> str:
     """Return `text` as a code block that nothing in it can end."""
     longest = max(map(len, _BACKTICKS.findall(text)), default=0)
     mark = "`" * max(least, longest + 1)
-    return f"{mark}{language}\n{_in_code(text)}\n{mark}"
+    return f"{mark}{language}\n{_escape_code(text)}\n{mark}"
 
 
 def body(text: str) -> str:
@@ -70,22 +72,22 @@ def body(text: str) -> str:
     """
     lines = text.split("\n")
     blocks = _blocks(text)
-    prose = _Prose(unsure=_unsure(lines, blocks))
-    written: list[str] = []
-    running: list[tuple[str, bool]] = []
+    prose = _Prose(ambiguous=_ambiguous(lines, blocks))
+    blocks_written: list[str] = []
+    pending: list[tuple[str, bool]] = []
     at = 0
     for block in blocks:
-        running += [(line, False) for line in lines[at : block.begin]]
+        pending += [(line, False) for line in lines[at : block.begin]]
         at = block.end
         if block.code is not None:
-            written += [prose.markdown(running), block.code]
-            running = []
+            blocks_written += [prose.markdown(pending), block.code]
+            pending = []
             continue
         inside = range(block.begin, block.end)
-        running += [("***" if block.rule else lines[line], line in block.marks) for line in inside]
-    running += [(line, False) for line in lines[at:]]
-    written.append(prose.markdown(running))
-    markdown = _joined(written)
+        pending += [("***" if block.rule else lines[line], line in block.marks) for line in inside]
+    pending += [(line, False) for line in lines[at:]]
+    blocks_written.append(prose.markdown(pending))
+    markdown = _join_blocks(blocks_written)
     return markdown + "\n" * (text.endswith("\n") and not markdown.endswith("\n"))
 
 
@@ -130,8 +132,10 @@ def _blocks(text: str) -> list[_Block]:
         elif token.type in ("fence", "code_block") and found:
             if _RISKY.search(token.content) or _RISKY.search(token.info):
                 # How deep code may stand in a list differs from program to program.
-                owner = found[-1]
-                owner.code = fenced("\n".join(lines[owner.begin : owner.end]).rstrip("\n"))
+                enclosing = found[-1]
+                enclosing.code = fenced(
+                    "\n".join(lines[enclosing.begin : enclosing.end]).rstrip("\n")
+                )
             found[-1].marks |= set(range(begin, end))
     return [block for block in found if block.code is not None or block.marks or block.rule]
 
@@ -141,12 +145,14 @@ def _code(token: Token, lines: list[str]) -> str:
     content = token.content.rstrip("\n")
     opening = _FENCE.fullmatch(lines[0].rstrip())
     language = opening[2] if opening else token.info.strip().split(" ")[0]
-    if language.lower() in _DRAWN or not re.fullmatch(r"[A-Za-z0-9_+#.-]{0,30}", language):
+    if language.lower() in _RENDERED_LANGUAGES or not re.fullmatch(
+        r"[A-Za-z0-9_+#.-]{0,30}", language
+    ):
         language = "text"
     return fenced(content, language, len(opening[1]) if opening else 3)
 
 
-def _unsure(lines: list[str], blocks: list[_Block]) -> bool:
+def _ambiguous(lines: list[str], blocks: list[_Block]) -> bool:
     """Return whether programs might disagree on what is code within lines of prose."""
     skipped: set[int] = set()
     for block in blocks:
@@ -165,9 +171,9 @@ class _Prose:
         Whether backticks say nothing for certain.
     """
 
-    def __init__(self, *, unsure: bool) -> None:
-        self._unsure = unsure
-        self._pattern = _MATH if unsure else _MEANING
+    def __init__(self, *, ambiguous: bool) -> None:
+        self._ambiguous = ambiguous
+        self._pattern = _MATH if ambiguous else _MEANING
         self._formulas = 0
 
     def markdown(self, lines: list[tuple[str, bool]]) -> str:
@@ -175,30 +181,30 @@ class _Prose:
         groups = []
         for is_code, group in itertools.groupby(lines, key=lambda line: line[1]):
             text = "\n".join(line for line, _ in group)
-            groups.append(_in_code(text) if is_code else self._prose(text))
+            groups.append(_escape_code(text) if is_code else self._prose(text))
         return _FENCE_DIRECTIVE.sub(r"\1text ", "\n".join(groups))
 
     def _prose(self, text: str) -> str:
         text = _LINE_START.sub(_at_line_start, text)
         parts: list[str] = []
-        at = place = 0
-        while (found := self._pattern.search(text, place)) is not None:
-            place = found.end()
+        at = position = 0
+        while (found := self._pattern.search(text, position)) is not None:
+            position = found.end()
             if found.lastgroup == "math":
                 formula = formulas.find(text, found.start())
                 if formula is not None:
-                    parts.append(_special(text[at : found.start()]))
+                    parts.append(_escape_special(text[at : found.start()]))
                     parts.append(self._formula(formula, text, found.start()))
-                    at = place = formula.end
-            elif not self._unsure and found["code"] is not None:
-                before = _special(text[at : found.start()])
+                    at = position = formula.end
+            elif not self._ambiguous and found["code"] is not None:
+                before = _escape_special(text[at : found.start()])
                 parts.append(before[:-1] + "&#125;" if before.endswith("}") else before)
-                parts.append(_in_code(found[0]))
-                at = place
+                parts.append(_escape_code(found[0]))
+                at = position
                 if text.startswith("{", at):
                     parts.append("&#123;")
                     at += 1
-        parts.append(_special(text[at:]))
+        parts.append(_escape_special(text[at:]))
         return "".join(parts)
 
     def _formula(self, formula: formulas.Formula, text: str, at: int) -> str:
@@ -218,11 +224,11 @@ def _at_line_start(found: re.Match[str]) -> str:
     return f"{found[1]}\\{found[2]}"
 
 
-def _special(text: str) -> str:
-    return _SPECIAL.sub(_written, text)
+def _escape_special(text: str) -> str:
+    return _SPECIAL.sub(_escape_match, text)
 
 
-def _written(found: re.Match[str]) -> str:
+def _escape_match(found: re.Match[str]) -> str:
     sign = found[0]
     if sign.endswith("//"):
         return _slashes(found)
@@ -241,13 +247,13 @@ def _slashes(found: re.Match[str]) -> str:
     return found[0] if web else "&#58;/&#47;"
 
 
-def _in_code(text: str) -> str:
+def _escape_code(text: str) -> str:
     """Write what is code so that it is harmless where a program takes it for none."""
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     return text.replace("![", "!\\[").replace("](", "]\\(").replace("]:", "]\\:")
 
 
-def _joined(parts: list[str]) -> str:
+def _join_blocks(parts: list[str]) -> str:
     """Put a blank line between parts where there is none."""
     text = ""
     for part in parts:

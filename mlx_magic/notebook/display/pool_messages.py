@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from mlx_magic.model_pool.pool import ModelPool
 
 
-def ended(work: Load | Unload) -> str:
+def ended(task: Load | Unload) -> str:
     """Say what became of a load or an unload that has ended well."""
-    return unloaded(work) if isinstance(work, Unload) else loaded(work)
+    return unloaded(task) if isinstance(task, Unload) else loaded(task)
 
 
 def loaded(load: Load) -> str:
@@ -41,22 +41,23 @@ def unloaded(unload: Unload) -> str:
     return f"Cancelled: {unload.name} was not unloaded{cancelled}."
 
 
-def budget(gone: list[ModelInfo], refused: Refusal | None) -> list[str]:
+def budget(evicted: list[ModelInfo], refused: Refusal | None) -> list[str]:
     """Say what a new budget has made leave, and what it could not."""
     lines = [
-        f"Unloaded {model.name} ({amount(model.nbytes)}): over the memory budget." for model in gone
+        f"Unloaded {model.name} ({amount(model.nbytes)}): over the memory budget."
+        for model in evicted
     ]
     return [*lines, *([refused.over_words] if refused is not None else [])]
 
 
-def room(pool: ModelPool) -> str:
+def memory_use(pool: ModelPool) -> str:
     """Say how much of the budget is taken."""
     limit, setting = pool.budget_bytes, pool.budget
     share = f" ({setting:.0%} of the memory)" if isinstance(setting, float) else ""
-    whole = "" if setting is not None else " (no limit set)"
+    unlimited = "" if setting is not None else " (no limit set)"
     of = f" of {amount(limit)}" if limit else ""
     idle = "" if pool.idle_ttl is None else f"; idle models are unloaded after {pool.idle_ttl:g} s"
-    return f"{amount(pool.taken)}{of} used{share}{whole}{idle}"
+    return f"{amount(pool.taken)}{of} used{share}{unlimited}{idle}"
 
 
 def state(model: ModelInfo) -> str:

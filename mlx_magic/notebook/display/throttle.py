@@ -10,7 +10,7 @@ INTERVAL = 0.07
 tick may send one, twelve a second. Every update takes Python's lock from the model."""
 
 HEAD_START = 20_000
-BYTES_A_TOKEN = 190
+BYTES_PER_TOKEN = 190
 """Bytes that updates may take: a head start for short answers, then so many a token.
 
 1,000 tokens then take at most 210 KB, and 4,000 no more than four times that.
@@ -36,7 +36,7 @@ class Throttle:
 
     clock: Callable[[], float]
     head_start: int = HEAD_START
-    bytes_a_token: int = BYTES_A_TOKEN
+    bytes_per_token: int = BYTES_PER_TOKEN
     overhead: int = MESSAGE_OVERHEAD
     _last: float = float("-inf")
     _sent: int = 0
@@ -45,7 +45,7 @@ class Throttle:
         """Whether an update of `size` bytes may go out now, `tokens` having been written."""
         if self.clock() - self._last < INTERVAL:
             return False
-        allowed = self.head_start + self.bytes_a_token * tokens
+        allowed = self.head_start + self.bytes_per_token * tokens
         return self._sent + size + self.overhead <= allowed
 
     def sent(self, *sizes: int) -> None:

@@ -52,13 +52,13 @@ class AwaitedCells:
             return lines
         # Where nothing comes before, the cell has shown nothing that clearing could take.
         code = [i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] != "#"]
-        return [self._rewritten(line, first=[i] == code[:1]) for i, line in enumerate(lines)]
+        return [self._rewrite(line, first=[i] == code[:1]) for i, line in enumerate(lines)]
 
     def _can_await(self) -> bool:
         ipython = self._ipython
         return getattr(ipython, "kernel", None) is not None and bool(ipython.autoawait)
 
-    def _rewritten(self, line: str, *, first: bool) -> str:
+    def _rewrite(self, line: str, *, first: bool) -> str:
         for magic in (_CELL, _LINE):
             if magic.match(line):
                 return _CALL.sub(_AWAITED + f"{first}, ", line, count=1)

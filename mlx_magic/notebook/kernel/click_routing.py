@@ -49,8 +49,8 @@ class ClickRoute:
         kernel = _current_kernel() if kernel is None else kernel
         self._tap = _tap_of(kernel)
         self._awaited = awaited
-        self._entered = ExitStack()
-        self.reason = "" if self._tap is not None else _why_not(kernel, awaited=awaited)
+        self._cleanup = ExitStack()
+        self.reason = "" if self._tap is not None else _unreachable_reason(kernel, awaited=awaited)
         self.works = not self.reason
 
     def __enter__(self) -> ClickRoute:
@@ -58,12 +58,12 @@ class ClickRoute:
         if self._tap is not None:
             self._tap.install()
             self._tap.cell_began()
-            self._entered.callback(self._tap.cell_ended)
+            self._cleanup.callback(self._tap.cell_ended)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Leave the tap in place: between cells it only passes messages on; see `uninstall`."""
-        self._entered.close()
+        self._cleanup.close()
 
     @contextmanager
     def watch(self, button: widgets.Button, callback: Callable[[], None]) -> Iterator[None]:
@@ -110,21 +110,21 @@ def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callab
         Ends the watch.
     """
     tap, comm_id = _tap_of(_current_kernel()), button.model_id
-    counting = threading.Lock()
-    early = 0
+    count_lock = threading.Lock()
+    early_clicks = 0
 
     def received() -> None:
-        nonlocal early
-        with counting:
-            early += 1
+        nonlocal early_clicks
+        with count_lock:
+            early_clicks += 1
         callback()
 
     def handled(_: object) -> None:
         """Leave out a click that was received before: by now it may mean something else."""
-        nonlocal early
-        with counting:
-            known, early = early > 0, max(0, early - 1)
-        if not known:
+        nonlocal early_clicks
+        with count_lock:
+            already_received, early_clicks = early_clicks > 0, max(0, early_clicks - 1)
+        if not already_received:
             callback()
 
     def end() -> None:
@@ -222,7 +222,7 @@ async def in_thread(function: Callable[[], object], interrupt: Interrupt) -> Non
 def wait_blocking(
     future: concurrent.futures.Future[Any],
     tick: Callable[[], None],
-    enough: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
     interval: float = INTERVAL,
 ) -> None:
     """Wait, inside a `ClickRoute`, where nothing can be awaited: nested, in code, in a terminal.
@@ -238,7 +238,7 @@ def wait_blocking(
     interval : float
         Seconds between two ticks; the future wakes the wait at once.
     """
-    while not future.done() and not enough():
+    while not future.done() and not should_stop():
         tick()
         if _tap is not None:
             _tap.flush()
@@ -260,7 +260,7 @@ def _tap_of(kernel: Kernel) -> ShellTap | None:
     return _tap
 
 
-def _why_not(kernel: Kernel, *, awaited: bool) -> str:
+def _unreachable_reason(kernel: Kernel, *, awaited: bool) -> str:
     """Return why a click cannot arrive without a tap; empty if it can."""
     if kernel is None:
         return "There is no notebook kernel: press Ctrl-C."

@@ -25,7 +25,7 @@ MOST_ENTRIES = 2_000
 """Entries of a folder that are looked at."""
 
 _PRIORITY = 1_000  # first of all, so that nothing else runs where we have something to say
-_PICTURE_TYPES = {
+_IMAGE_TYPES = {
     ("PIL", "Image"),
     ("matplotlib", "Figure"),
     ("mlx", "array"),
@@ -101,10 +101,10 @@ def variables(ip: InteractiveShell) -> list[str]:
         for name, value in list(ip.user_ns.items())
         if not isinstance(value, ModuleType) and not (name in hidden and hidden[name] is value)
     }
-    return sorted(own, key=lambda name: (not could_be_picture(own[name]), name))
+    return sorted(own, key=lambda name: (not could_be_image(own[name]), name))
 
 
-def could_be_picture(value: object) -> bool:
+def could_be_image(value: object) -> bool:
     """Guess from its type alone whether `value` is one or more pictures, or names one."""
     if type(value) in (list, tuple):
         value = next(iter(value), None)  # type: ignore[call-overload]
@@ -114,6 +114,6 @@ def could_be_picture(value: object) -> bool:
             tuple(IMAGE_SUFFIXES)
         )
     return any(
-        (kind.__module__.partition(".")[0], kind.__name__) in _PICTURE_TYPES
+        (kind.__module__.partition(".")[0], kind.__name__) in _IMAGE_TYPES
         for kind in type(value).__mro__
     )

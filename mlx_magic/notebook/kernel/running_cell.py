@@ -48,14 +48,14 @@ class RunningCell(Generic[T]):
     def __init__(
         self,
         ipython: Any,
-        work: Task[T],
+        task: Task[T],
         *,
         awaited: bool,
         alone: bool = False,
         show: bool = True,
         quick: bool = False,
     ) -> None:
-        self._work = work
+        self._task = task
         self._quick = quick
         self._awaited = awaited
         self._alone = alone
@@ -73,38 +73,38 @@ class RunningCell(Generic[T]):
         """
         with self._cancelled_on_error():
             await self._head_start(interrupt)
-        if self._quick and self._work.future.done():
+        if self._quick and self._task.future.done():
             return
-        with self._noted(), self._viewed() as view:
-            future = self._work.future
+        with self._notes_printed(), self._shown_view() as view:
+            future = self._task.future
             await click_routing.wait_async(future, view.update, interrupt)
             if not future.done():
-                self._work.cancel()
-                end = time.monotonic() + PATIENCE
+                self._task.cancel()
+                deadline = time.monotonic() + PATIENCE
                 await click_routing.wait_async(
-                    lambda: future.done() or interrupt.insists or time.monotonic() > end,
+                    lambda: future.done() or interrupt.insists or time.monotonic() > deadline,
                     view.update,
                     Interrupt(),
                 )
-                self._work.abandon()
+                self._task.abandon()
 
     def blocking(self, interrupt: Interrupt) -> None:
         """Wait where nothing can be awaited, until the work has its outcome. See `awaited`."""
-        future = self._work.future
+        future = self._task.future
         if self._quick:
             with self._cancelled_on_error():
                 concurrent.futures.wait([future], timeout=sum(HEAD_START))
             if future.done():
                 return
-        with self._noted(), self._viewed() as view:
+        with self._notes_printed(), self._shown_view() as view:
             click_routing.wait_blocking(future, view.update, lambda: interrupt.came)
             if not future.done():
-                self._work.cancel()
-                end = time.monotonic() + PATIENCE
+                self._task.cancel()
+                deadline = time.monotonic() + PATIENCE
                 click_routing.wait_blocking(
-                    future, view.update, lambda: interrupt.insists or time.monotonic() > end
+                    future, view.update, lambda: interrupt.insists or time.monotonic() > deadline
                 )
-                self._work.abandon()
+                self._task.abandon()
 
     async def _head_start(self, interrupt: Interrupt) -> None:
         """Let the model begin before the view is built.
@@ -118,16 +118,16 @@ class RunningCell(Generic[T]):
             await click_routing.in_thread(live_view.import_libraries, interrupt)
         for pause in HEAD_START:
             await click_routing.pause(pause, interrupt)
-            if interrupt.came or self._work.done or self._work.progress.phase in _BUSY:
+            if interrupt.came or self._task.done or self._task.progress.phase in _BUSY:
                 break
 
     @contextlib.contextmanager
-    def _viewed(self) -> Iterator[View]:
+    def _shown_view(self) -> Iterator[View]:
         if not self._show:
-            yield _Blind()
+            yield _NullView()
             return
         if not self._has_kernel:
-            view: View = TerminalView(self._work)
+            view: View = TerminalView(self._task)
             with self._cancelled_on_error():
                 try:
                     yield view
@@ -135,9 +135,9 @@ class RunningCell(Generic[T]):
                     view.leave(alone=False)
             return
         with self._cancelled_on_error(), click_routing.ClickRoute(awaited=self._awaited) as route:
-            widget = WidgetView(self._work, why_no_click=route.reason)
+            widget = WidgetView(self._task, why_no_click=route.reason)
             try:
-                with route.watch(widget.button, self._work.cancel):
+                with route.watch(widget.button, self._task.cancel):
                     try:
                         widget.show()
                         yield widget
@@ -152,16 +152,16 @@ class RunningCell(Generic[T]):
         try:
             yield
         except BaseException:
-            self._work.abandon()
+            self._task.abandon()
             raise
 
     @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _notes_printed(self) -> Iterator[None]:
         """Say, after the view, what happened on the way: what was unloaded to make room."""
         try:
             yield
         finally:
-            for note in self._work.notes if self._show else ():
+            for note in self._task.notes if self._show else ():
                 terminal.say(note)
 
     def _close_later(self, view: View) -> None:
@@ -172,7 +172,7 @@ class RunningCell(Generic[T]):
             view.close()
 
 
-class _Blind:
+class _NullView:
     """A view that shows nothing."""
 
     def show(self) -> None: ...

@@ -36,10 +36,10 @@ class ShellTap:
         self.kernel = kernel
         self._lock = threading.Lock()
         self._watched: dict[str, Callable[[], None]] = {}
-        self._early: set[str] = set()
-        self._cells = 0
+        self._early_clicks: set[str] = set()
+        self._running_cells = 0
         self._tapped: Callable[[list[Any]], object] | None = None
-        self._below: Callable[[list[Any]], object] | None = None
+        self._original: Callable[[list[Any]], object] | None = None
 
     @staticmethod
     def supported(kernel: Kernel) -> bool:
@@ -72,20 +72,20 @@ class ShellTap:
     def cell_began(self) -> None:
         """Keep clicks from now on: a client may click before `add` has been called."""
         with self._lock:
-            self._cells += 1
+            self._running_cells += 1
 
     def cell_ended(self) -> None:
         """Forget kept clicks once no cell is left."""
         with self._lock:
-            self._cells -= 1
-            if self._cells == 0:
-                self._early.clear()
+            self._running_cells -= 1
+            if self._running_cells == 0:
+                self._early_clicks.clear()
 
     def add(self, comm_id: str, callback: Callable[[], None]) -> None:
         """Call `callback`, in the thread that reads the channel, for each click on this button."""
         with self._lock:
             self._watched[comm_id] = callback
-            clicked = comm_id in self._early
+            clicked = comm_id in self._early_clicks
         if clicked:
             callback()
 
@@ -104,7 +104,7 @@ class ShellTap:
         """
         if not self.own_thread and threading.current_thread() is threading.main_thread():
             # An interrupt in the middle could lose a received message or leave the stream deaf.
-            with _interrupts_held():
+            with _interrupts_deferred():
                 self.kernel.shell_stream.flush()
 
     def _on_stream_thread(self, change: Callable[[], None]) -> None:
@@ -117,26 +117,26 @@ class ShellTap:
 
     def _install(self) -> None:
         stream = self.kernel.shell_stream
-        below = stream._recv_callback
-        if below is self._tapped:
+        original = stream._recv_callback
+        if original is self._tapped:
             return
 
         def tapped(frames: list[Any]) -> object:
-            if self._cells or self._watched:
-                self._look(frames)
-            return below(frames)
+            if self._running_cells or self._watched:
+                self._inspect(frames)
+            return original(frames)
 
-        self._tapped, self._below = tapped, below
+        self._tapped, self._original = tapped, original
         stream.on_recv(tapped, copy=False)
 
     def _remove(self) -> None:
         stream = self.kernel.shell_stream
         # If somebody else has wrapped the stream since, ours stays below theirs, doing nothing.
         if self._tapped is not None and stream._recv_callback is self._tapped:
-            stream.on_recv(self._below, copy=False)
-            self._tapped = self._below = None
+            stream.on_recv(self._original, copy=False)
+            self._tapped = self._original = None
 
-    def _look(self, frames: list[Any]) -> None:
+    def _inspect(self, frames: list[Any]) -> None:
         try:
             comm_id = self._clicked(frames)
         except Exception:
@@ -148,8 +148,8 @@ class ShellTap:
         with self._lock:
             callback = self._watched.get(comm_id)
             if callback is None:
-                if self._cells:
-                    self._early.add(comm_id)
+                if self._running_cells:
+                    self._early_clicks.add(comm_id)
                 return
         try:
             callback()
@@ -194,17 +194,17 @@ def context_for_threads(kernel: Kernel) -> contextvars.Context:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def _interrupts_deferred() -> Iterator[None]:
     """Put SIGINT off until the end of the block; main thread only.
 
     Whoever handled it before handles it then: a guarded stretch notes it (`interrupts.deferred`),
     and elsewhere Python raises KeyboardInterrupt.
     """
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    deferred: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _frame: deferred.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    for number in held:
+        signal.signal(signal.SIGINT, previous)
+    for number in deferred:
         signal.raise_signal(number)

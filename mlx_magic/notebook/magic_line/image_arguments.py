@@ -21,7 +21,7 @@ from mlx_magic.notebook.magic_line.expressions import (
 from mlx_magic.notebook.magic_line.tokens import Token
 from mlx_magic.user_folders import cwd, expanded
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[]")
 _FILE_NAME = re.compile(r"[^\s\"'()\[\]{}]*(/[^\s\"'()\[\]{}]*|\.[A-Za-z]\w{0,4})$")
 
@@ -74,13 +74,13 @@ class _Resolver:
     base: Path
 
     def __call__(self, token: Token) -> tuple[str, object]:
-        token = _unwrapped(token)
+        token = _without_braces(token)
         text = token.text
         path = self._path(text)
-        folder = _ask(path.is_dir)
-        if _ask(path.exists) and not folder:
+        folder = _safe_check(path.is_dir)
+        if _safe_check(path.exists) and not folder:
             return one_line(text, 80), Path(text)
-        if _ADDRESS.match(text):
+        if _URL.match(text):
             return one_line(text, 80), text
         tree = None if token.quoted else parse_expression(token.raw)
         unknown = undefined_names(tree, self.namespace) if tree else []
@@ -89,10 +89,10 @@ class _Resolver:
         if folder or (_WILDCARD.search(text) and self._matches(text)):
             return one_line(text, 80), Path(text) if folder else text
         if unknown and not _FILE_NAME.fullmatch(text):
-            named = unknown[0] == text
+            is_name = unknown[0] == text
             what = (
                 "not a variable, file or URL (quote names that contain spaces)"
-                if named
+                if is_name
                 else f"name {unknown[0]!r} is not defined"
             )
             raise self._missing(token, what, unknown[0])
@@ -144,7 +144,7 @@ class _Resolver:
         return [folder + slash + item if candidates[item] else item for item in found]
 
 
-def _unwrapped(token: Token) -> Token:
+def _without_braces(token: Token) -> Token:
     """Take ``{img}`` for ``img``: in most magics a variable stands in braces."""
     if not token.quoted and token.raw.startswith("{"):
         tree = parse_expression(token.raw)
@@ -154,9 +154,9 @@ def _unwrapped(token: Token) -> Token:
     return token
 
 
-def _ask(question: Callable[[], bool]) -> bool:
+def _safe_check(check: Callable[[], bool]) -> bool:
     """Ask about a path that may be no possible path at all: too long, or with a NUL in it."""
     try:
-        return question()
+        return check()
     except (OSError, ValueError):
         return False

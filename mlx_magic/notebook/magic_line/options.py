@@ -119,7 +119,7 @@ SETTINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class ParsedOptions:
     """A line's words, sorted.
 
     Attributes
@@ -134,7 +134,7 @@ class Words:
     values: dict[str, str] = field(default_factory=dict)
 
 
-def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> Words:
+def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> ParsedOptions:
     """Tell flags, their values and the other words apart.
 
     ``--flag value`` and ``--flag=value`` are the same; a value may start with a dash
@@ -147,13 +147,13 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> Words:
         For an unknown, a repeated or a planned flag, a missing value, a value for a switch.
     """
     by_flag = {flag: option for option in options for flag in option.flags}
-    waiting = list(tokens)
+    remaining = list(tokens)
     positional: list[Token] = []
     values: dict[str, str] = {}
-    while waiting:
-        token = waiting.pop(0)
+    while remaining:
+        token = remaining.pop(0)
         if token.raw == "--":
-            positional += waiting
+            positional += remaining
             break
         if token.quoted or not _looks_like_flag(token.raw):
             positional.append(token)
@@ -166,16 +166,16 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> Words:
             if equals:
                 raise RequestError(f"{flag} takes no value.", option=option.name)
         elif not equals:
-            value = _next_value(flag, option, waiting, by_flag)
+            value = _next_value(flag, option, remaining, by_flag)
         values[option.name] = value
-    return Words(tuple(positional), values)
+    return ParsedOptions(tuple(positional), values)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean …?"`` if something known resembles `word`, else a full stop."""
     known = list(known)
-    begun = [name for name in known if len(word) > 2 and name.startswith(word)]
-    close = begun or difflib.get_close_matches(word, known, n=1)
+    completed = [name for name in known if len(word) > 2 and name.startswith(word)]
+    close = completed or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else "."
 
 
@@ -194,10 +194,12 @@ def _option(flag: str, by_flag: dict[str, Option]) -> Option:
     return option
 
 
-def _next_value(flag: str, option: Option, waiting: list[Token], by_flag: dict[str, Option]) -> str:
-    following = waiting[0] if waiting else None
+def _next_value(
+    flag: str, option: Option, remaining: list[Token], by_flag: dict[str, Option]
+) -> str:
+    following = remaining[0] if remaining else None
     if following is None or (
         not following.quoted and following.text.partition("=")[0] in {*by_flag, "--"}
     ):
         raise RequestError(f"{flag} needs a value: {flag} {option.metavar}.", option=option.name)
-    return waiting.pop(0).text
+    return remaining.pop(0).text

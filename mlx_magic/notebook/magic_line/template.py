@@ -41,21 +41,21 @@ def fill(prompt: str, evaluate: Evaluate) -> str:
     RequestError
         If an expression raises.
     """
-    written: list[str] = []
-    still_open: list[str] = []  # "{" as written, "{{" as escaped: what the next "}" closes
+    parts: list[str] = []
+    open_braces: list[str] = []  # "{" as written, "{{" as escaped: what the next "}" closes
     at = 0
     while (brace := _BRACES.search(prompt, at)) is not None:
         start = brace.start()
-        written.append(prompt[at:start])
-        text, at = _brace(prompt, start, still_open, evaluate)
-        written.append(text)
-    written.append(prompt[at:])
-    return "".join(written)
+        parts.append(prompt[at:start])
+        text, at = _brace(prompt, start, open_braces, evaluate)
+        parts.append(text)
+    parts.append(prompt[at:])
+    return "".join(parts)
 
 
 def escape(text: str) -> str:
     """Return `text` written so that `fill` gives it back unchanged."""
-    written: list[str] = []
+    parts: list[str] = []
     depth = 0
     for char in text:
         if char == "{":
@@ -63,28 +63,28 @@ def escape(text: str) -> str:
         elif char == "}" and depth:
             depth -= 1
         else:
-            written.append(char)
+            parts.append(char)
             continue
-        written.append(char * 2)
-    return "".join(written)
+        parts.append(char * 2)
+    return "".join(parts)
 
 
-def _brace(prompt: str, start: int, still_open: list[str], evaluate: Evaluate) -> tuple[str, int]:
+def _brace(prompt: str, start: int, open_braces: list[str], evaluate: Evaluate) -> tuple[str, int]:
     """Return what the brace at `start` becomes, and where the text goes on."""
     if prompt[start] == "}":
-        escaped = bool(still_open) and still_open[-1] == "{{"
+        escaped = bool(open_braces) and open_braces[-1] == "{{"
         if escaped and prompt.startswith("}}", start):
-            still_open.pop()
+            open_braces.pop()
             return "}", start + 2
-        if still_open and not escaped:
-            still_open.pop()
+        if open_braces and not escaped:
+            open_braces.pop()
         return "}", start + 1
     if prompt.startswith("{{", start):
-        still_open.append("{{")
+        open_braces.append("{{")
         return "{", start + 2
     expression = _expression_at(prompt, start + 1)
     if expression is None:
-        still_open.append("{")
+        open_braces.append("{")
         return "{", start + 1
     return _value(expression, evaluate), start + 1 + len(expression) + 1
 
@@ -103,7 +103,7 @@ def _expression_at(prompt: str, start: int) -> str | None:
             expected.append(_CLOSER[mark])
         elif mark == "}" and not expected:
             inner = prompt[start : part.start()]
-            return inner if _is_meant(parse_expression(inner)) else None
+            return inner if _is_expression(parse_expression(inner)) else None
         elif mark in ")]}":
             if not expected or expected.pop() != mark:
                 return None
@@ -112,7 +112,7 @@ def _expression_at(prompt: str, start: int) -> str | None:
     return None
 
 
-def _is_meant(tree: ast.Expression | None) -> bool:
+def _is_expression(tree: ast.Expression | None) -> bool:
     """Whether it is an expression; three dots are Python too, but nobody means Ellipsis."""
     if tree is None:
         return False

@@ -65,7 +65,7 @@ def split_line(line: str) -> list[Token]:
         If a quote is not closed.
     """
     for brackets in (True, False):
-        scan = _Scan(line, brackets=brackets)
+        scan = _Scanner(line, brackets=brackets)
         if scan.balanced:
             return scan.tokens
     raise RequestError(f"A quote is not closed: {one_line(line, 60)}")
@@ -73,9 +73,9 @@ def split_line(line: str) -> list[Token]:
 
 def split_unfinished(line: str) -> tuple[list[Token], Fragment]:
     """Split what stands before the cursor into whole words and the one being typed."""
-    scan = _Scan(line, brackets=True)
+    scan = _Scanner(line, brackets=True)
     if scan.stray_closer:
-        scan = _Scan(line, brackets=False)
+        scan = _Scanner(line, brackets=False)
     return scan.tokens_before_last, scan.fragment
 
 
@@ -88,7 +88,7 @@ def quote(name: str) -> str:
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-class _Scan:
+class _Scanner:
     """One pass over a line; the state of the word being read is what the passes share."""
 
     def __init__(self, line: str, *, brackets: bool) -> None:

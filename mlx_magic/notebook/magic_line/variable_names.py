@@ -18,7 +18,7 @@ _IPYTHON_PRIVATE = re.compile(r"_{1,3}|_[0-9]+|_i{1,3}|_i[0-9]+|_[iod]h|_exit_co
 _DUNDER = re.compile(r"__.*__", re.DOTALL)
 
 
-def check_name(name: str, what: str = "") -> str:
+def check_name(name: str, prefix: str = "") -> str:
     """Return the name of a variable as Python reads it.
 
     Python normalizes names: what looks like another name may be the same variable.
@@ -35,39 +35,40 @@ def check_name(name: str, what: str = "") -> str:
     RequestError
         If it is no name, or one that Python or IPython itself uses.
     """
-    shown = what + repr(one_line(name, _SHOWN))
-    if not name.strip() and not what:
+    shown = prefix + repr(one_line(name, _SHOWN))
+    if not name.strip() and not prefix:
         raise RequestError("The variable has no name: enter one, such as answer.", option="output")
-    read = unicodedata.normalize("NFKC", name)
-    if not name.isidentifier() or not read.isidentifier():
+    normalized = unicodedata.normalize("NFKC", name)
+    if not name.isidentifier() or not normalized.isidentifier():
         raise RequestError(
             f"{shown} is not a variable name: use letters, digits and _, starting with a letter.",
             option="output",
         )
-    if keyword.iskeyword(read):
+    if keyword.iskeyword(normalized):
         raise RequestError(f"{shown} is a Python keyword: use another name.", option="output")
-    if owner := _owner(read):
-        other = f"{read.strip('_')[:_SHOWN]}_1"
-        if not other[:1].isalpha() or _owner(other):
-            other = "answer"
+    if reserved_by := _reserved_by(normalized):
+        alternative = f"{normalized.strip('_')[:_SHOWN]}_1"
+        if not alternative[:1].isalpha() or _reserved_by(alternative):
+            alternative = "answer"
         raise RequestError(
-            f"{shown} is a name that {owner} itself uses: use another, such as {other}.",
+            f"{shown} is a name that {reserved_by} itself uses: "
+            f"use another, such as {alternative}.",
             option="output",
         )
-    return read
+    return normalized
 
 
 def is_reserved(name: str) -> bool:
     """Say whether Python or IPython itself uses a name, as Python reads it."""
-    return keyword.iskeyword(name) or bool(_owner(name))
+    return keyword.iskeyword(name) or bool(_reserved_by(name))
 
 
-def is_ipythons(name: str) -> bool:
+def is_ipython_name(name: str) -> bool:
     """Say whether a name is one of IPython's own that a person sees."""
     return name in _IPYTHON
 
 
-def _owner(name: str) -> str:
+def _reserved_by(name: str) -> str:
     if name in _IPYTHON or _IPYTHON_PRIVATE.fullmatch(name):
         return "IPython"
     if hasattr(builtins, name) or _DUNDER.fullmatch(name):

@@ -13,7 +13,7 @@ from mlx_magic.notebook.panel.panel import Panel
 if TYPE_CHECKING:
     from mlx_magic.session import Session
 
-_in_cells: dict[str, Panel] = {}
+_panel_by_cell: dict[str, Panel] = {}
 
 
 def panel(session: Session | None = None, ipython: Any = None) -> Panel:
@@ -46,13 +46,13 @@ def panel(session: Session | None = None, ipython: Any = None) -> Panel:
         from IPython.core.getipython import get_ipython
 
         ipython = get_ipython()
-    made = Panel(session, ipython)
+    opened = Panel(session, ipython)
     if cell := _cell_id(ipython):
-        before = _in_cells.get(cell)
-        _in_cells[cell] = made
-        if before is not None:
-            before.close()
-    return made
+        previous = _panel_by_cell.get(cell)
+        _panel_by_cell[cell] = opened
+        if previous is not None:
+            previous.close()
+    return opened
 
 
 def _cell_id(ipython: Any) -> str:

@@ -27,7 +27,7 @@ from mlx_magic.notebook.panel.control.update_thread import Updates
 from mlx_magic.notebook.panel.state import export, pixel_budget
 from mlx_magic.notebook.panel.state.conversation import Options, Picture, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
-from mlx_magic.notebook.panel.widgets.controls import fold, put
+from mlx_magic.notebook.panel.widgets.controls import fold, set_trait
 from mlx_magic.notebook.panel.widgets.guarded import guarded
 
 if TYPE_CHECKING:
@@ -62,12 +62,14 @@ class Panel:
         self._stale = True
         self._problem = ""
         self._models_due = 0.0
-        self._asked = ""
-        self._asked_at = 0.0
+        self._sent_prompt = ""
+        self._sent_at = 0.0
         self._updates = Updates(self._update)
         self._names = Namespace(ipython)
-        self._pictures = Pictures(self._changed, self._earlier)
-        self._tray = Tray(self._pictures, run=self._run_with, cancel=self.cancel, say=self._failed)
+        self._pictures = Pictures(self._changed, self._held_images)
+        self._tray = Tray(
+            self._pictures, run=self._run_prompt, cancel=self.cancel, say=self._show_problem
+        )
         self._composer = Composer(self._tray.view)
         if (defaults := self._names.defaults()) is not None:
             given = Options(defaults.system, defaults.sampling, defaults.max_pixels)
@@ -75,12 +77,14 @@ class Panel:
         self._editing = Editing(self._composer, self._pictures)
         self._models = Models(self._session, self._changed)
         self._turns = Turns()
-        self._actions = TurnActions(self._turns, self._names, edit=self.edit, say=self._failed)
+        self._actions = TurnActions(
+            self._turns, self._names, edit=self.edit, say=self._show_problem
+        )
         self._status = widgets.HTML()
         self.box = self._assemble()
         self._wire()
         self._refresh()
-        self._models.look()
+        self._models.scan_disk()
         self._updates.wake()
 
     @property
@@ -116,7 +120,7 @@ class Panel:
             When the question cannot be asked: no prompt, a picture that does not open.
         """
         opened = open_images(images, name="images") if images is not None else []
-        known = [*(picture.image for picture in self._pictures.ready), *self._earlier()]
+        known = [*(picture.image for picture in self._pictures.ready), *self._held_images()]
         opened = pixel_budget.shared(opened, known)
         pixel_budget.require_room("images", pixel_budget.added(opened, known), (), known)
         pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
@@ -174,7 +178,7 @@ class Panel:
         # Always the same: notebooks are compared by it.
         return {**shown, "text/plain": NO_WIDGETS}
 
-    def _earlier(self) -> list[ImageInput]:
+    def _held_images(self) -> list[ImageInput]:
         """Return the pictures that are held besides those which stand ready."""
         kept = list(self._editing.kept)
         found = [picture.image for picture in kept]
@@ -195,11 +199,11 @@ class Panel:
     def _wire(self) -> None:
         form = self._composer
         form.run.on_click(lambda _: self._run())
-        form.new.on_click(lambda _: self._new())
+        form.new.on_click(lambda _: self._new_conversation())
         form.stop_editing.on_click(lambda _: self._stop_editing())
         form.add.on_click(lambda _: self._add_word())
-        form.word.on_msg(lambda _, content, __: self._entered(content))
-        form.prompt.observe(lambda change: self._typed(change["new"]), "value")
+        form.word.on_msg(lambda _, content, __: self._word_submitted(content))
+        form.prompt.observe(lambda change: self._prompt_changed(change["new"]), "value")
         for control in (form.prompt, form.word, form.model, form.compare, *form.others):
             control.observe(lambda _: self._changed(), "value")
         self._undo: list[Callable[[], None]] = [
@@ -238,29 +242,31 @@ class Panel:
             form, turns = self._composer, self._turns
             choices = self._models.show()
             form.offer(choices, self._session.default_model or DEMO)
-            put(form.word, "options", self._names.picture_names())
+            set_trait(form.word, "options", self._names.picture_names())
             kinds = {choice.name: choice.kind for choice in choices}
-            blind = [name for name in form.chosen if kinds.get(name) == "text"]
-            self._tray.show(f"{blind[0]} is a text model and cannot see pictures" if blind else "")
-            why = self._why_not_run(blind)
-            form.able(form.run, why, "Ask (Ctrl-Enter or Cmd-Enter)")
+            text_only = [name for name in form.chosen if kinds.get(name) == "text"]
+            self._tray.show(
+                f"{text_only[0]} is a text model and cannot see pictures" if text_only else ""
+            )
+            why = self._why_not_run(text_only)
+            form.set_enabled(form.run, why, "Ask (Ctrl-Enter or Cmd-Enter)")
             busy = turns.running or self._models.loading
-            form.able(form.cancel, "" if busy else "Nothing is running", "Stop (Escape)")
-            form.able(
+            form.set_enabled(form.cancel, "" if busy else "Nothing is running", "Stop (Escape)")
+            form.set_enabled(
                 form.new,
                 "" if turns.turns else "There is nothing to clear",
                 "Start a new conversation",
             )
-            form.able(
+            form.set_enabled(
                 form.add, "" if form.word.value.strip() else "Enter a variable, path or URL first"
             )
-            put(form.follow, "disabled", not turns.turns)
-            put(form.stop_editing.layout, "display", None if self._editing.turn else "none")
+            set_trait(form.follow, "disabled", not turns.turns)
+            set_trait(form.stop_editing.layout, "display", None if self._editing.turn else "none")
             hint, problem = self._hint(why)
             form.say(hint, problem=problem)
-            put(self._status, "value", activity(self._session, choices))
+            set_trait(self._status, "value", activity(self._session, choices))
 
-    def _why_not_run(self, blind: list[str]) -> str:
+    def _why_not_run(self, text_only: list[str]) -> str:
         if self._turns.running:
             return "An answer is still running: wait for it, or cancel it"
         if not self._composer.prompt.value.strip():
@@ -269,34 +275,36 @@ class Panel:
             return "Choose a model first"
         if self._pictures.opening:
             return "The pictures are being opened"
-        if blind and self._pictures.ready:
-            return f"{blind[0]} cannot see pictures: remove them, or choose a vision model"
+        if text_only and self._pictures.ready:
+            return f"{text_only[0]} cannot see pictures: remove them, or choose a vision model"
         return ""
 
     def _hint(self, why: str) -> tuple[str, bool]:
         if self._problem:
             return self._problem, True
         if self._editing.turn:
-            number = self._turns.place(self._editing.turn) + 1
+            number = self._turns.index_of(self._editing.turn) + 1
             return f"Editing turn {number}: Run replaces it and the turns after it.", False
         return (why if why and not self._turns.running else ""), False
 
-    def _run_with(self, prompt: str) -> None:
+    def _run_prompt(self, prompt: str) -> None:
         """Ask by keyboard: with the text as the page has it, which may be ahead."""
         self._composer.prompt.value = prompt
         self._run()
         if not self._composer.prompt.value:
-            self._asked, self._asked_at = prompt, time.monotonic()
+            self._sent_prompt, self._sent_at = prompt, time.monotonic()
 
-    def _typed(self, text: str) -> None:
+    def _prompt_changed(self, text: str) -> None:
         """Empty the prompt once more where the page's last keystrokes come after its question."""
-        late = bool(text) and text == self._asked and time.monotonic() - self._asked_at < 2.0
-        self._asked = ""
-        if late:
+        is_echo = (
+            bool(text) and text == self._sent_prompt and time.monotonic() - self._sent_at < 2.0
+        )
+        self._sent_prompt = ""
+        if is_echo:
             self._composer.prompt.value = ""
 
     def _run(self) -> None:
-        with guarded(self._failed):
+        with guarded(self._show_problem):
             if why := self._why_not_run([]):
                 raise RequestError(f"{why}.", option="prompt")
             form = self._composer
@@ -305,14 +313,14 @@ class Panel:
                     form.prompt.value,
                     form.chosen,
                     self._pictures.ready,
-                    instead_of=self._editing.turn,
+                    replaces=self._editing.turn,
                 )
                 form.prompt.value = ""
                 self._pictures.clear()
                 self._editing.end()
 
     def _ask(
-        self, prompt: str, models: list[str], pictures: Sequence[Picture], instead_of: str = ""
+        self, prompt: str, models: list[str], pictures: Sequence[Picture], replaces: str = ""
     ) -> Turn:
         form = self._composer
         with self._lock:
@@ -323,13 +331,13 @@ class Panel:
                 pictures=pictures,
                 options=form.options.read(),
                 follows=form.follow.value,
-                instead_of=instead_of,
+                replaces=replaces,
             )
             self._problem = ""
         self._changed()
         return turn
 
-    def _new(self) -> None:
+    def _new_conversation(self) -> None:
         with self._lock:
             self._editing.end()
             self._turns.clear()
@@ -342,18 +350,18 @@ class Panel:
         self._changed()
 
     def _add_word(self) -> None:
-        with guarded(self._failed):
+        with guarded(self._show_problem):
             word = self._composer.word.value
             for name, value, text in self._names.pictures(word):
                 self._pictures.open(value, name, text)
             self._composer.word.value = ""
 
-    def _entered(self, content: Any) -> None:
+    def _word_submitted(self, content: Any) -> None:
         """Enter in the field does what the button beside it does."""
         if isinstance(content, Mapping) and content.get("event") == "submit":
             self._add_word()
 
-    def _failed(self, problem: str) -> None:
+    def _show_problem(self, problem: str) -> None:
         self._problem = problem
         self._changed()
 

@@ -520,7 +520,7 @@ class TestModels:
         def pins() -> int:
             return sum(getattr(w, "description", "") == "Pin" for w in walk(driven.panel.box))
 
-        driven.panel._models.look()
+        driven.panel._models.scan_disk()
         for thread in threading.enumerate():
             if thread.name == "mlx-magic-disk":
                 thread.join(WAIT)
@@ -585,7 +585,7 @@ def test_the_options_reach_the_request(driven: DrivenPanel, script: ScriptedBack
     options = driven.form.options
     options.system.value = "Be brief."
     options.max_tokens.value = 7
-    options.own.value = False
+    options.default_sampling.value = False
     options.temperature.value = 0.5
     options.top_k.value = 5
     options.seed.value = "3"

@@ -20,7 +20,7 @@ STATUS_INTERVAL = 0.5
 """Seconds between two changes of progress within a phase."""
 
 _HEAD_START = 20_000
-_BYTES_A_TOKEN = 88
+_BYTES_PER_TOKEN = 88
 _OVERHEAD = 520
 
 
@@ -72,7 +72,7 @@ class LiveAnswer:
         self._html: list[str] = []
         self._shown = 0
         self._throttle = Throttle(
-            clock, head_start=_HEAD_START, bytes_a_token=_BYTES_A_TOKEN, overhead=_OVERHEAD
+            clock, head_start=_HEAD_START, bytes_per_token=_BYTES_PER_TOKEN, overhead=_OVERHEAD
         )
         self._status = "waiting …"
         self._fraction = -1.0
@@ -101,9 +101,9 @@ class LiveAnswer:
             # First: what was taken in is not taken in again where sending it fails. A page that
             # missed something asks for all of it.
             self._shown = len(text)
-            self._throttle.sent(*self._grow(new, self._count(tokens)))
+            self._throttle.sent(*self._send_text(new, self._token_status(tokens)))
         elif len(snapshot.text) > LONGEST_SHOWN and not new:
-            self._go_on(tokens)
+            self._show_progress(tokens)
         return False
 
     def state(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class LiveAnswer:
         result = self.answer.result
         text = result.text if result else generation.snapshot().text
         shown = text[:LONGEST_SHOWN]
-        self._html = [render.answer_html(shown)] if result else _failed(shown)
+        self._html = [render.answer_html(shown)] if result else _failed_html(shown)
         if len(text) > LONGEST_SHOWN:
             self._html.append(
                 f"<p><em>{len(text):,} characters: only the first {LONGEST_SHOWN:,} are shown; "
@@ -154,7 +154,7 @@ class LiveAnswer:
             self._next_status = self._clock() + STATUS_INTERVAL
             self._out.status(self.turn, self.index, line, self._fraction)
 
-    def _count(self, tokens: int, remark: str = "") -> str:
+    def _token_status(self, tokens: int, remark: str = "") -> str:
         """Return the status with the tokens so far, now and then; it travels with the text."""
         if self._clock() < self._next_status:
             return ""
@@ -162,11 +162,11 @@ class LiveAnswer:
         self._status = f"writing · {tokens:,} tokens{remark}"
         return self._status
 
-    def _go_on(self, tokens: int) -> None:
+    def _show_progress(self, tokens: int) -> None:
         """Count on where no text grows any more, so that it is seen to be alive."""
         if not self._throttle.allows(100, tokens):
             return
-        status = self._count(tokens, f" · the first {LONGEST_SHOWN:,} characters shown")
+        status = self._token_status(tokens, f" · the first {LONGEST_SHOWN:,} characters shown")
         if status:
             self._out.status(self.turn, self.index, status, self._fraction)
             self._throttle.sent(len(status))
@@ -174,7 +174,7 @@ class LiveAnswer:
     def _tail(self) -> str:
         return sanitize.to_plain(self._blocks.tail)
 
-    def _grow(self, text: str, status: str) -> list[int]:
+    def _send_text(self, text: str, status: str) -> list[int]:
         """Send new text; return the bytes of each message."""
         tail, finished = self._tail(), len(self._blocks.finished)
         self._blocks.feed(text)
@@ -203,7 +203,7 @@ def _block(text: str, whole: bool) -> str:
     return sanitize.to_html(text) if whole else sanitize.preformatted(text.rstrip("\n"))
 
 
-def _failed(text: str) -> list[str]:
+def _failed_html(text: str) -> list[str]:
     return [sanitize.preformatted(text)] if text else []
 
 

@@ -44,9 +44,11 @@ class Models:
         self._loaded_names: set[str] = set()
         self._lock = threading.Lock()
         self._disk: list[ModelOnDisk] = []
-        self._looking = False
-        self._said = ("", False)
-        self.section = ModelsSection(self.load, self.unload, self.cancel_of, self.pin, self.look)
+        self._scanning = False
+        self._message = ("", False)
+        self.section = ModelsSection(
+            self.load, self.unload, self.cancel_of, self.pin, self.scan_disk
+        )
 
     @property
     def loading(self) -> bool:
@@ -57,22 +59,22 @@ class Models:
     def show(self) -> list[ModelChoice]:
         """Bring the section up to date; return what there is to choose from."""
         with self._lock:
-            disk, said = self._disk, self._said
+            disk, message = self._disk, self._message
             loaded, self._loaded_names = self._loaded_names, set()
         found = choices(self._session, disk)
         memory = self._session.pool.memory
         self.section.show(found, active=memory.active, cached=memory.cached, limit=memory.limit)
-        self.section.say(said[0], problem=said[1])
+        self.section.say(message[0], problem=message[1])
         for name in loaded:
             self.section.loaded(name)
         return found
 
-    def look(self) -> None:
+    def scan_disk(self) -> None:
         """Look at the disk again; on a thread, since a large cache takes its time."""
         with self._lock:
-            if self._looking:
+            if self._scanning:
                 return
-            self._looking = True
+            self._scanning = True
 
         def run() -> None:
             try:
@@ -84,7 +86,7 @@ class Models:
                 self._say(f"The models on disk could not be listed: {error}", problem=True)
             finally:
                 with self._lock:
-                    self._looking = False
+                    self._scanning = False
             self._changed()
 
         threading.Thread(target=run, name="mlx-magic-disk", daemon=True).start()
@@ -117,9 +119,9 @@ class Models:
     def cancel_of(self, name: str) -> None:
         """Cancel what loads or unloads a model, whoever asked for it."""
         running = self._session.running
-        for model, work in loading(running):
+        for model, task in loading(running):
             if model == name:
-                work.cancel()
+                task.cancel()
         names = self._session.pool[name].names if name in self._session.pool else ()
         for unload in unloading(running):
             if unload.name in names:
@@ -158,5 +160,5 @@ class Models:
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         with self._lock:
-            self._said = (shown(text, 2000), problem)
+            self._message = (shown(text, 2000), problem)
         self._changed()

@@ -25,7 +25,7 @@ class Namespace:
 
     def __init__(self, ipython: Any = None) -> None:
         self._ip = ipython
-        self._known: tuple[str, ...] | None = None
+        self._cached_names: tuple[str, ...] | None = None
 
     @property
     def values(self) -> dict[str, Any]:
@@ -34,10 +34,10 @@ class Namespace:
 
     def picture_names(self) -> tuple[str, ...]:
         """Return the variables that hold pictures, as of the last cell."""
-        if self._known is None:
+        if self._cached_names is None:
             found = variables.picture_variables(self.values)
-            self._known = tuple(variable.name for variable in found)
-        return self._known
+            self._cached_names = tuple(variable.name for variable in found)
+        return self._cached_names
 
     def pictures(self, words: str) -> list[tuple[str, Any, str]]:
         """Return name, value and word of each picture that a line names.
@@ -97,7 +97,7 @@ class Namespace:
             return lambda: None
 
         def ran(*_: Any) -> None:
-            self._known = None
+            self._cached_names = None
             callback()
 
         self._ip.events.register("post_run_cell", ran)

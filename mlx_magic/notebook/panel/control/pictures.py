@@ -69,19 +69,19 @@ class Pictures:
     def __init__(
         self,
         changed: Callable[[], None],
-        earlier: Callable[[], Sequence[ImageInput]] = lambda: (),
+        held_images: Callable[[], Sequence[ImageInput]] = lambda: (),
     ) -> None:
         self._changed = changed
-        self._earlier = earlier
+        self._held_images = held_images
         self._lock = threading.RLock()
         self._ready: list[Picture] = []
         self._opening: dict[str, Opening] = {}
-        self._opened_now: tuple[str, CancelToken] | None = None
+        self._current: tuple[str, CancelToken] | None = None
         self._problems: OrderedDict[str, str] = OrderedDict()
-        self._forgotten = 0
+        self._dropped_problems = 0
         self._numbers = itertools.count(1)
-        self._waiting: OrderedDict[str, tuple[str, str, Any]] = OrderedDict()
-        self._working = False
+        self._queue: OrderedDict[str, tuple[str, str, Any]] = OrderedDict()
+        self._thread_running = False
 
     @property
     def ready(self) -> tuple[Picture, ...]:
@@ -99,9 +99,9 @@ class Pictures:
     def problems(self) -> dict[str, str]:
         """What went wrong: an id and one line for each, the newest `MOST_PROBLEMS` of them."""
         with self._lock:
-            if not self._forgotten:
+            if not self._dropped_problems:
                 return dict(self._problems)
-            return {_MORE: f"… and {self._forgotten} earlier problems.", **self._problems}
+            return {_MORE: f"… and {self._dropped_problems} earlier problems.", **self._problems}
 
     def announce(self, opening: Opening) -> None:
         """Show a picture that is still arriving."""
@@ -127,15 +127,17 @@ class Pictures:
         name = shorten(name)
         with self._lock:
             key = as_id or f"p{next(self._numbers)}"
-            why = self._why_not(key, name, value)
-            if not why:
+            reason = self._why_not(key, name, value)
+            if not reason:
                 self._opening[key] = Opening(key, name)
-                self._waiting[key] = (name, word, value)
-                if not self._working:
-                    self._working = True
-                    threading.Thread(target=self._work, name="mlx-magic-open", daemon=True).start()
-        if why:
-            self.fail(key, why)
+                self._queue[key] = (name, word, value)
+                if not self._thread_running:
+                    self._thread_running = True
+                    threading.Thread(
+                        target=self._open_queued, name="mlx-magic-open", daemon=True
+                    ).start()
+        if reason:
+            self.fail(key, reason)
             return
         self._changed()
 
@@ -143,12 +145,12 @@ class Pictures:
         """Say why a value cannot wait to be opened; ``""`` if it can."""
         if len(self._ready) + len({*self._opening, key}) > MAX_IMAGES:
             return f"{name}: a question takes at most {MAX_IMAGES} pictures; remove some first."
-        waiting = [found for _, _, found in self._waiting.values()]
-        size = sum(len(found) for found in [*waiting, value] if isinstance(found, bytes))
+        queued = [found for _, _, found in self._queue.values()]
+        size = sum(len(found) for found in [*queued, value] if isinstance(found, bytes))
         if size > MOST_WAITING:
             return (
-                f"{name} was not added: {megabytes(size)} of files would wait to be opened, the limit "
-                f"is {megabytes(MOST_WAITING)}; add it again once the others are open."
+                f"{name} was not added: {megabytes(size)} of files would wait to be opened, the "
+                f"limit is {megabytes(MOST_WAITING)}; add it again once the others are open."
             )
         return ""
 
@@ -168,7 +170,7 @@ class Pictures:
             self._problems[key] = shorten(text, _LONGEST_PROBLEM)
             while len(self._problems) > MOST_PROBLEMS:
                 self._problems.popitem(last=False)
-                self._forgotten += 1
+                self._dropped_problems += 1
         self._changed()
 
     def remove(self, key: str) -> None:
@@ -184,14 +186,14 @@ class Pictures:
         with self._lock:
             self._problems.pop(key, None)
             if key == _MORE or not self._problems:
-                self._forgotten = 0
+                self._dropped_problems = 0
         self._changed()
 
     def order(self, keys: Iterable[str]) -> None:
         """Put the pictures in this order; those that are not named stay at the end."""
         with self._lock:
-            place = {key: at for at, key in enumerate(keys)}
-            self._ready.sort(key=lambda picture: place.get(picture.id, len(place)))
+            positions = {key: at for at, key in enumerate(keys)}
+            self._ready.sort(key=lambda picture: positions.get(picture.id, len(positions)))
         self._changed()
 
     def clear(self) -> None:
@@ -199,28 +201,28 @@ class Pictures:
         with self._lock:
             self._ready.clear()
             self._opening.clear()
-            self._waiting.clear()
+            self._queue.clear()
             self._problems.clear()
-            self._forgotten = 0
+            self._dropped_problems = 0
             self._stop_opening()
         self._changed()
 
     def _forget(self, key: str) -> None:
         self._opening.pop(key, None)
-        self._waiting.pop(key, None)
+        self._queue.pop(key, None)
 
     def _stop_opening(self, key: str | None = None) -> None:
         """Stop the work on a picture that is being opened, or on whichever is; under the lock."""
-        if self._opened_now is not None and key in (None, self._opened_now[0]):
-            self._opened_now[1].cancel()
+        if self._current is not None and key in (None, self._current[0]):
+            self._current[1].cancel()
 
-    def _work(self) -> None:
+    def _open_queued(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
-                    self._working = False
+                if not self._queue:
+                    self._thread_running = False
                     return
-                key, (name, word, value) = self._waiting.popitem(last=False)
+                key, (name, word, value) = self._queue.popitem(last=False)
             self._open(key, name, word, value)
             # Not while the next one is waited for.
             del value
@@ -230,7 +232,7 @@ class Pictures:
         with self._lock:
             if key not in self._opening:
                 return
-            self._opened_now = key, token
+            self._current = key, token
         try:
             if isinstance(value, bytes):
                 self._require_room(name, pixels_of(value))  # before so many are unpacked
@@ -246,12 +248,12 @@ class Pictures:
                         "remove some first.",
                         option="images",
                     )
-                known = [*(picture.image for picture in self._ready), *self._earlier()]
+                known = [*(picture.image for picture in self._ready), *self._held_images()]
                 opened = pixel_budget.shared(opened, known)
                 self._require_room(name, pixel_budget.added(opened, known))
                 words = _words(word, value, len(opened))
                 self._ready += [
-                    Picture(self._free(f"{key}.{at}" if at else key), image, words[at])
+                    Picture(self._unused_id(f"{key}.{at}" if at else key), image, words[at])
                     for at, image in enumerate(opened)
                 ]
                 del self._opening[key]
@@ -268,9 +270,9 @@ class Pictures:
     def _require_room(self, name: str, new: int) -> None:
         with self._lock:
             ready = [picture.image for picture in self._ready]
-            pixel_budget.require_room(name, new, ready, self._earlier())
+            pixel_budget.require_room(name, new, ready, self._held_images())
 
-    def _free(self, key: str) -> str:
+    def _unused_id(self, key: str) -> str:
         """Return an id that no picture has: the page chooses those of files."""
         taken = {picture.id for picture in self._ready}
         while key in taken:

@@ -65,9 +65,9 @@ class TurnActions:
             if live.answer.result is None:
                 self._say(turn, index, "There is no result to save.", ok=False)
                 return
-            there = self._names.existing(name)
-            if there and not replace and self._names.values.get(name) is not live.answer.result:
-                self._say(turn, index, f"{there} already. Replace it?", ok=False, ask="replace")
+            existing = self._names.existing(name)
+            if existing and not replace and self._names.values.get(name) is not live.answer.result:
+                self._say(turn, index, f"{existing} already. Replace it?", ok=False, ask="replace")
                 return
             self._names.define(name, live.answer.result)
         except MlxMagicError as error:
@@ -79,12 +79,12 @@ class TurnActions:
     def cell_used(self, turn: str, index: int) -> None:
         """Define the variables that a copied cell names."""
         found, live = self._turns.find(turn), self._turns.live(turn, index)
-        copied = live.cell
+        copied_cell = live.cell
         self.prepare(found, live)
         variables = cell_text.words_for(found.pictures, self._names.values).variables
         for name, image in variables.items():
             self._names.define(name, image)
-        if live.cell != copied:
+        if live.cell != copied_cell:
             self._turns.show(found, live)
             self._say(turn, index, "The variables have changed: copy the cell again.", ok=False)
             return

@@ -71,7 +71,7 @@ class Turns:
         pictures: Sequence[Picture] = (),
         options: Options,
         follows: bool = True,
-        instead_of: str = "",
+        replaces: str = "",
     ) -> Turn:
         """Put a question to one model, or the same to several; returns at once.
 
@@ -99,7 +99,7 @@ class Turns:
                 option="model",
             )
         with self._lock:
-            before = self.turns[: self.place(instead_of)]
+            before = self.turns[: self.index_of(replaces)]
             requests = [
                 GenerationRequest(
                     prompt=prompt,
@@ -116,7 +116,7 @@ class Turns:
                 f"t{next(self._ids)}",
                 prompt,
                 tuple(pictures),
-                [_begun(session, request, pictures, options) for request in requests],
+                [_start_answer(session, request, pictures, options) for request in requests],
                 system=options.system,
                 sampling=options.sampling,
                 max_pixels=options.max_pixels,
@@ -190,10 +190,10 @@ class Turns:
             When there is none with this id.
         """
         with self._lock:
-            place = self.place(turn)
-            if place == len(self.turns):
+            index = self.index_of(turn)
+            if index == len(self.turns):
                 raise RequestError("That turn no longer exists.", option="turn")
-            return self.turns[place]
+            return self.turns[index]
 
     def live(self, turn: str, index: int) -> LiveAnswer:
         """Return one answer of a turn, as it is shown.
@@ -243,30 +243,30 @@ class Turns:
     def number(self, turn: Turn) -> int:
         """Return a turn's place, from 1."""
         with self._lock:
-            return self.place(turn.id) + 1
+            return self.index_of(turn.id) + 1
 
     def before(self, turn: Turn) -> list[Turn]:
         """Return the turns before one."""
         with self._lock:
-            return self.turns[: self.place(turn.id)]
+            return self.turns[: self.index_of(turn.id)]
 
-    def place(self, turn: str) -> int:
+    def index_of(self, turn: str) -> int:
         """Return where a turn is; the end if it is not there."""
-        places = (at for at, found in enumerate(self.turns) if found.id == turn)
-        return next(places, len(self.turns))
+        matches = (at for at, found in enumerate(self.turns) if found.id == turn)
+        return next(matches, len(self.turns))
 
     def _drop(self, turns: Sequence[Turn]) -> None:
-        gone = list(turns)
-        if not gone:
+        dropped = list(turns)
+        if not dropped:
             return
-        for turn in gone:
+        for turn in dropped:
             turn.cancel()
             self._live.pop(turn.id, None)
-        self.turns = [turn for turn in self.turns if turn not in gone]
-        self._out.drop([turn.id for turn in gone])
+        self.turns = [turn for turn in self.turns if turn not in dropped]
+        self._out.drop([turn.id for turn in dropped])
 
 
-def _begun(
+def _start_answer(
     session: Session, request: GenerationRequest, pictures: Sequence[Picture], options: Options
 ) -> Answer:
     """Begin to answer; what cannot even begin is an answer that failed."""

@@ -36,7 +36,7 @@ class Updates:
         self._update = update
         self._interval = interval
         self._lock = threading.Lock()
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._context = click_routing.thread_context()
@@ -46,7 +46,7 @@ class Updates:
         with self._lock:
             if self._closed:
                 return
-            self._asked.set()
+            self._requested.set()
             if self._thread is None:
                 # A copy: the thread before this one may not quite have left its own.
                 run = self._context.copy().run
@@ -59,7 +59,7 @@ class Updates:
         """Update no more."""
         with self._lock:
             self._closed = True
-            self._asked.set()
+            self._requested.set()
 
     @property
     def active(self) -> bool:
@@ -69,20 +69,20 @@ class Updates:
     def _run(self) -> None:
         failed = 0
         while True:
-            self._asked.clear()
+            self._requested.clear()
             try:
-                more = not self._closed and self._update()
+                call_again = not self._closed and self._update()
                 failed = 0
             except Exception:
                 # What fails for a moment must not leave a growing answer standing still.
                 _log.exception("A panel could not be brought up to date.")
                 failed += 1
-                more = failed < FAILURES
-            if not more:
+                call_again = failed < FAILURES
+            if not call_again:
                 with self._lock:
                     # What was asked for meanwhile would be lost with the thread.
-                    if self._closed or not self._asked.is_set():
+                    if self._closed or not self._requested.is_set():
                         self._thread = None
                         return
             # Several things that happen at once are one update.
-            self._asked.wait(self._interval)
+            self._requested.wait(self._interval)

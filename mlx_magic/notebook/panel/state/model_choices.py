@@ -116,10 +116,10 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             pinned=model.pinned,
             leaving=any(unload.name in model.names for unload in unloads),
         )
-    for name, work in loading(session.running):
+    for name, task in loading(session.running):
         if name not in found and not any(name in m.names for m in session.pool):
             found[name] = ModelChoice(
-                name, "loading", progress=work.progress, default=name == default
+                name, "loading", progress=task.progress, default=name == default
             )
     for entry in disk:
         if entry.name in found or str(entry.path) in paths:
@@ -150,17 +150,17 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
 def loading(running: Sequence[Task[Any]]) -> list[tuple[str, Task[Any]]]:
     """Return what loads a model now, a load or a question to it, with the model's name."""
     loads: list[tuple[str, Task[Any]]] = []
-    for work in running:
-        if isinstance(work, Load):
-            loads.append((work.name, work))
-        elif isinstance(work, Generation) and work.progress.phase in ("loading", "downloading"):
-            loads.append((work.request.model, work))
+    for task in running:
+        if isinstance(task, Load):
+            loads.append((task.name, task))
+        elif isinstance(task, Generation) and task.progress.phase in ("loading", "downloading"):
+            loads.append((task.request.model, task))
     return loads
 
 
 def unloading(running: Sequence[Task[Any]]) -> list[Unload]:
     """Return what waits to unload a model."""
-    return [work for work in running if isinstance(work, Unload)]
+    return [task for task in running if isinstance(task, Unload)]
 
 
 def _details(

@@ -25,10 +25,10 @@ def shared(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> list[Im
     images : iterable of ImageInput
     known : iterable of ImageInput
     """
-    there = {image.digest: image.pixels for image in known}
+    known_pixels = {image.digest: image.pixels for image in known}
     found: list[ImageInput] = []
     for image in images:
-        pixels = there.setdefault(image.digest, image.pixels)
+        pixels = known_pixels.setdefault(image.digest, image.pixels)
         found.append(image if pixels is image.pixels else replace(image, pixels=pixels))
     return found
 
@@ -56,8 +56,9 @@ def require_room(
     total = new + _pixels(ready)
     if total > MOST_READY:
         raise _too_much(
-            f"{shorten(name)} was not added: this question would have {total / 1e6:.0f} "
-            f"megapixels, the limit is {MOST_READY / 1e6:.0f}; make it smaller, or remove some first.",
+            f"{shorten(name)} was not added: this question would have "
+            f"{total / 1e6:.0f} megapixels, the limit is {MOST_READY / 1e6:.0f}; make it smaller, "
+            "or remove some first.",
             name,
             total,
             MOST_READY,
@@ -80,8 +81,8 @@ def _pixels(images: Iterable[ImageInput]) -> int:
 
 def added(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> int:
     """Return the pixels that pictures add to those that are known."""
-    there = [*known]
-    return _pixels([*there, *images]) - _pixels(there)
+    known_pixels = [*known]
+    return _pixels([*known_pixels, *images]) - _pixels(known_pixels)
 
 
 def _too_much(message: str, name: str, size: int, limit: int) -> ImageTooLargeError:

@@ -31,7 +31,7 @@ class _Upload:
     size: int
     pieces: int
     seen: float
-    got: dict[int, bytes] = field(default_factory=dict)
+    pieces_received: dict[int, bytes] = field(default_factory=dict)
     received: int = 0
 
     def declares(self, other: _Upload) -> bool:
@@ -125,35 +125,39 @@ class Uploads:
         if key in self._refused and number != 0:
             return None
         try:
-            return self._taken(key, message, number, piece)
+            return self._add_piece(key, message, number, piece)
         except ImageError:
             self._uploads.pop(key, None)
             self._refuse(key)
             raise
 
-    def _taken(self, key: str, message: Mapping[str, Any], number: Any, piece: Any) -> bytes | None:
-        told = self._declared(message)
-        if not _whole(number) or not 0 <= number < told.pieces:
-            raise _contradiction(told.name)
+    def _add_piece(
+        self, key: str, message: Mapping[str, Any], number: Any, piece: Any
+    ) -> bytes | None:
+        declared = self._declared(message)
+        if not _whole(number) or not 0 <= number < declared.pieces:
+            raise _contradiction(declared.name)
         upload = self._uploads.get(key)
-        if upload is None or (number == 0 and (0 in upload.got or not upload.declares(told))):
-            upload = self._begin(key, told)
-        if not upload.declares(told) or number in upload.got:
-            raise _contradiction(told.name)
+        if upload is None or (
+            number == 0 and (0 in upload.pieces_received or not upload.declares(declared))
+        ):
+            upload = self._begin(key, declared)
+        if not upload.declares(declared) or number in upload.pieces_received:
+            raise _contradiction(declared.name)
         size = memoryview(piece).nbytes
-        missing = upload.pieces - len(upload.got) - 1
+        missing = upload.pieces - len(upload.pieces_received) - 1
         left = upload.size - upload.received - size
         # Every piece has a byte at least; the last one has exactly what is left.
         if not 0 < size <= PIECE_BYTES or left < missing or (missing == 0 and left != 0):
-            raise _contradiction(told.name)
+            raise _contradiction(declared.name)
         # A copy: a view would keep the whole message alive.
-        upload.got[number] = bytes(piece)
+        upload.pieces_received[number] = bytes(piece)
         upload.received += size
         upload.seen = self._clock()
         if missing:
             return None
         del self._uploads[key]
-        return b"".join(upload.got[at] for at in range(upload.pieces))
+        return b"".join(upload.pieces_received[at] for at in range(upload.pieces))
 
     def _declared(self, message: Mapping[str, Any]) -> _Upload:
         name: Any = message.get("name")
@@ -178,7 +182,7 @@ class Uploads:
                 limit=self._max_bytes,
             )
 
-    def _begin(self, key: str, told: _Upload) -> _Upload:
+    def _begin(self, key: str, declared: _Upload) -> _Upload:
         self._uploads.pop(key, None)
         self._refused.pop(key, None)
         now = self._clock()
@@ -186,21 +190,21 @@ class Uploads:
             self.drop(stale)
         if len(self._uploads) >= self._max_files:
             raise ImageError(
-                f"{told.name}: {len(self._uploads)} files are being received already; "
+                f"{declared.name}: {len(self._uploads)} files are being received already; "
                 "add it once they have arrived.",
-                source=told.name,
+                source=declared.name,
             )
-        total = told.size + sum(upload.size for upload in self._uploads.values())
+        total = declared.size + sum(upload.size for upload in self._uploads.values())
         if total > self._max_total:
             raise ImageTooLargeError(
-                f"{told.name} was not added: {megabytes(total)} would be in transfer, the limit is "
-                f"{megabytes(self._max_total)}; add it once the others have arrived.",
-                source=told.name,
+                f"{declared.name} was not added: {megabytes(total)} would be in transfer, the limit "
+                f"is {megabytes(self._max_total)}; add it once the others have arrived.",
+                source=declared.name,
                 size=total,
                 limit=self._max_total,
             )
-        self._uploads[key] = told
-        return told
+        self._uploads[key] = declared
+        return declared
 
     def _refuse(self, key: str) -> None:
         self._refused[key] = None

@@ -14,7 +14,7 @@ from mlx_magic.engine.result import VisionResult
 from mlx_magic.formatting import shorten
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED
-from mlx_magic.notebook.magic_line.variable_names import is_ipythons, is_reserved
+from mlx_magic.notebook.magic_line.variable_names import is_ipython_name, is_reserved
 from mlx_magic.user_folders import expanded
 
 MOST_VARIABLES = 200
@@ -61,12 +61,12 @@ def picture_variables(namespace: Mapping[str, object]) -> list[PictureVariable]:
     namespace : mapping
         The notebook's variables. Names that begin with ``_`` and IPython's own are left out.
     """
-    look = _Look()
+    inspector = _Inspector()
     found: list[PictureVariable] = []
     for name, value in list(namespace.items()):
-        if name.startswith("_") or is_ipythons(name) or len(found) >= MOST_VARIABLES:
+        if name.startswith("_") or is_ipython_name(name) or len(found) >= MOST_VARIABLES:
             continue
-        if what := look.at(value):
+        if what := inspector.at(value):
             found.append(PictureVariable(name, what))
     return sorted(found, key=lambda variable: (variable.name.casefold(), variable.name))
 
@@ -108,7 +108,7 @@ def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
     return f"{name} is {'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
 
 
-class _Look:
+class _Inspector:
     """One look through the variables, with what it may still ask of the disk."""
 
     def __init__(self) -> None:
@@ -126,11 +126,11 @@ class _Look:
             if issubclass(kind, (list, tuple)):
                 base: Any = list if issubclass(kind, list) else tuple
                 first = base.__getitem__(value, slice(_FIRST_ITEMS))
-                return "" if inside else self._several(base.__len__(value), first)
+                return "" if inside else self._describe_list(base.__len__(value), first)
             if issubclass(kind, (str, Path)):
                 return self._file(value)
             if issubclass(kind, (ImageInput, VisionResult)):
-                return _own(value)
+                return _describe_own(value)
             if issubclass(kind, self._image):
                 return "PIL image {}x{}".format(*value.size)
             if issubclass(kind, self._array):
@@ -140,12 +140,12 @@ class _Look:
             if issubclass(kind, self._axes):
                 return "axes"
             if issubclass(kind, self._series) and not inside and value.dtype.kind == "O":
-                return self._several(len(value), value.iloc[:_FIRST_ITEMS])
+                return self._describe_list(len(value), value.iloc[:_FIRST_ITEMS])
         except Exception:  # somebody's subclass with a len, a size or a dtype that fails
             return ""
         return ""
 
-    def _several(self, count: int, values: Any) -> str:
+    def _describe_list(self, count: int, values: Any) -> str:
         if not 0 < count <= MAX_IMAGES:
             return ""
         if not all(self.at(value, inside=True) for value in values):
@@ -160,23 +160,23 @@ class _Look:
             return ""
         self._stats -= 1
         try:
-            there = expanded(text).is_file()
+            exists = expanded(text).is_file()
         except (OSError, ValueError, RuntimeError):  # no possible path; no such user
             return ""
-        return f"file {shorten(Path(text).name, _LONGEST_NAME)}" if there else ""
+        return f"file {shorten(Path(text).name, _LONGEST_NAME)}" if exists else ""
 
 
 def _class(module: str, name: str) -> type:
     """Return a class of a library that is in use; one without instances if it is not."""
     found = getattr(sys.modules.get(module), name, None)
-    return found if isinstance(found, type) else _Nothing
+    return found if isinstance(found, type) else _NeverInstantiated
 
 
-class _Nothing:
+class _NeverInstantiated:
     """Stands for a class of a library that nobody has imported."""
 
 
-def _own(value: ImageInput | VisionResult) -> str:
+def _describe_own(value: ImageInput | VisionResult) -> str:
     if isinstance(value, ImageInput):
         return "picture {}x{}".format(*value.size)
     count = len(value.images)

@@ -9,7 +9,7 @@ import ipywidgets as widgets
 
 from mlx_magic.notebook.panel.state.conversation import MOST_MODELS
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice
-from mlx_magic.notebook.panel.widgets.controls import button, fold, line, put, said
+from mlx_magic.notebook.panel.widgets.controls import button, fold, line, message_html, set_trait
 from mlx_magic.notebook.panel.widgets.options_form import OptionsForm
 
 NONE = ""
@@ -108,12 +108,12 @@ class Composer:
 
     def say(self, text: str, *, problem: bool = False) -> None:
         """Show one line below the buttons."""
-        put(self.hint, "value", said(text, problem=problem))
+        set_trait(self.hint, "value", message_html(text, problem=problem))
 
-    def able(self, pressed: widgets.Button, why_not: str, tip: str = "") -> None:
+    def set_enabled(self, pressed: widgets.Button, why_not: str, tip: str = "") -> None:
         """Let a button be pressed, or say why it cannot."""
-        put(pressed, "disabled", bool(why_not))
-        put(pressed, "tooltip", why_not or tip)
+        set_trait(pressed, "disabled", bool(why_not))
+        set_trait(pressed, "tooltip", why_not or tip)
 
     def _comparing(self, _: Any) -> None:
         others = self.others if self.compare.value else []

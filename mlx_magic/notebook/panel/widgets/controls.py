@@ -10,7 +10,7 @@ import ipywidgets as widgets
 from mlx_magic.notebook.display import formulas, sanitize
 
 
-def put(widget: Any, trait: str, value: Any) -> None:
+def set_trait(widget: Any, trait: str, value: Any) -> None:
     """Set a trait that has changed; nothing is compared or sent where it has not."""
     if getattr(widget, trait) != value:
         setattr(widget, trait, value)
@@ -61,7 +61,7 @@ def fold(title: str, content: widgets.DOMWidget, *, opened: bool = False) -> wid
     return widgets.VBox([heading, content])
 
 
-def said(text: str, *, problem: bool = False) -> str:
+def message_html(text: str, *, problem: bool = False) -> str:
     """Return one line as HTML that a screen reader speaks."""
     if not text:
         return ""

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 from mlx_magic.formatting import amount
 from mlx_magic.notebook.display import formulas, sanitize
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice
-from mlx_magic.notebook.panel.widgets.controls import button, line, put, said
+from mlx_magic.notebook.panel.widgets.controls import button, line, message_html, set_trait
 
 _COLORS = 5
 _KEEP = "Never evict this model"
@@ -67,17 +67,17 @@ class ModelsSection:
         )
         self.name.add_class("mlxm-model-name")
         self.load_other = button("Load", "Enter a model first", disabled=True)
-        self.look_again = button("Refresh", "Scan the disk for models again")
+        self.rescan = button("Refresh", "Scan the disk for models again")
         self.load_other.on_click(lambda _: self._load_other(load))
-        self.look_again.on_click(lambda _: refresh())
+        self.rescan.on_click(lambda _: refresh())
         self.name.observe(self._named, "value")
-        other = line(self.name, self.load_other, self.look_again)
+        other = line(self.name, self.load_other, self.rescan)
         self.note = widgets.HTML()
         self.box = widgets.VBox([self.memory, self.list, other, self.note])
 
     def show(self, choices: Sequence[ModelChoice], *, active: int, cached: int, limit: int) -> None:
         """Bring rows and bar up to date; sends only what has changed. See `memory_bar`."""
-        put(self.memory, "value", memory_bar(choices, active, cached, limit))
+        set_trait(self.memory, "value", memory_bar(choices, active, cached, limit))
         rows = []
         for choice in choices:
             row = self._rows.get(choice.name)
@@ -95,7 +95,7 @@ class ModelsSection:
 
     def say(self, text: str, *, problem: bool = False) -> None:
         """Show one line below the list."""
-        put(self.note, "value", said(text, problem=problem))
+        set_trait(self.note, "value", message_html(text, problem=problem))
 
     def loaded(self, name: str) -> None:
         """Empty the field, if that is what it asked for."""
@@ -148,10 +148,10 @@ class _Row:
 
     def show(self, choice: ModelChoice) -> None:
         action, why_not = _action(choice)
-        put(self.text, "value", row_html(choice))
-        put(self.button, "description", action)
-        put(self.button, "disabled", bool(why_not))
-        put(self.button, "tooltip", why_not or f"{action} {choice.title}")
+        set_trait(self.text, "value", row_html(choice))
+        set_trait(self.button, "description", action)
+        set_trait(self.button, "disabled", bool(why_not))
+        set_trait(self.button, "tooltip", why_not or f"{action} {choice.title}")
         if choice.state == "loaded":
             self._show_pin(choice)
         elif self.pin is not None:
@@ -177,8 +177,8 @@ class _Row:
             )
             self._clicked(self.pin)
             self.box.children = [self.text, self.pin, self.button]
-        put(self.pin, "description", action)
-        put(self.pin, "tooltip", tip)
+        set_trait(self.pin, "description", action)
+        set_trait(self.pin, "tooltip", tip)
 
     def _clicked(self, button: widgets.Button) -> None:
         button.on_click(lambda _: self._press(button.description, self.name))

@@ -15,7 +15,7 @@ _SIZES = (
     ("at most 1 megapixel", 1_000_000),
     ("at most 0.25 megapixels", 250_000),
 )
-_OWN = "Use the model's default sampling"
+_DEFAULT_SAMPLING = "Use the model's default sampling"
 
 
 class OptionsForm:
@@ -40,8 +40,8 @@ class OptionsForm:
             tooltip="Maximum length of an answer",
             **wide,
         )
-        self.own = widgets.Checkbox(
-            description=_OWN,
+        self.default_sampling = widgets.Checkbox(
+            description=_DEFAULT_SAMPLING,
             value=True,
             indent=False,
             layout=widgets.Layout(width="auto"),
@@ -60,14 +60,14 @@ class OptionsForm:
             description="Seed", placeholder="none (sampled answers vary)", **wide
         )
         self.max_pixels = widgets.Dropdown(description="Pictures", options=_SIZES, **wide)
-        self.own.observe(self._show_whether_off, "value")
+        self.default_sampling.observe(self._show_whether_off, "value")
         self._show_whether_off()
         self.box = widgets.VBox(
             [
                 self.system,
                 self.max_tokens,
                 self.max_pixels,
-                self.own,
+                self.default_sampling,
                 self.temperature,
                 self.top_p,
                 self.top_k,
@@ -89,12 +89,12 @@ class OptionsForm:
             raise RequestError(
                 f"The seed is {text!r}: use a whole number, or leave it empty.", option="seed"
             )
-        own = self.own.value
+        default_sampling = self.default_sampling.value
         sampling = Sampling(
             max_tokens=self.max_tokens.value,
-            temperature=None if own else self.temperature.value,
-            top_p=None if own or self.top_p.value >= 1 else self.top_p.value,
-            top_k=None if own or not self.top_k.value else self.top_k.value,
+            temperature=None if default_sampling else self.temperature.value,
+            top_p=None if default_sampling or self.top_p.value >= 1 else self.top_p.value,
+            top_k=None if default_sampling or not self.top_k.value else self.top_k.value,
             seed=int(text) if text else None,
         )
         return Options(self.system.value.strip() or None, sampling, self.max_pixels.value or None)
@@ -104,7 +104,9 @@ class OptionsForm:
         sampling = options.sampling
         self.system.value = options.system or ""
         self.max_tokens.value = sampling.max_tokens
-        self.own.value = (sampling.temperature, sampling.top_p, sampling.top_k) == (None,) * 3
+        self.default_sampling.value = (sampling.temperature, sampling.top_p, sampling.top_k) == (
+            None,
+        ) * 3
         self.temperature.value = sampling.temperature or 0.0
         self.top_p.value = 1.0 if sampling.top_p is None else sampling.top_p
         self.top_k.value = sampling.top_k or 0
@@ -113,7 +115,7 @@ class OptionsForm:
         self.max_pixels.value = options.max_pixels if options.max_pixels in known else 0
 
     def _show_whether_off(self, _: Any = None) -> None:
-        why = f"Off while “{_OWN}” is on" if self.own.value else ""
+        why = f"Off while “{_DEFAULT_SAMPLING}” is on" if self.default_sampling.value else ""
         for control in (self.temperature, self.top_p, self.top_k):
-            control.disabled = self.own.value
+            control.disabled = self.default_sampling.value
             control.tooltip = why
