@@ -1,4 +1,4 @@
-"""``%%vision`` and ``%vision``: parse, call, translate errors."""
+"""The magics ``%%vision`` and ``%vision``: parse, call, translate errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vi
 
 @magics_class
 class VisionMagics(Magics):
-    """The magics. Every option of ``%%vision`` has a trait here."""
+    """The magics; each option of ``%%vision`` has a trait here."""
 
     model = Unicode(None, allow_none=True, help="Default model, for cells without -m.").tag(
         config=True
@@ -95,12 +95,12 @@ class VisionMagics(Magics):
 
     @observe("model")
     def _model_chosen(self, change: Any) -> None:
-        """Let `mlx_magic.ask` use the same default."""
+        """Make the model the default of `mlx_magic.ask`, too."""
         _session().default_model = change["new"]
 
     @validate("memory_budget", "idle_ttl")
     def _pool_setting(self, proposal: Any) -> Any:
-        """Refuse what cannot be one, in a line."""
+        """Validate a setting of the pool; an invalid one raises TraitError."""
         check = {"memory_budget": check_setting, "idle_ttl": check_ttl}[proposal["trait"].name]
         try:
             return check(proposal["value"])
@@ -123,10 +123,11 @@ class VisionMagics(Magics):
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]
     def vision_cell(self, line: str, cell: str) -> VisionResult | None:
-        """``%%vision``; the text of its help stands in help_text."""
+        """``%%vision``; its help is in help_text."""
         with _usage_errors():
             question = self._question(line, cell)
-            # Nothing has begun before this line, and nothing runs on after it.
+            # The request starts and ends within this block, so that an interrupt cannot leave it
+            # running.
             with deferred() as interrupt:
                 active = self._start(question)
                 self._running_cell(active, awaited=False, first=False).blocking(interrupt)
@@ -138,7 +139,7 @@ class VisionMagics(Magics):
     @no_var_expand
     @line_magic("vision")  # type: ignore[arg-type]
     def vision_line(self, line: str) -> Any:
-        """``%vision``; the text of its help stands in help_text."""
+        """``%vision``; its help is in help_text."""
         with _usage_errors():
             command = commands.parse_line(line)
             if not isinstance(command, pool_commands.WAITING_COMMANDS):
@@ -146,12 +147,12 @@ class VisionMagics(Magics):
             return pool_commands.blocking(self._ip, _session(), command)
 
     async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
-        """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
+        """Run a cell that begins with a magic; such cells are rewritten to call this."""
         with _usage_errors():
             if cell is None:
                 command = commands.parse_line(line)
                 if isinstance(command, commands.ListCommand | commands.ModelsCommand):
-                    # They read many files, or ask the Hub.
+                    # These read many files or query the Hub.
                     with deferred():
                         loop = asyncio.get_running_loop()
                         return await loop.run_in_executor(None, self._run, command)
@@ -181,10 +182,10 @@ class VisionMagics(Magics):
         )
 
     def _question(self, line: str, cell: str) -> _Question:
-        """Everything that needs the notebook's variables, on the thread that owns them."""
+        """Build the request; expressions are evaluated here, on the notebook's main thread."""
         arguments = parse_cell(line, cell, self.defaults())
         with contextlib.ExitStack() as cleanup, capture_output() as captured:
-            # Shown in any case, once nothing is captured any more.
+            # What the expressions printed is shown after the capture has ended, also on errors.
             cleanup.callback(captured.show)
             evaluate = evaluator(self._ip)
             prompt = template.fill(arguments.prompt, evaluate).strip("\n")
@@ -209,7 +210,7 @@ class VisionMagics(Magics):
         return _ActiveRequest(arguments, generation, question.has_output)
 
     async def _render_in_thread(self, active: _ActiveRequest, interrupt: Interrupt) -> None:
-        """Draw a large result off the loop; showing it then takes what is there."""
+        """Render a large result on a thread; displaying it then uses the cached bundle."""
         result = active.generation.future.result()
         if active.arguments.show and (result.images or len(result.text) > 2_000):
             await click_routing.in_thread(partial(render.bundle, result), interrupt)
@@ -220,7 +221,7 @@ class VisionMagics(Magics):
         self._store(active, result)
         if active.arguments.show and getattr(self._ip, "kernel", None) is not None:
             return result
-        # A terminal has shown the text as it came; --no-show shows nothing.
+        # In a terminal the text was streamed; with --no-show nothing is shown.
         if active.arguments.show and (ending := render.ending(result)):
             terminal.say(ending)
         self._ip.displayhook.update_user_ns(result)
@@ -231,7 +232,7 @@ class VisionMagics(Magics):
             self._ip.user_ns[active.arguments.output] = result
 
     def _store_partial(self, active: _ActiveRequest) -> None:
-        """Keep and show what an interrupted answer has."""
+        """Store and show the partial result of an interrupted request."""
         future = active.generation.future
         if future.exception() is not None:
             return
@@ -247,7 +248,7 @@ class VisionMagics(Magics):
             terminal.say(DEMO_NOTE)
 
     def defaults(self) -> Defaults:
-        """Return what holds where a cell has no flag."""
+        """Return the values that apply where a cell has no flag."""
         return Defaults(
             model=self.model,
             output=self.output,
@@ -304,7 +305,7 @@ class VisionMagics(Magics):
 
 
 def _session() -> Session:
-    """Return the session; what it needs is imported at the first use, not by %load_ext."""
+    """Return the session, imported on first use so that %load_ext stays quick."""
     from mlx_magic import default_session
 
     return default_session.current()
@@ -312,7 +313,7 @@ def _session() -> Session:
 
 @dataclass(frozen=True)
 class _Question:
-    """What a cell asks, with the notebook's variables in it."""
+    """A cell's arguments and request, with its expressions evaluated."""
 
     arguments: CellArguments
     request: GenerationRequest
@@ -322,7 +323,7 @@ class _Question:
 
 @dataclass(frozen=True)
 class _ActiveRequest:
-    """A question on its way, with what the cell wanted of it."""
+    """A running generation and the arguments of its cell."""
 
     arguments: CellArguments
     generation: Generation
@@ -331,13 +332,13 @@ class _ActiveRequest:
 
 @contextlib.contextmanager
 def _usage_errors() -> Iterator[None]:
-    """Show a person's slip as one line; what is not theirs keeps its traceback."""
+    """Raise user errors as UsageError (one line); other errors keep their traceback."""
     try:
         yield
     except (GenerationError, EngineError):
         raise
     except MlxMagicError as error:
-        # Exactly this class: IPython shows a traceback for any other, subclasses included.
+        # Not a subclass: IPython shows a traceback for those.
         raise UsageError(str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""Cells that wait for the pool: ``%vision load`` and ``%vision unload``."""
+"""The commands that wait for the pool: ``%vision load`` and ``%vision unload``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAITING_COMMANDS = (LoadCommand, UnloadCommand)
 
 
 def blocking(ipython: Any, session: Session, command: LoadCommand | UnloadCommand) -> None:
-    """Do what a command asks where nothing can be awaited, and say what became of it."""
+    """Run a command in a cell that blocks, and print the outcome."""
     with deferred() as interrupt, _cancel_all_on_error() as tasks:
         tasks += _start(session, command)
         for task in tasks:
@@ -31,7 +31,7 @@ def blocking(ipython: Any, session: Session, command: LoadCommand | UnloadComman
 async def awaited(
     ipython: Any, session: Session, command: LoadCommand | UnloadCommand, *, alone: bool
 ) -> None:
-    """Do what a command asks without holding the kernel's loop. See `RunningCell`."""
+    """Run a command without blocking the kernel's event loop. See `RunningCell`."""
     with deferred() as interrupt, _cancel_all_on_error() as tasks:
         tasks += _start(session, command)
         for task in tasks:
@@ -41,7 +41,7 @@ async def awaited(
 
 
 def _start(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[Load | Unload]:
-    """Begin all at once, so that one which has to wait holds up no other."""
+    """Start all tasks at once, so that one that waits does not delay the others."""
     if isinstance(command, LoadCommand):
         load = session.load(
             command.model,
@@ -62,13 +62,13 @@ def _running_cell(
     ipython: Any, task: Load | Unload, *, awaited: bool, alone: bool = False
 ) -> RunningCell[Any]:
     quick = isinstance(task, Unload)
-    # An unload that waits for nobody is done soon, and nobody could cancel it.
+    # An unload that has begun is quick and can no longer be cancelled.
     show = not (isinstance(task, Unload) and task.begun)
     return RunningCell(ipython, task, awaited=awaited, alone=alone, show=show, quick=quick)
 
 
 def _report(task: Load | Unload, tasks: Sequence[Load | Unload]) -> None:
-    """Say what became of one; a Cancel ends those that come after it, too."""
+    """Print the outcome of a task; if it was cancelled, cancel the remaining tasks."""
     terminal.say(pool_messages.ended(task))
     if task.token.requested:
         for other in tasks:
@@ -77,7 +77,7 @@ def _report(task: Load | Unload, tasks: Sequence[Load | Unload]) -> None:
 
 @contextlib.contextmanager
 def _cancel_all_on_error() -> Iterator[list[Load | Unload]]:
-    """Leave nothing behind a cell that failed; yields where the works are to be put."""
+    """Cancel all tasks if the cell fails; yields the list that the tasks are added to."""
     tasks: list[Load | Unload] = []
     try:
         yield tasks

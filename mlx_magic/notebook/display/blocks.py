@@ -1,4 +1,4 @@
-"""Cutting a growing text into blocks that are finished and a short tail that is not."""
+"""Splits streamed text into finished blocks and a short unfinished tail."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 LONGEST_TAIL = 480
 """Characters after which a tail without a blank line is cut anyway.
 
-Each update sends the tail again: a bound on it keeps the bytes on the wire
-linear in the length of the answer.
+Each update sends the whole tail: this limit keeps the total bytes sent linear in
+the length of the answer.
 """
 
 
 @dataclass(slots=True)
 class Blocks:
-    """A text that grows, as finished blocks and a tail.
+    """Streamed text as finished blocks and a tail.
 
     A block ends at a blank line outside of a code fence, so that it can be
-    rendered as Markdown by itself, or where the tail has become too long.
+    rendered as Markdown by itself, or where the tail became too long.
 
     Attributes
     ----------
     finished : list of (str, bool)
-        Text of each block, and whether it is whole (Markdown) or was cut (plain).
+        Text of each block, and whether it is complete (Markdown) or was cut (plain text).
     tail : str
     """
 
@@ -39,7 +39,7 @@ class Blocks:
             self._cut = False
         while len(self.tail) > LONGEST_TAIL:
             self._finish(_cut_position(self.tail), whole=False)
-            # What follows continues a block that is no longer whole.
+            # The next text continues a block that was cut.
             self._cut = True
 
     def _finish(self, end: int, *, whole: bool) -> None:
@@ -62,7 +62,7 @@ class Blocks:
 
 
 def _cut_position(text: str) -> int:
-    """After the last line break, else the last blank, in the second half; else at the limit."""
+    """Return the position after the last newline or space in the second half, or the limit."""
     for mark in ("\n", " "):
         position = text.rfind(mark, LONGEST_TAIL // 2, LONGEST_TAIL)
         if position != -1:

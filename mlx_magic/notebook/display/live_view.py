@@ -1,4 +1,4 @@
-"""The live view of a running cell: pictures, phase, text as it comes, a Cancel button."""
+"""The live view of a running cell: thumbnails, phase, streamed text, Cancel button."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _BLOCK = f"overflow-wrap:anywhere;overflow:auto;{_SIZE}"
 _TEXT = f"white-space:pre-wrap;{_BLOCK}"
 
 _MAX_CHARACTERS_PER_UPDATE = 2_000
-"""Characters that one update adds. Each block is a widget: a megabyte at once would be two
-thousand of them, and keep the page busy for longer than the answer takes."""
+"""Maximum number of characters that one update adds. Each block is a widget: a megabyte at
+once would be two thousand widgets, and keep the page busy for longer than the answer takes."""
 
 
 class View(Protocol):
-    """What shows a piece of work while it runs."""
+    """The view of a running task."""
 
     def show(self) -> None:
-        """Begin to show."""
+        """Show the view."""
 
     def update(self) -> None:
-        """Show what is new; called often, on the thread that runs cells."""
+        """Show new text and progress; called often, on the thread that runs cells."""
 
     def leave(self, *, alone: bool) -> None:
-        """Make room for the result, which comes next."""
+        """Remove the view before the result is shown."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all widgets."""
 
 
 class WidgetView:
@@ -46,16 +46,16 @@ class WidgetView:
 
     Parameters
     ----------
-    work : Generation or Load
+    task : Generation or Load
     why_no_click : str
-        Why clicks cannot arrive while the cell runs; empty if they can.
+        Why clicks are not received while the cell runs; empty if they are.
     clock : callable
         Seconds, monotonic.
 
     Attributes
     ----------
     button : ipywidgets.Button
-        Its description is "Cancel": any client of the kernel can find and press it.
+        Its description is "Cancel", so that any client of the kernel can find and press it.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class WidgetView:
             layout=widgets.Layout(width="auto"),
         )
         self._tail = widgets.HTML()
-        # Shared: each would open two more comms, a millisecond of the model's time.
+        # Shared by all: each own layout and style would open two more comms (1 ms of the GIL).
         self._shared_style = {"layout": self._tail.layout, "style": self._tail.style}
         self._status = widgets.HTML(_status(phase_line(task.progress)), **self._shared_style)
         bar = [self.button, self._status]
@@ -89,7 +89,7 @@ class WidgetView:
             bar.append(widgets.HTML(_status(why_no_click), **self._shared_style))
         self._text = widgets.VBox([self._tail])
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
-        # The button stands on top: there it does not move while the text grows.
+        # The button is at the top, so that it does not move while the text grows.
         self._box = widgets.VBox([self._bar, self._text], layout=self._text.layout)
         self._clock = clock
         self._last_line = self._status.value
@@ -100,22 +100,22 @@ class WidgetView:
         """Display the view in the cell that is running."""
         from IPython.display import display
 
-        # Without its text: a client without widgets has no use for it, and nbval compares it.
+        # Without text/plain: it is useless without widgets, and nbval would compare it.
         view = self._box._repr_mimebundle_()
         view.pop("text/plain", None)
         self._handle = display(view, raw=True, display_id=True)
 
     def leave(self, *, alone: bool) -> None:
-        """Make room for the result, which comes next.
+        """Remove the view before the result is shown.
 
         Parameters
         ----------
         alone : bool
-            Whether everything that the cell shows is this view.
+            Whether this view is the only output of the cell.
         """
         from IPython.display import clear_output
 
-        # A button that no longer cancels anything must not be found.
+        # Clients must not find a button that no longer cancels anything.
         self._bar.children = self._bar.children[1:]
         for widget in (self.button, self.button.layout, self.button.style):
             widget.close()
@@ -125,7 +125,7 @@ class WidgetView:
             self._handle.update({"text/plain": ""}, raw=True)
 
     def update(self) -> None:
-        """Show what is new, within what time and bytes allow."""
+        """Show new text and progress, throttled by time and bytes."""
         tokens, text = 0, ""
         if isinstance(self._task, Generation):
             snapshot = self._task.snapshot()
@@ -138,7 +138,7 @@ class WidgetView:
             self._shown_text += len(new)
 
     def close(self) -> None:
-        """Take every widget away, so that none stays in the kernel."""
+        """Close every widget, so that none stays in the kernel."""
         blocks = [*self._text.children, *self._box.children, *self._bar.children]
         parts = [w for parent in (self._box, *blocks) for w in (parent, parent.layout)]
         styles = [w.style for w in blocks if hasattr(w, "style")]
@@ -146,9 +146,9 @@ class WidgetView:
             widget.close()
 
     def _show_phase(self) -> None:
-        """Show a new phase at once, and progress within one twice a second.
+        """Show a new phase at once, and progress within a phase twice a second.
 
-        Apart from the text's bytes: a long download must not use them up.
+        Not counted by the throttle: a long download must not use up the bytes of the text.
         """
         progress = self._task.progress
         line = _status(phase_line(progress))
@@ -173,7 +173,7 @@ class WidgetView:
         if new:
             blocks = [self._widgets.HTML(_block(*block), **self._shared_style) for block in new]
             children = (*self._text.children[:-1], *blocks, self._tail)
-            # Opened with all its traits, and closed again later.
+            # Each widget sends all its traits when it opens, and one message when it closes.
             sizes += [len(b.value) + 1_500 for b in blocks] + [45 * len(children)]
             self._text.children = children
         self._tail.value = _plain(self._blocks.tail)
@@ -181,16 +181,16 @@ class WidgetView:
 
 
 def import_libraries() -> None:
-    """Import what a `WidgetView` and a result need to show themselves; for another thread."""
+    """Import the libraries of `WidgetView` and of results; meant for another thread."""
     import ipywidgets  # noqa: F401
 
     sanitize.to_html("")
 
 
 class TerminalView:
-    """Writes the text to standard output as it comes, for IPython in a terminal.
+    """Streams the text to standard output, for IPython in a terminal.
 
-    Until there is text, the phase stands on standard error, if that is a terminal.
+    Before the first text the phase is shown on standard error, if that is a terminal.
     """
 
     def __init__(self, task: Task[Any]) -> None:
@@ -199,10 +199,10 @@ class TerminalView:
         self._phase = ""
 
     def show(self) -> None:
-        """Show nothing yet."""
+        """Do nothing: `update` writes."""
 
     def update(self) -> None:
-        """Write what is new."""
+        """Write new text."""
         text = self._task.snapshot().text if isinstance(self._task, Generation) else ""
         if len(text) > self._shown:
             self._write_phase("")
@@ -219,7 +219,7 @@ class TerminalView:
             terminal.write("\n")
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: there are no widgets."""
 
     def _write_phase(self, line: str) -> None:
         if line != self._phase and sys.stderr is not None and sys.stderr.isatty():

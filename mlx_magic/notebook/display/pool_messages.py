@@ -1,4 +1,4 @@
-"""What a person reads of the pool: what was loaded, unloaded, pinned, and what room there is."""
+"""Messages about the pool: loads, unloads, states of models, memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def ended(task: Load | Unload) -> str:
-    """Say what became of a load or an unload that has ended well."""
+    """Return the outcome of a load or an unload that did not fail."""
     return unloaded(task) if isinstance(task, Unload) else loaded(task)
 
 
 def loaded(load: Load) -> str:
-    """Say what became of a load."""
+    """Return the outcome of a load."""
     info = load.future.result()
     if info is None:
         return f"Cancelled: {load.name} was not loaded."
@@ -30,7 +30,7 @@ def loaded(load: Load) -> str:
 
 
 def unloaded(unload: Unload) -> str:
-    """Say what became of an unload, and of those it has cancelled."""
+    """Return the outcome of an unload, with the number of cancelled requests."""
     count = unload.cancelled
     cancelled = f" (cancelled {count} request{'s' * (count != 1)})" if count else ""
     freed = unload.future.result()
@@ -42,7 +42,7 @@ def unloaded(unload: Unload) -> str:
 
 
 def budget(evicted: list[ModelInfo], refused: Refusal | None) -> list[str]:
-    """Say what a new budget has made leave, and what it could not."""
+    """Return what a new budget evicted, and what it could not evict."""
     lines = [
         f"Unloaded {model.name} ({amount(model.nbytes)}): over the memory budget."
         for model in evicted
@@ -51,7 +51,7 @@ def budget(evicted: list[ModelInfo], refused: Refusal | None) -> list[str]:
 
 
 def memory_use(pool: ModelPool) -> str:
-    """Say how much of the budget is taken."""
+    """Return how much of the memory budget is used."""
     limit, setting = pool.budget_bytes, pool.budget
     share = f" ({setting:.0%} of the memory)" if isinstance(setting, float) else ""
     unlimited = "" if setting is not None else " (no limit set)"
@@ -61,7 +61,7 @@ def memory_use(pool: ModelPool) -> str:
 
 
 def state(model: ModelInfo) -> str:
-    """Say how a model stands: in use, pinned, idle."""
+    """Return the state of a model: in use, pinned, idle."""
     users = f"in use by {model.users}" if model.users > 1 else "in use"
     parts = [
         users if model.users else "loaded",
@@ -74,7 +74,7 @@ def state(model: ModelInfo) -> str:
 
 
 def ago(seconds: float) -> str:
-    """Return a time that has passed, in words: ``5 min ago``."""
+    """Return a time span in words: ``5 min ago``."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit} ago"

@@ -24,14 +24,14 @@ _CELL = "text-align:left;padding:2px 12px 2px 0"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under headings. Shows itself.
+    """Rows with headings; has text and HTML representations.
 
     Attributes
     ----------
     headings : tuple of str
     rows : tuple of tuple of str
     note : str
-        A line below.
+        Lines below the table.
     """
 
     headings: tuple[str, ...]
@@ -40,7 +40,7 @@ class Table:
 
     @property
     def _printable(self) -> list[tuple[str, ...]]:
-        """Headings and rows in which no name of a stranger drives the terminal."""
+        """Headings and rows, with control characters escaped."""
         return [tuple(shown(word, 1000) for word in row) for row in (self.headings, *self.rows)]
 
     @property
@@ -76,9 +76,9 @@ class ModelTable:
 
     @staticmethod
     def of(session: Session) -> Table:
-        """Return the models at hand: in memory, on disk, and aliases of what is on neither.
+        """Return models in memory and on disk, and aliases of models that are in neither.
 
-        Reads files: not for an event loop.
+        Reads files, so do not call it on an event loop.
         """
         loaded = pool_rows(session.pool)
         paths = {m.path for m in session.pool if m.adapter is None}
@@ -96,7 +96,7 @@ class ModelTable:
             if name not in names
         ]
         problems = session.names.file.problems if session.names.file is not None else ()
-        # Without a budget of one's own there is nothing to say of it.
+        # The memory budget is shown only if one was set.
         memory_use = (
             ()
             if session.pool.budget is None
@@ -106,7 +106,7 @@ class ModelTable:
 
 
 def _alias_state(target: AliasTarget) -> str:
-    """Say what an alias stands for that is no model on this disk by itself."""
+    """Return the state of an alias whose target is not listed as a model on disk."""
     if target.adapter is not None:
         return f"{target.model} with adapter {PurePath(target.adapter).name}"
     return f"not on this disk: {target.model}"
@@ -137,7 +137,7 @@ class SummaryTable:
 
     @staticmethod
     def of(session: Session, name: str) -> Table:
-        """Return what a model is; may ask the Hub, so not for an event loop."""
+        """Return a summary of a model. May query the Hub, so do not call it on an event loop."""
         found = session.summary(name)
         fits_now = fits(session.pool, found.needed)
         rows = [
@@ -165,7 +165,7 @@ class StatusTable:
 
     @staticmethod
     def of(session: Session, *, default: str | None) -> Table:
-        """Return what is loaded, running and used, and on what device."""
+        """Return loaded models, running requests, memory and device."""
         rows: list[tuple[str, str]] = [
             ("default model", default or f"{DEMO} (bundled)"),
             ("loaded", "; ".join(map(_loaded_name, session.pool)) or "nothing"),
@@ -185,24 +185,24 @@ def _loaded_name(model: ModelInfo) -> str:
 
 
 def _batching(verdict: Verdict | None) -> str:
-    """Say how a model that is not loaded will answer."""
+    """Return whether a model that is not loaded will be batched."""
     return "known once it is loaded" if verdict is None else str(verdict)
 
 
 def _batching_rows(pool: ModelPool) -> list[tuple[str, str]]:
-    """Say how each loaded model answers several questions."""
+    """Return whether each loaded model is batched."""
     words = [f"{model.name} {Verdict(model.together, True, model.why_apart)}" for model in pool]
     return [("concurrent requests", "; ".join(words))] if words else []
 
 
 def _eviction_rows(pool: ModelPool) -> list[tuple[str, str]]:
-    """Say what has left by itself lately."""
+    """Return the most recent unloads that were not requested."""
     evicted = [str(model) for model in pool.unloaded if model.why != "asked"]
     return [("unloaded", "; ".join(evicted[-3:]))] if evicted else []
 
 
 def _cache_hits(reuse: Reuse) -> str:
-    """Say how much was reused, and what that takes."""
+    """Return the hits of the image and prefix caches, and their memory."""
     parts = [
         f"{hits} of {hits + misses} {what}"
         for hits, misses, what in (

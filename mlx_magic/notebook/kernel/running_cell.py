@@ -1,4 +1,4 @@
-"""Waiting for a generation or a load in a cell, with its view and its Cancel button."""
+"""A cell that waits for a task (generation, load, unload), with a view and a Cancel button."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from mlx_magic.notebook.kernel import click_routing
 T = TypeVar("T")
 
 PATIENCE = 5.0
-"""Seconds that an interrupted cell waits for the model to reach its next cancellation point."""
+"""Seconds that an interrupted cell waits for the task to reach a cancellation point."""
 
 HEAD_START = (0.02, 0.08)
-"""Seconds that a cell waits before it shows its view; after each it looks whether to go on."""
+"""Pauses before the view is shown, in seconds; after each it may be shown early."""
 
 _BUSY = frozenset({"downloading", "loading", "decode"})
 
 
 class RunningCell(Generic[T]):
-    """A piece of work that a cell waits for.
+    """Waits for a task in a cell.
 
     Parameters
     ----------
     ipython : InteractiveShell
-    work : Task
-        A generation or a load.
+    task : Task
+        A generation, a load or an unload.
     awaited : bool
         Whether the cell awaits (top of a cell) or blocks (nested, or no kernel).
     alone : bool
-        Whether the cell has shown nothing else so far, so that it may be cleared.
+        Whether the cell has no other output yet, so that its output may be cleared.
     show : bool
-        False shows nothing at all.
+        False shows nothing.
     quick : bool
-        Whether the work is often done before a view could be read: then none is shown.
+        Whether the task usually ends at once: then a view is only shown if it does not.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class RunningCell(Generic[T]):
         self._has_kernel = getattr(ipython, "kernel", None) is not None
 
     async def awaited(self, interrupt: Interrupt) -> None:
-        """Wait without holding the kernel's loop, until the work has its outcome.
+        """Wait for the outcome without blocking the kernel's event loop.
 
         Parameters
         ----------
         interrupt : Interrupt
-            Of the cell's guarded stretch. Once it came, the work is asked to stop; what is
-            there after `PATIENCE` is its outcome then.
+            The cell's deferred interrupt. When it is set, the task is cancelled; after at most
+            `PATIENCE` seconds its partial result is the outcome.
         """
         with self._cancelled_on_error():
             await self._head_start(interrupt)
@@ -89,7 +89,7 @@ class RunningCell(Generic[T]):
                 self._task.abandon()
 
     def blocking(self, interrupt: Interrupt) -> None:
-        """Wait where nothing can be awaited, until the work has its outcome. See `awaited`."""
+        """Wait for the outcome by blocking. See `awaited`."""
         future = self._task.future
         if self._quick:
             with self._cancelled_on_error():
@@ -107,10 +107,10 @@ class RunningCell(Generic[T]):
                 self._task.abandon()
 
     async def _head_start(self, interrupt: Interrupt) -> None:
-        """Let the model begin before the view is built.
+        """Let the model start before the view is built.
 
-        Both need Python's lock, and the model would wait: 7 ms for the widgets of a
-        view, 0.3 s in the first cell for importing what draws it (both measured).
+        Both need the GIL, and the model would wait: 7 ms for the widgets of a view, 0.3 s in
+        the first cell for imports (both measured).
         """
         if not (self._show and self._has_kernel):
             return
@@ -148,7 +148,7 @@ class RunningCell(Generic[T]):
 
     @contextlib.contextmanager
     def _cancelled_on_error(self) -> Iterator[None]:
-        """Nobody would see the answer of a cell that failed."""
+        """Abandon the task if the cell fails, as its answer could not be shown."""
         try:
             yield
         except BaseException:
@@ -157,7 +157,7 @@ class RunningCell(Generic[T]):
 
     @contextlib.contextmanager
     def _notes_printed(self) -> Iterator[None]:
-        """Say, after the view, what happened on the way: what was unloaded to make room."""
+        """Print the task's notes after the view, such as the models that were evicted."""
         try:
             yield
         finally:
@@ -165,7 +165,7 @@ class RunningCell(Generic[T]):
                 terminal.say(note)
 
     def _close_later(self, view: View) -> None:
-        """Keep the view on the page until the result has taken its place, or it would jump."""
+        """Close the view after the result has replaced it, or the page would jump."""
         try:
             asyncio.get_running_loop().call_later(0.5, view.close)
         except RuntimeError:

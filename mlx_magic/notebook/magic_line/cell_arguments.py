@@ -1,4 +1,4 @@
-"""What a ``%%vision`` cell asks for, as plain data: no IPython and no model is needed here."""
+"""The arguments of a ``%%vision`` cell as plain data; needs neither IPython nor a model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mlx_magic.notebook.magic_line.variable_names import check_name
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds where a cell has no flag: the values of ``%config VisionMagics``.
+    """Defaults of the flags: the values of ``%config VisionMagics``.
 
     Attributes
     ----------
     model, output, system : str or None
     max_tokens : int
     temperature, top_p, top_k, seed : float, float, int, int, or None
-        None leaves it to the checkpoint.
+        None uses the checkpoint's default.
     min_p, repetition_penalty : float or None
     stop : tuple of str
     timeout : float or None
@@ -57,7 +57,7 @@ class Defaults:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn where nothing else is said."""
+        """The default sampling parameters."""
         return Sampling(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
@@ -72,14 +72,14 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class CellArguments:
-    """A ``%%vision`` cell, read and checked; nothing in it is evaluated or opened yet.
+    """A ``%%vision`` cell, parsed and checked; nothing is evaluated or opened yet.
 
     Attributes
     ----------
     prompt : str
-        The body as written, its ``{expressions}`` not filled in.
+        The body as written, with its ``{expressions}``.
     images : tuple of Token
-        The IMAGE words, in order.
+        The IMAGE arguments, in order.
     model, output, system : str or None
     sampling : Sampling
     format : {"markdown", "text", "json", "raw"}
@@ -104,12 +104,12 @@ class CellArguments:
 
 
 def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellArguments:
-    """Read the line and the body of a ``%%vision`` cell.
+    """Parse the line and the body of a ``%%vision`` cell.
 
     Raises
     ------
     RequestError
-        For an unknown, planned or incomplete flag, a value that cannot be used, an empty prompt.
+        For an unknown, planned or incomplete flag, an invalid value, or an empty prompt.
     """
     defaults = defaults or Defaults()
     parsed = read_options(split_line(line), CELL_OPTIONS)
@@ -194,7 +194,7 @@ def _number(name: str, given: dict[str, str], default: float | None) -> float | 
 def _stop(given: dict[str, str], default: tuple[str, ...]) -> tuple[str, ...]:
     if "stop" not in given:
         return default
-    # Nobody can write the end of a line within one.
+    # A line cannot contain a newline: the two characters ``\n`` stand for it.
     return (given["stop"].replace("\\n", "\n"),)
 
 

@@ -1,4 +1,4 @@
-"""What a ``%vision`` line asks for, as plain data."""
+"""The command of a ``%vision`` line, as plain data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlx_magic.notebook.magic_line.tokens import split_line
 
 @dataclass(frozen=True, slots=True)
 class LoadCommand:
-    """Load a model, with an adapter and by an alias if they are given."""
+    """Load a model, optionally with an adapter and an alias."""
 
     model: str
     alias: str | None = None
@@ -30,7 +30,7 @@ class LoadCommand:
 
 @dataclass(frozen=True, slots=True)
 class UnloadCommand:
-    """Unload one model; all of them if `model` is None."""
+    """Unload one model, or all if `model` is None."""
 
     model: str | None
     force: bool = False
@@ -51,14 +51,14 @@ class ListCommand:
 
 @dataclass(frozen=True, slots=True)
 class ModelsCommand:
-    """Say what a model is, without loading it."""
+    """Describe a model without loading it."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class StatusCommand:
-    """Say what is loaded, running and used."""
+    """Show loaded models, running requests and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class UseCommand:
 
 @dataclass(frozen=True, slots=True)
 class CancelCommand:
-    """Cancel what is running."""
+    """Cancel everything that runs or waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,12 @@ Command = (
 
 
 def parse_line(line: str) -> Command:
-    """Read what follows ``%vision``.
+    """Parse a line after ``%vision``.
 
     Raises
     ------
     RequestError
-        For an unknown subcommand, an unknown or planned flag, and for missing or surplus words.
+        For an unknown subcommand, an unknown or planned flag, missing or extra arguments.
     """
     tokens = split_line(line)
     if not tokens:

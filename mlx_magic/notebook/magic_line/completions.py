@@ -1,4 +1,4 @@
-"""What can follow in a ``%%vision`` or ``%vision`` line: pure, the sources are handed in."""
+"""Completions of a ``%%vision`` or ``%vision`` line, as pure functions of their sources."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _AFTER_NAME = re.compile(r"[\w.)\]}\"']\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One way to go on.
+    """A possible completion.
 
     Attributes
     ----------
     text : str
-        What replaces the text from `start` to the cursor.
+        Replaces the text from `start` to the cursor.
     start : int
-        Where in the line it begins; the same for all completions of one call.
+        Its position in the line; equal for all completions of one call.
     kind : {"option", "subcommand", "choice", "model", "path", "instance"}
-        What it is, for the list a person sees.
+        Shown in the front end's list.
     """
 
     text: str
@@ -52,19 +52,19 @@ def complete(
     files: Callable[[str], Iterable[str]],
     names: Callable[[], Iterable[str]],
 ) -> list[Completion]:
-    """Complete the line up to the cursor; ``[]`` where it is no line of ours.
+    """Complete the line up to the cursor; ``[]`` if it is not a line of these magics.
 
     Parameters
     ----------
     text_before_cursor : str
         The line from its first character.
     models : callable
-        Gives the aliases and ids of models at hand.
+        Returns the aliases and ids of local models.
     files : callable
-        Gives the entries of a folder, named as typed (``"photos/"``, ``""`` is the current
-        one); those that are folders end in a slash.
+        Returns the entries of a folder, named as typed (``"photos/"``, ``""`` is the current
+        one); names of folders end in a slash.
     names : callable
-        Gives the notebook's variables, the likeliest first.
+        Returns the notebook's variables, the most likely first.
     """
     magic = _MAGIC.match(text_before_cursor)
     if magic is None:
@@ -94,7 +94,7 @@ def _after_flags(
     sources: _Sources,
     complete_word: _Completer,
 ) -> list[Completion]:
-    """Complete a flag, the value of a flag, or else one of the line's own `words`."""
+    """Complete a flag or its value; `complete_word` completes any other word."""
     by_flag = {flag: option for option in options if option.available for flag in option.flags}
     given = {by_flag[flag].name for token in tokens if (flag := _flag(token)) in by_flag}
     start = end - len(fragment.raw)
@@ -131,7 +131,7 @@ def _values(option: Option, fragment: Fragment, start: int, sources: _Sources) -
 
 
 def _line_words(verb: str, following: Sequence[Token]) -> _Completer:
-    """Return what completes the words of ``%vision verb``: a model, once, or nothing."""
+    """Return the completer of a command's positional words: one model, or none."""
     option_values = sum(token.raw in ("--as", "--adapter") for token in following[:-1])
     positional = sum(_flag(token)[:1] != "-" for token in following) - option_values
     takes_model = verb in (*MODEL_VERBS, "unload") and positional < 1
@@ -164,7 +164,7 @@ def _names(prefix: str, start: int, sources: _Sources) -> list[Completion]:
 
 
 def _names_in_code(fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
-    """Complete a variable inside of brackets; attributes and keys are IPython's own affair."""
+    """Complete a variable inside brackets; IPython completes attributes and keys."""
     name = _NAME_AT_END.search(fragment.raw)
     if fragment.quote or (name is None and _AFTER_NAME.search(fragment.raw)):
         return []
@@ -175,7 +175,7 @@ def _names_in_code(fragment: Fragment, start: int, sources: _Sources) -> list[Co
 def _paths(
     fragment: Fragment, start: int, sources: _Sources, suffixes: frozenset[str]
 ) -> list[Completion]:
-    """Complete folders, and files with one of `suffixes`; names with blanks get quotes."""
+    """Complete folders, and files with one of `suffixes`; names with spaces are quoted."""
     folder, slash, prefix = fragment.text.rpartition("/")
     found = []
     for entry in sources.files(folder + slash):
@@ -192,7 +192,7 @@ def _suffix(name: str) -> str:
 
 
 def _quoted(path: str, fragment: Fragment) -> str:
-    """Write a path as one word; a folder's quote stays open, for what comes below it."""
+    """Quote a path if needed; a folder's quote stays open, so that its entries can follow."""
     mark = fragment.raw[:1] if fragment.raw[:1] in ("'", '"') else ""
     written = mark + path + mark if mark and not set(path) & {mark, "\\"} else quote(path)
     closed = written[-1] in "\"'" and written != path

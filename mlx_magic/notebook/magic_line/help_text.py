@@ -1,4 +1,4 @@
-"""The text behind ``%%vision?`` and ``%vision?``, drawn from the table of flags."""
+"""The text of ``%%vision?`` and ``%vision?``, made from the table of flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags of the magics: one table that parsing, help and completion all read."""
+"""The flags of the magics: one table for parsing, help and completion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Option:
     Attributes
     ----------
     name : str
-        What the value is called in Python.
+        Name of the value in Python.
     flags : tuple of str
         Its spellings, the short one first.
     metavar : str
@@ -28,9 +28,9 @@ class Option:
     help : str
         One line.
     trait : str
-        Its ``%config VisionMagics.…``; ``""`` if it has none.
+        Its trait ``%config VisionMagics.…``; ``""`` if it has none.
     available : bool
-        False for a flag that is planned: using it is an error that says so.
+        False for a planned flag: using it is an error.
     """
 
     name: str
@@ -102,7 +102,7 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
 }
 
 MODEL_VERBS = ("load", "use", "pin", "unpin", "models")
-"""Those of the commands that cannot do without a model."""
+"""Commands that require a MODEL."""
 
 SETTINGS = (
     Option(
@@ -115,19 +115,19 @@ SETTINGS = (
     Option("idle_ttl", (), "SECONDS", "unload after this idle time; None: never", "idle_ttl"),
     Option("model_folders", (), "FOLDERS", "with models, besides the Hub's cache", "model_folders"),
 )
-"""What has no flag, only a trait."""
+"""Settings that have a trait but no flag."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedOptions:
-    """A line's words, sorted.
+    """A parsed line: positional words and values of flags.
 
     Attributes
     ----------
     positional : tuple of Token
-        What belongs to no flag, in order.
+        Words that belong to no flag, in order.
     values : dict
-        Value of each flag that was given, by `Option.name`; ``""`` for a switch.
+        Value of each given flag, by `Option.name`; ``""`` for a switch.
     """
 
     positional: tuple[Token, ...] = ()
@@ -135,7 +135,7 @@ class ParsedOptions:
 
 
 def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> ParsedOptions:
-    """Tell flags, their values and the other words apart.
+    """Separate flags, their values and positional words.
 
     ``--flag value`` and ``--flag=value`` are the same; a value may start with a dash
     (``--temperature -1``) unless it is a flag itself; flags cannot be shortened; after ``--``
@@ -144,7 +144,7 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> ParsedOp
     Raises
     ------
     RequestError
-        For an unknown, a repeated or a planned flag, a missing value, a value for a switch.
+        For an unknown, repeated or planned flag, a missing value, or a value for a switch.
     """
     by_flag = {flag: option for option in options for flag in option.flags}
     remaining = list(tokens)
@@ -172,7 +172,7 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> ParsedOp
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean …?"`` if something known resembles `word`, else a full stop."""
+    """Return ``"; did you mean …?"`` if a known word is similar to `word`, else ``"."``."""
     known = list(known)
     completed = [name for name in known if len(word) > 2 and name.startswith(word)]
     close = completed or difflib.get_close_matches(word, known, n=1)

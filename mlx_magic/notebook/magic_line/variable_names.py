@@ -1,4 +1,4 @@
-"""Under which names a result may be put into the notebook: one rule for cells and the panel."""
+"""Valid variable names for results, for cells and the panel."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from mlx_magic.notebook.magic_line.expressions import one_line
 _SHOWN = 40
 
 _IPYTHON = frozenset({"In", "Out", "exit", "quit", "get_ipython"})
-# Its last results and inputs, all of them by number, its folders, the exit code of `!command`.
+# Recent results and inputs, numbered ones, directory history, exit code of `!command`.
 _IPYTHON_PRIVATE = re.compile(r"_{1,3}|_[0-9]+|_i{1,3}|_i[0-9]+|_[iod]h|_exit_code")
 _DUNDER = re.compile(r"__.*__", re.DOTALL)
 
 
 def check_name(name: str, prefix: str = "") -> str:
-    """Return the name of a variable as Python reads it.
+    """Return the normalized (NFKC) name of a variable.
 
-    Python normalizes names: what looks like another name may be the same variable.
+    Python normalizes identifiers, so two different spellings can be one variable.
 
     Parameters
     ----------
     name : str
-        As a person wrote it.
-    what : str
-        What comes before it in messages, such as ``"-o "``.
+        As typed.
+    prefix : str
+        Precedes the name in messages, such as ``"-o "``.
 
     Raises
     ------
     RequestError
-        If it is no name, or one that Python or IPython itself uses.
+        If it is not a valid name, or one that Python or IPython uses.
     """
     shown = prefix + repr(one_line(name, _SHOWN))
     if not name.strip() and not prefix:
@@ -59,12 +59,12 @@ def check_name(name: str, prefix: str = "") -> str:
 
 
 def is_reserved(name: str) -> bool:
-    """Say whether Python or IPython itself uses a name, as Python reads it."""
+    """Return whether Python or IPython uses a (normalized) name."""
     return keyword.iskeyword(name) or bool(_reserved_by(name))
 
 
 def is_ipython_name(name: str) -> bool:
-    """Say whether a name is one of IPython's own that a person sees."""
+    """Return whether a name is one of IPython's public names, such as ``In``."""
     return name in _IPYTHON
 
 

@@ -1,4 +1,4 @@
-"""The panel: its parts put together, and what it offers to Python."""
+"""The panel: assembles its parts, and is its Python interface."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ NO_WIDGETS = "The panel needs a front end that shows Jupyter widgets."
 
 
 class Panel:
-    """A panel in the notebook: models, questions, answers. Shows itself.
+    """A panel in the notebook: models, questions, answers. Displays itself.
 
     Parameters
     ----------
     session : Session, optional
-        What it drives; by default what the cells use.
+        The session it uses; by default that of the cells.
     ipython : InteractiveShell, optional
-        Whose variables it can take pictures from and put results into.
+        The shell whose variables give images and receive results.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The panel's widget.
     """
 
     def __init__(self, session: Session | None = None, ipython: Any = None) -> None:
@@ -94,12 +94,12 @@ class Panel:
 
     @property
     def result(self) -> VisionResult | None:
-        """The newest answer that is there; of several models the first one's."""
+        """The newest result; of several compared models, the first one's."""
         results = [a.result for turn in reversed(self.turns) for a in turn.answers if a.result]
         return results[0] if results else None
 
     def ask(self, prompt: str, images: Any = None, models: Any = None) -> VisionResult | None:
-        """Ask with the options that are set, and wait; what stands in the controls stays there.
+        """Ask with the current options, and wait; the controls keep their contents.
 
         Parameters
         ----------
@@ -107,17 +107,17 @@ class Panel:
         images : object, optional
             Anything that `mlx_magic.ask` takes.
         models : str or sequence of str, optional
-            By default the one that is chosen.
+            By default the selected models.
 
         Returns
         -------
         VisionResult or None
-            The first model's; None where it failed, and the panel says why.
+            The first model's; None if it failed: the panel shows the error.
 
         Raises
         ------
         MlxMagicError
-            When the question cannot be asked: no prompt, a picture that does not open.
+            If the question cannot be asked: no prompt, or an image that cannot be opened.
         """
         opened = open_images(images, name="images") if images is not None else []
         known = [*(picture.image for picture in self._pictures.ready), *self._held_images()]
@@ -136,28 +136,28 @@ class Panel:
         return turn.answers[0].result
 
     def cancel(self) -> None:
-        """Cancel the answers and loads that this panel began; safe from any thread."""
+        """Cancel the answers and loads that this panel started; safe from any thread."""
         self._turns.cancel()
         self._models.cancel()
         self._changed()
 
     def edit(self, turn: str) -> None:
-        """Take a turn back into the controls; asking replaces it and all after it."""
+        """Put a turn back into the controls; asking replaces it and all later turns."""
         with self._lock:
             self._editing.begin(self._turns.find(turn))
             self._problem = ""
         self._changed()
 
     def to_markdown(self) -> str:
-        """Return the conversation as Markdown, pictures as thumbnails in it."""
+        """Return the conversation as Markdown, with thumbnails."""
         return export.to_markdown(self.turns)
 
     def to_json(self) -> str:
-        """Return the conversation as JSON, pictures by name, size and hash."""
+        """Return the conversation as JSON, with name, size and hash of each image."""
         return export.to_json(self.turns)
 
     def close(self) -> None:
-        """Cancel what this panel began, and take it off the page; twice is the same as once."""
+        """Cancel what this panel started, and close its widgets; idempotent."""
         if self._closed:
             return
         self.cancel()
@@ -165,7 +165,7 @@ class Panel:
         for undo in self._undo:
             undo()
         with self._lock:
-            # An update that is under way comes to its end first; none comes after.
+            # A running update ends first; no update starts afterwards.
             self._closed = True
         for widget in {id(w): w for w in _all_widgets(self.box, *self._composer.others)}.values():
             widget.close()
@@ -175,17 +175,17 @@ class Panel:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         shown = dict(self.box._repr_mimebundle_() or {})
-        # Always the same: notebooks are compared by it.
+        # Constant, since nbval compares it.
         return {**shown, "text/plain": NO_WIDGETS}
 
     def _held_images(self) -> list[ImageInput]:
-        """Return the pictures that are held besides those which stand ready."""
+        """Return the images of the saved draft and of earlier turns."""
         kept = list(self._editing.kept)
         found = [picture.image for picture in kept]
         for turn in self.turns:
             found += [picture.image for picture in turn.pictures]
             for answer in turn.answers:
-                # As the model was shown them: scaled down, perhaps.
+                # The images as the model received them, possibly scaled down.
                 found += answer.result.images if answer.result is not None else ()
         return found
 
@@ -207,31 +207,31 @@ class Panel:
         for control in (form.prompt, form.word, form.model, form.compare, *form.others):
             control.observe(lambda _: self._changed(), "value")
         self._undo: list[Callable[[], None]] = [
-            # A click on Cancel counts when the kernel receives it, even under a busy cell.
+            # Clicks on Cancel take effect when the kernel receives them, even while a cell runs.
             click_routing.watch_always(form.cancel, self.cancel),
             self._session.watch(self._changed),
             self._names.after_cells(self._changed),
         ]
 
     def _wait_for(self, generation: Generation, interrupt: Interrupt) -> None:
-        """Wait in a cell; a click on Cancel arrives, and the outcome is the panel's to show."""
+        """Wait in a cell, receiving clicks on Cancel; the panel shows the outcome."""
         with click_routing.ClickRoute(awaited=False):
             click_routing.wait_blocking(generation.future, lambda: None, lambda: interrupt.came)
 
     def _changed(self) -> None:
-        """Something is new, in whatever thread: the view follows soon."""
+        """Request an update of the view; safe from any thread."""
         self._stale = True
         self._updates.wake()
 
     def _update(self) -> bool:
-        """Bring everything up to date; returns whether more is to come by itself."""
+        """Update the view; return whether another update is needed without a new event."""
         with self._lock:
             if self._closed:
                 return False
             if self._turns.update(self._actions.prepare):
                 self._stale = True
             if self._stale or time.monotonic() >= self._models_due:
-                # Due until it was shown: one that fails is tried again.
+                # Set after the refresh, so that one that fails is tried again.
                 self._stale, self._models_due = False, 0.0
                 self._refresh()
                 self._models_due = time.monotonic() + 0.5
@@ -288,14 +288,14 @@ class Panel:
         return (why if why and not self._turns.running else ""), False
 
     def _run_prompt(self, prompt: str) -> None:
-        """Ask by keyboard: with the text as the page has it, which may be ahead."""
+        """Ask by keyboard, with the page's text: it may be newer than the kernel's."""
         self._composer.prompt.value = prompt
         self._run()
         if not self._composer.prompt.value:
             self._sent_prompt, self._sent_at = prompt, time.monotonic()
 
     def _prompt_changed(self, text: str) -> None:
-        """Empty the prompt once more where the page's last keystrokes come after its question."""
+        """Clear the prompt again if its last keystrokes arrive after the question."""
         is_echo = (
             bool(text) and text == self._sent_prompt and time.monotonic() - self._sent_at < 2.0
         )
@@ -357,7 +357,7 @@ class Panel:
             self._composer.word.value = ""
 
     def _word_submitted(self, content: Any) -> None:
-        """Enter in the field does what the button beside it does."""
+        """Enter in the field does the same as the button beside it."""
         if isinstance(content, Mapping) and content.get("event") == "submit":
             self._add_word()
 
@@ -367,7 +367,7 @@ class Panel:
 
 
 def _all_widgets(*boxes: widgets.Widget) -> list[widgets.Widget]:
-    """Return widgets and everything in them, the innermost first, layouts and styles too."""
+    """Return widgets with their children, layouts and styles, the innermost first."""
     found: list[widgets.Widget] = []
     for box in boxes:
         found += _all_widgets(*getattr(box, "children", ()))

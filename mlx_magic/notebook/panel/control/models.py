@@ -1,4 +1,4 @@
-"""The models of a panel: what there is, loading, unloading, what became of it."""
+"""The models of a panel: listing, loading, unloading, and their outcomes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 class Models:
-    """Keeps a `ModelsSection` true and does what its buttons say.
+    """Updates a `ModelsSection` and handles its buttons.
 
     Parameters
     ----------
     session : Session
     changed : callable
-        Called, on any thread, when there is something new.
+        Called on any thread when the state has changed.
 
     Attributes
     ----------
@@ -52,12 +52,12 @@ class Models:
 
     @property
     def loading(self) -> bool:
-        """Whether a load that this panel began is on its way."""
+        """Whether a load that this panel started is running."""
         with self._lock:
             return bool(self._loads)
 
     def show(self) -> list[ModelChoice]:
-        """Bring the section up to date; return what there is to choose from."""
+        """Update the section; return the models to choose from."""
         with self._lock:
             disk, message = self._disk, self._message
             loaded, self._loaded_names = self._loaded_names, set()
@@ -70,7 +70,7 @@ class Models:
         return found
 
     def scan_disk(self) -> None:
-        """Look at the disk again; on a thread, since a large cache takes its time."""
+        """Scan the disk for models, on a thread, as a large cache takes time."""
         with self._lock:
             if self._scanning:
                 return
@@ -92,7 +92,7 @@ class Models:
         threading.Thread(target=run, name="mlx-magic-disk", daemon=True).start()
 
     def load(self, name: str) -> None:
-        """Begin to load a model."""
+        """Start to load a model."""
         with guarded(lambda problem: self._say(problem, problem=True)):
             load = self._session.load(name)
             with self._lock:
@@ -101,7 +101,7 @@ class Models:
             load.future.add_done_callback(lambda _: self._loaded(load))
 
     def unload(self, name: str) -> None:
-        """Begin to unload a model; that waits for those who use it."""
+        """Start to unload a model, which waits for the requests that use it."""
         with guarded(lambda problem: self._say(problem, problem=True)):
             unload = self._session.pool.submit_unload(name)
             if not unload.done:
@@ -110,14 +110,14 @@ class Models:
             unload.future.add_done_callback(lambda _: self._unloaded(unload))
 
     def pin(self, name: str, pinned: bool) -> None:
-        """Let a model stay when others need room, or let it go then."""
+        """Protect a model from eviction, or allow it."""
         with guarded(lambda problem: self._say(problem, problem=True)):
             pool = self._session.pool
             info = pool.pin(name) if pinned else pool.unpin(name)
             self._say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
 
     def cancel_of(self, name: str) -> None:
-        """Cancel what loads or unloads a model, whoever asked for it."""
+        """Cancel all loads and unloads of a model, also those started by cells."""
         running = self._session.running
         for model, task in loading(running):
             if model == name:
@@ -128,7 +128,7 @@ class Models:
                 unload.cancel()
 
     def cancel(self) -> None:
-        """Cancel the loads that this panel began; safe from any thread."""
+        """Cancel the loads that this panel started; safe from any thread."""
         with self._lock:
             loads = list(self._loads)
         for load in loads:
@@ -153,7 +153,7 @@ class Models:
             self._say(f"Cancelled: {load.name} was not loaded.")
         else:
             with self._lock:
-                # Shown by `show`: the inference thread is not to send widget messages.
+                # `show` uses it later: the inference thread must not send widget messages.
                 self._loaded_names.add(load.name)
             loaded = f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}."
             self._say(" ".join([*load.notes, loaded]))

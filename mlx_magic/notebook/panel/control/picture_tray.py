@@ -1,4 +1,4 @@
-"""Between the page's picture tray and the pictures that stand ready."""
+"""Connects the page's picture tray with the pictures of the next question."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mlx_magic.notebook.panel.widgets.guarded import Guarded
 
 
 class Tray:
-    """Does what the tray's messages ask for, and shows what came of it.
+    """Handles the tray's messages and updates the tray.
 
     Parameters
     ----------
     pictures : Pictures
     run : callable
-        Asks, with the prompt as the page has it.
+        Asks the question, with the prompt of the page.
     cancel : callable
     say : callable
-        Shows what went wrong.
+        Shows an error.
 
     Attributes
     ----------
@@ -47,12 +47,12 @@ class Tray:
         )
 
     def show(self, why_not: str) -> None:
-        """Bring the tray up to date.
+        """Update the tray.
 
         Parameters
         ----------
         why_not : str
-            Why no picture can be asked about now.
+            Why no pictures can be added now; ``""`` if they can.
         """
         view, pictures = self.view, self._pictures
         shown = {picture["id"]: picture for picture in view.pictures}
@@ -67,7 +67,7 @@ class Tray:
         set_trait(view, "why_not", why_not)
 
     def file(self, id: str, name: str, size: int, piece: int, pieces: int, data: bytes) -> None:
-        """Take in a piece of a file."""
+        """Receive a piece of a file."""
         in_flight_before = self._uploads.in_flight
         try:
             message = {"id": id, "name": name, "size": size, "piece": piece, "pieces": pieces}
@@ -83,7 +83,7 @@ class Tray:
             self._pictures.announce(Opening(id, name, self._uploads.fraction(id)))
 
     def _give_up(self, in_flight_before: list[str], id: str) -> None:
-        """Say that files which were on their way do not come any more."""
+        """Report files whose upload was dropped."""
         names = {opening.id: opening.name for opening in self._pictures.opening}
         for gone in {*in_flight_before} - {*self._uploads.in_flight, id}:
             if gone in names:
@@ -92,20 +92,20 @@ class Tray:
                 )
 
     def remove(self, id: str) -> None:
-        """Take a picture out, or stop to wait for it."""
+        """Remove a picture, or cancel its upload."""
         self._uploads.drop(id)
         self._pictures.remove(id)
 
     def order(self, ids: list[str]) -> None:
-        """Put the pictures into this order."""
+        """Reorder the pictures."""
         self._pictures.order(ids)
 
     def clear(self) -> None:
-        """Take all pictures out, those on their way too."""
+        """Remove all pictures and cancel all uploads."""
         for id in self._uploads.in_flight:
             self._uploads.drop(id)
         self._pictures.clear()
 
     def dismiss(self, id: str) -> None:
-        """Take a problem away."""
+        """Dismiss a problem."""
         self._pictures.dismiss(id)

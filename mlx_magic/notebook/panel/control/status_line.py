@@ -1,4 +1,4 @@
-"""The panel's top line: what goes on in this kernel, whoever began it."""
+"""The panel's status line: everything that runs in this kernel, also from cells."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
     """
     loaded = [choice.title for choice in choices if choice.state == "loaded"]
     parts = [f"{', '.join(loaded)} loaded" if loaded else "no model loaded yet"]
-    # What waits says less than what is being done.
+    # Running tasks first, then waiting ones.
     running = sorted(session.running, key=lambda task: task.progress.phase == "queued")
     for task in running[:2]:
         if isinstance(task, Generation):
@@ -42,6 +42,6 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
 
 
 def _line(task: Generation) -> str:
-    """Without what changes at each token: this line is for whoever looks up now and then."""
+    """Return the phase of a generation, without the token count, which changes too often."""
     progress = task.progress
     return "writing" if progress.phase == "decode" else phase_line(progress)

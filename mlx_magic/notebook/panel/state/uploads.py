@@ -197,8 +197,8 @@ class Uploads:
         total = declared.size + sum(upload.size for upload in self._uploads.values())
         if total > self._max_total:
             raise ImageTooLargeError(
-                f"{declared.name} was not added: {megabytes(total)} would be in transfer, the limit "
-                f"is {megabytes(self._max_total)}; add it once the others have arrived.",
+                f"{declared.name} was not added: {megabytes(total)} would be in transfer, the "
+                f"limit is {megabytes(self._max_total)}; add it once the others have arrived.",
                 source=declared.name,
                 size=total,
                 limit=self._max_total,
