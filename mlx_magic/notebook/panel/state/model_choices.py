@@ -1,4 +1,4 @@
-"""The models that a person can choose from: in memory, on disk, bundled."""
+"""The models of the panel's list: in memory, on disk, bundled."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ class ModelChoice:
     Attributes
     ----------
     name : str
-        What a person and a cell call it.
+        Its name in cells.
     state : {"loaded", "loading", "on disk", "bundled", "unusable"}
     kind : str
-        ``"vision"``, ``"text"`` or ``""`` where that is not known yet.
+        ``"vision"``, ``"text"``, or ``""`` if unknown.
     details : str
         Architecture, quantization and size.
     nbytes : int
-        Bytes in memory if loaded, else on disk; 0 is unknown.
+        Bytes in memory if loaded, else on disk; 0 if unknown.
     users : int
-        Requests that hold it now.
+        Number of requests that use it.
     problem : str
-        Why it cannot be used.
+        Why it cannot be used; ``""`` if it can.
     progress : Progress or None
-        While it is loading.
+        None unless it is loading.
     default : bool
-        Whether cells without a model use it.
+        Whether it is the default model of cells.
     fits : bool or None
-        Whether there is room for it now; None where nobody can say.
+        Whether it fits into memory now; None if unknown.
     pinned : bool
-        Whether it stays when others need room.
+        Whether it is protected from eviction.
     leaving : bool
-        Whether it is to be unloaded once nobody uses it.
+        Whether it will be unloaded once no request uses it.
     """
 
     name: str
@@ -69,17 +69,17 @@ class ModelChoice:
 
     @property
     def title(self) -> str:
-        """Its name as it can be shown: a folder may be called anything."""
+        """Its name, with control characters escaped."""
         return shown(self.name, 200)
 
     @property
     def label(self) -> str:
-        """One line for a list to choose from."""
+        """One line for a menu."""
         return " · ".join(part for part in (self.title, self.kind, self.state) if part)
 
     @property
     def line(self) -> str:
-        """What stands beside its name."""
+        """Details beside its name."""
         if self.progress is not None:
             return phase_line(self.progress)
         if self.problem:
@@ -90,13 +90,13 @@ class ModelChoice:
 
 
 def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
-    """Return what there is to choose from: loaded models first, then those on their way.
+    """Return the models to choose from: loaded ones first, then loading ones.
 
     Parameters
     ----------
     session : Session
     disk : sequence of ModelOnDisk
-        As it was last looked at.
+        Result of the last scan.
     """
     default = session.default_model or DEMO
     found: dict[str, ModelChoice] = {}
@@ -138,7 +138,7 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             fits=None if problem else fits(session.pool, entry.needed),
         )
     for name, target in session.names.targets.items():
-        # With an adapter, or given since the disk was looked at.
+        # Aliases with an adapter, or defined since the last scan.
         if name not in found and (target.adapter is not None or target.model not in paths):
             details = _details("", None, target.adapter)
             found[name] = ModelChoice(name, "on disk", details=details, default=name == default)
@@ -148,7 +148,7 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
 
 
 def loading(running: Sequence[Task[Any]]) -> list[tuple[str, Task[Any]]]:
-    """Return what loads a model now, a load or a question to it, with the model's name."""
+    """Return running loads, and requests that load a model, with the model's name."""
     loads: list[tuple[str, Task[Any]]] = []
     for task in running:
         if isinstance(task, Load):
@@ -159,7 +159,7 @@ def loading(running: Sequence[Task[Any]]) -> list[tuple[str, Task[Any]]]:
 
 
 def unloading(running: Sequence[Task[Any]]) -> list[Unload]:
-    """Return what waits to unload a model."""
+    """Return running unloads."""
     return [task for task in running if isinstance(task, Unload)]
 
 

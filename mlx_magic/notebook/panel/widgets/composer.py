@@ -1,4 +1,4 @@
-"""Where a question is put together: pictures, prompt, models, options, Run and Cancel."""
+"""The controls of a question: pictures, prompt, models, options, Run and Cancel."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mlx_magic.notebook.panel.widgets.controls import button, fold, line, messag
 from mlx_magic.notebook.panel.widgets.options_form import OptionsForm
 
 NONE = ""
-"""Value of a model's menu in which nothing is chosen."""
+"""Value of a model menu without a selection."""
 
 
 class Composer:
-    """The controls for the next question; what they do is wired by the panel.
+    """The controls for the next question; the panel registers their callbacks.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The widget to show.
     """
 
     def __init__(self, tray: widgets.DOMWidget) -> None:
@@ -86,12 +86,12 @@ class Composer:
 
     @property
     def chosen(self) -> list[str]:
-        """The models that are chosen, each once."""
+        """The selected models, without duplicates."""
         menus = [self.model, *(self.others if self.compare.value else ())]
         return list(dict.fromkeys(menu.value for menu in menus if menu.value))
 
     def choose(self, models: Sequence[str]) -> None:
-        """Choose models, as far as the menus offer them."""
+        """Select models, as far as the menus offer them."""
         offered = {value for _, value in self.model.options}
         wanted = [name for name in models if name in offered]
         self.compare.value = len(wanted) > 1
@@ -99,7 +99,7 @@ class Composer:
             menu.value = name
 
     def offer(self, choices: Sequence[ModelChoice], default: str) -> None:
-        """Set what the menus offer, keeping what is chosen."""
+        """Set the options of the menus, keeping the selection."""
         options = [(c.label, c.name) for c in choices if c.state != "unusable"]
         names = {name for _, name in options}
         _offer(self.model, options, default if default in names else next(iter(names), None))
@@ -111,7 +111,7 @@ class Composer:
         set_trait(self.hint, "value", message_html(text, problem=problem))
 
     def set_enabled(self, pressed: widgets.Button, why_not: str, tip: str = "") -> None:
-        """Let a button be pressed, or say why it cannot."""
+        """Enable a button, or disable it with a reason as its tooltip."""
         set_trait(pressed, "disabled", bool(why_not))
         set_trait(pressed, "tooltip", why_not or tip)
 
@@ -125,7 +125,7 @@ def _offer(menu: widgets.Dropdown, options: list[tuple[str, str]], default: str 
         return
     chosen = menu.value
     kept = chosen if chosen in {value for _, value in options} else default
-    # One message for both, or the page would show the first model for a moment.
+    # Both traits in one message, or the page would show the first model for a moment.
     with menu.hold_sync():
         menu.options = options
         menu.value = kept

@@ -1,4 +1,4 @@
-"""The panel's list of models, with the memory they take."""
+"""The panel's list of models, with a memory bar."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class ModelsSection:
     Parameters
     ----------
     load, unload, cancel : callable
-        What the buttons do; each takes the model's name.
+        Callbacks of the buttons; each takes the model's name.
     pin : callable
-        Takes the model's name, and whether it is to be pinned.
+        Takes the model's name, and whether to pin it.
     refresh : callable
-        Looks at the disk again.
+        Scans the disk again.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The widget to show.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ModelsSection:
         self.box = widgets.VBox([self.memory, self.list, other, self.note])
 
     def show(self, choices: Sequence[ModelChoice], *, active: int, cached: int, limit: int) -> None:
-        """Bring rows and bar up to date; sends only what has changed. See `memory_bar`."""
+        """Update rows and bar; only changes are sent. See `memory_bar`."""
         set_trait(self.memory, "value", memory_bar(choices, active, cached, limit))
         rows = []
         for choice in choices:
@@ -98,7 +98,7 @@ class ModelsSection:
         set_trait(self.note, "value", message_html(text, problem=problem))
 
     def loaded(self, name: str) -> None:
-        """Empty the field, if that is what it asked for."""
+        """Clear the field if it names the loaded model."""
         if self.name.value.strip() == name:
             self.name.value = ""
 
@@ -115,7 +115,7 @@ class ModelsSection:
 
 
 class _Shared:
-    """Layouts and styles that all rows have in common: a comm each, once."""
+    """Layouts and styles that all rows share, as each of them is a comm."""
 
     def __init__(self, html: widgets.HTML) -> None:
         self.text = widgets.Layout(flex="1 1 12em", width="auto", min_width="0")
@@ -168,7 +168,7 @@ class _Row:
         action = "Unpin" if choice.pinned else "Pin"
         tip = _LET_GO if choice.pinned else _KEEP
         if self.pin is None:
-            # Only where it can be used: of models on disk there may be a hundred.
+            # Created only for loaded models, as there may be a hundred models on disk.
             self.pin = widgets.Button(
                 description=action,
                 tooltip=tip,
@@ -185,7 +185,7 @@ class _Row:
 
 
 def row_html(choice: ModelChoice) -> str:
-    """Return what a row says of its model."""
+    """Return the HTML of a model's row."""
     badge = choice.state + (", in use" if choice.users else "")
     badge += ", pinned" if choice.pinned else ""
     badge += ", unloading" if choice.leaving else ""
@@ -204,17 +204,17 @@ def row_html(choice: ModelChoice) -> str:
 
 
 def memory_bar(choices: Sequence[ModelChoice], active: int, cached: int, limit: int) -> str:
-    """Return the memory as a bar of the models' shares, with its words.
+    """Return a bar of the models' shares of memory, with a legend.
 
     Parameters
     ----------
     choices : sequence of ModelChoice
     active, cached, limit : int
-        Bytes that MLX has in arrays, keeps for reuse, and may use; a limit of 0 is unknown.
+        Bytes of MLX: active arrays, buffer cache, limit (0: unknown).
     """
     loaded = [choice for choice in choices if choice.state == "loaded"]
     weights = sum(choice.nbytes for choice in loaded)
-    # Weights count once, whether MLX has counted them yet or not.
+    # `active` may not include all weights yet.
     other = max(active - weights, 0)
     parts = [(c.name, c.nbytes, f"mlxm-share{at % _COLORS}") for at, c in enumerate(loaded)]
     parts += [("answers", other, "mlxm-share-work"), ("kept for reuse", cached, "mlxm-kept")]
@@ -250,7 +250,7 @@ def _free(limit: int) -> str:
 
 
 def _action(choice: ModelChoice) -> tuple[str, str]:
-    """Return what the row's button does, and why it cannot."""
+    """Return the label of the row's button, and why it is disabled (``""``: enabled)."""
     if choice.state == "loaded":
         return "Cancel unload" if choice.leaving else "Unload", ""
     if choice.state == "loading":

@@ -19,12 +19,12 @@ _DEFAULT_SAMPLING = "Use the model's default sampling"
 
 
 class OptionsForm:
-    """System prompt, length, sampling and picture size.
+    """System prompt, length, sampling and image size.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The widget to show.
     """
 
     def __init__(self) -> None:
@@ -77,12 +77,12 @@ class OptionsForm:
         self.box.add_class("mlxm-options")
 
     def read(self) -> Options:
-        """Return what the controls say.
+        """Return the values of the controls.
 
         Raises
         ------
         RequestError
-            When the seed is no whole number.
+            If the seed is not a whole number.
         """
         text = self.seed.value.strip()
         if text and not text.isdecimal():
@@ -100,7 +100,7 @@ class OptionsForm:
         return Options(self.system.value.strip() or None, sampling, self.max_pixels.value or None)
 
     def write(self, options: Options) -> None:
-        """Set the controls, as they were when a question was asked."""
+        """Set the controls to the options of a question."""
         sampling = options.sampling
         self.system.value = options.system or ""
         self.max_tokens.value = sampling.max_tokens
