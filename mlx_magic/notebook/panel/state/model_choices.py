@@ -85,8 +85,8 @@ class ModelChoice:
         if self.problem:
             return shown(self.problem, 1000)
         size = amount(self.nbytes) if self.nbytes else ""
-        room = {True: "fits", False: "does not fit now", None: ""}[self.fits]
-        return " · ".join(part for part in (self.kind, self.details, size, room) if part)
+        fit = {True: "fits", False: "does not fit now", None: ""}[self.fits]
+        return " · ".join(part for part in (self.kind, self.details, size, fit) if part)
 
 
 def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:

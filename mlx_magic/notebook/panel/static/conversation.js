@@ -143,10 +143,10 @@ class TurnView {
   ask(turn) {
     this.turn = turn;
     const meta = (text) => make("p", { class: "mlxv-meta" }, text);
-    const afresh = !turn.follows && turn.number > 1;
+    const standalone = !turn.follows && turn.number > 1;
     const asked = make(
       "div", { class: "mlxv-asked" },
-      afresh ? meta("Standalone question (earlier turns not sent)") : null,
+      standalone ? meta("Standalone question (earlier turns not sent)") : null,
       turn.system ? meta(`System: ${turn.system}`) : null,
       make("p", { class: "mlxv-ask", dir: "auto" }, turn.prompt),
     );
