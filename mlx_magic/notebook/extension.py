@@ -1,4 +1,4 @@
-"""What ``%load_ext mlx_magic`` puts into IPython, and takes out again."""
+"""What ``%load_ext mlx_magic`` installs in IPython, and how it is removed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _installed: dict[int, AwaitedCells] = {}
 
 
 def load(ipython: Any) -> None:
-    """Register magics, awaited cells, completion and display; a second time changes nothing."""
+    """Register magics, awaited cells, completion and formatters; idempotent."""
     if id(ipython) in _installed:
         return
     magics = VisionMagics(ipython)
     ipython.register_magics(magics)
-    # Also for `awaited`, which looks the instance up by its class's name.
+    # Rewritten cells call `awaited` on this registry entry.
     ipython.magics_manager.registry["VisionMagics"] = magics
     cells = AwaitedCells(ipython)
     cells.install()
@@ -31,7 +31,7 @@ def load(ipython: Any) -> None:
 
 
 def unload(ipython: Any) -> None:
-    """Take out what `load` put in. Models stay in the pool."""
+    """Undo `load`. Models stay in the pool."""
     cells = _installed.pop(id(ipython), None)
     if cells is None:
         return
@@ -50,12 +50,12 @@ def unload(ipython: Any) -> None:
 def _model_names() -> list[str]:
     from mlx_magic import default_session
 
-    # What is no printable line can be typed by nobody; the list shows that it is there.
+    # A name that is not printable cannot be typed; `%vision list` shows it escaped.
     return [name for name in default_session.current().model_names if name.isprintable()]
 
 
 def _install_formatters(ipython: Any) -> None:
-    """Show results and the pool richly; by name, so that nothing is imported for it."""
+    """Register formatters by type name, so that the types are not imported."""
     formatter = ipython.display_formatter
 
     def bundle(result: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
@@ -75,7 +75,7 @@ def _install_formatters(ipython: Any) -> None:
 
 
 def _drop_printer(ipython: Any, module: str, name: str) -> None:
-    """Forget a formatter that was used, and so is kept by its class."""
+    """Remove a formatter that IPython has cached by class after its first use."""
     printers = ipython.display_formatter.mimebundle_formatter.type_printers
     for kind in [k for k in printers if (k.__module__, k.__name__) == (module, name)]:
         del printers[kind]

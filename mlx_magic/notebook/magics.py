@@ -1,4 +1,4 @@
-"""``%%vision`` and ``%vision``: parse, call, translate errors."""
+"""The magics ``%%vision`` and ``%vision``: parse, call, translate errors."""
 
 from __future__ import annotations
 
@@ -41,40 +41,50 @@ DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vi
 
 @magics_class
 class VisionMagics(Magics):
-    """The magics. Every option of ``%%vision`` has a trait here."""
+    """The magics; each option of ``%%vision`` has a trait here."""
 
-    model = Unicode(None, allow_none=True, help="Model of cells without -m.").tag(config=True)
-    output = Unicode(None, allow_none=True, help="Variable that keeps each result.").tag(
+    model = Unicode(None, allow_none=True, help="Default model, for cells without -m.").tag(
+        config=True
+    )
+    output = Unicode(None, allow_none=True, help="Variable that receives each result.").tag(
         config=True
     )
     system = Unicode(None, allow_none=True, help="System prompt.").tag(config=True)
-    max_tokens = Int(DEFAULT_MAX_TOKENS, help="Longest answer, in tokens.").tag(config=True)
-    temperature = Float(None, allow_none=True, help="0 is greedy; None: the checkpoint's.").tag(
+    max_tokens = Int(DEFAULT_MAX_TOKENS, help="Maximum answer length, in tokens.").tag(config=True)
+    temperature = Float(
+        None, allow_none=True, help="0 is greedy; None: the checkpoint's default."
+    ).tag(config=True)
+    top_p = Float(
+        None, allow_none=True, help="Nucleus sampling; None: the checkpoint's default."
+    ).tag(config=True)
+    top_k = Int(None, allow_none=True, help="0 is off; None: the checkpoint's default.").tag(
         config=True
     )
-    top_p = Float(None, allow_none=True, help="Nucleus; None: the checkpoint's.").tag(config=True)
-    top_k = Int(None, allow_none=True, help="0 is off; None: the checkpoint's.").tag(config=True)
-    min_p = Float(None, allow_none=True, help="0 is off; None: the checkpoint's.").tag(config=True)
+    min_p = Float(None, allow_none=True, help="0 is off; None: the checkpoint's default.").tag(
+        config=True
+    )
     repetition_penalty = Float(
-        None, allow_none=True, help="Above 1: repeat less; None: the checkpoint's."
+        None, allow_none=True, help="Above 1: repeat less; None: the checkpoint's default."
     ).tag(config=True)
-    seed = Int(None, allow_none=True, help="Makes sampled answers repeat.").tag(config=True)
-    stop = List(Unicode(), help="Texts that end an answer.").tag(config=True)
-    timeout = Float(None, allow_none=True, help="Seconds until a cell ends.").tag(config=True)
+    seed = Int(None, allow_none=True, help="Seed for reproducible sampling.").tag(config=True)
+    stop = List(Unicode(), help="Stop sequences: texts that end an answer.").tag(config=True)
+    timeout = Float(None, allow_none=True, help="Time limit of a cell, in seconds.").tag(
+        config=True
+    )
     kv_bits = Int(None, allow_none=True, help="4 or 8: quantize the KV cache.").tag(config=True)
     format = Enum(FORMATS, "markdown", help="How answers are shown.").tag(config=True)
-    show = Bool(True, help="Whether cells show pictures and answers.").tag(config=True)
+    show = Bool(True, help="Whether cells show images and answers.").tag(config=True)
     max_pixels = Int(
-        None, allow_none=True, help="Larger pictures are scaled down to so many pixels."
+        None, allow_none=True, help="Larger images are scaled down to this many pixels."
     ).tag(config=True)
 
-    memory_budget = Any_(None, help="What models may take: '8 GB', 0.6, None for all.").tag(
+    memory_budget = Any_(None, help="Memory for models: '8 GB', 0.6 of it, None: no limit.").tag(
         config=True
     )
     idle_ttl = Float(None, allow_none=True, help="Seconds until an idle model is unloaded.").tag(
         config=True
     )
-    model_folders = List(Unicode(), help="Folders with models, beside the Hub's cache.").tag(
+    model_folders = List(Unicode(), help="Folders with models, besides the Hub's cache.").tag(
         config=True
     )
 
@@ -85,12 +95,12 @@ class VisionMagics(Magics):
 
     @observe("model")
     def _model_chosen(self, change: Any) -> None:
-        """Let `mlx_magic.ask` use the same default."""
+        """Make the model the default of `mlx_magic.ask`, too."""
         _session().default_model = change["new"]
 
     @validate("memory_budget", "idle_ttl")
     def _pool_setting(self, proposal: Any) -> Any:
-        """Refuse what cannot be one, in a line."""
+        """Validate a setting of the pool; an invalid one raises TraitError."""
         check = {"memory_budget": check_setting, "idle_ttl": check_ttl}[proposal["trait"].name]
         try:
             return check(proposal["value"])
@@ -113,71 +123,74 @@ class VisionMagics(Magics):
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]
     def vision_cell(self, line: str, cell: str) -> VisionResult | None:
-        """``%%vision``; the text of its help stands in help_text."""
-        with _translated():
+        """``%%vision``; its help is in help_text."""
+        with _usage_errors():
             question = self._question(line, cell)
-            # Nothing has begun before this line, and nothing runs on after it.
+            # The request starts and ends within this block, so that an interrupt cannot leave it
+            # running.
             with deferred() as interrupt:
-                asked = self._ask(question)
-                self._cell(asked, awaited=False, first=False).blocking(interrupt)
+                active = self._start(question)
+                self._running_cell(active, awaited=False, first=False).blocking(interrupt)
                 if not interrupt.came:
-                    return self._answered(asked)
-                self._keep_partial(asked)
+                    return self._finish(active)
+                self._store_partial(active)
         return None
 
     @no_var_expand
     @line_magic("vision")  # type: ignore[arg-type]
     def vision_line(self, line: str) -> Any:
-        """``%vision``; the text of its help stands in help_text."""
-        with _translated():
+        """``%vision``; its help is in help_text."""
+        with _usage_errors():
             command = commands.parse_line(line)
-            if not isinstance(command, pool_commands.WAITED_FOR):
+            if not isinstance(command, pool_commands.WAITING_COMMANDS):
                 return self._run(command)
             return pool_commands.blocking(self._ip, _session(), command)
 
     async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
-        """Do what a cell with the magic at its top asks; such cells are rewritten to this."""
-        with _translated():
+        """Run a cell that begins with a magic; such cells are rewritten to call this."""
+        with _usage_errors():
             if cell is None:
                 command = commands.parse_line(line)
                 if isinstance(command, commands.ListCommand | commands.ModelsCommand):
-                    # They read many files, or ask the Hub.
+                    # These read many files or query the Hub.
                     with deferred():
                         loop = asyncio.get_running_loop()
                         return await loop.run_in_executor(None, self._run, command)
-                if not isinstance(command, pool_commands.WAITED_FOR):
+                if not isinstance(command, pool_commands.WAITING_COMMANDS):
                     return self._run(command)
                 return await pool_commands.awaited(self._ip, _session(), command, alone=first)
             question = self._question(line, cell)
             with deferred() as interrupt:
-                asked = self._ask(question)
-                await self._cell(asked, awaited=True, first=first).awaited(interrupt)
+                active = self._start(question)
+                await self._running_cell(active, awaited=True, first=first).awaited(interrupt)
                 if not interrupt.came:
-                    await self._drawn(asked, interrupt)
+                    await self._render_in_thread(active, interrupt)
                 if not interrupt.came:
-                    return self._answered(asked)
-                self._keep_partial(asked)
+                    return self._finish(active)
+                self._store_partial(active)
         return None
 
-    def _cell(self, asked: _Asked, *, awaited: bool, first: bool) -> RunningCell[VisionResult]:
+    def _running_cell(
+        self, active: _ActiveRequest, *, awaited: bool, first: bool
+    ) -> RunningCell[VisionResult]:
         return RunningCell(
             self._ip,
-            asked.generation,
+            active.generation,
             awaited=awaited,
-            alone=first and not asked.said_something,
-            show=asked.arguments.show,
+            alone=first and not active.has_output,
+            show=active.arguments.show,
         )
 
     def _question(self, line: str, cell: str) -> _Question:
-        """Everything that needs the notebook's variables, on the thread that owns them."""
+        """Build the request; expressions are evaluated here, on the notebook's main thread."""
         arguments = parse_cell(line, cell, self.defaults())
-        with contextlib.ExitStack() as after, capture_output() as said:
-            # Shown in any case, once nothing is captured any more.
-            after.callback(said.show)
+        with contextlib.ExitStack() as cleanup, capture_output() as captured:
+            # What the expressions printed is shown after the capture has ended, also on errors.
+            cleanup.callback(captured.show)
             evaluate = evaluator(self._ip)
             prompt = template.fill(arguments.prompt, evaluate).strip("\n")
             images = image_values(arguments.images, self._ip.user_ns, evaluate)
-        said_something = bool(said.stdout or said.stderr or said.outputs)
+        has_output = bool(captured.stdout or captured.stderr or captured.outputs)
         request = GenerationRequest(
             prompt=prompt,
             model=arguments.model or DEMO,
@@ -187,55 +200,55 @@ class VisionMagics(Magics):
             timeout=arguments.timeout,
             kv_bits=arguments.kv_bits,
         )
-        return _Question(arguments, request, images, said_something)
+        return _Question(arguments, request, images, has_output)
 
-    def _ask(self, question: _Question) -> _Asked:
+    def _start(self, question: _Question) -> _ActiveRequest:
         arguments = question.arguments
         generation = _session().start(
             question.request, images=question.images, max_pixels=arguments.max_pixels, draw=True
         )
-        return _Asked(arguments, generation, question.said_something)
+        return _ActiveRequest(arguments, generation, question.has_output)
 
-    async def _drawn(self, asked: _Asked, interrupt: Interrupt) -> None:
-        """Draw a large result off the loop; showing it then takes what is there."""
-        result = asked.generation.future.result()
-        if asked.arguments.show and (result.images or len(result.text) > 2_000):
+    async def _render_in_thread(self, active: _ActiveRequest, interrupt: Interrupt) -> None:
+        """Render a large result on a thread; displaying it then uses the cached bundle."""
+        result = active.generation.future.result()
+        if active.arguments.show and (result.images or len(result.text) > 2_000):
             await click_routing.in_thread(partial(render.bundle, result), interrupt)
 
-    def _answered(self, asked: _Asked) -> VisionResult | None:
-        result = asked.generation.future.result()
-        self._note_demo(asked)
-        self._keep(asked, result)
-        if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
+    def _finish(self, active: _ActiveRequest) -> VisionResult | None:
+        result = active.generation.future.result()
+        self._note_demo(active)
+        self._store(active, result)
+        if active.arguments.show and getattr(self._ip, "kernel", None) is not None:
             return result
-        # A terminal has shown the text as it came; --no-show shows nothing.
-        if asked.arguments.show and (ending := render.ending(result)):
+        # In a terminal the text was streamed; with --no-show nothing is shown.
+        if active.arguments.show and (ending := render.ending(result)):
             terminal.say(ending)
         self._ip.displayhook.update_user_ns(result)
         return None
 
-    def _keep(self, asked: _Asked, result: VisionResult) -> None:
-        if asked.arguments.output is not None:
-            self._ip.user_ns[asked.arguments.output] = result
+    def _store(self, active: _ActiveRequest, result: VisionResult) -> None:
+        if active.arguments.output is not None:
+            self._ip.user_ns[active.arguments.output] = result
 
-    def _keep_partial(self, asked: _Asked) -> None:
-        """Keep and show what an interrupted answer has."""
-        future = asked.generation.future
+    def _store_partial(self, active: _ActiveRequest) -> None:
+        """Store and show the partial result of an interrupted request."""
+        future = active.generation.future
         if future.exception() is not None:
             return
         result = future.result()
-        self._keep(asked, result)
+        self._store(active, result)
         self._ip.displayhook.update_user_ns(result)
-        if asked.arguments.show and getattr(self._ip, "kernel", None) is not None:
+        if active.arguments.show and getattr(self._ip, "kernel", None) is not None:
             display(result)
 
-    def _note_demo(self, asked: _Asked) -> None:
-        if asked.arguments.show and asked.arguments.model is None and not self._demo_noted:
+    def _note_demo(self, active: _ActiveRequest) -> None:
+        if active.arguments.show and active.arguments.model is None and not self._demo_noted:
             self._demo_noted = True
             terminal.say(DEMO_NOTE)
 
     def defaults(self) -> Defaults:
-        """Return what holds where a cell has no flag."""
+        """Return the values that apply where a cell has no flag."""
         return Defaults(
             model=self.model,
             output=self.output,
@@ -256,39 +269,43 @@ class VisionMagics(Magics):
         )
 
     def _run(self, command: commands.Command) -> Any:
-        now = _session()
+        session = _session()
         match command:
             case commands.ListCommand():
                 from mlx_magic.notebook.display.tables import ModelTable
 
-                return ModelTable.of(now)
+                return ModelTable.of(session)
             case commands.ModelsCommand(model):
                 from mlx_magic.notebook.display.tables import SummaryTable
 
-                return SummaryTable.of(now, model)
+                return SummaryTable.of(session, model)
             case commands.StatusCommand() | commands.HelpCommand():
                 from mlx_magic.notebook.display.tables import StatusTable
 
-                return StatusTable.of(now, default=self.model)
+                return StatusTable.of(session, default=self.model)
             case commands.CancelCommand():
-                count = now.cancel()
-                terminal.say(f"Cancelled {count}." if count else "Nothing is running.")
+                count = session.cancel()
+                terminal.say(
+                    f"Cancelled {count} request{'s' * (count != 1)}."
+                    if count
+                    else "Nothing is running."
+                )
             case commands.PanelCommand():
                 from mlx_magic.notebook.panel.open import panel
 
                 return panel(ipython=self._ip)
             case commands.UseCommand(model):
-                found = now.check(model)
+                summary = session.check(model)
                 self.model = model
-                terminal.say(f"Using {model} ({found}).")
+                terminal.say(f"Using {model} ({summary}).")
             case commands.PinCommand(model, pinned):
-                info = now.pool.pin(model) if pinned else now.pool.unpin(model)
+                info = session.pool.pin(model) if pinned else session.pool.unpin(model)
                 terminal.say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
         return None
 
 
 def _session() -> Session:
-    """Return the session; what it needs is imported at the first use, not by %load_ext."""
+    """Return the session, imported on first use so that %load_ext stays quick."""
     from mlx_magic import default_session
 
     return default_session.current()
@@ -296,32 +313,32 @@ def _session() -> Session:
 
 @dataclass(frozen=True)
 class _Question:
-    """What a cell asks, with the notebook's variables in it."""
+    """A cell's arguments and request, with its expressions evaluated."""
 
     arguments: CellArguments
     request: GenerationRequest
     images: Sequence[tuple[str | None, Any]]
-    said_something: bool
+    has_output: bool
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A question on its way, with what the cell wanted of it."""
+class _ActiveRequest:
+    """A running generation and the arguments of its cell."""
 
     arguments: CellArguments
     generation: Generation
-    said_something: bool
+    has_output: bool
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Show a person's slip as one line; what is not theirs keeps its traceback."""
+def _usage_errors() -> Iterator[None]:
+    """Raise user errors as UsageError (one line); other errors keep their traceback."""
     try:
         yield
     except (GenerationError, EngineError):
         raise
     except MlxMagicError as error:
-        # Exactly this class: IPython shows a traceback for any other, subclasses included.
+        # Not a subclass: IPython shows a traceback for those.
         raise UsageError(str(error)) from None
 
 

@@ -1,4 +1,4 @@
-"""Cells that wait for the pool: ``%vision load`` and ``%vision unload``."""
+"""The commands that wait for the pool: ``%vision load`` and ``%vision unload``."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ if TYPE_CHECKING:
     from mlx_magic.model_pool.model_info import Load
     from mlx_magic.session import Session
 
-WAITED_FOR = (LoadCommand, UnloadCommand)
+WAITING_COMMANDS = (LoadCommand, UnloadCommand)
 
 
 def blocking(ipython: Any, session: Session, command: LoadCommand | UnloadCommand) -> None:
-    """Do what a command asks where nothing can be awaited, and say what became of it."""
-    with deferred() as interrupt, _all_ended_on_error() as works:
-        works += _begun(session, command)
-        for work in works:
-            _cell(ipython, work, awaited=False).blocking(interrupt)
-            _told(work, works)
+    """Run a command in a cell that blocks, and print the outcome."""
+    with deferred() as interrupt, _cancel_all_on_error() as tasks:
+        tasks += _start(session, command)
+        for task in tasks:
+            _running_cell(ipython, task, awaited=False).blocking(interrupt)
+            _report(task, tasks)
 
 
 async def awaited(
     ipython: Any, session: Session, command: LoadCommand | UnloadCommand, *, alone: bool
 ) -> None:
-    """Do what a command asks without holding the kernel's loop. See `RunningCell`."""
-    with deferred() as interrupt, _all_ended_on_error() as works:
-        works += _begun(session, command)
-        for work in works:
-            await _cell(ipython, work, awaited=True, alone=alone).awaited(interrupt)
-            _told(work, works)
+    """Run a command without blocking the kernel's event loop. See `RunningCell`."""
+    with deferred() as interrupt, _cancel_all_on_error() as tasks:
+        tasks += _start(session, command)
+        for task in tasks:
+            await _running_cell(ipython, task, awaited=True, alone=alone).awaited(interrupt)
+            _report(task, tasks)
             alone = False
 
 
-def _begun(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[Load | Unload]:
-    """Begin all at once, so that one which has to wait holds up no other."""
+def _start(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[Load | Unload]:
+    """Start all tasks at once, so that one that waits does not delay the others."""
     if isinstance(command, LoadCommand):
         load = session.load(
             command.model,
@@ -58,30 +58,30 @@ def _begun(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[L
     return [session.pool.submit_unload(name, force=command.force) for name in names]
 
 
-def _cell(
-    ipython: Any, work: Load | Unload, *, awaited: bool, alone: bool = False
+def _running_cell(
+    ipython: Any, task: Load | Unload, *, awaited: bool, alone: bool = False
 ) -> RunningCell[Any]:
-    quick = isinstance(work, Unload)
-    # An unload that waits for nobody is done soon, and nobody could cancel it.
-    show = not (isinstance(work, Unload) and work.begun)
-    return RunningCell(ipython, work, awaited=awaited, alone=alone, show=show, quick=quick)
+    quick = isinstance(task, Unload)
+    # An unload that has begun is quick and can no longer be cancelled.
+    show = not (isinstance(task, Unload) and task.begun)
+    return RunningCell(ipython, task, awaited=awaited, alone=alone, show=show, quick=quick)
 
 
-def _told(work: Load | Unload, works: Sequence[Load | Unload]) -> None:
-    """Say what became of one; a Cancel ends those that come after it, too."""
-    terminal.say(pool_messages.ended(work))
-    if work.token.requested:
-        for other in works:
+def _report(task: Load | Unload, tasks: Sequence[Load | Unload]) -> None:
+    """Print the outcome of a task; if it was cancelled, cancel the remaining tasks."""
+    terminal.say(pool_messages.ended(task))
+    if task.token.requested:
+        for other in tasks:
             other.cancel()
 
 
 @contextlib.contextmanager
-def _all_ended_on_error() -> Iterator[list[Load | Unload]]:
-    """Leave nothing behind a cell that failed; yields where the works are to be put."""
-    works: list[Load | Unload] = []
+def _cancel_all_on_error() -> Iterator[list[Load | Unload]]:
+    """Cancel all tasks if the cell fails; yields the list that the tasks are added to."""
+    tasks: list[Load | Unload] = []
     try:
-        yield works
+        yield tasks
     except BaseException:
-        for work in works:
-            work.cancel()
+        for task in tasks:
+            task.cancel()
         raise

@@ -198,8 +198,8 @@ def test_what_does_not_fit_is_refused_in_place(show: Show) -> None:
     problems = front.tray.get_by_role("alert").locator("li span")
     expect(problems).to_have_text(
         [
-            "huge.png was not added: it has 2.0 MB, and 1 kB is the most for one picture.",
-            "late.png was not added: 4 pictures are the most.",
+            "huge.png was not added: it has 2.0 MB, the limit for one picture is 1 kB.",
+            "late.png was not added: the limit is 4 pictures.",
         ]
     )
     expect(front.page.locator(".heard").first).to_contain_text("fits.png")
@@ -363,7 +363,7 @@ def test_without_a_camera_the_button_says_why(show: Show) -> None:
     hide = "() => Object.defineProperty(navigator, 'mediaDevices', { value: undefined })"
     front = show(init=hide)
     expect(front.button("Camera")).to_be_disabled()
-    expect(front.tray).to_contain_text("No camera: browsers give it only to pages of this machine")
+    expect(front.tray).to_contain_text("No camera: browsers allow it only on localhost")
 
 
 def test_a_refused_camera_says_so(show: Show) -> None:
@@ -550,7 +550,7 @@ def test_a_result_is_saved_under_a_name(show: Show) -> None:
     expect(front.button("Save as variable")).to_be_focused()
     front.page.keyboard.press("Enter")
     front.page.keyboard.press("Enter")
-    expect(front.answer).to_contain_text("Write a name for the variable")
+    expect(front.answer).to_contain_text("Enter a name for the variable")
     front.page.keyboard.type("answer")
     front.page.keyboard.press("Enter")
     front.expect_heard("save", turn="t1", index=0, name="answer", replace=False)

@@ -41,7 +41,7 @@ def test_the_bundled_model_is_loaded_and_unloaded_by_its_button(open_panel: Open
     # A folder that is none is one line, and what was typed stays.
     name = panel.root.get_by_role("combobox", name="Another model")
     load = panel.root.get_by_title("Load this model")
-    expect(panel.root.get_by_title("Name a model first")).to_be_disabled()
+    expect(panel.root.get_by_title("Enter a model first")).to_be_disabled()
     name.fill("./nowhere")
     expect(load).to_be_enabled()
     load.click()

@@ -190,7 +190,7 @@ def test_no_name_note_or_line_is_typeset() -> None:
         image = make_image_input(Image.new("RGB", (8, 6), "red"), text, notes=[text])
         shown = bundle(VisionResult("x", text, "length", images=(image,), seen=(text,)))
         table = Table((text, "b"), ((text, text),), text)
-        said = controls.said(text, problem=True)
+        said = controls.message_html(text, problem=True)
         pieces = [shown["text/html"], table._repr_html_(), said, live_view._status(text)]
         pieces += [live_view._plain(text)]
         for piece in pieces:

@@ -12,7 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from mlx_magic.notebook.kernel import completer
-from mlx_magic.notebook.kernel.completer import could_be_picture, list_folder
+from mlx_magic.notebook.kernel.completer import could_be_image, list_folder
 
 
 @pytest.fixture
@@ -153,25 +153,25 @@ class Expensive:
     ],
 )
 def test_a_picture_is_guessed_by_its_type(value: object, expected: bool) -> None:
-    assert could_be_picture(value) is expected
+    assert could_be_image(value) is expected
 
 
 def test_a_value_is_not_touched_to_guess_what_it_is() -> None:
-    assert could_be_picture(Expensive()) is False
-    assert could_be_picture([Expensive()]) is False
+    assert could_be_image(Expensive()) is False
+    assert could_be_image([Expensive()]) is False
 
 
 def test_a_figure_and_a_column_could_be_pictures() -> None:
     figure = pytest.importorskip("matplotlib.figure").Figure()
     column = pytest.importorskip("pandas").Series(["a.png"])
-    assert could_be_picture(figure)
-    assert could_be_picture(column)
+    assert could_be_image(figure)
+    assert could_be_image(column)
 
 
 def test_a_list_that_holds_itself_is_no_picture() -> None:
     loop: list[object] = []
     loop.append(loop)
-    assert could_be_picture(loop) is False
+    assert could_be_image(loop) is False
 
 
 def test_folders_have_a_slash(tmp_path: Path) -> None:

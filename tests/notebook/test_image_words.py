@@ -150,7 +150,11 @@ def test_a_folder_is_left_to_who_opens_it_unless_a_variable_has_its_name(folder:
         ("2024-01.jpg", "2024-01.jpg: no such file."),
         ("object.webp", "object.webp: no such file."),
         ("*.tiff", "*.tiff: no file matches."),
-        ("photo_cta", "photo_cta: no variable, file or address; did you mean photo_cat?"),
+        (
+            "photo_cta",
+            "photo_cta: not a variable, file or URL (quote names that contain spaces); "
+            "did you mean photo_cat?",
+        ),
         ("imgz[0]", "imgz[0]: name 'imgz' is not defined; did you mean img or imgs?"),
         ("f(qqq)", "f(qqq): name 'f' is not defined."),
         ("not/a/ñ", "not/a/ñ: no such file."),

@@ -316,7 +316,7 @@ def test_a_list_shows_what_is_loaded_on_disk_and_named_and_whether_it_fits(
     assert "bad is not understood" in line(shell, "list").note
 
     line(shell, "load evil --trust-remote-code")
-    assert rows()["evil"] == "loaded, may run its code"
+    assert rows()["evil"] == "loaded, remote code allowed"
     # What is idle would leave for it; what is pinned would not.
     assert rows()["reader"] == "on disk, fits"
     line(shell, "pin evil")
@@ -346,8 +346,8 @@ def test_models_says_what_a_model_is_and_loads_nothing(
     assert said["quantized"] == "4-bit, group 64"
     assert said["size"] == "96 B"
     assert said["context"] == "4,096 tokens"
-    assert said["picture"].startswith("256 tokens")
-    assert said["wants to run"] == "config.json: auto_map AutoX = 'evil.Evil'"
+    assert said["image"].startswith("256 tokens")
+    assert said["remote code"] == "config.json: auto_map AutoX = 'evil.Evil'"
     assert script.loads == 0
     with pytest.raises(UsageError, match="There is no model 'nothing'"):
         line(shell, "models nothing")

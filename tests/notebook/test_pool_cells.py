@@ -146,7 +146,7 @@ def test_an_unload_that_was_withdrawn_says_so(
     when_unloading(lambda _: default_session.current().pool.pin("A"))
     capsys.readouterr()
     line(shell, "unload A")
-    assert capsys.readouterr().out == "A stays: it was asked for again meanwhile.\n"
+    assert capsys.readouterr().out == "A was not unloaded: a new request needs it.\n"
     generation.cancel()
 
 
@@ -177,7 +177,7 @@ def test_a_budget_is_kept_and_the_cell_says_what_left_for_it(
 ) -> None:
     capsys.readouterr()
     config(shell, f"memory_budget = {2 * SIZE}")
-    assert capsys.readouterr().out == "Unloaded A (96 B): over the budget.\n"
+    assert capsys.readouterr().out == "Unloaded A (96 B): over the memory budget.\n"
     shell.run_cell_magic("vision", "-m A", "Hi")
     out = capsys.readouterr().out
     assert out.endswith("Unloaded B (96 B) to make room.\n")
@@ -188,10 +188,10 @@ def test_a_budget_is_kept_and_the_cell_says_what_left_for_it(
         "Unloaded A (96 B) to make room.\nLoaded C: vision, smolvlm, 96 B.\n"
     )
     listed = repr(line(shell, "list"))
-    assert listed.endswith("192 B of 192 B taken.")
+    assert listed.endswith("192 B of 192 B used.")
     assert "on disk, fits" in listed
     status = repr(line(shell, "status"))
-    assert "192 B of 192 B taken" in status
+    assert "192 B of 192 B used" in status
     assert "B (96 B) to make room for A; C (96 B) to make room for B; A (96 B) to" in status
 
 
@@ -228,7 +228,9 @@ def test_senseless_settings_are_refused_and_change_nothing(
     config(shell, "idle_ttl = 300")
     config(shell, "memory_budget = 0.5")
     assert default_session.current().pool.idle_ttl == 300
-    assert "50% of the memory; idle ones leave after 300 s" in repr(line(shell, "status"))
+    assert "(50% of the memory); idle models are unloaded after 300 s" in repr(
+        line(shell, "status")
+    )
 
 
 def test_the_pool_shows_itself_as_a_table(
@@ -271,7 +273,7 @@ def test_a_notebook_with_four_real_models_on_a_budget_for_two(
             ["Unloaded d (12 MB) to make room."],
         ]
         assert [model.name for model in real.pool] == ["c", "b"]
-        assert "25 MB of 31 MB taken." in repr(line(shell, "list"))
+        assert "25 MB of 31 MB used." in repr(line(shell, "list"))
         line(shell, "unload --all")
         assert len(real.pool) == 0
     finally:
@@ -296,7 +298,7 @@ def test_the_state_of_a_model_in_words() -> None:
     assert state() == "loaded"
     assert state(users=1) == "in use"
     assert state(users=2, pinned=True) == "in use by 2, pinned"
-    assert state(idle=120.0, trusted=True) == "loaded, used 2 min ago, may run its code"
+    assert state(idle=120.0, trusted=True) == "loaded, used 2 min ago, remote code allowed"
 
 
 def test_a_load_that_was_cancelled_is_said() -> None:

@@ -1,1 +1,1 @@
-"""Answers and tables, as they are seen in a notebook and in a terminal."""
+"""Display of answers and tables in a notebook and in a terminal."""

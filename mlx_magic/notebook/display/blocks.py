@@ -1,4 +1,4 @@
-"""Cutting a growing text into blocks that are finished and a short tail that is not."""
+"""Splits streamed text into finished blocks and a short unfinished tail."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 LONGEST_TAIL = 480
 """Characters after which a tail without a blank line is cut anyway.
 
-Each update sends the tail again: a bound on it keeps the bytes on the wire
-linear in the length of the answer.
+Each update sends the whole tail: this limit keeps the total bytes sent linear in
+the length of the answer.
 """
 
 
 @dataclass(slots=True)
 class Blocks:
-    """A text that grows, as finished blocks and a tail.
+    """Streamed text as finished blocks and a tail.
 
     A block ends at a blank line outside of a code fence, so that it can be
-    rendered as Markdown by itself, or where the tail has become too long.
+    rendered as Markdown by itself, or where the tail became too long.
 
     Attributes
     ----------
     finished : list of (str, bool)
-        Text of each block, and whether it is whole (Markdown) or was cut (plain).
+        Text of each block, and whether it is complete (Markdown) or was cut (plain text).
     tail : str
     """
 
@@ -38,8 +38,8 @@ class Blocks:
             self._finish(end, whole=not self._cut)
             self._cut = False
         while len(self.tail) > LONGEST_TAIL:
-            self._finish(_place_to_cut(self.tail), whole=False)
-            # What follows continues a block that is no longer whole.
+            self._finish(_cut_position(self.tail), whole=False)
+            # The next text continues a block that was cut.
             self._cut = True
 
     def _finish(self, end: int, *, whole: bool) -> None:
@@ -51,20 +51,20 @@ class Blocks:
             self.finished.append((block, whole))
 
     def _end_of_block(self) -> int | None:
-        place, fence = 0, self._fence
-        while (end := self.tail.find("\n\n", place)) != -1:
-            if self.tail.count("```", place, end) % 2:
+        position, fence = 0, self._fence
+        while (end := self.tail.find("\n\n", position)) != -1:
+            if self.tail.count("```", position, end) % 2:
                 fence = not fence
             if not fence:
                 return end + 2
-            place = end + 2
+            position = end + 2
         return None
 
 
-def _place_to_cut(text: str) -> int:
-    """After the last line break, else the last blank, in the second half; else at the limit."""
+def _cut_position(text: str) -> int:
+    """Return the position after the last newline or space in the second half, or the limit."""
     for mark in ("\n", " "):
-        place = text.rfind(mark, LONGEST_TAIL // 2, LONGEST_TAIL)
-        if place != -1:
-            return place + 1
+        position = text.rfind(mark, LONGEST_TAIL // 2, LONGEST_TAIL)
+        if position != -1:
+            return position + 1
     return LONGEST_TAIL

@@ -1,10 +1,10 @@
-r"""TeX in texts of others: what may be typeset, and what is shown as it is written.
+r"""TeX in untrusted text: which formulas are typeset, and which are shown as source.
 
-JupyterLab, Notebook 7, nbviewer and nbconvert's HTML typeset TeX wherever they find it in the page,
-after the HTML was sanitized. TeX can fetch, link, and cover the page (``\unicode``, ``\href``,
-``\style``, ``\rule``). So everything of ours that shows a text of others has the class
-`UNSET`, and only formulas of which each command is known to draw in its own place get the class
-`SET`. All other modules ask this one.
+JupyterLab, Notebook 7, nbviewer and nbconvert's HTML typeset TeX anywhere in the page, after the
+HTML was sanitized. TeX can fetch, link, and cover the page (``\unicode``, ``\href``, ``\style``,
+``\rule``). So every element that shows untrusted text has the class `UNSET`, and only formulas
+whose commands are all known to draw within their own area get the class `SET`. All other
+modules use this one.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 # First for MathJax 3 and 4 (JupyterLab), second for MathJax 2 (nbconvert, nbviewer).
 SET_CLASSES = ("mathjax_process", "tex2jax_process")
 UNSET = "mathjax_ignore tex2jax_ignore"
-"""Class of an HTML element in which no TeX is typeset."""
+"""Class of an HTML element whose TeX is not typeset."""
 SET = " ".join(SET_CLASSES)
-"""Class of an element in such a one in which TeX is typeset nevertheless."""
+"""Class of an element inside an `UNSET` one whose TeX is typeset."""
 
 LONGEST = 2_000
-"""Characters of a formula that is typeset."""
+"""Maximum length of a typeset formula, in characters."""
 MOST = 300
-"""Formulas of one answer that are typeset: MathJax takes milliseconds for each."""
+"""Maximum number of typeset formulas in an answer: MathJax takes milliseconds for each."""
 
 _DEEPEST = 20
 _MOST_COMMANDS = 300
 _MOST_IN_A_ROW = 12
 
-# Commands that draw where they stand and in proportion to what they are given. No definitions,
-# links, classes, styles, colors, sizes in units, negative or free space, or boxes of no width.
+# Commands that draw within their own area, in proportion to their arguments. No definitions,
+# links, classes, styles, colors, sizes in units, negative or arbitrary space, zero-width boxes.
 _SYMBOLS = """
 alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa varkappa lambda mu nu
 xi omicron pi varpi rho varrho sigma varsigma tau upsilon phi varphi chi psi omega Gamma Delta
@@ -81,7 +81,7 @@ limits nolimits displaystyle textstyle scriptstyle scriptscriptstyle nonumber no
 left right middle big Big bigg Bigg bigl bigr bigm Bigl Bigr Bigm biggl biggr biggm Biggl Biggr
 Biggm over choose rm bf it
 """
-_TAKING = """
+_WITH_ARGUMENTS = """
 frac dfrac tfrac cfrac binom dbinom tbinom sqrt overset underset stackrel substack boxed fbox
 cancel bcancel xcancel
 hat widehat bar vec dot ddot dddot ddddot tilde widetilde acute grave check breve mathring
@@ -91,8 +91,8 @@ mathrm mathbf mathit mathsf mathtt mathbb mathcal mathscr mathfrak mathnormal bo
 text textrm textbf textit textsf texttt textnormal mbox operatorname
 mathop mathbin mathrel mathord mathopen mathclose mathpunct mathinner
 """
-_TAKING_COMMANDS = frozenset(_TAKING.split())
-COMMANDS = frozenset(_SYMBOLS.split()) | _TAKING_COMMANDS
+_COMMANDS_WITH_ARGUMENTS = frozenset(_WITH_ARGUMENTS.split())
+COMMANDS = frozenset(_SYMBOLS.split()) | _COMMANDS_WITH_ARGUMENTS
 """Names of commands that are typeset."""
 
 _SIGNS = frozenset(",:;>!{}|_&%$# \\\n")
@@ -100,7 +100,7 @@ _PARTS = """
 matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix cases rcases array aligned alignedat
 gathered split
 """
-# By themselves, outside of delimiters.
+# Environments that need no delimiters.
 _WHOLE = "equation equation* align align* gather gather* multline multline* eqnarray eqnarray*"
 _DISPLAYS = frozenset(_WHOLE.split())
 ENVIRONMENTS = frozenset(_PARTS.split()) | _DISPLAYS
@@ -119,8 +119,8 @@ _ROW_SPACE = re.compile(r"\[[ ]*(?:[0-9](?:\.[0-9]{1,2})?(?:em|ex|mm)|[0-9]{1,2}
 _ROWS_WITH_SPACE = re.compile(r"\\\\\[[^\]\\]*\]")
 _COLUMNS = re.compile(r"(?:\[[tbc]\])?\{[lcr| ]{1,40}\}|(?![\s\S])")
 _COUNT = re.compile(r"\{[0-9]{1,2}\}")
-# A comment, a parameter, another formula; quotes, addresses and code of Markdown; TeX's
-# way to write any character by its number.
+# Comments, parameters, nested formulas; quotes, URLs and code of Markdown; TeX's notation
+# for any character by its number (^^).
 _NEVER = re.compile('[%#$`"@\0-\x09\x0b-\x1f\x7f]|\\^\\^|//|\n[ \t]*\n')
 _CATEGORIES = "Lu Ll Lt Lm Lo Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs"
 _VISIBLE = frozenset(_CATEGORIES.split())
@@ -129,7 +129,7 @@ _OPENING = re.compile(r"\\begin\{([A-Za-z]{1,20}\*?)\}")
 
 
 def draws_only(tex: str) -> bool:
-    """Return whether each command of a formula is known to draw in its own place.
+    """Return whether each command of a formula is known to draw within its own area.
 
     Parameters
     ----------
@@ -138,59 +138,59 @@ def draws_only(tex: str) -> bool:
     """
     if not tex.strip() or len(tex) > LONGEST or not (tex.isascii() or _plain_letters(tex)):
         return False
-    opened: list[str] = []
-    commands = in_a_row = backwards = 0
+    open_groups: list[str] = []
+    commands = consecutive = negative_spaces = 0
     for part in _PART.finditer(tex):
         kind, value = part.lastgroup, part[0]
         if kind == "text":
             if _NEVER.search(value):
                 return False
-            in_a_row = in_a_row if value.isspace() else 0
+            consecutive = consecutive if value.isspace() else 0
             continue
         if kind == "brace":
             if value == "{":
-                opened.append("{")
-            elif not opened or opened.pop() != "{":
+                open_groups.append("{")
+            elif not open_groups or open_groups.pop() != "{":
                 return False
-            in_a_row = 0
+            consecutive = 0
         elif kind == "name":
-            if not _environment(part, tex, opened):
+            if not _environment(part, tex, open_groups):
                 return False
         elif kind == "command":
             if part["command"] not in COMMANDS:
                 return False
-            taking = part["command"] in _TAKING_COMMANDS
-            in_a_row = in_a_row + 1 if taking else 0
+            takes_arguments = part["command"] in _COMMANDS_WITH_ARGUMENTS
+            consecutive = consecutive + 1 if takes_arguments else 0
         elif part["sign"] not in _SIGNS or not _row_fits(part, tex):
             return False
-        backwards += value == "\\!"
+        negative_spaces += value == "\\!"
         commands += 1
         if (
-            len(opened) > _DEEPEST
+            len(open_groups) > _DEEPEST
             or commands > _MOST_COMMANDS
-            or in_a_row > _MOST_IN_A_ROW
-            or backwards > 6
+            or consecutive > _MOST_IN_A_ROW
+            or negative_spaces > 6
         ):
             return False
-    # A space that is escaped, at the end, where spaces are taken away.
-    return not opened and not _odd(tex.rstrip(), len(tex.rstrip()))
+    # An escaped space at the end would lose its space when the formula is stripped.
+    return not open_groups and not _odd(tex.rstrip(), len(tex.rstrip()))
 
 
 def _row_fits(part: re.Match[str], tex: str) -> bool:
-    """Return whether a sign is not the end of a row with more space than a little."""
+    """Return whether a sign is not a row end with more than a little extra space."""
     if part["sign"] != "\\" or not _ROW.match(tex, part.end()):
         return True
     return _ROW_SPACE.match(tex, part.end()) is not None
 
 
-def _environment(part: re.Match[str], tex: str, opened: list[str]) -> bool:
-    """Open or close an environment; return whether that is allowed."""
+def _environment(part: re.Match[str], tex: str, open_groups: list[str]) -> bool:
+    """Open or close an environment; return whether it is allowed."""
     name = part["name"]
     if name not in ENVIRONMENTS:
         return False
     if part["which"] == "end":
-        return bool(opened) and opened.pop() == name
-    opened.append(name)
+        return bool(open_groups) and open_groups.pop() == name
+    open_groups.append(name)
     if name == "array":
         return _COLUMNS.match(tex, part.end()) is not None
     if name == "alignedat":
@@ -199,22 +199,22 @@ def _environment(part: re.Match[str], tex: str, opened: list[str]) -> bool:
 
 
 def _plain_letters(tex: str) -> bool:
-    """Return whether what is not ASCII is visible and does not pile up on its neighbor."""
+    """Return whether all non-ASCII characters are visible and not combining marks."""
     return all(sign < "\x80" or unicodedata.category(sign) in _VISIBLE for sign in tex)
 
 
 @dataclass(frozen=True, slots=True)
 class Formula:
-    """A formula that was found in a text.
+    """A formula found in a text.
 
     Attributes
     ----------
     end : int
-        Where it ends in the text.
+        Its end position in the text.
     source : str
         With its delimiters.
     tex : str
-        Without them; an environment by itself has none.
+        Without its delimiters; a bare environment has none.
     kind : {"inline", "display", "environment"}
     """
 
@@ -229,52 +229,52 @@ class Formula:
         return draws_only(self.tex)
 
     def html(self) -> str:
-        """Return it as HTML that is typeset in an element of class `UNSET`."""
+        """Return HTML that is typeset inside an element of class `UNSET`."""
         opening, closing = {"inline": ("\\(", "\\)"), "display": ("\\[", "\\]")}.get(
             self.kind, ("", "")
         )
-        return f'<span class="{SET}">{escape(opening + _spaced(self.tex) + closing)}</span>'
+        return f'<span class="{SET}">{escape(opening + _normalized(self.tex) + closing)}</span>'
 
     def markdown(self) -> str:
-        """Return it as Markdown that is typeset in an element of class `UNSET`."""
+        """Return Markdown that is typeset inside an element of class `UNSET`."""
         mark = {"inline": "$", "display": "$$"}.get(self.kind, "")
         tex = _ROWS_WITH_SPACE.sub(r"\\\\", self.tex)
-        return f'<span class="{SET}">{mark}{_spaced(tex)}{mark}</span>'
+        return f'<span class="{SET}">{mark}{_normalized(tex)}{mark}</span>'
 
 
-def _spaced(tex: str) -> str:
-    r"""Return a formula in one line that no reader of Markdown or HTML takes for another thing.
+def _normalized(tex: str) -> str:
+    r"""Return a formula on one line, spaced so that Markdown and HTML parsers cannot misread it.
 
-    A program that takes one of the two backslashes away that end a row must not meet a command
-    behind it (``\\unicode``), nor one that looks for braces a brace.
+    A program that removes one of the two backslashes of a row end must not find a command after
+    it (``\\unicode``), and one that looks for braces must not find a brace.
     """
     tex = re.sub(r"\s+", " ", tex.strip())
-    tex = re.sub(r"\\\\(?!\[)|\\(?:[^\\]|$)", _apart, tex)
+    tex = re.sub(r"\\\\(?!\[)|\\(?:[^\\]|$)", _with_space, tex)
     tex = re.sub(r"<(?=\S)", "< ", tex)
     return re.sub(r"(\]|!)(?=[(:\[])", r"\1 ", tex)
 
 
-def _apart(found: re.Match[str]) -> str:
+def _with_space(found: re.Match[str]) -> str:
     return "\\\\ " if found[0] == "\\\\" else found[0]
 
 
 def find(text: str, at: int) -> Formula | None:
-    """Return the formula that begins at a place of a text, be it allowed or not.
+    """Return the formula that begins at a position, allowed or not.
 
     Parameters
     ----------
     text : str
     at : int
-        Where there is a dollar or a backslash.
+        Position of a dollar sign or a backslash.
     """
-    most = at + 2 * LONGEST
+    limit = at + 2 * LONGEST
     if text.startswith("$$", at):
         return _between(text, at, "$$", "$$", "display")
     if text[at] == "$":
         end = at + 1
-        while (end := text.find("$", end, most)) != -1 and text[end - 1] == "\\":
+        while (end := text.find("$", end, limit)) != -1 and text[end - 1] == "\\":
             end += 1
-        # As in "$5 and $6", which are no formula.
+        # "$5 and $6" is not a formula.
         if end == -1 or text[at + 1 : at + 2].isspace() or text[end - 1].isspace():
             return None
         if text[end + 1 : end + 2].isdigit():
@@ -290,11 +290,11 @@ def find(text: str, at: int) -> Formula | None:
     closing = f"\\end{{{opening[1]}}}"
     end, depth = opening.end(), 0
     for _ in range(_DEEPEST):
-        place = text.find(closing, end, most)
-        if place == -1:
+        position = text.find(closing, end, limit)
+        if position == -1:
             return None
-        depth += text.count(opening[0], end, place)
-        end = place + len(closing)
+        depth += text.count(opening[0], end, position)
+        end = position + len(closing)
         if not depth:
             kind = "environment" if opening[1] in _DISPLAYS else "display"
             return _formula(text, at, end, at, end, kind)
@@ -305,14 +305,14 @@ def find(text: str, at: int) -> Formula | None:
 def _between(text: str, at: int, opening: str, closing: str, kind: str) -> Formula | None:
     begin = at + len(opening)
     end = text.find(closing, begin, at + 2 * LONGEST)
-    # "\\" before the closing backslash is the end of a row.
+    # "\\" before the closing backslash is a row end.
     while end != -1 and closing[0] == "\\" and text[end - 1] == "\\" and _odd(text, end):
         end = text.find(closing, end + 1, at + 2 * LONGEST)
     return None if end == -1 else _formula(text, at, end + len(closing), begin, end, kind)
 
 
 def _odd(text: str, end: int) -> bool:
-    """Return whether an odd number of backslashes stands before a place."""
+    """Return whether an odd number of backslashes precedes a position."""
     run = text[max(0, end - LONGEST) : end]
     return (len(run) - len(run.rstrip("\\"))) % 2 == 1
 
@@ -325,7 +325,7 @@ def _formula(text: str, at: int, end: int, begin: int, until: int, kind: str) ->
 
 
 def enable(parser: MarkdownIt) -> None:
-    """Teach a Markdown parser formulas: allowed ones are set, all others are shown as code."""
+    """Add formulas to a Markdown parser: allowed ones are typeset, others are shown as code."""
     parser.inline.ruler.before("escape", "formula", _inline_rule)
     stops = ["paragraph", "reference", "blockquote", "list"]
     parser.block.ruler.before("code", "formula", _block_rule, {"alt": stops})
@@ -354,7 +354,7 @@ def _block_rule(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     if formula is None or not formula.allowed:
         return False
     line = start + formula.source.count("\n")
-    # Of lines in a quote or a list, their marks are no part of it.
+    # The markers of quotes and lists are not part of the formula.
     if line >= end or state.src[formula.end : state.eMarks[line]].strip(" \t"):
         return False
     if any(state.sCount[between] < state.blkIndent for between in range(start + 1, line + 1)):

@@ -1,4 +1,4 @@
-"""The live view of a running cell: pictures, phase, text as it comes, a Cancel button."""
+"""The live view of a running cell: thumbnails, phase, streamed text, Cancel button."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _SIZE = "font-size:var(--jp-content-font-size1,14px);line-height:var(--jp-conten
 _BLOCK = f"overflow-wrap:anywhere;overflow:auto;{_SIZE}"
 _TEXT = f"white-space:pre-wrap;{_BLOCK}"
 
-_MOST_AT_ONCE = 2_000
-"""Characters that one update adds. Each block is a widget: a megabyte at once would be two
-thousand of them, and keep the page busy for longer than the answer takes."""
+_MAX_CHARACTERS_PER_UPDATE = 2_000
+"""Maximum number of characters that one update adds. Each block is a widget: a megabyte at
+once would be two thousand widgets, and keep the page busy for longer than the answer takes."""
 
 
 class View(Protocol):
-    """What shows a piece of work while it runs."""
+    """The view of a running task."""
 
     def show(self) -> None:
-        """Begin to show."""
+        """Show the view."""
 
     def update(self) -> None:
-        """Show what is new; called often, on the thread that runs cells."""
+        """Show new text and progress; called often, on the thread that runs cells."""
 
     def leave(self, *, alone: bool) -> None:
-        """Make room for the result, which comes next."""
+        """Remove the view before the result is shown."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Release all widgets."""
 
 
 class WidgetView:
@@ -46,21 +46,21 @@ class WidgetView:
 
     Parameters
     ----------
-    work : Generation or Load
+    task : Generation or Load
     why_no_click : str
-        Why clicks cannot arrive while the cell runs; empty if they can.
+        Why clicks are not received while the cell runs; empty if they are.
     clock : callable
         Seconds, monotonic.
 
     Attributes
     ----------
     button : ipywidgets.Button
-        Its description is "Cancel": any client of the kernel can find and press it.
+        Its description is "Cancel", so that any client of the kernel can find and press it.
     """
 
     def __init__(
         self,
-        work: Task[Any],
+        task: Task[Any],
         *,
         why_no_click: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -68,54 +68,54 @@ class WidgetView:
         import ipywidgets as widgets
 
         self._widgets = widgets
-        self._work = work
+        self._task = task
         self._blocks = Blocks()
         self._shown_text = 0
         self._throttle = Throttle(clock)
-        self._pictures: Any = None
+        self._thumbnails: Any = None
         self._handle: Any = None
         self.button = widgets.Button(
             description="Cancel",
-            tooltip=why_no_click or "Stop, and keep what was written",
+            tooltip=why_no_click or "Stop, and keep the text written so far",
             disabled=bool(why_no_click),
             layout=widgets.Layout(width="auto"),
         )
         self._tail = widgets.HTML()
-        # Shared: each would open two more comms, a millisecond of the model's time.
-        self._look = {"layout": self._tail.layout, "style": self._tail.style}
-        self._status = widgets.HTML(_status(phase_line(work.progress)), **self._look)
+        # Shared by all: each own layout and style would open two more comms (1 ms of the GIL).
+        self._shared_style = {"layout": self._tail.layout, "style": self._tail.style}
+        self._status = widgets.HTML(_status(phase_line(task.progress)), **self._shared_style)
         bar = [self.button, self._status]
         if why_no_click:
-            bar.append(widgets.HTML(_status(why_no_click), **self._look))
+            bar.append(widgets.HTML(_status(why_no_click), **self._shared_style))
         self._text = widgets.VBox([self._tail])
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
-        # The button stands on top: there it does not move while the text grows.
+        # The button is at the top, so that it does not move while the text grows.
         self._box = widgets.VBox([self._bar, self._text], layout=self._text.layout)
         self._clock = clock
         self._last_line = self._status.value
-        self._last_phase = work.progress.phase
+        self._last_phase = task.progress.phase
         self._next_line = 0.0
 
     def show(self) -> None:
         """Display the view in the cell that is running."""
         from IPython.display import display
 
-        # Without its text: a client without widgets has no use for it, and nbval compares it.
+        # Without text/plain: it is useless without widgets, and nbval would compare it.
         view = self._box._repr_mimebundle_()
         view.pop("text/plain", None)
         self._handle = display(view, raw=True, display_id=True)
 
     def leave(self, *, alone: bool) -> None:
-        """Make room for the result, which comes next.
+        """Remove the view before the result is shown.
 
         Parameters
         ----------
         alone : bool
-            Whether everything that the cell shows is this view.
+            Whether this view is the only output of the cell.
         """
         from IPython.display import clear_output
 
-        # A button that no longer cancels anything must not be found.
+        # Clients must not find a button that no longer cancels anything.
         self._bar.children = self._bar.children[1:]
         for widget in (self.button, self.button.layout, self.button.style):
             widget.close()
@@ -125,32 +125,32 @@ class WidgetView:
             self._handle.update({"text/plain": ""}, raw=True)
 
     def update(self) -> None:
-        """Show what is new, within what time and bytes allow."""
+        """Show new text and progress, throttled by time and bytes."""
         tokens, text = 0, ""
-        if isinstance(self._work, Generation):
-            snapshot = self._work.snapshot()
+        if isinstance(self._task, Generation):
+            snapshot = self._task.snapshot()
             tokens, text = snapshot.completion_tokens, snapshot.text
-            self._show_pictures(self._work)
+            self._show_thumbnails(self._task)
         self._show_phase()
-        new = text[self._shown_text : self._shown_text + _MOST_AT_ONCE]
+        new = text[self._shown_text : self._shown_text + _MAX_CHARACTERS_PER_UPDATE]
         if new and self._throttle.allows(len(new) + len(self._blocks.tail), tokens):
             self._throttle.sent(*self._grow(new))
             self._shown_text += len(new)
 
     def close(self) -> None:
-        """Take every widget away, so that none stays in the kernel."""
+        """Close every widget, so that none stays in the kernel."""
         blocks = [*self._text.children, *self._box.children, *self._bar.children]
-        parts = [w for owner in (self._box, *blocks) for w in (owner, owner.layout)]
+        parts = [w for parent in (self._box, *blocks) for w in (parent, parent.layout)]
         styles = [w.style for w in blocks if hasattr(w, "style")]
         for widget in {id(w): w for w in (*parts, *styles)}.values():
             widget.close()
 
     def _show_phase(self) -> None:
-        """Show a new phase at once, and progress within one twice a second.
+        """Show a new phase at once, and progress within a phase twice a second.
 
-        Apart from the text's bytes: a long download must not use them up.
+        Not counted by the throttle: a long download must not use up the bytes of the text.
         """
-        progress = self._work.progress
+        progress = self._task.progress
         line = _status(phase_line(progress))
         due = progress.phase != self._last_phase or self._clock() >= self._next_line
         if line != self._last_line and due:
@@ -158,12 +158,12 @@ class WidgetView:
             self._last_phase = progress.phase
             self._next_line = self._clock() + 0.5
 
-    def _show_pictures(self, generation: Generation) -> None:
-        if self._pictures is None and generation.pictures:
-            self._pictures = self._widgets.HTML(
-                render.thumbnails_html(generation.pictures), **self._look
+    def _show_thumbnails(self, generation: Generation) -> None:
+        if self._thumbnails is None and generation.pictures:
+            self._thumbnails = self._widgets.HTML(
+                render.thumbnails_html(generation.pictures), **self._shared_style
             )
-            self._box.children = (self._bar, self._pictures, self._text)
+            self._box.children = (self._bar, self._thumbnails, self._text)
 
     def _grow(self, text: str) -> list[int]:
         before = len(self._blocks.finished)
@@ -171,9 +171,9 @@ class WidgetView:
         new = self._blocks.finished[before:]
         sizes = []
         if new:
-            blocks = [self._widgets.HTML(_block(*block), **self._look) for block in new]
+            blocks = [self._widgets.HTML(_block(*block), **self._shared_style) for block in new]
             children = (*self._text.children[:-1], *blocks, self._tail)
-            # Opened with all its traits, and closed again later.
+            # Each widget sends all its traits when it opens, and one message when it closes.
             sizes += [len(b.value) + 1_500 for b in blocks] + [45 * len(children)]
             self._text.children = children
         self._tail.value = _plain(self._blocks.tail)
@@ -181,35 +181,35 @@ class WidgetView:
 
 
 def import_libraries() -> None:
-    """Import what a `WidgetView` and a result need to show themselves; for another thread."""
+    """Import the libraries of `WidgetView` and of results; meant for another thread."""
     import ipywidgets  # noqa: F401
 
     sanitize.to_html("")
 
 
 class TerminalView:
-    """Writes the text to standard output as it comes, for IPython in a terminal.
+    """Streams the text to standard output, for IPython in a terminal.
 
-    Until there is text, the phase stands on standard error, if that is a terminal.
+    Before the first text the phase is shown on standard error, if that is a terminal.
     """
 
-    def __init__(self, work: Task[Any]) -> None:
-        self._work = work
+    def __init__(self, task: Task[Any]) -> None:
+        self._task = task
         self._shown = 0
         self._phase = ""
 
     def show(self) -> None:
-        """Show nothing yet."""
+        """Do nothing: `update` writes."""
 
     def update(self) -> None:
-        """Write what is new."""
-        text = self._work.snapshot().text if isinstance(self._work, Generation) else ""
+        """Write new text."""
+        text = self._task.snapshot().text if isinstance(self._task, Generation) else ""
         if len(text) > self._shown:
             self._write_phase("")
             terminal.write(sanitize.to_plain(text[self._shown :]))
             self._shown = len(text)
         elif not self._shown:
-            self._write_phase(phase_line(self._work.progress))
+            self._write_phase(phase_line(self._task.progress))
 
     def leave(self, *, alone: bool) -> None:
         """Write the rest and end the line."""
@@ -219,7 +219,7 @@ class TerminalView:
             terminal.write("\n")
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: there are no widgets."""
 
     def _write_phase(self, line: str) -> None:
         if line != self._phase and sys.stderr is not None and sys.stderr.isatty():

@@ -1,9 +1,9 @@
-"""A text of others as Markdown, for programs that allow HTML and TeX in it.
+"""Untrusted text as Markdown that is safe in programs that allow HTML and TeX in Markdown.
 
-JupyterLab's and VS Code's viewers, nbconvert (with mistune, and with pandoc on the way to LaTeX)
-and Jupyter Book read Markdown each in their own way. So nothing here depends on how one of them
-reads a doubtful text: what has a meaning beyond CommonMark is written as a character reference.
-Only what all of them take for code is left as it is.
+The viewers of JupyterLab and VS Code, nbconvert (with mistune, and with pandoc for LaTeX) and
+Jupyter Book parse Markdown differently. So nothing here relies on how one of them parses an
+ambiguous text: syntax beyond CommonMark is written as character references. Only what all of
+them parse as code is left as it is.
 """
 
 from __future__ import annotations
@@ -19,89 +19,91 @@ if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-# What a program could take for HTML, TeX, a link, a picture or a directive.
+# What a program could parse as HTML, TeX, a link, an image or a directive.
 _SPECIAL = re.compile(
     r"\\\\|\\[$&<]|\\(?=[^\W\d_])|[$&<]|!\[|\](?:\(|:)|:?//(?=\S)|(?<=`)\{|\}(?=`)"
 )
 _REFERENCES = {"&": "&amp;", "<": "&lt;", "$": "&#36;", "\\": "&#92;", "{": "&#123;", "}": "&#125;"}
 _PUNCTUATION = re.compile(r"[\\$&<>*_\[\]`!~|{}@:/#^]")
-# Languages of code blocks that some programs draw or run.
-_DRAWN = ("mermaid", "math", "geojson", "topojson", "stl", "plantuml")
-_FENCE_DIRECTIVE = re.compile(rf"([`~:]{{3}}[ \t]*)(?:\{{|(?:{'|'.join(_DRAWN)})\b)", re.IGNORECASE)
+# Languages of code blocks that some programs render or run.
+_RENDERED_LANGUAGES = ("mermaid", "math", "geojson", "topojson", "stl", "plantuml")
+_FENCE_DIRECTIVE = re.compile(
+    rf"([`~:]{{3}}[ \t]*)(?:\{{|(?:{'|'.join(_RENDERED_LANGUAGES)})\b)", re.IGNORECASE
+)
 _FENCE = re.compile(r"(`{3,})[ \t]*([A-Za-z0-9_+#.-]{0,30})")
 _BACKTICKS = re.compile("`+")
 _CODE = r"(?<![`\\])(?P<code>(?P<run>`{1,2})(?!`)[^`\n]+(?<!`)(?P=run)(?!`))"
 _CODE_ONLY = re.compile(_CODE)
 _MEANING = re.compile(rf"{_CODE}|\\\\|\\\$|(?P<math>\$|\\(?=[(\[]|begin\{{))")
 _MATH = re.compile(r"\\\\|\\\$|(?P<math>\$|\\(?=[(\[]|begin\{))")
-# Where pandoc would see a fence or a table of another kind, and CommonMark nothing.
+# Fences and tables of pandoc that CommonMark does not have.
 _LINE_START = re.compile(
     r"(?m)^([ \t>]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)*)(`(?=``)|~(?=~~)|\+(?=[-=:]))"
 )
 _RISKY = re.compile(r"\\(?:[^\W\d_]|[(\[])|\$")
 _QUOTE_MARKS = re.compile(r"\n[ \t]*(?:>[ \t]?)+")
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(?=[/?#\s),;!'\"*\]]|:[0-9]|$)")
-# What MathJax could find in the page that is made of it. Within an address that becomes a link by
-# itself, backslashes of ours stay.
+# Delimiters that MathJax could find in the rendered page. Backslashes that are added here stay
+# visible within a URL that becomes a link automatically.
 _DELIMITER = re.compile(r"[$]|&#36;|\\(?:[(\[]|begin)|&#92;\\?(?:[(\[]|begin|ref|eqref)")
 
 
 def guarded(markdown: str) -> str:
-    """Return Markdown in which nothing is typeset but what has the class `formulas.SET`."""
+    """Wrap Markdown so that only elements of the class `formulas.SET` are typeset."""
     if not _DELIMITER.search(markdown):
         return markdown
     return f'<div class="{formulas.UNSET}">\n\n{markdown.strip(chr(10))}\n\n</div>\n'
 
 
 def fenced(text: str, language: str = "", least: int = 3) -> str:
-    """Return `text` as a code block that nothing in it can end."""
+    """Return `text` as a code block whose fence is longer than any run of backticks in it."""
     longest = max(map(len, _BACKTICKS.findall(text)), default=0)
     mark = "`" * max(least, longest + 1)
-    return f"{mark}{language}\n{_in_code(text)}\n{mark}"
+    return f"{mark}{language}\n{_escape_code(text)}\n{mark}"
 
 
 def body(text: str) -> str:
-    """Return a text as Markdown that is harmless wherever `guarded` is around it.
+    """Return a text as Markdown that is safe inside `guarded`.
 
     Parameters
     ----------
     text : str
-        Plain: without controls and sequences.
+        Plain text without control characters and terminal sequences.
     """
     lines = text.split("\n")
     blocks = _blocks(text)
-    prose = _Prose(unsure=_unsure(lines, blocks))
-    written: list[str] = []
-    running: list[tuple[str, bool]] = []
+    prose = _Prose(ambiguous=_ambiguous(lines, blocks))
+    blocks_written: list[str] = []
+    pending: list[tuple[str, bool]] = []
     at = 0
     for block in blocks:
-        running += [(line, False) for line in lines[at : block.begin]]
+        pending += [(line, False) for line in lines[at : block.begin]]
         at = block.end
         if block.code is not None:
-            written += [prose.markdown(running), block.code]
-            running = []
+            blocks_written += [prose.markdown(pending), block.code]
+            pending = []
             continue
         inside = range(block.begin, block.end)
-        running += [("***" if block.rule else lines[line], line in block.marks) for line in inside]
-    running += [(line, False) for line in lines[at:]]
-    written.append(prose.markdown(running))
-    markdown = _joined(written)
+        pending += [("***" if block.rule else lines[line], line in block.marks) for line in inside]
+    pending += [(line, False) for line in lines[at:]]
+    blocks_written.append(prose.markdown(pending))
+    markdown = _join_blocks(blocks_written)
     return markdown + "\n" * (text.endswith("\n") and not markdown.endswith("\n"))
 
 
 class _Block:
-    """A block of the text's own level that is not mere prose.
+    """A top-level block that is not plain prose.
 
     Attributes
     ----------
     begin, end : int
-        Lines.
+        Line numbers.
     code : str or None
-        How it is written, where it is code.
+        Its Markdown, if it is code.
     marks : set of int
-        Lines that open and close code in it, and lines of code.
+        Numbers of the lines of code in it, fences included.
     rule : bool
-        Whether it is a line of dashes.
+        Whether it is a horizontal rule of dashes.
     """
 
     __slots__ = ("begin", "code", "end", "marks", "rule")
@@ -114,7 +116,7 @@ class _Block:
 
 
 def _blocks(text: str) -> list[_Block]:
-    """Return the blocks that are code, hold code, or are a line of dashes."""
+    """Return the blocks that are code, contain code, or are a rule of dashes."""
     lines = text.split("\n")
     found: list[_Block] = []
     for token in _parser().parse(text):
@@ -129,25 +131,29 @@ def _blocks(text: str) -> list[_Block]:
             found.append(block)
         elif token.type in ("fence", "code_block") and found:
             if _RISKY.search(token.content) or _RISKY.search(token.info):
-                # How deep code may stand in a list differs from program to program.
-                owner = found[-1]
-                owner.code = fenced("\n".join(lines[owner.begin : owner.end]).rstrip("\n"))
+                # Programs differ in how deep code may be indented in a list.
+                enclosing = found[-1]
+                enclosing.code = fenced(
+                    "\n".join(lines[enclosing.begin : enclosing.end]).rstrip("\n")
+                )
             found[-1].marks |= set(range(begin, end))
     return [block for block in found if block.code is not None or block.marks or block.rule]
 
 
 def _code(token: Token, lines: list[str]) -> str:
-    """Return a code block with a fence that every program sees."""
+    """Return a code block with a fence that every program recognizes."""
     content = token.content.rstrip("\n")
     opening = _FENCE.fullmatch(lines[0].rstrip())
     language = opening[2] if opening else token.info.strip().split(" ")[0]
-    if language.lower() in _DRAWN or not re.fullmatch(r"[A-Za-z0-9_+#.-]{0,30}", language):
+    if language.lower() in _RENDERED_LANGUAGES or not re.fullmatch(
+        r"[A-Za-z0-9_+#.-]{0,30}", language
+    ):
         language = "text"
     return fenced(content, language, len(opening[1]) if opening else 3)
 
 
-def _unsure(lines: list[str], blocks: list[_Block]) -> bool:
-    """Return whether programs might disagree on what is code within lines of prose."""
+def _ambiguous(lines: list[str], blocks: list[_Block]) -> bool:
+    """Return whether prose has backticks that programs may parse differently."""
     skipped: set[int] = set()
     for block in blocks:
         skipped |= block.marks if block.code is None else set(range(block.begin, block.end))
@@ -157,48 +163,48 @@ def _unsure(lines: list[str], blocks: list[_Block]) -> bool:
 
 
 class _Prose:
-    """Writes lines outside of code blocks, and harmless code within lists.
+    """Escapes lines outside of code blocks, and safe code within lists.
 
     Parameters
     ----------
-    unsure : bool
-        Whether backticks say nothing for certain.
+    ambiguous : bool
+        Whether programs may parse the backticks differently.
     """
 
-    def __init__(self, *, unsure: bool) -> None:
-        self._unsure = unsure
-        self._pattern = _MATH if unsure else _MEANING
+    def __init__(self, *, ambiguous: bool) -> None:
+        self._ambiguous = ambiguous
+        self._pattern = _MATH if ambiguous else _MEANING
         self._formulas = 0
 
     def markdown(self, lines: list[tuple[str, bool]]) -> str:
-        """Return lines, each with whether it belongs to code, as Markdown."""
+        """Return lines, each with whether it is code, as Markdown."""
         groups = []
         for is_code, group in itertools.groupby(lines, key=lambda line: line[1]):
             text = "\n".join(line for line, _ in group)
-            groups.append(_in_code(text) if is_code else self._prose(text))
+            groups.append(_escape_code(text) if is_code else self._prose(text))
         return _FENCE_DIRECTIVE.sub(r"\1text ", "\n".join(groups))
 
     def _prose(self, text: str) -> str:
         text = _LINE_START.sub(_at_line_start, text)
         parts: list[str] = []
-        at = place = 0
-        while (found := self._pattern.search(text, place)) is not None:
-            place = found.end()
+        at = position = 0
+        while (found := self._pattern.search(text, position)) is not None:
+            position = found.end()
             if found.lastgroup == "math":
                 formula = formulas.find(text, found.start())
                 if formula is not None:
-                    parts.append(_special(text[at : found.start()]))
+                    parts.append(_escape_special(text[at : found.start()]))
                     parts.append(self._formula(formula, text, found.start()))
-                    at = place = formula.end
-            elif not self._unsure and found["code"] is not None:
-                before = _special(text[at : found.start()])
+                    at = position = formula.end
+            elif not self._ambiguous and found["code"] is not None:
+                before = _escape_special(text[at : found.start()])
                 parts.append(before[:-1] + "&#125;" if before.endswith("}") else before)
-                parts.append(_in_code(found[0]))
-                at = place
+                parts.append(_escape_code(found[0]))
+                at = position
                 if text.startswith("{", at):
                     parts.append("&#123;")
                     at += 1
-        parts.append(_special(text[at:]))
+        parts.append(_escape_special(text[at:]))
         return "".join(parts)
 
     def _formula(self, formula: formulas.Formula, text: str, at: int) -> str:
@@ -214,15 +220,15 @@ class _Prose:
 
 
 def _at_line_start(found: re.Match[str]) -> str:
-    # "&" would be written as a reference itself: a backslash does the same.
+    # A backslash, as "&" of a reference would be escaped later.
     return f"{found[1]}\\{found[2]}"
 
 
-def _special(text: str) -> str:
-    return _SPECIAL.sub(_written, text)
+def _escape_special(text: str) -> str:
+    return _SPECIAL.sub(_escape_match, text)
 
 
-def _written(found: re.Match[str]) -> str:
+def _escape_match(found: re.Match[str]) -> str:
     sign = found[0]
     if sign.endswith("//"):
         return _slashes(found)
@@ -232,22 +238,22 @@ def _written(found: re.Match[str]) -> str:
 
 
 def _slashes(found: re.Match[str]) -> str:
-    """Keep an address of the web; others must not become links, least of all relative ones."""
+    """Keep http and https URLs; others must not become links, relative ones least of all."""
     if found[0] == "//":
         return "/&#47;"
     before = found.string[max(0, found.start() - 5) : found.start()].lower()
-    # JupyterLab takes an address for one of its own whose host it cannot read.
+    # JupyterLab treats a URL whose host it cannot parse as a path of its own server.
     web = before.endswith(("http", "https")) and _HOST.match(found.string, found.end())
     return found[0] if web else "&#58;/&#47;"
 
 
-def _in_code(text: str) -> str:
-    """Write what is code so that it is harmless where a program takes it for none."""
+def _escape_code(text: str) -> str:
+    """Escape code so that it is safe in a program that does not parse it as code."""
     text = text.replace("&", "&amp;").replace("<", "&lt;")
     return text.replace("![", "!\\[").replace("](", "]\\(").replace("]:", "]\\:")
 
 
-def _joined(parts: list[str]) -> str:
+def _join_blocks(parts: list[str]) -> str:
     """Put a blank line between parts where there is none."""
     text = ""
     for part in parts:

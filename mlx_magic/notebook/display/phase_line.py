@@ -1,4 +1,4 @@
-"""What a person is told while they wait."""
+"""The status line of a running task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WORDS = {
 
 
 def phase_line(progress: Progress) -> str:
-    """Return one short line: the phase, and how far it has come where that is known."""
+    """Return one short line: the phase, and its progress where known."""
     words = progress.note or _WORDS[progress.phase]
     if progress.total <= 0 or progress.phase == "vision":
         return words + " …"

@@ -1,4 +1,4 @@
-"""What a person reads of the pool: what was loaded, unloaded, pinned, and what room there is."""
+"""Messages about the pool: loads, unloads, states of models, memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from mlx_magic.model_pool.pool import ModelPool
 
 
-def ended(work: Load | Unload) -> str:
-    """Say what became of a load or an unload that has ended well."""
-    return unloaded(work) if isinstance(work, Unload) else loaded(work)
+def ended(task: Load | Unload) -> str:
+    """Return the outcome of a load or an unload that did not fail."""
+    return unloaded(task) if isinstance(task, Unload) else loaded(task)
 
 
 def loaded(load: Load) -> str:
-    """Say what became of a load."""
+    """Return the outcome of a load."""
     info = load.future.result()
     if info is None:
         return f"Cancelled: {load.name} was not loaded."
@@ -30,48 +30,51 @@ def loaded(load: Load) -> str:
 
 
 def unloaded(unload: Unload) -> str:
-    """Say what became of an unload, and of those it has cancelled."""
+    """Return the outcome of an unload, with the number of cancelled requests."""
     count = unload.cancelled
     cancelled = f" (cancelled {count} request{'s' * (count != 1)})" if count else ""
     freed = unload.future.result()
     if freed is not None:
         return f"Unloaded {unload.name}: {amount(freed)} freed{cancelled}."
     if unload.withdrawn:
-        return f"{unload.name} stays: it was asked for again meanwhile{cancelled}."
+        return f"{unload.name} was not unloaded: a new request needs it{cancelled}."
     return f"Cancelled: {unload.name} was not unloaded{cancelled}."
 
 
-def budget(gone: list[ModelInfo], refused: Refusal | None) -> list[str]:
-    """Say what a new budget has made leave, and what it could not."""
-    lines = [f"Unloaded {model.name} ({amount(model.nbytes)}): over the budget." for model in gone]
+def budget(evicted: list[ModelInfo], refused: Refusal | None) -> list[str]:
+    """Return what a new budget evicted, and what it could not evict."""
+    lines = [
+        f"Unloaded {model.name} ({amount(model.nbytes)}): over the memory budget."
+        for model in evicted
+    ]
     return [*lines, *([refused.over_words] if refused is not None else [])]
 
 
-def room(pool: ModelPool) -> str:
-    """Say how much of the budget is taken."""
+def memory_use(pool: ModelPool) -> str:
+    """Return how much of the memory budget is used."""
     limit, setting = pool.budget_bytes, pool.budget
-    share = f", {setting:.0%} of the memory" if isinstance(setting, float) else ""
-    whole = "" if setting is not None else ", all there is"
+    share = f" ({setting:.0%} of the memory)" if isinstance(setting, float) else ""
+    unlimited = "" if setting is not None else " (no limit set)"
     of = f" of {amount(limit)}" if limit else ""
-    idle = "" if pool.idle_ttl is None else f"; idle ones leave after {pool.idle_ttl:g} s"
-    return f"{amount(pool.taken)}{of} taken{share}{whole}{idle}"
+    idle = "" if pool.idle_ttl is None else f"; idle models are unloaded after {pool.idle_ttl:g} s"
+    return f"{amount(pool.taken)}{of} used{share}{unlimited}{idle}"
 
 
 def state(model: ModelInfo) -> str:
-    """Say how a model stands: in use, pinned, idle."""
+    """Return the state of a model: in use, pinned, idle."""
     users = f"in use by {model.users}" if model.users > 1 else "in use"
     parts = [
         users if model.users else "loaded",
         "pinned" if model.pinned else "",
         f"used {ago(model.idle)}" if model.idle >= 60 else "",
         f"with adapter {PurePath(model.adapter).name}" if model.adapter else "",
-        "may run its code" if model.trusted else "",
+        "remote code allowed" if model.trusted else "",
     ]
     return ", ".join(part for part in parts if part)
 
 
 def ago(seconds: float) -> str:
-    """Return a time that has passed, in words: ``5 min ago``."""
+    """Return a time span in words: ``5 min ago``."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit} ago"

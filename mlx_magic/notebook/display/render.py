@@ -1,4 +1,4 @@
-"""A finished answer as one static bundle, the same on every run of a greedy decoding."""
+"""A finished answer as a static MIME bundle, identical on each run of a greedy decode."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ _BORDER = "1px solid var(--jp-border-color2,#8886)"
 
 @lru_cache(maxsize=1)
 def bundle(result: VisionResult) -> dict[str, str]:
-    """Return a result's MIME bundle: no timings, rates or memory in it.
+    """Return a result's MIME bundle, without timings, rates and memory.
 
-    Formats "text" and "json" are no Markdown and have no ``text/markdown``; "raw" has only
-    ``text/plain``. Terminal sequences and control characters are taken out in each of them;
-    ``result.text`` keeps everything.
+    Formats "text" and "json" have no ``text/markdown``; "raw" has only ``text/plain``. Terminal
+    sequences and control characters are removed in each; ``result.text`` keeps them.
     """
     if result.format == "raw":
         return {"text/plain": printable(to_plain(result.text))}
@@ -43,8 +42,8 @@ def bundle(result: VisionResult) -> dict[str, str]:
         "text/plain": printable(
             "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part)
         ),
-        # A word without a blank must not push the page aside, and no ink lie over it: formulas
-        # and piled-up accents are as high and wide as one likes.
+        # Long words must not widen the page, and nothing may be drawn outside of the element:
+        # formulas and stacked accents can be of any size.
         "text/html": (
             f'<div class="{formulas.UNSET}" style="overflow-wrap:anywhere;overflow:auto">'
             f"{pictures}{answer}{_footer(result)}</div>"
@@ -57,7 +56,7 @@ def bundle(result: VisionResult) -> dict[str, str]:
 
 
 def ending(result: VisionResult) -> str:
-    """Return what a terminal, which has shown the text itself, says after it."""
+    """Return the lines that a terminal shows after the streamed text."""
     finish = finish_words(result)
     parts = [f"[{finish}]"] if finish else []
     if result.data_error is not None:
@@ -66,18 +65,18 @@ def ending(result: VisionResult) -> str:
 
 
 def answer_html(text: str) -> str:
-    """Return an answer, without its pictures and its footer, as HTML."""
+    """Return the text of an answer as HTML, without thumbnails and footer."""
     plain = to_plain(text)
     return to_html(plain) if plain.strip() else "<p><em>(no text)</em></p>"
 
 
 def finish_words(result: VisionResult) -> str:
-    """Say why an answer ended, where that is not its natural end."""
+    """Return why an answer ended early; ``""`` if it did not."""
     return _FINISH.get(result.finish_reason, "")
 
 
 def _answer(result: VisionResult) -> tuple[str, str]:
-    """Return the answer itself as plain text and as HTML."""
+    """Return the answer as plain text and as HTML."""
     plain = to_plain(result.text)
     if result.format == "json":
         if result.data_error is None:
@@ -94,7 +93,7 @@ def _answer(result: VisionResult) -> tuple[str, str]:
 def _pretty(result: VisionResult) -> str:
     try:
         return json.dumps(result.data, indent=2, ensure_ascii=False, default=str)
-    except (TypeError, ValueError, RecursionError):  # data that somebody put there by hand
+    except (TypeError, ValueError, RecursionError):  # data that was set by hand
         return result.text
 
 
@@ -107,13 +106,13 @@ def _footer(result: VisionResult) -> str:
 
 
 def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> str:
-    """Return the pictures as a row of small ones with captions; ``""`` if there are none.
+    """Return a row of thumbnails with captions; ``""`` if there are no images.
 
     Parameters
     ----------
     images : sequence of ImageInput
     seen : sequence of str
-        The size at which the model sees each of them, where that is known.
+        The size at which the model sees each image, where known.
     """
     sizes = seen if len(seen) == len(images) else [""] * len(images)
     figures = "".join(_figure(image, size) for image, size in zip(images, sizes, strict=True))
@@ -148,7 +147,7 @@ def _figure(image: ImageInput, seen: str) -> str:
 
 
 def usage_line(result: VisionResult) -> str:
-    """Return tokens, speed and time to the first token in one line; for live views only."""
+    """Return tokens, speed and time to first token on one line; for live views only."""
     usage, timings = result.usage, result.timings
     details = [f"{usage.image_tokens} image"] if usage.image_tokens else []
     if usage.cached_tokens:

@@ -1,4 +1,4 @@
-"""Making a model's text harmless before it is shown. Nothing in it is ever trusted."""
+"""Sanitizing of a model's text before it is shown. The text is never trusted."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 LONGEST_RICH_TEXT = 100_000
-"""Characters; a longer text is shown as it is, not as Markdown."""
+"""Characters; a longer text is shown as plain text, not as Markdown."""
 
 MOST_SIGNS = 12_000
-"""Line ends and signs of Markdown in a text that is shown as Markdown."""
+"""Maximum number of newlines and Markdown signs in a text that is shown as Markdown."""
 _SIGNS = "\n|[*_`\\$<&~#"
 
 ALLOWED_TAGS = frozenset(
@@ -31,12 +31,12 @@ ALLOWED_SCHEMES = frozenset({"http", "https", "mailto"})
 _ANSI = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colors, cursor
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]{0,4096}"
-    r"(?:\x07|\x1b\\|\x9c)"  # title, clipboard; bounded, or a hostile text takes minutes
+    r"(?:\x07|\x1b\\|\x9c)"  # title, clipboard; bounded, as a hostile text would take minutes
     r"|\x1b[ -/]*[0-~]"
 )
 _LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # Controls; bidi embeddings, overrides and isolates. The marks U+200E, U+200F and U+061C stay:
-# ordinary Arabic and Hebrew text has them, and they cannot turn a whole line around.
+# ordinary Arabic and Hebrew text has them, and they cannot reverse a whole line.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ABSOLUTE = re.compile(r"https?://[^/\\?#\s]|mailto:[^/\\?#\s]", re.IGNORECASE)
@@ -45,8 +45,8 @@ _ABSOLUTE = re.compile(r"https?://[^/\\?#\s]|mailto:[^/\\?#\s]", re.IGNORECASE)
 def to_plain(text: str) -> str:
     """Return `text` without terminal sequences, control characters and bidi overrides.
 
-    They are removed, not shown: tabs and line feeds stay, other line ends become line feeds,
-    half a surrogate pair, which cannot be saved, becomes U+FFFD.
+    Tabs and line feeds stay, other line ends become line feeds. A lone surrogate, which cannot
+    be saved, becomes U+FFFD.
     """
     text = _LINE_END.sub("\n", _ANSI.sub("", text))
     return _SURROGATE.sub("\ufffd", _INVISIBLE.sub("", text))
@@ -55,8 +55,8 @@ def to_plain(text: str) -> str:
 def to_html(text: str) -> str:
     """Render Markdown as HTML that fetches nothing and runs nothing.
 
-    HTML in the text is shown as text, a picture as its description, and a link is kept only if
-    it is absolute and http, https or mailto. A formula that only draws (see `formulas`) is
+    HTML in the text is shown as text, an image as its description. A link is kept only if it
+    is absolute and http, https or mailto. A formula that only draws (see `formulas`) is
     typeset, but only within an element of class `formulas.UNSET`; others are shown as code. Texts
     over `LONGEST_RICH_TEXT` characters or `MOST_SIGNS` signs, and whatever the Markdown parser
     trips over, are shown preformatted. Never raises.
@@ -84,10 +84,10 @@ def to_html(text: str) -> str:
 
 
 def to_markdown(text: str, *, guarded: bool = True) -> str:
-    """Return `text` as Markdown for programs that would allow raw HTML and TeX in it.
+    """Return `text` as Markdown that is safe in programs that allow raw HTML and TeX.
 
-    HTML, entities, pictures, links and reference definitions are escaped, and fences that some
-    programs run (``mermaid``, ``{directive}``) become plain ones. TeX is text, apart from formulas
+    HTML, entities, images, links and reference definitions are escaped. Fences that some
+    programs run (``mermaid``, ``{directive}``) become plain ones. TeX is text, except formulas
     that only draw. Emphasis, lists, tables and code blocks work. Texts over the limits of
     `to_html` become a code block. Never raises.
 
@@ -95,8 +95,8 @@ def to_markdown(text: str, *, guarded: bool = True) -> str:
     ----------
     text : str
     guarded : bool
-        Whether to put around it what keeps MathJax from texts with signs of TeX. Who passes
-        False does so with `markdown_text.guarded`, around more than this.
+        Whether to wrap a text with TeX delimiters in an element that MathJax skips. A caller
+        that passes False must wrap the text with `markdown_text.guarded`.
     """
     text = to_plain(text)
     try:
@@ -107,7 +107,7 @@ def to_markdown(text: str, *, guarded: bool = True) -> str:
 
 
 def preformatted(text: str) -> str:
-    """Return `text` as HTML that keeps its lines and blanks and wraps where it must."""
+    """Return `text` as HTML that keeps newlines and spaces, and wraps long lines."""
     return (
         f'<pre class="{formulas.UNSET}" style="white-space:pre-wrap;overflow-wrap:anywhere">'
         f"{escape(to_plain(text))}</pre>"
@@ -115,14 +115,14 @@ def preformatted(text: str) -> str:
 
 
 def _is_rich(text: str) -> bool:
-    """Return whether a text is worth the parser's time, some seconds where all of it are signs."""
+    """Return whether a text is within the limits; parsing one of only signs takes seconds."""
     return len(text) <= LONGEST_RICH_TEXT and sum(map(text.count, _SIGNS)) <= MOST_SIGNS
 
 
 def _keep_attribute(tag: str, attribute: str, value: str) -> str | None:
-    """Drop what nh3 lets through on every tag by itself, such as titles."""
+    """Drop attributes that nh3 allows on every tag, such as titles."""
     if attribute == "href" and not _ABSOLUTE.match(value):
-        return None  # "http:api", too, is relative, to a page that came by http
+        return None  # "http:api" is also relative, in a page that was loaded over http
     kept = ALLOWED_ATTRIBUTES.get(tag, set()) | {"rel", "target"}  # these two are set by nh3
     return value if attribute in kept or (tag, attribute) == ("span", "class") else None
 
@@ -140,5 +140,5 @@ def _markdown() -> MarkdownIt:
 def _describe_image(
     self: object, tokens: Sequence[Token], index: int, options: object, env: object
 ) -> str:
-    """Show what the picture is said to be; its address is dropped."""
+    """Show the description of an image; its URL is dropped."""
     return f"[picture: {escape(tokens[index].content)}]"

@@ -24,14 +24,14 @@ _CELL = "text-align:left;padding:2px 12px 2px 0"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows under headings. Shows itself.
+    """Rows with headings; has text and HTML representations.
 
     Attributes
     ----------
     headings : tuple of str
     rows : tuple of tuple of str
     note : str
-        A line below.
+        Lines below the table.
     """
 
     headings: tuple[str, ...]
@@ -40,7 +40,7 @@ class Table:
 
     @property
     def _printable(self) -> list[tuple[str, ...]]:
-        """Headings and rows in which no name of a stranger drives the terminal."""
+        """Headings and rows, with control characters escaped."""
         return [tuple(shown(word, 1000) for word in row) for row in (self.headings, *self.rows)]
 
     @property
@@ -76,9 +76,9 @@ class ModelTable:
 
     @staticmethod
     def of(session: Session) -> Table:
-        """Return the models at hand: in memory, on disk, and aliases of what is on neither.
+        """Return models in memory and on disk, and aliases of models that are in neither.
 
-        Reads files: not for an event loop.
+        Reads files, so do not call it on an event loop.
         """
         loaded = pool_rows(session.pool)
         paths = {m.path for m in session.pool if m.adapter is None}
@@ -86,40 +86,44 @@ class ModelTable:
         targets = session.names.targets
         rows: list[tuple[str, ...]] = []
         for model in session.on_disk():
-            called = [name for name, to in session.names.plain_aliases.items() if to == model.name]
+            aliases = [name for name, to in session.names.plain_aliases.items() if to == model.name]
             if model.name not in names and str(model.path) not in paths:
-                rows.append(_disk_row(model, called, session.pool))
-            names |= {model.name, *called}
+                rows.append(_disk_row(model, aliases, session.pool))
+            names |= {model.name, *aliases}
         rows += [
-            (name, "", "", "", "", _not_looked_at(to))
+            (name, "", "", "", "", _alias_state(to))
             for name, to in targets.items()
             if name not in names
         ]
         problems = session.names.file.problems if session.names.file is not None else ()
-        # Without a budget of one's own there is nothing to say of it.
-        room = () if session.pool.budget is None else (pool_messages.room(session.pool) + ".",)
-        return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join((*room, *problems)))
+        # The memory budget is shown only if one was set.
+        memory_use = (
+            ()
+            if session.pool.budget is None
+            else ("Memory budget: " + pool_messages.memory_use(session.pool) + ".",)
+        )
+        return Table(_MODEL_HEADINGS, (*loaded, *rows), "\n".join((*memory_use, *problems)))
 
 
-def _not_looked_at(target: AliasTarget) -> str:
-    """Say what an alias stands for that is no model on this disk by itself."""
+def _alias_state(target: AliasTarget) -> str:
+    """Return the state of an alias whose target is not listed as a model on disk."""
     if target.adapter is not None:
         return f"{target.model} with adapter {PurePath(target.adapter).name}"
     return f"not on this disk: {target.model}"
 
 
-def _disk_row(model: ModelOnDisk, called: Sequence[str], pool: ModelPool) -> tuple[str, ...]:
+def _disk_row(model: ModelOnDisk, aliases: Sequence[str], pool: ModelPool) -> tuple[str, ...]:
     """Return the row of a model that is not in memory."""
     state = "bundled" if model.name == DEMO else "on disk"
-    room = fits(pool, model.needed)
+    fits_now = fits(pool, model.needed)
     if model.partly:
-        state = "downloaded in part: load it to fetch the rest"
+        state = "partly downloaded: load it to fetch the rest"
     elif model.problem:
         state = f"unusable: {model.problem}"
-    elif room is not None:
-        state += ", fits" if room else ", does not fit now"
+    elif fits_now is not None:
+        state += ", fits" if fits_now else ", does not fit now"
     return (
-        ", ".join([model.name, *called]),
+        ", ".join([model.name, *aliases]),
         model.kind,
         model.model_type,
         (model.quantization or "no") if model.kind else "",
@@ -133,24 +137,24 @@ class SummaryTable:
 
     @staticmethod
     def of(session: Session, name: str) -> Table:
-        """Return what a model is; may ask the Hub, so not for an event loop."""
+        """Return a summary of a model. May query the Hub, so do not call it on an event loop."""
         found = session.summary(name)
-        room = fits(session.pool, found.needed)
+        fits_now = fits(session.pool, found.needed)
         rows = [
             ("model", name),
-            ("place", found.place),
+            ("location", found.place),
             ("kind", found.kind),
             ("architecture", found.model_type),
             ("quantized", found.quantization or "no"),
             ("size", amount(found.nbytes) if found.nbytes else "unknown"),
-            ("memory", {True: "fits now", False: "does not fit now", None: "unknown"}[room]),
+            ("memory", {True: "fits now", False: "does not fit now", None: "unknown"}[fits_now]),
             ("context", f"{found.context:,} tokens" if found.context else "unknown"),
         ]
         if found.image_tokens:
-            rows.append(("picture", f"{found.image_tokens:,} tokens, whole or each part of it"))
-        rows.append(("several questions", _together(found.together)))
+            rows.append(("image", f"{found.image_tokens:,} tokens per image, or per tile of it"))
+        rows.append(("concurrent requests", _batching(found.together)))
         if found.wants_code:
-            rows.append(("wants to run", "; ".join(found.wants_code)))
+            rows.append(("remote code", "; ".join(found.wants_code)))
         if found.problem:
             rows.append(("problem", found.problem))
         return Table(("", ""), tuple(rows))
@@ -161,54 +165,54 @@ class StatusTable:
 
     @staticmethod
     def of(session: Session, *, default: str | None) -> Table:
-        """Return what is loaded, running and used, and on what device."""
+        """Return loaded models, running requests, memory and device."""
         rows: list[tuple[str, str]] = [
             ("default model", default or f"{DEMO} (bundled)"),
-            ("loaded", "; ".join(map(_named, session.pool)) or "nothing"),
-            ("room", pool_messages.room(session.pool)),
-            *_unloaded(session.pool),
+            ("loaded", "; ".join(map(_loaded_name, session.pool)) or "nothing"),
+            ("memory budget", pool_messages.memory_use(session.pool)),
+            *_eviction_rows(session.pool),
             ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
-            *_answering(session.pool),
-            ("reused", _reused(session.pool.reuse)),
+            *_batching_rows(session.pool),
+            ("cache hits", _cache_hits(session.pool.reuse)),
             *session.device(),
         ]
         return Table(("", ""), tuple(rows), "%vision? lists the commands, %%vision? the options.")
 
 
-def _named(model: ModelInfo) -> str:
+def _loaded_name(model: ModelInfo) -> str:
     state = pool_messages.state(model)
     return model.name if state == "loaded" else f"{model.name} ({state.removeprefix('loaded, ')})"
 
 
-def _together(verdict: Verdict | None) -> str:
-    """Say how a model that is not loaded will answer."""
+def _batching(verdict: Verdict | None) -> str:
+    """Return whether a model that is not loaded will be batched."""
     return "known once it is loaded" if verdict is None else str(verdict)
 
 
-def _answering(pool: ModelPool) -> list[tuple[str, str]]:
-    """Say how each loaded model answers several questions."""
+def _batching_rows(pool: ModelPool) -> list[tuple[str, str]]:
+    """Return whether each loaded model is batched."""
     words = [f"{model.name} {Verdict(model.together, True, model.why_apart)}" for model in pool]
-    return [("several questions", "; ".join(words))] if words else []
+    return [("concurrent requests", "; ".join(words))] if words else []
 
 
-def _unloaded(pool: ModelPool) -> list[tuple[str, str]]:
-    """Say what has left by itself lately."""
-    gone = [str(model) for model in pool.unloaded if model.why != "asked"]
-    return [("unloaded", "; ".join(gone[-3:]))] if gone else []
+def _eviction_rows(pool: ModelPool) -> list[tuple[str, str]]:
+    """Return the most recent unloads that were not requested."""
+    evicted = [str(model) for model in pool.unloaded if model.why != "asked"]
+    return [("unloaded", "; ".join(evicted[-3:]))] if evicted else []
 
 
-def _reused(reuse: Reuse) -> str:
-    """Say how much was reused, and what that takes."""
+def _cache_hits(reuse: Reuse) -> str:
+    """Return the hits of the image and prefix caches, and their memory."""
     parts = [
         f"{hits} of {hits + misses} {what}"
         for hits, misses, what in (
-            (reuse.image_hits, reuse.image_misses, "pictures"),
+            (reuse.image_hits, reuse.image_misses, "images"),
             (reuse.prefix_hits, reuse.prefix_misses, "prompts"),
         )
         if hits + misses
     ]
-    kept = f"{amount(reuse.nbytes)} kept of {amount(reuse.limit_bytes)}"
-    return f"{', '.join(parts)}; {kept}" if parts else "nothing yet"
+    kept = f"{amount(reuse.nbytes)} of {amount(reuse.limit_bytes)} used"
+    return f"{', '.join(parts)}; {kept}" if parts else "none yet"
 
 
 _MODEL_HEADINGS = ("model", "kind", "architecture", "quantized", "size", "state")
@@ -231,6 +235,6 @@ def pool_rows(pool: ModelPool) -> tuple[tuple[str, ...], ...]:
 
 def pool_table(pool: ModelPool) -> Table:
     """Return the pool as a table."""
-    room = pool_messages.room(pool) + "."
-    note = room if len(pool) else f"No model is loaded; {room}"
+    memory_use = "Memory budget: " + pool_messages.memory_use(pool) + "."
+    note = memory_use if len(pool) else f"No model is loaded. {memory_use}"
     return Table(_MODEL_HEADINGS, pool_rows(pool), note)

@@ -1,4 +1,4 @@
-"""Writing to a terminal, whatever characters it knows, and whether there is one."""
+"""Output to a terminal of any encoding, or to none."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TextIO
 
 
 def write(text: str, file: TextIO | None = None) -> None:
-    """Write a text; characters that the terminal's encoding lacks are written as escapes.
+    """Write text; characters that the encoding lacks are written as escapes.
 
     Parameters
     ----------
     text : str
     file : TextIO, optional
-        Standard output if left out. Without one, nothing is written.
+        Default: standard output. If there is none, nothing is written.
     """
     out = sys.stdout if file is None else file
     if out is None:
@@ -26,9 +26,9 @@ def write(text: str, file: TextIO | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text as standard output can write it: for what IPython prints by itself.
+    """Return text with escapes for what standard output cannot encode; for IPython's own output.
 
-    A kernel's own output takes UTF-8, which has everything but halves of surrogate pairs.
+    A kernel's output is UTF-8, which only lacks lone surrogates.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,1 +1,1 @@
-"""How a running cell shares its kernel with clicks, interrupts and other cells."""
+"""Running cells in the kernel: clicks, interrupts, awaiting, completion."""

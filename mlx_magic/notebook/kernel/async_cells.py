@@ -1,12 +1,11 @@
-"""Turning ``%%vision`` at the top of a cell into a cell that awaits."""
+"""Input transformer: a cell that begins with ``%%vision`` becomes a cell that awaits."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-# What IPython makes of `%%vision …`, and of a `%vision …` that takes its time, as a statement of
-# its own.
+# IPython's own rewriting of `%%vision …`, and of a `%vision …` that may wait, as a statement.
 _CALL = re.compile(r"get_ipython\(\)\.run_(?:cell|line)_magic\('vision', ")
 _CELL = re.compile(r"get_ipython\(\)\.run_cell_magic\('vision', ")
 _LINE = re.compile(r"get_ipython\(\)\.run_line_magic\('vision', '\s*(?:load|unload|list|models)\b")
@@ -14,11 +13,11 @@ _AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited(
 
 
 class AwaitedCells:
-    """An input transformer that rewrites the magic, at the top of a cell only.
+    """Rewrites the magic to an awaited call, only at the top of a cell.
 
-    A plain cell blocks the kernel's loop and with it the Cancel button. Inside
-    of another cell (``%%time``, ``%%capture``, code) nothing can be awaited:
-    there the magic stays as it is and waits by blocking.
+    A cell that does not await blocks the kernel's event loop, and so the Cancel button. Inside
+    another cell (``%%time``, ``%%capture``, code) nothing can be awaited: there the magic is not
+    rewritten, and blocks.
 
     Parameters
     ----------
@@ -30,44 +29,44 @@ class AwaitedCells:
         self._depth = 0
 
     def install(self) -> None:
-        """Begin to rewrite cells."""
+        """Register the transformer and the cell events."""
         self._ipython.input_transformers_post.append(self.transform)
         self._ipython.events.register("pre_run_cell", self._enter)
         self._ipython.events.register("post_run_cell", self._leave)
 
     def uninstall(self) -> None:
-        """Leave IPython as it was."""
+        """Undo `install`."""
         self._ipython.input_transformers_post.remove(self.transform)
         self._ipython.events.unregister("pre_run_cell", self._enter)
         self._ipython.events.unregister("post_run_cell", self._leave)
 
     @property
     def nested(self) -> bool:
-        """Whether a cell is running now."""
+        """Whether a cell is running."""
         return self._depth > 0
 
     def transform(self, lines: list[str]) -> list[str]:
         """Rewrite the lines of one cell."""
         if self.nested or not self._can_await():
             return lines
-        # Where nothing comes before, the cell has shown nothing that clearing could take.
+        # If it is the first statement, the cell has no earlier output that clearing could remove.
         code = [i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] != "#"]
-        return [self._rewritten(line, first=[i] == code[:1]) for i, line in enumerate(lines)]
+        return [self._rewrite(line, first=[i] == code[:1]) for i, line in enumerate(lines)]
 
     def _can_await(self) -> bool:
         ipython = self._ipython
         return getattr(ipython, "kernel", None) is not None and bool(ipython.autoawait)
 
-    def _rewritten(self, line: str, *, first: bool) -> str:
+    def _rewrite(self, line: str, *, first: bool) -> str:
         for magic in (_CELL, _LINE):
             if magic.match(line):
                 return _CALL.sub(_AWAITED + f"{first}, ", line, count=1)
         return line
 
-    # IPython passes arguments by the callback's own signature.
+    # IPython passes as many arguments as the callback's signature has.
     def _enter(self, info: Any = None) -> None:
         self._depth += 1
 
     def _leave(self, result: Any = None) -> None:
-        # The cell that loaded the extension ends without having begun here.
+        # `_enter` was not called for the cell that loaded the extension.
         self._depth = max(0, self._depth - 1)

@@ -1,4 +1,4 @@
-"""Waiting for work in a cell so that a click on its Cancel button, or an interrupt, arrives."""
+"""Waiting in a cell so that clicks on its Cancel button, and interrupts, are received."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import ipywidgets as widgets
 
 INTERVAL = 0.08
-"""Seconds between two looks at the work: what an interrupt, or in ipykernel 6 a click, may wait."""
+"""Seconds between two ticks: the delay of an interrupt, and in ipykernel 6 of a click."""
 
 # Since this version of ipykernel, comm messages are handled while an async cell awaits.
 _COMMS_PASS_AWAITING_CELLS = (7, 4)
@@ -28,53 +28,53 @@ _tap: ShellTap | None = None  # one process has one kernel
 
 
 class ClickRoute:
-    """How clicks reach one running cell; entering it makes the way ready.
+    """Delivers clicks to one running cell, while it is entered.
 
     Parameters
     ----------
     awaited : bool
-        Whether the cell awaits its work (`wait_async`) or blocks (`wait_blocking`).
+        Whether the cell awaits (`wait_async`) or blocks (`wait_blocking`).
     kernel : ipykernel.kernelbase.Kernel or None
         Default: the kernel of this process, if there is one.
 
     Attributes
     ----------
     works : bool
-        Whether a click can arrive while the cell runs.
+        Whether clicks are received while the cell runs.
     reason : str
-        Why not, in words for a tooltip; empty if it can.
+        Why not, for a tooltip; empty if they are.
     """
 
     def __init__(self, *, awaited: bool, kernel: Kernel = None) -> None:
         kernel = _current_kernel() if kernel is None else kernel
         self._tap = _tap_of(kernel)
         self._awaited = awaited
-        self._entered = ExitStack()
-        self.reason = "" if self._tap is not None else _why_not(kernel, awaited=awaited)
+        self._cleanup = ExitStack()
+        self.reason = "" if self._tap is not None else _unreachable_reason(kernel, awaited=awaited)
         self.works = not self.reason
 
     def __enter__(self) -> ClickRoute:
-        """Make the way ready; do so before the button is made, or an early click is lost."""
+        """Install the tap. Enter before the button is created, or an early click is lost."""
         if self._tap is not None:
             self._tap.install()
             self._tap.cell_began()
-            self._entered.callback(self._tap.cell_ended)
+            self._cleanup.callback(self._tap.cell_ended)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Leave the tap in place: between cells it only passes messages on; see `uninstall`."""
-        self._entered.close()
+        """End the route. The tap stays installed and only forwards messages; see `uninstall`."""
+        self._cleanup.close()
 
     @contextmanager
     def watch(self, button: widgets.Button, callback: Callable[[], None]) -> Iterator[None]:
-        """Call `callback` when the button is clicked, on whichever way the click comes.
+        """Call `callback` when the button is clicked, through the tap or as a widget event.
 
         Parameters
         ----------
         button : ipywidgets.Button
         callback : callable
-            May be called twice for one click and from any thread, so it should do no more than
-            set a `CancelToken`.
+            May be called twice for one click and from any thread, so it should only set a
+            `CancelToken`.
         """
 
         def clicked(_: object) -> None:
@@ -93,16 +93,16 @@ class ClickRoute:
 
 
 def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callable[[], None]:
-    """Call `callback` once for each click, as soon as the kernel receives it, cell or no cell.
+    """Call `callback` once for each click, as soon as the kernel receives it, even in a cell.
 
-    Where the kernel cannot be tapped, clicks come as they come.
+    If the kernel cannot be tapped, clicks arrive as ordinary widget events.
 
     Parameters
     ----------
     button : ipywidgets.Button
     callback : callable
-        Called on the thread that reads the channel or on the one that handles messages: it
-        should do no more than set a `CancelToken`.
+        Called on the thread that reads the channel or on the one that handles messages, so it
+        should only set a `CancelToken`.
 
     Returns
     -------
@@ -110,21 +110,21 @@ def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callab
         Ends the watch.
     """
     tap, comm_id = _tap_of(_current_kernel()), button.model_id
-    counting = threading.Lock()
-    early = 0
+    count_lock = threading.Lock()
+    early_clicks = 0
 
     def received() -> None:
-        nonlocal early
-        with counting:
-            early += 1
+        nonlocal early_clicks
+        with count_lock:
+            early_clicks += 1
         callback()
 
     def handled(_: object) -> None:
-        """Leave out a click that was received before: by now it may mean something else."""
-        nonlocal early
-        with counting:
-            known, early = early > 0, max(0, early - 1)
-        if not known:
+        """Ignore a click that was already received: its meaning may have changed since."""
+        nonlocal early_clicks
+        with count_lock:
+            already_received, early_clicks = early_clicks > 0, max(0, early_clicks - 1)
+        if not already_received:
             callback()
 
     def end() -> None:
@@ -140,12 +140,12 @@ def watch_always(button: widgets.Button, callback: Callable[[], None]) -> Callab
 
 
 def thread_context() -> contextvars.Context:
-    """Return the context in which a thread can send widget messages; copy it for each thread."""
+    """Return a context in which threads can send widget messages; copy it for each thread."""
     return context_for_threads(_current_kernel())
 
 
 def uninstall() -> None:
-    """Leave the kernel's shell channel as it was before the first `ClickRoute`."""
+    """Remove the tap from the kernel's shell channel."""
     global _tap
     if _tap is not None:
         _tap.remove()
@@ -158,23 +158,23 @@ async def wait_async(
     interrupt: Interrupt | None = None,
     interval: float = INTERVAL,
 ) -> None:
-    """Wait without holding the event loop.
+    """Wait without blocking the event loop.
 
     Parameters
     ----------
     done : concurrent.futures.Future or callable
-        What is waited for. Its result and its exception are left to the caller.
+        Condition to wait for. The caller fetches its result or exception.
     tick : callable
-        Called on this thread before each wait, to bring the view up to date.
+        Called on this thread before each wait, to update the view.
     interrupt : Interrupt, optional
-        Ends the wait once it came, and notes it when the cell's task is cancelled.
+        Ends the wait when set; it is set when the cell's task is cancelled.
     interval : float
-        Seconds between two ticks; a future wakes the wait at once.
+        Seconds between two ticks; a finished future ends the wait at once.
 
     Raises
     ------
     asyncio.CancelledError
-        If the cell's task is cancelled, where there is no `interrupt`. The work is not.
+        If the cell's task is cancelled and there is no `interrupt`. `done` is not cancelled.
     """
     loop = asyncio.get_running_loop()
     finished: asyncio.Future[None] = loop.create_future()
@@ -184,19 +184,19 @@ async def wait_async(
             finished.set_result(None)
 
     def wake(_: object = None) -> None:
-        # After an interrupt the work may end when the loop is long closed.
+        # After an interrupt the task may end after the loop was closed.
         if not loop.is_closed():
             loop.call_soon_threadsafe(finish)
 
     is_done = done.done if isinstance(done, concurrent.futures.Future) else done
     if isinstance(done, concurrent.futures.Future):
-        # Not wrap_future: it cancels the work with the cell and logs errors that nobody fetched.
+        # Not wrap_future: it cancels the task with the cell and logs exceptions not retrieved.
         done.add_done_callback(wake)
     noted = interrupt or Interrupt()
     with noted.tells(wake):
         while not is_done() and not noted.came:
             tick()
-            # The timeout is there for interrupts too: they are seen at a wake-up only.
+            # Interrupts are noticed only when the wait wakes up, hence the timeout.
             try:
                 await asyncio.wait({finished}, timeout=interval)
             except asyncio.CancelledError:
@@ -206,7 +206,7 @@ async def wait_async(
 
 
 async def pause(seconds: float, interrupt: Interrupt) -> None:
-    """Let others have the event loop; an interrupt ends the pause, and is noted."""
+    """Yield the event loop for some seconds; an interrupt ends the pause and is noted."""
     end = time.monotonic() + seconds
     await wait_async(lambda: time.monotonic() >= end, lambda: None, interrupt, seconds)
 
@@ -222,23 +222,23 @@ async def in_thread(function: Callable[[], object], interrupt: Interrupt) -> Non
 def wait_blocking(
     future: concurrent.futures.Future[Any],
     tick: Callable[[], None],
-    enough: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
     interval: float = INTERVAL,
 ) -> None:
-    """Wait, inside a `ClickRoute`, where nothing can be awaited: nested, in code, in a terminal.
+    """Block inside a `ClickRoute`, where nothing can be awaited: nested cell, code, terminal.
 
     Parameters
     ----------
     future : concurrent.futures.Future
-        What is waited for. Its result and its exception are left to the caller.
+        Condition to wait for. The caller fetches its result or exception.
     tick : callable
-        Called on this thread before each wait, to bring the view up to date.
-    enough : callable
-        Whether to wait no longer.
+        Called on this thread before each wait, to update the view.
+    should_stop : callable
+        Whether to end the wait early.
     interval : float
-        Seconds between two ticks; the future wakes the wait at once.
+        Seconds between two ticks; a finished future ends the wait at once.
     """
-    while not future.done() and not enough():
+    while not future.done() and not should_stop():
         tick()
         if _tap is not None:
             _tap.flush()
@@ -260,8 +260,8 @@ def _tap_of(kernel: Kernel) -> ShellTap | None:
     return _tap
 
 
-def _why_not(kernel: Kernel, *, awaited: bool) -> str:
-    """Return why a click cannot arrive without a tap; empty if it can."""
+def _unreachable_reason(kernel: Kernel, *, awaited: bool) -> str:
+    """Return why clicks are not received without a tap; empty if they are."""
     if kernel is None:
         return "There is no notebook kernel: press Ctrl-C."
     version = getattr(sys.modules.get("ipykernel"), "version_info", (0,))[:2]

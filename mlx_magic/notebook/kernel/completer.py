@@ -1,4 +1,4 @@
-"""Tab completion of the magics' lines, as a matcher of IPython's completer."""
+"""Tab completion of the magics' lines: a matcher for IPython's completer."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 IDENTIFIER = "mlx_magic.vision"
 MOST_ENTRIES = 2_000
-"""Entries of a folder that are looked at."""
+"""Maximum number of entries of a folder that are read."""
 
-_PRIORITY = 1_000  # first of all, so that nothing else runs where we have something to say
-_PICTURE_TYPES = {
+_PRIORITY = 1_000  # above all other matchers, so that ours suppresses them
+_IMAGE_TYPES = {
     ("PIL", "Image"),
     ("matplotlib", "Figure"),
     ("mlx", "array"),
@@ -39,7 +39,7 @@ _PICTURE_TYPES = {
 
 
 def install(ip: InteractiveShell, models: Callable[[], Iterable[str]]) -> None:
-    """Complete the magics' lines in this shell; `models` gives the names of models at hand."""
+    """Install the matcher in this shell; `models` returns the names of local models."""
     uninstall(ip)
 
     @context_matcher(priority=_PRIORITY, identifier=IDENTIFIER)  # type: ignore[untyped-decorator]
@@ -59,7 +59,7 @@ def install(ip: InteractiveShell, models: Callable[[], Iterable[str]]) -> None:
 
 
 def uninstall(ip: InteractiveShell) -> None:
-    """Take the matcher out again; nothing happens if there is none."""
+    """Remove the matcher, if it is installed."""
     ip.Completer.custom_matchers[:] = [
         matcher
         for matcher in ip.Completer.custom_matchers
@@ -68,10 +68,10 @@ def uninstall(ip: InteractiveShell) -> None:
 
 
 def line_of_magic(cell: str, line: int, column: int) -> str:
-    """Return the line up to the cursor if it can be one of the magics' lines, else ``""``.
+    """Return the line up to the cursor if it may be a magic's line, else ``""``.
 
-    ``%%vision`` counts only as the first line of a cell that is not blank, and below it is the
-    prompt, where nothing is a magic.
+    ``%%vision`` must be the first line of a cell that is not blank. The lines below it are the
+    prompt, in which nothing is a magic.
     """
     lines = cell.split("\n")
     before = lines[line][:column] if line < len(lines) else ""
@@ -82,7 +82,7 @@ def line_of_magic(cell: str, line: int, column: int) -> str:
 
 
 def list_folder(folder: str) -> list[str]:
-    """Return the names in a folder, sorted, folders with a slash; ``[]`` if it has none."""
+    """Return the sorted names in a folder, folders with a slash; ``[]`` if it is unreadable."""
     names = []
     try:
         with os.scandir(expanded(folder or ".")) as entries:
@@ -94,18 +94,18 @@ def list_folder(folder: str) -> list[str]:
 
 
 def variables(ip: InteractiveShell) -> list[str]:
-    """Return the notebook's own variables, those that could hold a picture first."""
+    """Return the user's variables, those that may hold images first."""
     hidden: Mapping[str, object] = ip.user_ns_hidden
     own = {
         name: value
         for name, value in list(ip.user_ns.items())
         if not isinstance(value, ModuleType) and not (name in hidden and hidden[name] is value)
     }
-    return sorted(own, key=lambda name: (not could_be_picture(own[name]), name))
+    return sorted(own, key=lambda name: (not could_be_image(own[name]), name))
 
 
-def could_be_picture(value: object) -> bool:
-    """Guess from its type alone whether `value` is one or more pictures, or names one."""
+def could_be_image(value: object) -> bool:
+    """Guess from the type of `value` whether it is one or more images, or a path or URL of one."""
     if type(value) in (list, tuple):
         value = next(iter(value), None)  # type: ignore[call-overload]
     if type(value) is str:
@@ -114,6 +114,6 @@ def could_be_picture(value: object) -> bool:
             tuple(IMAGE_SUFFIXES)
         )
     return any(
-        (kind.__module__.partition(".")[0], kind.__name__) in _PICTURE_TYPES
+        (kind.__module__.partition(".")[0], kind.__name__) in _IMAGE_TYPES
         for kind in type(value).__mro__
     )

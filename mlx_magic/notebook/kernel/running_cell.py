@@ -1,4 +1,4 @@
-"""Waiting for a generation or a load in a cell, with its view and its Cancel button."""
+"""A cell that waits for a task (generation, load, unload), with a view and a Cancel button."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ from mlx_magic.notebook.kernel import click_routing
 T = TypeVar("T")
 
 PATIENCE = 5.0
-"""Seconds that an interrupted cell waits for the model to reach its next cancellation point."""
+"""Seconds that an interrupted cell waits for the task to reach a cancellation point."""
 
 HEAD_START = (0.02, 0.08)
-"""Seconds that a cell waits before it shows its view; after each it looks whether to go on."""
+"""Pauses before the view is shown, in seconds; after each it may be shown early."""
 
 _BUSY = frozenset({"downloading", "loading", "decode"})
 
 
 class RunningCell(Generic[T]):
-    """A piece of work that a cell waits for.
+    """Waits for a task in a cell.
 
     Parameters
     ----------
     ipython : InteractiveShell
-    work : Task
-        A generation or a load.
+    task : Task
+        A generation, a load or an unload.
     awaited : bool
         Whether the cell awaits (top of a cell) or blocks (nested, or no kernel).
     alone : bool
-        Whether the cell has shown nothing else so far, so that it may be cleared.
+        Whether the cell has no other output yet, so that its output may be cleared.
     show : bool
-        False shows nothing at all.
+        False shows nothing.
     quick : bool
-        Whether the work is often done before a view could be read: then none is shown.
+        Whether the task usually ends at once: then a view is only shown if it does not.
     """
 
     def __init__(
         self,
         ipython: Any,
-        work: Task[T],
+        task: Task[T],
         *,
         awaited: bool,
         alone: bool = False,
         show: bool = True,
         quick: bool = False,
     ) -> None:
-        self._work = work
+        self._task = task
         self._quick = quick
         self._awaited = awaited
         self._alone = alone
@@ -63,54 +63,54 @@ class RunningCell(Generic[T]):
         self._has_kernel = getattr(ipython, "kernel", None) is not None
 
     async def awaited(self, interrupt: Interrupt) -> None:
-        """Wait without holding the kernel's loop, until the work has its outcome.
+        """Wait for the outcome without blocking the kernel's event loop.
 
         Parameters
         ----------
         interrupt : Interrupt
-            Of the cell's guarded stretch. Once it came, the work is asked to stop; what is
-            there after `PATIENCE` is its outcome then.
+            The cell's deferred interrupt. When it is set, the task is cancelled; after at most
+            `PATIENCE` seconds its partial result is the outcome.
         """
         with self._cancelled_on_error():
             await self._head_start(interrupt)
-        if self._quick and self._work.future.done():
+        if self._quick and self._task.future.done():
             return
-        with self._noted(), self._viewed() as view:
-            future = self._work.future
+        with self._notes_printed(), self._shown_view() as view:
+            future = self._task.future
             await click_routing.wait_async(future, view.update, interrupt)
             if not future.done():
-                self._work.cancel()
-                end = time.monotonic() + PATIENCE
+                self._task.cancel()
+                deadline = time.monotonic() + PATIENCE
                 await click_routing.wait_async(
-                    lambda: future.done() or interrupt.insists or time.monotonic() > end,
+                    lambda: future.done() or interrupt.insists or time.monotonic() > deadline,
                     view.update,
                     Interrupt(),
                 )
-                self._work.abandon()
+                self._task.abandon()
 
     def blocking(self, interrupt: Interrupt) -> None:
-        """Wait where nothing can be awaited, until the work has its outcome. See `awaited`."""
-        future = self._work.future
+        """Wait for the outcome by blocking. See `awaited`."""
+        future = self._task.future
         if self._quick:
             with self._cancelled_on_error():
                 concurrent.futures.wait([future], timeout=sum(HEAD_START))
             if future.done():
                 return
-        with self._noted(), self._viewed() as view:
+        with self._notes_printed(), self._shown_view() as view:
             click_routing.wait_blocking(future, view.update, lambda: interrupt.came)
             if not future.done():
-                self._work.cancel()
-                end = time.monotonic() + PATIENCE
+                self._task.cancel()
+                deadline = time.monotonic() + PATIENCE
                 click_routing.wait_blocking(
-                    future, view.update, lambda: interrupt.insists or time.monotonic() > end
+                    future, view.update, lambda: interrupt.insists or time.monotonic() > deadline
                 )
-                self._work.abandon()
+                self._task.abandon()
 
     async def _head_start(self, interrupt: Interrupt) -> None:
-        """Let the model begin before the view is built.
+        """Let the model start before the view is built.
 
-        Both need Python's lock, and the model would wait: 7 ms for the widgets of a
-        view, 0.3 s in the first cell for importing what draws it (both measured).
+        Both need the GIL, and the model would wait: 7 ms for the widgets of a view, 0.3 s in
+        the first cell for imports (both measured).
         """
         if not (self._show and self._has_kernel):
             return
@@ -118,16 +118,16 @@ class RunningCell(Generic[T]):
             await click_routing.in_thread(live_view.import_libraries, interrupt)
         for pause in HEAD_START:
             await click_routing.pause(pause, interrupt)
-            if interrupt.came or self._work.done or self._work.progress.phase in _BUSY:
+            if interrupt.came or self._task.done or self._task.progress.phase in _BUSY:
                 break
 
     @contextlib.contextmanager
-    def _viewed(self) -> Iterator[View]:
+    def _shown_view(self) -> Iterator[View]:
         if not self._show:
-            yield _Blind()
+            yield _NullView()
             return
         if not self._has_kernel:
-            view: View = TerminalView(self._work)
+            view: View = TerminalView(self._task)
             with self._cancelled_on_error():
                 try:
                     yield view
@@ -135,9 +135,9 @@ class RunningCell(Generic[T]):
                     view.leave(alone=False)
             return
         with self._cancelled_on_error(), click_routing.ClickRoute(awaited=self._awaited) as route:
-            widget = WidgetView(self._work, why_no_click=route.reason)
+            widget = WidgetView(self._task, why_no_click=route.reason)
             try:
-                with route.watch(widget.button, self._work.cancel):
+                with route.watch(widget.button, self._task.cancel):
                     try:
                         widget.show()
                         yield widget
@@ -148,31 +148,31 @@ class RunningCell(Generic[T]):
 
     @contextlib.contextmanager
     def _cancelled_on_error(self) -> Iterator[None]:
-        """Nobody would see the answer of a cell that failed."""
+        """Abandon the task if the cell fails, as its answer could not be shown."""
         try:
             yield
         except BaseException:
-            self._work.abandon()
+            self._task.abandon()
             raise
 
     @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Say, after the view, what happened on the way: what was unloaded to make room."""
+    def _notes_printed(self) -> Iterator[None]:
+        """Print the task's notes after the view, such as the models that were evicted."""
         try:
             yield
         finally:
-            for note in self._work.notes if self._show else ():
+            for note in self._task.notes if self._show else ():
                 terminal.say(note)
 
     def _close_later(self, view: View) -> None:
-        """Keep the view on the page until the result has taken its place, or it would jump."""
+        """Close the view after the result has replaced it, or the page would jump."""
         try:
             asyncio.get_running_loop().call_later(0.5, view.close)
         except RuntimeError:
             view.close()
 
 
-class _Blind:
+class _NullView:
     """A view that shows nothing."""
 
     def show(self) -> None: ...

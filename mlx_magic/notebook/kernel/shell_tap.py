@@ -1,10 +1,10 @@
-"""Seeing a click when the kernel receives it. Only this module knows ipykernel's inside.
+"""Detects clicks when the kernel receives them. Only this module uses ipykernel's internals.
 
-A running cell holds the kernel's message loop, so a click, which travels on the shell channel,
-waits until the cell is over. Yet its message is *received* earlier: ipykernel 7 reads the channel
-in a thread of its own, ipykernel 6 on the main thread whenever its loop turns or somebody flushes
-the stream. `ShellTap` looks at each message at that point, calls the callback of a watched button
-at once, and hands the message on unchanged and in order: nothing is taken out of the kernel's
+A running cell blocks the kernel's message loop, so a click, which is a message on the shell
+channel, waits until the cell has ended. But the message is *received* earlier: ipykernel 7 reads
+the channel in a thread of its own, ipykernel 6 on the main thread when its loop runs or the stream
+is flushed. `ShellTap` inspects each message at that point, calls the callback of a watched button
+at once, and forwards the message unchanged and in order: nothing is removed from the kernel's
 queue, and nothing in it runs early.
 """
 
@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-Kernel = Any  # an ipykernel.kernelbase.Kernel; ipykernel is no dependency of ours
+Kernel = Any  # an ipykernel.kernelbase.Kernel; ipykernel is not a dependency
 
 _log = logging.getLogger(__name__)
 
 
 class ShellTap:
-    """Looks at the messages of a kernel's shell channel as they are received.
+    """Inspects the messages of a kernel's shell channel as they are received.
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ class ShellTap:
         self.kernel = kernel
         self._lock = threading.Lock()
         self._watched: dict[str, Callable[[], None]] = {}
-        self._early: set[str] = set()
-        self._cells = 0
+        self._early_clicks: set[str] = set()
+        self._running_cells = 0
         self._tapped: Callable[[list[Any]], object] | None = None
-        self._below: Callable[[list[Any]], object] | None = None
+        self._original: Callable[[list[Any]], object] | None = None
 
     @staticmethod
     def supported(kernel: Kernel) -> bool:
-        """Whether the kernel has the parts that this class builds on."""
+        """Return whether the kernel has the attributes that this class uses."""
         stream, session = getattr(kernel, "shell_stream", None), getattr(kernel, "session", None)
         return (
             all(callable(getattr(stream, name, None)) for name in ("on_recv", "flush"))
@@ -62,54 +62,54 @@ class ShellTap:
         return getattr(self.kernel, "shell_channel_thread", None) is not None
 
     def install(self) -> None:
-        """Start to look; a second call changes nothing."""
+        """Start to inspect messages; idempotent."""
         self._on_stream_thread(self._install)
 
     def remove(self) -> None:
-        """Stop looking and leave the stream as it was found."""
+        """Stop, and restore the stream's callback."""
         self._on_stream_thread(self._remove)
 
     def cell_began(self) -> None:
-        """Keep clicks from now on: a client may click before `add` has been called."""
+        """Remember clicks from now on: a client may click before `add` is called."""
         with self._lock:
-            self._cells += 1
+            self._running_cells += 1
 
     def cell_ended(self) -> None:
-        """Forget kept clicks once no cell is left."""
+        """Forget remembered clicks once no cell is running."""
         with self._lock:
-            self._cells -= 1
-            if self._cells == 0:
-                self._early.clear()
+            self._running_cells -= 1
+            if self._running_cells == 0:
+                self._early_clicks.clear()
 
     def add(self, comm_id: str, callback: Callable[[], None]) -> None:
         """Call `callback`, in the thread that reads the channel, for each click on this button."""
         with self._lock:
             self._watched[comm_id] = callback
-            clicked = comm_id in self._early
+            clicked = comm_id in self._early_clicks
         if clicked:
             callback()
 
     def discard(self, comm_id: str) -> None:
-        """Forget a button; an unknown one is no error."""
+        """Stop watching a button; unknown ids are ignored."""
         with self._lock:
             self._watched.pop(comm_id, None)
 
     def flush(self) -> None:
-        """Receive what waits in the socket, where a blocked main thread is its only reader.
+        """Receive pending messages, if only the (blocked) main thread reads the socket.
 
         Raises
         ------
         KeyboardInterrupt
-            If an interrupt came meanwhile, outside of a guarded stretch.
+            If an interrupt arrived meanwhile, outside of `interrupts.deferred`.
         """
         if not self.own_thread and threading.current_thread() is threading.main_thread():
-            # An interrupt in the middle could lose a received message or leave the stream deaf.
-            with _interrupts_held():
+            # An interrupt during the flush could lose a message or stop the stream.
+            with _interrupts_deferred():
                 self.kernel.shell_stream.flush()
 
     def _on_stream_thread(self, change: Callable[[], None]) -> None:
-        # A ZMQStream may only be changed in the thread that runs its loop. The loop takes this
-        # callback before any message that is sent after it.
+        # A ZMQStream may only be changed in the thread that runs its loop. The loop runs this
+        # callback before it handles any later message.
         if self.own_thread:
             self.kernel.shell_stream.io_loop.add_callback(change)
         else:
@@ -117,30 +117,30 @@ class ShellTap:
 
     def _install(self) -> None:
         stream = self.kernel.shell_stream
-        below = stream._recv_callback
-        if below is self._tapped:
+        original = stream._recv_callback
+        if original is self._tapped:
             return
 
         def tapped(frames: list[Any]) -> object:
-            if self._cells or self._watched:
-                self._look(frames)
-            return below(frames)
+            if self._running_cells or self._watched:
+                self._inspect(frames)
+            return original(frames)
 
-        self._tapped, self._below = tapped, below
+        self._tapped, self._original = tapped, original
         stream.on_recv(tapped, copy=False)
 
     def _remove(self) -> None:
         stream = self.kernel.shell_stream
-        # If somebody else has wrapped the stream since, ours stays below theirs, doing nothing.
+        # If another callback was installed on top since, ours stays, and only forwards.
         if self._tapped is not None and stream._recv_callback is self._tapped:
-            stream.on_recv(self._below, copy=False)
-            self._tapped = self._below = None
+            stream.on_recv(self._original, copy=False)
+            self._tapped = self._original = None
 
-    def _look(self, frames: list[Any]) -> None:
+    def _inspect(self, frames: list[Any]) -> None:
         try:
             comm_id = self._clicked(frames)
         except Exception:
-            # Not a message, or not signed by a client of ours: the kernel itself reports that.
+            # Not a message, or not signed by a client: the kernel reports that itself.
             _log.debug("A shell message could not be read.", exc_info=True)
             return
         if comm_id is None:
@@ -148,17 +148,17 @@ class ShellTap:
         with self._lock:
             callback = self._watched.get(comm_id)
             if callback is None:
-                if self._cells:
-                    self._early.add(comm_id)
+                if self._running_cells:
+                    self._early_clicks.add(comm_id)
                 return
         try:
             callback()
         except Exception:
-            # The stream must go on, and there is nobody here to raise to.
+            # The stream must go on, and no caller could handle the exception.
             _log.exception("The callback of a click failed.")
 
     def _clicked(self, frames: list[Any]) -> str | None:
-        """Return the comm id of the widget that this message is a click on, if it is one."""
+        """Return the comm id of the clicked widget if the message is a click, else None."""
         session = self.kernel.session
         # parts: signature, header, parent header, metadata, content, buffers
         _, parts = session.feed_identities(frames, copy=False)
@@ -167,8 +167,8 @@ class ShellTap:
         packed = parts[4].bytes
         if b'"click"' not in packed:
             return None
-        # With content=False the signature is checked but not kept as seen, so that the kernel
-        # can still read the message; ipykernel 7 peeks at the header in the same way.
+        # With content=False the signature is checked but not recorded as used, so that the kernel
+        # can still read the message; ipykernel 7 reads the header in the same way.
         message = session.deserialize(parts, content=False, copy=False)
         if message["header"]["msg_type"] != "comm_msg":
             return None
@@ -179,11 +179,11 @@ class ShellTap:
 
 
 def context_for_threads(kernel: Kernel) -> contextvars.Context:
-    """Return the context in which a thread can send widget messages.
+    """Return a context in which a thread can send widget messages.
 
-    Each message names the request that it belongs to. ipykernel 7.0 knows that only where the
-    request is handled, and fails in a thread: there it is this one, in which this is called.
-    Everything else falls back on the newest request.
+    Each message names its parent request. ipykernel 7.0 knows it only in the context that
+    handles the request, and fails in another thread: there the current context is copied. All
+    other versions fall back to the newest request.
 
     Parameters
     ----------
@@ -194,17 +194,17 @@ def context_for_threads(kernel: Kernel) -> contextvars.Context:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Put SIGINT off until the end of the block; main thread only.
+def _interrupts_deferred() -> Iterator[None]:
+    """Defer SIGINT until the end of the block; main thread only.
 
-    Whoever handled it before handles it then: a guarded stretch notes it (`interrupts.deferred`),
-    and elsewhere Python raises KeyboardInterrupt.
+    The previous handler receives it then: `interrupts.deferred` notes it, and elsewhere Python
+    raises KeyboardInterrupt.
     """
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number))
+    deferred: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _frame: deferred.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    for number in held:
+        signal.signal(signal.SIGINT, previous)
+    for number in deferred:
         signal.raise_signal(number)

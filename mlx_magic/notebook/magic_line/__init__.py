@@ -1,1 +1,1 @@
-"""A line and a body -> arguments, commands, completions, help."""
+"""Parsing of a magic's line and body: arguments, commands, completions, help."""

@@ -1,4 +1,4 @@
-"""What a ``%%vision`` cell asks for, as plain data: no IPython and no model is needed here."""
+"""The arguments of a ``%%vision`` cell as plain data; needs neither IPython nor a model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mlx_magic.notebook.magic_line.variable_names import check_name
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds where a cell has no flag: the values of ``%config VisionMagics``.
+    """Defaults of the flags: the values of ``%config VisionMagics``.
 
     Attributes
     ----------
     model, output, system : str or None
     max_tokens : int
     temperature, top_p, top_k, seed : float, float, int, int, or None
-        None leaves it to the checkpoint.
+        None uses the checkpoint's default.
     min_p, repetition_penalty : float or None
     stop : tuple of str
     timeout : float or None
@@ -57,7 +57,7 @@ class Defaults:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn where nothing else is said."""
+        """The default sampling parameters."""
         return Sampling(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
@@ -72,14 +72,14 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class CellArguments:
-    """A ``%%vision`` cell, read and checked; nothing in it is evaluated or opened yet.
+    """A ``%%vision`` cell, parsed and checked; nothing is evaluated or opened yet.
 
     Attributes
     ----------
     prompt : str
-        The body as written, its ``{expressions}`` not filled in.
+        The body as written, with its ``{expressions}``.
     images : tuple of Token
-        The IMAGE words, in order.
+        The IMAGE arguments, in order.
     model, output, system : str or None
     sampling : Sampling
     format : {"markdown", "text", "json", "raw"}
@@ -104,16 +104,16 @@ class CellArguments:
 
 
 def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellArguments:
-    """Read the line and the body of a ``%%vision`` cell.
+    """Parse the line and the body of a ``%%vision`` cell.
 
     Raises
     ------
     RequestError
-        For an unknown, planned or incomplete flag, a value that cannot be used, an empty prompt.
+        For an unknown, planned or incomplete flag, an invalid value, or an empty prompt.
     """
     defaults = defaults or Defaults()
-    words = read_options(split_line(line), CELL_OPTIONS)
-    given = words.values
+    parsed = read_options(split_line(line), CELL_OPTIONS)
+    given = parsed.values
     output = given.get("output", defaults.output)
     if output is not None:
         output = check_name(output, "-o ")
@@ -123,16 +123,16 @@ def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellAr
         )
     return CellArguments(
         prompt=body,
-        images=words.positional,
-        model=_named("model", given, defaults.model),
+        images=parsed.positional,
+        model=_non_empty("model", given, defaults.model),
         output=output,
         system=given.get("system", defaults.system),
         sampling=Sampling(
-            max_tokens=_whole("max_tokens", given, defaults.max_tokens),
+            max_tokens=_integer("max_tokens", given, defaults.max_tokens),
             temperature=_number("temperature", given, defaults.temperature),
             top_p=_number("top_p", given, defaults.top_p),
-            top_k=_optional_whole("top_k", given, defaults.top_k),
-            seed=_optional_whole("seed", given, defaults.seed),
+            top_k=_optional_integer("top_k", given, defaults.top_k),
+            seed=_optional_integer("seed", given, defaults.seed),
             min_p=_number("min_p", given, defaults.min_p),
             repetition_penalty=_number("repetition_penalty", given, defaults.repetition_penalty),
             stop=_stop(given, defaults.stop),
@@ -145,7 +145,7 @@ def parse_cell(line: str, body: str, defaults: Defaults | None = None) -> CellAr
     )
 
 
-def _named(name: str, given: dict[str, str], default: str | None) -> str | None:
+def _non_empty(name: str, given: dict[str, str], default: str | None) -> str | None:
     value = given.get(name, default)
     if value is not None and not value.strip():
         raise RequestError(f"--{name} is empty.", option=name)
@@ -165,7 +165,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _whole(name: str, given: dict[str, str], default: int) -> int:
+def _integer(name: str, given: dict[str, str], default: int) -> int:
     if name not in given:
         return default
     try:
@@ -176,8 +176,8 @@ def _whole(name: str, given: dict[str, str], default: int) -> int:
         ) from None
 
 
-def _optional_whole(name: str, given: dict[str, str], default: int | None) -> int | None:
-    return _whole(name, given, 0) if name in given else default
+def _optional_integer(name: str, given: dict[str, str], default: int | None) -> int | None:
+    return _integer(name, given, 0) if name in given else default
 
 
 def _number(name: str, given: dict[str, str], default: float | None) -> float | None:
@@ -194,7 +194,7 @@ def _number(name: str, given: dict[str, str], default: float | None) -> float | 
 def _stop(given: dict[str, str], default: tuple[str, ...]) -> tuple[str, ...]:
     if "stop" not in given:
         return default
-    # Nobody can write the end of a line within one.
+    # A line cannot contain a newline: the two characters ``\n`` stand for it.
     return (given["stop"].replace("\\n", "\n"),)
 
 
@@ -208,13 +208,13 @@ def _seconds(given: dict[str, str], default: float | None) -> float | None:
 
 
 def _bits(given: dict[str, str], default: int | None) -> int | None:
-    value = _optional_whole("kv_bits", given, default)
+    value = _optional_integer("kv_bits", given, default)
     check_kv_bits(value, "--kv-bits")
     return value
 
 
 def _pixels(given: dict[str, str], default: int | None) -> int | None:
-    value = _optional_whole("max_pixels", given, default)
+    value = _optional_integer("max_pixels", given, default)
     if value is not None and value < 1:
         raise RequestError(
             f"--max-pixels is {value}: use a whole number of 1 or more.", option="max_pixels"

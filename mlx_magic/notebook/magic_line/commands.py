@@ -1,4 +1,4 @@
-"""What a ``%vision`` line asks for, as plain data."""
+"""The command of a ``%vision`` line, as plain data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mlx_magic.notebook.magic_line.expressions import one_line
 from mlx_magic.notebook.magic_line.options import (
     LINE_OPTIONS,
     MODEL_VERBS,
-    Words,
+    ParsedOptions,
     read_options,
     suggestion,
 )
@@ -18,7 +18,7 @@ from mlx_magic.notebook.magic_line.tokens import split_line
 
 @dataclass(frozen=True, slots=True)
 class LoadCommand:
-    """Load a model, with an adapter and by an alias if they are given."""
+    """Load a model, optionally with an adapter and an alias."""
 
     model: str
     alias: str | None = None
@@ -30,7 +30,7 @@ class LoadCommand:
 
 @dataclass(frozen=True, slots=True)
 class UnloadCommand:
-    """Unload one model; all of them if `model` is None."""
+    """Unload one model, or all if `model` is None."""
 
     model: str | None
     force: bool = False
@@ -51,14 +51,14 @@ class ListCommand:
 
 @dataclass(frozen=True, slots=True)
 class ModelsCommand:
-    """Say what a model is, without loading it."""
+    """Describe a model without loading it."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class StatusCommand:
-    """Say what is loaded, running and used."""
+    """Show loaded models, running requests and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class UseCommand:
 
 @dataclass(frozen=True, slots=True)
 class CancelCommand:
-    """Cancel what is running."""
+    """Cancel everything that runs or waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,12 @@ Command = (
 
 
 def parse_line(line: str) -> Command:
-    """Read what follows ``%vision``.
+    """Parse a line after ``%vision``.
 
     Raises
     ------
     RequestError
-        For an unknown subcommand, an unknown or planned flag, and for missing or surplus words.
+        For an unknown subcommand, an unknown or planned flag, missing or extra arguments.
     """
     tokens = split_line(line)
     if not tokens:
@@ -117,35 +117,35 @@ def parse_line(line: str) -> Command:
     return _command(verb, read_options(tokens[1:], LINE_OPTIONS[verb]))
 
 
-def _command(verb: str, words: Words) -> Command:
-    everything = "all" in words.values
-    if verb in MODEL_VERBS or (verb == "unload" and not everything):
-        return _model_command(verb, words)
-    if words.positional:
+def _command(verb: str, parsed: ParsedOptions) -> Command:
+    all_models = "all" in parsed.values
+    if verb in MODEL_VERBS or (verb == "unload" and not all_models):
+        return _model_command(verb, parsed)
+    if parsed.positional:
         raise RequestError(
-            f"%vision {verb}{' --all' if everything else ''} takes no "
-            f"{one_line(words.positional[0].raw, 40)!r}.",
+            f"%vision {verb}{' --all' if all_models else ''} takes no arguments: "
+            f"remove {one_line(parsed.positional[0].raw, 40)!r}.",
             option=verb,
         )
     if verb == "unload":
-        return UnloadCommand(None, "force" in words.values)
-    plain: dict[str, Command] = {
+        return UnloadCommand(None, "force" in parsed.values)
+    simple: dict[str, Command] = {
         "list": ListCommand(),
         "status": StatusCommand(),
         "cancel": CancelCommand(),
         "panel": PanelCommand(),
     }
-    return plain[verb]
+    return simple[verb]
 
 
-def _model_command(verb: str, words: Words) -> Command:
-    names = [token.text for token in words.positional]
+def _model_command(verb: str, parsed: ParsedOptions) -> Command:
+    names = [token.text for token in parsed.positional]
     if not names or not names[0]:
-        other = " (or --all)" if verb == "unload" else ""
-        raise RequestError(f"%vision {verb} needs a MODEL{other}.", option="model")
+        alternative = " (or --all)" if verb == "unload" else ""
+        raise RequestError(f"%vision {verb} needs a MODEL{alternative}.", option="model")
     if len(names) > 1:
         raise RequestError(
-            f"%vision {verb} takes one MODEL, not {len(names)}: put a name with blanks in quotes.",
+            f"%vision {verb} takes one MODEL, not {len(names)}: quote names that contain spaces.",
             option="model",
         )
     if verb == "use":
@@ -153,22 +153,24 @@ def _model_command(verb: str, words: Words) -> Command:
     if verb == "models":
         return ModelsCommand(names[0])
     if verb == "unload":
-        return UnloadCommand(names[0], "force" in words.values)
+        return UnloadCommand(names[0], "force" in parsed.values)
     if verb in ("pin", "unpin"):
         return PinCommand(names[0], verb == "pin")
-    alias = words.values.get("as")
+    alias = parsed.values.get("as")
     if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
-        raise RequestError(f"--as {alias!r}: an alias has no blanks and no slash.", option="as")
-    adapter = words.values.get("adapter")
+        raise RequestError(
+            f"--as {alias!r}: an alias must not contain spaces or slashes.", option="as"
+        )
+    adapter = parsed.values.get("adapter")
     if adapter is not None and not adapter.strip():
         raise RequestError("--adapter is empty: name the adapter's folder.", option="adapter")
-    if "save" in words.values and alias is None:
-        raise RequestError("--save keeps an alias: give one with --as ALIAS.", option="save")
+    if "save" in parsed.values and alias is None:
+        raise RequestError("--save needs an alias: add --as ALIAS.", option="save")
     return LoadCommand(
         names[0],
         alias,
-        trust_remote_code="trust_remote_code" in words.values,
-        pin="pin" in words.values,
+        trust_remote_code="trust_remote_code" in parsed.values,
+        pin="pin" in parsed.values,
         adapter=adapter,
-        save="save" in words.values,
+        save="save" in parsed.values,
     )

@@ -1,4 +1,4 @@
-"""What can follow in a ``%%vision`` or ``%vision`` line: pure, the sources are handed in."""
+"""Completions of a ``%%vision`` or ``%vision`` line, as pure functions of their sources."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _AFTER_NAME = re.compile(r"[\w.)\]}\"']\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One way to go on.
+    """A possible completion.
 
     Attributes
     ----------
     text : str
-        What replaces the text from `start` to the cursor.
+        Replaces the text from `start` to the cursor.
     start : int
-        Where in the line it begins; the same for all completions of one call.
+        Its position in the line; equal for all completions of one call.
     kind : {"option", "subcommand", "choice", "model", "path", "instance"}
-        What it is, for the list a person sees.
+        Shown in the front end's list.
     """
 
     text: str
@@ -52,19 +52,19 @@ def complete(
     files: Callable[[str], Iterable[str]],
     names: Callable[[], Iterable[str]],
 ) -> list[Completion]:
-    """Complete the line up to the cursor; ``[]`` where it is no line of ours.
+    """Complete the line up to the cursor; ``[]`` if it is not a line of these magics.
 
     Parameters
     ----------
     text_before_cursor : str
         The line from its first character.
     models : callable
-        Gives the aliases and ids of models at hand.
+        Returns the aliases and ids of local models.
     files : callable
-        Gives the entries of a folder, named as typed (``"photos/"``, ``""`` is the current
-        one); those that are folders end in a slash.
+        Returns the entries of a folder, named as typed (``"photos/"``, ``""`` is the current
+        one); names of folders end in a slash.
     names : callable
-        Gives the notebook's variables, the likeliest first.
+        Returns the notebook's variables, the most likely first.
     """
     magic = _MAGIC.match(text_before_cursor)
     if magic is None:
@@ -77,11 +77,13 @@ def complete(
     if not tokens:
         return _matching(fragment.text, LINE_OPTIONS, end - len(fragment.raw), "subcommand")
     verb, *following = tokens
-    words = _line_words(verb.text, following)
-    return _after_flags(following, fragment, end, LINE_OPTIONS.get(verb.text, ()), sources, words)
+    complete_word = _line_words(verb.text, following)
+    return _after_flags(
+        following, fragment, end, LINE_OPTIONS.get(verb.text, ()), sources, complete_word
+    )
 
 
-_Words = Callable[[Fragment, int, _Sources], list[Completion]]
+_Completer = Callable[[Fragment, int, _Sources], list[Completion]]
 
 
 def _after_flags(
@@ -90,19 +92,19 @@ def _after_flags(
     end: int,
     options: Sequence[Option],
     sources: _Sources,
-    words: _Words,
+    complete_word: _Completer,
 ) -> list[Completion]:
-    """Complete a flag, the value of a flag, or else one of the line's own `words`."""
+    """Complete a flag or its value; `complete_word` completes any other word."""
     by_flag = {flag: option for option in options if option.available for flag in option.flags}
     given = {by_flag[flag].name for token in tokens if (flag := _flag(token)) in by_flag}
     start = end - len(fragment.raw)
     if any(token.raw == "--" for token in tokens):
-        return words(fragment, start, sources)
+        return complete_word(fragment, start, sources)
     previous = by_flag.get(tokens[-1].raw) if tokens else None
     if previous is not None and previous.metavar:
         return _values(previous, fragment, start, sources)
     if not fragment.raw.startswith("-"):
-        return words(fragment, start, sources)
+        return complete_word(fragment, start, sources)
     flag, equals, value = fragment.raw.partition("=")
     if equals:
         option = by_flag.get(flag)
@@ -116,8 +118,8 @@ def _flag(token: Token) -> str:
     return "" if token.quoted else token.text.partition("=")[0]
 
 
-def _matching(begun: str, known: Iterable[str], start: int, kind: str) -> list[Completion]:
-    return [Completion(word, start, kind) for word in known if word.startswith(begun)]
+def _matching(prefix: str, known: Iterable[str], start: int, kind: str) -> list[Completion]:
+    return [Completion(word, start, kind) for word in known if word.startswith(prefix)]
 
 
 def _values(option: Option, fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
@@ -128,10 +130,10 @@ def _values(option: Option, fragment: Fragment, start: int, sources: _Sources) -
     return _models(fragment, start, sources) if option.name == "model" else []
 
 
-def _line_words(verb: str, following: Sequence[Token]) -> _Words:
-    """Return what completes the words of ``%vision verb``: a model, once, or nothing."""
-    valued = sum(token.raw in ("--as", "--adapter") for token in following[:-1])
-    positional = sum(_flag(token)[:1] != "-" for token in following) - valued
+def _line_words(verb: str, following: Sequence[Token]) -> _Completer:
+    """Return the completer of a command's positional words: one model, or none."""
+    option_values = sum(token.raw in ("--as", "--adapter") for token in following[:-1])
+    positional = sum(_flag(token)[:1] != "-" for token in following) - option_values
     takes_model = verb in (*MODEL_VERBS, "unload") and positional < 1
     return _models if takes_model else lambda fragment, start, sources: []
 
@@ -156,30 +158,30 @@ def _images(fragment: Fragment, start: int, sources: _Sources) -> list[Completio
     return found + _paths(fragment, start, sources, IMAGE_SUFFIXES)
 
 
-def _names(begun: str, start: int, sources: _Sources) -> list[Completion]:
-    known = [name for name in sources.names() if begun.startswith("_") or name[:1] != "_"]
-    return _matching(begun, known, start, "instance")
+def _names(prefix: str, start: int, sources: _Sources) -> list[Completion]:
+    known = [name for name in sources.names() if prefix.startswith("_") or name[:1] != "_"]
+    return _matching(prefix, known, start, "instance")
 
 
 def _names_in_code(fragment: Fragment, start: int, sources: _Sources) -> list[Completion]:
-    """Complete a variable inside of brackets; attributes and keys are IPython's own affair."""
+    """Complete a variable inside brackets; IPython completes attributes and keys."""
     name = _NAME_AT_END.search(fragment.raw)
     if fragment.quote or (name is None and _AFTER_NAME.search(fragment.raw)):
         return []
-    begun = name.group() if name else ""
-    return _names(begun, start + len(fragment.raw) - len(begun), sources)
+    prefix = name.group() if name else ""
+    return _names(prefix, start + len(fragment.raw) - len(prefix), sources)
 
 
 def _paths(
     fragment: Fragment, start: int, sources: _Sources, suffixes: frozenset[str]
 ) -> list[Completion]:
-    """Complete folders, and files with one of `suffixes`; names with blanks get quotes."""
-    folder, slash, begun = fragment.text.rpartition("/")
+    """Complete folders, and files with one of `suffixes`; names with spaces are quoted."""
+    folder, slash, prefix = fragment.text.rpartition("/")
     found = []
     for entry in sources.files(folder + slash):
-        hidden = entry.startswith(".") and not begun.startswith(".")
+        hidden = entry.startswith(".") and not prefix.startswith(".")
         wanted = entry.endswith("/") or _suffix(entry) in suffixes
-        if entry.startswith(begun) and wanted and not hidden:
+        if entry.startswith(prefix) and wanted and not hidden:
             text = _quoted(folder + slash + entry, fragment)
             found.append(Completion(text, start, "path"))
     return found
@@ -190,7 +192,7 @@ def _suffix(name: str) -> str:
 
 
 def _quoted(path: str, fragment: Fragment) -> str:
-    """Write a path as one word; a folder's quote stays open, for what comes below it."""
+    """Quote a path if needed; a folder's quote stays open, so that its entries can follow."""
     mark = fragment.raw[:1] if fragment.raw[:1] in ("'", '"') else ""
     written = mark + path + mark if mark and not set(path) & {mark, "\\"} else quote(path)
     closed = written[-1] in "\"'" and written != path

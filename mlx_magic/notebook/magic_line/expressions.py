@@ -1,4 +1,4 @@
-"""Python expressions of the notebook: is this text one, which names does it need, what failed."""
+"""Python expressions of the notebook: parsing, undefined names, errors in one line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Evaluate = Callable[[str], object]
 
 
 def parse_expression(text: str) -> ast.Expression | None:
-    """Return the syntax tree of `text`, or None if it is no complete Python expression."""
+    """Return the syntax tree of `text`, or None if it is not a complete expression."""
     try:
-        with warnings.catch_warnings():  # "invalid escape sequence" is no news in a prompt
+        with warnings.catch_warnings():  # "invalid escape sequence" is harmless in a prompt
             warnings.simplefilter("ignore")
             return ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -23,7 +23,7 @@ def parse_expression(text: str) -> ast.Expression | None:
 
 
 def undefined_names(tree: ast.Expression, namespace: Mapping[str, object]) -> list[str]:
-    """Return the names that `tree` reads and that neither it nor the notebook defines."""
+    """Return the names that `tree` reads but neither `tree` nor the notebook defines."""
     bound: set[str] = set()
     read: dict[str, None] = {}  # in order
     for node in ast.walk(tree):
@@ -42,7 +42,7 @@ def undefined_names(tree: ast.Expression, namespace: Mapping[str, object]) -> li
 
 
 def evaluator(ipython: Any) -> Evaluate:
-    """Return what evaluates an expression among a notebook's variables.
+    """Return a function that evaluates an expression in the notebook's namespace.
 
     Parameters
     ----------
@@ -58,10 +58,10 @@ def one_line(text: str, limit: int = 120) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Say in one line what an expression raised; a NameError says it all by itself."""
+    """Return an exception as one line; the message of a NameError needs no type name."""
     try:
         message = one_line(str(error))
-    except Exception:  # a broken __str__ of somebody's exception class
+    except Exception:  # an exception class whose __str__ fails
         message = ""
     if isinstance(error, NameError) and message:
         return message

@@ -1,4 +1,4 @@
-"""The text behind ``%%vision?`` and ``%vision?``, drawn from the table of flags."""
+"""The text of ``%%vision?`` and ``%vision?``, made from the table of flags."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Literal
 from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, SETTINGS, Option
 
 _CELL_HEAD = """\
-Ask a vision-language model about pictures.
+Ask a vision-language model about images.
 
     %%vision [IMAGE ...] [OPTIONS]
     prompt
 
-IMAGE is a path, a glob, a URL or any Python expression of the notebook; a file that exists
-wins; a name with blanks stands in quotes. In the prompt, {expression} is filled in from the
-notebook and {{ is a brace; what is no valid expression stays as written.
+IMAGE is a path, a glob, a URL or any Python expression of the notebook. If a file of that name
+exists, it is used. Quote names that contain spaces. In the prompt, {expression} is replaced by
+its value in the notebook. Write {{ for a literal brace.
 """
 
 _CELL_TAIL = """\
@@ -25,30 +25,30 @@ Examples
     %%vision [before, after] --temperature 0 -f json
     List what changed as JSON, for a reader of {language}.
 
-The result is in _ (and in NAME with -o); Cancel keeps what was written so far.
+The result is in _ (and in NAME with -o). Cancel keeps the text written so far.
 """
 
 _LINE_TEXT = {
-    "load": ("MODEL", "load a model, or download it first"),
-    "unload": ("MODEL", "free its memory, once nobody uses it"),
-    "pin": ("MODEL", "keep it when others need room"),
-    "unpin": ("MODEL", "let it go when others need room"),
+    "load": ("MODEL", "load a model, downloading it if needed"),
+    "unload": ("MODEL", "free its memory, once no request uses it"),
+    "pin": ("MODEL", "never evict it"),
+    "unpin": ("MODEL", "allow it to be evicted"),
     "list": ("", "the models in memory and on disk"),
-    "models": ("MODEL", "what a model is, without loading it"),
+    "models": ("MODEL", "describe a model, without loading it"),
     "status": ("", "what is loaded and running, memory, device"),
-    "use": ("MODEL", "make it the default of %%vision"),
-    "cancel": ("", "cancel what is running"),
-    "panel": ("", "the same by mouse"),
+    "use": ("MODEL", "make it the default model"),
+    "cancel": ("", "cancel everything that runs or waits"),
+    "panel": ("", "open the panel"),
 }
 
 _LINE_HEAD = """\
-Look after the models of %%vision.
+Manage the models of %%vision.
 
 """
 
 _LINE_TAIL = """\
-MODEL is an alias, a folder or a Hub repository id. Aliases for all notebooks are kept by --save
-in ~/.config/mlx-magic/aliases.toml, which you may edit.
+MODEL is an alias, a folder or a Hub repository id. --save stores an alias for all notebooks, in
+~/.config/mlx-magic/aliases.toml. You may edit that file.
 
 Examples
     %vision load mlx-community/Qwen2.5-VL-3B-Instruct-4bit --as qwen

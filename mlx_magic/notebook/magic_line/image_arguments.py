@@ -1,4 +1,4 @@
-"""What the IMAGE words of a cell stand for: files, globs, URLs or values of the notebook."""
+"""Values of the IMAGE arguments of a cell: files, globs, URLs or Python expressions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlx_magic.notebook.magic_line.expressions import (
 from mlx_magic.notebook.magic_line.tokens import Token
 from mlx_magic.user_folders import cwd, expanded
 
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[]")
 _FILE_NAME = re.compile(r"[^\s\"'()\[\]{}]*(/[^\s\"'()\[\]{}]*|\.[A-Za-z]\w{0,4})$")
 
@@ -32,11 +32,11 @@ def image_values(
     evaluate: Evaluate,
     base: Path | None = None,
 ) -> list[tuple[str, object]]:
-    """Return a name and a value for each IMAGE word; nothing is opened or fetched.
+    """Return a name and a value for each IMAGE argument; nothing is opened or fetched.
 
-    A file that exists wins; then an address (URL, data URI), then a glob, then a Python
-    expression. ``imgs[0]`` is an expression if ``imgs`` is defined and a glob if not. A word in
-    quotes is never an expression.
+    An existing file takes precedence, then a URL or data URI, then a Python expression whose names
+    are defined, then a folder or a glob. ``imgs[0]`` is an expression if ``imgs`` is defined, else
+    a glob. A quoted word is never an expression.
 
     Parameters
     ----------
@@ -47,19 +47,18 @@ def image_values(
     evaluate : callable
         Evaluates an expression in them.
     base : Path, optional
-        The folder that relative names start from; by default the current one.
+        Folder of relative paths; by default the current one.
 
     Returns
     -------
     list of (str, object)
         The name to show, and the value for `open_images`: a Path as typed for what exists on
-        disk, a str for a glob (which matches something) or an address, otherwise what the
-        expression gave.
+        disk, a str for a URL or for a glob that matches a file, else the expression's value.
 
     Raises
     ------
     ImageNotFoundError
-        For a name that is neither file nor variable, and a glob that matches nothing.
+        For a name that is neither a file nor a variable, or a glob that matches no file.
     ImageError
         For an expression that raises.
     """
@@ -74,13 +73,13 @@ class _Resolver:
     base: Path
 
     def __call__(self, token: Token) -> tuple[str, object]:
-        token = _unwrapped(token)
+        token = _without_braces(token)
         text = token.text
         path = self._path(text)
-        folder = _ask(path.is_dir)
-        if _ask(path.exists) and not folder:
+        folder = _safe_check(path.is_dir)
+        if _safe_check(path.exists) and not folder:
             return one_line(text, 80), Path(text)
-        if _ADDRESS.match(text):
+        if _URL.match(text):
             return one_line(text, 80), text
         tree = None if token.quoted else parse_expression(token.raw)
         unknown = undefined_names(tree, self.namespace) if tree else []
@@ -89,9 +88,11 @@ class _Resolver:
         if folder or (_WILDCARD.search(text) and self._matches(text)):
             return one_line(text, 80), Path(text) if folder else text
         if unknown and not _FILE_NAME.fullmatch(text):
-            named = unknown[0] == text
+            is_name = unknown[0] == text
             what = (
-                "no variable, file or address" if named else f"name {unknown[0]!r} is not defined"
+                "not a variable, file or URL (quote names that contain spaces)"
+                if is_name
+                else f"name {unknown[0]!r} is not defined"
             )
             raise self._missing(token, what, unknown[0])
         kind = "no file matches" if _WILDCARD.search(text) else "no such file"
@@ -100,15 +101,15 @@ class _Resolver:
     def _path(self, text: str) -> Path:
         try:
             return self.base / expanded(text)
-        except RuntimeError:  # ~somebody without a home
+        except RuntimeError:  # ~user without a home folder
             return self.base / text
 
     def _matches(self, pattern: str) -> bool:
         try:
             pattern = str(expanded(pattern))
-            # base is apart: its own name may have wildcards in it
+            # base is passed separately: its name may contain wildcards
             return next(match_files(pattern, self.base), None) is not None
-        except ImageError:  # looks through too much: said where the pictures are opened
+        except ImageError:  # over the limit; opening the images reports it
             return True
         except (OSError, ValueError, RuntimeError):
             return False
@@ -117,7 +118,7 @@ class _Resolver:
         try:
             return self.evaluate(token.raw)
         except Exception as error:
-            # input.jpg is Python, too: an attribute of a builtin
+            # input.jpg is also an expression: an attribute of a builtin
             if isinstance(error, AttributeError) and _FILE_NAME.fullmatch(token.text):
                 raise self._missing(token, "no such file", token.text) from error
             shown = one_line(token.raw, 60)
@@ -130,7 +131,7 @@ class _Resolver:
         return ImageNotFoundError(f"{shown}: {what}{hint}", source=shown)
 
     def _similar(self, wanted: str) -> list[str]:
-        """Return up to three files and variables that resemble `wanted`, likest first."""
+        """Return up to three files and variables similar to `wanted`, the most similar first."""
         folder, slash, name = wanted.rpartition("/")
         try:
             files = [entry.name for entry in self._path(folder or ".").iterdir()]
@@ -142,8 +143,8 @@ class _Resolver:
         return [folder + slash + item if candidates[item] else item for item in found]
 
 
-def _unwrapped(token: Token) -> Token:
-    """Take ``{img}`` for ``img``: in most magics a variable stands in braces."""
+def _without_braces(token: Token) -> Token:
+    """Read ``{img}`` as ``img``, as most magics write variables in braces."""
     if not token.quoted and token.raw.startswith("{"):
         tree = parse_expression(token.raw)
         if tree is not None and isinstance(tree.body, ast.Set) and len(tree.body.elts) == 1:
@@ -152,9 +153,9 @@ def _unwrapped(token: Token) -> Token:
     return token
 
 
-def _ask(question: Callable[[], bool]) -> bool:
-    """Ask about a path that may be no possible path at all: too long, or with a NUL in it."""
+def _safe_check(check: Callable[[], bool]) -> bool:
+    """Return `check()`, or False for an invalid path (too long, or with a NUL)."""
     try:
-        return question()
+        return check()
     except (OSError, ValueError):
         return False

@@ -1,4 +1,4 @@
-"""The flags of the magics: one table that parsing, help and completion all read."""
+"""The flags of the magics: one table for parsing, help and completion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Option:
     Attributes
     ----------
     name : str
-        What the value is called in Python.
+        Name of the value in Python.
     flags : tuple of str
         Its spellings, the short one first.
     metavar : str
@@ -28,9 +28,9 @@ class Option:
     help : str
         One line.
     trait : str
-        Its ``%config VisionMagics.…``; ``""`` if it has none.
+        Its trait ``%config VisionMagics.…``; ``""`` if it has none.
     available : bool
-        False for a flag that is planned: using it is an error that says so.
+        False for a planned flag: using it is an error.
     """
 
     name: str
@@ -47,13 +47,13 @@ def _planned(*flags: str) -> Option:
 
 CELL_OPTIONS = (
     Option("model", ("-m", "--model"), "MODEL", "alias, folder or Hub repository id", "model"),
-    Option("output", ("-o", "--output"), "NAME", "keep the result in this variable", "output"),
+    Option("output", ("-o", "--output"), "NAME", "store the result in this variable", "output"),
     Option("system", ("--system",), "TEXT", "system prompt", "system"),
-    Option("max_tokens", ("--max-tokens",), "N", "longest answer, in tokens", "max_tokens"),
+    Option("max_tokens", ("--max-tokens",), "N", "maximum answer length, in tokens", "max_tokens"),
     Option("temperature", ("--temperature",), "T", "0 is greedy", "temperature"),
-    Option("top_p", ("--top-p",), "P", "nucleus: above 0, up to 1", "top_p"),
-    Option("top_k", ("--top-k",), "K", "only the K likeliest tokens; 0 is off", "top_k"),
-    Option("min_p", ("--min-p",), "P", "drop tokens under P of the likeliest", "min_p"),
+    Option("top_p", ("--top-p",), "P", "nucleus sampling: above 0, up to 1", "top_p"),
+    Option("top_k", ("--top-k",), "K", "only the K most likely; 0 is off", "top_k"),
+    Option("min_p", ("--min-p",), "P", "minimum share of the top probability", "min_p"),
     Option(
         "repetition_penalty",
         ("--repetition-penalty",),
@@ -61,14 +61,12 @@ CELL_OPTIONS = (
         "above 1: repeat less; 1 is off",
         "repetition_penalty",
     ),
-    Option("seed", ("--seed",), "N", "makes a sampled answer repeat", "seed"),
-    Option("stop", ("--stop",), "TEXT", "end before this text; \\n ends a line", "stop"),
-    Option("timeout", ("--timeout",), "S", "end after S seconds, keep what is there", "timeout"),
+    Option("seed", ("--seed",), "N", "makes sampling reproducible", "seed"),
+    Option("stop", ("--stop",), "TEXT", "stop before this text; \\n: newline", "stop"),
+    Option("timeout", ("--timeout",), "S", "stop after S seconds, keep the text", "timeout"),
     Option("format", ("-f", "--format"), "|".join(FORMATS), "how the answer is shown", "format"),
     Option("no_show", ("--no-show",), "", "show nothing, only keep the result", "show"),
-    Option(
-        "max_pixels", ("--max-pixels",), "N", "scale larger pictures down to this", "max_pixels"
-    ),
+    Option("max_pixels", ("--max-pixels",), "N", "scale larger images to N pixels", "max_pixels"),
     Option("kv_bits", ("--kv-bits",), "4|8", "quantize the KV cache: less memory", "kv_bits"),
     _planned("-c", "--chat"),
     _planned("--reset"),
@@ -83,11 +81,11 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
             "trust_remote_code",
             ("--trust-remote-code",),
             "",
-            "let this checkpoint run its own Python code, this once",
+            "run the checkpoint's own Python code, this load only",
         ),
-        Option("pin", ("--pin",), "", "keep it until it is unloaded by hand"),
+        Option("pin", ("--pin",), "", "never evict it"),
         Option("adapter", ("--adapter",), "PATH", "a LoRA adapter's folder, loaded with it"),
-        Option("save", ("--save",), "", "keep the alias for other notebooks, too"),
+        Option("save", ("--save",), "", "save the alias for all notebooks"),
     ),
     "unload": (
         Option("all", ("--all",), "", "every model"),
@@ -104,40 +102,40 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
 }
 
 MODEL_VERBS = ("load", "use", "pin", "unpin", "models")
-"""Those of the commands that cannot do without a model."""
+"""Commands that require a MODEL."""
 
 SETTINGS = (
     Option(
         "memory_budget",
         (),
         "'8 GB', 0.6",
-        "what models may take; None is all there is",
+        "memory for models; None: no limit",
         "memory_budget",
     ),
-    Option("idle_ttl", (), "SECONDS", "unload what was idle so long; None: never", "idle_ttl"),
-    Option("model_folders", (), "FOLDERS", "with models, beside the Hub's cache", "model_folders"),
+    Option("idle_ttl", (), "SECONDS", "unload after this idle time; None: never", "idle_ttl"),
+    Option("model_folders", (), "FOLDERS", "with models, besides the Hub's cache", "model_folders"),
 )
-"""What has no flag, only a trait."""
+"""Settings that have a trait but no flag."""
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """A line's words, sorted.
+class ParsedOptions:
+    """A parsed line: positional words and values of flags.
 
     Attributes
     ----------
     positional : tuple of Token
-        What belongs to no flag, in order.
+        Words that belong to no flag, in order.
     values : dict
-        Value of each flag that was given, by `Option.name`; ``""`` for a switch.
+        Value of each given flag, by `Option.name`; ``""`` for a switch.
     """
 
     positional: tuple[Token, ...] = ()
     values: dict[str, str] = field(default_factory=dict)
 
 
-def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> Words:
-    """Tell flags, their values and the other words apart.
+def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> ParsedOptions:
+    """Separate flags, their values and positional words.
 
     ``--flag value`` and ``--flag=value`` are the same; a value may start with a dash
     (``--temperature -1``) unless it is a flag itself; flags cannot be shortened; after ``--``
@@ -146,16 +144,16 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> Words:
     Raises
     ------
     RequestError
-        For an unknown, a repeated or a planned flag, a missing value, a value for a switch.
+        For an unknown, repeated or planned flag, a missing value, or a value for a switch.
     """
     by_flag = {flag: option for option in options for flag in option.flags}
-    waiting = list(tokens)
+    remaining = list(tokens)
     positional: list[Token] = []
     values: dict[str, str] = {}
-    while waiting:
-        token = waiting.pop(0)
+    while remaining:
+        token = remaining.pop(0)
         if token.raw == "--":
-            positional += waiting
+            positional += remaining
             break
         if token.quoted or not _looks_like_flag(token.raw):
             positional.append(token)
@@ -168,16 +166,16 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> Words:
             if equals:
                 raise RequestError(f"{flag} takes no value.", option=option.name)
         elif not equals:
-            value = _next_value(flag, option, waiting, by_flag)
+            value = _next_value(flag, option, remaining, by_flag)
         values[option.name] = value
-    return Words(tuple(positional), values)
+    return ParsedOptions(tuple(positional), values)
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean …?"`` if something known resembles `word`, else a full stop."""
+    """Return ``"; did you mean …?"`` if a known word is similar to `word`, else ``"."``."""
     known = list(known)
-    begun = [name for name in known if len(word) > 2 and name.startswith(word)]
-    close = begun or difflib.get_close_matches(word, known, n=1)
+    completed = [name for name in known if len(word) > 2 and name.startswith(word)]
+    close = completed or difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]}?" if close else "."
 
 
@@ -196,10 +194,12 @@ def _option(flag: str, by_flag: dict[str, Option]) -> Option:
     return option
 
 
-def _next_value(flag: str, option: Option, waiting: list[Token], by_flag: dict[str, Option]) -> str:
-    following = waiting[0] if waiting else None
+def _next_value(
+    flag: str, option: Option, remaining: list[Token], by_flag: dict[str, Option]
+) -> str:
+    following = remaining[0] if remaining else None
     if following is None or (
         not following.quoted and following.text.partition("=")[0] in {*by_flag, "--"}
     ):
         raise RequestError(f"{flag} needs a value: {flag} {option.metavar}.", option=option.name)
-    return waiting.pop(0).text
+    return remaining.pop(0).text

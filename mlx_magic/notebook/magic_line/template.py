@@ -1,4 +1,4 @@
-"""Filling a prompt from the notebook: ``{expression}``, with ``{{`` for a brace."""
+"""Prompt templates: ``{expression}`` is evaluated, ``{{`` is a literal brace."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import Evaluate, describe, one_line, parse_expression
 
 LONGEST_EXPRESSION = 2_000
-"""Characters; a longer text in braces stays as written."""
+"""Characters; longer text in braces stays as written."""
 
 _CLOSER = {"(": ")", "[": "]", "{": "}"}
 _CODE = re.compile(
     r"""'''.*?'''|\"\"\".*?\"\"\"          # strings, whose brackets do not count
       | '(?:\\.|[^'\\\n])*' | "(?:\\.|[^"\\\n])*"
-      | [()\[\]{}'"\#]                     # brackets, and what can only be a mistake
+      | [()\[\]{}'"\#]                     # brackets, and signs that only occur in an error
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -23,39 +23,39 @@ _BRACES = re.compile(r"[{}]")
 
 
 def fill(prompt: str, evaluate: Evaluate) -> str:
-    """Fill each ``{expression}`` of a prompt with the text of its value.
+    """Replace each ``{expression}`` of a prompt by the text of its value.
 
-    What is in braces and is no complete Python expression stays exactly as written: ``{}``,
-    ``{key: value}``, ``{"a": 1}``, ``{x:.2f}``, and also ``{...}``. ``{{`` becomes ``{``; ``}}``
-    becomes ``}`` where it closes such a ``{{`` and is two braces everywhere else.
+    Text in braces that is not a complete Python expression stays as written: ``{}``,
+    ``{key: value}``, ``{"a": 1}``, ``{x:.2f}``, and also ``{...}``. ``{{`` becomes ``{``. ``}}``
+    becomes ``}`` where it closes such a ``{{``, and stays two braces elsewhere.
 
     Parameters
     ----------
     prompt : str
         The body of the cell.
     evaluate : callable
-        Evaluates one expression in the notebook; each is evaluated once, from left to right.
+        Evaluates an expression in the notebook; called once for each, from left to right.
 
     Raises
     ------
     RequestError
         If an expression raises.
     """
-    written: list[str] = []
-    still_open: list[str] = []  # "{" as written, "{{" as escaped: what the next "}" closes
+    parts: list[str] = []
+    open_braces: list[str] = []  # "{" literal or "{{" escaped; the next "}" closes the last
     at = 0
     while (brace := _BRACES.search(prompt, at)) is not None:
         start = brace.start()
-        written.append(prompt[at:start])
-        text, at = _brace(prompt, start, still_open, evaluate)
-        written.append(text)
-    written.append(prompt[at:])
-    return "".join(written)
+        parts.append(prompt[at:start])
+        text, at = _brace(prompt, start, open_braces, evaluate)
+        parts.append(text)
+    parts.append(prompt[at:])
+    return "".join(parts)
 
 
 def escape(text: str) -> str:
-    """Return `text` written so that `fill` gives it back unchanged."""
-    written: list[str] = []
+    """Return `text` escaped, so that `fill` returns the original."""
+    parts: list[str] = []
     depth = 0
     for char in text:
         if char == "{":
@@ -63,37 +63,36 @@ def escape(text: str) -> str:
         elif char == "}" and depth:
             depth -= 1
         else:
-            written.append(char)
+            parts.append(char)
             continue
-        written.append(char * 2)
-    return "".join(written)
+        parts.append(char * 2)
+    return "".join(parts)
 
 
-def _brace(prompt: str, start: int, still_open: list[str], evaluate: Evaluate) -> tuple[str, int]:
-    """Return what the brace at `start` becomes, and where the text goes on."""
+def _brace(prompt: str, start: int, open_braces: list[str], evaluate: Evaluate) -> tuple[str, int]:
+    """Return the replacement of the brace at `start`, and the position after it."""
     if prompt[start] == "}":
-        escaped = bool(still_open) and still_open[-1] == "{{"
+        escaped = bool(open_braces) and open_braces[-1] == "{{"
         if escaped and prompt.startswith("}}", start):
-            still_open.pop()
+            open_braces.pop()
             return "}", start + 2
-        if still_open and not escaped:
-            still_open.pop()
+        if open_braces and not escaped:
+            open_braces.pop()
         return "}", start + 1
     if prompt.startswith("{{", start):
-        still_open.append("{{")
+        open_braces.append("{{")
         return "{", start + 2
     expression = _expression_at(prompt, start + 1)
     if expression is None:
-        still_open.append("{")
+        open_braces.append("{")
         return "{", start + 1
     return _value(expression, evaluate), start + 1 + len(expression) + 1
 
 
 def _expression_at(prompt: str, start: int) -> str | None:
-    """Return the valid expression between `start` and the brace that closes it.
+    """Return the valid expression between `start` and the closing brace, or None.
 
-    Python reads its strings and brackets from left to right, so only one brace can be the end:
-    the first that is outside of both.
+    The closing brace is the first one outside of strings and brackets.
     """
     end = min(len(prompt), start + LONGEST_EXPRESSION)
     expected: list[str] = []
@@ -103,17 +102,17 @@ def _expression_at(prompt: str, start: int) -> str | None:
             expected.append(_CLOSER[mark])
         elif mark == "}" and not expected:
             inner = prompt[start : part.start()]
-            return inner if _is_meant(parse_expression(inner)) else None
+            return inner if _is_expression(parse_expression(inner)) else None
         elif mark in ")]}":
             if not expected or expected.pop() != mark:
                 return None
-        elif len(mark) == 1:  # a quote without its other half, or a comment
+        elif len(mark) == 1:  # an unclosed quote, or a comment
             return None
     return None
 
 
-def _is_meant(tree: ast.Expression | None) -> bool:
-    """Whether it is an expression; three dots are Python too, but nobody means Ellipsis."""
+def _is_expression(tree: ast.Expression | None) -> bool:
+    """Whether it is an expression; ``...`` (Ellipsis) does not count."""
     if tree is None:
         return False
     return not (isinstance(tree.body, ast.Constant) and tree.body.value is ...)

@@ -1,4 +1,4 @@
-"""Cutting a magic's line into words, so that expressions and quoted names stay whole."""
+"""Tokenizer of a magic's line; expressions and quoted names are one token each."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Token:
     raw : str
         As it was typed.
     text : str
-        With quotes and backslashes outside of brackets taken away, as a shell does.
+        Without quotes and backslashes outside of brackets, as in a shell.
     quoted : bool
-        Whether all of it stood in quotes; such a word is a string, never an expression or a flag.
+        Whether the whole word is quoted; it is then a string, never an expression or a flag.
     """
 
     raw: str
@@ -54,10 +54,10 @@ class Fragment:
 
 
 def split_line(line: str) -> list[Token]:
-    """Split a line at blanks that are not inside quotes or brackets.
+    """Split a line at spaces that are not inside quotes or brackets.
 
-    Where brackets do not balance (``--system "nice" :)``) they are ordinary characters.
-    Quotes inside of brackets are kept: ``df['a b'][3]`` is one word, as typed.
+    If brackets do not balance (``--system "nice" :)``), they are ordinary characters.
+    Quotes inside brackets are kept: ``df['a b'][3]`` is one word, as typed.
 
     Raises
     ------
@@ -65,22 +65,22 @@ def split_line(line: str) -> list[Token]:
         If a quote is not closed.
     """
     for brackets in (True, False):
-        scan = _Scan(line, brackets=brackets)
+        scan = _Scanner(line, brackets=brackets)
         if scan.balanced:
             return scan.tokens
     raise RequestError(f"A quote is not closed: {one_line(line, 60)}")
 
 
 def split_unfinished(line: str) -> tuple[list[Token], Fragment]:
-    """Split what stands before the cursor into whole words and the one being typed."""
-    scan = _Scan(line, brackets=True)
+    """Split the text before the cursor into complete words and the one being typed."""
+    scan = _Scanner(line, brackets=True)
     if scan.stray_closer:
-        scan = _Scan(line, brackets=False)
+        scan = _Scanner(line, brackets=False)
     return scan.tokens_before_last, scan.fragment
 
 
 def quote(name: str) -> str:
-    """Return `name` so that `split_line` reads it back as one word: in quotes where needed."""
+    """Return `name`, quoted if needed, so that `split_line` reads it as one word."""
     if name and re.fullmatch(r"[^\s\"'\\()\[\]{}*?]+", name) and not name.startswith("-"):
         return name
     if "'" not in name:
@@ -88,8 +88,8 @@ def quote(name: str) -> str:
     return '"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-class _Scan:
-    """One pass over a line; the state of the word being read is what the passes share."""
+class _Scanner:
+    """One pass over a line, with the state of the current word."""
 
     def __init__(self, line: str, *, brackets: bool) -> None:
         self.tokens: list[Token] = []
@@ -137,7 +137,7 @@ class _Scan:
             self.tokens.append(Token(raw, "".join(self._text), self._only_quoted))
 
     def _inside_quote(self, at: int) -> int:
-        """Read one character (two, for an escape) of a quoted part; return how many."""
+        """Read one character (two for an escape) of a quoted part; return the number read."""
         char, following = self._line[at], self._line[at + 1 : at + 2]
         if self._expected:  # code inside brackets keeps its quotes and Python's escapes
             pair = char == "\\" and following != ""

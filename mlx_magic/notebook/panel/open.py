@@ -1,4 +1,4 @@
-"""Opening a panel: one for each cell, as its output is."""
+"""Opening a panel; a cell has at most one."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from mlx_magic.notebook.panel.panel import Panel
 if TYPE_CHECKING:
     from mlx_magic.session import Session
 
-_in_cells: dict[str, Panel] = {}
+_panel_by_cell: dict[str, Panel] = {}
 
 
 def panel(session: Session | None = None, ipython: Any = None) -> Panel:
-    """Open a panel in the notebook; as the last line of a cell it shows itself.
+    """Open a panel in the notebook; as the last expression of a cell it is displayed.
 
-    A cell that is run again has a new panel in its output, and the one before is closed.
+    A cell that is run again opens a new panel and closes its previous one.
 
     Parameters
     ----------
     session : Session, optional
-        What it drives; by default what the cells use.
+        The session it uses; by default that of the cells.
     ipython : InteractiveShell, optional
-        Whose variables it sees; by default the one that runs.
+        The shell whose variables it sees; by default the running one.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def panel(session: Session | None = None, ipython: Any = None) -> Panel:
     Raises
     ------
     RequestError
-        If `session` is none.
+        If `session` is not a Session.
     """
     if session is not None and not isinstance(session, sessions.Session):
         raise RequestError(
@@ -46,17 +46,17 @@ def panel(session: Session | None = None, ipython: Any = None) -> Panel:
         from IPython.core.getipython import get_ipython
 
         ipython = get_ipython()
-    made = Panel(session, ipython)
+    opened = Panel(session, ipython)
     if cell := _cell_id(ipython):
-        before = _in_cells.get(cell)
-        _in_cells[cell] = made
-        if before is not None:
-            before.close()
-    return made
+        previous = _panel_by_cell.get(cell)
+        _panel_by_cell[cell] = opened
+        if previous is not None:
+            previous.close()
+    return opened
 
 
 def _cell_id(ipython: Any) -> str:
-    """Return the id of the cell that runs, where the front end tells it."""
+    """Return the id of the running cell; ``""`` if the front end does not send it."""
     parent: Any = getattr(ipython, "get_parent", dict)()
     metadata = parent.get("metadata") if isinstance(parent, Mapping) else None
     return str(metadata.get("cellId") or "") if isinstance(metadata, Mapping) else ""

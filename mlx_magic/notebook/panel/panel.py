@@ -1,4 +1,4 @@
-"""The panel: its parts put together, and what it offers to Python."""
+"""The panel: assembles its parts, and is its Python interface."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mlx_magic.notebook.panel.control.update_thread import Updates
 from mlx_magic.notebook.panel.state import export, pixel_budget
 from mlx_magic.notebook.panel.state.conversation import Options, Picture, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
-from mlx_magic.notebook.panel.widgets.controls import fold, put
+from mlx_magic.notebook.panel.widgets.controls import fold, set_trait
 from mlx_magic.notebook.panel.widgets.guarded import guarded
 
 if TYPE_CHECKING:
@@ -40,19 +40,19 @@ NO_WIDGETS = "The panel needs a front end that shows Jupyter widgets."
 
 
 class Panel:
-    """A panel in the notebook: models, questions, answers. Shows itself.
+    """A panel in the notebook: models, questions, answers. Displays itself.
 
     Parameters
     ----------
     session : Session, optional
-        What it drives; by default what the cells use.
+        The session it uses; by default that of the cells.
     ipython : InteractiveShell, optional
-        Whose variables it can take pictures from and put results into.
+        The shell whose variables give images and receive results.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The panel's widget.
     """
 
     def __init__(self, session: Session | None = None, ipython: Any = None) -> None:
@@ -62,12 +62,14 @@ class Panel:
         self._stale = True
         self._problem = ""
         self._models_due = 0.0
-        self._asked = ""
-        self._asked_at = 0.0
+        self._sent_prompt = ""
+        self._sent_at = 0.0
         self._updates = Updates(self._update)
         self._names = Namespace(ipython)
-        self._pictures = Pictures(self._changed, self._earlier)
-        self._tray = Tray(self._pictures, run=self._run_with, cancel=self.cancel, say=self._failed)
+        self._pictures = Pictures(self._changed, self._held_images)
+        self._tray = Tray(
+            self._pictures, run=self._run_prompt, cancel=self.cancel, say=self._show_problem
+        )
         self._composer = Composer(self._tray.view)
         if (defaults := self._names.defaults()) is not None:
             given = Options(defaults.system, defaults.sampling, defaults.max_pixels)
@@ -75,12 +77,14 @@ class Panel:
         self._editing = Editing(self._composer, self._pictures)
         self._models = Models(self._session, self._changed)
         self._turns = Turns()
-        self._actions = TurnActions(self._turns, self._names, edit=self.edit, say=self._failed)
+        self._actions = TurnActions(
+            self._turns, self._names, edit=self.edit, say=self._show_problem
+        )
         self._status = widgets.HTML()
         self.box = self._assemble()
         self._wire()
         self._refresh()
-        self._models.look()
+        self._models.scan_disk()
         self._updates.wake()
 
     @property
@@ -90,12 +94,12 @@ class Panel:
 
     @property
     def result(self) -> VisionResult | None:
-        """The newest answer that is there; of several models the first one's."""
+        """The newest result; of several compared models, the first one's."""
         results = [a.result for turn in reversed(self.turns) for a in turn.answers if a.result]
         return results[0] if results else None
 
     def ask(self, prompt: str, images: Any = None, models: Any = None) -> VisionResult | None:
-        """Ask with the options that are set, and wait; what stands in the controls stays there.
+        """Ask with the current options, and wait; the controls keep their contents.
 
         Parameters
         ----------
@@ -103,20 +107,20 @@ class Panel:
         images : object, optional
             Anything that `mlx_magic.ask` takes.
         models : str or sequence of str, optional
-            By default the one that is chosen.
+            By default the selected models.
 
         Returns
         -------
         VisionResult or None
-            The first model's; None where it failed, and the panel says why.
+            The first model's; None if it failed: the panel shows the error.
 
         Raises
         ------
         MlxMagicError
-            When the question cannot be asked: no prompt, a picture that does not open.
+            If the question cannot be asked: no prompt, or an image that cannot be opened.
         """
         opened = open_images(images, name="images") if images is not None else []
-        known = [*(picture.image for picture in self._pictures.ready), *self._earlier()]
+        known = [*(picture.image for picture in self._pictures.ready), *self._held_images()]
         opened = pixel_budget.shared(opened, known)
         pixel_budget.require_room("images", pixel_budget.added(opened, known), (), known)
         pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
@@ -132,28 +136,28 @@ class Panel:
         return turn.answers[0].result
 
     def cancel(self) -> None:
-        """Cancel the answers and loads that this panel began; safe from any thread."""
+        """Cancel the answers and loads that this panel started; safe from any thread."""
         self._turns.cancel()
         self._models.cancel()
         self._changed()
 
     def edit(self, turn: str) -> None:
-        """Take a turn back into the controls; asking replaces it and all after it."""
+        """Put a turn back into the controls; asking replaces it and all later turns."""
         with self._lock:
             self._editing.begin(self._turns.find(turn))
             self._problem = ""
         self._changed()
 
     def to_markdown(self) -> str:
-        """Return the conversation as Markdown, pictures as thumbnails in it."""
+        """Return the conversation as Markdown, with thumbnails."""
         return export.to_markdown(self.turns)
 
     def to_json(self) -> str:
-        """Return the conversation as JSON, pictures by name, size and hash."""
+        """Return the conversation as JSON, with name, size and hash of each image."""
         return export.to_json(self.turns)
 
     def close(self) -> None:
-        """Cancel what this panel began, and take it off the page; twice is the same as once."""
+        """Cancel what this panel started, and close its widgets; idempotent."""
         if self._closed:
             return
         self.cancel()
@@ -161,7 +165,7 @@ class Panel:
         for undo in self._undo:
             undo()
         with self._lock:
-            # An update that is under way comes to its end first; none comes after.
+            # A running update ends first; no update starts afterwards.
             self._closed = True
         for widget in {id(w): w for w in _all_widgets(self.box, *self._composer.others)}.values():
             widget.close()
@@ -171,17 +175,17 @@ class Panel:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         shown = dict(self.box._repr_mimebundle_() or {})
-        # Always the same: notebooks are compared by it.
+        # Constant, since nbval compares it.
         return {**shown, "text/plain": NO_WIDGETS}
 
-    def _earlier(self) -> list[ImageInput]:
-        """Return the pictures that are held besides those which stand ready."""
+    def _held_images(self) -> list[ImageInput]:
+        """Return the images of the saved draft and of earlier turns."""
         kept = list(self._editing.kept)
         found = [picture.image for picture in kept]
         for turn in self.turns:
             found += [picture.image for picture in turn.pictures]
             for answer in turn.answers:
-                # As the model was shown them: scaled down, perhaps.
+                # The images as the model received them, possibly scaled down.
                 found += answer.result.images if answer.result is not None else ()
         return found
 
@@ -195,39 +199,39 @@ class Panel:
     def _wire(self) -> None:
         form = self._composer
         form.run.on_click(lambda _: self._run())
-        form.new.on_click(lambda _: self._new())
+        form.new.on_click(lambda _: self._new_conversation())
         form.stop_editing.on_click(lambda _: self._stop_editing())
         form.add.on_click(lambda _: self._add_word())
-        form.word.on_msg(lambda _, content, __: self._entered(content))
-        form.prompt.observe(lambda change: self._typed(change["new"]), "value")
+        form.word.on_msg(lambda _, content, __: self._word_submitted(content))
+        form.prompt.observe(lambda change: self._prompt_changed(change["new"]), "value")
         for control in (form.prompt, form.word, form.model, form.compare, *form.others):
             control.observe(lambda _: self._changed(), "value")
         self._undo: list[Callable[[], None]] = [
-            # A click on Cancel counts when the kernel receives it, even under a busy cell.
+            # Clicks on Cancel take effect when the kernel receives them, even while a cell runs.
             click_routing.watch_always(form.cancel, self.cancel),
             self._session.watch(self._changed),
             self._names.after_cells(self._changed),
         ]
 
     def _wait_for(self, generation: Generation, interrupt: Interrupt) -> None:
-        """Wait in a cell; a click on Cancel arrives, and the outcome is the panel's to show."""
+        """Wait in a cell, receiving clicks on Cancel; the panel shows the outcome."""
         with click_routing.ClickRoute(awaited=False):
             click_routing.wait_blocking(generation.future, lambda: None, lambda: interrupt.came)
 
     def _changed(self) -> None:
-        """Something is new, in whatever thread: the view follows soon."""
+        """Request an update of the view; safe from any thread."""
         self._stale = True
         self._updates.wake()
 
     def _update(self) -> bool:
-        """Bring everything up to date; returns whether more is to come by itself."""
+        """Update the view; return whether another update is needed without a new event."""
         with self._lock:
             if self._closed:
                 return False
             if self._turns.update(self._actions.prepare):
                 self._stale = True
             if self._stale or time.monotonic() >= self._models_due:
-                # Due until it was shown: one that fails is tried again.
+                # Set after the refresh, so that one that fails is tried again.
                 self._stale, self._models_due = False, 0.0
                 self._refresh()
                 self._models_due = time.monotonic() + 0.5
@@ -238,59 +242,69 @@ class Panel:
             form, turns = self._composer, self._turns
             choices = self._models.show()
             form.offer(choices, self._session.default_model or DEMO)
-            put(form.word, "options", self._names.picture_names())
+            set_trait(form.word, "options", self._names.picture_names())
             kinds = {choice.name: choice.kind for choice in choices}
-            blind = [name for name in form.chosen if kinds.get(name) == "text"]
-            self._tray.show(f"{blind[0]} is a text model and cannot see pictures" if blind else "")
-            why = self._why_not_run(blind)
-            form.able(form.run, why, "Ask (Ctrl-Enter or Cmd-Enter)")
+            text_only = [name for name in form.chosen if kinds.get(name) == "text"]
+            self._tray.show(
+                f"{text_only[0]} is a text model and cannot see pictures" if text_only else ""
+            )
+            why = self._why_not_run(text_only)
+            form.set_enabled(form.run, why, "Ask (Ctrl-Enter or Cmd-Enter)")
             busy = turns.running or self._models.loading
-            form.able(form.cancel, "" if busy else "Nothing is running", "Stop (Escape)")
-            form.able(form.new, "" if turns.turns else "There is nothing to clear", "Begin anew")
-            form.able(form.add, "" if form.word.value.strip() else "Name a variable first")
-            put(form.follow, "disabled", not turns.turns)
-            put(form.stop_editing.layout, "display", None if self._editing.turn else "none")
+            form.set_enabled(form.cancel, "" if busy else "Nothing is running", "Stop (Escape)")
+            form.set_enabled(
+                form.new,
+                "" if turns.turns else "There is nothing to clear",
+                "Start a new conversation",
+            )
+            form.set_enabled(
+                form.add, "" if form.word.value.strip() else "Enter a variable, path or URL first"
+            )
+            set_trait(form.follow, "disabled", not turns.turns)
+            set_trait(form.stop_editing.layout, "display", None if self._editing.turn else "none")
             hint, problem = self._hint(why)
             form.say(hint, problem=problem)
-            put(self._status, "value", activity(self._session, choices))
+            set_trait(self._status, "value", activity(self._session, choices))
 
-    def _why_not_run(self, blind: list[str]) -> str:
+    def _why_not_run(self, text_only: list[str]) -> str:
         if self._turns.running:
-            return "An answer is on its way: wait for it, or cancel it"
+            return "An answer is still running: wait for it, or cancel it"
         if not self._composer.prompt.value.strip():
             return "Write a prompt first"
         if not self._composer.chosen:
             return "Choose a model first"
         if self._pictures.opening:
             return "The pictures are being opened"
-        if blind and self._pictures.ready:
-            return f"{blind[0]} cannot see pictures: remove them, or choose a vision model"
+        if text_only and self._pictures.ready:
+            return f"{text_only[0]} cannot see pictures: remove them, or choose a vision model"
         return ""
 
     def _hint(self, why: str) -> tuple[str, bool]:
         if self._problem:
             return self._problem, True
         if self._editing.turn:
-            number = self._turns.place(self._editing.turn) + 1
+            number = self._turns.index_of(self._editing.turn) + 1
             return f"Editing turn {number}: Run replaces it and the turns after it.", False
         return (why if why and not self._turns.running else ""), False
 
-    def _run_with(self, prompt: str) -> None:
-        """Ask by keyboard: with the text as the page has it, which may be ahead."""
+    def _run_prompt(self, prompt: str) -> None:
+        """Ask by keyboard, with the page's text: it may be newer than the kernel's."""
         self._composer.prompt.value = prompt
         self._run()
         if not self._composer.prompt.value:
-            self._asked, self._asked_at = prompt, time.monotonic()
+            self._sent_prompt, self._sent_at = prompt, time.monotonic()
 
-    def _typed(self, text: str) -> None:
-        """Empty the prompt once more where the page's last keystrokes come after its question."""
-        late = bool(text) and text == self._asked and time.monotonic() - self._asked_at < 2.0
-        self._asked = ""
-        if late:
+    def _prompt_changed(self, text: str) -> None:
+        """Clear the prompt again if its last keystrokes arrive after the question."""
+        is_echo = (
+            bool(text) and text == self._sent_prompt and time.monotonic() - self._sent_at < 2.0
+        )
+        self._sent_prompt = ""
+        if is_echo:
             self._composer.prompt.value = ""
 
     def _run(self) -> None:
-        with guarded(self._failed):
+        with guarded(self._show_problem):
             if why := self._why_not_run([]):
                 raise RequestError(f"{why}.", option="prompt")
             form = self._composer
@@ -299,14 +313,14 @@ class Panel:
                     form.prompt.value,
                     form.chosen,
                     self._pictures.ready,
-                    instead_of=self._editing.turn,
+                    replaces=self._editing.turn,
                 )
                 form.prompt.value = ""
                 self._pictures.clear()
                 self._editing.end()
 
     def _ask(
-        self, prompt: str, models: list[str], pictures: Sequence[Picture], instead_of: str = ""
+        self, prompt: str, models: list[str], pictures: Sequence[Picture], replaces: str = ""
     ) -> Turn:
         form = self._composer
         with self._lock:
@@ -317,13 +331,13 @@ class Panel:
                 pictures=pictures,
                 options=form.options.read(),
                 follows=form.follow.value,
-                instead_of=instead_of,
+                replaces=replaces,
             )
             self._problem = ""
         self._changed()
         return turn
 
-    def _new(self) -> None:
+    def _new_conversation(self) -> None:
         with self._lock:
             self._editing.end()
             self._turns.clear()
@@ -336,24 +350,24 @@ class Panel:
         self._changed()
 
     def _add_word(self) -> None:
-        with guarded(self._failed):
+        with guarded(self._show_problem):
             word = self._composer.word.value
             for name, value, text in self._names.pictures(word):
                 self._pictures.open(value, name, text)
             self._composer.word.value = ""
 
-    def _entered(self, content: Any) -> None:
-        """Enter in the field does what the button beside it does."""
+    def _word_submitted(self, content: Any) -> None:
+        """Enter in the field does the same as the button beside it."""
         if isinstance(content, Mapping) and content.get("event") == "submit":
             self._add_word()
 
-    def _failed(self, problem: str) -> None:
+    def _show_problem(self, problem: str) -> None:
         self._problem = problem
         self._changed()
 
 
 def _all_widgets(*boxes: widgets.Widget) -> list[widgets.Widget]:
-    """Return widgets and everything in them, the innermost first, layouts and styles too."""
+    """Return widgets with their children, layouts and styles, the innermost first."""
     found: list[widgets.Widget] = []
     for box in boxes:
         found += _all_widgets(*getattr(box, "children", ()))

@@ -114,7 +114,7 @@ def test_pictures_of_earlier_turns_count_until_a_new_conversation(driven: Driven
     assert names(driven) == ["last.png"]
     (said,) = problems(driven)
     assert said.startswith("more.png was not added: with the earlier turns")
-    assert "begin a new conversation" in said
+    assert "start a new conversation" in said
     # Nothing of before is lost, and taking a question back costs nothing.
     assert [len(turn.pictures) for turn in driven.panel.turns] == [2, 2]
     driven.page("edit", turn=driven.panel.turns[0].id)
@@ -131,7 +131,7 @@ def test_asking_from_python_is_held_within_the_same_room(driven: DrivenPanel) ->
     for at in range(2):
         asked = [Image.new("RGB", (40, 20), COLOURS[2 * at + n]) for n in range(2)]
         assert driven.panel.ask("What?", asked) is not None
-    with pytest.raises(ImageTooLargeError, match="begin a new conversation"):
+    with pytest.raises(ImageTooLargeError, match="start a new conversation"):
         driven.panel.ask("What?", [Image.new("RGB", (40, 20), c) for c in COLOURS[10:12]])
     assert len(driven.panel.turns) == 2
 
@@ -192,7 +192,7 @@ def test_problems_have_an_end_and_say_how_many_went_before(driven: DrivenPanel) 
         driven.page("file", id=f"u{at}", name=f"{at}.png", size=0, piece=0, pieces=1, data=b"")
     said = problems(driven)
     assert len(said) == MOST_PROBLEMS + 1
-    assert said[0] == "… and 30 more before these."
+    assert said[0] == "… and 30 earlier problems."
     assert said[-1].startswith(f"{MOST_PROBLEMS + 29}.png ")
     driven.page("dismiss", id=driven.tray.problems[0]["id"])
     assert len(problems(driven)) == MOST_PROBLEMS
@@ -220,7 +220,7 @@ def test_a_file_that_stops_arriving_is_said(
     now[0] = uploads.PATIENCE + 1
     driven.page("file", id="b", name="b.png", **half)
     assert [opening["id"] for opening in driven.tray.opening] == ["b"]
-    assert problems(driven) == ["a.png did not arrive whole: add it again."]
+    assert problems(driven) == ["a.png was not received completely: add it again."]
 
 
 class Waiting(Pictures):

@@ -107,7 +107,7 @@ def test_a_download_shows_bytes_speed_and_what_is_left(
 def test_what_may_run_its_code_says_so(session: Session, tmp_path: Path) -> None:
     folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
     session.load(str(folder), alias="e", trust_remote_code=True).future.result(10)
-    assert "may run its code" in listed(session)["e"].line
+    assert "remote code allowed" in listed(session)["e"].line
     session.pool.unload("e")
     assert listed(session)["e"].state == "unusable"
 
@@ -119,5 +119,5 @@ def test_a_download_that_was_stopped_can_be_taken_up_by_its_button(
     checkpoints.with_missing_shard(snapshot(tmp_path, "org/far"))
     choice = listed(session)["org/far"]
     assert (choice.state, choice.problem) == ("on disk", "")
-    assert choice.line.endswith("downloaded in part")
-    assert "downloaded in part: load it" in repr(ModelTable.of(session))
+    assert choice.line.endswith("partly downloaded")
+    assert "partly downloaded: load it" in repr(ModelTable.of(session))

@@ -163,7 +163,7 @@ def test_an_answer_says_how_it_ended(answer: Answer, expected: str) -> None:
 
 
 def test_a_turn_that_begins_anew_says_so() -> None:
-    said = "*Asked without the questions before it.*"
+    said = "*Standalone question (earlier turns not sent).*"
     assert to_markdown(conversation()).count(said) == 1
 
 

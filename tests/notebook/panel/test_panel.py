@@ -358,7 +358,7 @@ class TestConversation:
 
     def test_a_turn_that_is_gone_is_said(self, driven: DrivenPanel) -> None:
         driven.page("edit", turn="t99")
-        assert "gone" in driven.hint
+        assert "no longer exists" in driven.hint
         driven.page("refresh", turn="t99")
         assert driven.sent[-1] == {"type": "drop", "ids": ["t99"]}
 
@@ -486,7 +486,7 @@ class TestModels:
         driven.update()
         driven.click("Unload")
         assert "loaded, in use, unloading" in driven.models
-        assert "Unloading demo once nobody uses it" in driven.models
+        assert "Unloading demo once no request uses it" in driven.models
         driven.click("Cancel unload")
         assert "Cancelled: demo was not unloaded." in driven.models
         driven.click("Unload")
@@ -520,7 +520,7 @@ class TestModels:
         def pins() -> int:
             return sum(getattr(w, "description", "") == "Pin" for w in walk(driven.panel.box))
 
-        driven.panel._models.look()
+        driven.panel._models.scan_disk()
         for thread in threading.enumerate():
             if thread.name == "mlx-magic-disk":
                 thread.join(WAIT)
@@ -585,7 +585,7 @@ def test_the_options_reach_the_request(driven: DrivenPanel, script: ScriptedBack
     options = driven.form.options
     options.system.value = "Be brief."
     options.max_tokens.value = 7
-    options.own.value = False
+    options.default_sampling.value = False
     options.temperature.value = 0.5
     options.top_k.value = 5
     options.seed.value = "3"

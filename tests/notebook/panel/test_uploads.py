@@ -105,7 +105,7 @@ def test_any_order_of_pieces_gives_the_bytes_back(
 def test_what_cannot_be_right_is_refused(told: Any) -> None:
     uploads = Uploads()
     big = b"x" * (PIECE_BYTES + 1) if told["size"] == 10**7 else b"abc"
-    assert refused(uploads, told, big).endswith(" did not arrive whole: add it again.")
+    assert refused(uploads, told, big).endswith(" was not received completely: add it again.")
     assert (uploads.held, uploads.in_flight) == (0, [])
 
 
@@ -116,7 +116,7 @@ def test_a_bad_id_is_refused(key: object) -> None:
 
 def test_an_empty_file_and_an_empty_piece_are_refused() -> None:
     assert refused(Uploads(), message(0, 1, 0), b"") == "cat.png is an empty file."
-    assert "not arrive whole" in refused(Uploads(), message(0), b"")
+    assert "not received completely" in refused(Uploads(), message(0), b"")
 
 
 def test_a_name_is_shown_on_one_short_line() -> None:
@@ -188,9 +188,9 @@ def test_files_on_their_way_are_limited_in_number_and_in_size() -> None:
     uploads = Uploads(max_files=2, max_total=20)
     uploads.take(message(0, id="a"), b"abc")
     uploads.take(message(0, id="b"), b"abc")
-    assert "2 files are on their way" in refused(uploads, message(0, id="c"))
+    assert "2 files are being received" in refused(uploads, message(0, id="c"))
     uploads.drop("a")
-    with pytest.raises(ImageTooLargeError, match="21 bytes would be on their way, the limit is 20"):
+    with pytest.raises(ImageTooLargeError, match="21 bytes would be in transfer, the limit is 20"):
         uploads.take(message(0, size=15, id="c"), b"abc")
     assert uploads.take(message(1, id="b"), b"def") == b"abcdef"
     assert uploads.take(message(0, size=15, id="c"), b"abc") is None

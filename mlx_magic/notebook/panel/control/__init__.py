@@ -1,1 +1,1 @@
-"""What happens when somebody uses the panel."""
+"""Controllers of the panel: actions and updates."""

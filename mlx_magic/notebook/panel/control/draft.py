@@ -1,4 +1,4 @@
-"""Taking a turn back into the controls, and putting back what stood there before."""
+"""Editing of a turn: fills the controls with it, and restores the draft afterwards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mlx_magic.notebook.panel.widgets.composer import Composer
 
 
 class Editing:
-    """What is edited, if anything.
+    """The turn that is being edited, if any.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ class Editing:
     Attributes
     ----------
     turn : str
-        Id of the turn that is edited; ``""`` if none is.
+        Id of the edited turn; ``""`` if there is none.
     """
 
     def __init__(self, form: Composer, pictures: Pictures) -> None:
@@ -29,11 +29,11 @@ class Editing:
 
     @property
     def kept(self) -> tuple[Picture, ...]:
-        """The pictures that stood in the controls before."""
+        """The pictures of the saved draft."""
         return () if self._draft is None else self._draft[1]
 
     def begin(self, turn: Turn) -> None:
-        """Put a turn into the controls; what stood there is kept."""
+        """Put a turn into the controls, and save the draft that was there."""
         form, pictures = self._form, self._pictures
         if self._draft is None:
             options = form.options.read()
@@ -46,7 +46,7 @@ class Editing:
         pictures.put(turn.pictures)
 
     def end(self) -> None:
-        """Put back what stood in the controls before."""
+        """Restore the saved draft."""
         if self._draft is None:
             return
         prompt, pictures, options, follows = self._draft

@@ -1,4 +1,4 @@
-"""From a generation to the small messages that keep its answer on the page up to date."""
+"""Streams a generation to the page, as small messages."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from mlx_magic.notebook.display.throttle import Throttle
 from mlx_magic.notebook.panel.state.conversation import Answer
 
 LONGEST_SHOWN = 100_000
-"""Characters of an answer that are put on the page; its result has them all."""
+"""Maximum number of characters of an answer on the page; the result has all of them."""
 
 STATUS_INTERVAL = 0.5
-"""Seconds between two changes of progress within a phase."""
+"""Seconds between two updates of progress within a phase."""
 
 _HEAD_START = 20_000
-_BYTES_A_TOKEN = 88
+_BYTES_PER_TOKEN = 88
 _OVERHEAD = 520
 
 
 class AnswerMessages(Protocol):
-    """Where the messages of an answer go."""
+    """Receives the messages of an answer."""
 
     def delta(self, turn: str, index: int, before: int, text: str, status: str = "") -> None:
         """Append plain text to the tail, which has `before` characters."""
 
     def blocks(self, turn: str, index: int, before: int, html: list[str], tail: str) -> None:
-        """Append finished blocks to the `before` that are there, and replace the tail."""
+        """Append finished blocks to the `before` existing ones, and replace the tail."""
 
     def status(self, turn: str, index: int, status: str, fraction: float) -> None:
-        """Show a phase, and its progress from 0 to 1 (-1: unknown)."""
+        """Show a phase and its progress, from 0 to 1 (-1: unknown)."""
 
 
 class LiveAnswer:
-    """What the page shows of one answer.
+    """The state of one answer on the page.
 
     Parameters
     ----------
     turn : str
         Id of its turn.
     index : int
-        Its place among the turn's answers.
+        Its index among the turn's answers.
     answer : Answer
     out : AnswerMessages
     clock : callable
@@ -72,7 +72,7 @@ class LiveAnswer:
         self._html: list[str] = []
         self._shown = 0
         self._throttle = Throttle(
-            clock, head_start=_HEAD_START, bytes_a_token=_BYTES_A_TOKEN, overhead=_OVERHEAD
+            clock, head_start=_HEAD_START, bytes_per_token=_BYTES_PER_TOKEN, overhead=_OVERHEAD
         )
         self._status = "waiting …"
         self._fraction = -1.0
@@ -80,12 +80,12 @@ class LiveAnswer:
         self._next_status = 0.0
 
     def update(self) -> bool:
-        """Send what is new, within what time and bytes allow.
+        """Send new text and progress, throttled by time and bytes.
 
         Returns
         -------
         bool
-            Whether the answer has just ended; its state is to be sent whole then.
+            Whether the answer has just ended; the caller then sends its whole state.
         """
         generation = self.answer.generation
         if generation is None or self.answer.state != "running":
@@ -98,16 +98,16 @@ class LiveAnswer:
         tokens, text = snapshot.completion_tokens, snapshot.text[:LONGEST_SHOWN]
         new = text[self._shown :]
         if new and self._throttle.allows(min(len(new), 2_000), tokens):
-            # First: what was taken in is not taken in again where sending it fails. A page that
-            # missed something asks for all of it.
+            # Advanced first, so that text is not appended twice if sending fails. A page that
+            # missed a message requests the whole turn.
             self._shown = len(text)
-            self._throttle.sent(*self._grow(new, self._count(tokens)))
+            self._throttle.sent(*self._send_text(new, self._token_status(tokens)))
         elif len(snapshot.text) > LONGEST_SHOWN and not new:
-            self._go_on(tokens)
+            self._show_progress(tokens)
         return False
 
     def state(self) -> dict[str, Any]:
-        """Return all of it, for a page that shows it for the first time."""
+        """Return the whole state, for a page that shows the answer for the first time."""
         answer, result = self.answer, self.answer.result
         return {
             "model": answer.model,
@@ -134,15 +134,15 @@ class LiveAnswer:
         result = self.answer.result
         text = result.text if result else generation.snapshot().text
         shown = text[:LONGEST_SHOWN]
-        self._html = [render.answer_html(shown)] if result else _failed(shown)
+        self._html = [render.answer_html(shown)] if result else _failed_html(shown)
         if len(text) > LONGEST_SHOWN:
             self._html.append(
                 f"<p><em>{len(text):,} characters: only the first {LONGEST_SHOWN:,} are shown; "
-                "save the result as a variable for all of them.</em></p>"
+                "save the result as a variable to get all of them.</em></p>"
             )
 
     def _show_phase(self, progress: Progress) -> None:
-        """Show a new phase at once, and progress within one twice a second."""
+        """Show a new phase at once, and progress within a phase twice a second."""
         line = phase_line(progress)
         new = progress.phase != self._phase
         if not new and (progress.phase == "decode" or self._clock() < self._next_status):
@@ -154,19 +154,19 @@ class LiveAnswer:
             self._next_status = self._clock() + STATUS_INTERVAL
             self._out.status(self.turn, self.index, line, self._fraction)
 
-    def _count(self, tokens: int, remark: str = "") -> str:
-        """Return the status with the tokens so far, now and then; it travels with the text."""
+    def _token_status(self, tokens: int, remark: str = "") -> str:
+        """Return the status with the token count, at most twice a second; sent with the text."""
         if self._clock() < self._next_status:
             return ""
         self._next_status = self._clock() + STATUS_INTERVAL
         self._status = f"writing · {tokens:,} tokens{remark}"
         return self._status
 
-    def _go_on(self, tokens: int) -> None:
-        """Count on where no text grows any more, so that it is seen to be alive."""
+    def _show_progress(self, tokens: int) -> None:
+        """Update the token count after the text has reached its limit on the page."""
         if not self._throttle.allows(100, tokens):
             return
-        status = self._count(tokens, f" · the first {LONGEST_SHOWN:,} characters shown")
+        status = self._token_status(tokens, f" · the first {LONGEST_SHOWN:,} characters shown")
         if status:
             self._out.status(self.turn, self.index, status, self._fraction)
             self._throttle.sent(len(status))
@@ -174,7 +174,7 @@ class LiveAnswer:
     def _tail(self) -> str:
         return sanitize.to_plain(self._blocks.tail)
 
-    def _grow(self, text: str, status: str) -> list[int]:
+    def _send_text(self, text: str, status: str) -> list[int]:
         """Send new text; return the bytes of each message."""
         tail, finished = self._tail(), len(self._blocks.finished)
         self._blocks.feed(text)
@@ -186,13 +186,13 @@ class LiveAnswer:
             self._out.blocks(self.turn, self.index, before, html, self._tail())
             sizes = [sum(map(len, html)) + len(self._blocks.tail)]
             if status:
-                # Where each update ends a block, no other message would bring it.
+                # If each update ends a block, no `delta` message would carry the status.
                 self._out.status(self.turn, self.index, status, self._fraction)
                 sizes.append(len(status))
             return sizes
         after = self._tail()
         if not after.startswith(tail):
-            # A control sequence that was cut in two is taken out once it is whole.
+            # A control sequence that arrived in two parts is removed once it is complete.
             self._out.blocks(self.turn, self.index, len(self._html), [], after)
             return [len(after)]
         self._out.delta(self.turn, self.index, len(tail), after[len(tail) :], status)
@@ -203,7 +203,7 @@ def _block(text: str, whole: bool) -> str:
     return sanitize.to_html(text) if whole else sanitize.preformatted(text.rstrip("\n"))
 
 
-def _failed(text: str) -> list[str]:
+def _failed_html(text: str) -> list[str]:
     return [sanitize.preformatted(text)] if text else []
 
 

@@ -1,4 +1,4 @@
-"""The models of a panel: what there is, loading, unloading, what became of it."""
+"""The models of a panel: listing, loading, unloading, and their outcomes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _log = logging.getLogger(__name__)
 
 
 class Models:
-    """Keeps a `ModelsSection` true and does what its buttons say.
+    """Updates a `ModelsSection` and handles its buttons.
 
     Parameters
     ----------
     session : Session
     changed : callable
-        Called, on any thread, when there is something new.
+        Called on any thread when the state has changed.
 
     Attributes
     ----------
@@ -44,35 +44,37 @@ class Models:
         self._loaded_names: set[str] = set()
         self._lock = threading.Lock()
         self._disk: list[ModelOnDisk] = []
-        self._looking = False
-        self._said = ("", False)
-        self.section = ModelsSection(self.load, self.unload, self.cancel_of, self.pin, self.look)
+        self._scanning = False
+        self._message = ("", False)
+        self.section = ModelsSection(
+            self.load, self.unload, self.cancel_of, self.pin, self.scan_disk
+        )
 
     @property
     def loading(self) -> bool:
-        """Whether a load that this panel began is on its way."""
+        """Whether a load that this panel started is running."""
         with self._lock:
             return bool(self._loads)
 
     def show(self) -> list[ModelChoice]:
-        """Bring the section up to date; return what there is to choose from."""
+        """Update the section; return the models to choose from."""
         with self._lock:
-            disk, said = self._disk, self._said
+            disk, message = self._disk, self._message
             loaded, self._loaded_names = self._loaded_names, set()
         found = choices(self._session, disk)
         memory = self._session.pool.memory
         self.section.show(found, active=memory.active, cached=memory.cached, limit=memory.limit)
-        self.section.say(said[0], problem=said[1])
+        self.section.say(message[0], problem=message[1])
         for name in loaded:
             self.section.loaded(name)
         return found
 
-    def look(self) -> None:
-        """Look at the disk again; on a thread, since a large cache takes its time."""
+    def scan_disk(self) -> None:
+        """Scan the disk for models, on a thread, as a large cache takes time."""
         with self._lock:
-            if self._looking:
+            if self._scanning:
                 return
-            self._looking = True
+            self._scanning = True
 
         def run() -> None:
             try:
@@ -84,13 +86,13 @@ class Models:
                 self._say(f"The models on disk could not be listed: {error}", problem=True)
             finally:
                 with self._lock:
-                    self._looking = False
+                    self._scanning = False
             self._changed()
 
         threading.Thread(target=run, name="mlx-magic-disk", daemon=True).start()
 
     def load(self, name: str) -> None:
-        """Begin to load a model."""
+        """Start to load a model."""
         with guarded(lambda problem: self._say(problem, problem=True)):
             load = self._session.load(name)
             with self._lock:
@@ -99,34 +101,34 @@ class Models:
             load.future.add_done_callback(lambda _: self._loaded(load))
 
     def unload(self, name: str) -> None:
-        """Begin to unload a model; that waits for those who use it."""
+        """Start to unload a model, which waits for the requests that use it."""
         with guarded(lambda problem: self._say(problem, problem=True)):
             unload = self._session.pool.submit_unload(name)
             if not unload.done:
-                when = "" if unload.begun else " once nobody uses it"
+                when = "" if unload.begun else " once no request uses it"
                 self._say(f"Unloading {name}{when} …")
             unload.future.add_done_callback(lambda _: self._unloaded(unload))
 
     def pin(self, name: str, pinned: bool) -> None:
-        """Let a model stay when others need room, or let it go then."""
+        """Protect a model from eviction, or allow it."""
         with guarded(lambda problem: self._say(problem, problem=True)):
             pool = self._session.pool
             info = pool.pin(name) if pinned else pool.unpin(name)
             self._say(f"{'Pinned' if pinned else 'Unpinned'} {info.name}.")
 
     def cancel_of(self, name: str) -> None:
-        """Cancel what loads or unloads a model, whoever asked for it."""
+        """Cancel all loads and unloads of a model, also those started by cells."""
         running = self._session.running
-        for model, work in loading(running):
+        for model, task in loading(running):
             if model == name:
-                work.cancel()
+                task.cancel()
         names = self._session.pool[name].names if name in self._session.pool else ()
         for unload in unloading(running):
             if unload.name in names:
                 unload.cancel()
 
     def cancel(self) -> None:
-        """Cancel the loads that this panel began; safe from any thread."""
+        """Cancel the loads that this panel started; safe from any thread."""
         with self._lock:
             loads = list(self._loads)
         for load in loads:
@@ -151,12 +153,12 @@ class Models:
             self._say(f"Cancelled: {load.name} was not loaded.")
         else:
             with self._lock:
-                # Shown by `show`: the inference thread is not to send widget messages.
+                # `show` uses it later: the inference thread must not send widget messages.
                 self._loaded_names.add(load.name)
             loaded = f"Loaded {load.name}: {info.kind}, {amount(info.nbytes)}."
             self._say(" ".join([*load.notes, loaded]))
 
     def _say(self, text: str, *, problem: bool = False) -> None:
         with self._lock:
-            self._said = (shown(text, 2000), problem)
+            self._message = (shown(text, 2000), problem)
         self._changed()

@@ -1,4 +1,4 @@
-"""The notebook's variables: pictures out of them, results into them."""
+"""Access to the notebook's variables: reads images, stores results."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from mlx_magic.notebook.panel.state import variables
 
 
 class Namespace:
-    """What a panel may see and set in its notebook.
+    """The notebook's variables, as a panel reads and sets them.
 
     Parameters
     ----------
     ipython : InteractiveShell or None
-        None has no variables.
+        With None there are no variables.
     """
 
     def __init__(self, ipython: Any = None) -> None:
         self._ip = ipython
-        self._known: tuple[str, ...] | None = None
+        self._cached_names: tuple[str, ...] | None = None
 
     @property
     def values(self) -> dict[str, Any]:
-        """The variables themselves."""
+        """The variables and their values."""
         return {} if self._ip is None else self._ip.user_ns
 
     def picture_names(self) -> tuple[str, ...]:
-        """Return the variables that hold pictures, as of the last cell."""
-        if self._known is None:
+        """Return the variables that hold images; updated after each cell."""
+        if self._cached_names is None:
             found = variables.picture_variables(self.values)
-            self._known = tuple(variable.name for variable in found)
-        return self._known
+            self._cached_names = tuple(variable.name for variable in found)
+        return self._cached_names
 
     def pictures(self, words: str) -> list[tuple[str, Any, str]]:
-        """Return name, value and word of each picture that a line names.
+        """Return name, value and source text of each image that a line names.
 
         Parameters
         ----------
         words : str
-            What could stand after ``%%vision``.
+            IMAGE arguments, as after ``%%vision``.
 
         Raises
         ------
         ImageError
-            For what is no file, address or variable.
+            For a word that is not a file, URL or variable.
         RequestError
-            Where nothing is named.
+            If the line is empty.
         """
         tokens = split_line(words)
         if not tokens:
-            raise RequestError("Name a variable, a path or an address first.", option="images")
+            raise RequestError("Enter a variable, path or URL first.", option="images")
         values = image_values(tokens, self.values, evaluator(self._ip))
         return [
             (name, value, token.raw) for token, (name, value) in zip(tokens, values, strict=True)
         ]
 
     def checked(self, name: str) -> str:
-        """Return a name as Python reads it.
+        """Return the normalized name.
 
         Raises
         ------
         RequestError
-            When that is no name for a variable.
+            If it is not a valid variable name.
         """
         return check_name(name.strip())
 
@@ -78,26 +78,26 @@ class Namespace:
         Raises
         ------
         RequestError
-            When that is no name for a variable.
+            If it is not a valid variable name.
         """
         self.values[check_name(name)] = value
 
     def defaults(self) -> Defaults | None:
-        """Return what cells without flags use; None where the magics are not loaded."""
+        """Return the defaults of cells; None if the magics are not loaded."""
         magics = None if self._ip is None else self._ip.magics_manager.registry.get("VisionMagics")
         return None if magics is None else magics.defaults()
 
     def existing(self, name: str) -> str:
-        """Say what a variable holds already; ``""`` if there is none."""
+        """Describe the current value of a variable; ``""`` if it is undefined."""
         return variables.describe_existing(name, self.values)
 
     def after_cells(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call back after each cell that has run; returns what ends that."""
+        """Call `callback` after each cell; return a function that ends this."""
         if self._ip is None:
             return lambda: None
 
         def ran(*_: Any) -> None:
-            self._known = None
+            self._cached_names = None
             callback()
 
         self._ip.events.register("post_run_cell", ran)

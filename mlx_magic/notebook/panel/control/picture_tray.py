@@ -1,4 +1,4 @@
-"""Between the page's picture tray and the pictures that stand ready."""
+"""Connects the page's picture tray with the pictures of the next question."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from mlx_magic.errors import MlxMagicError
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES
 from mlx_magic.notebook.panel.control.pictures import Opening, Pictures, picture_state
 from mlx_magic.notebook.panel.state.uploads import Uploads
-from mlx_magic.notebook.panel.widgets.controls import put
+from mlx_magic.notebook.panel.widgets.controls import set_trait
 from mlx_magic.notebook.panel.widgets.front import PictureTray
 from mlx_magic.notebook.panel.widgets.guarded import Guarded
 
 
 class Tray:
-    """Does what the tray's messages ask for, and shows what came of it.
+    """Handles the tray's messages and updates the tray.
 
     Parameters
     ----------
     pictures : Pictures
     run : callable
-        Asks, with the prompt as the page has it.
+        Asks the question, with the prompt of the page.
     cancel : callable
     say : callable
-        Shows what went wrong.
+        Shows an error.
 
     Attributes
     ----------
@@ -47,28 +47,28 @@ class Tray:
         )
 
     def show(self, why_not: str) -> None:
-        """Bring the tray up to date.
+        """Update the tray.
 
         Parameters
         ----------
         why_not : str
-            Why no picture can be asked about now.
+            Why no pictures can be added now; ``""`` if they can.
         """
         view, pictures = self.view, self._pictures
         shown = {picture["id"]: picture for picture in view.pictures}
-        put(view, "pictures", [shown.get(p.id) or picture_state(p) for p in pictures.ready])
-        put(
+        set_trait(view, "pictures", [shown.get(p.id) or picture_state(p) for p in pictures.ready])
+        set_trait(
             view,
             "opening",
             [{"id": o.id, "name": o.name, "fraction": o.fraction} for o in pictures.opening],
         )
         problems = [{"id": key, "text": text} for key, text in pictures.problems.items()]
-        put(view, "problems", problems)
-        put(view, "why_not", why_not)
+        set_trait(view, "problems", problems)
+        set_trait(view, "why_not", why_not)
 
     def file(self, id: str, name: str, size: int, piece: int, pieces: int, data: bytes) -> None:
-        """Take in a piece of a file."""
-        before = self._uploads.in_flight
+        """Receive a piece of a file."""
+        in_flight_before = self._uploads.in_flight
         try:
             message = {"id": id, "name": name, "size": size, "piece": piece, "pieces": pieces}
             whole = self._uploads.take(message, data)
@@ -76,34 +76,36 @@ class Tray:
             self._pictures.fail(id, str(error))
             return
         finally:
-            self._give_up(before, id)
+            self._give_up(in_flight_before, id)
         if whole is not None:
             self._pictures.open(whole, name, as_id=id)
         elif id in self._uploads.in_flight:
             self._pictures.announce(Opening(id, name, self._uploads.fraction(id)))
 
-    def _give_up(self, before: list[str], id: str) -> None:
-        """Say that files which were on their way do not come any more."""
+    def _give_up(self, in_flight_before: list[str], id: str) -> None:
+        """Report files whose upload was dropped."""
         names = {opening.id: opening.name for opening in self._pictures.opening}
-        for gone in {*before} - {*self._uploads.in_flight, id}:
+        for gone in {*in_flight_before} - {*self._uploads.in_flight, id}:
             if gone in names:
-                self._pictures.fail(gone, f"{names[gone]} did not arrive whole: add it again.")
+                self._pictures.fail(
+                    gone, f"{names[gone]} was not received completely: add it again."
+                )
 
     def remove(self, id: str) -> None:
-        """Take a picture out, or stop to wait for it."""
+        """Remove a picture, or cancel its upload."""
         self._uploads.drop(id)
         self._pictures.remove(id)
 
     def order(self, ids: list[str]) -> None:
-        """Put the pictures into this order."""
+        """Reorder the pictures."""
         self._pictures.order(ids)
 
     def clear(self) -> None:
-        """Take all pictures out, those on their way too."""
+        """Remove all pictures and cancel all uploads."""
         for id in self._uploads.in_flight:
             self._uploads.drop(id)
         self._pictures.clear()
 
     def dismiss(self, id: str) -> None:
-        """Take a problem away."""
+        """Dismiss a problem."""
         self._pictures.dismiss(id)

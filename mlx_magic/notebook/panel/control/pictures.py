@@ -1,4 +1,4 @@
-"""The pictures that stand ready for the next question, opened off the loop."""
+"""The pictures of the next question, opened on a thread."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ THUMBNAIL_SIDE = 128
 """Pixels."""
 
 MOST_PROBLEMS = 20
-"""Problems that are shown; the oldest go first."""
+"""Maximum number of problems that are shown; the oldest are dropped first."""
 
 MOST_WAITING = 1_000_000_000
-"""Bytes of files that wait to be opened."""
+"""Maximum bytes of files that wait to be opened."""
 
 _LONGEST_PROBLEM = 400
 _LONGEST_ID = 200
@@ -37,13 +37,13 @@ _MORE = "more"
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A picture on its way.
+    """A picture that is being received or opened.
 
     Attributes
     ----------
     id, name : str
     fraction : float
-        How much of it has arrived, from 0 to 1.
+        Received part, from 0 to 1.
     """
 
     id: str
@@ -52,36 +52,35 @@ class Opening:
 
 
 class Pictures:
-    """Pictures in order, those on their way, and what went wrong.
+    """Ordered pictures, pictures being opened, and problems.
 
-    Opening decodes and scales: that is done on a thread of its own, one picture
-    after the other, so that neither the kernel's loop waits nor memory is filled
-    by thirty pictures at once.
+    Pictures are decoded and scaled on one thread, one at a time: so the kernel's event loop
+    does not wait, and memory does not hold thirty decodes at once.
 
     Parameters
     ----------
     changed : callable
-        Called, on any thread, when there is something new.
-    earlier : callable
-        Returns the pictures that the panel holds besides: those of earlier turns.
+        Called on any thread when the state has changed.
+    held_images : callable
+        Returns the other images that the panel holds, such as those of earlier turns.
     """
 
     def __init__(
         self,
         changed: Callable[[], None],
-        earlier: Callable[[], Sequence[ImageInput]] = lambda: (),
+        held_images: Callable[[], Sequence[ImageInput]] = lambda: (),
     ) -> None:
         self._changed = changed
-        self._earlier = earlier
+        self._held_images = held_images
         self._lock = threading.RLock()
         self._ready: list[Picture] = []
         self._opening: dict[str, Opening] = {}
-        self._opened_now: tuple[str, CancelToken] | None = None
+        self._current: tuple[str, CancelToken] | None = None
         self._problems: OrderedDict[str, str] = OrderedDict()
-        self._forgotten = 0
+        self._dropped_problems = 0
         self._numbers = itertools.count(1)
-        self._waiting: OrderedDict[str, tuple[str, str, Any]] = OrderedDict()
-        self._working = False
+        self._queue: OrderedDict[str, tuple[str, str, Any]] = OrderedDict()
+        self._thread_running = False
 
     @property
     def ready(self) -> tuple[Picture, ...]:
@@ -91,75 +90,77 @@ class Pictures:
 
     @property
     def opening(self) -> list[Opening]:
-        """Those on their way."""
+        """The pictures being received or opened."""
         with self._lock:
             return list(self._opening.values())
 
     @property
     def problems(self) -> dict[str, str]:
-        """What went wrong: an id and one line for each, the newest `MOST_PROBLEMS` of them."""
+        """The newest `MOST_PROBLEMS` problems: one line for each id."""
         with self._lock:
-            if not self._forgotten:
+            if not self._dropped_problems:
                 return dict(self._problems)
-            return {_MORE: f"… and {self._forgotten} more before these.", **self._problems}
+            return {_MORE: f"… and {self._dropped_problems} earlier problems.", **self._problems}
 
     def announce(self, opening: Opening) -> None:
-        """Show a picture that is still arriving."""
+        """Show a picture that is being received."""
         with self._lock:
             if opening.id in self._opening or len(self._opening) < MAX_IMAGES:
                 self._opening[opening.id] = replace(opening, name=shorten(opening.name))
         self._changed()
 
     def open(self, value: Any, name: str, word: str = "", *, as_id: str = "") -> None:
-        """Open what a value holds; returns at once.
+        """Queue a value to be opened; returns at once.
 
         Parameters
         ----------
         value : object
             Anything that `images.open_images` takes.
         name : str
-            What to call it.
+            Name to show.
         word : str
-            What a ``%%vision`` line would say for it.
+            Its text in a ``%%vision`` line.
         as_id : str
             Id under which it was announced.
         """
         name = shorten(name)
         with self._lock:
             key = as_id or f"p{next(self._numbers)}"
-            why = self._why_not(key, name, value)
-            if not why:
+            reason = self._why_not(key, name, value)
+            if not reason:
                 self._opening[key] = Opening(key, name)
-                self._waiting[key] = (name, word, value)
-                if not self._working:
-                    self._working = True
-                    threading.Thread(target=self._work, name="mlx-magic-open", daemon=True).start()
-        if why:
-            self.fail(key, why)
+                self._queue[key] = (name, word, value)
+                if not self._thread_running:
+                    self._thread_running = True
+                    threading.Thread(
+                        target=self._open_queued, name="mlx-magic-open", daemon=True
+                    ).start()
+        if reason:
+            self.fail(key, reason)
             return
         self._changed()
 
     def _why_not(self, key: str, name: str, value: Any) -> str:
-        """Say why a value cannot wait to be opened; ``""`` if it can."""
+        """Return why a value cannot be queued; ``""`` if it can."""
         if len(self._ready) + len({*self._opening, key}) > MAX_IMAGES:
             return f"{name}: a question takes at most {MAX_IMAGES} pictures; remove some first."
-        waiting = [found for _, _, found in self._waiting.values()]
-        size = sum(len(found) for found in [*waiting, value] if isinstance(found, bytes))
+        queued = [found for _, _, found in self._queue.values()]
+        size = sum(len(found) for found in [*queued, value] if isinstance(found, bytes))
         if size > MOST_WAITING:
             return (
-                f"{name}: with it {megabytes(size)} of files would wait to be opened, the limit "
-                f"is {megabytes(MOST_WAITING)}; add it again once the others are open."
+                f"{name} was not added: {megabytes(size)} of files would wait to be opened, the "
+                f"limit is {megabytes(MOST_WAITING)}; add it again once the others are open."
             )
         return ""
 
     def put(self, pictures: Iterable[Picture]) -> None:
-        """Have exactly these, as an earlier question had them."""
+        """Replace all pictures by those of an earlier question."""
         with self._lock:
             self._ready = list(pictures)
         self._changed()
 
     def fail(self, key: str, text: str) -> None:
-        """Say what went wrong with a picture that was announced."""
+        """Report a problem with an announced picture."""
         with self._lock:
             self._forget(key)
             if not 0 < len(key) <= _LONGEST_ID or key == _MORE:
@@ -168,11 +169,11 @@ class Pictures:
             self._problems[key] = shorten(text, _LONGEST_PROBLEM)
             while len(self._problems) > MOST_PROBLEMS:
                 self._problems.popitem(last=False)
-                self._forgotten += 1
+                self._dropped_problems += 1
         self._changed()
 
     def remove(self, key: str) -> None:
-        """Take a picture out, or stop to wait for it."""
+        """Remove a picture, or cancel its opening."""
         with self._lock:
             self._ready = [picture for picture in self._ready if picture.id != key]
             self._forget(key)
@@ -180,49 +181,49 @@ class Pictures:
         self._changed()
 
     def dismiss(self, key: str) -> None:
-        """Forget what went wrong."""
+        """Dismiss a problem."""
         with self._lock:
             self._problems.pop(key, None)
             if key == _MORE or not self._problems:
-                self._forgotten = 0
+                self._dropped_problems = 0
         self._changed()
 
     def order(self, keys: Iterable[str]) -> None:
-        """Put the pictures in this order; those that are not named stay at the end."""
+        """Reorder the pictures; those not named stay at the end."""
         with self._lock:
-            place = {key: at for at, key in enumerate(keys)}
-            self._ready.sort(key=lambda picture: place.get(picture.id, len(place)))
+            positions = {key: at for at, key in enumerate(keys)}
+            self._ready.sort(key=lambda picture: positions.get(picture.id, len(positions)))
         self._changed()
 
     def clear(self) -> None:
-        """Take everything out."""
+        """Remove all pictures and problems."""
         with self._lock:
             self._ready.clear()
             self._opening.clear()
-            self._waiting.clear()
+            self._queue.clear()
             self._problems.clear()
-            self._forgotten = 0
+            self._dropped_problems = 0
             self._stop_opening()
         self._changed()
 
     def _forget(self, key: str) -> None:
         self._opening.pop(key, None)
-        self._waiting.pop(key, None)
+        self._queue.pop(key, None)
 
     def _stop_opening(self, key: str | None = None) -> None:
-        """Stop the work on a picture that is being opened, or on whichever is; under the lock."""
-        if self._opened_now is not None and key in (None, self._opened_now[0]):
-            self._opened_now[1].cancel()
+        """Cancel the current opening, if it is that of `key` (or `key` is None); needs the lock."""
+        if self._current is not None and key in (None, self._current[0]):
+            self._current[1].cancel()
 
-    def _work(self) -> None:
+    def _open_queued(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting:
-                    self._working = False
+                if not self._queue:
+                    self._thread_running = False
                     return
-                key, (name, word, value) = self._waiting.popitem(last=False)
+                key, (name, word, value) = self._queue.popitem(last=False)
             self._open(key, name, word, value)
-            # Not while the next one is waited for.
+            # Free the file before the next one is opened.
             del value
 
     def _open(self, key: str, name: str, word: str, value: Any) -> None:
@@ -230,10 +231,10 @@ class Pictures:
         with self._lock:
             if key not in self._opening:
                 return
-            self._opened_now = key, token
+            self._current = key, token
         try:
             if isinstance(value, bytes):
-                self._require_room(name, pixels_of(value))  # before so many are unpacked
+                self._require_room(name, pixels_of(value))  # before it is decoded
             opened = images_opening.open_images(value, name=name, cancel=token)
             for image in opened:
                 image.thumbnail(THUMBNAIL_SIDE)
@@ -246,16 +247,16 @@ class Pictures:
                         "remove some first.",
                         option="images",
                     )
-                known = [*(picture.image for picture in self._ready), *self._earlier()]
+                known = [*(picture.image for picture in self._ready), *self._held_images()]
                 opened = pixel_budget.shared(opened, known)
                 self._require_room(name, pixel_budget.added(opened, known))
                 words = _words(word, value, len(opened))
                 self._ready += [
-                    Picture(self._free(f"{key}.{at}" if at else key), image, words[at])
+                    Picture(self._unused_id(f"{key}.{at}" if at else key), image, words[at])
                     for at, image in enumerate(opened)
                 ]
                 del self._opening[key]
-        except Cancelled:  # taken out meanwhile
+        except Cancelled:  # removed meanwhile
             return
         except MlxMagicError as error:
             self.fail(key, str(error))
@@ -268,10 +269,10 @@ class Pictures:
     def _require_room(self, name: str, new: int) -> None:
         with self._lock:
             ready = [picture.image for picture in self._ready]
-            pixel_budget.require_room(name, new, ready, self._earlier())
+            pixel_budget.require_room(name, new, ready, self._held_images())
 
-    def _free(self, key: str) -> str:
-        """Return an id that no picture has: the page chooses those of files."""
+    def _unused_id(self, key: str) -> str:
+        """Return `key`, or a new id if a picture has it: the page chooses the ids of files."""
         taken = {picture.id for picture in self._ready}
         while key in taken:
             key = f"p{next(self._numbers)}"
@@ -279,7 +280,7 @@ class Pictures:
 
 
 def _words(word: str, value: Any, count: int) -> list[str]:
-    """Return what a ``%%vision`` line would say for each picture of a value."""
+    """Return the text in a ``%%vision`` line for each picture of a value."""
     if count == 1 or not word:
         return [word] * count
     if isinstance(value, (list, tuple)) and len(value) == count and word.isidentifier():
@@ -288,7 +289,7 @@ def _words(word: str, value: Any, count: int) -> list[str]:
 
 
 def picture_state(picture: Picture, seen: str = "") -> dict[str, Any]:
-    """Return what the page shows of a picture."""
+    """Return the data of a picture for the page."""
     image = picture.image
     thumbnail = image.thumbnail(THUMBNAIL_SIDE)
     data = b64encode(thumbnail.data).decode("ascii")

@@ -1,4 +1,4 @@
-"""The panel's top line: what goes on in this kernel, whoever began it."""
+"""The panel's status line: everything that runs in this kernel, also from cells."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
     """
     loaded = [choice.title for choice in choices if choice.state == "loaded"]
     parts = [f"{', '.join(loaded)} loaded" if loaded else "no model loaded yet"]
-    # What waits says less than what is being done.
-    running = sorted(session.running, key=lambda work: work.progress.phase == "queued")
-    for work in running[:2]:
-        if isinstance(work, Generation):
-            parts.append(f"{work.request.model}: {_line(work)}")
+    # Running tasks first, then waiting ones.
+    running = sorted(session.running, key=lambda task: task.progress.phase == "queued")
+    for task in running[:2]:
+        if isinstance(task, Generation):
+            parts.append(f"{task.request.model}: {_line(task)}")
         else:
-            parts.append(phase_line(work.progress))
+            parts.append(phase_line(task.progress))
     if len(running) > 2:
         parts.append(f"{len(running) - 2} more")
     if not running:
@@ -41,7 +41,7 @@ def activity(session: Session, choices: Sequence[ModelChoice]) -> str:
     )
 
 
-def _line(work: Generation) -> str:
-    """Without what changes at each token: this line is for whoever looks up now and then."""
-    progress = work.progress
+def _line(task: Generation) -> str:
+    """Return the phase of a generation, without the token count, which changes too often."""
+    progress = task.progress
     return "writing" if progress.phase == "decode" else phase_line(progress)

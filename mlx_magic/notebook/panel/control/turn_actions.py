@@ -1,4 +1,4 @@
-"""What can be done with a turn: keep it, copy it as a cell, save, export, stop one answer."""
+"""Actions on a turn: edit, copy as a cell, save, export, cancel one answer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _SUFFIX = {"markdown": ".md", "json": ".json"}
 
 
 class TurnActions:
-    """Does what the page asks of a conversation.
+    """Handles the messages of a conversation's page.
 
     Parameters
     ----------
     turns : Turns
     names : Namespace
     edit : callable
-        Takes a turn, by its id, back into the controls.
+        Puts the turn with this id back into the controls.
     say : callable
-        Shows what went wrong.
+        Shows an error.
 
     Attributes
     ----------
@@ -58,16 +58,16 @@ class TurnActions:
         )
 
     def save(self, turn: str, index: int, name: str, replace: bool) -> None:
-        """Put a result into a variable."""
+        """Store a result in a variable."""
         live = self._turns.live(turn, index)
         try:
             name = self._names.checked(name)
             if live.answer.result is None:
                 self._say(turn, index, "There is no result to save.", ok=False)
                 return
-            there = self._names.existing(name)
-            if there and not replace and self._names.values.get(name) is not live.answer.result:
-                self._say(turn, index, f"{there} already. Replace it?", ok=False, ask="replace")
+            existing = self._names.existing(name)
+            if existing and not replace and self._names.values.get(name) is not live.answer.result:
+                self._say(turn, index, f"{existing} already. Replace it?", ok=False, ask="replace")
                 return
             self._names.define(name, live.answer.result)
         except MlxMagicError as error:
@@ -77,26 +77,26 @@ class TurnActions:
         self._say(turn, index, f"Saved: the variable {name} holds the result.")
 
     def cell_used(self, turn: str, index: int) -> None:
-        """Define the variables that a copied cell names."""
+        """Define the variables that a copied cell uses."""
         found, live = self._turns.find(turn), self._turns.live(turn, index)
-        copied = live.cell
+        copied_cell = live.cell
         self.prepare(found, live)
         variables = cell_text.words_for(found.pictures, self._names.values).variables
         for name, image in variables.items():
             self._names.define(name, image)
-        if live.cell != copied:
+        if live.cell != copied_cell:
             self._turns.show(found, live)
             self._say(turn, index, "The variables have changed: copy the cell again.", ok=False)
             return
         made = ", ".join(variables)
         notes = [
-            f"In the notebook now: {made}." if made else "",
+            f"Defined in the notebook: {made}." if made else "",
             cell_text.what_is_left_out(found, self._turns.before(found), live.answer.model),
         ]
         self._say(turn, index, " ".join(["The cell is copied.", *filter(None, notes)]))
 
     def export(self, format: str) -> None:
-        """Hand the conversation to the browser as a file."""
+        """Send the conversation to the browser as a file."""
         turns = self._turns.turns
         text = export.to_json(turns) if format == "json" else export.to_markdown(turns)
         name = export.file_name(turns, _SUFFIX[format])

@@ -1,4 +1,4 @@
-"""The turns of a panel: asking, following the answers, editing, clearing."""
+"""The turns of a panel: asking, streaming the answers, replacing, clearing."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from mlx_magic.session import Session
 
 
 class TurnMessages(AnswerMessages, Protocol):
-    """Where the messages of all turns go."""
+    """Receives the messages of all turns."""
 
     def turn(self, turn: dict[str, Any]) -> None:
-        """Add a turn, or replace the one with its id."""
+        """Add a turn, or replace the one with the same id."""
 
     def answer(self, turn: str, index: int, answer: dict[str, Any]) -> None:
         """Replace an answer."""
 
     def drop(self, ids: list[str]) -> None:
-        """Take turns away."""
+        """Remove turns."""
 
 
 class Turns:
@@ -54,12 +54,12 @@ class Turns:
         self._lock = threading.RLock()
 
     def show_on(self, out: TurnMessages) -> None:
-        """Say where the messages go; before the first question."""
+        """Set the receiver of messages, before the first question."""
         self._out = out
 
     @property
     def running(self) -> bool:
-        """Whether an answer is on its way."""
+        """Whether an answer is running."""
         return any(turn.running for turn in self.turns)
 
     def ask(
@@ -71,9 +71,9 @@ class Turns:
         pictures: Sequence[Picture] = (),
         options: Options,
         follows: bool = True,
-        instead_of: str = "",
+        replaces: str = "",
     ) -> Turn:
-        """Put a question to one model, or the same to several; returns at once.
+        """Ask one model, or several the same question; returns at once.
 
         Parameters
         ----------
@@ -83,14 +83,14 @@ class Turns:
         pictures : sequence of Picture
         options : Options
         follows : bool
-            Whether the models read the turns before it, too.
-        instead_of : str
-            Id of a turn that this one replaces, with all after it.
+            Whether the earlier turns are sent with it.
+        replaces : str
+            Id of a turn that is replaced, with all later turns.
 
         Raises
         ------
         RequestError
-            When the prompt is empty, or the models are none or too many.
+            If the prompt is empty, or there are no models or too many.
         """
         models = list(dict.fromkeys(models))
         if not 1 <= len(models) <= MOST_MODELS:
@@ -99,7 +99,7 @@ class Turns:
                 option="model",
             )
         with self._lock:
-            before = self.turns[: self.place(instead_of)]
+            before = self.turns[: self.index_of(replaces)]
             requests = [
                 GenerationRequest(
                     prompt=prompt,
@@ -110,13 +110,13 @@ class Turns:
                 )
                 for model in models
             ]
-            # Nothing is taken away for a question that cannot be asked.
+            # After the checks, so that an invalid question drops no turns.
             self._drop(self.turns[len(before) :])
             turn = Turn(
                 f"t{next(self._ids)}",
                 prompt,
                 tuple(pictures),
-                [_begun(session, request, pictures, options) for request in requests],
+                [_start_answer(session, request, pictures, options) for request in requests],
                 system=options.system,
                 sampling=options.sampling,
                 max_pixels=options.max_pixels,
@@ -131,12 +131,12 @@ class Turns:
         return turn
 
     def update(self, prepare: Callable[[Turn, LiveAnswer], None]) -> bool:
-        """Send what is new of every running answer, and those that have ended whole.
+        """Send updates of running answers, and the whole state of ended ones.
 
         Parameters
         ----------
         prepare : callable
-            Called with an answer that has ended, before it is sent.
+            Called with each ended answer before it is sent.
 
         Returns
         -------
@@ -154,12 +154,12 @@ class Turns:
             if turn.id in self._live:
                 prepare(turn, live)
                 self.show(turn, live)
-            # Only now: one that cannot be sent comes again with the next update.
+            # Removed last: an answer that could not be sent is sent by the next update.
             self._ended.pop(0)
         return ended
 
     def show(self, turn: Turn, live: LiveAnswer) -> None:
-        """Send an answer whole."""
+        """Send the whole state of an answer."""
         with self._lock:
             result = live.answer.result
             if result is not None and result.seen and turn.pictures:
@@ -168,16 +168,16 @@ class Turns:
                 self._out.answer(turn.id, live.index, live.state())
 
     def cancel(self) -> None:
-        """Cancel every answer that is on its way; safe from any thread."""
+        """Cancel all running answers; safe from any thread."""
         for turn in list(self.turns):
             turn.cancel()
 
     def cancel_one(self, turn: str, index: int) -> None:
-        """Cancel one of the answers that are compared."""
+        """Cancel one of several compared answers."""
         self.live(turn, index).answer.cancel()
 
     def clear(self) -> None:
-        """Begin anew: cancel what runs, forget every turn."""
+        """Cancel all running answers and drop all turns."""
         with self._lock:
             self._drop(self.turns)
 
@@ -187,36 +187,36 @@ class Turns:
         Raises
         ------
         RequestError
-            When there is none with this id.
+            If there is no turn with this id.
         """
         with self._lock:
-            place = self.place(turn)
-            if place == len(self.turns):
-                raise RequestError("That turn is gone.", option="turn")
-            return self.turns[place]
+            index = self.index_of(turn)
+            if index == len(self.turns):
+                raise RequestError("That turn no longer exists.", option="turn")
+            return self.turns[index]
 
     def live(self, turn: str, index: int) -> LiveAnswer:
-        """Return one answer of a turn, as it is shown.
+        """Return the live state of one answer.
 
         Raises
         ------
         RequestError
-            When there is none.
+            If it does not exist.
         """
         self.find(turn)
         with self._lock:
             answers = self._live[turn]
         if not 0 <= index < len(answers):
-            raise RequestError("That answer is gone.", option="turn")
+            raise RequestError("That answer no longer exists.", option="turn")
         return answers[index]
 
     def state(self) -> list[dict[str, Any]]:
-        """Return all turns, for a page that shows them for the first time."""
+        """Return the state of all turns, for a new page."""
         with self._lock:
             return [self.turn_state(turn) for turn in self.turns]
 
     def turn_state(self, turn: Turn) -> dict[str, Any]:
-        """Return all of one turn."""
+        """Return the state of one turn."""
         seen = next((a.result.seen for a in turn.answers if a.result and a.result.seen), ())
         sizes = seen if len(seen) == len(turn.pictures) else [""] * len(turn.pictures)
         return {
@@ -233,7 +233,7 @@ class Turns:
         }
 
     def refresh(self, turn: str) -> None:
-        """Send a turn again, or that it is gone: the page missed something."""
+        """Send a turn again, or that it was dropped, to a page that missed a message."""
         with self._lock:
             try:
                 self._out.turn(self.turn_state(self.find(turn)))
@@ -241,35 +241,35 @@ class Turns:
                 self._out.drop([turn])
 
     def number(self, turn: Turn) -> int:
-        """Return a turn's place, from 1."""
+        """Return a turn's number, from 1."""
         with self._lock:
-            return self.place(turn.id) + 1
+            return self.index_of(turn.id) + 1
 
     def before(self, turn: Turn) -> list[Turn]:
-        """Return the turns before one."""
+        """Return the turns before a turn."""
         with self._lock:
-            return self.turns[: self.place(turn.id)]
+            return self.turns[: self.index_of(turn.id)]
 
-    def place(self, turn: str) -> int:
-        """Return where a turn is; the end if it is not there."""
-        places = (at for at, found in enumerate(self.turns) if found.id == turn)
-        return next(places, len(self.turns))
+    def index_of(self, turn: str) -> int:
+        """Return the index of a turn; the number of turns if it does not exist."""
+        matches = (at for at, found in enumerate(self.turns) if found.id == turn)
+        return next(matches, len(self.turns))
 
     def _drop(self, turns: Sequence[Turn]) -> None:
-        gone = list(turns)
-        if not gone:
+        dropped = list(turns)
+        if not dropped:
             return
-        for turn in gone:
+        for turn in dropped:
             turn.cancel()
             self._live.pop(turn.id, None)
-        self.turns = [turn for turn in self.turns if turn not in gone]
-        self._out.drop([turn.id for turn in gone])
+        self.turns = [turn for turn in self.turns if turn not in dropped]
+        self._out.drop([turn.id for turn in dropped])
 
 
-def _begun(
+def _start_answer(
     session: Session, request: GenerationRequest, pictures: Sequence[Picture], options: Options
 ) -> Answer:
-    """Begin to answer; what cannot even begin is an answer that failed."""
+    """Start a request; an error of the start is a failed answer."""
     answer = Answer(request.model)
     images = [(picture.name, picture.image) for picture in pictures]
     try:

@@ -1,1 +1,1 @@
-"""What the panel knows, as plain data."""
+"""State of the panel as plain data, without widgets."""

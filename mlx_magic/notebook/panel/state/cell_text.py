@@ -1,4 +1,4 @@
-"""A turn of the panel, written as the ``%%vision`` cell that asks the same."""
+"""A turn of the panel as an equivalent ``%%vision`` cell."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mlx_magic.notebook.panel.state.variables import SUFFIXES, free_name
 if TYPE_CHECKING:
     from mlx_magic.images.opening import ImageInput
 
-WITHOUT_HISTORY = "The cell asks this question alone, without the turns before it."
+WITHOUT_HISTORY = "The cell asks a standalone question (earlier turns not sent)."
 
 _MANY_BRACES = 500
-# Line breaks other than \n, control characters, half a surrogate pair: they are lost or changed
-# between an editor and the kernel.
+# Newlines other than \n, control characters, lone surrogates: these are lost or changed between
+# an editor and the kernel.
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
 _NOT_IN_A_LINE = re.compile(f"[\n{_CONTROLS}]")
-# What else IPython takes out of a cell: blanks on a line of their own, prompts at a line's start.
+# What else IPython removes from a cell: lines of only spaces, prompts at the start of a line.
 _NOT_IN_A_BODY = re.compile(
     r"(?m:^[^\S\n]+$|^[^\S\n]*>>>)"
     r"|\A[^\S\n]*(?:\.\.\.|(?:\[(?:nav|ins)\][ ])?In(?=[ ]\[\d+\]:))"
@@ -37,14 +37,14 @@ _NOT_IN_A_BODY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PictureWords:
-    """What a line says for the pictures of a turn.
+    """The words of a ``%%vision`` line for the pictures of a turn.
 
     Attributes
     ----------
     words : tuple of str
-        One for each picture, in order.
+        One word for each picture, in order.
     variables : dict
-        What has to be in the notebook for them: names and values.
+        Variables that the words need: names and values.
     """
 
     words: tuple[str, ...] = ()
@@ -52,10 +52,10 @@ class PictureWords:
 
 
 def words_for(pictures: Sequence[Picture], namespace: Mapping[str, object]) -> PictureWords:
-    """Return what a ``%%vision`` line says for each picture.
+    """Return the word of a ``%%vision`` line for each picture.
 
-    A picture that was dropped, pasted or photographed has no name of its own in the notebook:
-    it gets a variable, the same one each time once that is defined.
+    A picture that was dropped, pasted or photographed has no name in the notebook: it gets a
+    variable, which is used again once it is defined.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def words_for(pictures: Sequence[Picture], namespace: Mapping[str, object]) -> P
             continue
         name = free_name(picture.name, taken, picture.image)
         new[name] = variables[name] = picture.image
-        # A file of this name would win over the variable.
+        # In brackets, as a file of this name would take precedence over the variable.
         words.append(f"({name})" if Path(name).is_file() else name)
     return PictureWords(tuple(words), variables)
 
@@ -86,35 +86,34 @@ def cell_text(
     output: str | None = None,
     defaults: Defaults | None = None,
 ) -> str:
-    """Return the cell that asks a model what a turn asked it.
+    """Return the cell that asks a model the question of a turn.
 
-    Prompt, pictures, model, system prompt, sampling and picture size are read back exactly as
-    they were. What an editor or IPython would change in a prompt (blanks on an otherwise empty
-    line, a ``>>>``, a carriage return) stands there as ``{'…'}``, and braces are doubled where
-    they would be filled in. A system prompt of several lines fits on no magic's line: then the
-    cell is the call that IPython makes of a ``%%vision`` cell, which runs and cancels the same.
+    Prompt, pictures, model, system prompt, sampling and image size are the same when the cell is
+    parsed. Text that an editor or IPython would change in a prompt (spaces on an otherwise empty
+    line, ``>>>``, a carriage return) is written as ``{'…'}``, and braces that would be evaluated
+    are doubled. A system prompt of several lines does not fit on a magic's line: then the cell is
+    the call that IPython makes of a ``%%vision`` cell, which runs and cancels in the same way.
 
-    What a cell cannot say: the turns before it (see `what_is_left_out`); that an option is the
-    checkpoint's own where `defaults` has a value; that there are several stop texts, or none
-    where `defaults` has one, or no timeout; line feeds around the prompt, which ``%%vision``
-    takes off.
+    A cell cannot express: earlier turns (see `what_is_left_out`); the checkpoint's default of an
+    option for which `defaults` has a value; several stop texts, or none where `defaults` has one,
+    or no timeout; line feeds around the prompt, which ``%%vision`` strips.
 
     Parameters
     ----------
     turn : Turn
     model : str
-        The one that is asked.
+        The model of the cell.
     words : sequence of str
-        What the line says for each picture; see `words_for`.
+        Word of each picture; see `words_for`.
     output : str, optional
-        Variable that keeps the result.
+        Variable that receives the result.
     defaults : Defaults, optional
-        What holds without a flag, and so is left out.
+        Defaults of the flags; flags with these values are left out.
 
     Raises
     ------
     RequestError
-        When there are not as many words as pictures.
+        If the numbers of words and pictures differ.
     """
     if len(words) != len(turn.pictures):
         raise RequestError(
@@ -124,7 +123,7 @@ def cell_text(
     options = _options(turn, model, output, defaults or Defaults())
     line = " ".join([*map(_one_word, words), *options])
     if _NOT_IN_A_LINE.search(line):
-        # As IPython writes it, so that the cell is awaited like any other.
+        # As IPython rewrites a cell, so that this one is awaited, too.
         prompt = turn.prompt
         body = prompt if _fills_to(prompt, prompt, {}) else escape(prompt)
         return f"get_ipython().run_cell_magic('vision', {line!r}, {body!r})"
@@ -132,7 +131,7 @@ def cell_text(
 
 
 def what_is_left_out(turn: Turn, before: Sequence[Turn], model: str) -> str:
-    """Return a line about what the cell of a turn does not have, or ``""``.
+    """Return a note on what the cell of a turn lacks, or ``""``.
 
     Parameters
     ----------
@@ -159,7 +158,7 @@ def _options(turn: Turn, model: str, output: str | None, defaults: Defaults) -> 
         yield f"--top-p {_number(sampling.top_p)}"
     if sampling.top_k is not None and sampling.top_k != defaults.top_k:
         yield f"--top-k {int(sampling.top_k)}"
-    # Of these no value is one: off.
+    # None stands for "off" of these two.
     if sampling.min_p != defaults.min_p:
         yield f"--min-p {_number(sampling.min_p or 0)}"
     if sampling.repetition_penalty != defaults.repetition_penalty:
@@ -180,11 +179,11 @@ def _number(value: float) -> str:
 
 
 def _one_word(word: str) -> str:
-    """Return a word so that the line reads it as one, whatever stands beside it."""
+    """Return a word, in brackets or quotes if needed, so that it is one token of any line."""
     word = word.strip()
     if _is_one_word(word):
         return word
-    # `a if b else c` in brackets; my photo.jpg in quotes.
+    # `a if b else c` needs brackets; `my photo.jpg` needs quotes.
     bracketed = f"({word})"
     expression = parse_expression(bracketed) is not None and not _names_a_picture(word)
     return bracketed if expression and _is_one_word(bracketed) else quote(word)
@@ -195,9 +194,9 @@ def _names_a_picture(word: str) -> bool:
 
 
 def _is_one_word(word: str) -> bool:
-    """Whether it is one, and its brackets and quotes are closed in itself."""
+    """Whether it is one token, with balanced brackets and quotes."""
     try:
-        # With a bracket open anywhere in a line, none of them holds blanks together.
+        # If any bracket of a line is unbalanced, no bracket keeps spaces together.
         before, *tokens = split_line(f"(a b) {word} x")
     except RequestError:
         return False
@@ -207,7 +206,7 @@ def _is_one_word(word: str) -> bool:
 
 
 def _body(prompt: str) -> str:
-    """Return the prompt so that an editor, IPython and `fill` make `prompt` of it."""
+    """Return the prompt, escaped so that an editor, IPython and `fill` restore it."""
     literals: dict[str, str] = {}
 
     def literal(found: re.Match[str]) -> str:
@@ -221,8 +220,8 @@ def _body(prompt: str) -> str:
 
 
 def _fills_to(text: str, prompt: str, literals: Mapping[str, str]) -> bool:
-    """Whether `fill` makes `prompt` of `text` in any notebook: no braces need doubling."""
-    if text.count("{") > _MANY_BRACES:  # each one is a look ahead
+    """Whether `fill` turns `text` into `prompt` in any notebook, without doubled braces."""
+    if text.count("{") > _MANY_BRACES:  # each one is a search for its closing brace
         return False
     try:
         return fill(text, literals.__getitem__) == prompt

@@ -1,4 +1,4 @@
-"""What was asked in a panel and what came back: plain data, no widgets."""
+"""Questions and answers of a panel: plain data, no widgets."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ AnswerState = Literal["running", "done", "cancelled", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that was put into a panel.
+    """A picture in a panel.
 
     Attributes
     ----------
     id : str
-        Its own within the panel.
+        Unique within the panel.
     image : ImageInput
     word : str
-        What a ``%%vision`` line would say for it (path, URL or expression);
-        ``""`` for one that was dropped, pasted or taken by the camera.
+        Its text in a ``%%vision`` line (path, URL or expression); ``""`` if it was dropped,
+        pasted or taken by the camera.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """What it is called, for a person."""
+        """Name to show."""
         return self.image.source
 
 
@@ -47,13 +47,13 @@ class Answer:
     Attributes
     ----------
     model : str
-        As the person chose it.
+        As chosen by the user.
     generation : Generation or None
-        On its way or ended; None where it never began.
+        None if the request could not be started.
     result : VisionResult or None
-        Once it is there; a cancelled one has its partial text.
+        None until the answer has ended; a cancelled one has partial text.
     error : str
-        One line, where it failed.
+        One line if it failed, else ``""``.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def state(self) -> AnswerState:
-        """Where it stands."""
+        """State of the answer."""
         if self.error:
             return "failed"
         if self.result is None:
@@ -71,28 +71,28 @@ class Answer:
         return "cancelled" if self.result.finish_reason in ("cancelled", "timeout") else "done"
 
     def cancel(self) -> None:
-        """Cancel it, if it is on its way."""
+        """Cancel the answer if it is running."""
         if self.generation is not None and self.state == "running":
             self.generation.cancel()
 
 
 @dataclass(slots=True)
 class Turn:
-    """A question with its pictures, and an answer of each model that was asked.
+    """A question with its pictures, and the answer of each model.
 
     Attributes
     ----------
     id : str
-        Its own within the panel.
+        Unique within the panel.
     prompt : str
     pictures : tuple of Picture
     answers : list of Answer
-        One, or several that are compared.
+        One, or several to compare.
     system : str or None
     sampling : Sampling
     max_pixels : int or None
     follows : bool
-        Whether the turns before it were part of the question.
+        Whether the earlier turns were sent with it.
     """
 
     id: str
@@ -106,21 +106,20 @@ class Turn:
 
     @property
     def running(self) -> bool:
-        """Whether an answer is still on its way."""
+        """Whether an answer is running."""
         return any(answer.state == "running" for answer in self.answers)
 
     def cancel(self) -> None:
-        """Cancel every answer that is on its way."""
+        """Cancel all running answers."""
         for answer in self.answers:
             answer.cancel()
 
 
 def history(turns: Sequence[Turn], model: str) -> tuple[Exchange, ...]:
-    """Return what a model gets to read of the turns before its own.
+    """Return the earlier turns that are sent with a question to a model.
 
-    A turn counts with the model's own answer, else with the first that is whole;
-    one without any such answer is left out, and one that did not follow the turns
-    before it begins anew.
+    The answer of a turn is the model's own if it is complete, else the first complete one. A
+    turn without a complete answer is left out. A standalone turn drops the turns before it.
 
     Parameters
     ----------
@@ -137,18 +136,18 @@ def history(turns: Sequence[Turn], model: str) -> tuple[Exchange, ...]:
             continue
         answer = next((a for a in done if a.model == model), done[0])
         assert answer.result is not None
-        # As the model was shown them: scaled down, perhaps.
+        # The images as the model received them, possibly scaled down.
         exchanges.append(Exchange(turn.prompt, answer.result.text, answer.result.images))
     return tuple(exchanges)
 
 
 MOST_MODELS = 3
-"""Models that one question is put to."""
+"""Maximum number of models of one question."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the controls say.
+    """Values of the controls.
 
     Attributes
     ----------

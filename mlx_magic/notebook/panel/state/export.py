@@ -1,12 +1,12 @@
-"""A conversation as Markdown to read, and as JSON to go on with.
+"""Export of a conversation as Markdown and as JSON.
 
-The JSON is one object; what is not known is null, sizes are in pixels, times in seconds:
+The JSON is one object. Unknown values are null, sizes are in pixels, times in seconds:
 
     format      "mlx-magic conversation"
     version     1
     turns       list of
       number    int, from 1
-      follows   bool: whether the models read the turns before it
+      follows   bool: whether the earlier turns were sent with it
       prompt    str
       system    str
       options   {max_tokens: int, temperature, top_p: float, top_k, seed, max_pixels: int}
@@ -18,9 +18,8 @@ The JSON is one object; what is not known is null, sizes are in pixels, times in
                 prompt_tps, generation_tps: float}, peak_memory: int (bytes),
                 seen: list of str, error: str}
 
-The pictures themselves are not in it: "word" says where one came from, "sha256" (over mode, size
-and pixels) which it was. Texts are as they were written and received: whoever shows them has to
-make them harmless.
+It does not contain the pictures: "word" is the source of one, "sha256" (over mode, size and pixels)
+identifies it. Texts are unchanged: a program that shows them must sanitize them.
 """
 
 from __future__ import annotations
@@ -49,9 +48,9 @@ THUMBNAIL_SIDE = 256
 
 _LONGEST_SLUG = 40
 _LONGEST_NAME = 80
-# What Markdown and its dialects read as a sign: wherever it stands, or at a line's start.
+# Signs of Markdown and its dialects: anywhere, or at the start of a line.
 _SIGN = re.compile(r"[\\`*_\[\]<>&|~$]|//(?=\S)")
-# A backslash does not keep these two from JupyterLab and pandoc. An address with another scheme,
+# JupyterLab and pandoc interpret the first two even after a backslash. A URL with another scheme,
 # or with none, must not become a link.
 _REFERENCES = {"$": "&#36;", "\\": "&#92;", "//": "/&#47;"}
 _FIRST_SIGN = re.compile(r"[-+=:#]|[0-9]+(?=[.)])")
@@ -59,11 +58,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def to_markdown(turns: Sequence[Turn]) -> str:
-    """Return a conversation as Markdown: questions, small pictures, answers.
+    """Return a conversation as Markdown: questions, thumbnails, answers.
 
-    Prompts are shown word for word. Answers keep their Markdown, made harmless, inside of block
-    quotes: a code block that is not closed, or a heading, ends with its quote. Nothing is
-    fetched or run by what shows it. The same turns give the same text.
+    Prompts are shown verbatim. Answers keep their Markdown, sanitized, inside block quotes: an
+    unclosed code block, or a heading, ends with its quote. Programs that show it fetch and run
+    nothing. The same turns give the same text.
 
     Parameters
     ----------
@@ -90,17 +89,17 @@ def to_json(turns: Sequence[Turn]) -> str:
         "turns": [_turn_data(turn, number) for number, turn in enumerate(turns, 1)],
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    # Half a surrogate pair cannot be saved as UTF-8, but as JSON's own escape.
+    # A lone surrogate cannot be encoded as UTF-8, but as an escape of JSON.
     return _SURROGATE.sub(lambda found: f"\\u{ord(found.group()):04x}", text) + "\n"
 
 
 def file_name(turns: Sequence[Turn], suffix: str) -> str:
-    """Return a name for a file: ``vision-what-is-in-the-picture.md``.
+    """Return a file name, such as ``vision-what-is-in-the-picture.md``.
 
     Parameters
     ----------
     turns : sequence of Turn
-        The first prompt gives the name.
+        The name is made from the first prompt.
     suffix : str
         With or without a dot.
     """
@@ -119,7 +118,7 @@ def file_name(turns: Sequence[Turn], suffix: str) -> str:
 def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
     yield f"## Question {number}"
     if number > 1 and not turn.follows:
-        yield "*Asked without the questions before it.*"
+        yield "*Standalone question (earlier turns not sent).*"
     yield _quoted(_as_written(turn.prompt))
     if turn.pictures:
         yield "\n".join(map(_picture, turn.pictures))
@@ -163,17 +162,17 @@ def _picture(picture: Picture) -> str:
 
 
 def _quoted(markdown: str) -> str:
-    """Return Markdown inside of a block quote, which nothing in it can leave."""
+    """Return Markdown as a block quote."""
     return "\n".join(f"> {line}" if line else ">" for line in markdown.split("\n"))
 
 
 def _inline(text: str, limit: int = _LONGEST_NAME) -> str:
-    """Return plain text for one line of Markdown, its signs escaped."""
+    """Return plain text, escaped, for one line of Markdown."""
     return _escaped(one_line(sanitize.to_plain(text), limit))
 
 
 def _as_written(text: str) -> str:
-    """Return plain text as Markdown that shows it word for word, line by line."""
+    """Return plain text as Markdown that shows it verbatim, with its newlines."""
     lines = sanitize.to_plain(text).strip("\n").split("\n")
     shown = []
     for at, line in enumerate(lines):
@@ -182,7 +181,7 @@ def _as_written(text: str) -> str:
             shown.append("")
             continue
         indent = line[: len(line) - len(line.lstrip(" \t"))].expandtabs(4)
-        # A backslash at its end breaks a line; before an empty one there is nothing to break.
+        # A trailing backslash is a line break; before an empty line there is none.
         more = at + 1 < len(lines) and lines[at + 1].strip(" \t")
         shown.append("&nbsp;" * len(indent) + _escaped(words) + ("\\" if more else ""))
     return "\n".join(shown)
@@ -192,7 +191,7 @@ def _escaped(line: str) -> str:
     escaped = _SIGN.sub(lambda sign: _REFERENCES.get(sign[0], f"\\{sign[0]}"), line)
     if (first := _FIRST_SIGN.match(escaped)) is None:
         return escaped
-    # A digit cannot be escaped, what makes a list of it can.
+    # A digit cannot be escaped, but the sign that makes it a list item can.
     at = first.end() if first[0][0].isdigit() else 0
     return f"{escaped[:at]}\\{escaped[at:]}"
 
@@ -210,7 +209,7 @@ def _turn_data(turn: Turn, number: int) -> dict[str, Any]:
 
 
 def _options(turn: Turn) -> dict[str, int | float | None]:
-    # NumPy's numbers are none that JSON knows.
+    # JSON cannot encode NumPy's numbers.
     sampling = turn.sampling
     return {
         "max_tokens": int(sampling.max_tokens),
@@ -260,6 +259,6 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
 
 
 def _finite(items: Iterable[tuple[str, float | None]]) -> Iterator[tuple[str, float | None]]:
-    """Make null of what JSON has no number for: a rate over no time at all."""
+    """Replace numbers that JSON lacks, such as an infinite rate, by None."""
     for name, value in items:
         yield name, value if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The models that a person can choose from: in memory, on disk, bundled."""
+"""The models of the panel's list: in memory, on disk, bundled."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ class ModelChoice:
     Attributes
     ----------
     name : str
-        What a person and a cell call it.
+        Its name in cells.
     state : {"loaded", "loading", "on disk", "bundled", "unusable"}
     kind : str
-        ``"vision"``, ``"text"`` or ``""`` where that is not known yet.
+        ``"vision"``, ``"text"``, or ``""`` if unknown.
     details : str
         Architecture, quantization and size.
     nbytes : int
-        Bytes in memory if loaded, else on disk; 0 is unknown.
+        Bytes in memory if loaded, else on disk; 0 if unknown.
     users : int
-        Requests that hold it now.
+        Number of requests that use it.
     problem : str
-        Why it cannot be used.
+        Why it cannot be used; ``""`` if it can.
     progress : Progress or None
-        While it is loading.
+        None unless it is loading.
     default : bool
-        Whether cells without a model use it.
+        Whether it is the default model of cells.
     fits : bool or None
-        Whether there is room for it now; None where nobody can say.
+        Whether it fits into memory now; None if unknown.
     pinned : bool
-        Whether it stays when others need room.
+        Whether it is protected from eviction.
     leaving : bool
-        Whether it is to be unloaded once nobody uses it.
+        Whether it will be unloaded once no request uses it.
     """
 
     name: str
@@ -69,34 +69,34 @@ class ModelChoice:
 
     @property
     def title(self) -> str:
-        """Its name as it can be shown: a folder may be called anything."""
+        """Its name, with control characters escaped."""
         return shown(self.name, 200)
 
     @property
     def label(self) -> str:
-        """One line for a list to choose from."""
+        """One line for a menu."""
         return " · ".join(part for part in (self.title, self.kind, self.state) if part)
 
     @property
     def line(self) -> str:
-        """What stands beside its name."""
+        """Details beside its name."""
         if self.progress is not None:
             return phase_line(self.progress)
         if self.problem:
             return shown(self.problem, 1000)
         size = amount(self.nbytes) if self.nbytes else ""
-        room = {True: "fits", False: "does not fit now", None: ""}[self.fits]
-        return " · ".join(part for part in (self.kind, self.details, size, room) if part)
+        fit = {True: "fits", False: "does not fit now", None: ""}[self.fits]
+        return " · ".join(part for part in (self.kind, self.details, size, fit) if part)
 
 
 def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
-    """Return what there is to choose from: loaded models first, then those on their way.
+    """Return the models to choose from: loaded ones first, then loading ones.
 
     Parameters
     ----------
     session : Session
     disk : sequence of ModelOnDisk
-        As it was last looked at.
+        Result of the last scan.
     """
     default = session.default_model or DEMO
     found: dict[str, ModelChoice] = {}
@@ -116,10 +116,10 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             pinned=model.pinned,
             leaving=any(unload.name in model.names for unload in unloads),
         )
-    for name, work in loading(session.running):
+    for name, task in loading(session.running):
         if name not in found and not any(name in m.names for m in session.pool):
             found[name] = ModelChoice(
-                name, "loading", progress=work.progress, default=name == default
+                name, "loading", progress=task.progress, default=name == default
             )
     for entry in disk:
         if entry.name in found or str(entry.path) in paths:
@@ -131,14 +131,14 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
             entry.name,
             "unusable" if problem else state,
             entry.kind,
-            f"{details} · downloaded in part" if entry.partly else details,
+            f"{details} · partly downloaded" if entry.partly else details,
             entry.nbytes,
             problem=problem,
             default=entry.name == default,
             fits=None if problem else fits(session.pool, entry.needed),
         )
     for name, target in session.names.targets.items():
-        # With an adapter, or given since the disk was looked at.
+        # Aliases with an adapter, or defined since the last scan.
         if name not in found and (target.adapter is not None or target.model not in paths):
             details = _details("", None, target.adapter)
             found[name] = ModelChoice(name, "on disk", details=details, default=name == default)
@@ -148,25 +148,25 @@ def choices(session: Session, disk: Sequence[ModelOnDisk]) -> list[ModelChoice]:
 
 
 def loading(running: Sequence[Task[Any]]) -> list[tuple[str, Task[Any]]]:
-    """Return what loads a model now, a load or a question to it, with the model's name."""
+    """Return running loads, and requests that load a model, with the model's name."""
     loads: list[tuple[str, Task[Any]]] = []
-    for work in running:
-        if isinstance(work, Load):
-            loads.append((work.name, work))
-        elif isinstance(work, Generation) and work.progress.phase in ("loading", "downloading"):
-            loads.append((work.request.model, work))
+    for task in running:
+        if isinstance(task, Load):
+            loads.append((task.name, task))
+        elif isinstance(task, Generation) and task.progress.phase in ("loading", "downloading"):
+            loads.append((task.request.model, task))
     return loads
 
 
 def unloading(running: Sequence[Task[Any]]) -> list[Unload]:
-    """Return what waits to unload a model."""
-    return [work for work in running if isinstance(work, Unload)]
+    """Return running unloads."""
+    return [task for task in running if isinstance(task, Unload)]
 
 
 def _details(
     model_type: str, quantization: str | None, adapter: str | None = None, *, trusted: bool = False
 ) -> str:
-    allowed = "may run its code" if trusted else ""
+    allowed = "remote code allowed" if trusted else ""
     tuned = f"adapter {PurePath(adapter).name}" if adapter else ""
     parts = (model_type, quantization, tuned, allowed)
     return " · ".join(shown(part, 200) for part in parts if part)

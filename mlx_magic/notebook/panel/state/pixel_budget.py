@@ -1,4 +1,4 @@
-"""How many pixels a panel holds at a time, and that one picture is held once."""
+"""Limits on the pixels that a panel holds; equal images share their pixels."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_PIXELS_TOTAL
 
 MOST_READY = MAX_PIXELS_TOTAL
-"""Pixels that stand ready for one question; in memory each takes 4 bytes (1 GB in all)."""
+"""Maximum pixels of one question; in memory each takes 4 bytes (1 GB in all)."""
 
 MOST_HELD = 2 * MAX_PIXELS_TOTAL
-"""The same with the pictures of earlier turns."""
+"""Maximum pixels together with the images of earlier turns."""
 
 
 def shared(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> list[ImageInput]:
-    """Return pictures that use the pixels of equal ones that are known already.
+    """Return the images, sharing the pixels of equal known images.
 
     Parameters
     ----------
     images : iterable of ImageInput
     known : iterable of ImageInput
     """
-    there = {image.digest: image.pixels for image in known}
+    known_pixels = {image.digest: image.pixels for image in known}
     found: list[ImageInput] = []
     for image in images:
-        pixels = there.setdefault(image.digest, image.pixels)
+        pixels = known_pixels.setdefault(image.digest, image.pixels)
         found.append(image if pixels is image.pixels else replace(image, pixels=pixels))
     return found
 
@@ -36,18 +36,18 @@ def shared(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> list[Im
 def require_room(
     name: str, new: int, ready: Sequence[ImageInput], earlier: Iterable[ImageInput]
 ) -> None:
-    """Refuse a picture where the panel would hold too much with it.
+    """Check that a picture does not exceed the limits.
 
     Parameters
     ----------
     name : str
-        What to call it.
+        Name in the error.
     new : int
         Pixels that it would add.
     ready : sequence of ImageInput
-        What stands ready for the same question.
+        Images of the same question.
     earlier : iterable of ImageInput
-        What the conversation holds.
+        Images of the conversation.
 
     Raises
     ------
@@ -56,8 +56,9 @@ def require_room(
     total = new + _pixels(ready)
     if total > MOST_READY:
         raise _too_much(
-            f"{shorten(name)} was not added: with it {total / 1e6:.0f} megapixels would stand "
-            f"ready, the limit is {MOST_READY / 1e6:.0f}; make it smaller, or remove some first.",
+            f"{shorten(name)} was not added: this question would have "
+            f"{total / 1e6:.0f} megapixels, the limit is {MOST_READY / 1e6:.0f}; make it smaller, "
+            "or remove some first.",
             name,
             total,
             MOST_READY,
@@ -66,7 +67,7 @@ def require_room(
     if total > MOST_HELD:
         raise _too_much(
             f"{shorten(name)} was not added: with the earlier turns this panel would hold "
-            f"{total / 1e6:.0f} megapixels, the limit is {MOST_HELD / 1e6:.0f}; begin a new "
+            f"{total / 1e6:.0f} megapixels, the limit is {MOST_HELD / 1e6:.0f}; start a new "
             "conversation, or make it smaller.",
             name,
             total,
@@ -79,9 +80,9 @@ def _pixels(images: Iterable[ImageInput]) -> int:
 
 
 def added(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> int:
-    """Return the pixels that pictures add to those that are known."""
-    there = [*known]
-    return _pixels([*there, *images]) - _pixels(there)
+    """Return the number of pixels that images add to the known ones."""
+    known_pixels = [*known]
+    return _pixels([*known_pixels, *images]) - _pixels(known_pixels)
 
 
 def _too_much(message: str, name: str, size: int, limit: int) -> ImageTooLargeError:

@@ -1,4 +1,4 @@
-"""Files that the page sends in pieces: put together again, and held within limits."""
+"""Uploads: files that the page sends in pieces, reassembled within limits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mlx_magic.formatting import megabytes, shorten
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES
 
 PIECE_BYTES = 512 * 1024
-"""Largest piece."""
+"""Maximum size of a piece."""
 
 PATIENCE = 60.0
-"""Seconds without a piece after which a file no longer counts as on its way."""
+"""Seconds without a piece after which an upload is dropped."""
 
 _MOST_PIECES = 1_024
 _LONGEST_ID = 200
@@ -25,13 +25,13 @@ _REFUSED_KEPT = 256
 
 @dataclass(slots=True)
 class _Upload:
-    """A file on its way."""
+    """A file that is being received."""
 
     name: str
     size: int
     pieces: int
     seen: float
-    got: dict[int, bytes] = field(default_factory=dict)
+    pieces_received: dict[int, bytes] = field(default_factory=dict)
     received: int = 0
 
     def declares(self, other: _Upload) -> bool:
@@ -39,21 +39,21 @@ class _Upload:
 
 
 class Uploads:
-    """Files on their way, each under an id that the page gave it.
+    """Files that are being received, each under an id chosen by the page.
 
-    Nothing that the page says is believed: a file takes no more memory than it declared, and
-    all of them together no more than `max_total`. A file whose pieces contradict each other is
-    dropped with one error; what still arrives of it is ignored, until its first piece comes
-    again. Not safe for several threads: the kernel's loop feeds it.
+    The page is not trusted: a file takes no more memory than it declared, and all files together
+    no more than `max_total`. A file with inconsistent pieces is dropped with one error; its
+    later pieces are ignored until its first piece is sent again. Not thread-safe: only the
+    kernel's event loop calls it.
 
     Parameters
     ----------
     max_bytes : int
-        Largest file.
+        Maximum size of a file.
     max_files : int
-        Files on their way at once.
+        Maximum number of files at once.
     max_total : int
-        Their sizes together, in bytes.
+        Maximum total size of these files, in bytes.
     clock : callable
         Seconds, monotonic.
     """
@@ -76,31 +76,30 @@ class Uploads:
 
     @property
     def in_flight(self) -> list[str]:
-        """Ids of the files that are not complete, in the order they began."""
+        """Ids of incomplete files, oldest first."""
         return list(self._uploads)
 
     @property
     def held(self) -> int:
-        """Bytes of pieces that are held now."""
+        """Bytes of the received pieces."""
         return sum(upload.received for upload in self._uploads.values())
 
     def fraction(self, key: str) -> float:
-        """Return how much of a file has arrived, from 0 to 1; 0 for an unknown one."""
+        """Return the received part of a file, from 0 to 1; 0 for an unknown id."""
         upload = self._uploads.get(key)
         return upload.received / upload.size if upload is not None else 0.0
 
     def drop(self, key: str) -> None:
-        """Forget a file; what still arrives of it is ignored."""
+        """Drop a file; its later pieces are ignored."""
         if self._uploads.pop(key, None) is not None:
             self._refuse(key)
 
     def take(
         self, message: Mapping[str, Any], piece: bytes | bytearray | memoryview
     ) -> bytes | None:
-        """Take a piece of a file, in any order.
+        """Receive a piece of a file; pieces may come in any order.
 
-        The first piece (number 0) of a file that has it already, or that was dropped, begins
-        the file anew.
+        If piece 0 arrives again, or arrives for a dropped file, the upload restarts.
 
         Parameters
         ----------
@@ -111,49 +110,53 @@ class Uploads:
         Returns
         -------
         bytes or None
-            The whole file once this was its last piece.
+            The whole file after its last piece, else None.
 
         Raises
         ------
         ImageError
-            If the message or the piece cannot be right, or too many files are on their way.
+            If the message or the piece is inconsistent, or there are too many files.
         ImageTooLargeError
-            If the file, or all of them together, would be over a limit.
+            If the file, or all files together, exceed a limit.
         """
         key = _key(message)
         number = message.get("piece")
         if key in self._refused and number != 0:
             return None
         try:
-            return self._taken(key, message, number, piece)
+            return self._add_piece(key, message, number, piece)
         except ImageError:
             self._uploads.pop(key, None)
             self._refuse(key)
             raise
 
-    def _taken(self, key: str, message: Mapping[str, Any], number: Any, piece: Any) -> bytes | None:
-        told = self._declared(message)
-        if not _whole(number) or not 0 <= number < told.pieces:
-            raise _contradiction(told.name)
+    def _add_piece(
+        self, key: str, message: Mapping[str, Any], number: Any, piece: Any
+    ) -> bytes | None:
+        declared = self._declared(message)
+        if not _whole(number) or not 0 <= number < declared.pieces:
+            raise _contradiction(declared.name)
         upload = self._uploads.get(key)
-        if upload is None or (number == 0 and (0 in upload.got or not upload.declares(told))):
-            upload = self._begin(key, told)
-        if not upload.declares(told) or number in upload.got:
-            raise _contradiction(told.name)
+        if upload is None or (
+            number == 0 and (0 in upload.pieces_received or not upload.declares(declared))
+        ):
+            upload = self._begin(key, declared)
+        if not upload.declares(declared) or number in upload.pieces_received:
+            raise _contradiction(declared.name)
         size = memoryview(piece).nbytes
-        missing = upload.pieces - len(upload.got) - 1
+        missing = upload.pieces - len(upload.pieces_received) - 1
         left = upload.size - upload.received - size
-        # Every piece has a byte at least; the last one has exactly what is left.
+        # Each piece has at least one byte; the last one has exactly the rest.
         if not 0 < size <= PIECE_BYTES or left < missing or (missing == 0 and left != 0):
-            raise _contradiction(told.name)
+            raise _contradiction(declared.name)
         # A copy: a view would keep the whole message alive.
-        upload.got[number] = bytes(piece)
+        upload.pieces_received[number] = bytes(piece)
         upload.received += size
         upload.seen = self._clock()
         if missing:
             return None
         del self._uploads[key]
-        return b"".join(upload.got[at] for at in range(upload.pieces))
+        return b"".join(upload.pieces_received[at] for at in range(upload.pieces))
 
     def _declared(self, message: Mapping[str, Any]) -> _Upload:
         name: Any = message.get("name")
@@ -178,7 +181,7 @@ class Uploads:
                 limit=self._max_bytes,
             )
 
-    def _begin(self, key: str, told: _Upload) -> _Upload:
+    def _begin(self, key: str, declared: _Upload) -> _Upload:
         self._uploads.pop(key, None)
         self._refused.pop(key, None)
         now = self._clock()
@@ -186,21 +189,21 @@ class Uploads:
             self.drop(stale)
         if len(self._uploads) >= self._max_files:
             raise ImageError(
-                f"{told.name}: {len(self._uploads)} files are on their way already; "
-                "add it once they are there.",
-                source=told.name,
+                f"{declared.name}: {len(self._uploads)} files are being received already; "
+                "add it once they have arrived.",
+                source=declared.name,
             )
-        total = told.size + sum(upload.size for upload in self._uploads.values())
+        total = declared.size + sum(upload.size for upload in self._uploads.values())
         if total > self._max_total:
             raise ImageTooLargeError(
-                f"{told.name}: with it {megabytes(total)} would be on their way, the limit is "
-                f"{megabytes(self._max_total)}; add it once the others are there.",
-                source=told.name,
+                f"{declared.name} was not added: {megabytes(total)} would be in transfer, the "
+                f"limit is {megabytes(self._max_total)}; add it once the others have arrived.",
+                source=declared.name,
                 size=total,
                 limit=self._max_total,
             )
-        self._uploads[key] = told
-        return told
+        self._uploads[key] = declared
+        return declared
 
     def _refuse(self, key: str) -> None:
         self._refused[key] = None
@@ -220,4 +223,4 @@ def _key(message: Mapping[str, Any]) -> str:
 
 
 def _contradiction(label: str) -> ImageError:
-    return ImageError(f"{label} did not arrive whole: add it again.", source=label)
+    return ImageError(f"{label} was not received completely: add it again.", source=label)

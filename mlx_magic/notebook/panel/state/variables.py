@@ -1,4 +1,4 @@
-"""The notebook's variables: which hold pictures, and under which name a value may be put there."""
+"""The notebook's variables: which hold images, and free names for new values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mlx_magic.engine.result import VisionResult
 from mlx_magic.formatting import shorten
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED
-from mlx_magic.notebook.magic_line.variable_names import is_ipythons, is_reserved
+from mlx_magic.notebook.magic_line.variable_names import is_ipython_name, is_reserved
 from mlx_magic.user_folders import expanded
 
 MOST_VARIABLES = 200
-"""Variables that are listed."""
+"""Maximum number of variables that are listed."""
 
 MOST_STATS = 64
-"""Files that one listing looks for: a disk may be far away."""
+"""Maximum number of files that one listing checks, as a disk may be slow."""
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"}
@@ -31,19 +31,19 @@ _FIRST_ITEMS = 3
 _LONGEST_PATH = 1_024
 _LONGEST_NAME = 40
 _SMALLEST_SIDE = 8
-_LONGEST_SHAPE = 8  # times as long as wide: beyond, two axes are a table and no picture
+_LONGEST_SHAPE = 8  # ratio of the sides; beyond it a 2-D array is a table, not an image
 _CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class PictureVariable:
-    """A variable that holds a picture, or several.
+    """A variable that holds one or more images.
 
     Attributes
     ----------
     name : str
     what : str
-        For a person: ``"PIL image 640x480"``.
+        Description to show, such as ``"PIL image 640x480"``.
     """
 
     name: str
@@ -51,40 +51,40 @@ class PictureVariable:
 
 
 def picture_variables(namespace: Mapping[str, object]) -> list[PictureVariable]:
-    """Return the variables that hold pictures, by name.
+    """Return the variables that hold images, sorted by name.
 
-    They are told by their types alone: no library is imported, no picture read, no code of an
-    unknown class run. Of a list only the first items are looked at.
+    Only types are inspected: no library is imported, no image read, no code of an unknown class
+    run. Only the first items of a list are inspected.
 
     Parameters
     ----------
     namespace : mapping
         The notebook's variables. Names that begin with ``_`` and IPython's own are left out.
     """
-    look = _Look()
+    inspector = _Inspector()
     found: list[PictureVariable] = []
     for name, value in list(namespace.items()):
-        if name.startswith("_") or is_ipythons(name) or len(found) >= MOST_VARIABLES:
+        if name.startswith("_") or is_ipython_name(name) or len(found) >= MOST_VARIABLES:
             continue
-        if what := look.at(value):
+        if what := inspector.at(value):
             found.append(PictureVariable(name, what))
     return sorted(found, key=lambda variable: (variable.name.casefold(), variable.name))
 
 
 def free_name(wanted: str, namespace: Mapping[str, object], value: object) -> str:
-    """Return a variable name for `value` that nothing else has.
+    """Return a variable name for `value` that is not used by another value.
 
     Parameters
     ----------
     wanted : str
         A file's name, or any other text: ``"receipt (1).jpg"`` gives ``receipt_1``.
     namespace : mapping
-        The notebook's variables. A name that stands there for `value` itself is free.
+        The notebook's variables. A name that already holds `value` counts as free.
     value : object
     """
     stem = re.split(r"[/\\]", wanted.rstrip("/\\"))[-1]
     stem = re.sub(r"(?<=.)\.[A-Za-z]\w{0,4}$", "", stem)
-    # Python reads every name in this form.
+    # Python normalizes identifiers to NFKC.
     stem = unicodedata.normalize("NFKC", stem)
     kept = "".join(char if f"_{char}".isidentifier() else "_" for char in stem)
     name = re.sub("__+", "_", kept)[:_LONGEST_NAME].strip("_") or "picture"
@@ -98,7 +98,7 @@ def free_name(wanted: str, namespace: Mapping[str, object], value: object) -> st
 
 
 def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
-    """Return what a name stands for now, like ``"x is a DataFrame"``; ``""`` if for nothing."""
+    """Return the current value's type, as ``"x is a DataFrame"``; ``""`` if undefined."""
     if name not in namespace:
         return ""
     value = namespace[name]
@@ -108,8 +108,8 @@ def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
     return f"{name} is {'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
 
 
-class _Look:
-    """One look through the variables, with what it may still ask of the disk."""
+class _Inspector:
+    """One inspection of the variables, with its remaining number of file checks."""
 
     def __init__(self) -> None:
         self._stats = MOST_STATS
@@ -120,17 +120,17 @@ class _Look:
         self._axes = _class("matplotlib.axes", "Axes")
 
     def at(self, value: Any, *, inside: bool = False) -> str:
-        """Return what picture a value is; ``""`` if it is none, or none of these kinds."""
+        """Describe the image that a value is; ``""`` if it is not a supported image."""
         kind = type(value)
         try:
             if issubclass(kind, (list, tuple)):
                 base: Any = list if issubclass(kind, list) else tuple
                 first = base.__getitem__(value, slice(_FIRST_ITEMS))
-                return "" if inside else self._several(base.__len__(value), first)
+                return "" if inside else self._describe_list(base.__len__(value), first)
             if issubclass(kind, (str, Path)):
                 return self._file(value)
             if issubclass(kind, (ImageInput, VisionResult)):
-                return _own(value)
+                return _describe_own(value)
             if issubclass(kind, self._image):
                 return "PIL image {}x{}".format(*value.size)
             if issubclass(kind, self._array):
@@ -140,12 +140,12 @@ class _Look:
             if issubclass(kind, self._axes):
                 return "axes"
             if issubclass(kind, self._series) and not inside and value.dtype.kind == "O":
-                return self._several(len(value), value.iloc[:_FIRST_ITEMS])
-        except Exception:  # somebody's subclass with a len, a size or a dtype that fails
+                return self._describe_list(len(value), value.iloc[:_FIRST_ITEMS])
+        except Exception:  # a subclass whose len, size or dtype fails
             return ""
         return ""
 
-    def _several(self, count: int, values: Any) -> str:
+    def _describe_list(self, count: int, values: Any) -> str:
         if not 0 < count <= MAX_IMAGES:
             return ""
         if not all(self.at(value, inside=True) for value in values):
@@ -160,23 +160,23 @@ class _Look:
             return ""
         self._stats -= 1
         try:
-            there = expanded(text).is_file()
-        except (OSError, ValueError, RuntimeError):  # no possible path; no such user
+            exists = expanded(text).is_file()
+        except (OSError, ValueError, RuntimeError):  # invalid path; no such user
             return ""
-        return f"file {shorten(Path(text).name, _LONGEST_NAME)}" if there else ""
+        return f"file {shorten(Path(text).name, _LONGEST_NAME)}" if exists else ""
 
 
 def _class(module: str, name: str) -> type:
-    """Return a class of a library that is in use; one without instances if it is not."""
+    """Return a class of an imported library, or a class without instances."""
     found = getattr(sys.modules.get(module), name, None)
-    return found if isinstance(found, type) else _Nothing
+    return found if isinstance(found, type) else _NeverInstantiated
 
 
-class _Nothing:
-    """Stands for a class of a library that nobody has imported."""
+class _NeverInstantiated:
+    """Stands for a class of a library that is not imported."""
 
 
-def _own(value: ImageInput | VisionResult) -> str:
+def _describe_own(value: ImageInput | VisionResult) -> str:
     if isinstance(value, ImageInput):
         return "picture {}x{}".format(*value.size)
     count = len(value.images)
@@ -184,7 +184,7 @@ def _own(value: ImageInput | VisionResult) -> str:
 
 
 def _array(array: Any) -> str:
-    """Return the shape of an array of numbers whose axes are those of pictures."""
+    """Return the shape of a numeric array whose axes may be those of images; else ``""``."""
     shape, dtype = array.shape, array.dtype
     if dtype.kind not in "buif" or not 2 <= len(shape) <= 4 or not _is_shape(shape):
         return ""

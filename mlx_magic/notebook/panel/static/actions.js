@@ -1,4 +1,4 @@
-// What can be done with an answer that has ended: copy, insert as a cell, save as a variable.
+// Actions on an ended answer: copy, insert as a cell, save as a variable.
 
 /** The buttons under an answer. */
 class Actions {
@@ -33,7 +33,7 @@ class Actions {
     bindEscape(this.form, () => this.closeForm());
   }
 
-  /** Show what can be done now. */
+  /** Update the actions for the answer's state. */
   show(running) {
     const { answer, turns, turn, index, node } = this.view;
     this.node.hidden = running;
@@ -52,7 +52,7 @@ class Actions {
     this.note.show(said ?? saved);
   }
 
-  /** Say something under the answer. */
+  /** Show a note below the answer. */
   tell(ok, text) {
     const { turns, turn, index } = this.view;
     this.own = true; // the form stays as it is
@@ -80,7 +80,7 @@ class Actions {
     turns.model.send({ type: "cell_used", turn, index });
   }
 
-  /** Ask for a name, or ask no more. */
+  /** Open or close the form for the name. */
   toggleForm() {
     if (!this.form.hidden) return this.closeForm();
     this.form.hidden = false;
@@ -88,7 +88,7 @@ class Actions {
     this.name.focus();
   }
 
-  /** Put the form away; the focus goes back where it came from. */
+  /** Close the form and restore the focus. */
   closeForm() {
     const focused = this.form.contains(document.activeElement);
     this.form.hidden = true;
@@ -96,22 +96,22 @@ class Actions {
     if (focused) this.save.focus();
   }
 
-  /** Save under the name that stands there. */
+  /** Save under the name in the field. */
   send(replace) {
     const { turns, turn, index } = this.view;
     const name = this.name.value.trim();
-    if (!name) return this.tell(false, "Write a name for the variable");
+    if (!name) return this.tell(false, "Enter a name for the variable");
     turns.model.send({ type: "save", turn, index, name, replace });
   }
 }
 
-/** Copy a text; return whether it went. */
+/** Copy text; return whether that succeeded. */
 async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Not there without https, or not allowed: the older way needs a selection.
+    // Missing without https, or not allowed: fall back to execCommand, which needs a selection.
     const focused = document.activeElement;
     const area = make("textarea", { class: "mlxv-spoken", "aria-hidden": "true" });
     area.value = text;

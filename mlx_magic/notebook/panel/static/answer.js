@@ -1,8 +1,8 @@
-// One model's answer: growing while it runs, with actions when it has ended.
+// One model's answer: streamed while it runs, with actions when it has ended.
 
-const MOST_SHOWN = 100_000; // characters of one text, and Python sends no more
-const LONGEST_HTML = 400_000; // of a block; a longer one is not even parsed into the page
-const SEGMENT = 2_000; // characters after which a line's end begins another segment
+const MOST_SHOWN = 100_000; // characters of one text; Python sends no more
+const LONGEST_HTML = 400_000; // characters of a block; a longer one is shown as plain text
+const SEGMENT = 2_000; // characters after which a newline starts a new segment
 const LONGEST_SEGMENT = 8_000;
 const SEGMENT_LOOK = { class: "mlxv-segment", dir: "auto" };
 
@@ -25,7 +25,7 @@ class AnswerView {
     this.node = make("section", { class: "mlxv-answer" }, ...parts);
   }
 
-  /** Bring it up to date within the room of this frame; return whether text is left over. */
+  /** Update within the character budget of this frame; return whether text is left. */
   draw(answer, room) {
     if (answer !== this.answer) this.reset(answer);
     const { state, status, footer } = answer;
@@ -39,7 +39,7 @@ class AnswerView {
     return this.drawBlocks(answer, room) || this.drawTail(answer, room);
   }
 
-  /** Begin anew with another state of the answer. */
+  /** Start over with a new state of the answer. */
   reset(answer) {
     this.answer = answer;
     [this.blocksShown, this.tailShown, this.times] = [0, 0, 0];
@@ -53,13 +53,13 @@ class AnswerView {
     setText(this.footer, answer.footer);
   }
 
-  /** Cancel this answer; the others go on. */
+  /** Cancel only this answer. */
   cancel() {
     this.stop.disabled = true;
     this.turns.model.send({ type: "cancel", turn: this.turn, index: this.index });
   }
 
-  /** Append finished blocks; return whether some are left over. */
+  /** Append finished blocks; return whether some are left. */
   drawBlocks({ blocks }, room) {
     while (this.blocksShown < blocks.length && room.left > 0) {
       const html = blocks[this.blocksShown++];
@@ -72,7 +72,7 @@ class AnswerView {
     return this.blocksShown < blocks.length;
   }
 
-  /** Append what is new in the tail; return whether some is left over. */
+  /** Append new text of the tail; return whether some is left. */
   drawTail(answer, room) {
     const { times } = this.turns.tailOf(answer);
     if (times !== this.times) {
@@ -88,7 +88,7 @@ class AnswerView {
   }
 }
 
-/** Return where to cut a text without cutting a character in two. */
+/** Return a position at or after `end` that does not split a surrogate pair. */
 function wholeTo(text, end) {
   const unit = end < text.length ? text.charCodeAt(end) : 0;
   return unit >= 0xdc00 && unit < 0xe000 ? end + 1 : end;
@@ -110,7 +110,7 @@ function appendText(node, text) {
   }
 }
 
-/** Return the text of HTML, which is not put into the page. */
+/** Return the text of HTML without adding it to the page. */
 function plainOf(html) {
   const template = document.createElement("template");
   template.innerHTML = html;

@@ -1,8 +1,8 @@
-// The camera: a button, and while it is open a preview to take pictures from.
+// The camera: a button, and a preview while it is open.
 
-const NO_CAMERA = "No camera: browsers give it only to pages of this machine, or over https.";
+const NO_CAMERA = "No camera: browsers allow it only on localhost or over https.";
 
-/** Makes a file of what the camera shows; gives it to `take`. */
+/** Takes pictures with the camera and passes them to `take` as files. */
 class Camera {
   constructor(take) {
     this.take = take;
@@ -19,14 +19,14 @@ class Camera {
     this.allow("");
   }
 
-  /** Enable the button, or say why not. */
+  /** Enable the button, or disable it with a reason. */
   allow(why) {
     allow(this.button, why || this.missing);
     if (this.missing) setText(this.reason, why ? "" : this.missing);
     if (why) this.release();
   }
 
-  /** Ask for the camera and show it, or close it. */
+  /** Open the camera, or close it. */
   async toggle() {
     if (this.stream) return this.close();
     this.wanted = true;
@@ -38,14 +38,14 @@ class Camera {
       const why = refused ? "The browser did not allow the camera." : `No camera: ${error.message}`;
       return setText(this.reason, why);
     }
-    if (!this.wanted) return this.release(); // closed while the browser asked
+    if (!this.wanted) return this.release(); // closed while the browser asked for permission
     setText(this.reason, "");
     this.video.srcObject = this.stream;
     this.node.hidden = false;
     this.shoot.focus();
   }
 
-  /** Take what the camera shows now. */
+  /** Take a picture. */
   snap() {
     const { videoWidth: width, videoHeight: height } = this.video;
     if (!width) return;
@@ -60,7 +60,7 @@ class Camera {
     this.button.focus();
   }
 
-  /** Give the camera back. */
+  /** Release the camera. */
   release() {
     this.wanted = false;
     for (const track of this.stream?.getTracks() ?? []) track.stop();

@@ -1,4 +1,4 @@
-// A new cell below the one that the panel stands in, by the notebook's own means.
+// Inserts a cell below the panel's cell, with the notebook's own command.
 
 const COMMAND = "notebook:insert-cell-below";
 
@@ -6,18 +6,18 @@ const COMMAND = "notebook:insert-cell-below";
 function whyNoInsert(node) {
   const cell = node.closest(".jp-Notebook .jp-Cell");
   const instead = "use Copy as cell";
-  if (!cell) return `Only where the panel is in a cell of JupyterLab or Notebook; ${instead}`;
-  return inserter(cell) ? "" : `The notebook shows no button that inserts a cell; ${instead}`;
+  if (!cell) return `Works only in a cell of JupyterLab or Notebook; ${instead}`;
+  return inserter(cell) ? "" : `The notebook has no visible button that inserts a cell; ${instead}`;
 }
 
-/** Return what inserts a cell below the active one: a command, or the notebook's own button. */
+/** Return a function that inserts a cell below the active one: a command or a button's click. */
 function inserter(cell) {
-  const commands = window.jupyterapp?.commands; // only where a server is set to expose it
+  const commands = window.jupyterapp?.commands; // only if the server is configured to expose it
   if (commands?.hasCommand(COMMAND)) return () => commands.execute(COMMAND);
-  // The first is the notebook's toolbar; the cell's own stands there in a narrow window, too.
+  // The first one is in the notebook's toolbar; a cell's own toolbar also exists in narrow windows.
   const button = cell.closest(".jp-NotebookPanel")?.querySelector(`[data-command="${COMMAND}"]`);
   if (!button) return null;
-  // One kind of button acts when pressed and the other on the click; neither does on both.
+  // One kind of button reacts to mousedown, the other to click; neither to both.
   return () => {
     const press = { bubbles: true, cancelable: true, button: 0 };
     button.dispatchEvent(new MouseEvent("mousedown", press));
@@ -25,19 +25,19 @@ function inserter(cell) {
   };
 }
 
-/** Insert a cell with a text below the one that holds `node`; return why not, or "". */
+/** Insert a cell with text below the cell of `node`; return why it failed, or "". */
 async function insertCell(node, text) {
   const cell = node.closest(".jp-Cell");
   const notebook = cell.closest(".jp-Notebook");
   const active = () => notebook.querySelector(".jp-Cell.jp-mod-active");
-  // It goes below the active cell; a click has made this the one, a key perhaps not.
+  // It is inserted below the active cell; the keyboard may not have activated this one.
   if (active() !== cell) cell.dispatchEvent(new MouseEvent("mousedown", { bubbles: true }));
   if (active() !== cell) return "Click into this cell first, then insert again";
   inserter(cell)();
   const made = () => active() !== cell && active()?.querySelector(".cm-content");
   const editor = await eventually(made);
   if (!editor) return "The notebook inserted no cell; use Copy as cell";
-  // As if pasted: the editor takes it by itself, with its history.
+  // Pasted, so that the editor handles it, including undo.
   editor.focus();
   const clipboardData = new DataTransfer();
   clipboardData.setData("text/plain", text);
@@ -47,7 +47,7 @@ async function insertCell(node, text) {
   return filled ? "" : "The new cell could not be filled; use Copy as cell";
 }
 
-/** Return the first true value of `look`, tried each frame for two seconds. */
+/** Return the first truthy value of `look`, called each frame for two seconds. */
 async function eventually(look) {
   for (const end = performance.now() + 2_000; performance.now() < end; ) {
     const found = look();

@@ -1,10 +1,10 @@
-// The conversation as it is seen: changes are gathered, and drawn once a frame.
+// Views of the conversation: changes are collected and drawn once per frame.
 
-const A_FRAME = 20_000; // characters put into the page at once: more would be felt
-const BOTTOM = 24; // pixels from the end that still count as being there
+const A_FRAME = 20_000; // characters added per frame: more would delay it noticeably
+const BOTTOM = 24; // pixels from the end that still count as the end
 const STATES = { running: "is answering", done: "has answered", cancelled: "was cancelled" };
 
-/** Draw the conversation; return what takes it away again. */
+/** Draw the conversation; return its cleanup function. */
 function renderConversation(turns, el) {
   const view = new Conversation(turns);
   el.append(view.node);
@@ -27,13 +27,13 @@ class Conversation {
     this.atEnd = true;
     this.lastTop = 0;
     this.build();
-    // Follows the end after the page was laid out: asking for a height earlier costs a layout.
+    // Scrolls after layout: reading a height earlier would force a layout.
     this.observer = new ResizeObserver(() => this.follow());
     this.observer.observe(this.log);
     this.observer.observe(this.list);
   }
 
-  /** Make the parts that stay. */
+  /** Make the permanent parts. */
   build() {
     const give = (text, format) =>
       makeButton(text, () => this.turns.export(format), { kind: "mlxv-quiet" });
@@ -41,7 +41,7 @@ class Conversation {
     this.note = new Note();
     this.empty = make("p", { class: "mlxv-empty" }, "Answers appear here.");
     this.list = make("div", { class: "mlxv-turns" });
-    // Not live: each new word would be read out. What happens is said beside it.
+    // Not live, as each new word would be read out; `spoken` announces the states.
     const log = { role: "log", "aria-label": "Conversation", "aria-live": "off", tabindex: "0" };
     this.log = make("div", { class: "mlxv-log", ...log }, this.list);
     this.log.addEventListener("scroll", () => this.scrolled());
@@ -54,7 +54,7 @@ class Conversation {
     this.node = make("div", group, ...parts);
   }
 
-  /** Notice whether the reader is at the end. */
+  /** Record whether the view is scrolled to the end. */
   scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.log;
     const near = scrollHeight - scrollTop - clientHeight < BOTTOM;
@@ -62,21 +62,21 @@ class Conversation {
     this.lastTop = scrollTop;
   }
 
-  /** Stay at the end, where the reader is there. */
+  /** Keep the view at the end, if it was there. */
   follow() {
     if (this.atEnd) this.log.scrollTop = this.log.scrollHeight;
   }
 
-  /** Note what is new, to be drawn with the next frame. */
+  /** Record changes, to be drawn with the next frame. */
   hear({ all, added, turn, said }) {
     if (all) this.whole = true;
-    if (added) this.atEnd = true; // who asks wants to see it
+    if (added) this.atEnd = true; // a new question scrolls to the end
     if (said) this.note.show(this.turns.notes.get(""));
     if (turn) this.changed.add(turn);
     this.frame ||= requestAnimationFrame(() => this.draw());
   }
 
-  /** Draw what is new, as much as a frame has room for. */
+  /** Draw changes, within the character budget of a frame. */
   draw() {
     this.frame = 0;
     const { list } = this.turns;
@@ -88,7 +88,7 @@ class Conversation {
     this.whole = false;
     this.changed.clear();
     const room = { left: A_FRAME };
-    // The newest first: that is what one looks at.
+    // The newest first, as it is the visible one.
     for (const id of ids.reverse()) {
       const turn = this.turns.find(id);
       if (turn && this.views.get(id)?.draw(turn, room)) this.hear({ turn: id });
@@ -96,7 +96,7 @@ class Conversation {
     this.showAround(list);
   }
 
-  /** Show what stands around the turns. */
+  /** Update the parts around the turns. */
   showAround(list) {
     this.empty.hidden = list.length > 0;
     this.log.hidden = !list.length;
@@ -120,10 +120,10 @@ class TurnView {
     this.node = make("article", { class: "mlxv-turn" });
   }
 
-  /** Do nothing: `draw` does it. */
+  /** Do nothing; `draw` updates the view. */
   update() {}
 
-  /** Bring it up to date within the room of this frame; return whether something is left. */
+  /** Update within the character budget of this frame; return whether something is left. */
   draw(turn, room) {
     if (turn !== this.turn) this.ask(turn);
     const several = turn.answers.length > 1;
@@ -143,10 +143,10 @@ class TurnView {
   ask(turn) {
     this.turn = turn;
     const meta = (text) => make("p", { class: "mlxv-meta" }, text);
-    const afresh = !turn.follows && turn.number > 1;
+    const standalone = !turn.follows && turn.number > 1;
     const asked = make(
       "div", { class: "mlxv-asked" },
-      afresh ? meta("Asked afresh, without what stands above") : null,
+      standalone ? meta("Standalone question (earlier turns not sent)") : null,
       turn.system ? meta(`System: ${turn.system}`) : null,
       make("p", { class: "mlxv-ask", dir: "auto" }, turn.prompt),
     );
@@ -162,14 +162,14 @@ class TurnView {
     this.node.append(this.columns);
   }
 
-  /** Put the question back into the prompt. */
+  /** Put the question back into the controls. */
   edit() {
     this.turns.model.send({ type: "edit", turn: this.id });
     this.node.closest(".mlxm-panel")?.querySelector(".mlxm-prompt textarea")?.focus();
   }
 }
 
-/** Make the row of pictures that a question was about. */
+/** Make the row of a question's pictures. */
 function makeAsked(pictures) {
   const list = make("ul", { class: "mlxv-asked-about", "aria-label": "Pictures of this question" });
   for (const picture of pictures) {

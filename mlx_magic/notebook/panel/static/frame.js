@@ -1,13 +1,13 @@
-// What concerns the panel as a whole: its keys, what is dropped and pasted, a lost kernel.
+// The panel as a whole: keys, dropped and pasted files, a lost kernel.
 
 const LOST =
-  "The kernel was restarted or the connection is lost. What you see is what was there; " +
+  "The kernel was restarted or the connection is lost. The panel shows its last state; " +
   "run the cell again for a live panel.";
-// From an element with it upwards, JupyterLab and Notebook look for no shortcut.
+// JupyterLab and Notebook ignore shortcuts of an element with this attribute.
 const SUPPRESS = "data-lm-suppress-shortcuts";
 const KERNEL_GONE = ["restarting", "autorestarting", "dead", "terminating"];
 
-/** Call `then` with the panel's root once the element stands in one. */
+/** Call `then` with the panel's root once the element is inside one. */
 function whenInPanel(el, signal, then) {
   const look = () => {
     const root = el.closest(".mlxm-panel");
@@ -15,13 +15,13 @@ function whenInPanel(el, signal, then) {
     observer.disconnect();
     then(root);
   };
-  // Its size changes when it is put into the page.
+  // The element's size changes when it is added to the page.
   const observer = new ResizeObserver(look);
   observer.observe(el);
   signal.addEventListener("abort", () => observer.disconnect());
 }
 
-/** Run with Ctrl or Cmd and Enter, cancel with Escape; keep the panel's keys from the notebook. */
+/** Run with Ctrl/Cmd-Enter, cancel with Escape; hide the panel's keys from the notebook. */
 function bindKeys(root, model, signal) {
   const isAccel = (event) => event.ctrlKey || event.metaKey;
   const act = (event) => {
@@ -36,8 +36,8 @@ function bindKeys(root, model, signal) {
     }
   };
   const isOurs = (event) => {
-    // Saving and the like stay the notebook's. Typing is ours, and Ctrl-Enter, which would run
-    // the cell, and so begin a new panel.
+    // Shortcuts such as Save stay the notebook's. The panel keeps typing, and Ctrl-Enter, which
+    // would run the cell and so open a new panel.
     if (/^F\d+$/.test(event.key)) return false;
     return !isAccel(event) || ["enter", ..."acvxyz"].includes(event.key.toLowerCase());
   };
@@ -48,14 +48,14 @@ function bindKeys(root, model, signal) {
   const stop = (event) => {
     if (isOurs(event)) event.stopPropagation();
   };
-  // Notebook listens on the document before its parts do; the window comes still earlier.
+  // Notebook listens on the document in the capture phase; the window comes before it.
   window.addEventListener("keydown", keep, { signal, capture: true });
-  // On the way down: a Textarea of ipywidgets lets no key out.
+  // In the capture phase: a Textarea of ipywidgets stops the propagation of keys.
   root.addEventListener("keydown", act, { signal, capture: true });
   root.addEventListener("keydown", stop, { signal });
 }
 
-/** Let an element have Escape for itself while it is open; then it cancels nothing. */
+/** Let Escape close an element while it is open, instead of cancelling answers. */
 function bindEscape(node, close) {
   node.dataset.escape = "";
   node.addEventListener("keydown", (event) => {
@@ -65,7 +65,7 @@ function bindEscape(node, close) {
   });
 }
 
-/** Take files that are dropped on the panel, and pictures that are pasted into it. */
+/** Receive files dropped on the panel, and pictures pasted into it. */
 function bindFiles(root, add, signal) {
   const drop = (event) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
@@ -83,7 +83,7 @@ function bindFiles(root, add, signal) {
     const data = event.clipboardData;
     const files = [...(data?.files ?? [])].filter((file) => file.type.startsWith("image/"));
     const typing = event.target.closest?.("input, textarea");
-    // A spreadsheet's cells are text and picture at once: where one types, they are text.
+    // Cells of a spreadsheet are both text and picture: in a text field they are text.
     if (!files.length || (typing && data.types.includes("text/plain"))) return;
     event.preventDefault();
     add(files.map((file) => named(file, "pasted")));
@@ -101,20 +101,20 @@ function named(file, stem) {
   return new File([file], `${stem}.${ending}`, { type: file.type });
 }
 
-/** Show the banner and stop everything while the kernel behind the panel is gone. */
+/** Show the banner and disable the panel while its kernel is gone. */
 function watchKernel(root, el, model, signal) {
-  const kernel = model.widget_manager?.kernel; // not every front end has it
+  const kernel = model.widget_manager?.kernel; // not in every front end
   let gone = false;
   const show = () => {
     const away = (kernel?.connectionStatus ?? "connected") !== "connected";
     setLost(root, gone || away || el.classList.contains("jupyter-widgets-disconnected"));
   };
   const onStatus = (_, status) => {
-    // The kernel that answers after these knows nothing of this panel.
+    // A restarted kernel knows nothing of this panel.
     gone ||= KERNEL_GONE.includes(status);
     show();
   };
-  // This is how ipywidgets says so, in every front end.
+  // ipywidgets sets this class in every front end.
   const observer = new MutationObserver(show);
   observer.observe(el, { attributes: true, attributeFilter: ["class"] });
   kernel?.statusChanged?.connect(onStatus);
@@ -127,14 +127,14 @@ function watchKernel(root, el, model, signal) {
   show();
 }
 
-/** Put the panel's banner there and make the rest inert, or the reverse. */
+/** Show the banner and make the rest inert, or the reverse. */
 function setLost(root, lost) {
   const banner = root.querySelector(":scope > .mlxm-lost");
   if (lost === Boolean(banner)) return;
   root.classList.toggle("mlxm-inert", lost);
   for (const child of root.children) child.inert = lost && child !== banner;
   if (!lost) return banner.remove();
-  // A region must be there before its text, or it is not read out.
+  // A live region must exist before its text, or it is not read out.
   const region = make("div", { class: `mlxm-lost ${UNSET}`, role: "alert" });
   root.prepend(region);
   region.textContent = LOST;

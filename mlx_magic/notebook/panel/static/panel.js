@@ -1,4 +1,4 @@
-// What anywidget asks for, once for each model of the panel's two widgets.
+// The entry point for anywidget, called once for each of the panel's two widget models.
 
 export default () => {
   let turns;

@@ -1,7 +1,6 @@
-// Small parts that the other files are made of. All files of this folder are one module, put
-// together by front.py: what one declares, the others see. What comes from a model, a file or a
-// person is put into the page as text; only the answers' finished blocks are HTML, and Python has
-// sanitized them.
+// Small helpers of the other files. front.py joins all files of this folder into one module, so
+// they share their declarations. Text of models, files and users is added to the page as text; only
+// finished blocks of answers are HTML, which Python has sanitized.
 
 /** Make an element: attributes, `on…` listeners and children; a string becomes text. */
 function make(tag, attributes = {}, ...children) {
@@ -21,42 +20,42 @@ function makeButton(text, onclick, { label, title, kind = "" } = {}) {
   return make("button", { type: "button", class: look, "aria-label": label, title, onclick }, text);
 }
 
-/** Make a button of one sign. */
+/** Make a button of one character. */
 function makeIcon(sign, title, label, onclick) {
   return makeButton(sign, onclick, { label, title, kind: "mlxv-icon" });
 }
 
-/** Disable a button and say why, or enable it (`why` is ""). */
+/** Disable a button with a reason, or enable it (`why` is ""). */
 function allow(button, why) {
   button.disabled = Boolean(why);
   button.title = why;
 }
 
-/** Set a text only where it differs, as screen readers hear each change; hide an empty one. */
+/** Set text only if it differs, as screen readers announce each change; hide it if empty. */
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
   node.hidden = !text;
 }
 
-/** Make a picture of a data URI; any other address is never asked for. */
+/** Make a picture from a data URI; any other URL is never requested. */
 function makeThumb(source) {
   const image = make("img", { class: "mlxv-thumb", alt: "", draggable: "false" });
   if (/^data:image\//i.test(source ?? "")) image.src = source;
   return image;
 }
 
-/** Return a size in pixels for a person. */
+/** Format a size in pixels. */
 function sizeOf({ width, height }) {
   return width && height ? `${width} × ${height}` : "";
 }
 
-/** Return bytes for a person. */
+/** Format a number of bytes. */
 function bytesOf(count) {
   if (count < 1e6) return `${Math.max(1, Math.round(count / 1e3))} kB`;
   return `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0)} MB`;
 }
 
-/** Make the children of `parent` those of `items`, by id: kept ones stay the same nodes. */
+/** Update the children of `parent` to `items`, by id; kept items keep their nodes. */
 function reconcile(parent, items, shown, create) {
   const ids = new Set(items.map((item) => item.id));
   const focused = parent.contains(document.activeElement) ? document.activeElement : null;
@@ -73,11 +72,11 @@ function reconcile(parent, items, shown, create) {
       parent.insertBefore(view.node, parent.children[place] ?? null);
     }
   });
-  // A node that is moved loses the focus.
+  // Moving a node removes its focus.
   if (focused?.isConnected && document.activeElement !== focused) focused.focus();
 }
 
-/** A thin line of progress; a fraction below 0 means that nobody knows. */
+/** A progress bar; a fraction below 0 is unknown. */
 class Bar {
   constructor(label) {
     this.fill = make("div", { class: "mlxv-fill" });
@@ -85,7 +84,7 @@ class Bar {
     this.node = make("div", { class: "mlxv-progress", role: "progressbar", ...range }, this.fill);
   }
 
-  /** Show how far it is. */
+  /** Set the progress. */
   set(fraction) {
     const known = fraction >= 0;
     this.node.classList.toggle("mlxv-unknown", !known);
@@ -95,7 +94,7 @@ class Bar {
   }
 }
 
-/** A line that answers what somebody did, perhaps with an offer to replace. */
+/** A line with the outcome of an action, optionally with a Replace button. */
 class Note {
   constructor(replace = () => {}) {
     this.text = make("span");

@@ -1,10 +1,10 @@
-// The thumbnails of the tray: removed and put into order, by mouse and by keyboard.
+// The thumbnails of the tray: remove and reorder by mouse and keyboard.
 
-/** The pictures that stand ready. A change is shown at once; Python hears of it and follows. */
+/** The pictures of the next question. A change is shown at once, then sent to Python. */
 class Thumbnails {
   constructor(model, fallback, say) {
     this.model = model;
-    this.fallback = fallback; // has the focus when no picture is left
+    this.fallback = fallback; // gets the focus when no picture is left
     this.say = say;
     this.views = new Map();
     this.known = null;
@@ -13,14 +13,14 @@ class Thumbnails {
     this.node = make("ul", { class: "mlxv-pictures", "aria-label": "Pictures to ask about" });
   }
 
-  /** Bring them up to date. */
+  /** Update the thumbnails. */
   draw(pictures) {
     this.announce(pictures);
     reconcile(this.node, pictures, this.views, (picture) => this.makePicture(picture));
     this.clear.hidden = pictures.length < 2;
   }
 
-  /** Say to a screen reader which pictures came and went. */
+  /** Announce added and removed pictures to screen readers. */
   announce(pictures) {
     const now = new Map(pictures.map((picture) => [picture.id, picture.name]));
     const before = this.known ?? now;
@@ -31,12 +31,12 @@ class Thumbnails {
     if (words) this.say(`${words}. ${now.size} in all.`);
   }
 
-  /** Return a picture's place. */
+  /** Return a picture's index. */
   placeOf(id) {
     return this.model.get("pictures").findIndex((picture) => picture.id === id);
   }
 
-  /** Show a change and tell Python. */
+  /** Show a change and send it to Python. */
   change(pictures, message) {
     this.model.set("pictures", pictures);
     this.model.send(message);
@@ -58,7 +58,7 @@ class Thumbnails {
     this.fallback.focus();
   }
 
-  /** Put a picture at another place. */
+  /** Move a picture to another index. */
   move(id, to) {
     const pictures = [...this.model.get("pictures")];
     const from = this.placeOf(id);
@@ -85,8 +85,8 @@ class Thumbnails {
     this.bindDrag(node, id);
     const update = (picture, at, count) => {
       [left.disabled, right.disabled] = [at === 0, at === count - 1];
-      left.title = left.disabled ? "It is the first already" : "Move left";
-      right.title = right.disabled ? "It is the last already" : "Move right";
+      left.title = left.disabled ? "Already first" : "Move left";
+      right.title = right.disabled ? "Already last" : "Move right";
       size.textContent = [sizeOf(picture), picture.note].filter(Boolean).join(" · ");
       node.title = `${name}\n${size.textContent}\nDrag, or Alt with an arrow key, to move it`;
       node.setAttribute("aria-label", `${at + 1} of ${count}: ${name}, ${size.textContent}`);
@@ -94,19 +94,19 @@ class Thumbnails {
     return { node, update };
   }
 
-  /** Let Alt with an arrow move a thumbnail, and Delete remove it. */
+  /** Alt with an arrow key moves a thumbnail, Delete removes it. */
   bindKeys(node, id, step) {
     node.addEventListener("keydown", (event) => {
       const by = event.altKey && { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       const removes = event.target === node && ["Delete", "Backspace"].includes(event.key);
       if (!by && !removes) return;
-      event.preventDefault(); // Alt with an arrow would leave the page
+      event.preventDefault(); // Alt with an arrow key would leave the page
       if (by) step(by);
       else this.remove(id);
     });
   }
 
-  /** Let a thumbnail be dragged to another's place. */
+  /** Make a thumbnail draggable to another's position. */
   bindDrag(node, id) {
     const clear = () => delete node.dataset.side;
     node.addEventListener("dragstart", (event) => {

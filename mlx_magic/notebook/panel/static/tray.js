@@ -1,10 +1,10 @@
-// The tray of pictures: the zone, what is on its way, what went wrong.
+// The picture tray: drop zone, uploads, problems.
 
 const PIECE = 512 * 1024; // bytes of a file in one message
 const FILE_TYPES = "image/*,.heic,.heif,.avif,.tif,.tiff,.jxl,.jp2";
 const TRAY_TRAITS = ["pictures", "opening", "problems", "why_not", "max_pictures"];
 
-/** Draw the tray; return what takes it away again. */
+/** Draw the tray; return its cleanup function. */
 function renderTray(model, el) {
   const life = new AbortController();
   const tray = new Tray(model, life.signal);
@@ -23,8 +23,8 @@ class Tray {
   constructor(model, signal) {
     this.model = model;
     this.signal = signal;
-    this.sending = []; // like `opening`, and not yet known to Python
-    this.stopped = new Set(); // ids of files that are sent no further
+    this.sending = []; // like `opening`, but not yet known to Python
+    this.stopped = new Set(); // ids of files whose upload was stopped
     this.refused = []; // like `problems`
     this.count = 0;
     this.busyViews = new Map();
@@ -34,7 +34,7 @@ class Tray {
     signal.addEventListener("abort", () => this.camera.release());
   }
 
-  /** Make the parts that stay. */
+  /** Make the permanent parts. */
   build() {
     const chosen = () => {
       this.add([...this.input.files]);
@@ -47,7 +47,7 @@ class Tray {
     this.thumbnails = new Thumbnails(this.model, this.choose, (text) => this.say(text));
     const { clear } = this.thumbnails;
     this.reason = make("p", { class: "mlxv-reason", hidden: true });
-    this.busy = make("ul", { class: "mlxv-busy", "aria-label": "Pictures on their way" });
+    this.busy = make("ul", { class: "mlxv-busy", "aria-label": "Pictures being received" });
     this.problems = make("ul", { class: "mlxv-problems" });
     const alert = make("div", { role: "alert" }, this.problems);
     this.spoken = make("div", { class: "mlxv-spoken", role: "status" });
@@ -62,7 +62,7 @@ class Tray {
     this.node = make("div", group, this.zone, alert, this.spoken);
   }
 
-  /** Bring everything up to date with the model. */
+  /** Update the tray from the model. */
   draw() {
     const [pictures, opening, problems, why] = TRAY_TRAITS.map((name) => this.model.get(name));
     const told = new Set([...pictures, ...opening, ...problems].map((item) => item.id));
@@ -78,12 +78,12 @@ class Tray {
     this.zone.classList.toggle("mlxv-closed", Boolean(why));
   }
 
-  /** Say something to a screen reader. */
+  /** Announce text to screen readers. */
   say(text) {
     this.spoken.textContent = text;
   }
 
-  /** Take files in: those that fit are sent, one after the other. */
+  /** Add files: those within the limits are sent, one after the other. */
   async add(files) {
     const why = this.model.get("why_not");
     if (why) return this.refuse(why);
@@ -98,15 +98,15 @@ class Tray {
     for (const [id, file] of taken) await this.send(id, file);
   }
 
-  /** Return whether a file fits; say why not. */
+  /** Return whether a file is within the limits; show why not. */
   accept(file) {
     const [most, limit] = [this.model.get("max_pictures"), this.model.get("max_bytes")];
     const there = this.model.get("pictures").length + this.model.get("opening").length;
     if (file.size > limit) {
-      const sizes = `${bytesOf(file.size)}, and ${bytesOf(limit)} is the most for one picture`;
+      const sizes = `${bytesOf(file.size)}, the limit for one picture is ${bytesOf(limit)}`;
       this.refuse(`${file.name} was not added: it has ${sizes}.`);
     } else if (there + this.sending.length >= most) {
-      this.refuse(`${file.name} was not added: ${most} pictures are the most.`);
+      this.refuse(`${file.name} was not added: the limit is ${most} pictures.`);
     } else return true;
     return false;
   }
@@ -125,13 +125,13 @@ class Tray {
         this.draw();
       }
     } catch (error) {
-      // A folder, a file that is gone, or a kernel that is.
+      // A folder, a deleted file, or a lost kernel.
       this.refuse(`${file.name} could not be sent: ${error.message}`);
       this.stop(id);
     }
   }
 
-  /** Give a file up. */
+  /** Stop an upload. */
   stop(id) {
     this.stopped.add(id);
     this.sending = this.sending.filter((item) => item.id !== id);
@@ -139,20 +139,20 @@ class Tray {
     this.model.send({ type: "remove", id });
   }
 
-  /** Show a problem that Python need not know of. */
+  /** Show a problem without telling Python. */
   refuse(text) {
     this.refused = this.refused.filter((item) => item.text !== text);
     this.refused.push({ id: `r${this.count++}`, text });
     this.draw();
   }
 
-  /** Make the line of a file that is on its way. */
+  /** Make the line of a file that is being received. */
   makeBusy({ id, name }) {
     const bar = new Bar(`Receiving ${name}`);
     const stop = makeIcon("×", "Stop", `Stop receiving ${name}`, () => this.stop(id));
     const title = make("span", { class: "mlxv-name" }, name);
     const node = make("li", { class: "mlxv-line" }, title, bar.node, stop);
-    // All is sent, and Python still looks at it: nobody knows for how long.
+    // All is sent; how long Python takes to open it is unknown.
     return { node, update: ({ fraction }) => bar.set(fraction >= 1 ? -1 : fraction) };
   }
 

@@ -1,6 +1,6 @@
-// What is known of the turns: the kernel's messages, applied once, however many views there are.
+// The state of the turns: applies the kernel's messages once for all views.
 
-const PATIENCE = 2000; // ms until a turn is asked for once more
+const PATIENCE = 2000; // ms until a turn is requested again
 
 /** Return how many characters Python counts in a text: code points, not UTF-16 units. */
 function lengthOf(text) {
@@ -12,21 +12,21 @@ function lengthOf(text) {
   return count;
 }
 
-/** The conversation of one model; its views hear what is new. */
+/** The conversation of one widget model; notifies its views of changes. */
 class Turns {
   constructor(model) {
     this.model = model;
     this.views = new Set();
-    this.notes = new Map(); // what was said about an answer, by its place
-    this.awaited = new Map(); // id of a turn -> when it was asked for again
+    this.notes = new Map(); // note about an answer, by turn and index
+    this.awaited = new Map(); // id of a turn -> when it was requested again
     this.exporting = false;
-    this.tails = new WeakMap(); // answer -> length of its tail, and how often it was replaced
+    this.tails = new WeakMap(); // answer -> length of its tail, and number of replacements
     this.adopt();
     model.on("change:turns", () => this.adopt());
     model.on("msg:custom", (message) => this.receive(message));
   }
 
-  /** Take the model's turns; they are changed in place, and so are what a new view starts from. */
+  /** Adopt the model's turns; they are changed in place, so that new views start from them. */
   adopt() {
     this.list = this.model.get("turns");
     this.awaited.clear();
@@ -38,12 +38,12 @@ class Turns {
     return this.list.find((turn) => turn.id === id);
   }
 
-  /** Say to every view what is new. */
+  /** Notify every view of a change. */
   tell(news) {
     for (const view of this.views) view.hear(news);
   }
 
-  /** Return what is known of a tail. */
+  /** Return the state of a tail. */
   tailOf(answer) {
     if (!this.tails.has(answer)) {
       this.tails.set(answer, { length: lengthOf(answer.tail), times: 0 });
@@ -73,7 +73,7 @@ class Turns {
     this.tell({ all: true, added: place < 0 });
   }
 
-  /** Take turns away. */
+  /** Remove turns. */
   drop({ ids }) {
     for (const id of ids) {
       const place = this.list.findIndex((turn) => turn.id === id);
@@ -91,16 +91,16 @@ class Turns {
     this.tell({ turn });
   }
 
-  /** Ask for a turn as it is: something was missed. */
+  /** Request a whole turn, after a missed message. */
   refresh(turn) {
-    // What was asked for may be lost while a page is loaded: a later message asks anew.
+    // The reply may be lost while a page loads: a later message requests it again.
     const now = performance.now();
     if (now - (this.awaited.get(turn) ?? -Infinity) < PATIENCE) return;
     this.awaited.set(turn, now);
     this.model.send({ type: "refresh", turn });
   }
 
-  /** Return the answer that a short message is about, where it is as the message supposes. */
+  /** Return the answer of a short message, if its state is what the message expects. */
   target({ t, i }, fits = () => true) {
     const answer = this.find(t)?.answers[i];
     if (answer && fits(answer)) return answer;
@@ -139,13 +139,13 @@ class Turns {
     this.tell({ turn: message.t });
   }
 
-  /** Ask for the conversation as a file. */
+  /** Request the conversation as a file. */
   export(format) {
     this.exporting = true;
     this.model.send({ type: "export", format });
   }
 
-  /** Save a file, if this page asked for one: others see the same messages. */
+  /** Download a file if this page requested one; other pages get the same message. */
   download({ name, mime, text }) {
     if (!this.exporting) return;
     this.exporting = false;
@@ -154,7 +154,7 @@ class Turns {
     setTimeout(() => URL.revokeObjectURL(href), 10_000);
   }
 
-  /** Keep a word about an answer, or about everything (turn ""). */
+  /** Store a note about an answer, or about the conversation (turn ""). */
   note(turn, index, { ok, text, ask }) {
     this.notes.set(turn && `${turn}/${index}`, { ok, text, ask });
     this.tell(turn ? { turn } : { said: true });

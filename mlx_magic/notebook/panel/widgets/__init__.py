@@ -1,1 +1,1 @@
-"""What is seen of the panel."""
+"""Widgets of the panel."""

@@ -1,4 +1,4 @@
-"""Where a question is put together: pictures, prompt, models, options, Run and Cancel."""
+"""The controls of a question: pictures, prompt, models, options, Run and Cancel."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import ipywidgets as widgets
 
 from mlx_magic.notebook.panel.state.conversation import MOST_MODELS
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice
-from mlx_magic.notebook.panel.widgets.controls import button, fold, line, put, said
+from mlx_magic.notebook.panel.widgets.controls import button, fold, line, message_html, set_trait
 from mlx_magic.notebook.panel.widgets.options_form import OptionsForm
 
 NONE = ""
-"""Value of a model's menu in which nothing is chosen."""
+"""Value of a model menu without a selection."""
 
 
 class Composer:
-    """The controls for the next question; what they do is wired by the panel.
+    """The controls for the next question; the panel registers their callbacks.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The widget to show.
     """
 
     def __init__(self, tray: widgets.DOMWidget) -> None:
@@ -32,12 +32,12 @@ class Composer:
         self.word = widgets.Combobox(
             description="From the notebook",
             style=style,
-            placeholder="a variable, path or address",
+            placeholder="a variable, path or URL",
             ensure_option=False,
             layout=widgets.Layout(flex="1 1 14em", width="auto", min_width="0"),
         )
         self.word.add_class("mlxm-word")
-        self.add = button("Add", "Name a variable, path or address first", disabled=True)
+        self.add = button("Add", "Enter a variable, path or URL first", disabled=True)
         self.prompt = widgets.Textarea(
             description="Prompt",
             placeholder="What would you like to know?  (Ctrl-Enter or Cmd-Enter runs)",
@@ -57,12 +57,14 @@ class Composer:
             value=True,
             indent=False,
             layout=auto,
-            tooltip="The model reads the earlier turns, too",
+            tooltip="Send the earlier turns with the question",
         )
         self.run = button("Run", "Write a prompt first", disabled=True, look="primary")
         self.cancel = button("Cancel", "Nothing is running", disabled=True)
         self.new = button("New conversation", "There is nothing to clear", disabled=True)
-        self.stop_editing = button("Stop editing", "Back to what was here before")
+        self.stop_editing = button(
+            "Stop editing", "Discard the edit and restore the previous draft"
+        )
         self.stop_editing.layout.display = "none"
         self.hint = widgets.HTML()
         self.hint.add_class("mlxm-hint")
@@ -84,12 +86,12 @@ class Composer:
 
     @property
     def chosen(self) -> list[str]:
-        """The models that are chosen, each once."""
+        """The selected models, without duplicates."""
         menus = [self.model, *(self.others if self.compare.value else ())]
         return list(dict.fromkeys(menu.value for menu in menus if menu.value))
 
     def choose(self, models: Sequence[str]) -> None:
-        """Choose models, as far as the menus offer them."""
+        """Select models, as far as the menus offer them."""
         offered = {value for _, value in self.model.options}
         wanted = [name for name in models if name in offered]
         self.compare.value = len(wanted) > 1
@@ -97,7 +99,7 @@ class Composer:
             menu.value = name
 
     def offer(self, choices: Sequence[ModelChoice], default: str) -> None:
-        """Set what the menus offer, keeping what is chosen."""
+        """Set the options of the menus, keeping the selection."""
         options = [(c.label, c.name) for c in choices if c.state != "unusable"]
         names = {name for _, name in options}
         _offer(self.model, options, default if default in names else next(iter(names), None))
@@ -106,12 +108,12 @@ class Composer:
 
     def say(self, text: str, *, problem: bool = False) -> None:
         """Show one line below the buttons."""
-        put(self.hint, "value", said(text, problem=problem))
+        set_trait(self.hint, "value", message_html(text, problem=problem))
 
-    def able(self, pressed: widgets.Button, why_not: str, tip: str = "") -> None:
-        """Let a button be pressed, or say why it cannot."""
-        put(pressed, "disabled", bool(why_not))
-        put(pressed, "tooltip", why_not or tip)
+    def set_enabled(self, pressed: widgets.Button, why_not: str, tip: str = "") -> None:
+        """Enable a button, or disable it with a reason as its tooltip."""
+        set_trait(pressed, "disabled", bool(why_not))
+        set_trait(pressed, "tooltip", why_not or tip)
 
     def _comparing(self, _: Any) -> None:
         others = self.others if self.compare.value else []
@@ -123,7 +125,7 @@ def _offer(menu: widgets.Dropdown, options: list[tuple[str, str]], default: str 
         return
     chosen = menu.value
     kept = chosen if chosen in {value for _, value in options} else default
-    # One message for both, or the page would show the first model for a moment.
+    # Both traits in one message, or the page would show the first model for a moment.
     with menu.hold_sync():
         menu.options = options
         menu.value = kept

@@ -1,4 +1,4 @@
-"""Small pieces that the panel's sections are made of."""
+"""Small widgets and helpers of the panel's sections."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import ipywidgets as widgets
 from mlx_magic.notebook.display import formulas, sanitize
 
 
-def put(widget: Any, trait: str, value: Any) -> None:
-    """Set a trait that has changed; nothing is compared or sent where it has not."""
+def set_trait(widget: Any, trait: str, value: Any) -> None:
+    """Set a trait only if its value differs, so that nothing else is sent."""
     if getattr(widget, trait) != value:
         setattr(widget, trait, value)
 
@@ -23,7 +23,7 @@ def button(text: str, tip: str, *, disabled: bool = False, look: str = "") -> wi
     ----------
     text : str
     tip : str
-        What it does; where it is disabled, why.
+        Tooltip: what the button does, or why it is disabled.
     disabled : bool
     look : str
         ``"primary"`` or ``""``.
@@ -38,7 +38,7 @@ def button(text: str, tip: str, *, disabled: bool = False, look: str = "") -> wi
 
 
 def line(*children: widgets.Widget) -> widgets.HBox:
-    """Return widgets side by side; they wrap where it is narrow."""
+    """Return widgets in a row that wraps if it is narrow."""
     box = widgets.HBox(children)
     box.add_class("mlxm-line")
     return box
@@ -47,8 +47,8 @@ def line(*children: widgets.Widget) -> widgets.HBox:
 def fold(title: str, content: widgets.DOMWidget, *, opened: bool = False) -> widgets.VBox:
     """Return a section below a heading that opens and closes it.
 
-    Not ipywidgets' Accordion: no key reaches its headings. The page folds by its style alone,
-    so that it does so while a cell runs, too.
+    Not an Accordion of ipywidgets, whose headings are not reachable by keyboard. CSS alone folds
+    the section, so that it also works while a cell runs.
     """
     heading = widgets.ToggleButton(
         description=title,
@@ -61,8 +61,8 @@ def fold(title: str, content: widgets.DOMWidget, *, opened: bool = False) -> wid
     return widgets.VBox([heading, content])
 
 
-def said(text: str, *, problem: bool = False) -> str:
-    """Return one line as HTML that a screen reader speaks."""
+def message_html(text: str, *, problem: bool = False) -> str:
+    """Return a message as HTML that a screen reader announces."""
     if not text:
         return ""
     role, look = ("alert", "mlxm-problem") if problem else ("status", "mlxm-quiet")

@@ -1,4 +1,4 @@
-"""The two widgets of a panel that the browser draws: what they hold, hear and say."""
+"""The two anywidgets of a panel: their state and messages."""
 
 from __future__ import annotations
 
@@ -29,43 +29,43 @@ def _joined(names: tuple[str, ...], ending: str) -> str:
 
 
 SCRIPT = f'const UNSET = "{formulas.UNSET}";\n{_joined(_SCRIPTS, "js")}'
-"""One module for both widgets: the browser has no other way to load several files."""
+"""One JavaScript module for both widgets, as anywidget loads a single file."""
 STYLE = _joined(_STYLES, "css")
 
 
 class TrayEvents(Protocol):
-    """What a person does at a `PictureTray`; called on the kernel's message thread."""
+    """Events of a `PictureTray`; called on the kernel's message thread."""
 
     def file(self, id: str, name: str, size: int, piece: int, pieces: int, data: bytes) -> None:
         """Receive a piece of a file: number `piece` of `pieces`, `size` bytes in all."""
 
     def remove(self, id: str) -> None:
-        """Remove a picture, or give up one that is still being opened."""
+        """Remove a picture, or cancel one that is being opened."""
 
     def order(self, ids: list[str]) -> None:
-        """Put the pictures into this order."""
+        """Reorder the pictures."""
 
     def clear(self) -> None:
         """Remove all pictures."""
 
     def dismiss(self, id: str) -> None:
-        """Take a problem away."""
+        """Dismiss a problem."""
 
     def run(self, prompt: str) -> None:
-        """Ask; the prompt as it stands in the page."""
+        """Ask, with the prompt of the page."""
 
     def cancel(self) -> None:
-        """Cancel everything that this panel has under way."""
+        """Cancel everything that this panel started."""
 
 
 class ConversationEvents(Protocol):
-    """What a person does at a `ConversationView`; called on the kernel's message thread."""
+    """Events of a `ConversationView`; called on the kernel's message thread."""
 
     def cancel(self, turn: str, index: int) -> None:
         """Cancel one of several answers."""
 
     def edit(self, turn: str) -> None:
-        """Put a turn's question back, to be asked again."""
+        """Put a turn's question back into the controls."""
 
     def save(self, turn: str, index: int, name: str, replace: bool) -> None:
         """Save an answer's result as a variable."""
@@ -77,7 +77,7 @@ class ConversationEvents(Protocol):
         """Note that an answer was copied or inserted as a cell."""
 
     def refresh(self, turn: str) -> None:
-        """Send a turn again, or that it is gone: the page missed something."""
+        """Send a turn again, or that it was dropped: the page missed a message."""
 
 
 class PictureTray(anywidget.AnyWidget):
@@ -87,7 +87,7 @@ class PictureTray(anywidget.AnyWidget):
     ----------
     events : TrayEvents
     **state : Any
-        First values of the traits.
+        Initial values of the traits.
 
     Attributes
     ----------
@@ -99,9 +99,9 @@ class PictureTray(anywidget.AnyWidget):
     problems : list of dict
         ``id`` and ``text`` (one line).
     why_not : str
-        Why no picture can be added now; ``""`` if one can.
+        Why no pictures can be added now; ``""`` if they can.
     max_bytes, max_pictures : int
-        Of the largest file; of the tray.
+        Limits of a file and of the tray.
     """
 
     _esm = SCRIPT
@@ -120,22 +120,22 @@ class PictureTray(anywidget.AnyWidget):
         _listen(self, events, _TRAY_MESSAGES)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Take no state from the page: it says by messages what a person does."""
+        """Ignore state from the page: it sends messages instead."""
 
 
 class ConversationView(anywidget.AnyWidget):
-    """The turns of a panel; grows by small messages, not by its trait.
+    """The turns of a panel; updated by small messages, not by its trait.
 
     Parameters
     ----------
     events : ConversationEvents
     turns : callable
-        Returns all turns as they are now; called whenever a page asks for the whole state.
+        Returns the current turns; called when a page requests the whole state.
 
     Attributes
     ----------
     turns : list of dict
-        Stays empty in the kernel: `get_state` answers with the current ones.
+        Stays empty in the kernel: `get_state` returns the current turns.
     """
 
     _esm = SCRIPT
@@ -154,14 +154,14 @@ class ConversationView(anywidget.AnyWidget):
     def get_state(
         self, key: str | Iterable[str] | None = None, drop_defaults: bool = False
     ) -> dict[str, Any]:
-        """Return the state that a page starts from, with the turns as they are now.
+        """Return the state for a new page, with the current turns.
 
         Parameters
         ----------
         key : str or iterable of str, optional
             One or several traits; all of them by default.
         drop_defaults : bool
-            Leave out what has its default value.
+            Leave out default values.
         """
         state: dict[str, Any] = super().get_state(key, drop_defaults)
         if key is None or "turns" in state:
@@ -169,14 +169,14 @@ class ConversationView(anywidget.AnyWidget):
         return state
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Take no state from the page: it says by messages what a person does."""
+        """Ignore state from the page: it sends messages instead."""
 
     def turn(self, turn: Mapping[str, Any]) -> None:
-        """Add a turn, or replace the one with its id."""
+        """Add a turn, or replace the one with the same id."""
         self.send({"type": "turn", "turn": turn})
 
     def drop(self, ids: Sequence[str]) -> None:
-        """Take turns away."""
+        """Remove turns."""
         self.send({"type": "drop", "ids": list(ids)})
 
     def answer(self, turn: str, index: int, answer: Mapping[str, Any]) -> None:
@@ -184,33 +184,33 @@ class ConversationView(anywidget.AnyWidget):
         self.send({"type": "answer", "turn": turn, "index": index, "answer": answer})
 
     def delta(self, turn: str, index: int, before: int, text: str, status: str = "") -> None:
-        """Append plain text to the tail, which has `before` characters; perhaps a new status."""
+        """Append plain text to the tail, which has `before` characters; may set the status."""
         message = {"type": "d", "t": turn, "i": index, "n": before, "x": text}
         self.send({**message, "s": status} if status else message)
 
     def blocks(self, turn: str, index: int, before: int, html: list[str], tail: str) -> None:
-        """Append finished blocks, sanitized, to the `before` there are; replace the tail."""
+        """Append sanitized blocks to the `before` existing ones; replace the tail."""
         self.send({"type": "b", "t": turn, "i": index, "k": before, "h": html, "x": tail})
 
     def status(self, turn: str, index: int, status: str, fraction: float) -> None:
-        """Show a phase, and its progress from 0 to 1 (-1: unknown)."""
+        """Show a phase and its progress, from 0 to 1 (-1: unknown)."""
         self.send({"type": "s", "t": turn, "i": index, "s": status, "f": round(fraction, 3)})
 
     def download(self, name: str, mime: str, text: str) -> None:
-        """Save a file through the browser that asked for it."""
+        """Download a file in the browser that requested it."""
         self.send({"type": "download", "name": name, "mime": mime, "text": text})
 
     def said(self, turn: str, index: int, *, ok: bool, text: str, ask: str = "") -> None:
-        """Answer an action where it was made; `ask` "replace" offers to save once more.
+        """Show the outcome of an action; `ask="replace"` offers to replace the variable.
 
         Parameters
         ----------
         turn : str
-            Id; ``""`` for what concerns the whole conversation.
+            Id; ``""`` for the whole conversation.
         index : int
-            Place of the answer in its turn.
+            Index of the answer in its turn.
         ok : bool
-            Whether it went well.
+            Whether the action succeeded.
         text : str
             One line.
         ask : {"", "replace"}
@@ -222,24 +222,24 @@ class ConversationView(anywidget.AnyWidget):
 
 _LONGEST_ID = 200
 _MOST_IDS = 1_000
-_MOST_COUNT = 2**53  # what a number of the page can count to
+_MOST_COUNT = 2**53  # the largest exact integer of JavaScript
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{_brief(value)} is no text")
+        raise ValueError(f"{_brief(value)} is not a string")
     return value
 
 
 def _id(value: object) -> str:
     if len(text := _text(value)) > _LONGEST_ID:
-        raise ValueError(f"{_brief(value)} is no id")
+        raise ValueError(f"{_brief(value)} is not an id")
     return text
 
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _MOST_COUNT:
-        raise ValueError(f"{_brief(value)} is no count")
+        raise ValueError(f"{_brief(value)} is not a count")
     return value
 
 
@@ -251,20 +251,20 @@ def _flag(value: object) -> bool:
 
 def _ids(value: object) -> list[str]:
     if not isinstance(value, list) or len(value) > _MOST_IDS:
-        raise ValueError(f"{_brief(value)} is no list of ids")
+        raise ValueError(f"{_brief(value)} is not a list of ids")
     return [_id(item) for item in value]
 
 
 def _format(value: object) -> str:
     if value not in ("markdown", "json"):
-        raise ValueError(f"{_brief(value)} is no format")
+        raise ValueError(f"{_brief(value)} is not a format")
     return str(value)
 
 
 def _brief(value: object) -> str:
-    """Return what a value is, on one line; it may be very long or deep."""
+    """Return a short repr on one line, also of very long or deep values."""
     if isinstance(value, int) and abs(value) > 10**50:
-        return "a very large number"  # Python writes no number of thousands of digits
+        return "a very large number"  # Python refuses to format thousands of digits
     return shown(reprlib.repr(value))
 
 
@@ -291,13 +291,13 @@ _CONVERSATION_MESSAGES: Mapping[str, _Fields] = {
 
 
 def _listen(widget: anywidget.AnyWidget, events: object, messages: Mapping[str, _Fields]) -> None:
-    """Call the method of `events` that a message of the page names, with checked values."""
+    """Dispatch each message of the page to the method of `events`, with checked values."""
 
     def receive(_: object, content: Any, buffers: Sequence[Any]) -> None:
         try:
             name, values = _understand(content, buffers or (), messages)
         except ValueError as error:
-            # Only another version of the page's module, or somebody's script, sends such.
+            # Sent only by another version of the JavaScript module, or by a script.
             _log.warning("A message to the panel was not understood: %s", error)
             return
         getattr(events, name)(**values)
@@ -311,15 +311,15 @@ def _understand(
     """Return a message's type and its checked values, or raise ValueError."""
     name = content.get("type") if isinstance(content, dict) else None
     if not isinstance(name, str) or name not in messages:
-        raise ValueError(f"{_brief(name)} is no message")
+        raise ValueError(f"{_brief(name)} is not a message type")
     fields = messages[name]
     missing = [key for key in fields if key not in content]
     if missing:
-        raise ValueError(f"{name} comes without {missing[0]}")
+        raise ValueError(f"{name} has no {missing[0]}")
     values = {key: check(content[key]) for key, check in fields.items()}
     if name == "file":
         whole = len(buffers) == 1 and isinstance(buffers[0], (bytes, bytearray, memoryview))
         if not whole or not values["piece"] < values["pieces"]:
-            raise ValueError("a piece of a file is not whole")
+            raise ValueError("a piece of a file is incomplete")
         values["data"] = bytes(buffers[0])
     return name, values

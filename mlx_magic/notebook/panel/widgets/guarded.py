@@ -1,4 +1,4 @@
-"""What a click raises, as one line on the panel: there is no cell to show it in."""
+"""Errors of callbacks as one line on the panel, as there is no cell to show them."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ _LONGEST = 1_000
 
 @contextlib.contextmanager
 def guarded(say: Callable[[str], None]) -> Iterator[None]:
-    """Turn what is raised inside into one line.
+    """Report exceptions as one line.
 
     Parameters
     ----------
     say : callable
-        Shows it.
+        Shows the line.
     """
     try:
         yield
     except MlxMagicError as error:
         say(shorten(" ".join(str(error).split()), _LONGEST))
     except Exception as error:
-        # Ours, not the person's: the log has all of it.
+        # A bug, not a user error: log the traceback.
         _log.exception("A control of the panel failed.")
         what = shorten(f"{type(error).__name__}: {error}", _LONGEST)
         say(f"That failed: {what}. The kernel's log has more.")
 
 
 class Guarded:
-    """Stands in front of an object: each method that is called is guarded.
+    """Proxy whose method calls are guarded.
 
     Parameters
     ----------
     events : object
-        What takes the calls.
+        Object that handles the calls.
     say : callable
-        Shows what one raises.
+        Shows an error.
     """
 
     def __init__(self, events: object, say: Callable[[str], None]) -> None:

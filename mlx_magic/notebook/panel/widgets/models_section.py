@@ -1,4 +1,4 @@
-"""The panel's list of models, with the memory they take."""
+"""The panel's list of models, with a memory bar."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import ipywidgets as widgets
 from mlx_magic.formatting import amount
 from mlx_magic.notebook.display import formulas, sanitize
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice
-from mlx_magic.notebook.panel.widgets.controls import button, line, put, said
+from mlx_magic.notebook.panel.widgets.controls import button, line, message_html, set_trait
 
 _COLORS = 5
-_KEEP = "Keep it in memory when others need room"
-_LET_GO = "Let it go when others need room"
+_KEEP = "Never evict this model"
+_LET_GO = "Allow this model to be evicted"
 
 
 class ModelsSection:
@@ -24,16 +24,16 @@ class ModelsSection:
     Parameters
     ----------
     load, unload, cancel : callable
-        What the buttons do; each takes the model's name.
+        Callbacks of the buttons; each takes the model's name.
     pin : callable
-        Takes the model's name, and whether it is to be pinned.
+        Takes the model's name, and whether to pin it.
     refresh : callable
-        Looks at the disk again.
+        Scans the disk again.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The widget to show.
     """
 
     def __init__(
@@ -66,18 +66,18 @@ class ModelsSection:
             layout=widgets.Layout(flex="1 1 16em", width="auto", min_width="0"),
         )
         self.name.add_class("mlxm-model-name")
-        self.load_other = button("Load", "Name a model first", disabled=True)
-        self.look_again = button("Look again", "Look for models on disk again")
+        self.load_other = button("Load", "Enter a model first", disabled=True)
+        self.rescan = button("Refresh", "Scan the disk for models again")
         self.load_other.on_click(lambda _: self._load_other(load))
-        self.look_again.on_click(lambda _: refresh())
+        self.rescan.on_click(lambda _: refresh())
         self.name.observe(self._named, "value")
-        other = line(self.name, self.load_other, self.look_again)
+        other = line(self.name, self.load_other, self.rescan)
         self.note = widgets.HTML()
         self.box = widgets.VBox([self.memory, self.list, other, self.note])
 
     def show(self, choices: Sequence[ModelChoice], *, active: int, cached: int, limit: int) -> None:
-        """Bring rows and bar up to date; sends only what has changed. See `memory_bar`."""
-        put(self.memory, "value", memory_bar(choices, active, cached, limit))
+        """Update rows and bar; only changes are sent. See `memory_bar`."""
+        set_trait(self.memory, "value", memory_bar(choices, active, cached, limit))
         rows = []
         for choice in choices:
             row = self._rows.get(choice.name)
@@ -95,10 +95,10 @@ class ModelsSection:
 
     def say(self, text: str, *, problem: bool = False) -> None:
         """Show one line below the list."""
-        put(self.note, "value", said(text, problem=problem))
+        set_trait(self.note, "value", message_html(text, problem=problem))
 
     def loaded(self, name: str) -> None:
-        """Empty the field, if that is what it asked for."""
+        """Clear the field if it names the loaded model."""
         if self.name.value.strip() == name:
             self.name.value = ""
 
@@ -108,14 +108,14 @@ class ModelsSection:
     def _named(self, _: Any) -> None:
         named = bool(self.name.value.strip())
         self.load_other.disabled = not named
-        self.load_other.tooltip = "Load this model" if named else "Name a model first"
+        self.load_other.tooltip = "Load this model" if named else "Enter a model first"
 
     def _load_other(self, load: Callable[[str], None]) -> None:
         load(self.name.value.strip())
 
 
 class _Shared:
-    """Layouts and styles that all rows have in common: a comm each, once."""
+    """Layouts and styles that all rows share, as each of them is a comm."""
 
     def __init__(self, html: widgets.HTML) -> None:
         self.text = widgets.Layout(flex="1 1 12em", width="auto", min_width="0")
@@ -148,10 +148,10 @@ class _Row:
 
     def show(self, choice: ModelChoice) -> None:
         action, why_not = _action(choice)
-        put(self.text, "value", row_html(choice))
-        put(self.button, "description", action)
-        put(self.button, "disabled", bool(why_not))
-        put(self.button, "tooltip", why_not or f"{action} {choice.title}")
+        set_trait(self.text, "value", row_html(choice))
+        set_trait(self.button, "description", action)
+        set_trait(self.button, "disabled", bool(why_not))
+        set_trait(self.button, "tooltip", why_not or f"{action} {choice.title}")
         if choice.state == "loaded":
             self._show_pin(choice)
         elif self.pin is not None:
@@ -168,7 +168,7 @@ class _Row:
         action = "Unpin" if choice.pinned else "Pin"
         tip = _LET_GO if choice.pinned else _KEEP
         if self.pin is None:
-            # Only where it can be used: of models on disk there may be a hundred.
+            # Created only for loaded models, as there may be a hundred models on disk.
             self.pin = widgets.Button(
                 description=action,
                 tooltip=tip,
@@ -177,15 +177,15 @@ class _Row:
             )
             self._clicked(self.pin)
             self.box.children = [self.text, self.pin, self.button]
-        put(self.pin, "description", action)
-        put(self.pin, "tooltip", tip)
+        set_trait(self.pin, "description", action)
+        set_trait(self.pin, "tooltip", tip)
 
     def _clicked(self, button: widgets.Button) -> None:
         button.on_click(lambda _: self._press(button.description, self.name))
 
 
 def row_html(choice: ModelChoice) -> str:
-    """Return what a row says of its model."""
+    """Return the HTML of a model's row."""
     badge = choice.state + (", in use" if choice.users else "")
     badge += ", pinned" if choice.pinned else ""
     badge += ", unloading" if choice.leaving else ""
@@ -204,17 +204,17 @@ def row_html(choice: ModelChoice) -> str:
 
 
 def memory_bar(choices: Sequence[ModelChoice], active: int, cached: int, limit: int) -> str:
-    """Return the memory as a bar of the models' shares, with its words.
+    """Return a bar of the models' shares of memory, with a legend.
 
     Parameters
     ----------
     choices : sequence of ModelChoice
     active, cached, limit : int
-        Bytes that MLX has in arrays, keeps for reuse, and may use; a limit of 0 is unknown.
+        Bytes of MLX: active arrays, buffer cache, limit (0: unknown).
     """
     loaded = [choice for choice in choices if choice.state == "loaded"]
     weights = sum(choice.nbytes for choice in loaded)
-    # Weights count once, whether MLX has counted them yet or not.
+    # `active` may not include all weights yet.
     other = max(active - weights, 0)
     parts = [(c.name, c.nbytes, f"mlxm-share{at % _COLORS}") for at, c in enumerate(loaded)]
     parts += [("answers", other, "mlxm-share-work"), ("kept for reuse", cached, "mlxm-kept")]
@@ -250,7 +250,7 @@ def _free(limit: int) -> str:
 
 
 def _action(choice: ModelChoice) -> tuple[str, str]:
-    """Return what the row's button does, and why it cannot."""
+    """Return the label of the row's button, and why it is disabled (``""``: enabled)."""
     if choice.state == "loaded":
         return "Cancel unload" if choice.leaving else "Unload", ""
     if choice.state == "loading":

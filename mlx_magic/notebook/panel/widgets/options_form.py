@@ -10,17 +10,21 @@ from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.panel.state.conversation import Options
 
-_SIZES = (("as they are", 0), ("at most 1 megapixel", 1_000_000), ("at most 0.25", 250_000))
-_OWN = "The model's own sampling"
+_SIZES = (
+    ("original size", 0),
+    ("at most 1 megapixel", 1_000_000),
+    ("at most 0.25 megapixels", 250_000),
+)
+_DEFAULT_SAMPLING = "Use the model's default sampling"
 
 
 class OptionsForm:
-    """System prompt, length, sampling and picture size.
+    """System prompt, length, sampling and image size.
 
     Attributes
     ----------
     box : ipywidgets.VBox
-        What is shown.
+        The widget to show.
     """
 
     def __init__(self) -> None:
@@ -33,15 +37,15 @@ class OptionsForm:
             value=DEFAULT_MAX_TOKENS,
             min=1,
             max=1_000_000,
-            tooltip="An answer ends there at the latest",
+            tooltip="Maximum length of an answer",
             **wide,
         )
-        self.own = widgets.Checkbox(
-            description=_OWN,
+        self.default_sampling = widgets.Checkbox(
+            description=_DEFAULT_SAMPLING,
             value=True,
             indent=False,
             layout=widgets.Layout(width="auto"),
-            tooltip="As the checkpoint's generation_config.json has it",
+            tooltip="From the checkpoint's generation_config.json",
         )
         self.temperature = widgets.BoundedFloatText(
             description="Temperature", value=0.0, min=0.0, max=2.0, step=0.05, **wide
@@ -53,17 +57,17 @@ class OptionsForm:
             description="Top k", value=0, min=0, max=100_000, tooltip="0 is off", **wide
         )
         self.seed = widgets.Text(
-            description="Seed", placeholder="none: each sampled answer differs", **wide
+            description="Seed", placeholder="none (sampled answers vary)", **wide
         )
         self.max_pixels = widgets.Dropdown(description="Pictures", options=_SIZES, **wide)
-        self.own.observe(self._show_whether_off, "value")
+        self.default_sampling.observe(self._show_whether_off, "value")
         self._show_whether_off()
         self.box = widgets.VBox(
             [
                 self.system,
                 self.max_tokens,
                 self.max_pixels,
-                self.own,
+                self.default_sampling,
                 self.temperature,
                 self.top_p,
                 self.top_k,
@@ -73,32 +77,36 @@ class OptionsForm:
         self.box.add_class("mlxm-options")
 
     def read(self) -> Options:
-        """Return what the controls say.
+        """Return the values of the controls.
 
         Raises
         ------
         RequestError
-            When the seed is no whole number.
+            If the seed is not a whole number.
         """
         text = self.seed.value.strip()
         if text and not text.isdecimal():
-            raise RequestError(f"The seed is {text!r}: use a whole number, or none.", option="seed")
-        own = self.own.value
+            raise RequestError(
+                f"The seed is {text!r}: use a whole number, or leave it empty.", option="seed"
+            )
+        default_sampling = self.default_sampling.value
         sampling = Sampling(
             max_tokens=self.max_tokens.value,
-            temperature=None if own else self.temperature.value,
-            top_p=None if own or self.top_p.value >= 1 else self.top_p.value,
-            top_k=None if own or not self.top_k.value else self.top_k.value,
+            temperature=None if default_sampling else self.temperature.value,
+            top_p=None if default_sampling or self.top_p.value >= 1 else self.top_p.value,
+            top_k=None if default_sampling or not self.top_k.value else self.top_k.value,
             seed=int(text) if text else None,
         )
         return Options(self.system.value.strip() or None, sampling, self.max_pixels.value or None)
 
     def write(self, options: Options) -> None:
-        """Set the controls, as they were when a question was asked."""
+        """Set the controls to the options of a question."""
         sampling = options.sampling
         self.system.value = options.system or ""
         self.max_tokens.value = sampling.max_tokens
-        self.own.value = (sampling.temperature, sampling.top_p, sampling.top_k) == (None,) * 3
+        self.default_sampling.value = (sampling.temperature, sampling.top_p, sampling.top_k) == (
+            None,
+        ) * 3
         self.temperature.value = sampling.temperature or 0.0
         self.top_p.value = 1.0 if sampling.top_p is None else sampling.top_p
         self.top_k.value = sampling.top_k or 0
@@ -107,7 +115,7 @@ class OptionsForm:
         self.max_pixels.value = options.max_pixels if options.max_pixels in known else 0
 
     def _show_whether_off(self, _: Any = None) -> None:
-        why = f"Off while “{_OWN}” is on" if self.own.value else ""
+        why = f"Off while “{_DEFAULT_SAMPLING}” is on" if self.default_sampling.value else ""
         for control in (self.temperature, self.top_p, self.top_k):
-            control.disabled = self.own.value
+            control.disabled = self.default_sampling.value
             control.tooltip = why
