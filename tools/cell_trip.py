@@ -62,7 +62,7 @@ def count() -> Trip:
                 shell.run_cell_magic("vision", f"picture {CELL}", "What is in the picture?")
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
             if watched:
                 engine.call(lambda: sys.setprofile(None)).result(60)
     if shell.user_ns["r"].usage.completion_tokens < 1:
