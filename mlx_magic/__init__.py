@@ -31,7 +31,7 @@ __all__ = [
     "stream",
 ]
 
-_HOMES = {
+_MODULES = {
     "ask": "mlx_magic.api",
     "stream": "mlx_magic.api",
     "demo_model": "mlx_magic.api",
@@ -45,8 +45,8 @@ def __getattr__(name: str) -> Any:
     if name == "pool":
         # Not kept here: the session may be replaced, in tests above all.
         return import_module("mlx_magic.default_session").current().pool
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'mlx_magic' has no attribute {name!r}")
 
 

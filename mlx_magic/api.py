@@ -71,7 +71,7 @@ def ask(
     format : {"text", "markdown", "json", "raw"}
         ``"json"`` parses the answer into `VisionResult.data`.
     max_pixels : int, optional
-        Larger pictures are scaled down to so many pixels.
+        Larger images are scaled down to so many pixels.
     timeout : float, optional
         Seconds, after which the answer ends with what there is
         (``finish_reason`` "timeout").

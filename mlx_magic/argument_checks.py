@@ -14,7 +14,7 @@ _NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 _NUMPY = ("numpy.bool", "numpy.bool_")
 
 
-def said(value: object, most: int = 80) -> str:
+def short_repr(value: object, most: int = 80) -> str:
     """Return the repr of any value as one short line; its type if the repr fails.
 
     Not every value has one: an int of 5,000 digits raises ValueError.
@@ -36,7 +36,7 @@ def text(argument: str, value: object) -> str:
         It is no str, or has half of a surrogate pair: no tokenizer takes that.
     """
     if not isinstance(value, str):
-        raise RequestError(f"{argument} is {said(value)}: use a str.", option=argument)
+        raise RequestError(f"{argument} is {short_repr(value)}: use a str.", option=argument)
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -61,15 +61,17 @@ def name(argument: str, value: object) -> str:
     except Exception:
         found = None
     if not isinstance(found, str):
-        raise RequestError(f"{argument} is {said(value)}: use a str or a path.", option=argument)
+        raise RequestError(
+            f"{argument} is {short_repr(value)}: use a str or a path.", option=argument
+        )
     if not found.strip():
         raise RequestError(
             f"{argument} is empty: use an alias, a folder or a Hub repository.", option=argument
         )
     if _NO_NAME.search(found):
         raise RequestError(
-            f"{argument} is {said(found)}: a name cannot have a zero byte or half of a surrogate "
-            "pair.",
+            f"{argument} is {short_repr(found)}: a name cannot have a zero byte or half of a "
+            "surrogate pair.",
             option=argument,
         )
     return found
@@ -85,7 +87,7 @@ def flag(argument: str, value: object) -> bool:
     # NumPy's count too; it need not be imported for that.
     if isinstance(value, bool) or f"{type(value).__module__}.{type(value).__name__}" in _NUMPY:
         return bool(value)
-    raise RequestError(f"{argument} is {said(value)}: use True or False.", option=argument)
+    raise RequestError(f"{argument} is {short_repr(value)}: use True or False.", option=argument)
 
 
 def function(argument: str, value: Any) -> Any:
@@ -97,4 +99,4 @@ def function(argument: str, value: Any) -> Any:
     """
     if value is None or callable(value):
         return value
-    raise RequestError(f"{argument} is {said(value)}: use a function.", option=argument)
+    raise RequestError(f"{argument} is {short_repr(value)}: use a function.", option=argument)

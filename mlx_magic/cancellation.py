@@ -25,7 +25,7 @@ class CancelToken:
         Seconds, monotonic.
     """
 
-    __slots__ = ("_asked_at", "_cause", "_clock", "_deadline", "_event", "_lock")
+    __slots__ = ("_cause", "_clock", "_deadline", "_event", "_lock", "_requested_at")
 
     def __init__(
         self, *, deadline: float | None = None, clock: Callable[[], float] = time.perf_counter
@@ -35,12 +35,12 @@ class CancelToken:
         self._clock = clock
         self._deadline = deadline
         self._cause: Cause | None = None
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
 
     def cancel(self) -> None:
         """Ask for the work to stop. Asking twice is the same as once."""
         if not self.requested:
-            self._ask("cancelled", self._clock())
+            self._request("cancelled", self._clock())
 
     @property
     def requested(self) -> bool:
@@ -49,7 +49,7 @@ class CancelToken:
             return True
         if self._deadline is None or self._clock() < self._deadline:
             return False
-        self._ask("timeout", self._deadline)
+        self._request("timeout", self._deadline)
         return True
 
     @property
@@ -58,9 +58,9 @@ class CancelToken:
         return self._cause
 
     @property
-    def asked_at(self) -> float | None:
+    def requested_at(self) -> float | None:
         """When it was asked to, in seconds of the clock."""
-        return self._asked_at
+        return self._requested_at
 
     def checkpoint(self) -> None:
         """Stop here if somebody asked or the time is up.
@@ -79,8 +79,8 @@ class CancelToken:
         self._event.wait(seconds)
         return self.requested
 
-    def _ask(self, cause: Cause, at: float) -> None:
+    def _request(self, cause: Cause, at: float) -> None:
         with self._lock:
             if self._cause is None:
-                self._cause, self._asked_at = cause, at
+                self._cause, self._requested_at = cause, at
                 self._event.set()

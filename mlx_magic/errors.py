@@ -2,9 +2,9 @@
 
     MlxMagicError
     ├── RequestError             an option, a prompt or an expression cannot be used
-    ├── ImageError               a picture cannot be used                      .source
+    ├── ImageError               an image cannot be used                       .source
     │   ├── ImageNotFoundError   no such file, or a glob that matches nothing
-    │   ├── ImageDecodeError     not a picture, damaged or cut short
+    │   ├── ImageDecodeError     not an image, damaged or cut short
     │   ├── ImageTooLargeError   more pixels than are allowed
     │   └── FetchError           a URL was refused or did not deliver
     ├── ModelError               a model cannot be used                        .model
@@ -13,7 +13,7 @@
     │   ├── UnsupportedModelError   neither library knows the architecture
     │   ├── UntrustedCodeError   the checkpoint wants to run its own code      .wanted
     │   ├── DownloadError        the Hub is out of reach or refused
-    │   ├── ImagesNotSupportedError   pictures were given to a text model      .vision_models
+    │   ├── ImagesNotSupportedError   images were given to a text model        .vision_models
     │   ├── ModelInUseError      code holds it, and cannot be cancelled
     │   └── MemoryBudgetError    it would not fit             .needed_bytes .limit_bytes
     ├── GenerationError          the model failed while it was generating      .model
@@ -68,12 +68,12 @@ class RequestError(MlxMagicError):
 
 
 class ImageError(MlxMagicError):
-    """Raised when a picture cannot be used.
+    """Raised when an image cannot be used.
 
     Attributes
     ----------
     source : str
-        The picture as the person named it, shortened for display.
+        The image as the person named it, shortened for display.
     """
 
     def __init__(self, message: str, *, source: str) -> None:
@@ -86,16 +86,16 @@ class ImageNotFoundError(ImageError):
 
 
 class ImageDecodeError(ImageError):
-    """Raised when the content is no picture, is damaged or is cut short."""
+    """Raised when the content is no image, is damaged or is cut short."""
 
 
 class ImageTooLargeError(ImageError):
-    """Raised when a picture has more pixels, or a file more bytes, than allowed.
+    """Raised when an image has more pixels, or a file more bytes, than allowed.
 
     Attributes
     ----------
     size : int
-        What the picture has, in pixels (or bytes, for a download).
+        What the image has, in pixels (or bytes, for a download).
     limit : int
         What is allowed, in the same unit.
     """
@@ -107,7 +107,7 @@ class ImageTooLargeError(ImageError):
 
 
 class FetchError(ImageError):
-    """Raised when a URL was refused, could not be reached, or sent no picture."""
+    """Raised when a URL was refused, could not be reached, or sent no image."""
 
 
 class ModelError(MlxMagicError):
@@ -155,7 +155,7 @@ class DownloadError(ModelError):
 
 
 class ImagesNotSupportedError(ModelError):
-    """Raised when pictures are given to a text-only model.
+    """Raised when images are given to a text-only model.
 
     Attributes
     ----------

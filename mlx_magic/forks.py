@@ -16,7 +16,7 @@ LONGEST = 0.3
 """Seconds that a fork waits for the step in hand, before it lets only OpenBLAS come to rest."""
 
 
-class Rests(Protocol):
+class PausableEngine(Protocol):
     """What has a thread that uses MLX. See `engine.Engine`."""
 
     def rest(self, seconds: float) -> bool:
@@ -26,7 +26,7 @@ class Rests(Protocol):
         """Work again."""
 
 
-class Products(Protocol):
+class LibraryThreads(Protocol):
     """Threads of a library, such as OpenBLAS, that a fork must find at rest."""
 
     def come_to_rest(self) -> None:
@@ -36,15 +36,15 @@ class Products(Protocol):
         """Work again."""
 
 
-_products: list[Products] = []
-_guarded: weakref.WeakSet[Rests] = weakref.WeakSet()
+_libraries: list[LibraryThreads] = []
+_guarded: weakref.WeakSet[PausableEngine] = weakref.WeakSet()
 _lock = threading.Lock()
 _registered = False
 # Of the fork that is under way: the calls before and after it are on one thread.
-_resting: dict[int, list[Rests]] = {}
+_resting: dict[int, list[PausableEngine]] = {}
 
 
-def guard(engine: Rests) -> None:
+def guard(engine: PausableEngine) -> None:
     """Let an engine rest at each fork of this process, for as long as it is there."""
     global _registered
     with _lock:
@@ -56,10 +56,10 @@ def guard(engine: Rests) -> None:
             )
 
 
-def fall_back_on(products: Products) -> None:
+def register_library_threads(library: LibraryThreads) -> None:
     """Let a library's threads rest where an engine does not come to rest in time."""
-    if products not in _products:
-        _products.append(products)
+    if library not in _libraries:
+        _libraries.append(library)
 
 
 def _before() -> None:
@@ -69,13 +69,13 @@ def _before() -> None:
     # All are asked, though one of them may not come to rest.
     rested = [engine.rest(LONGEST) for engine in engines]
     if not all(rested):
-        for products in _products:
-            products.come_to_rest()
+        for library in _libraries:
+            library.come_to_rest()
 
 
 def _after() -> None:
-    for products in _products:
-        products.go_on()
+    for library in _libraries:
+        library.go_on()
     _release()
 
 

@@ -23,7 +23,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self._count = 0
-        self._told: Callable[[], None] = lambda: None
+        self._callback: Callable[[], None] = lambda: None
 
     @property
     def came(self) -> bool:
@@ -31,23 +31,23 @@ class Interrupt:
         return self._count > 0
 
     @property
-    def insists(self) -> bool:
+    def repeated(self) -> bool:
         """Whether there were several: nothing more is to be waited for."""
         return self._count > 1
 
     def note(self) -> None:
         """Take an interrupt in."""
         self._count += 1
-        self._told()
+        self._callback()
 
     @contextmanager
-    def tells(self, callback: Callable[[], None]) -> Iterator[None]:
+    def notifying(self, callback: Callable[[], None]) -> Iterator[None]:
         """Let `callback` hear of each interrupt, inside a signal handler."""
-        before, self._told = self._told, callback
+        before, self._callback = self._callback, callback
         try:
             yield
         finally:
-            self._told = before
+            self._callback = before
 
 
 @contextmanager
@@ -66,14 +66,14 @@ def deferred() -> Generator[Interrupt, None, None]:
     on_main = threading.current_thread() is threading.main_thread()
     before: Any = signal.getsignal(signal.SIGINT) if on_main else None
 
-    def noted(number: int, frame: FrameType | None) -> None:
+    def on_sigint(number: int, frame: FrameType | None) -> None:
         interrupt.note()
         if interrupt._count >= MOST:
             raise KeyboardInterrupt
 
     # Last of what comes before the guarded code, and first of what comes after it.
     if callable(before):
-        signal.signal(signal.SIGINT, noted)
+        signal.signal(signal.SIGINT, on_sigint)
     try:
         yield interrupt
     except asyncio.CancelledError:

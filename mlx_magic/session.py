@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import generation_error, no_panics, preparing_error
 from mlx_magic.cancellation import Cancelled
@@ -39,7 +39,7 @@ from mlx_magic.models.catalog.resolve import describe_model, find
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.user_folders import absolute
 
-DRAW_AFTER = 0.08
+THUMBNAIL_DELAY = 0.08
 """Seconds that the model gets before the thumbnails are made."""
 
 NamedImage = tuple[str | None, Any]
@@ -81,11 +81,11 @@ class Session:
         self._default_model: str | None = None
         self._clock = clock
         self.deadlines = Deadlines(clock)
-        self._watchers = ChangeListeners()
-        self._under_way = RunningTasks(self._watchers.tell)
+        self._listeners = ChangeListeners()
+        self._running = RunningTasks(self._listeners.tell)
         self._lock = threading.Lock()
-        pool.belongs_to(self.load, self._under_way.add)
-        pool.watch(self._watchers.tell)
+        pool.attach_session(self.load, self._running.add)
+        pool.watch(self._listeners.tell)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -102,12 +102,12 @@ class Session:
         changed = name != self._default_model
         self._default_model = name
         if changed:
-            self._watchers.tell()
+            self._listeners.tell()
 
     @property
     def running(self) -> list[Task[Any]]:
         """Generations, loads and unloads that have no outcome yet."""
-        return self._under_way.works
+        return self._running.tasks
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Be told when something begins, ends or changes; progress is not told.
@@ -127,7 +127,7 @@ class Session:
         callable
             Ends it.
         """
-        return self._watchers.add(callback)
+        return self._listeners.add(callback)
 
     @property
     def model_names(self) -> list[str]:
@@ -144,7 +144,7 @@ class Session:
         max_pixels: int | None = None,
         sink: Sink | None = None,
         on_progress: OnProgress | None = None,
-        draw: bool = False,
+        thumbnails: bool = False,
     ) -> Generation:
         """Begin to answer a request; returns at once.
 
@@ -153,14 +153,14 @@ class Session:
         request : GenerationRequest
             Its own `images` come before the others.
         images : sequence of (name, value)
-            Pictures to open: anything that `images.open_images` takes.
+            Images to open: anything that `images.open_images` takes.
         max_pixels : int, optional
-            Larger pictures are scaled down to so many pixels.
+            Larger images are scaled down to so many pixels.
         sink : callable, optional
             Takes each `GenerationChunk`, on the inference thread.
         on_progress : callable, optional
             See `Generation.observe`.
-        draw : bool
+        thumbnails : bool
             Whether thumbnails are made while it runs, for a view that shows them. On two cores
             they take 3 % of a small model's speed; else whoever shows the result makes them.
 
@@ -175,7 +175,7 @@ class Session:
         values = list(images)
         self._begin(
             generation,
-            lambda: self._prepare(generation, values, max_pixels, draw=draw),
+            lambda: self._prepare(generation, values, max_pixels, thumbnails=thumbnails),
             request.model,
         )
         return generation
@@ -217,8 +217,8 @@ class Session:
                 alias = adapted_name(name, adapter)
                 if not is_alias(alias):
                     raise RequestError(
-                        f"The adapter {said(adapter)} gives the model no name that is an alias: "
-                        "give it one (alias, or --as).",
+                        f"The adapter {short_repr(adapter)} makes a name that cannot be an alias: "
+                        "choose one (alias, or --as).",
                         option="adapter",
                     )
         if alias is not None:
@@ -250,7 +250,7 @@ class Session:
 
     def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
         self.names.give(alias, AliasTarget(path, adapter))
-        self._watchers.tell()
+        self._listeners.tell()
 
     def check(self, name: str) -> str:
         """Look whether a model can be used, without loading it.
@@ -284,7 +284,7 @@ class Session:
 
     def cancel(self) -> int:
         """Cancel everything that is running or queued; return how much that was."""
-        return self._under_way.cancel()
+        return self._running.cancel()
 
     def device(self) -> list[tuple[str, str]]:
         """Say what MLX runs on here: pairs of a word and its value, for a person."""
@@ -292,40 +292,40 @@ class Session:
 
     def close(self) -> None:
         """Cancel what runs and end the threads."""
-        self._under_way.close()
+        self._running.close()
         self.deadlines.close()
         self.pool.close()
         self.engine.close()
 
-    def _begin(self, work: Task[Any], prepare: Callable[[], None], name: str = "It") -> None:
+    def _begin(self, task: Task[Any], prepare: Callable[[], None], name: str = "It") -> None:
         """Prepare a piece of work on a thread of its own.
 
-        Opening pictures, fetching and downloading must hold up neither the
+        Opening images, fetching and downloading must hold up neither the
         kernel's loop nor the inference thread nor each other, nor the exit of
         the process: a pool's threads would.
         """
 
         def run() -> None:
             try:
-                work.token.checkpoint()
+                task.token.checkpoint()
                 prepare()
             except Cancelled:
-                work.stopped()
+                task.stopped()
             except (MlxMagicError, MemoryError) as error:
-                work.fail(error)
+                task.fail(error)
             except Exception as error:
                 failure = preparing_error(name, error)
                 failure.__cause__ = error
-                work.fail(failure)
+                task.fail(failure)
             except BaseException as error:
-                work.fail(error)
+                task.fail(error)
 
-        self._under_way.add(work)
-        self.deadlines.add(work)
+        self._running.add(task)
+        self.deadlines.add(task)
         try:
             threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
         except RuntimeError as error:
-            work.fail(EngineError(f"No thread could be started ({error}): end some processes."))
+            task.fail(EngineError(f"No thread could be started ({error}): end some processes."))
 
     def _prepare(
         self,
@@ -333,7 +333,7 @@ class Session:
         values: list[NamedImage],
         max_pixels: int | None,
         *,
-        draw: bool,
+        thumbnails: bool,
     ) -> None:
         request = generation.request
         found = self._find(request.model, generation)
@@ -353,9 +353,9 @@ class Session:
         self.engine.submit(steps, generation.fail)
         # Thumbnails would take a core from the model's first milliseconds (4 % of a
         # small model's time to the first token, measured).
-        if draw:
-            generation.token.wait(DRAW_AFTER)
-            generation.draw()
+        if thumbnails:
+            generation.token.wait(THUMBNAIL_DELAY)
+            generation.make_thumbnails()
 
     def _steps(self, generation: Generation, found: Checkpoint, ready: object = None) -> Steps:
         """Load if needed, then answer; in slices on the inference thread. Holds what is `ready`."""

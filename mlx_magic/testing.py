@@ -17,7 +17,7 @@ from mlx_magic.backends.base import LoadProgress, MakesReady, Report
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.engine import WAIT, Engine, Said, Steps
+from mlx_magic.engine.engine import WAIT, Engine, Steps, StepSignal
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.task import Clock
@@ -145,7 +145,7 @@ class ScriptedBackend:
         trust_remote_code: bool,
         cancel: CancelToken,
         progress: LoadProgress,
-    ) -> Generator[Said | None, None, ScriptedModel]:
+    ) -> Generator[StepSignal | None, None, ScriptedModel]:
         """Load in two slices. See `Backend.load`."""
         self.threads.add(threading.current_thread().name)
         progress(0, checkpoint.weight_bytes, "loading weights")
@@ -195,7 +195,7 @@ class ScriptedModel:
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
-    ) -> Generator[Said | None, None, None]:
+    ) -> Generator[StepSignal | None, None, None]:
         """Do nothing: a script is as quick the first time."""
         yield from ()
 
@@ -215,19 +215,19 @@ class ScriptedModel:
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
-    ) -> Generator[Said | None, None, FinishReason]:
+    ) -> Generator[StepSignal | None, None, FinishReason]:
         """Follow the script. See `LoadedModel.generate`."""
         script = self._backend
         script.threads.add(threading.current_thread().name)
         script.requests.append(request)
         turns = request.history
-        asked = [request.prompt, *(t for turn in turns for t in (turn.prompt, turn.answer))]
-        read = sum(len(text.split()) for text in asked)
-        pictures = len(request.images) + sum(len(turn.images) for turn in turns)
-        if pictures:
+        texts = [request.prompt, *(t for turn in turns for t in (turn.prompt, turn.answer))]
+        prompt_tokens = sum(len(text.split()) for text in texts)
+        images = len(request.images) + sum(len(turn.images) for turn in turns)
+        if images:
             report(GenerationChunk("vision"))
             yield from self._pause("vision", cancel)
-        report(GenerationChunk("prefill", prompt_tokens=read))
+        report(GenerationChunk("prefill", prompt_tokens=prompt_tokens))
         yield from self._pause("prefill", cancel)
         if script.error is not None:
             raise script.error
@@ -236,9 +236,9 @@ class ScriptedModel:
                 GenerationChunk(
                     "decode",
                     text=piece,
-                    prompt_read=read,
-                    prompt_tokens=read,
-                    image_tokens=16 * pictures,
+                    prompt_read=prompt_tokens,
+                    prompt_tokens=prompt_tokens,
+                    image_tokens=16 * images,
                     completion_tokens=count,
                 )
             )
@@ -250,7 +250,9 @@ class ScriptedModel:
             yield None
         return "stop"
 
-    def _pause(self, phase: HoldPhase, cancel: CancelToken) -> Generator[Said | None, None, None]:
+    def _pause(
+        self, phase: HoldPhase, cancel: CancelToken
+    ) -> Generator[StepSignal | None, None, None]:
         cancel.checkpoint()
         yield None
         if self._backend.hold == phase:

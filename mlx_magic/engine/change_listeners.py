@@ -21,7 +21,7 @@ class ChangeListeners:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Replaced, never changed: telling takes no lock.
-        self._watching: dict[object, Callback] = {}
+        self._callbacks: dict[object, Callback] = {}
 
     def add(self, callback: Callback) -> Callable[[], None]:
         """Call `callback` at every change from now on.
@@ -39,14 +39,14 @@ class ChangeListeners:
         """
         key = object()
         with self._lock:
-            self._watching = {**self._watching, key: callback}
+            self._callbacks = {**self._callbacks, key: callback}
         return lambda: self._remove(key)
 
     def tell(self) -> None:
         """Call every callback; from any thread, under no lock."""
-        for key, callback in self._watching.items():
+        for key, callback in self._callbacks.items():
             # One that an earlier callback has just removed is not called.
-            if key not in self._watching:
+            if key not in self._callbacks:
                 continue
             try:
                 callback()
@@ -56,4 +56,4 @@ class ChangeListeners:
 
     def _remove(self, key: object) -> None:
         with self._lock:
-            self._watching = {k: v for k, v in self._watching.items() if k is not key}
+            self._callbacks = {k: v for k, v in self._callbacks.items() if k is not key}

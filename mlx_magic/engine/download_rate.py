@@ -15,7 +15,7 @@ SHORTEST = 0.5
 """Seconds before there is a speed: one that is measured over less jumps about."""
 
 
-class Speed:
+class DownloadRate:
     """A speed over a sliding window; the caller sees to it that one thread uses it at a time.
 
     Seconds are those of the caller's clock.

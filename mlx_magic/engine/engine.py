@@ -24,15 +24,15 @@ T = TypeVar("T")
 OnError = Callable[[BaseException], None]
 
 
-class Said(Enum):
+class StepSignal(Enum):
     """What a piece of work may say as it yields."""
 
     WAIT = "wait"
     """That it has nothing to do in this round."""
 
 
-WAIT = Said.WAIT
-Steps = Generator[Said | None, None, None]
+WAIT = StepSignal.WAIT
+Steps = Generator[StepSignal | None, None, None]
 
 PAUSE = 0.005
 """Seconds that the thread sleeps after a round in which nobody had anything to do."""
@@ -107,7 +107,7 @@ class Engine:
         self._untidy = False
         self._rests = 0
         self._resting = False
-        self._soon: deque[tuple[Callable[[], None], OnError]] = deque()
+        self._urgent_calls: deque[tuple[Callable[[], None], OnError]] = deque()
         self._jobs: deque[_Job] = deque()
         self._idle = 0
         self._changed = threading.Condition()
@@ -115,7 +115,7 @@ class Engine:
         self._process = os.getpid()
         self._closed = False
         self._when_lost: list[Callable[[], None]] = []
-        self._out_of_reach: list[_Job] = []
+        self._unreachable_jobs: list[_Job] = []
 
     @property
     def threaded(self) -> bool:
@@ -146,7 +146,7 @@ class Engine:
             When the engine is closed.
         """
         with self._changed:
-            self._make_ready()
+            self._ensure_thread()
             self._jobs.append(_Job(steps, on_error))
             self._idle = 0
             self._changed.notify()
@@ -197,8 +197,8 @@ class Engine:
             self.submit(steps(), future.set_exception)
             return future
         with self._changed:
-            self._make_ready()
-            self._soon.append((run, future.set_exception))
+            self._ensure_thread()
+            self._urgent_calls.append((run, future.set_exception))
             self._changed.notify()
         return future
 
@@ -240,8 +240,8 @@ class Engine:
         bool
             Whether there was any work.
         """
-        if self._soon:
-            self._soon.popleft()[0]()
+        if self._urgent_calls:
+            self._urgent_calls.popleft()[0]()
             return True
         if not self._jobs:
             return False
@@ -249,12 +249,12 @@ class Engine:
         job = self._jobs[0]
         waits, ended = False, True
         try:
-            said: object = next(job.steps)
-            waits, ended = said is WAIT, False
+            signal: object = next(job.steps)
+            waits, ended = signal is WAIT, False
         except StopIteration:
             pass
         except Exception as error:
-            _tell(job.on_error, error)
+            _report_error(job.on_error, error)
         with self._changed:
             if self._jobs and self._jobs[0] is job:
                 self._jobs.popleft()
@@ -281,7 +281,7 @@ class Engine:
         elif thread is not threading.current_thread():
             thread.join(timeout)
 
-    def _make_ready(self) -> None:
+    def _ensure_thread(self) -> None:
         """Start the thread if need be; under the lock."""
         if self._closed:
             raise EngineError("The inference thread is closed: restart the kernel.")
@@ -310,43 +310,43 @@ class Engine:
         except BaseException as error:
             # Its frames would hold arrays: only its words are kept.
             message = _DIED.format(f" ({type(error).__name__}: {one_line(error)})")
-            self._forget(message)
+            self._call_lost_callbacks(message)
         self._end_all(message)
         self._at_end()
 
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._wanted:
+                while not self._has_work:
                     if not self._changed.wait(IDLE if self._untidy else None):
                         break
-                wanted = self._wanted
+                has_work = self._has_work
                 if self._rests:
-                    self._rest()
+                    self._rest_until_released()
                     continue
-                if self._closed and not self._soon:
+                if self._closed and not self._urgent_calls:
                     return
-                if wanted and self._idle >= len(self._jobs) and not self._soon:
+                if has_work and self._idle >= len(self._jobs) and not self._urgent_calls:
                     self._idle = 0
                     self._changed.wait(PAUSE)
                     continue
-            if wanted:
+            if has_work:
                 self.step()
                 self._untidy = True
-            if not wanted or self._clock() - self._tidied > BUSY:
+            if not has_work or self._clock() - self._tidied > BUSY:
                 self._tidy_up()
 
     @property
-    def _wanted(self) -> bool:
+    def _has_work(self) -> bool:
         """Whether the thread has something to do; under the lock."""
-        return bool(self._jobs or self._soon or self._closed or self._rests)
+        return bool(self._jobs or self._urgent_calls or self._closed or self._rests)
 
     def _tidy_up(self) -> None:
         self._untidy = False
         self._tidy()
         self._tidied = self._clock()
 
-    def _rest(self) -> None:
+    def _rest_until_released(self) -> None:
         """Rest for as long as somebody wants it; under the lock."""
         self._settle()
         self._resting = True
@@ -361,10 +361,10 @@ class Engine:
             if self._thread is not thread:
                 return
         message = _DIED.format("")
-        self._forget(message)
-        self._end_all(message, within_reach=False)
+        self._call_lost_callbacks(message)
+        self._end_all(message, on_thread=False)
 
-    def _forget(self, message: str) -> None:
+    def _call_lost_callbacks(self, message: str) -> None:
         _log.warning(message)
         for callback in self._when_lost:
             try:
@@ -372,24 +372,24 @@ class Engine:
             except BaseException:
                 _log.exception("What the thread held could not be forgotten.")
 
-    def _end_all(self, message: str, *, within_reach: bool = True) -> None:
+    def _end_all(self, message: str, *, on_thread: bool = True) -> None:
         """Let go of all work and say why; from here on new work gets a fresh thread."""
         with self._changed:
-            jobs, calls = list(self._jobs), list(self._soon)
+            jobs, calls = list(self._jobs), list(self._urgent_calls)
             self._jobs.clear()
-            self._soon.clear()
+            self._urgent_calls.clear()
             self._thread = None
-        if within_reach:
+        if on_thread:
             for job in jobs:
-                put_away(job.steps)
+                close_steps(job.steps)
         else:
             # They must not be closed on another thread, nor freed there.
-            self._out_of_reach += jobs
+            self._unreachable_jobs += jobs
         for on_error in [job.on_error for job in jobs] + [failed for _, failed in calls]:
-            _tell(on_error, EngineError(message))
+            _report_error(on_error, EngineError(message))
 
 
-def put_away(steps: Steps) -> None:
+def close_steps(steps: Steps) -> None:
     """Close a piece of work that will not go on; on the thread that it belongs to."""
     try:
         steps.close()
@@ -398,7 +398,7 @@ def put_away(steps: Steps) -> None:
         _log.exception("A piece of work could not be closed.")
 
 
-def _tell(on_error: OnError, error: BaseException) -> None:
+def _report_error(on_error: OnError, error: BaseException) -> None:
     try:
         on_error(error)
     except BaseException:

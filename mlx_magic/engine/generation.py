@@ -11,7 +11,7 @@ from mlx_magic.engine.json_output import parse_json
 from mlx_magic.engine.progress_callbacks import Observers
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk, Timings, Usage, VisionResult
-from mlx_magic.engine.stop_sequences import Stopped, Stops
+from mlx_magic.engine.stop_sequences import Stopped, StopSequences
 from mlx_magic.engine.task import Clock, Progress, Task
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class Generation(Task[VisionResult]):
         self.request = request
         self.pictures: tuple[ImageInput, ...] = ()
         self._sink = sink
-        self._stops = Stops(request.sampling.stop)
+        self._stop_sequences = StopSequences(request.sampling.stop)
         self._parts: list[str] = []
-        self._begun = False
+        self._text_started = False
         self._last = GenerationChunk("queued")
         self._first_token_at: float | None = None
         self._last_token_at: float | None = None
@@ -101,11 +101,11 @@ class Generation(Task[VisionResult]):
         return self._observers.add(callback)
 
     def prepared(self, request: GenerationRequest) -> None:
-        """Set the request once its pictures are open; for the preparing thread."""
+        """Set the request once its images are open; for the preparing thread."""
         self.request = request
 
-    def draw(self) -> None:
-        """Make the pictures' thumbnails; for the preparing thread.
+    def make_thumbnails(self) -> None:
+        """Make the images' thumbnails; for the preparing thread.
 
         After the model has begun: it need not wait for them, but the event loop
         must not spend its time on them either.
@@ -131,9 +131,9 @@ class Generation(Task[VisionResult]):
         text = chunk.text
         if text:
             # Several tokenizers put a blank before the first word of an answer.
-            text = text if self._begun else text.lstrip()
-            self._begun = self._begun or bool(text)
-            text, stopped = self._stops.feed(text)
+            text = text if self._text_started else text.lstrip()
+            self._text_started = self._text_started or bool(text)
+            text, stopped = self._stop_sequences.feed(text)
         if chunk.phase == "queued":
             self._advance(0, 0, note="waiting for memory")
         if chunk.phase == "vision" and chunk.seen:
@@ -159,7 +159,7 @@ class Generation(Task[VisionResult]):
 
     def _flush(self) -> None:
         """Show what was held back as the possible beginning of a stop text."""
-        if not self._ended and (text := self._stops.flush()):
+        if not self._ended and (text := self._stop_sequences.flush()):
             self._show(replace(self._last, text=text))
 
     def _show(self, chunk: GenerationChunk) -> None:
@@ -187,8 +187,8 @@ class Generation(Task[VisionResult]):
     def snapshot(self) -> Snapshot:
         """Return what there is now; safe from any thread."""
         with self._lock:
-            last, first, until = self._last, self._first_token_at, self._last_token_at
-            seconds = 0.0 if first is None or until is None else until - first
+            last, first_at, last_at = self._last, self._first_token_at, self._last_token_at
+            seconds = 0.0 if first_at is None or last_at is None else last_at - first_at
             return Snapshot(
                 self._progress,
                 "".join(self._parts),
@@ -203,12 +203,12 @@ class Generation(Task[VisionResult]):
         return self._result(self.token.cause or "cancelled")
 
     def _result(self, reason: FinishReason) -> VisionResult:
-        last, spent, request = self._last, self._spent, self.request
-        read_for = spent.get("vision", 0.0) + spent.get("prefill", 0.0)
-        decode = spent.get("decode", 0.0)
-        first = self._first_token_at
+        last, seconds_in, request = self._last, self._spent, self.request
+        prefill_seconds = seconds_in.get("vision", 0.0) + seconds_in.get("prefill", 0.0)
+        decode = seconds_in.get("decode", 0.0)
+        first_at = self._first_token_at
         text = "".join(self._parts)
-        asked = self.token.asked_at if reason in ("cancelled", "timeout") else None
+        requested_at = self.token.requested_at if reason in ("cancelled", "timeout") else None
         data, data_error = parse_json(text) if request.format == "json" else (None, None)
         return VisionResult(
             text=text,
@@ -224,13 +224,13 @@ class Generation(Task[VisionResult]):
                 completion_tokens=last.completion_tokens,
             ),
             timings=Timings(
-                queued=spent.get("queued", 0.0),
-                load=spent.get("loading", 0.0) + spent.get("downloading", 0.0),
-                vision=spent.get("vision", 0.0),
-                prefill=spent.get("prefill", 0.0),
+                queued=seconds_in.get("queued", 0.0),
+                load=seconds_in.get("loading", 0.0) + seconds_in.get("downloading", 0.0),
+                vision=seconds_in.get("vision", 0.0),
+                prefill=seconds_in.get("prefill", 0.0),
                 decode=decode,
-                time_to_first_token=None if first is None else first - self.created,
-                prompt_tps=_rate(last.prompt_tokens - last.cached_tokens, read_for),
+                time_to_first_token=None if first_at is None else first_at - self.created,
+                prompt_tps=_rate(last.prompt_tokens - last.cached_tokens, prefill_seconds),
                 # The first token belongs to prefill: decode made the others.
                 generation_tps=_rate(max(last.completion_tokens - 1, 0), decode),
             ),
@@ -238,8 +238,8 @@ class Generation(Task[VisionResult]):
             prompt=request.prompt,
             format=request.format,
             seen=self._seen,
-            stopped_in=None if asked is None else self._last_phase,
-            stopping=None if asked is None else max(self._since - asked, 0.0),
+            stopped_in=None if requested_at is None else self._last_phase,
+            stopping=None if requested_at is None else max(self._since - requested_at, 0.0),
         )
 
 
@@ -253,7 +253,7 @@ def _looking(seen: tuple[str, ...]) -> str:
     return f"looking at {pictures} at {', '.join(dict.fromkeys(seen))}"
 
 
-def _looking_at(picture: int, pictures: int, seen: tuple[str, ...]) -> str:
-    """Say which of several pictures it is at."""
+def _looking_at(number: int, pictures: int, seen: tuple[str, ...]) -> str:
+    """Say which of several images it is at."""
     size = f" at {seen[0]}" if len(set(seen)) == 1 else ""
-    return f"looking at picture {picture} of {pictures}{size}"
+    return f"looking at picture {number} of {pictures}{size}"

@@ -21,9 +21,9 @@ class Usage:
     Attributes
     ----------
     prompt_tokens : int
-        All tokens the model read, pictures included.
+        All tokens the model read, images included.
     image_tokens : int
-        Those of them that stand for pictures.
+        Those of them that stand for images.
     cached_tokens : int
         Those of the prompt that came from a cache.
     completion_tokens : int
@@ -76,7 +76,7 @@ class GenerationChunk:
     text : str
         New text; may be empty.
     prompt_read, prompt_tokens, image_tokens : int
-        Tokens read so far, of how many, and how many of these are pictures.
+        Tokens read so far, of how many, and how many of these are images.
     cached_tokens : int
         Those of the prompt that came from a cache; they count as read.
     completion_tokens : int
@@ -84,9 +84,9 @@ class GenerationChunk:
     peak_memory : int
         Highest use during this request, in bytes.
     seen : tuple of str
-        The size at which the model sees each picture, once that is known.
+        The size at which the model sees each image, once that is known.
     pictures_seen, pictures : int
-        Pictures the model has looked at, of how many; 0 where it does not say.
+        Images the model has looked at, of how many; 0 where it does not say.
     """
 
     phase: Phase
@@ -115,7 +115,7 @@ class VisionResult:
     data_error : str or None
         Why `data` could not be parsed.
     images : tuple of ImageInput
-        The pictures that were asked about.
+        The images that were asked about.
     model : str
         The model that answered.
     finish_reason : {"stop", "length", "cancelled", "timeout"}
@@ -128,7 +128,7 @@ class VisionResult:
     format : OutputFormat
         How the result shows itself.
     seen : tuple of str
-        The size at which the model saw each picture, such as ``"128 x 128"``;
+        The size at which the model saw each image, such as ``"128 x 128"``;
         empty where it is not known.
     stopped_in : Phase or None
         The phase in which it was cancelled or timed out.

@@ -21,17 +21,17 @@ class RunningTasks:
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self._tell = tell
-        self._works: set[Task[Any]] = set()
+        self._tasks: set[Task[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
 
     @property
-    def works(self) -> list[Task[Any]]:
+    def tasks(self) -> list[Task[Any]]:
         """What has no outcome yet."""
         with self._lock:
-            return [work for work in self._works if not work.future.done()]
+            return [task for task in self._tasks if not task.future.done()]
 
-    def add(self, work: Task[Any]) -> None:
+    def add(self, task: Task[Any]) -> None:
         """Follow a piece of work to its end.
 
         Raises
@@ -42,22 +42,22 @@ class RunningTasks:
         with self._lock:
             if self._closed:
                 raise EngineError("This session is closed: restart the kernel.")
-            self._works.add(work)
+            self._tasks.add(task)
 
         def ended(_: object) -> None:
             with self._lock:
-                self._works.discard(work)
+                self._tasks.discard(task)
             self._tell()
 
-        work.future.add_done_callback(ended)
+        task.future.add_done_callback(ended)
         self._tell()
 
     def cancel(self) -> int:
         """Cancel everything; return how much that was."""
-        works = self.works
-        for work in works:
-            work.cancel()
-        return len(works)
+        tasks = self.tasks
+        for task in tasks:
+            task.cancel()
+        return len(tasks)
 
     def close(self) -> None:
         """Take no more, and cancel what there is."""

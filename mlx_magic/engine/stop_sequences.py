@@ -9,7 +9,7 @@ class Stopped(Exception):  # noqa: N818 - a signal between our own layers, never
     """Raised where a piece of text was reported that completes a stop text."""
 
 
-class Stops:
+class StopSequences:
     """Looks for stop texts in an answer that comes in pieces.
 
     What it lets through does not depend on how the answer is cut: it ends before the
@@ -43,7 +43,7 @@ class Stops:
         if found:
             self._held, self._stopped = "", True
             return whole[: min(found)[1]], True
-        at = len(whole) - self._beginning(whole)
+        at = len(whole) - self._partial_match(whole)
         self._held = whole[at:]
         return whole[:at], False
 
@@ -52,7 +52,7 @@ class Stops:
         held, self._held = self._held, ""
         return held
 
-    def _beginning(self, text: str) -> int:
+    def _partial_match(self, text: str) -> int:
         """Count the characters at the end that a stop text may begin with."""
         longest = max(len(stop) for stop in self._stop) - 1
         for length in range(min(longest, len(text)), 0, -1):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.download_rate import Speed
+from mlx_magic.engine.download_rate import DownloadRate
 from mlx_magic.engine.result import Phase
 from mlx_magic.interrupts import Interrupt, deferred
 
@@ -30,7 +30,7 @@ class Progress:
     ----------
     phase : Phase
     done, total : int
-        Bytes while downloading or loading, pictures while seeing, tokens while reading; total 0
+        Bytes while downloading or loading, images while seeing, tokens while reading; total 0
         is unknown.
     note : str
         What is being done, for a person.
@@ -79,7 +79,7 @@ class Task(Generic[T]):
         self._clock = clock
         self._lock = threading.RLock()
         self._progress = Progress("queued")
-        self._speed = Speed()
+        self._download_rate = DownloadRate()
         self._since = self.created = clock()
         self.deadline = None if timeout is None else self.created + timeout
         self.token = CancelToken(deadline=self.deadline, clock=clock)
@@ -99,7 +99,7 @@ class Task(Generic[T]):
             return self._progress
         # Reckoned when somebody looks: it has to fall while nothing arrives.
         with self._lock:
-            return replace(self._progress, rate=self._speed.rate(self._clock()))
+            return replace(self._progress, rate=self._download_rate.rate(self._clock()))
 
     @property
     def elapsed(self) -> float:
@@ -152,7 +152,7 @@ class Task(Generic[T]):
                 note = now.note if note is None else note
                 self._progress = Progress(now.phase, done, total, note)
                 if now.phase == "downloading":
-                    self._speed.report(self._clock(), done, total)
+                    self._download_rate.report(self._clock(), done, total)
 
     def succeed(self, outcome: T) -> None:
         """Set the outcome, unless there is one already."""
@@ -218,8 +218,8 @@ def outcome(begin: Callable[[], Task[T]]) -> T:
         On an interrupt at any moment, once the work was asked to stop.
     """
     with deferred() as interrupt:
-        work = begin()
-        return wait(work.future, work.cancel, interrupt)
+        task = begin()
+        return wait(task.future, task.cancel, interrupt)
 
 
 def wait(

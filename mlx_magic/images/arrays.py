@@ -27,8 +27,8 @@ _SLICE_VALUES = 4_000_000
 
 
 @dataclass(slots=True)
-class ArrayPictures:
-    """The pictures of an array, converted one at a time when they are asked for.
+class ArrayImages:
+    """The images of an array, converted one at a time when they are asked for.
 
     An array may be far larger than the memory that it takes: `numpy.broadcast_to` makes 100 GB of
     one byte. So nothing of the size of the whole is ever made.
@@ -42,7 +42,7 @@ class ArrayPictures:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def picture(
+    def image_at(
         self, index: int, checkpoint: Callable[[], None]
     ) -> tuple[Image.Image, tuple[str, ...]]:
         """Return one of them as a Pillow image (L, RGB or RGBA) of its own, and notes.
@@ -56,7 +56,7 @@ class ArrayPictures:
         Raises
         ------
         ImageDecodeError
-            If type or values are not those of a picture.
+            If type or values are not those of an image.
         """
         import numpy as np
 
@@ -96,8 +96,8 @@ class ArrayPictures:
         return _from_floats(low, high, self.label)
 
 
-def array_pictures(array: NDArray[Any], label: str) -> ArrayPictures:
-    """Take an array as one picture, or a batch as several.
+def array_images(array: NDArray[Any], label: str) -> ArrayImages:
+    """Take an array as one image, or a batch as several.
 
     Shapes are HxW, HxWxC or NxHxWxC with 1, 3 (RGB) or 4 (RGBA) channels; channels may also
     come first where the last axis is no channel axis and H and W are over 4, which is noted.
@@ -113,9 +113,9 @@ def array_pictures(array: NDArray[Any], label: str) -> ArrayPictures:
     Raises
     ------
     ImageDecodeError
-        If the shape is not that of a picture, or they are too many.
+        If the shape is not that of an image, or they are too many.
     ImageTooLargeError
-        If one picture has more pixels than allowed.
+        If one image has more pixels than allowed.
     """
     batch, channel_first = _as_batch(array, label)
     height, width = batch.shape[1:3]
@@ -128,13 +128,13 @@ def array_pictures(array: NDArray[Any], label: str) -> ArrayPictures:
         )
     if batch.dtype.kind not in "biuf":
         _refuse(label, f"holds {_type(batch)} values: use uint8, or floats from 0 to 1")
-    return ArrayPictures(
+    return ArrayImages(
         label, batch, (f"channel-first array {_shape(array.shape)}",) if channel_first else ()
     )
 
 
 def _slices(values: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
-    """Yield parts of a picture that have a bounded number of values, if need be parts of rows."""
+    """Yield parts of an image that have a bounded number of values, if need be parts of rows."""
     height, width, channels = values.shape
     across = min(width, _SLICE_VALUES // channels)
     down = max(1, _SLICE_VALUES // (across * channels))

@@ -17,7 +17,7 @@ _SLICE_PIXELS = 1_000_000
 
 
 def to_rgb(
-    image: Image.Image, *, ours: bool = False, checkpoint: Callable[[], None] | None = None
+    image: Image.Image, *, owned: bool = False, checkpoint: Callable[[], None] | None = None
 ) -> tuple[Image.Image, tuple[str, ...]]:
     """Return an RGB copy of a loaded image, and what the person should know about it.
 
@@ -29,7 +29,7 @@ def to_rgb(
     ----------
     image : PIL.Image.Image
         Any mode, loaded; stays as it is.
-    ours : bool
+    owned : bool
         Whether nobody else has the image: RGB pixels then need no copy.
     checkpoint : callable, optional
         Called between slices of deep grey; may raise.
@@ -46,9 +46,9 @@ def to_rgb(
         If there is no way from its mode to RGB, or it holds NaN.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
-        return (_plain(image) if ours else image.copy()), ()
+        return (_plain(image) if owned else image.copy()), ()
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _deep_grey(image, checkpoint or (lambda: None))
+        return _deep_gray(image, checkpoint or (lambda: None))
     if image.mode == "LAB":
         return _from_lab(image), ()
     if image.has_transparency_data:
@@ -83,10 +83,10 @@ def _from_lab(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _deep_grey(
+def _deep_gray(
     image: Image.Image, checkpoint: Callable[[], None]
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """Scale in slices: as float64 a large picture would take gigabytes."""
+    """Scale in slices: as float64 a large image would take gigabytes."""
     import numpy as np
 
     scale: Callable[[NDArray[Any]], NDArray[np.uint8]] = sixteen_to_eight
@@ -94,20 +94,20 @@ def _deep_grey(
     if not image.mode.startswith("I;16"):
         low, high = _range(image, checkpoint)
         scale, notes = _fit_range(low, high, floats=image.mode == "F")
-    clear = image.info.get("transparency")
-    grey = Image.new("L", image.size)
+    transparent = image.info.get("transparency")
+    gray = Image.new("L", image.size)
     for box in _slices(image.size):
         checkpoint()
         values = np.asarray(image.crop(box))
         part = scale(values)
-        if isinstance(clear, int):
-            part = np.where(values == clear, np.uint8(255), part)
-        grey.paste(Image.fromarray(part), box)
-    return grey.convert("RGB"), notes
+        if isinstance(transparent, int):
+            part = np.where(values == transparent, np.uint8(255), part)
+        gray.paste(Image.fromarray(part), box)
+    return gray.convert("RGB"), notes
 
 
 def _slices(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield boxes of a bounded number of pixels, also where one row is a whole picture."""
+    """Yield boxes of a bounded number of pixels, also where one row is a whole image."""
     width, height = size
     across = min(width, _SLICE_PIXELS)
     down = max(1, _SLICE_PIXELS // across)

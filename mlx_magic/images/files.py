@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
 from mlx_magic.formatting import megabytes, reason, shorten
-from mlx_magic.images.formats import SNIFF_BYTES, picture_format
+from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.globs import match_files
 from mlx_magic.images.limits import MAX_IMAGES, check_bytes
 from mlx_magic.user_folders import cwd, expanded
@@ -95,9 +95,9 @@ def path_label(path: Path, text: str, base: Path | None = None) -> str:
 
 
 def read_file(path: Path, label: str, cancel: CancelToken | None = None) -> bytes:
-    """Return the content of a picture's file that is not too large.
+    """Return the content of an image's file that is not too large.
 
-    Of a file that does not begin like a picture only the beginning is read and returned.
+    Of a file that does not begin like an image only the beginning is read and returned.
 
     Raises
     ------
@@ -109,13 +109,13 @@ def read_file(path: Path, label: str, cancel: CancelToken | None = None) -> byte
         If `cancel` was thrown.
     """
     try:
-        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
             status = os.fstat(file.fileno())
             # What was looked at by its name may be something else by now: this is what is open.
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(f"{label} is no regular file.", source=label)
             check_bytes(status.st_size, label)
-            return read_limited(file, label, cancel, pictures_only=True)
+            return read_limited(file, label, cancel, images_only=True)
     except OSError as error:
         raise ImageError(f"{label} cannot be read: {reason(error)}.", source=label) from error
 
@@ -125,7 +125,7 @@ def read_limited(
     label: str,
     cancel: CancelToken | None = None,
     *,
-    pictures_only: bool = False,
+    images_only: bool = False,
 ) -> bytes:
     """Return what is left to read, up to the limit.
 
@@ -135,8 +135,8 @@ def read_limited(
     label : str
     cancel : CancelToken, optional
         Looked at after each piece.
-    pictures_only : bool
-        Whether to stop after the first bytes where they are those of no picture. A file of the
+    images_only : bool
+        Whether to stop after the first bytes where they are those of no image. A file of the
         system may have no size and no end.
 
     Raises
@@ -146,23 +146,23 @@ def read_limited(
     TypeError
         If ``read`` gives anything but bytes.
     """
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     token = cancel or CancelToken()
-    size, wanted = 0, SNIFF_BYTES if pictures_only else _PIECE
+    size, wanted = 0, SNIFF_BYTES if images_only else _PIECE
     while piece := file.read(wanted):
         token.checkpoint()
         if not isinstance(piece, bytes):
             raise TypeError(f"read() gave {type(piece).__name__}")
-        size += held.write(piece)
+        size += buffer.write(piece)
         check_bytes(size, label)
-        if pictures_only and size >= SNIFF_BYTES and wanted != _PIECE:
-            if picture_format(held.getvalue()[:SNIFF_BYTES]) is None:
+        if images_only and size >= SNIFF_BYTES and wanted != _PIECE:
+            if image_format(buffer.getvalue()[:SNIFF_BYTES]) is None:
                 break
             wanted = _PIECE
-    return held.getvalue()
+    return buffer.getvalue()
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_nonblocking(path: str, flags: int) -> int:
     # A pipe put in the file's place is opened without waiting for its other end.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 

@@ -1,9 +1,9 @@
-"""What a file is by its first bytes: a picture to decode, or what to do with it instead."""
+"""What a file is by its first bytes: an image to decode, or what to do with it instead."""
 
 from __future__ import annotations
 
 SNIFF_BYTES = 512
-"""As many first bytes as `picture_format` and `why_no_picture` want to see."""
+"""As many first bytes as `image_format` and `unsupported_reason` want to see."""
 
 READABLE = ("PNG", "JPEG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "JPEG 2000", "PPM", "QOI")
 """What is decoded; HEIF too, once pillow-heif is registered."""
@@ -21,7 +21,7 @@ _STARTS = {
     b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JPEG 2000",
     b"qoif": "QOI",
 }
-# ISO base media files: the brand after 'ftyp' tells pictures from films.
+# ISO base media files: the brand after 'ftyp' tells images from films.
 _BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
@@ -50,8 +50,8 @@ _ADVICE = {
 }
 
 
-def picture_format(head: bytes) -> str | None:
-    """Return the format of a picture by its first bytes, or None.
+def image_format(head: bytes) -> str | None:
+    """Return the format of an image by its first bytes, or None.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def picture_format(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
-        return _picture_brand(head)
+        return _brand_format(head)
     # Two letters are little: take more of the header into account.
     if head[:2] == b"BM" and head[6:10] == b"\x00\x00\x00\x00":
         return "BMP"
@@ -78,13 +78,13 @@ def picture_format(head: bytes) -> str | None:
     return None
 
 
-def why_no_picture(head: bytes) -> str:
-    """Say what a file is that `picture_format` does not know, and what to do.
+def unsupported_reason(head: bytes) -> str:
+    """Say what a file is that `image_format` does not know, and what to do.
 
     Returns
     -------
     str
-        To follow a name: ``"is a PDF document, not a picture. Export the page as a PNG."``
+        To follow a name: ``"is a PDF document, not an image. Export the page as a PNG."``
     """
     if not head:
         return "is empty, so there is no picture in it."
@@ -103,7 +103,7 @@ def why_no_picture(head: bytes) -> str:
     return "is a text file, not a picture."
 
 
-def _picture_brand(head: bytes) -> str | None:
+def _brand_format(head: bytes) -> str | None:
     end = min(int.from_bytes(head[:4], "big"), len(head))
     compatible = [head[at : at + 4] for at in range(16, end, 4)]
     brands = [_BRANDS[brand] for brand in (head[8:12], *compatible) if brand in _BRANDS]

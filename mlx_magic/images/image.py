@@ -1,4 +1,4 @@
-"""A picture as a model gets it: upright RGB pixels, where they came from, a thumbnail."""
+"""An image as a model gets it: upright RGB pixels, where they came from, a thumbnail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Thumbnail:
     Attributes
     ----------
     data : bytes
-        The encoded picture.
+        The encoded image.
     mime : str
         ``"image/png"`` or ``"image/jpeg"``.
     width, height : int
@@ -42,7 +42,7 @@ class Thumbnail:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageInput:
-    """One picture of a request. Treat `pixels` as read-only.
+    """One image of a request. Treat `pixels` as read-only.
 
     Attributes
     ----------
@@ -120,18 +120,18 @@ def make_image_input(
     RequestError
         If `max_pixels` is no whole number of 1 or more.
     """
-    said = list(notes)
+    all_notes = list(notes)
     width, height = pixels.size
     target = fit_pixels((width, height), max_pixels)
     if target != (width, height):
         pixels = shrink(pixels, target)
-        said.append(f"scaled down from {width}x{height} to {target[0]}x{target[1]}")
+        all_notes.append(f"scaled down from {width}x{height} to {target[0]}x{target[1]}")
     return ImageInput(
         pixels=pixels,
         source=source,
         original_size=original_size or (width, height),
         digest=_digest(pixels),
-        note="; ".join(said) or None,
+        note="; ".join(all_notes) or None,
     )
 
 
@@ -191,7 +191,7 @@ def _encode_thumbnail(pixels: Image.Image, side: int) -> Thumbnail:
 def _digest(pixels: Image.Image) -> str:
     width, height = pixels.size
     found = hashlib.sha256(f"{pixels.mode} {width}x{height}\n".encode())
-    for top in range(0, height, _DIGEST_ROWS):  # in strips: a large picture is not held twice
+    for top in range(0, height, _DIGEST_ROWS):  # in strips: a large image is not held twice
         strip = pixels.crop((0, top, width, min(top + _DIGEST_ROWS, height)))
         found.update(strip.tobytes())
     return found.hexdigest()
@@ -200,6 +200,6 @@ def _digest(pixels: Image.Image) -> str:
 def _whole_positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RequestError(
-            f"{name} is {said(value)}: use a whole number of 1 or more.", option=name
+            f"{name} is {short_repr(value)}: use a whole number of 1 or more.", option=name
         )
     return value

@@ -1,4 +1,4 @@
-"""How much picture is too much, and how sizes and names are written in messages."""
+"""How much image is too much, and how sizes and names are written in messages."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from mlx_magic.errors import ImageTooLargeError
 from mlx_magic.formatting import megabytes
 
 MAX_PIXELS_DECODED = 64_000_000
-"""Largest picture that is decoded, in pixels (an RGB copy of it takes 192 MB)."""
+"""Largest image that is decoded, in pixels (an RGB copy of it takes 192 MB)."""
 
 MAX_PIXELS_TOTAL = 256_000_000
-"""All pictures of one request together, in pixels, after ``max_pixels``."""
+"""All images of one request together, in pixels, after ``max_pixels``."""
 
 MAX_FILE_BYTES = 200_000_000
 """Largest local file, data URI or bytes object."""
 
 MAX_IMAGES = 64
-"""Most pictures of one request."""
+"""Most images of one request."""
 
 
 def check_pixels(size: tuple[int, int], label: str) -> None:
-    """Refuse a picture by its size, before it is decoded.
+    """Refuse an image by its size, before it is decoded.
 
     Raises
     ------

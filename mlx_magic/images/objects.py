@@ -1,4 +1,4 @@
-"""Objects of other libraries that are pictures, recognised without importing the libraries."""
+"""Objects of other libraries that are images, recognised without importing the libraries."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def describe_object(value: Any) -> str:
 def renderer(
     value: Any, label: str, cancel: CancelToken | None = None
 ) -> Callable[[], bytes] | None:
-    """Return what makes an encoded picture of an object, or None if nothing does.
+    """Return what makes an encoded image of an object, or None if nothing does.
 
     Knows matplotlib figures (and what sits on one), open binary files, and objects that show
     themselves as PNG or JPEG, like ``IPython.display.Image``.
@@ -52,12 +52,12 @@ def renderer(
     if callable(getattr(value, "read", None)):
         return lambda: _read_open_file(value, label, cancel)
     methods = [getattr(type(value), name, None) for name in ("_repr_png_", "_repr_jpeg_")]
-    if any(map(callable, methods)) and shown_url(value) is None:
-        return lambda: _shown_picture(value, label)
+    if any(map(callable, methods)) and displayed_url(value) is None:
+        return lambda: _displayed_image(value, label)
     return None
 
 
-def shown_url(value: Any) -> str | None:
+def displayed_url(value: Any) -> str | None:
     """Return the address of an ``IPython.display.Image(url=...)``, or None."""
     if not hasattr(type(value), "_repr_png_") or getattr(value, "data", None):
         return None
@@ -119,8 +119,8 @@ def series_items(value: Any, label: str) -> Iterator[tuple[object, Any]]:
         yield repr(key), item
 
 
-def why_refused(value: Any, label: str) -> str:
-    """Return the line for a value that is no picture."""
+def refusal_message(value: Any, label: str) -> str:
+    """Return the line for a value that is no image."""
     if _is_dataframe(value):
         columns = [str(column) for column in value.columns]
         column = columns[0] if len(columns) == 1 else "column"
@@ -195,24 +195,24 @@ def _opened_for_text(label: str) -> ImageDecodeError:
     )
 
 
-def _shown_picture(value: Any, label: str) -> bytes:
+def _displayed_image(value: Any, label: str) -> bytes:
     data = getattr(value, "data", None)
     if isinstance(data, bytes):
         return data
     for name in ("_repr_png_", "_repr_jpeg_"):
         method = getattr(value, name, None)
         try:
-            shown = method() if callable(method) else None
+            encoded = method() if callable(method) else None
         # The object's own drawing code.
         except Exception as error:
             raise ImageDecodeError(
                 f"{label} failed to show itself: {reason(error)}.", source=label
             ) from error
-        shown = shown[0] if isinstance(shown, tuple) else shown
-        if isinstance(shown, str):
-            shown = _from_base64(shown, label)
-        if isinstance(shown, bytes) and shown:
-            return shown
+        encoded = encoded[0] if isinstance(encoded, tuple) else encoded
+        if isinstance(encoded, str):
+            encoded = _from_base64(encoded, label)
+        if isinstance(encoded, bytes) and encoded:
+            return encoded
     raise ImageDecodeError(f"{label} shows no picture of itself.", source=label)
 
 

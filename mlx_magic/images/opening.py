@@ -1,4 +1,4 @@
-"""Anything a person has at hand -> `ImageInput`: the one door to pictures."""
+"""Anything a person has at hand -> `ImageInput`: the one door to images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def open_images(
     fetch: Fetcher | None = None,
     cancel: CancelToken | None = None,
 ) -> list[ImageInput]:
-    """Read every picture in `value`. May run in any thread; nothing is fetched but its URLs.
+    """Read every image in `value`. May run in any thread; nothing is fetched but its URLs.
 
     Parameters
     ----------
@@ -58,13 +58,13 @@ def open_images(
     name : str, optional
         What to call it in messages and `source`, when it is no str: usually its expression.
     max_pixels : int, optional
-        Pictures with more pixels are scaled down to at most this many, keeping their shape.
+        Images with more pixels are scaled down to at most this many, keeping their shape.
     base : Path, optional
         What relative paths are relative to; the current folder by default.
     fetch : Fetcher, optional
         What gets URLs; a guarded `UrlFetcher` by default.
     cancel : CancelToken, optional
-        Looked at between pictures, during a fetch and while a picture is decoded.
+        Looked at between images, during a fetch and while an image is decoded.
 
     Returns
     -------
@@ -76,13 +76,13 @@ def open_images(
     ImageNotFoundError
         If a file is missing or a glob matches nothing.
     ImageDecodeError
-        If something is no picture, damaged or cut short.
+        If something is no image, damaged or cut short.
     ImageTooLargeError
-        If a picture, its file, or all of them together are over a limit.
+        If an image, its file, or all of them together are over a limit.
     FetchError
         If a URL was refused or did not deliver.
     ImageError
-        If there is no picture, or over `MAX_IMAGES`.
+        If there is no image, or over `MAX_IMAGES`.
     RequestError
         If `max_pixels` is no whole number of 1 or more.
     Cancelled
@@ -101,10 +101,10 @@ def open_named_images(
     fetch: Fetcher | None = None,
     cancel: CancelToken | None = None,
 ) -> list[ImageInput]:
-    """Read the pictures of a whole request, each value under its own name.
+    """Read the images of a whole request, each value under its own name.
 
     As `open_images`, with one limit for all of them; every value is looked through before the
-    first picture is read or fetched.
+    first image is read or fetched.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def open_named_images(
     ImageError, RequestError, Cancelled
         As `open_images`.
     """
-    # Pillow and the decoders are imported when the first picture is opened.
+    # Pillow and the decoders are imported when the first image is opened.
     from mlx_magic.images.sources import Finder
 
     fit_pixels((1, 1), max_pixels)

@@ -1,4 +1,4 @@
-"""Any object that a person has -> a flat list of pictures still to be read."""
+"""Any object that a person has -> a flat list of images still to be read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from mlx_magic.errors import FetchError, ImageDecodeError, ImageError
 from mlx_magic.formatting import megabytes, shorten
 from mlx_magic.images import files, objects
-from mlx_magic.images.arrays import ArrayPictures, array_pictures
+from mlx_magic.images.arrays import ArrayImages, array_images
 from mlx_magic.images.decoding.decode import Decoded, decode_bytes, decode_image
 from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.stoppable_file import Watch
@@ -32,7 +32,7 @@ _MAX_DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture that was found but not read yet.
+    """One image that was found but not read yet.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Finder:
-    """Walks through a value and finds its pictures; reads no file and fetches nothing.
+    """Walks through a value and finds its images; reads no file and fetches nothing.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ class Finder:
     found: list[Source | ImageInput] = field(default_factory=list, init=False)
 
     def find(self, value: Any, name: str | None = None) -> None:
-        """Add the pictures in `value` to `found`, in order.
+        """Add the images in `value` to `found`, in order.
 
         Raises
         ------
         ImageError
-            If something in it is no picture, there is none, or there are too many by now.
+            If something in it is no image, there is none, or there are too many by now.
         """
         before = len(self.found)
         self._walk(value, name, depth=0)
@@ -94,7 +94,7 @@ class Finder:
                 self._walk(item, f"{name or 'list'}[{key}]", depth + 1)
         elif isinstance(value, ImageInput):
             self._add(value)
-        elif (images := _of_result(value)) is not None:
+        elif (images := _result_images(value)) is not None:
             if not images:
                 raise ImageError(
                     f"{label} is an answer to a question without pictures.", source=label
@@ -123,21 +123,21 @@ class Finder:
         if render is not None:
             self._add(Source(label, lambda: decode_bytes(render(), label, self.cancel)))
             return
-        url = objects.shown_url(value)
+        url = objects.displayed_url(value)
         if url is not None:
             self._string(url)
             return
         array = objects.as_array(value, label)
         if array is None:
-            raise ImageDecodeError(objects.why_refused(value, label), source=label)
+            raise ImageDecodeError(objects.refusal_message(value, label), source=label)
         if array.dtype.kind in "OU" and array.ndim:
             # Not .tolist(): a broadcast array may be a million times larger than it looks.
             self._walk(iter(array.flat), label, depth=_MAX_DEPTH - 1)
             return
-        pictures = array_pictures(array, label)
-        for index in range(len(pictures)):
+        images = array_images(array, label)
+        for index in range(len(images)):
             shown = f"{label}[{index}]" if array.ndim == 4 else label
-            self._add(Source(shown, partial(_array_picture, pictures, index, shown, self.cancel)))
+            self._add(Source(shown, partial(_array_image, images, index, shown, self.cancel)))
 
     def _string(self, text: str) -> None:
         if files.is_data_uri(text):
@@ -188,12 +188,12 @@ def _read_path(path: Path, label: str, cancel: CancelToken | None) -> Decoded:
     return decode_bytes(files.read_file(path, label, cancel), label, cancel)
 
 
-def _array_picture(
-    pictures: ArrayPictures, index: int, label: str, cancel: CancelToken | None
+def _array_image(
+    images: ArrayImages, index: int, label: str, cancel: CancelToken | None
 ) -> Decoded:
     with quiet():
-        image, notes = pictures.picture(index, Watch(label, cancel).checkpoint)
-    decoded = decode_image(image, label, cancel, ours=True)
+        image, notes = images.image_at(index, Watch(label, cancel).checkpoint)
+    decoded = decode_image(image, label, cancel, owned=True)
     return Decoded(decoded.pixels, (*notes, *decoded.notes))
 
 
@@ -203,13 +203,13 @@ def _items(value: Any, label: str) -> Iterable[tuple[object, Any]] | None:
         return enumerate(value)
     if objects.is_series(value):
         return objects.series_items(value, label)
-    # Path("pictures").glob("*.png"), a generator; but an open file is a picture itself.
+    # Path("pictures").glob("*.png"), a generator; but an open file is an image itself.
     if isinstance(value, Iterator) and not hasattr(value, "read"):
         return enumerate(value)
     return None
 
 
-def _of_result(value: Any) -> tuple[ImageInput, ...] | None:
+def _result_images(value: Any) -> tuple[ImageInput, ...] | None:
     """Return the images of an answer to a question; None of anything else."""
     # By what it has: the class is above this room.
     fields = getattr(type(value), "__dataclass_fields__", ())

@@ -8,7 +8,7 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.errors import MemoryBudgetError, RequestError
 from mlx_magic.formatting import amount
 
@@ -27,7 +27,7 @@ _SIZE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ModelUsage:
     """A model in memory, as far as the reckoning goes.
 
     Attributes
@@ -72,7 +72,7 @@ class Refusal:
     needed: int
     budget: int
     loading: int
-    staying: tuple[Held, ...]
+    staying: tuple[ModelUsage, ...]
 
     @property
     def free(self) -> int:
@@ -84,18 +84,18 @@ class Refusal:
         """Say it to the one who asked for the model of this name."""
         needed, budget = amount(self.needed), amount(self.budget)
         if self.needed > self.budget:
-            said = (
+            message = (
                 f"{name} needs {needed}, more than the {budget} that models may take: "
                 "choose a smaller or quantized one, or raise the budget "
                 "(%config VisionMagics.memory_budget)."
             )
         else:
-            said = (
+            message = (
                 f"{name} needs {needed}, but of the {budget} that models may take only "
                 f"{amount(self.free)} can be had: {self.words}. {self._remedy()}."
             )
         return MemoryBudgetError(
-            said,
+            message,
             model=name,
             needed_bytes=self.needed,
             limit_bytes=self.budget,
@@ -114,7 +114,7 @@ class Refusal:
         return ", ".join(parts)
 
     @property
-    def over_words(self) -> str:
+    def over_budget_message(self) -> str:
         """Say how much is over the budget and cannot leave."""
         over = sum(model.nbytes for model in self.staying) + self.loading - self.budget
         pinned = all(not model.users for model in self.staying) and not self.loading
@@ -140,8 +140,8 @@ class Refusal:
 
 
 def plan(
-    needed: int, budget: int, models: Iterable[Held], *, loading: int = 0
-) -> tuple[Held, ...] | Refusal:
+    needed: int, budget: int, models: Iterable[ModelUsage], *, loading: int = 0
+) -> tuple[ModelUsage, ...] | Refusal:
     """Choose who leaves so that something fits.
 
     The least recently used goes first; none goes that need not. Those in use and
@@ -164,7 +164,7 @@ def plan(
     over = needed + loading + sum(model.nbytes for model in models) - budget
     if not budget or over <= 0:
         return ()
-    leaving: list[Held] = []
+    leaving: list[ModelUsage] = []
     for model in sorted((m for m in models if m.can_leave), key=lambda m: m.last_used):
         if over <= 0:
             break
@@ -182,8 +182,8 @@ def plan(
 
 
 def shrink(
-    budget: int, models: Sequence[Held], *, loading: int = 0
-) -> tuple[tuple[Held, ...], Refusal | None]:
+    budget: int, models: Sequence[ModelUsage], *, loading: int = 0
+) -> tuple[tuple[ModelUsage, ...], Refusal | None]:
     """Choose who leaves under a budget that has become smaller.
 
     Returns
@@ -215,11 +215,11 @@ def check_setting(setting: object) -> Setting:
             return setting
         case float() if 0 < setting <= 1:
             return setting
-        case str() if _read(setting):
+        case str() if _parse_size(setting):
             return setting
     raise RequestError(
-        f"{said(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a share of the "
-        "memory (0.6, '60%'), or None for all of it.",
+        f"{short_repr(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a share of "
+        "the memory (0.6, '60%'), or None for all of it.",
         option="memory_budget",
     )
 
@@ -237,7 +237,7 @@ def check_ttl(seconds: object) -> float | None:
         with contextlib.suppress(OverflowError):
             return float(seconds)
     raise RequestError(
-        f"{said(seconds)} is no time: give seconds above 0, or None.", option="idle_ttl"
+        f"{short_repr(seconds)} is no time: give seconds above 0, or None.", option="idle_ttl"
     )
 
 
@@ -252,7 +252,7 @@ def budget_bytes(setting: Setting, total: int) -> int:
         Bytes that the device lets models use; 0 is unknown: then a share is no limit.
     """
     if isinstance(setting, str):
-        setting = _read(setting)
+        setting = _parse_size(setting)
     if setting is None:
         return total
     if isinstance(setting, float):
@@ -260,7 +260,7 @@ def budget_bytes(setting: Setting, total: int) -> int:
     return min(setting, total) if total else setting
 
 
-def _read(text: str) -> int | float | None:
+def _parse_size(text: str) -> int | float | None:
     """Read ``"8 GB"`` as bytes and ``"60%"`` as a share; None if it is neither."""
     match = _SIZE.fullmatch(text)
     if match is None:

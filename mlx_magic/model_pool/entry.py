@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mlx_magic.backends.base import LoadedModel
-from mlx_magic.model_pool.budget import Held
+from mlx_magic.model_pool.budget import ModelUsage
 from mlx_magic.model_pool.model_info import ModelInfo
 from mlx_magic.model_pool.unload import Unload
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
@@ -41,7 +41,7 @@ class Key(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
+class PoolEntry:
     """A loaded model with its names and those who hold it; changed under the pool's lock.
 
     Attributes
@@ -103,8 +103,8 @@ class Resident:
             why_apart=together.why,
         )
 
-    def held(self) -> Held:
+    def usage(self) -> ModelUsage:
         """Return what the reckoning of a budget needs."""
-        return Held(
+        return ModelUsage(
             self.key, self.names[0], self.nbytes, self.last_used, len(self.holders), self.pinned
         )

@@ -13,7 +13,7 @@ from mlx_magic.engine.task import Clock
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import amount
 from mlx_magic.model_pool.budget import (
-    Held,
+    ModelUsage,
     Refusal,
     Setting,
     budget_bytes,
@@ -21,11 +21,11 @@ from mlx_magic.model_pool.budget import (
     plan,
     shrink,
 )
-from mlx_magic.model_pool.entry import Resident
+from mlx_magic.model_pool.entry import PoolEntry
 from mlx_magic.model_pool.model_info import ModelInfo
 from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loading, Loads
-from mlx_magic.model_pool.unload import Unload, Unloaded, Why
+from mlx_magic.model_pool.unload import Unload, Unloaded, UnloadReason
 
 REMEMBERED = 8
 """Models that have left, of which is told."""
@@ -37,7 +37,7 @@ class Eviction:
     Parameters
     ----------
     engine : Engine
-    residents : Registry
+    registry : Registry
     loads : Loads
         Those in flight: their estimates count as taken.
     clock : callable
@@ -56,7 +56,7 @@ class Eviction:
     def __init__(
         self,
         engine: Engine,
-        residents: Registry,
+        registry: Registry,
         loads: Loads,
         *,
         clock: Clock,
@@ -64,7 +64,7 @@ class Eviction:
         tell: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._residents = residents
+        self._registry = registry
         self._loads = loads
         self._clock = clock
         self._memory = memory
@@ -107,19 +107,19 @@ class Eviction:
     def unload(self, name: str, *, force: bool = False) -> Unload:
         """Begin to unload a model; wait for its users, or cancel them. See `ModelPool`."""
         unload = Unload(name, clock=self._clock, force=force)
-        entry, requests = self._residents.unload(unload)
-        for work in requests:
-            if not work.done:
+        entry, requests = self._registry.unload(unload)
+        for task in requests:
+            if not task.done:
                 unload.cancelled += 1
-                work.cancel()
+                task.cancel()
         if entry is not None:
             self._free(entry, "asked")
         self._tell()
         return unload
 
-    def let_go(self, holder: object) -> None:
+    def release(self, holder: object) -> None:
         """End a use. What has waited for that leaves now."""
-        for entry in self._residents.let_go(holder):
+        for entry in self._registry.release(holder):
             self._free(entry, "asked")
         # A budget that was lowered under its users holds from here on.
         self.fit()
@@ -145,7 +145,7 @@ class Eviction:
             When it cannot fit. Then nothing leaves.
         """
 
-        def choose(models: list[Held]) -> Iterable[Held]:
+        def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
             others = self._loads.nbytes - loading.nbytes
             planned = plan(needed, self.budget, models, loading=others)
             if isinstance(planned, Refusal):
@@ -153,7 +153,7 @@ class Eviction:
             loading.nbytes = needed
             return planned
 
-        for entry in self._residents.leave(choose):
+        for entry in self._registry.leave(choose):
             loading.note(f"Unloaded {entry.names[0]} ({amount(entry.nbytes)}) to make room.")
             self._free(entry, "room", wanted_by=name)
             self._tell()
@@ -171,12 +171,12 @@ class Eviction:
             return None
         due: list[float] = []
 
-        def choose(models: list[Held]) -> Iterable[Held]:
+        def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
             idle = [model for model in models if model.can_leave]
             due.extend(rest for m in idle if (rest := m.last_used + ttl - now) > 0)
             return [model for model in idle if model.last_used + ttl <= now]
 
-        for entry in self._residents.leave(choose):
+        for entry in self._registry.leave(choose):
             self._free(entry, "idle")
             self._tell()
         return min(due, default=None)
@@ -185,29 +185,29 @@ class Eviction:
         """Let go of what is over the budget, as far as it can leave. See `set_budget`."""
         refusals: list[Refusal | None] = []
 
-        def choose(models: list[Held]) -> Iterable[Held]:
+        def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
             leaving, refused = shrink(self.budget, models, loading=self._loads.nbytes)
             refusals.append(refused)
             return leaving
 
-        entries = self._residents.leave(choose)
-        gone = [self._residents.info(entry) for entry in entries]
+        entries = self._registry.leave(choose)
+        evicted = [self._registry.info(entry) for entry in entries]
         for entry in entries:
             self._free(entry, "budget")
-        return gone, refusals[0]
+        return evicted, refusals[0]
 
-    def _free(self, entry: Resident, why: Why, wanted_by: str = "") -> None:
+    def _free(self, entry: PoolEntry, why: UnloadReason, wanted_by: str = "") -> None:
         """Give back the memory of a model that has left, as soon as the engine's thread can."""
 
         def free() -> int:
             before = self._memory().active
             entry.model.close()
-            platform.keep_buffers(self._residents.nbytes)
+            platform.keep_buffers(self._registry.nbytes)
             # What came back, not what should have: somebody may hold arrays of it.
             return max(before - self._memory().active, 0) if before else entry.nbytes
 
         def freed(future: Future[int]) -> None:
-            self._residents.left(entry)
+            self._registry.left(entry)
             error = future.exception()
             for unload in entry.unloads:
                 if error is None:

@@ -119,7 +119,7 @@ class Load(Task["ModelInfo | None"]):
 
 
 def no_images(name: str, models: Iterable[ModelInfo], *, before: bool) -> ImagesNotSupportedError:
-    """Return the refusal of pictures for a text model.
+    """Return the refusal of images for a text model.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ def no_images(name: str, models: Iterable[ModelInfo], *, before: bool) -> Images
     models : iterable of ModelInfo
         Those in memory, to name the ones that can see.
     before : bool
-        Whether the pictures came in an earlier turn of the conversation.
+        Whether the images came in an earlier turn of the conversation.
     """
     vision = [model.name for model in models if model.kind == "vision"]
     vision = list(dict.fromkeys([*vision, DEMO]))

@@ -14,11 +14,11 @@ from mlx_magic.backends.batching import admission_queue
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.engine.change_listeners import ChangeListeners
-from mlx_magic.engine.engine import Engine, Said
+from mlx_magic.engine.engine import Engine, StepSignal
 from mlx_magic.engine.task import Clock, Task, outcome, wait
 from mlx_magic.errors import EngineError, ModelError
 from mlx_magic.formatting import amount
-from mlx_magic.model_pool.budget import Held, Refusal, Setting, check_ttl, plan
+from mlx_magic.model_pool.budget import ModelUsage, Refusal, Setting, check_ttl, plan
 from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.idle_timer import IdleTimer
 from mlx_magic.model_pool.loader import Loader
@@ -63,25 +63,27 @@ class ModelPool:
         self._memory = memory
         self._opener: Callable[..., Load] | None = None
         self._track: Callable[[Task[Any]], None] = lambda task: None
-        self._watchers = ChangeListeners()
-        self._residents = Registry(clock)
-        self.ready = self._residents.ready
+        self._listeners = ChangeListeners()
+        self._registry = Registry(clock)
+        self.ready = self._registry.ready
         self._loads = Loads()
-        self._departures = Eviction(
-            engine, self._residents, self._loads, clock=clock, memory=memory, tell=self._tell
+        self._eviction = Eviction(
+            engine, self._registry, self._loads, clock=clock, memory=memory, tell=self._tell
         )
         self._loader = Loader(
             backends,
-            self._residents,
+            self._registry,
             self._loads,
-            self._departures,
+            self._eviction,
             memory=memory,
             tell=self._tell,
         )
-        self._timer = IdleTimer(self._departures.expire, threaded=engine.threaded)
+        self._timer = IdleTimer(self._eviction.expire, threaded=engine.threaded)
         engine.when_lost(self._forget)
 
-    def belongs_to(self, opener: Callable[..., Load], track: Callable[[Task[Any]], None]) -> None:
+    def attach_session(
+        self, opener: Callable[..., Load], track: Callable[[Task[Any]], None]
+    ) -> None:
         """Say what loads a model by its name, and what follows unloads; for the session."""
         self._opener, self._track = opener, track
 
@@ -90,7 +92,7 @@ class ModelPool:
 
         What is returned ends it.
         """
-        return self._watchers.add(callback)
+        return self._listeners.add(callback)
 
     def load(
         self,
@@ -121,7 +123,7 @@ class ModelPool:
         ModelError
             When it cannot be loaded, or the load was cancelled.
         """
-        return self._opened(
+        return self._load_by_name(
             model,
             alias=None if alias is None else argument_checks.name("alias", alias),
             trust_remote_code=argument_checks.flag("trust_remote_code", trust_remote_code),
@@ -182,11 +184,11 @@ class ModelPool:
         argument_checks.name("model", name)
         hold = Lease()
         try:
-            info = self._residents.hold(name, hold)
+            info = self._registry.hold(name, hold)
             self._tell()
-            yield info or self._opened(name, hold=hold)
+            yield info or self._load_by_name(name, hold=hold)
         finally:
-            self._departures.let_go(hold)
+            self._eviction.release(hold)
 
     def pin(self, name: str) -> ModelInfo:
         """Let a model stay until it is unloaded by hand, or unpinned.
@@ -196,14 +198,14 @@ class ModelPool:
         ModelNotFoundError
             When no such model is in memory.
         """
-        info = self._residents.pin(argument_checks.name("model", name), pinned=True)
+        info = self._registry.pin(argument_checks.name("model", name), pinned=True)
         self._tell()
         return info
 
     def unpin(self, name: str) -> ModelInfo:
         """Let a model leave when room is needed. See `pin`."""
-        info = self._residents.pin(argument_checks.name("model", name), pinned=False)
-        self._departures.fit()
+        info = self._registry.pin(argument_checks.name("model", name), pinned=False)
+        self._eviction.fit()
         self._tell()
         return info
 
@@ -215,13 +217,13 @@ class ModelPool:
         leave at once, the least recently used first; those in use leave when they are let
         go. A warning names what cannot leave.
         """
-        return self._departures.setting
+        return self._eviction.setting
 
     @budget.setter
     def budget(self, setting: Setting) -> None:
         _, refused = self.set_budget(setting)
         if refused is not None:
-            warnings.warn(refused.over_words, stacklevel=2)
+            warnings.warn(refused.over_budget_message, stacklevel=2)
 
     def set_budget(self, setting: Setting) -> tuple[list[ModelInfo], Refusal | None]:
         """Change the budget; return what leaves, and what is over it and cannot leave.
@@ -231,34 +233,34 @@ class ModelPool:
         RequestError
             When it is no budget.
         """
-        changed = self._departures.set_budget(setting)
+        changed = self._eviction.set_budget(setting)
         self._tell()
         return changed
 
     @property
     def budget_bytes(self) -> int:
         """The budget in bytes; 0 is no limit."""
-        return self._departures.budget
+        return self._eviction.budget
 
     @property
     def taken(self) -> int:
         """Bytes that models take, those on their way included as estimated."""
-        return self._loads.nbytes + self._residents.nbytes
+        return self._loads.nbytes + self._registry.nbytes
 
     @property
     def idle_ttl(self) -> float | None:
         """Seconds that a model may stay unused; None is for ever. Pinned ones stay."""
-        return self._departures.idle_ttl
+        return self._eviction.idle_ttl
 
     @idle_ttl.setter
     def idle_ttl(self, seconds: float | None) -> None:
-        self._departures.idle_ttl = check_ttl(seconds)
+        self._eviction.idle_ttl = check_ttl(seconds)
         self._timer.wake()
 
     @property
     def unloaded(self) -> tuple[Unloaded, ...]:
         """The models that left last and why, the latest at the end."""
-        return self._departures.remembered
+        return self._eviction.remembered
 
     @property
     def memory(self) -> platform.Memory:
@@ -268,22 +270,22 @@ class ModelPool:
     @property
     def reuse(self) -> Reuse:
         """What the models were spared by what they saw and read before, all together."""
-        return Reuse.total(model.reuse for model in self._residents.loaded)
+        return Reuse.total(model.reuse for model in self._registry.loaded)
 
     def forget(self) -> int:
-        """Let go of what is kept for reuse: pictures that were seen, prompts that were read.
+        """Let go of what is kept for reuse: images that were seen, prompts that were read.
 
         Returns
         -------
         int
             Bytes given back.
         """
-        return wait(self._engine.call(self._residents.forget, soon=True))
+        return wait(self._engine.call(self._registry.forget, soon=True))
 
     @property
     def models(self) -> list[ModelInfo]:
         """The models in memory, oldest first."""
-        return self._residents.models
+        return self._registry.models
 
     def __iter__(self) -> Iterator[ModelInfo]:
         return iter(self.models)
@@ -292,10 +294,10 @@ class ModelPool:
         return len(self.models)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._residents.find(name) is not None
+        return isinstance(name, str) and self._registry.find(name) is not None
 
     def __getitem__(self, name: str) -> ModelInfo:
-        return self._residents.info(self._residents.named(argument_checks.name("model", name)))
+        return self._registry.info(self._registry.named(argument_checks.name("model", name)))
 
     def __repr__(self) -> str:
         names = ", ".join(
@@ -310,10 +312,10 @@ class ModelPool:
         self._engine.submit(self._loader.load(load, checkpoint, trust_remote_code), load.fail)
 
     def leased(
-        self, checkpoint: Checkpoint, work: Task[Any]
-    ) -> Generator[Said | None, None, contextlib.AbstractContextManager[LoadedModel]]:
+        self, checkpoint: Checkpoint, task: Task[Any]
+    ) -> Generator[StepSignal | None, None, contextlib.AbstractContextManager[LoadedModel]]:
         """Load if needed, then lease; on the inference thread. See `Loader.leased`."""
-        return self._loader.leased(checkpoint, work)
+        return self._loader.leased(checkpoint, task)
 
     def submit_unload(self, name: str, *, force: bool = False) -> Unload:
         """Begin to unload a model; returns at once. See `unload`.
@@ -324,7 +326,7 @@ class ModelPool:
             Waits for the model's users, and can be cancelled while it does.
         """
         name, force = argument_checks.name("model", name), argument_checks.flag("force", force)
-        unload = self._departures.unload(name, force=force)
+        unload = self._eviction.unload(name, force=force)
         if not unload.begun:
             self._track(unload)
         return unload
@@ -334,14 +336,14 @@ class ModelPool:
         entry = None
         # A name that this system cannot encode is no folder of a model.
         with contextlib.suppress(OSError, ValueError):
-            entry = self._residents.of_folder(os.path.realpath(folder))
+            entry = self._registry.of_folder(os.path.realpath(folder))
         return entry.checkpoint if entry else None
 
     def close(self) -> None:
         """End the thread that looks for idle models."""
         self._timer.close()
 
-    def _opened(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
+    def _load_by_name(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
         """Load a model by its name, as the session does, and wait for it. See `load`."""
         if self._opener is None:
             raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
@@ -355,11 +357,11 @@ class ModelPool:
     def _tell(self) -> None:
         if self.idle_ttl is not None:
             self._timer.wake()
-        self._watchers.tell()
+        self._listeners.tell()
 
     def _forget(self) -> None:
         """Forget every model: their arrays belong to a thread that has died."""
-        waited = self._residents.clear()
+        waited = self._registry.clear()
         self._loads.forget()
         admission_queue.SHARED.forget()
         for unload in waited:
@@ -383,5 +385,5 @@ def fits(pool: ModelPool, needed_bytes: int) -> bool | None:
         return None
     models = pool.models
     loading = max(pool.taken - sum(model.nbytes for model in models), 0)
-    held = [Held(m.name, m.name, m.nbytes, -m.idle, m.users, m.pinned) for m in models]
-    return not isinstance(plan(needed_bytes, budget, held, loading=loading), Refusal)
+    usages = [ModelUsage(m.name, m.name, m.nbytes, -m.idle, m.users, m.pinned) for m in models]
+    return not isinstance(plan(needed_bytes, budget, usages, loading=loading), Refusal)

@@ -11,8 +11,8 @@ from mlx_magic.backends.base import LoadedModel
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import ModelInUseError, ModelNotFoundError
-from mlx_magic.model_pool.budget import Held
-from mlx_magic.model_pool.entry import Key, Resident
+from mlx_magic.model_pool.budget import ModelUsage
+from mlx_magic.model_pool.entry import Key, PoolEntry
 from mlx_magic.model_pool.model_info import Lease, ModelInfo
 from mlx_magic.model_pool.unload import Unload
 
@@ -36,8 +36,8 @@ class Registry:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.RLock()
-        self._by_key: dict[Key, Resident] = {}
-        self._leaving: list[Resident] = []
+        self._by_key: dict[Key, PoolEntry] = {}
+        self._leaving: list[PoolEntry] = []
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -68,17 +68,17 @@ class Registry:
         with self._lock:
             return bool(self._leaving)
 
-    def info(self, entry: Resident) -> ModelInfo:
+    def info(self, entry: PoolEntry) -> ModelInfo:
         """Return what a person gets to see of one."""
         with self._lock:
             return entry.info(self._clock())
 
-    def find(self, name: str) -> Resident | None:
+    def find(self, name: str) -> PoolEntry | None:
         """Return the model of this name, if there is one."""
         with self._lock:
             return next((e for e in self._by_key.values() if name in e.names), None)
 
-    def named(self, name: str) -> Resident:
+    def named(self, name: str) -> PoolEntry:
         """Return the model of this name.
 
         Raises
@@ -93,7 +93,7 @@ class Registry:
                 raise ModelNotFoundError(f"{name} is not loaded; loaded: {loaded}.", model=name)
             return entry
 
-    def of_folder(self, folder: str) -> Resident | None:
+    def of_folder(self, folder: str) -> PoolEntry | None:
         """Return the model of this folder that was loaded without an adapter, if there is one."""
         plain = [Key(folder, None, trusted) for trusted in (True, False)]
         with self._lock:
@@ -121,7 +121,7 @@ class Registry:
             del entry
         return None if ahead is None else ahead(request, cancel)
 
-    def add(self, entry: Resident, name: str, then: Callable[[], None]) -> None:
+    def add(self, entry: PoolEntry, name: str, then: Callable[[], None]) -> None:
         """Let in a model that was loaded; `then` is called under the same lock."""
         with self._lock:
             entry.last_used = self._clock()
@@ -131,7 +131,7 @@ class Registry:
 
     def take(
         self, keys: Iterable[Key], name: str, *, holder: object = None, pin: bool = False
-    ) -> tuple[Resident | None, bool]:
+    ) -> tuple[PoolEntry | None, bool]:
         """Return the first of these that is there, and whether that is news to those who look.
 
         With a `holder` it is held when it is returned: nobody can unload it in between.
@@ -142,12 +142,12 @@ class Registry:
         Cancelled
             When the holder wants nothing any more.
         """
-        with self._changing() as withdrawn:
+        with self._withdrawing() as withdrawn:
             entry = self._first(keys)
             if entry is None or entry.closing:
                 return None, False
             if holder is None or isinstance(holder, Lease):
-                withdrawn += self._stays(entry)
+                withdrawn += self._take_unloads(entry)
             if holder is not None:
                 self._hold(entry, holder)
             entry.last_used = self._clock()
@@ -162,11 +162,11 @@ class Registry:
 
     def hold(self, name: str, holder: Lease) -> ModelInfo | None:
         """Hold the model of this name, if it is there and stays."""
-        with self._changing() as withdrawn:
+        with self._withdrawing() as withdrawn:
             entry = self.find(name)
             if entry is None or entry.closing:
                 return None
-            withdrawn += self._stays(entry)
+            withdrawn += self._take_unloads(entry)
             self._hold(entry, holder)
             return entry.info(self._clock())
 
@@ -178,14 +178,14 @@ class Registry:
         ModelNotFoundError
             When no such model is in memory.
         """
-        with self._changing() as withdrawn:
+        with self._withdrawing() as withdrawn:
             entry = self.named(name)
             entry.pinned = pinned
             if pinned:
-                withdrawn += self._stays(entry)
+                withdrawn += self._take_unloads(entry)
             return entry.info(self._clock())
 
-    def let_go(self, holder: object) -> list[Resident]:
+    def release(self, holder: object) -> list[PoolEntry]:
         """End a use; return the models that leave now, since an unload has waited for that."""
         with self._lock:
             if isinstance(holder, Lease):
@@ -194,9 +194,9 @@ class Registry:
             for entry in entries:
                 entry.holders.remove(holder)
                 entry.last_used = self._clock()
-            return [entry for entry in entries if self._settled(entry)]
+            return [entry for entry in entries if self._remove_if_unused(entry)]
 
-    def unload(self, unload: Unload) -> tuple[Resident | None, list[Task[object]]]:
+    def unload(self, unload: Unload) -> tuple[PoolEntry | None, list[Task[object]]]:
         """Take a model out, or let the unload wait until nobody holds it.
 
         Returns
@@ -224,10 +224,10 @@ class Registry:
                 )
             entry.unloads.append(unload)
             requests = [holder for holder in entry.holders if isinstance(holder, Task)]
-            leaves = self._settled(entry)
+            leaves = self._remove_if_unused(entry)
             return (entry if leaves else None), requests if unload.force else []
 
-    def leave(self, choose: Callable[[list[Held]], Iterable[Held]]) -> list[Resident]:
+    def leave(self, choose: Callable[[list[ModelUsage]], Iterable[ModelUsage]]) -> list[PoolEntry]:
         """Take out those that are chosen, at one blow.
 
         Parameters
@@ -237,14 +237,14 @@ class Registry:
             is raised here.
         """
         with self._lock:
-            chosen = choose([entry.held() for entry in self._by_key.values()])
+            chosen = choose([entry.usage() for entry in self._by_key.values()])
             entries = [e for e in self._by_key.values() if any(c.key == e.key for c in chosen)]
             assert not any(entry.holders for entry in entries), "never under its user"
             for entry in entries:
-                self._go(entry)
+                self._remove(entry)
             return entries
 
-    def left(self, entry: Resident) -> None:
+    def left(self, entry: PoolEntry) -> None:
         """Take note that the memory of a model is free."""
         with self._lock:
             if entry in self._leaving:
@@ -258,11 +258,11 @@ class Registry:
             self._leaving.clear()
             return waited
 
-    def _first(self, keys: Iterable[Key]) -> Resident | None:
+    def _first(self, keys: Iterable[Key]) -> PoolEntry | None:
         """Return the first of these that is there; under the lock."""
         return next((self._by_key[key] for key in keys if key in self._by_key), None)
 
-    def _settled(self, entry: Resident) -> bool:
+    def _remove_if_unused(self, entry: PoolEntry) -> bool:
         """Take a model out if an unload has waited for this; under the lock."""
         entry.unloads = [unload for unload in entry.unloads if not unload.done]
         if entry.holders:
@@ -272,14 +272,14 @@ class Registry:
         begun = [unload for unload in entry.unloads if unload.begin()]
         entry.unloads = begun
         if begun:
-            self._go(entry)
+            self._remove(entry)
         return bool(begun)
 
-    def _go(self, entry: Resident) -> None:
+    def _remove(self, entry: PoolEntry) -> None:
         del self._by_key[entry.key]
         self._leaving.append(entry)
 
-    def _hold(self, entry: Resident, holder: object) -> None:
+    def _hold(self, entry: PoolEntry, holder: object) -> None:
         if isinstance(holder, Lease) and holder.over:
             raise Cancelled
         entry.holders.append(holder)
@@ -287,13 +287,13 @@ class Registry:
         for unload in entry.unloads:
             unload.waits_for(len(entry.holders))
 
-    def _stays(self, entry: Resident) -> list[Unload]:
+    def _take_unloads(self, entry: PoolEntry) -> list[Unload]:
         """Return the unloads that are to be withdrawn: somebody wants it to be there."""
         unloads, entry.unloads = entry.unloads, []
         return unloads
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[list[Unload]]:
+    def _withdrawing(self) -> Iterator[list[Unload]]:
         """Hold the lock; what is put into the list is withdrawn after it, since others hear it."""
         withdrawn: list[Unload] = []
         with self._lock:
@@ -301,7 +301,7 @@ class Registry:
         for unload in withdrawn:
             unload.withdraw()
 
-    def _name(self, entry: Resident, name: str) -> bool:
+    def _name(self, entry: PoolEntry, name: str) -> bool:
         """Let a name stand for this model and no other; under the lock. Say if that is new."""
         for other in self._by_key.values():
             if other is not entry and name in other.names:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.engine import WAIT, Said, Steps, put_away
+from mlx_magic.engine.engine import WAIT, Steps, StepSignal, close_steps
 from mlx_magic.engine.task import Task
 from mlx_magic.formatting import again
 
@@ -42,7 +42,7 @@ class Loading:
         self.when_left: Callable[[], None] = lambda: None
         self._waiting: list[tuple[Task[Any], str]] = []
         self._progress: tuple[int, int, str] | None = None
-        self._tick = 0
+        self._slices_done = 0
         self._ended = False
         self._error: Exception | None = None
         self._steps = steps(self)
@@ -50,7 +50,7 @@ class Loading:
     @property
     def names(self) -> list[str]:
         """What those call the model who still want it; empty if nobody does."""
-        return [name for work, name in self._waiting if not work.token.requested]
+        return [name for task, name in self._waiting if not task.token.requested]
 
     @property
     def is_over(self) -> bool:
@@ -59,27 +59,27 @@ class Loading:
 
     def note(self, line: str) -> None:
         """Tell the one who has waited longest what happened on the way."""
-        for work, _ in self._waiting[:1]:
-            work.notes.append(line)
+        for task, _ in self._waiting[:1]:
+            task.notes.append(line)
 
     def advance(self, done: int, total: int, note: str) -> None:
         """Take the progress, for all who wait. See `LoadProgress`."""
         self._progress = (done, total, note)
 
     @contextlib.contextmanager
-    def joined(self, work: Task[Any], name: str) -> Iterator[None]:
+    def joined(self, task: Task[Any], name: str) -> Iterator[None]:
         """Wait for it within this block; when the last leaves, it ends."""
-        mine = (work, name)
-        self._waiting.append(mine)
+        waiter = (task, name)
+        self._waiting.append(waiter)
         try:
             yield
         finally:
-            self._waiting.remove(mine)
+            self._waiting.remove(waiter)
             if not self._waiting:
                 self._stop()
                 self.when_left()
 
-    def follow(self, work: Task[Any]) -> Steps:
+    def follow(self, task: Task[Any]) -> Steps:
         """Go on until the load has ended, doing its slices where they are due.
 
         Raises
@@ -90,33 +90,33 @@ class Loading:
             Why the load failed.
         """
         # Nothing in the first round: all who came with the first join before it can fail.
-        work.token.checkpoint()
+        task.token.checkpoint()
         yield None
-        tick = 0
+        slices_seen = 0
         while not self._ended:
-            work.token.checkpoint()
-            said = self._slice() if tick == self._tick else WAIT
-            tick = self._tick
+            task.token.checkpoint()
+            signal = self._slice() if slices_seen == self._slices_done else WAIT
+            slices_seen = self._slices_done
             if self._progress is not None:
-                work.advance(*self._progress)
+                task.advance(*self._progress)
             if not self._ended:
-                yield said
+                yield signal
         if self._error is not None:
             raise again(self._error)
-        work.token.checkpoint()
+        task.token.checkpoint()
 
-    def _slice(self) -> Said | None:
-        self._tick += 1
+    def _slice(self) -> StepSignal | None:
+        self._slices_done += 1
         try:
             return next(self._steps)
         except StopIteration:
-            self._over()
+            self._mark_ended()
         except Exception as error:
-            self._over()
+            self._mark_ended()
             self._error = error
         return None
 
-    def _over(self) -> None:
+    def _mark_ended(self) -> None:
         # Some may not have left yet, but it takes nothing any more.
         self._ended, self.nbytes = True, 0
 
@@ -127,8 +127,8 @@ class Loading:
             self._slice()
             if self._error is not None and not isinstance(self._error, Cancelled):
                 _log.warning("A load failed while it was cancelled: %s", self._error)
-            put_away(self._steps)
-            self._over()
+            close_steps(self._steps)
+            self._mark_ended()
 
 
 class Loads:
@@ -147,7 +147,7 @@ class Loads:
 
     @contextlib.contextmanager
     def joined(
-        self, key: Hashable, work: Task[Any], name: str, begin: Callable[[Loading], Steps]
+        self, key: Hashable, task: Task[Any], name: str, begin: Callable[[Loading], Steps]
     ) -> Iterator[Loading]:
         """Wait for the load of a model within this block; it begins if nobody has begun it.
 
@@ -155,7 +155,7 @@ class Loads:
         ----------
         key : hashable
             The model.
-        work : Task
+        task : Task
             Who waits.
         name : str
             What they call it.
@@ -166,7 +166,7 @@ class Loads:
         if loading is None:
             loading = self._loading[key] = Loading(begin)
         try:
-            with loading.joined(work, name):
+            with loading.joined(task, name):
                 yield loading
         finally:
             if loading.is_over and self._loading.get(key) is loading:

@@ -8,9 +8,9 @@ from typing import Literal
 from mlx_magic.engine.task import Clock, Task
 from mlx_magic.formatting import amount
 
-Why = Literal["asked", "room", "idle", "budget"]
+UnloadReason = Literal["asked", "room", "idle", "budget"]
 
-_WHY = {"asked": "by hand", "idle": "not used for a while", "budget": "over the budget"}
+_REASON_TEXTS = {"asked": "by hand", "idle": "not used for a while", "budget": "over the budget"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Unloaded:
 
     name: str
     nbytes: int
-    why: Why
+    why: UnloadReason
     wanted_by: str = ""
 
     def __str__(self) -> str:
-        reason = _WHY.get(self.why) or f"to make room for {self.wanted_by}"
+        reason = _REASON_TEXTS.get(self.why) or f"to make room for {self.wanted_by}"
         return f"{self.name} ({amount(self.nbytes)}) {reason}"
 
 

@@ -192,7 +192,10 @@ class VisionMagics(Magics):
     def _ask(self, question: _Question) -> _Asked:
         arguments = question.arguments
         generation = _session().start(
-            question.request, images=question.images, max_pixels=arguments.max_pixels, draw=True
+            question.request,
+            images=question.images,
+            max_pixels=arguments.max_pixels,
+            thumbnails=True,
         )
         return _Asked(arguments, generation, question.said_something)
 

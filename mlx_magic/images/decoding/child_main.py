@@ -1,4 +1,4 @@
-"""Reads a picture from stdin and writes its pixels to stdout; `child_process.py` runs it.
+"""Reads an image from stdin and writes its pixels to stdout; `child_process.py` runs it.
 
 Imports nothing of this package.
 """
@@ -58,7 +58,7 @@ def main() -> None:
         return
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    for top in range(0, height, rows):  # in strips: a large picture is not held twice
+    for top in range(0, height, rows):  # in strips: a large image is not held twice
         strip = plain.crop((0, top, width, min(top + rows, height))).tobytes()
         sys.stdout.buffer.write(len(strip).to_bytes(8, "big"))
         sys.stdout.buffer.write(strip)

@@ -23,12 +23,12 @@ from mlx_magic.errors import ImageDecodeError
 from mlx_magic.images.decoding.stoppable_file import Watch
 
 _SCRIPT = Path(__file__).with_name("child_main.py")
-_LOOK_SECONDS = 0.05
-# Beside the picture: Python and Pillow themselves, as addresses.
+_CHECK_SECONDS = 0.05
+# Beside the image: Python and Pillow themselves, as addresses.
 _PROGRAM_BYTES = 600_000_000
 
 
-def decode_apart(
+def decode_in_child(
     kind: str, data: bytes, watch: Watch, *, seconds: int, memory: int, frame: int = 0
 ) -> Image.Image | None:
     """Return a loaded image, in the mode that Pillow reads it in; palettes as RGB or RGBA.
@@ -75,15 +75,15 @@ def decode_apart(
         env={**os.environ, "OPJ_NUM_THREADS": "1"},
     ) as process:
         answers: list[Image.Image | dict[str, Any]] = []
-        talk = threading.Thread(target=_talk, args=(process, data, answers), daemon=True)
-        talk.start()
+        exchange = threading.Thread(target=_exchange, args=(process, data, answers), daemon=True)
+        exchange.start()
         try:
-            while talk.is_alive():
+            while exchange.is_alive():
                 watch.checkpoint()
-                talk.join(_LOOK_SECONDS)
+                exchange.join(_CHECK_SECONDS)
         finally:
             process.kill()
-            talk.join()
+            exchange.join()
     answer = answers[0] if answers else {}
     if isinstance(answer, Image.Image):
         return answer
@@ -96,7 +96,7 @@ def decode_apart(
     )
 
 
-def _talk(
+def _exchange(
     process: subprocess.Popen[bytes], data: bytes, answers: list[Image.Image | dict[str, Any]]
 ) -> None:
     """Send the file and take what comes; a process that was killed leaves no answer."""

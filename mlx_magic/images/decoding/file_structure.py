@@ -1,6 +1,6 @@
-"""What a picture's file is made of, read before Pillow works on it.
+"""What an image's file is made of, read before Pillow works on it.
 
-Pillow bounds a picture's pixels; its time and memory also go by what is listed here: scans,
+Pillow bounds an image's pixels; its time and memory also go by what is listed here: scans,
 directories, pages, tiles. Each is looked at in the bytes, without decoding any.
 """
 
@@ -21,7 +21,7 @@ from mlx_magic.images.decoding.file_markers import (
 )
 from mlx_magic.images.decoding.stoppable_file import Watch
 from mlx_magic.images.decoding.tiff import (
-    LOOKED_AT,
+    SIZE_TAGS,
     TAG_BYTE_COUNTS,
     TAG_OFFSETS,
     TAG_TILE_LENGTH,
@@ -33,12 +33,12 @@ from mlx_magic.images.decoding.tiff import (
 from mlx_magic.images.limits import check_pixels
 
 MAX_SCANS = 100
-"""Scans of a JPEG; encoders make about ten. Each costs a walk over the whole picture."""
+"""Scans of a JPEG; encoders make about ten. Each costs a walk over the whole image."""
 
 MAX_MEMORY = 500_000_000
 """Bytes that decoding may take, where the header tells."""
 
-# Measured: what the decoders of these hold at once, with the picture itself.
+# Measured: what the decoders of these hold at once, with the image itself.
 _BYTES_A_PIXEL = {"WebP": 16, "AVIF": 9}
 
 MAX_COUNTED = 10_000
@@ -56,7 +56,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class Count:
     """How many pages or frames there are: `count`, or more than that."""
 
     count: int
@@ -66,7 +66,7 @@ class Counted:
         return f"more than {self.count}" if self.more else str(self.count)
 
 
-def check_structure(kind: str, data: bytes, watch: Watch) -> Counted | None:
+def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
     """Refuse a file whose parts cost far more than its pixels.
 
     Parameters
@@ -97,7 +97,7 @@ def check_structure(kind: str, data: bytes, watch: Watch) -> Counted | None:
 
 
 def check_memory(kind: str, size: tuple[int, int], label: str) -> None:
-    """Refuse a picture of a format whose decoder holds it several times, before it is decoded.
+    """Refuse an image of a format whose decoder holds it several times, before it is decoded.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def _check_jpeg(data: bytes, watch: Watch) -> None:
             f"is a progressive JPEG of {frame.pixels / 1e6:.0f} megapixels, which takes more than "
             f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a plain JPEG, or smaller",
         )
-    # Cheap, and too many only by chance: in what follows the picture, in a comment.
+    # Cheap, and too many only by chance: in what follows the image, in a comment.
     if data.count(_SOS, at) >= MAX_SCANS and _scans(data, at, watch) > MAX_SCANS:
         _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it anew, as a plain JPEG")
 
@@ -196,7 +196,7 @@ def _scans(data: bytes, at: int, watch: Watch) -> int:
 # GIF
 
 
-def _count_gif(data: bytes, watch: Watch) -> Counted:
+def _count_gif(data: bytes, watch: Watch) -> Count:
     at = 13 + gif_colors(data[10])
     frames = blocks = comments = 0
     while found := GIF_BLOCK.search(data, at):
@@ -212,7 +212,7 @@ def _count_gif(data: bytes, watch: Watch) -> Counted:
                 break
             frames += 1
             if frames > MAX_COUNTED:
-                return Counted(MAX_COUNTED, more=True)
+                return Count(MAX_COUNTED, more=True)
             at += 10 + gif_colors(flags[0])
         begun = blocks
         while at < len(data) and data[at]:
@@ -221,13 +221,13 @@ def _count_gif(data: bytes, watch: Watch) -> Counted:
             if blocks > _MAX_BLOCKS:
                 if not frames:
                     _refuse(watch, "is a GIF of many blocks before its first frame")
-                return Counted(frames, more=True)
+                return Count(frames, more=True)
         if kind == 0x21 and not frames and blocks - begun > _MAX_COMMENTS:
             _refuse(watch, "is a GIF with more than a megabyte of notes before its first frame")
         at += 1
         if comments > _MAX_COMMENTS and not frames:
             _refuse(watch, f"is a GIF of more than {_MAX_COMMENTS} comments")
-    return Counted(frames)
+    return Count(frames)
 
 
 # TIFF
@@ -239,7 +239,7 @@ _SHARED = 8
 _SHARED_BYTES = 64_000_000
 
 
-def _count_tiff(data: bytes, watch: Watch) -> Counted:
+def _count_tiff(data: bytes, watch: Watch) -> Count:
     tiff = Tiff.of(data)
     at = tiff.first(data)
     _check_tags(tiff, data, at, watch)
@@ -247,10 +247,10 @@ def _count_tiff(data: bytes, watch: Watch) -> Counted:
     seen: set[int] = set()
     while at and at not in seen:
         if len(seen) == MAX_COUNTED:
-            return Counted(MAX_COUNTED, more=True)
+            return Count(MAX_COUNTED, more=True)
         seen.add(at)
         _, _, at = tiff.directory(data, at)
-    return Counted(len(seen))
+    return Count(len(seen))
 
 
 def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
@@ -261,11 +261,11 @@ def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
     for start in range(first, first + tags * tiff.tag_bytes, tiff.tag_bytes):
         tag, kind, count = tiff.tag(data, start)
         most = _MAX_FRACTIONS if kind in (5, 10) else _MAX_VALUES
-        if count > most and (VALUE_BYTES.get(kind, 1) > 1 or tag in LOOKED_AT):
+        if count > most and (VALUE_BYTES.get(kind, 1) > 1 or tag in SIZE_TAGS):
             _refuse(watch, f"is a TIFF whose tag {tag} has {count} values")
         written = data[start : start + tiff.tag_bytes]
         # Of two, Pillow takes the last and libtiff the first.
-        if seen.setdefault(tag, written) != written and tag in LOOKED_AT:
+        if seen.setdefault(tag, written) != written and tag in SIZE_TAGS:
             _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it anew")
 
 
@@ -286,7 +286,7 @@ def _check_page(page: Page, data: bytes, watch: Watch) -> None:
                 _refuse(watch, f"is a TIFF with a JPEG of more than {MAX_SCANS} scans in it")
 
 
-_CHECKS: dict[str, Callable[[bytes, Watch], Counted | None]] = {
+_CHECKS: dict[str, Callable[[bytes, Watch], Count | None]] = {
     "JPEG": _check_jpeg,
     "GIF": _count_gif,
     "TIFF": _count_tiff,

@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.images.decoding.child_process import decode_apart
+from mlx_magic.images.decoding.child_process import decode_in_child
 from mlx_magic.images.decoding.pixel_capacity import truncated
 from mlx_magic.images.decoding.stoppable_file import Watch
 from mlx_magic.images.limits import check_pixels
@@ -38,7 +38,7 @@ def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
     """
     pixels = _check(data, watch)
     seconds = _SECONDS + pixels // _PIXELS_A_SECOND
-    image = decode_apart("JPEG 2000", data, watch, seconds=seconds, memory=_MAX_MEMORY)
+    image = decode_in_child("JPEG 2000", data, watch, seconds=seconds, memory=_MAX_MEMORY)
     return Jpeg2KImageFile(io.BytesIO(data)) if image is None else image
 
 

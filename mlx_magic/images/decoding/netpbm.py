@@ -53,8 +53,8 @@ def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
     if not 0 < top < 65_536 or not width * height:
         raise ValueError("numbers in its header make no picture")
     check_pixels((width, height), watch.label)
-    have, need = len(data) - header.end(), _fewest_bytes(kind, width * bands, height, top)
-    if not (plain or _by_value(kind, top)):
+    have, need = len(data) - header.end(), _min_bytes(kind, width * bands, height, top)
+    if not (plain or _is_slow_in_pillow(kind, top)):
         if have < need and not ImageFile.LOAD_TRUNCATED_IMAGES:
             truncated(width, height, have, need)
         return None
@@ -72,7 +72,7 @@ def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
     return Image.fromarray(pixels.reshape((height, width, 3) if bands == 3 else (height, width)))
 
 
-def _fewest_bytes(kind: bytes, across: int, rows: int, top: int) -> int:
+def _min_bytes(kind: bytes, across: int, rows: int, top: int) -> int:
     """Return what so many values take: a bit, one or two bytes, or a digit and a space."""
     if kind == b"4":
         return rows * -(-across // 8)
@@ -81,7 +81,7 @@ def _fewest_bytes(kind: bytes, across: int, rows: int, top: int) -> int:
     return 2 * rows * across - 1 if kind in b"23" else rows * across * (1 if top < 256 else 2)
 
 
-def _by_value(kind: bytes, top: int) -> bool:
+def _is_slow_in_pillow(kind: bytes, top: int) -> bool:
     if kind == b"4":
         return False
     return top != 255 and not (kind == b"5" and top == 65_535)
@@ -148,8 +148,8 @@ class _Values:
     def _add(self, values: NDArray[np.integer]) -> bool:
         """Put values in their place; return whether that was the last place."""
         self._watch.checkpoint()
-        room = len(self._out) - self._at
-        part = self._scaled[values[:room]]
+        space = len(self._out) - self._at
+        part = self._scaled[values[:space]]
         self._out[self._at : self._at + len(part)] = part
         self._at += len(part)
         return self._at == len(self._out)

@@ -3,7 +3,7 @@
 Pillow allocates all pixels before it decodes the first, and fills in what a cut JPEG lacks. So the
 fewest bytes that the pixels can be stored in are compared with those that are there. A limit is
 that of the format, not of its encoders: no file that is whole is refused. None is known for
-lossless WebP, AVIF and arithmetic JPEG, in which a picture of one color takes next to nothing.
+lossless WebP, AVIF and arithmetic JPEG, in which an image of one color takes next to nothing.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def truncated(width: int, height: int, have: int, need: int) -> NoReturn:
 
 
 def _compare(width: int, height: int, have: int, need: int) -> None:
-    # Larger pictures are refused for their size, which says more.
+    # Larger images are refused for their size, which says more.
     if have < need and width * height <= MAX_PIXELS_DECODED:
         truncated(width, height, have, need)
 
@@ -138,8 +138,10 @@ def _jpeg(data: bytes, start: int = 0, end: int | None = None) -> None:
         (length,) = struct.unpack_from(">H", data, at)
         if this in JPEG_FRAMES:
             marker, height, width = this, *struct.unpack_from(">HH", data, at + 3)
-            places = range(at + 8, at + 8 + 3 * data[at + 7], 3)
-            factors = {data[each]: (data[each + 1] >> 4, data[each + 1] & 15) for each in places}
+            component_offsets = range(at + 8, at + 8 + 3 * data[at + 7], 3)
+            factors = {
+                data[each]: (data[each + 1] >> 4, data[each + 1] & 15) for each in component_offsets
+            }
             missing = set(factors)
         if this != 0xDA:
             at += max(length, 2)

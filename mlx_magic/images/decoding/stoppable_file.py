@@ -10,25 +10,25 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
 
 DECODE_SECONDS = 10.0
-"""Processor time that one picture may take. Not by the wall clock: a busy machine is no fault of
-the picture."""
+"""Processor time that one image may take. Not by the wall clock: a busy machine is no fault of
+the image."""
 
-# The highest picture has 65 thousand rows, each of which may be a strip of a TIFF.
+# The highest image has 65 thousand rows, each of which may be a strip of a TIFF.
 _READS = 100_000
 _READS_AT_MOST = 500_000
 _BYTES_A_READ = 64
 # A look costs about as much as a small read, so that readers of single bytes get one in 64.
-_LOOK_EACH = 64
-_LOOK_BYTES = 4_096
+_CHECK_EVERY = 64
+_CHECK_BYTES = 4_096
 
 
 class Watch:
-    """What may stop the work on one picture. Belongs to the thread that makes it.
+    """What may stop the work on one image. Belongs to the thread that makes it.
 
     Parameters
     ----------
     label : str
-        How the person named the picture.
+        How the person named the image.
     cancel : CancelToken, optional
     clock : callable
         Seconds of processor time of this thread.
@@ -82,7 +82,7 @@ class Watch:
 
 
 class WatchedBytes(io.BytesIO):
-    """A picture's file in memory, each read of which is a point to stop at.
+    """An image's file in memory, each read of which is a point to stop at.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class WatchedBytes(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         """Read, after a look whether to go on."""
         self._reads += 1
-        if size is None or not 0 <= size <= _LOOK_BYTES or self._reads % _LOOK_EACH == 0:
+        if size is None or not 0 <= size <= _CHECK_BYTES or self._reads % _CHECK_EVERY == 0:
             self._watch.checkpoint()
             if self._reads > self._allowed:
                 label = self._watch.label

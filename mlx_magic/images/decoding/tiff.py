@@ -11,7 +11,7 @@ TAG_SAMPLES, TAG_ROWS, TAG_PLANAR = 277, 278, 284
 TAG_TILE_WIDTH, TAG_TILE_LENGTH, TAG_EXTRA = 322, 323, 338
 TAG_OFFSETS, TAG_BYTE_COUNTS = (273, 324), (279, 325)
 
-LOOKED_AT = frozenset(
+SIZE_TAGS = frozenset(
     {
         TAG_WIDTH, TAG_LENGTH, TAG_BITS, TAG_COMPRESSION, TAG_SAMPLES, TAG_ROWS, TAG_PLANAR,
         TAG_TILE_WIDTH, TAG_TILE_LENGTH, TAG_EXTRA, *TAG_OFFSETS, *TAG_BYTE_COUNTS,
@@ -78,7 +78,7 @@ class Tiff:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page, by those of its tags that `LOOKED_AT` names."""
+    """A page, by those of its tags that `SIZE_TAGS` names."""
 
     tags: dict[int, tuple[int, ...]]
 
@@ -90,7 +90,7 @@ class Page:
         found: dict[int, tuple[int, ...]] = {}
         for start in range(first, first + tags * tiff.tag_bytes, tiff.tag_bytes):
             tag, kind, count = tiff.tag(data, start)
-            if tag in LOOKED_AT:
+            if tag in SIZE_TAGS:
                 found[tag] = tiff.values(data, start, kind, count)
         return cls(found)
 

@@ -1,4 +1,4 @@
-"""Fetches the picture behind a URL: from public addresses only, limited in size and time.
+"""Fetches the image behind a URL: from public addresses only, limited in size and time.
 
 The standard library's `http.client` is used because it leaves connecting to us: the address that
 was checked is the one that is connected to. Proxies of the environment are left out on purpose: a
@@ -20,7 +20,7 @@ from urllib.parse import urljoin
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import FetchError
 from mlx_magic.formatting import megabytes, reason, shorten
-from mlx_magic.images.formats import SNIFF_BYTES, picture_format
+from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.http.connection import (
     Connect,
     Connection,
@@ -42,7 +42,7 @@ CONNECT_SECONDS = 5.0
 # Status line, headers and interim (1xx) answers together: http.client itself would read headers of
 # 100 lines of 64 KB, and any number of interim answers.
 _MAX_HEAD_BYTES = 262_144
-# What chunk sizes, their extensions and trailers may take beside the picture.
+# What chunk sizes, their extensions and trailers may take beside the image.
 _MAX_OVERHEAD_BYTES = 2_000_000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BLOCK = 65_536
@@ -63,7 +63,7 @@ class Fetcher(Protocol):
 
 
 class UrlFetcher:
-    """Gets the bytes of a picture from an http or https URL.
+    """Gets the bytes of an image from an http or https URL.
 
     The name is looked up, every address that is not public is left out, and one of the others is
     connected to by number; its certificate must still hold the name. After connecting, the
@@ -101,7 +101,7 @@ class UrlFetcher:
         Raises
         ------
         FetchError
-            If it was refused, out of reach, too large, too slow, or sent no picture.
+            If it was refused, out of reach, too large, too slow, or sent no image.
         Cancelled
             If `cancel` was thrown; noticed within a tenth of a second while receiving, and
             between the steps (look-up, connecting: 5 s each at most) before that.
@@ -119,13 +119,13 @@ class UrlFetcher:
 
         target = _parse(url, label)
         for _ in range(MAX_REDIRECTS + 1):
-            content = self._ask(target, label, remaining)
+            content = self._get(target, label, remaining)
             if isinstance(content, bytes):
                 return content
             target = content
         _refuse(label, f"it redirects more than {MAX_REDIRECTS} times")
 
-    def _ask(
+    def _get(
         self, target: UrlTarget, label: str, remaining: Callable[[], float]
     ) -> bytes | UrlTarget:
         """Ask one server: its content, or where it redirects to."""
@@ -187,13 +187,13 @@ class UrlFetcher:
 
 
 def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket) -> bytes:
-    """Read a picture, and stop as soon as it is none or too large."""
+    """Read an image, and stop as soon as it is none or too large."""
     if response.status != 200:
         phrase = http.client.responses.get(response.status, "")
         _refuse(label, f"the server answered {response.status} {phrase}".rstrip())
-    packed = response.getheader("Content-Encoding", "identity").strip().lower()
-    if packed not in ("", "identity"):
-        _refuse(label, f"it is sent packed ({shorten(packed, 20)}), which was not asked for")
+    encoding = response.getheader("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        _refuse(label, f"it is sent packed ({shorten(encoding, 20)}), which was not asked for")
     transfer = response.getheader("Transfer-Encoding", "identity").strip().lower()
     if transfer not in ("", "identity", "chunked"):
         _refuse(label, f"it is sent as {shorten(transfer, 20)}, which is not read here")
@@ -203,7 +203,7 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
     timed.allow(_MAX_OVERHEAD_BYTES + 2 * _BLOCK)
     data = bytearray(response.read(SNIFF_BYTES))
     kind = response.headers.get_content_type()
-    if not kind.startswith("image/") and picture_format(bytes(data)) is None:
+    if not kind.startswith("image/") and image_format(bytes(data)) is None:
         _refuse(label, f"it sent {shorten(kind, 40)}, which is no picture")
     while block := response.read(_BLOCK):
         timed.allow(len(block))
@@ -217,11 +217,11 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
 
 def _redirected(target: UrlTarget, response: http.client.HTTPResponse, label: str) -> UrlTarget:
     """Return the next target, checked like the first one."""
-    sent = response.getheader("Location")
-    if not sent:
+    location_header = response.getheader("Location")
+    if not location_header:
         _refuse(label, "it redirects to nowhere")
     # http.client reads headers as Latin-1; addresses in them are UTF-8, if not plain ASCII.
-    location = sent.encode("latin-1", "replace").decode("utf-8", "replace").strip()
+    location = location_header.encode("latin-1", "replace").decode("utf-8", "replace").strip()
     here = f"{target.scheme}://{target.host_header}{target.path}"
     try:
         there = urljoin(here, location.replace(" ", "%20"))

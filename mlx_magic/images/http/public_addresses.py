@@ -1,4 +1,4 @@
-"""Which addresses on the network may be asked for a picture, and which URLs name one."""
+"""Which addresses on the network may be asked for an image, and which URLs name one."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _MOST_BRACKETS = 50
 _MOST_PROBLEMS = 20
 _LONG = re.compile(r"[0-9_]{400}")
 # Control characters, separators of lines, surrogates, and what turns the direction of writing.
-_UNPLAIN = re.compile(
+_NOT_PRINTABLE = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
 _HEAD = """\
@@ -101,28 +101,28 @@ class AliasFile:
         self._seen: tuple[int, int, int] | None = None
         self._targets: Mapping[str, AliasTarget] = {}
         self._problems: tuple[str, ...] = ()
-        self._unread = ""
-        self._unusable: Mapping[str, str] = {}
+        self._file_problem = ""
+        self._alias_problems: Mapping[str, str] = {}
 
     @property
     def targets(self) -> Mapping[str, AliasTarget]:
         """Alias to what it stands for; of a file that is no TOML, as it was before that."""
-        self._look()
+        self._reload_if_changed()
         return self._targets
 
     @property
     def problems(self) -> tuple[str, ...]:
         """What of the file cannot be used, and why: a line each."""
-        self._look()
+        self._reload_if_changed()
         return self._problems
 
-    def trouble(self, alias: str) -> str:
+    def problem_with(self, alias: str) -> str:
         """Say why the file gives this alias no meaning, if that is because of the file.
 
         Empty where the file is fine, or has nothing to say about it.
         """
-        self._look()
-        return self._unusable.get(alias) or (self._unread if is_alias(alias) else "")
+        self._reload_if_changed()
+        return self._alias_problems.get(alias) or (self._file_problem if is_alias(alias) else "")
 
     def save(self, alias: str, target: AliasTarget) -> None:
         """Write an alias into the file, in its own line; the other lines stay as they are.
@@ -138,9 +138,9 @@ class AliasFile:
         require_words(alias, target)
         with self._lock:
             try:
-                path = _real(self.path)
+                path = _resolved(self.path)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with _alone_with(path, self._patience):
+                with _locked(path, self._patience):
                     self._change(path, alias, target)
             except TimeoutError as error:
                 raise RequestError(
@@ -174,7 +174,7 @@ class AliasFile:
     def _shown(self) -> str:
         return shown(str(self.path), 400)
 
-    def _look(self) -> None:
+    def _reload_if_changed(self) -> None:
         """Read the file if it is another than the last time."""
         try:
             found = self.path.stat()
@@ -183,33 +183,33 @@ class AliasFile:
             seen = None
         except (OSError, ValueError) as error:
             # A folder that cannot be entered, a file in its place, a loop of links, a zero byte.
-            self._give_up(error)
+            self._set_unreadable(error)
             return
         with self._lock:
             if seen == self._seen:
                 return
             self._seen = seen
-            self._unread, self._unusable = "", {}
+            self._file_problem, self._alias_problems = "", {}
             if seen is None:
                 self._targets, self._problems = {}, ()
                 return
             try:
                 content = _parsed(strict_json.text(self.path, _LIMITS))
             except (OSError, ValueError) as error:
-                self._unread = f"{self._shown} is not read: {_reason(error)}."
-                self._problems = (self._unread,)
+                self._file_problem = f"{self._shown} is not read: {_reason(error)}."
+                self._problems = (self._file_problem,)
                 return
-            self._targets, self._unusable = _understood(content, self._shown)
-            problems = list(self._unusable.values())
+            self._targets, self._alias_problems = _parse_entries(content, self._shown)
+            problems = list(self._alias_problems.values())
             self._problems = tuple(problems[:_MOST_PROBLEMS])
             if (more := len(problems) - _MOST_PROBLEMS) > 0:
                 self._problems += (f"{self._shown}: {more} more lines cannot be used.",)
 
-    def _give_up(self, error: Exception) -> None:
+    def _set_unreadable(self, error: Exception) -> None:
         with self._lock:
             self._seen = _UNSEEN
-            self._unread = f"{self._shown} is not read: {_reason(error)}."
-            self._problems, self._unusable = (self._unread,), {}
+            self._file_problem = f"{self._shown} is not read: {_reason(error)}."
+            self._problems, self._alias_problems = (self._file_problem,), {}
 
 
 def _parsed(text: str) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def is_alias(text: str) -> bool:
 
 def is_plain(text: str) -> bool:
     """Say whether a text can go to a terminal: no control characters, lines or directions."""
-    return _UNPLAIN.search(text) is None
+    return _NOT_PRINTABLE.search(text) is None
 
 
 def require_alias(alias: str) -> None:
@@ -287,7 +287,7 @@ def _is_target(text: str) -> bool:
     return len(text) <= LONGEST_TARGET and is_plain(text)
 
 
-def _understood(
+def _parse_entries(
     content: Mapping[str, Any], path: str
 ) -> tuple[dict[str, AliasTarget], dict[str, str]]:
     targets: dict[str, AliasTarget] = {}
@@ -303,10 +303,10 @@ def _understood(
                 f"characters, other than {DEMO!r}."
             )
             continue
-        words = [word for word in _words(value) if not _is_target(word)]
-        if words:
+        invalid = [word for word in _strings(value) if not _is_target(word)]
+        if invalid:
             problems[alias] = (
-                f"{path}: {name} stands for {shown(repr(words[0]))}: control characters, or more "
+                f"{path}: {name} stands for {shown(repr(invalid[0]))}: control characters, or more "
                 f"than {LONGEST_TARGET} characters, cannot be used."
             )
             continue
@@ -325,7 +325,7 @@ def _understood(
     return targets, problems
 
 
-def _words(value: Any) -> list[str]:
+def _strings(value: Any) -> list[str]:
     found = value.values() if isinstance(value, dict) else [value]
     return [word for word in found if isinstance(word, str)]
 
@@ -377,7 +377,7 @@ def _line(alias: str, target: AliasTarget) -> str:
     return f"{alias if bare else key} = {written}\n"
 
 
-def _real(path: Path) -> Path:
+def _resolved(path: Path) -> Path:
     """Return the file behind links: people keep such files in a repository of their own.
 
     Raises
@@ -391,7 +391,7 @@ def _real(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _alone_with(path: Path, patience: float) -> Iterator[None]:
+def _locked(path: Path, patience: float) -> Iterator[None]:
     """Hold the file's lock; the system lets go of it where a process dies.
 
     Raises
@@ -400,12 +400,12 @@ def _alone_with(path: Path, patience: float) -> Iterator[None]:
     """
     from filelock import FileLock, SoftFileLock
 
-    place = path.with_name(f".{path.name}.lock")
-    lock: FileLock | SoftFileLock = FileLock(place, timeout=patience)
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock: FileLock | SoftFileLock = FileLock(lock_path, timeout=patience)
     try:
         lock.acquire()
     except NotImplementedError:  # a file system without such locks
-        lock = SoftFileLock(place, timeout=patience)
+        lock = SoftFileLock(lock_path, timeout=patience)
         lock.acquire()
     try:
         yield
@@ -415,20 +415,20 @@ def _alone_with(path: Path, patience: float) -> Iterator[None]:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file so that whoever reads it sees the old text or the new, even after a crash."""
-    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
     # The person's umask holds for a new file; an old one keeps its mode.
-    handle = os.open(made, flags, 0o666)
+    handle = os.open(temporary, flags, 0o666)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             with contextlib.suppress(FileNotFoundError):
-                made.chmod(stat.S_IMODE(path.stat().st_mode))
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(text)
             file.flush()
             os.fsync(handle)
-        made.replace(path)
+        temporary.replace(path)
     except BaseException:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     with contextlib.suppress(OSError):  # not every file system does that with a folder
         folder = os.open(path.parent, os.O_RDONLY)

@@ -32,14 +32,14 @@ class Names:
     def __init__(self, file: AliasFile | None = None) -> None:
         self.file = file
         self.folders: tuple[Path, ...] = ()
-        self._own: Mapping[str, AliasTarget] = MappingProxyType({})
+        self._session_aliases: Mapping[str, AliasTarget] = MappingProxyType({})
         self._lock = threading.Lock()
 
     @property
     def targets(self) -> Mapping[str, AliasTarget]:
         """Alias to what it stands for; those of this session hide those of the file."""
-        kept = self.file.targets if self.file is not None else {}
-        return {**kept, **self._own}
+        from_file = self.file.targets if self.file is not None else {}
+        return {**from_file, **self._session_aliases}
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -49,7 +49,9 @@ class Names:
     @property
     def plain_aliases(self) -> Mapping[str, str]:
         """Those of models as they are, without an adapter."""
-        return {name: to.model for name, to in self.targets.items() if to.adapter is None}
+        return {
+            name: target.model for name, target in self.targets.items() if target.adapter is None
+        }
 
     def look_in(self, folders: Sequence[str]) -> None:
         """Set the folders with models; ``~`` is expanded."""
@@ -58,7 +60,7 @@ class Names:
     def give(self, alias: str, target: AliasTarget) -> None:
         """Let an alias stand for a model, in this session."""
         with self._lock:
-            self._own = MappingProxyType({**self._own, alias: target})
+            self._session_aliases = MappingProxyType({**self._session_aliases, alias: target})
 
     def save(self, alias: str, name: str, adapter: str | None) -> None:
         """Keep an alias in the person's file.
@@ -106,9 +108,9 @@ class Names:
             found[name] = str(folder)
         return found
 
-    def trouble(self, name: str) -> str:
+    def problem_with(self, name: str) -> str:
         """Say what is wrong with the person's file where it may hold a name that is unknown."""
-        return "" if self.file is None else self.file.trouble(name)
+        return "" if self.file is None else self.file.problem_with(name)
 
     def adapter(self, name: str) -> str | None:
         """Return the folder of the adapter that a name stands for, if it does for one."""
@@ -119,8 +121,10 @@ class Names:
         parts = Path(name).parts
         if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
             return None
-        places = (folder.joinpath(*parts) for folder in self.folders)
-        return next((place for place in places if (place / "config.json").is_file()), None)
+        candidates = (folder.joinpath(*parts) for folder in self.folders)
+        return next(
+            (candidate for candidate in candidates if (candidate / "config.json").is_file()), None
+        )
 
 
 def adapted_name(model: str, adapter: str) -> str:

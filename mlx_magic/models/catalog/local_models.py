@@ -101,11 +101,11 @@ def models_on_disk(
         return _look(name, folder, float32) if clock() < ends else ModelOnDisk(name, folder)
 
     found = [_look(DEMO, demo.folder(), float32)]
-    for name, folder in sorted(_folders(aliases)):
+    for name, folder in sorted(_from_aliases(aliases)):
         found.append(look(name, folder))
     listed = {_resolved(model.path) for model in found}
-    cached = sorted(_cached(cache))
-    for name, folder in [*_kept(folders), *cached]:
+    cached = sorted(_from_cache(cache))
+    for name, folder in [*_from_model_folders(folders), *cached]:
         if _resolved(folder) not in listed:
             listed.add(_resolved(folder))
             # An alias of this name hides it: its path still tells it.
@@ -134,7 +134,7 @@ def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) ->
     folders, cache
         See `models_on_disk`.
     """
-    return [name for name, _ in [*_kept(folders), *sorted(_cached(cache))]]
+    return [name for name, _ in [*_from_model_folders(folders), *sorted(_from_cache(cache))]]
 
 
 def _look(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
@@ -192,11 +192,11 @@ def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
 
 def _without_name(error: ModelError, name: str) -> str:
     """Return the message as it reads beside the name."""
-    as_told = str(ModelError(name, model=name))  # one line, as the message is
-    return shown(str(error).removeprefix(as_told).removeprefix(":"), 1000)
+    prefix = str(ModelError(name, model=name))  # one line, as the message is
+    return shown(str(error).removeprefix(prefix).removeprefix(":"), 1000)
 
 
-def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+def _from_aliases(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     for name, target in aliases.items():
         folder = expanded(target)
         # One that is gone is listed with its problem; what else is no folder is a repository.
@@ -204,7 +204,7 @@ def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
             yield name, folder
 
 
-def _kept(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+def _from_model_folders(folders: Sequence[Path]) -> list[tuple[str, Path]]:
     """Return the models of a person's folders by name; of two with one name, the first."""
     found: dict[str, Path] = {}
     for root in folders:
@@ -221,7 +221,7 @@ def _globbed(root: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
+def _from_cache(cache: Path | None) -> Iterator[tuple[str, Path]]:
     """Yield repositories with a config.json, as `checkpoint.resolve` would find them.
 
     The client's own look-up would take its import, a quarter of a second at the first Tab.

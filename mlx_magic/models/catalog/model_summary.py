@@ -26,7 +26,7 @@ from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
-# What one picture takes, where a configuration says so.
+# What one image takes, where a configuration says so.
 _IMAGE_TOKENS = ("mm_tokens_per_image", "image_seq_length", "image_seq_len")
 _CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "seq_length")
 
@@ -52,7 +52,7 @@ class ModelSummary:
     context : int or None
         Most tokens of prompt and answer together.
     image_tokens : int or None
-        What a picture takes at most or in each of its parts, where its configuration says so.
+        What an image takes at most or in each of its parts, where its configuration says so.
     wants_code : tuple of str
         What it would run; of a repository only what its config.json says.
     problem : str

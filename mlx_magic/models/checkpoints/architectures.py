@@ -48,7 +48,7 @@ class Library:
         return None
 
 
-_TABLE = re.compile(r"^MODEL_REMAPPING\b[^={]*=\s*\{(.*?)\}", re.MULTILINE | re.DOTALL)
+_REMAPPING = re.compile(r"^MODEL_REMAPPING\b[^={]*=\s*\{(.*?)\}", re.MULTILINE | re.DOTALL)
 _PAIR = re.compile(r"""["']([^"']+)["']\s*:\s*["']([^"']+)["']""")
 
 
@@ -87,7 +87,7 @@ def knows(name: str, config: Mapping[str, Any]) -> bool | None:
 
 
 def is_visual(config: Mapping[str, Any]) -> bool:
-    """Say whether only mlx-vlm knows an architecture, and takes pictures for it.
+    """Say whether only mlx-vlm knows an architecture, and takes images for it.
 
     Some configs (molmo, moondream) describe no vision tower at all.
     """
@@ -171,8 +171,8 @@ def _remapping(source: Path) -> Mapping[str, str]:
     Not with `ast`: Python 3.11 cannot build two syntax trees at once, and IPython may be
     building the next cell's on another thread (SystemError, seen with ten requests at once).
     """
-    table = _TABLE.search(_text(source))
-    return dict(_PAIR.findall(re.sub(r"#.*", "", table[1]))) if table else {}
+    remapping = _REMAPPING.search(_text(source))
+    return dict(_PAIR.findall(re.sub(r"#.*", "", remapping[1]))) if remapping else {}
 
 
 def _versioned(name: str) -> str:

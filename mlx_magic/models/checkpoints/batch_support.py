@@ -153,15 +153,17 @@ def expected(kind: Kind, config: Mapping[str, Any]) -> Verdict | None:
     if config.get("model_file") is not None:
         return Verdict(False, False, UNTESTED)
     text = text_part(config)
-    said = {key: value for key, value in traits(text).items() if _says(text, key)}
-    there = [
+    explicit = {key: value for key, value in traits(text).items() if _is_explicit(text, key)}
+    candidates = [
         entry
         for entry in table()
         if entry.signature.library == library and entry.architecture == architecture
     ]
-    if not there:
+    if not candidates:
         return Verdict(False, False, UNTESTED)
-    found = [each.verdict for each in there if said.items() <= each.signature.traits.items()]
+    found = [
+        each.verdict for each in candidates if explicit.items() <= each.signature.traits.items()
+    ]
     if not found:
         # Its library may ignore what the file says.
         return None
@@ -201,14 +203,14 @@ def traits(config: Mapping[str, Any]) -> dict[str, str]:
     return {
         "heads": _heads(config),
         "rope": "+".join(kinds),
-        "window": _said(sliding or bool(config.get("attention_chunk_size"))),
-        "softcap": _said(bool(config.get("attn_logit_softcapping"))),
-        "cross": _said(bool(config.get("cross_attention_layers"))),
-        "query scale": _said(any("llama_4_scaling_beta" in rope for rope in ropes)),
+        "window": _yes_no(sliding or bool(config.get("attention_chunk_size"))),
+        "softcap": _yes_no(bool(config.get("attn_logit_softcapping"))),
+        "cross": _yes_no(bool(config.get("cross_attention_layers"))),
+        "query scale": _yes_no(any("llama_4_scaling_beta" in rope for rope in ropes)),
     }
 
 
-def _says(config: Mapping[str, Any], trait: str) -> bool:
+def _is_explicit(config: Mapping[str, Any], trait: str) -> bool:
     """Say whether a configuration decides a trait; else the library's default does."""
     if trait == "heads":
         return _heads(config) != "unknown"
@@ -263,5 +265,5 @@ def _rope_kind(rope: Mapping[str, Any]) -> str:
     return _SPELLINGS.get(str(kind), str(kind))
 
 
-def _said(value: bool) -> str:
+def _yes_no(value: bool) -> str:
     return "yes" if value else "no"

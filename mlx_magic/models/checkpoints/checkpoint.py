@@ -145,10 +145,10 @@ def resolve(
         From `inspect`.
     """
     target = aliases.get(model, model)
-    place = _existing(target)
-    if place is not None and place.is_dir():
-        return inspect(place, model)
-    if place is not None:
+    path = _existing_path(target)
+    if path is not None and path.is_dir():
+        return inspect(path, model)
+    if path is not None:
         raise ModelNotFoundError(
             f"{model} is a file: name the folder that holds config.json and the weights.",
             model=model,
@@ -198,9 +198,11 @@ def inspect(
     _require_encodable(folder, name)
     config, wanted = inspect_config(folder, name, trust_remote_code=trust_remote_code, quick=quick)
     kind = kind_of(config)
-    held = files.weights(folder, kind, model=name, quick=quick)
-    sizes = held.sizes
-    config_limits.require_dimensions(config, tensors=held.tensors, nbytes=sizes.total(), model=name)
+    contents = files.weights(folder, kind, model=name, quick=quick)
+    sizes = contents.sizes
+    config_limits.require_dimensions(
+        config, tensors=contents.tensors, nbytes=sizes.total(), model=name
+    )
     files.require_tokenizer(folder, model=name)
     return Checkpoint(
         name=name,
@@ -244,7 +246,7 @@ def inspect_config(
     config = files.read_config(folder, model=name)
     wanted = remote_code.wanted_code(folder, model=name, quick=quick)
     remote_code.require_trust(wanted, model=name, allowed=trust_remote_code)
-    config_limits.require_pictures(folder, config, model=name)
+    config_limits.require_image_sizes(folder, config, model=name)
     if config.get("model_file") is None:  # such a checkpoint brings its own architecture
         architectures.require_known(kind_of(config), config, model=name)
     return config, wanted
@@ -286,8 +288,8 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
 
 def is_folder(target: str) -> bool:
     """Say whether there is a folder of this name; ``~`` is expanded."""
-    place = _existing(target)
-    return place is not None and place.is_dir()
+    path = _existing_path(target)
+    return path is not None and path.is_dir()
 
 
 def is_offline() -> bool:
@@ -295,7 +297,7 @@ def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _existing(target: str) -> Path | None:
+def _existing_path(target: str) -> Path | None:
     """Return what there is under a name on disk, if it can be a name on disk at all."""
     if not target.strip():
         return None

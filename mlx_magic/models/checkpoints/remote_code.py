@@ -20,12 +20,12 @@ from mlx_magic.models.checkpoints import architectures, strict_json, tokenizer_f
 from mlx_magic.models.checkpoints.strict_json import JsonLimits, UnreadableFileError
 
 # Large, and never read as a configuration by any of the libraries.
-_DATA = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
+_VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
 # What training leaves behind: read by no library that loads a model, and full of NaN.
 _UNREAD = frozenset(
     {"trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"}
 )
-_WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
+_TEXT_SUFFIXES = (".model", ".tiktoken", ".txt", ".jsonl")
 _MOST_FILES = 2000
 _MOST_BYTES = 160 * 2**20
 _MOST_ADDED = 50_000  # Orpheus has 28,672, one for each sound
@@ -71,9 +71,13 @@ def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) 
     for path in _files(folder, model or folder.name):
         name = path.relative_to(folder).as_posix()
         try:
-            if quick and not _folded(path.name).endswith(_WORDS) and not _is_data(path.name):
+            if (
+                quick
+                and not _folded(path.name).endswith(_TEXT_SUFFIXES)
+                and not _is_data(path.name)
+            ):
                 strict_json.require_quick(total + _size(path), model=model or folder.name)
-            content, size = _judged(path, quick=quick)
+            content, size = _read_checked(path, quick=quick)
         except UnreadableFileError as error:
             raise _unreadable(model or folder.name, name, str(error)) from error
         total += size
@@ -108,7 +112,7 @@ def limits_of(name: str) -> JsonLimits | None:
     name = _folded(name.rpartition("/")[2])
     if name in _UNREAD:
         return None
-    if _is_data(name) or name.endswith(_WORDS):
+    if _is_data(name) or name.endswith(_TEXT_SUFFIXES):
         return strict_json.VOCABULARY
     if name.endswith(".index.json"):
         return strict_json.INDEX
@@ -117,7 +121,7 @@ def limits_of(name: str) -> JsonLimits | None:
     return strict_json.TEMPLATE if name.endswith(".jinja") else None
 
 
-def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
+def _read_checked(path: Path, *, quick: bool) -> tuple[Any, int]:
     """Return the content of a file, if it is a configuration, and its size.
 
     Raises
@@ -128,7 +132,7 @@ def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
     assert limits is not None
     with strict_json.opened(path) as (_, size):
         pass
-    if name.endswith(_WORDS):
+    if name.endswith(_TEXT_SUFFIXES):
         if size > limits.nbytes:
             raise UnreadableFileError(f"is too large ({size / 1e6:.1f} MB)")
         return None, size
@@ -137,7 +141,7 @@ def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
         return None, size
     if not _is_data(name):
         content = strict_json.read(path, limits)
-        _require_few_named(name, content)
+        _require_few_special_tokens(name, content)
         # What an index says of code nobody reads; but it was parsed.
         return ({} if name.endswith(".index.json") else content), size
     if quick and size <= limits.nbytes:
@@ -149,10 +153,10 @@ def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
 def _is_data(name: str) -> bool:
     """Say whether a file is a vocabulary, by its name without its folder."""
     name = _folded(name)
-    return name in _DATA or _VERSION.fullmatch(name) is not None
+    return name in _VOCABULARY_FILES or _VERSION.fullmatch(name) is not None
 
 
-def _require_few_named(name: str, content: Any) -> None:
+def _require_few_special_tokens(name: str, content: Any) -> None:
     """Refuse more tokens beside a vocabulary than any tokenizer has, or one from elsewhere.
 
     Raises
@@ -191,7 +195,7 @@ def _scan(path: Path, limits: JsonLimits) -> None:
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if key not in _SCANNED:
         raw, bare = strict_json.scan(path, limits)
-        _require_few_added(raw)
+        _require_few_added_tokens(raw)
         if _folded(path.name).startswith("tokenizer."):
             tokenizer_file.require_bounded(raw, bare)
         if len(_SCANNED) > 1000:
@@ -199,7 +203,7 @@ def _scan(path: Path, limits: JsonLimits) -> None:
         _SCANNED.add(key)
 
 
-def _require_few_added(raw: bytes) -> None:
+def _require_few_added_tokens(raw: bytes) -> None:
     """Refuse a tokenizer that adds more tokens than any: each takes transformers 80 µs.
 
     Raises
@@ -227,7 +231,7 @@ def _files(folder: Path, model: str) -> list[Path]:
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise _unreadable(model, place.name, f"cannot be read ({reason})") from error
-    return sorted(found, key=_place(folder))
+    return sorted(found, key=_sort_key(folder))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -330,7 +334,7 @@ def _printable(text: str) -> str:
     return shown(text, 300)
 
 
-def _place(folder: Path) -> Any:
+def _sort_key(folder: Path) -> Any:
     """Sort key: files of the folder itself first, config.json before the others."""
 
     def key(path: Path) -> tuple[bool, bool, str]:

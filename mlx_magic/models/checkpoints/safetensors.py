@@ -164,7 +164,7 @@ def _parsed(raw: bytes, path: Path, model: str) -> Mapping[str, Any]:
     return header
 
 
-def _checked(header: Mapping[str, Any], room: int, path: Path, model: str) -> Counter[str]:
+def _checked(header: Mapping[str, Any], available: int, path: Path, model: str) -> Counter[str]:
     spans: list[tuple[int, int]] = []
     sizes: Counter[str] = Counter()
     for name, entry in header.items():
@@ -178,10 +178,12 @@ def _checked(header: Mapping[str, Any], room: int, path: Path, model: str) -> Co
         if start < end:
             raise _damaged(path, model, "has a damaged header (tensors overlap)")
     needed = max((end for _, end in spans), default=0)
-    if needed > room:
-        raise _damaged(path, model, f"is cut short ({needed - room} bytes are missing)")
-    if needed < room:
-        raise _damaged(path, model, f"is damaged ({room - needed} bytes more than its header says)")
+    if needed > available:
+        raise _damaged(path, model, f"is cut short ({needed - available} bytes are missing)")
+    if needed < available:
+        raise _damaged(
+            path, model, f"is damaged ({available - needed} bytes more than its header says)"
+        )
     return sizes
 
 

@@ -154,9 +154,9 @@ def scan(path: Path, limits: JsonLimits = VOCABULARY) -> tuple[bytes, bytes]:
     UnreadableFileError
     """
     raw = content(path, limits)
-    bare = _require_shape(raw, limits)
+    without_strings = _require_shape(raw, limits)
     _decoded(raw)
-    return raw, bare
+    return raw, without_strings
 
 
 def parse(raw: bytes, limits: JsonLimits = CONFIG) -> Any:
@@ -218,15 +218,18 @@ def _require_shape(raw: bytes, limits: JsonLimits) -> bytes:
     """Count values and depth outside of strings; return what is outside of them."""
     if raw.count(b'"') > 2 * limits.values + raw.count(b'\\"'):
         raise UnreadableFileError(f"has more than {limits.values} values")
-    bare = _STRING.sub(b"", raw)
-    if bare.count(b",") + bare.count(b"[") + bare.count(b"{") > limits.values:
+    without_strings = _STRING.sub(b"", raw)
+    if (
+        without_strings.count(b",") + without_strings.count(b"[") + without_strings.count(b"{")
+        > limits.values
+    ):
         raise UnreadableFileError(f"has more than {limits.values} values")
-    if _LONG_NUMBER.search(bare):
+    if _LONG_NUMBER.search(without_strings):
         raise UnreadableFileError("has a number of more than 400 digits")
-    brackets = bare.translate(None, _NO_BRACKETS)
+    brackets = without_strings.translate(None, _NO_BRACKETS)
     for _ in range(MOST_DEPTH):
         if not brackets:
-            return bare
+            return without_strings
         # The innermost ones go: as often as it is deep.
         inner = len(brackets)
         brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
@@ -234,7 +237,7 @@ def _require_shape(raw: bytes, limits: JsonLimits) -> bytes:
             raise UnreadableFileError("is damaged (no valid JSON: it is cut short)")
     if brackets:
         raise UnreadableFileError(f"is nested more than {MOST_DEPTH} deep")
-    return bare
+    return without_strings
 
 
 def _integer(digits: str) -> int:

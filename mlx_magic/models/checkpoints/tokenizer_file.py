@@ -18,23 +18,23 @@ from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _MOST_GROWTH = 64
 _MOST_STEPS = 200
-_MOST_WRITTEN = 10_000  # characters or tokens that one step adds to a text
+_MOST_ADDED = 10_000  # characters or tokens that one step adds to a text
 _LONGEST_FORM = 256  # bytes of a character's normal form; Unicode's have 33 at most
 _MOST_PADDING = 2**20
 _INNERMOST = re.compile(rb"[\[{][^\[\]{}]*+[\]}]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 # With one of these an expression may match between two characters.
-_MATCHES_NOTHING = re.compile(r"\(\?|\\[bBAzZGK]|\{0|\{,|[*?|^$]")
+_MATCHES_EMPTY = re.compile(r"\(\?|\\[bBAzZGK]|\{0|\{,|[*?|^$]")
 
 
-def require_bounded(raw: bytes, bare: bytes) -> None:
+def require_bounded(raw: bytes, without_strings: bytes) -> None:
     """Refuse a tokenizer that could make a text many times as long.
 
     Parameters
     ----------
     raw : bytes
         A tokenizer.json.
-    bare : bytes
+    without_strings : bytes
         The same without its strings; brackets match.
 
     Raises
@@ -43,7 +43,7 @@ def require_bounded(raw: bytes, bare: bytes) -> None:
     """
     growth = 1.0
     steps = 0
-    for key, value in _members(raw.decode(), bare):
+    for key, value in _members(raw.decode(), without_strings):
         if key == "padding" and isinstance(value, dict):
             _require_padding(value)
         if key not in _PARTS:
@@ -56,13 +56,13 @@ def require_bounded(raw: bytes, bare: bytes) -> None:
                 raise UnreadableFileError(f"has a {key} that could make a text far too long")
 
 
-def _members(text: str, bare: bytes) -> Iterator[tuple[str, Any]]:
+def _members(text: str, without_strings: bytes) -> Iterator[tuple[str, Any]]:
     """Yield what a JSON object holds, but not the model of a tokenizer if that comes last."""
     while True:
-        bare, replaced = _INNERMOST.subn(b"", bare)
-        if bare.count(b"{") + bare.count(b"[") <= 1 or not replaced:
+        without_strings, replaced = _INNERMOST.subn(b"", without_strings)
+        if without_strings.count(b"{") + without_strings.count(b"[") <= 1 or not replaced:
             break
-    count = bare.count(b",") + 1 if b":" in bare else 0
+    count = without_strings.count(b",") + 1 if b":" in without_strings else 0
     decoder = json.JSONDecoder()
     try:
         at = _expected(text, 0, "{")
@@ -120,8 +120,8 @@ def _growth(step: dict[str, Any]) -> float:
         return _precompiled(step.get("precompiled_charsmap"))
     if kind == "TemplateProcessing" or "single" in step:
         return _template(step)
-    written = [value for value in step.values() if isinstance(value, str)]
-    if max(map(len, written), default=0) > _MOST_WRITTEN:
+    strings = [value for value in step.values() if isinstance(value, str)]
+    if max(map(len, strings), default=0) > _MOST_ADDED:
         return float("inf")
     return 1
 
@@ -133,7 +133,7 @@ def _replaced(pattern: Any, content: Any) -> float:
     else:
         literal, expression = pattern, None
     if isinstance(expression, str):
-        between = _MATCHES_NOTHING.search(expression) is not None
+        between = _MATCHES_EMPTY.search(expression) is not None
         return 1 + length if between or not expression else max(1, length)
     if isinstance(literal, str) and literal:
         return max(1.0, length / len(literal))
@@ -168,7 +168,7 @@ def _template(step: dict[str, Any]) -> float:
             entry = tokens.get(named) if isinstance(tokens, dict) and named else None
             ids = entry.get("ids") if isinstance(entry, dict) else None
             added += len(ids) if isinstance(ids, list) else 1
-        if added > _MOST_WRITTEN:
+        if added > _MOST_ADDED:
             return float("inf")
         most = max(most, repeated if name == "single" else repeated - 1)
     return most

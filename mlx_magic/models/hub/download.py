@@ -26,10 +26,10 @@ from mlx_magic.models.hub.resumable import (
     RemoteFile,
     fetch,
     find,
-    is_whole,
     link,
-    refer,
-    together,
+    matches_hash,
+    run_parallel,
+    write_ref,
 )
 from mlx_magic.user_folders import expanded
 
@@ -100,7 +100,7 @@ def download(
             small += listing.chosen(_CODE, folders=True)
         hub_listing.require_files(small, repo_id)
         fetching = _Fetch(listing, repository_folder(repo_id, cache), endpoint, cancel, progress)
-        fetching.bring(small)
+        fetching.fetch_files(small)
         # Large files follow only when the small ones are all right.
         config, _ = inspect_config(fetching.folder, repo_id, trust_remote_code=trust_remote_code)
         kind = kind_of(config)
@@ -110,9 +110,9 @@ def download(
                 f"{repo_id} has no safetensors weights: choose an MLX or safetensors version.",
                 model=repo_id,
             )
-        fetching.refer(revision or _MAIN, whole=False)
-        fetching.bring(weights)
-        fetching.refer(revision or _MAIN, whole=True)
+        fetching.write_ref(revision or _MAIN, whole=False)
+        fetching.fetch_files(weights)
+        fetching.write_ref(revision or _MAIN, whole=True)
         return fetching.folder
 
 
@@ -143,7 +143,7 @@ def fetch_config(repo_id: str, folder: Path, *, endpoint: str | None = None) -> 
         fetching = _Fetch(
             listing, repository_folder(repo_id, folder), endpoint, cancel, lambda done, total: None
         )
-        fetching.bring([listing.files["config.json"]])
+        fetching.fetch_files([listing.files["config.json"]])
     weights = (file for file in listing.files.values() if file.name.endswith(".safetensors"))
     return fetching.folder, sum(file.size or 0 for file in weights)
 
@@ -193,7 +193,7 @@ class _Fetch:
         self._cancel, self._progress = cancel, progress
         self._lock = threading.Lock()
 
-    def bring(self, files: Sequence[ListedFile]) -> None:
+    def fetch_files(self, files: Sequence[ListedFile]) -> None:
         """Fetch those of the files that are not in the cache, going on where one was stopped.
 
         Raises
@@ -201,13 +201,15 @@ class _Fetch:
         DownloadError
             When one is not what its hash says; it is gone from the cache then.
         """
-        there = {file.name: self._size_here(file) for file in files}
-        absent = [file for file in files if there[file.name] is None]
-        found = self._found(absent)
+        sizes_here = {file.name: self._size_here(file) for file in files}
+        absent = [file for file in files if sizes_here[file.name] is None]
+        found = self._find_remote(absent)
         remote = [file for file in found.values() if file is not None]
-        left = [file for file in absent if found[file.name] is None]
-        sizes = [size for size in there.values() if size is not None]
-        self._total += sum(sizes) + sum(f.size for f in remote) + sum(f.size or 0 for f in left)
+        too_large = [file for file in absent if found[file.name] is None]
+        sizes = [size for size in sizes_here.values() if size is not None]
+        self._total += (
+            sum(sizes) + sum(f.size for f in remote) + sum(f.size or 0 for f in too_large)
+        )
         self._done += sum(sizes) + sum(file.had for file in remote)
         if absent:
             self._repository.mkdir(parents=True, exist_ok=True)
@@ -217,10 +219,10 @@ class _Fetch:
         fetch(remote, cancel=self._cancel, arrived=self.advance, bar=_bar_class(self, counts=False))
         for file in remote:
             link(file.blob, self.folder / file.name)
-        for listed in left:
-            self._leave(listed)
+        for listed in too_large:
+            self._fetch_with_client(listed)
 
-    def refer(self, revision: str, *, whole: bool) -> None:
+    def write_ref(self, revision: str, *, whole: bool) -> None:
         """Note which commit a revision is; while it is not whole, not in a whole one's place."""
         if revision == self._listing.commit:
             return
@@ -232,7 +234,7 @@ class _Fetch:
             # What it stands for can still be used without the network.
             if before and is_complete(self._repository / "snapshots" / before):
                 return
-        refer(self._repository, revision, self._listing.commit)
+        write_ref(self._repository, revision, self._listing.commit)
 
     def _size_here(self, file: ListedFile) -> int | None:
         """Return how large a file is that is in the cache as it should be; None if it is not."""
@@ -249,11 +251,11 @@ class _Fetch:
         if file.size not in (None, size):
             return None
         # Weights were checked when they came, which takes long.
-        if file.limit is not None and digest and not is_whole(path, digest, self.look):
+        if file.limit is not None and digest and not matches_hash(path, digest, self.look):
             return None
         return size
 
-    def _found(self, files: Sequence[ListedFile]) -> dict[str, RemoteFile | None]:
+    def _find_remote(self, files: Sequence[ListedFile]) -> dict[str, RemoteFile | None]:
         found: dict[str, RemoteFile | None] = {}
 
         def ask(listed: ListedFile, look: Callable[[], None]) -> None:
@@ -262,10 +264,10 @@ class _Fetch:
                 self._listing, listed, endpoint=self._endpoint, repository=self._repository
             )
 
-        together(files, ask, cancel=self._cancel)
+        run_parallel(files, ask, cancel=self._cancel)
         return {file.name: found[file.name] for file in files}
 
-    def _leave(self, file: ListedFile) -> None:
+    def _fetch_with_client(self, file: ListedFile) -> None:
         """Let the client fetch a file that is too large for one request."""
         from huggingface_hub import snapshot_download
 

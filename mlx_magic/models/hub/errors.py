@@ -39,7 +39,7 @@ def translated(repo_id: str, cancel: CancelToken) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     from huggingface_hub import errors
 
-    error = _cause(error)
+    error = _cause_with_response(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "has to be asked for on the Hub, and downloads are off: unset HF_HUB_OFFLINE."
@@ -67,8 +67,8 @@ def _reason(error: Exception) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "does not fit on the disk: make room, or set HF_HOME to a larger one."
     if isinstance(error, PermissionError):
-        place = shown(str(error.filename), 200)
-        return f"cannot be written to the cache ({place}): check its permissions."
+        path = shown(str(error.filename), 200)
+        return f"cannot be written to the cache ({path}): check its permissions."
     text = shown(str(error), 160) or type(error).__name__
     return (
         f"could not be fetched: the Hub is out of reach or the connection broke "
@@ -77,7 +77,7 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _cause(error: Exception) -> Exception:
+def _cause_with_response(error: Exception) -> Exception:
     """Return what the Hub answered, where the client only says that a file is not here."""
     found: BaseException | None = error
     while found is not None:

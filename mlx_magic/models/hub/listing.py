@@ -111,8 +111,8 @@ class Listing:
             if not any(fnmatchcase(name, pattern) for pattern in wanted):
                 continue
             _require_name(name, self.repo_id)
-            *places, _ = name.split("/")
-            if folders or (len(places) <= 1 and not name.startswith(".")):
+            *folder_names, _ = name.split("/")
+            if folders or (len(folder_names) <= 1 and not name.startswith(".")):
                 found.append(file)
         _require_distinct(found, self.repo_id)
         return found
@@ -152,9 +152,9 @@ def read(
     url = f"{HfApi(endpoint=endpoint).endpoint}/api/models/{repo_id}"
     if revision is not None:
         url += f"/revision/{quote(revision, safe='')}"
-    listing = _understood(_answer(url, repo_id, look), repo_id)
+    listing = _parse_listing(_answer(url, repo_id, look), repo_id)
     if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
-        raise _odd(repo_id, "it lists another commit than was asked for")
+        raise _invalid_listing(repo_id, "it lists another commit than was asked for")
     return listing
 
 
@@ -168,7 +168,7 @@ def require_revision(revision: str | None, repo_id: str) -> None:
     if revision is None:
         return
     parts = revision.split("/")
-    if not revision.isprintable() or "\\" in revision or not all(map(_is_part, parts)):
+    if not revision.isprintable() or "\\" in revision or not all(map(_is_path_part, parts)):
         raise DownloadError(
             f"{repo_id}: {shown(repr(revision))} is no name of a revision: write a branch, a tag "
             "or a commit.",
@@ -214,36 +214,40 @@ def _answer(url: str, repo_id: str, look: Callable[[], None]) -> bytes:
     with get_session().stream("GET", url, **request) as response:
         if response.status_code != 200:
             # Without its body, which the client would read whole.
-            kept = {k: v for k, v in response.headers.items() if k.lower().startswith("x-error")}
+            error_headers = {
+                k: v for k, v in response.headers.items() if k.lower().startswith("x-error")
+            }
             hf_raise_for_status(
-                type(response)(response.status_code, headers=kept, request=response.request)
+                type(response)(
+                    response.status_code, headers=error_headers, request=response.request
+                )
             )
-            raise _odd(repo_id, f"HTTP {response.status_code}")
+            raise _invalid_listing(repo_id, f"HTTP {response.status_code}")
         raw = bytearray()
         for piece in response.iter_bytes(2**16):
             look()
             raw += piece
             if len(raw) > MOST_BYTES:
-                raise _odd(repo_id, f"it is larger than {MOST_BYTES / 1e6:.0f} MB")
+                raise _invalid_listing(repo_id, f"it is larger than {MOST_BYTES / 1e6:.0f} MB")
     return bytes(raw)
 
 
-def _understood(raw: bytes, repo_id: str) -> Listing:
+def _parse_listing(raw: bytes, repo_id: str) -> Listing:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise _odd(repo_id, "it is no JSON") from error
+        raise _invalid_listing(repo_id, "it is no JSON") from error
     siblings = answer.get("siblings") if isinstance(answer, dict) else None
     if not isinstance(siblings, list):
-        raise _odd(repo_id, "it names no files")
+        raise _invalid_listing(repo_id, "it names no files")
     commit = answer.get("sha")
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise _odd(repo_id, "it names no commit")
+        raise _invalid_listing(repo_id, "it names no commit")
     files: dict[str, ListedFile] = {}
     for sibling in siblings:
         file = _file(sibling)
         if file is None or file.name in files:
-            raise _odd(repo_id, "it names a file twice, or without its name")
+            raise _invalid_listing(repo_id, "it names a file twice, or without its name")
         files[file.name] = file
     return Listing(repo_id, commit, files)
 
@@ -259,7 +263,7 @@ def _file(sibling: Any) -> ListedFile | None:
     return ListedFile(name, size, digest_of(digest))
 
 
-def _odd(repo_id: str, why: str) -> DownloadError:
+def _invalid_listing(repo_id: str, why: str) -> DownloadError:
     return DownloadError(
         f"{repo_id} could not be fetched: the Hub's answer is no listing of files ({why}): try "
         "again later, and check HF_ENDPOINT and any proxy.",
@@ -267,12 +271,12 @@ def _odd(repo_id: str, why: str) -> DownloadError:
     )
 
 
-def _is_part(part: str) -> bool:
+def _is_path_part(part: str) -> bool:
     return part not in ("", ".", "..") and len(part.encode(errors="replace")) <= _LONGEST_PART
 
 
 def _require_name(name: str, repo_id: str) -> None:
-    if name.isprintable() and "\\" not in name and all(map(_is_part, name.split("/"))):
+    if name.isprintable() and "\\" not in name and all(map(_is_path_part, name.split("/"))):
         return
     raise DownloadError(
         f"{repo_id} lists a file that cannot be in it ({shown(repr(name))}), and nothing was "

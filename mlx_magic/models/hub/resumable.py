@@ -27,13 +27,13 @@ from mlx_magic.models.hub.listing import ListedFile, Listing, digest_of
 PART = ".mlx-magic.part"
 """How the names of files end that have not arrived completely."""
 
-MOST_TOGETHER = 4
+MOST_PARALLEL = 4
 """Files that are fetched at the same time."""
 
 _PIECE = 1 << 20
 _CHECKED_AGAIN = 64 * 2**20  # bytes; a larger file takes long, and was checked when it came
 # A full disk would harm whatever else is at work on this machine.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Arrived = Callable[[int], None]
 """Takes a number of bytes; less than none if they were in vain."""
@@ -140,7 +140,7 @@ def find(
     return replace(file, had=file.arrived)
 
 
-def together(
+def run_parallel(
     items: Sequence[_T], work: Callable[[_T, Callable[[], None]], None], *, cancel: CancelToken
 ) -> None:
     """Do the same with each item, with some of them at the same time.
@@ -179,7 +179,7 @@ def together(
     # The exit of the process would wait for an executor's threads.
     threads = [
         threading.Thread(target=run, name="mlx-magic-download", daemon=True)
-        for _ in items[:MOST_TOGETHER]
+        for _ in items[:MOST_PARALLEL]
     ]
     for thread in threads:
         thread.start()
@@ -211,48 +211,48 @@ def fetch(
     Exception
         The first that the Hub's client raised; the others are stopped then.
     """
-    together(files, lambda file, look: _fetch(file, look, arrived, bar), cancel=cancel)
+    run_parallel(files, lambda file, look: _fetch(file, look, arrived, bar), cancel=cancel)
 
 
 def link(blob: Path, pointer: Path) -> None:
     """Put a file of the cache where the client looks for it by its commit and name."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    made = pointer.parent / f".{secrets.token_hex(8)}.link"
+    temporary = pointer.parent / f".{secrets.token_hex(8)}.link"
     try:
-        made.symlink_to(os.path.relpath(blob, pointer.parent))
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:
         blob.replace(pointer)  # as the client does where there are no links
         return
-    made.replace(pointer)
+    temporary.replace(pointer)
 
 
-def refer(repository: Path, revision: str, commit: str) -> None:
+def write_ref(repository: Path, revision: str, commit: str) -> None:
     """Note in the cache which commit a branch or tag is, for who looks without the network."""
     path = repository / "refs" / revision
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.parent / f".{secrets.token_hex(8)}.ref"
-    made.write_text(commit)
-    made.replace(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.ref"
+    temporary.write_text(commit)
+    temporary.replace(path)
 
 
 def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: type[Any]) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    with _alone_with(file, look):
-        if _is_spoilt(file, look):
+    with _locked(file, look):
+        if _is_damaged(file, look):
             file.blob.unlink()
         # Somebody else may have fetched it meanwhile.
-        there = file.arrived
-        arrived(there - file.had)
+        present = file.arrived
+        arrived(present - file.had)
         if file.blob.exists():
             return
         try:
             with file.part.open("ab") as opened:
                 http_get(
                     file.url,
-                    _Counted(opened, look, arrived, file),
-                    resume_size=there,
+                    _CountingFile(opened, look, arrived, file),
+                    resume_size=present,
                     # Compressed, a few bytes could become very many.
                     headers={**build_hf_headers(), "Accept-Encoding": "identity"},
                     expected_size=file.size,
@@ -260,24 +260,24 @@ def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: ty
                     tqdm_class=bar,
                 )
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in _DISK_FULL:
                 file.part.unlink()
             raise
-        except _TooMuchError:
+        except _TooManyBytesError:
             file.part.unlink()
             raise DownloadError(
                 f"{file.repo_id}: more bytes came of {shown(file.name)} than the {file.size} that "
                 "it has, and all were thrown away: try again later.",
                 model=file.repo_id,
             ) from None
-        if not is_whole(file.part, file.etag, look):
+        if not matches_hash(file.part, file.etag, look):
             file.part.unlink()
             raise damaged(file.repo_id, file.name)
         file.part.replace(file.blob)
 
 
 @contextlib.contextmanager
-def _alone_with(file: RemoteFile, look: Callable[[], None]) -> Iterator[None]:
+def _locked(file: RemoteFile, look: Callable[[], None]) -> Iterator[None]:
     """Hold the file's lock; while somebody else does, look now and then."""
     from huggingface_hub.utils import WeakFileLock
 
@@ -292,21 +292,21 @@ def _alone_with(file: RemoteFile, look: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def _is_spoilt(file: RemoteFile, look: Callable[[], None]) -> bool:
+def _is_damaged(file: RemoteFile, look: Callable[[], None]) -> bool:
     """Say whether the cache has its content, and that is not what its hash says."""
     if not file.blob.exists():
         return False
     size = file.blob.stat().st_size
     return size != file.size or (
-        size <= _CHECKED_AGAIN and not is_whole(file.blob, file.etag, look)
+        size <= _CHECKED_AGAIN and not matches_hash(file.blob, file.etag, look)
     )
 
 
-class _TooMuchError(Exception):
+class _TooManyBytesError(Exception):
     """Raised when more of a file arrives than it has."""
 
 
-class _Counted:
+class _CountingFile:
     """An open file that counts what is written, takes no more than it may, and can be stopped."""
 
     def __init__(
@@ -319,7 +319,7 @@ class _Counted:
     def write(self, piece: bytes) -> None:
         self._look()
         if self._file.tell() + len(piece) > self._most:
-            raise _TooMuchError
+            raise _TooManyBytesError
         self._file.write(piece)
         self._arrived(len(piece))
 
@@ -332,7 +332,7 @@ class _Counted:
         self._arrived(at - before)
 
 
-def is_whole(path: Path, etag: str, look: Callable[[], None] = lambda: None) -> bool:
+def matches_hash(path: Path, etag: str, look: Callable[[], None] = lambda: None) -> bool:
     """Say whether a file's content is what its etag says; True if that is no hash of the Hub's.
 
     Parameters

@@ -44,7 +44,7 @@ def unloaded(unload: Unload) -> str:
 def budget(gone: list[ModelInfo], refused: Refusal | None) -> list[str]:
     """Say what a new budget has made leave, and what it could not."""
     lines = [f"Unloaded {model.name} ({amount(model.nbytes)}): over the budget." for model in gone]
-    return [*lines, *([refused.over_words] if refused is not None else [])]
+    return [*lines, *([refused.over_budget_message] if refused is not None else [])]
 
 
 def room(pool: ModelPool) -> str:

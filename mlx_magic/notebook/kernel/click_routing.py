@@ -193,7 +193,7 @@ async def wait_async(
         # Not wrap_future: it cancels the work with the cell and logs errors that nobody fetched.
         done.add_done_callback(wake)
     noted = interrupt or Interrupt()
-    with noted.tells(wake):
+    with noted.notifying(wake):
         while not is_done() and not noted.came:
             tick()
             # The timeout is there for interrupts too: they are seen at a wake-up only.

@@ -82,7 +82,7 @@ class RunningCell(Generic[T]):
                 self._work.cancel()
                 end = time.monotonic() + PATIENCE
                 await click_routing.wait_async(
-                    lambda: future.done() or interrupt.insists or time.monotonic() > end,
+                    lambda: future.done() or interrupt.repeated or time.monotonic() > end,
                     view.update,
                     Interrupt(),
                 )
@@ -102,7 +102,7 @@ class RunningCell(Generic[T]):
                 self._work.cancel()
                 end = time.monotonic() + PATIENCE
                 click_routing.wait_blocking(
-                    future, view.update, lambda: interrupt.insists or time.monotonic() > end
+                    future, view.update, lambda: interrupt.repeated or time.monotonic() > end
                 )
                 self._work.abandon()
 
