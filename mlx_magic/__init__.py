@@ -43,7 +43,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name == "pool":
-        # Not kept here: the session may be replaced, in tests above all.
+        # Not cached: tests replace the session.
         return import_module("mlx_magic.default_session").current().pool
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
@@ -60,5 +60,5 @@ def load_ipython_extension(ipython: Any) -> None:
 
 
 def unload_ipython_extension(ipython: Any) -> None:
-    """Take the magics away; called by ``%unload_ext mlx_magic``. Models stay loaded."""
+    """Remove the magics; called by ``%unload_ext mlx_magic``. Models stay loaded."""
     import_module("mlx_magic.notebook.extension").unload(ipython)

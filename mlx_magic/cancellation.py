@@ -1,4 +1,4 @@
-"""Asking work to stop, or giving it a time. That it was asked is not yet that it has stopped."""
+"""Cancel tokens with an optional deadline. A cancelled task may still be running for a while."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Cancelled(Exception):  # noqa: N818 - a signal between our own layers, nev
 
 
 class CancelToken:
-    """A one-way switch that any thread may throw and the working thread looks at.
+    """A one-way switch: any thread may set it, the working thread checks it.
 
     Parameters
     ----------
     deadline : float, optional
-        Throws itself at this time of `clock`.
+        Time of `clock` at which the token cancels itself, with the cause "timeout".
     clock : callable
         Seconds, monotonic.
     """
@@ -38,13 +38,13 @@ class CancelToken:
         self._requested_at: float | None = None
 
     def cancel(self) -> None:
-        """Ask for the work to stop. Asking twice is the same as once."""
+        """Request a stop. Further calls have no effect."""
         if not self.requested:
             self._request("cancelled", self._clock())
 
     @property
     def requested(self) -> bool:
-        """Whether somebody asked or the time is up; the work may still be running."""
+        """Whether a stop was requested or the deadline has passed; work may still be running."""
         if self._event.is_set():
             return True
         if self._deadline is None or self._clock() < self._deadline:
@@ -54,16 +54,16 @@ class CancelToken:
 
     @property
     def cause(self) -> Cause | None:
-        """Why the work is to stop, the first cause if there were several."""
+        """The first cause of the stop, or None."""
         return self._cause
 
     @property
     def requested_at(self) -> float | None:
-        """When it was asked to, in seconds of the clock."""
+        """When the stop was requested, in seconds of the clock; None if it was not."""
         return self._requested_at
 
     def checkpoint(self) -> None:
-        """Stop here if somebody asked or the time is up.
+        """Raise `Cancelled` if a stop was requested or the deadline has passed.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class CancelToken:
             raise Cancelled
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the work is to stop, at most so long; return whether it is."""
+        """Wait for a stop request, at most `seconds`; return whether there is one."""
         if self._deadline is not None:
             seconds = min(seconds, max(self._deadline - self._clock(), 0.0))
         self._event.wait(seconds)

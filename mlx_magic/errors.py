@@ -19,8 +19,7 @@
     ├── GenerationError          the model failed while it was generating      .model
     └── EngineError              the inference thread is closed or has died
 
-Every message is one line of at most 1,000 characters: it says what happened, to which thing, and
-what to do next.
+Every message is one line of at most 1,000 characters: what went wrong, where, and how to fix it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST = 1000
-"""Characters of a message; of a longer one the middle is left out."""
+"""Maximum characters of a message. The middle of a longer one is left out."""
 
 
 class MlxMagicError(Exception):
@@ -39,9 +38,9 @@ class MlxMagicError(Exception):
 
 
 def _one_line(message: str) -> str:
-    """Return a message as one printable line: a stranger may have named the files in it.
+    """Return a message as one printable line: names of files in it are untrusted text.
 
-    Its end stays: what to do is there.
+    The end is kept, since it says how to fix the problem.
     """
     if len(message) > 20 * LONGEST:
         message = f"{message[: 10 * LONGEST]}…{message[-10 * LONGEST :]}"
@@ -73,7 +72,7 @@ class ImageError(MlxMagicError):
     Attributes
     ----------
     source : str
-        The image as the person named it, shortened for display.
+        The image as the user named it, shortened for display.
     """
 
     def __init__(self, message: str, *, source: str) -> None:
@@ -86,7 +85,7 @@ class ImageNotFoundError(ImageError):
 
 
 class ImageDecodeError(ImageError):
-    """Raised when the content is no image, is damaged or is cut short."""
+    """Raised when the content is not an image, is damaged or is truncated."""
 
 
 class ImageTooLargeError(ImageError):
@@ -95,9 +94,9 @@ class ImageTooLargeError(ImageError):
     Attributes
     ----------
     size : int
-        What the image has, in pixels (or bytes, for a download).
+        Size of the image in pixels, or of the file or download in bytes.
     limit : int
-        What is allowed, in the same unit.
+        Maximum, in the same unit.
     """
 
     def __init__(self, message: str, *, source: str, size: int, limit: int) -> None:
@@ -107,7 +106,7 @@ class ImageTooLargeError(ImageError):
 
 
 class FetchError(ImageError):
-    """Raised when a URL was refused, could not be reached, or sent no image."""
+    """Raised when a URL was refused, could not be reached, or did not return an image."""
 
 
 class ModelError(MlxMagicError):
@@ -116,7 +115,7 @@ class ModelError(MlxMagicError):
     Attributes
     ----------
     model : str
-        Alias, folder or repository id, as it was asked for.
+        Alias, folder or repository id, as it was requested.
     """
 
     def __init__(self, message: str, *, model: str) -> None:
@@ -129,7 +128,7 @@ class ModelNotFoundError(ModelError):
 
 
 class CheckpointError(ModelError):
-    """Raised when a checkpoint's files are missing, unreadable or cut short."""
+    """Raised when a checkpoint's files are missing, unreadable or truncated."""
 
 
 class UnsupportedModelError(ModelError):
@@ -137,12 +136,12 @@ class UnsupportedModelError(ModelError):
 
 
 class UntrustedCodeError(ModelError):
-    """Raised when a checkpoint asks to run code and this load does not allow it.
+    """Raised when a checkpoint would run its own code and this load does not allow it.
 
     Attributes
     ----------
     wanted : tuple of str
-        What it wanted to run, one entry each (``"config.json: model_file = 'x.py'"``).
+        The code it would run, one entry each (``"config.json: model_file = 'x.py'"``).
     """
 
     def __init__(self, message: str, *, model: str, wanted: Sequence[str]) -> None:
@@ -151,7 +150,7 @@ class UntrustedCodeError(ModelError):
 
 
 class DownloadError(ModelError):
-    """Raised when a repository cannot be fetched: offline, gated, missing, cut off."""
+    """Raised when a repository cannot be downloaded: offline, gated, missing, interrupted."""
 
 
 class ImagesNotSupportedError(ModelError):
@@ -160,7 +159,7 @@ class ImagesNotSupportedError(ModelError):
     Attributes
     ----------
     vision_models : tuple of str
-        Vision models at hand.
+        Vision models that can be used instead.
     """
 
     def __init__(self, message: str, *, model: str, vision_models: Sequence[str]) -> None:
@@ -169,7 +168,7 @@ class ImagesNotSupportedError(ModelError):
 
 
 class ModelInUseError(ModelError):
-    """Raised when a model is to be unloaded at once, and code holds a lease on it."""
+    """Raised when an unload is forced while code holds a lease on the model."""
 
 
 class MemoryBudgetError(ModelError):
@@ -178,11 +177,11 @@ class MemoryBudgetError(ModelError):
     Attributes
     ----------
     needed_bytes : int
-        Estimated need of the load.
+        Estimated memory of the load.
     limit_bytes : int
-        What may be used.
+        Memory that models may use.
     could_unload : tuple of str
-        Models that stand in the way: in use or pinned.
+        Models in memory that are in use or pinned.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Telling whoever looks that something began, ended or changed: not what, only that."""
+"""Callbacks without arguments that are called after every change."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Callback = Callable[[], None]
 
 
 class ChangeListeners:
-    """Callbacks that are told of every change.
+    """Callbacks for changes.
 
-    The one who changes calls `tell` when its own locks are free again: a callback
-    may look at anything, and on any thread.
+    `tell` must be called without holding a lock: a callback may access any object, on any
+    thread.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Replaced, never changed: telling takes no lock.
+        # Replaced, never mutated: `tell` takes no lock.
         self._callbacks: dict[object, Callback] = {}
 
     def add(self, callback: Callback) -> Callable[[], None]:
@@ -29,13 +29,13 @@ class ChangeListeners:
         Parameters
         ----------
         callback : callable
-            Must be quick. One that raises is logged, and called no more.
+            Must be quick. One that raises is logged, and not called again.
 
         Returns
         -------
         callable
-            Ends it; more than once does no harm. A call that another thread has
-            begun may still be under way then.
+            Removes the callback; may be called more than once. A call that another thread has
+            begun may still be running afterwards.
         """
         key = object()
         with self._lock:
@@ -43,9 +43,9 @@ class ChangeListeners:
         return lambda: self._remove(key)
 
     def tell(self) -> None:
-        """Call every callback; from any thread, under no lock."""
+        """Call every callback; called from any thread, under no lock."""
         for key, callback in self._callbacks.items():
-            # One that an earlier callback has just removed is not called.
+            # Skip a callback that an earlier one has just removed.
             if key not in self._callbacks:
                 continue
             try:

@@ -1,4 +1,4 @@
-"""One question on its way to an answer, as everyone but the model sees it."""
+"""The handle of one request: its state, progress and result, independent of the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Sink = Callable[[GenerationChunk], None]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a generation looks like at one moment.
+    """The state of a generation at one moment.
 
     Attributes
     ----------
@@ -32,11 +32,11 @@ class Snapshot:
     text : str
         All text so far.
     prompt_tokens, prompt_read, completion_tokens : int
-        Of the prompt, how many of these were read, and of the answer; 0 where not yet known.
+        Tokens of the prompt, of its part in the KV cache, and of the answer; 0 if not yet known.
     elapsed : float
         Seconds since the request.
     generation_tps : float
-        Tokens a second that were written since the first; 0 before the second.
+        Tokens per second since the first token; 0 before the second one.
     """
 
     progress: Progress
@@ -66,7 +66,7 @@ class Generation(Task[VisionResult]):
     ----------
     request : GenerationRequest
     pictures : tuple of ImageInput
-        Those whose thumbnails are made.
+        The images whose thumbnails have been made.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Generation(Task[VisionResult]):
         self._observers = Observers(clock, self.snapshot)
 
     def observe(self, callback: OnProgress) -> Callable[[], None]:
-        """Tell someone how far it is: at most 20 times a second, and when it has ended.
+        """Call `callback` with snapshots: at most 20 times a second, and at the end.
 
         Parameters
         ----------
@@ -96,7 +96,7 @@ class Generation(Task[VisionResult]):
         Returns
         -------
         callable
-            Ends it.
+            Removes the callback.
         """
         return self._observers.add(callback)
 
@@ -107,22 +107,22 @@ class Generation(Task[VisionResult]):
     def make_thumbnails(self) -> None:
         """Make the images' thumbnails; for the preparing thread.
 
-        After the model has begun: it need not wait for them, but the event loop
-        must not spend its time on them either.
+        Called after the model has started, so that it does not wait for them. The event loop
+        must not be blocked by them either.
         """
         for image in self.request.images:
             image.thumbnail()
         self.pictures = self.request.images
 
     def report(self, chunk: GenerationChunk) -> None:
-        """Take in one step of the model; for the working thread.
+        """Record one step of the model; for the working thread.
 
         Raises
         ------
         Cancelled
-            When the generation has ended meanwhile.
+            When the generation has ended in the meantime.
         Stopped
-            When the text completes a stop text: the answer ends before that.
+            When the text completes a stop sequence: the answer ends before that.
         """
         if chunk.phase != self._progress.phase:
             self._enter(chunk.phase)
@@ -130,7 +130,7 @@ class Generation(Task[VisionResult]):
         stopped = False
         text = chunk.text
         if text:
-            # Several tokenizers put a blank before the first word of an answer.
+            # Several tokenizers put a space before the first word of an answer.
             text = text if self._text_started else text.lstrip()
             self._text_started = self._text_started or bool(text)
             text, stopped = self._stop_sequences.feed(text)
@@ -148,23 +148,23 @@ class Generation(Task[VisionResult]):
             raise Stopped
 
     def finish(self, reason: FinishReason) -> None:
-        """Set the result from what was reported; for the working thread."""
+        """Set the result from the reported chunks; for the working thread."""
         self._flush()
         self._finish(lambda: self._result(reason))
 
     def stopped(self) -> None:
-        """End as cancelled or timed out, keeping what there is; for the working thread."""
+        """End as cancelled or timed out, with the text so far; for the working thread."""
         self._flush()
         super().stopped()
 
     def _flush(self) -> None:
-        """Show what was held back as the possible beginning of a stop text."""
+        """Report the text that was held back as a possible start of a stop sequence."""
         if not self._ended and (text := self._stop_sequences.flush()):
             self._show(replace(self._last, text=text))
 
     def _show(self, chunk: GenerationChunk) -> None:
         with self._lock:
-            # Together: who takes a snapshot is to see both or neither.
+            # Under one lock: a snapshot must contain both or neither.
             self._last = chunk
             if chunk.text:
                 self._parts.append(chunk.text)
@@ -176,7 +176,7 @@ class Generation(Task[VisionResult]):
             try:
                 self._sink(chunk)
             except BaseException:
-                # The answer is not to be lost for its observer.
+                # A failing sink must not end the answer.
                 _log.exception("A sink failed and gets nothing more.")
                 self._sink = None
         self._changed()
@@ -185,7 +185,7 @@ class Generation(Task[VisionResult]):
         self._observers.tell(at_end=at_end)
 
     def snapshot(self) -> Snapshot:
-        """Return what there is now; safe from any thread."""
+        """Return the current state; safe from any thread."""
         with self._lock:
             last, first_at, last_at = self._last, self._first_token_at, self._last_token_at
             seconds = 0.0 if first_at is None or last_at is None else last_at - first_at
@@ -231,7 +231,7 @@ class Generation(Task[VisionResult]):
                 decode=decode,
                 time_to_first_token=None if first_at is None else first_at - self.created,
                 prompt_tps=_rate(last.prompt_tokens - last.cached_tokens, prefill_seconds),
-                # The first token belongs to prefill: decode made the others.
+                # The first token is a product of prefill, not of decode.
                 generation_tps=_rate(max(last.completion_tokens - 1, 0), decode),
             ),
             peak_memory=last.peak_memory,
@@ -248,12 +248,12 @@ def _rate(count: int, seconds: float) -> float:
 
 
 def _looking(seen: tuple[str, ...]) -> str:
-    """Say what the vision tower is looking at."""
+    """Return the note of the vision phase."""
     pictures = "the picture" if len(seen) == 1 else f"{len(seen)} pictures"
     return f"looking at {pictures} at {', '.join(dict.fromkeys(seen))}"
 
 
 def _looking_at(number: int, pictures: int, seen: tuple[str, ...]) -> str:
-    """Say which of several images it is at."""
+    """Return the note of the vision phase for one of several images."""
     size = f" at {seen[0]}" if len(set(seen)) == 1 else ""
     return f"looking at picture {number} of {pictures}{size}"

@@ -1,4 +1,4 @@
-"""The work of a session that has no outcome yet."""
+"""The tasks of a session that have not ended."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mlx_magic.errors import EngineError
 
 
 class RunningTasks:
-    """Generations, loads and unloads until they have their outcome; from any thread.
+    """Generations, loads and unloads until their end; safe from any thread.
 
     Parameters
     ----------
     tell : callable
-        Called, under no lock, when one begins or has ended.
+        Called, under no lock, when a task begins or has ended.
     """
 
     def __init__(self, tell: Callable[[], None]) -> None:
@@ -27,12 +27,12 @@ class RunningTasks:
 
     @property
     def tasks(self) -> list[Task[Any]]:
-        """What has no outcome yet."""
+        """The tasks that have not ended."""
         with self._lock:
             return [task for task in self._tasks if not task.future.done()]
 
     def add(self, task: Task[Any]) -> None:
-        """Follow a piece of work to its end.
+        """Add a task, and remove it when it ends.
 
         Raises
         ------
@@ -53,14 +53,14 @@ class RunningTasks:
         self._tell()
 
     def cancel(self) -> int:
-        """Cancel everything; return how much that was."""
+        """Cancel all tasks; return their number."""
         tasks = self.tasks
         for task in tasks:
             task.cancel()
         return len(tasks)
 
     def close(self) -> None:
-        """Take no more, and cancel what there is."""
+        """Refuse new tasks, and cancel the present ones."""
         with self._lock:
             self._closed = True
         self.cancel()

@@ -1,4 +1,4 @@
-"""Texts that end an answer: found across the pieces it comes in, and never shown."""
+"""Stop sequences: found across the pieces of an answer, and never shown."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 
 class Stopped(Exception):  # noqa: N818 - a signal between our own layers, never shown to a person
-    """Raised where a piece of text was reported that completes a stop text."""
+    """Raised when a reported piece of text completes a stop sequence."""
 
 
 class StopSequences:
-    """Looks for stop texts in an answer that comes in pieces.
+    """Finds stop sequences in an answer that arrives in pieces.
 
-    What it lets through does not depend on how the answer is cut: it ends before the
-    stop text that is complete first (of two, before the one that began first).
+    The result does not depend on how the answer is split: it ends before the stop sequence that
+    is complete first (of two that are, before the one that starts first).
 
     Parameters
     ----------
     stop : sequence of str
-        None of them empty.
+        Non-empty texts.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
@@ -27,14 +27,14 @@ class StopSequences:
         self._stopped = False
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Take the next piece.
+        """Process the next piece.
 
         Returns
         -------
         text : str
-            What can be shown: all but what may be the beginning of a stop text.
+            Text that can be shown: all but a possible start of a stop sequence.
         stopped : bool
-            Whether a stop text is complete. Nothing more is let through then.
+            Whether a stop sequence is complete. Later pieces return an empty text.
         """
         if self._stopped or not self._stop:
             return ("", True) if self._stopped else (text, False)
@@ -48,12 +48,12 @@ class StopSequences:
         return whole[:at], False
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the answer."""
+        """Return the text that was held back, at the end of the answer."""
         held, self._held = self._held, ""
         return held
 
     def _partial_match(self, text: str) -> int:
-        """Count the characters at the end that a stop text may begin with."""
+        """Return the length of the longest suffix with which a stop sequence starts."""
         longest = max(len(stop) for stop in self._stop) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

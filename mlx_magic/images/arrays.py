@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.formatting import shorten
+from mlx_magic.formatting import short_label
 from mlx_magic.images.color_modes import sixteen_to_eight
 from mlx_magic.images.limits import MAX_IMAGES, check_pixels
 
@@ -218,7 +218,7 @@ def _from_floats(low: float, high: float, label: str) -> tuple[_Scale, tuple[str
 
 def _type(array: NDArray[Any]) -> str:
     """Return the name of a type; that of a structured one may be pages long."""
-    return shorten(str(array.dtype), 40)
+    return short_label(str(array.dtype), 40)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
-from mlx_magic.formatting import megabytes, reason, shorten
+from mlx_magic.formatting import amount, reason, short_label
 from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.globs import match_files
 from mlx_magic.images.limits import MAX_IMAGES, check_bytes
@@ -63,7 +63,7 @@ def find_files(
     ImageError
         If it is a folder, is out of reach, or the glob matches too many files.
     """
-    label = shorten(text)
+    label = short_label(text)
     folder = cwd() if base is None else base
     if not text.strip():
         raise ImageNotFoundError("An empty string names no picture.", source=label)
@@ -81,7 +81,7 @@ def find_files(
         ) from error
     if not matches:
         raise ImageNotFoundError(
-            f"No file matches '{label}' in {shorten(str(folder))}.", source=label
+            f"No file matches '{label}' in {short_label(str(folder))}.", source=label
         )
     return matches
 
@@ -90,8 +90,8 @@ def path_label(path: Path, text: str, base: Path | None = None) -> str:
     """Return a found file as the person would write it: relative where `text` was."""
     folder = cwd() if base is None else base
     if text.startswith("~") or Path(text).is_absolute() or not path.is_relative_to(folder):
-        return shorten(str(path))
-    return shorten(str(path.relative_to(folder)))
+        return short_label(str(path))
+    return short_label(str(path.relative_to(folder)))
 
 
 def read_file(path: Path, label: str, cancel: CancelToken | None = None) -> bytes:
@@ -174,7 +174,7 @@ def is_data_uri(text: str) -> bool:
 
 def data_uri_label(text: str) -> str:
     """Return a name for a data URI that does not repeat its content."""
-    return f"data URI ({megabytes(len(text))})"
+    return f"data URI ({amount(len(text))})"
 
 
 def read_data_uri(text: str, label: str) -> bytes:
@@ -250,9 +250,9 @@ def _glob(text: str, folder: Path, label: str, cancel: CancelToken | None) -> li
 def _missing(path: Path, label: str) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"No file '{label}': there is no folder {shorten(str(folder))}."
+        return f"No file '{label}': there is no folder {short_label(str(folder))}."
     names = [entry.name for entry in islice(folder.iterdir(), _GLOB_LIMIT) if entry.is_file()]
     by_case = {name.casefold(): name for name in sorted(names, reverse=True)}
     near = difflib.get_close_matches(path.name.casefold(), sorted(by_case), n=1, cutoff=0.6)
-    message = f"No file '{shorten(path.name)}' in {shorten(str(folder))}"
-    return f"{message}; did you mean '{shorten(by_case[near[0]])}'?" if near else f"{message}."
+    message = f"No file '{short_label(path.name)}' in {short_label(str(folder))}"
+    return f"{message}; did you mean '{short_label(by_case[near[0]])}'?" if near else f"{message}."

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_magic.errors import ImageError
-from mlx_magic.formatting import shorten
+from mlx_magic.formatting import short_label
 
 MAX_ENTRIES = 100_000
 """Entries of folders that one glob may look at."""
@@ -42,7 +42,7 @@ def match_files(
     """
     anchor = Path(pattern).anchor
     parts = list(Path(pattern).relative_to(anchor).parts)
-    walk = _Walk(folder, shorten(pattern), checkpoint)
+    walk = _Walk(folder, short_label(pattern), checkpoint)
     # A trailing slash asks for folders, which are no images.
     return iter(()) if pattern.endswith(os.sep) else walk.match(anchor, parts, frozenset())
 

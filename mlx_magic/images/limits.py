@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlx_magic.errors import ImageTooLargeError
-from mlx_magic.formatting import megabytes
+from mlx_magic.formatting import amount
 
 MAX_PIXELS_DECODED = 64_000_000
 """Largest image that is decoded, in pixels (an RGB copy of it takes 192 MB)."""
@@ -47,7 +47,7 @@ def check_bytes(size: int, label: str) -> None:
     """
     if size > MAX_FILE_BYTES:
         raise ImageTooLargeError(
-            f"{label} has {megabytes(size)}; the limit is {megabytes(MAX_FILE_BYTES)}.",
+            f"{label} has {amount(size)}; the limit is {amount(MAX_FILE_BYTES)}.",
             source=label,
             size=size,
             limit=MAX_FILE_BYTES,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mlx_magic.errors import FetchError, ImageDecodeError, ImageError
-from mlx_magic.formatting import megabytes, shorten
+from mlx_magic.formatting import amount, short_label
 from mlx_magic.images import files, objects
 from mlx_magic.images.arrays import ArrayImages, array_images
 from mlx_magic.images.decoding.decode import Decoded, decode_bytes, decode_image
@@ -81,11 +81,11 @@ class Finder:
         before = len(self.found)
         self._walk(value, name, depth=0)
         if len(self.found) == before:
-            what = shorten(name) if name else "The list of pictures"
+            what = short_label(name) if name else "The list of pictures"
             raise ImageError(f"{what} is empty: there is no picture in it.", source=what)
 
     def _walk(self, value: Any, name: str | None, depth: int) -> None:
-        label = shorten(name) if name else objects.describe_object(value)
+        label = short_label(name) if name else objects.describe_object(value)
         items = _items(value, label)
         if items is not None:
             if depth >= _MAX_DEPTH:
@@ -111,7 +111,7 @@ class Finder:
             self._files(os.fsdecode(value))
         elif isinstance(value, (bytes, bytearray, memoryview)):
             check_bytes(memoryview(value).nbytes, label)
-            shown = label if named else f"bytes ({megabytes(memoryview(value).nbytes)})"
+            shown = label if named else f"bytes ({amount(memoryview(value).nbytes)})"
             self._add(Source(shown, partial(decode_bytes, bytes(value), shown, self.cancel)))
         elif isinstance(value, Image.Image):
             self._add(Source(label, partial(decode_image, value, label, self.cancel)))
@@ -153,7 +153,7 @@ class Finder:
         if scheme is None:
             self._files(text)
             return
-        label = shorten(text.strip())
+        label = short_label(text.strip())
         if scheme[1].lower() not in ("http", "https"):
             advice = "Give the path." if scheme[1].lower() == "file" else "Download it first."
             raise FetchError(

@@ -1,4 +1,4 @@
-"""Who has to leave memory so that something fits, or why it cannot: plain reckoning."""
+"""The memory budget: which models to evict for a load, or why it cannot fit. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mlx_magic.errors import MemoryBudgetError, RequestError
 from mlx_magic.formatting import amount
 
 Setting = int | float | str | None
-"""A budget as a person gives it: bytes, a share of the memory, ``"8 GB"``, or None for all."""
+"""A budget setting: bytes, a share of the memory, ``"8 GB"``, or None for all memory."""
 
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-# ASCII: else a dotless i is an i, and no unit. Blanks that do not break come with what is pasted.
+# ASCII, since IGNORECASE would match a dotless i. Pasted text may have non-breaking spaces.
 _SIZE = re.compile(
     r"\s*(\d+(?:\.\d+)?|\.\d+)[\s\u00a0\u202f]*((?:[kmgt]i?)?b|%)?\s*",
     re.IGNORECASE | re.ASCII,
@@ -28,18 +28,18 @@ _SIZE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """A model in memory, as far as the reckoning goes.
+    """A model in memory, as input of the budget computation.
 
     Attributes
     ----------
     key : hashable
-        Which one it is.
+        Identity of the model.
     name : str
     nbytes : int
     last_used : float
         Seconds of any clock.
     users : int
-        Who hold it now; it cannot leave under them.
+        Number of holders; a model in use cannot be evicted.
     pinned : bool
         Whether it stays until it is unloaded by hand.
     """
@@ -53,7 +53,7 @@ class ModelUsage:
 
     @property
     def can_leave(self) -> bool:
-        """Whether it may be unloaded to make room."""
+        """Whether the model may be evicted."""
         return not self.users and not self.pinned
 
 
@@ -76,12 +76,12 @@ class Refusal:
 
     @property
     def free(self) -> int:
-        """Bytes that could be had, once all that may leave has left."""
+        """Bytes that are available after evicting all models that can be evicted."""
         taken = self.loading + sum(model.nbytes for model in self.staying)
         return max(self.budget - taken, 0)
 
     def error(self, name: str) -> MemoryBudgetError:
-        """Say it to the one who asked for the model of this name."""
+        """Return the error for the load of the model of this name."""
         needed, budget = amount(self.needed), amount(self.budget)
         if self.needed > self.budget:
             message = (
@@ -104,7 +104,7 @@ class Refusal:
 
     @property
     def words(self) -> str:
-        """What stays, and why."""
+        """The models that stay, and why, as text."""
         parts = [
             f"{model.name} ({amount(model.nbytes)}) is {'in use' if model.users else 'pinned'}"
             for model in self.staying
@@ -115,7 +115,7 @@ class Refusal:
 
     @property
     def over_budget_message(self) -> str:
-        """Say how much is over the budget and cannot leave."""
+        """The text of the warning about models over the budget that cannot be evicted."""
         over = sum(model.nbytes for model in self.staying) + self.loading - self.budget
         pinned = all(not model.users for model in self.staying) and not self.loading
         after = "Unload it, or unpin it." if pinned else "What is in use leaves when it is let go."
@@ -173,7 +173,7 @@ def plan(
     if over > 0:
         staying = tuple(model for model in models if not model.can_leave)
         return Refusal(needed, budget, loading, staying)
-    # A small one that went first may stay, if a larger one had to go after it.
+    # A small model chosen early may stay if a larger one had to be chosen after it.
     for model in list(leaving):
         if over + model.nbytes <= 0:
             leaving.remove(model)
@@ -198,13 +198,13 @@ def shrink(
 
 
 def check_setting(setting: object) -> Setting:
-    """Return a budget as it was given, if it can be one.
+    """Return a budget setting unchanged, if it is valid.
 
     Raises
     ------
     RequestError
-        When it is none of: None, bytes (a whole number above 0), a share of the memory
-        (above 0, up to 1), a text such as ``"8 GB"`` or ``"60%"``.
+        When it is not one of: None, bytes (an int above 0), a share of the memory (a float
+        above 0, up to 1), a text such as ``"8 GB"`` or ``"60%"``.
     """
     match setting:
         case None:
@@ -225,7 +225,7 @@ def check_setting(setting: object) -> Setting:
 
 
 def check_ttl(seconds: object) -> float | None:
-    """Return an idle time-to-live, if it can be one: seconds above 0, or None.
+    """Return an idle time-to-live, if it is valid: seconds above 0, or None.
 
     Raises
     ------
@@ -242,14 +242,14 @@ def check_ttl(seconds: object) -> float | None:
 
 
 def budget_bytes(setting: Setting, total: int) -> int:
-    """Return what a setting comes to, in bytes; 0 is no limit.
+    """Return a budget setting in bytes; 0 is no limit.
 
     Parameters
     ----------
     setting : int, float, str or None
-        What `check_setting` lets through.
+        A setting that `check_setting` has accepted.
     total : int
-        Bytes that the device lets models use; 0 is unknown: then a share is no limit.
+        Bytes that the device lets models use. 0 is unknown; a share is then no limit.
     """
     if isinstance(setting, str):
         setting = _parse_size(setting)
@@ -261,7 +261,7 @@ def budget_bytes(setting: Setting, total: int) -> int:
 
 
 def _parse_size(text: str) -> int | float | None:
-    """Read ``"8 GB"`` as bytes and ``"60%"`` as a share; None if it is neither."""
+    """Parse ``"8 GB"`` as bytes and ``"60%"`` as a share; return None for other texts."""
     match = _SIZE.fullmatch(text)
     if match is None:
         return None

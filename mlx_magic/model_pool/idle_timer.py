@@ -1,4 +1,4 @@
-"""The thread that looks, now and then, whether a model was idle for too long."""
+"""The thread that evicts models after their idle time-to-live."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 
 class IdleTimer:
-    """Calls `look` when something is due. There is no thread before the first `wake`.
+    """Calls `look` at due times. The thread starts with the first `wake`.
 
     Parameters
     ----------
     look : callable
-        Does what is due, and returns the seconds until the next; None is never.
+        Evicts what is due, and returns the seconds until the next due time; None is never.
     threaded : bool
-        False leaves the thread out: tests look by hand.
+        False starts no thread, for tests.
     """
 
     def __init__(self, look: Callable[[], float | None], *, threaded: bool = True) -> None:
@@ -26,11 +26,11 @@ class IdleTimer:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Look now, and again when something is due."""
+        """Call `look` now, and again at the next due time."""
         with self._changed:
             self._woken = True
             if self._threaded and self._thread is None and not self._closed:
-                # A daemon: it must not keep the process alive.
+                # A daemon thread does not keep the process alive.
                 self._thread = threading.Thread(
                     target=self._run, name="mlx-magic-idle", daemon=True
                 )
@@ -50,7 +50,7 @@ class IdleTimer:
                     return
                 self._woken = False
             pause = self._look()
-            if pause is not None:  # a longer wait is an OverflowError
+            if pause is not None:  # longer waits raise OverflowError
                 pause = min(pause, threading.TIMEOUT_MAX)
             with self._changed:
                 self._changed.wait_for(lambda: self._woken or self._closed, pause)

@@ -1,4 +1,4 @@
-"""Finding a model in memory or loading it, with room made for it; on the inference thread."""
+"""Finds a model in memory, or loads it after evicting others. Runs on the inference thread."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from mlx_magic.model_pool.shared_load import Loading, Loads
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 ROUNDING = 0.01
-"""What a load may have made of difference beyond its weights that is not counted."""
+"""Share by which measured memory may exceed the weights and still be counted as the weights."""
 
 
 class Loader:
-    """Loads models for all who wait for them.
+    """Loads models; tasks that wait for the same model share one load.
 
     Parameters
     ----------
@@ -39,9 +39,8 @@ class Loader:
     registry : Registry
     loads : Loads
     eviction : Eviction
-        Makes room.
     memory : callable
-        MLX's counters.
+        Returns MLX's memory counters.
     tell : callable
         Called, under no lock, when something has changed.
     """
@@ -62,16 +61,16 @@ class Loader:
         self._eviction = eviction
         self._memory = memory
         self._tell = tell
-        # What models took when they were loaded before: better than any estimate.
+        # Measured memory of earlier loads, which replaces the estimate.
         self._measured: dict[Key, int] = {}
 
     def load(self, load: Load, checkpoint: Checkpoint, trust_remote_code: bool) -> Steps:
-        """Do what a load wants.
+        """Run a load.
 
         Parameters
         ----------
         load : Load
-            Takes the progress and the outcome.
+            Gets the progress and the outcome.
         checkpoint : Checkpoint
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
@@ -92,25 +91,25 @@ class Loader:
     def leased(
         self, checkpoint: Checkpoint, task: Task[Any]
     ) -> Generator[StepSignal | None, None, contextlib.AbstractContextManager[LoadedModel]]:
-        """Load if needed, then lease. A leased model is never unloaded.
+        """Load the model if needed, then lease it. A leased model is not unloaded.
 
         Parameters
         ----------
         checkpoint : Checkpoint
         task : Task
-            Takes the progress, holds the model, and may be cancelled.
+            Gets the progress, holds the model, and may be cancelled.
 
         Returns
         -------
         context manager
-            Gives the `LoadedModel` and ends the lease.
+            Yields the `LoadedModel`, and ends the lease.
         """
         entry = yield from self._find_or_load(checkpoint, task, holder=task)
         return self._lease(entry, task)
 
     @contextlib.contextmanager
     def _lease(self, entry: PoolEntry, task: Task[Any]) -> Iterator[LoadedModel]:
-        """End a lease; `_find_or_load` has begun it."""
+        """Yield the model, then end the lease that `_find_or_load` has begun."""
         try:
             self._tell()
             yield entry.model
@@ -126,10 +125,10 @@ class Loader:
         holder: object = None,
         pin: bool = False,
     ) -> Generator[StepSignal | None, None, PoolEntry]:
-        """Find the model or load it. Permission to run code is part of its identity.
+        """Find the model, or load it. Permission to run code is part of its key.
 
-        With a `holder` it is held when it is returned: nobody can unload it in between.
-        Who comes while it is closing (a forced unload) waits, and loads it anew.
+        A `holder` holds the model when it is returned, so that it cannot be unloaded in between.
+        Requests that arrive during a forced unload wait, then reload the model.
         """
         name = checkpoint.name
         if trust_remote_code is None:
@@ -154,7 +153,7 @@ class Loader:
                 begin = partial(self._load, checkpoint, key)
                 with self._loads.joined(key, task, name, begin) as loading:
                     yield from loading.follow(task)
-                    # The load holds it until all who waited have taken it.
+                    # The load holds the model until all waiting tasks have taken it.
                     if (entry := take_entry()) is not None:
                         return entry
             finally:
@@ -162,15 +161,15 @@ class Loader:
         return entry
 
     def _load(self, checkpoint: Checkpoint, key: Key, loading: Loading) -> Steps:
-        """Load a model for all who wait for it."""
+        """Load a model for all waiting tasks."""
         backend, name = self._backends[checkpoint.kind], checkpoint.name
         try:
             yield from self._wait_for_freed_memory(loading)
-            # Nothing leaves for a load that nobody wants any more.
+            # A load that was cancelled must not evict anything.
             loading.token.checkpoint()
             needed = self._measured.get(key) or backend.estimate(checkpoint)
             self._eviction.make_room(needed, loading, name)
-            # What leaves is freed before anything of the new model is there.
+            # The evicted models are freed before the load begins.
             yield from self._wait_for_freed_memory(loading)
             self._drop_caches_if_needed(needed)
             steps = backend.load(
@@ -192,7 +191,7 @@ class Loader:
                 raise Cancelled
             if nbytes > needed:
                 self._eviction.make_room(nbytes, loading, name)
-            # After it was measured: what a request leaves for a while is not the model's.
+            # After the measurement: memory that a request leaves behind is not the model's.
             warming = model.warm_up(cancel=loading.token, progress=loading.advance)
             with no_panics():
                 warmed = remote_code_guard.guarded(warming, checkpoint, allowed=key.trusted)
@@ -212,11 +211,11 @@ class Loader:
     def _run_measured(
         self, steps: Generator[StepSignal | None, None, LoadedModel]
     ) -> Generator[StepSignal | None, None, tuple[LoadedModel, int]]:
-        """Do a load's slices; return the model and the bytes that it takes.
+        """Run a load's slices; return the model and its memory in bytes.
 
-        That is the difference which the slices made, each by itself: what others do between
-        them does not count. Never less than the model's own arrays, since memory of others
-        may come back during a slice.
+        The memory is the sum of the differences of active memory over each slice, so that other
+        jobs do not count. It is at least the size of the model's arrays, since memory of others
+        may be freed during a slice.
         """
         grown = 0
         try:
@@ -228,22 +227,22 @@ class Loader:
         except StopIteration as end:
             model: LoadedModel = end.value
             grown += self._memory().active - before
-            # A percent more is the allocator's rounding, or somebody's garbage.
+            # A percent more is rounding by the allocator, or other garbage.
             own = model.nbytes
             return model, grown if grown > own * (1 + ROUNDING) else own
         finally:
             steps.close()
 
     def _wait_for_freed_memory(self, loading: Loading) -> Steps:
-        """Wait until the memory of models that have left is free."""
+        """Wait until the memory of evicted models is free."""
         while self._registry.leaving:
             loading.token.checkpoint()
             yield WAIT
 
     def _drop_caches_if_needed(self, needed: int) -> None:
-        """Let go of what is kept for reuse, if a load would not fit beside it."""
+        """Clear the models' caches if a load would not fit beside them."""
         memory = self._memory()
         if memory.limit and memory.active + needed > memory.limit:
             self._registry.forget()
-            # Tracebacks of what failed may hold arrays in cycles.
+            # Reference cycles through tracebacks of failed requests may hold arrays.
             gc.collect()

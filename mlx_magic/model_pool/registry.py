@@ -1,4 +1,4 @@
-"""The models in memory and those who hold them: one table, changed under one lock."""
+"""The registry of models in memory and of their holders, under one lock."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """The models in memory, each under its key and its names; from any thread.
+    """The models in memory by key and names; safe from any thread.
 
-    A model that has left stands in `leaving` until its memory is free.
+    `leaving` is true while the memory of removed models is not free yet.
 
     Parameters
     ----------
@@ -41,40 +41,40 @@ class Registry:
 
     @property
     def models(self) -> list[ModelInfo]:
-        """What a person gets to see of them, oldest first."""
+        """The public descriptions, oldest first."""
         with self._lock:
             now = self._clock()
             return [entry.info(now) for entry in self._by_key.values()]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that they take together."""
+        """Bytes of all models together."""
         with self._lock:
             return sum(entry.nbytes for entry in self._by_key.values())
 
     @property
     def loaded(self) -> list[LoadedModel]:
-        """The models themselves; what is done with them is the inference thread's."""
+        """The loaded models; to be used on the inference thread only."""
         with self._lock:
             return [entry.model for entry in self._by_key.values()]
 
     def forget(self) -> int:
-        """Let go of what the models keep for reuse; on the inference thread. Return its bytes."""
+        """Clear the models' caches, on the inference thread; return the freed bytes."""
         return sum(model.forget() for model in self.loaded)
 
     @property
     def leaving(self) -> bool:
-        """Whether memory of models that have left is still to come back."""
+        """Whether the memory of removed models is not free yet."""
         with self._lock:
             return bool(self._leaving)
 
     def info(self, entry: PoolEntry) -> ModelInfo:
-        """Return what a person gets to see of one."""
+        """Return the public description of a model."""
         with self._lock:
             return entry.info(self._clock())
 
     def find(self, name: str) -> PoolEntry | None:
-        """Return the model of this name, if there is one."""
+        """Return the model of this name, or None."""
         with self._lock:
             return next((e for e in self._by_key.values() if name in e.names), None)
 
@@ -94,7 +94,7 @@ class Registry:
             return entry
 
     def of_folder(self, folder: str) -> PoolEntry | None:
-        """Return the model of this folder that was loaded without an adapter, if there is one."""
+        """Return the model that was loaded from this folder without an adapter, or None."""
         plain = [Key(folder, None, trusted) for trusted in (True, False)]
         with self._lock:
             return self._first(plain)
@@ -102,12 +102,13 @@ class Registry:
     def ready(
         self, checkpoint: Checkpoint, request: GenerationRequest, cancel: CancelToken
     ) -> object:
-        """Make ahead what can be, where the model is there; on any thread.
+        """Prefetch inputs of a request, if its model is in memory; callable from any thread.
 
         Returns
         -------
         object
-            To be held until the request has ended. See `LoadedModel.ahead`.
+            The prefetched inputs, to be held until the request has ended. See
+            `LoadedModel.ahead`.
 
         Raises
         ------
@@ -117,12 +118,12 @@ class Registry:
         with self._lock:
             entry = self._first(keys)
             ahead = None if entry is None else entry.model.ahead
-            # No model is held while that works: it would be freed on this thread.
+            # No reference to the model may stay: it would be freed on this thread.
             del entry
         return None if ahead is None else ahead(request, cancel)
 
     def add(self, entry: PoolEntry, name: str, then: Callable[[], None]) -> None:
-        """Let in a model that was loaded; `then` is called under the same lock."""
+        """Add a loaded model, and call `then` under the same lock."""
         with self._lock:
             entry.last_used = self._clock()
             self._by_key[entry.key] = entry
@@ -132,15 +133,15 @@ class Registry:
     def take(
         self, keys: Iterable[Key], name: str, *, holder: object = None, pin: bool = False
     ) -> tuple[PoolEntry | None, bool]:
-        """Return the first of these that is there, and whether that is news to those who look.
+        """Return the first model of these keys, and whether listeners must be notified.
 
-        With a `holder` it is held when it is returned: nobody can unload it in between.
-        Without one somebody wants it to be there: unloads that wait are withdrawn.
+        A `holder` holds the model when it is returned, so that it cannot be unloaded in between.
+        Without a holder, and with a lease, waiting unloads are withdrawn.
 
         Raises
         ------
         Cancelled
-            When the holder wants nothing any more.
+            When the holder is a lease that has ended.
         """
         with self._withdrawing() as withdrawn:
             entry = self._first(keys)
@@ -156,12 +157,12 @@ class Registry:
             return entry, self._name(entry, name) or news
 
     def is_closing(self, keys: Iterable[Key]) -> bool:
-        """Whether one of these is about to leave: who wants it waits, and loads it anew."""
+        """Whether a forced unload of one of these models waits for its users."""
         with self._lock:
             return any(self._by_key[key].closing for key in keys if key in self._by_key)
 
     def hold(self, name: str, holder: Lease) -> ModelInfo | None:
-        """Hold the model of this name, if it is there and stays."""
+        """Hold the model of this name, unless it is missing or closing; return it or None."""
         with self._withdrawing() as withdrawn:
             entry = self.find(name)
             if entry is None or entry.closing:
@@ -186,7 +187,7 @@ class Registry:
             return entry.info(self._clock())
 
     def release(self, holder: object) -> list[PoolEntry]:
-        """End a use; return the models that leave now, since an unload has waited for that."""
+        """Remove a holder; return the models whose waiting unload begins now."""
         with self._lock:
             if isinstance(holder, Lease):
                 holder.over = True
@@ -228,30 +229,30 @@ class Registry:
             return (entry if leaves else None), requests if unload.force else []
 
     def leave(self, choose: Callable[[list[ModelUsage]], Iterable[ModelUsage]]) -> list[PoolEntry]:
-        """Take out those that are chosen, at one blow.
+        """Atomically remove the models that `choose` returns.
 
         Parameters
         ----------
         choose : callable
-            Takes all that are there, and returns some that nobody holds. What it raises
-            is raised here.
+            Called with all models; returns some that have no holder. Its exceptions are
+            propagated.
         """
         with self._lock:
             chosen = choose([entry.usage() for entry in self._by_key.values()])
             entries = [e for e in self._by_key.values() if any(c.key == e.key for c in chosen)]
-            assert not any(entry.holders for entry in entries), "never under its user"
+            assert not any(entry.holders for entry in entries), "a model in use must not be evicted"
             for entry in entries:
                 self._remove(entry)
             return entries
 
     def left(self, entry: PoolEntry) -> None:
-        """Take note that the memory of a model is free."""
+        """Record that the memory of a removed model is free."""
         with self._lock:
             if entry in self._leaving:
                 self._leaving.remove(entry)
 
     def clear(self) -> list[Unload]:
-        """Forget them all; return the unloads that waited."""
+        """Drop all models; return the waiting unloads."""
         with self._lock:
             waited = [unload for entry in self._by_key.values() for unload in entry.unloads]
             self._by_key.clear()
@@ -259,11 +260,11 @@ class Registry:
             return waited
 
     def _first(self, keys: Iterable[Key]) -> PoolEntry | None:
-        """Return the first of these that is there; under the lock."""
+        """Return the first model of these keys, or None; called under the lock."""
         return next((self._by_key[key] for key in keys if key in self._by_key), None)
 
     def _remove_if_unused(self, entry: PoolEntry) -> bool:
-        """Take a model out if an unload has waited for this; under the lock."""
+        """Remove a model without holders if an unload waits; called under the lock."""
         entry.unloads = [unload for unload in entry.unloads if not unload.done]
         if entry.holders:
             for unload in entry.unloads:
@@ -288,13 +289,16 @@ class Registry:
             unload.waits_for(len(entry.holders))
 
     def _take_unloads(self, entry: PoolEntry) -> list[Unload]:
-        """Return the unloads that are to be withdrawn: somebody wants it to be there."""
+        """Remove and return the waiting unloads, which are to be withdrawn."""
         unloads, entry.unloads = entry.unloads, []
         return unloads
 
     @contextlib.contextmanager
     def _withdrawing(self) -> Iterator[list[Unload]]:
-        """Hold the lock; what is put into the list is withdrawn after it, since others hear it."""
+        """Hold the lock; withdraw the unloads in the list after it is released.
+
+        Withdrawing calls foreign callbacks, which must not run under the lock.
+        """
         withdrawn: list[Unload] = []
         with self._lock:
             yield withdrawn
@@ -302,7 +306,7 @@ class Registry:
             unload.withdraw()
 
     def _name(self, entry: PoolEntry, name: str) -> bool:
-        """Let a name stand for this model and no other; under the lock. Say if that is new."""
+        """Give a name to this model only; return whether it is new. Called under the lock."""
         for other in self._by_key.values():
             if other is not entry and name in other.names:
                 other.names.remove(name)

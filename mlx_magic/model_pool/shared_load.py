@@ -1,4 +1,4 @@
-"""Loads in flight: one for everybody who waits for the same model."""
+"""Loads in flight: tasks that wait for the same model share one load."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _log = logging.getLogger(__name__)
 
 
 class Loading:
-    """A load that belongs to all who wait for it; the engine's thread only.
+    """A load that is shared by all tasks that wait for it; used on the engine's thread only.
 
-    They drive it: the first whose turn comes after a slice does the next one. So it
-    is nobody's own, and goes on as long as somebody waits.
+    The waiting tasks run it: the first one that is scheduled after a slice runs the next slice.
+    So it belongs to none of them, and continues as long as one waits.
 
     Parameters
     ----------
     steps : callable
-        Takes this object, and returns the load's slices.
+        Called with this object; returns the generator of the load.
 
     Attributes
     ----------
     token : CancelToken
-        Cancelled once nobody waits any more.
+        Cancelled when no task waits any more.
     nbytes : int
-        What it will take, as estimated; 0 before room was made for it, and once it is there.
+        Estimated memory; 0 before memory was reserved, and after the load has ended.
     when_left : callable
-        Called when the last who waited has gone, with the model or without it.
+        Called when the last waiting task has left, with the model or without it.
     """
 
     def __init__(self, steps: Callable[[Loading], Steps]) -> None:
@@ -49,26 +49,26 @@ class Loading:
 
     @property
     def names(self) -> list[str]:
-        """What those call the model who still want it; empty if nobody does."""
+        """The names by which waiting tasks call the model; empty if all were cancelled."""
         return [name for task, name in self._waiting if not task.token.requested]
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended; joining it is no use then."""
+        """Whether the load has ended and can no longer be joined."""
         return self._ended
 
     def note(self, line: str) -> None:
-        """Tell the one who has waited longest what happened on the way."""
+        """Add a note to the task that has waited longest."""
         for task, _ in self._waiting[:1]:
             task.notes.append(line)
 
     def advance(self, done: int, total: int, note: str) -> None:
-        """Take the progress, for all who wait. See `LoadProgress`."""
+        """Record the progress for all waiting tasks. See `LoadProgress`."""
         self._progress = (done, total, note)
 
     @contextlib.contextmanager
     def joined(self, task: Task[Any], name: str) -> Iterator[None]:
-        """Wait for it within this block; when the last leaves, it ends."""
+        """Wait for the load within this block; it ends when the last task leaves."""
         waiter = (task, name)
         self._waiting.append(waiter)
         try:
@@ -80,16 +80,16 @@ class Loading:
                 self.when_left()
 
     def follow(self, task: Task[Any]) -> Steps:
-        """Go on until the load has ended, doing its slices where they are due.
+        """Wait until the load has ended, and run its slices when they are due.
 
         Raises
         ------
         Cancelled
-            When this one was cancelled; the load goes on for the others.
+            When `task` was cancelled; the load continues for the others.
         Exception
-            Why the load failed.
+            A copy of the error of the load.
         """
-        # Nothing in the first round: all who came with the first join before it can fail.
+        # No slice in the first round, so that tasks of the same round join before it can fail.
         task.token.checkpoint()
         yield None
         slices_seen = 0
@@ -117,11 +117,11 @@ class Loading:
         return None
 
     def _mark_ended(self) -> None:
-        # Some may not have left yet, but it takes nothing any more.
+        # Tasks may still be joined, but no memory is reserved any more.
         self._ended, self.nbytes = True, 0
 
     def _stop(self) -> None:
-        """End it, if it has not ended: it may clean up at its next look at the token."""
+        """Cancel the load, if it has not ended; it cleans up at its next cancellation point."""
         if not self._ended:
             self.token.cancel()
             self._slice()
@@ -139,7 +139,7 @@ class Loads:
 
     @property
     def nbytes(self) -> int:
-        """Estimate of what they will take together, in bytes."""
+        """Estimated memory of all loads together, in bytes."""
         return sum(loading.nbytes for loading in list(self._loading.values()))
 
     def __contains__(self, key: Hashable) -> bool:
@@ -149,18 +149,18 @@ class Loads:
     def joined(
         self, key: Hashable, task: Task[Any], name: str, begin: Callable[[Loading], Steps]
     ) -> Iterator[Loading]:
-        """Wait for the load of a model within this block; it begins if nobody has begun it.
+        """Wait for the load of a model within this block; start it if there is none.
 
         Parameters
         ----------
         key : hashable
             The model.
         task : Task
-            Who waits.
+            The waiting task.
         name : str
-            What they call it.
+            The name by which the task calls the model.
         begin : callable
-            Takes the new `Loading`, and returns its slices.
+            Called with the new `Loading`; returns its generator.
         """
         loading = self._loading.get(key)
         if loading is None:
@@ -173,5 +173,5 @@ class Loads:
                 del self._loading[key]
 
     def forget(self) -> None:
-        """Forget them all: their thread has died."""
+        """Drop all loads: their thread has died."""
         self._loading.clear()

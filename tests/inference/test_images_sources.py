@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_paths(folder: Path, make: Callable[[str], Any]) -> None:
     assert sources(make("cat1.png")) == ["cat1.png"]
     assert sources(make("sub/deep.png")) == ["sub/deep.png"]
-    assert sources(make(str(folder / "cat1.png"))) == [formatting.shorten(f"{folder}/cat1.png")]
+    assert sources(make(str(folder / "cat1.png"))) == [formatting.short_label(f"{folder}/cat1.png")]
 
 
 def test_base_is_what_relative_paths_start_from(folder: Path) -> None:
@@ -101,7 +101,7 @@ def test_natural_order_goes_by_number_and_letter() -> None:
 def test_a_missing_file_is_named_with_its_folder_and_a_guess(folder: Path) -> None:
     with pytest.raises(ImageNotFoundError) as caught:
         open_images("recept.jpg")
-    shown = formatting.shorten(str(folder))
+    shown = formatting.short_label(str(folder))
     assert str(caught.value) == (f"No file 'recept.jpg' in {shown}; did you mean 'receipt.jpg'?")
     assert caught.value.source == "recept.jpg"
     with pytest.raises(ImageNotFoundError, match=r"did you mean 'receipt\.jpg'"):

@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import FetchError
-from mlx_magic.formatting import megabytes, reason, shorten
+from mlx_magic.formatting import amount, reason, short_label
 from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.http.connection import (
     Connect,
@@ -108,7 +108,7 @@ class UrlFetcher:
         """
         end = self._clock() + TOTAL_SECONDS
         token = cancel or CancelToken()
-        label = shorten(url)
+        label = short_label(url)
 
         def remaining() -> float:
             token.checkpoint()
@@ -193,10 +193,10 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
         _refuse(label, f"the server answered {response.status} {phrase}".rstrip())
     encoding = response.getheader("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        _refuse(label, f"it is sent packed ({shorten(encoding, 20)}), which was not asked for")
+        _refuse(label, f"it is sent packed ({short_label(encoding, 20)}), which was not asked for")
     transfer = response.getheader("Transfer-Encoding", "identity").strip().lower()
     if transfer not in ("", "identity", "chunked"):
-        _refuse(label, f"it is sent as {shorten(transfer, 20)}, which is not read here")
+        _refuse(label, f"it is sent as {short_label(transfer, 20)}, which is not read here")
     expected = response.length
     if expected is not None and expected > MAX_DOWNLOAD_BYTES:
         _too_large(label)
@@ -204,7 +204,7 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
     data = bytearray(response.read(SNIFF_BYTES))
     kind = response.headers.get_content_type()
     if not kind.startswith("image/") and image_format(bytes(data)) is None:
-        _refuse(label, f"it sent {shorten(kind, 40)}, which is no picture")
+        _refuse(label, f"it sent {short_label(kind, 40)}, which is no picture")
     while block := response.read(_BLOCK):
         timed.allow(len(block))
         data += block
@@ -227,9 +227,9 @@ def _redirected(target: UrlTarget, response: http.client.HTTPResponse, label: st
         there = urljoin(here, location.replace(" ", "%20"))
     except ValueError as error:
         _refuse(label, f"it redirects to no valid address ({reason(error)})")
-    following = _parse(there, label, f"it redirects to {shorten(there)}: ")
+    following = _parse(there, label, f"it redirects to {short_label(there)}: ")
     if target.scheme == "https" and following.scheme == "http":
-        _refuse(label, f"it redirects from https to unprotected http ({shorten(there)})")
+        _refuse(label, f"it redirects from https to unprotected http ({short_label(there)})")
     return following
 
 
@@ -255,7 +255,7 @@ def _proxy_hint() -> str:
 
 
 def _too_large(label: str) -> NoReturn:
-    _refuse(label, f"it is larger than {megabytes(MAX_DOWNLOAD_BYTES)}")
+    _refuse(label, f"it is larger than {amount(MAX_DOWNLOAD_BYTES)}")
 
 
 def _refuse(label: str, why: str) -> NoReturn:
