@@ -176,7 +176,7 @@ class Task(Generic[T]):
         self._finish(self._cancelled_outcome)
 
     def _changed(self, *, at_end: bool = False) -> None:
-        """Called after each change; under no lock, on any thread."""
+        """Handle a change; called under no lock, on any thread."""
 
     def _cancelled_outcome(self) -> T:
         raise NotImplementedError

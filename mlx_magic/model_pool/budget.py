@@ -59,14 +59,14 @@ class ModelUsage:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something does not fit.
+    """Why a load does not fit.
 
     Attributes
     ----------
     needed, budget, loading : int
-        Bytes: of what is to come, of all that models may take, of loads in flight.
-    staying : tuple of Held
-        What is in use or pinned.
+        Bytes of the load, of the budget, and of other loads in flight.
+    staying : tuple of ModelUsage
+        The models that are in use or pinned.
     """
 
     needed: int
@@ -142,23 +142,23 @@ class Refusal:
 def plan(
     needed: int, budget: int, models: Iterable[ModelUsage], *, loading: int = 0
 ) -> tuple[ModelUsage, ...] | Refusal:
-    """Choose who leaves so that something fits.
+    """Choose the models to evict so that a load fits.
 
-    The least recently used goes first; none goes that need not. Those in use and
-    those that are pinned never go.
+    The least recently used are evicted first, and no more than needed. Models that are in use
+    or pinned are not evicted.
 
     Parameters
     ----------
     needed, budget : int
-        Bytes: of what is to come, and of all that models may take (0 is no limit).
-    models : iterable of Held
-        What is in memory.
+        Bytes of the load, and of the budget (0 is no limit).
+    models : iterable of ModelUsage
+        The models in memory.
     loading : int
-        Bytes of loads in flight.
+        Bytes of other loads in flight.
 
     Returns
     -------
-    tuple of Held or Refusal
+    tuple of ModelUsage or Refusal
     """
     models = list(models)
     over = needed + loading + sum(model.nbytes for model in models) - budget
@@ -184,12 +184,12 @@ def plan(
 def shrink(
     budget: int, models: Sequence[ModelUsage], *, loading: int = 0
 ) -> tuple[tuple[ModelUsage, ...], Refusal | None]:
-    """Choose who leaves under a budget that has become smaller.
+    """Choose the models to evict after the budget was lowered.
 
     Returns
     -------
-    tuple of Held, and Refusal or None
-        Who leaves, and what still does not fit once they have left.
+    tuple of ModelUsage, and Refusal or None
+        The models to evict, and the refusal if the rest still exceeds the budget.
     """
     planned = plan(0, budget, models, loading=loading)
     if not isinstance(planned, Refusal):
@@ -218,8 +218,8 @@ def check_setting(setting: object) -> Setting:
         case str() if _parse_size(setting):
             return setting
     raise RequestError(
-        f"{short_repr(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a share of "
-        "the memory (0.6, '60%'), or None for all of it.",
+        f"{short_repr(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a "
+        "share of the memory (0.6, '60%'), or None for all of it.",
         option="memory_budget",
     )
 

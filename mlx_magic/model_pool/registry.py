@@ -198,14 +198,14 @@ class Registry:
             return [entry for entry in entries if self._remove_if_unused(entry)]
 
     def unload(self, unload: Unload) -> tuple[PoolEntry | None, list[Task[object]]]:
-        """Take a model out, or let the unload wait until nobody holds it.
+        """Remove a model, or let the unload wait until it has no holder.
 
         Returns
         -------
-        Resident or None
-            The model, if it leaves at once.
-        list of Work
-            The requests that are to be cancelled first, if it is forced.
+        PoolEntry or None
+            The model, if it was removed.
+        list of Task
+            The requests to cancel, if it is forced.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""From a name to a checkpoint that is on this disk, fetched first where that is needed."""
+"""Resolves a model name to a checkpoint on the disk, which is downloaded first if needed."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def find(
     name : str
         Alias, folder or repository id.
     task : Task
-        Takes the progress of a download, and may cancel it.
+        Gets the progress of a download, and may cancel it.
     names : Names
     loaded : callable
-        Takes a folder; returns the checkpoint of the model that was loaded from it.
+        Called with a folder; returns the checkpoint of the model that was loaded from it.
     trusted : bool
-        Whether the checkpoint's own code may be fetched, too.
+        Whether the checkpoint's own code may be downloaded, too.
     adapter : str, optional
-        Folder of a LoRA adapter, instead of the one that the name stands for.
+        Folder of a LoRA adapter, instead of the alias's adapter.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def find(
     """
     adapter = adapter or names.adapter(name)
     if adapter is not None:
-        # Before gigabytes are fetched for it.
+        # Checked before gigabytes of weights are downloaded for it.
         adapters.require_folder(Path(adapter), model=name)
     found = _find_base(name, task, names, loaded, trusted)
     if adapter is None:
@@ -87,8 +87,8 @@ def resolve(name: str, names: Names) -> Checkpoint | RemoteCheckpoint:
     Raises
     ------
     ModelError
-        There is no such model, which may be for the person's file of aliases; or it cannot
-        be used.
+        There is no such model (perhaps because of a problem in the alias file), or it cannot be
+        used.
     """
     known = names.known(name)
     try:
@@ -106,7 +106,7 @@ def resolve(name: str, names: Names) -> Checkpoint | RemoteCheckpoint:
 
 
 def describe_model(name: str, names: Names) -> str:
-    """Say what a model is, for a person, without loading it.
+    """Return the kind and architecture of a model for display, without loading it.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""What a checkpoint would make the libraries run, and the refusal of it.
+"""Finds the code that a checkpoint would make the libraries run, and refuses it.
 
-mlx-vlm turns ``trust_remote_code`` on by itself for many architectures: passing
-False to it protects nobody. So a checkpoint is read first, and one that asks for
-code never reaches a library without permission.
+mlx-vlm turns ``trust_remote_code`` on by itself for many architectures, so that passing False to
+it does not protect. Therefore a checkpoint's files are read first, and a checkpoint that would run
+code is not passed to a library without permission.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import architectures, strict_json, tokenizer_file
 from mlx_magic.models.checkpoints.strict_json import JsonLimits, UnreadableFileError
 
-# Large, and never read as a configuration by any of the libraries.
+# Large vocabularies, which no library reads as a configuration.
 _VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
-# What training leaves behind: read by no library that loads a model, and full of NaN.
+# Files of a training run: no library reads them to load a model, and they contain NaN.
 _UNREAD = frozenset(
     {"trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"}
 )
@@ -29,41 +29,41 @@ _TEXT_SUFFIXES = (".model", ".tiktoken", ".txt", ".jsonl")
 _MOST_FILES = 2000
 _MOST_BYTES = 160 * 2**20
 _MOST_ADDED = 50_000  # Orpheus has 28,672, one for each sound
-_MOST_EXTRA = 8_000  # what is listed beside them takes transformers' time by its square
+_MOST_EXTRA = 8_000  # transformers' time is quadratic in the number of these
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
-# Of another version of transformers: tokenizer.4.0.0.json is read in the place of tokenizer.json.
+# transformers reads tokenizer.4.0.0.json instead of tokenizer.json, depending on its version.
 _VERSION = re.compile(r"tokenizer\..*\.json", re.DOTALL)
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
 def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) -> tuple[str, ...]:
-    """List everything a checkpoint would make mlx-vlm, mlx-lm or transformers run.
+    """List the code that a checkpoint would make mlx-vlm, mlx-lm or transformers run.
 
-    Looked at are: ``model_file`` in config.json (imported as Python), ``auto_map`` in any
-    JSON file, nested or in a direct subfolder (transformers imports the class it names, even
-    from another repository), and architectures for which mlx-vlm trusts the code of a repository
-    of its own choice. Not here: pickled weights, which no library would load, and which are
-    refused as weights; ``custom_generate/``, which only PyTorch models run; chat templates, which
-    are rendered in a sandbox of ours (`backends.chat_template`), with permission too.
+    Checked are ``model_file`` in config.json (imported as Python), ``auto_map`` in any JSON file,
+    nested or in a direct subfolder (transformers imports the class that it names, even from
+    another repository), and architectures for which mlx-vlm trusts the code of a repository that
+    it chooses. Not checked are pickled weights, which no library loads and which are refused as
+    weights; ``custom_generate/``, which only PyTorch models run; and chat templates, which are
+    rendered in our sandbox (`backends.chat_templates`) even with permission.
 
     Parameters
     ----------
     folder : Path
         The checkpoint. Its files are read, nothing is imported.
     model : str, optional
-        Name of the model, for the error; the folder's if left out.
+        Name of the model, for the error; the folder's name if left out.
     quick : bool
-        For a list: vocabularies ask for nothing, and are not read.
+        For a list: vocabularies are not read, since they cannot name code.
 
     Returns
     -------
     tuple of str
-        One line each, such as ``"config.json: model_file = 'model.py'"``; empty is harmless.
+        One line each, such as ``"config.json: model_file = 'model.py'"``; empty if it runs none.
 
     Raises
     ------
     CheckpointError
-        A file that a library would read cannot be read here: what it asks for is unknown.
+        A file that a library would read cannot be read here, so that its code is unknown.
     """
     config: dict[str, Any] = {}
     wanted: list[str] = []
@@ -95,9 +95,9 @@ def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) 
 
 
 def limits_of(name: str) -> JsonLimits | None:
-    """Return how large a file may be that the libraries read beside the weights.
+    """Return the limits of a file that the libraries read besides the weights.
 
-    Names are compared as file systems that ignore case do.
+    The case of names is ignored, as on some file systems.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def limits_of(name: str) -> JsonLimits | None:
 
     Returns
     -------
-    Limits or None
+    JsonLimits or None
         None for a file that no library reads.
     """
     name = _folded(name.rpartition("/")[2])
@@ -122,7 +122,7 @@ def limits_of(name: str) -> JsonLimits | None:
 
 
 def _read_checked(path: Path, *, quick: bool) -> tuple[Any, int]:
-    """Return the content of a file, if it is a configuration, and its size.
+    """Check a file; return its content if it is a configuration, and its size.
 
     Raises
     ------
@@ -142,22 +142,22 @@ def _read_checked(path: Path, *, quick: bool) -> tuple[Any, int]:
     if not _is_data(name):
         content = strict_json.read(path, limits)
         _require_few_special_tokens(name, content)
-        # What an index says of code nobody reads; but it was parsed.
+        # No library looks for code in an index. It is parsed only to be checked.
         return ({} if name.endswith(".index.json") else content), size
     if quick and size <= limits.nbytes:
-        return None, 0  # a vocabulary asks for nothing
+        return None, 0  # a vocabulary cannot name code
     _scan(path, limits)
     return None, size
 
 
 def _is_data(name: str) -> bool:
-    """Say whether a file is a vocabulary, by its name without its folder."""
+    """Return whether a file is a vocabulary, by its name without the folder."""
     name = _folded(name)
     return name in _VOCABULARY_FILES or _VERSION.fullmatch(name) is not None
 
 
 def _require_few_special_tokens(name: str, content: Any) -> None:
-    """Refuse more tokens beside a vocabulary than any tokenizer has, or one from elsewhere.
+    """Refuse too many added or special tokens, and tokenizer files outside the folder.
 
     Raises
     ------
@@ -190,7 +190,7 @@ _SCANNED: set[tuple[str, int, int, int, int]] = set()
 
 
 def _scan(path: Path, limits: JsonLimits) -> None:
-    """Scan a vocabulary once: it takes a third of a second, and a list looks at each model."""
+    """Check a vocabulary, once for each state of the file: it takes a third of a second."""
     found = path.stat()
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if key not in _SCANNED:
@@ -204,19 +204,19 @@ def _scan(path: Path, limits: JsonLimits) -> None:
 
 
 def _require_few_added_tokens(raw: bytes) -> None:
-    """Refuse a tokenizer that adds more tokens than any: each takes transformers 80 µs.
+    """Refuse a tokenizer with too many added tokens: each takes transformers 80 µs.
 
     Raises
     ------
     UnreadableFileError
     """
-    # Nobody writes letters as escapes, but who hides what is counted.
+    # Letters are written as escapes only to hide a key from being counted.
     if max(raw.count(b'"lstrip"'), len(_ESCAPED_LETTER.findall(raw))) > _MOST_ADDED:
         raise UnreadableFileError(f"adds more than {_MOST_ADDED} tokens to its vocabulary")
 
 
 def _files(folder: Path, model: str) -> list[Path]:
-    """Return the files that a library may read, of the folder and its direct subfolders."""
+    """Return the files in the folder and its direct subfolders that a library may read."""
     found: list[Path] = []
     entries = 0
     for place in (folder, *_subfolders(folder)):
@@ -243,7 +243,7 @@ def _subfolders(folder: Path) -> list[Path]:
                 if _is_folder(Path(e.path)) and not e.name.startswith(".")
             ]
     except OSError:
-        return []  # who lists the folder itself says why
+        return []  # `_files` reports the error when it lists the folder
 
 
 def _is_folder(path: Path) -> bool:
@@ -262,7 +262,7 @@ def _unreadable(model: str, name: str, why: str) -> CheckpointError:
 
 
 def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None:
-    """Refuse a checkpoint that asks to run code, unless this load allows it.
+    """Refuse a checkpoint that would run code, unless this load allows it.
 
     Parameters
     ----------
@@ -271,20 +271,20 @@ def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None
     model : str
         Name of the model, for the error.
     allowed : bool
-        Whether the person said so for this load.
+        Whether the user allowed code for this load.
 
     Raises
     ------
     UntrustedCodeError
-        Names what it wanted, and how to allow it.
+        Names the code, and how to allow it.
     """
     if not wanted or allowed:
         return
-    shown = "; ".join(wanted[:3])
+    listed = "; ".join(wanted[:3])
     if len(wanted) > 3:
-        shown += f"; and {len(wanted) - 3} more"
+        listed += f"; and {len(wanted) - 3} more"
     raise UntrustedCodeError(
-        f"{model} wants to run its own code ({shown}), and nothing of it was run: read it, and if "
+        f"{model} wants to run its own code ({listed}), and nothing of it was run: read it, and if "
         "you trust it, load it with --trust-remote-code.",
         model=model,
         wanted=wanted,
@@ -292,7 +292,7 @@ def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None
 
 
 def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
-    """Find auto_map at any depth: a part's configuration may be written into its parent's."""
+    """Find auto_map at any depth: configurations may be nested in others."""
     stack: list[tuple[str, Any]] = [(path, value)]
     while stack:
         path, value = stack.pop()
@@ -313,7 +313,7 @@ def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
 
 
 def _from_architecture(config: Mapping[str, Any]) -> list[str]:
-    """Name what mlx-vlm's own code for this architecture would run."""
+    """List the code of other repositories that mlx-vlm would run for this architecture."""
     sources = architectures.vision_sources(config)
     if not any(re.search(r"\bTOKENIZER_REPO\b", text) for text in sources.values()):
         return []
@@ -329,13 +329,13 @@ def _short(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Keep a key that a stranger wrote from breaking the line or driving the terminal."""
+    """Return untrusted text as one printable line."""
     text = text if text.isprintable() else repr(text)
     return shown(text, 300)
 
 
 def _sort_key(folder: Path) -> Any:
-    """Sort key: files of the folder itself first, config.json before the others."""
+    """Return a sort key: files of the folder itself first, config.json before the others."""
 
     def key(path: Path) -> tuple[bool, bool, str]:
         return path.parent != folder, path.name != "config.json", str(path)

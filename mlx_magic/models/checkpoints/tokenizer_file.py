@@ -1,7 +1,8 @@
-"""What a tokenizer.json does to a text, and whether that could make it absurdly long.
+"""Bounds how much the steps of a tokenizer.json can lengthen a text.
 
-Its normalizer, pre-tokenizer, post-processor and decoder are small programs. Forty that double
-a text each fill all memory with the first question, and a library in Rust then ends the process.
+The normalizer, pre-tokenizer, post-processor and decoder are lists of steps. Forty steps that each
+double a text would fill all memory at the first question, and the Rust library would then abort the
+process.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _MOST_GROWTH = 64
 _MOST_STEPS = 200
-_MOST_ADDED = 10_000  # characters or tokens that one step adds to a text
-_LONGEST_FORM = 256  # bytes of a character's normal form; Unicode's have 33 at most
+_MOST_ADDED = 10_000  # characters or tokens that one step adds
+_LONGEST_FORM = 256  # bytes of a character's normal form; at most 33 in Unicode
 _MOST_PADDING = 2**20
 _INNERMOST = re.compile(rb"[\[{][^\[\]{}]*+[\]}]")
 _SPACE = re.compile(r"[ \t\n\r]*")
-# With one of these an expression may match between two characters.
+# A regular expression with one of these may match the empty text between two characters.
 _MATCHES_EMPTY = re.compile(r"\(\?|\\[bBAzZGK]|\{0|\{,|[*?|^$]")
 
 
 def require_bounded(raw: bytes, without_strings: bytes) -> None:
-    """Refuse a tokenizer that could make a text many times as long.
+    """Refuse a tokenizer whose steps could make a text many times as long.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def require_bounded(raw: bytes, without_strings: bytes) -> None:
 
 
 def _members(text: str, without_strings: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield what a JSON object holds, but not the model of a tokenizer if that comes last."""
+    """Yield the members of the JSON object, except the tokenizer's model if it comes last."""
     while True:
         without_strings, replaced = _INNERMOST.subn(b"", without_strings)
         if without_strings.count(b"{") + without_strings.count(b"[") <= 1 or not replaced:
@@ -92,14 +93,14 @@ def _after_space(text: str, at: int) -> int:
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    """Yield the steps of a part: those of a sequence, in whatever list it has them."""
+    """Yield the steps of a part, including those of nested sequences."""
     waiting = [part]
     while waiting:
         step = waiting.pop()
         if step is None:
             continue
         if not isinstance(step, dict):
-            # Rust would take a list for the entries of a step.
+            # The Rust library would accept a list as the fields of a step.
             raise UnreadableFileError("has a part that is no object")
         yield step
         for key in ("normalizers", "pretokenizers", "processors", "decoders"):
@@ -109,9 +110,9 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _growth(step: dict[str, Any]) -> float:
-    """Return how many times as long a step can make a text."""
+    """Return the factor by which a step can lengthen a text."""
     kind = step.get("type")
-    # Some kinds are known by their entries alone.
+    # Some types are recognized by their fields alone.
     if kind == "Replace" or ("pattern" in step and "content" in step):
         return _replaced(step.get("pattern"), step.get("content"))
     if kind == "ByteLevel" or "use_regex" in step or "trim_offsets" in step:
@@ -141,19 +142,19 @@ def _replaced(pattern: Any, content: Any) -> float:
 
 
 def _precompiled(blob: Any) -> float:
-    """Return 1 for a table of normal forms as SentencePiece makes them."""
+    """Return the factor of a SentencePiece table of normal forms; infinity for a suspect one."""
     try:
         raw = base64.b64decode(blob, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        return 1  # no library reads it either
+        return 1  # the libraries cannot read it either
     forms = raw[4 + int.from_bytes(raw[:4], "little") :]
     longest = max(map(len, forms.split(b"\0")), default=0)
-    # Twice, it would do nothing more: more than a few do so for no good.
+    # Normalizing twice changes nothing more, so that the factor 2 is rarely multiplied.
     return 2 if longest <= _LONGEST_FORM else float("inf")
 
 
 def _template(step: dict[str, Any]) -> float:
-    """Return how often a post-processor repeats a text; infinity if it adds much."""
+    """Return how often a post-processor repeats a text; infinity if it adds too many tokens."""
     tokens = step.get("special_tokens")
     most = 1
     for name in ("single", "pair"):

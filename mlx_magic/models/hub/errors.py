@@ -1,4 +1,4 @@
-"""What the Hub's client raises, as one line of ours."""
+"""Translates exceptions of the Hub client to one-line errors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mlx_magic.formatting import shown
 
 @contextmanager
 def translated(repo_id: str, cancel: CancelToken) -> Iterator[None]:
-    """Turn what the Hub's client raises within this block into one line of ours.
+    """Translate exceptions of the Hub client within this block to a `DownloadError`.
 
     Parameters
     ----------
     repo_id : str
     cancel : CancelToken
-        Once it is cancelled, whatever is raised means that.
+        Once it is cancelled, any exception is raised as `Cancelled`.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def translated(repo_id: str, cancel: CancelToken) -> Iterator[None]:
     except (MlxMagicError, Cancelled):
         raise
     except Exception as error:
-        # hf_xet wraps what a progress bar raises.
+        # hf_xet wraps exceptions of a progress bar.
         if cancel.requested:
             raise Cancelled from error
         raise DownloadError(f"{repo_id} {_reason(error)}", model=repo_id) from error
@@ -78,7 +78,7 @@ def _reason(error: Exception) -> str:
 
 
 def _cause_with_response(error: Exception) -> Exception:
-    """Return what the Hub answered, where the client only says that a file is not here."""
+    """Return the cause that has the Hub's response, or the error if there is none."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, Exception) and getattr(found, "response", None) is not None:

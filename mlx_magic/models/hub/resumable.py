@@ -1,8 +1,8 @@
-"""Large files of a repository into the Hub's cache: resumed, checked, and only then put there.
+"""Downloads files into the Hub's cache: resumable, and verified by their hash.
 
-The Hub's client begins a file anew when it was stopped in the middle of it, and looks at
-its size only. So the bytes go into a file beside the cache's own; once they are what
-their hash says, that becomes the one where the client looks first.
+The Hub client restarts an interrupted file, and checks only its size. So the bytes are written to
+a separate partial file in the cache; once its hash matches, it is renamed to the blob that the
+client looks for.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from mlx_magic.formatting import shown
 from mlx_magic.models.hub.listing import ListedFile, Listing, digest_of
 
 PART = ".mlx-magic.part"
-"""How the names of files end that have not arrived completely."""
+"""Suffix of partial files."""
 
 MOST_PARALLEL = 4
-"""Files that are fetched at the same time."""
+"""Maximum number of parallel downloads."""
 
 _PIECE = 1 << 20
-_CHECKED_AGAIN = 64 * 2**20  # bytes; a larger file takes long, and was checked when it came
-# A full disk would harm whatever else is at work on this machine.
+_CHECKED_AGAIN = 64 * 2**20  # bytes; larger files take long, and were checked after their download
+# The partial file is deleted then: a full disk would harm other programs.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Arrived = Callable[[int], None]
-"""Takes a number of bytes; less than none if they were in vain."""
+"""Called with a number of bytes; negative if they have to be downloaded again."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository, and where it goes.
+    """A file of a repository, and its location in the cache.
 
     Attributes
     ----------
@@ -52,12 +52,12 @@ class RemoteFile:
     size : int
         Bytes.
     etag : str
-        What the Hub knows its content by, and the cache its file: its SHA-256 for a large
-        file, git's hash for others. Hexadecimal digits, since it is part of paths.
+        Hash that identifies the content on the Hub and in the cache: SHA-256 of a large file,
+        git's hash of others. It has only hexadecimal digits, since it is part of paths.
     repository : Path
         The repository's folder in the cache.
     had : int
-        Bytes of it that were on this disk when it was looked for.
+        Bytes of the file that were on the disk when this object was created.
     """
 
     repo_id: str
@@ -70,22 +70,22 @@ class RemoteFile:
 
     @property
     def blob(self) -> Path:
-        """Where the client looks for its content."""
+        """Path of the complete file."""
         return self.repository / "blobs" / self.etag
 
     @property
     def part(self) -> Path:
-        """What there is of it so far."""
+        """Path of the partial file."""
         return self.repository / "blobs" / f"{self.etag}{PART}"
 
     @property
     def lock(self) -> Path:
-        """The lock that the client takes for it, in any process."""
+        """Path of the lock file that the Hub client uses, in any process."""
         return self.repository.parent / ".locks" / self.repository.name / f"{self.etag}.lock"
 
     @property
     def arrived(self) -> int:
-        """Bytes of it that are on this disk now."""
+        """Bytes of the file that are on the disk now."""
         if self.blob.exists():
             return self.size
         with contextlib.suppress(OSError):
@@ -96,24 +96,24 @@ class RemoteFile:
 def find(
     listing: Listing, listed: ListedFile, *, endpoint: str | None, repository: Path
 ) -> RemoteFile | None:
-    """Ask the Hub for a file's size and hash; None if it has to be left to the client.
+    """Query the Hub for a file's size and hash; None if only the Hub client can download it.
 
     Parameters
     ----------
     listing : Listing
-        The commit whose file it is.
+        The listing of the file's commit.
     listed : ListedFile
     endpoint : str or None
-        None is the client's own.
+        None is the Hub client's endpoint.
     repository : Path
         The repository's folder in the cache.
 
     Raises
     ------
     DownloadError
-        When the answer is about another commit or file than the listing.
+        When the response contradicts the listing.
     CheckpointError
-        When it is larger than such a file may be.
+        When the file is too large.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
@@ -143,20 +143,20 @@ def find(
 def run_parallel(
     items: Sequence[_T], work: Callable[[_T, Callable[[], None]], None], *, cancel: CancelToken
 ) -> None:
-    """Do the same with each item, with some of them at the same time.
+    """Call `work` with each item, on up to `MOST_PARALLEL` threads.
 
     Parameters
     ----------
     items : sequence
     work : callable
-        Takes an item, and what to call now and then: it raises when the work is to stop.
+        Called with an item and a function to call regularly, which raises when it must stop.
     cancel : CancelToken
 
     Raises
     ------
     Cancelled
     Exception
-        The first that was raised; the others are stopped then.
+        The first exception; the other calls are then stopped.
     """
     waiting: queue.SimpleQueue[_T] = queue.SimpleQueue()
     for item in items:
@@ -176,7 +176,7 @@ def run_parallel(
         except BaseException as error:
             failures.append(error)
 
-    # The exit of the process would wait for an executor's threads.
+    # Daemon threads: the exit of the process would wait for an executor's threads.
     threads = [
         threading.Thread(target=run, name="mlx-magic-download", daemon=True)
         for _ in items[:MOST_PARALLEL]
@@ -192,30 +192,30 @@ def run_parallel(
 def fetch(
     files: Sequence[RemoteFile], *, cancel: CancelToken, arrived: Arrived, bar: type[Any]
 ) -> None:
-    """Fetch files, some of them at the same time; what was there of them is not fetched again.
+    """Download files in parallel, resuming partial ones.
 
     Parameters
     ----------
     files : sequence of RemoteFile
     cancel : CancelToken
     arrived : callable
-        Takes the bytes that came beyond `RemoteFile.had`, from several threads.
+        Called with the bytes that arrive beyond `RemoteFile.had`, from several threads.
     bar : type
-        A progress bar that draws nothing.
+        A progress bar class without output.
 
     Raises
     ------
     Cancelled
     DownloadError
-        When a file is not what its hash says.
+        When a file does not match its hash.
     Exception
-        The first that the Hub's client raised; the others are stopped then.
+        The first exception of the Hub client; the other downloads are then stopped.
     """
     run_parallel(files, lambda file, look: _fetch(file, look, arrived, bar), cancel=cancel)
 
 
 def link(blob: Path, pointer: Path) -> None:
-    """Put a file of the cache where the client looks for it by its commit and name."""
+    """Link a blob of the cache to the path of its commit and name."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
     temporary = pointer.parent / f".{secrets.token_hex(8)}.link"
     try:
@@ -227,7 +227,7 @@ def link(blob: Path, pointer: Path) -> None:
 
 
 def write_ref(repository: Path, revision: str, commit: str) -> None:
-    """Note in the cache which commit a branch or tag is, for who looks without the network."""
+    """Record the commit of a branch or tag in the cache, for offline use."""
     path = repository / "refs" / revision
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{secrets.token_hex(8)}.ref"
@@ -242,7 +242,7 @@ def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: ty
     with _locked(file, look):
         if _is_damaged(file, look):
             file.blob.unlink()
-        # Somebody else may have fetched it meanwhile.
+        # Another process may have downloaded it in the meantime.
         present = file.arrived
         arrived(present - file.had)
         if file.blob.exists():
@@ -253,7 +253,7 @@ def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: ty
                     file.url,
                     _CountingFile(opened, look, arrived, file),
                     resume_size=present,
-                    # Compressed, a few bytes could become very many.
+                    # No compression: a few compressed bytes could become very many.
                     headers={**build_hf_headers(), "Accept-Encoding": "identity"},
                     expected_size=file.size,
                     displayed_filename=file.name,
@@ -278,7 +278,7 @@ def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: ty
 
 @contextlib.contextmanager
 def _locked(file: RemoteFile, look: Callable[[], None]) -> Iterator[None]:
-    """Hold the file's lock; while somebody else does, look now and then."""
+    """Hold the file's lock; call `look` regularly while waiting for it."""
     from huggingface_hub.utils import WeakFileLock
 
     for folder in (file.lock.parent, file.blob.parent):
@@ -293,7 +293,7 @@ def _locked(file: RemoteFile, look: Callable[[], None]) -> Iterator[None]:
 
 
 def _is_damaged(file: RemoteFile, look: Callable[[], None]) -> bool:
-    """Say whether the cache has its content, and that is not what its hash says."""
+    """Return whether the cache has the file with a wrong size or hash."""
     if not file.blob.exists():
         return False
     size = file.blob.stat().st_size
@@ -303,11 +303,11 @@ def _is_damaged(file: RemoteFile, look: Callable[[], None]) -> bool:
 
 
 class _TooManyBytesError(Exception):
-    """Raised when more of a file arrives than it has."""
+    """Raised when more bytes arrive than the size of the file."""
 
 
 class _CountingFile:
-    """An open file that counts what is written, takes no more than it may, and can be stopped."""
+    """An open file that counts written bytes, enforces the size, and checks for a cancel."""
 
     def __init__(
         self, opened: Any, look: Callable[[], None], arrived: Arrived, file: RemoteFile
@@ -324,7 +324,7 @@ class _CountingFile:
         self._arrived(len(piece))
 
     def truncate(self) -> None:
-        """Drop what is behind the position: the server sends the file from there on."""
+        """Drop the bytes after the position: the server sends the file from there."""
         at = self._file.tell()
         before = self._file.seek(0, 2)
         self._file.seek(at)
@@ -333,14 +333,14 @@ class _CountingFile:
 
 
 def matches_hash(path: Path, etag: str, look: Callable[[], None] = lambda: None) -> bool:
-    """Say whether a file's content is what its etag says; True if that is no hash of the Hub's.
+    """Return whether a file matches its etag; True if the etag is not a hash of the Hub.
 
     Parameters
     ----------
     path : Path
     etag : str
     look : callable
-        Called between pieces; what it raises ends it.
+        Called between pieces; its exceptions are propagated.
     """
     if len(etag) == 64:
         digest = hashlib.sha256()
@@ -356,7 +356,7 @@ def matches_hash(path: Path, etag: str, look: Callable[[], None] = lambda: None)
 
 
 def damaged(repo_id: str, name: str) -> DownloadError:
-    """Return the error for a file that is not what its hash says."""
+    """Return the error for a file that does not match its hash."""
     return DownloadError(
         f"{repo_id}: {shown(name)} arrived damaged (its hash is another), and was thrown away: "
         "try again.",
