@@ -1,12 +1,12 @@
-"""What a file is by its first bytes: an image to decode, or what to do with it instead."""
+"""Recognizes formats by the first bytes of a file, and gives advice for unsupported ones."""
 
 from __future__ import annotations
 
 SNIFF_BYTES = 512
-"""As many first bytes as `image_format` and `unsupported_reason` want to see."""
+"""Number of first bytes for `image_format` and `unsupported_reason`."""
 
 READABLE = ("PNG", "JPEG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "JPEG 2000", "PPM", "QOI")
-"""What is decoded; HEIF too, once pillow-heif is registered."""
+"""Supported formats; also HEIF, once pillow-heif is registered."""
 
 _STARTS = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -21,7 +21,7 @@ _STARTS = {
     b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JPEG 2000",
     b"qoif": "QOI",
 }
-# ISO base media files: the brand after 'ftyp' tells images from films.
+# ISO base media files: the brand after 'ftyp' distinguishes images from videos.
 _BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
@@ -33,7 +33,7 @@ _BRANDS = {
     b"mif1": "HEIF",
     b"msf1": "HEIF",
 }
-# Known, not read: its name, and what the person can do.
+# Formats that are recognized but not supported: name and advice.
 _ADVICE = {
     b"%PDF-": ("a PDF document", "Export the page as a PNG"),
     b"%!PS": ("a PostScript document", "Export it as a PNG"),
@@ -51,12 +51,12 @@ _ADVICE = {
 
 
 def image_format(head: bytes) -> str | None:
-    """Return the format of an image by its first bytes, or None.
+    """Return the format of an image file by its first bytes, or None.
 
     Parameters
     ----------
     head : bytes
-        The first `SNIFF_BYTES` bytes, or all there are.
+        The first `SNIFF_BYTES` bytes, or the whole of a shorter file.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def image_format(head: bytes) -> str | None:
         return "WebP"
     if head[4:8] == b"ftyp":
         return _brand_format(head)
-    # Two letters are little: take more of the header into account.
+    # Two letters are not specific enough: check more of the header.
     if head[:2] == b"BM" and head[6:10] == b"\x00\x00\x00\x00":
         return "BMP"
     if len(head) > 3 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
@@ -79,12 +79,13 @@ def image_format(head: bytes) -> str | None:
 
 
 def unsupported_reason(head: bytes) -> str:
-    """Say what a file is that `image_format` does not know, and what to do.
+    """Return why a file without an `image_format` is refused, and what to do.
 
     Returns
     -------
     str
-        To follow a name: ``"is a PDF document, not an image. Export the page as a PNG."``
+        Text after a name, such as ``"is a PDF document, which is not read here. Export the page
+        as a PNG."``
     """
     if not head:
         return "is empty, so there is no picture in it."
@@ -107,14 +108,14 @@ def _brand_format(head: bytes) -> str | None:
     end = min(int.from_bytes(head[:4], "big"), len(head))
     compatible = [head[at : at + 4] for at in range(16, end, 4)]
     brands = [_BRANDS[brand] for brand in (head[8:12], *compatible) if brand in _BRANDS]
-    # An AVIF file may call itself the general 'mif1' first.
+    # The first brand of an AVIF file may be the general 'mif1'.
     return "AVIF" if "AVIF" in brands else next(iter(brands), None)
 
 
 def _as_text(head: bytes) -> str | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head.decode("utf-16", errors="ignore")
-    # The cut at SNIFF_BYTES may have split a character: leave its bytes out.
+    # The last character may be incomplete: try without its bytes.
     for cut in range(4):
         try:
             text = head[: len(head) - cut].decode("utf-8-sig")

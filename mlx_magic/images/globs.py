@@ -1,4 +1,4 @@
-"""Globs that end: a bounded part of a disk is looked through, circles of links are cut."""
+"""Globs with a limit on the number of entries, which do not follow cycles of links."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from mlx_magic.errors import ImageError
 from mlx_magic.formatting import short_label
 
 MAX_ENTRIES = 100_000
-"""Entries of folders that one glob may look at."""
+"""Maximum number of folder entries that a glob may visit."""
 
 
 def match_files(
     pattern: str, folder: Path, *, checkpoint: Callable[[], None] = lambda: None
 ) -> Iterator[str]:
-    """Yield what a glob matches, as `glob.iglob` writes it: relative where the pattern is.
+    """Yield the matches of a glob like `glob.iglob`: relative if the pattern is relative.
 
-    ``**`` is any depth, names that begin with a dot want a pattern that does. A folder is not
-    entered again below itself, where a link leads back.
+    ``**`` is any depth. Names that begin with a dot match only patterns that do. A link to a
+    parent folder is not followed.
 
     Parameters
     ----------
     pattern : str
     folder : Path
-        What a relative pattern is relative to.
+        Base of a relative pattern.
     checkpoint : callable
         Called at each entry; may raise.
 
     Raises
     ------
     ImageError
-        If more than `MAX_ENTRIES` entries had to be looked at.
+        If more than `MAX_ENTRIES` entries had to be visited.
     OSError, ValueError
-        If the pattern is no path.
+        If the pattern is not a valid path.
     """
     anchor = Path(pattern).anchor
     parts = list(Path(pattern).relative_to(anchor).parts)
     walk = _Walk(folder, short_label(pattern), checkpoint)
-    # A trailing slash asks for folders, which are no images.
+    # A trailing slash matches folders only, which are not images.
     return iter(()) if pattern.endswith(os.sep) else walk.match(anchor, parts, frozenset())
 
 
@@ -57,7 +57,7 @@ class _Walk:
     def match(
         self, parent: str, parts: list[str], ancestors: frozenset[tuple[int, int]]
     ) -> Iterator[str]:
-        """Yield what matches `parts` in the folder `parent`, whose own folders are `ancestors`."""
+        """Yield matches of `parts` in `parent`; `ancestors` are the identities of its parents."""
         part, rest = parts[0], parts[1:]
         if part == "**":
             yield from self._any_depth(parent, rest, ancestors)
@@ -83,7 +83,7 @@ class _Walk:
     def _any_depth(
         self, parent: str, rest: list[str], ancestors: frozenset[tuple[int, int]]
     ) -> Iterator[str]:
-        while rest and rest[0] == "**":  # a second one asks for nothing more
+        while rest and rest[0] == "**":  # repeated ** are the same as one
             rest = rest[1:]
         try:
             status = (self.folder / parent).stat()
@@ -109,7 +109,7 @@ class _Walk:
                 for entry in entries:
                     self._count()
                     yield entry
-        except OSError:  # gone, locked, no folder: nothing in it matches
+        except OSError:  # missing, no permission or not a folder: no matches
             return
 
     def _count(self) -> None:

@@ -1,4 +1,4 @@
-"""How much image is too much, and how sizes and names are written in messages."""
+"""Limits for images, and the errors for images that exceed them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from mlx_magic.errors import ImageTooLargeError
 from mlx_magic.formatting import amount
 
 MAX_PIXELS_DECODED = 64_000_000
-"""Largest image that is decoded, in pixels (an RGB copy of it takes 192 MB)."""
+"""Maximum pixels of an image that is decoded (an RGB copy takes 192 MB)."""
 
 MAX_PIXELS_TOTAL = 256_000_000
-"""All images of one request together, in pixels, after ``max_pixels``."""
+"""Maximum pixels of all images of a request, after ``max_pixels``."""
 
 MAX_FILE_BYTES = 200_000_000
-"""Largest local file, data URI or bytes object."""
+"""Maximum bytes of a local file, data URI or bytes object."""
 
 MAX_IMAGES = 64
-"""Most images of one request."""
+"""Maximum number of images of a request."""
 
 
 def check_pixels(size: tuple[int, int], label: str) -> None:
-    """Refuse an image by its size, before it is decoded.
+    """Refuse an image that is too large, before it is decoded.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def check_pixels(size: tuple[int, int], label: str) -> None:
 
 
 def check_bytes(size: int, label: str) -> None:
-    """Refuse a file or buffer by its length, before it is read.
+    """Refuse a file or buffer that is too large, before it is read.
 
     Raises
     ------

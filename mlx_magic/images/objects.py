@@ -1,4 +1,4 @@
-"""Objects of other libraries that are images, recognised without importing the libraries."""
+"""Images from objects of other libraries, recognized without importing the libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUPPORTED = (
 
 
 def describe_object(value: Any) -> str:
-    """Return a name for a value that nobody named: ``"PIL image"``, ``"NumPy array"``..."""
+    """Return a default name for a value: ``"PIL image"``, ``"NumPy array"``..."""
     kind = type(value)
     package = kind.__module__.partition(".")[0]
     known = {"PIL": "PIL image", "matplotlib": "matplotlib figure"}
@@ -39,13 +39,13 @@ def describe_object(value: Any) -> str:
 def renderer(
     value: Any, label: str, cancel: CancelToken | None = None
 ) -> Callable[[], bytes] | None:
-    """Return what makes an encoded image of an object, or None if nothing does.
+    """Return a function that encodes an object as an image file, or None.
 
-    Knows matplotlib figures (and what sits on one), open binary files, and objects that show
-    themselves as PNG or JPEG, like ``IPython.display.Image``.
+    Supported are matplotlib figures (and artists of one), open binary files, and objects with a
+    PNG or JPEG representation, like ``IPython.display.Image``.
     """
     if isinstance(value, type):
-        return None  # io.BytesIO without its brackets
+        return None  # a class, such as io.BytesIO without parentheses
     figure = _figure(value)
     if figure is not None:
         return lambda: _render_figure(figure, label)
@@ -58,7 +58,7 @@ def renderer(
 
 
 def displayed_url(value: Any) -> str | None:
-    """Return the address of an ``IPython.display.Image(url=...)``, or None."""
+    """Return the URL of an ``IPython.display.Image(url=...)``, or None."""
     if not hasattr(type(value), "_repr_png_") or getattr(value, "data", None):
         return None
     url = getattr(value, "url", None)
@@ -71,11 +71,11 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
     Raises
     ------
     ImageDecodeError
-        If it is an MLX array, or refuses to be turned into a NumPy array.
+        If it is an MLX array, or its conversion to a NumPy array fails.
     """
     package = type(value).__module__.partition(".")[0]
     if package == "mlx":
-        # Evaluating one outside of the thread that made it fails, or worse.
+        # Evaluating it on a thread other than its own fails, or worse.
         raise ImageDecodeError(
             f"{label} is an MLX array, which belongs to one thread: give np.array(x).",
             source=label,
@@ -86,12 +86,12 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
 
     try:
         array: NDArray[Any] = np.asarray(value)
-    # Other people's code: a tensor on a GPU, one that needs its gradient, ...
+    # Foreign code: fails for a tensor on a GPU, one that requires a gradient, ...
     except Exception as error:
         raise ImageDecodeError(
             f"{label} could not be turned into a NumPy array: {reason(error)}.", source=label
         ) from error
-    # A single number is no array to a person, even where NumPy made it.
+    # NumPy scalars are not arrays for a user.
     return array if array.ndim else None
 
 
@@ -120,7 +120,7 @@ def series_items(value: Any, label: str) -> Iterator[tuple[object, Any]]:
 
 
 def refusal_message(value: Any, label: str) -> str:
-    """Return the line for a value that is no image."""
+    """Return the message for a value that is not an image."""
     if _is_dataframe(value):
         columns = [str(column) for column in value.columns]
         column = columns[0] if len(columns) == 1 else "column"
@@ -144,7 +144,7 @@ def _figure(value: Any) -> Any | None:
     module = sys.modules.get("matplotlib.figure")
     if module is None:
         return None
-    # Axes, lines, sub-figures and seaborn grids all say which figure they are on.
+    # Axes, lines, sub-figures and seaborn grids have an attribute `figure`.
     for _ in range(3):
         if isinstance(value, module.Figure):
             return value
@@ -157,9 +157,9 @@ def _render_figure(figure: Any, label: str) -> bytes:
     check_pixels((width, height), label)
     buffer = io.BytesIO()
     try:
-        # backend="agg" draws on a canvas of its own and puts the figure's own one back.
+        # backend="agg" draws on a temporary canvas, and restores the figure's own one.
         figure.savefig(buffer, format="png", backend="agg", dpi="figure", transparent=False)
-    # A figure draws with its owner's text, fonts and callbacks.
+    # Foreign code: drawing uses the user's texts, fonts and callbacks.
     except Exception as error:
         raise ImageDecodeError(
             f"{label} cannot be drawn: {reason(error)}.", source=label
@@ -173,7 +173,7 @@ def _read_open_file(file: Any, label: str, cancel: CancelToken | None) -> bytes:
     try:
         if not (callable(getattr(file, "seekable", None)) and file.seekable()):
             return read_limited(file, label, cancel)
-        # From its start: after image.save(buffer) the position is at the end.
+        # From the start: after image.save(buffer) the position is at the end.
         at = file.tell()
         file.seek(0)
         try:
@@ -184,7 +184,7 @@ def _read_open_file(file: Any, label: str, cancel: CancelToken | None) -> bytes:
         raise
     except TypeError as error:
         raise _opened_for_text(label) from error
-    # Anybody's read(): closed, of another signature, a broken stream, ...
+    # Foreign code: the file may be closed, read() may have another signature, ...
     except Exception as error:
         raise ImageDecodeError(f"{label} cannot be read: {reason(error)}.", source=label) from error
 
@@ -203,7 +203,7 @@ def _displayed_image(value: Any, label: str) -> bytes:
         method = getattr(value, name, None)
         try:
             encoded = method() if callable(method) else None
-        # The object's own drawing code.
+        # Foreign code of the object.
         except Exception as error:
             raise ImageDecodeError(
                 f"{label} failed to show itself: {reason(error)}.", source=label

@@ -1,4 +1,4 @@
-"""Any object that a person has -> a flat list of images still to be read."""
+"""Finds the images in a value, as a flat list of sources that are read later."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _MAX_DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One image that was found but not read yet.
+    """An image that was found but not read yet.
 
     Attributes
     ----------
     label : str
-        How the person named it, shortened.
+        The name given by the user, shortened.
     load : callable
         Reads and decodes it.
     """
@@ -48,12 +48,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Finder:
-    """Walks through a value and finds its images; reads no file and fetches nothing.
+    """Finds the images in values, without reading or fetching them.
 
     Parameters
     ----------
     base : Path or None
-        What relative paths are relative to; None is the current folder.
+        Base of relative paths; None is the current folder.
     fetch : Fetcher or None
         Fetches URLs; None is a `UrlFetcher`.
     cancel : CancelToken or None
@@ -76,7 +76,7 @@ class Finder:
         Raises
         ------
         ImageError
-            If something in it is no image, there is none, or there are too many by now.
+            If a value is not an image, there is no image, or there are too many.
         """
         before = len(self.found)
         self._walk(value, name, depth=0)
@@ -203,15 +203,15 @@ def _items(value: Any, label: str) -> Iterable[tuple[object, Any]] | None:
         return enumerate(value)
     if objects.is_series(value):
         return objects.series_items(value, label)
-    # Path("pictures").glob("*.png"), a generator; but an open file is an image itself.
+    # For example Path("pictures").glob("*.png"). An open file is an iterator, too, but an image.
     if isinstance(value, Iterator) and not hasattr(value, "read"):
         return enumerate(value)
     return None
 
 
 def _result_images(value: Any) -> tuple[ImageInput, ...] | None:
-    """Return the images of an answer to a question; None of anything else."""
-    # By what it has: the class is above this room.
+    """Return the images of a `VisionResult`; None for other values."""
+    # Recognized by its fields: this package must not import the class.
     fields = getattr(type(value), "__dataclass_fields__", ())
     images = getattr(value, "images", None) if "finish_reason" in fields else None
     if isinstance(images, tuple) and all(isinstance(image, ImageInput) for image in images):

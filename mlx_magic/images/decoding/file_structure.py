@@ -1,7 +1,7 @@
-"""What an image's file is made of, read before Pillow works on it.
+"""Checks the structure of an image file before Pillow decodes it.
 
-Pillow bounds an image's pixels; its time and memory also go by what is listed here: scans,
-directories, pages, tiles. Each is looked at in the bytes, without decoding any.
+Pillow limits only the number of pixels. Its time and memory also depend on the scans, directories,
+pages and tiles of a file, which are counted here without decoding.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from mlx_magic.images.decoding.tiff import (
 from mlx_magic.images.limits import check_pixels
 
 MAX_SCANS = 100
-"""Scans of a JPEG; encoders make about ten. Each costs a walk over the whole image."""
+"""Maximum scans of a JPEG; encoders make about ten. Each scan is a pass over the image."""
 
 MAX_MEMORY = 500_000_000
-"""Bytes that decoding may take, where the header tells."""
+"""Maximum bytes of decoding, if they can be computed from the header."""
 
-# Measured: what the decoders of these hold at once, with the image itself.
+# Measured memory of the decoders, including the image.
 _BYTES_A_PIXEL = {"WebP": 16, "AVIF": 9}
 
 MAX_COUNTED = 10_000
-"""Pages or frames that are counted one by one."""
+"""Maximum pages or frames that are counted."""
 
-# A segment holds up to 64 KB: the largest file has some thousands, if all of it is notes.
+# A segment has up to 64 KB: the largest allowed file of comments has some thousands.
 _MAX_SEGMENTS = 10_000
 _MAX_BLOCKS = 1_000_000
 _MAX_COMMENTS = 10_000
@@ -57,7 +57,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many pages or frames there are: `count`, or more than that."""
+    """The number of pages or frames: `count`, or more than that."""
 
     count: int
     more: bool = False
@@ -67,7 +67,7 @@ class Count:
 
 
 def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
-    """Refuse a file whose parts cost far more than its pixels.
+    """Refuse a file whose structure takes far more time or memory than its pixels.
 
     Parameters
     ----------
@@ -80,14 +80,14 @@ def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
     Returns
     -------
     Counted or None
-        Frames of a GIF or pages of a TIFF; None for what says it elsewhere, or has one only.
+        Frames of a GIF or pages of a TIFF; None for other formats.
 
     Raises
     ------
     ImageDecodeError
-        If it has too many parts, or they lead nowhere.
+        If it has too many or inconsistent parts.
     ValueError
-        If it is cut short or damaged.
+        If it is truncated or damaged.
     """
     check = _CHECKS.get(kind)
     try:
@@ -97,7 +97,7 @@ def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
 
 
 def check_memory(kind: str, size: tuple[int, int], label: str) -> None:
-    """Refuse an image of a format whose decoder holds it several times, before it is decoded.
+    """Refuse an image whose decoder would take too much memory, before it is decoded.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def _refuse(watch: Watch, why: str) -> NoReturn:
 
 @dataclass(slots=True)
 class _Frame:
-    """A JPEG's frame header: what its coefficients take in memory."""
+    """The frame header of a JPEG, with the memory of its coefficients."""
 
     progressive: bool
     pixels: int
@@ -165,20 +165,20 @@ def _check_jpeg(data: bytes, watch: Watch) -> None:
     if frame is None or not (
         frame.progressive or data[at + 2 : at + 3] != bytes([frame.components])
     ):
-        return  # one scan, decoded as it comes
+        return  # one scan, decoded in a single pass
     if frame.coefficients + 4 * frame.pixels > MAX_MEMORY:
         _refuse(
             watch,
             f"is a progressive JPEG of {frame.pixels / 1e6:.0f} megapixels, which takes more than "
             f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a plain JPEG, or smaller",
         )
-    # Cheap, and too many only by chance: in what follows the image, in a comment.
+    # The quick count includes markers in comments and after the image; it selects suspicious files.
     if data.count(_SOS, at) >= MAX_SCANS and _scans(data, at, watch) > MAX_SCANS:
         _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it anew, as a plain JPEG")
 
 
 def _scans(data: bytes, at: int, watch: Watch) -> int:
-    """Count the scans from the first one on, whose length is at `at`."""
+    """Count the scans, from the first one, whose length is at `at`."""
     count = 1
     at += int.from_bytes(data[at : at + 2], "big")
     while (found := JPEG_MARKER.search(data, at)) and count <= MAX_SCANS:
@@ -234,7 +234,7 @@ def _count_gif(data: bytes, watch: Watch) -> Count:
 
 
 _JPEG_COMPRESSIONS = (6, 7)
-# Blank tiles may share their bytes; much more than that is read again and again.
+# Blank tiles may share their bytes. Beyond these limits, sharing is used to make decoding slow.
 _SHARED = 8
 _SHARED_BYTES = 64_000_000
 
@@ -264,7 +264,7 @@ def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
         if count > most and (VALUE_BYTES.get(kind, 1) > 1 or tag in SIZE_TAGS):
             _refuse(watch, f"is a TIFF whose tag {tag} has {count} values")
         written = data[start : start + tiff.tag_bytes]
-        # Of two, Pillow takes the last and libtiff the first.
+        # Of duplicates, Pillow uses the last and libtiff the first.
         if seen.setdefault(tag, written) != written and tag in SIZE_TAGS:
             _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it anew")
 

@@ -1,4 +1,4 @@
-"""JPEG 2000: checked by its header, and decoded in a process of its own."""
+"""Decodes JPEG 2000 in a child process, after checking the header."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from mlx_magic.images.decoding.stoppable_file import Watch
 from mlx_magic.images.limits import check_pixels
 
 _SIZ = b"\xff\x4f\xff\x51"
-# Scans of archives are often one tile of many megapixels, each value of which takes 4 bytes.
+# Archive scans are often one tile of many megapixels; each value takes 4 bytes.
 _MAX_MEMORY = 1_100_000_000
 _SECONDS = 2
 _PIXELS_A_SECOND = 2_000_000
 _MOST_TILES = 65_535
-# Its two markers: a tile of one color may have nothing else.
+# The two markers of a tile: a tile of one color may have nothing else.
 _TILE_BYTES = 14
 
 
 def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
-    """Return a loaded image, in the mode that Pillow reads it in.
+    """Return an image in the mode of Pillow's decoder.
 
     Raises
     ------
     ImageDecodeError, ImageTooLargeError
-        If it is damaged, takes too long, or too much memory by what its header says.
+        If it is damaged, takes too long, or would take too much memory according to its header.
     Cancelled
-        If the token of `watch` was thrown: the process is killed.
+        If the token of `watch` was cancelled; the process is killed.
     ValueError, OSError
-        If it is damaged: as Pillow says it.
+        If it is damaged, with Pillow's message.
     """
     pixels = _check(data, watch)
     seconds = _SECONDS + pixels // _PIXELS_A_SECOND
@@ -43,7 +43,7 @@ def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
 
 
 def _check(data: bytes, watch: Watch) -> int:
-    """Refuse by the header of the codestream, whatever the file around it says; return pixels."""
+    """Check the codestream's header, not that of the container; return the number of pixels."""
     at = data.find(_SIZ)
     if at < 0:
         raise ValueError("no codestream")

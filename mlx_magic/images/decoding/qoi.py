@@ -1,4 +1,4 @@
-"""QOI, decoded in one tight loop: Pillow's own decoder calls several functions for each pixel."""
+"""Decodes QOI in one tight loop: Pillow's decoder calls several functions for each pixel."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from mlx_magic.images.decoding.stoppable_file import Watch
 
 _HEADER = 14
-# Pixels that one byte stands for at most.
+# Maximum pixels that one byte encodes.
 _RUN = 62
 _CHECK_INTERVAL = 1 << 16
 _TRUNCATED = "image file is truncated"
 
 
 def decode_qoi(data: bytes, watch: Watch) -> Image.Image:
-    """Return an image in RGB or RGBA.
+    """Return an RGB or RGBA image.
 
     Raises
     ------
     ImageTooLargeError
-        If it has more pixels than allowed.
+        If it has too many pixels.
     ValueError, struct.error
-        If it is damaged or cut short.
+        If it is damaged or truncated.
     """
     width, height, bands = struct.unpack_from(">IIB", data, 4)
     check_pixels((width, height), watch.label)
@@ -66,7 +66,7 @@ def _pixels(data: bytes, wanted: int, bands: int, watch: Watch) -> bytearray:
                     red = (red + (op >> 4 & 3) - 2) & 255
                     green = (green + (op >> 2 & 3) - 2) & 255
                     blue = (blue + (op & 3) - 2) & 255
-                elif op < 0xC0:  # larger difference, by green
+                elif op < 0xC0:  # larger difference, relative to green
                     more, step = data[at], op - 0xA0
                     at += 1
                     red = (red + step + (more >> 4) - 8) & 255

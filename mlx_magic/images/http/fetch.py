@@ -1,8 +1,8 @@
-"""Fetches the image behind a URL: from public addresses only, limited in size and time.
+"""Fetches an image by URL: only from public addresses, with limits on size and time.
 
-The standard library's `http.client` is used because it leaves connecting to us: the address that
-was checked is the one that is connected to. Proxies of the environment are left out on purpose: a
-proxy would look the name up itself, and nobody could say which address it really asked.
+The standard library's `http.client` is used because it allows passing a connected socket, so that
+the address that was checked is the one that is connected to. Proxies of the environment are not
+used: a proxy resolves the name itself, and its address could not be checked.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ MAX_REDIRECTS = 5
 TOTAL_SECONDS = 20.0
 CONNECT_SECONDS = 5.0
 
-# Status line, headers and interim (1xx) answers together: http.client itself would read headers of
-# 100 lines of 64 KB, and any number of interim answers.
+# Status line, headers and interim (1xx) responses together. http.client would read 100 headers of
+# 64 KB, and any number of interim responses.
 _MAX_HEAD_BYTES = 262_144
-# What chunk sizes, their extensions and trailers may take beside the image.
+# Bytes of chunk sizes, chunk extensions and trailers, besides the image.
 _MAX_OVERHEAD_BYTES = 2_000_000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BLOCK = 65_536
@@ -55,7 +55,7 @@ _HEADERS = {
 
 
 class Fetcher(Protocol):
-    """What gets the content of a URL; `mlx_magic.images.http.fetch.UrlFetcher` is the real one."""
+    """The protocol of a function that fetches a URL; `UrlFetcher` is the implementation."""
 
     def __call__(self, url: str, *, cancel: CancelToken | None = None) -> bytes:
         """Return the whole content, or raise `FetchError` (`Cancelled` if `cancel` says so)."""
@@ -63,12 +63,12 @@ class Fetcher(Protocol):
 
 
 class UrlFetcher:
-    """Gets the bytes of an image from an http or https URL.
+    """Fetches the bytes of an image from an http or https URL.
 
-    The name is looked up, every address that is not public is left out, and one of the others is
-    connected to by number; its certificate must still hold the name. After connecting, the
-    address at the other end is checked again. Each redirect starts over, at most 5 of them, and
-    never from https to http. No cookies, no credentials, no proxies.
+    The host's name is resolved, and only public addresses are connected to, by number; the
+    certificate must be valid for the name. After connecting, the peer's address is checked again.
+    Each redirect is checked in the same way; at most 5 are followed, and none from https to http.
+    Cookies, credentials and proxies are not used.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ class UrlFetcher:
     connect : callable, optional
         Target, address, timeout in seconds -> connection.
     clock : callable, optional
-        Seconds, counting up.
+        Seconds, monotonic.
     allowed : callable, optional
-        Address -> whether it may be asked. Only for tests that serve from this machine.
+        Address -> whether it may be connected to. Only for tests that serve from this machine.
     """
 
     def __init__(
@@ -96,15 +96,15 @@ class UrlFetcher:
         self._allowed = allowed
 
     def __call__(self, url: str, *, cancel: CancelToken | None = None) -> bytes:
-        """Return the content behind `url`.
+        """Return the content of `url`.
 
         Raises
         ------
         FetchError
-            If it was refused, out of reach, too large, too slow, or sent no image.
+            If it was refused, unreachable, too large, too slow, or did not return an image.
         Cancelled
-            If `cancel` was thrown; noticed within a tenth of a second while receiving, and
-            between the steps (look-up, connecting: 5 s each at most) before that.
+            If `cancel` was cancelled; noticed within a tenth of a second while receiving, and
+            between the earlier steps (resolving and connecting, at most 5 s each).
         """
         end = self._clock() + TOTAL_SECONDS
         token = cancel or CancelToken()
@@ -128,7 +128,7 @@ class UrlFetcher:
     def _get(
         self, target: UrlTarget, label: str, remaining: Callable[[], float]
     ) -> bytes | UrlTarget:
-        """Ask one server: its content, or where it redirects to."""
+        """Send one request; return the content, or the target of a redirect."""
         try:
             connection = self._open(target, label, remaining)
             with closing(connection):
@@ -153,7 +153,7 @@ class UrlFetcher:
             _refuse(label, f"the download was cut short ({reason(error)})")
         except (OSError, http.client.HTTPException) as error:
             _refuse(label, f"{target.host} failed ({reason(error)}){_proxy_hint()}")
-        # http.client parses with int(), slices and codecs: what a server sends can raise anything.
+        # http.client parses with int(), slices and codecs: invalid responses raise any exception.
         except Exception as error:
             raise FetchError(
                 f"{label} was not fetched: {target.host} sent no valid answer ({reason(error)}).",
@@ -175,7 +175,7 @@ class UrlFetcher:
                 failure = error
                 continue
             try:
-                # Whatever happened on the way: this is who we really talk to.
+                # Check the actual peer, whatever happened while connecting.
                 peer = peer_address(connection)
                 if peer != address or not self._allowed(peer):
                     _refuse(label, f"the connection went to {peer} and not to {address}")
@@ -187,7 +187,7 @@ class UrlFetcher:
 
 
 def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket) -> bytes:
-    """Read an image, and stop as soon as it is none or too large."""
+    """Read an image; stop as soon as it is not an image or too large."""
     if response.status != 200:
         phrase = http.client.responses.get(response.status, "")
         _refuse(label, f"the server answered {response.status} {phrase}".rstrip())
@@ -216,11 +216,11 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
 
 
 def _redirected(target: UrlTarget, response: http.client.HTTPResponse, label: str) -> UrlTarget:
-    """Return the next target, checked like the first one."""
+    """Return the target of a redirect, checked like the first URL."""
     location_header = response.getheader("Location")
     if not location_header:
         _refuse(label, "it redirects to nowhere")
-    # http.client reads headers as Latin-1; addresses in them are UTF-8, if not plain ASCII.
+    # http.client decodes headers as Latin-1; non-ASCII URLs in them are UTF-8.
     location = location_header.encode("latin-1", "replace").decode("utf-8", "replace").strip()
     here = f"{target.scheme}://{target.host_header}{target.path}"
     try:

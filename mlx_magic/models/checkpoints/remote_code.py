@@ -194,10 +194,10 @@ def _scan(path: Path, limits: JsonLimits) -> None:
     found = path.stat()
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if key not in _SCANNED:
-        raw, bare = strict_json.scan(path, limits)
+        raw, without_strings = strict_json.scan(path, limits)
         _require_few_added_tokens(raw)
         if _folded(path.name).startswith("tokenizer."):
-            tokenizer_file.require_bounded(raw, bare)
+            tokenizer_file.require_bounded(raw, without_strings)
         if len(_SCANNED) > 1000:
             _SCANNED.clear()
         _SCANNED.add(key)
