@@ -51,7 +51,7 @@ class ChangeListeners:
             try:
                 callback()
             except Exception:
-                _log.exception("A watcher failed and is told nothing more.")
+                _log.exception("A listener failed and is not called again.")
                 self._remove(key)
 
     def _remove(self, key: object) -> None:

@@ -38,7 +38,7 @@ PAUSE = 0.005
 """Seconds that the thread sleeps after a round in which every job yielded `WAIT`."""
 
 FORKED = (
-    "This process was forked from one with an inference thread, which stayed there: "
+    "This process was forked from one with an inference thread, which a fork does not copy: "
     "start it with 'spawn'."
 )
 IDLE = 2.0
@@ -49,8 +49,8 @@ BUSY = 30.0
 
 _CLOSING = "The kernel is shutting down: this request was dropped."
 _DIED = (
-    "The inference thread died{}: all that ran on it ended, and its models are gone. "
-    "Ask again: a new one loads them anew."
+    "The inference thread died{}: its requests ended, and its models are unloaded. "
+    "Ask again: a new thread reloads them."
 )
 
 

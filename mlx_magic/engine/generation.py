@@ -177,7 +177,7 @@ class Generation(Task[VisionResult]):
                 self._sink(chunk)
             except BaseException:
                 # A failing sink must not end the answer.
-                _log.exception("A sink failed and gets nothing more.")
+                _log.exception("A sink failed and is not called again.")
                 self._sink = None
         self._changed()
 

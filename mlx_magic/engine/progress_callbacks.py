@@ -82,5 +82,5 @@ class Observers(Generic[S]):
         except BaseException:
             # BaseException, since asyncio's CancelledError is not an Exception: a failing observer
             # must not end the task.
-            _log.exception("An observer failed and is told nothing more.")
+            _log.exception("An observer failed and is not called again.")
             self._observers = [each for each in self._observers if each is not observer]

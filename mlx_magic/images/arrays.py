@@ -174,7 +174,7 @@ def _as_batch(array: NDArray[Any], label: str) -> tuple[NDArray[Any], bool]:
         return batch.transpose(0, 2, 3, 1), True
     advice = "a picture is HxW, HxWx3 or HxWx4"
     if array.ndim == 3:
-        advice += "; several grey ones are list(x)"
+        advice += "; for several grayscale images use list(x)"
     _refuse(label, f"has the shape {_shape(shape)}: {advice}")
 
 

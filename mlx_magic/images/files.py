@@ -66,7 +66,7 @@ def find_files(
     label = short_label(text)
     folder = cwd() if base is None else base
     if not text.strip():
-        raise ImageNotFoundError("An empty string names no picture.", source=label)
+        raise ImageNotFoundError("An empty string is not a path to a picture.", source=label)
     try:
         path = folder / expanded(text)
         if path.exists():
@@ -77,7 +77,7 @@ def find_files(
     # The name has a NUL, is too long for the file system, its folder has no permission, ...
     except (OSError, ValueError, RuntimeError) as error:
         raise ImageNotFoundError(
-            f"{label} is no path to a picture: {reason(error)}.", source=label
+            f"{label} is not a path to a picture: {reason(error)}.", source=label
         ) from error
     if not matches:
         raise ImageNotFoundError(
@@ -113,7 +113,7 @@ def read_file(path: Path, label: str, cancel: CancelToken | None = None) -> byte
             status = os.fstat(file.fileno())
             # The path may have been replaced since it was checked; this checks the open file.
             if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{label} is no regular file.", source=label)
+                raise ImageError(f"{label} is not a regular file.", source=label)
             check_bytes(status.st_size, label)
             return read_limited(file, label, cancel, images_only=True)
     except OSError as error:
@@ -229,7 +229,7 @@ def _regular_file(path: Path, label: str) -> Path:
         )
     # Reading a pipe or a device could block the kernel forever.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ImageError(f"{label} is no regular file.", source=label)
+        raise ImageError(f"{label} is not a regular file.", source=label)
     return path
 
 

@@ -43,7 +43,7 @@ _ADVICE = {
     b"\xff\x0a": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
     b"\x00\x00\x00\x0cJXL ": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
     b"\x93NUMPY": ("a saved NumPy array", "Load it with np.load and give the array"),
-    b"PK\x03\x04": ("a ZIP archive or an Office document", "Take the pictures out of it"),
+    b"PK\x03\x04": ("a ZIP archive or an Office document", "Extract the pictures"),
     b"\x1f\x8b": ("a gzip archive", "Unpack it"),
     b"\x1aE\xdf\xa3": ("a video", "Save one frame of it as a PNG"),
     b"version https://git-lfs": ("a Git LFS pointer", "Run git lfs pull"),
@@ -96,7 +96,7 @@ def unsupported_reason(head: bytes) -> str:
         return "is a video, which is not read here. Save one frame of it as a PNG."
     text = _as_text(head)
     if text is None:
-        return f"is no picture of a known format. Known are {', '.join(READABLE)}."
+        return f"is not a picture of a supported format. Supported are {', '.join(READABLE)}."
     if "<svg" in text:
         return "is an SVG drawing, which is not read here. Export it as a PNG."
     if text.lstrip().lower().startswith(("<!doctype html", "<html")):

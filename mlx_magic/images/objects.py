@@ -130,8 +130,8 @@ def refusal_message(value: Any, label: str) -> str:
     if isinstance(value, Set):
         return f"{label} is a set, which has no order: give sorted(x)."
     kind = type(value).__name__
-    is_a = "is" if label == kind else f"is of type {kind},"
-    return f"{label} {is_a} no picture: give {SUPPORTED}."
+    is_a = "is not" if label == kind else f"is of type {kind}, not"
+    return f"{label} {is_a} an image: use {SUPPORTED}."
 
 
 def _is_dataframe(value: Any) -> bool:
@@ -206,14 +206,14 @@ def _displayed_image(value: Any, label: str) -> bytes:
         # Foreign code of the object.
         except Exception as error:
             raise ImageDecodeError(
-                f"{label} failed to show itself: {reason(error)}.", source=label
+                f"{label} failed to make a picture of itself: {reason(error)}.", source=label
             ) from error
         encoded = encoded[0] if isinstance(encoded, tuple) else encoded
         if isinstance(encoded, str):
             encoded = _from_base64(encoded, label)
         if isinstance(encoded, bytes) and encoded:
             return encoded
-    raise ImageDecodeError(f"{label} shows no picture of itself.", source=label)
+    raise ImageDecodeError(f"{label} has no PNG or JPEG representation.", source=label)
 
 
 def _from_base64(text: str, label: str) -> bytes:
@@ -221,5 +221,5 @@ def _from_base64(text: str, label: str) -> bytes:
         return base64.b64decode(text)
     except (binascii.Error, ValueError) as error:
         raise ImageDecodeError(
-            f"{label} shows itself as damaged base64: {reason(error)}.", source=label
+            f"{label} makes a picture of damaged base64: {reason(error)}.", source=label
         ) from error

@@ -218,7 +218,7 @@ def check_setting(setting: object) -> Setting:
         case str() if _parse_size(setting):
             return setting
     raise RequestError(
-        f"{short_repr(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a "
+        f"{short_repr(setting)} is not a memory budget: give bytes ('8 GB', 8_000_000_000), a "
         "share of the memory (0.6, '60%'), or None for all of it.",
         option="memory_budget",
     )
@@ -237,7 +237,7 @@ def check_ttl(seconds: object) -> float | None:
         with contextlib.suppress(OverflowError):
             return float(seconds)
     raise RequestError(
-        f"{short_repr(seconds)} is no time: give seconds above 0, or None.", option="idle_ttl"
+        f"{short_repr(seconds)} is not a time: give seconds above 0, or None.", option="idle_ttl"
     )
 
 

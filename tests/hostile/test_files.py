@@ -62,7 +62,7 @@ def test_a_pipe_put_in_the_place_of_a_checked_file_is_not_waited_for(
         return found
 
     monkeypatch.setattr(files, "find_files", swapped)
-    assert line("x.png", tmp_path) == "x.png is no regular file."
+    assert line("x.png", tmp_path) == "x.png is not a regular file."
 
 
 def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
@@ -79,7 +79,7 @@ def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
         return found
 
     monkeypatch.setattr(files, "find_files", swapped)
-    assert line("x.png", tmp_path) == "x.png is no regular file."
+    assert line("x.png", tmp_path) == "x.png is not a regular file."
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")

@@ -77,7 +77,7 @@ def of_peft(folder: Path) -> None:
     [
         (without_config, r"has no adapter_config\.json"),
         (with_config("{"), r"adapter_config\.json"),
-        (with_config("[]"), r"adapter_config\.json is no JSON object"),
+        (with_config("[]"), r"adapter_config\.json is not a JSON object"),
         (with_config('{"lora_parameters": {"rank": 4, "alpha": 1}}'), "has no scale, dropout, num"),
         (with_config("{}"), "has no rank, scale, dropout, num_layers"),
         (with_weights("adapter_model.bin"), "only pickled weights"),

@@ -115,7 +115,7 @@ def test_settings_and_what_they_come_to(setting: Setting, total: int, nbytes: in
     ],
 )
 def test_senseless_settings_are_refused_in_one_line(bad: object) -> None:
-    with pytest.raises(RequestError, match="is no memory budget") as caught:
+    with pytest.raises(RequestError, match="is not a memory budget") as caught:
         check_setting(bad)
     assert "\n" not in str(caught.value)
 

@@ -162,12 +162,12 @@ def test_a_broken_folder_is_one_line(tmp_path: Path, word: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
         ("[1]", "no JSON object"),
         ("{}", "names no model_type"),
         ('{"model_type": 7}', "names no model_type"),
         ('{"model_type": ""}', "names no model_type"),
-        ("[" * 100_000, "no valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
 def test_a_damaged_config_is_named(tmp_path: Path, content: str, words: str) -> None:

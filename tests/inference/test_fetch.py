@@ -328,7 +328,7 @@ def test_cancelled_before_the_start_asks_nobody() -> None:
 
 def test_only_pictures_are_read() -> None:
     page = ScriptedConnection(answer(b"<html>" * 200, Content_Type="text/html"), b"more")
-    assert refused(Network(page)) == "it sent text/html, which is no picture."
+    assert refused(Network(page)) == "it sent text/html, not a picture."
     assert page.script
     # What calls itself a picture is for the decoder to judge; a picture under a wrong name is one.
     unknown = answer(b"\x00\x01\x02", Content_Type="image/x-unknown")

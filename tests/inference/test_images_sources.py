@@ -137,7 +137,7 @@ def test_a_text_file_is_no_picture(folder: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
-    with pytest.raises(ImageError, match=r"pipe\.png is no regular file"):
+    with pytest.raises(ImageError, match=r"pipe\.png is not a regular file"):
         open_images("pipe.png")
 
 
@@ -303,7 +303,7 @@ def test_objects_that_show_themselves() -> None:
     for nothing in useless:
         with pytest.raises(ImageDecodeError, match="x shows"):
             open_images(Shows(nothing), name="x")
-    with pytest.raises(ImageDecodeError, match=r"x failed to show itself: oh\?no"):
+    with pytest.raises(ImageDecodeError, match=r"x failed to make a picture of itself: oh\?no"):
         open_images(Raises(), name="x")
 
 

@@ -400,7 +400,7 @@ def test_a_share_is_of_what_the_device_has(bench: Bench) -> None:
     assert bench.pool.budget_bytes == 2 * SIZE
     bench.pool.budget = "1 TB"
     assert bench.pool.budget_bytes == 4 * SIZE
-    with pytest.raises(RequestError, match="is no memory budget"):
+    with pytest.raises(RequestError, match="is not a memory budget"):
         bench.pool.budget = "much"
     assert bench.pool.budget == "1 TB"
 

@@ -330,7 +330,7 @@ def _frames_note(image: Image.Image, counted: Count | None) -> tuple[str, ...]:
     if counted is None:
         if not getattr(image, "is_animated", False):
             return ()
-        # For these two formats, n_frames would read the whole file.
+        # For these two formats, n_frames would walk through the whole file.
         if image.format in ("TIFF", "GIF"):
             return (
                 f"first of many {what}s" if image.tell() == 0 else f"{what} {image.tell() + 1}",

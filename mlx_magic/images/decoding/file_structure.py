@@ -148,7 +148,7 @@ def _check_jpeg(data: bytes, watch: Watch) -> None:
     while found := JPEG_MARKER.search(data, at):
         segments += 1
         if segments > _MAX_SEGMENTS:
-            _refuse(watch, "is a JPEG made of too many small pieces: save it anew")
+            _refuse(watch, "is a JPEG made of too many small pieces: save it again")
         marker, at = data[found.start() + 1], found.end()
         if marker in JPEG_BARE:
             continue
@@ -174,7 +174,7 @@ def _check_jpeg(data: bytes, watch: Watch) -> None:
         )
     # The quick count includes markers in comments and after the image; it selects suspicious files.
     if data.count(_SOS, at) >= MAX_SCANS and _scans(data, at, watch) > MAX_SCANS:
-        _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it anew, as a plain JPEG")
+        _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it again, as a plain JPEG")
 
 
 def _scans(data: bytes, at: int, watch: Watch) -> int:
@@ -223,7 +223,7 @@ def _count_gif(data: bytes, watch: Watch) -> Count:
                     _refuse(watch, "is a GIF of many blocks before its first frame")
                 return Count(frames, more=True)
         if kind == 0x21 and not frames and blocks - begun > _MAX_COMMENTS:
-            _refuse(watch, "is a GIF with more than a megabyte of notes before its first frame")
+            _refuse(watch, "is a GIF with more than 1 MB of extensions before its first frame")
         at += 1
         if comments > _MAX_COMMENTS and not frames:
             _refuse(watch, f"is a GIF of more than {_MAX_COMMENTS} comments")
@@ -234,7 +234,7 @@ def _count_gif(data: bytes, watch: Watch) -> Count:
 
 
 _JPEG_COMPRESSIONS = (6, 7)
-# Blank tiles may share their bytes. Beyond these limits, sharing is used to make decoding slow.
+# Blank tiles may share their bytes. More sharing makes decoders read the same bytes many times.
 _SHARED = 8
 _SHARED_BYTES = 64_000_000
 
@@ -266,7 +266,7 @@ def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
         written = data[start : start + tiff.tag_bytes]
         # Of duplicates, Pillow uses the last and libtiff the first.
         if seen.setdefault(tag, written) != written and tag in SIZE_TAGS:
-            _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it anew")
+            _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it again")
 
 
 def _check_page(page: Page, data: bytes, watch: Watch) -> None:
@@ -277,7 +277,7 @@ def _check_page(page: Page, data: bytes, watch: Watch) -> None:
     for offsets, counts in zip(TAG_OFFSETS, TAG_BYTE_COUNTS, strict=True):
         sizes = page.tags.get(counts, ())
         if sum(sizes) > _SHARED * len(data) + _SHARED_BYTES:
-            _refuse(watch, "is a TIFF whose parts lie on top of each other")
+            _refuse(watch, "is a TIFF whose parts overlap")
         if page.compression not in _JPEG_COMPRESSIONS:
             continue
         for offset, size in zip(page.tags.get(offsets, ()), sizes, strict=False):

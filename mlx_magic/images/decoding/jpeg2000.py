@@ -53,7 +53,7 @@ def _check(data: bytes, watch: Watch) -> int:
     (components,) = struct.unpack_from(">H", data, at + 40)
     width, height = width - left, height - top
     if width < 1 or height < 1 or across < 1 or down < 1 or components < 1:
-        raise ValueError("sizes that make no picture")
+        raise ValueError("its sizes are not valid")
     check_pixels((width, height), watch.label)
     tile = min(width, across) * min(height, down)
     tiles = -(-(width + left - tile_left) // across) * -(-(height + top - tile_top) // down)

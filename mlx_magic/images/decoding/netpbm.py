@@ -51,7 +51,7 @@ def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
     plain = kind in b"123"
     bands = 3 if kind in b"36" else 1
     if not 0 < top < 65_536 or not width * height:
-        raise ValueError("numbers in its header make no picture")
+        raise ValueError("the numbers in its header are not valid")
     check_pixels((width, height), watch.label)
     have, need = len(data) - header.end(), _min_bytes(kind, width * bands, height, top)
     if not (plain or _is_slow_in_pillow(kind, top)):

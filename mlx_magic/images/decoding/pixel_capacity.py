@@ -162,7 +162,7 @@ def _jpeg(data: bytes, start: int = 0, end: int | None = None) -> None:
         if not missing:
             return
     else:
-        return  # too many segments: `check_structure` refuses the file
+        return  # too many segments to check
     if missing and marker in _JPEG_BITS:
         _compare(width, height, 0, 1)
 

@@ -64,7 +64,7 @@ class Watch:
             self.stop(
                 ImageDecodeError(
                     f"{self.label} takes more than {self._seconds:g} seconds to decode: save it "
-                    "anew, as a PNG or a plain JPEG.",
+                    "again, as a PNG or a plain JPEG.",
                     source=self.label,
                 )
             )
@@ -111,7 +111,7 @@ class WatchedBytes(io.BytesIO):
                 label = self._watch.label
                 self._watch.stop(
                     ImageDecodeError(
-                        f"{label} is made of too many small pieces: save it anew.",
+                        f"{label} is made of too many small pieces: save it again.",
                         source=label,
                     )
                 )

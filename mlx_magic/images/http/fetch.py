@@ -144,7 +144,7 @@ class UrlFetcher:
         except (FetchError, Cancelled):
             raise
         except TooMuchReceived:
-            _refuse(label, f"{target.host} sends headers without end or far more than its picture")
+            _refuse(label, f"{target.host} sent too many headers, or far more than the picture")
         except TimeoutError:
             _refuse(label, f"{target.host} did not answer in time{_proxy_hint()}")
         except ssl.SSLCertVerificationError as error:
@@ -156,7 +156,8 @@ class UrlFetcher:
         # http.client parses with int(), slices and codecs: invalid responses raise any exception.
         except Exception as error:
             raise FetchError(
-                f"{label} was not fetched: {target.host} sent no valid answer ({reason(error)}).",
+                f"{label} was not fetched: {target.host} sent an invalid response "
+                f"({reason(error)}).",
                 source=label,
             ) from error
 
@@ -193,7 +194,7 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
         _refuse(label, f"the server answered {response.status} {phrase}".rstrip())
     encoding = response.getheader("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        _refuse(label, f"it is sent packed ({short_label(encoding, 20)}), which was not asked for")
+        _refuse(label, f"it is compressed ({short_label(encoding, 20)}), which is not read here")
     transfer = response.getheader("Transfer-Encoding", "identity").strip().lower()
     if transfer not in ("", "identity", "chunked"):
         _refuse(label, f"it is sent as {short_label(transfer, 20)}, which is not read here")
@@ -204,7 +205,7 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
     data = bytearray(response.read(SNIFF_BYTES))
     kind = response.headers.get_content_type()
     if not kind.startswith("image/") and image_format(bytes(data)) is None:
-        _refuse(label, f"it sent {short_label(kind, 40)}, which is no picture")
+        _refuse(label, f"it sent {short_label(kind, 40)}, not a picture")
     while block := response.read(_BLOCK):
         timed.allow(len(block))
         data += block
@@ -219,14 +220,14 @@ def _redirected(target: UrlTarget, response: http.client.HTTPResponse, label: st
     """Return the target of a redirect, checked like the first URL."""
     location_header = response.getheader("Location")
     if not location_header:
-        _refuse(label, "it redirects to nowhere")
+        _refuse(label, "it redirects without a target")
     # http.client decodes headers as Latin-1; non-ASCII URLs in them are UTF-8.
     location = location_header.encode("latin-1", "replace").decode("utf-8", "replace").strip()
     here = f"{target.scheme}://{target.host_header}{target.path}"
     try:
         there = urljoin(here, location.replace(" ", "%20"))
     except ValueError as error:
-        _refuse(label, f"it redirects to no valid address ({reason(error)})")
+        _refuse(label, f"it redirects to an invalid address ({reason(error)})")
     following = _parse(there, label, f"it redirects to {short_label(there)}: ")
     if target.scheme == "https" and following.scheme == "http":
         _refuse(label, f"it redirects from https to unprotected http ({short_label(there)})")

@@ -122,13 +122,13 @@ def parse_url(url: str) -> UrlTarget:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"it is no valid address ({reason(error)})") from error
+        raise ValueError(f"it is not a valid address ({reason(error)})") from error
     if parts.scheme not in ("http", "https"):
         raise ValueError("only http and https addresses are fetched")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("it carries a user name or a password, which are not sent")
+        raise ValueError("it has a user name or a password, which are not sent")
     if port == 0:
-        raise ValueError("port 0 is no port")
+        raise ValueError("port 0 is not valid")
     path = quote(parts.path or "/", safe="%/:=&~+!$,;'@()*")
     if parts.query:
         path += "?" + quote(parts.query, safe="%/:=&?~+!$,;'@()*[]")
@@ -144,7 +144,7 @@ def _plain_host(host: str) -> str:
     if not host:
         raise ValueError("it names no host")
     if "%" in host:  # fe80::1%eth0
-        raise ValueError("its address belongs to one network cable")
+        raise ValueError("its address belongs to one network interface")
     if ":" in host:
         return str(ipaddress.ip_address(host))
     try:

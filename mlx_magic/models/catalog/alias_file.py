@@ -150,8 +150,7 @@ class AliasFile:
                 ) from error
             except (OSError, ValueError) as error:
                 raise RequestError(
-                    f"{self._shown} cannot be changed ({_reason(error)}): mend it, then save "
-                    "again.",
+                    f"{self._shown} cannot be changed ({_reason(error)}): fix it, then save again.",
                     option="save",
                 ) from error
 
@@ -162,7 +161,7 @@ class AliasFile:
             raise ValueError(f"it has {MOST_ALIASES} aliases, and takes no more")
         changed = _with_line(text, alias, _line(alias, target))
         if len(changed.encode()) > _LIMITS.nbytes or changed.count("\n") > _MOST_LINES:
-            raise ValueError("it would be too large: take aliases out that nobody uses")
+            raise ValueError("it would be too large: remove aliases that you do not use")
         if _parsed(changed) != {**before, alias: _value(target)}:
             raise RequestError(
                 f"{self._shown} holds {shown(repr(alias))} in several lines: change it there.",
@@ -231,7 +230,7 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (RecursionError, MemoryError) as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def is_alias(text: str) -> bool:
@@ -319,7 +318,7 @@ def _parse_entries(
                 targets[alias] = AliasTarget(model)
             case _:
                 problems[alias] = (
-                    f"{path}: {shown(alias)} is not understood: write {shown(alias)} = "
+                    f"{path}: {shown(alias)} is not valid: write {shown(alias)} = "
                     '"organization/name", or { model = "...", adapter = "..." }.'
                 )
     return targets, problems

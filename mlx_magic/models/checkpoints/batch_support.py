@@ -15,7 +15,7 @@ from mlx_magic.models.checkpoints.architectures import Kind
 TABLE = "together.json"
 """File beside this module; written by `make models`."""
 
-UNTESTED = "untested: its answers together were never compared with each alone"
+UNTESTED = "untested: its batched answers were never compared with single ones"
 
 Traits = Mapping[str, str]
 

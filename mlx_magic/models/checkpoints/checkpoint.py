@@ -159,9 +159,7 @@ def resolve(
     if cached is not None and files.is_complete(cached):
         return inspect(cached, model)
     if is_offline() if offline is None else offline:
-        what = (
-            "is not in the local cache" if cached is None else "is in the local cache only partly"
-        )
+        what = "is not in the local cache" if cached is None else "is incomplete in the local cache"
         raise DownloadError(
             f"{target} {what}, and downloads are off: unset HF_HUB_OFFLINE, or name a "
             "folder or a model that is there.",

@@ -57,7 +57,7 @@ def read_config(folder: Path, *, model: str) -> dict[str, Any]:
         )
     if shown(model_type) != model_type:
         raise CheckpointError(
-            f"{model}: config.json names a model_type that is no name ({shown(model_type)}): "
+            f"{model}: config.json has an invalid model_type ({shown(model_type)}): "
             "is it the configuration of a model?",
             model=model,
         )
@@ -80,8 +80,8 @@ def _require_bits(config: dict[str, Any], model: str) -> None:
             else:
                 continue
             raise CheckpointError(
-                f"{model}: config.json has a {key} with {what}, which cannot be: fetch the model "
-                "again.",
+                f"{model}: config.json has a {key} with {what}, which is impossible: fetch the "
+                "model again.",
                 model=model,
             )
 
@@ -102,7 +102,7 @@ def read_object(path: Path, *, model: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{model}: {path.name} is no JSON object: fetch the model again.", model=model
+            f"{model}: {path.name} is not a JSON object: fetch the model again.", model=model
         )
     return content
 

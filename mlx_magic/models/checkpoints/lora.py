@@ -110,7 +110,7 @@ def inspect(folder: Path, kind: Kind, *, model: str) -> Adapter:
 def _no_weights(folder: Path, config: Mapping[str, Any], kind: Kind, model: str) -> CheckpointError:
     pickles = first_of(folder, (*PICKLES, "*.npz"))
     if "peft_type" in config:
-        text = f"is one of PEFT's, which {_LIBRARY[kind]} does not read: convert it to MLX first"
+        text = f"is in PEFT format, which {_LIBRARY[kind]} does not read: convert it to MLX first"
     elif pickles:
         text = f"has only pickled weights ({pickles}), which can run code and are not read"
     else:

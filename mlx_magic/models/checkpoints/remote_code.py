@@ -176,7 +176,7 @@ def _require_few_special_tokens(name: str, content: Any) -> None:
     files = content.get("fast_tokenizer_files")
     for file in files if isinstance(files, list) else ():
         if isinstance(file, str) and (set(file) & set("/\\") or file == ".."):
-            raise UnreadableFileError("names a tokenizer outside of its folder")
+            raise UnreadableFileError("names a tokenizer outside its folder")
 
 
 def _size(path: Path) -> int:

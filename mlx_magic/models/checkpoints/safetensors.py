@@ -109,7 +109,7 @@ def contents(path: Path, *, model: str, quick: bool = False) -> Contents:
             if len(prefix) < 8:
                 raise _damaged(path, model, f"is cut short ({size} bytes)")
             if length > MAX_HEADER_BYTES:
-                raise _damaged(path, model, "is no safetensors file")
+                raise _damaged(path, model, "is not a safetensors file")
             if quick:
                 strict_json.require_quick(length, model=model)
             if length > size - 8:

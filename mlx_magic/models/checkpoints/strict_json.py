@@ -71,7 +71,7 @@ def require_quick(nbytes: int, *, model: str) -> None:
     SlowToReadError
     """
     if nbytes > QUICK_BYTES:
-        raise SlowToReadError(f"{model}: it is too much to read for a list.", model=model)
+        raise SlowToReadError(f"{model}: it takes too long to read for a list.", model=model)
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def parse(raw: bytes, limits: JsonLimits = CONFIG) -> Any:
     except UnicodeEncodeError as error:
         raise UnreadableFileError("is damaged (half a character)") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise UnreadableFileError("is damaged (no valid JSON)") from error
+        raise UnreadableFileError("is damaged (not valid JSON)") from error
     return value
 
 
@@ -212,7 +212,7 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UnreadableFileError("is damaged (no valid JSON: it is not UTF-8 text)") from error
+        raise UnreadableFileError("is damaged (not valid JSON: it is not UTF-8 text)") from error
 
 
 def _require_shape(raw: bytes, limits: JsonLimits) -> bytes:
@@ -235,7 +235,7 @@ def _require_shape(raw: bytes, limits: JsonLimits) -> bytes:
         inner = len(brackets)
         brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
         if len(brackets) == inner:
-            raise UnreadableFileError("is damaged (no valid JSON: it is cut short)")
+            raise UnreadableFileError("is damaged (not valid JSON: it is cut short)")
     if brackets:
         raise UnreadableFileError(f"is nested more than {MOST_DEPTH} deep")
     return without_strings
@@ -258,7 +258,7 @@ def _number(digits: str) -> float:
 
 def _constant(name: str) -> float:
     if name == "NaN":
-        raise UnreadableFileError("has NaN, which is no number")
+        raise UnreadableFileError("has NaN, which is not a number")
     return float(name)
 
 

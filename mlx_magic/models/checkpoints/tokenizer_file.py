@@ -77,7 +77,7 @@ def _members(text: str, without_strings: bytes) -> Iterator[tuple[str, Any]]:
             if member < count - 1:
                 at = _expected(text, at, ",")
     except (ValueError, RecursionError) as error:
-        raise UnreadableFileError("is damaged (no valid JSON)") from error
+        raise UnreadableFileError("is damaged (not valid JSON)") from error
 
 
 def _expected(text: str, at: int, character: str) -> int:
@@ -101,7 +101,7 @@ def _steps(part: Any) -> Iterator[dict[str, Any]]:
             continue
         if not isinstance(step, dict):
             # The Rust library would accept a list as the fields of a step.
-            raise UnreadableFileError("has a part that is no object")
+            raise UnreadableFileError("has a part that is not an object")
         yield step
         for key in ("normalizers", "pretokenizers", "processors", "decoders"):
             if key in step:
@@ -180,4 +180,4 @@ def _require_padding(padding: dict[str, Any]) -> None:
     fixed = strategy.get("Fixed") if isinstance(strategy, dict) else None
     for number in (fixed, padding.get("pad_to_multiple_of")):
         if isinstance(number, int | float) and number > _MOST_PADDING:
-            raise UnreadableFileError(f"fills up each text to {number} tokens")
+            raise UnreadableFileError(f"pads each text to {number} tokens")

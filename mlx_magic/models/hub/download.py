@@ -156,7 +156,7 @@ def require_config(listing: Listing) -> None:
     """
     if "config.json" not in listing.files:
         raise DownloadError(
-            f"{listing.repo_id} has no config.json: it is no model that MLX can load.",
+            f"{listing.repo_id} has no config.json: MLX cannot load it.",
             model=listing.repo_id,
         )
 
@@ -281,7 +281,7 @@ class _Fetch:
         )
         if self._size_here(file) is None:
             raise DownloadError(
-                f"{self._listing.repo_id}: {file.name} did not arrive whole: try again.",
+                f"{self._listing.repo_id}: {file.name} did not arrive completely: try again.",
                 model=self._listing.repo_id,
             )
 

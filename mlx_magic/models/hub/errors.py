@@ -42,9 +42,9 @@ def _reason(error: Exception) -> str:
     error = _cause_with_response(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "has to be asked for on the Hub, and downloads are off: unset HF_HUB_OFFLINE."
+        return "has to be looked up on the Hub, and downloads are off: unset HF_HUB_OFFLINE."
     if isinstance(error, errors.GatedRepoError):
-        return "is gated: accept its terms on its page of the Hub, then run `hf auth login`."
+        return "is gated: accept its terms on its Hub page, then run `hf auth login`."
     if isinstance(error, errors.RevisionNotFoundError):
         return "has no such revision on the Hub: leave the revision out, or check its name."
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -54,16 +54,19 @@ def _reason(error: Exception) -> str:
         )
     if status in (401, 403):
         return (
-            f"was refused by the Hub (HTTP {status}): run `hf auth login` with an account that may."
+            f"was refused by the Hub (HTTP {status}): run `hf auth login` with an account that "
+            "has access."
         )
     if status == 429:
-        return "was put off by the Hub (HTTP 429, too many requests): try again in some minutes."
+        return (
+            "was rate-limited by the Hub (HTTP 429, too many requests): try again in a few minutes."
+        )
     if status is not None and status >= 500:
         return f"could not be fetched, the Hub has a problem (HTTP {status}): try again later."
     if status is not None:
         return f"could not be fetched (HTTP {status}): check its name, or try again later."
     if isinstance(error, errors.HFValidationError):
-        return "is no valid repository id: write it as organization/name."
+        return "is not a valid repository id: write it as organization/name."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "does not fit on the disk: make room, or set HF_HOME to a larger one."
     if isinstance(error, PermissionError):

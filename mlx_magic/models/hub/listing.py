@@ -155,7 +155,7 @@ def read(
         url += f"/revision/{quote(revision, safe='')}"
     listing = _parse_listing(_answer(url, repo_id, look), repo_id)
     if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
-        raise _invalid_listing(repo_id, "it lists another commit than was asked for")
+        raise _invalid_listing(repo_id, "it lists another commit than was requested")
     return listing
 
 
@@ -171,7 +171,7 @@ def require_revision(revision: str | None, repo_id: str) -> None:
     parts = revision.split("/")
     if not revision.isprintable() or "\\" in revision or not all(map(_is_path_part, parts)):
         raise DownloadError(
-            f"{repo_id}: {shown(repr(revision))} is no name of a revision: write a branch, a tag "
+            f"{repo_id}: {shown(repr(revision))} is not a valid revision: write a branch, a tag "
             "or a commit.",
             model=repo_id,
         )
@@ -237,7 +237,7 @@ def _parse_listing(raw: bytes, repo_id: str) -> Listing:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise _invalid_listing(repo_id, "it is no JSON") from error
+        raise _invalid_listing(repo_id, "it is not JSON") from error
     siblings = answer.get("siblings") if isinstance(answer, dict) else None
     if not isinstance(siblings, list):
         raise _invalid_listing(repo_id, "it names no files")
@@ -266,7 +266,7 @@ def _file(sibling: Any) -> ListedFile | None:
 
 def _invalid_listing(repo_id: str, why: str) -> DownloadError:
     return DownloadError(
-        f"{repo_id} could not be fetched: the Hub's answer is no listing of files ({why}): try "
+        f"{repo_id} could not be fetched: the Hub's answer is not a listing of files ({why}): try "
         "again later, and check HF_ENDPOINT and any proxy.",
         model=repo_id,
     )
@@ -281,7 +281,7 @@ def _require_name(name: str, repo_id: str) -> None:
         return
     raise DownloadError(
         f"{repo_id} lists a file that cannot be in it ({shown(repr(name))}), and nothing was "
-        "fetched: choose a model of somebody whom you trust.",
+        "fetched: choose a model from a source that you trust.",
         model=repo_id,
     )
 

@@ -266,8 +266,8 @@ def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: ty
         except _TooManyBytesError:
             file.part.unlink()
             raise DownloadError(
-                f"{file.repo_id}: more bytes came of {shown(file.name)} than the {file.size} that "
-                "it has, and all were thrown away: try again later.",
+                f"{file.repo_id}: more bytes of {shown(file.name)} arrived than the "
+                f"{file.size} that it has, and all were deleted: try again later.",
                 model=file.repo_id,
             ) from None
         if not matches_hash(file.part, file.etag, look):
@@ -358,7 +358,7 @@ def matches_hash(path: Path, etag: str, look: Callable[[], None] = lambda: None)
 def damaged(repo_id: str, name: str) -> DownloadError:
     """Return the error for a file that does not match its hash."""
     return DownloadError(
-        f"{repo_id}: {shown(name)} arrived damaged (its hash is another), and was thrown away: "
+        f"{repo_id}: {shown(name)} arrived damaged (its hash does not match), and was deleted: "
         "try again.",
         model=repo_id,
     )
@@ -367,6 +367,6 @@ def damaged(repo_id: str, name: str) -> DownloadError:
 def _contradicted(listing: Listing, name: str, how: str) -> DownloadError:
     return DownloadError(
         f"{listing.repo_id}: {shown(name)} {how}, unlike in the Hub's listing of commit "
-        f"{listing.commit[:8]}, and is not fetched: try again later.",
+        f"{listing.commit[:8]}, and was not downloaded: try again later.",
         model=listing.repo_id,
     )
