@@ -52,13 +52,13 @@ def _make() -> Session:
     from mlx_magic.models.catalog.aliases import Names
 
     library_environment.open_standard_files()
-    kept = default_path()
+    alias_path = default_path()
     engine = Engine(at_end=platform.release_thread, settle=platform.settle, tidy=platform.give_back)
     pool = ModelPool(
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},
         clock=time.perf_counter,
     )
-    made = Session(engine, pool, names=Names(None if kept is None else AliasFile(kept)))
+    made = Session(engine, pool, names=Names(None if alias_path is None else AliasFile(alias_path)))
     atexit.register(made.close)
     return made

@@ -79,7 +79,7 @@ def without_frames(error: Exception) -> Exception:
     return error
 
 
-def again(error: Exception) -> Exception:
+def copy_error(error: Exception) -> Exception:
     """Return a copy of an error, without its traceback.
 
     One exception object raised in several waiting tasks would mix their tracebacks.

@@ -133,8 +133,8 @@ class Session:
     def model_names(self) -> list[str]:
         """Names of models that need no download; reads the disk."""
         loaded = [name for m in self.pool for name in m.names]
-        there = names_on_disk(self.names.folders)
-        return list(dict.fromkeys([DEMO, *self.aliases, *loaded, *there]))
+        on_disk = names_on_disk(self.names.folders)
+        return list(dict.fromkeys([DEMO, *self.aliases, *loaded, *on_disk]))
 
     def start(
         self,
@@ -353,7 +353,7 @@ class Session:
         steps = self._steps(
             generation, found, self.pool.ready(found, generation.request, generation.token)
         )
-        generation.on_cancel = partial(self.engine.hurry, steps)
+        generation.on_cancel = partial(self.engine.prioritize, steps)
         self.engine.submit(steps, generation.fail)
         # Made later: at the start they would take a core from the model (4 % of a small
         # model's time to the first token, measured).

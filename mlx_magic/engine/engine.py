@@ -150,7 +150,7 @@ class Engine:
             self._idle = 0
             self._changed.notify()
 
-    def hurry(self, steps: Steps) -> None:
+    def prioritize(self, steps: Steps) -> None:
         """Give a job the next slice; safe from any thread.
 
         For a job that was cancelled: it need not wait for a round of all others.

@@ -137,10 +137,10 @@ class Generation(Task[VisionResult]):
         if chunk.phase == "queued":
             self._advance(0, 0, note="waiting for memory")
         if chunk.phase == "vision" and chunk.seen:
-            self._advance(0, 0, note=_looking(chunk.seen))
+            self._advance(0, 0, note=_vision_note(chunk.seen))
         if chunk.phase == "vision" and chunk.pictures:
             done, total = chunk.pictures_seen, chunk.pictures
-            self._advance(done, total, note=_looking_at(done + 1, total, self._seen))
+            self._advance(done, total, note=_vision_progress_note(done + 1, total, self._seen))
         if chunk.phase == "prefill":
             self._advance(chunk.prompt_read, chunk.prompt_tokens)
         self._show(chunk if text == chunk.text else replace(chunk, text=text))
@@ -247,13 +247,13 @@ def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
-def _looking(seen: tuple[str, ...]) -> str:
+def _vision_note(seen: tuple[str, ...]) -> str:
     """Return the note of the vision phase."""
     pictures = "the picture" if len(seen) == 1 else f"{len(seen)} pictures"
     return f"looking at {pictures} at {', '.join(dict.fromkeys(seen))}"
 
 
-def _looking_at(number: int, pictures: int, seen: tuple[str, ...]) -> str:
+def _vision_progress_note(number: int, pictures: int, seen: tuple[str, ...]) -> str:
     """Return the note of the vision phase for one of several images."""
     size = f" at {seen[0]}" if len(set(seen)) == 1 else ""
     return f"looking at picture {number} of {pictures}{size}"

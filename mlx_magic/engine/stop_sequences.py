@@ -23,7 +23,7 @@ class StopSequences:
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
-        self._held = ""
+        self._pending = ""
         self._stopped = False
 
     def feed(self, text: str) -> tuple[str, bool]:
@@ -38,19 +38,19 @@ class StopSequences:
         """
         if self._stopped or not self._stop:
             return ("", True) if self._stopped else (text, False)
-        whole = self._held + text
-        found = [(at + len(stop), at) for stop in self._stop if (at := whole.find(stop)) >= 0]
+        text_so_far = self._pending + text
+        found = [(at + len(stop), at) for stop in self._stop if (at := text_so_far.find(stop)) >= 0]
         if found:
-            self._held, self._stopped = "", True
-            return whole[: min(found)[1]], True
-        at = len(whole) - self._partial_match(whole)
-        self._held = whole[at:]
-        return whole[:at], False
+            self._pending, self._stopped = "", True
+            return text_so_far[: min(found)[1]], True
+        at = len(text_so_far) - self._partial_match(text_so_far)
+        self._pending = text_so_far[at:]
+        return text_so_far[:at], False
 
     def flush(self) -> str:
         """Return the text that was held back, at the end of the answer."""
-        held, self._held = self._held, ""
-        return held
+        pending, self._pending = self._pending, ""
+        return pending
 
     def _partial_match(self, text: str) -> int:
         """Return the length of the longest suffix with which a stop sequence starts."""

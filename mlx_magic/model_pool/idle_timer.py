@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 
 class IdleTimer:
-    """Calls `look` at due times. The thread starts with the first `wake`.
+    """Calls `evict_due` at due times. The thread starts with the first `wake`.
 
     Parameters
     ----------
-    look : callable
+    evict_due : callable
         Evicts what is due, and returns the seconds until the next due time; None is never.
     threaded : bool
         False starts no thread, for tests.
     """
 
-    def __init__(self, look: Callable[[], float | None], *, threaded: bool = True) -> None:
-        self._look = look
+    def __init__(self, evict_due: Callable[[], float | None], *, threaded: bool = True) -> None:
+        self._evict_due = evict_due
         self._threaded = threaded
         self._changed = threading.Condition()
         self._woken = False
@@ -26,7 +26,7 @@ class IdleTimer:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Call `look` now, and again at the next due time."""
+        """Call `evict_due` now, and again at the next due time."""
         with self._changed:
             self._woken = True
             if self._threaded and self._thread is None and not self._closed:
@@ -49,7 +49,7 @@ class IdleTimer:
                 if self._closed:
                     return
                 self._woken = False
-            pause = self._look()
+            pause = self._evict_due()
             if pause is not None:  # longer waits raise OverflowError
                 pause = min(pause, threading.TIMEOUT_MAX)
             with self._changed:

@@ -137,8 +137,8 @@ class Loader:
             keys = [Key.of(checkpoint, trusted=trust_remote_code)]
 
         def take_entry() -> PoolEntry | None:
-            entry, news = self._registry.take(keys, name, holder=holder, pin=pin)
-            if news:
+            entry, changed = self._registry.take(keys, name, holder=holder, pin=pin)
+            if changed:
                 self._tell()
             return entry
 
@@ -204,7 +204,7 @@ class Loader:
                 raise load_error(backend.library, checkpoint, error) from without_frames(error)
             raise
         entry = PoolEntry(checkpoint, model, key, nbytes, holders=[loading])
-        loading.when_left = partial(self._eviction.release, loading)
+        loading.on_last_left = partial(self._eviction.release, loading)
         self._registry.add(entry, loading.names[0], partial(setattr, loading, "nbytes", 0))
         platform.keep_buffers(self._registry.nbytes)
 

@@ -152,9 +152,9 @@ class Registry:
             if holder is not None:
                 self._hold(entry, holder)
             entry.last_used = self._clock()
-            news = pin and not entry.pinned
+            changed = pin and not entry.pinned
             entry.pinned = entry.pinned or pin
-            return entry, self._name(entry, name) or news
+            return entry, self._name(entry, name) or changed
 
     def is_closing(self, keys: Iterable[Key]) -> bool:
         """Whether a forced unload of one of these models waits for its users."""

@@ -10,7 +10,7 @@ from typing import Any
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import WAIT, Steps, StepSignal, close_steps
 from mlx_magic.engine.task import Task
-from mlx_magic.formatting import again
+from mlx_magic.formatting import copy_error
 
 _log = logging.getLogger(__name__)
 
@@ -32,14 +32,14 @@ class Loading:
         Cancelled when no task waits any more.
     nbytes : int
         Estimated memory; 0 before memory was reserved, and after the load has ended.
-    when_left : callable
+    on_last_left : callable
         Called when the last waiting task has left, with the model or without it.
     """
 
     def __init__(self, steps: Callable[[Loading], Steps]) -> None:
         self.token = CancelToken()
         self.nbytes = 0
-        self.when_left: Callable[[], None] = lambda: None
+        self.on_last_left: Callable[[], None] = lambda: None
         self._waiting: list[tuple[Task[Any], str]] = []
         self._progress: tuple[int, int, str] | None = None
         self._slices_done = 0
@@ -77,7 +77,7 @@ class Loading:
             self._waiting.remove(waiter)
             if not self._waiting:
                 self._stop()
-                self.when_left()
+                self.on_last_left()
 
     def follow(self, task: Task[Any]) -> Steps:
         """Wait until the load has ended, and run its slices when they are due.
@@ -102,7 +102,7 @@ class Loading:
             if not self._ended:
                 yield signal
         if self._error is not None:
-            raise again(self._error)
+            raise copy_error(self._error)
         task.token.checkpoint()
 
     def _slice(self) -> StepSignal | None:

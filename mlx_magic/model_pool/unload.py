@@ -75,11 +75,11 @@ class Unload(Task["int | None"]):
 
     def waits_for(self, users: int) -> None:
         """Show the number of users that it waits for; called under the pool's lock."""
-        who = "its user is" if users == 1 else f"its {users} users are"
+        users_text = "its user is" if users == 1 else f"its {users} users are"
         hint = "" if self.force else " (--force cancels requests)"
         with self._lock:
             if not self._ended:
-                self.enter("queued", f"unloading {self.name} once {who} done{hint}")
+                self.enter("queued", f"unloading {self.name} once {users_text} done{hint}")
 
     def begin(self) -> bool:
         """Begin, unless cancelled; return whether it begins. It cannot be cancelled afterwards."""

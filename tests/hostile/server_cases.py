@@ -231,7 +231,7 @@ def header_line_without_end(connection: socket.socket) -> None:
     endless(connection, b"y")
 
 
-@case("headers without end")
+@case("too many headers")
 def headers_of_sixty_kilobytes_each(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
     endless(connection, b"X-Header: " + b"y" * 60_000 + b"\r\n")
@@ -243,7 +243,7 @@ def status_line_without_end(connection: socket.socket) -> None:
     endless(connection, b"O")
 
 
-@case("headers without end")
+@case("too many headers")
 def interim_answers_without_end(connection: socket.socket) -> None:
     endless(connection, b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -293,13 +293,13 @@ def transfer_that_is_packed(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n")
 
 
-@case("text/html, which is no picture")
+@case("text/html, not a picture")
 def web_page_without_end(connection: socket.socket) -> None:
     connection.sendall(head(kind="text/html"))
     endless(connection, b"<p>")
 
 
-@case("no picture")
+@case("not a picture")
 def header_of_odd_bytes(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: \xff\xfe\x1b[2J; x=\x00\r\n\r\nno")
 
@@ -327,7 +327,7 @@ def redirect_to_a_file(connection: socket.socket) -> None:
     connection.sendall(redirect("file:///etc/passwd"))
 
 
-@case("belongs to one network cable")
+@case("belongs to one network interface")
 def redirect_to_a_scoped_address(connection: socket.socket) -> None:
     connection.sendall(redirect("http://[fe80::1%25lo]/"))
 
@@ -354,7 +354,7 @@ def redirect_to_a_very_long_address(connection: socket.socket) -> None:
     connection.sendall(redirect("/" + "x" * 60_000))
 
 
-@case("redirects to nowhere")
+@case("redirects without a target")
 def redirect_without_a_location(connection: socket.socket) -> None:
     connection.sendall(head(status="HTTP/1.1 302 Found"))
 

@@ -246,7 +246,7 @@ def test_a_broken_alias_file_is_named_and_other_models_work(
         with pytest.raises(ModelNotFoundError, match=words) as caught:
             mlx_magic.ask("Hi", model=asked)
         assert str(file) in str(caught.value)
-        assert "Mend that file" in str(caught.value)
+        assert "Fix that file" in str(caught.value)
         assert mlx_magic.ask("Hi", model=model).text == "An answer."
         if "fine" in content:
             assert mlx_magic.ask("Hi", model="fine").text == "An answer."

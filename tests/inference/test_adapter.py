@@ -83,7 +83,7 @@ def of_peft(folder: Path) -> None:
         (with_weights("adapter_model.bin"), "only pickled weights"),
         (with_weights("adapters.npz"), "only pickled weights"),
         (with_weights("other.safetensors"), r"has no adapters\.safetensors"),
-        (of_peft, "one of PEFT's"),
+        (of_peft, "in PEFT format"),
         (cut_short, r"adapters\.safetensors is cut short"),
     ],
 )

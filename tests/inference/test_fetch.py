@@ -229,8 +229,8 @@ def test_the_address_really_connected_to_is_checked(peer: str) -> None:
         ("ftp://example.org/x", "only http and https"),
         ("http://u:p@example.org/", "user name or a password"),
         ("http://2130706433/", "its host is a number"),
-        ("http://[oops", "no valid address"),
-        ("", "redirects to nowhere"),
+        ("http://[oops", "an invalid address"),
+        ("", "redirects without a target"),
     ],
 )
 def test_every_redirect_is_checked(location: str, words: str) -> None:

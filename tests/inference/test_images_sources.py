@@ -212,7 +212,7 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
         open_images(text, name="file")
     with pytest.raises(ImageDecodeError, match="file cannot be read: I/O operation on closed"):
         open_images(closed, name="file")
-    with pytest.raises(ImageDecodeError, match="no picture"):
+    with pytest.raises(ImageDecodeError, match="not a"):
         open_images(io.BytesIO)
 
 
@@ -256,7 +256,7 @@ def test_a_pandas_column(folder: Path) -> None:
             open_images(frame["photo"], name="s")
     with pytest.raises(ImageDecodeError, match=r'df is a whole DataFrame: .*df\["column"\]'):
         open_images(frame, name="df")
-    with pytest.raises(ImageDecodeError, match=r"s\[0\] is of type int, no picture"):
+    with pytest.raises(ImageDecodeError, match=r"s\[0\] is of type int, not an image"):
         open_images(pd.Series([1, 2]), name="s")
 
 
@@ -359,14 +359,14 @@ def test_all_are_found_before_any_is_fetched() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (5, r"^x is of type int, no picture: give a path, glob, URL"),
-        (None, "x is of type NoneType, no picture"),
-        (np.int64(3), "x is of type int64, no picture"),
+        (5, r"^x is of type int, not an image: use a path, glob, URL"),
+        (None, "x is of type NoneType, not an image"),
+        (np.int64(3), "x is of type int64, not an image"),
         ({"a": png()}, r"x is a dictionary: give one of its values, or list\(d.values\(\)\)"),
         ({"a.png"}, r"x is a set, which has no order: give sorted\(x\)"),
-        (object(), "x is of type object, no picture"),
-        (Image, "x is of type module, no picture"),
-        ([[0, 255]], r"x\[0\]\[0\] is of type int, no picture"),
+        (object(), "x is of type object, not an image"),
+        (Image, "x is of type module, not an image"),
+        ([[0, 255]], r"x\[0\]\[0\] is of type int, not an image"),
     ],
 )
 def test_what_is_no_picture_is_one_line(value: Any, words: str) -> None:
@@ -379,7 +379,7 @@ def test_without_a_name_the_type_is_the_name() -> None:
     assert sources(Image.new("RGB", (1, 1))) == ["PIL image"]
     assert sources(np.zeros((2, 2))) == ["NumPy array"]
     assert sources([np.zeros((2, 2))]) == ["list[0]"]
-    with pytest.raises(ImageDecodeError, match=r"^int is no picture"):
+    with pytest.raises(ImageDecodeError, match=r"^int is not an image"):
         open_images(5)
 
 

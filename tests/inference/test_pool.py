@@ -482,7 +482,7 @@ def test_an_idle_model_leaves_in_time_and_one_in_use_does_not(bench: Bench) -> N
 
 @pytest.mark.parametrize("bad", [0, -1, "5", True])
 def test_a_senseless_time_to_live_is_refused(bench: Bench, bad: Any) -> None:
-    with pytest.raises(RequestError, match="is no time"):
+    with pytest.raises(RequestError, match="is not a time"):
         bench.pool.idle_ttl = bad
     assert bench.pool.idle_ttl is None
 

@@ -220,7 +220,7 @@ def test_senseless_settings_are_refused_and_change_nothing(
 ) -> None:
     with pytest.raises(TraitError, match="is not a memory budget"):
         magics.memory_budget = "much"
-    with pytest.raises(TraitError, match="is no time"):
+    with pytest.raises(TraitError, match="is not a time"):
         magics.idle_ttl = -1
     config(shell, "memory_budget = 'much'")
     assert magics.memory_budget is None

@@ -12,7 +12,7 @@ from typing import Any
 from mlx_magic.backends.batching.admission_queue import BatchLimits
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
-from mlx_magic.formatting import again
+from mlx_magic.formatting import copy_error
 
 MOST_TOGETHER = 32
 """Answers of one model that are written at once."""
@@ -83,7 +83,7 @@ class Slot:
     def fail(self, error: Exception) -> None:
         """End this request alone, at its next turn."""
         # One of its own: raised for several requests, it would mix their frames.
-        self.error = again(error)
+        self.error = copy_error(error)
         self.written.clear()
 
 
@@ -170,7 +170,7 @@ class Batch(ABC):
     def _fail(self, seats: Sequence[Slot], error: Exception) -> None:
         """End requests that shared a step which failed; of several, each is answered anew."""
         # With its message and without its frames, which hold arrays.
-        shared = StepFailedError(str(again(error)))
+        shared = StepFailedError(str(copy_error(error)))
         for seat in seats:
             seat.fail(error if len(seats) == 1 else shared)
 

@@ -225,12 +225,12 @@ def _redirected(target: UrlTarget, response: http.client.HTTPResponse, label: st
     location = location_header.encode("latin-1", "replace").decode("utf-8", "replace").strip()
     here = f"{target.scheme}://{target.host_header}{target.path}"
     try:
-        there = urljoin(here, location.replace(" ", "%20"))
+        target_url = urljoin(here, location.replace(" ", "%20"))
     except ValueError as error:
         _refuse(label, f"it redirects to an invalid address ({reason(error)})")
-    following = _parse(there, label, f"it redirects to {short_label(there)}: ")
+    following = _parse(target_url, label, f"it redirects to {short_label(target_url)}: ")
     if target.scheme == "https" and following.scheme == "http":
-        _refuse(label, f"it redirects from https to unprotected http ({short_label(there)})")
+        _refuse(label, f"it redirects from https to unprotected http ({short_label(target_url)})")
     return following
 
 

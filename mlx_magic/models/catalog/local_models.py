@@ -99,19 +99,19 @@ def models_on_disk(
     """
     ends = clock() + PATIENCE
 
-    def look(name: str, folder: Path) -> ModelOnDisk:
-        return _look(name, folder, float32) if clock() < ends else ModelOnDisk(name, folder)
+    def describe(name: str, folder: Path) -> ModelOnDisk:
+        return _describe(name, folder, float32) if clock() < ends else ModelOnDisk(name, folder)
 
-    found = [_look(DEMO, demo.folder(), float32)]
+    found = [_describe(DEMO, demo.folder(), float32)]
     for name, folder in sorted(_from_aliases(aliases)):
-        found.append(look(name, folder))
+        found.append(describe(name, folder))
     listed = {_resolved(model.path) for model in found}
     cached = sorted(_from_cache(cache))
     for name, folder in [*_from_model_folders(folders), *cached]:
         if _resolved(folder) not in listed:
             listed.add(_resolved(folder))
             # An alias of this name takes precedence, so the model is listed by its path.
-            model = look(str(folder) if name in aliases else name, folder)
+            model = describe(str(folder) if name in aliases else name, folder)
             stopped = bool(model.problem) and (name, folder) in cached and _was_stopped(folder)
             found.append(replace(model, partly=stopped))
     return found
@@ -139,16 +139,16 @@ def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) ->
     return [name for name, _ in [*_from_model_folders(folders), *sorted(_from_cache(cache))]]
 
 
-def _look(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
+def _describe(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
     """Describe a model. Any error becomes its `problem`, so that the others are listed."""
     try:
-        return _described(name, folder, float32)
+        return _inspected(name, folder, float32)
     except Exception as error:
         what = f"its files cannot be understood ({type(error).__name__})"
         return ModelOnDisk(name, folder, problem=what)
 
 
-def _described(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
+def _inspected(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
     try:
         found = checkpoint.inspect(folder, name, quick=True)
     except SlowToReadError:

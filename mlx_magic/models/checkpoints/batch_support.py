@@ -220,8 +220,8 @@ def _is_explicit(config: Mapping[str, Any], trait: str) -> bool:
 
 
 def _strictest(verdicts: Sequence[Verdict]) -> Verdict:
-    apart = [each for each in verdicts if not each.together]
-    first = apart[0] if apart else verdicts[0]
+    unbatched = [each for each in verdicts if not each.together]
+    first = unbatched[0] if unbatched else verdicts[0]
     return Verdict(first.together, all(each.chunks for each in verdicts), first.why)
 
 

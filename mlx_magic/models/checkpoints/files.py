@@ -149,7 +149,7 @@ def require_tokenizer(folder: Path, *, model: str) -> None:
     ------
     CheckpointError
     """
-    if not first_of(folder, _TOKENIZERS):
+    if not first_match(folder, _TOKENIZERS):
         raise CheckpointError(
             f"{model}: {folder} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json): "
             "copy the tokenizer files of the model into it.",
@@ -218,8 +218,8 @@ def _weight_files(folder: Path, kind: Kind, shards: list[Path]) -> list[Path]:
 
 def _no_weights(folder: Path, kind: Kind, *, model: str) -> CheckpointError:
     others = [path.name for path in sorted(folder.glob("*.safetensors"))]
-    pickles = first_of(folder, PICKLES)
-    gguf = first_of(folder, ("*.gguf",))
+    pickles = first_match(folder, PICKLES)
+    gguf = first_match(folder, ("*.gguf",))
     converter = "mlx_vlm" if kind == "vision" else "mlx_lm"
     if others:
         text = f"only {_listed(others)}, while model*.safetensors are read: rename or convert them"
@@ -235,7 +235,7 @@ def _no_weights(folder: Path, kind: Kind, *, model: str) -> CheckpointError:
     return CheckpointError(f"{model}: {folder} has {text}.", model=model)
 
 
-def first_of(folder: Path, patterns: Iterable[str]) -> str | None:
+def first_match(folder: Path, patterns: Iterable[str]) -> str | None:
     """Return the name of the first file in a folder that matches a pattern, or None."""
     return next((p.name for pattern in patterns for p in sorted(folder.glob(pattern))), None)
 

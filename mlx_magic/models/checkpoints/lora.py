@@ -11,7 +11,7 @@ from typing import Any
 from mlx_magic.errors import CheckpointError, ModelNotFoundError
 from mlx_magic.models.checkpoints import remote_code
 from mlx_magic.models.checkpoints.architectures import Kind
-from mlx_magic.models.checkpoints.files import PICKLES, first_of, read_object
+from mlx_magic.models.checkpoints.files import PICKLES, first_match, read_object
 from mlx_magic.models.checkpoints.safetensors import tensor_bytes
 from mlx_magic.user_folders import expanded
 
@@ -108,7 +108,7 @@ def inspect(folder: Path, kind: Kind, *, model: str) -> Adapter:
 
 
 def _no_weights(folder: Path, config: Mapping[str, Any], kind: Kind, model: str) -> CheckpointError:
-    pickles = first_of(folder, (*PICKLES, "*.npz"))
+    pickles = first_match(folder, (*PICKLES, "*.npz"))
     if "peft_type" in config:
         text = f"is in PEFT format, which {_LIBRARY[kind]} does not read: convert it to MLX first"
     elif pickles:

@@ -219,18 +219,18 @@ def _files(folder: Path, model: str) -> list[Path]:
     """Return the files in the folder and its direct subfolders that a library may read."""
     found: list[Path] = []
     entries = 0
-    for place in (folder, *_subfolders(folder)):
+    for parent in (folder, *_subfolders(folder)):
         try:
-            with os.scandir(place) as listing:
+            with os.scandir(parent) as listing:
                 for entry in listing:
                     entries += 1
                     if entries > _MOST_FILES:
-                        raise _unreadable(model, place.name, f"has more than {_MOST_FILES} files")
+                        raise _unreadable(model, parent.name, f"has more than {_MOST_FILES} files")
                     if limits_of(entry.name) is not None and not _is_folder(Path(entry.path)):
-                        found.append(place / entry.name)
+                        found.append(parent / entry.name)
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            raise _unreadable(model, place.name, f"cannot be read ({reason})") from error
+            raise _unreadable(model, parent.name, f"cannot be read ({reason})") from error
     return sorted(found, key=_sort_key(folder))
 
 
@@ -304,12 +304,12 @@ def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
             if key != "auto_map":
                 stack.append((f"{path}.{key}" if path else key, item))
         found = value.get("auto_map")
-        place = f"{path}.auto_map" if path else "auto_map"
+        key_path = f"{path}.auto_map" if path else "auto_map"
         if isinstance(found, dict):
             for name, target in found.items():
-                yield f"{place} {name} = {_short(target)}"
+                yield f"{key_path} {name} = {_short(target)}"
         elif found:
-            yield f"{place} = {_short(found)}"
+            yield f"{key_path} = {_short(found)}"
 
 
 def _from_architecture(config: Mapping[str, Any]) -> list[str]:

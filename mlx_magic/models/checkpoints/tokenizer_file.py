@@ -114,20 +114,20 @@ def _growth(step: dict[str, Any]) -> float:
     kind = step.get("type")
     # Some types are recognized by their fields alone.
     if kind == "Replace" or ("pattern" in step and "content" in step):
-        return _replaced(step.get("pattern"), step.get("content"))
+        return _replace_growth(step.get("pattern"), step.get("content"))
     if kind == "ByteLevel" or "use_regex" in step or "trim_offsets" in step:
         return 2
     if kind == "Precompiled" or "precompiled_charsmap" in step:
-        return _precompiled(step.get("precompiled_charsmap"))
+        return _precompiled_growth(step.get("precompiled_charsmap"))
     if kind == "TemplateProcessing" or "single" in step:
-        return _template(step)
+        return _template_growth(step)
     strings = [value for value in step.values() if isinstance(value, str)]
     if max(map(len, strings), default=0) > _MOST_ADDED:
         return float("inf")
     return 1
 
 
-def _replaced(pattern: Any, content: Any) -> float:
+def _replace_growth(pattern: Any, content: Any) -> float:
     length = len(content) if isinstance(content, str) else 0
     if isinstance(pattern, dict):
         literal, expression = pattern.get("String"), pattern.get("Regex")
@@ -141,7 +141,7 @@ def _replaced(pattern: Any, content: Any) -> float:
     return 1 + length
 
 
-def _precompiled(blob: Any) -> float:
+def _precompiled_growth(blob: Any) -> float:
     """Return the factor of a SentencePiece table of normal forms; infinity for a suspect one."""
     try:
         raw = base64.b64decode(blob, validate=True)
@@ -153,7 +153,7 @@ def _precompiled(blob: Any) -> float:
     return 2 if longest <= _LONGEST_FORM else float("inf")
 
 
-def _template(step: dict[str, Any]) -> float:
+def _template_growth(step: dict[str, Any]) -> float:
     """Return how often a post-processor repeats a text; infinity if it adds too many tokens."""
     tokens = step.get("special_tokens")
     most = 1

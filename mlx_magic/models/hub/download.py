@@ -91,7 +91,7 @@ def download(
         )
     with translated(repo_id, cancel):
         listing = hub_listing.read(
-            repo_id, revision=revision, endpoint=endpoint, look=cancel.checkpoint
+            repo_id, revision=revision, endpoint=endpoint, check_cancel=cancel.checkpoint
         )
         require_config(listing)
         small = listing.chosen(_SMALL)
@@ -212,7 +212,7 @@ class _Fetch:
         self._done += sum(sizes) + sum(file.had for file in remote)
         if absent:
             self._repository.mkdir(parents=True, exist_ok=True)
-            _require_room(self._total - self._done, self._repository, self._listing.repo_id)
+            _require_disk_space(self._total - self._done, self._repository, self._listing.repo_id)
         if absent or any(file.limit is None for file in files):
             self._progress(self._done, self._total)
         fetch(remote, cancel=self._cancel, arrived=self.advance, bar=_bar_class(self, counts=False))
@@ -250,15 +250,15 @@ class _Fetch:
         if file.size not in (None, size):
             return None
         # Weights are not checked again: they were after their download, and it takes long.
-        if file.limit is not None and digest and not matches_hash(path, digest, self.look):
+        if file.limit is not None and digest and not matches_hash(path, digest, self.check_cancel):
             return None
         return size
 
     def _find_remote(self, files: Sequence[ListedFile]) -> dict[str, RemoteFile | None]:
         found: dict[str, RemoteFile | None] = {}
 
-        def ask(listed: ListedFile, look: Callable[[], None]) -> None:
-            look()
+        def ask(listed: ListedFile, check_cancel: Callable[[], None]) -> None:
+            check_cancel()
             found[listed.name] = find(
                 self._listing, listed, endpoint=self._endpoint, repository=self._repository
             )
@@ -285,7 +285,7 @@ class _Fetch:
                 model=self._listing.repo_id,
             )
 
-    def look(self) -> None:
+    def check_cancel(self) -> None:
         """Raise `Cancelled` if the download was cancelled."""
         self._cancel.checkpoint()
 
@@ -317,7 +317,7 @@ def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
             if self._counts:
                 fetching.advance(int(n or 0))
             else:
-                fetching.look()
+                fetching.check_cancel()
 
     return Bar
 
@@ -337,7 +337,7 @@ def _weights(folder: Path, files: list[ListedFile], kind: Kind) -> list[ListedFi
     return files
 
 
-def _require_room(needed: int, folder: Path, repo_id: str) -> None:
+def _require_disk_space(needed: int, folder: Path, repo_id: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(

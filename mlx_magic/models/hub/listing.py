@@ -124,7 +124,7 @@ def read(
     *,
     revision: str | None = None,
     endpoint: str | None = None,
-    look: Callable[[], None] = lambda: None,
+    check_cancel: Callable[[], None] = lambda: None,
 ) -> Listing:
     """Query the Hub for the files and the commit of a revision.
 
@@ -135,7 +135,7 @@ def read(
         Branch, tag or commit; the main branch if left out.
     endpoint : str, optional
         Replaces the Hub client's endpoint.
-    look : callable
+    check_cancel : callable
         Called between pieces of the response; its exceptions are propagated.
 
     Raises
@@ -153,7 +153,7 @@ def read(
     url = f"{HfApi(endpoint=endpoint).endpoint}/api/models/{repo_id}"
     if revision is not None:
         url += f"/revision/{quote(revision, safe='')}"
-    listing = _parse_listing(_answer(url, repo_id, look), repo_id)
+    listing = _parse_listing(_answer(url, repo_id, check_cancel), repo_id)
     if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
         raise _invalid_listing(repo_id, "it lists another commit than was requested")
     return listing
@@ -206,7 +206,7 @@ def digest_of(text: object) -> str | None:
     return text if _DIGEST.fullmatch(text) else None
 
 
-def _answer(url: str, repo_id: str, look: Callable[[], None]) -> bytes:
+def _answer(url: str, repo_id: str, check_cancel: Callable[[], None]) -> bytes:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     # No compression: a few compressed bytes could become very many.
@@ -226,7 +226,7 @@ def _answer(url: str, repo_id: str, look: Callable[[], None]) -> bytes:
             raise _invalid_listing(repo_id, f"HTTP {response.status_code}")
         raw = bytearray()
         for piece in response.iter_bytes(2**16):
-            look()
+            check_cancel()
             raw += piece
             if len(raw) > MOST_BYTES:
                 raise _invalid_listing(repo_id, f"it is larger than {MOST_BYTES / 1e6:.0f} MB")

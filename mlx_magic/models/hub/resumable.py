@@ -163,7 +163,7 @@ def run_parallel(
         waiting.put(item)
     failures: list[BaseException] = []
 
-    def look() -> None:
+    def check_cancel() -> None:
         cancel.checkpoint()
         if failures:
             raise Cancelled
@@ -172,7 +172,7 @@ def run_parallel(
         try:
             with contextlib.suppress(queue.Empty):
                 while not failures:
-                    work(waiting.get_nowait(), look)
+                    work(waiting.get_nowait(), check_cancel)
         except BaseException as error:
             failures.append(error)
 
@@ -211,7 +211,9 @@ def fetch(
     Exception
         The first exception of the Hub client; the other downloads are then stopped.
     """
-    run_parallel(files, lambda file, look: _fetch(file, look, arrived, bar), cancel=cancel)
+    run_parallel(
+        files, lambda file, check_cancel: _fetch(file, check_cancel, arrived, bar), cancel=cancel
+    )
 
 
 def link(blob: Path, pointer: Path) -> None:
@@ -235,12 +237,14 @@ def write_ref(repository: Path, revision: str, commit: str) -> None:
     temporary.replace(path)
 
 
-def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: type[Any]) -> None:
+def _fetch(
+    file: RemoteFile, check_cancel: Callable[[], None], arrived: Arrived, bar: type[Any]
+) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    with _locked(file, look):
-        if _is_damaged(file, look):
+    with _locked(file, check_cancel):
+        if _is_damaged(file, check_cancel):
             file.blob.unlink()
         # Another process may have downloaded it in the meantime.
         present = file.arrived
@@ -251,7 +255,7 @@ def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: ty
             with file.part.open("ab") as opened:
                 http_get(
                     file.url,
-                    _CountingFile(opened, look, arrived, file),
+                    _CountingFile(opened, check_cancel, arrived, file),
                     resume_size=present,
                     # No compression: a few compressed bytes could become very many.
                     headers={**build_hf_headers(), "Accept-Encoding": "identity"},
@@ -270,35 +274,35 @@ def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: ty
                 f"{file.size} that it has, and all were deleted: try again later.",
                 model=file.repo_id,
             ) from None
-        if not matches_hash(file.part, file.etag, look):
+        if not matches_hash(file.part, file.etag, check_cancel):
             file.part.unlink()
             raise damaged(file.repo_id, file.name)
         file.part.replace(file.blob)
 
 
 @contextlib.contextmanager
-def _locked(file: RemoteFile, look: Callable[[], None]) -> Iterator[None]:
-    """Hold the file's lock; call `look` regularly while waiting for it."""
+def _locked(file: RemoteFile, check_cancel: Callable[[], None]) -> Iterator[None]:
+    """Hold the file's lock; call `check_cancel` regularly while waiting for it."""
     from huggingface_hub.utils import WeakFileLock
 
     for folder in (file.lock.parent, file.blob.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         while True:
-            look()
+            check_cancel()
             with contextlib.suppress(TimeoutError):
                 stack.enter_context(WeakFileLock(file.lock, timeout=0.5))
                 break
         yield
 
 
-def _is_damaged(file: RemoteFile, look: Callable[[], None]) -> bool:
+def _is_damaged(file: RemoteFile, check_cancel: Callable[[], None]) -> bool:
     """Return whether the cache has the file with a wrong size or hash."""
     if not file.blob.exists():
         return False
     size = file.blob.stat().st_size
     return size != file.size or (
-        size <= _CHECKED_AGAIN and not matches_hash(file.blob, file.etag, look)
+        size <= _CHECKED_AGAIN and not matches_hash(file.blob, file.etag, check_cancel)
     )
 
 
@@ -310,15 +314,15 @@ class _CountingFile:
     """An open file that counts written bytes, enforces the size, and checks for a cancel."""
 
     def __init__(
-        self, opened: Any, look: Callable[[], None], arrived: Arrived, file: RemoteFile
+        self, opened: Any, check_cancel: Callable[[], None], arrived: Arrived, file: RemoteFile
     ) -> None:
-        self._file, self._look, self._arrived = opened, look, arrived
-        self._most = file.size
+        self._file, self._check_cancel, self._arrived = opened, check_cancel, arrived
+        self._max_bytes = file.size
         self.tell, self.seek = opened.tell, opened.seek
 
     def write(self, piece: bytes) -> None:
-        self._look()
-        if self._file.tell() + len(piece) > self._most:
+        self._check_cancel()
+        if self._file.tell() + len(piece) > self._max_bytes:
             raise _TooManyBytesError
         self._file.write(piece)
         self._arrived(len(piece))
@@ -332,14 +336,14 @@ class _CountingFile:
         self._arrived(at - before)
 
 
-def matches_hash(path: Path, etag: str, look: Callable[[], None] = lambda: None) -> bool:
+def matches_hash(path: Path, etag: str, check_cancel: Callable[[], None] = lambda: None) -> bool:
     """Return whether a file matches its etag; True if the etag is not a hash of the Hub.
 
     Parameters
     ----------
     path : Path
     etag : str
-    look : callable
+    check_cancel : callable
         Called between pieces; its exceptions are propagated.
     """
     if len(etag) == 64:
@@ -350,7 +354,7 @@ def matches_hash(path: Path, etag: str, look: Callable[[], None] = lambda: None)
         return True
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
-            look()
+            check_cancel()
             digest.update(piece)
     return digest.hexdigest() == etag.lower()
 
