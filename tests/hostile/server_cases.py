@@ -339,12 +339,12 @@ def redirect_to_digits_of_another_script(connection: socket.socket) -> None:
                        "\uff11\uff10.0.0.1".encode() + b"/\r\n\r\n")  # fmt: skip
 
 
-@case("no valid address")
+@case("not a valid address")
 def redirect_to_an_odd_port(connection: socket.socket) -> None:
     connection.sendall(redirect("http://example.org:99999999/"))
 
 
-@case("no valid address")
+@case("not a valid address")
 def redirect_to_a_port_of_a_thousand_characters(connection: socket.socket) -> None:
     connection.sendall(redirect("http://example.org:" + "-1" * 500 + "/"))
 

@@ -72,14 +72,14 @@ def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
     Parameters
     ----------
     kind : str
-        From `picture_format`.
+        From `image_format`.
     data : bytes
         The whole file.
     watch : Watch
 
     Returns
     -------
-    Counted or None
+    Count or None
         Frames of a GIF or pages of a TIFF; None for other formats.
 
     Raises

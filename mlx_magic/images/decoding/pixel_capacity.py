@@ -65,7 +65,7 @@ def check_capacity(kind: str, data: bytes) -> None:
     Parameters
     ----------
     kind : str
-        From `picture_format`.
+        From `image_format`.
     data : bytes
         The whole file.
 
