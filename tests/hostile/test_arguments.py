@@ -229,8 +229,8 @@ def test_messages_are_short_and_keep_their_ends() -> None:
     ("content", "asked", "words"),
     [
         ("mine = [", "mine", "is not read"),
-        ("mine = 5\nfine = 'MODEL'", "mine", "mine is not understood"),
-        ("mine = { model = 'a/b', what = 1 }", "mine", "mine is not understood"),
+        ("mine = 5\nfine = 'MODEL'", "mine", "mine is not valid"),
+        ("mine = { model = 'a/b', what = 1 }", "mine", "mine is not valid"),
         ("mine = \"a\\u001bb\"", "mine", "control characters"),
         ("\xff\xfe", "mine", "is not read"),
     ],

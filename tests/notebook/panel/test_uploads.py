@@ -178,7 +178,8 @@ def test_a_dropped_file_stays_away_until_it_begins_anew() -> None:
 
 def test_a_file_that_is_too_large_is_refused_once_and_before_it_arrives() -> None:
     uploads = Uploads(max_bytes=5_000_000)
-    with pytest.raises(ImageTooLargeError, match=r"^cat.png has 6 MB; the limit is 5 MB\.$") as e:
+    words = r"^cat.png has 6.0 MB; the limit is 5.0 MB\.$"
+    with pytest.raises(ImageTooLargeError, match=words) as e:
         uploads.take(message(0, 12, 6_000_000), b"abc")
     assert (e.value.size, e.value.limit) == (6_000_000, 5_000_000)
     assert all(uploads.take(message(n, 12, 6_000_000), b"abc") is None for n in range(1, 12))
@@ -190,7 +191,7 @@ def test_files_on_their_way_are_limited_in_number_and_in_size() -> None:
     uploads.take(message(0, id="b"), b"abc")
     assert "2 files are on their way" in refused(uploads, message(0, id="c"))
     uploads.drop("a")
-    with pytest.raises(ImageTooLargeError, match="21 bytes would be on their way, the limit is 20"):
+    with pytest.raises(ImageTooLargeError, match="21 B would be on their way, the limit is 20"):
         uploads.take(message(0, size=15, id="c"), b"abc")
     assert uploads.take(message(1, id="b"), b"def") == b"abcdef"
     assert uploads.take(message(0, size=15, id="c"), b"abc") is None
