@@ -206,7 +206,7 @@ def _displayed_image(value: Any, label: str) -> bytes:
         # Foreign code of the object.
         except Exception as error:
             raise ImageDecodeError(
-                f"{label} failed to make a picture of itself: {reason(error)}.", source=label
+                f"{label} failed to make a PNG or JPEG: {reason(error)}.", source=label
             ) from error
         encoded = encoded[0] if isinstance(encoded, tuple) else encoded
         if isinstance(encoded, str):
@@ -221,5 +221,5 @@ def _from_base64(text: str, label: str) -> bytes:
         return base64.b64decode(text)
     except (binascii.Error, ValueError) as error:
         raise ImageDecodeError(
-            f"{label} makes a picture of damaged base64: {reason(error)}.", source=label
+            f"{label} returns damaged base64 as its PNG or JPEG: {reason(error)}.", source=label
         ) from error

@@ -278,12 +278,12 @@ def nothing_at_all(connection: socket.socket) -> None:
     connection.shutdown(socket.SHUT_RDWR)
 
 
-@case("sent packed (gzip)")
+@case("compressed (gzip)")
 def packed_though_not_asked_for(connection: socket.socket) -> None:
     connection.sendall(head("Content-Encoding: gzip") + bytes(100))
 
 
-@case("sent packed (identity, br)")
+@case("compressed (identity, br)")
 def packed_in_a_second_header(connection: socket.socket) -> None:
     connection.sendall(head("Content-Encoding: identity", "Content-Encoding: br") + bytes(100))
 

@@ -340,7 +340,7 @@ def test_only_pictures_are_read() -> None:
 
 def test_packed_content_is_refused() -> None:
     packed = ScriptedConnection(picture(Content_Encoding="gzip"))
-    assert refused(Network(packed)) == "it is sent packed (gzip), which was not asked for."
+    assert refused(Network(packed)) == "it is compressed (gzip), which is not read here."
 
 
 @pytest.mark.parametrize(

@@ -301,9 +301,9 @@ def test_objects_that_show_themselves() -> None:
         assert sources(Shows(shown), name="x") == ["x"]
     useless: tuple[Any, ...] = (None, "###", 5)
     for nothing in useless:
-        with pytest.raises(ImageDecodeError, match="x shows"):
+        with pytest.raises(ImageDecodeError, match="x has no PNG or JPEG"):
             open_images(Shows(nothing), name="x")
-    with pytest.raises(ImageDecodeError, match=r"x failed to make a picture of itself: oh\?no"):
+    with pytest.raises(ImageDecodeError, match=r"x failed to make a PNG or JPEG: oh\?no"):
         open_images(Raises(), name="x")
 
 
