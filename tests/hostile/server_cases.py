@@ -112,7 +112,7 @@ def chunk_of_negative_size(connection: socket.socket) -> None:
     endless(connection, b"x")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def chunks_of_minus_one(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked") + b"-1\r\n")
     endless(connection, b"x")
@@ -124,13 +124,13 @@ def chunk_of_an_exabyte(connection: socket.socket) -> None:
     endless(connection, b"x")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def chunks_of_one_byte(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked"))
     endless(connection, b"1\r\nx\r\n")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def chunk_extensions_without_end(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked"))
     endless(connection, b"1;" + b"e" * 60_000 + b"\r\nx\r\n")
@@ -142,7 +142,7 @@ def chunk_size_line_without_end(connection: socket.socket) -> None:
     endless(connection, b"0")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def trailers_without_end(connection: socket.socket) -> None:
     body = picture()
     connection.sendall(head("Transfer-Encoding: chunked"))
