@@ -72,7 +72,7 @@ class Cutting(Session):
         )
         asked = Cuttable(request, plan)
         values = [(f"picture {at}", each) for at, each in enumerate(plan.pictures)]
-        self._begin(asked, lambda: self._prepare(asked, [*values], None, draw=False))
+        self._begin(asked, lambda: self._prepare(asked, [*values], None, thumbnails=False))
         asked.happens("asked")
         return asked
 
@@ -114,12 +114,12 @@ class Cutting(Session):
         left = {
             "running": len(self.running),
             "in the engine": len(self.engine._jobs) - 1,
-            "deadlines": len(self.deadlines._works),
+            "deadlines": len(self.deadlines._tasks),
             "leases": sum(model.users for model in self.pool),
             "loads": self.pool._loads.nbytes,
             "threads": names.count("mlx-magic-prepare"),
         }
-        for model in self.pool._residents.loaded:
+        for model in self.pool._registry.loaded:
             assert hasattr(model, "_answering")
             batch = model._answering.batch
             left["seats"] = len(batch)

@@ -31,7 +31,7 @@ __all__ = [
     "stream",
 ]
 
-_HOMES = {
+_MODULES = {
     "ask": "mlx_magic.api",
     "stream": "mlx_magic.api",
     "demo_model": "mlx_magic.api",
@@ -43,10 +43,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "pool":
-        # Not kept here: the session may be replaced, in tests above all.
+        # Not cached: tests replace the session.
         return import_module("mlx_magic.default_session").current().pool
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'mlx_magic' has no attribute {name!r}")
 
 
@@ -60,5 +60,5 @@ def load_ipython_extension(ipython: Any) -> None:
 
 
 def unload_ipython_extension(ipython: Any) -> None:
-    """Take the magics away; called by ``%unload_ext mlx_magic``. Models stay loaded."""
+    """Remove the magics; called by ``%unload_ext mlx_magic``. Models stay loaded."""
     import_module("mlx_magic.notebook.extension").unload(ipython)

@@ -1,4 +1,4 @@
-"""Asking from Python: `ask` waits for the answer, `stream` gives it as it comes."""
+"""The Python API: `ask` waits for the answer, `stream` yields it while it is generated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mlx_magic.interrupts import deferred
 
 Model = str | os.PathLike[str] | None
 
-# Waiting in short pieces lets Ctrl-C in.
+# Seconds of one wait: short, so that Ctrl-C is handled.
 _WAIT = 0.1
 
 
@@ -65,21 +65,22 @@ def ask(
     max_tokens : int
         Upper limit of the answer, in tokens.
     temperature, top_p, top_k, seed, min_p, repetition_penalty : optional
-        Sampling; the checkpoint's own defaults if left out. Temperature 0 is greedy.
+        Sampling; the checkpoint's defaults if left out. Temperature 0 is greedy.
     stop : str or sequence of str
-        The answer ends before the first of these texts.
+        Stop sequences: the answer ends before the first of them.
     format : {"text", "markdown", "json", "raw"}
         ``"json"`` parses the answer into `VisionResult.data`.
     max_pixels : int, optional
-        Larger pictures are scaled down to so many pixels.
+        Larger images are scaled down to this many pixels.
     timeout : float, optional
-        Seconds, after which the answer ends with what there is
+        Seconds, after which the answer ends with the text generated so far
         (``finish_reason`` "timeout").
     kv_bits : {4, 8}, optional
-        Quantizes keys and values of this request, to save memory.
+        Quantizes the KV cache of this request, to save memory.
     on_progress : callable, optional
-        Takes a `Snapshot` (phase, tokens read and written, tokens a second, text), at most
-        20 times a second and when the answer has ended; on another thread, must be quick.
+        Called with a `Snapshot` (phase, prompt and completion tokens, tokens per second, text),
+        at most 20 times a second and at the end of the answer. It runs on another thread and
+        must be quick.
 
     Returns
     -------
@@ -117,9 +118,9 @@ def stream(
     kv_bits: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> TextStream:
-    """Ask a model, and iterate over the answer's text as it is written.
+    """Ask a model, and iterate over the answer's text while it is generated.
 
-    Takes what `ask` takes.
+    The parameters are those of `ask`.
 
     Returns
     -------
@@ -141,7 +142,7 @@ def demo_model() -> Path:
 
 
 class TextStream:
-    """Text of an answer as it is written. Made by `stream`."""
+    """Text of an answer while it is generated. Returned by `stream`."""
 
     def __init__(
         self,
@@ -162,8 +163,8 @@ class TextStream:
             self._generation = _start(
                 request, images, max_pixels, sink=take, on_progress=on_progress
             )
-            # Leaving the loop early stops the model: nobody else will read the rest.
-            # That is why neither the sink nor the callback holds this object.
+            # Leaving the loop early deletes this object, which stops the model. So neither the
+            # sink nor the callback may hold a reference to it.
             weakref.finalize(self, self._generation.cancel)
             self._generation.future.add_done_callback(lambda _: pieces.put(None))
 
@@ -203,17 +204,17 @@ class TextStream:
         self.cancel()
 
     def cancel(self) -> None:
-        """Stop the answer; what there is of it stays in `result`."""
+        """Stop the answer; the text so far stays in `result`."""
         self._generation.cancel()
 
     @property
     def progress(self) -> Snapshot:
-        """How far the answer is now."""
+        """The current state of the answer."""
         return self._generation.snapshot()
 
     @property
     def result(self) -> VisionResult:
-        """The complete result; waits for it."""
+        """The result; waits for the end of the answer."""
         return wait(self._generation.future, self._generation.cancel)
 
 
@@ -241,7 +242,7 @@ def _request(
 
 
 def _texts(stop: Any) -> Any:
-    """Return stop texts as a tuple; what is none of these is refused where it is checked."""
+    """Return stop sequences as a tuple. Other types are refused by `Sampling`."""
     if isinstance(stop, str):
         return (stop,)
     return tuple(stop) if isinstance(stop, Sequence) else stop

@@ -1,4 +1,4 @@
-"""Asking work to stop, or giving it a time. That it was asked is not yet that it has stopped."""
+"""Cancel tokens with an optional deadline. A cancelled task may still be running for a while."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Cancelled(Exception):  # noqa: N818 - a signal between our own layers, nev
 
 
 class CancelToken:
-    """A one-way switch that any thread may throw and the working thread looks at.
+    """A one-way switch: any thread may set it, the working thread checks it.
 
     Parameters
     ----------
     deadline : float, optional
-        Throws itself at this time of `clock`.
+        Time of `clock` at which the token cancels itself, with the cause "timeout".
     clock : callable
         Seconds, monotonic.
     """
 
-    __slots__ = ("_asked_at", "_cause", "_clock", "_deadline", "_event", "_lock")
+    __slots__ = ("_cause", "_clock", "_deadline", "_event", "_lock", "_requested_at")
 
     def __init__(
         self, *, deadline: float | None = None, clock: Callable[[], float] = time.perf_counter
@@ -35,35 +35,35 @@ class CancelToken:
         self._clock = clock
         self._deadline = deadline
         self._cause: Cause | None = None
-        self._asked_at: float | None = None
+        self._requested_at: float | None = None
 
     def cancel(self) -> None:
-        """Ask for the work to stop. Asking twice is the same as once."""
+        """Request a stop. Further calls have no effect."""
         if not self.requested:
-            self._ask("cancelled", self._clock())
+            self._request("cancelled", self._clock())
 
     @property
     def requested(self) -> bool:
-        """Whether somebody asked or the time is up; the work may still be running."""
+        """Whether a stop was requested or the deadline has passed; work may still be running."""
         if self._event.is_set():
             return True
         if self._deadline is None or self._clock() < self._deadline:
             return False
-        self._ask("timeout", self._deadline)
+        self._request("timeout", self._deadline)
         return True
 
     @property
     def cause(self) -> Cause | None:
-        """Why the work is to stop, the first cause if there were several."""
+        """The first cause of the stop, or None."""
         return self._cause
 
     @property
-    def asked_at(self) -> float | None:
-        """When it was asked to, in seconds of the clock."""
-        return self._asked_at
+    def requested_at(self) -> float | None:
+        """When the stop was requested, in seconds of the clock; None if it was not."""
+        return self._requested_at
 
     def checkpoint(self) -> None:
-        """Stop here if somebody asked or the time is up.
+        """Raise `Cancelled` if a stop was requested or the deadline has passed.
 
         Raises
         ------
@@ -73,14 +73,14 @@ class CancelToken:
             raise Cancelled
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the work is to stop, at most so long; return whether it is."""
+        """Wait for a stop request, at most `seconds`; return whether there is one."""
         if self._deadline is not None:
             seconds = min(seconds, max(self._deadline - self._clock(), 0.0))
         self._event.wait(seconds)
         return self.requested
 
-    def _ask(self, cause: Cause, at: float) -> None:
+    def _request(self, cause: Cause, at: float) -> None:
         with self._lock:
             if self._cause is None:
-                self._cause, self._asked_at = cause, at
+                self._cause, self._requested_at = cause, at
                 self._event.set()

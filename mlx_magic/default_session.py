@@ -1,4 +1,4 @@
-"""The one session of this process: made at its first use, with the real backends."""
+"""The one session of this process, created on first use with the real backends."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def current() -> Session:
     Raises
     ------
     EngineError
-        In a process that was forked from one with a session: its threads stayed there.
+        In a process forked from one with a session: threads do not survive a fork.
     """
     global _session, _process
-    # Before the lock: another thread may have held it at the fork.
+    # Checked before taking the lock: another thread may have held it at the fork.
     if _session is not None and _process not in (0, os.getpid()):
         raise EngineError(FORKED)
     with _lock:
@@ -38,7 +38,7 @@ def current() -> Session:
 
 
 def replace_current(session: Session | None) -> Session | None:
-    """Put another session in its place; for tests. Returns the one before."""
+    """Replace the session, for tests; return the previous one."""
     global _session
     with _lock:
         before, _session = _session, session
@@ -52,13 +52,13 @@ def _make() -> Session:
     from mlx_magic.models.catalog.aliases import Names
 
     library_environment.open_standard_files()
-    kept = default_path()
+    alias_path = default_path()
     engine = Engine(at_end=platform.release_thread, settle=platform.settle, tidy=platform.give_back)
     pool = ModelPool(
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},
         clock=time.perf_counter,
     )
-    made = Session(engine, pool, names=Names(None if kept is None else AliasFile(kept)))
+    made = Session(engine, pool, names=Names(None if alias_path is None else AliasFile(alias_path)))
     atexit.register(made.close)
     return made

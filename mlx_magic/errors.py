@@ -2,9 +2,9 @@
 
     MlxMagicError
     ├── RequestError             an option, a prompt or an expression cannot be used
-    ├── ImageError               a picture cannot be used                      .source
+    ├── ImageError               an image cannot be used                       .source
     │   ├── ImageNotFoundError   no such file, or a glob that matches nothing
-    │   ├── ImageDecodeError     not a picture, damaged or cut short
+    │   ├── ImageDecodeError     not an image, damaged or cut short
     │   ├── ImageTooLargeError   more pixels than are allowed
     │   └── FetchError           a URL was refused or did not deliver
     ├── ModelError               a model cannot be used                        .model
@@ -13,14 +13,13 @@
     │   ├── UnsupportedModelError   neither library knows the architecture
     │   ├── UntrustedCodeError   the checkpoint wants to run its own code      .wanted
     │   ├── DownloadError        the Hub is out of reach or refused
-    │   ├── ImagesNotSupportedError   pictures were given to a text model      .vision_models
+    │   ├── ImagesNotSupportedError   images were given to a text model        .vision_models
     │   ├── ModelInUseError      code holds it, and cannot be cancelled
     │   └── MemoryBudgetError    it would not fit             .needed_bytes .limit_bytes
     ├── GenerationError          the model failed while it was generating      .model
     └── EngineError              the inference thread is closed or has died
 
-Every message is one line of at most 1,000 characters: it says what happened, to which thing, and
-what to do next.
+Every message is one line of at most 1,000 characters: what went wrong, where, and how to fix it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 LONGEST = 1000
-"""Characters of a message; of a longer one the middle is left out."""
+"""Maximum characters of a message. The middle of a longer one is left out."""
 
 
 class MlxMagicError(Exception):
@@ -39,9 +38,9 @@ class MlxMagicError(Exception):
 
 
 def _one_line(message: str) -> str:
-    """Return a message as one printable line: a stranger may have named the files in it.
+    """Return a message as one printable line: names of files in it are untrusted text.
 
-    Its end stays: what to do is there.
+    The end is kept, since it says how to fix the problem.
     """
     if len(message) > 20 * LONGEST:
         message = f"{message[: 10 * LONGEST]}…{message[-10 * LONGEST :]}"
@@ -68,12 +67,12 @@ class RequestError(MlxMagicError):
 
 
 class ImageError(MlxMagicError):
-    """Raised when a picture cannot be used.
+    """Raised when an image cannot be used.
 
     Attributes
     ----------
     source : str
-        The picture as the person named it, shortened for display.
+        The image as the user named it, shortened for display.
     """
 
     def __init__(self, message: str, *, source: str) -> None:
@@ -86,18 +85,18 @@ class ImageNotFoundError(ImageError):
 
 
 class ImageDecodeError(ImageError):
-    """Raised when the content is no picture, is damaged or is cut short."""
+    """Raised when the content is not an image, is damaged or is truncated."""
 
 
 class ImageTooLargeError(ImageError):
-    """Raised when a picture has more pixels, or a file more bytes, than allowed.
+    """Raised when an image has more pixels, or a file more bytes, than allowed.
 
     Attributes
     ----------
     size : int
-        What the picture has, in pixels (or bytes, for a download).
+        Size of the image in pixels, or of the file or download in bytes.
     limit : int
-        What is allowed, in the same unit.
+        Maximum, in the same unit.
     """
 
     def __init__(self, message: str, *, source: str, size: int, limit: int) -> None:
@@ -107,7 +106,7 @@ class ImageTooLargeError(ImageError):
 
 
 class FetchError(ImageError):
-    """Raised when a URL was refused, could not be reached, or sent no picture."""
+    """Raised when a URL was refused, could not be reached, or did not return an image."""
 
 
 class ModelError(MlxMagicError):
@@ -116,7 +115,7 @@ class ModelError(MlxMagicError):
     Attributes
     ----------
     model : str
-        Alias, folder or repository id, as it was asked for.
+        Alias, folder or repository id, as it was requested.
     """
 
     def __init__(self, message: str, *, model: str) -> None:
@@ -129,7 +128,7 @@ class ModelNotFoundError(ModelError):
 
 
 class CheckpointError(ModelError):
-    """Raised when a checkpoint's files are missing, unreadable or cut short."""
+    """Raised when a checkpoint's files are missing, unreadable or truncated."""
 
 
 class UnsupportedModelError(ModelError):
@@ -137,12 +136,12 @@ class UnsupportedModelError(ModelError):
 
 
 class UntrustedCodeError(ModelError):
-    """Raised when a checkpoint asks to run code and this load does not allow it.
+    """Raised when a checkpoint would run its own code and this load does not allow it.
 
     Attributes
     ----------
     wanted : tuple of str
-        What it wanted to run, one entry each (``"config.json: model_file = 'x.py'"``).
+        The code it would run, one entry each (``"config.json: model_file = 'x.py'"``).
     """
 
     def __init__(self, message: str, *, model: str, wanted: Sequence[str]) -> None:
@@ -151,16 +150,16 @@ class UntrustedCodeError(ModelError):
 
 
 class DownloadError(ModelError):
-    """Raised when a repository cannot be fetched: offline, gated, missing, cut off."""
+    """Raised when a repository cannot be downloaded: offline, gated, missing, interrupted."""
 
 
 class ImagesNotSupportedError(ModelError):
-    """Raised when pictures are given to a text-only model.
+    """Raised when images are given to a text-only model.
 
     Attributes
     ----------
     vision_models : tuple of str
-        Vision models at hand.
+        Vision models that can be used instead.
     """
 
     def __init__(self, message: str, *, model: str, vision_models: Sequence[str]) -> None:
@@ -169,7 +168,7 @@ class ImagesNotSupportedError(ModelError):
 
 
 class ModelInUseError(ModelError):
-    """Raised when a model is to be unloaded at once, and code holds a lease on it."""
+    """Raised when an unload is forced while code holds a lease on the model."""
 
 
 class MemoryBudgetError(ModelError):
@@ -178,11 +177,11 @@ class MemoryBudgetError(ModelError):
     Attributes
     ----------
     needed_bytes : int
-        Estimated need of the load.
+        Estimated memory of the load.
     limit_bytes : int
-        What may be used.
+        Memory that models may use.
     could_unload : tuple of str
-        Models that stand in the way: in use or pinned.
+        Models in memory that are in use or pinned.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""A fork of this process finds the inference thread at rest, and goes on beside it.
+"""Pauses the inference thread while this process forks.
 
 ``!command`` in a notebook, ``os.fork``, ``pty.fork`` and multiprocessing fork the process. OpenBLAS
-ends its threads before a fork. When one of them was at a product of MLX's, the product never ended
-(15 of 15 forks during answers), and sometimes the fork did not either.
+ends its threads before a fork. When one of them was computing a matrix product for MLX, the product
+never returned (15 of 15 forks during answers), and sometimes the fork did not either.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ import weakref
 from typing import Protocol
 
 LONGEST = 0.3
-"""Seconds that a fork waits for the step in hand, before it lets only OpenBLAS come to rest."""
+"""Seconds that a fork waits for the running step. After that only OpenBLAS is paused."""
 
 
-class Rests(Protocol):
-    """What has a thread that uses MLX. See `engine.Engine`."""
+class PausableEngine(Protocol):
+    """An object with a thread that uses MLX. See `engine.Engine`."""
 
     def rest(self, seconds: float) -> bool:
-        """Come to rest; returns whether it does."""
+        """Pause the thread; return whether it is paused."""
 
     def go_on(self) -> None:
-        """Work again."""
+        """Resume the thread."""
 
 
-class Products(Protocol):
-    """Threads of a library, such as OpenBLAS, that a fork must find at rest."""
+class LibraryThreads(Protocol):
+    """Threads of a library, such as OpenBLAS, that must be idle during a fork."""
 
     def come_to_rest(self) -> None:
-        """Wait for what is under way, and begin nothing new."""
+        """Wait for running computations, and begin no new ones."""
 
     def go_on(self) -> None:
-        """Work again."""
+        """Resume the threads."""
 
 
-_products: list[Products] = []
-_guarded: weakref.WeakSet[Rests] = weakref.WeakSet()
+_libraries: list[LibraryThreads] = []
+_guarded: weakref.WeakSet[PausableEngine] = weakref.WeakSet()
 _lock = threading.Lock()
 _registered = False
-# Of the fork that is under way: the calls before and after it are on one thread.
-_resting: dict[int, list[Rests]] = {}
+# Thread id to engines, while that thread forks: the hooks before and after run on it.
+_resting: dict[int, list[PausableEngine]] = {}
 
 
-def guard(engine: Rests) -> None:
-    """Let an engine rest at each fork of this process, for as long as it is there."""
+def guard(engine: PausableEngine) -> None:
+    """Pause an engine at each fork of this process; held by a weak reference."""
     global _registered
     with _lock:
         _guarded.add(engine)
@@ -56,31 +56,31 @@ def guard(engine: Rests) -> None:
             )
 
 
-def fall_back_on(products: Products) -> None:
-    """Let a library's threads rest where an engine does not come to rest in time."""
-    if products not in _products:
-        _products.append(products)
+def register_library_threads(library: LibraryThreads) -> None:
+    """Pause a library's threads at forks for which an engine does not pause in time."""
+    if library not in _libraries:
+        _libraries.append(library)
 
 
 def _before() -> None:
     with _lock:
         engines = list(_guarded)
     _resting[threading.get_ident()] = engines
-    # All are asked, though one of them may not come to rest.
+    # Every engine is paused, even if an earlier one did not pause in time.
     rested = [engine.rest(LONGEST) for engine in engines]
     if not all(rested):
-        for products in _products:
-            products.come_to_rest()
+        for library in _libraries:
+            library.come_to_rest()
 
 
 def _after() -> None:
-    for products in _products:
-        products.go_on()
+    for library in _libraries:
+        library.go_on()
     _release()
 
 
 def _after_in_child() -> None:
-    # OpenBLAS begins its threads anew when they are needed.
+    # OpenBLAS starts new threads when they are needed.
     _release()
 
 

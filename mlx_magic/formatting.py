@@ -1,4 +1,4 @@
-"""Numbers, names and errors in words: for a terminal, a table or a message of one line."""
+"""Numbers, names and errors as short text for terminals, tables and one-line messages."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ _ANSI = re.compile(
 
 
 def shown(text: str, most: int = 80) -> str:
-    """Return one printable line: no control sequences, direction marks or line breaks.
+    """Return text as one printable line, without what a terminal would interpret.
+
+    Control sequences and direction marks are removed; line breaks and runs of spaces become one
+    space. For text in which a name need not be exact; see `short_label`.
 
     Parameters
     ----------
     text : str
     most : int
-        Characters; of longer text the middle is left out.
+        Maximum length in characters. The middle of longer text is left out.
     """
     if len(text) > 20 * most:
         text = text[: 10 * most] + text[-10 * most :]
@@ -31,20 +34,12 @@ def shown(text: str, most: int = 80) -> str:
     return f"{text[: most - 1 - tail]}…{text[len(text) - tail :]}"
 
 
-_LABEL_LENGTH = 80
+def short_label(text: str, length: int = 80) -> str:
+    """Return a name or path as one line of at most `length` characters.
 
-
-def megabytes(size: int) -> str:
-    """Return a number of bytes as text, in the unit that reads best."""
-    if size < 1_000:
-        return f"{size} bytes"
-    return f"{size / 1_000:.0f} KB" if size < 1_000_000 else f"{size / 1_000_000:.0f} MB"
-
-
-def shorten(text: str, length: int = _LABEL_LENGTH) -> str:
-    """Return `text` on one line, its middle left out where it is too long.
-
-    What could break a line or rearrange it (controls, bidirectional marks) becomes ``?``.
+    Unlike `shown`, every character keeps its place: each unprintable one (line breaks, control
+    characters, bidirectional marks) becomes ``?``, and spaces stay, so that a person can see
+    where a name differs from the expected one. The middle of longer text is left out.
     """
     line = "".join(char if char.isprintable() else "?" for char in text)
     if len(line) <= length:
@@ -54,10 +49,10 @@ def shorten(text: str, length: int = _LABEL_LENGTH) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return why something failed, as one short line."""
-    # An OSError's own text repeats its number and the whole path.
+    """Return the reason of a failure as one line of at most 120 characters, without a period."""
+    # str() of an OSError repeats its number and the whole path.
     text = getattr(error, "strerror", None) or str(error)
-    return shorten(text.strip().rstrip(".") or type(error).__name__, 120)
+    return short_label(text.strip().rstrip(".") or type(error).__name__, 120)
 
 
 def one_line(error: BaseException) -> str:
@@ -67,7 +62,7 @@ def one_line(error: BaseException) -> str:
 
 
 def amount(size: int) -> str:
-    """Return a number of bytes for a person: ``1.2 GB``, ``340 MB``, ``12 KB``."""
+    """Return a number of bytes as text: ``1.2 GB``, ``340 MB``, ``12 KB``, ``512 B``."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
         if size >= factor:
             value = size / factor
@@ -76,7 +71,7 @@ def amount(size: int) -> str:
 
 
 def without_frames(error: Exception) -> Exception:
-    """Take the frames off an exception and its causes: they would hold weights."""
+    """Remove the tracebacks of an exception and its causes: their frames keep weights alive."""
     link: BaseException | None = error
     while link is not None:
         link.__traceback__ = None
@@ -84,11 +79,14 @@ def without_frames(error: Exception) -> Exception:
     return error
 
 
-def again(error: Exception) -> Exception:
-    """Return an error like this one: raised for several people, one would mix their frames."""
-    twin = type(error).__new__(type(error), *error.args)
-    # MemoryError's own makes nothing of them.
-    twin.args = error.args
-    twin.__dict__.update(error.__dict__)
-    twin.__cause__ = error.__cause__
-    return twin
+def copy_error(error: Exception) -> Exception:
+    """Return a copy of an error, without its traceback.
+
+    One exception object raised in several waiting tasks would mix their tracebacks.
+    """
+    copied = type(error).__new__(type(error), *error.args)
+    # MemoryError.__new__ ignores its arguments.
+    copied.args = error.args
+    copied.__dict__.update(error.__dict__)
+    copied.__cause__ = error.__cause__
+    return copied

@@ -1,7 +1,7 @@
-"""An interrupt (Ctrl-C, the kernel's interrupt) is noted, and raised where nothing is lost by it.
+"""Defers KeyboardInterrupt (Ctrl-C, the kernel's interrupt) to a point where nothing is lost.
 
-Python raises KeyboardInterrupt between any two steps of the main thread: between the start of a
-generation and the line that would have held it, say, or in the middle of building a view.
+Python raises KeyboardInterrupt between any two bytecodes of the main thread: for example between
+the start of a generation and the assignment that keeps it, or while a view is being built.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from types import FrameType
 from typing import Any
 
 MOST = 3
-"""From so many interrupts on, each is raised at once: what should have ended has not."""
+"""From this many interrupts on, each is raised immediately: the guarded code did not end."""
 
 
 class Interrupt:
-    """Whether the work of a guarded stretch was interrupted."""
+    """Records interrupts during a guarded block."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._told: Callable[[], None] = lambda: None
+        self._callback: Callable[[], None] = lambda: None
 
     @property
     def came(self) -> bool:
@@ -31,31 +31,31 @@ class Interrupt:
         return self._count > 0
 
     @property
-    def insists(self) -> bool:
-        """Whether there were several: nothing more is to be waited for."""
+    def repeated(self) -> bool:
+        """Whether there were several: then the guarded code should stop waiting."""
         return self._count > 1
 
     def note(self) -> None:
-        """Take an interrupt in."""
+        """Record an interrupt."""
         self._count += 1
-        self._told()
+        self._callback()
 
     @contextmanager
-    def tells(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Let `callback` hear of each interrupt, inside a signal handler."""
-        before, self._told = self._told, callback
+    def notifying(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call `callback` at each interrupt within the block, from the signal handler."""
+        before, self._callback = self._callback, callback
         try:
             yield
         finally:
-            self._told = before
+            self._callback = before
 
 
 @contextmanager
 def deferred() -> Generator[Interrupt, None, None]:
-    """Guard a stretch of code that begins work: an interrupt in it is raised at its end.
+    """Guard a block that starts a task: an interrupt in it is raised at its end.
 
-    The code looks at the `Interrupt` while it waits. Signals reach the main thread only; on others,
-    and where SIGINT is ignored, this does nothing.
+    The block checks the `Interrupt` while it waits. Signals reach the main thread only; on other
+    threads, and where SIGINT is ignored, this does nothing.
 
     Raises
     ------
@@ -66,18 +66,18 @@ def deferred() -> Generator[Interrupt, None, None]:
     on_main = threading.current_thread() is threading.main_thread()
     before: Any = signal.getsignal(signal.SIGINT) if on_main else None
 
-    def noted(number: int, frame: FrameType | None) -> None:
+    def on_sigint(number: int, frame: FrameType | None) -> None:
         interrupt.note()
         if interrupt._count >= MOST:
             raise KeyboardInterrupt
 
-    # Last of what comes before the guarded code, and first of what comes after it.
+    # Installed last before the guarded block, and removed first after it.
     if callable(before):
-        signal.signal(signal.SIGINT, noted)
+        signal.signal(signal.SIGINT, on_sigint)
     try:
         yield interrupt
     except asyncio.CancelledError:
-        # What ipykernel makes of an interrupt in a cell that awaits.
+        # ipykernel turns an interrupt of a cell that awaits into CancelledError.
         interrupt.note()
         raise KeyboardInterrupt from None
     except Exception:

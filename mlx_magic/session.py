@@ -1,4 +1,4 @@
-"""What cells, panel and code share in one kernel: models by name, requests on their way."""
+"""The session: the models and the running requests that cells, panels and code share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import generation_error, no_panics, preparing_error
 from mlx_magic.cancellation import Cancelled
@@ -39,14 +39,14 @@ from mlx_magic.models.catalog.resolve import describe_model, find
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.user_folders import absolute
 
-DRAW_AFTER = 0.08
-"""Seconds that the model gets before the thumbnails are made."""
+THUMBNAIL_DELAY = 0.08
+"""Seconds after the start of a request before its thumbnails are made."""
 
 NamedImage = tuple[str | None, Any]
 
 
 class Session:
-    """The engine, the pool and the names of models.
+    """The engine, the model pool and the model names of one kernel.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Session:
     clock : callable
         Seconds, monotonic.
     names : Names, optional
-        What models are called; nothing yet if left out.
+        Aliases and model folders; empty if left out.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Session:
     pool : ModelPool
     names : Names
     deadlines : Deadlines
-        Ends requests whose `timeout` is over.
+        Ends requests whose `timeout` has passed.
     """
 
     def __init__(
@@ -81,20 +81,20 @@ class Session:
         self._default_model: str | None = None
         self._clock = clock
         self.deadlines = Deadlines(clock)
-        self._watchers = ChangeListeners()
-        self._under_way = RunningTasks(self._watchers.tell)
+        self._listeners = ChangeListeners()
+        self._running = RunningTasks(self._listeners.tell)
         self._lock = threading.Lock()
-        pool.belongs_to(self.load, self._under_way.add)
-        pool.watch(self._watchers.tell)
+        pool.attach_session(self.load, self._running.add)
+        pool.watch(self._listeners.tell)
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """Alias to folder or repository id, as they are now; see `load`."""
+        """The current aliases, to folder or repository id; see `load`."""
         return self.names.aliases
 
     @property
     def default_model(self) -> str | None:
-        """Used where a request names no model; None is the bundled demo model."""
+        """The model of requests that name none; None is the bundled demo model."""
         return self._default_model
 
     @default_model.setter
@@ -102,39 +102,39 @@ class Session:
         changed = name != self._default_model
         self._default_model = name
         if changed:
-            self._watchers.tell()
+            self._listeners.tell()
 
     @property
     def running(self) -> list[Task[Any]]:
-        """Generations, loads and unloads that have no outcome yet."""
-        return self._under_way.works
+        """Generations, loads and unloads that have not ended."""
+        return self._running.tasks
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Be told when something begins, ends or changes; progress is not told.
+        """Call `callback` when something begins, ends or changes. Progress is not reported.
 
-        That is: a generation, a load or an unload, a model in the pool, its names, leases
-        and pin, the budget, the aliases and the default model. What ended has its outcome
-        by then, and is no longer in `running`.
+        Reported are generations, loads and unloads, the models in the pool with their names,
+        leases and pins, the budget, the aliases and the default model. A task that has ended
+        has its outcome by then, and is no longer in `running`.
 
         Parameters
         ----------
         callback : callable
-            Called on any thread, the inference thread among them: must be quick.
-            One that raises is logged, and called no more.
+            Called on any thread, including the inference thread: must be quick.
+            One that raises is logged, and not called again.
 
         Returns
         -------
         callable
-            Ends it.
+            Removes the callback.
         """
-        return self._watchers.add(callback)
+        return self._listeners.add(callback)
 
     @property
     def model_names(self) -> list[str]:
-        """Names that a person may use for a model without a download; looks at the disk."""
+        """Names of models that need no download; reads the disk."""
         loaded = [name for m in self.pool for name in m.names]
-        there = names_on_disk(self.names.folders)
-        return list(dict.fromkeys([DEMO, *self.aliases, *loaded, *there]))
+        on_disk = names_on_disk(self.names.folders)
+        return list(dict.fromkeys([DEMO, *self.aliases, *loaded, *on_disk]))
 
     def start(
         self,
@@ -144,30 +144,31 @@ class Session:
         max_pixels: int | None = None,
         sink: Sink | None = None,
         on_progress: OnProgress | None = None,
-        draw: bool = False,
+        thumbnails: bool = False,
     ) -> Generation:
         """Begin to answer a request; returns at once.
 
         Parameters
         ----------
         request : GenerationRequest
-            Its own `images` come before the others.
+            Its `images` come before those of the parameter `images`.
         images : sequence of (name, value)
-            Pictures to open: anything that `images.open_images` takes.
+            Images to open: anything that `images.open_images` accepts.
         max_pixels : int, optional
-            Larger pictures are scaled down to so many pixels.
+            Larger images are scaled down to this many pixels.
         sink : callable, optional
-            Takes each `GenerationChunk`, on the inference thread.
+            Called with each `GenerationChunk`, on the inference thread.
         on_progress : callable, optional
             See `Generation.observe`.
-        draw : bool
-            Whether thumbnails are made while it runs, for a view that shows them. On two cores
-            they take 3 % of a small model's speed; else whoever shows the result makes them.
+        thumbnails : bool
+            Whether thumbnails are made during the request, for a view that shows them. On two
+            cores they take 3 % of a small model's speed. Otherwise they are made when the
+            result is shown.
 
         Returns
         -------
         Generation
-            Its future holds the `VisionResult` or an `MlxMagicError`.
+            Its future gets the `VisionResult` or an `MlxMagicError`.
         """
         generation = Generation(request, clock=self._clock, sink=sink)
         if on_progress is not None:
@@ -175,7 +176,7 @@ class Session:
         values = list(images)
         self._begin(
             generation,
-            lambda: self._prepare(generation, values, max_pixels, draw=draw),
+            lambda: self._prepare(generation, values, max_pixels, thumbnails=thumbnails),
             request.model,
         )
         return generation
@@ -198,18 +199,18 @@ class Session:
         name : str
             Alias, folder or repository id.
         alias : str, optional
-            A short name to give it.
+            A short name for the model.
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
         adapter : str, optional
-            Folder of a LoRA adapter. With it the model is one of its own, called
+            Folder of a LoRA adapter. The model with the adapter is a separate model, called
             ``"model+adapter"`` if no alias is given.
         save : bool
-            Whether the alias goes into the person's file, too.
+            Whether the alias is also saved in the user's alias file.
         pin : bool
             Whether the model stays until it is unloaded by hand.
         hold : Lease, optional
-            Holds it as soon as it is there.
+            A lease that holds the model as soon as it is loaded.
         """
         if adapter is not None:
             adapter = str(absolute(adapter))
@@ -217,8 +218,8 @@ class Session:
                 alias = adapted_name(name, adapter)
                 if not is_alias(alias):
                     raise RequestError(
-                        f"The adapter {said(adapter)} gives the model no name that is an alias: "
-                        "give it one (alias, or --as).",
+                        f"The adapter {short_repr(adapter)} makes a name that cannot be an alias: "
+                        "choose one (alias, or --as).",
                         option="adapter",
                     )
         if alias is not None:
@@ -239,7 +240,7 @@ class Session:
                 self._alias(alias, str(found.path), tuned)
 
             if alias is not None:
-                # What was not loaded gets no name.
+                # The alias is set only if the load succeeds.
                 load.before_success = partial(named, alias)
             self.pool.submit_load(
                 load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
@@ -250,15 +251,15 @@ class Session:
 
     def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
         self.names.give(alias, AliasTarget(path, adapter))
-        self._watchers.tell()
+        self._listeners.tell()
 
     def check(self, name: str) -> str:
-        """Look whether a model can be used, without loading it.
+        """Check whether a model can be used, without loading it.
 
         Returns
         -------
         str
-            What it is, for a person.
+            Kind and architecture, for display.
 
         Raises
         ------
@@ -268,9 +269,9 @@ class Session:
         return describe_model(name, self.names)
 
     def on_disk(self) -> list[ModelOnDisk]:
-        """Look which models are on this machine's disk; see `models_on_disk`.
+        """List the models on this machine's disk; see `models_on_disk`.
 
-        Reads files: not for an event loop.
+        Reads files: do not call it on an event loop.
         """
         return models_on_disk(
             self.names.plain_aliases,
@@ -279,53 +280,56 @@ class Session:
         )
 
     def summary(self, name: str) -> ModelSummary:
-        """Say what a model is; see `model_summary.read`. Asks the Hub: not for an event loop."""
+        """Describe a model; see `model_summary.read`.
+
+        May query the Hub: do not call it on an event loop.
+        """
         return model_summary.read(name, self.names, float32=platform.wants_float32)
 
     def cancel(self) -> int:
-        """Cancel everything that is running or queued; return how much that was."""
-        return self._under_way.cancel()
+        """Cancel everything that is running or queued; return the number of tasks."""
+        return self._running.cancel()
 
     def device(self) -> list[tuple[str, str]]:
-        """Say what MLX runs on here: pairs of a word and its value, for a person."""
+        """Describe the device that MLX uses: pairs of a label and its value, for display."""
         return platform.facts()
 
     def close(self) -> None:
-        """Cancel what runs and end the threads."""
-        self._under_way.close()
+        """Cancel all tasks and end the threads."""
+        self._running.close()
         self.deadlines.close()
         self.pool.close()
         self.engine.close()
 
-    def _begin(self, work: Task[Any], prepare: Callable[[], None], name: str = "It") -> None:
-        """Prepare a piece of work on a thread of its own.
+    def _begin(self, task: Task[Any], prepare: Callable[[], None], name: str = "It") -> None:
+        """Prepare a task on its own thread.
 
-        Opening pictures, fetching and downloading must hold up neither the
-        kernel's loop nor the inference thread nor each other, nor the exit of
-        the process: a pool's threads would.
+        Opening images, fetching and downloading must not block the kernel's event loop, the
+        inference thread or each other. The thread is a daemon: those of a thread pool would
+        delay the exit of the process.
         """
 
         def run() -> None:
             try:
-                work.token.checkpoint()
+                task.token.checkpoint()
                 prepare()
             except Cancelled:
-                work.stopped()
+                task.stopped()
             except (MlxMagicError, MemoryError) as error:
-                work.fail(error)
+                task.fail(error)
             except Exception as error:
                 failure = preparing_error(name, error)
                 failure.__cause__ = error
-                work.fail(failure)
+                task.fail(failure)
             except BaseException as error:
-                work.fail(error)
+                task.fail(error)
 
-        self._under_way.add(work)
-        self.deadlines.add(work)
+        self._running.add(task)
+        self.deadlines.add(task)
         try:
             threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
         except RuntimeError as error:
-            work.fail(EngineError(f"No thread could be started ({error}): end some processes."))
+            task.fail(EngineError(f"No thread could be started ({error}): end some processes."))
 
     def _prepare(
         self,
@@ -333,7 +337,7 @@ class Session:
         values: list[NamedImage],
         max_pixels: int | None,
         *,
-        draw: bool,
+        thumbnails: bool,
     ) -> None:
         request = generation.request
         found = self._find(request.model, generation)
@@ -345,20 +349,23 @@ class Session:
             *opening.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
         ]
         generation.prepared(replace(request, images=tuple(opened)))
-        # Nothing here holds what is ready: it ends with the steps.
+        # Only the steps hold the prefetched inputs, so that these are freed with them.
         steps = self._steps(
             generation, found, self.pool.ready(found, generation.request, generation.token)
         )
-        generation.on_cancel = partial(self.engine.hurry, steps)
+        generation.on_cancel = partial(self.engine.prioritize, steps)
         self.engine.submit(steps, generation.fail)
-        # Thumbnails would take a core from the model's first milliseconds (4 % of a
-        # small model's time to the first token, measured).
-        if draw:
-            generation.token.wait(DRAW_AFTER)
-            generation.draw()
+        # Made later: at the start they would take a core from the model (4 % of a small
+        # model's time to the first token, measured).
+        if thumbnails:
+            generation.token.wait(THUMBNAIL_DELAY)
+            generation.make_thumbnails()
 
     def _steps(self, generation: Generation, found: Checkpoint, ready: object = None) -> Steps:
-        """Load if needed, then answer; in slices on the inference thread. Holds what is `ready`."""
+        """Load the model if needed, then answer, in steps on the inference thread.
+
+        `ready` is not used: the generator keeps the prefetched inputs alive.
+        """
         request = generation.request
         try:
             generation.enter("loading")

@@ -1,6 +1,6 @@
-"""Public fakes for tests: a backend that follows a script, a recording sink, a manual clock.
+"""Public fakes for tests: a scripted backend, a recording sink, a manual clock.
 
-With them a notebook tool can be tested without weights and without sleeping::
+They allow testing a notebook tool without weights and without sleeping::
 
     session = scripted_session("Hello there.")
     session.start(GenerationRequest(prompt="Hi", model=folder)).future.result()
@@ -17,7 +17,7 @@ from mlx_magic.backends.base import LoadProgress, MakesReady, Report
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.engine import WAIT, Engine, Said, Steps
+from mlx_magic.engine.engine import WAIT, Engine, Steps, StepSignal
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.task import Clock
@@ -28,13 +28,13 @@ from mlx_magic.session import Session
 
 HoldPhase = Literal["loading", "vision", "prefill", "decode"]
 
-# How often a held phase looks at its cancel token: pace, not synchronisation.
-# A held answer must not come to the end of what a page shows while a slow machine reloads it.
+# Seconds between two checks of the cancel token in a held decode: a pace, not synchronization.
+# A held answer must not reach the display limit of a page while a slow machine reloads it.
 _PACE = 0.02
 
 
 class ManualClock:
-    """A clock that stands still until it is told otherwise.
+    """A clock that changes only by `advance`.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class ManualClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Add `seconds` to the time."""
         self.now += seconds
 
 
@@ -76,32 +76,32 @@ class RecordingSink:
 
 
 class ScriptedBackend:
-    """A backend whose models say what they are told to. Loads any checkpoint.
+    """A backend whose models answer with a given text. Loads any checkpoint.
 
     Parameters
     ----------
     pieces : str or iterable of str
-        The answer; a str is cut after each blank.
+        The answer; a str is split after each space.
     hold : {"loading", "vision", "prefill", "decode"}, optional
         Stay in this phase until cancelled or released; "decode" repeats the
-        answer's pieces meanwhile.
+        answer's pieces until then.
     error : BaseException, optional
-        Raised in place of the first piece. A ``SystemExit`` ends the inference thread.
+        Raised instead of the first piece. A ``SystemExit`` ends the inference thread.
 
     Attributes
     ----------
     library : str
-        What it is called in messages.
+        Name of the library in messages.
     requests : list of GenerationRequest
-        What was asked, in order.
+        The requests, in order.
     loads, closed : int
-        How often a model was loaded, and closed.
+        Number of loaded and of closed models.
     active : int
-        Bytes of its models that are in memory.
+        Bytes of the models in memory.
     total : int
-        Bytes that its device lets models use; 0 is unknown.
+        Bytes that the device lets models use; 0 is unknown.
     threads : set of str
-        Names of the threads that did work.
+        Names of the threads that called the backend.
     ahead : callable or None
         See `LoadedModel.ahead`.
     """
@@ -131,11 +131,11 @@ class ScriptedBackend:
         return checkpoint.weight_bytes
 
     def memory(self) -> platform.Memory:
-        """Return the counters of its device: what its models take."""
+        """Return the memory counters of the fake device."""
         return platform.Memory(self.active, 0, self.total)
 
     def release(self) -> None:
-        """Let a held phase go on."""
+        """End the held phase."""
         self._released.set()
 
     def load(
@@ -145,8 +145,8 @@ class ScriptedBackend:
         trust_remote_code: bool,
         cancel: CancelToken,
         progress: LoadProgress,
-    ) -> Generator[Said | None, None, ScriptedModel]:
-        """Load in two slices. See `Backend.load`."""
+    ) -> Generator[StepSignal | None, None, ScriptedModel]:
+        """Load in two steps. See `Backend.load`."""
         self.threads.add(threading.current_thread().name)
         progress(0, checkpoint.weight_bytes, "loading weights")
         yield None
@@ -159,7 +159,7 @@ class ScriptedBackend:
         return ScriptedModel(self, checkpoint.weight_bytes)
 
     def held(self, cancel: CancelToken) -> Steps:
-        """Wait for `release`, looking at the token all the while."""
+        """Wait for `release`; the token is checked in each round."""
         while not self._released.is_set():
             cancel.checkpoint()
             yield WAIT
@@ -180,54 +180,54 @@ class ScriptedModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights, as the checkpoint says."""
+        """Bytes of the weights, from the checkpoint."""
         return self._nbytes
 
     @property
     def together(self) -> Verdict:
-        """All its requests at once."""
+        """All requests can be batched."""
         return Verdict(True, True)
 
     @property
     def reuse(self) -> Reuse:
-        """Nothing: text is not kept."""
+        """Zero counters: nothing is cached."""
         return Reuse()
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
-    ) -> Generator[Said | None, None, None]:
-        """Do nothing: a script is as quick the first time."""
+    ) -> Generator[StepSignal | None, None, None]:
+        """Do nothing: a script compiles no kernels."""
         yield from ()
 
     @property
     def ahead(self) -> MakesReady | None:
-        """What tests put there, or nothing."""
+        """The backend's `ahead`, which tests may set."""
         return self._backend.ahead
 
     def forget(self) -> int:
-        """Let go of nothing."""
+        """Return 0: nothing is cached."""
         return 0
 
     def close(self) -> None:
-        """Count that the model was closed."""
+        """Count the close, and subtract the bytes of the weights."""
         self._backend.closed += 1
         self._backend.active -= self._nbytes
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
-    ) -> Generator[Said | None, None, FinishReason]:
+    ) -> Generator[StepSignal | None, None, FinishReason]:
         """Follow the script. See `LoadedModel.generate`."""
         script = self._backend
         script.threads.add(threading.current_thread().name)
         script.requests.append(request)
         turns = request.history
-        asked = [request.prompt, *(t for turn in turns for t in (turn.prompt, turn.answer))]
-        read = sum(len(text.split()) for text in asked)
-        pictures = len(request.images) + sum(len(turn.images) for turn in turns)
-        if pictures:
+        texts = [request.prompt, *(t for turn in turns for t in (turn.prompt, turn.answer))]
+        prompt_tokens = sum(len(text.split()) for text in texts)
+        images = len(request.images) + sum(len(turn.images) for turn in turns)
+        if images:
             report(GenerationChunk("vision"))
             yield from self._pause("vision", cancel)
-        report(GenerationChunk("prefill", prompt_tokens=read))
+        report(GenerationChunk("prefill", prompt_tokens=prompt_tokens))
         yield from self._pause("prefill", cancel)
         if script.error is not None:
             raise script.error
@@ -236,9 +236,9 @@ class ScriptedModel:
                 GenerationChunk(
                     "decode",
                     text=piece,
-                    prompt_read=read,
-                    prompt_tokens=read,
-                    image_tokens=16 * pictures,
+                    prompt_read=prompt_tokens,
+                    prompt_tokens=prompt_tokens,
+                    image_tokens=16 * images,
                     completion_tokens=count,
                 )
             )
@@ -250,7 +250,9 @@ class ScriptedModel:
             yield None
         return "stop"
 
-    def _pause(self, phase: HoldPhase, cancel: CancelToken) -> Generator[Said | None, None, None]:
+    def _pause(
+        self, phase: HoldPhase, cancel: CancelToken
+    ) -> Generator[StepSignal | None, None, None]:
         cancel.checkpoint()
         yield None
         if self._backend.hold == phase:
@@ -279,7 +281,7 @@ def scripted_session(
     backend : ScriptedBackend, optional
         Use this one instead.
     threaded : bool
-        False leaves the engine's thread out: call ``session.engine.step()``.
+        False starts no engine thread: call ``session.engine.step()``.
     clock : callable
         Seconds, monotonic; a `ManualClock` for deadlines.
     """
@@ -292,7 +294,7 @@ def scripted_session(
 def use_scripted(
     pieces: str | Iterable[str] = "An answer.", *, hold: HoldPhase | None = None
 ) -> ScriptedBackend:
-    """Make this process's session a scripted one; for kernels under test.
+    """Replace this process's session by a scripted one, for kernels under test.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""A person's own folders, where there are any: ``~``, and those for settings and caches."""
+"""The user's folders: home, settings and caches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ CACHE = "MLX_MAGIC_CACHE"
 
 
 def expanded(text: str | os.PathLike[str]) -> Path:
-    """Expand ``~``; without a home, or of somebody unknown, it stays as it is written.
+    """Expand ``~``; unchanged without a home folder, or for the ``~name`` of an unknown user.
 
-    `Path.expanduser` raises RuntimeError there, and ValueError for a zero byte.
+    `Path.expanduser` raises RuntimeError in these cases, and ValueError for a zero byte.
     """
     try:
         return Path(os.path.expanduser(text))  # noqa: PTH111
@@ -22,7 +22,7 @@ def expanded(text: str | os.PathLike[str]) -> Path:
 
 
 def absolute(text: str | os.PathLike[str]) -> Path:
-    """Expand ``~``, and make a path absolute where there is a working directory."""
+    """Expand ``~``, and make the path absolute if there is a working directory."""
     path = expanded(text)
     try:
         return path.absolute()
@@ -31,7 +31,7 @@ def absolute(text: str | os.PathLike[str]) -> Path:
 
 
 def cwd() -> Path:
-    """Return the working directory; ``.`` if it was deleted, in which nothing is found."""
+    """Return the working directory; ``.`` if it was deleted (then no file is found in it)."""
     try:
         return Path.cwd()
     except OSError:
@@ -39,15 +39,15 @@ def cwd() -> Path:
 
 
 def config() -> Path | None:
-    """Return the folder of settings: $MLX_MAGIC_CONFIG, else ~/.config/mlx-magic (XDG).
+    """Return the settings folder: $MLX_MAGIC_CONFIG, else ~/.config/mlx-magic (XDG).
 
-    None without a home: nothing is written to wherever the kernel happens to run.
+    None without a home folder; otherwise settings would be written to the working directory.
     """
     return _folder(CONFIG, os.environ.get("XDG_CONFIG_HOME") or "~/.config")
 
 
 def cache() -> Path | None:
-    """Return the folder of caches: $MLX_MAGIC_CACHE, else the system's; None without a home."""
+    """Return the cache folder: $MLX_MAGIC_CACHE, else the system's; None without a home."""
     system = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
     return _folder(CACHE, os.environ.get("XDG_CACHE_HOME") or system)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from mlx_magic.backends.cache_stats import Reuse
     from mlx_magic.cancellation import CancelToken
-    from mlx_magic.engine.engine import Said
+    from mlx_magic.engine.engine import StepSignal
     from mlx_magic.engine.request import GenerationRequest
     from mlx_magic.engine.result import FinishReason, GenerationChunk
     from mlx_magic.models.checkpoints.batch_support import Verdict
@@ -28,7 +28,7 @@ class LoadedModel(Protocol):
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
-    ) -> Generator[Said | None, None, None]:
+    ) -> Generator[StepSignal | None, None, None]:
         """Warm up after the load, so that the first request is as quick as the next.
 
         Parameters
@@ -58,7 +58,7 @@ class LoadedModel(Protocol):
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
-    ) -> Generator[Said | None, None, FinishReason]:
+    ) -> Generator[StepSignal | None, None, FinishReason]:
         """Answer one request; one decode step per slice.
 
         Parameters
@@ -115,7 +115,7 @@ class Backend(Protocol):
         trust_remote_code: bool,
         cancel: CancelToken,
         progress: LoadProgress,
-    ) -> Generator[Said | None, None, LoadedModel]:
+    ) -> Generator[StepSignal | None, None, LoadedModel]:
         """Load a checkpoint in slices; on the inference thread.
 
         Parameters

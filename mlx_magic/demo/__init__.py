@@ -8,5 +8,5 @@ __all__ = ["folder"]
 
 
 def folder() -> Path:
-    """Return the folder of the bundled model, which ``mlx_vlm.load`` takes."""
+    """Return the folder of the bundled model, in the format of ``mlx_vlm.load``."""
     return Path(__file__).parent / "model"

@@ -1,1 +1,1 @@
-"""Requests, results, and the scheduler of the one MLX thread; knows no MLX."""
+"""Requests, results, and the scheduler of the one MLX thread. Does not import MLX."""

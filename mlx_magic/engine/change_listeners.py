@@ -1,4 +1,4 @@
-"""Telling whoever looks that something began, ended or changed: not what, only that."""
+"""Callbacks without arguments that are called after every change."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Callback = Callable[[], None]
 
 
 class ChangeListeners:
-    """Callbacks that are told of every change.
+    """Callbacks for changes.
 
-    The one who changes calls `tell` when its own locks are free again: a callback
-    may look at anything, and on any thread.
+    `tell` must be called without holding a lock: a callback may access any object, on any
+    thread.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Replaced, never changed: telling takes no lock.
-        self._watching: dict[object, Callback] = {}
+        # Replaced, never mutated: `tell` takes no lock.
+        self._callbacks: dict[object, Callback] = {}
 
     def add(self, callback: Callback) -> Callable[[], None]:
         """Call `callback` at every change from now on.
@@ -29,31 +29,31 @@ class ChangeListeners:
         Parameters
         ----------
         callback : callable
-            Must be quick. One that raises is logged, and called no more.
+            Must be quick. One that raises is logged, and not called again.
 
         Returns
         -------
         callable
-            Ends it; more than once does no harm. A call that another thread has
-            begun may still be under way then.
+            Removes the callback; may be called more than once. A call that another thread has
+            begun may still be running afterwards.
         """
         key = object()
         with self._lock:
-            self._watching = {**self._watching, key: callback}
+            self._callbacks = {**self._callbacks, key: callback}
         return lambda: self._remove(key)
 
     def tell(self) -> None:
-        """Call every callback; from any thread, under no lock."""
-        for key, callback in self._watching.items():
-            # One that an earlier callback has just removed is not called.
-            if key not in self._watching:
+        """Call every callback; called from any thread, under no lock."""
+        for key, callback in self._callbacks.items():
+            # Skip a callback that an earlier one has just removed.
+            if key not in self._callbacks:
                 continue
             try:
                 callback()
             except Exception:
-                _log.exception("A watcher failed and is told nothing more.")
+                _log.exception("A listener failed and is not called again.")
                 self._remove(key)
 
     def _remove(self, key: object) -> None:
         with self._lock:
-            self._watching = {k: v for k, v in self._watching.items() if k is not key}
+            self._callbacks = {k: v for k, v in self._callbacks.items() if k is not key}

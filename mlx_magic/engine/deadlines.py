@@ -1,4 +1,4 @@
-"""One thread that ends work whose time is up, wherever it is."""
+"""A thread that cancels tasks whose deadline has passed."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ _log = logging.getLogger(__name__)
 
 
 class Deadlines:
-    """Ends work in time that nobody looks at: in a queue, in a download, on the disk.
+    """Cancels tasks that wait (in a queue, for a download, for the disk) at their deadline.
 
-    A `CancelToken` knows its own deadline, and whoever works looks at it. This thread
-    is for what waits. There is none before the first deadline.
+    A working thread checks the deadline of its `CancelToken` itself; this thread is for tasks
+    that wait. It starts with the first deadline.
 
     Parameters
     ----------
     clock : callable
-        Seconds, monotonic; the one of the work.
+        Seconds, monotonic; the clock of the tasks.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._works: set[Task[Any]] = set()
+        self._tasks: set[Task[Any]] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def add(self, work: Task[Any]) -> None:
-        """Look after a piece of work; one without a deadline needs no looking after."""
-        if work.deadline is None:
+    def add(self, task: Task[Any]) -> None:
+        """Add a task. A task without a deadline is ignored."""
+        if task.deadline is None:
             return
         with self._changed:
-            self._works.add(work)
+            self._tasks.add(task)
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(
                     target=self._run, name="mlx-magic-deadlines", daemon=True
                 )
                 self._thread.start()
             self._changed.notify()
-        work.future.add_done_callback(lambda _: self._drop(work))
+        task.future.add_done_callback(lambda _: self._drop(task))
 
     def look(self) -> None:
-        """End what is overdue now."""
+        """Cancel all tasks whose deadline has passed."""
         with self._changed:
-            works = [work for work in self._works if work.token.requested]
-            self._works.difference_update(works)
-        for work in works:
+            tasks = [task for task in self._tasks if task.token.requested]
+            self._tasks.difference_update(tasks)
+        for task in tasks:
             try:
-                work.expire()
+                task.expire()
             except BaseException:
-                # Foreign code listens to its end; the others' time is up, too.
-                _log.exception("A request whose time was up could not be ended.")
+                # A foreign callback failed. The other tasks must still be cancelled.
+                _log.exception("A request whose timeout has passed could not be ended.")
 
     def close(self) -> None:
         """End the thread."""
@@ -62,9 +62,9 @@ class Deadlines:
             self._closed = True
             self._changed.notify()
 
-    def _drop(self, work: Task[Any]) -> None:
+    def _drop(self, task: Task[Any]) -> None:
         with self._changed:
-            self._works.discard(work)
+            self._tasks.discard(task)
 
     def _run(self) -> None:
         while True:
@@ -76,6 +76,6 @@ class Deadlines:
             self.look()
 
     def _pause(self) -> float | None:
-        """Seconds until something is due; None is never. Under the lock."""
-        due = [work.deadline for work in self._works if work.deadline is not None]
+        """Return the seconds until the next deadline, or None; called under the lock."""
+        due = [task.deadline for task in self._tasks if task.deadline is not None]
         return min(max(min(due) - self._clock(), 0.0), threading.TIMEOUT_MAX) if due else None

@@ -1,4 +1,4 @@
-"""How fast bytes arrive, over the last seconds, and how long the rest will take."""
+"""The recent rate of a download, and the estimated time left."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 from collections import deque
 
 WINDOW = 10.0
-"""Seconds that count."""
+"""Length of the sliding window, in seconds."""
 
 FEWEST = 4
-"""Reports that count however old they are: on a slow line few come within the window."""
+"""Minimum number of reports that are kept: a slow connection has few within the window."""
 
 SHORTEST = 0.5
-"""Seconds before there is a speed: one that is measured over less jumps about."""
+"""Minimum time span of a rate, in seconds: over a shorter one it fluctuates."""
 
 
-class Speed:
-    """A speed over a sliding window; the caller sees to it that one thread uses it at a time.
+class DownloadRate:
+    """Bytes per second over a sliding window. Not thread-safe: the caller holds a lock.
 
-    Seconds are those of the caller's clock.
+    Times are seconds of the caller's clock.
     """
 
     def __init__(self) -> None:
@@ -26,26 +26,26 @@ class Speed:
         self._total = 0
 
     def report(self, now: float, done: int, total: int) -> None:
-        """Take in where it stands.
+        """Record the progress.
 
         Parameters
         ----------
         now : float
             Seconds.
         done, total : int
-            Bytes. Another total, or fewer bytes than before, begins the measurement anew: what
-            was there already did not arrive.
+            Bytes. A different total, or fewer bytes than before, restarts the measurement, since
+            `done` then includes bytes that were on the disk before.
         """
         if total != self._total or (self._reports and done < self._reports[-1][1]):
             self._reports.clear()
         self._total = total
         self._reports.append((now, done))
-        # The one before the window's first belongs to it: it says where the window began.
+        # The last report before the window is kept: it is the start of the measurement.
         while len(self._reports) > FEWEST and self._reports[1][0] <= now - WINDOW:
             self._reports.popleft()
 
     def rate(self, now: float) -> float:
-        """Return bytes per second up to now, so that it falls while nothing comes; 0 is unknown."""
+        """Return bytes per second up to `now`, which falls while none arrive; 0 is unknown."""
         if not self._reports:
             return 0.0
         (since, first), (_, last) = self._reports[0], self._reports[-1]
@@ -53,7 +53,7 @@ class Speed:
 
 
 def seconds_left(done: int, total: int, rate: float) -> float | None:
-    """Return how long the rest will take at this speed; None where nobody can say.
+    """Return the seconds that the rest takes at this rate; None if unknown.
 
     Parameters
     ----------
@@ -66,12 +66,12 @@ def seconds_left(done: int, total: int, rate: float) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time for a person: ``40 s``, ``3 min``, ``2 h 10 min``.
+    """Return a duration as text: ``40 s``, ``3 min``, ``2 h 10 min``.
 
-    Rounded up to what a person can use, so that it never says that nothing is left.
+    It is rounded up, so that it is never zero.
     """
     if seconds < 60:
-        # By tens while there are several: each second another number would flicker.
+        # In steps of ten seconds above ten: a number that changes every second flickers.
         return f"{max(math.ceil(seconds), 1) if seconds <= 10 else 10 * math.ceil(seconds / 10)} s"
     minutes = math.ceil(seconds / 60)
     if minutes < 60:

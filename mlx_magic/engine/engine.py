@@ -1,4 +1,4 @@
-"""The one thread that MLX belongs to: it goes round the work, a slice of each in turn."""
+"""Round-robin scheduler of generators on the one MLX thread."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ T = TypeVar("T")
 OnError = Callable[[BaseException], None]
 
 
-class Said(Enum):
-    """What a piece of work may say as it yields."""
+class StepSignal(Enum):
+    """A value that a job may yield."""
 
     WAIT = "wait"
-    """That it has nothing to do in this round."""
+    """The job has nothing to do in this round."""
 
 
-WAIT = Said.WAIT
-Steps = Generator[Said | None, None, None]
+WAIT = StepSignal.WAIT
+Steps = Generator[StepSignal | None, None, None]
 
 PAUSE = 0.005
-"""Seconds that the thread sleeps after a round in which nobody had anything to do."""
+"""Seconds that the thread sleeps after a round in which every job yielded `WAIT`."""
 
 FORKED = (
-    "This process was forked from one with an inference thread, which stayed there: "
+    "This process was forked from one with an inference thread, which a fork does not copy: "
     "start it with 'spawn'."
 )
 IDLE = 2.0
-"""Seconds without work after which the thread tidies up."""
+"""Seconds without jobs after which `tidy` is called."""
 
 BUSY = 30.0
-"""Seconds of work after which it does so in between."""
+"""Seconds between two calls of `tidy` while there are jobs."""
 
 _CLOSING = "The kernel is shutting down: this request was dropped."
 _DIED = (
-    "The inference thread died{}: all that ran on it ended, and its models are gone. "
-    "Ask again: a new one loads them anew."
+    "The inference thread died{}: its requests ended, and its models are unloaded. "
+    "Ask again: a new thread reloads them."
 )
 
 
@@ -61,30 +61,29 @@ class _Job:
 
 
 class Engine:
-    """Runs work in slices, going round it, on one thread of its own.
+    """Runs jobs round-robin on one thread.
 
-    MLX's streams are thread-local and a lazy array fails on another thread:
-    everything that loads, evaluates or frees arrays goes through here. A piece
-    of work is a generator. After every ``yield`` all the others get a slice
-    before it gets its next: nobody waits for the end of another's load or answer,
-    only for its slice. One that yields `WAIT` had nothing to do; a round of
-    nothing else lets the thread sleep for `PAUSE`, or until there is new work.
+    MLX's streams are thread-local, and a lazy array fails on another thread: everything that
+    loads, evaluates or frees arrays runs here. A job is a generator; a slice is the code up to
+    its next ``yield``. After each slice all other jobs get one, so that no job waits for the end
+    of another's load or answer. A job that yields `WAIT` had nothing to do; after a round in
+    which all did, the thread sleeps for `PAUSE`, or until there is a new job.
 
-    An ``Exception`` ends its own piece of work. Anything worse (``SystemExit`` from
-    foreign code, say) ends the thread: all work on it fails with an `EngineError`,
-    and the next work gets a fresh thread. See `when_lost`.
+    An ``Exception`` ends its own job. Any other exception (such as ``SystemExit`` from foreign
+    code) ends the thread: all its jobs fail with an `EngineError`, and the next job starts a new
+    thread. See `when_lost`.
 
     Parameters
     ----------
     threaded : bool
-        False leaves the thread out: tests call `step` by hand.
+        False starts no thread: tests call `step`.
     at_end : callable, optional
         Called on a thread before it ends.
     settle : callable, optional
-        Called on the thread before it rests: waits for what MLX does in the background.
+        Called on the thread before it pauses: waits for MLX's background work.
     tidy : callable, optional
-        Called on the thread `IDLE` seconds after it has done some work, and each `BUSY` seconds
-        while it works.
+        Called on the thread after `IDLE` seconds without jobs, and every `BUSY` seconds while
+        there are jobs.
     clock : callable
         Seconds, monotonic.
     """
@@ -107,7 +106,7 @@ class Engine:
         self._untidy = False
         self._rests = 0
         self._resting = False
-        self._soon: deque[tuple[Callable[[], None], OnError]] = deque()
+        self._urgent_calls: deque[tuple[Callable[[], None], OnError]] = deque()
         self._jobs: deque[_Job] = deque()
         self._idle = 0
         self._changed = threading.Condition()
@@ -115,30 +114,30 @@ class Engine:
         self._process = os.getpid()
         self._closed = False
         self._when_lost: list[Callable[[], None]] = []
-        self._out_of_reach: list[_Job] = []
+        self._unreachable_jobs: list[_Job] = []
 
     @property
     def threaded(self) -> bool:
-        """Whether it has a thread; else tests step it."""
+        """Whether the engine has a thread; otherwise tests call `step`."""
         return self._threaded
 
     def when_lost(self, callback: Callable[[], None]) -> None:
-        """Say what is called when the thread has died, before anybody learns of it.
+        """Add a callback for the death of the thread, called before any job is failed.
 
-        Arrays of the dead thread cannot be used on the next one: `callback` is to
-        forget them. It must be quick, and may be called on any thread.
+        Arrays of a dead thread cannot be used on the next one: `callback` must drop them. It
+        must be quick, and may be called on any thread.
         """
         self._when_lost.append(callback)
 
     def submit(self, steps: Steps, on_error: OnError) -> None:
-        """Add a piece of work to the round.
+        """Add a job to the round.
 
         Parameters
         ----------
         steps : generator
-            The work; runs on the engine's thread.
+            The job; runs on the engine's thread.
         on_error : callable
-            Called there with whatever `steps` raises, or with an `EngineError`.
+            Called on that thread with the exception of `steps`, or with an `EngineError`.
 
         Raises
         ------
@@ -146,18 +145,18 @@ class Engine:
             When the engine is closed.
         """
         with self._changed:
-            self._make_ready()
+            self._ensure_thread()
             self._jobs.append(_Job(steps, on_error))
             self._idle = 0
             self._changed.notify()
 
-    def hurry(self, steps: Steps) -> None:
-        """Give a piece of work the next slice; safe from any thread.
+    def prioritize(self, steps: Steps) -> None:
+        """Give a job the next slice; safe from any thread.
 
-        For one that is to stop: that must not wait for a round of all the others.
+        For a job that was cancelled: it need not wait for a round of all others.
         """
         with self._changed:
-            # The head may be running, and stays where it is.
+            # The first job may be running, and keeps its place.
             at = next((at for at, job in enumerate(self._jobs) if job.steps is steps), 0)
             if at > 1:
                 job = self._jobs[at]
@@ -173,12 +172,12 @@ class Engine:
         ----------
         function : callable
         soon : bool
-            After the slice that is running, not in its turn.
+            Whether it runs after the current slice, before all jobs.
 
         Returns
         -------
         concurrent.futures.Future
-            Its value or its error.
+            Gets the function's value or exception.
         """
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
@@ -197,26 +196,26 @@ class Engine:
             self.submit(steps(), future.set_exception)
             return future
         with self._changed:
-            self._make_ready()
-            self._soon.append((run, future.set_exception))
+            self._ensure_thread()
+            self._urgent_calls.append((run, future.set_exception))
             self._changed.notify()
         return future
 
     def rest(self, seconds: float) -> bool:
-        """Let the thread come to rest between two slices, until `go_on`; on any thread.
+        """Pause the thread between two slices, until `go_on`; callable from any thread.
 
-        Nothing runs in MLX's background then, and the engine's lock is held by the caller: a
-        process that is forked now finds both as they should be.
+        While it is paused, MLX does no background work and the caller holds the engine's lock,
+        so that the process can be forked.
 
         Parameters
         ----------
         seconds : float
-            To wait at most.
+            Longest wait.
 
         Returns
         -------
         bool
-            Whether it rests.
+            Whether the thread is paused.
         """
         self._changed.acquire()
         self._rests += 1
@@ -227,50 +226,49 @@ class Engine:
         return self._changed.wait_for(lambda: self._resting or self._thread is None, seconds)
 
     def go_on(self) -> None:
-        """Let the thread work again, on the thread that called `rest`."""
+        """Resume the thread; called on the thread that called `rest`."""
         self._rests -= 1
         self._changed.notify_all()
         self._changed.release()
 
     def step(self) -> bool:
-        """Do one slice: of the piece of work whose turn it is.
+        """Run one slice of the next job.
 
         Returns
         -------
         bool
-            Whether there was any work.
+            Whether there was a job.
         """
-        if self._soon:
-            self._soon.popleft()[0]()
+        if self._urgent_calls:
+            self._urgent_calls.popleft()[0]()
             return True
         if not self._jobs:
             return False
-        # It stays at the head meanwhile: whatever happens, it is not lost.
+        # The job stays in the queue during its slice, so that `_end_all` finds it.
         job = self._jobs[0]
         waits, ended = False, True
         try:
-            said: object = next(job.steps)
-            waits, ended = said is WAIT, False
+            signal: object = next(job.steps)
+            waits, ended = signal is WAIT, False
         except StopIteration:
             pass
         except Exception as error:
-            _tell(job.on_error, error)
+            _report_error(job.on_error, error)
         with self._changed:
             if self._jobs and self._jobs[0] is job:
                 self._jobs.popleft()
                 if not ended:
-                    # To the end of the round: everybody's next slice comes before its own.
                     self._jobs.append(job)
             self._idle = self._idle + 1 if waits else 0
         return True
 
     def close(self, timeout: float = 5.0) -> None:
-        """Take no more work, let go of what there is, and end the thread.
+        """Refuse new jobs, drop the present ones, and end the thread.
 
         Parameters
         ----------
         timeout : float
-            Seconds to wait for the slice that is running.
+            Seconds to wait for the running slice.
         """
         with self._changed:
             self._closed = True
@@ -281,8 +279,8 @@ class Engine:
         elif thread is not threading.current_thread():
             thread.join(timeout)
 
-    def _make_ready(self) -> None:
-        """Start the thread if need be; under the lock."""
+    def _ensure_thread(self) -> None:
+        """Start the thread if there is none; called under the lock."""
         if self._closed:
             raise EngineError("The inference thread is closed: restart the kernel.")
         if self._process != os.getpid():
@@ -298,7 +296,7 @@ class Engine:
         thread.start()
         guard.start()
         self._thread = thread
-        # A daemon thread inside MLX while the interpreter goes down can crash it.
+        # A daemon thread inside MLX can crash the interpreter at shutdown.
         atexit.unregister(self.close)
         atexit.register(self.close)
         forks.guard(self)
@@ -308,46 +306,46 @@ class Engine:
             self._serve()
             message = _CLOSING
         except BaseException as error:
-            # Its frames would hold arrays: only its words are kept.
+            # The traceback's frames hold arrays: only the text is kept.
             message = _DIED.format(f" ({type(error).__name__}: {one_line(error)})")
-            self._forget(message)
+            self._call_lost_callbacks(message)
         self._end_all(message)
         self._at_end()
 
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._wanted:
+                while not self._has_work:
                     if not self._changed.wait(IDLE if self._untidy else None):
                         break
-                wanted = self._wanted
+                has_work = self._has_work
                 if self._rests:
-                    self._rest()
+                    self._rest_until_released()
                     continue
-                if self._closed and not self._soon:
+                if self._closed and not self._urgent_calls:
                     return
-                if wanted and self._idle >= len(self._jobs) and not self._soon:
+                if has_work and self._idle >= len(self._jobs) and not self._urgent_calls:
                     self._idle = 0
                     self._changed.wait(PAUSE)
                     continue
-            if wanted:
+            if has_work:
                 self.step()
                 self._untidy = True
-            if not wanted or self._clock() - self._tidied > BUSY:
+            if not has_work or self._clock() - self._tidied > BUSY:
                 self._tidy_up()
 
     @property
-    def _wanted(self) -> bool:
-        """Whether the thread has something to do; under the lock."""
-        return bool(self._jobs or self._soon or self._closed or self._rests)
+    def _has_work(self) -> bool:
+        """Whether the thread has something to do; called under the lock."""
+        return bool(self._jobs or self._urgent_calls or self._closed or self._rests)
 
     def _tidy_up(self) -> None:
         self._untidy = False
         self._tidy()
         self._tidied = self._clock()
 
-    def _rest(self) -> None:
-        """Rest for as long as somebody wants it; under the lock."""
+    def _rest_until_released(self) -> None:
+        """Pause until all calls of `rest` are released; called under the lock."""
         self._settle()
         self._resting = True
         self._changed.notify_all()
@@ -355,52 +353,52 @@ class Engine:
         self._resting = False
 
     def _guard(self, thread: threading.Thread) -> None:
-        """Wait until the thread ends, for the case that it cannot say so itself."""
+        """Wait for the end of the thread, in case it dies without running its handlers."""
         thread.join()
         with self._changed:
             if self._thread is not thread:
                 return
         message = _DIED.format("")
-        self._forget(message)
-        self._end_all(message, within_reach=False)
+        self._call_lost_callbacks(message)
+        self._end_all(message, on_thread=False)
 
-    def _forget(self, message: str) -> None:
+    def _call_lost_callbacks(self, message: str) -> None:
         _log.warning(message)
         for callback in self._when_lost:
             try:
                 callback()
             except BaseException:
-                _log.exception("What the thread held could not be forgotten.")
+                _log.exception("A callback for the death of the inference thread failed.")
 
-    def _end_all(self, message: str, *, within_reach: bool = True) -> None:
-        """Let go of all work and say why; from here on new work gets a fresh thread."""
+    def _end_all(self, message: str, *, on_thread: bool = True) -> None:
+        """Fail all jobs with `message`; the next job starts a new thread."""
         with self._changed:
-            jobs, calls = list(self._jobs), list(self._soon)
+            jobs, calls = list(self._jobs), list(self._urgent_calls)
             self._jobs.clear()
-            self._soon.clear()
+            self._urgent_calls.clear()
             self._thread = None
-        if within_reach:
+        if on_thread:
             for job in jobs:
-                put_away(job.steps)
+                close_steps(job.steps)
         else:
-            # They must not be closed on another thread, nor freed there.
-            self._out_of_reach += jobs
+            # Kept: they must be neither closed nor freed on another thread.
+            self._unreachable_jobs += jobs
         for on_error in [job.on_error for job in jobs] + [failed for _, failed in calls]:
-            _tell(on_error, EngineError(message))
+            _report_error(on_error, EngineError(message))
 
 
-def put_away(steps: Steps) -> None:
-    """Close a piece of work that will not go on; on the thread that it belongs to."""
+def close_steps(steps: Steps) -> None:
+    """Close a job that will not continue; called on the engine's thread."""
     try:
         steps.close()
     except BaseException:
-        # Whatever it is, the others are still to be told.
-        _log.exception("A piece of work could not be closed.")
+        # The errors of the other jobs still have to be reported.
+        _log.exception("A job could not be closed.")
 
 
-def _tell(on_error: OnError, error: BaseException) -> None:
+def _report_error(on_error: OnError, error: BaseException) -> None:
     try:
         on_error(error)
     except BaseException:
-        # The thread must go on for everybody else.
-        _log.exception("The end of a piece of work could not be told.")
+        # The thread must continue with the other jobs.
+        _log.exception("The error of a job could not be reported.")

@@ -1,4 +1,4 @@
-"""One question on its way to an answer, as everyone but the model sees it."""
+"""The handle of one request: its state, progress and result, independent of the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlx_magic.engine.json_output import parse_json
 from mlx_magic.engine.progress_callbacks import Observers
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk, Timings, Usage, VisionResult
-from mlx_magic.engine.stop_sequences import Stopped, Stops
+from mlx_magic.engine.stop_sequences import Stopped, StopSequences
 from mlx_magic.engine.task import Clock, Progress, Task
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ Sink = Callable[[GenerationChunk], None]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a generation looks like at one moment.
+    """The state of a generation at one moment.
 
     Attributes
     ----------
@@ -32,11 +32,11 @@ class Snapshot:
     text : str
         All text so far.
     prompt_tokens, prompt_read, completion_tokens : int
-        Of the prompt, how many of these were read, and of the answer; 0 where not yet known.
+        Tokens of the prompt, of its part in the KV cache, and of the answer; 0 if not yet known.
     elapsed : float
         Seconds since the request.
     generation_tps : float
-        Tokens a second that were written since the first; 0 before the second.
+        Tokens per second since the first token; 0 before the second one.
     """
 
     progress: Progress
@@ -66,7 +66,7 @@ class Generation(Task[VisionResult]):
     ----------
     request : GenerationRequest
     pictures : tuple of ImageInput
-        Those whose thumbnails are made.
+        The images whose thumbnails have been made.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Generation(Task[VisionResult]):
         self.request = request
         self.pictures: tuple[ImageInput, ...] = ()
         self._sink = sink
-        self._stops = Stops(request.sampling.stop)
+        self._stop_sequences = StopSequences(request.sampling.stop)
         self._parts: list[str] = []
-        self._begun = False
+        self._text_started = False
         self._last = GenerationChunk("queued")
         self._first_token_at: float | None = None
         self._last_token_at: float | None = None
@@ -86,7 +86,7 @@ class Generation(Task[VisionResult]):
         self._observers = Observers(clock, self.snapshot)
 
     def observe(self, callback: OnProgress) -> Callable[[], None]:
-        """Tell someone how far it is: at most 20 times a second, and when it has ended.
+        """Call `callback` with snapshots: at most 20 times a second, and at the end.
 
         Parameters
         ----------
@@ -96,33 +96,33 @@ class Generation(Task[VisionResult]):
         Returns
         -------
         callable
-            Ends it.
+            Removes the callback.
         """
         return self._observers.add(callback)
 
     def prepared(self, request: GenerationRequest) -> None:
-        """Set the request once its pictures are open; for the preparing thread."""
+        """Set the request once its images are open; for the preparing thread."""
         self.request = request
 
-    def draw(self) -> None:
-        """Make the pictures' thumbnails; for the preparing thread.
+    def make_thumbnails(self) -> None:
+        """Make the images' thumbnails; for the preparing thread.
 
-        After the model has begun: it need not wait for them, but the event loop
-        must not spend its time on them either.
+        Called after the model has started, so that it does not wait for them. The event loop
+        must not be blocked by them either.
         """
         for image in self.request.images:
             image.thumbnail()
         self.pictures = self.request.images
 
     def report(self, chunk: GenerationChunk) -> None:
-        """Take in one step of the model; for the working thread.
+        """Record one step of the model; for the working thread.
 
         Raises
         ------
         Cancelled
-            When the generation has ended meanwhile.
+            When the generation has ended in the meantime.
         Stopped
-            When the text completes a stop text: the answer ends before that.
+            When the text completes a stop sequence: the answer ends before that.
         """
         if chunk.phase != self._progress.phase:
             self._enter(chunk.phase)
@@ -130,17 +130,17 @@ class Generation(Task[VisionResult]):
         stopped = False
         text = chunk.text
         if text:
-            # Several tokenizers put a blank before the first word of an answer.
-            text = text if self._begun else text.lstrip()
-            self._begun = self._begun or bool(text)
-            text, stopped = self._stops.feed(text)
+            # Several tokenizers put a space before the first word of an answer.
+            text = text if self._text_started else text.lstrip()
+            self._text_started = self._text_started or bool(text)
+            text, stopped = self._stop_sequences.feed(text)
         if chunk.phase == "queued":
             self._advance(0, 0, note="waiting for memory")
         if chunk.phase == "vision" and chunk.seen:
-            self._advance(0, 0, note=_looking(chunk.seen))
+            self._advance(0, 0, note=_vision_note(chunk.seen))
         if chunk.phase == "vision" and chunk.pictures:
             done, total = chunk.pictures_seen, chunk.pictures
-            self._advance(done, total, note=_looking_at(done + 1, total, self._seen))
+            self._advance(done, total, note=_vision_progress_note(done + 1, total, self._seen))
         if chunk.phase == "prefill":
             self._advance(chunk.prompt_read, chunk.prompt_tokens)
         self._show(chunk if text == chunk.text else replace(chunk, text=text))
@@ -148,23 +148,23 @@ class Generation(Task[VisionResult]):
             raise Stopped
 
     def finish(self, reason: FinishReason) -> None:
-        """Set the result from what was reported; for the working thread."""
+        """Set the result from the reported chunks; for the working thread."""
         self._flush()
         self._finish(lambda: self._result(reason))
 
     def stopped(self) -> None:
-        """End as cancelled or timed out, keeping what there is; for the working thread."""
+        """End as cancelled or timed out, with the text so far; for the working thread."""
         self._flush()
         super().stopped()
 
     def _flush(self) -> None:
-        """Show what was held back as the possible beginning of a stop text."""
-        if not self._ended and (text := self._stops.flush()):
+        """Report the text that was held back as a possible start of a stop sequence."""
+        if not self._ended and (text := self._stop_sequences.flush()):
             self._show(replace(self._last, text=text))
 
     def _show(self, chunk: GenerationChunk) -> None:
         with self._lock:
-            # Together: who takes a snapshot is to see both or neither.
+            # Under one lock: a snapshot must contain both or neither.
             self._last = chunk
             if chunk.text:
                 self._parts.append(chunk.text)
@@ -176,8 +176,8 @@ class Generation(Task[VisionResult]):
             try:
                 self._sink(chunk)
             except BaseException:
-                # The answer is not to be lost for its observer.
-                _log.exception("A sink failed and gets nothing more.")
+                # A failing sink must not end the answer.
+                _log.exception("A sink failed and is not called again.")
                 self._sink = None
         self._changed()
 
@@ -185,10 +185,10 @@ class Generation(Task[VisionResult]):
         self._observers.tell(at_end=at_end)
 
     def snapshot(self) -> Snapshot:
-        """Return what there is now; safe from any thread."""
+        """Return the current state; safe from any thread."""
         with self._lock:
-            last, first, until = self._last, self._first_token_at, self._last_token_at
-            seconds = 0.0 if first is None or until is None else until - first
+            last, first_at, last_at = self._last, self._first_token_at, self._last_token_at
+            seconds = 0.0 if first_at is None or last_at is None else last_at - first_at
             return Snapshot(
                 self._progress,
                 "".join(self._parts),
@@ -203,12 +203,12 @@ class Generation(Task[VisionResult]):
         return self._result(self.token.cause or "cancelled")
 
     def _result(self, reason: FinishReason) -> VisionResult:
-        last, spent, request = self._last, self._spent, self.request
-        read_for = spent.get("vision", 0.0) + spent.get("prefill", 0.0)
-        decode = spent.get("decode", 0.0)
-        first = self._first_token_at
+        last, seconds_in, request = self._last, self._spent, self.request
+        prefill_seconds = seconds_in.get("vision", 0.0) + seconds_in.get("prefill", 0.0)
+        decode = seconds_in.get("decode", 0.0)
+        first_at = self._first_token_at
         text = "".join(self._parts)
-        asked = self.token.asked_at if reason in ("cancelled", "timeout") else None
+        requested_at = self.token.requested_at if reason in ("cancelled", "timeout") else None
         data, data_error = parse_json(text) if request.format == "json" else (None, None)
         return VisionResult(
             text=text,
@@ -224,22 +224,22 @@ class Generation(Task[VisionResult]):
                 completion_tokens=last.completion_tokens,
             ),
             timings=Timings(
-                queued=spent.get("queued", 0.0),
-                load=spent.get("loading", 0.0) + spent.get("downloading", 0.0),
-                vision=spent.get("vision", 0.0),
-                prefill=spent.get("prefill", 0.0),
+                queued=seconds_in.get("queued", 0.0),
+                load=seconds_in.get("loading", 0.0) + seconds_in.get("downloading", 0.0),
+                vision=seconds_in.get("vision", 0.0),
+                prefill=seconds_in.get("prefill", 0.0),
                 decode=decode,
-                time_to_first_token=None if first is None else first - self.created,
-                prompt_tps=_rate(last.prompt_tokens - last.cached_tokens, read_for),
-                # The first token belongs to prefill: decode made the others.
+                time_to_first_token=None if first_at is None else first_at - self.created,
+                prompt_tps=_rate(last.prompt_tokens - last.cached_tokens, prefill_seconds),
+                # The first token is a product of prefill, not of decode.
                 generation_tps=_rate(max(last.completion_tokens - 1, 0), decode),
             ),
             peak_memory=last.peak_memory,
             prompt=request.prompt,
             format=request.format,
             seen=self._seen,
-            stopped_in=None if asked is None else self._last_phase,
-            stopping=None if asked is None else max(self._since - asked, 0.0),
+            stopped_in=None if requested_at is None else self._last_phase,
+            stopping=None if requested_at is None else max(self._since - requested_at, 0.0),
         )
 
 
@@ -247,13 +247,13 @@ def _rate(count: int, seconds: float) -> float:
     return count / seconds if seconds > 0 else 0.0
 
 
-def _looking(seen: tuple[str, ...]) -> str:
-    """Say what the vision tower is looking at."""
+def _vision_note(seen: tuple[str, ...]) -> str:
+    """Return the note of the vision phase."""
     pictures = "the picture" if len(seen) == 1 else f"{len(seen)} pictures"
     return f"looking at {pictures} at {', '.join(dict.fromkeys(seen))}"
 
 
-def _looking_at(picture: int, pictures: int, seen: tuple[str, ...]) -> str:
-    """Say which of several pictures it is at."""
+def _vision_progress_note(number: int, pictures: int, seen: tuple[str, ...]) -> str:
+    """Return the note of the vision phase for one of several images."""
     size = f" at {seen[0]}" if len(set(seen)) == 1 else ""
-    return f"looking at picture {picture} of {pictures}{size}"
+    return f"looking at picture {number} of {pictures}{size}"

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NoReturn
 
 MOST_TRIES = 200
-"""Brackets and fences that are tried; a text with more of them is not hiding one answer."""
+"""Maximum number of brackets, and of fences, that are tried."""
 
 _FENCE = re.compile(r"```[A-Za-z]*[ \t]*\n")
 _OPENING = re.compile(r"[\[{]")
@@ -16,11 +16,11 @@ _PARTS = re.compile(r'"(?:\\.|[^"\\])*"|[\[\]{}]', re.DOTALL)
 
 
 def parse_json(text: str) -> tuple[Any, str | None]:
-    """Return the value in `text` and None, or None and one line that says what is wrong.
+    """Return the JSON value in `text` and None, or None and a one-line error.
 
-    The whole text may be JSON, or a code fence in it, or the first object or array in prose.
-    JSON is taken strictly (no NaN, no comments). Nothing is taken out of the inside of a broken
-    or cut-off value.
+    Tried are the whole text, then each code fence, then the first object or array in prose. The
+    JSON must be strict (no NaN, no comments). No value from inside a broken or truncated value
+    is returned.
     """
     errors: list[str] = []
     starts = [(0, "")]
@@ -37,7 +37,7 @@ def parse_json(text: str) -> tuple[Any, str | None]:
 
 
 def _first_in_prose(text: str, errors: list[str]) -> tuple[Any, str | None]:
-    """Try each outermost bracket of the text; `errors` are those of the whole and the fences."""
+    """Try each outermost bracket of the text; `errors` are of the whole text and the fences."""
     failed: str | None = None
     at: int | None = 0
     for _ in range(MOST_TRIES):
@@ -54,7 +54,7 @@ def _first_in_prose(text: str, errors: list[str]) -> tuple[Any, str | None]:
 
 
 def _closing(text: str, start: int) -> int | None:
-    """Return where the bracket at `start` has been closed again, or None if it never is."""
+    """Return the position after the bracket that closes the one at `start`, or None."""
     depth = 0
     for part in _PARTS.finditer(text, start):
         if part.group() in "[{":
@@ -67,7 +67,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _decode(text: str, start: int) -> tuple[Any, int, str | None]:
-    """Read one value from `start`; return it, where it ends, and an error or None."""
+    """Decode one value from `start`; return it, its end position, and an error or None."""
     while start < len(text) and text[start] in " \t\r\n\ufeff":
         start += 1
     try:

@@ -1,4 +1,4 @@
-"""Whoever wants to know how far a piece of work is, told at most 20 times a second."""
+"""Progress callbacks of a task, called at most 20 times a second."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ class _Observer(Generic[S]):
 
 
 class Observers(Generic[S]):
-    """Calls observers one after the other, never two at once, and each with what is newest.
+    """Calls observers one at a time, each with the newest snapshot.
 
     Parameters
     ----------
     clock : callable
         Seconds, monotonic.
     snapshot : callable
-        Returns what observers get; safe from any thread.
+        Returns the snapshot for the observers; safe from any thread.
     """
 
     def __init__(self, clock: Callable[[], float], snapshot: Callable[[], S]) -> None:
         self._clock = clock
         self._snapshot = snapshot
-        # Held while they are called, so that nobody gets an older snapshot after a newer one;
-        # never taken by who holds the work's own lock.
+        # Held during the calls, so that no observer gets an older snapshot after a newer one.
+        # Never taken while the task's lock is held.
         self._lock = threading.RLock()
         self._observers: list[_Observer[S]] = []
 
     def add(self, callback: Callable[[S], object]) -> Callable[[], None]:
-        """Call someone from now on.
+        """Add an observer.
 
         Parameters
         ----------
         callback : callable
-            Takes a snapshot, on whatever thread the work goes on; must be quick. One that
+            Called with a snapshot, on the thread that reports progress; must be quick. One that
             raises is logged and not called again.
 
         Returns
         -------
         callable
-            Ends it.
+            Removes the observer.
         """
         observer = _Observer(callback)
         with self._lock:
@@ -66,7 +66,7 @@ class Observers(Generic[S]):
         return remove
 
     def tell(self, *, at_end: bool = False) -> None:
-        """Call those whose turn has come; all of them where it is the end."""
+        """Call the observers that are due; at the end, all of them."""
         if not self._observers:
             return
         with self._lock:
@@ -80,7 +80,7 @@ class Observers(Generic[S]):
         try:
             observer.callback(self._snapshot())
         except BaseException:
-            # Whatever it is (asyncio's CancelledError is no Exception): the work is not to
-            # be lost for who looks on.
-            _log.exception("An observer failed and is told nothing more.")
+            # BaseException, since asyncio's CancelledError is not an Exception: a failing observer
+            # must not end the task.
+            _log.exception("An observer failed and is not called again.")
             self._observers = [each for each in self._observers if each is not observer]

@@ -1,4 +1,4 @@
-"""What goes into a generation and what comes out of it: plain frozen data."""
+"""A request and its sampling parameters: frozen data, validated on creation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mlx_magic.argument_checks import name as require_name
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.argument_checks import text as require_text
 from mlx_magic.errors import RequestError
 
@@ -19,7 +19,7 @@ OutputFormat = Literal["markdown", "text", "json", "raw"]
 DEFAULT_MAX_TOKENS = 512
 
 KV_BITS = (4, 8)
-"""What keys and values can be quantized to."""
+"""Numbers of bits to which the KV cache can be quantized."""
 
 DEMO = "demo"
 """Name of the bundled model."""
@@ -27,7 +27,7 @@ DEMO = "demo"
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. ``None`` leaves a value to the checkpoint.
+    """Sampling parameters. ``None`` is the checkpoint's default.
 
     Attributes
     ----------
@@ -38,13 +38,13 @@ class Sampling:
     top_p, top_k : float or None, int or None
         Nucleus (0 to 1] and top-k (0 is off) limits.
     seed : int or None
-        Makes a sampled answer repeat.
+        Makes a sampled answer reproducible.
     min_p : float or None
-        Drops tokens below this share of the likeliest one's probability; 0 is off.
+        Drops tokens below this share of the most likely token's probability; 0 is off.
     repetition_penalty : float or None
-        Above 0; above 1 makes what was written before less likely, 1 is off.
+        Above 0. Values above 1 make tokens that occurred before less likely; 1 is off.
     stop : tuple of str
-        Texts that end the answer; they are no part of it.
+        Stop sequences: texts that end the answer, and are not part of it.
     """
 
     max_tokens: int = DEFAULT_MAX_TOKENS
@@ -62,12 +62,12 @@ class Sampling:
         _number("top_p", self.top_p)
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise RequestError(
-                f"temperature is {said(self.temperature)}: use 0 (greedy) or more.",
+                f"temperature is {short_repr(self.temperature)}: use 0 (greedy) or more.",
                 option="temperature",
             )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise RequestError(
-                f"top_p is {said(self.top_p)}: use a number above 0, up to 1.", option="top_p"
+                f"top_p is {short_repr(self.top_p)}: use a number above 0, up to 1.", option="top_p"
             )
         if self.top_k is not None:
             _whole("top_k", self.top_k, at_least=0)
@@ -76,7 +76,8 @@ class Sampling:
         _number("min_p", self.min_p)
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise RequestError(
-                f"min_p is {said(self.min_p)}: use a number from 0 (off) to 1.", option="min_p"
+                f"min_p is {short_repr(self.min_p)}: use a number from 0 (off) to 1.",
+                option="min_p",
             )
         _positive("repetition_penalty", self.repetition_penalty, unit="number")
         _texts("stop", self.stop)
@@ -84,39 +85,43 @@ class Sampling:
 
 def _number(name: str, value: object) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
-        raise RequestError(f"{name} is {said(value)}: use a number.", option=name)
+        raise RequestError(f"{name} is {short_repr(value)}: use a number.", option=name)
     try:
         float(value or 0)
     except OverflowError:
-        raise RequestError(f"{name} is {said(value)}: use a smaller number.", option=name) from None
+        raise RequestError(
+            f"{name} is {short_repr(value)}: use a smaller number.", option=name
+        ) from None
 
 
 def _positive(name: str, value: float | None, *, unit: str) -> None:
     _number(name, value)
     if value is not None and not 0 < value < float("inf"):
-        raise RequestError(f"{name} is {said(value)}: use a {unit} above 0.", option=name)
+        raise RequestError(f"{name} is {short_repr(value)}: use a {unit} above 0.", option=name)
 
 
 def _texts(name: str, value: object) -> None:
     if not isinstance(value, tuple) or not all(isinstance(text, str) and text for text in value):
-        raise RequestError(f"{name} is {said(value)}: use str, none of them empty.", option=name)
+        raise RequestError(
+            f"{name} is {short_repr(value)}: use str, none of them empty.", option=name
+        )
     for text in value:
         require_text(name, text)
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:
-    # NumPy's whole numbers count too.
+    # NumPy's integers are allowed, too.
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise RequestError(
-            f"{name} is {said(value)}: use a whole number of {at_least} or more.", option=name
+            f"{name} is {short_repr(value)}: use a whole number of {at_least} or more.", option=name
         )
-    # What MLX's own numbers hold; a seed is mixed into one of them.
+    # MLX's integers have 64 bits. A larger seed is reduced to one of them.
     if name != "seed" and int(value) >= 2**63:
-        raise RequestError(f"{name} is {said(value)}: use a smaller number.", option=name)
+        raise RequestError(f"{name} is {short_repr(value)}: use a smaller number.", option=name)
 
 
 def check_kv_bits(value: object, name: str = "kv_bits") -> None:
-    """Refuse what keys and values cannot be quantized to.
+    """Refuse a value to which the KV cache cannot be quantized.
 
     Raises
     ------
@@ -124,7 +129,7 @@ def check_kv_bits(value: object, name: str = "kv_bits") -> None:
     """
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if value is not None and not (whole and value in KV_BITS):
-        raise RequestError(f"{name} is {said(value)}: use 4 or 8.", option="kv_bits")
+        raise RequestError(f"{name} is {short_repr(value)}: use 4 or 8.", option="kv_bits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +140,7 @@ class Exchange:
     ----------
     prompt, answer : str
     images : tuple of ImageInput
-        The pictures of that question.
+        The images of the question.
     """
 
     prompt: str
@@ -152,21 +157,20 @@ class GenerationRequest:
     prompt : str
         The question; never empty.
     images : tuple of ImageInput
-        Pictures, in the order the model sees them.
+        Images, in the order in which the model gets them.
     model : str
         Alias, folder or Hub repository id.
     system : str or None
         System prompt.
     sampling : Sampling
     format : {"markdown", "text", "json", "raw"}
-        How the answer is shown; ``"json"`` also parses it.
+        How the answer is displayed; ``"json"`` also parses it.
     history : tuple of Exchange
-        The conversation before this question, oldest first.
+        The earlier turns of the conversation, oldest first.
     timeout : float or None
-        Seconds from the request, after which it ends with what there is.
+        Seconds from the request, after which the answer ends with the text so far.
     kv_bits : {4, 8} or None
-        Bits of each key and value that the model keeps of the conversation, to save memory;
-        None is as the model makes them.
+        Bits to which the KV cache is quantized, to save memory; None is not quantized.
     """
 
     prompt: str
@@ -184,10 +188,11 @@ class GenerationRequest:
         if self.system is not None:
             require_text("system", self.system)
         require_name("model", self.model)
-        form: object = self.format  # whatever its type says
+        form: object = self.format  # may be of any type at runtime
         if not isinstance(form, str) or form not in get_args(OutputFormat):
             raise RequestError(
-                f"format is {said(self.format)}: use one of {', '.join(get_args(OutputFormat))}.",
+                f"format is {short_repr(self.format)}: "
+                f"use one of {', '.join(get_args(OutputFormat))}.",
                 option="format",
             )
         if not self.prompt.strip():

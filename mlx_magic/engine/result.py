@@ -1,4 +1,4 @@
-"""What a request is answered with, and what is known on the way to it."""
+"""The result of a request, and the chunks that are reported before it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens, counted on the model's own inputs.
+    """Numbers of tokens, counted in the model's inputs.
 
     Attributes
     ----------
     prompt_tokens : int
-        All tokens the model read, pictures included.
+        Tokens of the prompt, including image tokens.
     image_tokens : int
-        Those of them that stand for pictures.
+        Image tokens of the prompt.
     cached_tokens : int
-        Those of the prompt that came from a cache.
+        Tokens of the prompt whose keys and values came from the prefix cache.
     completion_tokens : int
-        Tokens written.
+        Tokens of the answer.
     """
 
     prompt_tokens: int = 0
@@ -43,16 +43,16 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time went, in seconds (rates in tokens per second).
+    """Times in seconds, and rates in tokens per second.
 
     Attributes
     ----------
     queued, load, vision, prefill, decode : float
-        Waiting, loading the model, the vision tower, reading the prompt, writing.
+        Waiting, loading the model, the vision encoder, prefill, decode.
     time_to_first_token : float or None
         From the request to the first token; None if there was none.
     prompt_tps, generation_tps : float
-        Tokens per second of prefill (vision included) and of decode; 0.0 where unknown.
+        Tokens per second of prefill (including vision) and of decode; 0.0 is unknown.
     """
 
     queued: float = 0.0
@@ -67,26 +67,26 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class GenerationChunk:
-    """One step of a generation, as a backend reports it.
+    """One step of a generation, reported by a backend.
 
     Attributes
     ----------
     phase : Phase
-        What the model is doing.
+        The current phase.
     text : str
         New text; may be empty.
     prompt_read, prompt_tokens, image_tokens : int
-        Tokens read so far, of how many, and how many of these are pictures.
+        Prompt tokens processed so far, all prompt tokens, and the image tokens among these.
     cached_tokens : int
-        Those of the prompt that came from a cache; they count as read.
+        Prompt tokens from the prefix cache; they count as processed.
     completion_tokens : int
-        Tokens written so far.
+        Tokens of the answer so far.
     peak_memory : int
         Highest use during this request, in bytes.
     seen : tuple of str
-        The size at which the model sees each picture, once that is known.
+        The size at which the model sees each image, once that is known.
     pictures_seen, pictures : int
-        Pictures the model has looked at, of how many; 0 where it does not say.
+        Images encoded so far, and all images; 0 is unknown.
     """
 
     phase: Phase
@@ -109,13 +109,13 @@ class VisionResult:
     Attributes
     ----------
     text : str
-        The answer; what there is of it when cancelled or timed out.
+        The answer; the part so far if it was cancelled or timed out.
     data : object or None
         The parsed value for format ``"json"``.
     data_error : str or None
         Why `data` could not be parsed.
     images : tuple of ImageInput
-        The pictures that were asked about.
+        The images of the question.
     model : str
         The model that answered.
     finish_reason : {"stop", "length", "cancelled", "timeout"}
@@ -124,16 +124,15 @@ class VisionResult:
     peak_memory : int
         Highest memory use during the request, in bytes.
     prompt : str
-        The question, as the model got it.
+        The question, as it was given to the model.
     format : OutputFormat
-        How the result shows itself.
+        How the result is displayed.
     seen : tuple of str
-        The size at which the model saw each picture, such as ``"128 x 128"``;
-        empty where it is not known.
+        The size at which the model saw each image, such as ``"128 x 128"``; empty if unknown.
     stopped_in : Phase or None
-        The phase in which it was cancelled or timed out.
+        The phase in which the request was cancelled or timed out.
     stopping : float or None
-        Seconds from then, when it was asked to stop, to its end.
+        Seconds from the cancellation or timeout to the end.
     """
 
     text: str
@@ -155,5 +154,5 @@ class VisionResult:
         return self.text
 
 
-# Its public name: pickles and IPython's formatters go by it.
+# The public module name, which pickles and IPython's formatters use.
 VisionResult.__module__ = "mlx_magic"

@@ -1,4 +1,4 @@
-"""The work of a session that has no outcome yet."""
+"""The tasks of a session that have not ended."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from mlx_magic.errors import EngineError
 
 
 class RunningTasks:
-    """Generations, loads and unloads until they have their outcome; from any thread.
+    """Generations, loads and unloads until their end; safe from any thread.
 
     Parameters
     ----------
     tell : callable
-        Called, under no lock, when one begins or has ended.
+        Called, under no lock, when a task begins or has ended.
     """
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self._tell = tell
-        self._works: set[Task[Any]] = set()
+        self._tasks: set[Task[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
 
     @property
-    def works(self) -> list[Task[Any]]:
-        """What has no outcome yet."""
+    def tasks(self) -> list[Task[Any]]:
+        """The tasks that have not ended."""
         with self._lock:
-            return [work for work in self._works if not work.future.done()]
+            return [task for task in self._tasks if not task.future.done()]
 
-    def add(self, work: Task[Any]) -> None:
-        """Follow a piece of work to its end.
+    def add(self, task: Task[Any]) -> None:
+        """Add a task, and remove it when it ends.
 
         Raises
         ------
@@ -42,25 +42,25 @@ class RunningTasks:
         with self._lock:
             if self._closed:
                 raise EngineError("This session is closed: restart the kernel.")
-            self._works.add(work)
+            self._tasks.add(task)
 
         def ended(_: object) -> None:
             with self._lock:
-                self._works.discard(work)
+                self._tasks.discard(task)
             self._tell()
 
-        work.future.add_done_callback(ended)
+        task.future.add_done_callback(ended)
         self._tell()
 
     def cancel(self) -> int:
-        """Cancel everything; return how much that was."""
-        works = self.works
-        for work in works:
-            work.cancel()
-        return len(works)
+        """Cancel all tasks; return their number."""
+        tasks = self.tasks
+        for task in tasks:
+            task.cancel()
+        return len(tasks)
 
     def close(self) -> None:
-        """Take no more, and cancel what there is."""
+        """Refuse new tasks, and cancel the present ones."""
         with self._lock:
             self._closed = True
         self.cancel()

@@ -1,4 +1,4 @@
-"""Texts that end an answer: found across the pieces it comes in, and never shown."""
+"""Stop sequences: found across the pieces of an answer, and never shown."""
 
 from __future__ import annotations
 
@@ -6,54 +6,54 @@ from collections.abc import Sequence
 
 
 class Stopped(Exception):  # noqa: N818 - a signal between our own layers, never shown to a person
-    """Raised where a piece of text was reported that completes a stop text."""
+    """Raised when a reported piece of text completes a stop sequence."""
 
 
-class Stops:
-    """Looks for stop texts in an answer that comes in pieces.
+class StopSequences:
+    """Finds stop sequences in an answer that arrives in pieces.
 
-    What it lets through does not depend on how the answer is cut: it ends before the
-    stop text that is complete first (of two, before the one that began first).
+    The result does not depend on how the answer is split: it ends before the stop sequence that
+    is complete first (of two that are, before the one that starts first).
 
     Parameters
     ----------
     stop : sequence of str
-        None of them empty.
+        Non-empty texts.
     """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
-        self._held = ""
+        self._pending = ""
         self._stopped = False
 
     def feed(self, text: str) -> tuple[str, bool]:
-        """Take the next piece.
+        """Process the next piece.
 
         Returns
         -------
         text : str
-            What can be shown: all but what may be the beginning of a stop text.
+            Text that can be shown: all but a possible start of a stop sequence.
         stopped : bool
-            Whether a stop text is complete. Nothing more is let through then.
+            Whether a stop sequence is complete. Later pieces return an empty text.
         """
         if self._stopped or not self._stop:
             return ("", True) if self._stopped else (text, False)
-        whole = self._held + text
-        found = [(at + len(stop), at) for stop in self._stop if (at := whole.find(stop)) >= 0]
+        text_so_far = self._pending + text
+        found = [(at + len(stop), at) for stop in self._stop if (at := text_so_far.find(stop)) >= 0]
         if found:
-            self._held, self._stopped = "", True
-            return whole[: min(found)[1]], True
-        at = len(whole) - self._beginning(whole)
-        self._held = whole[at:]
-        return whole[:at], False
+            self._pending, self._stopped = "", True
+            return text_so_far[: min(found)[1]], True
+        at = len(text_so_far) - self._partial_match(text_so_far)
+        self._pending = text_so_far[at:]
+        return text_so_far[:at], False
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the answer."""
-        held, self._held = self._held, ""
-        return held
+        """Return the text that was held back, at the end of the answer."""
+        pending, self._pending = self._pending, ""
+        return pending
 
-    def _beginning(self, text: str) -> int:
-        """Count the characters at the end that a stop text may begin with."""
+    def _partial_match(self, text: str) -> int:
+        """Return the length of the longest suffix with which a stop sequence starts."""
         longest = max(len(stop) for stop in self._stop) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stop):

@@ -1,4 +1,4 @@
-"""A piece of work that one thread does and any thread may watch or cancel."""
+"""A task that one thread works on and any thread may observe or cancel."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.download_rate import Speed
+from mlx_magic.engine.download_rate import DownloadRate
 from mlx_magic.engine.result import Phase
 from mlx_magic.interrupts import Interrupt, deferred
 
 T = TypeVar("T")
 Clock = Callable[[], float]
 
-# Until the model itself works for this request, nothing has to be unwound:
-# cancelling ends the work at once, whatever the inference thread is busy with.
+# In these phases the model does not compute for the task, so that nothing has to be unwound:
+# cancelling ends it immediately, whatever the inference thread is doing.
 ENDS_AT_ONCE: frozenset[Phase] = frozenset({"queued", "downloading", "loading"})
 
 
@@ -30,12 +30,12 @@ class Progress:
     ----------
     phase : Phase
     done, total : int
-        Bytes while downloading or loading, pictures while seeing, tokens while reading; total 0
-        is unknown.
+        Bytes while downloading or loading, images in the vision phase, tokens in prefill. A
+        total of 0 is unknown.
     note : str
-        What is being done, for a person.
+        The current activity, for display.
     rate : float
-        Bytes per second of the last seconds, while downloading; 0 is unknown.
+        Recent bytes per second of a download; 0 is unknown.
     """
 
     phase: Phase
@@ -46,40 +46,39 @@ class Progress:
 
 
 class Task(Generic[T]):
-    """Base of a generation and of a load: phase, progress, cancelling, a future.
+    """Base of generations, loads and unloads: phase, progress, cancellation, a future.
 
     Parameters
     ----------
     clock : callable
         Seconds, monotonic.
     timeout : float, optional
-        Seconds from now, after which it is to stop.
+        Seconds from now, after which the task is cancelled.
 
     Attributes
     ----------
     deadline : float or None
-        When it is to stop, in seconds of the clock.
+        The time of the timeout, in seconds of the clock.
     future : concurrent.futures.Future
-        Holds the outcome. It is never cancelled itself: a cancelled piece of
-        work has an outcome too.
+        Gets the outcome. It is never cancelled itself: a cancelled task has an outcome, too.
     token : CancelToken
-        What the inference thread looks at.
+        Checked by the inference thread.
     notes : list of str
-        What happened on its way that a person should know, a line each.
+        Messages about side effects for display (such as models that were unloaded), a line each.
     on_cancel : callable
-        Called when it was asked to stop and has not ended; on any thread, under no lock.
+        Called when the task was cancelled and has not ended; on any thread, under no lock.
     """
 
     def __init__(self, clock: Clock, *, timeout: float | None = None) -> None:
         self.notes: list[str] = []
         self.future: Future[T] = Future()
-        # From here on nobody can cancel the future itself, past the token.
+        # After this the future cannot be cancelled, only the token.
         self.future.set_running_or_notify_cancel()
         self._ended = False
         self._clock = clock
         self._lock = threading.RLock()
         self._progress = Progress("queued")
-        self._speed = Speed()
+        self._download_rate = DownloadRate()
         self._since = self.created = clock()
         self.deadline = None if timeout is None else self.created + timeout
         self.token = CancelToken(deadline=self.deadline, clock=clock)
@@ -94,20 +93,20 @@ class Task(Generic[T]):
 
     @property
     def progress(self) -> Progress:
-        """Where the work stands; safe from any thread."""
+        """The current progress; safe from any thread."""
         if self._progress.phase != "downloading":
             return self._progress
-        # Reckoned when somebody looks: it has to fall while nothing arrives.
+        # Computed on access: the rate must fall while no bytes arrive.
         with self._lock:
-            return replace(self._progress, rate=self._speed.rate(self._clock()))
+            return replace(self._progress, rate=self._download_rate.rate(self._clock()))
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the work was asked for."""
+        """Seconds since the task was created."""
         return self._clock() - self.created
 
     def cancel(self) -> None:
-        """Ask for the work to stop; safe from any thread, and more than once."""
+        """Request a stop; safe from any thread, and more than once."""
         self.token.cancel()
         with self._lock:
             ends_now = self._progress.phase in ENDS_AT_ONCE
@@ -117,7 +116,7 @@ class Task(Generic[T]):
             self.on_cancel()
 
     def expire(self) -> None:
-        """Stop it if its time is up; safe from any thread."""
+        """Cancel the task if its deadline has passed; safe from any thread."""
         if self.token.requested:
             self.cancel()
 
@@ -127,7 +126,7 @@ class Task(Generic[T]):
         Raises
         ------
         Cancelled
-            When the work has been cancelled; it ends here.
+            When the task has ended, for example by `cancel`.
         """
         self._enter(phase, note)
         self._changed()
@@ -152,7 +151,7 @@ class Task(Generic[T]):
                 note = now.note if note is None else note
                 self._progress = Progress(now.phase, done, total, note)
                 if now.phase == "downloading":
-                    self._speed.report(self._clock(), done, total)
+                    self._download_rate.report(self._clock(), done, total)
 
     def succeed(self, outcome: T) -> None:
         """Set the outcome, unless there is one already."""
@@ -168,16 +167,16 @@ class Task(Generic[T]):
         self.future.set_exception(error)
 
     def stopped(self) -> None:
-        """End as cancelled or timed out, keeping what there is; for the working thread."""
+        """End as cancelled or timed out, with the partial outcome; for the working thread."""
         self._finish(self._cancelled_outcome)
 
     def abandon(self) -> None:
-        """End it now, wherever the inference thread is, with what there is; on any thread."""
+        """End immediately with the partial outcome, whatever the inference thread does."""
         self.token.cancel()
         self._finish(self._cancelled_outcome)
 
     def _changed(self, *, at_end: bool = False) -> None:
-        """Hear that there is something new; under no lock, on any thread."""
+        """Handle a change; called under no lock, on any thread."""
 
     def _cancelled_outcome(self) -> T:
         raise NotImplementedError
@@ -189,7 +188,7 @@ class Task(Generic[T]):
             if self._ended or (only_in is not None and self._progress.phase not in only_in):
                 return
             self._end()
-        # Outside of the lock: both call foreign code.
+        # Outside the lock: both call foreign code.
         self._changed(at_end=True)
         try:
             self.future.set_result(outcome())
@@ -210,16 +209,16 @@ class Task(Generic[T]):
 
 
 def outcome(begin: Callable[[], Task[T]]) -> T:
-    """Begin a piece of work and wait for its outcome, on a thread that Ctrl-C may reach.
+    """Begin a task and wait for its outcome, on a thread that may get KeyboardInterrupt.
 
     Raises
     ------
     KeyboardInterrupt
-        On an interrupt at any moment, once the work was asked to stop.
+        On an interrupt at any moment, after the task was cancelled.
     """
     with deferred() as interrupt:
-        work = begin()
-        return wait(work.future, work.cancel, interrupt)
+        task = begin()
+        return wait(task.future, task.cancel, interrupt)
 
 
 def wait(
@@ -227,15 +226,15 @@ def wait(
     on_interrupt: Callable[[], None] = lambda: None,
     interrupt: Interrupt | None = None,
 ) -> T:
-    """Wait for a future on a thread that Ctrl-C may reach.
+    """Wait for a future on a thread that may get KeyboardInterrupt.
 
     Parameters
     ----------
     future : concurrent.futures.Future
     on_interrupt : callable
-        Called once there was an interrupt, before it is raised.
+        Called after an interrupt, before KeyboardInterrupt is raised.
     interrupt : Interrupt, optional
-        That of the guarded stretch that this is in.
+        The one of the enclosing `deferred` block, if there is one.
 
     Raises
     ------
@@ -249,9 +248,9 @@ def wait(
             on_interrupt()
             raise KeyboardInterrupt
         try:
-            # In short pieces: a lock held for longer keeps Ctrl-C out on some platforms.
+            # Short waits: on some platforms a longer wait for a lock blocks Ctrl-C.
             return future.result(timeout=0.1)
         except FutureTimeout:
-            # The work's own TimeoutError must not be waited on for ever.
+            # A TimeoutError that is the task's own outcome must not be waited for again.
             if future.done():
                 return future.result()

@@ -1,1 +1,1 @@
-"""Anything a person has -> pixels."""
+"""Converts files, URLs, arrays and other objects to images."""

@@ -1,4 +1,4 @@
-"""Arrays of numbers -> Pillow images: what each axis means, and which range is white."""
+"""Converts arrays to Pillow images: the meaning of axes and the range of values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.formatting import shorten
+from mlx_magic.formatting import short_label
 from mlx_magic.images.color_modes import sixteen_to_eight
 from mlx_magic.images.limits import MAX_IMAGES, check_pixels
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     _Scale = Callable[[NDArray[Any]], NDArray[np.uint8]]
 
 _CHANNELS = (1, 3, 4)
-# Filters overshoot a little: such values are clipped, larger ones are refused.
+# Filters overshoot slightly: values beyond the range by this much are clipped, others refused.
 _OVERSHOOT = 0.001
-# Values that are converted at a time.
+# Maximum number of values that are converted at a time.
 _SLICE_VALUES = 4_000_000
 
 
 @dataclass(slots=True)
-class ArrayPictures:
-    """The pictures of an array, converted one at a time when they are asked for.
+class ArrayImages:
+    """The images of an array, converted one at a time on request.
 
-    An array may be far larger than the memory that it takes: `numpy.broadcast_to` makes 100 GB of
-    one byte. So nothing of the size of the whole is ever made.
+    An array may be far larger than its memory: `numpy.broadcast_to` makes 100 GB of one byte. So
+    no copy of the whole array is made.
     """
 
     label: str
@@ -42,10 +42,10 @@ class ArrayPictures:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def picture(
+    def image_at(
         self, index: int, checkpoint: Callable[[], None]
     ) -> tuple[Image.Image, tuple[str, ...]]:
-        """Return one of them as a Pillow image (L, RGB or RGBA) of its own, and notes.
+        """Return an image as a new Pillow image (L, RGB or RGBA), and notes.
 
         Parameters
         ----------
@@ -56,7 +56,7 @@ class ArrayPictures:
         Raises
         ------
         ImageDecodeError
-            If type or values are not those of a picture.
+            If the type or the values are not those of an image.
         """
         import numpy as np
 
@@ -71,7 +71,7 @@ class ArrayPictures:
         return Image.fromarray(pixels), (*self.note, *notes)
 
     def _scale(self, checkpoint: Callable[[], None]) -> tuple[_Scale, tuple[str, ...]]:
-        """Return how values become 0..255, by the type or by the range of the whole batch."""
+        """Return the conversion to 0..255, by the type or the range of the whole batch."""
         import numpy as np
 
         kind, size = self.batch.dtype.kind, self.batch.dtype.itemsize
@@ -96,26 +96,26 @@ class ArrayPictures:
         return _from_floats(low, high, self.label)
 
 
-def array_pictures(array: NDArray[Any], label: str) -> ArrayPictures:
-    """Take an array as one picture, or a batch as several.
+def array_images(array: NDArray[Any], label: str) -> ArrayImages:
+    """Interpret an array as one image, or a batch as several.
 
-    Shapes are HxW, HxWxC or NxHxWxC with 1, 3 (RGB) or 4 (RGBA) channels; channels may also
-    come first where the last axis is no channel axis and H and W are over 4, which is noted.
-    bool is black and white, uint8 is taken as it is, uint16 is scaled from 0..65535. Other
-    integers must be 0..255. Floats must be 0..1, or 0..255 (noted) if the highest is 2 or more.
+    Shapes are HxW, HxWxC or NxHxWxC with 1, 3 (RGB) or 4 (RGBA) channels. Channels may also come
+    first, if the last axis cannot be a channel axis and H and W are over 4; this is noted. bool
+    is black and white, uint8 is unchanged, uint16 is scaled from 0..65535. Other integers must be
+    0..255. Floats must be 0..1, or 0..255 (noted) if the highest is 2 or more.
 
     Parameters
     ----------
     array : numpy.ndarray
     label : str
-        How the person named it, for messages.
+        The name given by the user, for messages.
 
     Raises
     ------
     ImageDecodeError
-        If the shape is not that of a picture, or they are too many.
+        If the shape is not that of an image, or there are too many images.
     ImageTooLargeError
-        If one picture has more pixels than allowed.
+        If one image has too many pixels.
     """
     batch, channel_first = _as_batch(array, label)
     height, width = batch.shape[1:3]
@@ -128,13 +128,13 @@ def array_pictures(array: NDArray[Any], label: str) -> ArrayPictures:
         )
     if batch.dtype.kind not in "biuf":
         _refuse(label, f"holds {_type(batch)} values: use uint8, or floats from 0 to 1")
-    return ArrayPictures(
+    return ArrayImages(
         label, batch, (f"channel-first array {_shape(array.shape)}",) if channel_first else ()
     )
 
 
 def _slices(values: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
-    """Yield parts of a picture that have a bounded number of values, if need be parts of rows."""
+    """Yield slices with a bounded number of values, which may be parts of a row."""
     height, width, channels = values.shape
     across = min(width, _SLICE_VALUES // channels)
     down = max(1, _SLICE_VALUES // (across * channels))
@@ -144,7 +144,7 @@ def _slices(values: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
 
 
 def _lowest_and_highest(batch: NDArray[Any], checkpoint: Callable[[], None]) -> tuple[float, float]:
-    """Return the range of all values; NaN where one is."""
+    """Return the range of all values; NaN if a value is NaN."""
     import numpy as np
 
     lows: list[Any] = []
@@ -174,7 +174,7 @@ def _as_batch(array: NDArray[Any], label: str) -> tuple[NDArray[Any], bool]:
         return batch.transpose(0, 2, 3, 1), True
     advice = "a picture is HxW, HxWx3 or HxWx4"
     if array.ndim == 3:
-        advice += "; several grey ones are list(x)"
+        advice += "; for several grayscale images use list(x)"
     _refuse(label, f"has the shape {_shape(shape)}: {advice}")
 
 
@@ -208,7 +208,7 @@ def _from_floats(low: float, high: float, label: str) -> tuple[_Scale, tuple[str
         )
 
     def scale(values: NDArray[Any]) -> NDArray[np.uint8]:
-        # float16 cannot hold 255 times everything; float32 is exact enough for 8 bits.
+        # float16 could overflow; float32 is exact enough for 8 bits.
         scaled = np.clip(values.astype(np.float32) * np.float32(255.0 / top), 0, 255)
         rounded: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
         return rounded
@@ -217,8 +217,8 @@ def _from_floats(low: float, high: float, label: str) -> tuple[_Scale, tuple[str
 
 
 def _type(array: NDArray[Any]) -> str:
-    """Return the name of a type; that of a structured one may be pages long."""
-    return shorten(str(array.dtype), 40)
+    """Return the name of the dtype, shortened: that of a structured one may be very long."""
+    return short_label(str(array.dtype), 40)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Every pixel format of Pillow -> RGB: by range where there are more bits, alpha on white."""
+"""Converts all modes of Pillow to RGB: scales deep values, and puts transparency on white."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 WHITE = (255, 255, 255)
-# Pixels that are converted at a time.
+# Maximum number of pixels that are converted at a time.
 _SLICE_PIXELS = 1_000_000
 
 
 def to_rgb(
-    image: Image.Image, *, ours: bool = False, checkpoint: Callable[[], None] | None = None
+    image: Image.Image, *, owned: bool = False, checkpoint: Callable[[], None] | None = None
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return an RGB copy of a loaded image, and what the person should know about it.
+    """Return an RGB copy of a loaded image, and notes for the user.
 
-    16-bit grey is scaled from its whole range (not clipped); 32-bit integers from 0..255 or
-    0..65535 and floats from 0..1 or 0..255 if they fit in there, else from their own lowest to
-    highest value, which is noted. Transparent parts become white.
+    16-bit gray is scaled from its whole range (not clipped). 32-bit integers are scaled from
+    0..255 or 0..65535, and floats from 0..1 or 0..255, if they are in that range; otherwise from
+    their lowest to highest value, which is noted. Transparent parts become white.
 
     Parameters
     ----------
     image : PIL.Image.Image
-        Any mode, loaded; stays as it is.
-    ours : bool
-        Whether nobody else has the image: RGB pixels then need no copy.
+        A loaded image of any mode; it is not changed.
+    owned : bool
+        Whether no other code uses the image. RGB pixels are then not copied.
     checkpoint : callable, optional
-        Called between slices of deep grey; may raise.
+        Called between slices of deep gray images; may raise.
 
     Returns
     -------
@@ -43,12 +43,12 @@ def to_rgb(
     Raises
     ------
     ValueError
-        If there is no way from its mode to RGB, or it holds NaN.
+        If the mode cannot be converted to RGB, or a value is NaN or infinite.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
-        return (_plain(image) if ours else image.copy()), ()
+        return (_plain(image) if owned else image.copy()), ()
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _deep_grey(image, checkpoint or (lambda: None))
+        return _deep_gray(image, checkpoint or (lambda: None))
     if image.mode == "LAB":
         return _from_lab(image), ()
     if image.has_transparency_data:
@@ -57,7 +57,7 @@ def to_rgb(
 
 
 def _plain(image: Image.Image) -> Image.Image:
-    """Return an image of the same pixels in memory, without the file that they came from."""
+    """Return an image with the same pixel memory, without a reference to the file."""
     new = getattr(image, "_new", None)
     return new(image.im) if new is not None and not image.readonly else image.copy()
 
@@ -83,10 +83,10 @@ def _from_lab(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _deep_grey(
+def _deep_gray(
     image: Image.Image, checkpoint: Callable[[], None]
 ) -> tuple[Image.Image, tuple[str, ...]]:
-    """Scale in slices: as float64 a large picture would take gigabytes."""
+    """Scale in slices, since a large image would take gigabytes as float64."""
     import numpy as np
 
     scale: Callable[[NDArray[Any]], NDArray[np.uint8]] = sixteen_to_eight
@@ -94,20 +94,20 @@ def _deep_grey(
     if not image.mode.startswith("I;16"):
         low, high = _range(image, checkpoint)
         scale, notes = _fit_range(low, high, floats=image.mode == "F")
-    clear = image.info.get("transparency")
-    grey = Image.new("L", image.size)
+    transparent = image.info.get("transparency")
+    gray = Image.new("L", image.size)
     for box in _slices(image.size):
         checkpoint()
         values = np.asarray(image.crop(box))
         part = scale(values)
-        if isinstance(clear, int):
-            part = np.where(values == clear, np.uint8(255), part)
-        grey.paste(Image.fromarray(part), box)
-    return grey.convert("RGB"), notes
+        if isinstance(transparent, int):
+            part = np.where(values == transparent, np.uint8(255), part)
+        gray.paste(Image.fromarray(part), box)
+    return gray.convert("RGB"), notes
 
 
 def _slices(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield boxes of a bounded number of pixels, also where one row is a whole picture."""
+    """Yield boxes with a bounded number of pixels, which may be parts of a row."""
     width, height = size
     across = min(width, _SLICE_PIXELS)
     down = max(1, _SLICE_PIXELS // across)
@@ -139,7 +139,7 @@ def _range(image: Image.Image, checkpoint: Callable[[], None]) -> tuple[float, f
 
 
 def sixteen_to_eight(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Scale 0..65535 to 0..255, rounded to the nearest."""
+    """Scale 0..65535 to 0..255, with rounding to the nearest."""
     import numpy as np
 
     scaled: NDArray[np.uint8] = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

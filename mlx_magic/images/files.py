@@ -1,4 +1,4 @@
-"""Pictures named by a string: paths, globs and data URIs."""
+"""Images from strings: paths, globs and data URIs."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ from urllib.parse import unquote_to_bytes
 
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
-from mlx_magic.formatting import megabytes, reason, shorten
-from mlx_magic.images.formats import SNIFF_BYTES, picture_format
+from mlx_magic.formatting import amount, reason, short_label
+from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.globs import match_files
 from mlx_magic.images.limits import MAX_IMAGES, check_bytes
 from mlx_magic.user_folders import cwd, expanded
 
 _PIECE = 1 << 20
 _MAX_ESCAPES = 3_000_000
-# No need to walk a whole disk to know that it is too much.
+# Matches of a glob that are counted exactly; more are too many in any case.
 _GLOB_LIMIT = 10_000
 
 
 class Readable(Protocol):
-    """An open file, as far as it is used here."""
+    """The protocol of an open file."""
 
     def read(self, size: int, /) -> bytes | None:
-        """Return at most so many bytes; nothing at the end."""
+        """Return at most `size` bytes; empty or None at the end."""
         ...
 
 
 def find_files(
     text: str, base: Path | None = None, cancel: CancelToken | None = None
 ) -> list[Path]:
-    """Return the files that a path or a glob names; a file that exists wins over a glob.
+    """Return the files that match a path or a glob. An existing file takes precedence.
 
     Parameters
     ----------
     text : str
         A path or a glob; ``~`` is the home folder, ``**`` any depth.
     base : Path, optional
-        What a relative path is relative to; the current folder by default.
+        Base of relative paths; the current folder by default.
     cancel : CancelToken, optional
-        Looked at while a glob walks through folders.
+        Checked while a glob visits folders.
 
     Returns
     -------
     list of Path
-        One file, or all that the glob matches, in natural order (``a2`` before ``a10``).
+        One file, or all matches of the glob in natural order (``a2`` before ``a10``).
 
     Raises
     ------
     ImageNotFoundError
         If there is no such file, or the glob matches none.
     ImageError
-        If it is a folder, is out of reach, or the glob matches too many files.
+        If it is a folder, is not accessible, or the glob matches too many files.
     """
-    label = shorten(text)
+    label = short_label(text)
     folder = cwd() if base is None else base
     if not text.strip():
-        raise ImageNotFoundError("An empty string names no picture.", source=label)
+        raise ImageNotFoundError("An empty string is not a path to a picture.", source=label)
     try:
         path = folder / expanded(text)
         if path.exists():
@@ -74,48 +74,48 @@ def find_files(
         if not glob.has_magic(text):
             raise ImageNotFoundError(_missing(path, label), source=label)
         matches = _glob(text, folder, label, cancel)
-    # A name with a NUL in it, longer than the file system allows, behind a locked folder, ...
+    # The name has a NUL, is too long for the file system, its folder has no permission, ...
     except (OSError, ValueError, RuntimeError) as error:
         raise ImageNotFoundError(
-            f"{label} is no path to a picture: {reason(error)}.", source=label
+            f"{label} is not a path to a picture: {reason(error)}.", source=label
         ) from error
     if not matches:
         raise ImageNotFoundError(
-            f"No file matches '{label}' in {shorten(str(folder))}.", source=label
+            f"No file matches '{label}' in {short_label(str(folder))}.", source=label
         )
     return matches
 
 
 def path_label(path: Path, text: str, base: Path | None = None) -> str:
-    """Return a found file as the person would write it: relative where `text` was."""
+    """Return the label of a found file: relative if `text` was relative."""
     folder = cwd() if base is None else base
     if text.startswith("~") or Path(text).is_absolute() or not path.is_relative_to(folder):
-        return shorten(str(path))
-    return shorten(str(path.relative_to(folder)))
+        return short_label(str(path))
+    return short_label(str(path.relative_to(folder)))
 
 
 def read_file(path: Path, label: str, cancel: CancelToken | None = None) -> bytes:
-    """Return the content of a picture's file that is not too large.
+    """Return the content of an image file, within the limit.
 
-    Of a file that does not begin like a picture only the beginning is read and returned.
+    If the first bytes are not those of an image, only these are read and returned.
 
     Raises
     ------
     ImageError
-        If it cannot be read, or is no regular file (any more).
+        If it cannot be read, or is not a regular file.
     ImageTooLargeError
         If it has more than `MAX_FILE_BYTES`.
     Cancelled
-        If `cancel` was thrown.
+        If `cancel` was cancelled.
     """
     try:
-        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+        with open(path, "rb", buffering=0, opener=_open_nonblocking) as file:
             status = os.fstat(file.fileno())
-            # What was looked at by its name may be something else by now: this is what is open.
+            # The path may have been replaced since it was checked; this checks the open file.
             if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{label} is no regular file.", source=label)
+                raise ImageError(f"{label} is not a regular file.", source=label)
             check_bytes(status.st_size, label)
-            return read_limited(file, label, cancel, pictures_only=True)
+            return read_limited(file, label, cancel, images_only=True)
     except OSError as error:
         raise ImageError(f"{label} cannot be read: {reason(error)}.", source=label) from error
 
@@ -125,45 +125,45 @@ def read_limited(
     label: str,
     cancel: CancelToken | None = None,
     *,
-    pictures_only: bool = False,
+    images_only: bool = False,
 ) -> bytes:
-    """Return what is left to read, up to the limit.
+    """Return the rest of a file, within the limit.
 
     Parameters
     ----------
     file : object with ``read``
     label : str
     cancel : CancelToken, optional
-        Looked at after each piece.
-    pictures_only : bool
-        Whether to stop after the first bytes where they are those of no picture. A file of the
-        system may have no size and no end.
+        Checked after each piece.
+    images_only : bool
+        Whether to stop after the first bytes if they are not those of an image. System files may
+        have no size and no end.
 
     Raises
     ------
     ImageTooLargeError
         If there is more than `MAX_FILE_BYTES`.
     TypeError
-        If ``read`` gives anything but bytes.
+        If ``read`` does not return bytes.
     """
-    held = io.BytesIO()
+    buffer = io.BytesIO()
     token = cancel or CancelToken()
-    size, wanted = 0, SNIFF_BYTES if pictures_only else _PIECE
+    size, wanted = 0, SNIFF_BYTES if images_only else _PIECE
     while piece := file.read(wanted):
         token.checkpoint()
         if not isinstance(piece, bytes):
             raise TypeError(f"read() gave {type(piece).__name__}")
-        size += held.write(piece)
+        size += buffer.write(piece)
         check_bytes(size, label)
-        if pictures_only and size >= SNIFF_BYTES and wanted != _PIECE:
-            if picture_format(held.getvalue()[:SNIFF_BYTES]) is None:
+        if images_only and size >= SNIFF_BYTES and wanted != _PIECE:
+            if image_format(buffer.getvalue()[:SNIFF_BYTES]) is None:
                 break
             wanted = _PIECE
-    return held.getvalue()
+    return buffer.getvalue()
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    # A pipe put in the file's place is opened without waiting for its other end.
+def _open_nonblocking(path: str, flags: int) -> int:
+    # If the file was replaced by a pipe, opening must not wait for its other end.
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
@@ -173,17 +173,17 @@ def is_data_uri(text: str) -> bool:
 
 
 def data_uri_label(text: str) -> str:
-    """Return a name for a data URI that does not repeat its content."""
-    return f"data URI ({megabytes(len(text))})"
+    """Return a label for a data URI, without its content."""
+    return f"data URI ({amount(len(text))})"
 
 
 def read_data_uri(text: str, label: str) -> bytes:
-    """Return the content of a ``data:`` URI; its type is not believed.
+    """Return the content of a ``data:`` URI; its media type is ignored.
 
     Raises
     ------
     ImageDecodeError
-        If it has no comma or its base64 is damaged.
+        If it has no comma, too many escapes, or invalid base64.
     ImageTooLargeError
         If it has more than `MAX_FILE_BYTES`.
     """
@@ -194,7 +194,7 @@ def read_data_uri(text: str, label: str) -> bytes:
             source=label,
         )
     check_bytes(len(body) * 3 // 4, label)
-    # Each is an object of its own while they are taken apart.
+    # `unquote_to_bytes` makes an object of each.
     if body.count("%") > _MAX_ESCAPES:
         raise ImageDecodeError(
             f"{label} has more than {_MAX_ESCAPES} escapes with %: write it as base64.",
@@ -215,7 +215,7 @@ def read_data_uri(text: str, label: str) -> bytes:
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
-    """Return a key that sorts ``a2`` before ``a10``, whatever the case."""
+    """Return a case-insensitive sort key that puts ``a2`` before ``a10``."""
     parts = re.split(r"([0-9]+)", text)
     key = [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts]
     return [*key, (2, 0, text)]
@@ -227,9 +227,9 @@ def _regular_file(path: Path, label: str) -> Path:
             f"{label} is a folder: name its pictures, like '{label.rstrip('/')}/*.png'.",
             source=label,
         )
-    # A pipe or a device could make the kernel wait for ever.
+    # Reading a pipe or a device could block the kernel forever.
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ImageError(f"{label} is no regular file.", source=label)
+        raise ImageError(f"{label} is not a regular file.", source=label)
     return path
 
 
@@ -250,9 +250,9 @@ def _glob(text: str, folder: Path, label: str, cancel: CancelToken | None) -> li
 def _missing(path: Path, label: str) -> str:
     folder = path.parent
     if not folder.is_dir():
-        return f"No file '{label}': there is no folder {shorten(str(folder))}."
+        return f"No file '{label}': there is no folder {short_label(str(folder))}."
     names = [entry.name for entry in islice(folder.iterdir(), _GLOB_LIMIT) if entry.is_file()]
     by_case = {name.casefold(): name for name in sorted(names, reverse=True)}
     near = difflib.get_close_matches(path.name.casefold(), sorted(by_case), n=1, cutoff=0.6)
-    message = f"No file '{shorten(path.name)}' in {shorten(str(folder))}"
-    return f"{message}; did you mean '{shorten(by_case[near[0]])}'?" if near else f"{message}."
+    message = f"No file '{short_label(path.name)}' in {short_label(str(folder))}"
+    return f"{message}; did you mean '{short_label(by_case[near[0]])}'?" if near else f"{message}."

@@ -1,12 +1,12 @@
-"""What a file is by its first bytes: a picture to decode, or what to do with it instead."""
+"""Recognizes formats by the first bytes of a file, and gives advice for unsupported ones."""
 
 from __future__ import annotations
 
 SNIFF_BYTES = 512
-"""As many first bytes as `picture_format` and `why_no_picture` want to see."""
+"""Number of first bytes for `image_format` and `unsupported_reason`."""
 
 READABLE = ("PNG", "JPEG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "JPEG 2000", "PPM", "QOI")
-"""What is decoded; HEIF too, once pillow-heif is registered."""
+"""Supported formats; also HEIF, once pillow-heif is registered."""
 
 _STARTS = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -21,7 +21,7 @@ _STARTS = {
     b"\x00\x00\x00\x0cjP  \r\n\x87\n": "JPEG 2000",
     b"qoif": "QOI",
 }
-# ISO base media files: the brand after 'ftyp' tells pictures from films.
+# ISO base media files: the brand after 'ftyp' distinguishes images from videos.
 _BRANDS = {
     b"avif": "AVIF",
     b"avis": "AVIF",
@@ -33,7 +33,7 @@ _BRANDS = {
     b"mif1": "HEIF",
     b"msf1": "HEIF",
 }
-# Known, not read: its name, and what the person can do.
+# Formats that are recognized but not supported: name and advice.
 _ADVICE = {
     b"%PDF-": ("a PDF document", "Export the page as a PNG"),
     b"%!PS": ("a PostScript document", "Export it as a PNG"),
@@ -43,20 +43,20 @@ _ADVICE = {
     b"\xff\x0a": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
     b"\x00\x00\x00\x0cJXL ": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
     b"\x93NUMPY": ("a saved NumPy array", "Load it with np.load and give the array"),
-    b"PK\x03\x04": ("a ZIP archive or an Office document", "Take the pictures out of it"),
+    b"PK\x03\x04": ("a ZIP archive or an Office document", "Extract the pictures"),
     b"\x1f\x8b": ("a gzip archive", "Unpack it"),
     b"\x1aE\xdf\xa3": ("a video", "Save one frame of it as a PNG"),
     b"version https://git-lfs": ("a Git LFS pointer", "Run git lfs pull"),
 }
 
 
-def picture_format(head: bytes) -> str | None:
-    """Return the format of a picture by its first bytes, or None.
+def image_format(head: bytes) -> str | None:
+    """Return the format of an image file by its first bytes, or None.
 
     Parameters
     ----------
     head : bytes
-        The first `SNIFF_BYTES` bytes, or all there are.
+        The first `SNIFF_BYTES` bytes, or the whole of a shorter file.
 
     Returns
     -------
@@ -69,8 +69,8 @@ def picture_format(head: bytes) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WebP"
     if head[4:8] == b"ftyp":
-        return _picture_brand(head)
-    # Two letters are little: take more of the header into account.
+        return _brand_format(head)
+    # Two letters are not specific enough: check more of the header.
     if head[:2] == b"BM" and head[6:10] == b"\x00\x00\x00\x00":
         return "BMP"
     if len(head) > 3 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
@@ -78,13 +78,14 @@ def picture_format(head: bytes) -> str | None:
     return None
 
 
-def why_no_picture(head: bytes) -> str:
-    """Say what a file is that `picture_format` does not know, and what to do.
+def unsupported_reason(head: bytes) -> str:
+    """Return why a file without an `image_format` is refused, and what to do.
 
     Returns
     -------
     str
-        To follow a name: ``"is a PDF document, not a picture. Export the page as a PNG."``
+        Text after a name, such as ``"is a PDF document, which is not read here. Export the page
+        as a PNG."``
     """
     if not head:
         return "is empty, so there is no picture in it."
@@ -95,7 +96,7 @@ def why_no_picture(head: bytes) -> str:
         return "is a video, which is not read here. Save one frame of it as a PNG."
     text = _as_text(head)
     if text is None:
-        return f"is no picture of a known format. Known are {', '.join(READABLE)}."
+        return f"is not a picture of a supported format. Supported are {', '.join(READABLE)}."
     if "<svg" in text:
         return "is an SVG drawing, which is not read here. Export it as a PNG."
     if text.lstrip().lower().startswith(("<!doctype html", "<html")):
@@ -103,18 +104,18 @@ def why_no_picture(head: bytes) -> str:
     return "is a text file, not a picture."
 
 
-def _picture_brand(head: bytes) -> str | None:
+def _brand_format(head: bytes) -> str | None:
     end = min(int.from_bytes(head[:4], "big"), len(head))
     compatible = [head[at : at + 4] for at in range(16, end, 4)]
     brands = [_BRANDS[brand] for brand in (head[8:12], *compatible) if brand in _BRANDS]
-    # An AVIF file may call itself the general 'mif1' first.
+    # The first brand of an AVIF file may be the general 'mif1'.
     return "AVIF" if "AVIF" in brands else next(iter(brands), None)
 
 
 def _as_text(head: bytes) -> str | None:
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return head.decode("utf-16", errors="ignore")
-    # The cut at SNIFF_BYTES may have split a character: leave its bytes out.
+    # The last character may be incomplete: try without its bytes.
     for cut in range(4):
         try:
             text = head[: len(head) - cut].decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""Globs that end: a bounded part of a disk is looked through, circles of links are cut."""
+"""Globs with a limit on the number of entries, which do not follow cycles of links."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlx_magic.errors import ImageError
-from mlx_magic.formatting import shorten
+from mlx_magic.formatting import short_label
 
 MAX_ENTRIES = 100_000
-"""Entries of folders that one glob may look at."""
+"""Maximum number of folder entries that a glob may visit."""
 
 
 def match_files(
     pattern: str, folder: Path, *, checkpoint: Callable[[], None] = lambda: None
 ) -> Iterator[str]:
-    """Yield what a glob matches, as `glob.iglob` writes it: relative where the pattern is.
+    """Yield the matches of a glob like `glob.iglob`: relative if the pattern is relative.
 
-    ``**`` is any depth, names that begin with a dot want a pattern that does. A folder is not
-    entered again below itself, where a link leads back.
+    ``**`` is any depth. Names that begin with a dot match only patterns that do. A link to a
+    parent folder is not followed.
 
     Parameters
     ----------
     pattern : str
     folder : Path
-        What a relative pattern is relative to.
+        Base of a relative pattern.
     checkpoint : callable
         Called at each entry; may raise.
 
     Raises
     ------
     ImageError
-        If more than `MAX_ENTRIES` entries had to be looked at.
+        If more than `MAX_ENTRIES` entries had to be visited.
     OSError, ValueError
-        If the pattern is no path.
+        If the pattern is not a valid path.
     """
     anchor = Path(pattern).anchor
     parts = list(Path(pattern).relative_to(anchor).parts)
-    walk = _Walk(folder, shorten(pattern), checkpoint)
-    # A trailing slash asks for folders, which are no pictures.
+    walk = _Walk(folder, short_label(pattern), checkpoint)
+    # A trailing slash matches folders only, which are not images.
     return iter(()) if pattern.endswith(os.sep) else walk.match(anchor, parts, frozenset())
 
 
@@ -52,18 +52,18 @@ class _Walk:
     folder: Path
     label: str
     checkpoint: Callable[[], None]
-    looked_at: int = field(default=0, init=False)
+    entries_seen: int = field(default=0, init=False)
 
     def match(
-        self, before: str, parts: list[str], above: frozenset[tuple[int, int]]
+        self, parent: str, parts: list[str], ancestors: frozenset[tuple[int, int]]
     ) -> Iterator[str]:
-        """Yield what matches `parts` in the folder `before`, whose own folders are `above`."""
+        """Yield matches of `parts` in `parent`; `ancestors` are the identities of its parents."""
         part, rest = parts[0], parts[1:]
         if part == "**":
-            yield from self._any_depth(before, rest, above)
+            yield from self._any_depth(parent, rest, ancestors)
         elif not glob.has_magic(part):
             self._count()
-            here = os.path.join(before, part)  # noqa: PTH118 - Path would drop "./"
+            here = os.path.join(parent, part)  # noqa: PTH118 - Path would drop "./"
             if rest:
                 yield from self.match(here, rest, frozenset())
             elif os.path.lexists(self.folder / here):
@@ -71,51 +71,51 @@ class _Walk:
         else:
             matches = re.compile(fnmatch.translate(part)).match
             hidden = part.startswith(".")
-            for entry in self._entries(before):
+            for entry in self._entries(parent):
                 if not matches(entry.name) or (entry.name.startswith(".") and not hidden):
                     continue
-                here = os.path.join(before, entry.name)  # noqa: PTH118
+                here = os.path.join(parent, entry.name)  # noqa: PTH118
                 if not rest:
                     yield here
                 elif entry.is_dir():
                     yield from self.match(here, rest, frozenset())
 
     def _any_depth(
-        self, before: str, rest: list[str], above: frozenset[tuple[int, int]]
+        self, parent: str, rest: list[str], ancestors: frozenset[tuple[int, int]]
     ) -> Iterator[str]:
-        while rest and rest[0] == "**":  # a second one asks for nothing more
+        while rest and rest[0] == "**":  # repeated ** are the same as one
             rest = rest[1:]
         try:
-            status = (self.folder / before).stat()
+            status = (self.folder / parent).stat()
         except OSError:
             return
         identity = (status.st_dev, status.st_ino)
-        if identity in above:
+        if identity in ancestors:
             return
         if rest:
-            yield from self.match(before, rest, frozenset())
-        for entry in self._entries(before):
+            yield from self.match(parent, rest, frozenset())
+        for entry in self._entries(parent):
             if entry.name.startswith("."):
                 continue
-            here = os.path.join(before, entry.name)  # noqa: PTH118
+            here = os.path.join(parent, entry.name)  # noqa: PTH118
             if not rest:
                 yield here
             if _is_folder(entry):
-                yield from self._any_depth(here, rest, above | {identity})
+                yield from self._any_depth(here, rest, ancestors | {identity})
 
-    def _entries(self, before: str) -> Iterator[os.DirEntry[str]]:
+    def _entries(self, parent: str) -> Iterator[os.DirEntry[str]]:
         try:
-            with os.scandir(self.folder / before) as entries:
+            with os.scandir(self.folder / parent) as entries:
                 for entry in entries:
                     self._count()
                     yield entry
-        except OSError:  # gone, locked, no folder: nothing in it matches
+        except OSError:  # missing, no permission or not a folder: no matches
             return
 
     def _count(self) -> None:
         self.checkpoint()
-        self.looked_at += 1
-        if self.looked_at > MAX_ENTRIES:
+        self.entries_seen += 1
+        if self.entries_seen > MAX_ENTRIES:
             raise ImageError(
                 f"'{self.label}' looks through more than {MAX_ENTRIES} files and folders: "
                 "begin it with a smaller folder.",

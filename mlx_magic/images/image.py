@@ -1,4 +1,4 @@
-"""A picture as a model gets it: upright RGB pixels, where they came from, a thumbnail."""
+"""`ImageInput`: upright RGB pixels for a model, with their source and a thumbnail."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.errors import RequestError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Thumbnail:
     Attributes
     ----------
     data : bytes
-        The encoded picture.
+        The encoded image.
     mime : str
         ``"image/png"`` or ``"image/jpeg"``.
     width, height : int
@@ -42,20 +42,20 @@ class Thumbnail:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageInput:
-    """One picture of a request. Treat `pixels` as read-only.
+    """One image of a request. Treat `pixels` as read-only.
 
     Attributes
     ----------
     pixels : PIL.Image.Image
         RGB and upright, exactly what the model is given.
     source : str
-        How the person named it, shortened for display.
+        The name given by the user, shortened for display.
     original_size : tuple of int
         Width and height in pixels, upright, before ``max_pixels``.
     digest : str
         SHA-256 (hex) over mode, size and pixel bytes.
     note : str or None
-        What was done to it (``"first of 12 frames"``), parts joined by ``"; "``.
+        Conversions for the user to know (``"first of 12 frames"``), joined by ``"; "``.
     """
 
     pixels: Image.Image
@@ -63,7 +63,7 @@ class ImageInput:
     original_size: tuple[int, int]
     digest: str
     note: str | None = None
-    # Filled on demand. Two threads may both compute an entry: the bytes are the same.
+    # Filled on demand. Two threads may compute the same entry: the results are equal.
     _thumbnails: dict[int, Thumbnail] = field(default_factory=dict, init=False)
 
     @property
@@ -76,15 +76,15 @@ class ImageInput:
         return f"<ImageInput {self.source!r} {width}x{height}>"
 
     def thumbnail(self, max_side: int = THUMBNAIL_SIDE) -> Thumbnail:
-        """Return a copy that fits into a square of `max_side` pixels; never enlarged.
+        """Return a copy that fits into a square of `max_side` pixels; it is not enlarged.
 
-        It is a PNG, unless the JPEG (quality 80) is smaller. The same pixels give the same
-        bytes (under one version of Pillow).
+        It is a PNG, unless the JPEG (quality 80) is smaller. The bytes depend only on the pixels
+        and on the version of Pillow.
 
         Raises
         ------
         RequestError
-            If `max_side` is no whole number of 1 or more.
+            If `max_side` is not an int of 1 or more.
         """
         side = _whole_positive("max_side", max_side)
         if side not in self._thumbnails:
@@ -100,60 +100,60 @@ def make_image_input(
     notes: Iterable[str] = (),
     max_pixels: int | None = None,
 ) -> ImageInput:
-    """Build an `ImageInput` from RGB pixels, scaled down to `max_pixels` if need be.
+    """Build an `ImageInput` from RGB pixels, scaled down to `max_pixels` if needed.
 
     Parameters
     ----------
     pixels : PIL.Image.Image
         RGB, upright; not copied unless scaled.
     source : str
-        How the person named it.
+        The name given by the user.
     original_size : tuple of int, optional
         Width and height before an earlier scaling; the size of `pixels` by default.
     notes : iterable of str
-        What was done already.
+        Conversions so far.
     max_pixels : int, optional
-        Upper limit of width times height.
+        Maximum of width times height.
 
     Raises
     ------
     RequestError
-        If `max_pixels` is no whole number of 1 or more.
+        If `max_pixels` is not an int of 1 or more.
     """
-    said = list(notes)
+    all_notes = list(notes)
     width, height = pixels.size
     target = fit_pixels((width, height), max_pixels)
     if target != (width, height):
         pixels = shrink(pixels, target)
-        said.append(f"scaled down from {width}x{height} to {target[0]}x{target[1]}")
+        all_notes.append(f"scaled down from {width}x{height} to {target[0]}x{target[1]}")
     return ImageInput(
         pixels=pixels,
         source=source,
         original_size=original_size or (width, height),
         digest=_digest(pixels),
-        note="; ".join(said) or None,
+        note="; ".join(all_notes) or None,
     )
 
 
 def fit_pixels(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
-    """Return the size that keeps the shape and has at most `max_pixels` pixels.
+    """Return the size that keeps the aspect ratio and has at most `max_pixels` pixels.
 
     Parameters
     ----------
     size : tuple of int
-        Width and height, pixels.
+        Width and height in pixels.
     max_pixels : int or None
-        Limit of width times height; None is no limit.
+        Maximum of width times height; None is no limit.
 
     Returns
     -------
     tuple of int
-        Width and height, each at least 1, never larger than `size`.
+        Width and height, at least 1 and at most those of `size`.
 
     Raises
     ------
     RequestError
-        If `max_pixels` is no whole number of 1 or more.
+        If `max_pixels` is not an int of 1 or more.
     """
     if max_pixels is None:
         return size
@@ -164,12 +164,12 @@ def fit_pixels(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]
     scale = math.sqrt(limit / (width * height))
     new_width = max(1, math.floor(width * scale))
     new_height = max(1, math.floor(height * scale))
-    # A side held at 1 would let the other one break the limit.
+    # If one side is clamped to 1, the other one must be clamped, too.
     return min(new_width, limit // new_height or 1), min(new_height, limit // new_width or 1)
 
 
 def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return `image` at a smaller `size`, filtered (Lanczos after a box reduction)."""
+    """Return `image` at a smaller `size` (Lanczos filter after a box reduction)."""
     from PIL.Image import Resampling
 
     return image.resize(size, Resampling.LANCZOS, reducing_gap=3.0)
@@ -191,7 +191,7 @@ def _encode_thumbnail(pixels: Image.Image, side: int) -> Thumbnail:
 def _digest(pixels: Image.Image) -> str:
     width, height = pixels.size
     found = hashlib.sha256(f"{pixels.mode} {width}x{height}\n".encode())
-    for top in range(0, height, _DIGEST_ROWS):  # in strips: a large picture is not held twice
+    for top in range(0, height, _DIGEST_ROWS):  # in strips, so that a large image is not copied
         strip = pixels.crop((0, top, width, min(top + _DIGEST_ROWS, height)))
         found.update(strip.tobytes())
     return found.hexdigest()
@@ -200,6 +200,6 @@ def _digest(pixels: Image.Image) -> str:
 def _whole_positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RequestError(
-            f"{name} is {said(value)}: use a whole number of 1 or more.", option=name
+            f"{name} is {short_repr(value)}: use a whole number of 1 or more.", option=name
         )
     return value

@@ -1,25 +1,25 @@
-"""How much picture is too much, and how sizes and names are written in messages."""
+"""Limits for images, and the errors for images that exceed them."""
 
 from __future__ import annotations
 
 from mlx_magic.errors import ImageTooLargeError
-from mlx_magic.formatting import megabytes
+from mlx_magic.formatting import amount
 
 MAX_PIXELS_DECODED = 64_000_000
-"""Largest picture that is decoded, in pixels (an RGB copy of it takes 192 MB)."""
+"""Maximum pixels of an image that is decoded (an RGB copy takes 192 MB)."""
 
 MAX_PIXELS_TOTAL = 256_000_000
-"""All pictures of one request together, in pixels, after ``max_pixels``."""
+"""Maximum pixels of all images of a request, after ``max_pixels``."""
 
 MAX_FILE_BYTES = 200_000_000
-"""Largest local file, data URI or bytes object."""
+"""Maximum bytes of a local file, data URI or bytes object."""
 
 MAX_IMAGES = 64
-"""Most pictures of one request."""
+"""Maximum number of images of a request."""
 
 
 def check_pixels(size: tuple[int, int], label: str) -> None:
-    """Refuse a picture by its size, before it is decoded.
+    """Refuse an image that is too large, before it is decoded.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def check_pixels(size: tuple[int, int], label: str) -> None:
 
 
 def check_bytes(size: int, label: str) -> None:
-    """Refuse a file or buffer by its length, before it is read.
+    """Refuse a file or buffer that is too large, before it is read.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def check_bytes(size: int, label: str) -> None:
     """
     if size > MAX_FILE_BYTES:
         raise ImageTooLargeError(
-            f"{label} has {megabytes(size)}; the limit is {megabytes(MAX_FILE_BYTES)}.",
+            f"{label} has {amount(size)}; the limit is {amount(MAX_FILE_BYTES)}.",
             source=label,
             size=size,
             limit=MAX_FILE_BYTES,

@@ -1,4 +1,4 @@
-"""Objects of other libraries that are pictures, recognised without importing the libraries."""
+"""Images from objects of other libraries, recognized without importing the libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUPPORTED = (
 
 
 def describe_object(value: Any) -> str:
-    """Return a name for a value that nobody named: ``"PIL image"``, ``"NumPy array"``..."""
+    """Return a default name for a value: ``"PIL image"``, ``"NumPy array"``..."""
     kind = type(value)
     package = kind.__module__.partition(".")[0]
     known = {"PIL": "PIL image", "matplotlib": "matplotlib figure"}
@@ -39,26 +39,26 @@ def describe_object(value: Any) -> str:
 def renderer(
     value: Any, label: str, cancel: CancelToken | None = None
 ) -> Callable[[], bytes] | None:
-    """Return what makes an encoded picture of an object, or None if nothing does.
+    """Return a function that encodes an object as an image file, or None.
 
-    Knows matplotlib figures (and what sits on one), open binary files, and objects that show
-    themselves as PNG or JPEG, like ``IPython.display.Image``.
+    Supported are matplotlib figures (and artists of one), open binary files, and objects with a
+    PNG or JPEG representation, like ``IPython.display.Image``.
     """
     if isinstance(value, type):
-        return None  # io.BytesIO without its brackets
+        return None  # a class, such as io.BytesIO without parentheses
     figure = _figure(value)
     if figure is not None:
         return lambda: _render_figure(figure, label)
     if callable(getattr(value, "read", None)):
         return lambda: _read_open_file(value, label, cancel)
     methods = [getattr(type(value), name, None) for name in ("_repr_png_", "_repr_jpeg_")]
-    if any(map(callable, methods)) and shown_url(value) is None:
-        return lambda: _shown_picture(value, label)
+    if any(map(callable, methods)) and displayed_url(value) is None:
+        return lambda: _displayed_image(value, label)
     return None
 
 
-def shown_url(value: Any) -> str | None:
-    """Return the address of an ``IPython.display.Image(url=...)``, or None."""
+def displayed_url(value: Any) -> str | None:
+    """Return the URL of an ``IPython.display.Image(url=...)``, or None."""
     if not hasattr(type(value), "_repr_png_") or getattr(value, "data", None):
         return None
     url = getattr(value, "url", None)
@@ -71,11 +71,11 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
     Raises
     ------
     ImageDecodeError
-        If it is an MLX array, or refuses to be turned into a NumPy array.
+        If it is an MLX array, or its conversion to a NumPy array fails.
     """
     package = type(value).__module__.partition(".")[0]
     if package == "mlx":
-        # Evaluating one outside of the thread that made it fails, or worse.
+        # Evaluating it on a thread other than its own fails, or worse.
         raise ImageDecodeError(
             f"{label} is an MLX array, which belongs to one thread: give np.array(x).",
             source=label,
@@ -86,12 +86,12 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
 
     try:
         array: NDArray[Any] = np.asarray(value)
-    # Other people's code: a tensor on a GPU, one that needs its gradient, ...
+    # Foreign code: fails for a tensor on a GPU, one that requires a gradient, ...
     except Exception as error:
         raise ImageDecodeError(
             f"{label} could not be turned into a NumPy array: {reason(error)}.", source=label
         ) from error
-    # A single number is no array to a person, even where NumPy made it.
+    # NumPy scalars are not arrays for a user.
     return array if array.ndim else None
 
 
@@ -119,8 +119,8 @@ def series_items(value: Any, label: str) -> Iterator[tuple[object, Any]]:
         yield repr(key), item
 
 
-def why_refused(value: Any, label: str) -> str:
-    """Return the line for a value that is no picture."""
+def refusal_message(value: Any, label: str) -> str:
+    """Return the message for a value that is not an image."""
     if _is_dataframe(value):
         columns = [str(column) for column in value.columns]
         column = columns[0] if len(columns) == 1 else "column"
@@ -130,8 +130,8 @@ def why_refused(value: Any, label: str) -> str:
     if isinstance(value, Set):
         return f"{label} is a set, which has no order: give sorted(x)."
     kind = type(value).__name__
-    is_a = "is" if label == kind else f"is of type {kind},"
-    return f"{label} {is_a} no picture: give {SUPPORTED}."
+    is_a = "is not" if label == kind else f"is of type {kind}, not"
+    return f"{label} {is_a} an image: use {SUPPORTED}."
 
 
 def _is_dataframe(value: Any) -> bool:
@@ -144,7 +144,7 @@ def _figure(value: Any) -> Any | None:
     module = sys.modules.get("matplotlib.figure")
     if module is None:
         return None
-    # Axes, lines, sub-figures and seaborn grids all say which figure they are on.
+    # Axes, lines, sub-figures and seaborn grids have an attribute `figure`.
     for _ in range(3):
         if isinstance(value, module.Figure):
             return value
@@ -157,9 +157,9 @@ def _render_figure(figure: Any, label: str) -> bytes:
     check_pixels((width, height), label)
     buffer = io.BytesIO()
     try:
-        # backend="agg" draws on a canvas of its own and puts the figure's own one back.
+        # backend="agg" draws on a temporary canvas, and restores the figure's own one.
         figure.savefig(buffer, format="png", backend="agg", dpi="figure", transparent=False)
-    # A figure draws with its owner's text, fonts and callbacks.
+    # Foreign code: drawing uses the user's texts, fonts and callbacks.
     except Exception as error:
         raise ImageDecodeError(
             f"{label} cannot be drawn: {reason(error)}.", source=label
@@ -173,7 +173,7 @@ def _read_open_file(file: Any, label: str, cancel: CancelToken | None) -> bytes:
     try:
         if not (callable(getattr(file, "seekable", None)) and file.seekable()):
             return read_limited(file, label, cancel)
-        # From its start: after image.save(buffer) the position is at the end.
+        # From the start: after image.save(buffer) the position is at the end.
         at = file.tell()
         file.seek(0)
         try:
@@ -184,7 +184,7 @@ def _read_open_file(file: Any, label: str, cancel: CancelToken | None) -> bytes:
         raise
     except TypeError as error:
         raise _opened_for_text(label) from error
-    # Anybody's read(): closed, of another signature, a broken stream, ...
+    # Foreign code: the file may be closed, read() may have another signature, ...
     except Exception as error:
         raise ImageDecodeError(f"{label} cannot be read: {reason(error)}.", source=label) from error
 
@@ -195,25 +195,25 @@ def _opened_for_text(label: str) -> ImageDecodeError:
     )
 
 
-def _shown_picture(value: Any, label: str) -> bytes:
+def _displayed_image(value: Any, label: str) -> bytes:
     data = getattr(value, "data", None)
     if isinstance(data, bytes):
         return data
     for name in ("_repr_png_", "_repr_jpeg_"):
         method = getattr(value, name, None)
         try:
-            shown = method() if callable(method) else None
-        # The object's own drawing code.
+            encoded = method() if callable(method) else None
+        # Foreign code of the object.
         except Exception as error:
             raise ImageDecodeError(
-                f"{label} failed to show itself: {reason(error)}.", source=label
+                f"{label} failed to make a PNG or JPEG: {reason(error)}.", source=label
             ) from error
-        shown = shown[0] if isinstance(shown, tuple) else shown
-        if isinstance(shown, str):
-            shown = _from_base64(shown, label)
-        if isinstance(shown, bytes) and shown:
-            return shown
-    raise ImageDecodeError(f"{label} shows no picture of itself.", source=label)
+        encoded = encoded[0] if isinstance(encoded, tuple) else encoded
+        if isinstance(encoded, str):
+            encoded = _from_base64(encoded, label)
+        if isinstance(encoded, bytes) and encoded:
+            return encoded
+    raise ImageDecodeError(f"{label} has no PNG or JPEG representation.", source=label)
 
 
 def _from_base64(text: str, label: str) -> bytes:
@@ -221,5 +221,5 @@ def _from_base64(text: str, label: str) -> bytes:
         return base64.b64decode(text)
     except (binascii.Error, ValueError) as error:
         raise ImageDecodeError(
-            f"{label} shows itself as damaged base64: {reason(error)}.", source=label
+            f"{label} returns damaged base64 as its PNG or JPEG: {reason(error)}.", source=label
         ) from error

@@ -1,4 +1,4 @@
-"""Anything a person has at hand -> `ImageInput`: the one door to pictures."""
+"""Opens images from values of many types; the public entry of this package."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ def open_images(
     fetch: Fetcher | None = None,
     cancel: CancelToken | None = None,
 ) -> list[ImageInput]:
-    """Read every picture in `value`. May run in any thread; nothing is fetched but its URLs.
+    """Open every image in `value`. Thread-safe; only URLs in `value` are fetched.
 
     Parameters
     ----------
     value : object
         A path, a glob, an http(s) URL or a data URI as a str; a Path; bytes; an open binary
-        file; a Pillow image; a NumPy array (or what turns into one); a matplotlib figure or
-        axes; an object that shows itself as PNG or JPEG; an earlier `VisionResult` or
+        file; a Pillow image; a NumPy array (or an object with ``__array__``); a matplotlib figure
+        or axes; an object with a PNG or JPEG representation; an earlier `VisionResult` or
         `ImageInput`; a pandas Series; or a list, tuple or iterator of these.
     name : str, optional
-        What to call it in messages and `source`, when it is no str: usually its expression.
+        Name for messages and `source` if `value` is not a str, usually its expression.
     max_pixels : int, optional
-        Pictures with more pixels are scaled down to at most this many, keeping their shape.
+        Images with more pixels are scaled down to at most this many, keeping the aspect ratio.
     base : Path, optional
-        What relative paths are relative to; the current folder by default.
+        Base of relative paths; the current folder by default.
     fetch : Fetcher, optional
-        What gets URLs; a guarded `UrlFetcher` by default.
+        Fetches URLs; a `UrlFetcher` by default.
     cancel : CancelToken, optional
-        Looked at between pictures, during a fetch and while a picture is decoded.
+        Checked between images, during a fetch and while an image is decoded.
 
     Returns
     -------
@@ -76,17 +76,17 @@ def open_images(
     ImageNotFoundError
         If a file is missing or a glob matches nothing.
     ImageDecodeError
-        If something is no picture, damaged or cut short.
+        If a value is not an image, or is damaged or truncated.
     ImageTooLargeError
-        If a picture, its file, or all of them together are over a limit.
+        If an image, its file, or all images together exceed a limit.
     FetchError
-        If a URL was refused or did not deliver.
+        If a URL was refused or could not be fetched.
     ImageError
-        If there is no picture, or over `MAX_IMAGES`.
+        If there is no image, or more than `MAX_IMAGES`.
     RequestError
-        If `max_pixels` is no whole number of 1 or more.
+        If `max_pixels` is not an int of 1 or more.
     Cancelled
-        If `cancel` was thrown.
+        If `cancel` was cancelled.
     """
     return open_named_images(
         [(name, value)], max_pixels=max_pixels, base=base, fetch=fetch, cancel=cancel
@@ -101,10 +101,10 @@ def open_named_images(
     fetch: Fetcher | None = None,
     cancel: CancelToken | None = None,
 ) -> list[ImageInput]:
-    """Read the pictures of a whole request, each value under its own name.
+    """Open the images of a request, from values with names.
 
-    As `open_images`, with one limit for all of them; every value is looked through before the
-    first picture is read or fetched.
+    Like `open_images`, with one limit for all values. All values are inspected before the first
+    image is read or fetched.
 
     Parameters
     ----------
@@ -116,9 +116,9 @@ def open_named_images(
     Raises
     ------
     ImageError, RequestError, Cancelled
-        As `open_images`.
+        As for `open_images`.
     """
-    # Pillow and the decoders are imported when the first picture is opened.
+    # Imported here, since it imports Pillow and the decoders.
     from mlx_magic.images.sources import Finder
 
     fit_pixels((1, 1), max_pixels)

@@ -1,4 +1,4 @@
-"""Any object that a person has -> a flat list of pictures still to be read."""
+"""Finds the images in a value, as a flat list of sources that are read later."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mlx_magic.errors import FetchError, ImageDecodeError, ImageError
-from mlx_magic.formatting import megabytes, shorten
+from mlx_magic.formatting import amount, short_label
 from mlx_magic.images import files, objects
-from mlx_magic.images.arrays import ArrayPictures, array_pictures
+from mlx_magic.images.arrays import ArrayImages, array_images
 from mlx_magic.images.decoding.decode import Decoded, decode_bytes, decode_image
 from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.stoppable_file import Watch
@@ -32,12 +32,12 @@ _MAX_DEPTH = 8
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One picture that was found but not read yet.
+    """An image that was found but not read yet.
 
     Attributes
     ----------
     label : str
-        How the person named it, shortened.
+        The name given by the user, shortened.
     load : callable
         Reads and decodes it.
     """
@@ -48,12 +48,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Finder:
-    """Walks through a value and finds its pictures; reads no file and fetches nothing.
+    """Finds the images in values, without reading or fetching them.
 
     Parameters
     ----------
     base : Path or None
-        What relative paths are relative to; None is the current folder.
+        Base of relative paths; None is the current folder.
     fetch : Fetcher or None
         Fetches URLs; None is a `UrlFetcher`.
     cancel : CancelToken or None
@@ -71,21 +71,21 @@ class Finder:
     found: list[Source | ImageInput] = field(default_factory=list, init=False)
 
     def find(self, value: Any, name: str | None = None) -> None:
-        """Add the pictures in `value` to `found`, in order.
+        """Add the images in `value` to `found`, in order.
 
         Raises
         ------
         ImageError
-            If something in it is no picture, there is none, or there are too many by now.
+            If a value is not an image, there is no image, or there are too many.
         """
         before = len(self.found)
         self._walk(value, name, depth=0)
         if len(self.found) == before:
-            what = shorten(name) if name else "The list of pictures"
+            what = short_label(name) if name else "The list of pictures"
             raise ImageError(f"{what} is empty: there is no picture in it.", source=what)
 
     def _walk(self, value: Any, name: str | None, depth: int) -> None:
-        label = shorten(name) if name else objects.describe_object(value)
+        label = short_label(name) if name else objects.describe_object(value)
         items = _items(value, label)
         if items is not None:
             if depth >= _MAX_DEPTH:
@@ -94,7 +94,7 @@ class Finder:
                 self._walk(item, f"{name or 'list'}[{key}]", depth + 1)
         elif isinstance(value, ImageInput):
             self._add(value)
-        elif (images := _of_result(value)) is not None:
+        elif (images := _result_images(value)) is not None:
             if not images:
                 raise ImageError(
                     f"{label} is an answer to a question without pictures.", source=label
@@ -111,7 +111,7 @@ class Finder:
             self._files(os.fsdecode(value))
         elif isinstance(value, (bytes, bytearray, memoryview)):
             check_bytes(memoryview(value).nbytes, label)
-            shown = label if named else f"bytes ({megabytes(memoryview(value).nbytes)})"
+            shown = label if named else f"bytes ({amount(memoryview(value).nbytes)})"
             self._add(Source(shown, partial(decode_bytes, bytes(value), shown, self.cancel)))
         elif isinstance(value, Image.Image):
             self._add(Source(label, partial(decode_image, value, label, self.cancel)))
@@ -123,21 +123,21 @@ class Finder:
         if render is not None:
             self._add(Source(label, lambda: decode_bytes(render(), label, self.cancel)))
             return
-        url = objects.shown_url(value)
+        url = objects.displayed_url(value)
         if url is not None:
             self._string(url)
             return
         array = objects.as_array(value, label)
         if array is None:
-            raise ImageDecodeError(objects.why_refused(value, label), source=label)
+            raise ImageDecodeError(objects.refusal_message(value, label), source=label)
         if array.dtype.kind in "OU" and array.ndim:
             # Not .tolist(): a broadcast array may be a million times larger than it looks.
             self._walk(iter(array.flat), label, depth=_MAX_DEPTH - 1)
             return
-        pictures = array_pictures(array, label)
-        for index in range(len(pictures)):
+        images = array_images(array, label)
+        for index in range(len(images)):
             shown = f"{label}[{index}]" if array.ndim == 4 else label
-            self._add(Source(shown, partial(_array_picture, pictures, index, shown, self.cancel)))
+            self._add(Source(shown, partial(_array_image, images, index, shown, self.cancel)))
 
     def _string(self, text: str) -> None:
         if files.is_data_uri(text):
@@ -153,7 +153,7 @@ class Finder:
         if scheme is None:
             self._files(text)
             return
-        label = shorten(text.strip())
+        label = short_label(text.strip())
         if scheme[1].lower() not in ("http", "https"):
             advice = "Give the path." if scheme[1].lower() == "file" else "Download it first."
             raise FetchError(
@@ -188,12 +188,12 @@ def _read_path(path: Path, label: str, cancel: CancelToken | None) -> Decoded:
     return decode_bytes(files.read_file(path, label, cancel), label, cancel)
 
 
-def _array_picture(
-    pictures: ArrayPictures, index: int, label: str, cancel: CancelToken | None
+def _array_image(
+    images: ArrayImages, index: int, label: str, cancel: CancelToken | None
 ) -> Decoded:
     with quiet():
-        image, notes = pictures.picture(index, Watch(label, cancel).checkpoint)
-    decoded = decode_image(image, label, cancel, ours=True)
+        image, notes = images.image_at(index, Watch(label, cancel).checkpoint)
+    decoded = decode_image(image, label, cancel, owned=True)
     return Decoded(decoded.pixels, (*notes, *decoded.notes))
 
 
@@ -203,15 +203,15 @@ def _items(value: Any, label: str) -> Iterable[tuple[object, Any]] | None:
         return enumerate(value)
     if objects.is_series(value):
         return objects.series_items(value, label)
-    # Path("pictures").glob("*.png"), a generator; but an open file is a picture itself.
+    # For example Path("pictures").glob("*.png"). An open file is an iterator, too, but an image.
     if isinstance(value, Iterator) and not hasattr(value, "read"):
         return enumerate(value)
     return None
 
 
-def _of_result(value: Any) -> tuple[ImageInput, ...] | None:
-    """Return the images of an answer to a question; None of anything else."""
-    # By what it has: the class is above this room.
+def _result_images(value: Any) -> tuple[ImageInput, ...] | None:
+    """Return the images of a `VisionResult`; None for other values."""
+    # Recognized by its fields: this package must not import the class.
     fields = getattr(type(value), "__dataclass_fields__", ())
     images = getattr(value, "images", None) if "finish_reason" in fields else None
     if isinstance(images, tuple) and all(isinstance(image, ImageInput) for image in images):

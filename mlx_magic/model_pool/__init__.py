@@ -1,1 +1,1 @@
-"""The models in memory: loading, sharing, evicting."""
+"""Models in memory: loading, sharing, eviction."""

@@ -1,4 +1,4 @@
-"""Who has to leave memory so that something fits, or why it cannot: plain reckoning."""
+"""The memory budget: which models to evict for a load, or why it cannot fit. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.errors import MemoryBudgetError, RequestError
 from mlx_magic.formatting import amount
 
 Setting = int | float | str | None
-"""A budget as a person gives it: bytes, a share of the memory, ``"8 GB"``, or None for all."""
+"""A budget setting: bytes, a share of the memory, ``"8 GB"``, or None for all memory."""
 
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
-# ASCII: else a dotless i is an i, and no unit. Blanks that do not break come with what is pasted.
+# ASCII, since IGNORECASE would match a dotless i. Pasted text may have non-breaking spaces.
 _SIZE = re.compile(
     r"\s*(\d+(?:\.\d+)?|\.\d+)[\s\u00a0\u202f]*((?:[kmgt]i?)?b|%)?\s*",
     re.IGNORECASE | re.ASCII,
@@ -27,19 +27,19 @@ _SIZE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A model in memory, as far as the reckoning goes.
+class ModelUsage:
+    """A model in memory, as input of the budget computation.
 
     Attributes
     ----------
     key : hashable
-        Which one it is.
+        Identity of the model.
     name : str
     nbytes : int
     last_used : float
         Seconds of any clock.
     users : int
-        Who hold it now; it cannot leave under them.
+        Number of holders; a model in use cannot be evicted.
     pinned : bool
         Whether it stays until it is unloaded by hand.
     """
@@ -53,49 +53,49 @@ class Held:
 
     @property
     def can_leave(self) -> bool:
-        """Whether it may be unloaded to make room."""
+        """Whether the model may be evicted."""
         return not self.users and not self.pinned
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why something does not fit.
+    """Why a load does not fit.
 
     Attributes
     ----------
     needed, budget, loading : int
-        Bytes: of what is to come, of all that models may take, of loads in flight.
-    staying : tuple of Held
-        What is in use or pinned.
+        Bytes of the load, of the budget, and of other loads in flight.
+    staying : tuple of ModelUsage
+        The models that are in use or pinned.
     """
 
     needed: int
     budget: int
     loading: int
-    staying: tuple[Held, ...]
+    staying: tuple[ModelUsage, ...]
 
     @property
     def free(self) -> int:
-        """Bytes that could be had, once all that may leave has left."""
+        """Bytes that are available after evicting all models that can be evicted."""
         taken = self.loading + sum(model.nbytes for model in self.staying)
         return max(self.budget - taken, 0)
 
     def error(self, name: str) -> MemoryBudgetError:
-        """Say it to the one who asked for the model of this name."""
+        """Return the error for the load of the model of this name."""
         needed, budget = amount(self.needed), amount(self.budget)
         if self.needed > self.budget:
-            said = (
+            message = (
                 f"{name} needs {needed}, more than the {budget} that models may take: "
                 "choose a smaller or quantized one, or raise the budget "
                 "(%config VisionMagics.memory_budget)."
             )
         else:
-            said = (
+            message = (
                 f"{name} needs {needed}, but of the {budget} that models may take only "
                 f"{amount(self.free)} can be had: {self.words}. {self._remedy()}."
             )
         return MemoryBudgetError(
-            said,
+            message,
             model=name,
             needed_bytes=self.needed,
             limit_bytes=self.budget,
@@ -104,7 +104,7 @@ class Refusal:
 
     @property
     def words(self) -> str:
-        """What stays, and why."""
+        """The models that stay, and why, as text."""
         parts = [
             f"{model.name} ({amount(model.nbytes)}) is {'in use' if model.users else 'pinned'}"
             for model in self.staying
@@ -114,8 +114,8 @@ class Refusal:
         return ", ".join(parts)
 
     @property
-    def over_words(self) -> str:
-        """Say how much is over the budget and cannot leave."""
+    def over_budget_message(self) -> str:
+        """The text of the warning about models over the budget that cannot be evicted."""
         over = sum(model.nbytes for model in self.staying) + self.loading - self.budget
         pinned = all(not model.users for model in self.staying) and not self.loading
         after = "Unload it, or unpin it." if pinned else "What is in use leaves when it is let go."
@@ -140,31 +140,31 @@ class Refusal:
 
 
 def plan(
-    needed: int, budget: int, models: Iterable[Held], *, loading: int = 0
-) -> tuple[Held, ...] | Refusal:
-    """Choose who leaves so that something fits.
+    needed: int, budget: int, models: Iterable[ModelUsage], *, loading: int = 0
+) -> tuple[ModelUsage, ...] | Refusal:
+    """Choose the models to evict so that a load fits.
 
-    The least recently used goes first; none goes that need not. Those in use and
-    those that are pinned never go.
+    The least recently used are evicted first, and no more than needed. Models that are in use
+    or pinned are not evicted.
 
     Parameters
     ----------
     needed, budget : int
-        Bytes: of what is to come, and of all that models may take (0 is no limit).
-    models : iterable of Held
-        What is in memory.
+        Bytes of the load, and of the budget (0 is no limit).
+    models : iterable of ModelUsage
+        The models in memory.
     loading : int
-        Bytes of loads in flight.
+        Bytes of other loads in flight.
 
     Returns
     -------
-    tuple of Held or Refusal
+    tuple of ModelUsage or Refusal
     """
     models = list(models)
     over = needed + loading + sum(model.nbytes for model in models) - budget
     if not budget or over <= 0:
         return ()
-    leaving: list[Held] = []
+    leaving: list[ModelUsage] = []
     for model in sorted((m for m in models if m.can_leave), key=lambda m: m.last_used):
         if over <= 0:
             break
@@ -173,7 +173,7 @@ def plan(
     if over > 0:
         staying = tuple(model for model in models if not model.can_leave)
         return Refusal(needed, budget, loading, staying)
-    # A small one that went first may stay, if a larger one had to go after it.
+    # A small model chosen early may stay if a larger one had to be chosen after it.
     for model in list(leaving):
         if over + model.nbytes <= 0:
             leaving.remove(model)
@@ -182,14 +182,14 @@ def plan(
 
 
 def shrink(
-    budget: int, models: Sequence[Held], *, loading: int = 0
-) -> tuple[tuple[Held, ...], Refusal | None]:
-    """Choose who leaves under a budget that has become smaller.
+    budget: int, models: Sequence[ModelUsage], *, loading: int = 0
+) -> tuple[tuple[ModelUsage, ...], Refusal | None]:
+    """Choose the models to evict after the budget was lowered.
 
     Returns
     -------
-    tuple of Held, and Refusal or None
-        Who leaves, and what still does not fit once they have left.
+    tuple of ModelUsage, and Refusal or None
+        The models to evict, and the refusal if the rest still exceeds the budget.
     """
     planned = plan(0, budget, models, loading=loading)
     if not isinstance(planned, Refusal):
@@ -198,13 +198,13 @@ def shrink(
 
 
 def check_setting(setting: object) -> Setting:
-    """Return a budget as it was given, if it can be one.
+    """Return a budget setting unchanged, if it is valid.
 
     Raises
     ------
     RequestError
-        When it is none of: None, bytes (a whole number above 0), a share of the memory
-        (above 0, up to 1), a text such as ``"8 GB"`` or ``"60%"``.
+        When it is not one of: None, bytes (an int above 0), a share of the memory (a float
+        above 0, up to 1), a text such as ``"8 GB"`` or ``"60%"``.
     """
     match setting:
         case None:
@@ -215,17 +215,17 @@ def check_setting(setting: object) -> Setting:
             return setting
         case float() if 0 < setting <= 1:
             return setting
-        case str() if _read(setting):
+        case str() if _parse_size(setting):
             return setting
     raise RequestError(
-        f"{said(setting)} is no memory budget: give bytes ('8 GB', 8_000_000_000), a share of the "
-        "memory (0.6, '60%'), or None for all of it.",
+        f"{short_repr(setting)} is not a memory budget: give bytes ('8 GB', 8_000_000_000), a "
+        "share of the memory (0.6, '60%'), or None for all of it.",
         option="memory_budget",
     )
 
 
 def check_ttl(seconds: object) -> float | None:
-    """Return an idle time-to-live, if it can be one: seconds above 0, or None.
+    """Return an idle time-to-live, if it is valid: seconds above 0, or None.
 
     Raises
     ------
@@ -237,22 +237,22 @@ def check_ttl(seconds: object) -> float | None:
         with contextlib.suppress(OverflowError):
             return float(seconds)
     raise RequestError(
-        f"{said(seconds)} is no time: give seconds above 0, or None.", option="idle_ttl"
+        f"{short_repr(seconds)} is not a time: give seconds above 0, or None.", option="idle_ttl"
     )
 
 
 def budget_bytes(setting: Setting, total: int) -> int:
-    """Return what a setting comes to, in bytes; 0 is no limit.
+    """Return a budget setting in bytes; 0 is no limit.
 
     Parameters
     ----------
     setting : int, float, str or None
-        What `check_setting` lets through.
+        A setting that `check_setting` has accepted.
     total : int
-        Bytes that the device lets models use; 0 is unknown: then a share is no limit.
+        Bytes that the device lets models use. 0 is unknown; a share is then no limit.
     """
     if isinstance(setting, str):
-        setting = _read(setting)
+        setting = _parse_size(setting)
     if setting is None:
         return total
     if isinstance(setting, float):
@@ -260,8 +260,8 @@ def budget_bytes(setting: Setting, total: int) -> int:
     return min(setting, total) if total else setting
 
 
-def _read(text: str) -> int | float | None:
-    """Read ``"8 GB"`` as bytes and ``"60%"`` as a share; None if it is neither."""
+def _parse_size(text: str) -> int | float | None:
+    """Parse ``"8 GB"`` as bytes and ``"60%"`` as a share; return None for other texts."""
     match = _SIZE.fullmatch(text)
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""A model in memory, as the pool itself sees it: its names, and who holds it."""
+"""Registry entries: a model in memory, its names and its holders."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mlx_magic.backends.base import LoadedModel
-from mlx_magic.model_pool.budget import Held
+from mlx_magic.model_pool.budget import ModelUsage
 from mlx_magic.model_pool.model_info import ModelInfo
 from mlx_magic.model_pool.unload import Unload
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 
 class Key(NamedTuple):
-    """What makes two models in memory the same.
+    """The identity of a model in memory.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class Key(NamedTuple):
     adapter : str or None
         Folder of the LoRA adapter that was loaded with it.
     trusted : bool
-        Whether its load was allowed to run the checkpoint's code.
+        Whether the load was allowed to run the checkpoint's code.
     """
 
     folder: str
@@ -30,19 +30,19 @@ class Key(NamedTuple):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, *, trusted: bool) -> Key:
-        """Return the key of a checkpoint, loaded with this permission."""
+        """Return the key of a checkpoint that is loaded with this permission."""
         adapter = None if checkpoint.adapter is None else str(checkpoint.adapter.path)
         return cls(str(checkpoint.path.resolve()), adapter, trusted)
 
     @classmethod
     def any_of(cls, checkpoint: Checkpoint) -> list[Key]:
-        """Return the keys of a checkpoint with whatever permission; the best one first."""
+        """Return the keys of a checkpoint for both permissions, the trusted one first."""
         return [cls.of(checkpoint, trusted=trusted) for trusted in (True, False)]
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
-    """A loaded model with its names and those who hold it; changed under the pool's lock.
+class PoolEntry:
+    """A loaded model with its names and holders; changed under the registry's lock.
 
     Attributes
     ----------
@@ -50,13 +50,13 @@ class Resident:
     model : LoadedModel
     key : Key
     nbytes : int
-        What it takes in memory.
+        Bytes in memory.
     names : list of str
-        All that it goes by; the first is shown.
+        All names; the first is displayed.
     holders : list
-        The requests, leases and loads that hold it now.
+        The requests, leases and loads that hold the model.
     unloads : list of Unload
-        Those that wait until nobody holds it.
+        Unloads that wait until the model has no holder.
     pinned : bool
     last_used : float
         Seconds of the pool's clock.
@@ -74,17 +74,17 @@ class Resident:
 
     @property
     def plain_name(self) -> str:
-        """What it goes by once others have taken all of its names."""
+        """The name of the model when other models have taken all of its names."""
         path, adapter = self.checkpoint.path, self.checkpoint.adapter
         return str(path) if adapter is None else f"{path}+{adapter.path.name}"
 
     @property
     def closing(self) -> bool:
-        """Whether it is to go as soon as its cancelled users have: nobody may join them."""
+        """Whether a forced unload waits for the cancelled users; no new holder is allowed then."""
         return any(unload.force and not unload.done for unload in self.unloads)
 
     def info(self, now: float) -> ModelInfo:
-        """Return what a person gets to see of it."""
+        """Return the public description."""
         checkpoint, together = self.checkpoint, self.model.together
         return ModelInfo(
             name=self.names[0],
@@ -103,8 +103,8 @@ class Resident:
             why_apart=together.why,
         )
 
-    def held(self) -> Held:
-        """Return what the reckoning of a budget needs."""
-        return Held(
+    def usage(self) -> ModelUsage:
+        """Return the data that the budget computation needs."""
+        return ModelUsage(
             self.key, self.names[0], self.nbytes, self.last_used, len(self.holders), self.pinned
         )

@@ -1,4 +1,4 @@
-"""What leaves memory, and why: asked to, to make room, idle for long, or over the budget."""
+"""Unloading models: by hand, to make room, after the idle time, or over the budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlx_magic.engine.task import Clock
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import amount
 from mlx_magic.model_pool.budget import (
-    Held,
+    ModelUsage,
     Refusal,
     Setting,
     budget_bytes,
@@ -21,29 +21,29 @@ from mlx_magic.model_pool.budget import (
     plan,
     shrink,
 )
-from mlx_magic.model_pool.entry import Resident
+from mlx_magic.model_pool.entry import PoolEntry
 from mlx_magic.model_pool.model_info import ModelInfo
 from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loading, Loads
-from mlx_magic.model_pool.unload import Unload, Unloaded, Why
+from mlx_magic.model_pool.unload import Unload, Unloaded, UnloadReason
 
 REMEMBERED = 8
-"""Models that have left, of which is told."""
+"""Maximum number of unloaded models that are remembered."""
 
 
 class Eviction:
-    """Takes models out of memory. Chosen on any thread, freed on the engine's.
+    """Unloads models. They are chosen on any thread, and freed on the engine's thread.
 
     Parameters
     ----------
     engine : Engine
-    residents : Registry
+    registry : Registry
     loads : Loads
-        Those in flight: their estimates count as taken.
+        The loads in flight: their estimates count as used memory.
     clock : callable
         Seconds, monotonic.
     memory : callable
-        MLX's counters.
+        Returns MLX's memory counters.
     tell : callable
         Called, under no lock, when something has changed.
 
@@ -56,7 +56,7 @@ class Eviction:
     def __init__(
         self,
         engine: Engine,
-        residents: Registry,
+        registry: Registry,
         loads: Loads,
         *,
         clock: Clock,
@@ -64,7 +64,7 @@ class Eviction:
         tell: Callable[[], None],
     ) -> None:
         self._engine = engine
-        self._residents = residents
+        self._registry = registry
         self._loads = loads
         self._clock = clock
         self._memory = memory
@@ -85,16 +85,16 @@ class Eviction:
 
     @property
     def remembered(self) -> tuple[Unloaded, ...]:
-        """The models that left last, the latest at the end."""
+        """The last unloaded models, the latest at the end."""
         return tuple(self._remembered)
 
     def set_budget(self, setting: Setting) -> tuple[list[ModelInfo], Refusal | None]:
-        """Change the budget; what is over it leaves, if it can.
+        """Change the budget, and evict models that are over it.
 
         Returns
         -------
         list of ModelInfo, and Refusal or None
-            What leaves, and what cannot.
+            The evicted models, and what still exceeds the budget.
 
         Raises
         ------
@@ -105,31 +105,31 @@ class Eviction:
         return self.fit()
 
     def unload(self, name: str, *, force: bool = False) -> Unload:
-        """Begin to unload a model; wait for its users, or cancel them. See `ModelPool`."""
+        """Begin to unload a model, after its users have ended. See `ModelPool.unload`."""
         unload = Unload(name, clock=self._clock, force=force)
-        entry, requests = self._residents.unload(unload)
-        for work in requests:
-            if not work.done:
+        entry, requests = self._registry.unload(unload)
+        for task in requests:
+            if not task.done:
                 unload.cancelled += 1
-                work.cancel()
+                task.cancel()
         if entry is not None:
             self._free(entry, "asked")
         self._tell()
         return unload
 
-    def let_go(self, holder: object) -> None:
-        """End a use. What has waited for that leaves now."""
-        for entry in self._residents.let_go(holder):
+    def release(self, holder: object) -> None:
+        """Remove a holder, and begin the unloads that have waited for it."""
+        for entry in self._registry.release(holder):
             self._free(entry, "asked")
-        # A budget that was lowered under its users holds from here on.
+        # The budget may have been lowered while the model was in use.
         self.fit()
         self._tell()
 
     def make_room(self, needed: int, loading: Loading, name: str) -> None:
-        """Let go of the least recently used until a load fits; on the engine's thread.
+        """Evict the least recently used models until a load fits; on the engine's thread.
 
-        From then on the load counts as taken. Memory comes back a little later: while
-        `Registry.leaving`.
+        The estimate of the load then counts as used memory. The memory of evicted models is
+        free when `Registry.leaving` is false.
 
         Parameters
         ----------
@@ -137,15 +137,15 @@ class Eviction:
             Bytes.
         loading : Loading
         name : str
-            What it loads.
+            The model of the load.
 
         Raises
         ------
         MemoryBudgetError
-            When it cannot fit. Then nothing leaves.
+            When it cannot fit. Then no model is evicted.
         """
 
-        def choose(models: list[Held]) -> Iterable[Held]:
+        def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
             others = self._loads.nbytes - loading.nbytes
             planned = plan(needed, self.budget, models, loading=others)
             if isinstance(planned, Refusal):
@@ -153,61 +153,61 @@ class Eviction:
             loading.nbytes = needed
             return planned
 
-        for entry in self._residents.leave(choose):
+        for entry in self._registry.leave(choose):
             loading.note(f"Unloaded {entry.names[0]} ({amount(entry.nbytes)}) to make room.")
             self._free(entry, "room", wanted_by=name)
             self._tell()
 
     def expire(self) -> float | None:
-        """Let go of what has not been used for too long.
+        """Evict the models that were idle for longer than `idle_ttl`.
 
         Returns
         -------
         float or None
-            Seconds until the next is due; None if there is none.
+            Seconds until the next model is due; None if there is none.
         """
         ttl, now = self.idle_ttl, self._clock()
         if ttl is None:
             return None
         due: list[float] = []
 
-        def choose(models: list[Held]) -> Iterable[Held]:
+        def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
             idle = [model for model in models if model.can_leave]
             due.extend(rest for m in idle if (rest := m.last_used + ttl - now) > 0)
             return [model for model in idle if model.last_used + ttl <= now]
 
-        for entry in self._residents.leave(choose):
+        for entry in self._registry.leave(choose):
             self._free(entry, "idle")
             self._tell()
         return min(due, default=None)
 
     def fit(self) -> tuple[list[ModelInfo], Refusal | None]:
-        """Let go of what is over the budget, as far as it can leave. See `set_budget`."""
+        """Evict models until the budget is kept, as far as possible. See `set_budget`."""
         refusals: list[Refusal | None] = []
 
-        def choose(models: list[Held]) -> Iterable[Held]:
+        def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
             leaving, refused = shrink(self.budget, models, loading=self._loads.nbytes)
             refusals.append(refused)
             return leaving
 
-        entries = self._residents.leave(choose)
-        gone = [self._residents.info(entry) for entry in entries]
+        entries = self._registry.leave(choose)
+        evicted = [self._registry.info(entry) for entry in entries]
         for entry in entries:
             self._free(entry, "budget")
-        return gone, refusals[0]
+        return evicted, refusals[0]
 
-    def _free(self, entry: Resident, why: Why, wanted_by: str = "") -> None:
-        """Give back the memory of a model that has left, as soon as the engine's thread can."""
+    def _free(self, entry: PoolEntry, why: UnloadReason, wanted_by: str = "") -> None:
+        """Free the memory of a removed model on the engine's thread, after its current slice."""
 
         def free() -> int:
             before = self._memory().active
             entry.model.close()
-            platform.keep_buffers(self._residents.nbytes)
-            # What came back, not what should have: somebody may hold arrays of it.
+            platform.keep_buffers(self._registry.nbytes)
+            # Measured, since other references may keep arrays of the model alive.
             return max(before - self._memory().active, 0) if before else entry.nbytes
 
         def freed(future: Future[int]) -> None:
-            self._residents.left(entry)
+            self._registry.left(entry)
             error = future.exception()
             for unload in entry.unloads:
                 if error is None:
@@ -218,10 +218,10 @@ class Eviction:
 
         self._remembered.append(Unloaded(entry.names[0], entry.nbytes, why, wanted_by))
         try:
-            # Nobody holds it: it need not wait for a generation of another model.
+            # The model has no holder, so that it need not wait for other jobs.
             future = self._engine.call(free, soon=True)
         except EngineError as error:
-            # Closed: the memory goes with the process.
+            # The engine is closed: the memory is freed with the process.
             future = Future()
             future.set_exception(error)
         future.add_done_callback(freed)

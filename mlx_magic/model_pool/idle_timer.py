@@ -1,4 +1,4 @@
-"""The thread that looks, now and then, whether a model was idle for too long."""
+"""The thread that evicts models after their idle time-to-live."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable
 
 
 class IdleTimer:
-    """Calls `look` when something is due. There is no thread before the first `wake`.
+    """Calls `evict_due` at due times. The thread starts with the first `wake`.
 
     Parameters
     ----------
-    look : callable
-        Does what is due, and returns the seconds until the next; None is never.
+    evict_due : callable
+        Evicts what is due, and returns the seconds until the next due time; None is never.
     threaded : bool
-        False leaves the thread out: tests look by hand.
+        False starts no thread, for tests.
     """
 
-    def __init__(self, look: Callable[[], float | None], *, threaded: bool = True) -> None:
-        self._look = look
+    def __init__(self, evict_due: Callable[[], float | None], *, threaded: bool = True) -> None:
+        self._evict_due = evict_due
         self._threaded = threaded
         self._changed = threading.Condition()
         self._woken = False
@@ -26,11 +26,11 @@ class IdleTimer:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Look now, and again when something is due."""
+        """Call `evict_due` now, and again at the next due time."""
         with self._changed:
             self._woken = True
             if self._threaded and self._thread is None and not self._closed:
-                # A daemon: it must not keep the process alive.
+                # A daemon thread does not keep the process alive.
                 self._thread = threading.Thread(
                     target=self._run, name="mlx-magic-idle", daemon=True
                 )
@@ -49,8 +49,8 @@ class IdleTimer:
                 if self._closed:
                     return
                 self._woken = False
-            pause = self._look()
-            if pause is not None:  # a longer wait is an OverflowError
+            pause = self._evict_due()
+            if pause is not None:  # longer waits raise OverflowError
                 pause = min(pause, threading.TIMEOUT_MAX)
             with self._changed:
                 self._changed.wait_for(lambda: self._woken or self._closed, pause)

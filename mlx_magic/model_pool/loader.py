@@ -1,4 +1,4 @@
-"""Finding a model in memory or loading it, with room made for it; on the inference thread."""
+"""Finds a model in memory, or loads it after evicting others. Runs on the inference thread."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mlx_magic.backends.device.platform import Memory
 from mlx_magic.backends.library_errors import load_error, no_panics
 from mlx_magic.backends.loading import library_environment, remote_code_guard
 from mlx_magic.cancellation import Cancelled
-from mlx_magic.engine.engine import WAIT, Said, Steps
+from mlx_magic.engine.engine import WAIT, Steps, StepSignal
 from mlx_magic.engine.task import Task
 from mlx_magic.errors import MlxMagicError
 from mlx_magic.formatting import without_frames
-from mlx_magic.model_pool.entry import Key, Resident
+from mlx_magic.model_pool.entry import Key, PoolEntry
 from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.model_pool.registry import Registry
@@ -26,22 +26,21 @@ from mlx_magic.model_pool.shared_load import Loading, Loads
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 ROUNDING = 0.01
-"""What a load may have made of difference beyond its weights that is not counted."""
+"""Share by which measured memory may exceed the weights and still be counted as the weights."""
 
 
 class Loader:
-    """Loads models for all who wait for them.
+    """Loads models; tasks that wait for the same model share one load.
 
     Parameters
     ----------
     backends : mapping of str to Backend
         One for each kind.
-    residents : Registry
+    registry : Registry
     loads : Loads
-    departures : Eviction
-        Makes room.
+    eviction : Eviction
     memory : callable
-        MLX's counters.
+        Returns MLX's memory counters.
     tell : callable
         Called, under no lock, when something has changed.
     """
@@ -49,87 +48,87 @@ class Loader:
     def __init__(
         self,
         backends: Mapping[str, Backend],
-        residents: Registry,
+        registry: Registry,
         loads: Loads,
-        departures: Eviction,
+        eviction: Eviction,
         *,
         memory: Callable[[], Memory],
         tell: Callable[[], None],
     ) -> None:
         self._backends = backends
-        self._residents = residents
+        self._registry = registry
         self._loads = loads
-        self._departures = departures
+        self._eviction = eviction
         self._memory = memory
         self._tell = tell
-        # What models took when they were loaded before: better than any estimate.
+        # Measured memory of earlier loads, which replaces the estimate.
         self._measured: dict[Key, int] = {}
 
     def load(self, load: Load, checkpoint: Checkpoint, trust_remote_code: bool) -> Steps:
-        """Do what a load wants.
+        """Run a load.
 
         Parameters
         ----------
         load : Load
-            Takes the progress and the outcome.
+            Gets the progress and the outcome.
         checkpoint : Checkpoint
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
         """
         try:
             load.enter("loading")
-            entry = yield from self._found(
+            entry = yield from self._find_or_load(
                 checkpoint,
                 load,
                 trust_remote_code=trust_remote_code,
                 holder=load.hold,
                 pin=load.pin,
             )
-            load.succeed(self._residents.info(entry))
+            load.succeed(self._registry.info(entry))
         except Cancelled:
             load.stopped()
 
     def leased(
-        self, checkpoint: Checkpoint, work: Task[Any]
-    ) -> Generator[Said | None, None, contextlib.AbstractContextManager[LoadedModel]]:
-        """Load if needed, then lease. A leased model is never unloaded.
+        self, checkpoint: Checkpoint, task: Task[Any]
+    ) -> Generator[StepSignal | None, None, contextlib.AbstractContextManager[LoadedModel]]:
+        """Load the model if needed, then lease it. A leased model is not unloaded.
 
         Parameters
         ----------
         checkpoint : Checkpoint
-        work : Task
-            Takes the progress, holds the model, and may be cancelled.
+        task : Task
+            Gets the progress, holds the model, and may be cancelled.
 
         Returns
         -------
         context manager
-            Gives the `LoadedModel` and ends the lease.
+            Yields the `LoadedModel`, and ends the lease.
         """
-        entry = yield from self._found(checkpoint, work, holder=work)
-        return self._lease(entry, work)
+        entry = yield from self._find_or_load(checkpoint, task, holder=task)
+        return self._lease(entry, task)
 
     @contextlib.contextmanager
-    def _lease(self, entry: Resident, work: Task[Any]) -> Iterator[LoadedModel]:
-        """End a lease; `_found` has begun it."""
+    def _lease(self, entry: PoolEntry, task: Task[Any]) -> Iterator[LoadedModel]:
+        """Yield the model, then end the lease that `_find_or_load` has begun."""
         try:
             self._tell()
             yield entry.model
         finally:
-            self._departures.let_go(work)
+            self._eviction.release(task)
 
-    def _found(
+    def _find_or_load(
         self,
         checkpoint: Checkpoint,
-        work: Task[Any],
+        task: Task[Any],
         *,
         trust_remote_code: bool | None = None,
         holder: object = None,
         pin: bool = False,
-    ) -> Generator[Said | None, None, Resident]:
-        """Find the model or load it. Permission to run code is part of its identity.
+    ) -> Generator[StepSignal | None, None, PoolEntry]:
+        """Find the model, or load it. Permission to run code is part of its key.
 
-        With a `holder` it is held when it is returned: nobody can unload it in between.
-        Who comes while it is closing (a forced unload) waits, and loads it anew.
+        A `holder` holds the model when it is returned, so that it cannot be unloaded in between.
+        Requests that arrive during a forced unload wait, then reload the model.
         """
         name = checkpoint.name
         if trust_remote_code is None:
@@ -137,42 +136,42 @@ class Loader:
         else:
             keys = [Key.of(checkpoint, trusted=trust_remote_code)]
 
-        def taken() -> Resident | None:
-            entry, news = self._residents.take(keys, name, holder=holder, pin=pin)
-            if news:
+        def take_entry() -> PoolEntry | None:
+            entry, changed = self._registry.take(keys, name, holder=holder, pin=pin)
+            if changed:
                 self._tell()
             return entry
 
-        while (entry := taken()) is None:
-            if self._residents.is_closing(keys):
-                work.token.checkpoint()
+        while (entry := take_entry()) is None:
+            if self._registry.is_closing(keys):
+                task.token.checkpoint()
                 yield WAIT
                 continue
             key = next((key for key in keys if key in self._loads), keys[-1])
             checkpoint.require_trust(key.trusted)
             try:
                 begin = partial(self._load, checkpoint, key)
-                with self._loads.joined(key, work, name, begin) as loading:
-                    yield from loading.follow(work)
-                    # The load holds it until all who waited have taken it.
-                    if (entry := taken()) is not None:
+                with self._loads.joined(key, task, name, begin) as loading:
+                    yield from loading.follow(task)
+                    # The load holds the model until all waiting tasks have taken it.
+                    if (entry := take_entry()) is not None:
                         return entry
             finally:
                 self._tell()
         return entry
 
     def _load(self, checkpoint: Checkpoint, key: Key, loading: Loading) -> Steps:
-        """Load a model for all who wait for it."""
+        """Load a model for all waiting tasks."""
         backend, name = self._backends[checkpoint.kind], checkpoint.name
         try:
-            yield from self._returned(loading)
-            # Nothing leaves for a load that nobody wants any more.
+            yield from self._wait_for_freed_memory(loading)
+            # A load that was cancelled must not evict anything.
             loading.token.checkpoint()
             needed = self._measured.get(key) or backend.estimate(checkpoint)
-            self._departures.make_room(needed, loading, name)
-            # What leaves is freed before anything of the new model is there.
-            yield from self._returned(loading)
-            self._spare(needed)
+            self._eviction.make_room(needed, loading, name)
+            # The evicted models are freed before the load begins.
+            yield from self._wait_for_freed_memory(loading)
+            self._drop_caches_if_needed(needed)
             steps = backend.load(
                 checkpoint,
                 trust_remote_code=key.trusted,
@@ -181,7 +180,7 @@ class Loader:
             )
             with no_panics():
                 guarded = remote_code_guard.guarded(steps, checkpoint, allowed=key.trusted)
-                model, nbytes = yield from self._watched(library_environment.sliced(guarded))
+                model, nbytes = yield from self._run_measured(library_environment.sliced(guarded))
         except (Cancelled, MlxMagicError):
             raise
         except Exception as error:
@@ -191,8 +190,8 @@ class Loader:
             if not loading.names:
                 raise Cancelled
             if nbytes > needed:
-                self._departures.make_room(nbytes, loading, name)
-            # After it was measured: what a request leaves for a while is not the model's.
+                self._eviction.make_room(nbytes, loading, name)
+            # After the measurement: memory that a request leaves behind is not the model's.
             warming = model.warm_up(cancel=loading.token, progress=loading.advance)
             with no_panics():
                 warmed = remote_code_guard.guarded(warming, checkpoint, allowed=key.trusted)
@@ -204,46 +203,46 @@ class Loader:
             if isinstance(error, Exception) and not isinstance(error, Cancelled | MlxMagicError):
                 raise load_error(backend.library, checkpoint, error) from without_frames(error)
             raise
-        entry = Resident(checkpoint, model, key, nbytes, holders=[loading])
-        loading.when_left = partial(self._departures.let_go, loading)
-        self._residents.add(entry, loading.names[0], partial(setattr, loading, "nbytes", 0))
-        platform.keep_buffers(self._residents.nbytes)
+        entry = PoolEntry(checkpoint, model, key, nbytes, holders=[loading])
+        loading.on_last_left = partial(self._eviction.release, loading)
+        self._registry.add(entry, loading.names[0], partial(setattr, loading, "nbytes", 0))
+        platform.keep_buffers(self._registry.nbytes)
 
-    def _watched(
-        self, steps: Generator[Said | None, None, LoadedModel]
-    ) -> Generator[Said | None, None, tuple[LoadedModel, int]]:
-        """Do a load's slices; return the model and the bytes that it takes.
+    def _run_measured(
+        self, steps: Generator[StepSignal | None, None, LoadedModel]
+    ) -> Generator[StepSignal | None, None, tuple[LoadedModel, int]]:
+        """Run a load's slices; return the model and its memory in bytes.
 
-        That is the difference which the slices made, each by itself: what others do between
-        them does not count. Never less than the model's own arrays, since memory of others
-        may come back during a slice.
+        The memory is the sum of the differences of active memory over each slice, so that other
+        jobs do not count. It is at least the size of the model's arrays, since memory of others
+        may be freed during a slice.
         """
         grown = 0
         try:
             while True:
                 before = self._memory().active
-                said = next(steps)
+                signal = next(steps)
                 grown += self._memory().active - before
-                yield said
+                yield signal
         except StopIteration as end:
             model: LoadedModel = end.value
             grown += self._memory().active - before
-            # A percent more is the allocator's rounding, or somebody's garbage.
+            # A percent more is rounding by the allocator, or other garbage.
             own = model.nbytes
             return model, grown if grown > own * (1 + ROUNDING) else own
         finally:
             steps.close()
 
-    def _returned(self, loading: Loading) -> Steps:
-        """Wait until the memory of models that have left is free."""
-        while self._residents.leaving:
+    def _wait_for_freed_memory(self, loading: Loading) -> Steps:
+        """Wait until the memory of evicted models is free."""
+        while self._registry.leaving:
             loading.token.checkpoint()
             yield WAIT
 
-    def _spare(self, needed: int) -> None:
-        """Let go of what is kept for reuse, if a load would not fit beside it."""
+    def _drop_caches_if_needed(self, needed: int) -> None:
+        """Clear the models' caches if a load would not fit beside them."""
         memory = self._memory()
         if memory.limit and memory.active + needed > memory.limit:
-            self._residents.forget()
-            # Tracebacks of what failed may hold arrays in cycles.
+            self._registry.forget()
+            # Reference cycles through tracebacks of failed requests may hold arrays.
             gc.collect()

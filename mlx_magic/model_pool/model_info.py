@@ -1,4 +1,4 @@
-"""A model in the pool and a load on its way, as everyone outside of the pool sees them."""
+"""Public descriptions of models in the pool, leases and loads."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from mlx_magic.errors import ImagesNotSupportedError
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model in the pool, as a person sees it.
+    """A model in the pool.
 
     Attributes
     ----------
     name : str
-        Alias, folder or repository id it was loaded as.
+        Alias, folder or repository id by which it was loaded.
     names : tuple of str
-        All names that it goes by.
+        All names of the model.
     kind : {"vision", "text"}
     model_type : str
         Architecture, from config.json.
     quantization : str or None
     nbytes : int
-        Bytes that it takes in memory, measured when it was loaded.
+        Bytes in memory, measured during the load.
     users : int
-        Who hold it now: requests, and code with a lease.
+        Number of requests and leases that hold it.
     path : str
         Folder of the checkpoint.
     trusted : bool
-        Whether this load was allowed to run the checkpoint's code.
+        Whether the load was allowed to run the checkpoint's code.
     adapter : str or None
         Folder of the LoRA adapter that was loaded with it.
     pinned : bool
         Whether it stays until it is unloaded by hand.
     idle : float
-        Seconds since it was last used; 0 while somebody holds it.
+        Seconds since the last use; 0 while it is held.
     together : bool
         Whether it answers several requests at once.
     why_apart : str
-        Why it does not, in words; empty where it does.
+        Why it does not, as text; empty if it does.
     """
 
     name: str
@@ -61,12 +61,12 @@ class ModelInfo:
 
 
 class Lease:
-    """A lease of code, that no cancel can end.
+    """A lease held by code, which cannot be cancelled.
 
     Attributes
     ----------
     over : bool
-        Whether it has ended: what was loaded for it is held no more.
+        Whether it has ended. It then holds no model, not even one whose load ends later.
     """
 
     def __init__(self) -> None:
@@ -74,18 +74,18 @@ class Lease:
 
 
 class Load(Task["ModelInfo | None"]):
-    """A load that somebody asked for; its outcome is None when it was cancelled.
+    """A requested load; its outcome is None when it was cancelled.
 
     Parameters
     ----------
     name : str
-        The model, as it was asked for.
+        The model, as it was requested.
     clock : callable
         Seconds, monotonic.
     pin : bool
-        Whether the model is pinned as soon as it is there.
+        Whether the model is pinned when it is loaded.
     hold : Lease, optional
-        Holds the model from the moment that it is there.
+        A lease that holds the model as soon as it is loaded.
 
     Attributes
     ----------
@@ -93,7 +93,7 @@ class Load(Task["ModelInfo | None"]):
     pin : bool
     hold : Lease or None
     before_success : callable
-        Called once the model is loaded and before anybody learns of it.
+        Called after the load and before the outcome is set.
     """
 
     def __init__(
@@ -119,16 +119,16 @@ class Load(Task["ModelInfo | None"]):
 
 
 def no_images(name: str, models: Iterable[ModelInfo], *, before: bool) -> ImagesNotSupportedError:
-    """Return the refusal of pictures for a text model.
+    """Return the error for images that are given to a text model.
 
     Parameters
     ----------
     name : str
         The text model.
     models : iterable of ModelInfo
-        Those in memory, to name the ones that can see.
+        The models in memory; the error names the vision models among them.
     before : bool
-        Whether the pictures came in an earlier turn of the conversation.
+        Whether the images are in an earlier turn of the conversation.
     """
     vision = [model.name for model in models if model.kind == "vision"]
     vision = list(dict.fromkeys([*vision, DEMO]))

@@ -1,4 +1,4 @@
-"""The models in memory: loaded once, shared by everyone in the kernel."""
+"""The models in memory: each is loaded once, and shared by all code in the kernel."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mlx_magic.backends.batching import admission_queue
 from mlx_magic.backends.cache_stats import Reuse
 from mlx_magic.backends.device import platform
 from mlx_magic.engine.change_listeners import ChangeListeners
-from mlx_magic.engine.engine import Engine, Said
+from mlx_magic.engine.engine import Engine, StepSignal
 from mlx_magic.engine.task import Clock, Task, outcome, wait
 from mlx_magic.errors import EngineError, ModelError
 from mlx_magic.formatting import amount
-from mlx_magic.model_pool.budget import Held, Refusal, Setting, check_ttl, plan
+from mlx_magic.model_pool.budget import ModelUsage, Refusal, Setting, check_ttl, plan
 from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.idle_timer import IdleTimer
 from mlx_magic.model_pool.loader import Loader
@@ -32,8 +32,8 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 class ModelPool:
     """Models in memory: iterable, and indexed by any of their names.
 
-    Loading and freeing happen on the engine's thread; everything else may be
-    called from any thread.
+    Models are loaded and freed on the engine's thread. All methods may be called from any
+    thread, unless they say otherwise.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class ModelPool:
     clock : callable
         Seconds, monotonic.
     memory : callable
-        MLX's counters.
+        Returns MLX's memory counters.
 
     Attributes
     ----------
@@ -63,34 +63,36 @@ class ModelPool:
         self._memory = memory
         self._opener: Callable[..., Load] | None = None
         self._track: Callable[[Task[Any]], None] = lambda task: None
-        self._watchers = ChangeListeners()
-        self._residents = Registry(clock)
-        self.ready = self._residents.ready
+        self._listeners = ChangeListeners()
+        self._registry = Registry(clock)
+        self.ready = self._registry.ready
         self._loads = Loads()
-        self._departures = Eviction(
-            engine, self._residents, self._loads, clock=clock, memory=memory, tell=self._tell
+        self._eviction = Eviction(
+            engine, self._registry, self._loads, clock=clock, memory=memory, tell=self._tell
         )
         self._loader = Loader(
             backends,
-            self._residents,
+            self._registry,
             self._loads,
-            self._departures,
+            self._eviction,
             memory=memory,
             tell=self._tell,
         )
-        self._timer = IdleTimer(self._departures.expire, threaded=engine.threaded)
+        self._timer = IdleTimer(self._eviction.expire, threaded=engine.threaded)
         engine.when_lost(self._forget)
 
-    def belongs_to(self, opener: Callable[..., Load], track: Callable[[Task[Any]], None]) -> None:
-        """Say what loads a model by its name, and what follows unloads; for the session."""
+    def attach_session(
+        self, opener: Callable[..., Load], track: Callable[[Task[Any]], None]
+    ) -> None:
+        """Set the session's function that loads by name, and the one that tracks unloads."""
         self._opener, self._track = opener, track
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Be told when models, names, leases, pins or the budget change. See `Session.watch`.
+        """Call `callback` when models, names, leases, pins or the budget change.
 
-        What is returned ends it.
+        Returns a callable that removes the callback. See `Session.watch`.
         """
-        return self._watchers.add(callback)
+        return self._listeners.add(callback)
 
     def load(
         self,
@@ -108,20 +110,20 @@ class ModelPool:
         model : str or path
             Alias, folder or Hub repository id.
         alias : str, optional
-            A short name to give it.
+            A short name for the model.
         trust_remote_code : bool
             Whether this load may run the checkpoint's own code.
         pin : bool
             Whether it stays until it is unloaded by hand.
         adapter : str or path, optional
-            Folder of a LoRA adapter; the model with it is one of its own.
+            Folder of a LoRA adapter. The model with the adapter is a separate model.
 
         Raises
         ------
         ModelError
             When it cannot be loaded, or the load was cancelled.
         """
-        return self._opened(
+        return self._load_by_name(
             model,
             alias=None if alias is None else argument_checks.name("alias", alias),
             trust_remote_code=argument_checks.flag("trust_remote_code", trust_remote_code),
@@ -132,27 +134,26 @@ class ModelPool:
     def unload(self, name: str, *, force: bool = False) -> int:
         """Unload a model, and wait until its memory is free.
 
-        That waits for those who use it. Requests that come meanwhile are still answered by
-        it, and waited for as well; loading, pinning or leasing it again withdraws the unload.
+        The unload waits for the model's users, including requests that arrive in the meantime.
+        Loading, pinning or leasing the model again withdraws the unload.
 
         Parameters
         ----------
         name : str
         force : bool
-            Cancel the requests that use it, and wait for nobody. Requests that come after
-            this load it anew.
+            Cancel the requests that use it. Requests that arrive afterwards reload the model.
 
         Returns
         -------
         int
-            Bytes that came back.
+            Bytes that were freed.
 
         Raises
         ------
         ModelNotFoundError
             When no such model is in memory.
         ModelInUseError
-            When it is forced, and code with a lease holds it.
+            When it is forced, and code holds a lease on the model.
         ModelError
             When the unload was cancelled or withdrawn.
         """
@@ -163,7 +164,7 @@ class ModelPool:
 
     @contextlib.contextmanager
     def lease(self, name: str) -> Iterator[ModelInfo]:
-        """Hold a model within a block: it is loaded if need be, and does not leave under it.
+        """Hold a model within a block: it is loaded if needed, and not unloaded meanwhile.
 
         Parameters
         ----------
@@ -182,108 +183,108 @@ class ModelPool:
         argument_checks.name("model", name)
         hold = Lease()
         try:
-            info = self._residents.hold(name, hold)
+            info = self._registry.hold(name, hold)
             self._tell()
-            yield info or self._opened(name, hold=hold)
+            yield info or self._load_by_name(name, hold=hold)
         finally:
-            self._departures.let_go(hold)
+            self._eviction.release(hold)
 
     def pin(self, name: str) -> ModelInfo:
-        """Let a model stay until it is unloaded by hand, or unpinned.
+        """Keep a model in memory until it is unloaded by hand or unpinned.
 
         Raises
         ------
         ModelNotFoundError
             When no such model is in memory.
         """
-        info = self._residents.pin(argument_checks.name("model", name), pinned=True)
+        info = self._registry.pin(argument_checks.name("model", name), pinned=True)
         self._tell()
         return info
 
     def unpin(self, name: str) -> ModelInfo:
-        """Let a model leave when room is needed. See `pin`."""
-        info = self._residents.pin(argument_checks.name("model", name), pinned=False)
-        self._departures.fit()
+        """Allow a model to be evicted. See `pin`."""
+        info = self._registry.pin(argument_checks.name("model", name), pinned=False)
+        self._eviction.fit()
         self._tell()
         return info
 
     @property
     def budget(self) -> Setting:
-        """What models may take together: bytes, a share of the memory, ``"8 GB"``, or None.
+        """Memory for all models: bytes, a share of the memory, ``"8 GB"``, or None.
 
-        None is all that the device lets them use. A lower one makes those that are over it
-        leave at once, the least recently used first; those in use leave when they are let
-        go. A warning names what cannot leave.
+        None is all that the device allows. When it is lowered, models over the budget are
+        evicted immediately, the least recently used first; those in use when they are released.
+        A warning names the models that cannot be evicted.
         """
-        return self._departures.setting
+        return self._eviction.setting
 
     @budget.setter
     def budget(self, setting: Setting) -> None:
         _, refused = self.set_budget(setting)
         if refused is not None:
-            warnings.warn(refused.over_words, stacklevel=2)
+            warnings.warn(refused.over_budget_message, stacklevel=2)
 
     def set_budget(self, setting: Setting) -> tuple[list[ModelInfo], Refusal | None]:
-        """Change the budget; return what leaves, and what is over it and cannot leave.
+        """Change the budget; return the evicted models, and a refusal if it is still exceeded.
 
         Raises
         ------
         RequestError
-            When it is no budget.
+            When the setting is not valid.
         """
-        changed = self._departures.set_budget(setting)
+        changed = self._eviction.set_budget(setting)
         self._tell()
         return changed
 
     @property
     def budget_bytes(self) -> int:
         """The budget in bytes; 0 is no limit."""
-        return self._departures.budget
+        return self._eviction.budget
 
     @property
     def taken(self) -> int:
-        """Bytes that models take, those on their way included as estimated."""
-        return self._loads.nbytes + self._residents.nbytes
+        """Bytes that models take, including the estimates of loads in flight."""
+        return self._loads.nbytes + self._registry.nbytes
 
     @property
     def idle_ttl(self) -> float | None:
-        """Seconds that a model may stay unused; None is for ever. Pinned ones stay."""
-        return self._departures.idle_ttl
+        """Seconds after which an unused, unpinned model is evicted; None is never."""
+        return self._eviction.idle_ttl
 
     @idle_ttl.setter
     def idle_ttl(self, seconds: float | None) -> None:
-        self._departures.idle_ttl = check_ttl(seconds)
+        self._eviction.idle_ttl = check_ttl(seconds)
         self._timer.wake()
 
     @property
     def unloaded(self) -> tuple[Unloaded, ...]:
-        """The models that left last and why, the latest at the end."""
-        return self._departures.remembered
+        """The last models that were unloaded, with the reason; the latest at the end."""
+        return self._eviction.remembered
 
     @property
     def memory(self) -> platform.Memory:
-        """MLX's memory: bytes active, cached, and what may be used."""
+        """MLX's memory: active, cached and allowed bytes."""
         return self._memory()
 
     @property
     def reuse(self) -> Reuse:
-        """What the models were spared by what they saw and read before, all together."""
-        return Reuse.total(model.reuse for model in self._residents.loaded)
+        """Cache statistics, summed over all models."""
+        return Reuse.total(model.reuse for model in self._registry.loaded)
 
     def forget(self) -> int:
-        """Let go of what is kept for reuse: pictures that were seen, prompts that were read.
+        """Clear the models' image and prefix caches.
 
         Returns
         -------
         int
-            Bytes given back.
+            Bytes that were freed.
         """
-        return wait(self._engine.call(self._residents.forget, soon=True))
+        return wait(self._engine.call(self._registry.forget, soon=True))
 
     @property
     def models(self) -> list[ModelInfo]:
         """The models in memory, oldest first."""
-        return self._residents.models
+        return self._registry.models
 
     def __iter__(self) -> Iterator[ModelInfo]:
         return iter(self.models)
@@ -292,10 +293,10 @@ class ModelPool:
         return len(self.models)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._residents.find(name) is not None
+        return isinstance(name, str) and self._registry.find(name) is not None
 
     def __getitem__(self, name: str) -> ModelInfo:
-        return self._residents.info(self._residents.named(argument_checks.name("model", name)))
+        return self._registry.info(self._registry.named(argument_checks.name("model", name)))
 
     def __repr__(self) -> str:
         names = ", ".join(
@@ -306,14 +307,14 @@ class ModelPool:
     def submit_load(
         self, load: Load, checkpoint: Checkpoint, *, trust_remote_code: bool = False
     ) -> None:
-        """Queue a load; nothing happens if the model is there already. See `Loader.load`."""
+        """Queue a load; a model that is in memory is not loaded again. See `Loader.load`."""
         self._engine.submit(self._loader.load(load, checkpoint, trust_remote_code), load.fail)
 
     def leased(
-        self, checkpoint: Checkpoint, work: Task[Any]
-    ) -> Generator[Said | None, None, contextlib.AbstractContextManager[LoadedModel]]:
+        self, checkpoint: Checkpoint, task: Task[Any]
+    ) -> Generator[StepSignal | None, None, contextlib.AbstractContextManager[LoadedModel]]:
         """Load if needed, then lease; on the inference thread. See `Loader.leased`."""
-        return self._loader.leased(checkpoint, work)
+        return self._loader.leased(checkpoint, task)
 
     def submit_unload(self, name: str, *, force: bool = False) -> Unload:
         """Begin to unload a model; returns at once. See `unload`.
@@ -321,28 +322,28 @@ class ModelPool:
         Returns
         -------
         Unload
-            Waits for the model's users, and can be cancelled while it does.
+            A task that waits for the model's users, and can be cancelled until then.
         """
         name, force = argument_checks.name("model", name), argument_checks.flag("force", force)
-        unload = self._departures.unload(name, force=force)
+        unload = self._eviction.unload(name, force=force)
         if not unload.begun:
             self._track(unload)
         return unload
 
     def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
-        """Return the checkpoint of a model that was loaded from this folder, as it is."""
+        """Return the checkpoint of the model that was loaded from this folder, or None."""
         entry = None
-        # A name that this system cannot encode is no folder of a model.
+        # A name that the file system cannot encode is not a model folder.
         with contextlib.suppress(OSError, ValueError):
-            entry = self._residents.of_folder(os.path.realpath(folder))
+            entry = self._registry.of_folder(os.path.realpath(folder))
         return entry.checkpoint if entry else None
 
     def close(self) -> None:
-        """End the thread that looks for idle models."""
+        """End the idle timer's thread."""
         self._timer.close()
 
-    def _opened(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
-        """Load a model by its name, as the session does, and wait for it. See `load`."""
+    def _load_by_name(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
+        """Load a model through the session, and wait for it. See `load`."""
         if self._opener is None:
             raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
         opener, name = self._opener, argument_checks.name("model", model)
@@ -355,11 +356,11 @@ class ModelPool:
     def _tell(self) -> None:
         if self.idle_ttl is not None:
             self._timer.wake()
-        self._watchers.tell()
+        self._listeners.tell()
 
     def _forget(self) -> None:
-        """Forget every model: their arrays belong to a thread that has died."""
-        waited = self._residents.clear()
+        """Drop every model: the arrays belong to a thread that has died."""
+        waited = self._registry.clear()
         self._loads.forget()
         admission_queue.SHARED.forget()
         for unload in waited:
@@ -368,20 +369,20 @@ class ModelPool:
 
 
 def fits(pool: ModelPool, needed_bytes: int) -> bool | None:
-    """Say whether the budget lets so many bytes in now; None where nobody can say.
+    """Return whether a load would fit into the budget; None if unknown.
 
-    As a load would: models that are idle and unpinned count as room, since they would leave.
+    As in a load, idle unpinned models count as free, since they would be evicted.
 
     Parameters
     ----------
     pool : ModelPool
     needed_bytes : int
-        Of the model; 0 is unknown.
+        Memory of the model; 0 is unknown.
     """
     budget = pool.budget_bytes
     if not budget or not needed_bytes:
         return None
     models = pool.models
     loading = max(pool.taken - sum(model.nbytes for model in models), 0)
-    held = [Held(m.name, m.name, m.nbytes, -m.idle, m.users, m.pinned) for m in models]
-    return not isinstance(plan(needed_bytes, budget, held, loading=loading), Refusal)
+    usages = [ModelUsage(m.name, m.name, m.nbytes, -m.idle, m.users, m.pinned) for m in models]
+    return not isinstance(plan(needed_bytes, budget, usages, loading=loading), Refusal)

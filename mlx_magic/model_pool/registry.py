@@ -1,4 +1,4 @@
-"""The models in memory and those who hold them: one table, changed under one lock."""
+"""The registry of models in memory and of their holders, under one lock."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mlx_magic.backends.base import LoadedModel
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import ModelInUseError, ModelNotFoundError
-from mlx_magic.model_pool.budget import Held
-from mlx_magic.model_pool.entry import Key, Resident
+from mlx_magic.model_pool.budget import ModelUsage
+from mlx_magic.model_pool.entry import Key, PoolEntry
 from mlx_magic.model_pool.model_info import Lease, ModelInfo
 from mlx_magic.model_pool.unload import Unload
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Registry:
-    """The models in memory, each under its key and its names; from any thread.
+    """The models in memory by key and names; safe from any thread.
 
-    A model that has left stands in `leaving` until its memory is free.
+    `leaving` is true while the memory of removed models is not free yet.
 
     Parameters
     ----------
@@ -36,49 +36,49 @@ class Registry:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.RLock()
-        self._by_key: dict[Key, Resident] = {}
-        self._leaving: list[Resident] = []
+        self._by_key: dict[Key, PoolEntry] = {}
+        self._leaving: list[PoolEntry] = []
 
     @property
     def models(self) -> list[ModelInfo]:
-        """What a person gets to see of them, oldest first."""
+        """The public descriptions, oldest first."""
         with self._lock:
             now = self._clock()
             return [entry.info(now) for entry in self._by_key.values()]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that they take together."""
+        """Bytes of all models together."""
         with self._lock:
             return sum(entry.nbytes for entry in self._by_key.values())
 
     @property
     def loaded(self) -> list[LoadedModel]:
-        """The models themselves; what is done with them is the inference thread's."""
+        """The loaded models; to be used on the inference thread only."""
         with self._lock:
             return [entry.model for entry in self._by_key.values()]
 
     def forget(self) -> int:
-        """Let go of what the models keep for reuse; on the inference thread. Return its bytes."""
+        """Clear the models' caches, on the inference thread; return the freed bytes."""
         return sum(model.forget() for model in self.loaded)
 
     @property
     def leaving(self) -> bool:
-        """Whether memory of models that have left is still to come back."""
+        """Whether the memory of removed models is not free yet."""
         with self._lock:
             return bool(self._leaving)
 
-    def info(self, entry: Resident) -> ModelInfo:
-        """Return what a person gets to see of one."""
+    def info(self, entry: PoolEntry) -> ModelInfo:
+        """Return the public description of a model."""
         with self._lock:
             return entry.info(self._clock())
 
-    def find(self, name: str) -> Resident | None:
-        """Return the model of this name, if there is one."""
+    def find(self, name: str) -> PoolEntry | None:
+        """Return the model of this name, or None."""
         with self._lock:
             return next((e for e in self._by_key.values() if name in e.names), None)
 
-    def named(self, name: str) -> Resident:
+    def named(self, name: str) -> PoolEntry:
         """Return the model of this name.
 
         Raises
@@ -93,8 +93,8 @@ class Registry:
                 raise ModelNotFoundError(f"{name} is not loaded; loaded: {loaded}.", model=name)
             return entry
 
-    def of_folder(self, folder: str) -> Resident | None:
-        """Return the model of this folder that was loaded without an adapter, if there is one."""
+    def of_folder(self, folder: str) -> PoolEntry | None:
+        """Return the model that was loaded from this folder without an adapter, or None."""
         plain = [Key(folder, None, trusted) for trusted in (True, False)]
         with self._lock:
             return self._first(plain)
@@ -102,12 +102,13 @@ class Registry:
     def ready(
         self, checkpoint: Checkpoint, request: GenerationRequest, cancel: CancelToken
     ) -> object:
-        """Make ahead what can be, where the model is there; on any thread.
+        """Prefetch inputs of a request, if its model is in memory; callable from any thread.
 
         Returns
         -------
         object
-            To be held until the request has ended. See `LoadedModel.ahead`.
+            The prefetched inputs, to be held until the request has ended. See
+            `LoadedModel.ahead`.
 
         Raises
         ------
@@ -117,12 +118,12 @@ class Registry:
         with self._lock:
             entry = self._first(keys)
             ahead = None if entry is None else entry.model.ahead
-            # No model is held while that works: it would be freed on this thread.
+            # No reference to the model may stay: it would be freed on this thread.
             del entry
         return None if ahead is None else ahead(request, cancel)
 
-    def add(self, entry: Resident, name: str, then: Callable[[], None]) -> None:
-        """Let in a model that was loaded; `then` is called under the same lock."""
+    def add(self, entry: PoolEntry, name: str, then: Callable[[], None]) -> None:
+        """Add a loaded model, and call `then` under the same lock."""
         with self._lock:
             entry.last_used = self._clock()
             self._by_key[entry.key] = entry
@@ -131,42 +132,42 @@ class Registry:
 
     def take(
         self, keys: Iterable[Key], name: str, *, holder: object = None, pin: bool = False
-    ) -> tuple[Resident | None, bool]:
-        """Return the first of these that is there, and whether that is news to those who look.
+    ) -> tuple[PoolEntry | None, bool]:
+        """Return the first model of these keys, and whether listeners must be notified.
 
-        With a `holder` it is held when it is returned: nobody can unload it in between.
-        Without one somebody wants it to be there: unloads that wait are withdrawn.
+        A `holder` holds the model when it is returned, so that it cannot be unloaded in between.
+        Without a holder, and with a lease, waiting unloads are withdrawn.
 
         Raises
         ------
         Cancelled
-            When the holder wants nothing any more.
+            When the holder is a lease that has ended.
         """
-        with self._changing() as withdrawn:
+        with self._withdrawing() as withdrawn:
             entry = self._first(keys)
             if entry is None or entry.closing:
                 return None, False
             if holder is None or isinstance(holder, Lease):
-                withdrawn += self._stays(entry)
+                withdrawn += self._take_unloads(entry)
             if holder is not None:
                 self._hold(entry, holder)
             entry.last_used = self._clock()
-            news = pin and not entry.pinned
+            changed = pin and not entry.pinned
             entry.pinned = entry.pinned or pin
-            return entry, self._name(entry, name) or news
+            return entry, self._name(entry, name) or changed
 
     def is_closing(self, keys: Iterable[Key]) -> bool:
-        """Whether one of these is about to leave: who wants it waits, and loads it anew."""
+        """Whether a forced unload of one of these models waits for its users."""
         with self._lock:
             return any(self._by_key[key].closing for key in keys if key in self._by_key)
 
     def hold(self, name: str, holder: Lease) -> ModelInfo | None:
-        """Hold the model of this name, if it is there and stays."""
-        with self._changing() as withdrawn:
+        """Hold the model of this name, unless it is missing or closing; return it or None."""
+        with self._withdrawing() as withdrawn:
             entry = self.find(name)
             if entry is None or entry.closing:
                 return None
-            withdrawn += self._stays(entry)
+            withdrawn += self._take_unloads(entry)
             self._hold(entry, holder)
             return entry.info(self._clock())
 
@@ -178,15 +179,15 @@ class Registry:
         ModelNotFoundError
             When no such model is in memory.
         """
-        with self._changing() as withdrawn:
+        with self._withdrawing() as withdrawn:
             entry = self.named(name)
             entry.pinned = pinned
             if pinned:
-                withdrawn += self._stays(entry)
+                withdrawn += self._take_unloads(entry)
             return entry.info(self._clock())
 
-    def let_go(self, holder: object) -> list[Resident]:
-        """End a use; return the models that leave now, since an unload has waited for that."""
+    def release(self, holder: object) -> list[PoolEntry]:
+        """Remove a holder; return the models whose waiting unload begins now."""
         with self._lock:
             if isinstance(holder, Lease):
                 holder.over = True
@@ -194,17 +195,17 @@ class Registry:
             for entry in entries:
                 entry.holders.remove(holder)
                 entry.last_used = self._clock()
-            return [entry for entry in entries if self._settled(entry)]
+            return [entry for entry in entries if self._remove_if_unused(entry)]
 
-    def unload(self, unload: Unload) -> tuple[Resident | None, list[Task[object]]]:
-        """Take a model out, or let the unload wait until nobody holds it.
+    def unload(self, unload: Unload) -> tuple[PoolEntry | None, list[Task[object]]]:
+        """Remove a model, or let the unload wait until it has no holder.
 
         Returns
         -------
-        Resident or None
-            The model, if it leaves at once.
-        list of Work
-            The requests that are to be cancelled first, if it is forced.
+        PoolEntry or None
+            The model, if it was removed.
+        list of Task
+            The requests to cancel, if it is forced.
 
         Raises
         ------
@@ -224,46 +225,46 @@ class Registry:
                 )
             entry.unloads.append(unload)
             requests = [holder for holder in entry.holders if isinstance(holder, Task)]
-            leaves = self._settled(entry)
+            leaves = self._remove_if_unused(entry)
             return (entry if leaves else None), requests if unload.force else []
 
-    def leave(self, choose: Callable[[list[Held]], Iterable[Held]]) -> list[Resident]:
-        """Take out those that are chosen, at one blow.
+    def leave(self, choose: Callable[[list[ModelUsage]], Iterable[ModelUsage]]) -> list[PoolEntry]:
+        """Atomically remove the models that `choose` returns.
 
         Parameters
         ----------
         choose : callable
-            Takes all that are there, and returns some that nobody holds. What it raises
-            is raised here.
+            Called with all models; returns some that have no holder. Its exceptions are
+            propagated.
         """
         with self._lock:
-            chosen = choose([entry.held() for entry in self._by_key.values()])
+            chosen = choose([entry.usage() for entry in self._by_key.values()])
             entries = [e for e in self._by_key.values() if any(c.key == e.key for c in chosen)]
-            assert not any(entry.holders for entry in entries), "never under its user"
+            assert not any(entry.holders for entry in entries), "a model in use must not be evicted"
             for entry in entries:
-                self._go(entry)
+                self._remove(entry)
             return entries
 
-    def left(self, entry: Resident) -> None:
-        """Take note that the memory of a model is free."""
+    def left(self, entry: PoolEntry) -> None:
+        """Record that the memory of a removed model is free."""
         with self._lock:
             if entry in self._leaving:
                 self._leaving.remove(entry)
 
     def clear(self) -> list[Unload]:
-        """Forget them all; return the unloads that waited."""
+        """Drop all models; return the waiting unloads."""
         with self._lock:
             waited = [unload for entry in self._by_key.values() for unload in entry.unloads]
             self._by_key.clear()
             self._leaving.clear()
             return waited
 
-    def _first(self, keys: Iterable[Key]) -> Resident | None:
-        """Return the first of these that is there; under the lock."""
+    def _first(self, keys: Iterable[Key]) -> PoolEntry | None:
+        """Return the first model of these keys, or None; called under the lock."""
         return next((self._by_key[key] for key in keys if key in self._by_key), None)
 
-    def _settled(self, entry: Resident) -> bool:
-        """Take a model out if an unload has waited for this; under the lock."""
+    def _remove_if_unused(self, entry: PoolEntry) -> bool:
+        """Remove a model without holders if an unload waits; called under the lock."""
         entry.unloads = [unload for unload in entry.unloads if not unload.done]
         if entry.holders:
             for unload in entry.unloads:
@@ -272,14 +273,14 @@ class Registry:
         begun = [unload for unload in entry.unloads if unload.begin()]
         entry.unloads = begun
         if begun:
-            self._go(entry)
+            self._remove(entry)
         return bool(begun)
 
-    def _go(self, entry: Resident) -> None:
+    def _remove(self, entry: PoolEntry) -> None:
         del self._by_key[entry.key]
         self._leaving.append(entry)
 
-    def _hold(self, entry: Resident, holder: object) -> None:
+    def _hold(self, entry: PoolEntry, holder: object) -> None:
         if isinstance(holder, Lease) and holder.over:
             raise Cancelled
         entry.holders.append(holder)
@@ -287,22 +288,25 @@ class Registry:
         for unload in entry.unloads:
             unload.waits_for(len(entry.holders))
 
-    def _stays(self, entry: Resident) -> list[Unload]:
-        """Return the unloads that are to be withdrawn: somebody wants it to be there."""
+    def _take_unloads(self, entry: PoolEntry) -> list[Unload]:
+        """Remove and return the waiting unloads, which are to be withdrawn."""
         unloads, entry.unloads = entry.unloads, []
         return unloads
 
     @contextlib.contextmanager
-    def _changing(self) -> Iterator[list[Unload]]:
-        """Hold the lock; what is put into the list is withdrawn after it, since others hear it."""
+    def _withdrawing(self) -> Iterator[list[Unload]]:
+        """Hold the lock; withdraw the unloads in the list after it is released.
+
+        Withdrawing calls foreign callbacks, which must not run under the lock.
+        """
         withdrawn: list[Unload] = []
         with self._lock:
             yield withdrawn
         for unload in withdrawn:
             unload.withdraw()
 
-    def _name(self, entry: Resident, name: str) -> bool:
-        """Let a name stand for this model and no other; under the lock. Say if that is new."""
+    def _name(self, entry: PoolEntry, name: str) -> bool:
+        """Give a name to this model only; return whether it is new. Called under the lock."""
         for other in self._by_key.values():
             if other is not entry and name in other.names:
                 other.names.remove(name)

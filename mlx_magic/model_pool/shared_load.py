@@ -1,4 +1,4 @@
-"""Loads in flight: one for everybody who waits for the same model."""
+"""Loads in flight: tasks that wait for the same model share one load."""
 
 from __future__ import annotations
 
@@ -8,127 +8,127 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.engine.engine import WAIT, Said, Steps, put_away
+from mlx_magic.engine.engine import WAIT, Steps, StepSignal, close_steps
 from mlx_magic.engine.task import Task
-from mlx_magic.formatting import again
+from mlx_magic.formatting import copy_error
 
 _log = logging.getLogger(__name__)
 
 
 class Loading:
-    """A load that belongs to all who wait for it; the engine's thread only.
+    """A load that is shared by all tasks that wait for it; used on the engine's thread only.
 
-    They drive it: the first whose turn comes after a slice does the next one. So it
-    is nobody's own, and goes on as long as somebody waits.
+    The waiting tasks run it: the first one that is scheduled after a slice runs the next slice.
+    So it belongs to none of them, and continues as long as one waits.
 
     Parameters
     ----------
     steps : callable
-        Takes this object, and returns the load's slices.
+        Called with this object; returns the generator of the load.
 
     Attributes
     ----------
     token : CancelToken
-        Cancelled once nobody waits any more.
+        Cancelled when no task waits any more.
     nbytes : int
-        What it will take, as estimated; 0 before room was made for it, and once it is there.
-    when_left : callable
-        Called when the last who waited has gone, with the model or without it.
+        Estimated memory; 0 before memory was reserved, and after the load has ended.
+    on_last_left : callable
+        Called when the last waiting task has left, with the model or without it.
     """
 
     def __init__(self, steps: Callable[[Loading], Steps]) -> None:
         self.token = CancelToken()
         self.nbytes = 0
-        self.when_left: Callable[[], None] = lambda: None
+        self.on_last_left: Callable[[], None] = lambda: None
         self._waiting: list[tuple[Task[Any], str]] = []
         self._progress: tuple[int, int, str] | None = None
-        self._tick = 0
+        self._slices_done = 0
         self._ended = False
         self._error: Exception | None = None
         self._steps = steps(self)
 
     @property
     def names(self) -> list[str]:
-        """What those call the model who still want it; empty if nobody does."""
-        return [name for work, name in self._waiting if not work.token.requested]
+        """The names by which waiting tasks call the model; empty if all were cancelled."""
+        return [name for task, name in self._waiting if not task.token.requested]
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended; joining it is no use then."""
+        """Whether the load has ended and can no longer be joined."""
         return self._ended
 
     def note(self, line: str) -> None:
-        """Tell the one who has waited longest what happened on the way."""
-        for work, _ in self._waiting[:1]:
-            work.notes.append(line)
+        """Add a note to the task that has waited longest."""
+        for task, _ in self._waiting[:1]:
+            task.notes.append(line)
 
     def advance(self, done: int, total: int, note: str) -> None:
-        """Take the progress, for all who wait. See `LoadProgress`."""
+        """Record the progress for all waiting tasks. See `LoadProgress`."""
         self._progress = (done, total, note)
 
     @contextlib.contextmanager
-    def joined(self, work: Task[Any], name: str) -> Iterator[None]:
-        """Wait for it within this block; when the last leaves, it ends."""
-        mine = (work, name)
-        self._waiting.append(mine)
+    def joined(self, task: Task[Any], name: str) -> Iterator[None]:
+        """Wait for the load within this block; it ends when the last task leaves."""
+        waiter = (task, name)
+        self._waiting.append(waiter)
         try:
             yield
         finally:
-            self._waiting.remove(mine)
+            self._waiting.remove(waiter)
             if not self._waiting:
                 self._stop()
-                self.when_left()
+                self.on_last_left()
 
-    def follow(self, work: Task[Any]) -> Steps:
-        """Go on until the load has ended, doing its slices where they are due.
+    def follow(self, task: Task[Any]) -> Steps:
+        """Wait until the load has ended, and run its slices when they are due.
 
         Raises
         ------
         Cancelled
-            When this one was cancelled; the load goes on for the others.
+            When `task` was cancelled; the load continues for the others.
         Exception
-            Why the load failed.
+            A copy of the error of the load.
         """
-        # Nothing in the first round: all who came with the first join before it can fail.
-        work.token.checkpoint()
+        # No slice in the first round, so that tasks of the same round join before it can fail.
+        task.token.checkpoint()
         yield None
-        tick = 0
+        slices_seen = 0
         while not self._ended:
-            work.token.checkpoint()
-            said = self._slice() if tick == self._tick else WAIT
-            tick = self._tick
+            task.token.checkpoint()
+            signal = self._slice() if slices_seen == self._slices_done else WAIT
+            slices_seen = self._slices_done
             if self._progress is not None:
-                work.advance(*self._progress)
+                task.advance(*self._progress)
             if not self._ended:
-                yield said
+                yield signal
         if self._error is not None:
-            raise again(self._error)
-        work.token.checkpoint()
+            raise copy_error(self._error)
+        task.token.checkpoint()
 
-    def _slice(self) -> Said | None:
-        self._tick += 1
+    def _slice(self) -> StepSignal | None:
+        self._slices_done += 1
         try:
             return next(self._steps)
         except StopIteration:
-            self._over()
+            self._mark_ended()
         except Exception as error:
-            self._over()
+            self._mark_ended()
             self._error = error
         return None
 
-    def _over(self) -> None:
-        # Some may not have left yet, but it takes nothing any more.
+    def _mark_ended(self) -> None:
+        # Tasks may still be joined, but no memory is reserved any more.
         self._ended, self.nbytes = True, 0
 
     def _stop(self) -> None:
-        """End it, if it has not ended: it may clean up at its next look at the token."""
+        """Cancel the load, if it has not ended; it cleans up at its next cancellation point."""
         if not self._ended:
             self.token.cancel()
             self._slice()
             if self._error is not None and not isinstance(self._error, Cancelled):
                 _log.warning("A load failed while it was cancelled: %s", self._error)
-            put_away(self._steps)
-            self._over()
+            close_steps(self._steps)
+            self._mark_ended()
 
 
 class Loads:
@@ -139,7 +139,7 @@ class Loads:
 
     @property
     def nbytes(self) -> int:
-        """Estimate of what they will take together, in bytes."""
+        """Estimated memory of all loads together, in bytes."""
         return sum(loading.nbytes for loading in list(self._loading.values()))
 
     def __contains__(self, key: Hashable) -> bool:
@@ -147,31 +147,31 @@ class Loads:
 
     @contextlib.contextmanager
     def joined(
-        self, key: Hashable, work: Task[Any], name: str, begin: Callable[[Loading], Steps]
+        self, key: Hashable, task: Task[Any], name: str, begin: Callable[[Loading], Steps]
     ) -> Iterator[Loading]:
-        """Wait for the load of a model within this block; it begins if nobody has begun it.
+        """Wait for the load of a model within this block; start it if there is none.
 
         Parameters
         ----------
         key : hashable
             The model.
-        work : Task
-            Who waits.
+        task : Task
+            The waiting task.
         name : str
-            What they call it.
+            The name by which the task calls the model.
         begin : callable
-            Takes the new `Loading`, and returns its slices.
+            Called with the new `Loading`; returns its generator.
         """
         loading = self._loading.get(key)
         if loading is None:
             loading = self._loading[key] = Loading(begin)
         try:
-            with loading.joined(work, name):
+            with loading.joined(task, name):
                 yield loading
         finally:
             if loading.is_over and self._loading.get(key) is loading:
                 del self._loading[key]
 
     def forget(self) -> None:
-        """Forget them all: their thread has died."""
+        """Drop all loads: their thread has died."""
         self._loading.clear()

@@ -205,7 +205,10 @@ class VisionMagics(Magics):
     def _start(self, question: _Question) -> _ActiveRequest:
         arguments = question.arguments
         generation = _session().start(
-            question.request, images=question.images, max_pixels=arguments.max_pixels, draw=True
+            question.request,
+            images=question.images,
+            max_pixels=arguments.max_pixels,
+            thumbnails=True,
         )
         return _ActiveRequest(arguments, generation, question.has_output)
 

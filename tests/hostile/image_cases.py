@@ -256,7 +256,7 @@ def gif_of_four_gigapixels() -> bytes:
     return gif(65_535, 65_535, FRAME)
 
 
-@case("a megabyte of notes")
+@case("1 MB of extensions")
 def gif_with_a_comment_of_a_million_pieces() -> bytes:
     return gif(1, 1, b"!\xfe" + b"\x01x" * 1_000_000 + b"\0", FRAME)
 
@@ -347,7 +347,7 @@ def tiff_with_a_jpeg_of_20000_scans() -> bytes:
     return b"II*\0" + struct.pack("<I", 12 + len(data)) + bytes(4) + data + ifd(tags, 0)
 
 
-@case("lie on top of each other")
+@case("parts overlap")
 def tiff_of_strips_that_are_all_the_same_ten_megabytes() -> bytes:
     tags = grey(8, 8000, 8000) | {
         259: (3, 1, 8), 278: (4, 1, 1), 273: (4, 8000, 12), 279: (4, 8000, 32_012),
@@ -888,12 +888,12 @@ def postscript_that_calls_itself_a_picture() -> bytes:
     return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/mark) (w) file\n"
 
 
-@case("no picture of a known format")
+@case("not a picture of a supported format")
 def windows_metafile() -> bytes:
     return b"\xd7\xcd\xc6\x9a\0\0\0\0\0\0\x10\0\x10\0`\0" + bytes(90)
 
 
-@case("no picture of a known format")
+@case("not a picture of a supported format")
 def dds_texture() -> bytes:
     return b"DDS |\0\0\0\x07\x10\0\0\xff\xff\0\0\xff\xff\0\0" + bytes(200)
 

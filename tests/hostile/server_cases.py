@@ -112,7 +112,7 @@ def chunk_of_negative_size(connection: socket.socket) -> None:
     endless(connection, b"x")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def chunks_of_minus_one(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked") + b"-1\r\n")
     endless(connection, b"x")
@@ -124,13 +124,13 @@ def chunk_of_an_exabyte(connection: socket.socket) -> None:
     endless(connection, b"x")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def chunks_of_one_byte(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked"))
     endless(connection, b"1\r\nx\r\n")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def chunk_extensions_without_end(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked"))
     endless(connection, b"1;" + b"e" * 60_000 + b"\r\nx\r\n")
@@ -142,7 +142,7 @@ def chunk_size_line_without_end(connection: socket.socket) -> None:
     endless(connection, b"0")
 
 
-@case("sends")
+@case("sent too many headers, or far more than the picture")
 def trailers_without_end(connection: socket.socket) -> None:
     body = picture()
     connection.sendall(head("Transfer-Encoding: chunked"))
@@ -231,7 +231,7 @@ def header_line_without_end(connection: socket.socket) -> None:
     endless(connection, b"y")
 
 
-@case("headers without end")
+@case("too many headers")
 def headers_of_sixty_kilobytes_each(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\n")
     endless(connection, b"X-Header: " + b"y" * 60_000 + b"\r\n")
@@ -243,7 +243,7 @@ def status_line_without_end(connection: socket.socket) -> None:
     endless(connection, b"O")
 
 
-@case("headers without end")
+@case("too many headers")
 def interim_answers_without_end(connection: socket.socket) -> None:
     endless(connection, b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -278,12 +278,12 @@ def nothing_at_all(connection: socket.socket) -> None:
     connection.shutdown(socket.SHUT_RDWR)
 
 
-@case("sent packed (gzip)")
+@case("compressed (gzip)")
 def packed_though_not_asked_for(connection: socket.socket) -> None:
     connection.sendall(head("Content-Encoding: gzip") + bytes(100))
 
 
-@case("sent packed (identity, br)")
+@case("compressed (identity, br)")
 def packed_in_a_second_header(connection: socket.socket) -> None:
     connection.sendall(head("Content-Encoding: identity", "Content-Encoding: br") + bytes(100))
 
@@ -293,13 +293,13 @@ def transfer_that_is_packed(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n")
 
 
-@case("text/html, which is no picture")
+@case("text/html, not a picture")
 def web_page_without_end(connection: socket.socket) -> None:
     connection.sendall(head(kind="text/html"))
     endless(connection, b"<p>")
 
 
-@case("no picture")
+@case("not a picture")
 def header_of_odd_bytes(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: \xff\xfe\x1b[2J; x=\x00\r\n\r\nno")
 
@@ -327,7 +327,7 @@ def redirect_to_a_file(connection: socket.socket) -> None:
     connection.sendall(redirect("file:///etc/passwd"))
 
 
-@case("belongs to one network cable")
+@case("belongs to one network interface")
 def redirect_to_a_scoped_address(connection: socket.socket) -> None:
     connection.sendall(redirect("http://[fe80::1%25lo]/"))
 
@@ -339,12 +339,12 @@ def redirect_to_digits_of_another_script(connection: socket.socket) -> None:
                        "\uff11\uff10.0.0.1".encode() + b"/\r\n\r\n")  # fmt: skip
 
 
-@case("no valid address")
+@case("not a valid address")
 def redirect_to_an_odd_port(connection: socket.socket) -> None:
     connection.sendall(redirect("http://example.org:99999999/"))
 
 
-@case("no valid address")
+@case("not a valid address")
 def redirect_to_a_port_of_a_thousand_characters(connection: socket.socket) -> None:
     connection.sendall(redirect("http://example.org:" + "-1" * 500 + "/"))
 
@@ -354,7 +354,7 @@ def redirect_to_a_very_long_address(connection: socket.socket) -> None:
     connection.sendall(redirect("/" + "x" * 60_000))
 
 
-@case("redirects to nowhere")
+@case("redirects without a target")
 def redirect_without_a_location(connection: socket.socket) -> None:
     connection.sendall(head(status="HTTP/1.1 302 Found"))
 

@@ -176,7 +176,7 @@ def test_a_timeout_of_ages_does_not_end_the_thread_of_the_others() -> None:
     class Late:
         deadline = 1e300
 
-    watched._works.add(Late())  # type: ignore[arg-type]
+    watched._tasks.add(Late())  # type: ignore[arg-type]
     pause = watched._pause()
     assert pause is not None
     done = threading.Event()
@@ -229,8 +229,8 @@ def test_messages_are_short_and_keep_their_ends() -> None:
     ("content", "asked", "words"),
     [
         ("mine = [", "mine", "is not read"),
-        ("mine = 5\nfine = 'MODEL'", "mine", "mine is not understood"),
-        ("mine = { model = 'a/b', what = 1 }", "mine", "mine is not understood"),
+        ("mine = 5\nfine = 'MODEL'", "mine", "mine is not valid"),
+        ("mine = { model = 'a/b', what = 1 }", "mine", "mine is not valid"),
         ("mine = \"a\\u001bb\"", "mine", "control characters"),
         ("\xff\xfe", "mine", "is not read"),
     ],
@@ -246,7 +246,7 @@ def test_a_broken_alias_file_is_named_and_other_models_work(
         with pytest.raises(ModelNotFoundError, match=words) as caught:
             mlx_magic.ask("Hi", model=asked)
         assert str(file) in str(caught.value)
-        assert "Mend that file" in str(caught.value)
+        assert "Fix that file" in str(caught.value)
         assert mlx_magic.ask("Hi", model=model).text == "An answer."
         if "fine" in content:
             assert mlx_magic.ask("Hi", model="fine").text == "An answer."
@@ -262,12 +262,12 @@ def test_a_broken_alias_file_is_named_and_other_models_work(
 def test_a_file_in_the_place_of_the_settings_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     names = Names(AliasFile(tmp_path / "file" / NAME))
-    assert "is not read: Not a directory" in names.trouble("mine")
+    assert "is not read: Not a directory" in names.problem_with("mine")
     assert dict(names.targets) == {}
     names = Names(AliasFile(tmp_path / "loop" / NAME))
-    assert names.trouble("mine") == ""
+    assert names.problem_with("mine") == ""
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    assert "is not read" in names.trouble("mine")
+    assert "is not read" in names.problem_with("mine")
 
 
 def test_without_a_home_nothing_is_kept_and_nothing_is_written(

@@ -39,7 +39,7 @@ class ThrownAtLook(CancelToken):
     def requested(self) -> bool:
         self.looks += 1
         if self.looks >= self.at:
-            self._ask("cancelled", 0.0)
+            self._request("cancelled", 0.0)
         return super().requested
 
 

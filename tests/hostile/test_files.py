@@ -36,13 +36,13 @@ def line(value: Any, base: Path | None = None) -> str:
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/urandom", "/dev/tty", "/dev/null"])
 def test_devices_are_not_opened(path: str) -> None:
-    assert "no regular file" in line(path)
+    assert "not a regular file" in line(path)
 
 
 def test_sockets_and_circles_of_links(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s.png"))
-        assert "no regular file" in line("s.png", tmp_path)
+        assert "not a regular file" in line("s.png", tmp_path)
     (tmp_path / "a.png").symlink_to("b.png")
     (tmp_path / "b.png").symlink_to("a.png")
     assert "a.png" in line("a.png", tmp_path)
@@ -62,7 +62,7 @@ def test_a_pipe_put_in_the_place_of_a_checked_file_is_not_waited_for(
         return found
 
     monkeypatch.setattr(files, "find_files", swapped)
-    assert line("x.png", tmp_path) == "x.png is no regular file."
+    assert line("x.png", tmp_path) == "x.png is not a regular file."
 
 
 def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
@@ -79,7 +79,7 @@ def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
         return found
 
     monkeypatch.setattr(files, "find_files", swapped)
-    assert line("x.png", tmp_path) == "x.png is no regular file."
+    assert line("x.png", tmp_path) == "x.png is not a regular file."
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -98,7 +98,7 @@ def test_a_file_that_does_not_begin_like_a_picture_is_not_read_on(tmp_path: Path
         file.truncate(199_000_000)
     tracemalloc.start()
     try:
-        assert "no picture of a known format" in line("sparse.png", tmp_path)
+        assert "not a picture of a supported format" in line("sparse.png", tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()

@@ -77,13 +77,13 @@ def of_peft(folder: Path) -> None:
     [
         (without_config, r"has no adapter_config\.json"),
         (with_config("{"), r"adapter_config\.json"),
-        (with_config("[]"), r"adapter_config\.json is no JSON object"),
+        (with_config("[]"), r"adapter_config\.json is not a JSON object"),
         (with_config('{"lora_parameters": {"rank": 4, "alpha": 1}}'), "has no scale, dropout, num"),
         (with_config("{}"), "has no rank, scale, dropout, num_layers"),
         (with_weights("adapter_model.bin"), "only pickled weights"),
         (with_weights("adapters.npz"), "only pickled weights"),
         (with_weights("other.safetensors"), r"has no adapters\.safetensors"),
-        (of_peft, "one of PEFT's"),
+        (of_peft, "in PEFT format"),
         (cut_short, r"adapters\.safetensors is cut short"),
     ],
 )

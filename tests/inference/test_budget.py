@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
 from mlx_magic.model_pool.budget import (
-    Held,
+    ModelUsage,
     Refusal,
     Setting,
     budget_bytes,
@@ -21,7 +21,7 @@ from mlx_magic.model_pool.budget import (
 
 models = st.lists(
     st.builds(
-        Held,
+        ModelUsage,
         key=st.integers(),
         name=st.just("m"),
         nbytes=st.integers(1, 20),
@@ -36,7 +36,7 @@ models = st.lists(
 
 @given(st.integers(0, 40), st.integers(0, 60), models, st.integers(0, 20))
 def test_a_plan_fits_and_takes_the_least_recently_used(
-    needed: int, budget: int, there: list[Held], loading: int
+    needed: int, budget: int, there: list[ModelUsage], loading: int
 ) -> None:
     planned = plan(needed, budget, there, loading=loading)
     free = [model for model in there if not model.users and not model.pinned]
@@ -69,7 +69,7 @@ def test_a_plan_fits_and_takes_the_least_recently_used(
 
 @given(st.integers(1, 60), models, st.integers(0, 20))
 def test_under_a_smaller_budget_all_leave_who_must(
-    budget: int, there: list[Held], loading: int
+    budget: int, there: list[ModelUsage], loading: int
 ) -> None:
     leaving, refused = shrink(budget, there, loading=loading)
     rest = sum(model.nbytes for model in there if model not in leaving) + loading
@@ -79,7 +79,7 @@ def test_under_a_smaller_budget_all_leave_who_must(
     else:
         assert rest > budget
         assert not any(model.can_leave for model in there if model not in leaving)
-        assert refused.over_words
+        assert refused.over_budget_message
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_settings_and_what_they_come_to(setting: Setting, total: int, nbytes: in
     ],
 )
 def test_senseless_settings_are_refused_in_one_line(bad: object) -> None:
-    with pytest.raises(RequestError, match="is no memory budget") as caught:
+    with pytest.raises(RequestError, match="is not a memory budget") as caught:
         check_setting(bad)
     assert "\n" not in str(caught.value)
 

@@ -13,7 +13,7 @@ from mlx_magic.testing import ManualClock
 def test_nothing_stops_until_somebody_asks() -> None:
     token = CancelToken()
     token.checkpoint()
-    assert (token.requested, token.cause, token.asked_at) == (False, None, None)
+    assert (token.requested, token.cause, token.requested_at) == (False, None, None)
     token.cancel()
     assert token.requested
     assert token.cause == "cancelled"
@@ -28,7 +28,7 @@ def test_a_deadline_throws_it_when_somebody_looks() -> None:
     token.checkpoint()
     clock.advance(5)
     assert token.requested
-    assert (token.cause, token.asked_at) == ("timeout", 12.0)
+    assert (token.cause, token.requested_at) == ("timeout", 12.0)
 
 
 def test_the_first_cause_stands() -> None:
@@ -39,8 +39,8 @@ def test_the_first_cause_stands() -> None:
     clock.advance(9)
     late.cancel()
     assert early.requested
-    assert (early.cause, early.asked_at) == ("cancelled", 1.0)
-    assert (late.cause, late.asked_at) == ("timeout", 5.0)
+    assert (early.cause, early.requested_at) == ("cancelled", 1.0)
+    assert (late.cause, late.requested_at) == ("timeout", 5.0)
 
 
 def test_waiting_ends_when_it_is_thrown_and_no_later_than_the_deadline() -> None:

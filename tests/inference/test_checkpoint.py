@@ -112,7 +112,7 @@ def test_a_repository_in_the_cache_needs_no_network(tmp_path: Path) -> None:
 def test_a_repository_cached_in_part_is_fetched_on(tmp_path: Path) -> None:
     folder = checkpoints.without_weights(cached(tmp_path, "org/name"))
     assert isinstance(resolve("org/name", aliases={}, cache=tmp_path), RemoteCheckpoint)
-    with pytest.raises(DownloadError, match="only partly"):
+    with pytest.raises(DownloadError, match="incomplete in the local cache"):
         resolve("org/name", aliases={}, cache=tmp_path, offline=True)
     checkpoints.with_missing_shard(folder)
     assert isinstance(resolve("org/name", aliases={}, cache=tmp_path), RemoteCheckpoint)
@@ -162,12 +162,12 @@ def test_a_broken_folder_is_one_line(tmp_path: Path, word: str) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("{", "no valid JSON"),
-        ("[1]", "no JSON object"),
+        ("{", "not valid JSON"),
+        ("[1]", "not a JSON object"),
         ("{}", "names no model_type"),
         ('{"model_type": 7}', "names no model_type"),
         ('{"model_type": ""}', "names no model_type"),
-        ("[" * 100_000, "no valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
     ],
 )
 def test_a_damaged_config_is_named(tmp_path: Path, content: str, words: str) -> None:

@@ -82,13 +82,13 @@ def test_one_that_is_to_stop_gets_the_next_slice() -> None:
     for piece in pieces.values():
         engine.submit(piece, no_error)
     engine.step()
-    engine.hurry(pieces["d"])
-    engine.hurry(pieces["d"])
+    engine.prioritize(pieces["d"])
+    engine.prioritize(pieces["d"])
     for _ in range(6):
         engine.step()
     # The head, whose slice may be running, keeps its turn; the others theirs.
     assert log == ["a0", "b0", "d0", "c0", "a1", "b1", "d1"]
-    engine.hurry(steps(log, "e", 1))
+    engine.prioritize(steps(log, "e", 1))
     assert engine.step()
 
 

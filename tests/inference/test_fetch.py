@@ -229,8 +229,8 @@ def test_the_address_really_connected_to_is_checked(peer: str) -> None:
         ("ftp://example.org/x", "only http and https"),
         ("http://u:p@example.org/", "user name or a password"),
         ("http://2130706433/", "its host is a number"),
-        ("http://[oops", "no valid address"),
-        ("", "redirects to nowhere"),
+        ("http://[oops", "an invalid address"),
+        ("", "redirects without a target"),
     ],
 )
 def test_every_redirect_is_checked(location: str, words: str) -> None:
@@ -328,7 +328,7 @@ def test_cancelled_before_the_start_asks_nobody() -> None:
 
 def test_only_pictures_are_read() -> None:
     page = ScriptedConnection(answer(b"<html>" * 200, Content_Type="text/html"), b"more")
-    assert refused(Network(page)) == "it sent text/html, which is no picture."
+    assert refused(Network(page)) == "it sent text/html, not a picture."
     assert page.script
     # What calls itself a picture is for the decoder to judge; a picture under a wrong name is one.
     unknown = answer(b"\x00\x01\x02", Content_Type="image/x-unknown")
@@ -340,7 +340,7 @@ def test_only_pictures_are_read() -> None:
 
 def test_packed_content_is_refused() -> None:
     packed = ScriptedConnection(picture(Content_Encoding="gzip"))
-    assert refused(Network(packed)) == "it is sent packed (gzip), which was not asked for."
+    assert refused(Network(packed)) == "it is compressed (gzip), which is not read here."
 
 
 @pytest.mark.parametrize(

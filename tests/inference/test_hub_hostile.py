@@ -173,7 +173,7 @@ def test_a_commit_that_wants_code_brings_neither_that_nor_weights(
         ({"X-Repo-Commit": "../../../../evil"}, "of another commit"),
         ({"X-Linked-Size": "-5"}, "without a size"),
         ({"X-Linked-Size": "9" * 15}, "is larger"),
-        ({"X-Linked-Size": "7"}, "more bytes came"),
+        ({"X-Linked-Size": "7"}, "more bytes of"),
     ],
 )
 def test_headers_that_contradict_the_listing_write_nothing_elsewhere(
@@ -219,7 +219,7 @@ def test_no_more_bytes_are_taken_than_were_announced(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, name: str
 ) -> None:
     hub.extra[name] = bytes(30_000_000)
-    assert f"more bytes came of {name}" in refused(hub, cache)
+    assert f"more bytes of {name} arrived" in refused(hub, cache)
     assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 1_000_000
     hub.extra.clear()
     assert (fetched(hub, cache) / name).read_bytes() == files[name]
@@ -379,10 +379,10 @@ def test_an_answer_that_is_no_listing_is_one_line(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, listing: bytes
 ) -> None:
     hub.listing = listing
-    assert "no listing of files" in refused(hub, cache)
+    assert "not a listing of files" in refused(hub, cache)
     assert hub.fetched == []
     assert not cache.exists()
-    with pytest.raises(DownloadError, match="no listing of files"):
+    with pytest.raises(DownloadError, match="not a listing of files"):
         model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
 
 
@@ -425,7 +425,7 @@ def test_a_revision_that_cannot_be_one_is_refused_before_the_hub_is_asked(
 ) -> None:
     asked: list[str] = []
     hub.before = lambda what, name: asked.append(what)
-    assert "no name of a revision" in refused(hub, cache, revision=revision)
+    assert "not a valid revision" in refused(hub, cache, revision=revision)
     assert asked == []
 
 

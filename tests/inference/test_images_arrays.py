@@ -125,7 +125,7 @@ def test_a_batch_is_several_pictures_of_one_range() -> None:
     [
         (np.zeros(5), "x has the shape 5: a picture is HxW, HxWx3 or HxWx4."),
         (np.zeros((0, 4)), "x has the shape 0x4: there are no pixels in it."),
-        (np.zeros((12, 6, 6)), "x has the shape 12x6x6: .*; several grey ones are list"),
+        (np.zeros((12, 6, 6)), "x has the shape 12x6x6: .*; for several grayscale images use list"),
         (np.zeros((3, 4, 4, 2), np.uint8), "has the shape 3x4x4x2"),
         (np.zeros((3, 4, 5), np.uint8), "has the shape 3x4x5"),
         (np.zeros((2, 2, 2, 2, 3)), "has the shape 2x2x2x2x3"),

@@ -313,7 +313,7 @@ def test_an_image_without_pixels_is_refused() -> None:
         (b"\x93NUMPY\x01\0", "np.load"),
         (b"\x00\x00\x01\x00\x01\x00", "icon"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (bytes(range(200, 256)), "no picture of a known format. Known are PNG, JPEG"),
+        (bytes(range(200, 256)), "not a picture of a supported format. Supported are PNG, JPEG"),
     ],
 )
 def test_other_content_is_named(data: bytes, words: str) -> None:

@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_paths(folder: Path, make: Callable[[str], Any]) -> None:
     assert sources(make("cat1.png")) == ["cat1.png"]
     assert sources(make("sub/deep.png")) == ["sub/deep.png"]
-    assert sources(make(str(folder / "cat1.png"))) == [formatting.shorten(f"{folder}/cat1.png")]
+    assert sources(make(str(folder / "cat1.png"))) == [formatting.short_label(f"{folder}/cat1.png")]
 
 
 def test_base_is_what_relative_paths_start_from(folder: Path) -> None:
@@ -101,7 +101,7 @@ def test_natural_order_goes_by_number_and_letter() -> None:
 def test_a_missing_file_is_named_with_its_folder_and_a_guess(folder: Path) -> None:
     with pytest.raises(ImageNotFoundError) as caught:
         open_images("recept.jpg")
-    shown = formatting.shorten(str(folder))
+    shown = formatting.short_label(str(folder))
     assert str(caught.value) == (f"No file 'recept.jpg' in {shown}; did you mean 'receipt.jpg'?")
     assert caught.value.source == "recept.jpg"
     with pytest.raises(ImageNotFoundError, match=r"did you mean 'receipt\.jpg'"):
@@ -137,7 +137,7 @@ def test_a_text_file_is_no_picture(folder: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
-    with pytest.raises(ImageError, match=r"pipe\.png is no regular file"):
+    with pytest.raises(ImageError, match=r"pipe\.png is not a regular file"):
         open_images("pipe.png")
 
 
@@ -212,7 +212,7 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
         open_images(text, name="file")
     with pytest.raises(ImageDecodeError, match="file cannot be read: I/O operation on closed"):
         open_images(closed, name="file")
-    with pytest.raises(ImageDecodeError, match="no picture"):
+    with pytest.raises(ImageDecodeError, match="not an image"):
         open_images(io.BytesIO)
 
 
@@ -256,7 +256,7 @@ def test_a_pandas_column(folder: Path) -> None:
             open_images(frame["photo"], name="s")
     with pytest.raises(ImageDecodeError, match=r'df is a whole DataFrame: .*df\["column"\]'):
         open_images(frame, name="df")
-    with pytest.raises(ImageDecodeError, match=r"s\[0\] is of type int, no picture"):
+    with pytest.raises(ImageDecodeError, match=r"s\[0\] is of type int, not an image"):
         open_images(pd.Series([1, 2]), name="s")
 
 
@@ -301,9 +301,9 @@ def test_objects_that_show_themselves() -> None:
         assert sources(Shows(shown), name="x") == ["x"]
     useless: tuple[Any, ...] = (None, "###", 5)
     for nothing in useless:
-        with pytest.raises(ImageDecodeError, match="x shows"):
+        with pytest.raises(ImageDecodeError, match="x has no PNG or JPEG"):
             open_images(Shows(nothing), name="x")
-    with pytest.raises(ImageDecodeError, match=r"x failed to show itself: oh\?no"):
+    with pytest.raises(ImageDecodeError, match=r"x failed to make a PNG or JPEG: oh\?no"):
         open_images(Raises(), name="x")
 
 
@@ -359,14 +359,14 @@ def test_all_are_found_before_any_is_fetched() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (5, r"^x is of type int, no picture: give a path, glob, URL"),
-        (None, "x is of type NoneType, no picture"),
-        (np.int64(3), "x is of type int64, no picture"),
+        (5, r"^x is of type int, not an image: use a path, glob, URL"),
+        (None, "x is of type NoneType, not an image"),
+        (np.int64(3), "x is of type int64, not an image"),
         ({"a": png()}, r"x is a dictionary: give one of its values, or list\(d.values\(\)\)"),
         ({"a.png"}, r"x is a set, which has no order: give sorted\(x\)"),
-        (object(), "x is of type object, no picture"),
-        (Image, "x is of type module, no picture"),
-        ([[0, 255]], r"x\[0\]\[0\] is of type int, no picture"),
+        (object(), "x is of type object, not an image"),
+        (Image, "x is of type module, not an image"),
+        ([[0, 255]], r"x\[0\]\[0\] is of type int, not an image"),
     ],
 )
 def test_what_is_no_picture_is_one_line(value: Any, words: str) -> None:
@@ -379,7 +379,7 @@ def test_without_a_name_the_type_is_the_name() -> None:
     assert sources(Image.new("RGB", (1, 1))) == ["PIL image"]
     assert sources(np.zeros((2, 2))) == ["NumPy array"]
     assert sources([np.zeros((2, 2))]) == ["list[0]"]
-    with pytest.raises(ImageDecodeError, match=r"^int is no picture"):
+    with pytest.raises(ImageDecodeError, match=r"^int is not an image"):
         open_images(5)
 
 

@@ -47,7 +47,7 @@ def test_it_is_raised_at_the_end_of_the_stretch() -> None:
     def stretch(interrupt: Interrupt) -> None:
         signal.raise_signal(signal.SIGINT)
         assert interrupt.came
-        assert not interrupt.insists
+        assert not interrupt.repeated
         done.append(1)
 
     interrupted(stretch)
@@ -73,7 +73,7 @@ def test_who_insists_gets_it_at_once() -> None:
     def stretch(interrupt: Interrupt) -> None:
         for _ in range(MOST - 1):
             signal.raise_signal(signal.SIGINT)
-        assert interrupt.insists
+        assert interrupt.repeated
         done.append(1)
         signal.raise_signal(signal.SIGINT)
         done.append(2)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.errors import CheckpointError
-from mlx_magic.models.checkpoints.config_limits import require_dimensions, require_pictures
+from mlx_magic.models.checkpoints.config_limits import require_dimensions, require_image_sizes
 
 GB = 10**9
 
@@ -93,7 +93,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_real_processors_are_plausible(tmp_path: Path, name: str) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]))
-    require_pictures(tmp_path, {"model_type": name.split()[0]}, model="m")
+    require_image_sizes(tmp_path, {"model_type": name.split()[0]}, model="m")
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_absurd_pictures_are_refused(tmp_path: Path, kind: str, entries: dict[st
     path = tmp_path / "processor_config.json"
     path.write_text(json.dumps({"image_processor_type": kind, **entries}))
     with pytest.raises(CheckpointError, match=r"^m: processor_config.json says \S+ = [\d.]+, but"):
-        require_pictures(tmp_path, {}, model="m")
+        require_image_sizes(tmp_path, {}, model="m")

@@ -184,7 +184,7 @@ def test_a_lease_that_has_ended_holds_nothing_that_is_loaded_for_it(bench: Bench
     hold = Lease()
     load = bench.load("A", run=False, hold=hold)
     bench.session.engine.step()
-    bench.pool._departures.let_go(hold)
+    bench.pool._eviction.release(hold)
     bench.run()
     assert outcome(load) is None
     assert all(model.users == 0 for model in bench.pool)
@@ -304,7 +304,7 @@ def test_a_lower_budget_evicts_and_says_what_cannot_go(bench: Bench) -> None:
     gone, refused = bench.pool.set_budget(SIZE)
     assert [info.name for info in gone] == ["B"]
     assert refused is not None
-    assert refused.over_words.startswith(
+    assert refused.over_budget_message.startswith(
         "Models take 96 B more than the budget of 96 B: A (96 B) is pinned, C (96 B) is in use."
     )
     with pytest.warns(UserWarning, match="A .* is pinned"):
@@ -400,7 +400,7 @@ def test_a_share_is_of_what_the_device_has(bench: Bench) -> None:
     assert bench.pool.budget_bytes == 2 * SIZE
     bench.pool.budget = "1 TB"
     assert bench.pool.budget_bytes == 4 * SIZE
-    with pytest.raises(RequestError, match="is no memory budget"):
+    with pytest.raises(RequestError, match="is not a memory budget"):
         bench.pool.budget = "much"
     assert bench.pool.budget == "1 TB"
 
@@ -434,7 +434,7 @@ def test_a_pinned_model_leaves_only_by_hand(bench: Bench) -> None:
     bench.load("B")
     assert [model.pinned for model in bench.pool] == [True, False]
     bench.clock.advance(100)
-    bench.pool._departures.expire()
+    bench.pool._eviction.expire()
     assert bench.names == ["A"]
     bench.load("B")
     bench.load("C")
@@ -459,19 +459,19 @@ def test_an_idle_model_leaves_in_time_and_one_in_use_does_not(bench: Bench) -> N
     bench.load("B")
     asked = bench.ask("B", until="decode")
     bench.pool.idle_ttl = 10
-    assert bench.pool._departures.expire() == 6
+    assert bench.pool._eviction.expire() == 6
     bench.clock.advance(6)
-    assert bench.pool._departures.expire() is None
+    assert bench.pool._eviction.expire() is None
     assert bench.names == ["B"]
     assert bench.script.active == 2 * SIZE, "freed on the engine's thread"
     bench.clock.advance(100)
-    assert bench.pool._departures.expire() is None
+    assert bench.pool._eviction.expire() is None
     bench.run()
     assert outcome(asked).finish_reason == "stop"
-    assert bench.pool._departures.expire() == 10
+    assert bench.pool._eviction.expire() == 10
     assert bench.pool["B"].idle == 0
     bench.clock.advance(10)
-    bench.pool._departures.expire()
+    bench.pool._eviction.expire()
     bench.run()
     assert (bench.names, bench.script.active) == ([], 0)
     assert [str(gone) for gone in bench.pool.unloaded] == [
@@ -482,7 +482,7 @@ def test_an_idle_model_leaves_in_time_and_one_in_use_does_not(bench: Bench) -> N
 
 @pytest.mark.parametrize("bad", [0, -1, "5", True])
 def test_a_senseless_time_to_live_is_refused(bench: Bench, bad: Any) -> None:
-    with pytest.raises(RequestError, match="is no time"):
+    with pytest.raises(RequestError, match="is not a time"):
         bench.pool.idle_ttl = bad
     assert bench.pool.idle_ttl is None
 

@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mlx_magic.backends.base import LoadProgress, Report
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.engine import Said
+from mlx_magic.engine.engine import StepSignal
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, VisionResult
@@ -84,7 +84,7 @@ class Model(ScriptedModel):
 
     def generate(
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
-    ) -> Generator[Said | None, None, FinishReason]:
+    ) -> Generator[StepSignal | None, None, FinishReason]:
         assert not self._closed, "used after it was closed"
         self._users += 1
         try:
@@ -190,7 +190,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(at=which)
     def lease(self, at: int) -> None:
-        there = [e for e in map(self.pool._residents.find, SIZES) if e and not e.closing]
+        there = [e for e in map(self.pool._registry.find, SIZES) if e and not e.closing]
         if there:
             name = there[at % len(there)].names[0]
             stack = contextlib.ExitStack()
@@ -222,7 +222,7 @@ class PoolMachine(RuleBasedStateMachine):
     def idle(self, seconds: int, ttl: float | None) -> None:
         self.clock.advance(seconds)
         self.pool.idle_ttl = ttl
-        self.pool._departures.expire()
+        self.pool._eviction.expire()
         if ttl is not None:
             assert all(m.users or m.pinned or m.idle < ttl for m in self.pool)
 
@@ -245,7 +245,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(why[name] == "asked" for name in left), "a pinned model has left"
         self.pinned = {model.name for model in pool if model.pinned}
         before, self.closing = self.closing, {}
-        for entry in filter(None, map(pool._residents.find, SIZES)):
+        for entry in filter(None, map(pool._registry.find, SIZES)):
             if entry.closing:
                 users = self.closing[id(entry)] = len(entry.holders)
                 assert users <= before.get(id(entry), users), "somebody joined one that closes"

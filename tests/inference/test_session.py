@@ -82,18 +82,18 @@ def test_thumbnails_are_made_meanwhile_for_who_shows_them_alone(
 
     monkeypatch.setattr(ImageInput, "thumbnail", noted)
 
-    def ask(size: tuple[int, int], *, draw: bool) -> tuple[ImageInput, ...]:
+    def ask(size: tuple[int, int], *, thumbnails: bool) -> tuple[ImageInput, ...]:
         images = [("img", Image.new("RGB", size))]
-        generation = session.start(question(vision), images=images, draw=draw)
+        generation = session.start(question(vision), images=images, thumbnails=thumbnails)
         generation.future.result(10)
         for thread in threading.enumerate():
             if thread.name == "mlx-magic-prepare":
                 thread.join(10)
         return generation.pictures
 
-    assert ask((20, 10), draw=False) == ()
+    assert ask((20, 10), thumbnails=False) == ()
     assert made == []
-    assert [image.size for image in ask((30, 10), draw=True)] == [(30, 10)]
+    assert [image.size for image in ask((30, 10), thumbnails=True)] == [(30, 10)]
     assert made == [(30, 10)]
 
 
@@ -164,11 +164,11 @@ def test_who_makes_ready_does_not_hold_the_model(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     session.start(question(vision)).future.result(10)
-    model = weakref.ref(session.pool._residents.loaded[0])
+    model = weakref.ref(session.pool._registry.loaded[0])
     script.ahead = ahead = Waits()
     generation = session.start(question(vision))
     assert ahead.came.wait(10)
-    session.engine.call(session.pool._residents.clear).result(10)
+    session.engine.call(session.pool._registry.clear).result(10)
     gc.collect()
     assert model() is None, "it would be freed on the wrong thread"
     ahead.go.set()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.engine.download_rate import FEWEST, WINDOW, Speed, duration, seconds_left
+from mlx_magic.engine.download_rate import FEWEST, WINDOW, DownloadRate, duration, seconds_left
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.testing import ManualClock
@@ -14,15 +14,15 @@ from mlx_magic.testing import ManualClock
 MB = 10**6
 
 
-def after(*reports: tuple[float, int], total: int = 10**9) -> Speed:
-    speed = Speed()
+def after(*reports: tuple[float, int], total: int = 10**9) -> DownloadRate:
+    speed = DownloadRate()
     for now, done in reports:
         speed.report(now, done, total)
     return speed
 
 
 def test_nothing_is_said_before_anything_arrives() -> None:
-    assert Speed().rate(5.0) == 0
+    assert DownloadRate().rate(5.0) == 0
     assert after((0.0, 700 * MB)).rate(3.0) == 0
 
 
@@ -63,7 +63,7 @@ def test_another_total_or_a_step_back_begins_anew(anew: tuple[float, int, int]) 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 10**9)), max_size=60))
 def test_the_speed_is_never_negative_and_little_is_kept(steps: list[tuple[float, int]]) -> None:
-    speed, now, done = Speed(), 0.0, 0
+    speed, now, done = DownloadRate(), 0.0, 0
     for wait, size in steps:
         now, done = now + wait, done + size
         speed.report(now, done, 10**12)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.engine.stop_sequences import Stops
+from mlx_magic.engine.stop_sequences import StopSequences
 
 # Few letters: stop texts that overlap, begin alike and lie in each other come up often.
 texts = st.text("ab\n", max_size=30)
@@ -17,7 +17,7 @@ stop_texts = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
 
 def shown(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
     """Feed the pieces, as a generation does."""
-    stops, out = Stops(stop), ""
+    stops, out = StopSequences(stop), ""
     for piece in pieces:
         text, stopped = stops.feed(piece)
         out += text
@@ -54,7 +54,7 @@ def test_the_cuts_make_no_difference(stop: list[str], cut: tuple[str, list[str]]
 def test_only_what_may_begin_a_stop_text_is_held_back(
     stop: list[str], cut: tuple[str, list[str]]
 ) -> None:
-    stops, fed, out = Stops(stop), "", ""
+    stops, fed, out = StopSequences(stop), "", ""
     for piece in cut[1]:
         text, stopped = stops.feed(piece)
         fed, out = fed + piece, out + text
@@ -83,7 +83,7 @@ def test_examples(stop: list[str], pieces: list[str], text: str, stopped: bool) 
 
 
 def test_nothing_comes_after_the_stop() -> None:
-    stops = Stops(("x",))
+    stops = StopSequences(("x",))
     assert stops.feed("axb") == ("a", True)
     assert stops.feed("c") == ("", True)
     assert stops.flush() == ""

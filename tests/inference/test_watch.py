@@ -259,7 +259,7 @@ def test_from_several_threads_every_change_is_told() -> None:
         for future in [threads.submit(work) for _ in range(8)]:
             future.result(10)
     assert told[0] == 8 * 200
-    assert len(watchers._watching) == 1
+    assert len(watchers._callbacks) == 1
 
 
 def test_questions_from_several_threads_end_with_nothing_running(

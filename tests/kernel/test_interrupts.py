@@ -49,7 +49,7 @@ def interrupt_at(line):
     moment, seen, begun, inside, answer = line, [0], [], [False], None
     before = set(_instances)
     # Not by its lock, which the line that is interrupted may hold.
-    works = default_session.current()._under_way._works
+    works = default_session.current()._running._tasks
     sys.settrace(trace)
 
 def left():

@@ -313,7 +313,7 @@ def test_a_list_shows_what_is_loaded_on_disk_and_named_and_whether_it_fits(
     assert seen["reader"] == "on disk, fits"
     assert seen["evil"].startswith("unusable: wants to run its own code")
     assert seen["far"] == "not on this disk: org/far"
-    assert "bad is not understood" in line(shell, "list").note
+    assert "bad is not valid" in line(shell, "list").note
 
     line(shell, "load evil --trust-remote-code")
     assert rows()["evil"] == "loaded, remote code allowed"

@@ -218,9 +218,9 @@ def test_what_does_not_fit_is_one_line_and_what_cannot_leave_is_said(
 def test_senseless_settings_are_refused_and_change_nothing(
     shell: InteractiveShell, magics: VisionMagics, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(TraitError, match="is no memory budget"):
+    with pytest.raises(TraitError, match="is not a memory budget"):
         magics.memory_budget = "much"
-    with pytest.raises(TraitError, match="is no time"):
+    with pytest.raises(TraitError, match="is not a time"):
         magics.idle_ttl = -1
     config(shell, "memory_budget = 'much'")
     assert magics.memory_budget is None

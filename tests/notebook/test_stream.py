@@ -140,7 +140,7 @@ def test_pictures_come_before_the_first_token_and_once(
 ) -> None:
     images = tuple(open_images(Image.new("RGB", (30, 20), "red"), name="img"))
     generation.prepared(GenerationRequest(prompt="What?", images=images))
-    generation.draw()
+    generation.make_thumbnails()
     view.update()
     assert "img · 30 × 20" in shown(view)  # noqa: RUF001 - the sign for sizes
     before = view._box.children
@@ -176,7 +176,7 @@ def test_closing_leaves_no_widget_in_the_kernel(generation: Generation, clock: M
     view = WidgetView(generation, clock=clock)
     images = tuple(open_images(Image.new("RGB", (30, 20)), name="img"))
     generation.prepared(GenerationRequest(prompt="What?", images=images))
-    generation.draw()
+    generation.make_thumbnails()
     for count in range(1, 40):
         write(generation, "some words and\n\n" * 3, count)
         tick(view, clock)

@@ -12,7 +12,7 @@ from typing import Any
 from mlx_magic.backends.batching.admission_queue import BatchLimits
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
-from mlx_magic.formatting import again
+from mlx_magic.formatting import copy_error
 
 MAX_DECODE_BATCH = 32
 """Maximum number of requests of one model in decode."""
@@ -83,7 +83,7 @@ class Slot:
     def fail(self, error: Exception) -> None:
         """Fail this request at its next slice."""
         # A copy per request: one error raised for several would mix their tracebacks.
-        self.error = again(error)
+        self.error = copy_error(error)
         self.written.clear()
 
 
@@ -170,7 +170,7 @@ class Batch(ABC):
     def _fail(self, slots: Sequence[Slot], error: Exception) -> None:
         """Fail the requests of a failed step; if there are several, each is retried alone."""
         # The message without the traceback, whose frames hold arrays.
-        shared = StepFailedError(str(again(error)))
+        shared = StepFailedError(str(copy_error(error)))
         for slot in slots:
             slot.fail(error if len(slots) == 1 else shared)
 

@@ -90,7 +90,7 @@ def prepare() -> Blas:
     global _blas
     if _blas is None:
         _blas = _prepare()
-        forks.fall_back_on(openblas)
+        forks.register_library_threads(openblas)
     return _blas
 
 

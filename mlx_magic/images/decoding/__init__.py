@@ -1,1 +1,1 @@
-"""Files of images, checked before Pillow works on them and decoded within limits."""
+"""Decodes image files within limits, after checks that run before Pillow."""

@@ -1,6 +1,6 @@
-"""Reads a picture from stdin and writes its pixels to stdout; `child_process.py` runs it.
+"""Reads an image file from stdin and writes its pixels to stdout; run by `child_process.py`.
 
-Imports nothing of this package.
+Does not import this package.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _READERS = {
     "JPEG 2000": ("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
     "TIFF": ("TiffImagePlugin", "TiffImageFile"),
 }
-# Without their palette, pixels would mean nothing.
+# Palette images are converted, since only pixels are sent.
 _PLAIN = {"P": "RGB", "PA": "RGBA"}
 _THREADS = 4
 _STRIP_PIXELS = 2_000_000
 
 
 def main() -> None:
-    """Decode; what fails is one line of JSON."""
+    """Decode the image; errors are written as one line of JSON."""
     kind = sys.argv[1]
     seconds, memory, frame = (int(word) for word in sys.argv[2:5])
-    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on every platform
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
@@ -36,7 +36,7 @@ def main() -> None:
     sys.path[:0] = sys.argv[5:]
     module, name = _READERS[kind]
     plugin: Any = importlib.import_module(f"PIL.{module}")
-    plugin.DEFAULT_MAX_THREADS = _THREADS  # of libavif: each takes addresses
+    plugin.DEFAULT_MAX_THREADS = _THREADS  # of libavif: each thread takes address space
     reader: Any = getattr(plugin, name)
     try:
         image = reader(io.BytesIO(sys.stdin.buffer.read()))
@@ -58,7 +58,7 @@ def main() -> None:
         return
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-    for top in range(0, height, rows):  # in strips: a large picture is not held twice
+    for top in range(0, height, rows):  # in strips, so that a large image is not copied
         strip = plain.crop((0, top, width, min(top + rows, height))).tobytes()
         sys.stdout.buffer.write(len(strip).to_bytes(8, "big"))
         sys.stdout.buffer.write(strip)

@@ -1,9 +1,8 @@
-"""Decoding in a process of its own, which ends when its time is up or it is cancelled.
+"""Decodes in a child process, which is killed at a time limit or a cancel.
 
-For decoders that cannot be interrupted and hold the interpreter's lock (OpenJPEG), that decode more
-than a header says (libavif), or that write to the process's standard error what they think of a
-file (libtiff): its handlers are those of the whole process, and a person's own use of Pillow may
-count on them.
+Used for decoders that cannot be interrupted and hold the interpreter's lock (OpenJPEG), that decode
+more than the header declares (libavif), or that write warnings to standard error (libtiff; its
+warning handlers are global, and other code in this process may rely on them).
 """
 
 from __future__ import annotations
@@ -23,43 +22,43 @@ from mlx_magic.errors import ImageDecodeError
 from mlx_magic.images.decoding.stoppable_file import Watch
 
 _SCRIPT = Path(__file__).with_name("child_main.py")
-_LOOK_SECONDS = 0.05
-# Beside the picture: Python and Pillow themselves, as addresses.
+_CHECK_SECONDS = 0.05
+# Address space of Python and Pillow, without the image.
 _PROGRAM_BYTES = 600_000_000
 
 
-def decode_apart(
+def decode_in_child(
     kind: str, data: bytes, watch: Watch, *, seconds: int, memory: int, frame: int = 0
 ) -> Image.Image | None:
-    """Return a loaded image, in the mode that Pillow reads it in; palettes as RGB or RGBA.
+    """Return a loaded image in the mode of Pillow's decoder; palette images as RGB or RGBA.
 
     Parameters
     ----------
     kind : str
-        Of those that `apart_main` reads.
+        A format that `child_main` supports.
     data : bytes
         The whole file.
     watch : Watch
     seconds : int
-        Processor time.
+        Maximum CPU time.
     memory : int
-        Bytes, beside those of the program.
+        Maximum bytes, in addition to those of Python and Pillow.
     frame : int
-        Which page.
+        Index of the page.
 
     Returns
     -------
     PIL.Image.Image or None
-        None inside of another program, where there is no Python to start.
+        None if Python is embedded in another program and cannot be started.
 
     Raises
     ------
     ImageDecodeError
-        If it takes too long, or too much memory.
+        If it takes too much time or memory.
     Cancelled
-        If the token of `watch` was thrown: the process is killed.
+        If the token of `watch` was cancelled; the process is killed.
     ValueError
-        If it is damaged: as Pillow says it.
+        If it is damaged, with Pillow's message.
     """
     if not sys.executable:
         return None
@@ -75,15 +74,15 @@ def decode_apart(
         env={**os.environ, "OPJ_NUM_THREADS": "1"},
     ) as process:
         answers: list[Image.Image | dict[str, Any]] = []
-        talk = threading.Thread(target=_talk, args=(process, data, answers), daemon=True)
-        talk.start()
+        exchange = threading.Thread(target=_exchange, args=(process, data, answers), daemon=True)
+        exchange.start()
         try:
-            while talk.is_alive():
+            while exchange.is_alive():
                 watch.checkpoint()
-                talk.join(_LOOK_SECONDS)
+                exchange.join(_CHECK_SECONDS)
         finally:
             process.kill()
-            talk.join()
+            exchange.join()
     answer = answers[0] if answers else {}
     if isinstance(answer, Image.Image):
         return answer
@@ -96,10 +95,10 @@ def decode_apart(
     )
 
 
-def _talk(
+def _exchange(
     process: subprocess.Popen[bytes], data: bytes, answers: list[Image.Image | dict[str, Any]]
 ) -> None:
-    """Send the file and take what comes; a process that was killed leaves no answer."""
+    """Send the file and receive the image; a process that was killed leaves no result."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:

@@ -1,6 +1,6 @@
-"""Encoded bytes or any Pillow image -> upright RGB pixels, within limits and without guessing.
+"""Decodes image files and converts Pillow images to upright RGB pixels, within limits.
 
-Nothing here changes Pillow's or Python's global state for others, so it may run in any thread.
+Thread-safe: global state of Pillow and Python is not changed for other threads.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
 from mlx_magic.formatting import reason
 from mlx_magic.images.color_modes import to_rgb
-from mlx_magic.images.decoding.child_process import decode_apart
+from mlx_magic.images.decoding.child_process import decode_in_child
 from mlx_magic.images.decoding.file_structure import (
     MAX_MEMORY,
-    Counted,
+    Count,
     check_memory,
     check_structure,
 )
@@ -31,13 +31,13 @@ from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
 from mlx_magic.images.decoding.qoi import decode_qoi
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, Watch, WatchedBytes
-from mlx_magic.images.formats import SNIFF_BYTES, picture_format, why_no_picture
+from mlx_magic.images.formats import SNIFF_BYTES, image_format, unsupported_reason
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
 
 _T = TypeVar("_T")
 
-# The plugin classes themselves, not Image.open: that one tries formats that start other programs,
-# and measures size with a warning, while switching warnings off is not safe between threads.
+# The plugin classes are used instead of Image.open, which also tries formats that start other
+# programs, and warns about large images (suppressing warnings is not thread-safe).
 _DECODERS = {
     "PNG": ("PngImagePlugin", "PngImageFile"),
     "JPEG": ("JpegImagePlugin", "JpegImageFile"),
@@ -48,18 +48,18 @@ _DECODERS = {
     "AVIF": ("AvifImagePlugin", "AvifImageFile"),
     "PPM": ("PpmImagePlugin", "PpmImageFile"),
 }
-# What Pillow decodes in a way that cannot be stopped or is far too slow; None leaves it to Pillow.
+# For formats that Pillow decodes too slowly or uninterruptibly. Returning None means: use Pillow.
 _OWN_DECODERS: dict[str, Callable[[bytes, Watch], Image.Image | None]] = {
     "JPEG 2000": decode_jpeg2000,
     "PPM": decode_netpbm,
     "QOI": decode_qoi,
 }
-# What these may take apart. Of a TIFF: a large picture, turned, beside a strip of the same size.
+# Memory limits of the child process. For TIFF: a large image, rotated, and a strip of that size.
 _MEMORY = {"TIFF": 2_000_000_000, "AVIF": MAX_MEMORY}
-# Decoders in Python, which read byte by byte.
-_SMALL_READS = frozenset({"BMP"})
+# Formats with decoders in Python that read byte by byte.
+_BYTEWISE_FORMATS = frozenset({"BMP"})
 
-_TURNS = {
+_ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -72,14 +72,14 @@ _TURNS = {
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Pixels, and what was done to get them.
+    """Decoded pixels, and notes for the user.
 
     Attributes
     ----------
     pixels : PIL.Image.Image
-        RGB, upright, nobody else's.
+        RGB and upright; not shared with other code.
     notes : tuple of str
-        What the person should know (``"first of 12 frames"``).
+        Such as ``"first of 12 frames"``.
     """
 
     pixels: Image.Image
@@ -87,27 +87,27 @@ class Decoded:
 
 
 def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> Decoded:
-    """Decode a picture file.
+    """Decode an image file.
 
     Parameters
     ----------
     data : bytes
         The whole file.
     label : str
-        How the person named it, for messages.
+        The name given by the user, for messages.
     cancel : CancelToken, optional
-        Looked at whenever the decoder reads. That of WebP reads all at once: it is stopped
-        before and after its work only.
+        Checked whenever the decoder reads. The WebP decoder reads the file at once, so that it
+        is checked only before and after it.
 
     Raises
     ------
     ImageDecodeError
-        If it is no picture, damaged, cut short, of a format that is not read, or made so that
-        decoding takes far longer than its size would.
+        If it is not an image, damaged, truncated, of an unsupported format, or crafted so that
+        decoding would take too long.
     ImageTooLargeError
-        If it has more bytes or pixels than allowed; found out before decoding.
+        If it has too many bytes or pixels; raised before decoding.
     Cancelled
-        If `cancel` was thrown.
+        If `cancel` was cancelled.
     """
     with quiet():
         return _decode_bytes(data, label, cancel)
@@ -115,9 +115,9 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
 
 def _decode_bytes(data: bytes, label: str, cancel: CancelToken | None) -> Decoded:
     check_bytes(len(data), label)
-    kind = picture_format(data[:SNIFF_BYTES])
+    kind = image_format(data[:SNIFF_BYTES])
     if kind is None:
-        raise ImageDecodeError(f"{label} {why_no_picture(data[:SNIFF_BYTES])}", source=label)
+        raise ImageDecodeError(f"{label} {unsupported_reason(data[:SNIFF_BYTES])}", source=label)
     watch = Watch(label, cancel)
     watch.checkpoint()
     counted = _guarded(lambda: _check(kind, data, watch), watch, kind)
@@ -125,28 +125,28 @@ def _decode_bytes(data: bytes, label: str, cancel: CancelToken | None) -> Decode
     image = None if own is None else _guarded(lambda: own(data, watch), watch, kind)
     if image is None:
         decoder = _decoder(kind, label)
-        file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
+        file = WatchedBytes(data, watch, small_reads=kind in _BYTEWISE_FORMATS)
         image = _guarded(lambda: decoder(file), watch, kind)
         check_pixels(image.size, label)
         check_memory(kind, image.size, label)
     opened = image
-    apart = _guarded(lambda: _decoded_apart(opened, data, watch), watch, kind)
-    # BytesIO needs no closing, and the image may not be closed: its pixels are still wanted.
-    return _finish(image, apart, watch, kind, counted=counted, ours=True)
+    from_child = _guarded(lambda: _decoded_in_child(opened, data, watch), watch, kind)
+    # The image must stay open, since its pixels are used. A BytesIO need not be closed.
+    return _finish(image, from_child, watch, kind, counted=counted, owned=True)
 
 
 def pixels_of(data: bytes) -> int:
-    """Return how many pixels a picture file says that it has; 0 where that is not clear.
+    """Return the number of pixels that an image file declares; 0 if unknown.
 
-    Reads the file's head and decodes nothing.
+    Reads only the header.
     """
-    kind = picture_format(data[:SNIFF_BYTES])
+    kind = image_format(data[:SNIFF_BYTES])
     if kind not in _DECODERS:
         return 0
     watch = Watch("picture", None)
     try:
         decoder = _decoder(kind, "picture")
-        file = WatchedBytes(data, watch, small_reads=kind in _SMALL_READS)
+        file = WatchedBytes(data, watch, small_reads=kind in _BYTEWISE_FORMATS)
         with quiet():
             width, height = _guarded(lambda: decoder(file), watch, kind).size
     except ImageError:
@@ -155,72 +155,72 @@ def pixels_of(data: bytes) -> int:
 
 
 def decode_image(
-    image: Image.Image, label: str, cancel: CancelToken | None = None, *, ours: bool = False
+    image: Image.Image, label: str, cancel: CancelToken | None = None, *, owned: bool = False
 ) -> Decoded:
-    """Copy a Pillow image, at the frame it stands at. The original keeps its pixels.
+    """Copy the current frame of a Pillow image. The original is not changed.
 
     Parameters
     ----------
     image : PIL.Image.Image
     label : str
-        How the person named it, for messages.
+        The name given by the user, for messages.
     cancel : CancelToken, optional
-        Looked at before and after the file of the image is decoded.
-    ours : bool
-        Whether nobody else has it, so that its pixels need no copy.
+        Checked before and after the file of the image is decoded.
+    owned : bool
+        Whether no other code uses the image. RGB pixels are then not copied.
 
     Raises
     ------
     ImageDecodeError
-        If its file is damaged, cut short or closed already.
+        If its file is damaged, truncated or closed.
     ImageTooLargeError
-        If it has more pixels than allowed.
+        If it has too many pixels.
     Cancelled
-        If `cancel` was thrown.
+        If `cancel` was cancelled.
     """
     watch = Watch(label, cancel)
     watch.checkpoint()
     kind = image.format or "picture"
 
-    def looked_at() -> tuple[Counted | None, Image.Image | None]:
+    def inspect() -> tuple[Count | None, Image.Image | None]:
         data = _file_of(image)
-        found = picture_format(data[:SNIFF_BYTES])
+        found = image_format(data[:SNIFF_BYTES])
         if found is None:
             return None, None
         check_pixels(image.size, label)
         later_page = found == "TIFF" and image.tell() > 0
         counted = check_structure(found, data, watch) if later_page else _check(found, data, watch)
-        return counted, _decoded_apart(image, data, watch)
+        return counted, _decoded_in_child(image, data, watch)
 
     with quiet():
-        counted, apart = _guarded(looked_at, watch, kind)
-        return _finish(image, apart, watch, kind, counted=counted, ours=ours)
+        counted, from_child = _guarded(inspect, watch, kind)
+        return _finish(image, from_child, watch, kind, counted=counted, owned=owned)
 
 
-def _check(kind: str, data: bytes, watch: Watch) -> Counted | None:
+def _check(kind: str, data: bytes, watch: Watch) -> Count | None:
     counted = check_structure(kind, data, watch)
-    if not ImageFile.LOAD_TRUNCATED_IMAGES:  # which a person set who wants what there is
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:  # set by a user who wants incomplete images
         check_capacity(kind, data)
     return counted
 
 
-def _decoded_apart(image: Image.Image, data: bytes, watch: Watch) -> Image.Image | None:
-    """Return a page that libtiff or libavif decodes; None for any other image."""
+def _decoded_in_child(image: Image.Image, data: bytes, watch: Watch) -> Image.Image | None:
+    """Return a page decoded by libtiff or libavif in a child process; None for other images."""
     kind = image.format or ""
     by_libtiff = getattr(image, "use_load_libtiff", False) and getattr(image, "tile", None)
     if kind != "AVIF" and not (kind == "TIFF" and by_libtiff):
         return None
-    return decode_apart(
+    return decode_in_child(
         kind, data, watch, seconds=int(DECODE_SECONDS), memory=_MEMORY[kind], frame=image.tell()
     )
 
 
 def _file_of(image: Image.Image) -> bytes:
-    """Read the file that a lazily opened Pillow image stands on, and leave it where it was."""
+    """Return the content of the file of a lazily loaded Pillow image; keep its position."""
     if not isinstance(image, ImageFile.ImageFile):
         return b""
     file: Any = getattr(image, "_fp", None) or image.fp
-    if not hasattr(file, "read"):  # closed, or read already
+    if not hasattr(file, "read"):  # closed, or already loaded
         return b""
     at = file.tell()
     try:
@@ -252,14 +252,14 @@ def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile
 
 def _finish(
     image: Image.Image,
-    apart: Image.Image | None,
+    from_child: Image.Image | None,
     watch: Watch,
     kind: str,
     *,
-    counted: Counted | None,
-    ours: bool,
+    counted: Count | None,
+    owned: bool,
 ) -> Decoded:
-    """Convert what was decoded apart, or else the image itself."""
+    """Convert the image from the child process, or else `image` itself."""
     width, height = image.size
     label = watch.label
     if width < 1 or height < 1:
@@ -267,15 +267,17 @@ def _finish(
     check_pixels(image.size, label)
 
     def convert() -> Decoded:
-        loaded = image if apart is None else apart
+        loaded = image if from_child is None else from_child
         loaded.load()  # mode, size and info are final only now
         watch.checkpoint()
-        pixels, done = to_rgb(loaded, ours=ours or apart is not None, checkpoint=watch.checkpoint)
-        turn = _TURNS.get(_orientation(loaded))
+        pixels, done = to_rgb(
+            loaded, owned=owned or from_child is not None, checkpoint=watch.checkpoint
+        )
+        transpose_method = _ORIENTATIONS.get(_orientation(loaded))
         frames = _frames_note(image, counted)
         watch.checkpoint()
-        pixels = pixels.transpose(turn) if turn is not None else pixels
-        # What came along (profiles, comments, transparency) described the original.
+        pixels = pixels.transpose(transpose_method) if transpose_method is not None else pixels
+        # Metadata (profiles, comments, transparency) describes the original.
         pixels.info.clear()
         return Decoded(pixels, (*frames, *done))
 
@@ -285,12 +287,12 @@ def _finish(
 
 
 def _guarded(work: Callable[[], _T], watch: Watch, kind: str) -> _T:
-    """Run Pillow on untrusted content and translate whatever it raises."""
+    """Run Pillow on untrusted content, and translate its exceptions."""
     label = watch.label
     try:
         result = work()
     except Image.DecompressionBombError as error:
-        # Found in the middle of a file, where only Pillow looks: a frame, a canvas.
+        # Raised by Pillow for a frame or canvas inside the file.
         pixels = next(map(int, re.findall(r"\d+", str(error))), MAX_PIXELS_DECODED + 1)
         raise ImageTooLargeError(
             f"{label} unpacks to {pixels / 1e6:.0f} megapixels; the limit is "
@@ -301,7 +303,7 @@ def _guarded(work: Callable[[], _T], watch: Watch, kind: str) -> _T:
         ) from error
     except (ImageError, Cancelled):
         raise
-    # Damaged files raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
+    # Damaged files raise many exceptions: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         watch.reraise()
         raise ImageDecodeError(
@@ -316,24 +318,24 @@ def _orientation(image: Image.Image) -> int:
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        # A broken camera note is no reason to refuse a good picture.
+        # Damaged metadata is no reason to refuse an image.
         return 1
     return value if isinstance(value, int) else 1
 
 
-def _frames_note(image: Image.Image, counted: Counted | None) -> tuple[str, ...]:
+def _frames_note(image: Image.Image, counted: Count | None) -> tuple[str, ...]:
     if isinstance(image, ImageFile.ImageFile) and image.format == "MPO":
-        return ()  # further pictures in a photo are depth maps and the like, not frames
+        return ()  # further images of an MPO are depth maps or previews, not frames
     what = "page" if image.format == "TIFF" else "frame"
     if counted is None:
         if not getattr(image, "is_animated", False):
             return ()
-        # Walked through here, page by page: of the formats that are decoded, these two only.
+        # For these two formats, n_frames would walk through the whole file.
         if image.format in ("TIFF", "GIF"):
             return (
                 f"first of many {what}s" if image.tell() == 0 else f"{what} {image.tell() + 1}",
             )
-        counted = Counted(int(getattr(image, "n_frames", 1)))
+        counted = Count(int(getattr(image, "n_frames", 1)))
     if counted.count < 2 and not counted.more:
         return ()
     at = image.tell()

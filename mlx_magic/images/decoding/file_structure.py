@@ -1,7 +1,7 @@
-"""What a picture's file is made of, read before Pillow works on it.
+"""Checks the structure of an image file before Pillow decodes it.
 
-Pillow bounds a picture's pixels; its time and memory also go by what is listed here: scans,
-directories, pages, tiles. Each is looked at in the bytes, without decoding any.
+Pillow limits only the number of pixels. Its time and memory also depend on the scans, directories,
+pages and tiles of a file, which are counted here without decoding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlx_magic.images.decoding.file_markers import (
 )
 from mlx_magic.images.decoding.stoppable_file import Watch
 from mlx_magic.images.decoding.tiff import (
-    LOOKED_AT,
+    SIZE_TAGS,
     TAG_BYTE_COUNTS,
     TAG_OFFSETS,
     TAG_TILE_LENGTH,
@@ -33,18 +33,18 @@ from mlx_magic.images.decoding.tiff import (
 from mlx_magic.images.limits import check_pixels
 
 MAX_SCANS = 100
-"""Scans of a JPEG; encoders make about ten. Each costs a walk over the whole picture."""
+"""Maximum scans of a JPEG; encoders make about ten. Each scan is a pass over the image."""
 
 MAX_MEMORY = 500_000_000
-"""Bytes that decoding may take, where the header tells."""
+"""Maximum bytes of decoding, if they can be computed from the header."""
 
-# Measured: what the decoders of these hold at once, with the picture itself.
+# Measured memory of the decoders, including the image.
 _BYTES_A_PIXEL = {"WebP": 16, "AVIF": 9}
 
 MAX_COUNTED = 10_000
-"""Pages or frames that are counted one by one."""
+"""Maximum pages or frames that are counted."""
 
-# A segment holds up to 64 KB: the largest file has some thousands, if all of it is notes.
+# A segment has up to 64 KB: the largest allowed file of comments has some thousands.
 _MAX_SEGMENTS = 10_000
 _MAX_BLOCKS = 1_000_000
 _MAX_COMMENTS = 10_000
@@ -56,8 +56,8 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
-    """How many pages or frames there are: `count`, or more than that."""
+class Count:
+    """The number of pages or frames: `count`, or more than that."""
 
     count: int
     more: bool = False
@@ -66,28 +66,28 @@ class Counted:
         return f"more than {self.count}" if self.more else str(self.count)
 
 
-def check_structure(kind: str, data: bytes, watch: Watch) -> Counted | None:
-    """Refuse a file whose parts cost far more than its pixels.
+def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
+    """Refuse a file whose structure takes far more time or memory than its pixels.
 
     Parameters
     ----------
     kind : str
-        From `picture_format`.
+        From `image_format`.
     data : bytes
         The whole file.
     watch : Watch
 
     Returns
     -------
-    Counted or None
-        Frames of a GIF or pages of a TIFF; None for what says it elsewhere, or has one only.
+    Count or None
+        Frames of a GIF or pages of a TIFF; None for other formats.
 
     Raises
     ------
     ImageDecodeError
-        If it has too many parts, or they lead nowhere.
+        If it has too many or inconsistent parts.
     ValueError
-        If it is cut short or damaged.
+        If it is truncated or damaged.
     """
     check = _CHECKS.get(kind)
     try:
@@ -97,7 +97,7 @@ def check_structure(kind: str, data: bytes, watch: Watch) -> Counted | None:
 
 
 def check_memory(kind: str, size: tuple[int, int], label: str) -> None:
-    """Refuse a picture of a format whose decoder holds it several times, before it is decoded.
+    """Refuse an image whose decoder would take too much memory, before it is decoded.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def _refuse(watch: Watch, why: str) -> NoReturn:
 
 @dataclass(slots=True)
 class _Frame:
-    """A JPEG's frame header: what its coefficients take in memory."""
+    """The frame header of a JPEG, with the memory of its coefficients."""
 
     progressive: bool
     pixels: int
@@ -148,7 +148,7 @@ def _check_jpeg(data: bytes, watch: Watch) -> None:
     while found := JPEG_MARKER.search(data, at):
         segments += 1
         if segments > _MAX_SEGMENTS:
-            _refuse(watch, "is a JPEG made of too many small pieces: save it anew")
+            _refuse(watch, "is a JPEG made of too many small pieces: save it again")
         marker, at = data[found.start() + 1], found.end()
         if marker in JPEG_BARE:
             continue
@@ -165,20 +165,20 @@ def _check_jpeg(data: bytes, watch: Watch) -> None:
     if frame is None or not (
         frame.progressive or data[at + 2 : at + 3] != bytes([frame.components])
     ):
-        return  # one scan, decoded as it comes
+        return  # one scan, decoded in a single pass
     if frame.coefficients + 4 * frame.pixels > MAX_MEMORY:
         _refuse(
             watch,
             f"is a progressive JPEG of {frame.pixels / 1e6:.0f} megapixels, which takes more than "
             f"{MAX_MEMORY // 1_000_000} MB to decode: save it as a plain JPEG, or smaller",
         )
-    # Cheap, and too many only by chance: in what follows the picture, in a comment.
+    # The quick count includes markers in comments and after the image; it selects suspicious files.
     if data.count(_SOS, at) >= MAX_SCANS and _scans(data, at, watch) > MAX_SCANS:
-        _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it anew, as a plain JPEG")
+        _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it again, as a plain JPEG")
 
 
 def _scans(data: bytes, at: int, watch: Watch) -> int:
-    """Count the scans from the first one on, whose length is at `at`."""
+    """Count the scans, from the first one, whose length is at `at`."""
     count = 1
     at += int.from_bytes(data[at : at + 2], "big")
     while (found := JPEG_MARKER.search(data, at)) and count <= MAX_SCANS:
@@ -196,7 +196,7 @@ def _scans(data: bytes, at: int, watch: Watch) -> int:
 # GIF
 
 
-def _count_gif(data: bytes, watch: Watch) -> Counted:
+def _count_gif(data: bytes, watch: Watch) -> Count:
     at = 13 + gif_colors(data[10])
     frames = blocks = comments = 0
     while found := GIF_BLOCK.search(data, at):
@@ -212,7 +212,7 @@ def _count_gif(data: bytes, watch: Watch) -> Counted:
                 break
             frames += 1
             if frames > MAX_COUNTED:
-                return Counted(MAX_COUNTED, more=True)
+                return Count(MAX_COUNTED, more=True)
             at += 10 + gif_colors(flags[0])
         begun = blocks
         while at < len(data) and data[at]:
@@ -221,25 +221,25 @@ def _count_gif(data: bytes, watch: Watch) -> Counted:
             if blocks > _MAX_BLOCKS:
                 if not frames:
                     _refuse(watch, "is a GIF of many blocks before its first frame")
-                return Counted(frames, more=True)
+                return Count(frames, more=True)
         if kind == 0x21 and not frames and blocks - begun > _MAX_COMMENTS:
-            _refuse(watch, "is a GIF with more than a megabyte of notes before its first frame")
+            _refuse(watch, "is a GIF with more than 1 MB of extensions before its first frame")
         at += 1
         if comments > _MAX_COMMENTS and not frames:
             _refuse(watch, f"is a GIF of more than {_MAX_COMMENTS} comments")
-    return Counted(frames)
+    return Count(frames)
 
 
 # TIFF
 
 
 _JPEG_COMPRESSIONS = (6, 7)
-# Blank tiles may share their bytes; much more than that is read again and again.
+# Blank tiles may share their bytes. More sharing makes decoders read the same bytes many times.
 _SHARED = 8
 _SHARED_BYTES = 64_000_000
 
 
-def _count_tiff(data: bytes, watch: Watch) -> Counted:
+def _count_tiff(data: bytes, watch: Watch) -> Count:
     tiff = Tiff.of(data)
     at = tiff.first(data)
     _check_tags(tiff, data, at, watch)
@@ -247,10 +247,10 @@ def _count_tiff(data: bytes, watch: Watch) -> Counted:
     seen: set[int] = set()
     while at and at not in seen:
         if len(seen) == MAX_COUNTED:
-            return Counted(MAX_COUNTED, more=True)
+            return Count(MAX_COUNTED, more=True)
         seen.add(at)
         _, _, at = tiff.directory(data, at)
-    return Counted(len(seen))
+    return Count(len(seen))
 
 
 def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
@@ -261,12 +261,12 @@ def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
     for start in range(first, first + tags * tiff.tag_bytes, tiff.tag_bytes):
         tag, kind, count = tiff.tag(data, start)
         most = _MAX_FRACTIONS if kind in (5, 10) else _MAX_VALUES
-        if count > most and (VALUE_BYTES.get(kind, 1) > 1 or tag in LOOKED_AT):
+        if count > most and (VALUE_BYTES.get(kind, 1) > 1 or tag in SIZE_TAGS):
             _refuse(watch, f"is a TIFF whose tag {tag} has {count} values")
         written = data[start : start + tiff.tag_bytes]
-        # Of two, Pillow takes the last and libtiff the first.
-        if seen.setdefault(tag, written) != written and tag in LOOKED_AT:
-            _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it anew")
+        # Of duplicates, Pillow uses the last and libtiff the first.
+        if seen.setdefault(tag, written) != written and tag in SIZE_TAGS:
+            _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it again")
 
 
 def _check_page(page: Page, data: bytes, watch: Watch) -> None:
@@ -277,7 +277,7 @@ def _check_page(page: Page, data: bytes, watch: Watch) -> None:
     for offsets, counts in zip(TAG_OFFSETS, TAG_BYTE_COUNTS, strict=True):
         sizes = page.tags.get(counts, ())
         if sum(sizes) > _SHARED * len(data) + _SHARED_BYTES:
-            _refuse(watch, "is a TIFF whose parts lie on top of each other")
+            _refuse(watch, "is a TIFF whose parts overlap")
         if page.compression not in _JPEG_COMPRESSIONS:
             continue
         for offset, size in zip(page.tags.get(offsets, ()), sizes, strict=False):
@@ -286,7 +286,7 @@ def _check_page(page: Page, data: bytes, watch: Watch) -> None:
                 _refuse(watch, f"is a TIFF with a JPEG of more than {MAX_SCANS} scans in it")
 
 
-_CHECKS: dict[str, Callable[[bytes, Watch], Counted | None]] = {
+_CHECKS: dict[str, Callable[[bytes, Watch], Count | None]] = {
     "JPEG": _check_jpeg,
     "GIF": _count_gif,
     "TIFF": _count_tiff,

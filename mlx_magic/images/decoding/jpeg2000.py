@@ -1,4 +1,4 @@
-"""JPEG 2000: checked by its header, and decoded in a process of its own."""
+"""Decodes JPEG 2000 in a child process, after checking the header."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.images.decoding.child_process import decode_apart
+from mlx_magic.images.decoding.child_process import decode_in_child
 from mlx_magic.images.decoding.pixel_capacity import truncated
 from mlx_magic.images.decoding.stoppable_file import Watch
 from mlx_magic.images.limits import check_pixels
 
 _SIZ = b"\xff\x4f\xff\x51"
-# Scans of archives are often one tile of many megapixels, each value of which takes 4 bytes.
+# Archive scans are often one tile of many megapixels; each value takes 4 bytes.
 _MAX_MEMORY = 1_100_000_000
 _SECONDS = 2
 _PIXELS_A_SECOND = 2_000_000
 _MOST_TILES = 65_535
-# Its two markers: a tile of one color may have nothing else.
+# The two markers of a tile: a tile of one color may have nothing else.
 _TILE_BYTES = 14
 
 
 def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
-    """Return a loaded image, in the mode that Pillow reads it in.
+    """Return an image in the mode of Pillow's decoder.
 
     Raises
     ------
     ImageDecodeError, ImageTooLargeError
-        If it is damaged, takes too long, or too much memory by what its header says.
+        If it is damaged, takes too long, or would take too much memory according to its header.
     Cancelled
-        If the token of `watch` was thrown: the process is killed.
+        If the token of `watch` was cancelled; the process is killed.
     ValueError, OSError
-        If it is damaged: as Pillow says it.
+        If it is damaged, with Pillow's message.
     """
     pixels = _check(data, watch)
     seconds = _SECONDS + pixels // _PIXELS_A_SECOND
-    image = decode_apart("JPEG 2000", data, watch, seconds=seconds, memory=_MAX_MEMORY)
+    image = decode_in_child("JPEG 2000", data, watch, seconds=seconds, memory=_MAX_MEMORY)
     return Jpeg2KImageFile(io.BytesIO(data)) if image is None else image
 
 
 def _check(data: bytes, watch: Watch) -> int:
-    """Refuse by the header of the codestream, whatever the file around it says; return pixels."""
+    """Check the codestream's header, not that of the container; return the number of pixels."""
     at = data.find(_SIZ)
     if at < 0:
         raise ValueError("no codestream")
@@ -53,7 +53,7 @@ def _check(data: bytes, watch: Watch) -> int:
     (components,) = struct.unpack_from(">H", data, at + 40)
     width, height = width - left, height - top
     if width < 1 or height < 1 or across < 1 or down < 1 or components < 1:
-        raise ValueError("sizes that make no picture")
+        raise ValueError("its sizes are not valid")
     check_pixels((width, height), watch.label)
     tile = min(width, across) * min(height, down)
     tiles = -(-(width + left - tile_left) // across) * -(-(height + top - tile_top) // down)

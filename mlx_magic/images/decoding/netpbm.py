@@ -1,7 +1,7 @@
-"""PBM, PGM and PPM of the kinds that Pillow decodes value by value in Python, with NumPy instead.
+"""Decodes with NumPy the PBM, PGM and PPM files that Pillow decodes value by value in Python.
 
-Those are the plain ones (numbers as text) and binary ones whose highest value is not 255. The
-pixels are the same; 24 MB of text take half a second, not 15.
+These are plain files (numbers as text) and binary files whose maximum value is not 255. The pixels
+are those of Pillow; 24 MB of text take half a second instead of 15.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mlx_magic.images.decoding.stoppable_file import Watch
 
-# Magic, then two or three numbers, each after spaces and comments; one space ends the last.
+# Magic, then two or three numbers, each after spaces and comments; one space ends the header.
 _BETWEEN = rb"(?:\s|#[^\r\n]*[\r\n])+"
 _HEADER = re.compile(
     rb"P(?:[14]" + (_BETWEEN + rb"(\d{1,10})") * 2 + rb"|[2356]" + (_BETWEEN + rb"(\d{1,10})") * 3
@@ -34,14 +34,14 @@ _MOST_COMMENTS = 100_000
 
 
 def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
-    """Return the image (L, RGB or I), or None for what is left to Pillow.
+    """Return the image (L, RGB or I), or None if Pillow should decode the file.
 
     Raises
     ------
     ImageTooLargeError
-        If it has more pixels than allowed.
+        If it has too many pixels.
     ValueError
-        If it is damaged or cut short.
+        If it is damaged or truncated.
     """
     header = _HEADER.match(data[:_HEADER_BYTES])
     if header is None:
@@ -51,10 +51,10 @@ def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
     plain = kind in b"123"
     bands = 3 if kind in b"36" else 1
     if not 0 < top < 65_536 or not width * height:
-        raise ValueError("numbers in its header make no picture")
+        raise ValueError("the numbers in its header are not valid")
     check_pixels((width, height), watch.label)
-    have, need = len(data) - header.end(), _fewest_bytes(kind, width * bands, height, top)
-    if not (plain or _by_value(kind, top)):
+    have, need = len(data) - header.end(), _min_bytes(kind, width * bands, height, top)
+    if not (plain or _is_slow_in_pillow(kind, top)):
         if have < need and not ImageFile.LOAD_TRUNCATED_IMAGES:
             truncated(width, height, have, need)
         return None
@@ -72,8 +72,8 @@ def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
     return Image.fromarray(pixels.reshape((height, width, 3) if bands == 3 else (height, width)))
 
 
-def _fewest_bytes(kind: bytes, across: int, rows: int, top: int) -> int:
-    """Return what so many values take: a bit, one or two bytes, or a digit and a space."""
+def _min_bytes(kind: bytes, across: int, rows: int, top: int) -> int:
+    """Return the minimum size: a bit, one or two bytes, or a digit and a space for each value."""
     if kind == b"4":
         return rows * -(-across // 8)
     if kind == b"1":
@@ -81,14 +81,14 @@ def _fewest_bytes(kind: bytes, across: int, rows: int, top: int) -> int:
     return 2 * rows * across - 1 if kind in b"23" else rows * across * (1 if top < 256 else 2)
 
 
-def _by_value(kind: bytes, top: int) -> bool:
+def _is_slow_in_pillow(kind: bytes, top: int) -> bool:
     if kind == b"4":
         return False
     return top != 255 and not (kind == b"5" and top == 65_535)
 
 
 class _Values:
-    """Values on their way to pixels."""
+    """Scales values to pixels and collects them."""
 
     def __init__(self, count: int, top: int, watch: Watch, *, deep: bool) -> None:
         import numpy as np
@@ -108,15 +108,15 @@ class _Values:
         return self._out
 
     def add_text(self, data: bytes, at: int) -> None:
-        """Add numbers that are written as text."""
+        """Add numbers in text form."""
         import numpy as np
 
         for piece in _pieces(data, at):
             if piece.translate(None, b"0123456789 \t\r\n\v\f"):
                 raise ValueError("a value is no number")
-            if piece.isspace():  # NumPy makes a 0 of it
+            if piece.isspace():  # np.fromstring would return a 0
                 continue
-            # Any space is a separator; what could end it early was refused just before.
+            # Any whitespace is a separator. Other characters, which would end it, were refused.
             values = np.fromstring(piece, dtype=np.int64, sep=" ")
             if len(values) and int(values.max()) > self._top:
                 raise ValueError(f"a value is larger than {self._top}")
@@ -124,7 +124,7 @@ class _Values:
                 return
 
     def add_bits(self, data: bytes, at: int) -> None:
-        """Add the digits of a plain bitmap, where 1 is black."""
+        """Add the digits of a plain bitmap, in which 1 is black."""
         import numpy as np
 
         for piece in _pieces(data, at):
@@ -135,7 +135,7 @@ class _Values:
                 return
 
     def add_binary(self, data: bytes, at: int) -> None:
-        """Add values of one byte, or of two where the highest is over 255."""
+        """Add values of one byte, or of two bytes if the maximum is over 255."""
         import numpy as np
 
         kind = np.dtype(np.uint8 if self._top < 256 else ">u2")
@@ -146,17 +146,17 @@ class _Values:
                 return
 
     def _add(self, values: NDArray[np.integer]) -> bool:
-        """Put values in their place; return whether that was the last place."""
+        """Add values; return whether all pixels are complete."""
         self._watch.checkpoint()
-        room = len(self._out) - self._at
-        part = self._scaled[values[:room]]
+        space = len(self._out) - self._at
+        part = self._scaled[values[:space]]
         self._out[self._at : self._at + len(part)] = part
         self._at += len(part)
         return self._at == len(self._out)
 
 
 def _pieces(data: bytes, at: int) -> Iterator[bytes]:
-    """Yield text without comments, cut between numbers."""
+    """Yield pieces of text without comments, split between numbers."""
     if data.count(b"#", at) > _MOST_COMMENTS:
         raise ValueError("it is mostly comments")
     rest = b""
@@ -164,7 +164,7 @@ def _pieces(data: bytes, at: int) -> Iterator[bytes]:
         end = at + _PIECE
         piece = data[at:end]
         at = end
-        # A comment that goes on is cut off here and thrown away there.
+        # A comment that continues after the piece is skipped.
         hash_at = piece.rfind(b"#")
         if hash_at >= 0 and not re.search(rb"[\r\n]", piece[hash_at:]):
             found = re.compile(rb"[\r\n]").search(data, end)

@@ -1,9 +1,9 @@
-"""Pillow's warnings and log lines, dropped while a picture is decoded here, and only then.
+"""Suppresses Pillow's warnings and log messages while an image is decoded here, and only then.
 
-`warnings.catch_warnings` changes what all threads see, and a plain filter would also hide what
-Pillow tells a person's own code. So one filter is installed whose category matches by the context
-of the thread that warns. Being first in the list it also holds where a person turned warnings into
-errors: an odd note of a camera is no reason to refuse a picture.
+`warnings.catch_warnings` affects all threads, and a plain filter would also hide warnings of the
+user's own use of Pillow. So one filter is installed whose category matches depending on the context
+of the thread that warns. It is the first filter, so that it also applies if the user turned
+warnings into errors: an unusual metadata entry of a camera is no reason to refuse an image.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 _quiet: ContextVar[bool] = ContextVar("mlx_magic_quiet", default=False)
-# The one module of Pillow that logs more than debugging while it reads.
+# The only module of Pillow that logs above the debug level while reading.
 _LOGGER = "PIL.TiffImagePlugin"
 
 
@@ -24,26 +24,26 @@ class _ByContext(type):
         return _quiet.get() and not issubclass(subclass, ResourceWarning)
 
 
-class AnyWarningWhileQuiet(Warning, metaclass=_ByContext):
-    """The category of the filter: has every warning as a subclass while this thread is quiet."""
+class WarningWhileQuiet(Warning, metaclass=_ByContext):
+    """The filter's category: every warning is a subclass of it while this thread is quiet."""
 
 
-class _OnlyAloud(logging.Filter):
+class _DropWhileQuiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         return not _quiet.get()
 
 
-_only_aloud = _OnlyAloud()
+_drop_while_quiet = _DropWhileQuiet()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Drop the warnings of this thread while the block runs."""
     first = warnings.filters[0] if warnings.filters else None
-    if first is None or first[2] is not AnyWarningWhileQuiet:
-        # Also after somebody's `resetwarnings`, and in somebody's `catch_warnings`.
-        warnings.simplefilter("ignore", AnyWarningWhileQuiet)
-    logging.getLogger(_LOGGER).addFilter(_only_aloud)
+    if first is None or first[2] is not WarningWhileQuiet:
+        # Needed again after `resetwarnings`, and within `catch_warnings`, of other code.
+        warnings.simplefilter("ignore", WarningWhileQuiet)
+    logging.getLogger(_LOGGER).addFilter(_drop_while_quiet)
     before = _quiet.set(True)
     try:
         yield

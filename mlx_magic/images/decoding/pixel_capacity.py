@@ -1,9 +1,10 @@
-"""Whether a file can hold the pixels that its header declares, from its bytes alone.
+"""Checks whether a file has enough bytes for the pixels that its header declares.
 
-Pillow allocates all pixels before it decodes the first, and fills in what a cut JPEG lacks. So the
-fewest bytes that the pixels can be stored in are compared with those that are there. A limit is
-that of the format, not of its encoders: no file that is whole is refused. None is known for
-lossless WebP, AVIF and arithmetic JPEG, in which a picture of one color takes next to nothing.
+Pillow allocates all pixels before it decodes the first, and fills in the missing part of a
+truncated JPEG. So the minimum number of bytes for the pixels is compared with the size of the data.
+The minimum is that of the format, not of usual encoders: no complete file is refused. There is no
+useful minimum for lossless WebP, AVIF and arithmetic JPEG, in which an image of one color takes
+almost no bytes.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from mlx_magic.images.decoding.file_markers import (
 from mlx_magic.images.decoding.tiff import Page
 from mlx_magic.images.limits import MAX_PIXELS_DECODED
 
-# A deflate code of two bits at least stands for 258 bytes at most.
+# Deflate: a code of at least two bits encodes at most 258 bytes.
 _DEFLATE = 1032
-# An LZW code of at most 12 bits stands for less than 4096 values.
+# LZW: a code of at most 12 bits encodes less than 4096 values.
 _LZW = 4096 * 8 // 12 + 1
-# Bytes that one compressed byte stands for at most, by the number of the compression.
+# Maximum bytes that one compressed byte encodes, by the number of the compression.
 _TIFF_BYTES = {
     5: _LZW,
     8: _DEFLATE,
@@ -36,7 +37,7 @@ _TIFF_BYTES = {
     34925: 10_000,  # LZMA: a match of 273 bytes takes 14 decisions of 0.022 bits
     50000: 32_768,  # Zstandard: a block of 128 KB takes four bytes
 }
-# Pixels that one compressed byte stands for at most.
+# Maximum pixels that one compressed byte encodes.
 _TIFF_PIXELS = {
     6: 512,
     7: 512,  # JPEG: a block of 64 takes a bit in the first scan
@@ -48,10 +49,10 @@ _TIFF_FAX = frozenset({2, 3, 4})
 _TIFF_JPEG = 7
 _MAX_CHUNKS = 200_000
 _MAX_SEGMENTS = 10_000
-# What ends the data of a scan; other bytes after FF are damage that decoders read past.
+# The end of a scan's data. Other bytes after FF are damage, which decoders skip.
 _END = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-# Bits that a block takes at least: a code of one bit for each of its two parts, for its first
-# scan, or for a sample.
+# Minimum bits of a block: one bit for each of its two parts, for its first scan, or for a
+# sample.
 _JPEG_BITS = {0xC0: 2, 0xC1: 2, 0xC2: 1, 0xC3: 1}
 _LOSSLESS = 0xC3
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
@@ -59,19 +60,19 @@ _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4),
 
 
 def check_capacity(kind: str, data: bytes) -> None:
-    """Refuse a file that cannot hold its pixels.
+    """Refuse a file that has too few bytes for its pixels.
 
     Parameters
     ----------
     kind : str
-        From `picture_format`.
+        From `image_format`.
     data : bytes
         The whole file.
 
     Raises
     ------
     ValueError
-        If it is cut short.
+        If it is truncated.
     """
     check = _CHECKS.get(kind)
     if check is None:
@@ -79,18 +80,18 @@ def check_capacity(kind: str, data: bytes) -> None:
     try:
         check(data)
     except (struct.error, IndexError):
-        return  # damaged in a way that the decoder finds in its header
+        return  # a damaged header, for which the decoder raises an error
 
 
 def truncated(width: int, height: int, have: int, need: int) -> NoReturn:
-    """Raise the error of a file that cannot hold its pixels."""
+    """Raise the error for a file that has too few bytes for its pixels."""
     raise ValueError(
         f"image file is truncated: {width}x{height} pixels take {need} bytes or more, not {have}"
     )
 
 
 def _compare(width: int, height: int, have: int, need: int) -> None:
-    # Larger pictures are refused for their size, which says more.
+    # Larger images are refused for their size, with a clearer message.
     if have < need and width * height <= MAX_PIXELS_DECODED:
         truncated(width, height, have, need)
 
@@ -109,7 +110,7 @@ def _png(data: bytes) -> None:
         if at + 8 > len(data):
             break
     else:
-        return  # more chunks than are read
+        return  # too many chunks to check
     width, height, depth, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
     bits = depth * {2: 3, 4: 2, 6: 4}.get(color, 1)
     passes = _PASSES if interlaced else ((0, 0, 1, 1),)
@@ -122,7 +123,7 @@ def _png(data: bytes) -> None:
 
 
 def _jpeg(data: bytes, start: int = 0, end: int | None = None) -> None:
-    """Look for one scan of each component that can hold its blocks."""
+    """Require for each component a scan with enough bytes for its blocks."""
     end = len(data) if end is None else min(end, len(data))
     at = start + 2
     marker = width = height = 0
@@ -138,8 +139,10 @@ def _jpeg(data: bytes, start: int = 0, end: int | None = None) -> None:
         (length,) = struct.unpack_from(">H", data, at)
         if this in JPEG_FRAMES:
             marker, height, width = this, *struct.unpack_from(">HH", data, at + 3)
-            places = range(at + 8, at + 8 + 3 * data[at + 7], 3)
-            factors = {data[each]: (data[each + 1] >> 4, data[each + 1] & 15) for each in places}
+            component_offsets = range(at + 8, at + 8 + 3 * data[at + 7], 3)
+            factors = {
+                data[each]: (data[each + 1] >> 4, data[each + 1] & 15) for each in component_offsets
+            }
             missing = set(factors)
         if this != 0xDA:
             at += max(length, 2)
@@ -159,7 +162,7 @@ def _jpeg(data: bytes, start: int = 0, end: int | None = None) -> None:
         if not missing:
             return
     else:
-        return  # more segments than a JPEG may have
+        return  # too many segments to check
     if missing and marker in _JPEG_BITS:
         _compare(width, height, 0, 1)
 
@@ -172,7 +175,7 @@ def _blocks(
     *,
     lossless: bool,
 ) -> int:
-    """Return the number of blocks in a scan, which is that of samples in a lossless one."""
+    """Return the number of blocks in a scan; of samples if it is lossless."""
     widest = max(across for across, _ in factors.values()) or 1
     highest = max(down for _, down in factors.values()) or 1
     side = 1 if lossless else 8
@@ -209,7 +212,7 @@ def _gif(data: bytes) -> None:
 
 
 def _lzw_bits(values: int) -> int:
-    """Return how many bits so many values take: the n-th code stands for n of them at most."""
+    """Return the minimum bits of LZW data: the n-th code encodes at most n values."""
     bits = 0
     for code in range(1, 4093):
         if values <= 0:
@@ -244,7 +247,7 @@ def _tiff(data: bytes) -> None:
 
 
 def _raw_tiff(page: Page, data: bytes) -> None:
-    """Look at each strip or tile: a decoder leaves black what it finds no place for."""
+    """Check each strip or tile: a decoder would leave missing ones black."""
     width, height = page.size
     across, down = page.part_size
     if min(across, down) < 1:
@@ -277,7 +280,7 @@ def _bmp(data: bytes) -> None:
         width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
     width, height = abs(width), abs(height)
     have = max(0, len(data) - (offset or 14 + header))
-    if compression in (1, 2):  # four bytes may step over 255 rows
+    if compression in (1, 2):  # four bytes may skip 255 rows
         _compare(width, height, have, 4 * (width * height // (256 * (width + 1))))
     elif width and height:
         row = (width * bits + 31) // 32 * 4
@@ -294,7 +297,7 @@ def _webp(data: bytes) -> None:
         if name == b"VP8 ":
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, at + 14))
             squares = -(-width // 16) * -(-height // 16)
-            # How a square is predicted alone takes three bits.
+            # The prediction mode of a macroblock alone takes three bits.
             _compare(width, height, min(length, len(data) - at - 8), squares * 2 // 8)
         if name in (b"VP8 ", b"VP8L"):
             return

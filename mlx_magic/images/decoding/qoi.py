@@ -1,4 +1,4 @@
-"""QOI, decoded in one tight loop: Pillow's own decoder calls several functions for each pixel."""
+"""Decodes QOI in one tight loop: Pillow's decoder calls several functions for each pixel."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from mlx_magic.images.decoding.stoppable_file import Watch
 
 _HEADER = 14
-# Pixels that one byte stands for at most.
+# Maximum pixels that one byte encodes.
 _RUN = 62
-_LOOK_PIXELS = 1 << 16
+_CHECK_INTERVAL = 1 << 16
 _TRUNCATED = "image file is truncated"
 
 
 def decode_qoi(data: bytes, watch: Watch) -> Image.Image:
-    """Return an image in RGB or RGBA.
+    """Return an RGB or RGBA image.
 
     Raises
     ------
     ImageTooLargeError
-        If it has more pixels than allowed.
+        If it has too many pixels.
     ValueError, struct.error
-        If it is damaged or cut short.
+        If it is damaged or truncated.
     """
     width, height, bands = struct.unpack_from(">IIB", data, 4)
     check_pixels((width, height), watch.label)
@@ -45,28 +45,28 @@ def _pixels(data: bytes, wanted: int, bands: int, watch: Watch) -> bytearray:
     seen = [b"\0\0\0\0"[:bands]] * 64
     alphas = [0] * 64
     red = green = blue = 0
-    alpha, now = 255, b"\0\0\0\xff"[:bands]
-    at, end, look_at = _HEADER, len(data), 0
+    alpha, pixel = 255, b"\0\0\0\xff"[:bands]
+    at, end, check_at = _HEADER, len(data), 0
     opaque = bands == 3
     try:
         while len(out) < wanted:
-            if at >= look_at:
+            if at >= check_at:
                 watch.checkpoint()
-                look_at = at + _LOOK_PIXELS
+                check_at = at + _CHECK_INTERVAL
             op = data[at]
             at += 1
             if op >= 0xC0 and op < 0xFE:  # run
-                out += now * (op - 0xBF)
+                out += pixel * (op - 0xBF)
                 continue
             if op < 0x40:  # index
-                now, alpha = seen[op], alphas[op]
-                red, green, blue = now[0], now[1], now[2]
+                pixel, alpha = seen[op], alphas[op]
+                red, green, blue = pixel[0], pixel[1], pixel[2]
             else:
                 if op < 0x80:  # small difference
                     red = (red + (op >> 4 & 3) - 2) & 255
                     green = (green + (op >> 2 & 3) - 2) & 255
                     blue = (blue + (op & 3) - 2) & 255
-                elif op < 0xC0:  # larger difference, by green
+                elif op < 0xC0:  # larger difference, relative to green
                     more, step = data[at], op - 0xA0
                     at += 1
                     red = (red + step + (more >> 4) - 8) & 255
@@ -78,10 +78,10 @@ def _pixels(data: bytes, wanted: int, bands: int, watch: Watch) -> bytearray:
                 else:
                     red, green, blue, alpha = data[at : at + 4]
                     at += 4
-                now = bytes((red, green, blue)) if opaque else bytes((red, green, blue, alpha))
+                pixel = bytes((red, green, blue)) if opaque else bytes((red, green, blue, alpha))
             key = (red * 3 + green * 5 + blue * 7 + alpha * 11) & 63
-            seen[key], alphas[key] = now, alpha
-            out += now
+            seen[key], alphas[key] = pixel, alpha
+            out += pixel
     except IndexError:
         raise ValueError(_TRUNCATED) from None
     if at > end:

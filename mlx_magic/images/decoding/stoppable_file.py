@@ -1,4 +1,4 @@
-"""Decoding that can be stopped: Pillow reads from a file that looks at the clock and the token."""
+"""Stops decoding at a time limit or a cancel: Pillow reads from a file that checks both."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
 
 DECODE_SECONDS = 10.0
-"""Processor time that one picture may take. Not by the wall clock: a busy machine is no fault of
-the picture."""
+"""Maximum CPU time of one image. Not wall-clock time, which depends on the load of the machine."""
 
-# The highest picture has 65 thousand rows, each of which may be a strip of a TIFF.
+# An image has at most 65 thousand rows, each of which may be a strip of a TIFF.
 _READS = 100_000
 _READS_AT_MOST = 500_000
 _BYTES_A_READ = 64
-# A look costs about as much as a small read, so that readers of single bytes get one in 64.
-_LOOK_EACH = 64
-_LOOK_BYTES = 4_096
+# A check costs about as much as a small read: of small reads, only one in 64 is checked.
+_CHECK_EVERY = 64
+_CHECK_BYTES = 4_096
 
 
 class Watch:
-    """What may stop the work on one picture. Belongs to the thread that makes it.
+    """The time limit and cancel token of decoding one image; used on one thread only.
 
     Parameters
     ----------
     label : str
-        How the person named the picture.
+        The name given by the user.
     cancel : CancelToken, optional
     clock : callable
-        Seconds of processor time of this thread.
+        CPU time of this thread in seconds.
     seconds : float
-        How much of it is allowed.
+        Maximum CPU time.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Watch:
         self._stop: Exception | None = None
 
     def checkpoint(self) -> None:
-        """Stop here if the person cancelled or the time is used up.
+        """Raise if decoding was cancelled or has used up its time.
 
         Raises
         ------
@@ -65,24 +64,24 @@ class Watch:
             self.stop(
                 ImageDecodeError(
                     f"{self.label} takes more than {self._seconds:g} seconds to decode: save it "
-                    "anew, as a PNG or a plain JPEG.",
+                    "again, as a PNG or a plain JPEG.",
                     source=self.label,
                 )
             )
 
     def stop(self, why: Exception) -> None:
-        """Raise `why`, and remember it: a library may turn it into an error of its own."""
+        """Raise `why`, and keep it: a library may replace it by another exception."""
         self._stop = why
         raise why
 
     def reraise(self) -> None:
-        """Raise what the work was stopped for, if it was."""
+        """Raise the exception that stopped the decoding, if there was one."""
         if self._stop is not None:
             raise self._stop
 
 
 class WatchedBytes(io.BytesIO):
-    """A picture's file in memory, each read of which is a point to stop at.
+    """An image file in memory whose reads are cancellation points.
 
     Parameters
     ----------
@@ -90,7 +89,7 @@ class WatchedBytes(io.BytesIO):
         Not copied.
     watch : Watch
     small_reads : bool
-        Whether the format is read byte by byte, so that many reads mean nothing.
+        Whether the format is read byte by byte, so that many reads are not suspicious.
     """
 
     def __init__(self, data: bytes, watch: Watch, *, small_reads: bool = False) -> None:
@@ -104,15 +103,15 @@ class WatchedBytes(io.BytesIO):
         )
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read, after a look whether to go on."""
+        """Read, after checking the time limit and the token."""
         self._reads += 1
-        if size is None or not 0 <= size <= _LOOK_BYTES or self._reads % _LOOK_EACH == 0:
+        if size is None or not 0 <= size <= _CHECK_BYTES or self._reads % _CHECK_EVERY == 0:
             self._watch.checkpoint()
             if self._reads > self._allowed:
                 label = self._watch.label
                 self._watch.stop(
                     ImageDecodeError(
-                        f"{label} is made of too many small pieces: save it anew.",
+                        f"{label} is made of too many small pieces: save it again.",
                         source=label,
                     )
                 )

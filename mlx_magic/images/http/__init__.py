@@ -1,1 +1,1 @@
-"""Images from URLs, fetched from the public internet only."""
+"""Fetches images by URL, only from public internet addresses."""

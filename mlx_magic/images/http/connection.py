@@ -1,4 +1,4 @@
-"""A connection to one checked address, every wait of which ends at a deadline or a cancel."""
+"""Connections to a checked address. All waits end at the deadline or at a cancel."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import IO, Any, Protocol
 
 from mlx_magic.images.http.public_addresses import IPAddress, UrlTarget
 
-# How long one wait on the socket may last before deadline and cancel are looked at again, seconds.
+# Seconds of one wait on the socket, after which deadline and cancel are checked again.
 _SLICE = 0.1
 
 
 class TooMuchReceived(Exception):  # noqa: N818 - a signal to `fetch`, never shown to a person
-    """Raised when a server sends more bytes than were allowed, whatever they stand for."""
+    """Raised when a server sends more bytes than allowed, including headers."""
 
 
 class Connection(Protocol):
-    """What is used of a connected socket; tests script one."""
+    """The protocol of a connected socket; tests use a scripted one."""
 
     def settimeout(self, value: float | None, /) -> None:
-        """Set the longest wait of the next calls, in seconds."""
+        """Set the timeout of the next calls, in seconds."""
 
     def sendall(self, data: bytes, /) -> None:
-        """Send everything."""
+        """Send all bytes."""
 
     def recv_into(self, buffer: memoryview, /) -> int:
-        """Receive something; 0 is the end, TimeoutError says that nothing came."""
+        """Receive some bytes; 0 is the end. Raises TimeoutError if none arrive."""
 
     def getpeername(self) -> Any:
-        """Return the address really connected to, first in a tuple."""
+        """Return the address of the peer, as first item of a tuple."""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
 
 
 Resolve = Callable[[str, int, float], list[str]]
@@ -49,12 +49,12 @@ Connect = Callable[[UrlTarget, IPAddress, float], Connection]
 
 
 def resolve_name(host: str, port: int, timeout: float) -> list[str]:
-    """Look a name up with the system's resolver, which by itself knows no timeout.
+    """Resolve a name with the system's resolver, with a timeout that it does not have itself.
 
     Raises
     ------
     OSError
-        If there is no such name, or no answer in time (TimeoutError).
+        If there is no such name, or no response in time (TimeoutError).
     """
     answers: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
 
@@ -78,18 +78,18 @@ def resolve_name(host: str, port: int, timeout: float) -> list[str]:
 
 
 def connect_to(target: UrlTarget, address: IPAddress, timeout: float) -> Connection:
-    """Connect to exactly this address; for https, prove that it is the named host.
+    """Connect to this address; for https, verify the certificate for the host's name.
 
     Raises
     ------
     OSError
-        If it cannot be reached in time, or its certificate is not valid for the name.
+        If it cannot be reached in time, or the certificate is not valid for the name.
     """
     plain = socket.create_connection((str(address), target.port), timeout=timeout)
     if target.scheme == "http":
         return plain
     try:
-        # The address is checked, the name is what the certificate must hold.
+        # The connection uses the checked address, the certificate is checked for the name.
         return _tls_context().wrap_socket(plain, server_hostname=target.host)
     except BaseException:
         plain.close()
@@ -97,12 +97,12 @@ def connect_to(target: UrlTarget, address: IPAddress, timeout: float) -> Connect
 
 
 def peer_address(connection: Connection) -> IPAddress:
-    """Return the address that a connection really has at its other end.
+    """Return the address of the peer of a connection.
 
     Raises
     ------
     OSError
-        If it is not connected any more.
+        If it is no longer connected.
     """
     return ipaddress.ip_address(str(connection.getpeername()[0]))
 
@@ -110,8 +110,8 @@ def peer_address(connection: Connection) -> IPAddress:
 def _tls_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
-    if not (paths.cafile or paths.capath):  # None where the default does not exist
-        # Python from python.org on a Mac brings no certificates until a script of it was run.
+    if not (paths.cafile or paths.capath):  # None if the default does not exist
+        # Python from python.org on macOS has no certificates until its install script was run.
         try:
             import certifi
         except ImportError:
@@ -121,16 +121,16 @@ def _tls_context() -> ssl.SSLContext:
 
 
 class TimedSocket:
-    """A connection as `http.client` wants it, each wait limited and cut into slices.
+    """A socket for `http.client` whose waits are split into short ones.
 
     Parameters
     ----------
     connection : Connection
     remaining : callable
-        Seconds left; raises when none are left or the work was cancelled.
+        Returns the seconds left; raises when there are none, or after a cancel.
     allowed : int
-        Bytes that may be received. They are counted here, as they come off the wire, so that no
-        length or chunk size that a server claims decides how much is read.
+        Bytes that may be received. They are counted at the socket, so that the limit does not
+        depend on lengths or chunk sizes that a server claims.
     """
 
     def __init__(
@@ -142,16 +142,16 @@ class TimedSocket:
         self._received = 0
 
     def allow(self, more: int) -> None:
-        """Allow so many bytes more."""
+        """Allow more bytes."""
         self._allowed += more
 
     def receive_into(self, buffer: memoryview) -> int:
-        """Receive something, waiting for it in slices; 0 is the end.
+        """Receive some bytes; 0 is the end.
 
         Raises
         ------
         TooMuchReceived
-            If more has come than is allowed.
+            If more bytes arrived than are allowed.
         """
         while True:
             self._connection.settimeout(min(_SLICE, self._remaining()))
@@ -165,7 +165,7 @@ class TimedSocket:
             return count
 
     def sendall(self, data: bytes) -> None:
-        """Send everything before the deadline."""
+        """Send all bytes before the deadline."""
         self._connection.settimeout(self._remaining())
         self._connection.sendall(data)
 
@@ -174,7 +174,7 @@ class TimedSocket:
         return io.BufferedReader(_Received(self))
 
     def close(self) -> None:
-        """Do nothing: `http.client` closes while the body is still to be read."""
+        """Do nothing: `http.client` closes the socket before the body is read."""
 
 
 class _Received(io.RawIOBase):
@@ -189,7 +189,7 @@ class _Received(io.RawIOBase):
 
 
 class OneAddressConnection(http.client.HTTPConnection):
-    """An HTTP connection over a socket that is connected already; it never connects itself."""
+    """An HTTP connection over a connected socket; it never reconnects."""
 
     def __init__(self, target: UrlTarget, timed: TimedSocket) -> None:
         super().__init__(target.host, target.port)

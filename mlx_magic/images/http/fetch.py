@@ -1,8 +1,8 @@
-"""Fetches the picture behind a URL: from public addresses only, limited in size and time.
+"""Fetches an image by URL: only from public addresses, with limits on size and time.
 
-The standard library's `http.client` is used because it leaves connecting to us: the address that
-was checked is the one that is connected to. Proxies of the environment are left out on purpose: a
-proxy would look the name up itself, and nobody could say which address it really asked.
+The standard library's `http.client` is used because it allows passing a connected socket, so that
+the address that was checked is the one that is connected to. Proxies of the environment are not
+used: a proxy resolves the name itself, and its address could not be checked.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from urllib.parse import urljoin
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import FetchError
-from mlx_magic.formatting import megabytes, reason, shorten
-from mlx_magic.images.formats import SNIFF_BYTES, picture_format
+from mlx_magic.formatting import amount, reason, short_label
+from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.http.connection import (
     Connect,
     Connection,
@@ -39,10 +39,10 @@ MAX_REDIRECTS = 5
 TOTAL_SECONDS = 20.0
 CONNECT_SECONDS = 5.0
 
-# Status line, headers and interim (1xx) answers together: http.client itself would read headers of
-# 100 lines of 64 KB, and any number of interim answers.
+# Status line, headers and interim (1xx) responses together. http.client would read 100 headers of
+# 64 KB, and any number of interim responses.
 _MAX_HEAD_BYTES = 262_144
-# What chunk sizes, their extensions and trailers may take beside the picture.
+# Bytes of chunk sizes, chunk extensions and trailers, besides the image.
 _MAX_OVERHEAD_BYTES = 2_000_000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BLOCK = 65_536
@@ -55,7 +55,7 @@ _HEADERS = {
 
 
 class Fetcher(Protocol):
-    """What gets the content of a URL; `mlx_magic.images.http.fetch.UrlFetcher` is the real one."""
+    """The protocol of a function that fetches a URL; `UrlFetcher` is the implementation."""
 
     def __call__(self, url: str, *, cancel: CancelToken | None = None) -> bytes:
         """Return the whole content, or raise `FetchError` (`Cancelled` if `cancel` says so)."""
@@ -63,12 +63,12 @@ class Fetcher(Protocol):
 
 
 class UrlFetcher:
-    """Gets the bytes of a picture from an http or https URL.
+    """Fetches the bytes of an image from an http or https URL.
 
-    The name is looked up, every address that is not public is left out, and one of the others is
-    connected to by number; its certificate must still hold the name. After connecting, the
-    address at the other end is checked again. Each redirect starts over, at most 5 of them, and
-    never from https to http. No cookies, no credentials, no proxies.
+    The host's name is resolved, and only public addresses are connected to, by number; the
+    certificate must be valid for the name. After connecting, the peer's address is checked again.
+    Each redirect is checked in the same way; at most 5 are followed, and none from https to http.
+    Cookies, credentials and proxies are not used.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ class UrlFetcher:
     connect : callable, optional
         Target, address, timeout in seconds -> connection.
     clock : callable, optional
-        Seconds, counting up.
+        Seconds, monotonic.
     allowed : callable, optional
-        Address -> whether it may be asked. Only for tests that serve from this machine.
+        Address -> whether it may be connected to. Only for tests that serve from this machine.
     """
 
     def __init__(
@@ -96,19 +96,19 @@ class UrlFetcher:
         self._allowed = allowed
 
     def __call__(self, url: str, *, cancel: CancelToken | None = None) -> bytes:
-        """Return the content behind `url`.
+        """Return the content of `url`.
 
         Raises
         ------
         FetchError
-            If it was refused, out of reach, too large, too slow, or sent no picture.
+            If it was refused, unreachable, too large, too slow, or did not return an image.
         Cancelled
-            If `cancel` was thrown; noticed within a tenth of a second while receiving, and
-            between the steps (look-up, connecting: 5 s each at most) before that.
+            If `cancel` was cancelled; noticed within a tenth of a second while receiving, and
+            between the earlier steps (resolving and connecting, at most 5 s each).
         """
         end = self._clock() + TOTAL_SECONDS
         token = cancel or CancelToken()
-        label = shorten(url)
+        label = short_label(url)
 
         def remaining() -> float:
             token.checkpoint()
@@ -119,16 +119,16 @@ class UrlFetcher:
 
         target = _parse(url, label)
         for _ in range(MAX_REDIRECTS + 1):
-            content = self._ask(target, label, remaining)
+            content = self._get(target, label, remaining)
             if isinstance(content, bytes):
                 return content
             target = content
         _refuse(label, f"it redirects more than {MAX_REDIRECTS} times")
 
-    def _ask(
+    def _get(
         self, target: UrlTarget, label: str, remaining: Callable[[], float]
     ) -> bytes | UrlTarget:
-        """Ask one server: its content, or where it redirects to."""
+        """Send one request; return the content, or the target of a redirect."""
         try:
             connection = self._open(target, label, remaining)
             with closing(connection):
@@ -144,7 +144,7 @@ class UrlFetcher:
         except (FetchError, Cancelled):
             raise
         except TooMuchReceived:
-            _refuse(label, f"{target.host} sends headers without end or far more than its picture")
+            _refuse(label, f"{target.host} sent too many headers, or far more than the picture")
         except TimeoutError:
             _refuse(label, f"{target.host} did not answer in time{_proxy_hint()}")
         except ssl.SSLCertVerificationError as error:
@@ -153,10 +153,11 @@ class UrlFetcher:
             _refuse(label, f"the download was cut short ({reason(error)})")
         except (OSError, http.client.HTTPException) as error:
             _refuse(label, f"{target.host} failed ({reason(error)}){_proxy_hint()}")
-        # http.client parses with int(), slices and codecs: what a server sends can raise anything.
+        # http.client parses with int(), slices and codecs: invalid responses raise any exception.
         except Exception as error:
             raise FetchError(
-                f"{label} was not fetched: {target.host} sent no valid answer ({reason(error)}).",
+                f"{label} was not fetched: {target.host} sent an invalid response "
+                f"({reason(error)}).",
                 source=label,
             ) from error
 
@@ -175,7 +176,7 @@ class UrlFetcher:
                 failure = error
                 continue
             try:
-                # Whatever happened on the way: this is who we really talk to.
+                # Check the actual peer, whatever happened while connecting.
                 peer = peer_address(connection)
                 if peer != address or not self._allowed(peer):
                     _refuse(label, f"the connection went to {peer} and not to {address}")
@@ -187,24 +188,24 @@ class UrlFetcher:
 
 
 def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket) -> bytes:
-    """Read a picture, and stop as soon as it is none or too large."""
+    """Read an image; stop as soon as it is not an image or too large."""
     if response.status != 200:
         phrase = http.client.responses.get(response.status, "")
         _refuse(label, f"the server answered {response.status} {phrase}".rstrip())
-    packed = response.getheader("Content-Encoding", "identity").strip().lower()
-    if packed not in ("", "identity"):
-        _refuse(label, f"it is sent packed ({shorten(packed, 20)}), which was not asked for")
+    encoding = response.getheader("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        _refuse(label, f"it is compressed ({short_label(encoding, 20)}), which is not read here")
     transfer = response.getheader("Transfer-Encoding", "identity").strip().lower()
     if transfer not in ("", "identity", "chunked"):
-        _refuse(label, f"it is sent as {shorten(transfer, 20)}, which is not read here")
+        _refuse(label, f"it is sent as {short_label(transfer, 20)}, which is not read here")
     expected = response.length
     if expected is not None and expected > MAX_DOWNLOAD_BYTES:
         _too_large(label)
     timed.allow(_MAX_OVERHEAD_BYTES + 2 * _BLOCK)
     data = bytearray(response.read(SNIFF_BYTES))
     kind = response.headers.get_content_type()
-    if not kind.startswith("image/") and picture_format(bytes(data)) is None:
-        _refuse(label, f"it sent {shorten(kind, 40)}, which is no picture")
+    if not kind.startswith("image/") and image_format(bytes(data)) is None:
+        _refuse(label, f"it sent {short_label(kind, 40)}, not a picture")
     while block := response.read(_BLOCK):
         timed.allow(len(block))
         data += block
@@ -216,20 +217,20 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
 
 
 def _redirected(target: UrlTarget, response: http.client.HTTPResponse, label: str) -> UrlTarget:
-    """Return the next target, checked like the first one."""
-    sent = response.getheader("Location")
-    if not sent:
-        _refuse(label, "it redirects to nowhere")
-    # http.client reads headers as Latin-1; addresses in them are UTF-8, if not plain ASCII.
-    location = sent.encode("latin-1", "replace").decode("utf-8", "replace").strip()
+    """Return the target of a redirect, checked like the first URL."""
+    location_header = response.getheader("Location")
+    if not location_header:
+        _refuse(label, "it redirects without a target")
+    # http.client decodes headers as Latin-1; non-ASCII URLs in them are UTF-8.
+    location = location_header.encode("latin-1", "replace").decode("utf-8", "replace").strip()
     here = f"{target.scheme}://{target.host_header}{target.path}"
     try:
-        there = urljoin(here, location.replace(" ", "%20"))
+        target_url = urljoin(here, location.replace(" ", "%20"))
     except ValueError as error:
-        _refuse(label, f"it redirects to no valid address ({reason(error)})")
-    following = _parse(there, label, f"it redirects to {shorten(there)}: ")
+        _refuse(label, f"it redirects to an invalid address ({reason(error)})")
+    following = _parse(target_url, label, f"it redirects to {short_label(target_url)}: ")
     if target.scheme == "https" and following.scheme == "http":
-        _refuse(label, f"it redirects from https to unprotected http ({shorten(there)})")
+        _refuse(label, f"it redirects from https to unprotected http ({short_label(target_url)})")
     return following
 
 
@@ -255,7 +256,7 @@ def _proxy_hint() -> str:
 
 
 def _too_large(label: str) -> NoReturn:
-    _refuse(label, f"it is larger than {megabytes(MAX_DOWNLOAD_BYTES)}")
+    _refuse(label, f"it is larger than {amount(MAX_DOWNLOAD_BYTES)}")
 
 
 def _refuse(label: str, why: str) -> NoReturn:

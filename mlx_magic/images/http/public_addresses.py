@@ -1,4 +1,4 @@
-"""Which addresses on the network may be asked for a picture, and which URLs name one."""
+"""Checks of network addresses and URLs from which images may be fetched."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _NOT_PUBLIC_V4 = tuple(
             "10.0.0.0/8",
             "100.64.0.0/10",  # carrier NAT
             "127.0.0.0/8",
-            # Services of clouds inside of public ranges: whoever asks from a machine there reaches
-            # what only that machine may see.
+            # Services of cloud providers within public ranges, which are reachable only from their
+            # machines and may expose private data.
             "161.26.0.0/16",  # IBM
             "166.8.0.0/14",  # IBM
             "168.63.129.16/32",  # Azure's wire server
@@ -41,8 +41,8 @@ _NOT_PUBLIC_V4 = tuple(
         ),
     )
 )
-# All of IPv6 that is given out is in 2000::/3; that leaves out loopback, link-local, unique local,
-# multicast, IPv4-mapped and NAT64 (64:ff9b::/96) addresses at once.
+# All allocated IPv6 addresses are in 2000::/3, which excludes loopback, link-local, unique local,
+# multicast, IPv4-mapped and NAT64 (64:ff9b::/96) addresses.
 _GIVEN_OUT_V6 = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = tuple(
     map(
@@ -62,7 +62,7 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class UrlTarget:
-    """A checked URL, taken apart.
+    """A checked and parsed URL.
 
     Attributes
     ----------
@@ -72,7 +72,7 @@ class UrlTarget:
         ASCII name or address, lower case, without brackets.
     port : int
     path : str
-        Path and query, quoted, as it is sent.
+        Quoted path and query, as sent to the server.
     """
 
     scheme: str
@@ -89,15 +89,15 @@ class UrlTarget:
 
 
 def is_public(address: IPAddress) -> bool:
-    """Return whether an address is one of the public internet.
+    """Return whether an address belongs to the public internet.
 
     False for private, loopback, link-local, multicast, reserved, documentation and carrier-NAT
-    addresses, and for IPv6 addresses that carry an IPv4 address inside (mapped, NAT64, 6to4,
-    Teredo), which could lead back into a private network.
+    addresses, and for IPv6 addresses that contain an IPv4 address (mapped, NAT64, 6to4, Teredo),
+    which could lead into a private network.
     """
     if isinstance(address, ipaddress.IPv4Address):
         return address.is_global and not any(address in net for net in _NOT_PUBLIC_V4)
-    # A scope (fe80::1%eth0) ties an address to one cable.
+    # An address with a scope (fe80::1%eth0) belongs to one network interface.
     if address.scope_id is not None or address not in _GIVEN_OUT_V6:
         return False
     # ISATAP: the last 8 bytes are 0000:5efe or 0200:5efe and an IPv4 address.
@@ -107,12 +107,12 @@ def is_public(address: IPAddress) -> bool:
 
 
 def parse_url(url: str) -> UrlTarget:
-    """Take a URL apart, and refuse what is no plain http or https address.
+    """Parse a URL, and refuse those that are not plain http or https.
 
     Raises
     ------
     ValueError
-        If it may not be fetched; the text says why and fits after the URL and a colon.
+        If it must not be fetched. The message continues the text "URL was not fetched: ".
     """
     if len(url) > _MAX_LENGTH:
         raise ValueError(f"it is longer than {_MAX_LENGTH} characters")
@@ -122,13 +122,13 @@ def parse_url(url: str) -> UrlTarget:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"it is no valid address ({reason(error)})") from error
+        raise ValueError(f"it is not a valid address ({reason(error)})") from error
     if parts.scheme not in ("http", "https"):
         raise ValueError("only http and https addresses are fetched")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("it carries a user name or a password, which are not sent")
+        raise ValueError("it has a user name or a password, which are not sent")
     if port == 0:
-        raise ValueError("port 0 is no port")
+        raise ValueError("port 0 is not valid")
     path = quote(parts.path or "/", safe="%/:=&~+!$,;'@()*")
     if parts.query:
         path += "?" + quote(parts.query, safe="%/:=&?~+!$,;'@()*[]")
@@ -144,7 +144,7 @@ def _plain_host(host: str) -> str:
     if not host:
         raise ValueError("it names no host")
     if "%" in host:  # fe80::1%eth0
-        raise ValueError("its address belongs to one network cable")
+        raise ValueError("its address belongs to one network interface")
     if ":" in host:
         return str(ipaddress.ip_address(host))
     try:

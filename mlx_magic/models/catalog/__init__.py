@@ -1,1 +1,1 @@
-"""The names of models, and what there is under them."""
+"""Model names, and the models that they refer to."""

@@ -1,4 +1,4 @@
-"""A person's own aliases, in a TOML file that they may edit at any time."""
+"""The user's alias file: TOML that may be edited by hand at any time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from mlx_magic.models.checkpoints.strict_json import JsonLimits
 NAME = "aliases.toml"
 
 MOST_ALIASES = 2_000
-"""Aliases of one file."""
+"""Maximum number of aliases in the file."""
 
 LONGEST_ALIAS = 200
 LONGEST_TARGET = 4_096
-"""Characters; a path can be no longer."""
+"""Maximum characters of a target; a path cannot be longer."""
 
 PATIENCE = 10.0
-"""Seconds that saving waits for another process to end its own."""
+"""Seconds that saving waits for the lock of another process."""
 
 # tomllib takes a second for 200 KB of values.
 _LIMITS = JsonLimits(2**18, 0)
@@ -42,8 +42,8 @@ _MOST_DOTS = 10_000
 _MOST_BRACKETS = 50
 _MOST_PROBLEMS = 20
 _LONG = re.compile(r"[0-9_]{400}")
-# Control characters, separators of lines, surrogates, and what turns the direction of writing.
-_UNPLAIN = re.compile(
+# Control characters, line separators, surrogates, and marks that change the text direction.
+_NOT_PRINTABLE = re.compile(
     "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
 )
 _HEAD = """\
@@ -69,25 +69,25 @@ class AliasTarget:
 
 
 def default_path() -> Path | None:
-    """Return where the file lies, in the folder of settings; None if the person has none."""
+    """Return the path of the file in the settings folder; None if there is no such folder."""
     folder = user_folders.config()
     return None if folder is None else folder / NAME
 
 
 _UNSEEN = (-1, -1, -1)
-"""What no file looks like: it is read once it can be."""
+"""A state that no file has, so that the file is read as soon as it can be."""
 
 
 class AliasFile:
     """Reads the file again whenever it has changed; safe from any thread.
 
-    What cannot be understood is left out, and said in `problems`; it stays in the file.
+    Invalid entries are skipped and reported in `problems`; they stay in the file.
 
     Parameters
     ----------
     path : Path
     patience : float
-        Seconds that `save` waits for another process to end its own.
+        Seconds that `save` waits for the lock of another process.
 
     Attributes
     ----------
@@ -101,46 +101,46 @@ class AliasFile:
         self._seen: tuple[int, int, int] | None = None
         self._targets: Mapping[str, AliasTarget] = {}
         self._problems: tuple[str, ...] = ()
-        self._unread = ""
-        self._unusable: Mapping[str, str] = {}
+        self._file_problem = ""
+        self._alias_problems: Mapping[str, str] = {}
 
     @property
     def targets(self) -> Mapping[str, AliasTarget]:
-        """Alias to what it stands for; of a file that is no TOML, as it was before that."""
-        self._look()
+        """The aliases; while the file is not valid TOML, those of its last valid state."""
+        self._reload_if_changed()
         return self._targets
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What of the file cannot be used, and why: a line each."""
-        self._look()
+        """The entries of the file that cannot be used, and why; a line each."""
+        self._reload_if_changed()
         return self._problems
 
-    def trouble(self, alias: str) -> str:
-        """Say why the file gives this alias no meaning, if that is because of the file.
+    def problem_with(self, alias: str) -> str:
+        """Return the problem of the file that may explain why an alias is unknown.
 
-        Empty where the file is fine, or has nothing to say about it.
+        Empty if there is none.
         """
-        self._look()
-        return self._unusable.get(alias) or (self._unread if is_alias(alias) else "")
+        self._reload_if_changed()
+        return self._alias_problems.get(alias) or (self._file_problem if is_alias(alias) else "")
 
     def save(self, alias: str, target: AliasTarget) -> None:
-        """Write an alias into the file, in its own line; the other lines stay as they are.
+        """Write an alias into the file as one line; other lines are not changed.
 
-        Of several processes that save at once, none loses what another one saved.
+        Processes that save at the same time do not overwrite each other's aliases.
 
         Raises
         ------
         RequestError
-            When the file cannot be read or written, holds this alias in more than a line, or
-            would hold too much; or another process does not let go of it.
+            When the file cannot be read or written, has this alias in more than one line, or
+            would be too large; or when another process keeps it locked.
         """
         require_words(alias, target)
         with self._lock:
             try:
-                path = _real(self.path)
+                path = _resolved(self.path)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with _alone_with(path, self._patience):
+                with _locked(path, self._patience):
                     self._change(path, alias, target)
             except TimeoutError as error:
                 raise RequestError(
@@ -150,8 +150,7 @@ class AliasFile:
                 ) from error
             except (OSError, ValueError) as error:
                 raise RequestError(
-                    f"{self._shown} cannot be changed ({_reason(error)}): mend it, then save "
-                    "again.",
+                    f"{self._shown} cannot be changed ({_reason(error)}): fix it, then save again.",
                     option="save",
                 ) from error
 
@@ -162,7 +161,7 @@ class AliasFile:
             raise ValueError(f"it has {MOST_ALIASES} aliases, and takes no more")
         changed = _with_line(text, alias, _line(alias, target))
         if len(changed.encode()) > _LIMITS.nbytes or changed.count("\n") > _MOST_LINES:
-            raise ValueError("it would be too large: take aliases out that nobody uses")
+            raise ValueError("it would be too large: remove aliases that you do not use")
         if _parsed(changed) != {**before, alias: _value(target)}:
             raise RequestError(
                 f"{self._shown} holds {shown(repr(alias))} in several lines: change it there.",
@@ -174,46 +173,46 @@ class AliasFile:
     def _shown(self) -> str:
         return shown(str(self.path), 400)
 
-    def _look(self) -> None:
-        """Read the file if it is another than the last time."""
+    def _reload_if_changed(self) -> None:
+        """Read the file if it has changed since the last time."""
         try:
             found = self.path.stat()
             seen = (found.st_mtime_ns, found.st_size, found.st_ino)
         except FileNotFoundError:
             seen = None
         except (OSError, ValueError) as error:
-            # A folder that cannot be entered, a file in its place, a loop of links, a zero byte.
-            self._give_up(error)
+            # The folder has no permission or is a file, a loop of links, a zero byte.
+            self._set_unreadable(error)
             return
         with self._lock:
             if seen == self._seen:
                 return
             self._seen = seen
-            self._unread, self._unusable = "", {}
+            self._file_problem, self._alias_problems = "", {}
             if seen is None:
                 self._targets, self._problems = {}, ()
                 return
             try:
                 content = _parsed(strict_json.text(self.path, _LIMITS))
             except (OSError, ValueError) as error:
-                self._unread = f"{self._shown} is not read: {_reason(error)}."
-                self._problems = (self._unread,)
+                self._file_problem = f"{self._shown} is not read: {_reason(error)}."
+                self._problems = (self._file_problem,)
                 return
-            self._targets, self._unusable = _understood(content, self._shown)
-            problems = list(self._unusable.values())
+            self._targets, self._alias_problems = _parse_entries(content, self._shown)
+            problems = list(self._alias_problems.values())
             self._problems = tuple(problems[:_MOST_PROBLEMS])
             if (more := len(problems) - _MOST_PROBLEMS) > 0:
                 self._problems += (f"{self._shown}: {more} more lines cannot be used.",)
 
-    def _give_up(self, error: Exception) -> None:
+    def _set_unreadable(self, error: Exception) -> None:
         with self._lock:
             self._seen = _UNSEEN
-            self._unread = f"{self._shown} is not read: {_reason(error)}."
-            self._problems, self._unusable = (self._unread,), {}
+            self._file_problem = f"{self._shown} is not read: {_reason(error)}."
+            self._problems, self._alias_problems = (self._file_problem,), {}
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """Parse TOML whose lines are short: tomllib recurses at each bracket, and at no dot.
+    """Parse TOML of bounded size and depth. tomllib recurses at each bracket, but not at dots.
 
     Raises
     ------
@@ -231,11 +230,11 @@ def _parsed(text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (RecursionError, MemoryError) as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def is_alias(text: str) -> bool:
-    """Say whether a text can be an alias."""
+    """Return whether a text can be an alias."""
     return (
         bool(text.strip())
         and text != DEMO
@@ -247,12 +246,12 @@ def is_alias(text: str) -> bool:
 
 
 def is_plain(text: str) -> bool:
-    """Say whether a text can go to a terminal: no control characters, lines or directions."""
-    return _UNPLAIN.search(text) is None
+    """Return whether a text has no control characters, line breaks or direction marks."""
+    return _NOT_PRINTABLE.search(text) is None
 
 
 def require_alias(alias: str) -> None:
-    """Refuse what cannot be an alias.
+    """Refuse a text that cannot be an alias.
 
     Raises
     ------
@@ -267,7 +266,7 @@ def require_alias(alias: str) -> None:
 
 
 def require_words(alias: str, target: AliasTarget) -> None:
-    """Refuse an alias, or what it stands for, that a line of the file cannot hold for a person.
+    """Refuse an alias or a target that cannot be written as a readable line of the file.
 
     Raises
     ------
@@ -287,7 +286,7 @@ def _is_target(text: str) -> bool:
     return len(text) <= LONGEST_TARGET and is_plain(text)
 
 
-def _understood(
+def _parse_entries(
     content: Mapping[str, Any], path: str
 ) -> tuple[dict[str, AliasTarget], dict[str, str]]:
     targets: dict[str, AliasTarget] = {}
@@ -303,10 +302,10 @@ def _understood(
                 f"characters, other than {DEMO!r}."
             )
             continue
-        words = [word for word in _words(value) if not _is_target(word)]
-        if words:
+        invalid = [word for word in _strings(value) if not _is_target(word)]
+        if invalid:
             problems[alias] = (
-                f"{path}: {name} stands for {shown(repr(words[0]))}: control characters, or more "
+                f"{path}: {name} stands for {shown(repr(invalid[0]))}: control characters, or more "
                 f"than {LONGEST_TARGET} characters, cannot be used."
             )
             continue
@@ -319,19 +318,19 @@ def _understood(
                 targets[alias] = AliasTarget(model)
             case _:
                 problems[alias] = (
-                    f"{path}: {shown(alias)} is not understood: write {shown(alias)} = "
+                    f"{path}: {shown(alias)} is not valid: write {shown(alias)} = "
                     '"organization/name", or { model = "...", adapter = "..." }.'
                 )
     return targets, problems
 
 
-def _words(value: Any) -> list[str]:
+def _strings(value: Any) -> list[str]:
     found = value.values() if isinstance(value, dict) else [value]
     return [word for word in found if isinstance(word, str)]
 
 
 def _with_line(text: str, alias: str, line: str) -> str:
-    """Return the text with this alias's line, in place of the one it has."""
+    """Return the text with the alias's line added, or replaced if the alias has one."""
     lines = _lines(text)
     first_table = next((i for i, text in enumerate(lines) if text.startswith("[")), len(lines))
     at = next((i for i in range(first_table) if _key(lines[i], alias) == alias), None)
@@ -345,14 +344,14 @@ def _with_line(text: str, alias: str, line: str) -> str:
 
 
 def _lines(text: str) -> list[str]:
-    """Split as TOML does: `str.splitlines` would cut a comment at a form feed, too."""
+    """Split into lines as TOML does: `str.splitlines` also splits at form feeds in comments."""
     return [line for line in re.split(r"(?<=\n)", text) if line]
 
 
 def _key(line: str, alias: str) -> str | None:
-    """Return the key that a line gives a value to, if it is a whole line of TOML."""
+    """Return the key that a line assigns, if it is a complete TOML line."""
     if not line.lstrip().startswith((alias, '"', "'")):
-        return None  # parsing each line takes long
+        return None  # parsing every line would be slow
     try:
         found = tomllib.loads(line)
     except (ValueError, RecursionError):
@@ -367,7 +366,7 @@ def _value(target: AliasTarget) -> Any:
 
 
 def _line(alias: str, target: AliasTarget) -> str:
-    # A JSON string is a TOML string, as long as nothing beyond its escapes is used.
+    # JSON strings are valid TOML strings: both use the same escapes.
     key, model = (json.dumps(word, ensure_ascii=False) for word in (alias, target.model))
     bare = alias.isascii() and alias.replace("-", "").replace("_", "").isalnum()
     written = model
@@ -377,8 +376,8 @@ def _line(alias: str, target: AliasTarget) -> str:
     return f"{alias if bare else key} = {written}\n"
 
 
-def _real(path: Path) -> Path:
-    """Return the file behind links: people keep such files in a repository of their own.
+def _resolved(path: Path) -> Path:
+    """Return the target of symbolic links: the file may be kept in a dotfiles repository.
 
     Raises
     ------
@@ -391,8 +390,8 @@ def _real(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _alone_with(path: Path, patience: float) -> Iterator[None]:
-    """Hold the file's lock; the system lets go of it where a process dies.
+def _locked(path: Path, patience: float) -> Iterator[None]:
+    """Hold the file's lock; the system releases it when a process dies.
 
     Raises
     ------
@@ -400,12 +399,12 @@ def _alone_with(path: Path, patience: float) -> Iterator[None]:
     """
     from filelock import FileLock, SoftFileLock
 
-    place = path.with_name(f".{path.name}.lock")
-    lock: FileLock | SoftFileLock = FileLock(place, timeout=patience)
+    lock_path = path.with_name(f".{path.name}.lock")
+    lock: FileLock | SoftFileLock = FileLock(lock_path, timeout=patience)
     try:
         lock.acquire()
     except NotImplementedError:  # a file system without such locks
-        lock = SoftFileLock(place, timeout=patience)
+        lock = SoftFileLock(lock_path, timeout=patience)
         lock.acquire()
     try:
         yield
@@ -414,23 +413,23 @@ def _alone_with(path: Path, patience: float) -> Iterator[None]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file so that whoever reads it sees the old text or the new, even after a crash."""
-    made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    """Replace a file atomically: readers see the old or the new text, even after a crash."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
-    # The person's umask holds for a new file; an old one keeps its mode.
-    handle = os.open(made, flags, 0o666)
+    # A new file gets the umask's mode; a replaced one keeps its mode.
+    handle = os.open(temporary, flags, 0o666)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
             with contextlib.suppress(FileNotFoundError):
-                made.chmod(stat.S_IMODE(path.stat().st_mode))
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(text)
             file.flush()
             os.fsync(handle)
-        made.replace(path)
+        temporary.replace(path)
     except BaseException:
-        made.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(OSError):  # not every file system does that with a folder
+    with contextlib.suppress(OSError):  # not supported by every file system
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

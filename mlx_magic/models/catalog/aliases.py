@@ -1,4 +1,4 @@
-"""What models are called here: aliases of this session, those of a person's file, model folders."""
+"""Model names: aliases of the session and of the user's alias file, and model folders."""
 
 from __future__ import annotations
 
@@ -21,59 +21,61 @@ class Names:
     Parameters
     ----------
     file : AliasFile, optional
-        Where a person keeps aliases; none if left out.
+        The user's alias file; none if left out.
 
     Attributes
     ----------
     folders : tuple of Path
-        Where a person keeps models; set it to others at any time.
+        The user's model folders; may be set at any time.
     """
 
     def __init__(self, file: AliasFile | None = None) -> None:
         self.file = file
         self.folders: tuple[Path, ...] = ()
-        self._own: Mapping[str, AliasTarget] = MappingProxyType({})
+        self._session_aliases: Mapping[str, AliasTarget] = MappingProxyType({})
         self._lock = threading.Lock()
 
     @property
     def targets(self) -> Mapping[str, AliasTarget]:
-        """Alias to what it stands for; those of this session hide those of the file."""
-        kept = self.file.targets if self.file is not None else {}
-        return {**kept, **self._own}
+        """The aliases; those of the session take precedence over those of the file."""
+        from_file = self.file.targets if self.file is not None else {}
+        return {**from_file, **self._session_aliases}
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """Alias to folder or repository id, as they are now."""
+        """The current aliases, to folder or repository id."""
         return MappingProxyType({name: target.model for name, target in self.targets.items()})
 
     @property
     def plain_aliases(self) -> Mapping[str, str]:
-        """Those of models as they are, without an adapter."""
-        return {name: to.model for name, to in self.targets.items() if to.adapter is None}
+        """The aliases of models without an adapter."""
+        return {
+            name: target.model for name, target in self.targets.items() if target.adapter is None
+        }
 
     def look_in(self, folders: Sequence[str]) -> None:
-        """Set the folders with models; ``~`` is expanded."""
+        """Set the model folders; ``~`` is expanded."""
         self.folders = tuple(expanded(folder) for folder in folders)
 
     def give(self, alias: str, target: AliasTarget) -> None:
-        """Let an alias stand for a model, in this session."""
+        """Set an alias for this session."""
         with self._lock:
-            self._own = MappingProxyType({**self._own, alias: target})
+            self._session_aliases = MappingProxyType({**self._session_aliases, alias: target})
 
     def save(self, alias: str, name: str, adapter: str | None) -> None:
-        """Keep an alias in the person's file.
+        """Save an alias in the user's alias file.
 
         Parameters
         ----------
         alias, name : str
-            What is kept of `name` is what it stands for: a repository stays one, since its
-            folder changes with its next commit.
+            If `name` is an alias, its target is saved. A repository is saved by its id, since
+            its folder changes with each commit.
         adapter : str or None
 
         Raises
         ------
         RequestError
-            There is no file, or it cannot be written.
+            There is no alias file, or it cannot be written.
         """
         file = self.require_file()
         model = self.known(name).get(name, name)
@@ -82,12 +84,12 @@ class Names:
         file.save(alias, AliasTarget(model, adapter))
 
     def require_file(self) -> AliasFile:
-        """Return the person's file.
+        """Return the user's alias file.
 
         Raises
         ------
         RequestError
-            There is none: there is no home folder to keep it in.
+            There is none, since there is no home folder.
         """
         if self.file is None:
             raise RequestError(
@@ -97,21 +99,21 @@ class Names:
         return self.file
 
     def known(self, name: str) -> dict[str, str]:
-        """Return the aliases among which a name is looked up, the bundled model's among them.
+        """Return the aliases for the look-up of a name, including that of the bundled model.
 
-        A model of the model folders is one of them, if `name` is its name there.
+        If `name` is a model in a model folder, it is added.
         """
         found = {DEMO: str(demo.folder()), **self.aliases}
         if name not in found and (folder := self._in_folders(name)) is not None:
             found[name] = str(folder)
         return found
 
-    def trouble(self, name: str) -> str:
-        """Say what is wrong with the person's file where it may hold a name that is unknown."""
-        return "" if self.file is None else self.file.trouble(name)
+    def problem_with(self, name: str) -> str:
+        """Return the problem of the alias file that may explain why a name is unknown."""
+        return "" if self.file is None else self.file.problem_with(name)
 
     def adapter(self, name: str) -> str | None:
-        """Return the folder of the adapter that a name stands for, if it does for one."""
+        """Return the adapter folder of an alias, or None."""
         target = self.targets.get(name)
         return None if target is None else target.adapter
 
@@ -119,10 +121,12 @@ class Names:
         parts = Path(name).parts
         if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
             return None
-        places = (folder.joinpath(*parts) for folder in self.folders)
-        return next((place for place in places if (place / "config.json").is_file()), None)
+        candidates = (folder.joinpath(*parts) for folder in self.folders)
+        return next(
+            (candidate for candidate in candidates if (candidate / "config.json").is_file()), None
+        )
 
 
 def adapted_name(model: str, adapter: str) -> str:
-    """Return what a model with an adapter is called, where nobody gives it a name."""
+    """Return the default name of a model with an adapter."""
     return f"{Path(model).name or model}+{Path(adapter).name or 'adapter'}"

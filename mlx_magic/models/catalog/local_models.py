@@ -1,4 +1,4 @@
-"""Which models are on this disk: the bundled one, aliases, a person's folders, the Hub's cache."""
+"""Models on this disk: the bundled one, aliases, the user's model folders, the Hub's cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlx_magic.models.hub.resumable import PART
 from mlx_magic.user_folders import expanded
 
 PATIENCE = 1.0
-"""Seconds after which a list looks into no further model."""
+"""Seconds after which a list reads the files of no further model."""
 
 _REFERENCE = JsonLimits(1000, 0)
 _REPOSITORY = re.compile(r"models--(\w[\w.-]{0,95}?)--(\w[\w.-]{0,95})", re.ASCII)
@@ -33,7 +33,8 @@ class ModelOnDisk:
     Attributes
     ----------
     name : str
-        Alias, name in a folder of models, or repository id: what loads it, shown nowhere as it is.
+        Alias, name in a model folder, or repository id: the name that loads it. Untrusted text
+        that must be made printable for display.
     path : Path
         Its folder.
     kind : {"vision", "text", ""}
@@ -44,11 +45,11 @@ class ModelOnDisk:
     nbytes : int
         Bytes of the weights on disk; 0 is unknown.
     needed : int
-        Bytes that they will take in memory; 0 is unknown.
+        Bytes of the weights in memory; 0 is unknown.
     problem : str
         Why it cannot be used as it is, in one line; empty if it can.
     partly : bool
-        Whether that is a download that was stopped: loading it fetches the rest.
+        Whether the problem is an incomplete download: loading the model fetches the rest.
     """
 
     name: str
@@ -70,10 +71,10 @@ def models_on_disk(
     cache: Path | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[ModelOnDisk]:
-    """Look for models: without the network, without importing a library, reading no weights.
+    """List models, without using the network, importing a library or reading weights.
 
-    Takes some milliseconds a model, more where it has many weight files: not for an
-    event loop.
+    Takes some milliseconds for each model, more if it has many weight files: do not call it on
+    an event loop.
 
     Parameters
     ----------
@@ -82,7 +83,8 @@ def models_on_disk(
     float32 : callable
         Whether weights are unpacked here. See `weight_size.expected`.
     folders : sequence of Path
-        Where a person keeps models: ``name/config.json`` or ``organization/name/config.json``.
+        The user's model folders, with ``name/config.json`` or
+        ``organization/name/config.json``.
     cache : Path, optional
         The Hub's cache folder, instead of its default.
     clock : callable
@@ -91,25 +93,25 @@ def models_on_disk(
     Returns
     -------
     list of ModelOnDisk
-        The bundled model, then aliases, then those of the folders and then repositories in the
-        cache that have a config.json, each by name. A model is listed once. After `PATIENCE`
-        the others are listed by their names alone.
+        The bundled model, then aliases, then models in the folders, then repositories in the
+        cache that have a config.json; each group is sorted by name. A model is listed once.
+        Models that are reached after `PATIENCE` have only their name and path.
     """
     ends = clock() + PATIENCE
 
-    def look(name: str, folder: Path) -> ModelOnDisk:
-        return _look(name, folder, float32) if clock() < ends else ModelOnDisk(name, folder)
+    def describe(name: str, folder: Path) -> ModelOnDisk:
+        return _describe(name, folder, float32) if clock() < ends else ModelOnDisk(name, folder)
 
-    found = [_look(DEMO, demo.folder(), float32)]
-    for name, folder in sorted(_folders(aliases)):
-        found.append(look(name, folder))
+    found = [_describe(DEMO, demo.folder(), float32)]
+    for name, folder in sorted(_from_aliases(aliases)):
+        found.append(describe(name, folder))
     listed = {_resolved(model.path) for model in found}
-    cached = sorted(_cached(cache))
-    for name, folder in [*_kept(folders), *cached]:
+    cached = sorted(_from_cache(cache))
+    for name, folder in [*_from_model_folders(folders), *cached]:
         if _resolved(folder) not in listed:
             listed.add(_resolved(folder))
-            # An alias of this name hides it: its path still tells it.
-            model = look(str(folder) if name in aliases else name, folder)
+            # An alias of this name takes precedence, so the model is listed by its path.
+            model = describe(str(folder) if name in aliases else name, folder)
             stopped = bool(model.problem) and (name, folder) in cached and _was_stopped(folder)
             found.append(replace(model, partly=stopped))
     return found
@@ -120,33 +122,33 @@ def _resolved(path: Path) -> Path:
 
 
 def _was_stopped(folder: Path) -> bool:
-    """Say whether the download of a repository in the cache was stopped among its weights."""
+    """Return whether the download of a repository in the cache was stopped within the weights."""
     blobs = folder.parent.parent / "blobs"
     begun = (folder / files.INDEX).is_file() or any(blobs.glob(f"*{PART}"))
     return begun and not files.is_complete(folder)
 
 
 def names_on_disk(folders: Sequence[Path] = (), *, cache: Path | None = None) -> list[str]:
-    """Return the names of models in the folders and in the Hub's cache; opens no file of theirs.
+    """Return the names of models in the folders and in the Hub's cache, without opening files.
 
     Parameters
     ----------
     folders, cache
         See `models_on_disk`.
     """
-    return [name for name, _ in [*_kept(folders), *sorted(_cached(cache))]]
+    return [name for name, _ in [*_from_model_folders(folders), *sorted(_from_cache(cache))]]
 
 
-def _look(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
-    """Describe a model. Nothing that is wrong with one may hide the others."""
+def _describe(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
+    """Describe a model. Any error becomes its `problem`, so that the others are listed."""
     try:
-        return _described(name, folder, float32)
+        return _inspected(name, folder, float32)
     except Exception as error:
         what = f"its files cannot be understood ({type(error).__name__})"
         return ModelOnDisk(name, folder, problem=what)
 
 
-def _described(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
+def _inspected(name: str, folder: Path, float32: Callable[[int], bool]) -> ModelOnDisk:
     try:
         found = checkpoint.inspect(folder, name, quick=True)
     except SlowToReadError:
@@ -174,7 +176,7 @@ def _described(name: str, folder: Path, float32: Callable[[int], bool]) -> Model
 
 
 def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
-    """Say what can be said of a checkpoint that `inspect` refused."""
+    """Describe a checkpoint that `inspect` refused, as far as possible."""
     problem = _without_name(error, name)
     try:
         config = files.read_config(folder, model=name)
@@ -191,21 +193,21 @@ def _unusable(name: str, folder: Path, error: ModelError) -> ModelOnDisk:
 
 
 def _without_name(error: ModelError, name: str) -> str:
-    """Return the message as it reads beside the name."""
-    as_told = str(ModelError(name, model=name))  # one line, as the message is
-    return shown(str(error).removeprefix(as_told).removeprefix(":"), 1000)
+    """Return the message without the model's name at its start."""
+    prefix = str(ModelError(name, model=name))  # on one line, as in the message
+    return shown(str(error).removeprefix(prefix).removeprefix(":"), 1000)
 
 
-def _folders(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+def _from_aliases(aliases: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     for name, target in aliases.items():
         folder = expanded(target)
-        # One that is gone is listed with its problem; what else is no folder is a repository.
+        # A missing absolute folder is listed with its problem; other targets are repositories.
         if name != DEMO and (folder.is_absolute() or os.path.isdir(folder)):  # noqa: PTH112
             yield name, folder
 
 
-def _kept(folders: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Return the models of a person's folders by name; of two with one name, the first."""
+def _from_model_folders(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return the models in the user's model folders by name; of two with one name, the first."""
     found: dict[str, Path] = {}
     for root in folders:
         for pattern in ("*/config.json", "*/*/config.json"):
@@ -221,17 +223,18 @@ def _globbed(root: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _cached(cache: Path | None) -> Iterator[tuple[str, Path]]:
+def _from_cache(cache: Path | None) -> Iterator[tuple[str, Path]]:
     """Yield repositories with a config.json, as `checkpoint.resolve` would find them.
 
-    The client's own look-up would take its import, a quarter of a second at the first Tab.
+    The Hub client's own look-up is not used: its import takes a quarter of a second, at the
+    first Tab.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
     root = Path(HF_HUB_CACHE) if cache is None else cache
     for folder in root.glob("models--*"):
         named = _REPOSITORY.fullmatch(folder.name)
-        # Repository ids have no double dash or dot: this one would be ambiguous.
+        # Repository ids have no double dash or dot: such a folder name is ambiguous.
         if named is None or any("--" in part or ".." in part for part in named.groups()):
             continue
         with contextlib.suppress(OSError, ValueError):

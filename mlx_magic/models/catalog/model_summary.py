@@ -1,4 +1,4 @@
-"""What a model is, on this disk or on the Hub, read without loading or fetching its weights."""
+"""Descriptions of models on the disk or on the Hub, without loading or downloading weights."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
-# What one picture takes, where a configuration says so.
+# Keys for the tokens of an image.
 _IMAGE_TOKENS = ("mm_tokens_per_image", "image_seq_length", "image_seq_len")
 _CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "seq_length")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """What can be said of a model that is not loaded.
+    """The description of a model that is not loaded.
 
     Attributes
     ----------
     name : str
-        As it was asked for.
+        The name, as it was requested.
     place : str
         Folder, or ``"Hub: organization/name"``.
     kind : {"vision", "text"}
@@ -48,17 +48,18 @@ class ModelSummary:
     nbytes : int
         Bytes of the weights on disk.
     needed : int
-        Bytes that they will take in memory; of a repository on the Hub, those on disk.
+        Bytes of the weights in memory; for a repository on the Hub, the bytes on disk.
     context : int or None
-        Most tokens of prompt and answer together.
+        Maximum tokens of prompt and answer together.
     image_tokens : int or None
-        What a picture takes at most or in each of its parts, where its configuration says so.
+        Maximum tokens of an image, or tokens of each of its tiles; None if not configured.
     wants_code : tuple of str
-        What it would run; of a repository only what its config.json says.
+        Code that it would run; for a repository on the Hub, only from its config.json.
     problem : str
-        Why it cannot be used; empty if it can as far as one can see.
+        Why it cannot be used; empty if no reason is known.
     together : Verdict or None
-        Whether it will answer several requests at once; None where only a load tells.
+        Whether it will answer several requests at once; None if that is known only after a
+        load.
     """
 
     name: str
@@ -78,9 +79,9 @@ class ModelSummary:
 def read(
     name: str, names: Names, *, float32: Callable[[int], bool], endpoint: str | None = None
 ) -> ModelSummary:
-    """Say what a model is; of a repository that is not here, config.json alone is fetched.
+    """Describe a model. Of a repository that is not on the disk, only config.json is fetched.
 
-    Blocks while it asks the Hub.
+    Blocks while it queries the Hub.
 
     Parameters
     ----------
@@ -88,9 +89,9 @@ def read(
         Alias, folder or repository id.
     names : Names
     float32 : callable
-        Whether weights are unpacked here. See `weight_size.expected`.
+        Whether weights are unpacked on this device. See `weight_size.expected`.
     endpoint : str, optional
-        Instead of the Hub client's own.
+        Replaces the Hub client's endpoint.
 
     Raises
     ------
@@ -101,7 +102,7 @@ def read(
     if isinstance(found, Checkpoint):
         path = found.path / "processor_config.json"
         processor = None
-        # `resolve` has read it, or refused the checkpoint; but it may change meanwhile.
+        # `resolve` has read the file before, but it may have changed since.
         with contextlib.suppress(UnreadableFileError, OSError):
             processor = strict_json.read(path) if path.is_file() else None
         return ModelSummary(
@@ -123,7 +124,7 @@ def read(
 def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelSummary:
     from mlx_magic.models.hub import download
 
-    # Not into the cache: there it would look like a model that is cut short.
+    # Not into the Hub's cache, where it would look like an incomplete model.
     with tempfile.TemporaryDirectory() as cache:
         folder, nbytes = download.fetch_config(repo_id, Path(cache), endpoint=endpoint)
         config = files.read_config(folder, model=name)
@@ -165,6 +166,6 @@ def _image_tokens(config: Mapping[str, Any], processor: Any) -> int | None:
 
 
 def _number(keys: Iterable[str], parts: Iterable[Any]) -> int | None:
-    """Return the first whole number that one of the parts has under one of the keys."""
+    """Return the first int that one of the parts has for one of the keys."""
     found = (part.get(key) for part in parts if isinstance(part, Mapping) for key in keys)
     return next((n for n in found if isinstance(n, int) and not isinstance(n, bool)), None)

@@ -1,4 +1,4 @@
-"""From a name to a checkpoint that is on this disk, fetched first where that is needed."""
+"""Resolves a model name to a checkpoint on the disk, which is downloaded first if needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint, RemoteCheckpoint
 
 def find(
     name: str,
-    work: Task[Any],
+    task: Task[Any],
     *,
     names: Names,
     loaded: Callable[[str], Checkpoint | None],
@@ -31,15 +31,15 @@ def find(
     ----------
     name : str
         Alias, folder or repository id.
-    work : Task
-        Takes the progress of a download, and may cancel it.
+    task : Task
+        Gets the progress of a download, and may cancel it.
     names : Names
     loaded : callable
-        Takes a folder; returns the checkpoint of the model that was loaded from it.
+        Called with a folder; returns the checkpoint of the model that was loaded from it.
     trusted : bool
-        Whether the checkpoint's own code may be fetched, too.
+        Whether the checkpoint's own code may be downloaded, too.
     adapter : str, optional
-        Folder of a LoRA adapter, instead of the one that the name stands for.
+        Folder of a LoRA adapter, instead of the alias's adapter.
 
     Raises
     ------
@@ -49,33 +49,33 @@ def find(
     """
     adapter = adapter or names.adapter(name)
     if adapter is not None:
-        # Before gigabytes are fetched for it.
+        # Checked before gigabytes of weights are downloaded for it.
         adapters.require_folder(Path(adapter), model=name)
-    found = _base(name, work, names, loaded, trusted)
+    found = _find_base(name, task, names, loaded, trusted)
     if adapter is None:
         return found
     return found.adapted(adapters.inspect(Path(adapter), found.kind, model=name))
 
 
-def _base(
+def _find_base(
     name: str,
-    work: Task[Any],
+    task: Task[Any],
     names: Names,
     loaded: Callable[[str], Checkpoint | None],
     trusted: bool,
 ) -> Checkpoint:
     known = names.known(name)
-    there = loaded(known.get(name, name))
-    if there is not None:
+    loaded_checkpoint = loaded(known.get(name, name))
+    if loaded_checkpoint is not None:
         # Reading its files again would take milliseconds of every question.
-        return replace(there, name=name)
+        return replace(loaded_checkpoint, name=name)
     found = resolve(name, names)
     if isinstance(found, RemoteCheckpoint):
         from mlx_magic.models.hub import download as hub_download
 
-        work.enter("downloading", f"downloading {found.repo_id}")
+        task.enter("downloading", f"downloading {found.repo_id}")
         folder = hub_download.download(
-            found.repo_id, cancel=work.token, progress=work.advance, trust_remote_code=trusted
+            found.repo_id, cancel=task.token, progress=task.advance, trust_remote_code=trusted
         )
         found = checkpoint.inspect(folder, name)
     return found
@@ -87,25 +87,26 @@ def resolve(name: str, names: Names) -> Checkpoint | RemoteCheckpoint:
     Raises
     ------
     ModelError
-        There is no such model, which may be for the person's file of aliases; or it cannot
-        be used.
+        There is no such model (perhaps because of a problem in the alias file), or it cannot be
+        used.
     """
     known = names.known(name)
     try:
         return checkpoint.resolve(name, aliases=known)
     except ModelNotFoundError as error:
-        trouble = names.trouble(name)
-        if name in known or not trouble:
+        problem_with = names.problem_with(name)
+        if name in known or not problem_with:
             raise
         raise ModelNotFoundError(
-            f"There is no model {shown(repr(name))} here; it may be an alias of yours: {trouble} "
-            "Mend that file (other models work), or name a folder or a Hub repository.",
+            f"There is no model {shown(repr(name))} here. It may be one of your aliases: "
+            f"{problem_with} Fix that file (other models work), or name a folder or a Hub "
+            "repository.",
             model=name,
         ) from error
 
 
 def describe_model(name: str, names: Names) -> str:
-    """Say what a model is, for a person, without loading it.
+    """Return the kind and architecture of a model for display, without loading it.
 
     Raises
     ------

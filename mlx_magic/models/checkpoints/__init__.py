@@ -1,1 +1,1 @@
-"""A folder with a model, judged before a library reads it."""
+"""Checkpoint folders, checked before a library reads them."""

@@ -1,4 +1,4 @@
-"""Which architectures the installed libraries know, read from their source, not imported."""
+"""The architectures of the installed libraries, read from their source without importing them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TEXT_LIBRARY = "mlx_lm"
 
 @dataclass(frozen=True)
 class Library:
-    """A library's models, as its folder shows them.
+    """The architectures of a library, as its folder shows them.
 
     Attributes
     ----------
     models : Path
         Folder with one module or package for each architecture.
     renamed : mapping
-        Other names of a model_type.
+        The library's remapping of model_type to module.
     """
 
     models: Path
@@ -36,7 +36,7 @@ class Library:
 
     def module(self, model_type: str) -> Path | None:
         """Return the module or package of an architecture, or None."""
-        # The libraries import by this name: it must be one name and no path.
+        # The libraries import a module of this name: it must not be a path.
         if not re.fullmatch(r"[\w-]+", model_type):
             return None
         package = self.models / model_type
@@ -48,13 +48,13 @@ class Library:
         return None
 
 
-_TABLE = re.compile(r"^MODEL_REMAPPING\b[^={]*=\s*\{(.*?)\}", re.MULTILINE | re.DOTALL)
+_REMAPPING = re.compile(r"^MODEL_REMAPPING\b[^={]*=\s*\{(.*?)\}", re.MULTILINE | re.DOTALL)
 _PAIR = re.compile(r"""["']([^"']+)["']\s*:\s*["']([^"']+)["']""")
 
 
 @functools.cache
 def library(name: str) -> Library | None:
-    """Look at an installed library without importing it.
+    """Find an installed library without importing it.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def library(name: str) -> Library | None:
     Returns
     -------
     Library or None
-        None when it is not installed, or is laid out in a way that we do not know.
+        None when it is not installed, or has an unknown layout.
     """
     spec = importlib.util.find_spec(name)
     for folder in (spec.submodule_search_locations if spec else None) or ():
@@ -75,21 +75,21 @@ def library(name: str) -> Library | None:
 
 
 def knows(name: str, config: Mapping[str, Any]) -> bool | None:
-    """Say whether a library has the architecture of a config.json.
+    """Return whether a library has the architecture of a config.json.
 
     Returns
     -------
     bool or None
-        None when it cannot be told.
+        None if unknown.
     """
     found = library(name)
     return None if found is None else found.module(_module_name(name, found, config)) is not None
 
 
 def is_visual(config: Mapping[str, Any]) -> bool:
-    """Say whether only mlx-vlm knows an architecture, and takes pictures for it.
+    """Return whether only mlx-vlm has an architecture, and with a vision encoder.
 
-    Some configs (molmo, moondream) describe no vision tower at all.
+    Some configurations (molmo, moondream) do not mention a vision encoder.
     """
     if knows(TEXT_LIBRARY, config):
         return False
@@ -107,7 +107,7 @@ def vision_sources(config: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def require_known(kind: Kind, config: Mapping[str, Any], *, model: str) -> None:
-    """Refuse an architecture that the library for its kind does not have.
+    """Refuse an architecture that the library of its kind does not have.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def require_known(kind: Kind, config: Mapping[str, Any], *, model: str) -> None:
     needed, other = VISION_LIBRARY, TEXT_LIBRARY
     if kind == "text":
         needed, other = other, needed
-    # What cannot be told is not refused: the library will say it itself.
+    # An unknown result is not refused: the library will raise its own error.
     if knows(needed, config) is not False:
         return
     model_type = config.get("model_type")
@@ -142,7 +142,7 @@ def require_known(kind: Kind, config: Mapping[str, Any], *, model: str) -> None:
 
 
 def module_name(kind: Kind, config: Mapping[str, Any]) -> str:
-    """Return the name of the module that the library for a kind has for a config.json."""
+    """Return the name of the library's module for a config.json."""
     name = VISION_LIBRARY if kind == "vision" else TEXT_LIBRARY
     found = library(name)
     return str(config.get("model_type")) if found is None else _module_name(name, found, config)
@@ -168,11 +168,11 @@ def _text(path: Path) -> str:
 def _remapping(source: Path) -> Mapping[str, str]:
     """Read MODEL_REMAPPING out of a library's utils.py.
 
-    Not with `ast`: Python 3.11 cannot build two syntax trees at once, and IPython may be
-    building the next cell's on another thread (SystemError, seen with ten requests at once).
+    Not with `ast`: Python 3.11 cannot build two syntax trees at the same time, and IPython may
+    be parsing the next cell on another thread (SystemError, observed with ten parallel requests).
     """
-    table = _TABLE.search(_text(source))
-    return dict(_PAIR.findall(re.sub(r"#.*", "", table[1]))) if table else {}
+    remapping = _REMAPPING.search(_text(source))
+    return dict(_PAIR.findall(re.sub(r"#.*", "", remapping[1]))) if remapping else {}
 
 
 def _versioned(name: str) -> str:

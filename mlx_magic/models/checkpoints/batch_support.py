@@ -1,4 +1,4 @@
-"""Which models answer several questions at once: what `make models` has shown, and nothing else."""
+"""Which models can batch requests, from the comparisons that `make models` has recorded."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mlx_magic.models.checkpoints import architectures
 from mlx_magic.models.checkpoints.architectures import Kind
 
 TABLE = "together.json"
-"""Beside this module; written by `make models`."""
+"""File beside this module; written by `make models`."""
 
-UNTESTED = "untested: its answers together were never compared with each alone"
+UNTESTED = "untested: its batched answers were never compared with single ones"
 
 Traits = Mapping[str, str]
 
@@ -32,16 +32,16 @@ _SPELLINGS = {"su": "longrope"}
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What of a loaded language model decides whether its answers can be computed together.
+    """Properties of a loaded language model that decide whether it can be batched.
 
     Attributes
     ----------
     library : str
         ``"mlx-vlm"`` or ``"mlx-lm"``.
     classes : tuple of str
-        The library's classes that it is made of, sorted.
+        Names of the library's classes in the model, sorted.
     caches : tuple of str
-        Names of the classes of its caches, sorted.
+        Names of the classes of its KV caches, sorted.
     traits : mapping
         See `traits`.
     """
@@ -54,15 +54,15 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a model answers several questions at once.
+    """Whether a model can batch requests.
 
     Attributes
     ----------
     together : bool
     chunks : bool
-        Whether its prompts may be cut into smaller chunks than its library cuts them.
+        Whether prefill may use smaller chunks than the library's.
     why : str
-        Why not together, in words; empty where they are.
+        Why requests are not batched, as text; empty if they are.
     """
 
     together: bool
@@ -75,12 +75,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One checkpoint that was compared with its library.
+    """A tiny checkpoint that was compared with its library.
 
     Attributes
     ----------
     name : str
-        The checkpoint, as `make models` calls it.
+        Name of the checkpoint in `make models`.
     architecture : str
         The library's module for it.
     signature : Signature
@@ -95,13 +95,13 @@ class Entry:
 
 @functools.cache
 def table() -> tuple[Entry, ...]:
-    """Return what was shown; read once."""
+    """Return the recorded comparisons; the file is read once."""
     text = resources.files(__package__).joinpath(TABLE).read_text(encoding="utf-8")
     return tuple(entry_from(row) for row in json.loads(text)["models"])
 
 
 def entry_from(row: Mapping[str, Any]) -> Entry:
-    """Return a row of the table's file as an entry."""
+    """Return a row of the file as an entry."""
     return Entry(
         row["name"],
         row["architecture"],
@@ -113,17 +113,17 @@ def entry_from(row: Mapping[str, Any]) -> Entry:
 def verdict(
     signature: Signature, architecture: str, entries: Iterable[Entry] | None = None
 ) -> Verdict:
-    """Return what was shown of a loaded model.
+    """Return the verdict for a loaded model.
 
-    Where several checkpoints have its signature and one was not right, it is not right.
+    If several checkpoints have the same signature, the strictest verdict applies.
 
     Parameters
     ----------
     signature : Signature
     architecture : str
-        The library's module for the whole model: several share a language model.
+        The library's module for the whole model; several modules may share a language model.
     entries : iterable of Entry, optional
-        Instead of `table`.
+        Used instead of `table`.
     """
     known = table() if entries is None else entries
     found = [
@@ -135,35 +135,37 @@ def verdict(
 
 
 def expected(kind: Kind, config: Mapping[str, Any]) -> Verdict | None:
-    """Return what will be found of a model once it is loaded, by its config.json.
+    """Return the verdict that a model is expected to get when it is loaded.
 
     Parameters
     ----------
     kind : {"vision", "text"}
     config : mapping
-        The parsed config.json. What it leaves out is the library's default, and not known here.
+        The parsed config.json. The library's defaults for missing keys are not known here.
 
     Returns
     -------
     Verdict or None
-        None where its config.json does not tell.
+        None if it does not follow from config.json.
     """
     library = "mlx-vlm" if kind == "vision" else "mlx-lm"
     architecture = architectures.module_name(kind, config)
     if config.get("model_file") is not None:
         return Verdict(False, False, UNTESTED)
     text = text_part(config)
-    said = {key: value for key, value in traits(text).items() if _says(text, key)}
-    there = [
+    explicit = {key: value for key, value in traits(text).items() if _is_explicit(text, key)}
+    candidates = [
         entry
         for entry in table()
         if entry.signature.library == library and entry.architecture == architecture
     ]
-    if not there:
+    if not candidates:
         return Verdict(False, False, UNTESTED)
-    found = [each.verdict for each in there if said.items() <= each.signature.traits.items()]
+    found = [
+        each.verdict for each in candidates if explicit.items() <= each.signature.traits.items()
+    ]
     if not found:
-        # Its library may ignore what the file says.
+        # The library may ignore what the file says.
         return None
     return found[0] if len({each.together for each in found}) == 1 else None
 
@@ -179,18 +181,18 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def traits(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return what of a language model's configuration batches of the libraries depend on.
+    """Return the traits of a language model on which the libraries' batching depends.
 
     Parameters
     ----------
     config : mapping
-        With or without the library's defaults.
+        The configuration, with or without the library's defaults.
 
     Returns
     -------
     dict
         ``heads`` ("mha": as many key-value heads as heads, "gqa": fewer, "mqa": one, "unknown"),
-        ``rope`` (its kinds), ``window``, ``softcap``, ``cross`` and ``query scale`` ("yes", "no").
+        ``rope`` (its types), ``window``, ``softcap``, ``cross`` and ``query scale`` ("yes", "no").
     """
     ropes = _ropes(config)
     kinds = sorted({_rope_kind(rope) for rope in ropes}) or ["default"]
@@ -201,15 +203,15 @@ def traits(config: Mapping[str, Any]) -> dict[str, str]:
     return {
         "heads": _heads(config),
         "rope": "+".join(kinds),
-        "window": _said(sliding or bool(config.get("attention_chunk_size"))),
-        "softcap": _said(bool(config.get("attn_logit_softcapping"))),
-        "cross": _said(bool(config.get("cross_attention_layers"))),
-        "query scale": _said(any("llama_4_scaling_beta" in rope for rope in ropes)),
+        "window": _yes_no(sliding or bool(config.get("attention_chunk_size"))),
+        "softcap": _yes_no(bool(config.get("attn_logit_softcapping"))),
+        "cross": _yes_no(bool(config.get("cross_attention_layers"))),
+        "query scale": _yes_no(any("llama_4_scaling_beta" in rope for rope in ropes)),
     }
 
 
-def _says(config: Mapping[str, Any], trait: str) -> bool:
-    """Say whether a configuration decides a trait; else the library's default does."""
+def _is_explicit(config: Mapping[str, Any], trait: str) -> bool:
+    """Return whether a configuration sets a trait; otherwise the library's default applies."""
     if trait == "heads":
         return _heads(config) != "unknown"
     if trait in ("rope", "query scale"):
@@ -218,8 +220,8 @@ def _says(config: Mapping[str, Any], trait: str) -> bool:
 
 
 def _strictest(verdicts: Sequence[Verdict]) -> Verdict:
-    apart = [each for each in verdicts if not each.together]
-    first = apart[0] if apart else verdicts[0]
+    unbatched = [each for each in verdicts if not each.together]
+    first = unbatched[0] if unbatched else verdicts[0]
     return Verdict(first.together, all(each.chunks for each in verdicts), first.why)
 
 
@@ -237,7 +239,7 @@ def _heads(config: Mapping[str, Any]) -> str:
 def _first(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
     for key in keys:
         value = config.get(key)
-        # Some have a number for each layer.
+        # Some configurations have a number for each layer.
         if isinstance(value, list | tuple) and value:
             value = value[0]
         if isinstance(value, int) and not isinstance(value, bool):
@@ -246,7 +248,7 @@ def _first(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
 
 
 def _ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return every description of rotary positions; one for each kind of layer in some."""
+    """Return all RoPE configurations; some models have one for each type of layer."""
     found: list[Mapping[str, Any]] = []
     for key in _ROPES:
         value = config.get(key)
@@ -263,5 +265,5 @@ def _rope_kind(rope: Mapping[str, Any]) -> str:
     return _SPELLINGS.get(str(kind), str(kind))
 
 
-def _said(value: bool) -> str:
+def _yes_no(value: bool) -> str:
     return "yes" if value else "no"

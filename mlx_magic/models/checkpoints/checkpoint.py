@@ -1,4 +1,4 @@
-"""From what a person calls a model to a checkpoint that is whole, known and described."""
+"""Resolves a model name to a checkpoint, and reads its description from its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlx_magic.user_folders import expanded
 
 _REPO_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
 
-# A part of config.json that describes eyes; each is an object or the name of a tower.
+# Keys of config.json that describe a vision encoder, by an object or a name.
 _TOWERS = (
     "vision_tower",
     "mm_vision_tower",
@@ -41,7 +41,7 @@ class Checkpoint:
     Attributes
     ----------
     name : str
-        What the person called it.
+        The name by which it was requested.
     path : Path
         Its folder.
     kind : {"vision", "text"}
@@ -51,15 +51,15 @@ class Checkpoint:
     weight_bytes : int
         Bytes of its tensors on disk.
     bytes_by_dtype : mapping
-        The same by dtype, as safetensors names it.
+        The same by dtype, in safetensors' names.
     quantization : str or None
         Such as ``"4-bit, group 64"``.
     wants_code : tuple of str
-        What it would make the libraries run; see `trust.wanted_code`.
+        Code that the libraries would run; see `remote_code.wanted_code`.
     config : mapping
         The parsed config.json.
     adapter : Adapter or None
-        What was trained on top of it, and is loaded with it.
+        LoRA adapter that is loaded with it.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Checkpoint:
     adapter: Adapter | None = None
 
     def adapted(self, adapter: Adapter) -> Checkpoint:
-        """Return it with an adapter: what that takes and wants to run is part of it."""
+        """Return the checkpoint with an adapter, whose bytes and code are added."""
         sizes = Counter(self.bytes_by_dtype) + Counter(adapter.bytes_by_dtype)
         return replace(
             self,
@@ -85,7 +85,7 @@ class Checkpoint:
         )
 
     def require_trust(self, allowed: bool) -> None:
-        """Refuse it if it asks to run code and this load does not allow it.
+        """Refuse the checkpoint if it would run code and this load does not allow it.
 
         Raises
         ------
@@ -96,12 +96,12 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class RemoteCheckpoint:
-    """A repository of the Hub that has to be fetched first.
+    """A repository of the Hub that has to be downloaded first.
 
     Attributes
     ----------
     name : str
-        What the person called it.
+        The name by which it was requested.
     repo_id : str
         ``"organization/name"``.
     """
@@ -117,7 +117,7 @@ def resolve(
     offline: bool | None = None,
     cache: Path | None = None,
 ) -> Checkpoint | RemoteCheckpoint:
-    """Find a model: an alias first, then a folder, then the Hub's cache.
+    """Find a model by alias, then as a folder, then in the Hub's cache.
 
     Parameters
     ----------
@@ -126,14 +126,14 @@ def resolve(
     aliases : mapping
         Alias to folder or repository id.
     offline : bool, optional
-        Never to download; left out, HF_HUB_OFFLINE says so.
+        Whether downloads are forbidden; HF_HUB_OFFLINE if left out.
     cache : Path, optional
         The Hub's cache folder, instead of its default.
 
     Returns
     -------
     Checkpoint or RemoteCheckpoint
-        The latter where a download is needed.
+        The latter if a download is needed.
 
     Raises
     ------
@@ -145,10 +145,10 @@ def resolve(
         From `inspect`.
     """
     target = aliases.get(model, model)
-    place = _existing(target)
-    if place is not None and place.is_dir():
-        return inspect(place, model)
-    if place is not None:
+    path = _existing_path(target)
+    if path is not None and path.is_dir():
+        return inspect(path, model)
+    if path is not None:
         raise ModelNotFoundError(
             f"{model} is a file: name the folder that holds config.json and the weights.",
             model=model,
@@ -159,9 +159,7 @@ def resolve(
     if cached is not None and files.is_complete(cached):
         return inspect(cached, model)
     if is_offline() if offline is None else offline:
-        what = (
-            "is not in the local cache" if cached is None else "is in the local cache only partly"
-        )
+        what = "is not in the local cache" if cached is None else "is incomplete in the local cache"
         raise DownloadError(
             f"{target} {what}, and downloads are off: unset HF_HUB_OFFLINE, or name a "
             "folder or a model that is there.",
@@ -173,23 +171,23 @@ def resolve(
 def inspect(
     folder: Path, name: str, *, trust_remote_code: bool = True, quick: bool = False
 ) -> Checkpoint:
-    """Read what a checkpoint is, without importing a library or reading a tensor.
+    """Read the description of a checkpoint, without importing a library or reading tensors.
 
     Parameters
     ----------
     folder : Path
     name : str
-        What the person calls it.
+        The name by which it was requested.
     trust_remote_code : bool
-        False refuses one that asks for code here, before its weights are looked at;
-        True leaves that to `Checkpoint.require_trust`.
+        False refuses a checkpoint that would run code, before its weights are checked. True
+        leaves that to `Checkpoint.require_trust`.
     quick : bool
         For a list: vocabularies are not read, and a checkpoint that would take long is refused.
 
     Raises
     ------
     CheckpointError
-        Files are missing, damaged or cut short.
+        Files are missing, damaged or truncated.
     UnsupportedModelError
         No library knows the architecture.
     UntrustedCodeError
@@ -198,9 +196,11 @@ def inspect(
     _require_encodable(folder, name)
     config, wanted = inspect_config(folder, name, trust_remote_code=trust_remote_code, quick=quick)
     kind = kind_of(config)
-    held = files.weights(folder, kind, model=name, quick=quick)
-    sizes = held.sizes
-    config_limits.require_dimensions(config, tensors=held.tensors, nbytes=sizes.total(), model=name)
+    contents = files.weights(folder, kind, model=name, quick=quick)
+    sizes = contents.sizes
+    config_limits.require_dimensions(
+        config, tensors=contents.tensors, nbytes=sizes.total(), model=name
+    )
     files.require_tokenizer(folder, model=name)
     return Checkpoint(
         name=name,
@@ -216,7 +216,7 @@ def inspect(
 
 
 def _require_encodable(folder: Path, name: str) -> None:
-    """Refuse a folder whose name is no UTF-8: MLX cannot open files in it."""
+    """Refuse a folder whose name is not UTF-8: MLX cannot open files in it."""
     try:
         str(folder).encode()
     except UnicodeEncodeError:
@@ -230,12 +230,12 @@ def _require_encodable(folder: Path, name: str) -> None:
 def inspect_config(
     folder: Path, name: str, *, trust_remote_code: bool, quick: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Judge a checkpoint by its JSON files alone, as they come before the weights.
+    """Check a checkpoint's JSON files, which are downloaded before the weights.
 
     Returns
     -------
     tuple
-        The parsed config.json, and what the checkpoint wants to run.
+        The parsed config.json, and the code that the checkpoint would run.
 
     Raises
     ------
@@ -244,21 +244,21 @@ def inspect_config(
     config = files.read_config(folder, model=name)
     wanted = remote_code.wanted_code(folder, model=name, quick=quick)
     remote_code.require_trust(wanted, model=name, allowed=trust_remote_code)
-    config_limits.require_pictures(folder, config, model=name)
-    if config.get("model_file") is None:  # such a checkpoint brings its own architecture
+    config_limits.require_image_sizes(folder, config, model=name)
+    if config.get("model_file") is None:  # otherwise the checkpoint has its own architecture
         architectures.require_known(kind_of(config), config, model=name)
     return config, wanted
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind:
-    """Read the kind of a model from its config.json, never from its name."""
+    """Return the kind of a model from its config.json; its name does not matter."""
     thinker = config.get("thinker_config")
     if isinstance(thinker, dict) and thinker.get("vision_config"):
         return "vision"
     if config.get("vision_config"):
         return "vision"
     if "vision_config" in config and config["vision_config"] is None:
-        return "text"  # the language half of a vision model, saved by itself
+        return "text"  # the language model of a vision model, saved separately
     if any(config.get(key) for key in _TOWERS):
         return "vision"
     layers = config.get("embd_layer")
@@ -285,18 +285,18 @@ def quantization_of(config: Mapping[str, Any]) -> str | None:
 
 
 def is_folder(target: str) -> bool:
-    """Say whether there is a folder of this name; ``~`` is expanded."""
-    place = _existing(target)
-    return place is not None and place.is_dir()
+    """Return whether there is a folder of this name; ``~`` is expanded."""
+    path = _existing_path(target)
+    return path is not None and path.is_dir()
 
 
 def is_offline() -> bool:
-    """Say whether HF_HUB_OFFLINE is set."""
+    """Return whether HF_HUB_OFFLINE is set."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def _existing(target: str) -> Path | None:
-    """Return what there is under a name on disk, if it can be a name on disk at all."""
+def _existing_path(target: str) -> Path | None:
+    """Return the path of an existing file or folder, or None; the name may be invalid."""
     if not target.strip():
         return None
     try:
@@ -307,7 +307,7 @@ def _existing(target: str) -> Path | None:
 
 
 def _cached_folder(repo_id: str, cache: Path | None) -> Path | None:
-    """Look into the Hub's cache, without the network."""
+    """Return a repository's folder in the Hub's cache, without using the network; or None."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repo_id, "config.json", cache_dir=cache)

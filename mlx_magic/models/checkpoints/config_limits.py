@@ -1,7 +1,7 @@
-"""Numbers of a configuration that no model has: refused before a library works through them.
+"""Refuses configurations with implausibly large numbers, before a library uses them.
 
-A library makes as many layers as config.json says, and resizes a picture to whatever size the
-processor's file names. Both take minutes or all memory where the number is absurd.
+A library creates as many layers as config.json says, and resizes images to the size in the
+processor's configuration. With an absurd number this takes minutes or all memory.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mlx_magic.models.checkpoints import strict_json
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
 MOST_EDGE = 2**14
-"""Pixels of a side that a processor may ask for."""
+"""Maximum side of an image in a processor's configuration, in pixels."""
 
 MOST_PIXELS = 2**28
-"""Pixels of a picture or film that a processor may ask for; Qwen's films have 9e7."""
+"""Maximum pixels of an image or video in a processor's configuration; 9e7 for Qwen's videos."""
 
 MOST_PATCHES = 2**20
-"""Patches or tokens of a picture; Kimi and Qwen have 65,536."""
+"""Maximum patches or tokens of an image; 65,536 for Kimi and Qwen."""
 
 _FEW_LAYERS = 256
 _LAYERS = re.compile(r"(?:.*_)?(?:layers|depths?|blocks)|n_layer|num_hidden_layer")
@@ -31,7 +31,7 @@ _NOT_NEGATIVE = re.compile(
     r"(?:num_)?hidden_layers|n_layers?|num_layers|depth|hidden_size|vocab_size|n_embd|d_model"
     r"|(?:num|n)_(?:attention_|key_value_)?heads?|patch_size|intermediate_size"
 )
-# The largest of each kind that a known model has is at most a sixteenth of these.
+# Limits are at least 16 times the largest value in known models.
 _CAPS: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r".*vocab.*_size.*|vocab_size|n_vocab|num_embeddings"), 2**26),
     (re.compile(r"im(?:age|g)_size|force_image_size|tile_size"), 2**16),
@@ -51,7 +51,7 @@ _TOKENS = re.compile(
     r"|.*(?:num|max|min)_(?:num_)?(?:patches|soft_tokens)|in_patch_limit.*|image_feature_size"
     r"|(?:max_|num_|min_)+frames"
 )
-# What these call edges are pixels of the whole picture.
+# In these processors, edges are pixel counts of the whole image.
 _IN_PIXELS = re.compile(r"qwen|glm|paddle|keye|dots|ernie|hunyuan|mimo|kimi|video|omni", re.I)
 _PROCESSORS = (
     "preprocessor_config.json",
@@ -62,14 +62,14 @@ _WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 
 
 def require_dimensions(config: Mapping[str, Any], *, tensors: int, nbytes: int, model: str) -> None:
-    """Refuse a configuration that its weights contradict, or that no model has.
+    """Refuse a configuration that contradicts its weights, or is implausible.
 
     Parameters
     ----------
     config : mapping
         The parsed config.json, or an adapter's.
     tensors : int
-        How many tensors the weights have.
+        Number of tensors in the weights.
     nbytes : int
         Bytes of the weights.
     model : str
@@ -79,11 +79,11 @@ def require_dimensions(config: Mapping[str, Any], *, tensors: int, nbytes: int, 
     ------
     CheckpointError
     """
-    for place, part in _parts(config):
+    for prefix, part in _parts(config):
         for key, value in part.items():
             for number in _numbers(value):
-                if (why := _absurd(key, number, tensors)) is not None:
-                    raise _refused(model, "config.json", f"{place}{key}", number, why)
+                if (why := _implausible(key, number, tensors)) is not None:
+                    raise _refused(model, "config.json", f"{prefix}{key}", number, why)
         vocabulary, width = part.get("vocab_size"), _first(part, _WIDTHS)
         if (
             type(vocabulary) is int
@@ -91,20 +91,20 @@ def require_dimensions(config: Mapping[str, Any], *, tensors: int, nbytes: int, 
             and vocabulary * width > 8 * nbytes + 2**23
         ):
             raise CheckpointError(
-                f"{model}: config.json says {shown(place)}vocab_size = {vocabulary} and a width of "
-                f"{width}, which would take more than all its weights ({nbytes / 1e6:.1f} MB): "
+                f"{model}: config.json says {shown(prefix)}vocab_size = {vocabulary} and a width "
+                f"of {width}, which would take more than all its weights ({nbytes / 1e6:.1f} MB): "
                 "fetch the model again.",
                 model=model,
             )
 
 
-def require_pictures(folder: Path, config: Mapping[str, Any], *, model: str) -> None:
-    """Refuse a processor that would make absurdly large pictures of what it is given.
+def require_image_sizes(folder: Path, config: Mapping[str, Any], *, model: str) -> None:
+    """Refuse a processor that would resize images to an implausible size.
 
     Parameters
     ----------
     folder : Path
-        The checkpoint, whose JSON files can be read.
+        The checkpoint, whose JSON files must be readable.
     config : mapping
         The parsed config.json.
     model : str
@@ -122,22 +122,22 @@ def require_pictures(folder: Path, config: Mapping[str, Any], *, model: str) -> 
             raise CheckpointError(
                 f"{model}: {name} cannot be read: fetch the model again.", model=model
             ) from error
-        for place, part in _parts(content):
-            _require_picture(part, place, name, config, model)
+        for prefix, part in _parts(content):
+            _require_image_size(part, prefix, name, config, model)
 
 
-def _require_picture(
-    part: Mapping[str, Any], place: str, file: str, config: Mapping[str, Any], model: str
+def _require_image_size(
+    part: Mapping[str, Any], prefix: str, file: str, config: Mapping[str, Any], model: str
 ) -> None:
     kind = part.get("image_processor_type") or part.get("video_processor_type")
-    named = kind or f"{part.get('processor_class')} {config.get('model_type')} {place}"
+    named = kind or f"{part.get('processor_class')} {config.get('model_type')} {prefix}"
     in_pixels = _IN_PIXELS.search(str(named)) is not None
     patch = next((n for n in _numbers(part.get("patch_size")) if n == int(n)), None)
     area = 0.0
     for key, value in part.items():
-        most, found = _demand(key, value, in_pixels=in_pixels)
+        most, found = _limit_of(key, value, in_pixels=in_pixels)
         for inner, number in found:
-            where = f"{place}{key}{inner}"
+            where = f"{prefix}{key}{inner}"
             if number > most:
                 raise _refused(model, file, where, number, f"no model takes more than {most:,}")
             if most == MOST_EDGE:
@@ -145,16 +145,16 @@ def _require_picture(
             elif most == MOST_PIXELS and "video" not in f"{file}{named}".lower():
                 area = max(area, number)
     if patch is not None and patch < 1:
-        raise _refused(model, file, f"{place}patch_size", patch, "a patch has at least one pixel")
+        raise _refused(model, file, f"{prefix}patch_size", patch, "a patch has at least one pixel")
     if patch is not None and area / patch**2 > MOST_PATCHES:
         raise _refused(
-            model, file, f"{place}patch_size", patch,
+            model, file, f"{prefix}patch_size", patch,
             f"with {area:,.0f} pixels that makes more than {MOST_PATCHES:,} patches a picture",
         )  # fmt: skip
 
 
-def _demand(key: str, value: Any, *, in_pixels: bool) -> tuple[float, list[tuple[str, float]]]:
-    """Return the most that an entry may be, and the numbers that it has."""
+def _limit_of(key: str, value: Any, *, in_pixels: bool) -> tuple[float, list[tuple[str, float]]]:
+    """Return the limit of an entry, and its numbers."""
     plain = [("", number) for number in _numbers(value)]
     if _SIZES.fullmatch(key):
         if not isinstance(value, Mapping):
@@ -173,8 +173,8 @@ def _demand(key: str, value: Any, *, in_pixels: bool) -> tuple[float, list[tuple
     return 0, []
 
 
-def _absurd(key: str, number: float, tensors: int) -> str | None:
-    """Say what is wrong with a number of a configuration; None if nothing is."""
+def _implausible(key: str, number: float, tensors: int) -> str | None:
+    """Return why a number of a configuration is implausible, or None."""
     if number < 0:
         return "it cannot be negative" if _NOT_NEGATIVE.fullmatch(key) else None
     if _LAYERS.fullmatch(key):
@@ -188,22 +188,22 @@ def _absurd(key: str, number: float, tensors: int) -> str | None:
     return None
 
 
-def _parts(value: Any, place: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each object of a configuration, and where it is."""
+def _parts(value: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each object of a configuration with its path."""
     if isinstance(value, Mapping):
-        yield place, value
+        yield prefix, value
         if depth < 8:
             for key, part in value.items():
                 if isinstance(part, Mapping | list):
-                    yield from _parts(part, f"{place}{key}.", depth + 1)
+                    yield from _parts(part, f"{prefix}{key}.", depth + 1)
     elif isinstance(value, list) and depth < 8:
         for part in value[:1000]:
             if isinstance(part, Mapping):
-                yield from _parts(part, place, depth + 1)
+                yield from _parts(part, prefix, depth + 1)
 
 
 def _numbers(value: Any) -> list[float]:
-    """Return the number that an entry is, or those of a short list."""
+    """Return an entry that is a number as a list, or the numbers of a list entry."""
     values = value[:64] if isinstance(value, list) else [value]
     return [n for n in values if isinstance(n, int | float) and not isinstance(n, bool)]
 

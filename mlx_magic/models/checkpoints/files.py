@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which ones a library will read, and whether they are whole."""
+"""The files of a checkpoint: which of them a library reads, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TOKENIZERS = (
     "sentencepiece*.model",
 )
 _MOST_SHARDS = 10_000
-_MOST_HEADERS = 96 * 2**20  # of all weight files; those of Kimi K2 have 21 MB
+_MOST_HEADERS = 96 * 2**20  # sum over all weight files; 21 MB for Kimi K2
 PICKLES = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -38,7 +38,7 @@ def read_config(folder: Path, *, model: str) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        When there is none, or it is no JSON object with a model_type.
+        When there is none, or it is not a JSON object with a model_type.
     """
     path = folder / "config.json"
     if not os.path.lexists(path):
@@ -57,7 +57,7 @@ def read_config(folder: Path, *, model: str) -> dict[str, Any]:
         )
     if shown(model_type) != model_type:
         raise CheckpointError(
-            f"{model}: config.json names a model_type that is no name ({shown(model_type)}): "
+            f"{model}: config.json has an invalid model_type ({shown(model_type)}): "
             "is it the configuration of a model?",
             model=model,
         )
@@ -66,7 +66,7 @@ def read_config(folder: Path, *, model: str) -> dict[str, Any]:
 
 
 def _require_bits(config: dict[str, Any], model: str) -> None:
-    """Refuse a quantization that no arithmetic holds for."""
+    """Refuse a quantization with an impossible number of bits or group size."""
     for key in ("quantization", "quantization_config"):
         found = config.get(key)
         if not isinstance(found, dict):
@@ -80,14 +80,14 @@ def _require_bits(config: dict[str, Any], model: str) -> None:
             else:
                 continue
             raise CheckpointError(
-                f"{model}: config.json has a {key} with {what}, which cannot be: fetch the model "
-                "again.",
+                f"{model}: config.json has a {key} with {what}, which is impossible: fetch the "
+                "model again.",
                 model=model,
             )
 
 
 def read_object(path: Path, *, model: str) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
+    """Read a JSON file whose content must be an object.
 
     Raises
     ------
@@ -102,15 +102,15 @@ def read_object(path: Path, *, model: str) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{model}: {path.name} is no JSON object: fetch the model again.", model=model
+            f"{model}: {path.name} is not a JSON object: fetch the model again.", model=model
         )
     return content
 
 
 def weights(folder: Path, kind: Kind, *, model: str, quick: bool = False) -> Contents:
-    """Check every weight file that the library for this kind will read.
+    """Check every weight file that the library of this kind reads.
 
-    With `quick`, headers that would take long are refused.
+    With `quick`, headers that would take long to parse are refused.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def weights(folder: Path, kind: Kind, *, model: str, quick: bool = False) -> Con
     Raises
     ------
     CheckpointError
-        When there are none, a shard is missing, or one is cut short or damaged.
+        When there are none, a shard is missing, or one is truncated or damaged.
     """
     files = _weight_files(folder, kind, _shards(folder, model=model))
     if not files:
@@ -143,20 +143,20 @@ def weights(folder: Path, kind: Kind, *, model: str, quick: bool = False) -> Con
 
 
 def require_tokenizer(folder: Path, *, model: str) -> None:
-    """Refuse a folder whose tokenizer is missing or cut short.
+    """Refuse a folder whose tokenizer is missing or truncated.
 
     Raises
     ------
     CheckpointError
     """
-    if not first_of(folder, _TOKENIZERS):
+    if not first_match(folder, _TOKENIZERS):
         raise CheckpointError(
             f"{model}: {folder} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json): "
             "copy the tokenizer files of the model into it.",
             model=model,
         )
     path = folder / "tokenizer.json"
-    # Parsing it would take a third of a second for a large vocabulary.
+    # Not parsed: that takes a third of a second for a large vocabulary.
     if path.is_file() and not _ends_with_brace(path):
         raise CheckpointError(
             f"{model}: tokenizer.json is cut short: fetch the model again.", model=model
@@ -164,7 +164,7 @@ def require_tokenizer(folder: Path, *, model: str) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Say whether all weight files are there: a cancelled download leaves gaps."""
+    """Return whether all weight files exist. After a cancelled download some are missing."""
     try:
         shards = _shards(folder, model=folder.name)
     except CheckpointError:
@@ -173,7 +173,7 @@ def is_complete(folder: Path) -> bool:
 
 
 def _shards(folder: Path, *, model: str) -> list[Path]:
-    """Files that the index names; mlx-vlm would silently leave out a missing one."""
+    """Return the files that the index names. mlx-vlm would silently skip a missing one."""
     index = folder / INDEX
     if not os.path.lexists(index):
         return []
@@ -207,7 +207,7 @@ def _shards(folder: Path, *, model: str) -> list[Path]:
 
 def _weight_files(folder: Path, kind: Kind, shards: list[Path]) -> list[Path]:
     if kind == "text":
-        # mlx-lm looks at nothing else.
+        # mlx-lm reads only these.
         return sorted(folder.glob("model*.safetensors"))
     return shards or [
         path
@@ -218,8 +218,8 @@ def _weight_files(folder: Path, kind: Kind, shards: list[Path]) -> list[Path]:
 
 def _no_weights(folder: Path, kind: Kind, *, model: str) -> CheckpointError:
     others = [path.name for path in sorted(folder.glob("*.safetensors"))]
-    pickles = first_of(folder, PICKLES)
-    gguf = first_of(folder, ("*.gguf",))
+    pickles = first_match(folder, PICKLES)
+    gguf = first_match(folder, ("*.gguf",))
     converter = "mlx_vlm" if kind == "vision" else "mlx_lm"
     if others:
         text = f"only {_listed(others)}, while model*.safetensors are read: rename or convert them"
@@ -235,8 +235,8 @@ def _no_weights(folder: Path, kind: Kind, *, model: str) -> CheckpointError:
     return CheckpointError(f"{model}: {folder} has {text}.", model=model)
 
 
-def first_of(folder: Path, patterns: Iterable[str]) -> str | None:
-    """Return the name of the first file in a folder that fits a pattern; None if none does."""
+def first_match(folder: Path, patterns: Iterable[str]) -> str | None:
+    """Return the name of the first file in a folder that matches a pattern, or None."""
     return next((p.name for pattern in patterns for p in sorted(folder.glob(pattern))), None)
 
 

@@ -1,4 +1,4 @@
-"""A LoRA adapter on disk: whether a library will read it, judged before any weights are loaded."""
+"""Reads and checks a LoRA adapter on disk, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from mlx_magic.errors import CheckpointError, ModelNotFoundError
 from mlx_magic.models.checkpoints import remote_code
 from mlx_magic.models.checkpoints.architectures import Kind
-from mlx_magic.models.checkpoints.files import PICKLES, first_of, read_object
+from mlx_magic.models.checkpoints.files import PICKLES, first_match, read_object
 from mlx_magic.models.checkpoints.safetensors import tensor_bytes
 from mlx_magic.user_folders import expanded
 
@@ -20,22 +20,22 @@ _WEIGHTS: Mapping[Kind, tuple[str, ...]] = {
     "text": ("adapters.safetensors",),
     "vision": ("adapters.safetensors", "weights.safetensors"),
 }
-_MOST_RANK = 2**14  # as wide as a model is
+_MOST_RANK = 2**14  # the width of large models
 _LIBRARY: Mapping[Kind, str] = {"text": "mlx-lm", "vision": "mlx-vlm"}
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What was trained on top of a model, as its files describe it.
+    """A LoRA adapter, as its files describe it.
 
     Attributes
     ----------
     path : Path
         Its folder.
     bytes_by_dtype : mapping
-        Bytes of its tensors, by dtype as safetensors names it.
+        Bytes of its tensors by dtype, in safetensors' names.
     wants_code : tuple of str
-        What it would make a library run.
+        Code that a library would run.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Adapter:
 
 
 def require_folder(folder: Path, *, model: str) -> Path:
-    """Return the folder with ``~`` expanded, if it is one.
+    """Return the folder with ``~`` expanded, if it exists.
 
     Raises
     ------
@@ -67,23 +67,23 @@ def require_folder(folder: Path, *, model: str) -> Path:
 
 
 def inspect(folder: Path, kind: Kind, *, model: str) -> Adapter:
-    """Read what an adapter is: without importing a library, or reading a tensor.
+    """Read the description of an adapter, without importing a library or reading tensors.
 
     Parameters
     ----------
     folder : Path
         ``~`` is expanded.
     kind : {"vision", "text"}
-        Of the model that it is for.
+        Kind of the base model.
     model : str
-        Name of that model, for the errors.
+        Name of the base model, for the errors.
 
     Raises
     ------
     ModelNotFoundError
         There is no such folder.
     CheckpointError
-        The library for this kind cannot read what is in it, or it is damaged.
+        The library of this kind cannot read it, or it is damaged.
     """
     folder = require_folder(folder, model=model)
     if not (folder / CONFIG).is_file():
@@ -108,9 +108,9 @@ def inspect(folder: Path, kind: Kind, *, model: str) -> Adapter:
 
 
 def _no_weights(folder: Path, config: Mapping[str, Any], kind: Kind, model: str) -> CheckpointError:
-    pickles = first_of(folder, (*PICKLES, "*.npz"))
+    pickles = first_match(folder, (*PICKLES, "*.npz"))
     if "peft_type" in config:
-        text = f"is one of PEFT's, which {_LIBRARY[kind]} does not read: convert it to MLX first"
+        text = f"is in PEFT format, which {_LIBRARY[kind]} does not read: convert it to MLX first"
     elif pickles:
         text = f"has only pickled weights ({pickles}), which can run code and are not read"
     else:
@@ -119,7 +119,7 @@ def _no_weights(folder: Path, config: Mapping[str, Any], kind: Kind, model: str)
 
 
 def _require_parameters(config: Mapping[str, Any], folder: Path, kind: Kind, model: str) -> None:
-    """Refuse a configuration that its library would stumble over, with the model half loaded."""
+    """Refuse a configuration with which the library would fail in the middle of the load."""
     if config.get("fine_tune_type", "lora") == "full":
         return
     found = config.get("lora_parameters")
@@ -132,7 +132,7 @@ def _require_parameters(config: Mapping[str, Any], folder: Path, kind: Kind, mod
                 model=model,
             )
     if found is None and kind == "vision" and isinstance(config.get("rank"), int):
-        return  # as mlx-vlm wrote it before it took mlx-lm's form
+        return  # the older format of mlx-vlm, before it adopted that of mlx-lm
     missing = [
         name
         for name in ("rank", "scale", "dropout")

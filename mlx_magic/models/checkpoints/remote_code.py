@@ -1,8 +1,8 @@
-"""What a checkpoint would make the libraries run, and the refusal of it.
+"""Finds the code that a checkpoint would make the libraries run, and refuses it.
 
-mlx-vlm turns ``trust_remote_code`` on by itself for many architectures: passing
-False to it protects nobody. So a checkpoint is read first, and one that asks for
-code never reaches a library without permission.
+mlx-vlm turns ``trust_remote_code`` on by itself for many architectures, so that passing False to
+it does not protect. Therefore a checkpoint's files are read first, and a checkpoint that would run
+code is not passed to a library without permission.
 """
 
 from __future__ import annotations
@@ -19,51 +19,51 @@ from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import architectures, strict_json, tokenizer_file
 from mlx_magic.models.checkpoints.strict_json import JsonLimits, UnreadableFileError
 
-# Large, and never read as a configuration by any of the libraries.
-_DATA = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
-# What training leaves behind: read by no library that loads a model, and full of NaN.
+# Large vocabularies, which no library reads as a configuration.
+_VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
+# Files of a training run: no library reads them to load a model, and they contain NaN.
 _UNREAD = frozenset(
     {"trainer_state.json", "train_results.json", "eval_results.json", "all_results.json"}
 )
-_WORDS = (".model", ".tiktoken", ".txt", ".jsonl")
+_TEXT_SUFFIXES = (".model", ".tiktoken", ".txt", ".jsonl")
 _MOST_FILES = 2000
 _MOST_BYTES = 160 * 2**20
 _MOST_ADDED = 50_000  # Orpheus has 28,672, one for each sound
-_MOST_EXTRA = 8_000  # what is listed beside them takes transformers' time by its square
+_MOST_EXTRA = 8_000  # transformers' time is quadratic in the number of these
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
-# Of another version of transformers: tokenizer.4.0.0.json is read in the place of tokenizer.json.
+# transformers reads tokenizer.4.0.0.json instead of tokenizer.json, depending on its version.
 _VERSION = re.compile(r"tokenizer\..*\.json", re.DOTALL)
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")
 
 
 def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) -> tuple[str, ...]:
-    """List everything a checkpoint would make mlx-vlm, mlx-lm or transformers run.
+    """List the code that a checkpoint would make mlx-vlm, mlx-lm or transformers run.
 
-    Looked at are: ``model_file`` in config.json (imported as Python), ``auto_map`` in any
-    JSON file, nested or in a direct subfolder (transformers imports the class it names, even
-    from another repository), and architectures for which mlx-vlm trusts the code of a repository
-    of its own choice. Not here: pickled weights, which no library would load, and which are
-    refused as weights; ``custom_generate/``, which only PyTorch models run; chat templates, which
-    are rendered in a sandbox of ours (`backends.chat_template`), with permission too.
+    Checked are ``model_file`` in config.json (imported as Python), ``auto_map`` in any JSON file,
+    nested or in a direct subfolder (transformers imports the class that it names, even from
+    another repository), and architectures for which mlx-vlm trusts the code of a repository that
+    it chooses. Not checked are pickled weights, which no library loads and which are refused as
+    weights; ``custom_generate/``, which only PyTorch models run; and chat templates, which are
+    rendered in our sandbox (`backends.chat_templates`) even with permission.
 
     Parameters
     ----------
     folder : Path
         The checkpoint. Its files are read, nothing is imported.
     model : str, optional
-        Name of the model, for the error; the folder's if left out.
+        Name of the model, for the error; the folder's name if left out.
     quick : bool
-        For a list: vocabularies ask for nothing, and are not read.
+        For a list: vocabularies are not read, since they cannot name code.
 
     Returns
     -------
     tuple of str
-        One line each, such as ``"config.json: model_file = 'model.py'"``; empty is harmless.
+        One line each, such as ``"config.json: model_file = 'model.py'"``; empty if it runs none.
 
     Raises
     ------
     CheckpointError
-        A file that a library would read cannot be read here: what it asks for is unknown.
+        A file that a library would read cannot be read here, so that its code is unknown.
     """
     config: dict[str, Any] = {}
     wanted: list[str] = []
@@ -71,9 +71,13 @@ def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) 
     for path in _files(folder, model or folder.name):
         name = path.relative_to(folder).as_posix()
         try:
-            if quick and not _folded(path.name).endswith(_WORDS) and not _is_data(path.name):
+            if (
+                quick
+                and not _folded(path.name).endswith(_TEXT_SUFFIXES)
+                and not _is_data(path.name)
+            ):
                 strict_json.require_quick(total + _size(path), model=model or folder.name)
-            content, size = _judged(path, quick=quick)
+            content, size = _read_checked(path, quick=quick)
         except UnreadableFileError as error:
             raise _unreadable(model or folder.name, name, str(error)) from error
         total += size
@@ -91,9 +95,9 @@ def wanted_code(folder: Path, *, model: str | None = None, quick: bool = False) 
 
 
 def limits_of(name: str) -> JsonLimits | None:
-    """Return how large a file may be that the libraries read beside the weights.
+    """Return the limits of a file that the libraries read besides the weights.
 
-    Names are compared as file systems that ignore case do.
+    The case of names is ignored, as on some file systems.
 
     Parameters
     ----------
@@ -102,13 +106,13 @@ def limits_of(name: str) -> JsonLimits | None:
 
     Returns
     -------
-    Limits or None
+    JsonLimits or None
         None for a file that no library reads.
     """
     name = _folded(name.rpartition("/")[2])
     if name in _UNREAD:
         return None
-    if _is_data(name) or name.endswith(_WORDS):
+    if _is_data(name) or name.endswith(_TEXT_SUFFIXES):
         return strict_json.VOCABULARY
     if name.endswith(".index.json"):
         return strict_json.INDEX
@@ -117,8 +121,8 @@ def limits_of(name: str) -> JsonLimits | None:
     return strict_json.TEMPLATE if name.endswith(".jinja") else None
 
 
-def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
-    """Return the content of a file, if it is a configuration, and its size.
+def _read_checked(path: Path, *, quick: bool) -> tuple[Any, int]:
+    """Check a file; return its content if it is a configuration, and its size.
 
     Raises
     ------
@@ -128,7 +132,7 @@ def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
     assert limits is not None
     with strict_json.opened(path) as (_, size):
         pass
-    if name.endswith(_WORDS):
+    if name.endswith(_TEXT_SUFFIXES):
         if size > limits.nbytes:
             raise UnreadableFileError(f"is too large ({size / 1e6:.1f} MB)")
         return None, size
@@ -137,23 +141,23 @@ def _judged(path: Path, *, quick: bool) -> tuple[Any, int]:
         return None, size
     if not _is_data(name):
         content = strict_json.read(path, limits)
-        _require_few_named(name, content)
-        # What an index says of code nobody reads; but it was parsed.
+        _require_few_special_tokens(name, content)
+        # No library looks for code in an index. It is parsed only to be checked.
         return ({} if name.endswith(".index.json") else content), size
     if quick and size <= limits.nbytes:
-        return None, 0  # a vocabulary asks for nothing
+        return None, 0  # a vocabulary cannot name code
     _scan(path, limits)
     return None, size
 
 
 def _is_data(name: str) -> bool:
-    """Say whether a file is a vocabulary, by its name without its folder."""
+    """Return whether a file is a vocabulary, by its name without the folder."""
     name = _folded(name)
-    return name in _DATA or _VERSION.fullmatch(name) is not None
+    return name in _VOCABULARY_FILES or _VERSION.fullmatch(name) is not None
 
 
-def _require_few_named(name: str, content: Any) -> None:
-    """Refuse more tokens beside a vocabulary than any tokenizer has, or one from elsewhere.
+def _require_few_special_tokens(name: str, content: Any) -> None:
+    """Refuse too many added or special tokens, and tokenizer files outside the folder.
 
     Raises
     ------
@@ -172,7 +176,7 @@ def _require_few_named(name: str, content: Any) -> None:
     files = content.get("fast_tokenizer_files")
     for file in files if isinstance(files, list) else ():
         if isinstance(file, str) and (set(file) & set("/\\") or file == ".."):
-            raise UnreadableFileError("names a tokenizer outside of its folder")
+            raise UnreadableFileError("names a tokenizer outside its folder")
 
 
 def _size(path: Path) -> int:
@@ -186,48 +190,48 @@ _SCANNED: set[tuple[str, int, int, int, int]] = set()
 
 
 def _scan(path: Path, limits: JsonLimits) -> None:
-    """Scan a vocabulary once: it takes a third of a second, and a list looks at each model."""
+    """Check a vocabulary, once for each state of the file: it takes a third of a second."""
     found = path.stat()
     key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if key not in _SCANNED:
-        raw, bare = strict_json.scan(path, limits)
-        _require_few_added(raw)
+        raw, without_strings = strict_json.scan(path, limits)
+        _require_few_added_tokens(raw)
         if _folded(path.name).startswith("tokenizer."):
-            tokenizer_file.require_bounded(raw, bare)
+            tokenizer_file.require_bounded(raw, without_strings)
         if len(_SCANNED) > 1000:
             _SCANNED.clear()
         _SCANNED.add(key)
 
 
-def _require_few_added(raw: bytes) -> None:
-    """Refuse a tokenizer that adds more tokens than any: each takes transformers 80 µs.
+def _require_few_added_tokens(raw: bytes) -> None:
+    """Refuse a tokenizer with too many added tokens: each takes transformers 80 µs.
 
     Raises
     ------
     UnreadableFileError
     """
-    # Nobody writes letters as escapes, but who hides what is counted.
+    # Letters are written as escapes only to hide a key from being counted.
     if max(raw.count(b'"lstrip"'), len(_ESCAPED_LETTER.findall(raw))) > _MOST_ADDED:
         raise UnreadableFileError(f"adds more than {_MOST_ADDED} tokens to its vocabulary")
 
 
 def _files(folder: Path, model: str) -> list[Path]:
-    """Return the files that a library may read, of the folder and its direct subfolders."""
+    """Return the files in the folder and its direct subfolders that a library may read."""
     found: list[Path] = []
     entries = 0
-    for place in (folder, *_subfolders(folder)):
+    for parent in (folder, *_subfolders(folder)):
         try:
-            with os.scandir(place) as listing:
+            with os.scandir(parent) as listing:
                 for entry in listing:
                     entries += 1
                     if entries > _MOST_FILES:
-                        raise _unreadable(model, place.name, f"has more than {_MOST_FILES} files")
+                        raise _unreadable(model, parent.name, f"has more than {_MOST_FILES} files")
                     if limits_of(entry.name) is not None and not _is_folder(Path(entry.path)):
-                        found.append(place / entry.name)
+                        found.append(parent / entry.name)
         except OSError as error:
             reason = error.strerror or type(error).__name__
-            raise _unreadable(model, place.name, f"cannot be read ({reason})") from error
-    return sorted(found, key=_place(folder))
+            raise _unreadable(model, parent.name, f"cannot be read ({reason})") from error
+    return sorted(found, key=_sort_key(folder))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -239,7 +243,7 @@ def _subfolders(folder: Path) -> list[Path]:
                 if _is_folder(Path(e.path)) and not e.name.startswith(".")
             ]
     except OSError:
-        return []  # who lists the folder itself says why
+        return []  # `_files` reports the error when it lists the folder
 
 
 def _is_folder(path: Path) -> bool:
@@ -258,7 +262,7 @@ def _unreadable(model: str, name: str, why: str) -> CheckpointError:
 
 
 def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None:
-    """Refuse a checkpoint that asks to run code, unless this load allows it.
+    """Refuse a checkpoint that would run code, unless this load allows it.
 
     Parameters
     ----------
@@ -267,20 +271,20 @@ def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None
     model : str
         Name of the model, for the error.
     allowed : bool
-        Whether the person said so for this load.
+        Whether the user allowed code for this load.
 
     Raises
     ------
     UntrustedCodeError
-        Names what it wanted, and how to allow it.
+        Names the code, and how to allow it.
     """
     if not wanted or allowed:
         return
-    shown = "; ".join(wanted[:3])
+    listed = "; ".join(wanted[:3])
     if len(wanted) > 3:
-        shown += f"; and {len(wanted) - 3} more"
+        listed += f"; and {len(wanted) - 3} more"
     raise UntrustedCodeError(
-        f"{model} wants to run its own code ({shown}), and nothing of it was run: read it, and if "
+        f"{model} wants to run its own code ({listed}), and nothing of it was run: read it, and if "
         "you trust it, load it with --trust-remote-code.",
         model=model,
         wanted=wanted,
@@ -288,7 +292,7 @@ def require_trust(wanted: tuple[str, ...], *, model: str, allowed: bool) -> None
 
 
 def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
-    """Find auto_map at any depth: a part's configuration may be written into its parent's."""
+    """Find auto_map at any depth: configurations may be nested in others."""
     stack: list[tuple[str, Any]] = [(path, value)]
     while stack:
         path, value = stack.pop()
@@ -300,16 +304,16 @@ def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
             if key != "auto_map":
                 stack.append((f"{path}.{key}" if path else key, item))
         found = value.get("auto_map")
-        place = f"{path}.auto_map" if path else "auto_map"
+        key_path = f"{path}.auto_map" if path else "auto_map"
         if isinstance(found, dict):
             for name, target in found.items():
-                yield f"{place} {name} = {_short(target)}"
+                yield f"{key_path} {name} = {_short(target)}"
         elif found:
-            yield f"{place} = {_short(found)}"
+            yield f"{key_path} = {_short(found)}"
 
 
 def _from_architecture(config: Mapping[str, Any]) -> list[str]:
-    """Name what mlx-vlm's own code for this architecture would run."""
+    """List the code of other repositories that mlx-vlm would run for this architecture."""
     sources = architectures.vision_sources(config)
     if not any(re.search(r"\bTOKENIZER_REPO\b", text) for text in sources.values()):
         return []
@@ -325,13 +329,13 @@ def _short(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Keep a key that a stranger wrote from breaking the line or driving the terminal."""
+    """Return untrusted text as one printable line."""
     text = text if text.isprintable() else repr(text)
     return shown(text, 300)
 
 
-def _place(folder: Path) -> Any:
-    """Sort key: files of the folder itself first, config.json before the others."""
+def _sort_key(folder: Path) -> Any:
+    """Return a sort key: files of the folder itself first, config.json before the others."""
 
     def key(path: Path) -> tuple[bool, bool, str]:
         return path.parent != folder, path.name != "config.json", str(path)

@@ -1,4 +1,4 @@
-"""What a safetensors file holds, and whether all of it is there, from its header alone."""
+"""Reads headers of safetensors files, and checks that the files are complete."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import strict_json
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
-# 60,000 tensors a file: ten times what is published. The format allows 100 MB, which take a
-# gigabyte to parse.
+# Enough for 60,000 tensors, ten times as many as published files have. The format allows 100 MB,
+# which take a gigabyte of memory to parse.
 MAX_HEADER_BYTES = strict_json.HEADER.nbytes
 _MOST_DIMENSIONS = 16
 
@@ -31,16 +31,16 @@ _AGAIN = "fetch the model again"
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a tensor lies.
+    """The position of a tensor in a file.
 
     Attributes
     ----------
     path : Path
         The file.
     start, nbytes : int
-        Bytes from the file's beginning, and of the tensor.
+        Offset from the start of the file, and size, in bytes.
     dtype : str
-        As the file names it (``"BF16"``).
+        In safetensors' names (``"BF16"``).
     shape : tuple of int
     """
 
@@ -53,16 +53,16 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What weight files hold.
+    """Sums over weight files.
 
     Attributes
     ----------
     sizes : collections.Counter
-        Bytes of tensors, by dtype as the file names it (``"F16"``).
+        Bytes of tensors by dtype, in safetensors' names (``"F16"``).
     tensors : int
-        How many there are.
+        Number of tensors.
     header : int
-        Bytes of their headers.
+        Bytes of the headers.
     """
 
     sizes: Counter[str]
@@ -70,7 +70,7 @@ class Contents:
     header: int
 
     def __add__(self, other: Contents) -> Contents:
-        """Return what both hold."""
+        """Return the sums of both."""
         sizes = Counter(self.sizes)
         sizes.update(other.sizes)
         return Contents(sizes, self.tensors + other.tensors, self.header + other.header)
@@ -82,11 +82,11 @@ def contents(path: Path, *, model: str, quick: bool = False) -> Contents:
     Parameters
     ----------
     path : Path
-        The file; of its tensors nothing is read.
+        The file; its tensors are not read.
     model : str
         Name of the model, for the error.
     quick : bool
-        For a list: a large header is not read.
+        For a list: a large header is refused.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def contents(path: Path, *, model: str, quick: bool = False) -> Contents:
     ------
     SlowToReadError
     CheckpointError
-        When the file is cut short, is no safetensors file, or contradicts itself.
+        When the file is truncated, is not a safetensors file, or is inconsistent.
     """
     try:
         with strict_json.opened(path) as (file, size):
@@ -109,7 +109,7 @@ def contents(path: Path, *, model: str, quick: bool = False) -> Contents:
             if len(prefix) < 8:
                 raise _damaged(path, model, f"is cut short ({size} bytes)")
             if length > MAX_HEADER_BYTES:
-                raise _damaged(path, model, "is no safetensors file")
+                raise _damaged(path, model, "is not a safetensors file")
             if quick:
                 strict_json.require_quick(length, model=model)
             if length > size - 8:
@@ -127,7 +127,7 @@ def tensor_bytes(path: Path, *, model: str) -> Counter[str]:
 
 
 def spans(path: Path) -> dict[str, Span]:
-    """Return where each tensor of a file lies that `tensor_bytes` has found whole.
+    """Return the position of each tensor, of a file that `tensor_bytes` has checked.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def spans(path: Path) -> dict[str, Span]:
     Raises
     ------
     UnreadableFileError
-        It has changed since.
+        The file has changed since the check.
     """
     with strict_json.opened(path) as (file, _):
         length = min(int.from_bytes(file.read(8), "little"), MAX_HEADER_BYTES)
@@ -164,7 +164,7 @@ def _parsed(raw: bytes, path: Path, model: str) -> Mapping[str, Any]:
     return header
 
 
-def _checked(header: Mapping[str, Any], room: int, path: Path, model: str) -> Counter[str]:
+def _checked(header: Mapping[str, Any], available: int, path: Path, model: str) -> Counter[str]:
     spans: list[tuple[int, int]] = []
     sizes: Counter[str] = Counter()
     for name, entry in header.items():
@@ -178,15 +178,17 @@ def _checked(header: Mapping[str, Any], room: int, path: Path, model: str) -> Co
         if start < end:
             raise _damaged(path, model, "has a damaged header (tensors overlap)")
     needed = max((end for _, end in spans), default=0)
-    if needed > room:
-        raise _damaged(path, model, f"is cut short ({needed - room} bytes are missing)")
-    if needed < room:
-        raise _damaged(path, model, f"is damaged ({room - needed} bytes more than its header says)")
+    if needed > available:
+        raise _damaged(path, model, f"is cut short ({needed - available} bytes are missing)")
+    if needed < available:
+        raise _damaged(
+            path, model, f"is damaged ({available - needed} bytes more than its header says)"
+        )
     return sizes
 
 
 def _span(entry: Any, path: Path, model: str) -> tuple[int, int, str]:
-    """Return where a tensor begins and ends, and its dtype."""
+    """Return the start, end and dtype of a tensor."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]}:
             bits = _BITS.get(dtype)
@@ -200,12 +202,12 @@ def _span(entry: Any, path: Path, model: str) -> tuple[int, int, str]:
 
 
 def _elements(shape: list[Any]) -> int | None:
-    """Return the count of elements; None for a shape that no tensor has."""
+    """Return the number of elements; None for an invalid shape."""
     if len(shape) > _MOST_DIMENSIONS:
         return None
     elements = 1
     for n in shape:
-        # A bool is an int.
+        # Not isinstance: a bool is an int, too.
         if type(n) is not int or not 0 <= n < 2**63:
             return None
         elements *= n

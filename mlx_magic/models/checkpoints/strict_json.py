@@ -1,7 +1,7 @@
-"""Reading a file that a stranger wrote: regular files only, bounded before any work is done.
+"""Reads untrusted JSON and text files: regular files only, with limits that are checked first.
 
-A library may read what our parser cannot. So a file that is not understood here is an error,
-never an empty answer.
+A library may accept a file that this parser does not. So a file that cannot be parsed here is an
+error, and is never treated as empty.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, NoReturn
 from mlx_magic.errors import CheckpointError
 
 MOST_DEPTH = 64
-"""Objects and lists inside each other; the deepest configuration that we know has nine."""
+"""Maximum nesting of objects and lists; at most nine in known configurations."""
 
-_NO_LIMIT = int(1e30)  # transformers writes it as model_max_length, where there is none
+_NO_LIMIT = int(1e30)  # the model_max_length that transformers writes for "no limit"
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
 _LONG_NUMBER = re.compile(rb"[0-9]{400}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -32,13 +32,14 @@ _NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
 @dataclass(frozen=True, slots=True)
 class JsonLimits:
-    """How large a file may be.
+    """Limits of a file.
 
     Attributes
     ----------
     nbytes : int
     values : int
-        Objects, lists, strings, numbers and constants in it. In memory each takes some 100 bytes.
+        Number of objects, lists, strings, numbers and constants. Each takes about 100 bytes in
+        memory.
     """
 
     nbytes: int
@@ -51,31 +52,31 @@ VOCABULARY = JsonLimits(64 * 2**20, 4_000_000)
 HEADER = JsonLimits(16 * 2**20, 600_000)
 TEMPLATE = JsonLimits(2 * 2**20, 0)
 QUICK_BYTES = 3 * 2**20
-"""Bytes that are parsed of one model for a list: half a second's."""
+"""Maximum bytes that are parsed for a model in a list; they take half a second."""
 
 
 class UnreadableFileError(ValueError):
-    """Raised when a file is not read. The message continues a sentence that names the file."""
+    """Raised when a file is refused. The message continues a sentence that names the file."""
 
 
 class SlowToReadError(CheckpointError):
-    """Raised when looking into a checkpoint would take too long for a list."""
+    """Raised when reading a checkpoint would take too long for a list."""
 
 
 def require_quick(nbytes: int, *, model: str) -> None:
-    """Refuse to parse so much for a list.
+    """Refuse to parse too many bytes for a list.
 
     Raises
     ------
     SlowToReadError
     """
     if nbytes > QUICK_BYTES:
-        raise SlowToReadError(f"{model}: it is too much to read for a list.", model=model)
+        raise SlowToReadError(f"{model}: it takes too long to read for a list.", model=model)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file, directly or through links; never wait for a pipe or a device.
+    """Open a regular file, also through links; pipes and devices are refused without waiting.
 
     Yields
     ------
@@ -85,12 +86,12 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     Raises
     ------
     UnreadableFileError
-        It is no regular file, or cannot be opened or read.
+        It is not a regular file, or cannot be opened or read.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
     try:
-        _require_regular(path.stat())  # some devices act when they are opened
+        _require_regular(path.stat())  # before opening: that has side effects on some devices
         descriptor = os.open(path, flags)
         with os.fdopen(descriptor, "rb") as file:
             found = os.fstat(descriptor)
@@ -102,17 +103,17 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def content(path: Path, limits: JsonLimits) -> bytes:
-    """Read a regular file whole.
+    """Read a whole regular file.
 
     Raises
     ------
     UnreadableFileError
-        It is no regular file, is too large or cannot be read.
+        It is not a regular file, is too large or cannot be read.
     """
     with opened(path) as (file, size):
         if size > limits.nbytes:
             _too_large(size, limits)
-        # A file of /proc has no size, and a file may grow.
+        # The size may be wrong: files in /proc have none, and a file may grow.
         raw = file.read(limits.nbytes + 1)
     if len(raw) > limits.nbytes:
         _too_large(len(raw), limits)
@@ -135,39 +136,39 @@ def read(path: Path, limits: JsonLimits = CONFIG) -> Any:
     Raises
     ------
     UnreadableFileError
-        It is no regular file, is too large, too deep or no JSON, repeats a key, or has a number
-        or text that the libraries could read in more than one way.
+        It is not a regular file, is too large or too deep, is not JSON, repeats a key, or has a
+        number or text that libraries read in different ways.
     """
     return parse(content(path, limits), limits)
 
 
 def scan(path: Path, limits: JsonLimits = VOCABULARY) -> tuple[bytes, bytes]:
-    """Check the size, depth and count of values of a JSON file, and build nothing.
+    """Check the size, depth and number of values of a JSON file without parsing it.
 
     Returns
     -------
     tuple of bytes
-        The file, as it is and without its strings.
+        The content, unchanged and without string literals.
 
     Raises
     ------
     UnreadableFileError
     """
     raw = content(path, limits)
-    bare = _require_shape(raw, limits)
+    without_strings = _require_shape(raw, limits)
     _decoded(raw)
-    return raw, bare
+    return raw, without_strings
 
 
 def parse(raw: bytes, limits: JsonLimits = CONFIG) -> Any:
-    """Parse JSON. Unlike `json.loads`, refuse repeated keys, NaN and unreasonable numbers.
+    """Parse JSON. Unlike `json.loads`, refuse repeated keys, NaN and very large numbers.
 
     Infinity is allowed: configurations of Mamba have it.
 
     Parameters
     ----------
     raw : bytes
-        UTF-8 without a byte order mark, which no library takes either.
+        UTF-8 without a byte order mark, which the libraries do not accept either.
     limits : JsonLimits
 
     Raises
@@ -192,7 +193,7 @@ def parse(raw: bytes, limits: JsonLimits = CONFIG) -> Any:
     except UnicodeEncodeError as error:
         raise UnreadableFileError("is damaged (half a character)") from error
     except (ValueError, RecursionError, MemoryError) as error:
-        raise UnreadableFileError("is damaged (no valid JSON)") from error
+        raise UnreadableFileError("is damaged (not valid JSON)") from error
     return value
 
 
@@ -211,30 +212,33 @@ def _decoded(raw: bytes) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UnreadableFileError("is damaged (no valid JSON: it is not UTF-8 text)") from error
+        raise UnreadableFileError("is damaged (not valid JSON: it is not UTF-8 text)") from error
 
 
 def _require_shape(raw: bytes, limits: JsonLimits) -> bytes:
-    """Count values and depth outside of strings; return what is outside of them."""
+    """Check the number of values and the depth; return the content without string literals."""
     if raw.count(b'"') > 2 * limits.values + raw.count(b'\\"'):
         raise UnreadableFileError(f"has more than {limits.values} values")
-    bare = _STRING.sub(b"", raw)
-    if bare.count(b",") + bare.count(b"[") + bare.count(b"{") > limits.values:
+    without_strings = _STRING.sub(b"", raw)
+    if (
+        without_strings.count(b",") + without_strings.count(b"[") + without_strings.count(b"{")
+        > limits.values
+    ):
         raise UnreadableFileError(f"has more than {limits.values} values")
-    if _LONG_NUMBER.search(bare):
+    if _LONG_NUMBER.search(without_strings):
         raise UnreadableFileError("has a number of more than 400 digits")
-    brackets = bare.translate(None, _NO_BRACKETS)
+    brackets = without_strings.translate(None, _NO_BRACKETS)
     for _ in range(MOST_DEPTH):
         if not brackets:
-            return bare
-        # The innermost ones go: as often as it is deep.
+            return without_strings
+        # Each pass removes the innermost brackets.
         inner = len(brackets)
         brackets = brackets.replace(b"[]", b"\0").replace(b"{}", b"\0").replace(b"\0", b"")
         if len(brackets) == inner:
-            raise UnreadableFileError("is damaged (no valid JSON: it is cut short)")
+            raise UnreadableFileError("is damaged (not valid JSON: it is cut short)")
     if brackets:
         raise UnreadableFileError(f"is nested more than {MOST_DEPTH} deep")
-    return bare
+    return without_strings
 
 
 def _integer(digits: str) -> int:
@@ -254,7 +258,7 @@ def _number(digits: str) -> float:
 
 def _constant(name: str) -> float:
     if name == "NaN":
-        raise UnreadableFileError("has NaN, which is no number")
+        raise UnreadableFileError("has NaN, which is not a number")
     return float(name)
 
 

@@ -1,4 +1,4 @@
-"""How much memory the weights of a checkpoint will take."""
+"""The memory of a checkpoint's weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 
 def expected(checkpoint: Checkpoint, *, float32: Callable[[int], bool]) -> int:
-    """Return the bytes that a checkpoint's weights will take in memory, as far as one can say.
+    """Return the estimated bytes of a checkpoint's weights in memory.
 
     Parameters
     ----------
     checkpoint : Checkpoint
     float32 : callable
-        Whether weights are unpacked to float32 where they take so many bytes as such.
+        Called with the bytes of the weights in float32; returns whether they are unpacked to
+        float32.
     """
     quantization = checkpoint.config.get("quantization") or {}
     bits = quantization.get("bits") if isinstance(quantization, dict) else None

@@ -1,7 +1,7 @@
-"""Fetching a repository of the Hub: small files first, judged before any weights come.
+"""Downloads a repository of the Hub: small files first, which are checked before any weights.
 
-The listing names a commit, and everything is asked for by it: a repository that changes during
-the download gives the old commit whole.
+The listing names a commit, and all files are requested of that commit: a repository that changes
+during the download is downloaded as it was before.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from mlx_magic.models.hub.resumable import (
     RemoteFile,
     fetch,
     find,
-    is_whole,
     link,
-    refer,
-    together,
+    matches_hash,
+    run_parallel,
+    write_ref,
 )
 from mlx_magic.user_folders import expanded
 
-# What mlx-vlm and mlx-lm read. Python files come only with permission to run them.
+# Files that mlx-vlm and mlx-lm read. Python files are fetched only with permission to run them.
 _SMALL = ("*.json", "*.jsonl", "*.model", "*.tiktoken", "*.txt", "*.jinja")
 _WEIGHTS = {"vision": ("*.safetensors",), "text": ("model*.safetensors",)}
 _CODE = ("*.py",)
@@ -52,22 +52,22 @@ def download(
     cache: Path | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Fetch what a model needs into the Hub's cache; blocks, so never on the inference thread.
+    """Download a model's files into the Hub's cache. Blocks: not for the inference thread.
 
     Parameters
     ----------
     repo_id : str
         ``"organization/name"``.
     cancel : CancelToken
-        Looked at with every piece that arrives.
+        Checked with every piece that arrives.
     progress : callable
-        Takes bytes fetched and bytes in all; called from several threads, one at a time.
+        Called with downloaded and total bytes; from several threads, but not concurrently.
     trust_remote_code : bool
-        Whether the person allowed this repository's own code.
+        Whether the user allowed the repository's own code.
     revision : str, optional
         Branch, tag or commit; the main branch if left out.
     cache, endpoint : Path, str, optional
-        Instead of the Hub client's own defaults.
+        Replace the Hub client's defaults.
 
     Returns
     -------
@@ -77,11 +77,11 @@ def download(
     Raises
     ------
     Cancelled
-        What has arrived stays, and the next download goes on from there.
+        The downloaded part is kept, and the next download resumes from it.
     CheckpointError, UnsupportedModelError, UntrustedCodeError
-        Before any weights are fetched.
+        Before any weights are downloaded.
     DownloadError
-        Offline, missing, gated, refused, cut off, damaged or no room on the disk.
+        Offline, missing, gated, refused, interrupted, damaged or the disk is full.
     """
     cancel.checkpoint()
     if is_offline():
@@ -91,7 +91,7 @@ def download(
         )
     with translated(repo_id, cancel):
         listing = hub_listing.read(
-            repo_id, revision=revision, endpoint=endpoint, look=cancel.checkpoint
+            repo_id, revision=revision, endpoint=endpoint, check_cancel=cancel.checkpoint
         )
         require_config(listing)
         small = listing.chosen(_SMALL)
@@ -100,8 +100,8 @@ def download(
             small += listing.chosen(_CODE, folders=True)
         hub_listing.require_files(small, repo_id)
         fetching = _Fetch(listing, repository_folder(repo_id, cache), endpoint, cancel, progress)
-        fetching.bring(small)
-        # Large files follow only when the small ones are all right.
+        fetching.fetch_files(small)
+        # Raises if the small files are not valid, before any weights are downloaded.
         config, _ = inspect_config(fetching.folder, repo_id, trust_remote_code=trust_remote_code)
         kind = kind_of(config)
         weights = _weights(fetching.folder, listing.chosen(_WEIGHTS[kind]), kind)
@@ -110,14 +110,14 @@ def download(
                 f"{repo_id} has no safetensors weights: choose an MLX or safetensors version.",
                 model=repo_id,
             )
-        fetching.refer(revision or _MAIN, whole=False)
-        fetching.bring(weights)
-        fetching.refer(revision or _MAIN, whole=True)
+        fetching.write_ref(revision or _MAIN, whole=False)
+        fetching.fetch_files(weights)
+        fetching.write_ref(revision or _MAIN, whole=True)
         return fetching.folder
 
 
 def fetch_config(repo_id: str, folder: Path, *, endpoint: str | None = None) -> tuple[Path, int]:
-    """Fetch a repository's config.json alone, into a cache of its own.
+    """Fetch only a repository's config.json, into a separate cache.
 
     Parameters
     ----------
@@ -129,8 +129,7 @@ def fetch_config(repo_id: str, folder: Path, *, endpoint: str | None = None) -> 
     Returns
     -------
     tuple
-        The folder that config.json is in, and the bytes of all safetensors files, as far as the
-        Hub says.
+        The folder of config.json, and the bytes of all safetensors files according to the Hub.
 
     Raises
     ------
@@ -143,13 +142,13 @@ def fetch_config(repo_id: str, folder: Path, *, endpoint: str | None = None) -> 
         fetching = _Fetch(
             listing, repository_folder(repo_id, folder), endpoint, cancel, lambda done, total: None
         )
-        fetching.bring([listing.files["config.json"]])
+        fetching.fetch_files([listing.files["config.json"]])
     weights = (file for file in listing.files.values() if file.name.endswith(".safetensors"))
     return fetching.folder, sum(file.size or 0 for file in weights)
 
 
 def require_config(listing: Listing) -> None:
-    """Refuse a repository that holds no model.
+    """Refuse a repository without a config.json.
 
     Raises
     ------
@@ -157,7 +156,7 @@ def require_config(listing: Listing) -> None:
     """
     if "config.json" not in listing.files:
         raise DownloadError(
-            f"{listing.repo_id} has no config.json: it is no model that MLX can load.",
+            f"{listing.repo_id} has no config.json: MLX cannot load it.",
             model=listing.repo_id,
         )
 
@@ -171,12 +170,12 @@ def repository_folder(repo_id: str, cache: Path | None) -> Path:
 
 
 class _Fetch:
-    """A download in two parts that is counted as one.
+    """A download in two parts (small files, weights) with one progress.
 
     Attributes
     ----------
     folder : Path
-        Where the commit's files are.
+        The folder of the commit's files.
     """
 
     def __init__(
@@ -193,35 +192,37 @@ class _Fetch:
         self._cancel, self._progress = cancel, progress
         self._lock = threading.Lock()
 
-    def bring(self, files: Sequence[ListedFile]) -> None:
-        """Fetch those of the files that are not in the cache, going on where one was stopped.
+    def fetch_files(self, files: Sequence[ListedFile]) -> None:
+        """Fetch the files that are not in the cache; incomplete ones are resumed.
 
         Raises
         ------
         DownloadError
-            When one is not what its hash says; it is gone from the cache then.
+            When a file does not match its hash; it is then deleted from the cache.
         """
-        there = {file.name: self._size_here(file) for file in files}
-        absent = [file for file in files if there[file.name] is None]
-        found = self._found(absent)
+        sizes_here = {file.name: self._size_here(file) for file in files}
+        absent = [file for file in files if sizes_here[file.name] is None]
+        found = self._find_remote(absent)
         remote = [file for file in found.values() if file is not None]
-        left = [file for file in absent if found[file.name] is None]
-        sizes = [size for size in there.values() if size is not None]
-        self._total += sum(sizes) + sum(f.size for f in remote) + sum(f.size or 0 for f in left)
+        too_large = [file for file in absent if found[file.name] is None]
+        sizes = [size for size in sizes_here.values() if size is not None]
+        self._total += (
+            sum(sizes) + sum(f.size for f in remote) + sum(f.size or 0 for f in too_large)
+        )
         self._done += sum(sizes) + sum(file.had for file in remote)
         if absent:
             self._repository.mkdir(parents=True, exist_ok=True)
-            _require_room(self._total - self._done, self._repository, self._listing.repo_id)
+            _require_disk_space(self._total - self._done, self._repository, self._listing.repo_id)
         if absent or any(file.limit is None for file in files):
             self._progress(self._done, self._total)
         fetch(remote, cancel=self._cancel, arrived=self.advance, bar=_bar_class(self, counts=False))
         for file in remote:
             link(file.blob, self.folder / file.name)
-        for listed in left:
-            self._leave(listed)
+        for listed in too_large:
+            self._fetch_with_client(listed)
 
-    def refer(self, revision: str, *, whole: bool) -> None:
-        """Note which commit a revision is; while it is not whole, not in a whole one's place."""
+    def write_ref(self, revision: str, *, whole: bool) -> None:
+        """Record the commit of a revision. An incomplete one does not replace a complete one."""
         if revision == self._listing.commit:
             return
         if not whole:
@@ -229,13 +230,13 @@ class _Fetch:
                 before = (self._repository / "refs" / revision).read_text().strip()
             except (OSError, ValueError):
                 before = ""
-            # What it stands for can still be used without the network.
+            # The recorded commit is complete, and can still be used offline.
             if before and is_complete(self._repository / "snapshots" / before):
                 return
-        refer(self._repository, revision, self._listing.commit)
+        write_ref(self._repository, revision, self._listing.commit)
 
     def _size_here(self, file: ListedFile) -> int | None:
-        """Return how large a file is that is in the cache as it should be; None if it is not."""
+        """Return the size of a file that is valid in the cache; None if it is not."""
         path = self.folder / file.name
         if not path.is_file():
             return None
@@ -248,25 +249,25 @@ class _Fetch:
         size = path.stat().st_size
         if file.size not in (None, size):
             return None
-        # Weights were checked when they came, which takes long.
-        if file.limit is not None and digest and not is_whole(path, digest, self.look):
+        # Weights are not checked again: they were after their download, and it takes long.
+        if file.limit is not None and digest and not matches_hash(path, digest, self.check_cancel):
             return None
         return size
 
-    def _found(self, files: Sequence[ListedFile]) -> dict[str, RemoteFile | None]:
+    def _find_remote(self, files: Sequence[ListedFile]) -> dict[str, RemoteFile | None]:
         found: dict[str, RemoteFile | None] = {}
 
-        def ask(listed: ListedFile, look: Callable[[], None]) -> None:
-            look()
+        def ask(listed: ListedFile, check_cancel: Callable[[], None]) -> None:
+            check_cancel()
             found[listed.name] = find(
                 self._listing, listed, endpoint=self._endpoint, repository=self._repository
             )
 
-        together(files, ask, cancel=self._cancel)
+        run_parallel(files, ask, cancel=self._cancel)
         return {file.name: found[file.name] for file in files}
 
-    def _leave(self, file: ListedFile) -> None:
-        """Let the client fetch a file that is too large for one request."""
+    def _fetch_with_client(self, file: ListedFile) -> None:
+        """Let the Hub client fetch a file that is too large for one request."""
         from huggingface_hub import snapshot_download
 
         self._cancel.checkpoint()
@@ -280,16 +281,16 @@ class _Fetch:
         )
         if self._size_here(file) is None:
             raise DownloadError(
-                f"{self._listing.repo_id}: {file.name} did not arrive whole: try again.",
+                f"{self._listing.repo_id}: {file.name} did not arrive completely: try again.",
                 model=self._listing.repo_id,
             )
 
-    def look(self) -> None:
-        """Stop here if somebody asked."""
+    def check_cancel(self) -> None:
+        """Raise `Cancelled` if the download was cancelled."""
         self._cancel.checkpoint()
 
     def advance(self, count: int) -> None:
-        """Count bytes; from any of the client's threads."""
+        """Count bytes; called from any of the client's threads."""
         self._cancel.checkpoint()
         with self._lock:
             self._done += count
@@ -297,13 +298,13 @@ class _Fetch:
 
 
 def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
-    """Make a progress bar that draws nothing: it counts bytes and is a cancellation point."""
+    """Return a progress bar class without output, which counts bytes and checks for a cancel."""
     from huggingface_hub.utils import tqdm
 
     class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            # Of the client's bars one counts bytes on disk. The others count files, or the
-            # same bytes on the wire.
+            # Only one of the client's bars counts bytes on disk. The others count files, or the
+            # same bytes as network traffic.
             text = str(kwargs.get("desc") or "")
             self._counts = (
                 counts
@@ -316,13 +317,13 @@ def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
             if self._counts:
                 fetching.advance(int(n or 0))
             else:
-                fetching.look()
+                fetching.check_cancel()
 
     return Bar
 
 
 def _weights(folder: Path, files: list[ListedFile], kind: Kind) -> list[ListedFile]:
-    """Leave out the weights that no library would read: other formats, other precisions."""
+    """Return the weight files that a library would read, without other formats or precisions."""
     files = [
         file
         for file in files
@@ -331,12 +332,12 @@ def _weights(folder: Path, files: list[ListedFile], kind: Kind) -> list[ListedFi
     if kind == "vision" and (folder / INDEX).is_file():
         named = read_object(folder / INDEX, model=folder.name).get("weight_map")
         shards = set(named.values()) if isinstance(named, dict) else set()
-        # An index that names none of them is for `checkpoint.inspect` to refuse.
+        # `checkpoint.inspect` refuses an index that names none of the files.
         return [file for file in files if file.name in shards] or files
     return files
 
 
-def _require_room(needed: int, folder: Path, repo_id: str) -> None:
+def _require_disk_space(needed: int, folder: Path, repo_id: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DownloadError(

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, as one line of ours."""
+"""Translates exceptions of the Hub client to one-line errors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mlx_magic.formatting import shown
 
 @contextmanager
 def translated(repo_id: str, cancel: CancelToken) -> Iterator[None]:
-    """Turn what the Hub's client raises within this block into one line of ours.
+    """Translate exceptions of the Hub client within this block to a `DownloadError`.
 
     Parameters
     ----------
     repo_id : str
     cancel : CancelToken
-        Once it is cancelled, whatever is raised means that.
+        Once it is cancelled, any exception is raised as `Cancelled`.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def translated(repo_id: str, cancel: CancelToken) -> Iterator[None]:
     except (MlxMagicError, Cancelled):
         raise
     except Exception as error:
-        # hf_xet wraps what a progress bar raises.
+        # hf_xet wraps exceptions of a progress bar.
         if cancel.requested:
             raise Cancelled from error
         raise DownloadError(f"{repo_id} {_reason(error)}", model=repo_id) from error
@@ -39,12 +39,12 @@ def translated(repo_id: str, cancel: CancelToken) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     from huggingface_hub import errors
 
-    error = _cause(error)
+    error = _cause_with_response(error)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return "has to be asked for on the Hub, and downloads are off: unset HF_HUB_OFFLINE."
+        return "has to be looked up on the Hub, and downloads are off: unset HF_HUB_OFFLINE."
     if isinstance(error, errors.GatedRepoError):
-        return "is gated: accept its terms on its page of the Hub, then run `hf auth login`."
+        return "is gated: accept its terms on its Hub page, then run `hf auth login`."
     if isinstance(error, errors.RevisionNotFoundError):
         return "has no such revision on the Hub: leave the revision out, or check its name."
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -54,21 +54,24 @@ def _reason(error: Exception) -> str:
         )
     if status in (401, 403):
         return (
-            f"was refused by the Hub (HTTP {status}): run `hf auth login` with an account that may."
+            f"was refused by the Hub (HTTP {status}): run `hf auth login` with an account that "
+            "has access."
         )
     if status == 429:
-        return "was put off by the Hub (HTTP 429, too many requests): try again in some minutes."
+        return (
+            "was rate-limited by the Hub (HTTP 429, too many requests): try again in a few minutes."
+        )
     if status is not None and status >= 500:
         return f"could not be fetched, the Hub has a problem (HTTP {status}): try again later."
     if status is not None:
         return f"could not be fetched (HTTP {status}): check its name, or try again later."
     if isinstance(error, errors.HFValidationError):
-        return "is no valid repository id: write it as organization/name."
+        return "is not a valid repository id: write it as organization/name."
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "does not fit on the disk: make room, or set HF_HOME to a larger one."
     if isinstance(error, PermissionError):
-        place = shown(str(error.filename), 200)
-        return f"cannot be written to the cache ({place}): check its permissions."
+        path = shown(str(error.filename), 200)
+        return f"cannot be written to the cache ({path}): check its permissions."
     text = shown(str(error), 160) or type(error).__name__
     return (
         f"could not be fetched: the Hub is out of reach or the connection broke "
@@ -77,8 +80,8 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _cause(error: Exception) -> Exception:
-    """Return what the Hub answered, where the client only says that a file is not here."""
+def _cause_with_response(error: Exception) -> Exception:
+    """Return the cause that has the Hub's response, or the error if there is none."""
     found: BaseException | None = error
     while found is not None:
         if isinstance(found, Exception) and getattr(found, "response", None) is not None:

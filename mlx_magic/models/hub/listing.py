@@ -1,6 +1,6 @@
-"""What one commit of a repository holds: the Hub's listing, read within limits and judged.
+"""The Hub's listing of the files of one commit, read within limits and validated.
 
-Names and sizes in it are a stranger's words: the names become paths in the cache.
+Names and sizes in it are untrusted; the names become paths in the cache.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import remote_code, strict_json
 
 MOST_BYTES = 8 * 2**20
-"""Of a listing; one of 10,000 files has about 3 MB."""
+"""Maximum bytes of a listing; one of 10,000 files has about 3 MB."""
 
 MOST_FILES = 2_000
-"""Files that are fetched for one model."""
+"""Maximum number of files that are downloaded for a model."""
 
 MOST_SMALL_BYTES = 160 * 2**20
-"""All files but the weights together: `trust` reads no more."""
+"""Maximum bytes of all files but the weights: `remote_code` reads no more."""
 
 _TIMEOUT = 30
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_LONGEST_PART = 200  # file systems take 255 bytes
+_LONGEST_PART = 200  # file systems allow 255 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class ListedFile:
     Attributes
     ----------
     name : str
-        With its folders, ``/`` between them.
+        Path in the repository, with ``/`` between folders.
     size : int or None
-        Bytes, as far as the listing says.
+        Bytes; None if the listing has no size.
     digest : str or None
         SHA-256 of a large file, git's hash of any other, in hexadecimal digits.
     """
@@ -53,14 +53,14 @@ class ListedFile:
 
     @property
     def limit(self) -> int | None:
-        """Most bytes that are fetched of it; None for weights."""
+        """Maximum bytes of the file; None for weights."""
         if self.name.endswith(".safetensors"):
             return None
         limits = remote_code.limits_of(self.name)
         return strict_json.VOCABULARY.nbytes if limits is None else limits.nbytes
 
     def require_size(self, size: int | None, repo_id: str) -> None:
-        """Refuse a file before it is fetched that would be refused after it.
+        """Refuse a file that is too large, before it is downloaded.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class Listing:
     ----------
     repo_id : str
     commit : str
-        Its hash: 40 hexadecimal digits.
+        Hash of the commit: 40 hexadecimal digits.
     files : mapping
         Name to `ListedFile`, in the Hub's order.
     """
@@ -92,18 +92,19 @@ class Listing:
     files: Mapping[str, ListedFile]
 
     def chosen(self, patterns: Iterable[str], *, folders: bool = False) -> list[ListedFile]:
-        """Return the files whose names fit one of the patterns and can be names in a folder.
+        """Return the files that match one of the patterns, after checking their names.
 
         Parameters
         ----------
         patterns : iterable of str
         folders : bool
-            Whether to look deeper than `trust.wanted_code` does.
+            Whether to include files in deeper folders than `remote_code.wanted_code` reads.
 
         Raises
         ------
         DownloadError
-            When one that fits lies outside of the repository, or two are one on some disks.
+            When a matching name leads outside the repository, or two names are the same on some
+            file systems.
         """
         wanted = tuple(patterns)
         found: list[ListedFile] = []
@@ -111,8 +112,8 @@ class Listing:
             if not any(fnmatchcase(name, pattern) for pattern in wanted):
                 continue
             _require_name(name, self.repo_id)
-            *places, _ = name.split("/")
-            if folders or (len(places) <= 1 and not name.startswith(".")):
+            *folder_names, _ = name.split("/")
+            if folders or (len(folder_names) <= 1 and not name.startswith(".")):
                 found.append(file)
         _require_distinct(found, self.repo_id)
         return found
@@ -123,9 +124,9 @@ def read(
     *,
     revision: str | None = None,
     endpoint: str | None = None,
-    look: Callable[[], None] = lambda: None,
+    check_cancel: Callable[[], None] = lambda: None,
 ) -> Listing:
-    """Ask the Hub for the files of a revision, and the commit that this is now.
+    """Query the Hub for the files and the commit of a revision.
 
     Parameters
     ----------
@@ -133,16 +134,16 @@ def read(
     revision : str, optional
         Branch, tag or commit; the main branch if left out.
     endpoint : str, optional
-        Instead of the Hub client's own.
-    look : callable
-        Called between pieces of the answer; what it raises ends it.
+        Replaces the Hub client's endpoint.
+    check_cancel : callable
+        Called between pieces of the response; its exceptions are propagated.
 
     Raises
     ------
     DownloadError
-        When the answer is no listing, or is too large.
+        When the response is not a valid listing, or is too large.
     Exception
-        What the Hub's client raises where the Hub refuses or is out of reach.
+        Exceptions of the Hub client, when the Hub refuses or is out of reach.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
@@ -152,14 +153,14 @@ def read(
     url = f"{HfApi(endpoint=endpoint).endpoint}/api/models/{repo_id}"
     if revision is not None:
         url += f"/revision/{quote(revision, safe='')}"
-    listing = _understood(_answer(url, repo_id, look), repo_id)
+    listing = _parse_listing(_answer(url, repo_id, check_cancel), repo_id)
     if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
-        raise _odd(repo_id, "it lists another commit than was asked for")
+        raise _invalid_listing(repo_id, "it lists another commit than was requested")
     return listing
 
 
 def require_revision(revision: str | None, repo_id: str) -> None:
-    """Refuse a revision that cannot be one: its name becomes a path in the cache.
+    """Refuse an invalid revision: its name becomes a path in the cache.
 
     Raises
     ------
@@ -168,16 +169,16 @@ def require_revision(revision: str | None, repo_id: str) -> None:
     if revision is None:
         return
     parts = revision.split("/")
-    if not revision.isprintable() or "\\" in revision or not all(map(_is_part, parts)):
+    if not revision.isprintable() or "\\" in revision or not all(map(_is_path_part, parts)):
         raise DownloadError(
-            f"{repo_id}: {shown(repr(revision))} is no name of a revision: write a branch, a tag "
+            f"{repo_id}: {shown(repr(revision))} is not a valid revision: write a branch, a tag "
             "or a commit.",
             model=repo_id,
         )
 
 
 def require_files(files: Iterable[ListedFile], repo_id: str) -> None:
-    """Refuse more files, or larger ones, than a model's configuration and vocabulary can be.
+    """Refuse a configuration and vocabulary of too many files or bytes.
 
     Raises
     ------
@@ -198,52 +199,56 @@ def require_files(files: Iterable[ListedFile], repo_id: str) -> None:
 
 
 def digest_of(text: object) -> str | None:
-    """Return a hash as the Hub writes it, None for anything else: it becomes a file's name."""
+    """Return a valid hash in lower case, or None. The hash becomes the name of a file."""
     if not isinstance(text, str):
         return None
     text = text.lower()
     return text if _DIGEST.fullmatch(text) else None
 
 
-def _answer(url: str, repo_id: str, look: Callable[[], None]) -> bytes:
+def _answer(url: str, repo_id: str, check_cancel: Callable[[], None]) -> bytes:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    # Compressed, a few bytes could become very many.
+    # No compression: a few compressed bytes could become very many.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
     request = {"headers": headers, "params": {"blobs": True}, "timeout": _TIMEOUT}
     with get_session().stream("GET", url, **request) as response:
         if response.status_code != 200:
-            # Without its body, which the client would read whole.
-            kept = {k: v for k, v in response.headers.items() if k.lower().startswith("x-error")}
+            # Without the body, which the client would read completely.
+            error_headers = {
+                k: v for k, v in response.headers.items() if k.lower().startswith("x-error")
+            }
             hf_raise_for_status(
-                type(response)(response.status_code, headers=kept, request=response.request)
+                type(response)(
+                    response.status_code, headers=error_headers, request=response.request
+                )
             )
-            raise _odd(repo_id, f"HTTP {response.status_code}")
+            raise _invalid_listing(repo_id, f"HTTP {response.status_code}")
         raw = bytearray()
         for piece in response.iter_bytes(2**16):
-            look()
+            check_cancel()
             raw += piece
             if len(raw) > MOST_BYTES:
-                raise _odd(repo_id, f"it is larger than {MOST_BYTES / 1e6:.0f} MB")
+                raise _invalid_listing(repo_id, f"it is larger than {MOST_BYTES / 1e6:.0f} MB")
     return bytes(raw)
 
 
-def _understood(raw: bytes, repo_id: str) -> Listing:
+def _parse_listing(raw: bytes, repo_id: str) -> Listing:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise _odd(repo_id, "it is no JSON") from error
+        raise _invalid_listing(repo_id, "it is not JSON") from error
     siblings = answer.get("siblings") if isinstance(answer, dict) else None
     if not isinstance(siblings, list):
-        raise _odd(repo_id, "it names no files")
+        raise _invalid_listing(repo_id, "it names no files")
     commit = answer.get("sha")
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-        raise _odd(repo_id, "it names no commit")
+        raise _invalid_listing(repo_id, "it names no commit")
     files: dict[str, ListedFile] = {}
     for sibling in siblings:
         file = _file(sibling)
         if file is None or file.name in files:
-            raise _odd(repo_id, "it names a file twice, or without its name")
+            raise _invalid_listing(repo_id, "it names a file twice, or without its name")
         files[file.name] = file
     return Listing(repo_id, commit, files)
 
@@ -259,30 +264,30 @@ def _file(sibling: Any) -> ListedFile | None:
     return ListedFile(name, size, digest_of(digest))
 
 
-def _odd(repo_id: str, why: str) -> DownloadError:
+def _invalid_listing(repo_id: str, why: str) -> DownloadError:
     return DownloadError(
-        f"{repo_id} could not be fetched: the Hub's answer is no listing of files ({why}): try "
+        f"{repo_id} could not be fetched: the Hub's answer is not a listing of files ({why}): try "
         "again later, and check HF_ENDPOINT and any proxy.",
         model=repo_id,
     )
 
 
-def _is_part(part: str) -> bool:
+def _is_path_part(part: str) -> bool:
     return part not in ("", ".", "..") and len(part.encode(errors="replace")) <= _LONGEST_PART
 
 
 def _require_name(name: str, repo_id: str) -> None:
-    if name.isprintable() and "\\" not in name and all(map(_is_part, name.split("/"))):
+    if name.isprintable() and "\\" not in name and all(map(_is_path_part, name.split("/"))):
         return
     raise DownloadError(
         f"{repo_id} lists a file that cannot be in it ({shown(repr(name))}), and nothing was "
-        "fetched: choose a model of somebody whom you trust.",
+        "fetched: choose a model from a source that you trust.",
         model=repo_id,
     )
 
 
 def _require_distinct(files: Iterable[ListedFile], repo_id: str) -> None:
-    """Refuse names that many file systems take for one, or for a file and its own folder."""
+    """Refuse names that are equal on many file systems, or are both a file and a folder."""
     seen: set[str] = set()
     folders: set[str] = set()
     for file in files:

@@ -1,8 +1,8 @@
-"""Large files of a repository into the Hub's cache: resumed, checked, and only then put there.
+"""Downloads files into the Hub's cache: resumable, and verified by their hash.
 
-The Hub's client begins a file anew when it was stopped in the middle of it, and looks at
-its size only. So the bytes go into a file beside the cache's own; once they are what
-their hash says, that becomes the one where the client looks first.
+The Hub client restarts an interrupted file, and checks only its size. So the bytes are written to
+a separate partial file in the cache; once its hash matches, it is renamed to the blob that the
+client looks for.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from mlx_magic.formatting import shown
 from mlx_magic.models.hub.listing import ListedFile, Listing, digest_of
 
 PART = ".mlx-magic.part"
-"""How the names of files end that have not arrived completely."""
+"""Suffix of partial files."""
 
-MOST_TOGETHER = 4
-"""Files that are fetched at the same time."""
+MOST_PARALLEL = 4
+"""Maximum number of parallel downloads."""
 
 _PIECE = 1 << 20
-_CHECKED_AGAIN = 64 * 2**20  # bytes; a larger file takes long, and was checked when it came
-# A full disk would harm whatever else is at work on this machine.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_CHECKED_AGAIN = 64 * 2**20  # bytes; larger files take long, and were checked after their download
+# The partial file is deleted then: a full disk would harm other programs.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Arrived = Callable[[int], None]
-"""Takes a number of bytes; less than none if they were in vain."""
+"""Called with a number of bytes; negative if they have to be downloaded again."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a repository, and where it goes.
+    """A file of a repository, and its location in the cache.
 
     Attributes
     ----------
@@ -52,12 +52,12 @@ class RemoteFile:
     size : int
         Bytes.
     etag : str
-        What the Hub knows its content by, and the cache its file: its SHA-256 for a large
-        file, git's hash for others. Hexadecimal digits, since it is part of paths.
+        Hash that identifies the content on the Hub and in the cache: SHA-256 of a large file,
+        git's hash of others. It has only hexadecimal digits, since it is part of paths.
     repository : Path
         The repository's folder in the cache.
     had : int
-        Bytes of it that were on this disk when it was looked for.
+        Bytes of the file that were on the disk when this object was created.
     """
 
     repo_id: str
@@ -70,22 +70,22 @@ class RemoteFile:
 
     @property
     def blob(self) -> Path:
-        """Where the client looks for its content."""
+        """Path of the complete file."""
         return self.repository / "blobs" / self.etag
 
     @property
     def part(self) -> Path:
-        """What there is of it so far."""
+        """Path of the partial file."""
         return self.repository / "blobs" / f"{self.etag}{PART}"
 
     @property
     def lock(self) -> Path:
-        """The lock that the client takes for it, in any process."""
+        """Path of the lock file that the Hub client uses, in any process."""
         return self.repository.parent / ".locks" / self.repository.name / f"{self.etag}.lock"
 
     @property
     def arrived(self) -> int:
-        """Bytes of it that are on this disk now."""
+        """Bytes of the file that are on the disk now."""
         if self.blob.exists():
             return self.size
         with contextlib.suppress(OSError):
@@ -96,24 +96,24 @@ class RemoteFile:
 def find(
     listing: Listing, listed: ListedFile, *, endpoint: str | None, repository: Path
 ) -> RemoteFile | None:
-    """Ask the Hub for a file's size and hash; None if it has to be left to the client.
+    """Query the Hub for a file's size and hash; None if only the Hub client can download it.
 
     Parameters
     ----------
     listing : Listing
-        The commit whose file it is.
+        The listing of the file's commit.
     listed : ListedFile
     endpoint : str or None
-        None is the client's own.
+        None is the Hub client's endpoint.
     repository : Path
         The repository's folder in the cache.
 
     Raises
     ------
     DownloadError
-        When the answer is about another commit or file than the listing.
+        When the response contradicts the listing.
     CheckpointError
-        When it is larger than such a file may be.
+        When the file is too large.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
@@ -140,30 +140,30 @@ def find(
     return replace(file, had=file.arrived)
 
 
-def together(
+def run_parallel(
     items: Sequence[_T], work: Callable[[_T, Callable[[], None]], None], *, cancel: CancelToken
 ) -> None:
-    """Do the same with each item, with some of them at the same time.
+    """Call `work` with each item, on up to `MOST_PARALLEL` threads.
 
     Parameters
     ----------
     items : sequence
     work : callable
-        Takes an item, and what to call now and then: it raises when the work is to stop.
+        Called with an item and a function to call regularly, which raises when it must stop.
     cancel : CancelToken
 
     Raises
     ------
     Cancelled
     Exception
-        The first that was raised; the others are stopped then.
+        The first exception; the other calls are then stopped.
     """
     waiting: queue.SimpleQueue[_T] = queue.SimpleQueue()
     for item in items:
         waiting.put(item)
     failures: list[BaseException] = []
 
-    def look() -> None:
+    def check_cancel() -> None:
         cancel.checkpoint()
         if failures:
             raise Cancelled
@@ -172,14 +172,14 @@ def together(
         try:
             with contextlib.suppress(queue.Empty):
                 while not failures:
-                    work(waiting.get_nowait(), look)
+                    work(waiting.get_nowait(), check_cancel)
         except BaseException as error:
             failures.append(error)
 
-    # The exit of the process would wait for an executor's threads.
+    # Daemon threads: the exit of the process would wait for an executor's threads.
     threads = [
         threading.Thread(target=run, name="mlx-magic-download", daemon=True)
-        for _ in items[:MOST_TOGETHER]
+        for _ in items[:MOST_PARALLEL]
     ]
     for thread in threads:
         thread.start()
@@ -192,139 +192,143 @@ def together(
 def fetch(
     files: Sequence[RemoteFile], *, cancel: CancelToken, arrived: Arrived, bar: type[Any]
 ) -> None:
-    """Fetch files, some of them at the same time; what was there of them is not fetched again.
+    """Download files in parallel, resuming partial ones.
 
     Parameters
     ----------
     files : sequence of RemoteFile
     cancel : CancelToken
     arrived : callable
-        Takes the bytes that came beyond `RemoteFile.had`, from several threads.
+        Called with the bytes that arrive beyond `RemoteFile.had`, from several threads.
     bar : type
-        A progress bar that draws nothing.
+        A progress bar class without output.
 
     Raises
     ------
     Cancelled
     DownloadError
-        When a file is not what its hash says.
+        When a file does not match its hash.
     Exception
-        The first that the Hub's client raised; the others are stopped then.
+        The first exception of the Hub client; the other downloads are then stopped.
     """
-    together(files, lambda file, look: _fetch(file, look, arrived, bar), cancel=cancel)
+    run_parallel(
+        files, lambda file, check_cancel: _fetch(file, check_cancel, arrived, bar), cancel=cancel
+    )
 
 
 def link(blob: Path, pointer: Path) -> None:
-    """Put a file of the cache where the client looks for it by its commit and name."""
+    """Link a blob of the cache to the path of its commit and name."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    made = pointer.parent / f".{secrets.token_hex(8)}.link"
+    temporary = pointer.parent / f".{secrets.token_hex(8)}.link"
     try:
-        made.symlink_to(os.path.relpath(blob, pointer.parent))
+        temporary.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:
         blob.replace(pointer)  # as the client does where there are no links
         return
-    made.replace(pointer)
+    temporary.replace(pointer)
 
 
-def refer(repository: Path, revision: str, commit: str) -> None:
-    """Note in the cache which commit a branch or tag is, for who looks without the network."""
+def write_ref(repository: Path, revision: str, commit: str) -> None:
+    """Record the commit of a branch or tag in the cache, for offline use."""
     path = repository / "refs" / revision
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.parent / f".{secrets.token_hex(8)}.ref"
-    made.write_text(commit)
-    made.replace(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.ref"
+    temporary.write_text(commit)
+    temporary.replace(path)
 
 
-def _fetch(file: RemoteFile, look: Callable[[], None], arrived: Arrived, bar: type[Any]) -> None:
+def _fetch(
+    file: RemoteFile, check_cancel: Callable[[], None], arrived: Arrived, bar: type[Any]
+) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    with _alone_with(file, look):
-        if _is_spoilt(file, look):
+    with _locked(file, check_cancel):
+        if _is_damaged(file, check_cancel):
             file.blob.unlink()
-        # Somebody else may have fetched it meanwhile.
-        there = file.arrived
-        arrived(there - file.had)
+        # Another process may have downloaded it in the meantime.
+        present = file.arrived
+        arrived(present - file.had)
         if file.blob.exists():
             return
         try:
             with file.part.open("ab") as opened:
                 http_get(
                     file.url,
-                    _Counted(opened, look, arrived, file),
-                    resume_size=there,
-                    # Compressed, a few bytes could become very many.
+                    _CountingFile(opened, check_cancel, arrived, file),
+                    resume_size=present,
+                    # No compression: a few compressed bytes could become very many.
                     headers={**build_hf_headers(), "Accept-Encoding": "identity"},
                     expected_size=file.size,
                     displayed_filename=file.name,
                     tqdm_class=bar,
                 )
         except OSError as error:
-            if error.errno in _NO_ROOM:
+            if error.errno in _DISK_FULL:
                 file.part.unlink()
             raise
-        except _TooMuchError:
+        except _TooManyBytesError:
             file.part.unlink()
             raise DownloadError(
-                f"{file.repo_id}: more bytes came of {shown(file.name)} than the {file.size} that "
-                "it has, and all were thrown away: try again later.",
+                f"{file.repo_id}: more bytes of {shown(file.name)} arrived than the "
+                f"{file.size} that it has, and all were deleted: try again later.",
                 model=file.repo_id,
             ) from None
-        if not is_whole(file.part, file.etag, look):
+        if not matches_hash(file.part, file.etag, check_cancel):
             file.part.unlink()
             raise damaged(file.repo_id, file.name)
         file.part.replace(file.blob)
 
 
 @contextlib.contextmanager
-def _alone_with(file: RemoteFile, look: Callable[[], None]) -> Iterator[None]:
-    """Hold the file's lock; while somebody else does, look now and then."""
+def _locked(file: RemoteFile, check_cancel: Callable[[], None]) -> Iterator[None]:
+    """Hold the file's lock; call `check_cancel` regularly while waiting for it."""
     from huggingface_hub.utils import WeakFileLock
 
     for folder in (file.lock.parent, file.blob.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         while True:
-            look()
+            check_cancel()
             with contextlib.suppress(TimeoutError):
                 stack.enter_context(WeakFileLock(file.lock, timeout=0.5))
                 break
         yield
 
 
-def _is_spoilt(file: RemoteFile, look: Callable[[], None]) -> bool:
-    """Say whether the cache has its content, and that is not what its hash says."""
+def _is_damaged(file: RemoteFile, check_cancel: Callable[[], None]) -> bool:
+    """Return whether the cache has the file with a wrong size or hash."""
     if not file.blob.exists():
         return False
     size = file.blob.stat().st_size
     return size != file.size or (
-        size <= _CHECKED_AGAIN and not is_whole(file.blob, file.etag, look)
+        size <= _CHECKED_AGAIN and not matches_hash(file.blob, file.etag, check_cancel)
     )
 
 
-class _TooMuchError(Exception):
-    """Raised when more of a file arrives than it has."""
+class _TooManyBytesError(Exception):
+    """Raised when more bytes arrive than the size of the file."""
 
 
-class _Counted:
-    """An open file that counts what is written, takes no more than it may, and can be stopped."""
+class _CountingFile:
+    """An open file that counts written bytes, enforces the size, and checks for a cancel."""
 
     def __init__(
-        self, opened: Any, look: Callable[[], None], arrived: Arrived, file: RemoteFile
+        self, opened: Any, check_cancel: Callable[[], None], arrived: Arrived, file: RemoteFile
     ) -> None:
-        self._file, self._look, self._arrived = opened, look, arrived
-        self._most = file.size
+        self._file, self._check_cancel, self._arrived = opened, check_cancel, arrived
+        self._max_bytes = file.size
         self.tell, self.seek = opened.tell, opened.seek
 
     def write(self, piece: bytes) -> None:
-        self._look()
-        if self._file.tell() + len(piece) > self._most:
-            raise _TooMuchError
+        self._check_cancel()
+        if self._file.tell() + len(piece) > self._max_bytes:
+            raise _TooManyBytesError
         self._file.write(piece)
         self._arrived(len(piece))
 
     def truncate(self) -> None:
-        """Drop what is behind the position: the server sends the file from there on."""
+        """Drop the bytes after the position: the server sends the file from there."""
         at = self._file.tell()
         before = self._file.seek(0, 2)
         self._file.seek(at)
@@ -332,15 +336,15 @@ class _Counted:
         self._arrived(at - before)
 
 
-def is_whole(path: Path, etag: str, look: Callable[[], None] = lambda: None) -> bool:
-    """Say whether a file's content is what its etag says; True if that is no hash of the Hub's.
+def matches_hash(path: Path, etag: str, check_cancel: Callable[[], None] = lambda: None) -> bool:
+    """Return whether a file matches its etag; True if the etag is not a hash of the Hub.
 
     Parameters
     ----------
     path : Path
     etag : str
-    look : callable
-        Called between pieces; what it raises ends it.
+    check_cancel : callable
+        Called between pieces; its exceptions are propagated.
     """
     if len(etag) == 64:
         digest = hashlib.sha256()
@@ -350,15 +354,15 @@ def is_whole(path: Path, etag: str, look: Callable[[], None] = lambda: None) -> 
         return True
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
-            look()
+            check_cancel()
             digest.update(piece)
     return digest.hexdigest() == etag.lower()
 
 
 def damaged(repo_id: str, name: str) -> DownloadError:
-    """Return the error for a file that is not what its hash says."""
+    """Return the error for a file that does not match its hash."""
     return DownloadError(
-        f"{repo_id}: {shown(name)} arrived damaged (its hash is another), and was thrown away: "
+        f"{repo_id}: {shown(name)} arrived damaged (its hash does not match), and was deleted: "
         "try again.",
         model=repo_id,
     )
@@ -367,6 +371,6 @@ def damaged(repo_id: str, name: str) -> DownloadError:
 def _contradicted(listing: Listing, name: str, how: str) -> DownloadError:
     return DownloadError(
         f"{listing.repo_id}: {shown(name)} {how}, unlike in the Hub's listing of commit "
-        f"{listing.commit[:8]}, and is not fetched: try again later.",
+        f"{listing.commit[:8]}, and was not downloaded: try again later.",
         model=listing.repo_id,
     )

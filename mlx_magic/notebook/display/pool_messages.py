@@ -47,7 +47,7 @@ def budget(evicted: list[ModelInfo], refused: Refusal | None) -> list[str]:
         f"Unloaded {model.name} ({amount(model.nbytes)}): over the memory budget."
         for model in evicted
     ]
-    return [*lines, *([refused.over_words] if refused is not None else [])]
+    return [*lines, *([refused.over_budget_message] if refused is not None else [])]
 
 
 def memory_use(pool: ModelPool) -> str:

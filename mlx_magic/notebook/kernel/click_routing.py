@@ -193,7 +193,7 @@ async def wait_async(
         # Not wrap_future: it cancels the task with the cell and logs exceptions not retrieved.
         done.add_done_callback(wake)
     noted = interrupt or Interrupt()
-    with noted.tells(wake):
+    with noted.notifying(wake):
         while not is_done() and not noted.came:
             tick()
             # Interrupts are noticed only when the wait wakes up, hence the timeout.

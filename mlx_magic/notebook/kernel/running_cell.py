@@ -82,7 +82,7 @@ class RunningCell(Generic[T]):
                 self._task.cancel()
                 deadline = time.monotonic() + PATIENCE
                 await click_routing.wait_async(
-                    lambda: future.done() or interrupt.insists or time.monotonic() > deadline,
+                    lambda: future.done() or interrupt.repeated or time.monotonic() > deadline,
                     view.update,
                     Interrupt(),
                 )
@@ -102,7 +102,7 @@ class RunningCell(Generic[T]):
                 self._task.cancel()
                 deadline = time.monotonic() + PATIENCE
                 click_routing.wait_blocking(
-                    future, view.update, lambda: interrupt.insists or time.monotonic() > deadline
+                    future, view.update, lambda: interrupt.repeated or time.monotonic() > deadline
                 )
                 self._task.abandon()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic import session as sessions
-from mlx_magic.argument_checks import said
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.panel.panel import Panel
 
@@ -39,7 +39,7 @@ def panel(session: Session | None = None, ipython: Any = None) -> Panel:
     """
     if session is not None and not isinstance(session, sessions.Session):
         raise RequestError(
-            f"session is {said(session)}: use an mlx_magic session, or leave it out.",
+            f"session is {short_repr(session)}: use an mlx_magic session, or leave it out.",
             option="session",
         )
     if ipython is None:

@@ -178,7 +178,8 @@ def test_a_dropped_file_stays_away_until_it_begins_anew() -> None:
 
 def test_a_file_that_is_too_large_is_refused_once_and_before_it_arrives() -> None:
     uploads = Uploads(max_bytes=5_000_000)
-    with pytest.raises(ImageTooLargeError, match=r"^cat.png has 6 MB; the limit is 5 MB\.$") as e:
+    words = r"^cat.png has 6.0 MB; the limit is 5.0 MB\.$"
+    with pytest.raises(ImageTooLargeError, match=words) as e:
         uploads.take(message(0, 12, 6_000_000), b"abc")
     assert (e.value.size, e.value.limit) == (6_000_000, 5_000_000)
     assert all(uploads.take(message(n, 12, 6_000_000), b"abc") is None for n in range(1, 12))

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import MlxMagicError, RequestError
-from mlx_magic.formatting import megabytes, shorten
+from mlx_magic.formatting import amount, short_label
 from mlx_magic.images import opening as images_opening
 from mlx_magic.images.decoding.decode import pixels_of
 from mlx_magic.images.image import ImageInput
@@ -106,7 +106,7 @@ class Pictures:
         """Show a picture that is being received."""
         with self._lock:
             if opening.id in self._opening or len(self._opening) < MAX_IMAGES:
-                self._opening[opening.id] = replace(opening, name=shorten(opening.name))
+                self._opening[opening.id] = replace(opening, name=short_label(opening.name))
         self._changed()
 
     def open(self, value: Any, name: str, word: str = "", *, as_id: str = "") -> None:
@@ -123,7 +123,7 @@ class Pictures:
         as_id : str
             Id under which it was announced.
         """
-        name = shorten(name)
+        name = short_label(name)
         with self._lock:
             key = as_id or f"p{next(self._numbers)}"
             reason = self._why_not(key, name, value)
@@ -148,8 +148,8 @@ class Pictures:
         size = sum(len(found) for found in [*queued, value] if isinstance(found, bytes))
         if size > MOST_WAITING:
             return (
-                f"{name} was not added: {megabytes(size)} of files would wait to be opened, the "
-                f"limit is {megabytes(MOST_WAITING)}; add it again once the others are open."
+                f"{name} was not added: {amount(size)} of files would wait to be opened, the "
+                f"limit is {amount(MOST_WAITING)}; add it again once the others are open."
             )
         return ""
 
@@ -166,7 +166,7 @@ class Pictures:
             if not 0 < len(key) <= _LONGEST_ID or key == _MORE:
                 key = f"e{next(self._numbers)}"
             self._problems.pop(key, None)
-            self._problems[key] = shorten(text, _LONGEST_PROBLEM)
+            self._problems[key] = short_label(text, _LONGEST_PROBLEM)
             while len(self._problems) > MOST_PROBLEMS:
                 self._problems.popitem(last=False)
                 self._dropped_problems += 1

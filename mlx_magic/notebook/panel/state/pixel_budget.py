@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from mlx_magic.errors import ImageTooLargeError
-from mlx_magic.formatting import shorten
+from mlx_magic.formatting import short_label
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_PIXELS_TOTAL
 
@@ -56,7 +56,7 @@ def require_room(
     total = new + _pixels(ready)
     if total > MOST_READY:
         raise _too_much(
-            f"{shorten(name)} was not added: this question would have "
+            f"{short_label(name)} was not added: this question would have "
             f"{total / 1e6:.0f} megapixels, the limit is {MOST_READY / 1e6:.0f}; make it smaller, "
             "or remove some first.",
             name,
@@ -66,7 +66,7 @@ def require_room(
     total = new + _pixels([*ready, *earlier])
     if total > MOST_HELD:
         raise _too_much(
-            f"{shorten(name)} was not added: with the earlier turns this panel would hold "
+            f"{short_label(name)} was not added: with the earlier turns this panel would hold "
             f"{total / 1e6:.0f} megapixels, the limit is {MOST_HELD / 1e6:.0f}; start a new "
             "conversation, or make it smaller.",
             name,
@@ -86,4 +86,4 @@ def added(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> int:
 
 
 def _too_much(message: str, name: str, size: int, limit: int) -> ImageTooLargeError:
-    return ImageTooLargeError(message, source=shorten(name), size=size, limit=limit)
+    return ImageTooLargeError(message, source=short_label(name), size=size, limit=limit)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.errors import ImageError, ImageTooLargeError
-from mlx_magic.formatting import megabytes, shorten
+from mlx_magic.formatting import amount, short_label
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES
 
 PIECE_BYTES = 512 * 1024
@@ -162,7 +162,7 @@ class Uploads:
         name: Any = message.get("name")
         size: Any = message.get("size")
         pieces: Any = message.get("pieces")
-        label = shorten(name) if isinstance(name, str) and name.strip() else "picture"
+        label = short_label(name) if isinstance(name, str) and name.strip() else "picture"
         if not _whole(size) or size < 0 or not _whole(pieces) or pieces < 1:
             raise _contradiction(label)
         if size == 0:
@@ -175,7 +175,7 @@ class Uploads:
     def _check_size(self, label: str, size: int) -> None:
         if size > self._max_bytes:
             raise ImageTooLargeError(
-                f"{label} has {megabytes(size)}; the limit is {megabytes(self._max_bytes)}.",
+                f"{label} has {amount(size)}; the limit is {amount(self._max_bytes)}.",
                 source=label,
                 size=size,
                 limit=self._max_bytes,
@@ -196,8 +196,8 @@ class Uploads:
         total = declared.size + sum(upload.size for upload in self._uploads.values())
         if total > self._max_total:
             raise ImageTooLargeError(
-                f"{declared.name} was not added: {megabytes(total)} would be in transfer, the "
-                f"limit is {megabytes(self._max_total)}; add it once the others have arrived.",
+                f"{declared.name} was not added: {amount(total)} would be in transfer, the "
+                f"limit is {amount(self._max_total)}; add it once the others have arrived.",
                 source=declared.name,
                 size=total,
                 limit=self._max_total,

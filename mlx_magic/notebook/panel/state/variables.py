@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.engine.result import VisionResult
-from mlx_magic.formatting import shorten
+from mlx_magic.formatting import short_label
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED
 from mlx_magic.notebook.magic_line.variable_names import is_ipython_name, is_reserved
@@ -104,7 +104,7 @@ def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
     value = namespace[name]
     if value is None:
         return f"{name} is None"
-    kind = shorten(type(value).__name__, _LONGEST_NAME)
+    kind = short_label(type(value).__name__, _LONGEST_NAME)
     return f"{name} is {'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
 
 
@@ -163,7 +163,7 @@ class _Inspector:
             exists = expanded(text).is_file()
         except (OSError, ValueError, RuntimeError):  # invalid path; no such user
             return ""
-        return f"file {shorten(Path(text).name, _LONGEST_NAME)}" if exists else ""
+        return f"file {short_label(Path(text).name, _LONGEST_NAME)}" if exists else ""
 
 
 def _class(module: str, name: str) -> type:

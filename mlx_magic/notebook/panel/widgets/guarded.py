@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlx_magic.errors import MlxMagicError
-from mlx_magic.formatting import shorten
+from mlx_magic.formatting import short_label
 
 _log = logging.getLogger(__name__)
 _LONGEST = 1_000
@@ -26,11 +26,11 @@ def guarded(say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except MlxMagicError as error:
-        say(shorten(" ".join(str(error).split()), _LONGEST))
+        say(short_label(" ".join(str(error).split()), _LONGEST))
     except Exception as error:
         # A bug, not a user error: log the traceback.
         _log.exception("A control of the panel failed.")
-        what = shorten(f"{type(error).__name__}: {error}", _LONGEST)
+        what = short_label(f"{type(error).__name__}: {error}", _LONGEST)
         say(f"That failed: {what}. The kernel's log has more.")
 
 
