@@ -12,6 +12,9 @@ import pytest
 from hypothesis import settings
 
 from mlx_magic.backends.device import platform
+from mlx_magic.engine.engine import Engine
+from mlx_magic.session import Session
+from mlx_magic.testing import ScriptedBackend, scripted_session
 
 # Before any of them imports MLX: afterwards it would be too late, and forty times as slow.
 platform.prepare()
@@ -53,3 +56,27 @@ def templates_render_here() -> Iterator[None]:
         for module in (text_inputs, vision_inputs):
             patch.setattr(module, "is_known", lambda *things: False)
         yield
+
+
+@pytest.fixture
+def script() -> ScriptedBackend:
+    """The backend behind every model of `session`."""
+    return ScriptedBackend("It is a red circle.")
+
+
+@pytest.fixture
+def session(script: ScriptedBackend) -> Iterator[Session]:
+    """A session of its own, whose models follow a script."""
+    session = scripted_session(backend=script)
+    yield session
+    script.release()
+    session.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """A thread for MLX."""
+    engine = Engine(at_end=platform.release_thread)
+    engine.call(platform.start).result(60)
+    yield engine
+    engine.close()

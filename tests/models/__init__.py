@@ -1,1 +1,0 @@
-"""Tiny checkpoints of every architecture, against their libraries."""

@@ -19,7 +19,7 @@ from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
-from tests.inference.test_on_disk import snapshot
+from tests.models.test_local_models import snapshot
 
 POOL_TRAITS = {"memory_budget", "idle_ttl", "model_folders"}
 

@@ -16,7 +16,7 @@ from mlx_magic.notebook.panel.widgets.models_section import row_html
 from mlx_magic.session import Session
 from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 from tests import checkpoints
-from tests.inference.test_on_disk import snapshot
+from tests.models.test_local_models import snapshot
 
 MB = 10**6
 

@@ -121,7 +121,7 @@ ESCAPE = "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
 @pytest.mark.parametrize("model_type", ["smolvlm", "phi3_v", "molmo", "molmo2", "kimi_vl"])
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
 def test_chat_templates_want_nothing(folder: Path, model_type: str, file: str) -> None:
-    """They are rendered in our sandbox: tests/inference/test_chat_template.py."""
+    """They are rendered in our sandbox: tests/backends/test_chat_template.py."""
     checkpoints.update_json(folder / "config.json", {"model_type": model_type})
     if file.endswith(".jinja"):
         (folder / file).write_text(ESCAPE)

@@ -31,7 +31,7 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import Exchange, GenerationRequest
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints import architectures
-from tests.inference.chat_templates import (
+from tests.backends.chat_templates import (
     COSTLY,
     HOSTILE,
     LARGE,
@@ -205,7 +205,7 @@ MEMORY = """
 import resource
 from mlx_magic.backends.chat_templates import rendering as chat_template
 from mlx_magic.backends.chat_templates.limits import BUDGET, TemplateBudget
-from tests.inference.chat_templates import COSTLY, HOSTILE, LARGE
+from tests.backends.chat_templates import COSTLY, HOSTILE, LARGE
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

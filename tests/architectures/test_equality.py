@@ -12,7 +12,7 @@ import pytest
 
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import Verdict
-from tests.models.conftest import Build
+from tests.architectures.conftest import Build
 from tools.model_table.compare import Comparison, checked
 from tools.model_table.ours import as_if
 from tools.tiny_models.spec import all_models

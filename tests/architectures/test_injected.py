@@ -15,8 +15,8 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
 from mlx_magic.images.opening import open_images
-from tests.models.conftest import Build
-from tests.models.test_equality import firsts
+from tests.architectures.conftest import Build
+from tests.architectures.test_equality import firsts
 from tools.model_table.ours import finished
 from tools.tiny_models.spec import find
 

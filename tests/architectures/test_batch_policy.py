@@ -13,7 +13,7 @@ from mlx_magic.backends.batch_check.compare_rows import Budget, confirmed
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import UNTESTED, Verdict
-from tests.models.conftest import Build
+from tests.architectures.conftest import Build
 from tools.model_table.compare import Comparison
 from tools.model_table.ours import OurModel, finished
 from tools.model_table.questions import FOLLOW_UP, IMAGE, TEXT, WORDS

@@ -31,7 +31,7 @@ from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
-from tests.inference.standing import let_answer
+from tests.backends.batch_verdicts import let_answer
 
 pytestmark = pytest.mark.usefixtures("templates_render_here")
 

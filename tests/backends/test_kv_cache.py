@@ -18,8 +18,16 @@ from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
-from tests.inference.standing import let_answer
-from tests.inference.test_reuse import (
+from tests.backends.batch_verdicts import let_answer
+from tests.backends.test_text_batch import (
+    CHUNK,
+    Question,
+    ask,
+    byte_tokenizer,
+    llama,
+    raw_text,
+)
+from tests.backends.test_vision_reuse import (
     BLUE,
     QUESTION,
     RED,
@@ -29,14 +37,6 @@ from tests.inference.test_reuse import (
     answers_alone,
     cut_at,
     opened,
-)
-from tests.inference.test_text_batch import (
-    CHUNK,
-    Question,
-    ask,
-    byte_tokenizer,
-    llama,
-    raw_text,
 )
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("templates_render_here")]

@@ -24,9 +24,9 @@ from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
-from tests.inference import test_text_batch
-from tests.inference.standing import let_answer
-from tests.inference.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
+from tests.backends import test_text_batch
+from tests.backends.batch_verdicts import let_answer
+from tests.backends.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
 
 pytestmark = pytest.mark.usefixtures("templates_render_here")
 

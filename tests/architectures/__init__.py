@@ -1,0 +1,1 @@
+"""Tiny checkpoints of every architecture, against their libraries."""
