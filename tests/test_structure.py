@@ -129,6 +129,7 @@ ROOMS = (
     "model_pool",
     "backends",
     "models",
+    "options",
     "engine",
     "images",
     "demo",

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
@@ -16,7 +16,7 @@ from IPython.utils.capture import capture_output
 from traitlets import Any as Any_
 from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
-from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, DEMO, GenerationRequest, OutputFormat
+from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
 from mlx_magic.interrupts import Interrupt, deferred
@@ -26,11 +26,11 @@ from mlx_magic.notebook.display import pool_messages, render, terminal
 from mlx_magic.notebook.kernel import click_routing
 from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import commands, template
-from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
 from mlx_magic.notebook.magic_line.expressions import evaluator
 from mlx_magic.notebook.magic_line.help_text import help_text
 from mlx_magic.notebook.magic_line.image_arguments import image_values
-from mlx_magic.notebook.magic_line.options import FORMATS
+from mlx_magic.options import OPTIONS, RequestOption, Settings
 
 if TYPE_CHECKING:
     from mlx_magic.engine.generation import Generation
@@ -39,44 +39,31 @@ if TYPE_CHECKING:
 DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vision use MODEL."
 
 
+_TRAITS: dict[str, Any] = {"text": Unicode, "integer": Int, "number": Float, "switch": Bool}
+
+
+def _trait(option: RequestOption) -> Any:
+    """Return the trait that holds the default of an option."""
+    optional = option.default is None
+    off = "Off: " if option.kind == "switch" else ""
+    unset = " None: the checkpoint's default." if optional and option.target == "sampling" else ""
+    text = f"{off}{option.help[0].upper()}{option.help[1:]}.{unset}"
+    if option.kind == "texts":
+        trait: Any = List(Unicode(), help=text)
+    elif option.kind == "choice":
+        trait = Enum(option.choices, option.default, help=text)
+    else:
+        trait = _TRAITS[option.kind](option.default, allow_none=optional, help=text)
+    return trait.tag(config=True)
+
+
 @magics_class
 class VisionMagics(Magics):
     """The magics; each option of ``%%vision`` has a trait here."""
 
-    model = Unicode(None, allow_none=True, help="Default model, for cells without -m.").tag(
-        config=True
-    )
-    output = Unicode(None, allow_none=True, help="Variable that receives each result.").tag(
-        config=True
-    )
-    system = Unicode(None, allow_none=True, help="System prompt.").tag(config=True)
-    max_tokens = Int(DEFAULT_MAX_TOKENS, help="Maximum answer length, in tokens.").tag(config=True)
-    temperature = Float(
-        None, allow_none=True, help="0 is greedy; None: the checkpoint's default."
-    ).tag(config=True)
-    top_p = Float(
-        None, allow_none=True, help="Nucleus sampling; None: the checkpoint's default."
-    ).tag(config=True)
-    top_k = Int(None, allow_none=True, help="0 is off; None: the checkpoint's default.").tag(
-        config=True
-    )
-    min_p = Float(None, allow_none=True, help="0 is off; None: the checkpoint's default.").tag(
-        config=True
-    )
-    repetition_penalty = Float(
-        None, allow_none=True, help="Above 1: repeat less; None: the checkpoint's default."
-    ).tag(config=True)
-    seed = Int(None, allow_none=True, help="Seed for reproducible sampling.").tag(config=True)
-    stop = List(Unicode(), help="Stop sequences: texts that end an answer.").tag(config=True)
-    timeout = Float(None, allow_none=True, help="Time limit of a cell, in seconds.").tag(
-        config=True
-    )
-    kv_bits = Int(None, allow_none=True, help="4 or 8: quantize the KV cache.").tag(config=True)
-    format = Enum(FORMATS, "markdown", help="How answers are shown.").tag(config=True)
-    show = Bool(True, help="Whether cells show images and answers.").tag(config=True)
-    max_pixels = Int(
-        None, allow_none=True, help="Larger images are scaled down to this many pixels."
-    ).tag(config=True)
+    # A trait for each option of a question.
+    model: str | None
+    locals().update({option.name: _trait(option) for option in OPTIONS})
 
     memory_budget = Any_(None, help="Memory for models: '8 GB', 0.6 of it, None: no limit.").tag(
         config=True
@@ -178,7 +165,7 @@ class VisionMagics(Magics):
             active.generation,
             awaited=awaited,
             alone=first and not active.has_output,
-            show=active.arguments.show,
+            show=active.arguments.settings.show,
         )
 
     def _question(self, line: str, cell: str) -> _Question:
@@ -191,15 +178,7 @@ class VisionMagics(Magics):
             prompt = template.fill(arguments.prompt, evaluate).strip("\n")
             images = image_values(arguments.images, self._ip.user_ns, evaluate)
         has_output = bool(captured.stdout or captured.stderr or captured.outputs)
-        request = GenerationRequest(
-            prompt=prompt,
-            model=arguments.model or DEMO,
-            system=arguments.system,
-            sampling=arguments.sampling,
-            format=arguments.format,
-            timeout=arguments.timeout,
-            kv_bits=arguments.kv_bits,
-        )
+        request = arguments.settings.request(prompt)
         return _Question(arguments, request, images, has_output)
 
     def _start(self, question: _Question) -> _ActiveRequest:
@@ -207,7 +186,7 @@ class VisionMagics(Magics):
         generation = _session().start(
             question.request,
             images=question.images,
-            max_pixels=arguments.max_pixels,
+            max_pixels=arguments.settings.max_pixels,
             thumbnails=True,
         )
         return _ActiveRequest(arguments, generation, question.has_output)
@@ -215,24 +194,24 @@ class VisionMagics(Magics):
     async def _render_in_thread(self, active: _ActiveRequest, interrupt: Interrupt) -> None:
         """Render a large result on a thread; displaying it then uses the cached bundle."""
         result = active.generation.future.result()
-        if active.arguments.show and (result.images or len(result.text) > 2_000):
+        if active.arguments.settings.show and (result.images or len(result.text) > 2_000):
             await click_routing.in_thread(partial(render.bundle, result), interrupt)
 
     def _finish(self, active: _ActiveRequest) -> VisionResult | None:
         result = active.generation.future.result()
         self._note_demo(active)
         self._store(active, result)
-        if active.arguments.show and getattr(self._ip, "kernel", None) is not None:
+        if active.arguments.settings.show and getattr(self._ip, "kernel", None) is not None:
             return result
         # In a terminal the text was streamed; with --no-show nothing is shown.
-        if active.arguments.show and (ending := render.ending(result)):
+        if active.arguments.settings.show and (ending := render.ending(result)):
             terminal.say(ending)
         self._ip.displayhook.update_user_ns(result)
         return None
 
     def _store(self, active: _ActiveRequest, result: VisionResult) -> None:
-        if active.arguments.output is not None:
-            self._ip.user_ns[active.arguments.output] = result
+        if active.arguments.settings.output is not None:
+            self._ip.user_ns[active.arguments.settings.output] = result
 
     def _store_partial(self, active: _ActiveRequest) -> None:
         """Store and show the partial result of an interrupted request."""
@@ -242,33 +221,23 @@ class VisionMagics(Magics):
         result = future.result()
         self._store(active, result)
         self._ip.displayhook.update_user_ns(result)
-        if active.arguments.show and getattr(self._ip, "kernel", None) is not None:
+        if active.arguments.settings.show and getattr(self._ip, "kernel", None) is not None:
             display(result)
 
     def _note_demo(self, active: _ActiveRequest) -> None:
-        if active.arguments.show and active.arguments.model is None and not self._demo_noted:
+        if (
+            active.arguments.settings.show
+            and active.arguments.settings.model is None
+            and not self._demo_noted
+        ):
             self._demo_noted = True
             terminal.say(DEMO_NOTE)
 
-    def defaults(self) -> Defaults:
-        """Return the values that apply where a cell has no flag."""
-        return Defaults(
-            model=self.model,
-            output=self.output,
-            system=self.system,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            seed=self.seed,
-            format=cast("OutputFormat", self.format),
-            show=self.show,
-            max_pixels=self.max_pixels,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            stop=tuple(self.stop),
-            timeout=self.timeout,
-            kv_bits=self.kv_bits,
+    def defaults(self) -> Settings:
+        """Return the settings of a cell without flags."""
+        values = {option.name: getattr(self, option.name) for option in OPTIONS}
+        return Settings(
+            **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         )
 
     def _run(self, command: commands.Command) -> Any:

@@ -27,6 +27,7 @@ from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
 from mlx_magic.notebook.panel.state.export import to_json
 from mlx_magic.notebook.panel.state.export import to_markdown as exported
 from mlx_magic.notebook.panel.widgets import controls
+from mlx_magic.options import Settings
 
 from . import pandoc
 from .answers import ANSWERS, HONEST, LARGE
@@ -207,7 +208,7 @@ def test_an_exported_conversation_is_harmless(name: str) -> None:
         text,
         (Picture("p1", image, text),),
         [Answer(text, result=result(text)), Answer("demo", error=text)],
-        system=text,
+        Settings(system=text),
     )
     check_markdown(exported([asked]), is_export=True)
     [turn] = json.loads(to_json([asked]))["turns"]

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
 from mlx_magic.notebook.magic_line.tokens import quote
+from mlx_magic.options import Settings
 
 
-def parse(line: str, defaults: Defaults | None = None) -> CellArguments:
+def parse(line: str, defaults: Settings | None = None) -> CellArguments:
     return parse_cell(line, "What is it?\n", defaults)
 
 
@@ -23,7 +24,7 @@ def refusal(line: str, body: str = "What is it?") -> RequestError:
 
 def test_a_bare_cell_has_the_defaults() -> None:
     assert parse("") == CellArguments(prompt="What is it?\n")
-    assert parse("").sampling == Sampling(max_tokens=DEFAULT_MAX_TOKENS)
+    assert parse("").settings.sampling == Sampling(max_tokens=DEFAULT_MAX_TOKENS)
 
 
 def test_every_option_is_read() -> None:
@@ -34,56 +35,53 @@ def test_every_option_is_read() -> None:
         "--kv-bits 8 [x, y]"
     )
     assert [token.text for token in found.images] == ["a.jpg", "b c.jpg", "[x, y]"]
-    assert found.model == "demo"
-    assert found.output == "answer"
-    assert found.system == "be (very) terse"
-    assert found.sampling == Sampling(
+    assert found.settings.model == "demo"
+    assert found.settings.output == "answer"
+    assert found.settings.system == "be (very) terse"
+    assert found.settings.sampling == Sampling(
         max_tokens=7, temperature=0.5, top_p=0.9, top_k=5, seed=1, min_p=0.1,
         repetition_penalty=1.2, stop=("The end",),
     )  # fmt: skip
-    assert found.timeout == 2.5
-    assert found.kv_bits == 8
-    assert found.format == "json"
-    assert found.show is False
-    assert found.max_pixels == 1000
+    assert found.settings.timeout == 2.5
+    assert found.settings.kv_bits == 8
+    assert found.settings.format == "json"
+    assert found.settings.show is False
+    assert found.settings.max_pixels == 1000
 
 
 @pytest.mark.parametrize(
     "line", ["--model demo", "--model=demo", "-m demo", "-m=demo", "-m 'demo'", "--model='demo'"]
 )
 def test_a_value_may_follow_in_each_way(line: str) -> None:
-    assert parse(line).model == "demo"
+    assert parse(line).settings.model == "demo"
 
 
 def test_long_names_of_the_short_flags() -> None:
     found = parse("--model a --output b --format text")
-    assert (found.model, found.output, found.format) == ("a", "b", "text")
+    assert (found.settings.model, found.settings.output, found.settings.format) == (
+        "a",
+        "b",
+        "text",
+    )
 
 
 def test_defaults_hold_where_there_is_no_flag() -> None:
-    defaults = Defaults(
+    defaults = Settings(
         model="m", output="o", system="s", max_tokens=3, temperature=1.0, top_p=0.5, top_k=2,
         seed=9, format="raw", show=False, max_pixels=10, min_p=0.2, repetition_penalty=1.1,
         stop=("x", "y"), timeout=30.0, kv_bits=8,
     )  # fmt: skip
     found = parse("", defaults)
-    assert found == CellArguments(
-        prompt="What is it?\n", model="m", output="o", system="s",
-        sampling=Sampling(
-            max_tokens=3, temperature=1.0, top_p=0.5, top_k=2, seed=9, min_p=0.2,
-            repetition_penalty=1.1, stop=("x", "y"),
-        ),
-        format="raw", show=False, max_pixels=10, timeout=30.0, kv_bits=8,
-    )  # fmt: skip
-    assert parse("--kv-bits 4", defaults).kv_bits == 4
-    assert parse("--temperature 0 -f text -m n", defaults).sampling.temperature == 0
-    assert parse("--system ''", defaults).system == ""
-    assert parse("--stop z", defaults).sampling.stop == ("z",)
-    assert parse("--timeout 1", defaults).timeout == 1
+    assert found == CellArguments(prompt="What is it?\n", settings=defaults)
+    assert parse("--kv-bits 4", defaults).settings.kv_bits == 4
+    assert parse("--temperature 0 -f text -m n", defaults).settings.sampling.temperature == 0
+    assert parse("--system ''", defaults).settings.system == ""
+    assert parse("--stop z", defaults).settings.sampling.stop == ("z",)
+    assert parse("--timeout 1", defaults).settings.timeout == 1
 
 
 def test_a_stop_text_may_have_the_end_of_a_line() -> None:
-    assert parse(r"--stop '\n\nQ:'").sampling.stop == ("\n\nQ:",)
+    assert parse(r"--stop '\n\nQ:'").settings.sampling.stop == ("\n\nQ:",)
 
 
 @pytest.mark.parametrize("flag", ["-c", "--chat", "--reset", "--schema", "--detach"])
@@ -184,9 +182,9 @@ def test_the_prompt_is_kept_as_written() -> None:
 
 
 def test_a_value_may_begin_with_a_dash() -> None:
-    assert parse("--system '- terse'").system == "- terse"
-    assert parse("--system -terse").system == "-terse"
-    assert parse("--system '--model'").system == "--model"
+    assert parse("--system '- terse'").settings.system == "- terse"
+    assert parse("--system -terse").settings.system == "-terse"
+    assert parse("--system '--model'").settings.system == "--model"
 
 
 def test_quoted_words_and_words_after_two_dashes_are_pictures() -> None:
@@ -200,12 +198,12 @@ def test_a_lone_dash_is_a_picture_word() -> None:
 
 @given(st.text(min_size=1).filter(str.strip))
 def test_any_model_name_survives_the_line(name: str) -> None:
-    assert parse(f"-m {quote(name)}").model == name
+    assert parse(f"-m {quote(name)}").settings.model == name
 
 
 @given(st.integers(min_value=1, max_value=10**12))
 def test_whole_numbers_are_read(number: int) -> None:
-    assert parse(f"--max-tokens {number}").sampling.max_tokens == number
+    assert parse(f"--max-tokens {number}").settings.sampling.max_tokens == number
 
 
 @given(st.text(), st.text())

@@ -17,9 +17,10 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.cell_arguments import Defaults, parse_cell
+from mlx_magic.notebook.magic_line.cell_arguments import parse_cell
 from mlx_magic.notebook.magic_line.variable_names import check_name
 from mlx_magic.notebook.panel.control.namespace import Namespace
+from mlx_magic.options import Settings
 from mlx_magic.testing import ScriptedBackend
 
 OURS = [
@@ -111,7 +112,7 @@ def test_cell_and_panel_refuse_what_ipython_lives_by(name: str, wide: bool) -> N
     assert caught.value.option == "output"
     assert "\n" not in str(caught.value)
     with pytest.raises(RequestError):
-        parse_cell("", "?", Defaults(output=name))
+        parse_cell("", "?", Settings(output=name))
     panel = Namespace()
     with pytest.raises(RequestError):
         panel.checked(name)

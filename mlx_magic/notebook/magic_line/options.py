@@ -1,4 +1,4 @@
-"""The flags of the magics: one table for parsing, help and completion."""
+"""The flags of the magics: those of questions (see `mlx_magic.options`) and of commands."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import one_line
 from mlx_magic.notebook.magic_line.tokens import Token
-
-FORMATS = ("markdown", "text", "json", "raw")
+from mlx_magic.options import OPTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +45,7 @@ def _planned(*flags: str) -> Option:
 
 
 CELL_OPTIONS = (
-    Option("model", ("-m", "--model"), "MODEL", "alias, folder or Hub repository id", "model"),
-    Option("output", ("-o", "--output"), "NAME", "store the result in this variable", "output"),
-    Option("system", ("--system",), "TEXT", "system prompt", "system"),
-    Option("max_tokens", ("--max-tokens",), "N", "maximum answer length, in tokens", "max_tokens"),
-    Option("temperature", ("--temperature",), "T", "0 is greedy", "temperature"),
-    Option("top_p", ("--top-p",), "P", "nucleus sampling: above 0, up to 1", "top_p"),
-    Option("top_k", ("--top-k",), "K", "only the K most likely; 0 is off", "top_k"),
-    Option("min_p", ("--min-p",), "P", "minimum share of the top probability", "min_p"),
-    Option(
-        "repetition_penalty",
-        ("--repetition-penalty",),
-        "R",
-        "above 1: repeat less; 1 is off",
-        "repetition_penalty",
-    ),
-    Option("seed", ("--seed",), "N", "makes sampling reproducible", "seed"),
-    Option("stop", ("--stop",), "TEXT", "stop before this text; \\n: newline", "stop"),
-    Option("timeout", ("--timeout",), "S", "stop after S seconds, keep the text", "timeout"),
-    Option("format", ("-f", "--format"), "|".join(FORMATS), "how the answer is shown", "format"),
-    Option("no_show", ("--no-show",), "", "show nothing, only keep the result", "show"),
-    Option("max_pixels", ("--max-pixels",), "N", "scale larger images to N pixels", "max_pixels"),
-    Option("kv_bits", ("--kv-bits",), "4|8", "quantize the KV cache: less memory", "kv_bits"),
+    *(Option(each.name, each.flags, each.metavar, each.help, each.name) for each in OPTIONS),
     _planned("-c", "--chat"),
     _planned("--reset"),
     _planned("--schema"),

@@ -25,7 +25,7 @@ from mlx_magic.notebook.panel.control.turn_actions import TurnActions
 from mlx_magic.notebook.panel.control.turns import Turns
 from mlx_magic.notebook.panel.control.update_thread import Updates
 from mlx_magic.notebook.panel.state import export, pixel_budget
-from mlx_magic.notebook.panel.state.conversation import Options, Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Picture, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
 from mlx_magic.notebook.panel.widgets.controls import fold, set_trait
 from mlx_magic.notebook.panel.widgets.guarded import guarded
@@ -72,8 +72,7 @@ class Panel:
         )
         self._composer = Composer(self._tray.view)
         if (defaults := self._names.defaults()) is not None:
-            given = Options(defaults.system, defaults.sampling, defaults.max_pixels)
-            self._composer.options.write(given)
+            self._composer.options.write(defaults)
         self._editing = Editing(self._composer, self._pictures)
         self._models = Models(self._session, self._changed)
         self._turns = Turns()
@@ -329,7 +328,7 @@ class Panel:
                 prompt,
                 models,
                 pictures=pictures,
-                options=form.options.read(),
+                settings=form.options.read(),
                 follows=form.follow.value,
                 replaces=replaces,
             )

@@ -226,7 +226,7 @@ def test_a_file_that_stops_arriving_is_said(
 class Waiting(Pictures):
     """Opens nothing: what is to be opened stays where it waits."""
 
-    def _work(self) -> None:
+    def _open_queued(self) -> None:
         pass
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from mlx_magic.engine.request import Sampling
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
 from mlx_magic.images.image import ImageInput, make_image_input
-from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, Defaults, parse_cell
+from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
 from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.template import fill
 from mlx_magic.notebook.magic_line.tokens import split_line
@@ -25,6 +26,7 @@ from mlx_magic.notebook.panel.state.cell_text import (
     words_for,
 )
 from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+from mlx_magic.options import Settings
 from mlx_magic.testing import ScriptedBackend
 
 
@@ -36,8 +38,16 @@ def pictures(count: int) -> tuple[Picture, ...]:
     return tuple(Picture(f"p{at}", image()) for at in range(count))
 
 
-def asked(prompt: str = "What is it?", **options: object) -> Turn:
-    return Turn("t1", prompt, **options)  # type: ignore[arg-type]
+def asked(
+    prompt: str = "What is it?",
+    *,
+    pictures: tuple[Picture, ...] = (),
+    sampling: Sampling | None = None,
+    follows: bool = True,
+    **values: object,
+) -> Turn:
+    settings = Settings(**asdict(sampling or Sampling()), **values)
+    return Turn("t1", prompt, pictures, settings=settings, follows=follows)
 
 
 def literal(expression: str) -> object:
@@ -61,7 +71,7 @@ def as_ipython_runs(cell: str) -> tuple[str, str]:
     return line, body
 
 
-def read_back(cell: str, defaults: Defaults | None = None) -> tuple[CellArguments, str]:
+def read_back(cell: str, defaults: Settings | None = None) -> tuple[CellArguments, str]:
     """Return what the magic makes of a cell, and the prompt that is asked."""
     arguments = parse_cell(*as_ipython_runs(cell), defaults)
     return arguments, fill(arguments.prompt, literal)
@@ -85,7 +95,7 @@ def test_everything_that_differs_from_the_defaults_is_said() -> None:
 
 
 def test_what_the_notebook_has_as_its_default_is_left_out() -> None:
-    defaults = Defaults(system="s", max_tokens=9, temperature=1.0, format="text", output="r")
+    defaults = Settings(system="s", max_tokens=9, temperature=1.0, format="text", output="r")
     turn = asked(system="s", sampling=Sampling(9, temperature=1.0))
     assert cell_text(turn, "demo", [], output="r", defaults=defaults) == (
         "%%vision -m demo -f markdown\nWhat is it?"
@@ -94,10 +104,10 @@ def test_what_the_notebook_has_as_its_default_is_left_out() -> None:
 
 
 def test_what_the_notebook_has_and_the_turn_has_not_is_off() -> None:
-    defaults = Defaults(min_p=0.1, repetition_penalty=1.2)
+    defaults = Settings(min_p=0.1, repetition_penalty=1.2)
     cell = cell_text(asked(), "demo", [], defaults=defaults)
     assert cell == "%%vision -m demo --min-p 0 --repetition-penalty 1\nWhat is it?"
-    sampling = read_back(cell, defaults)[0].sampling
+    sampling = read_back(cell, defaults)[0].settings.sampling
     assert (sampling.min_p, sampling.repetition_penalty) == (0, 1)
     turn = asked(sampling=defaults.sampling)
     assert cell_text(turn, "demo", [], defaults=defaults) == "%%vision -m demo\nWhat is it?"
@@ -137,7 +147,7 @@ def test_a_system_prompt_of_several_lines_is_the_call_that_ipython_makes() -> No
     assert cell.startswith("get_ipython().run_cell_magic('vision', ")
     assert len(cell.splitlines()) == 1
     arguments, prompt = read_back(cell)
-    assert (arguments.system, prompt) == (turn.system, turn.prompt)
+    assert (arguments.settings.system, prompt) == (turn.settings.system, turn.prompt)
     assert [token.raw for token in arguments.images] == ["cat.png"]
 
 
@@ -169,10 +179,12 @@ WORDS = st.sampled_from(
         stop=st.tuples() | st.tuples(TEXT.filter(lambda text: text and "\\n" not in text)),
     ),
     max_pixels=st.none() | st.integers(1, 10**9),
+    timeout=st.none() | st.floats(0, 1e9, exclude_min=True),
+    kv_bits=st.sampled_from([None, 4, 8]),
     output=st.sampled_from([None, "r", "größe"]),
 )
-@example("\n\n%%time\n  a  ", None, "demo", [], Sampling(), None, None)
-@example("{'\x0b'}\x0b{x}", "--", "-m", ["-m", "["], Sampling(), None, "r")
+@example("\n\n%%time\n  a  ", None, "demo", [], Sampling(), None, None, None, None)
+@example("{'\x0b'}\x0b{x}", "--", "-m", ["-m", "["], Sampling(), None, None, 8, "r")
 def test_a_cell_asks_the_same(
     prompt: str,
     system: str | None,
@@ -180,6 +192,8 @@ def test_a_cell_asks_the_same(
     words: list[str],
     sampling: Sampling,
     max_pixels: int | None,
+    timeout: float | None,
+    kv_bits: int | None,
     output: str | None,
 ) -> None:
     turn = asked(
@@ -188,15 +202,19 @@ def test_a_cell_asks_the_same(
         system=system,
         sampling=sampling,
         max_pixels=max_pixels,
+        timeout=timeout,
+        kv_bits=kv_bits,
     )
     arguments, asks = read_back(cell_text(turn, model, words, output=output))
     # IPython ends a cell with a line feed; the magic takes those around the prompt off.
     assert asks in (prompt, prompt + "\n")
-    assert arguments.system == system
-    assert arguments.model == model
-    assert arguments.sampling == sampling
-    assert arguments.max_pixels == max_pixels
-    assert arguments.output == output
+    assert arguments.settings.system == system
+    assert arguments.settings.model == model
+    assert arguments.settings.sampling == sampling
+    assert arguments.settings.max_pixels == max_pixels
+    assert arguments.settings.timeout == timeout
+    assert arguments.settings.kv_bits == kv_bits
+    assert arguments.settings.output == output
     assert len(arguments.images) == len(words)
     alone = [cell_text(asked(pictures=pictures(1)), "m", [word]) for word in words]
     assert arguments.images == tuple(read_back(cell)[0].images[0] for cell in alone)

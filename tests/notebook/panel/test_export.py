@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from mlx_magic.engine.request import Sampling
 from mlx_magic.engine.result import Timings, Usage, VisionResult
 from mlx_magic.images.image import ImageInput, make_image_input
 from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
 from mlx_magic.notebook.panel.state.export import FORMAT, VERSION, file_name, to_json, to_markdown
+from mlx_magic.options import Settings
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -117,8 +117,7 @@ def conversation(hostile: str = "A **cat**.") -> list[Turn]:
                 Answer("demo", result=result(hostile)),
                 Answer(odd, result=result("cut", finish_reason="length")),
             ],
-            system=hostile,
-            sampling=Sampling(100, temperature=0.0),
+            Settings(system=hostile, max_tokens=100, temperature=0.0),
         ),
         Turn("t2", "And now?", (), [Answer("demo", error=f"It failed: {hostile}")], follows=False),
     ]
@@ -130,7 +129,7 @@ def test_the_markdown_of_a_turn() -> None:
         "What is it?\n  Is it [a] cat_fish?\n\n1. Say.",
         (Picture("p1", image(), "cat.png"),),
         [Answer("demo", result=result("# It\n\nis a **cat**."))],
-        sampling=Sampling(100, temperature=0.0),
+        Settings(max_tokens=100, temperature=0.0),
     )
     text = to_markdown([turn])
     shown = re.sub(r"\(data:image/png;base64,[A-Za-z0-9+/=]+\)", "(…)", text)
@@ -226,8 +225,13 @@ def test_json_has_everything_but_the_pixels() -> None:
         "temperature": 0.0,
         "top_p": None,
         "top_k": None,
+        "min_p": None,
+        "repetition_penalty": None,
         "seed": None,
+        "stop": [],
+        "timeout": None,
         "max_pixels": None,
+        "kv_bits": None,
     }
     assert first["pictures"][0] == {
         "name": "cat.png",
@@ -255,7 +259,7 @@ def test_json_has_everything_but_the_pixels() -> None:
 
 @given(st.text(max_size=30), st.text(max_size=30), st.none() | st.text(max_size=30))
 def test_texts_come_back_from_json_exactly(prompt: str, text: str, system: str | None) -> None:
-    turns = [Turn("t1", prompt, (), [Answer("m", result=result(text))], system=system)]
+    turns = [Turn("t1", prompt, (), [Answer("m", result=result(text))], Settings(system=system))]
     [turn] = json.loads(to_json(turns).encode())["turns"]
     assert (turn["prompt"], turn["answers"][0]["text"], turn["system"]) == (prompt, text, system)
 
@@ -264,8 +268,8 @@ def test_what_json_has_no_word_for_can_be_saved() -> None:
     import numpy as np
 
     broken = result("half \ud83d", timings=Timings(generation_tps=float("inf")))
-    sampling = Sampling(np.int64(3), temperature=np.float32(0.5), seed=np.int32(1))  # type: ignore[arg-type]
-    text = to_json([Turn("t1", "猫?", (), [Answer("m", result=broken)], sampling=sampling)])
+    settings = Settings(max_tokens=np.int64(3), temperature=np.float32(0.5), seed=np.int32(1))
+    text = to_json([Turn("t1", "猫?", (), [Answer("m", result=broken)], settings)])
     [turn] = json.loads(text.encode("utf-8"))["turns"]
     assert "猫?" in text
     assert turn["answers"][0]["text"] == "half \ud83d"

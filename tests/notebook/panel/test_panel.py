@@ -598,6 +598,37 @@ def test_the_options_reach_the_request(driven: DrivenPanel, script: ScriptedBack
     assert request.sampling.seed == 3
 
 
+def test_settings_without_a_control_are_kept_and_shown(
+    shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    for setting in (
+        "min_p = 0.1", "repetition_penalty = 1.2", "stop = ['END', 'Q:']", "timeout = 30.0",
+        "max_pixels = 123456", "temperature = 3.5", "top_p = 0.01", "format = 'json'",
+    ):  # fmt: skip
+        shell.run_line_magic("config", f"VisionMagics.{setting}")
+    driven = DrivenPanel(shell)
+    assert driven.form.options.others.value == (
+        "also: min_p 0.1, repetition_penalty 1.2, stop 'END' 'Q:', timeout 30.0"
+    )
+    assert driven.form.options.max_pixels.label == "at most 123,456 pixels"
+    driven.ask("What?")
+    driven.finish()
+    [request] = script.requests
+    sampling = request.sampling
+    assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.2)
+    assert (sampling.temperature, sampling.top_p) == (3.5, 0.01)
+    assert (sampling.stop, request.timeout, request.format) == (("END", "Q:"), 30.0, "markdown")
+    # What the notebook's defaults say already is not said again.
+    [answer] = driven.answers()
+    assert answer["cell"] == "%%vision -m demo -f markdown\nWhat?"
+
+    # An edited turn brings its own settings back.
+    shell.run_line_magic("config", "VisionMagics.timeout = None")
+    driven.panel.edit(driven.panel.turns[0].id)
+    assert driven.form.options.read() == driven.panel.turns[0].settings
+    driven.panel.close()
+
+
 def test_a_bad_seed_loses_nothing(driven: DrivenPanel) -> None:
     driven.form.options.seed.value = "dice"
     driven.ask("What?")

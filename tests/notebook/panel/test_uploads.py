@@ -191,7 +191,7 @@ def test_files_on_their_way_are_limited_in_number_and_in_size() -> None:
     uploads.take(message(0, id="b"), b"abc")
     assert "2 files are being received" in refused(uploads, message(0, id="c"))
     uploads.drop("a")
-    with pytest.raises(ImageTooLargeError, match="21 bytes would be in transfer, the limit is 20"):
+    with pytest.raises(ImageTooLargeError, match="21 B would be in transfer, the limit is 20 B"):
         uploads.take(message(0, size=15, id="c"), b"abc")
     assert uploads.take(message(1, id="b"), b"def") == b"abcdef"
     assert uploads.take(message(0, size=15, id="c"), b"abc") is None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mlx_magic.notebook.panel.control.pictures import Pictures
-from mlx_magic.notebook.panel.state.conversation import Options, Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Picture, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
+from mlx_magic.options import Settings
 
 
 class Editing:
@@ -25,7 +26,7 @@ class Editing:
         self.turn = ""
         self._form = form
         self._pictures = pictures
-        self._draft: tuple[str, tuple[Picture, ...], Options, bool] | None = None
+        self._draft: tuple[str, tuple[Picture, ...], Settings, bool] | None = None
 
     @property
     def kept(self) -> tuple[Picture, ...]:
@@ -40,7 +41,7 @@ class Editing:
             self._draft = (form.prompt.value, pictures.ready, options, form.follow.value)
         self.turn = turn.id
         form.prompt.value = turn.prompt
-        form.options.write(Options(turn.system, turn.sampling, turn.max_pixels))
+        form.options.write(turn.settings)
         form.follow.value = turn.follows
         form.choose([answer.model for answer in turn.answers])
         pictures.put(turn.pictures)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.cell_arguments import Defaults
 from mlx_magic.notebook.magic_line.expressions import evaluator
 from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.tokens import split_line
 from mlx_magic.notebook.magic_line.variable_names import check_name
 from mlx_magic.notebook.panel.state import variables
+from mlx_magic.options import Settings
 
 
 class Namespace:
@@ -82,7 +82,7 @@ class Namespace:
         """
         self.values[check_name(name)] = value
 
-    def defaults(self) -> Defaults | None:
+    def defaults(self) -> Settings | None:
         """Return the defaults of cells; None if the magics are not loaded."""
         magics = None if self._ip is None else self._ip.magics_manager.registry.get("VisionMagics")
         return None if magics is None else magics.defaults()

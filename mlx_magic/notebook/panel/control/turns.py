@@ -14,11 +14,11 @@ from mlx_magic.notebook.panel.control.pictures import picture_state
 from mlx_magic.notebook.panel.state.conversation import (
     MOST_MODELS,
     Answer,
-    Options,
     Picture,
     Turn,
     history,
 )
+from mlx_magic.options import Settings
 from mlx_magic.session import Session
 
 
@@ -69,7 +69,7 @@ class Turns:
         models: Sequence[str],
         *,
         pictures: Sequence[Picture] = (),
-        options: Options,
+        settings: Settings,
         follows: bool = True,
         replaces: str = "",
     ) -> Turn:
@@ -81,7 +81,7 @@ class Turns:
         prompt : str
         models : sequence of str
         pictures : sequence of Picture
-        options : Options
+        settings : Settings
         follows : bool
             Whether the earlier turns are sent with it.
         replaces : str
@@ -101,12 +101,8 @@ class Turns:
         with self._lock:
             before = self.turns[: self.index_of(replaces)]
             requests = [
-                GenerationRequest(
-                    prompt=prompt,
-                    model=model,
-                    system=options.system,
-                    sampling=options.sampling,
-                    history=history(before, model) if follows else (),
+                settings.request(
+                    prompt, model=model, history=history(before, model) if follows else ()
                 )
                 for model in models
             ]
@@ -116,10 +112,8 @@ class Turns:
                 f"t{next(self._ids)}",
                 prompt,
                 tuple(pictures),
-                [_start_answer(session, request, pictures, options) for request in requests],
-                system=options.system,
-                sampling=options.sampling,
-                max_pixels=options.max_pixels,
+                [_start_answer(session, request, pictures, settings) for request in requests],
+                settings=settings,
                 follows=follows,
             )
             self.turns.append(turn)
@@ -223,7 +217,7 @@ class Turns:
             "id": turn.id,
             "number": self.number(turn),
             "prompt": turn.prompt,
-            "system": turn.system or "",
+            "system": turn.settings.system or "",
             "pictures": [
                 picture_state(picture, size)
                 for picture, size in zip(turn.pictures, sizes, strict=True)
@@ -267,13 +261,13 @@ class Turns:
 
 
 def _start_answer(
-    session: Session, request: GenerationRequest, pictures: Sequence[Picture], options: Options
+    session: Session, request: GenerationRequest, pictures: Sequence[Picture], settings: Settings
 ) -> Answer:
     """Start a request; an error of the start is a failed answer."""
     answer = Answer(request.model)
     images = [(picture.name, picture.image) for picture in pictures]
     try:
-        answer.generation = session.start(request, images=images, max_pixels=options.max_pixels)
+        answer.generation = session.start(request, images=images, max_pixels=settings.max_pixels)
     except MlxMagicError as error:
         answer.error = str(error)
     return answer

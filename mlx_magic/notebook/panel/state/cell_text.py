@@ -7,15 +7,15 @@ from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.cell_arguments import Defaults
 from mlx_magic.notebook.magic_line.expressions import parse_expression
 from mlx_magic.notebook.magic_line.template import escape, fill
 from mlx_magic.notebook.magic_line.tokens import quote, split_line
 from mlx_magic.notebook.panel.state.conversation import Picture, Turn, history
 from mlx_magic.notebook.panel.state.variables import SUFFIXES, free_name
+from mlx_magic.options import RequestOption, Settings
 
 if TYPE_CHECKING:
     from mlx_magic.images.opening import ImageInput
@@ -84,7 +84,7 @@ def cell_text(
     words: Sequence[str],
     *,
     output: str | None = None,
-    defaults: Defaults | None = None,
+    defaults: Settings | None = None,
 ) -> str:
     """Return the cell that asks a model the question of a turn.
 
@@ -107,8 +107,8 @@ def cell_text(
         Word of each picture; see `words_for`.
     output : str, optional
         Variable that receives the result.
-    defaults : Defaults, optional
-        Defaults of the flags; flags with these values are left out.
+    defaults : Settings, optional
+        Settings of the flags; flags with these values are left out.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def cell_text(
             f"{len(turn.pictures)} pictures have {len(words)} words: give one for each.",
             option="images",
         )
-    options = _options(turn, model, output, defaults or Defaults())
+    options = _options(turn, model, output, defaults or Settings())
     line = " ".join([*map(_one_word, words), *options])
     if _NOT_IN_A_LINE.search(line):
         # As IPython rewrites a cell, so that this one is awaited, too.
@@ -143,34 +143,31 @@ def what_is_left_out(turn: Turn, before: Sequence[Turn], model: str) -> str:
     return WITHOUT_HISTORY if turn.follows and history(before, model) else ""
 
 
-def _options(turn: Turn, model: str, output: str | None, defaults: Defaults) -> Iterator[str]:
-    sampling = turn.sampling
+def _options(turn: Turn, model: str, output: str | None, defaults: Settings) -> Iterator[str]:
     yield f"-m {quote(model)}"
     if output is not None and output != defaults.output:
         yield f"-o {quote(output)}"
-    if turn.system is not None and turn.system != defaults.system:
-        yield f"--system {quote(turn.system)}"
-    if sampling.max_tokens != defaults.max_tokens:
-        yield f"--max-tokens {int(sampling.max_tokens)}"
-    if sampling.temperature is not None and sampling.temperature != defaults.temperature:
-        yield f"--temperature {_number(sampling.temperature)}"
-    if sampling.top_p is not None and sampling.top_p != defaults.top_p:
-        yield f"--top-p {_number(sampling.top_p)}"
-    if sampling.top_k is not None and sampling.top_k != defaults.top_k:
-        yield f"--top-k {int(sampling.top_k)}"
-    # None stands for "off" of these two.
-    if sampling.min_p != defaults.min_p:
-        yield f"--min-p {_number(sampling.min_p or 0)}"
-    if sampling.repetition_penalty != defaults.repetition_penalty:
-        yield f"--repetition-penalty {_number(sampling.repetition_penalty or 1)}"
-    if sampling.seed is not None and sampling.seed != defaults.seed:
-        yield f"--seed {int(sampling.seed)}"
-    if len(sampling.stop) == 1 and sampling.stop != defaults.stop:
-        yield "--stop " + quote(sampling.stop[0].replace("\n", "\\n"))
-    if turn.max_pixels is not None and turn.max_pixels != defaults.max_pixels:
-        yield f"--max-pixels {turn.max_pixels}"
-    if defaults.format != "markdown":
-        yield "-f markdown"
+    for option, value in turn.settings:
+        if option.target == "cell" or option.name == "model":
+            continue
+        if value != getattr(defaults, option.name) and (text := _written(option, value)):
+            yield f"{option.flags[0]} {text}"
+
+
+def _written(option: RequestOption, value: Any) -> str:
+    """Return a value as the line says it; ``""`` if no flag can say it."""
+    if value is None:
+        value = option.off
+        if value is None:
+            return ""
+    match option.kind:
+        case "integer":
+            return str(int(value))
+        case "number":
+            return _number(value)
+        case "texts":
+            return quote(value[0].replace("\n", "\\n")) if len(value) == 1 else ""
+    return quote(value)
 
 
 def _number(value: float) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from mlx_magic.engine.request import Exchange, Sampling
+from mlx_magic.engine.request import Exchange
+from mlx_magic.options import Settings
 
 if TYPE_CHECKING:
     from mlx_magic.engine.generation import Generation
@@ -88,9 +89,7 @@ class Turn:
     pictures : tuple of Picture
     answers : list of Answer
         One, or several to compare.
-    system : str or None
-    sampling : Sampling
-    max_pixels : int or None
+    settings : Settings
     follows : bool
         Whether the earlier turns were sent with it.
     """
@@ -99,9 +98,7 @@ class Turn:
     prompt: str
     pictures: tuple[Picture, ...] = ()
     answers: list[Answer] = field(default_factory=list)
-    system: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    max_pixels: int | None = None
+    settings: Settings = field(default_factory=Settings)
     follows: bool = True
 
     @property
@@ -143,19 +140,3 @@ def history(turns: Sequence[Turn], model: str) -> tuple[Exchange, ...]:
 
 MOST_MODELS = 3
 """Maximum number of models of one question."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Values of the controls.
-
-    Attributes
-    ----------
-    system : str or None
-    sampling : Sampling
-    max_pixels : int or None
-    """
-
-    system: str | None
-    sampling: Sampling
-    max_pixels: int | None

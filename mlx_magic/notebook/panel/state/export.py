@@ -9,7 +9,9 @@ The JSON is one object. Unknown values are null, sizes are in pixels, times in s
       follows   bool: whether the earlier turns were sent with it
       prompt    str
       system    str
-      options   {max_tokens: int, temperature, top_p: float, top_k, seed, max_pixels: int}
+      options   {max_tokens: int, temperature, top_p: float, top_k: int, min_p,
+                repetition_penalty: float, seed: int, stop: list of str, timeout: float,
+                max_pixels, kv_bits: int}
       pictures  list of {name: str, word: str, width, height: int, sha256: str, note: str}
       answers   list of {model: str, state: "running" | "done" | "cancelled" | "failed",
                 text: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
@@ -33,9 +35,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from mlx_magic.engine.request import Sampling
 from mlx_magic.notebook.display import markdown_text, render, sanitize
 from mlx_magic.notebook.magic_line.expressions import one_line
+from mlx_magic.options import OPTIONS, RequestOption
 
 if TYPE_CHECKING:
     from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
@@ -122,9 +124,9 @@ def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
     yield _quoted(_as_written(turn.prompt))
     if turn.pictures:
         yield "\n".join(map(_picture, turn.pictures))
-    if turn.system is not None:
+    if turn.settings.system is not None:
         yield "System prompt:"
-        yield _quoted(_as_written(turn.system))
+        yield _quoted(_as_written(turn.settings.system))
     if options := _options_line(turn):
         yield f"Options: {options}"
     for answer in turn.answers:
@@ -148,8 +150,8 @@ def _answer_blocks(answer: Answer) -> Iterator[str]:
 
 
 def _options_line(turn: Turn) -> str:
-    standard = {**asdict(Sampling()), "max_pixels": None}
     given = _options(turn)
+    standard = {option.name: _plain(option, option.default) for option in OPTIONS}
     parts = [f"{name} {value}" for name, value in given.items() if value != standard[name]]
     return _inline(", ".join(parts), 500)
 
@@ -201,24 +203,28 @@ def _turn_data(turn: Turn, number: int) -> dict[str, Any]:
         "number": number,
         "follows": turn.follows,
         "prompt": turn.prompt,
-        "system": turn.system,
+        "system": turn.settings.system,
         "options": _options(turn),
         "pictures": [_picture_data(picture) for picture in turn.pictures],
         "answers": [_answer_data(answer) for answer in turn.answers],
     }
 
 
-def _options(turn: Turn) -> dict[str, int | float | None]:
-    # JSON cannot encode NumPy's numbers.
-    sampling = turn.sampling
+def _options(turn: Turn) -> dict[str, Any]:
     return {
-        "max_tokens": int(sampling.max_tokens),
-        "temperature": None if sampling.temperature is None else float(sampling.temperature),
-        "top_p": None if sampling.top_p is None else float(sampling.top_p),
-        "top_k": None if sampling.top_k is None else int(sampling.top_k),
-        "seed": None if sampling.seed is None else int(sampling.seed),
-        "max_pixels": None if turn.max_pixels is None else int(turn.max_pixels),
+        option.name: _plain(option, value)
+        for option, value in turn.settings
+        if option.affects_answer and option.name not in ("model", "system")
     }
+
+
+def _plain(option: RequestOption, value: Any) -> Any:
+    """Return a value that JSON can encode; it cannot encode NumPy's numbers."""
+    if value is None:
+        return None
+    if option.kind in ("integer", "number"):
+        return int(value) if option.kind == "integer" else float(value)
+    return list(value) if option.kind == "texts" else value
 
 
 def _picture_data(picture: Picture) -> dict[str, Any]:

@@ -6,20 +6,16 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.panel.state.conversation import Options
+from mlx_magic.notebook.magic_line.expressions import one_line
+from mlx_magic.options import Settings
 
-_SIZES = (
-    ("original size", 0),
-    ("at most 1 megapixel", 1_000_000),
-    ("at most 0.25 megapixels", 250_000),
-)
+_SIZES = {0: "original size", 1_000_000: "at most 1 megapixel", 250_000: "at most 0.25 megapixels"}
 _DEFAULT_SAMPLING = "Use the model's default sampling"
 
 
 class OptionsForm:
-    """System prompt, length, sampling and image size.
+    """System prompt, length, sampling and image size; other options are kept and shown.
 
     Attributes
     ----------
@@ -34,7 +30,7 @@ class OptionsForm:
         )
         self.max_tokens = widgets.BoundedIntText(
             description="Max tokens",
-            value=DEFAULT_MAX_TOKENS,
+            value=Settings().max_tokens,
             min=1,
             max=1_000_000,
             tooltip="Maximum length of an answer",
@@ -59,7 +55,10 @@ class OptionsForm:
         self.seed = widgets.Text(
             description="Seed", placeholder="none (sampled answers vary)", **wide
         )
-        self.max_pixels = widgets.Dropdown(description="Pictures", options=_SIZES, **wide)
+        self.max_pixels = widgets.Dropdown(description="Pictures", options=_sizes(0), **wide)
+        self.others = widgets.Label()
+        self.others.layout.display = "none"
+        self._settings = Settings()
         self.default_sampling.observe(self._show_whether_off, "value")
         self._show_whether_off()
         self.box = widgets.VBox(
@@ -72,12 +71,13 @@ class OptionsForm:
                 self.top_p,
                 self.top_k,
                 self.seed,
+                self.others,
             ]
         )
         self.box.add_class("mlxm-options")
 
-    def read(self) -> Options:
-        """Return the values of the controls.
+    def read(self) -> Settings:
+        """Return the settings of the next question.
 
         Raises
         ------
@@ -90,32 +90,67 @@ class OptionsForm:
                 f"The seed is {text!r}: use a whole number, or leave it empty.", option="seed"
             )
         default_sampling = self.default_sampling.value
-        sampling = Sampling(
-            max_tokens=self.max_tokens.value,
-            temperature=None if default_sampling else self.temperature.value,
-            top_p=None if default_sampling or self.top_p.value >= 1 else self.top_p.value,
-            top_k=None if default_sampling or not self.top_k.value else self.top_k.value,
-            seed=int(text) if text else None,
+        return self._settings.replaced(
+            {
+                "system": self.system.value.strip() or None,
+                "max_tokens": self.max_tokens.value,
+                "temperature": None if default_sampling else self.temperature.value,
+                "top_p": None if default_sampling or self.top_p.value >= 1 else self.top_p.value,
+                "top_k": None if default_sampling or not self.top_k.value else self.top_k.value,
+                "seed": int(text) if text else None,
+                "max_pixels": self.max_pixels.value or None,
+            }
         )
-        return Options(self.system.value.strip() or None, sampling, self.max_pixels.value or None)
 
-    def write(self, options: Options) -> None:
-        """Set the controls to the options of a question."""
-        sampling = options.sampling
-        self.system.value = options.system or ""
-        self.max_tokens.value = sampling.max_tokens
-        self.default_sampling.value = (sampling.temperature, sampling.top_p, sampling.top_k) == (
-            None,
-        ) * 3
-        self.temperature.value = sampling.temperature or 0.0
-        self.top_p.value = 1.0 if sampling.top_p is None else sampling.top_p
-        self.top_k.value = sampling.top_k or 0
-        self.seed.value = "" if sampling.seed is None else str(sampling.seed)
-        known = [size for _, size in _SIZES]
-        self.max_pixels.value = options.max_pixels if options.max_pixels in known else 0
+    def write(self, settings: Settings) -> None:
+        """Set the controls; options without a control are kept for the next questions."""
+        # Each answer of a panel has a model of its own, and is shown as Markdown.
+        self._settings = settings = settings.replaced(
+            {"model": None, "output": None, "format": "markdown", "show": True}
+        )
+        self.system.value = settings.system or ""
+        _put(self.max_tokens, settings.max_tokens)
+        chosen = (settings.temperature, settings.top_p, settings.top_k)
+        self.default_sampling.value = chosen == (None,) * 3
+        _put(self.temperature, settings.temperature or 0.0)
+        _put(self.top_p, 1.0 if settings.top_p is None else settings.top_p)
+        _put(self.top_k, settings.top_k or 0)
+        self.seed.value = "" if settings.seed is None else str(settings.seed)
+        size = settings.max_pixels or 0
+        self.max_pixels.options = _sizes(size)
+        self.max_pixels.value = size
+        self._show_others()
+
+    def _show_others(self) -> None:
+        """Show the options that have no control, where they differ from the default."""
+        controls = vars(self)
+        others = [
+            f"{option.name} {_shown(value)}"
+            for option, value in self._settings
+            if option.name not in controls and value != option.default
+        ]
+        self.others.value = f"also: {', '.join(others)}" if others else ""
+        self.others.layout.display = None if others else "none"
 
     def _show_whether_off(self, _: Any = None) -> None:
         why = f"Off while “{_DEFAULT_SAMPLING}” is on" if self.default_sampling.value else ""
         for control in (self.temperature, self.top_p, self.top_k):
             control.disabled = self.default_sampling.value
             control.tooltip = why
+
+
+def _sizes(size: int) -> list[tuple[str, int]]:
+    """Return the choices of an image size, with one that is not among the usual ones."""
+    sizes = {**_SIZES, size: _SIZES.get(size, f"at most {size:,} pixels")}
+    return [(text, pixels) for pixels, text in sizes.items()]
+
+
+def _put(control: Any, value: float) -> None:
+    """Set a number; the control's limits must not change a value that was set elsewhere."""
+    control.min, control.max = min(control.min, value), max(control.max, value)
+    control.value = value
+
+
+def _shown(value: object) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return one_line(" ".join(repr(each) for each in values), 60)
