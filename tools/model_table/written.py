@@ -17,12 +17,13 @@ VERSIONS = ("mlx", "mlx-vlm", "mlx-lm", "transformers")
 _HEAD = """\
 # Models that were compared
 
-`make models` writes this page. For each row it builds a tiny checkpoint with random weights. It asks
-the same questions through mlx-magic and through the library alone ({versions}), with greedy decoding in
-float32 (or in 4 bits, if the row says so), and compares the answers. The questions are asked alone,
-repeated, with two images, without images, with a system prompt, as follow-ups, with images of 1 by 1
-and 2000 by 30 pixels, with prompts longer than a chunk, than the attention window and than the
-original number of positions, four at once, during another answer, and after a Cancel.
+`make models` writes this page. For each row it builds a tiny checkpoint with random weights. It
+asks the same questions through mlx-magic and through the library alone ({versions}), with
+greedy decoding in float32 (or in 4 bits, if the row says so), and compares the answers. The
+questions are asked alone, repeated, with two images, without images, with a system prompt, as
+follow-ups, with images of 1 by 1 and 2000 by 30 pixels, with prompts longer than a chunk, than the
+attention window and than the original number of positions, four at once, during another answer, and
+after a Cancel.
 
 - **together**: concurrent requests are batched, and the answers are the same as the library's.
 - **one at a time**: requests are answered in the order of asking, and the answers are the same as
@@ -31,8 +32,8 @@ original number of positions, four at once, during another answer, and after a C
   time, with the library's own prefill chunks.
 
 The loaded weights are also checked once: two short rows must give the same numbers in a batch as
-each alone. `%vision models NAME` describes a model before it is loaded, and `%vision status` says
-how a loaded model answers.
+each alone. `%vision models NAME` says what is known of a model before it is loaded, and
+`%vision status` how a loaded model answers.
 
 """
 
