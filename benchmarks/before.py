@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python -m benchmarks.before ../before --pairs 40
 
-Both run on the same environment, each in processes of its own, and take turns. What is told is
-the median of the ratios, and an interval that holds the true median with 95 %.
+Both run in the same environment, in separate processes, and take turns. The report has the median
+of the ratios, and an interval that contains the true median with 95 % confidence.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ def main() -> None:
 
 
 def measure(checkout: Path, folder: Path, *, pairs: int) -> Report:
-    """Ask both the same, in turns.
+    """Ask both checkouts the same questions, in turns.
 
     Parameters
     ----------
     checkout : Path
-        The other one.
+        The other checkout.
     folder : Path
-        Empty, for images, a model and logs.
+        Empty folder for images, a model and logs.
     pairs : int
-        Of each kind; of many at once, a fourth of that.
+        Pairs of each kind; a fourth of that for many concurrent questions.
     """
     report = Report("before", {"other checkout": checkout.name, "pairs": pairs})
     model = random_model.build("endless", bundled(), folder / "endless")
@@ -77,7 +77,7 @@ def measure(checkout: Path, folder: Path, *, pairs: int) -> Report:
         }
         _cells(kernels, folder, model, seen, pairs)
     for what, held in seen.items():
-        # All as rates: above 1 is better.
+        # All values are rates, so above 1 is better.
         found = ratios(held["now"], held["before"])
         report.add(f"{what}, now/before", "", found)
         low, high = interval(found)
@@ -155,7 +155,7 @@ def _cells(
 
 
 def _worker(name: str, root: Path, model: Path, folder: Path) -> Worker:
-    """Start a session of a checkout in a process of its own."""
+    """Start a session of a checkout in a separate process."""
     worker = Worker("ours", model, folder, root=root)
     worker.name = name
     return worker

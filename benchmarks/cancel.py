@@ -1,4 +1,4 @@
-"""From the click on Cancel to a stopped cell, in each phase, beside the longest step there is."""
+"""Time from a click on Cancel to a stopped cell, per phase, compared with the longest step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.live import LiveKernel
 GRACE = 0.1
 """Seconds beyond a step or a chunk that are promised."""
 
-# How long after a phase has shown the click is sent: spread, so that it meets steps everywhere.
+# Maximum delay of a click after its phase has begun, in seconds: clicks hit all parts of a step.
 SPREAD = 0.04
 
 # A word of one or a few tokens in most vocabularies.
@@ -28,9 +28,9 @@ class Stop:
     Attributes
     ----------
     seconds : float
-        From the click's sending to the reply and the idle of its cell.
+        From the click to the cell's reply and idle message.
     free : float
-        From the click to an inference thread that can do something else.
+        From the click until the inference thread can do other work.
     """
 
     seconds: float
@@ -38,19 +38,19 @@ class Stop:
 
 
 def measure(kernel: LiveKernel, model: Path, *, clicks: int, words: int, deadline: float) -> Report:
-    """Click in each phase, so many times.
+    """Click `clicks` times in each phase.
 
     Parameters
     ----------
     kernel : LiveKernel
     model : Path
-        One that never ends its answer.
+        A model that never ends its answer.
     clicks : int
-        In each phase.
+        Clicks per phase.
     words : int
-        Length of the prompt that is being read, in pairs of words.
+        Length of the prompt in prefill, in pairs of words.
     deadline : float
-        On `time.monotonic`; no click is prepared after it.
+        In seconds of `time.monotonic`; no click is prepared after it.
     """
     report = Report("cancel", {"model": model.name})
     kernel.do(f"%vision load {str(model)!r}")
@@ -106,12 +106,12 @@ def _clicks(
     spread: float,
     before: Callable[[], None] | None = None,
 ) -> list[Stop]:
-    """Run a cell and click, until `clicks` clicks came in time or twice as many were tried."""
+    """Run a cell and click, until `clicks` clicks arrived in time or twice as many were tried."""
     found: list[Stop] = []
     for turn in range(2 * clicks):
         if len(found) == clicks or (found and time.monotonic() > deadline):
             break
-        # What was read before would not be read again.
+        # Otherwise the prefix cache would skip the prefill.
         before() if before is not None else kernel.do("in_kernel.forget()")
         kernel.wait_for_quiet()
         stop = _click(kernel, code, reached, spread * (turn % clicks) / clicks)
@@ -123,7 +123,7 @@ def _clicks(
 def _click(
     kernel: LiveKernel, code: str, reached: Callable[[dict[str, Any]], bool], delay: float
 ) -> Stop | None:
-    """Return the outcome, or None if the cell was at its end before."""
+    """Return the outcome, or None if the cell ended before the click."""
     cell = kernel.start(code)
     kernel.wait_for(
         lambda: (
@@ -157,7 +157,7 @@ def _shows(word: str) -> Callable[[dict[str, Any]], bool]:
 
 
 def _shows_text(state: dict[str, Any]) -> bool:
-    """Whether a widget holds a part of the answer: an HTML without a phase in it."""
+    """Whether a widget shows a part of the answer: HTML without a phase."""
     value = str(state.get("value", ""))
     return state.get("_model_name") == "HTMLModel" and bool(value) and "status" not in value
 
@@ -169,7 +169,7 @@ def _add(
     report.add(f"{phase}: click to stopped", "ms", seconds)
     report.add(f"{phase}: click to a free thread", "ms", [1000 * stop.free for stop in stops])
     if len(stops) == clicks:
-        # Of fewer, the slowest says little.
+        # With fewer clicks the slowest one means little.
         report.expect(
             f"{phase}: slowest click, ms, to {name} and {1000 * GRACE:.0f} ms",
             summary(seconds).highest,

@@ -14,7 +14,7 @@ MOST_FIRST_TOKEN = 1.1
 
 
 def draw_picture(folder: Path) -> Path:
-    """Write the picture that is asked about: 640 by 480 pixels, a square on a gradient."""
+    """Write the picture of the question: 640 by 480 pixels, a square on a gradient."""
     import numpy as np
     from PIL import Image
 
@@ -46,9 +46,9 @@ def measure(
     pairs : int
     max_tokens : int
     least_rate : float
-        The decode ratio that is promised.
+        Target of the decode ratio.
     deadline : float
-        On `time.monotonic`; no pair begins after it.
+        In seconds of `time.monotonic`; no pair begins after it.
     question : str
     """
     ours = (
@@ -57,7 +57,7 @@ def measure(
     )
     raw = f"theirs = raw.ask({question!r}, {str(picture)!r}, {max_tokens})"
     kernel.do("clock = in_kernel.CellClock()")
-    # Ours first: it loads the BLAS library that both then use.
+    # Ours first, because it loads the BLAS library that both then use.
     kernel.do(ours)
     kernel.do(f"raw = in_kernel.Raw({str(model)!r}, clock)")
     dtype = str(kernel.read("raw.dtype"))
@@ -68,7 +68,7 @@ def measure(
     for _ in range(pairs):
         if time.monotonic() > deadline and samples["ours"]:
             break
-        # Else ours would be spared the picture and the prompt, after the first time.
+        # Otherwise the caches would save ours the picture and the prompt after the first time.
         kernel.do("in_kernel.forget()")
         for name, code, value in (("raw", raw, "theirs"), ("ours", ours, "numbers")):
             wall = kernel.timed(code)
@@ -84,7 +84,7 @@ def _report(
     ours, raw = samples["ours"], samples["raw"]
     report = Report("cell", {"model": model.name, "dtype": dtype, "tokens": ours[0]["tokens"]})
     report.settings["prompt tokens"] = ours[0]["prompt_tokens"]
-    # Greedy, and the same inputs: else two different things were measured.
+    # With greedy decoding and the same inputs, different texts mean different work.
     report.settings["same text"] = all(
         a["text"] == b["text"] for a, b in zip(ours, raw, strict=True)
     )

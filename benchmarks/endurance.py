@@ -1,4 +1,4 @@
-"""A thousand requests, a third of them cancelled: what they leave behind, and what they change."""
+"""A thousand requests, a third of them cancelled: what remains afterwards, and what changes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ LEAST_CANCELLED = 1 / 3
 
 @dataclass(slots=True)
 class Seen:
-    """Everything that happened.
+    """Outcomes of a run.
 
     Attributes
     ----------
     ends : list of (Plan, VisionResult or error)
     seconds : float
     changed : dict of str to int
-        How many control questions had another answer: asked warm, all at once, and cold.
+        Number of control questions with a different answer: warm, all at once, and cold.
     memory : dict of str to int
         Bytes.
     left : dict of str to int
@@ -48,12 +48,12 @@ class Seen:
 
 
 def measure(*, requests: int, seed: int = SEED) -> Report:
-    """Ask twenty control questions, then so many requests, then the control questions again.
+    """Ask twenty control questions, then the requests, then the control questions again.
 
     Raises
     ------
     RuntimeError
-        When a request has no outcome in two minutes.
+        A request has no outcome after two minutes.
     """
     session = Cutting()
     try:
@@ -98,7 +98,7 @@ def _outcome(future: Future[VisionResult]) -> tuple[object, ...]:
 def _run(
     session: Cutting, planned: Sequence[Plan]
 ) -> list[tuple[Plan, VisionResult | BaseException]]:
-    """Keep `AT_ONCE` requests on their way; return how each ended."""
+    """Keep `AT_ONCE` requests running; return how each ended."""
     ends: list[tuple[Plan, VisionResult | BaseException]] = []
     chats: dict[int | None, tuple[Exchange, ...]] = defaultdict(tuple)
     flying: dict[Future[VisionResult], tuple[Plan, Cuttable]] = {}
@@ -133,7 +133,7 @@ def _run(
 
 
 def _gone_on(history: tuple[Exchange, ...], result: VisionResult) -> tuple[Exchange, ...]:
-    """Return a chat with one more turn; a person asks on after half an answer, too."""
+    """Return a chat with one more turn, also after an incomplete answer."""
     turn = Exchange(result.prompt, result.text or "...", result.images)
     return (*history, turn) if len(history) < TURNS else ()
 
@@ -190,7 +190,7 @@ def _expect(report: Report, held: Seen, faults: list[str], cancelled: int) -> No
     left = sum(held.left.values())
     report.expect("seats, rows, leases, threads left behind", left, 0)
     memory = held.memory
-    # MLX may hand out a buffer that is a little larger than what is kept in it.
+    # MLX may allocate a buffer that is a little larger than its content.
     share = memory["afterwards"] / (memory["before"] + memory["kept"])
     report.expect("memory afterwards/before and what is kept", share, MOST_MEMORY)
     share = memory["with nothing kept"] / memory["before"]

@@ -1,4 +1,4 @@
-"""Many requests of every kind, some of them cancelled: the same ones for the same seed."""
+"""Requests of many kinds, some of them cancelled, reproducible by their seed."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Cut:
     Attributes
     ----------
     event : Event
-        Right after it was asked, when its pictures are open, when it enters a phase, when a
-        chunk of its prompt is read, with its `token`-th token, or when another request ends.
+        Right after the request, when its pictures are open, when it enters a phase, after a
+        chunk of its prefill, at its `token`-th token, or when another request ends.
     token : int
     """
 
@@ -55,7 +55,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request, and what becomes of it.
+    """A request, and when it is cancelled.
 
     Attributes
     ----------
@@ -65,10 +65,10 @@ class Plan:
     timeout : float or None
         Seconds.
     chat : int or None
-        It goes on with what this chat has come to.
+        Number of the chat that it continues.
     cut : Cut or None
     broken : bool
-        Whether it has a picture that is none, or a prompt that the processor refuses.
+        Whether it has an invalid picture, or a prompt that the processor refuses.
     """
 
     prompt: str
@@ -96,7 +96,7 @@ def pictures() -> list[bytes]:
 
 
 def plans(count: int, seed: int, drawn: list[bytes]) -> list[Plan]:
-    """Make requests by chance.
+    """Make random requests.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def plans(count: int, seed: int, drawn: list[bytes]) -> list[Plan]:
     """
     rng = random.Random(seed)
     cancelled = set(rng.sample(range(count), round(CANCELLED * count)))
-    # Each of them as often as the others, and most of an answer's time is spent in writing.
+    # Each event equally often, and tokens again, as decode takes most of an answer's time.
     events = itertools.cycle((*get_args(Event), "token"))
     return [
         _plan(rng, number, drawn, next(events) if number in cancelled else None)
@@ -115,7 +115,7 @@ def plans(count: int, seed: int, drawn: list[bytes]) -> list[Plan]:
 
 
 def controls(drawn: list[bytes]) -> list[Plan]:
-    """Make the twenty questions that are to have the same answer before and after."""
+    """Make the twenty questions that must have the same answer before and after."""
     found = []
     for number in range(20):
         sampling = Sampling(max_tokens=16, temperature=0)
@@ -131,7 +131,7 @@ def _plan(rng: random.Random, number: int, drawn: list[bytes], event: Event | No
     shown = tuple(rng.choice(drawn) for _ in range(max(rng.choice((0, 1, 1, 1, 2)), least)))
     prompt = rng.choice(QUESTIONS)
     if rng.random() < 0.05:
-        # Read in chunks, and known to nobody.
+        # Several prefill chunks, and in no cache.
         prompt = f"Number {number}. " + f"{prompt} " * rng.randint(60, 120)
     plan = Plan(
         prompt,

@@ -1,4 +1,4 @@
-"""A session whose requests are cancelled when something happens to them, and what they leave."""
+"""A session that cancels its requests at planned events, and counts what remains of them."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ PATIENCE = 120.0
 
 
 class Cuttable(Generation):
-    """A request that is cancelled when something happens to it."""
+    """A request that is cancelled at its planned event."""
 
     def __init__(self, request: GenerationRequest, plan: Plan) -> None:
         super().__init__(request, clock=time.perf_counter, sink=self._look)
         self._plan = plan
 
     def happens(self, event: Event, token: int = 0) -> None:
-        """Cancel it if that is what it was to wait for; on any thread."""
+        """Cancel the request if this is its planned event; on any thread."""
         cut = self._plan.cut
         if cut is not None and cut.event == event and token >= cut.token * (event == "token"):
             self.cancel()
 
     def prepared(self, request: GenerationRequest) -> None:
-        """Take the pictures; see `Generation.prepared`."""
+        """Set the opened pictures; see `Generation.prepared`."""
         super().prepared(request)
         self.happens("prepared")
 
     def enter(self, phase: Phase, note: str = "") -> None:
-        """Begin a phase; see `Work.enter`."""
+        """Begin a phase; see `Task.enter`."""
         super().enter(phase, note)
         if phase == "loading":
             self.happens("loading")
@@ -56,7 +56,7 @@ class Cuttable(Generation):
 
 
 class Cutting(Session):
-    """A session of its own, with the real backends."""
+    """A separate session with the real backends."""
 
     def __init__(self) -> None:
         engine = Engine(at_end=platform.release_thread)
@@ -66,7 +66,7 @@ class Cutting(Session):
         super().__init__(engine, pool, clock=clock)
 
     def begin(self, plan: Plan, history: tuple[Exchange, ...] = ()) -> Cuttable:
-        """Ask as planned."""
+        """Start a planned request."""
         request = GenerationRequest(
             plan.prompt, sampling=plan.sampling, timeout=plan.timeout, history=history
         )
@@ -77,12 +77,12 @@ class Cutting(Session):
         return asked
 
     def settle(self) -> None:
-        """Wait until the engine has dropped what ended before its turn came.
+        """Wait until the engine has dropped tasks that ended before their turn.
 
         Raises
         ------
         RuntimeError
-            When something goes on.
+            A task is still running.
         """
         for thread in threading.enumerate():
             if thread.name == "mlx-magic-prepare":
@@ -93,12 +93,12 @@ class Cutting(Session):
                 raise RuntimeError("The engine goes on with something that nobody waits for.")
 
     def unload(self) -> None:
-        """Unload the model, if it is there."""
+        """Unload the model if it is loaded."""
         if DEMO in self.pool:
             self.pool.unload(DEMO)
 
     def memory(self) -> tuple[int, int, int]:
-        """Return bytes with what is kept for reuse, of what is kept, and without it."""
+        """Return the bytes with the caches, of the caches, and without them."""
         self.engine.call(gc.collect).result(PATIENCE)
         held, kept = self.pool.memory.active, self.pool.reuse.nbytes
         self.pool.forget()
@@ -106,7 +106,7 @@ class Cutting(Session):
         return held, kept, self.pool.memory.active
 
     def left(self) -> dict[str, int]:
-        """Count what is still there of requests that have ended."""
+        """Count what remains of ended requests."""
         return self.engine.call(self._left).result(PATIENCE)
 
     def _left(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Many questions at once: ours against raw mlx-vlm, one of its batches, and its server."""
+"""Concurrent questions: ours against raw mlx-vlm, one of its batches, and its server."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ SERVER_NEEDS = ("fastapi", "uvicorn")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is promised of ours.
+    """Targets of ours.
 
     Attributes
     ----------
     decode, first : float
-        Alone, over raw: at least so many tokens a second, at most such a time to the first token.
+        Single questions, ratio to raw: minimum of tokens per second, maximum of time to the first
+        token.
     batch : float
-        All at once over raw, one after the other: at least.
+        Concurrent questions, ratio to raw one after the other: minimum.
     server, last_first : float or None
-        All at once over mlx-vlm's server: at least such a throughput, at most such a time until
-        the last has its first token. None where nothing is promised.
+        Concurrent questions, ratio to mlx-vlm's server: minimum throughput, maximum time until the
+        last request has its first token. None is no target.
     """
 
     decode: float = 0.98
@@ -57,12 +58,12 @@ GPU_LIMITS = Limits(batch=4.0, server=None, last_first=None)
 
 @dataclass(slots=True)
 class Rounds:
-    """Everything that was answered, by the kind of load and by peer.
+    """All answers, by kind of load and by peer.
 
     Attributes
     ----------
     bursts : dict
-        ``(count, same picture)`` to name to bursts; those of one round are partners.
+        Bursts by ``(count, same picture)`` and name; equal positions belong to the same round.
     """
 
     bursts: dict[tuple[int, bool], dict[str, list[Burst]]] = field(
@@ -70,7 +71,7 @@ class Rounds:
     )
 
     def agreement(self, name: str) -> str:
-        """Say how many texts of a peer are raw's."""
+        """Return how many texts of a peer are the same as raw's."""
         same = total = 0
         for held in self.bursts.values():
             for burst, raw in zip(held[name], held["raw"], strict=True):
@@ -86,13 +87,13 @@ def starts(
     ways: Sequence[str] = NAMES,
     manager: Path | None = None,
 ) -> list[Callable[[], Peer]]:
-    """Return what starts each peer that can run here.
+    """Return a start function for each peer that can run here.
 
     Parameters
     ----------
     model, folder : Path
     ways : sequence of str
-        In process.
+        Names of peers of `benchmarks.ways`.
     manager : Path or None
         Interpreter of an environment with mlx-manager.
     """
@@ -115,29 +116,29 @@ def measure(
     deadline: float,
     manager: Path | None = None,
 ) -> Report:
-    """Ask every peer the same, in turns; whose turn is first changes from round to round.
+    """Ask all peers the same questions, in turns; the first peer changes from round to round.
 
     Parameters
     ----------
     model, folder : Path
         The model, and an empty folder for pictures and logs.
     rounds : int
-        Of 8 and of 32 at once.
+        Rounds of 8 and of 32 concurrent questions.
     singles : int
-        Of one question alone.
+        Rounds of a single question.
     tokens : int
-        Length of an answer; alone it is three times that.
+        Length of an answer; three times that for single questions.
     gpu : bool
-        Whether a GPU computes: other limits, and a few cores do for what is left.
+        Whether a GPU computes: then the targets differ, and single questions run on few cores.
     deadline : float
-        On `time.monotonic`; no round begins after it.
+        In seconds of `time.monotonic`; no round begins after it.
     manager : Path or None
         See `starts`.
     """
     pictures = Pictures(folder / "pictures")
     with running(starts(model, folder, manager=manager)) as peers:
         for peer in peers:
-            # All that a GPU must compile, and a batch of each size.
+            # Compiles the kernels of a GPU, for a batch of each size.
             for count in COUNTS:
                 peer.answer(load(pictures, count, 0, same=False), tokens)
         with MemoryWatch(peers) as memory:
@@ -164,7 +165,7 @@ def _run(
         if time.monotonic() > deadline and (count, same) in held.bursts:
             continue
         asks = load(pictures, count, turn, same=same)
-        # Many at once may want all cores, and a CPU's products do.
+        # Concurrent questions may use all cores, and products on a CPU do.
         with on_cores(peers, turn) if few_cores and count == 1 else nullcontext():
             for peer in in_turn(peers, turn):
                 with resting(peers, but=peer):
@@ -174,7 +175,7 @@ def _run(
 
 
 def _plan(rounds: int, singles: int) -> Iterator[tuple[int, bool]]:
-    """Say what is asked: so many at once, and whether about one picture."""
+    """Yield the number of concurrent questions, and whether they are about one picture."""
     for number in range(max(rounds, singles)):
         if number < singles:
             yield 1, False
@@ -185,7 +186,7 @@ def _plan(rounds: int, singles: int) -> Iterator[tuple[int, bool]]:
 
 
 def in_turn(peers: Sequence[Peer], turn: int) -> list[Peer]:
-    """Return the peers in an order that begins with another one at each turn."""
+    """Return the peers in an order that begins with a different one at each turn."""
     at = turn % len(peers)
     return [*peers[at:], *peers[:at]]
 

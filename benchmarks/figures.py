@@ -1,4 +1,4 @@
-"""Numbers of a measurement: summaries, targets, and how they are printed and kept."""
+"""Summaries and targets of a measurement, printed and saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is quoted of repeated runs.
+    """Summary of repeated runs.
 
     Attributes
     ----------
@@ -29,12 +29,12 @@ class Summary:
 
 
 def summary(values: Iterable[float]) -> Summary:
-    """Summarise repeated runs.
+    """Summarize repeated runs.
 
     Raises
     ------
     ValueError
-        When there was no run.
+        There was no run.
     """
     held = list(values)
     if not held:
@@ -43,12 +43,12 @@ def summary(values: Iterable[float]) -> Summary:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """Divide run by run, as they were paired: slow moments of the machine hit both."""
+    """Divide the paired runs; slow moments of the machine affect both of a pair."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return an interval that holds the median with at least 95 %, by counting (sign test)."""
+    """Return an interval that contains the median with at least 95 % confidence (sign test)."""
     held = sorted(values)
     count, below, tail = len(held), 0, 0.0
     while below < count // 2:
@@ -79,14 +79,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A promise, and what was measured of it.
+    """A target, and the measured value.
 
     Attributes
     ----------
     what : str
     measured, limit : float
     at_least : bool
-        Whether `limit` is a floor; else it is a ceiling.
+        Whether `limit` is a minimum; otherwise it is a maximum.
     """
 
     what: str
@@ -96,7 +96,7 @@ class Target:
 
     @property
     def met(self) -> bool:
-        """Whether the promise was kept."""
+        """Whether the target was met."""
         if self.at_least:
             return self.measured >= self.limit
         return self.measured <= self.limit
@@ -110,11 +110,11 @@ class Report:
     ----------
     name : str
     settings : dict
-        What was run, for a reader.
+        Settings of the run, for display.
     rows : list of Row
     targets : list of Target
     samples : dict
-        Every single run.
+        Values of every run.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Report:
         return row.summary
 
     def expect(self, what: str, measured: float, limit: float, *, at_least: bool = False) -> None:
-        """Compare with a promise."""
+        """Compare a value with a target."""
         self.targets.append(Target(what, measured, limit, at_least))
 
     def table(self) -> str:
@@ -158,7 +158,7 @@ class Report:
         machine : mapping
             The machine and its software, in words.
         label : str
-            The machine in a file's name.
+            The machine, as part of the file name.
         """
         folder.mkdir(parents=True, exist_ok=True)
         held = {
@@ -175,7 +175,7 @@ class Report:
 
 
 def rounded(value: Any) -> Any:
-    """Return the same with floats of five digits: more is noise."""
+    """Return the value with floats rounded to five digits; more digits are noise."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
@@ -186,7 +186,7 @@ def rounded(value: Any) -> Any:
 
 
 def amount(value: float) -> str:
-    """Return a number with three or four digits that matter."""
+    """Return a number with three or four significant digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

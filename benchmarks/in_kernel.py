@@ -1,4 +1,4 @@
-"""What runs inside the kernel under measurement: the raw baseline, and clocks."""
+"""Code that runs inside the measured kernel: the raw baseline, and clocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTION = "Describe this picture in every detail."
 
 
 class CellClock:
-    """Notes when a cell began to run, and how long that was before it asked."""
+    """Records when a cell began to run, and the time from then to its request."""
 
     def __init__(self) -> None:
         self.began = self.before = 0.0
@@ -36,7 +36,7 @@ class CellClock:
         setattr(now, "start", noted)  # noqa: B010
 
     def ours(self, result: VisionResult) -> dict[str, Any]:
-        """Return the numbers of the cell that ran last."""
+        """Return the figures of the latest cell."""
         timings, usage = result.timings, result.usage
         return {
             "ttft": timings.time_to_first_token,
@@ -73,13 +73,13 @@ class Raw:
         self._clock = clock
         self._model, self._processor = mlx_vlm.load(folder)
         if mx.default_device() != mx.Device(mx.gpu):
-            # As ours: half precision is slow on the CPU backend.
+            # As ours does: half precision is slow on the CPU backend.
             self._model.set_dtype(mx.float32)
         mx.eval(self._model.parameters())
         self.dtype = str(self._model.language_model.lm_head.weight.dtype).rpartition(".")[2]
 
     def ask(self, question: str, image: str, max_tokens: int) -> dict[str, Any]:
-        """Answer once, as quickly as mlx-vlm can."""
+        """Answer once, as fast as mlx-vlm can."""
         from mlx_vlm import stream_generate
         from mlx_vlm.prompt_utils import apply_chat_template
 
@@ -139,9 +139,9 @@ def paces(model: str, prompt: str, max_tokens: int) -> dict[str, Any]:
 
 
 def longest_hold(model: str) -> float:
-    """Load a model, and return the longest seconds in which no other thread came to run.
+    """Load a model, and return the longest time in seconds in which no other thread ran.
 
-    While a library holds the interpreter, no click can be taken in.
+    While a library holds the GIL, no click can be received.
     """
     future = default_session.current().load(model).future
     longest, before = 0.0, time.perf_counter()
@@ -153,14 +153,14 @@ def longest_hold(model: str) -> float:
 
 
 def until_free() -> float:
-    """Return the seconds until the inference thread has done what it was at."""
+    """Return the seconds until the inference thread has ended its current work."""
     began = time.perf_counter()
     default_session.current().engine.call(lambda: None).result()
     return time.perf_counter() - began
 
 
 def forget() -> None:
-    """Let the next question be the first one about its picture."""
+    """Clear the caches, so that the next question is the first one about its picture."""
     default_session.current().pool.forget()
 
 
@@ -171,7 +171,7 @@ class Paced:
     ----------
     words : list of str
     rate : float
-        Words a second; 0 is as quick as can be.
+        Words per second; 0 is unpaced.
     """
 
     def __init__(self, words: list[str], rate: float) -> None:
@@ -190,7 +190,7 @@ class Paced:
 
 
 def script(path: str, rate: float) -> ScriptedBackend:
-    """Let every model say the words of a file, one a line as JSON, at this rate."""
+    """Let every model answer with the words of a file, one per line as JSON, at this rate."""
     import json
 
     backend = use_scripted()

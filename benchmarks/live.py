@@ -1,4 +1,4 @@
-"""A real kernel and a client that drains it as a front end does, with its bytes counted."""
+"""A real kernel, and a client that receives and counts its messages as a front end does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Arrival:
 
 
 class LiveKernel(Client):
-    """A kernel of its own, and everything that it has sent.
+    """A separate kernel, and everything that it has sent.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class LiveKernel(Client):
         feed = session.feed_identities
 
         def weighed(frames: list[bytes], *args: Any, **kwargs: Any) -> Any:
-            # Every message of the client passes here with all its frames.
+            # All messages of the client pass through here, with all their frames.
             self._size = sum(len(frame) for frame in frames)
             return feed(frames, *args, **kwargs)
 
@@ -70,12 +70,12 @@ class LiveKernel(Client):
         super()._on_iopub(message)
 
     def timed(self, code: str, timeout: float = PATIENCE) -> float:
-        """Run a cell; return the seconds from the request to its reply and its idle.
+        """Run a cell; return the seconds from the request to its reply and idle message.
 
         Raises
         ------
         RuntimeError
-            When the cell failed.
+            The cell failed.
         """
         began = time.perf_counter()
         cell = self.run(code, timeout)
@@ -88,12 +88,12 @@ class LiveKernel(Client):
         self.timed(code)
 
     def read(self, expression: str) -> Any:
-        """Return a value of the kernel that JSON can carry."""
+        """Return a value of the kernel that JSON can represent."""
         cell = self.run(f"import json; print(json.dumps({expression}))", PATIENCE)
         return json.loads(succeeded(cell).stdout)
 
     def pump(self, seconds: float) -> None:
-        """Take in messages for so long."""
+        """Receive messages for this many seconds."""
         end = time.perf_counter() + seconds
         while (left := end - time.perf_counter()) > 0:
             self._take_in(max(left, 0.001))
@@ -118,7 +118,7 @@ def succeeded(cell: Cell) -> Cell:
     Raises
     ------
     RuntimeError
-        When it failed.
+        It failed.
     """
     if cell.status != "ok":
         raise RuntimeError(f"A cell failed: {cell.summary()}")

@@ -1,4 +1,4 @@
-"""The machine and its software, in words."""
+"""Text descriptions of the machine and its software."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("mlx", "mlx-cpu", "mlx-cuda-13", "mlx-vlm", "ipykernel", "ipython", 
 
 
 def processor() -> str:
-    """Return the processor's name, as the system gives it."""
+    """Return the processor's name from the system."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.M)
@@ -37,7 +37,7 @@ def gpu() -> str:
 
 
 def describe() -> dict[str, str]:
-    """Return the machine, its system, the versions that matter and the date."""
+    """Return the machine, its system, the relevant versions and the date."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     held = {
         "processor": f"{processor()}, {os.cpu_count()} cores",
@@ -57,7 +57,7 @@ def describe() -> dict[str, str]:
 
 
 def label(held: dict[str, str]) -> str:
-    """Return the machine as part of a file's name.
+    """Return the machine as part of a file name.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The panel in JupyterLab, in headless Chromium: first paint, clicks, streaming, rest."""
+"""The panel in JupyterLab, in headless Chromium: first paint, clicks, streaming, idle."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ _OBSERVERS = """() => {
 
 
 def measure(folder: Path, *, paints: int, clicks: int, rates: list[float]) -> Report:
-    """Measure in a browser of its own.
+    """Measure in a separate browser.
 
     Parameters
     ----------
     folder : Path
-        For the server's files and the scripts.
+        Folder for the server's files and the scripts.
     paints, clicks : int
-        How often each is measured.
+        Number of measurements of each.
     rates : list of float
-        Tokens a second of the scripted answers.
+        Rates of the scripted answers, in tokens per second.
     """
     report = Report("panel", {"front end": "JupyterLab", "tokens": TOKENS})
     home = folder / "lab"
@@ -104,7 +104,7 @@ def measure(folder: Path, *, paints: int, clicks: int, rates: list[float]) -> Re
 
 
 class _Received:
-    """Bytes that came from the kernel; the server has other news for JupyterLab.
+    """Bytes that came from the kernel, without the server's other messages to JupyterLab.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def _cells(words: Path, rates: list[float]) -> list[str]:
 
 
 def _first_paint(report: Report, notebook: LabNotebook, count: int) -> None:
-    """Time from the key that runs the cell to a panel on the page; the first one warms up."""
+    """Time from the key that runs the cell to a panel on the page; the first run is a warm-up."""
     page = notebook.page
     times = []
     for _ in range(count + 1):
@@ -190,7 +190,7 @@ def _ask(page: Page) -> None:
 
 
 def _clicks(page: Page, count: int) -> list[float]:
-    """Tick and untick Compare, which the kernel answers with a second menu."""
+    """Check and uncheck Compare, to which the kernel replies with a second menu."""
     box = page.locator(".mlxm-composer .widget-checkbox input").first
     times = []
     for number in range(count):
@@ -206,7 +206,7 @@ def _clicks(page: Page, count: int) -> list[float]:
 
 
 def _rest(report: Report, page: Page, received: _Received) -> None:
-    """Watch a panel that has nothing to do."""
+    """Measure an idle panel."""
     page.wait_for_timeout(2_000)
     [kernel] = [
         process

@@ -1,4 +1,4 @@
-"""The processes that are compared, each with a model of its own; see also `benchmarks.servers`."""
+"""The compared processes, each with its own model; see also `benchmarks.servers`."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ CORES = 4
 """Cores that a peer gets alone: one to decode, and the others for what is done beside it."""
 
 
-# OpenBLAS as it comes, where a person has not set it: that its idle threads rest sooner is ours.
+# OpenBLAS's default, unless the user has set it: only ours lets idle threads rest sooner.
 OTHERS = {openblas.BUSY_WAIT[0]: os.environ.get(openblas.BUSY_WAIT[0], "26")}
 
 
 class Peer(Protocol):
-    """Something that answers.
+    """A process that answers questions.
 
     Attributes
     ----------
     name : str
     pid : int
-        Of its process.
+        Its process.
     """
 
     name: str
@@ -48,24 +48,24 @@ class Peer(Protocol):
         """Wait until it can answer."""
 
     def answer(self, asks: Sequence[Ask], max_tokens: int) -> Burst:
-        """Answer all of them, asked at once, greedily."""
+        """Answer concurrent questions with greedy decoding."""
 
     def close(self) -> None:
         """End it."""
 
 
 class Process:
-    """A process of its own, ended with what it started.
+    """A process that is ended together with its child processes.
 
     Parameters
     ----------
     command : list of str
     folder : Path
-        For its log.
+        Folder for its log.
     environment : dict
-        What is added to ours.
+        Variables added to ours.
     **pipes
-        For `subprocess.Popen`.
+        Arguments of `subprocess.Popen`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Process:
         self._log = Path(log)
         more = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         with os.fdopen(descriptor, "wb") as errors:
-            # Its end tells them that we are gone, however we went.
+            # The closed pipe tells the process that we have ended, for whatever reason.
             pipes = {"stdin": subprocess.PIPE, "stdout": errors, **pipes}
             self.process = subprocess.Popen(
                 command, env={**os.environ, **more, **environment}, stderr=errors, **pipes
@@ -95,15 +95,15 @@ class Process:
 
 
 class Worker:
-    """One of `benchmarks.ways`, and lines of JSON to and from it.
+    """A peer of `benchmarks.ways` in a process, with JSON lines to and from it.
 
     Parameters
     ----------
     name : str
-        The way.
+        Name of the peer.
     model : Path
     folder : Path
-        For its log.
+        Folder for its log.
     root : Path
         The checkout that it runs.
     """
@@ -114,7 +114,7 @@ class Worker:
             [sys.executable, "-m", "benchmarks.ways", name, str(model)],
             folder,
             {"PYTHONPATH": str(root), **({} if name == "ours" else OTHERS)},
-            # Where Python looks first.
+            # The first place where Python looks for modules.
             cwd=root,
             stdout=subprocess.PIPE,
             text=True,
@@ -126,7 +126,7 @@ class Worker:
         self._read()
 
     def answer(self, asks: Sequence[Ask], max_tokens: int) -> Burst:
-        """Let it answer. See `Peer`."""
+        """Answer questions. See `Peer`."""
         writer = self._process.process.stdin
         assert writer is not None
         order = {"asks": [asdict(ask) for ask in asks], "max_tokens": max_tokens}
@@ -150,7 +150,7 @@ class Worker:
 
 @contextmanager
 def running(starts: Sequence[Callable[[], Peer]]) -> Iterator[list[Peer]]:
-    """Start peers beside each other, wait for all, and end them afterwards."""
+    """Start peers concurrently, wait for all, and end them afterwards."""
     with ExitStack() as stack:
         peers = []
         for start in starts:
@@ -163,7 +163,7 @@ def running(starts: Sequence[Callable[[], Peer]]) -> Iterator[list[Peer]]:
 
 @contextmanager
 def resting(peers: Sequence[Peer], but: Peer) -> Iterator[None]:
-    """Let all peers but one stand still: an idle server still wakes up, again and again."""
+    """Suspend all peers but one, because an idle server still wakes up repeatedly."""
     processes = [process for peer in peers if peer is not but for process in _processes(peer)]
     try:
         for process in processes:
@@ -176,19 +176,19 @@ def resting(peers: Sequence[Peer], but: Peer) -> Iterator[None]:
 
 
 def _processes(peer: Peer) -> list[psutil.Process]:
-    """Return a peer's process, and those that it started."""
+    """Return a peer's process and its child processes."""
     parent = psutil.Process(peer.pid)
     return [parent, *parent.children(recursive=True)]
 
 
 def cores_of(turn: int, there: Sequence[int]) -> list[int]:
-    """Choose the cores of a turn: a few, and others from turn to turn until all had theirs.
+    """Choose a few cores for a turn; all cores are used in the course of the turns.
 
     Parameters
     ----------
     turn : int
     there : sequence of int
-        Those of this machine.
+        The cores of this machine.
     """
     count = len(there) // CORES
     if count < 2:
@@ -199,10 +199,10 @@ def cores_of(turn: int, there: Sequence[int]) -> list[int]:
 
 @contextmanager
 def on_cores(peers: Sequence[Peer], turn: int) -> Iterator[None]:
-    """Let the peers run on the same few cores, where the system can be told so.
+    """Run the peers on the same few cores, if the system supports it.
 
-    On an H100's host an answer took about 3.3 or about 4.8 ms a token, and seldom anything
-    between, whoever gave it: as if some cores were slower than others. Partners meet the same.
+    On an H100's host an answer of any peer took about 3.3 or about 4.8 ms per token, and seldom
+    anything between, as if some cores were slower than others. Pairs have the same cores.
     """
     if not hasattr(os, "sched_setaffinity"):
         yield
@@ -216,7 +216,7 @@ def on_cores(peers: Sequence[Peer], turn: int) -> Iterator[None]:
 
 
 def _pin(peers: Sequence[Peer], cores: Sequence[int]) -> None:
-    """Let every thread of the peers and of what they started run on these cores alone."""
+    """Pin all threads of the peers and of their child processes to these cores."""
     for peer in peers:
         with suppress(psutil.NoSuchProcess):
             for process in _processes(peer):
@@ -224,7 +224,7 @@ def _pin(peers: Sequence[Peer], cores: Sequence[int]) -> None:
 
 
 def _pin_threads(process: psutil.Process, cores: Sequence[int]) -> None:
-    # What has ended meanwhile, a process or a thread, needs no cores.
+    # A process or a thread may have ended meanwhile.
     with suppress(psutil.NoSuchProcess):
         for thread in process.threads():
             with suppress(ProcessLookupError):
@@ -232,7 +232,7 @@ def _pin_threads(process: psutil.Process, cores: Sequence[int]) -> None:
 
 
 class MemoryWatch:
-    """The most memory that processes held while it ran.
+    """Peak memory of processes while it runs.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ class MemoryWatch:
     Attributes
     ----------
     most : dict
-        Bytes resident, by name. A GPU's own memory is not in it.
+        Resident bytes, by name, without the GPU's own memory.
     """
 
     def __init__(self, peers: Sequence[Peer]) -> None:

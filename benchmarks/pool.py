@@ -1,4 +1,4 @@
-"""Several models in one process: switching between them, loading one while another answers."""
+"""Several models in one process: switches between them, and loads while another one answers."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ LONG_ANSWER = 100_000
 def measure(
     model: Path, folder: Path, *, pairs: int, loads: int, gpu: bool, deadline: float
 ) -> Report:
-    """Measure switches, loads, and what a load does to an answer beside it.
+    """Measure switches, loads, and the effect of a load on a running answer.
 
     Parameters
     ----------
     model, folder : Path
         The model, and an empty folder.
     pairs, loads : int
-        Of a switch and none; of a load by raw mlx-vlm and ours, and of loads beside an answer.
+        Pairs with and without a switch; pairs of loads by raw mlx-vlm and ours, and loads during
+        an answer.
     gpu : bool
-        Whether the gap is held to its limit: it is promised for a GPU.
+        Whether the gap has a target, which exists for a GPU only.
     deadline : float
-        On `time.monotonic`; none begins after it.
+        In seconds of `time.monotonic`; no measurement begins after it.
     """
     from mlx_magic import default_session
 
@@ -59,7 +60,7 @@ def measure(
 
 
 def _copy(model: Path, folder: Path) -> Path:
-    """Make a folder of its own for the pool, with the same weights."""
+    """Make another folder with the same weights, which is another model for the pool."""
     shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     for weights in model.glob("*.safetensors"):
         (folder / weights.name).symlink_to(weights.resolve())
@@ -82,7 +83,7 @@ def _first(held: Any, name: str, picture: str) -> float:
 def _switch(
     report: Report, held: Any, names: list[str], pictures: Pictures, pairs: int, deadline: float
 ) -> None:
-    """Ask the same model again, and then the other one; each about a picture that is new."""
+    """Ask the same model again, then the other one, each about a new picture."""
     stays, switches = [], []
     for name in names * 2:
         _first(held, name, pictures.draw())
@@ -103,7 +104,7 @@ def _switch(
 
 
 def _load(report: Report, held: Any, name: str, loads: int, deadline: float) -> None:
-    """Load by mlx-vlm itself and by ours, in turns, all on the same thread."""
+    """Load with mlx-vlm and with ours, in turns, on the same thread."""
 
     def raw() -> float:
         import mlx.core as mx
@@ -135,7 +136,7 @@ def _load(report: Report, held: Any, name: str, loads: int, deadline: float) -> 
                 raws.append(held.engine.call(raw).result())
             else:
                 both.append(ours())
-    # The first of each finds files and modules cold.
+    # The first load of each has cold files and modules.
     raws, both = raws[1:], both[1:]
     whole, weights = zip(*both, strict=True)
     report.add("raw: load", "s", raws)
@@ -146,7 +147,7 @@ def _load(report: Report, held: Any, name: str, loads: int, deadline: float) -> 
 
 @contextlib.contextmanager
 def _timed_warm_up() -> Iterator[list[float]]:
-    """Note how many seconds each warm-up takes."""
+    """Record the seconds of each warm-up."""
     from mlx_magic.backends import warmup
 
     spent: list[float] = []
@@ -174,7 +175,7 @@ def _beside(
     *,
     gpu: bool,
 ) -> None:
-    """Load one model while another writes, and look for the longest time without a token."""
+    """Load a model while another one answers, and find the longest time without a token."""
     gaps, quiet = [], []
     for number in range(loads):
         if number and time.monotonic() > deadline:
@@ -207,7 +208,7 @@ def _beside(
 
 
 def _freed(report: Report, held: Any, name: str, pictures: Pictures, deadline: float) -> None:
-    """Load, ask and unload again and again, with every result kept."""
+    """Load, ask and unload repeatedly, and keep every result."""
     from mlx_magic.backends.device import platform
 
     def in_use() -> int:
@@ -225,7 +226,7 @@ def _freed(report: Report, held: Any, name: str, pictures: Pictures, deadline: f
         if number:
             left.append((in_use() - before) / size)
         else:
-            # What stays for good, such as compiled kernels, came with the first.
+            # The first round also made permanent objects, such as compiled kernels.
             before = in_use()
     most = report.add("load, question, unload: not given back, of the weights", "", left).highest
     report.expect("load, question, unload: not given back, of the weights", most, MOST_LEFT)

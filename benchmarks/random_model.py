@@ -1,4 +1,4 @@
-"""Model folders with random weights: the cost of a real architecture, without a download."""
+"""Model folders with random weights: the cost of a real architecture without a download."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import string
 from pathlib import Path
 from typing import Any
 
-# A token that no model here can write: it goes on until it may write no more. mlx-vlm also
-# stops at the tokenizer's own end, hence the name beside the number.
+# A token that no model here can write, so that answers have the maximum length. mlx-vlm also stops
+# at the tokenizer's own end token, so its name is set, too.
 NEVER = 10_000_000
 NEVER_WORD = "<never>"
 
@@ -46,7 +46,7 @@ VISION_2B = {
 }
 
 
-# Sides of a picture's grid of tiles; one more tile is the whole picture. SmolVLM-2.2B cuts so too.
+# Rows and columns of a picture's tiles, as in SmolVLM-2.2B; one more tile is the whole picture.
 TILES = 4
 
 
@@ -57,15 +57,15 @@ def build(shape: str, base: Path, folder: Path, *, quantize: bool = False, seed:
     ----------
     shape : {"tiny", "2b", "endless"}
         The bundled architecture, SmolVLM-2.2B's, or the base's own weights; none of them ends
-        an answer by itself.
+        an answer itself.
     base : Path
         Folder of the bundled model, or one like it: tokenizer, processor and shape.
     folder : Path
-        Where to write; made where it does not exist.
+        Output folder, created if needed.
     quantize : bool
         Whether to quantize the language model to 4 bits.
     seed : int
-        Of the weights.
+        Seed of the weights.
 
     Returns
     -------
@@ -91,16 +91,17 @@ def build(shape: str, base: Path, folder: Path, *, quantize: bool = False, seed:
 
 
 def twin(source: Path, folder: Path, *, tiles: bool, float32: bool) -> Path:
-    """Write a model folder once more, for other pictures or another kind of processor.
+    """Write a variant of a model folder, for tiled pictures or for a CPU.
 
     Parameters
     ----------
     source, folder : Path
-        One that `build` wrote, and where to write.
+        A folder written by `build`, and the output folder.
     tiles : bool
-        Whether pictures are cut into tiles: a square one then makes 17 times as many tokens.
+        Whether pictures are cut into tiles: a square one then has 17 times as many tokens.
     float32 : bool
-        Whether to write the weights so: the CPU backend is slow with less. Else they are linked.
+        Whether to write float32 weights, as the CPU backend is slow with half precision.
+        Otherwise the weights are linked.
 
     Returns
     -------
@@ -135,7 +136,7 @@ def _widen(source: Path, target: Path) -> None:
 
 
 def _enlarge(config: dict[str, Any], folder: Path) -> None:
-    """Give config and processor files the shape of the 2 B model."""
+    """Change the config and processor files to the shape of the 2 B model."""
     config["text_config"] = {**config["text_config"], **TEXT_2B}
     config["vision_config"] = {**config["vision_config"], **VISION_2B}
     config.update(vocab_size=TEXT_2B["vocab_size"], scale_factor=3, torch_dtype="bfloat16")
@@ -154,7 +155,7 @@ def _enlarge(config: dict[str, Any], folder: Path) -> None:
 
 
 def extend(vocabulary: dict[str, int], size: int) -> None:
-    """Add made-up words until every number below `size` has one; detokenizers look them up."""
+    """Add made-up words until all numbers below `size` have one, as detokenizers need them."""
     missing = sorted(set(range(size)) - set(vocabulary.values()))
     words = (
         "Ġ" + "".join(letters) for letters in itertools.product(string.ascii_lowercase, repeat=4)

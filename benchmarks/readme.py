@@ -41,7 +41,7 @@ def table(held: dict[str, Any]) -> str:
 
 
 def filled(text: str, tables: list[str]) -> str:
-    """Return `text` with the tables between its two marks."""
+    """Return `text` with the tables between the two marks."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{chr(10).join(f'{held}{chr(10)}' for held in tables)}\n{END}{after}"

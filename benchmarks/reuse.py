@@ -1,4 +1,4 @@
-"""A picture of many tokens, asked about again: the second question, and the tenth turn."""
+"""Repeated questions about a picture of many tokens: the second question, and the tenth turn."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Chat:
     Attributes
     ----------
     turns : list of Answer
-        Ours.
+        Answers of ours.
     cold : Answer
-        Raw's answer to the last question, which has no memory of the turns before.
+        Raw's answer to the last question, without a prefix cache.
     """
 
     turns: list[Answer]
@@ -35,19 +35,19 @@ class Chat:
 
     @property
     def read_again(self) -> float:
-        """What part of the last turn's prompt was read, though it was read before."""
+        """Share of the last turn's prompt that was prefilled although it was prefilled before."""
         last = self.turns[-1]
         return (last.prompt_tokens - last.cached_tokens) / last.prompt_tokens
 
 
 @dataclass(slots=True)
 class Seen:
-    """Everything that was answered.
+    """All answers.
 
     Attributes
     ----------
     pairs : dict
-        Name to first and second answers.
+        First and second answers by name.
     chats : list of Chat
     """
 
@@ -63,12 +63,12 @@ def measure(
     Parameters
     ----------
     model, folder : Path
-        One whose square pictures have 1,000 tokens or more; an empty folder.
+        A model whose square pictures have 1,000 tokens or more; an empty folder.
     pairs, chats : int
     tokens : int
         Length of an answer.
     deadline : float
-        On `time.monotonic`; none begins after it.
+        In seconds of `time.monotonic`; no measurement begins after it.
     """
     pictures = Pictures(folder / "pictures", (512, 512))
     held = Seen()
@@ -93,7 +93,7 @@ def measure(
 
 
 def twice(peer: Peer, picture: str, number: int, tokens: int) -> tuple[Answer, Answer]:
-    """Ask two different questions, the second when the first is answered."""
+    """Ask two different questions, the second after the answer to the first."""
     first, second = (
         peer.answer([Ask(f"{question} ({number})", picture)], tokens).answers[0]
         for question in QUESTIONS[:2]

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Measure a 2 B model on a Linux machine with an NVIDIA GPU that reaches no package index.
+# Measure a 2 B model on a Linux machine with an NVIDIA GPU and without a package index.
 #
 #   bash benchmarks/run_cuda.sh WHEELS OUT SECONDS [SHAPE]
 #
-# WHEELS holds mlx, its CUDA backend, mlx-vlm, mlx-lm, ipykernel, ipywidgets, psutil and what they
-# need (mlx-vlm's server: fastapi and uvicorn; without these it is left out) beyond the PyTorch, transformers and nvidia-* packages that are there. JSON files go to OUT. It
-# ends after SECONDS at the latest; what was measured until then is written. The model's folder is
-# a temporary one, unless MODEL names one to keep. NAMES chooses the benchmarks ("cell cancel";
-# "engine" keeps the model in four processes at once, and wants a run of its own).
+# WHEELS is a folder with mlx, its CUDA backend, mlx-vlm, mlx-lm, ipykernel, ipywidgets, psutil and
+# their dependencies (for mlx-vlm's server also fastapi and uvicorn; without these it is omitted).
+# PyTorch, transformers and the nvidia-* packages must be installed. JSON files are written to OUT.
+# The script ends after SECONDS at the latest, with the results until then. The model's folder is
+# temporary, unless MODEL names a folder. NAMES selects the benchmarks (default "cell cancel"; run
+# "engine" separately, as it has the model in four processes at once).
 set -euo pipefail
 wheels=$1 out=$2 seconds=$3 shape=${4:-2b}
 python=${PYTHON:-python3}
@@ -31,7 +32,7 @@ else
 fi
 "$python" -m benchmarks.random_model "$shape" "$model"
 echo "built, $(left) s left"
-# Each benchmark writes its JSON when it ends, and begins no run in the last seconds.
+# Each benchmark writes its JSON at its end, and begins no run in the last seconds.
 timeout --kill-after=5 "$(left)" "$python" -m benchmarks ${NAMES:-cell cancel} --model "$model" \
   --out "$out" --seconds $(($(left) - 25))
 echo "done, $(left) s left"

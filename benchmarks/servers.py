@@ -1,4 +1,4 @@
-"""Servers to compare with: mlx-vlm's own, and mlx-manager from PyPI."""
+"""Servers for the comparison: mlx-vlm's own, and mlx-manager from PyPI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.peers import OTHERS, PATIENCE, Process
 from benchmarks.workload import Answer, Ask, Burst
 
-# They end with us. Our BLAS for all: the wheel's own is many times slower (see `device.prepare`).
+# Servers end with this process, and use our BLAS, because the wheel's own is many times slower
+# (see `platform.prepare`).
 LAST_OURS = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -47,11 +48,11 @@ class Server:
     process : Process
     port : int
     path : str
-        Of the endpoint.
+        Path of the endpoint.
     model : str
-        As it is named in requests.
+        Its name in requests.
     inline : bool
-        Whether pictures are sent in the request; else by their path.
+        Whether pictures are sent in the request; otherwise by their path.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Server:
         self._inline = inline
 
     def wait(self) -> None:
-        """Wait until it takes requests."""
+        """Wait until it accepts requests."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             if self._process.process.poll() is not None:
@@ -82,7 +83,7 @@ class Server:
         self._process.close()
 
     def answer(self, asks: Sequence[Ask], max_tokens: int) -> Burst:
-        """Send all requests at once, a connection and a thread each. See `Peer`."""
+        """Send all requests at once, each on its own connection and thread. See `Peer`."""
         bodies = [self._body(ask, max_tokens) for ask in asks]
         events: list[list[tuple[float, bytes]]] = [[] for _ in asks]
         failures: list[BaseException] = []
@@ -105,7 +106,7 @@ class Server:
         wall = time.perf_counter() - began
         if failures:
             raise self._process.failed(f"{self.name}: {failures[0]}") from failures[0]
-        # Read only now: the processor is the server's until the last token is here.
+        # Parsed only now: until the last token the processor belongs to the server.
         read = [read_events(held, max_tokens) for held in events]
         return Burst(wall, tuple(one for one, _ in read), max(peak for _, peak in read))
 
@@ -139,19 +140,19 @@ class Server:
 
 
 def read_events(events: Sequence[tuple[float, bytes]], max_tokens: int) -> tuple[Answer, int]:
-    """Read the events of one stream; returns the answer, and MLX's peak in bytes (0: unknown).
+    """Read the events of a stream; returns the answer, and MLX's peak in bytes (0: unknown).
 
     Parameters
     ----------
     events : sequence of (float, bytes)
-        Seconds, and JSON.
+        Times in seconds, and JSON.
     max_tokens : int
-        What was written where the peer does not say: models here end no answer themselves.
+        Number of tokens if the peer does not report it, as models here never end an answer.
 
     Raises
     ------
     ValueError
-        When there was no text.
+        There was no text.
     """
     times, parts, tokens, prompt, peak = [], [], max_tokens, 0, 0.0
     for at, line in events:
@@ -174,7 +175,7 @@ def read_events(events: Sequence[tuple[float, bytes]], max_tokens: int) -> tuple
 
 
 def vlm_server(model: Path, folder: Path) -> Server:
-    """Start mlx-vlm's own server with its defaults, the model loaded before the first request."""
+    """Start mlx-vlm's server with its defaults; the model is loaded before the first request."""
     port = free_port()
     command = [sys.executable, "-c", SERVER, "--model", str(model), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--log-level", "ERROR"]
@@ -183,13 +184,13 @@ def vlm_server(model: Path, folder: Path) -> Server:
 
 
 def mlx_manager(model: Path, folder: Path, python: Path) -> Server:
-    """Start mlx-manager's server; it finds models in a Hub cache only, hence one of its own.
+    """Start mlx-manager's server, with its own Hub cache, as it finds models only there.
 
     Parameters
     ----------
     model, folder : Path
     python : Path
-        Interpreter of an environment that has it.
+        Interpreter of an environment with mlx-manager.
     """
     home = folder / "manager"
     cached = home / ".cache/huggingface/hub" / f"models--{MANAGED.replace('/', '--')}"
@@ -204,7 +205,7 @@ def mlx_manager(model: Path, folder: Path, python: Path) -> Server:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

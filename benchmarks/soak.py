@@ -1,4 +1,4 @@
-"""Questions for half an hour from one process: what its memory does in the second half.
+"""Questions for half an hour in one process: the growth of memory in the second half.
 
 python -m benchmarks.soak --minutes 30
 """
@@ -38,12 +38,12 @@ def resident() -> float:
 
 
 def kept() -> float:
-    """Return what is kept of images and prompts for later questions, in MB; it has a limit."""
+    """Return the size of the caches of images and prompts, in MB; it has a limit."""
     return mlx_magic.pool.reuse.nbytes / 2**20
 
 
 class Asking:
-    """Threads that ask, each its own questions.
+    """Threads that ask different questions.
 
     Parameters
     ----------
@@ -63,19 +63,19 @@ class Asking:
             threading.Thread(target=self._ask, args=(seed + at,), daemon=True).start()
 
     def paused(self) -> None:
-        """Come to rest: no question is on its way when this returns."""
+        """Pause; no question is running when this returns."""
         self._gate.clear()
         for _ in range(self._threads):
             self._busy.acquire()
 
     def go_on(self) -> None:
-        """Ask again."""
+        """Continue."""
         for _ in range(self._threads):
             self._busy.release()
         self._gate.set()
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop."""
         self._end.set()
         self._gate.set()
 
@@ -99,7 +99,7 @@ class Asking:
 
 
 def measure(minutes: float, threads: int, seed: int) -> dict[str, Any]:
-    """Ask for so long, and return what the memory did."""
+    """Ask for this time, and return the figures of the memory."""
     asking = Asking(threads, seed)
     time.sleep(WARM)
     began, start, first = time.monotonic(), resident(), asking.asked
@@ -137,7 +137,7 @@ def measure(minutes: float, threads: int, seed: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run the command; returns 1 if a promise is not kept."""
+    """Run the command; returns 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--threads", type=int, default=4)

@@ -1,4 +1,4 @@
-"""What ``import mlx_magic`` and ``%load_ext`` add to the start of a bare IPython."""
+"""The time that ``import mlx_magic`` and ``%load_ext`` add to the start of a bare IPython."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RAW = "import mlx_vlm"
 
 
 def measure(*, pairs: int, raw_runs: int) -> Report:
-    """Start whole processes: bare, ours, bare, ours, and so on; then raw mlx-vlm, likewise paired.
+    """Start whole processes: bare, ours, bare, ours, and so on; then pairs of bare and raw mlx-vlm.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def measure(*, pairs: int, raw_runs: int) -> Report:
         raw = [(_start(BARE, home), _start(RAW, home)) for _ in range(raw_runs)]
     report.add("bare IPython", "ms", [bare.wall for bare, _ in samples])
     added = report.add("added by mlx-magic", "ms", [b.wall - a.wall for a, b in samples]).median
-    # Less sensitive to what else the machine does.
+    # Less sensitive to other load on the machine.
     report.add("added, processor time", "ms", [b.processor - a.processor for a, b in samples])
     report.add("added by import mlx_vlm", "ms", [b.wall - a.wall for a, b in raw])
     report.expect("added by mlx-magic, ms", added, MOST_ADDED)
@@ -56,7 +56,7 @@ class Start:
     Attributes
     ----------
     wall, processor : float
-        Milliseconds, as a person waits and as the processor works.
+        Wall time and processor time, in milliseconds.
     """
 
     wall: float

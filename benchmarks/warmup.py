@@ -1,4 +1,4 @@
-"""The first request after a load beside the second, in fresh processes: ours and raw mlx-vlm."""
+"""The first request after a load compared with the second, in fresh processes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from benchmarks.workload import Ask, Pictures
 
 MOST = 1.5
 TOKENS = 16
-# Each of a length of its own: CUDA prepares attention anew for each length of a prompt, for raw
-# mlx-vlm as for us, and the same length twice would show that, and not the load.
+# All of different length: CUDA prepares attention for each new length of a prompt, for raw mlx-vlm
+# and for ours. With equal lengths the ratio would show that instead of the load.
 QUESTIONS = ("What is this?", "Which shapes do you see in this picture?", "Name every colour here.")
 
 
 def measure(model: Path, folder: Path, *, runs: int, deadline: float) -> Report:
-    """Load and ask, a process for each.
+    """Load and ask, in one process per run.
 
     Parameters
     ----------
     model, folder : Path
         The model, and an empty folder for pictures.
     runs : int
-        Processes of each.
+        Processes of each kind.
     deadline : float
-        On `time.monotonic`; none begins after it.
+        In seconds of `time.monotonic`; no run begins after it.
     """
     pictures = Pictures(folder / "pictures")
     found: dict[str, list[dict[str, Any]]] = {"raw": [], "ours": []}
@@ -74,7 +74,7 @@ def _process(name: str, model: Path, pictures: list[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Load one way, ask each question, and print the seconds as JSON."""
+    """Load with one of both, ask each question, and print the seconds as JSON."""
     from benchmarks.ways import Ours, Raw
     from mlx_magic.backends.device import platform
 

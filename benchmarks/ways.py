@@ -1,4 +1,4 @@
-"""Three ways to answer in process, each in one of its own: ``python -m benchmarks.ways``."""
+"""Three peers without a server, each in its own process: ``python -m benchmarks.ways``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = ("raw", "batch", "ours")
 
 
 class Raw:
-    """mlx-vlm alone, as its README uses it: one answer after the other.
+    """mlx-vlm alone, used as in its README: one answer after the other.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Raw:
 
 
 class OneBatch:
-    """mlx-vlm's ``BatchGenerator``, all questions put into it at once.
+    """mlx-vlm's ``BatchGenerator``, which gets all questions at once.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class OneBatch:
         self._model, self._processor = mlx_vlm.load(folder)
 
     def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
-        """Let the vision tower look at all pictures, then read and write together."""
+        """Encode all pictures, then prefill and decode in one batch."""
         from mlx_vlm.generate import BatchGenerator
 
         began = time.perf_counter()
@@ -106,7 +106,7 @@ class OneBatch:
         return Burst(time.perf_counter() - began, answers, platform.peak())
 
     def _inputs(self, ask: Ask) -> tuple[list[int], dict[str, Any]]:
-        """Return the tokens of a question, and what the language model reads."""
+        """Return the tokens of a question, and the inputs of the language model."""
         from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
 
         kind = self._model.config.model_type
@@ -135,7 +135,7 @@ class OneBatch:
 
 
 class Ours:
-    """mlx-magic's session, all questions begun at once.
+    """mlx-magic's session, with all questions started at once.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class Ours:
         self._session.load(folder).future.result()
 
     def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
-        """Begin all, and wait for all."""
+        """Start all questions, and wait for all."""
         from mlx_magic.engine.result import GenerationChunk
 
         began = time.perf_counter()
@@ -202,7 +202,7 @@ class Ours:
 
 
 def prompt_of(model: Any, processor: Any, ask: Ask) -> Any:
-    """Return a chat as the model's template writes it, the picture in its own turn."""
+    """Return a chat rendered by the model's template, with the picture in its turn."""
     from mlx_vlm.prompt_utils import apply_chat_template
 
     return apply_chat_template(
@@ -211,12 +211,12 @@ def prompt_of(model: Any, processor: Any, ask: Ask) -> Any:
 
 
 def main() -> None:
-    """Answer what comes as lines of JSON, until there are no more."""
+    """Answer questions from JSON lines, until the input ends."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ways")
     parser.add_argument("way", choices=NAMES)
     parser.add_argument("folder", type=Path)
     given = parser.parse_args()
-    # Libraries print to what they take for the standard output.
+    # Libraries print to the standard output.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     platform.prepare()

@@ -27,7 +27,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What one cell sent.
+    """Traffic of one cell.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Traffic:
     updates_a_second : float
         Updates of the live text.
     seconds : float
-        From the request to the idle.
+        From the request to the idle message.
     """
 
     tokens: int
@@ -46,14 +46,14 @@ class Traffic:
 
 
 def write_words(path: Path, count: int, *, paragraphs: bool, seed: int = 0) -> None:
-    """Write an answer as pieces of one word each, as JSON.
+    """Write an answer as JSON, in pieces of one word.
 
     Parameters
     ----------
     path : Path
     count : int
     paragraphs : bool
-        Whether there is a blank line now and then; else it is all one block, the worst case.
+        Whether there are blank lines; otherwise it is one block, the worst case.
     seed : int
     """
     choice = random.Random(seed)
@@ -72,16 +72,16 @@ def is_text_update(arrival: Arrival) -> bool:
 
 
 def measure_model(kernel: LiveKernel, model: Path) -> Report:
-    """Measure on a real model that writes on, through the whole pipeline.
+    """Measure with a real model, through the whole pipeline.
 
     Parameters
     ----------
     kernel : LiveKernel
     model : Path
-        One that never ends its answer.
+        A model that never ends its answer.
     """
     report = Report("wire", {"model": model.name})
-    # Sampled: greedy random weights repeat one word.
+    # Sampled, because greedy decoding with random weights repeats one word.
     ask = f"%%vision -m {str(model)!r} --temperature 1 --seed 7 -o answer"
     kernel.do(f"{ask} --max-tokens 8\nWarm up.")
     short, long = (_traffic(kernel, f"{ask} --max-tokens {n}\nWrite.", n) for n in (SHORT, LONG))
@@ -96,20 +96,20 @@ def measure_model(kernel: LiveKernel, model: Path) -> Report:
 def measure_paced(
     kernel: LiveKernel, model: Path, folder: Path, rates: list[float], report: Report
 ) -> None:
-    """Add scripted answers at steady rates, as models of different speed give them.
+    """Add scripted answers at steady rates, as of models of different speed.
 
     Parameters
     ----------
     kernel : LiveKernel
         Its session is replaced by scripted ones.
     model : Path
-        A folder that inspects well; its weights are not used.
+        A valid model folder; its weights are not used.
     folder : Path
-        For the scripts.
+        Folder for the scripts.
     rates : list of float
-        Tokens a second; 0 is unpaced. At the last one the long answer is measured too.
+        Tokens per second; 0 is unpaced. The long answer is measured only at the last rate.
     report : Report
-        Takes the rows.
+        The rows are added to it.
     """
     path = folder / "words.json"
     runs = [*((rate, SHORT) for rate in rates), (rates[-1], LONG)]

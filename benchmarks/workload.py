@@ -1,4 +1,4 @@
-"""What the peers are asked, and what came back: plain data that crosses processes as JSON."""
+"""Questions to the peers and their answers: plain data, sent between processes as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ask:
     picture : str
         Path of the file. In a chat it belongs to the first turn.
     history : tuple of (str, str)
-        Questions and answers before, oldest first.
+        Earlier questions and answers, oldest first.
     """
 
     question: str
@@ -43,12 +43,12 @@ class Ask:
     history: tuple[tuple[str, str], ...] = ()
 
     def messages(self, picture: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the chat as OpenAI's endpoints and chat templates take it.
+        """Return the chat in the format of OpenAI's endpoints and of chat templates.
 
         Parameters
         ----------
         picture : dict
-            The part that stands for the picture.
+            The part for the picture.
         """
         turns: list[dict[str, Any]] = []
         for question, answer in (*self.history, (self.question, None)):
@@ -61,18 +61,18 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer; times are in seconds from the moment all were asked.
+    """One answer; times are in seconds from the start of the burst.
 
     Attributes
     ----------
     first, last : float
-        When the first and the last token came.
+        Times of the first and the last token.
     tokens, prompt_tokens, cached_tokens, image_tokens : int
-        0 where a peer does not say.
+        0 if the peer does not report it.
     text : str
-        Without blanks at its ends: tokenizers differ in these.
+        Without outer whitespace, in which tokenizers differ.
     step : float
-        Median seconds from one token to the next: what few slow steps do not change. 0 for fewer
+        Median seconds from one token to the next, which few slow steps do not change. 0 for fewer
         than two tokens.
     """
 
@@ -87,7 +87,7 @@ class Answer:
 
     @classmethod
     def of(cls, times: Sequence[float], tokens: int, text: str, **more: int) -> Answer:
-        """Return an answer whose tokens came at these times.
+        """Return an answer from the times of its tokens.
 
         Parameters
         ----------
@@ -102,13 +102,13 @@ class Answer:
 
     @property
     def decode(self) -> float:
-        """Tokens a second after the first one."""
+        """Tokens per second after the first one."""
         return (self.tokens - 1) / (self.last - self.first)
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """The answers to what was asked at once.
+    """The answers to concurrent questions.
 
     Attributes
     ----------
@@ -117,7 +117,7 @@ class Burst:
     answers : tuple of Answer
         In the order of the questions.
     peak : int
-        Most bytes that MLX held; 0 is unknown.
+        Peak bytes of MLX; 0 is unknown.
     """
 
     wall: float
@@ -126,7 +126,7 @@ class Burst:
 
     @property
     def rate(self) -> float:
-        """Tokens a second, of all answers together."""
+        """Tokens per second of all answers together."""
         return sum(answer.tokens for answer in self.answers) / self.wall
 
     @property
@@ -140,17 +140,17 @@ class Burst:
         return [answer.text for answer in self.answers]
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `from_json` takes."""
+        """Return the data for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, held: dict[str, Any]) -> Burst:
-        """Read back what `as_json` gave."""
+        """Make a burst from the data of `as_json`."""
         answers = tuple(Answer(**answer) for answer in held["answers"])
         return cls(held["wall"], answers, held["peak"])
 
     def numbers(self) -> dict[str, Any]:
-        """Return the figures without the texts, to be kept as a sample."""
+        """Return the figures without the texts, as a sample."""
         return {
             "wall": self.wall,
             "tokens": sum(answer.tokens for answer in self.answers),
@@ -162,7 +162,7 @@ class Burst:
 
 
 class Pictures:
-    """Draws pictures that are all different, and writes them to a folder.
+    """Draws different pictures, and writes them to a folder.
 
     Parameters
     ----------
@@ -196,16 +196,16 @@ class Pictures:
 
 
 def load(pictures: Pictures, count: int, turn: int, *, same: bool) -> list[Ask]:
-    """Make questions that nobody was asked before.
+    """Make new questions.
 
-    A peer that keeps what it read must not find whole prompts of the run before.
+    The prefix cache of a peer must not contain whole prompts of an earlier run.
 
     Parameters
     ----------
     pictures : Pictures
     count : int
     turn : int
-        Number of this run: the words differ with it.
+        Number of this run, which changes the words.
     same : bool
         Whether all are about one picture.
     """
@@ -220,10 +220,10 @@ def load(pictures: Pictures, count: int, turn: int, *, same: bool) -> list[Ask]:
 
 
 def matches(texts: Sequence[str], others: Sequence[str]) -> int:
-    """Count the texts that are the same as their partners.
+    """Count the pairs of equal texts.
 
-    Each library shows in its own way what is no word, and that does not count: bytes that are
-    no characters, blanks, and special tokens, which models here write in place of an end.
+    Not compared are parts that the libraries show differently: bytes that are not characters,
+    spaces, and special tokens, which models here write instead of an end.
     """
     return sum(_shown(a) == _shown(b) for a, b in zip(texts, others, strict=True))
 

@@ -57,15 +57,15 @@ def ask(
         The question.
     images : object, optional
         A path, glob, URL, data URI, PIL image, NumPy array, matplotlib figure,
-        bytes, pandas Series, an earlier result, or a list of such.
+        bytes, pandas Series, an earlier result, or a list of these.
     model : str or path, optional
-        Alias, folder or Hub repository id; the default model if left out.
+        Alias, folder or Hub repository id; by default the default model.
     system : str, optional
         System prompt.
     max_tokens : int
-        Upper limit of the answer, in tokens.
+        Maximum length of the answer, in tokens.
     temperature, top_p, top_k, seed, min_p, repetition_penalty : optional
-        Sampling; the checkpoint's defaults if left out. Temperature 0 is greedy.
+        Sampling parameters; by default those of the checkpoint. Temperature 0 is greedy.
     stop : str or sequence of str
         Stop sequences: the answer ends before the first of them.
     format : {"text", "markdown", "json", "raw"}
@@ -80,7 +80,7 @@ def ask(
     on_progress : callable, optional
         Called with a `Snapshot` (phase, prompt and completion tokens, tokens per second, text),
         at most 20 times a second and at the end of the answer. It runs on another thread and
-        must be quick.
+        must return quickly.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def stream(
     kv_bits: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> TextStream:
-    """Ask a model, and iterate over the answer's text while it is generated.
+    """Ask a model, and iterate over the text of the answer while it is generated.
 
     The parameters are those of `ask`.
 

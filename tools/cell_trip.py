@@ -1,4 +1,4 @@
-"""What one warm ``%%vision`` cell goes through: modules of mlx_magic that it enters, and calls.
+"""The modules of mlx_magic that a warm ``%%vision`` cell enters, with their numbers of calls.
 
 python -m tools.cell_trip
 """
@@ -23,26 +23,26 @@ CELL = "-o r --max-tokens 8 --no-show"
 
 
 class Trip:
-    """Counts the calls of functions of mlx_magic, by module, on every thread.
+    """Counts calls of functions of mlx_magic, by module, on every thread.
 
     Attributes
     ----------
     calls : collections.Counter
-        Calls by module, as a path below the package.
+        Calls by module (its path relative to the package).
     """
 
     def __init__(self) -> None:
         self.calls: collections.Counter[str] = collections.Counter()
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> None:
-        """Take note of an event, as `sys.setprofile` hands it over."""
+        """Count an event of `sys.setprofile`."""
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(_ROOT):
             self.calls[name[len(_ROOT) + 1 :]] += 1
 
 
 def count() -> Trip:
-    """Run a cell with one image three times on the bundled model, and count the last one."""
+    """Run a cell with one image three times with the bundled model, and count the last run."""
     from IPython.core.interactiveshell import InteractiveShell
     from PIL import Image
 
@@ -71,7 +71,7 @@ def count() -> Trip:
 
 
 def main() -> int:
-    """Count and print."""
+    """Print the counts."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,6 +1,6 @@
-"""Build the wheel and prove that it is complete and works outside of this folder.
+"""Build the wheel, and check that it is complete and works outside this folder.
 
-The wheel goes into an environment of its own in a temporary folder. Its dependencies come from the
+The wheel is installed into a new environment in a temporary folder. Its dependencies come from the
 environment that runs this script, whose editable install of the project is not visible there.
 """
 
@@ -60,7 +60,7 @@ if "red" not in text.lower() or reason != "stop" or int(image_tokens) < 1:
 
 
 def main() -> None:
-    """Build, look inside, install, use."""
+    """Build the wheel, check its content, install it, use it."""
     with tempfile.TemporaryDirectory(prefix="mlx-magic-wheel-") as folder:
         outside = Path(folder).resolve()
         wheel = build(outside)
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def build(folder: Path) -> Path:
-    """Build the wheel with the hatchling of this environment and return its path."""
+    """Build the wheel with this environment's hatchling; return its path."""
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     run([*command, str(ROOT)], folder)
     (wheel,) = folder.glob("*.whl")
@@ -84,7 +84,7 @@ def build(folder: Path) -> Path:
 
 
 def look_inside(wheel: Path) -> None:
-    """Check that the package is all there, and nothing else is."""
+    """Check that the wheel contains the whole package, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
     metadata = {name for name in sizes if name.split("/")[0].endswith(".dist-info")}
@@ -109,20 +109,20 @@ def look_inside(wheel: Path) -> None:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """Make an environment with the wheel, and the dependencies of this one; return its Python."""
+    """Create an environment with the wheel and the dependencies of this one; return its Python."""
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check"]
     run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], folder)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # A path file names one folder more; the path files in that folder, such as that of the
-    # editable install, are not read.
+    # A path file adds one folder. Path files in that folder, such as the one of the editable
+    # install, are not read.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
 
 def run(command: list[str], folder: Path) -> None:
-    """Run a command in `folder`; stop here if it fails."""
+    """Run a command in `folder`; exit if it fails."""
     done = subprocess.run(command, cwd=folder, check=False)
     if done.returncode:
         sys.exit(f"Failed ({done.returncode}): {' '.join(command)}")

@@ -1,4 +1,4 @@
-"""Make mlx-lm folders for tests: SmolLM2 from its GGUF, and the language half of a SmolVLM.
+"""Make mlx-lm folders for tests: SmolLM2 from its GGUF, and the language model of a SmolVLM.
 
 Usage: python -m tools.convert_smollm2 GGUF_PATH OUT_DIR
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# llama.cpp's names of tensors, and mlx-lm's.
+# Names of tensors in llama.cpp and in mlx-lm.
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -30,15 +30,15 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
     "ffn_norm": "post_attention_layernorm",
 }
-# What mlx-vlm assumes where a smolvlm config.json is silent, and mlx-lm assumes otherwise.
+# Defaults of mlx-vlm for keys that a smolvlm config.json omits; those of mlx-lm differ.
 _SMOLVLM = {"rope_theta": 1_000_000.0, "rms_norm_eps": 1e-5, "vocab_size": 49152}
 _LLAMA = {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False}
-# How GGUF marks a token that is never part of a text.
+# GGUF's type of a control token.
 _CONTROL = 3
 
 
 def convert(gguf: Path, out: Path, *, quantized: bool = True) -> Path:
-    """Convert a llama GGUF with a GPT-2 tokenizer, as SmolLM2's is, to an mlx-lm folder.
+    """Convert a llama GGUF with a GPT-2 tokenizer, such as SmolLM2's, to an mlx-lm folder.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def convert(gguf: Path, out: Path, *, quantized: bool = True) -> Path:
     out : Path
         Folder to make; files in it are replaced.
     quantized : bool
-        False writes float32: 540 MB, and more than twice as quick on MLX's CPU backend.
+        False writes float32: 540 MB, and more than twice as fast on MLX's CPU backend.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def mlx_name(name: str) -> str:
 
 
 def unpermuted(tensor: Any, heads: int) -> Any:
-    """Undo llama.cpp's order of rows, which interleaves the pairs that rotate together.
+    """Undo llama.cpp's order of rows, which interleaves the pairs of the rotary embedding.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def unpermuted(tensor: Any, heads: int) -> Any:
 
 
 def language_name(name: str) -> str | None:
-    """Rename a tensor of a SmolVLM to mlx-lm's llama; None if it is not of the language half.
+    """Rename a tensor of a SmolVLM to mlx-lm's llama; None if it is not in the language model.
 
     Takes mlx-vlm's names (``language_model.norm.weight``) and transformers' own
     (``model.text_model.norm.weight``, ``lm_head.weight``).
@@ -127,7 +127,7 @@ def language_name(name: str) -> str | None:
 
 
 def tiny_text_folder(vlm: Path, out: Path) -> Path:
-    """Save the language half of a SmolVLM checkpoint as a text model of its own.
+    """Save the language model of a SmolVLM checkpoint as a text model.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def _config(tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str
         "tie_word_embeddings": "output.weight" not in tensors,
         "bos_token_id": number("tokenizer.ggml.bos_token_id"),
         "eos_token_id": number("tokenizer.ggml.eos_token_id"),
-        # mlx-lm recovers other widths, as of 8-bit embeddings, from the shapes.
+        # mlx-lm infers other bit widths, such as of 8-bit embeddings, from the shapes.
         "quantization": {"group_size": 32, "bits": 4},
     }
 

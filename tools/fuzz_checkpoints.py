@@ -1,6 +1,6 @@
-"""Fuzz what reads checkpoints: ``python -m tools.fuzz_checkpoints headers|configs SECONDS``.
+"""Fuzz the readers of checkpoints: ``python -m tools.fuzz_checkpoints headers|configs SECONDS``.
 
-A failure is printed by Hypothesis with the smallest example, and belongs into ``tests/hostile``.
+Hypothesis prints the smallest example of a failure. Add it to ``tests/hostile``.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ ENTRIES = st.fixed_dictionaries(
 
 @st.composite
 def weight_files(draw: st.DrawFn) -> bytes:
-    """Draw a file that is nearly of safetensors."""
+    """Draw a nearly valid safetensors file."""
     content = draw(st.dictionaries(WORDS, ENTRIES | ODD, max_size=5) | ODD)
     raw = json.dumps(content).encode("utf-8", "surrogatepass")
     if draw(st.booleans()):
@@ -73,7 +73,7 @@ def weight_files(draw: st.DrawFn) -> bytes:
 
 
 def places(value: Any, found: list[tuple[Any, Any]] | None = None) -> list[tuple[Any, Any]]:
-    """Return all containers of a configuration with one of their keys."""
+    """Return all containers of a configuration, each with one of its keys."""
     found = [] if found is None else found
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, part in list(items):
@@ -84,7 +84,7 @@ def places(value: Any, found: list[tuple[Any, Any]] | None = None) -> list[tuple
 
 
 def asks_for_code(value: Any) -> bool:
-    """Say whether transformers' own reading of a configuration has an auto_map anywhere."""
+    """Return whether a configuration, as transformers reads it, contains an auto_map."""
     if isinstance(value, list):
         return any(map(asks_for_code, value))
     if isinstance(value, dict):
@@ -93,7 +93,7 @@ def asks_for_code(value: Any) -> bool:
 
 
 def in_time(work: Callable[[], Any]) -> Any:
-    """Do something within `MOST_SECONDS`; return what it returns, None where it is refused."""
+    """Call `work`, for at most `MOST_SECONDS`; return its value, or None if it is refused."""
     began = time.process_time()
     try:
         return work()
@@ -106,7 +106,7 @@ def in_time(work: Callable[[], Any]) -> Any:
 
 
 def fuzz_headers(folder: Path, examples: int) -> None:
-    """Try weight files."""
+    """Fuzz weight files."""
     path = folder / "model.safetensors"
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
@@ -124,7 +124,7 @@ def fuzz_headers(folder: Path, examples: int) -> None:
 
 
 def fuzz_configs(folder: Path, examples: int) -> None:
-    """Try mutations of the configurations of all tiny models."""
+    """Fuzz mutations of the configurations of all tiny models."""
     from tools.tiny_models.spec import all_models, build
 
     made: list[Path] = []

@@ -1,8 +1,8 @@
-"""Fuzz pictures and servers' answers by Hypothesis: ``python -m tools.fuzz_images MINUTES``.
+"""Fuzz images and server responses with Hypothesis: ``python -m tools.fuzz_images MINUTES``.
 
-Valid files of every format are changed, and whole answers of a server; what comes must be a
-picture or one line of an `ImageError`, in time, with nothing on standard error. What it finds
-becomes a case of `tests/hostile`.
+Valid files of every format, and whole responses of a server, are mutated. The outcome must be an
+image or a one-line `ImageError`, in time, with nothing on standard error. Add failures to
+`tests/hostile`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ SAMPLES = _samples()
 
 @st.composite
 def changed(draw: st.DrawFn, samples: list[bytes]) -> bytes:
-    """Draw a sample with a few changes."""
+    """Draw a sample with a few mutations."""
     data = bytearray(draw(st.sampled_from(samples)))
     for _ in range(draw(st.integers(1, 8))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -122,7 +122,7 @@ _HEARD = tempfile.TemporaryFile()  # noqa: SIM115
 
 
 def open_once(data: bytes) -> None:
-    """Open a file; anything but a picture or one line is an error."""
+    """Open a file; any outcome but an image or a one-line error is a failure."""
     _HEARD.seek(0)
     _HEARD.truncate()
     start = time.thread_time()
@@ -191,7 +191,7 @@ _WORDS = [
 
 @st.composite
 def answers(draw: st.DrawFn) -> bytes:
-    """Draw an answer of a server with a few changes."""
+    """Draw a server response with a few mutations."""
     data = bytearray(draw(st.sampled_from(_ANSWERS)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -202,7 +202,7 @@ def answers(draw: st.DrawFn) -> bytes:
 
 
 def ask_once(data: bytes) -> None:
-    """Ask a server that sends `data`; anything but bytes or one line is an error."""
+    """Fetch from a server that sends `data`; any outcome but bytes or a one-line error fails."""
     fetch = UrlFetcher(
         resolve=lambda host, port, timeout: [_PUBLIC],
         connect=lambda target, address, timeout: _Connection(data),
@@ -216,7 +216,7 @@ def ask_once(data: bytes) -> None:
 
 
 def main(minutes: float) -> int:
-    """Fuzz for so long; return how many ways to fail were found."""
+    """Fuzz for this time; return the number of different failures."""
     warnings.simplefilter("always")
     os.dup2(_HEARD.fileno(), 2)
     end = time.monotonic() + 60 * minutes

@@ -1,7 +1,7 @@
-"""Take the pictures of the panel: ``python -m tools.panel_pictures``.
+"""Take the screenshots of the panel: ``python -m tools.panel_pictures``.
 
-JupyterLab runs in headless Chromium and the bundled model answers, once under another
-name to compare with.
+JupyterLab runs in headless Chromium, and the bundled model answers under two names, for the
+comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ README = ROOT / "docs" / "images" / "panel.png"
 
 
 def main() -> None:
-    """Take them all."""
+    """Take all screenshots."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     with open_notebook(CELLS, SIZE) as notebook:
         _tour(notebook)
@@ -77,7 +77,7 @@ def _answered(panel: Locator, count: int) -> None:
 
 
 def _keep(page: Page, part: Locator, path: Path) -> None:
-    """Keep what a part of the page looks like."""
+    """Save a screenshot of a part of the page."""
     page.add_style_tag(content=PLAIN)
     page.evaluate("document.activeElement.blur()")
     page.mouse.move(0, 0)

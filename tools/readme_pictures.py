@@ -1,7 +1,7 @@
-"""Take the README's picture of a real run: ``python -m tools.readme_pictures``.
+"""Take the README's screenshot of a real run: ``python -m tools.readme_pictures``.
 
-JupyterLab runs in headless Chromium and the bundled model answers. The kernel is
-halted in the middle of the last answer, so that the picture shows it being written.
+JupyterLab runs in headless Chromium, and the bundled model answers. The kernel is stopped in the
+middle of the last answer, so that the screenshot shows a running answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIZE: ViewportSize = {"width": 990, "height": 1400}
 SCALE = 2
 MARGIN = 6
 COLOURS = 128
-# What a person can close, too: the picture is of the notebook.
+# Hides parts of the page that a user can close, too, so that only the notebook is visible.
 PLAIN = """
     .jp-Toolbar, .jp-Notebook-footer, .jp-cell-toolbar, .jp-Cell-Placeholder,
     #jp-bottom-panel, #jp-top-panel, #jp-menu-panel { display: none !important }
@@ -43,14 +43,14 @@ PLAIN = """
 
 
 def start_server(home: Path) -> LabServer:
-    """Start JupyterLab with the sample pictures beside its notebooks."""
+    """Start JupyterLab with the sample pictures next to its notebooks."""
     server = LabServer(home)
     shutil.copytree(ROOT / "notebooks" / "pictures", server.notebooks / "pictures")
     return server
 
 
 def kernel_process() -> psutil.Process:
-    """Return the process of the one kernel that the server has started."""
+    """Return the process of the server's only kernel."""
     [kernel] = [
         process
         for process in psutil.Process().children(recursive=True)
@@ -60,7 +60,7 @@ def kernel_process() -> psutil.Process:
 
 
 def run_cells(notebook: LabNotebook) -> None:
-    """Run all cells; the kernel stands still in the middle of the last answer."""
+    """Run all cells, and stop the kernel in the middle of the last answer."""
     last = len(CELLS) - 1
     for number in range(last):
         notebook.run(number)
@@ -68,7 +68,7 @@ def run_cells(notebook: LabNotebook) -> None:
     kernel.suspend()
     try:
         notebook.start(last)
-        # Slowed down: the model is done before the browser has drawn half of the answer.
+        # Slowed down, as the model would end before the browser has drawn half of the answer.
         while HALF_WAY not in notebook.output(last).inner_text():
             kernel.resume()
             time.sleep(STEP)
@@ -81,11 +81,11 @@ def run_cells(notebook: LabNotebook) -> None:
 
 
 def photograph(page: Page, path: Path) -> None:
-    """Keep what the notebook looks like, without what stands around it."""
+    """Save a screenshot of the notebook without its surroundings."""
     page.add_style_tag(content=PLAIN)
     page.evaluate("document.activeElement.blur()")
     page.evaluate("document.fonts.ready")
-    page.wait_for_timeout(300)  # the layout follows the window's size a little later
+    page.wait_for_timeout(300)  # the layout adapts to the window's size with a delay
     boxes = [box for cell in page.locator(".jp-CodeCell").all() if (box := cell.bounding_box())]
     left = min(box["x"] for box in boxes) - MARGIN
     top = min(box["y"] for box in boxes) - MARGIN
@@ -100,7 +100,7 @@ def photograph(page: Page, path: Path) -> None:
 
 
 def make_small(path: Path) -> None:
-    """Keep a picture with few colours: a quarter of the bytes, and no difference to be seen."""
+    """Save a picture with few colors: a quarter of the bytes, with no visible difference."""
     with Image.open(path) as picture:
         small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
@@ -111,7 +111,7 @@ def make_small(path: Path) -> None:
 
 @contextlib.contextmanager
 def open_notebook(cells: Sequence[str], size: ViewportSize) -> Iterator[LabNotebook]:
-    """Open a notebook in a JupyterLab and a Chromium of its own, beside the sample pictures."""
+    """Open a notebook in a new JupyterLab and Chromium, next to the sample pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         server = start_server(Path(folder))
         browser = playwright.chromium.launch(
@@ -129,7 +129,7 @@ def open_notebook(cells: Sequence[str], size: ViewportSize) -> Iterator[LabNoteb
 
 
 def main() -> None:
-    """Take the picture."""
+    """Take the screenshot."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     with open_notebook(CELLS, SIZE) as notebook:
         run_cells(notebook)

@@ -1,4 +1,4 @@
-"""Run a notebook in the terminal: each cell, and what it says while it says it.
+"""Run a notebook in the terminal, and print its cells and their outputs as they arrive.
 
 Usage: run_demo.py NOTEBOOK PAGE. The executed notebook is written to PAGE as HTML.
 """
@@ -22,28 +22,28 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Transcript:
-    """Writes cells and their outputs to the terminal; a streamed answer is written once.
+    """Prints cells and their outputs; a streamed answer is printed once.
 
     While a cell runs, its view sends the text so far as the value of an HTML widget, and moves
-    each finished paragraph into a widget of its own. Values with a role are no text of the answer:
-    the phase (``status``) is shown for as long as nothing else is.
+    each finished paragraph into a new widget. Values with a role are not text of the answer: the
+    phase (``status``) is shown until there is text.
     """
 
     def __init__(self) -> None:
-        self._answer = ""  # what was streamed and written, of the running cell
-        self._paragraph = ""  # the unfinished part of it
+        self._answer = ""  # streamed and printed text of the running cell
+        self._paragraph = ""  # its unfinished paragraph
         self._has_status = False
 
     def cell(self, source: str) -> None:
-        """Show a cell that starts to run."""
+        """Print a cell that starts to run."""
         self._write(f"\n{'─' * WIDTH}\n{textwrap.indent(source, '  ▏ ', lambda _: True)}\n\n")
 
     def text(self, markdown: str) -> None:
-        """Show a cell of text."""
+        """Print a text cell."""
         self._write(f"\n{markdown}\n")
 
     def message(self, kind: str, content: dict[str, Any]) -> None:
-        """Show what a message from the kernel says, if it says something."""
+        """Print the output in a message from the kernel, if any."""
         if kind in {"comm_open", "comm_msg"}:
             value = content["data"].get("state", {}).get("value")
             if isinstance(value, str):
@@ -68,7 +68,7 @@ class Transcript:
                 self._paragraph = ""
 
     def _stream(self, paragraph: str) -> None:
-        """Write what is new in a paragraph that grows."""
+        """Print the new part of a growing paragraph."""
         if not self._answer:
             paragraph = paragraph.lstrip()
         if paragraph.startswith(self._paragraph):
@@ -78,8 +78,8 @@ class Transcript:
             self._paragraph = paragraph
 
     def _output(self, text: str) -> None:
-        """Write an output; of the static result that ends a streamed answer, only the rest."""
-        # JSON is streamed as it was written and shown indented: that is another text.
+        """Print an output; of the static result after a streamed answer, only the rest."""
+        # JSON is streamed as generated, but shown indented, which is a different text.
         same = text.lstrip().startswith(self._answer.strip()[:20])
         rest = rest_of(text, self._answer) if same else None
         if rest is None:
@@ -106,7 +106,7 @@ class Transcript:
 
 
 def rest_of(text: str, start: str) -> str | None:
-    """Return what follows `start` in `text`, blanks aside; None if it starts otherwise."""
+    """Return the text after `start`, ignoring spaces; None if `text` does not start with it."""
     place = 0
     for character in start:
         if character.isspace():
@@ -120,23 +120,23 @@ def rest_of(text: str, start: str) -> str | None:
 
 
 class StreamingClient(NotebookClient):
-    """Executes a notebook and hands every message of the kernel to a `Transcript` as it comes."""
+    """Executes a notebook, and passes each message of the kernel to a `Transcript`."""
 
     transcript: Transcript
 
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
-        """Show the message, then do with it what nbclient does."""
+        """Print the message, then process it as nbclient does."""
         self.transcript.message(msg["msg_type"], msg["content"])
         return super().process_message(msg, cell, cell_index)
 
 
 def run(path: Path) -> nbformat.NotebookNode:
-    """Execute the notebook while showing it, and return it with its outputs.
+    """Execute and print the notebook; return it with its outputs.
 
     Raises
     ------
     nbclient.exceptions.CellExecutionError
-        If a cell fails that is not meant to.
+        A cell failed that must not fail.
     """
     notebook: nbformat.NotebookNode = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     client = StreamingClient(
@@ -159,7 +159,7 @@ def run(path: Path) -> nbformat.NotebookNode:
 
 
 def write_page(notebook: nbformat.NotebookNode, page: Path) -> None:
-    """Write the executed notebook as one HTML file that loads nothing from elsewhere."""
+    """Write the executed notebook as one self-contained HTML file."""
     exporter = HTMLExporter(require_js_url="", jquery_url="", mathjax_url="")
     body, _ = exporter.from_notebook_node(notebook)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def write_page(notebook: nbformat.NotebookNode, page: Path) -> None:
 
 
 def main() -> None:
-    """Run the demo that the command line names."""
+    """Run the notebook of the command line."""
     path, page = map(Path, sys.argv[1:])
     print(f"Running {path} on the bundled model.")
     try:

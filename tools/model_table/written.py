@@ -17,22 +17,23 @@ VERSIONS = ("mlx", "mlx-vlm", "mlx-lm", "transformers")
 _HEAD = """\
 # Models that were compared
 
-`make models` writes this page. It builds a tiny checkpoint with random weights for each line, asks
-it the same questions through mlx-magic and through its library alone ({versions}), greedily and in
-float32 (or 4 bits, where it says so), and compares the answers: alone, once more, with two images,
-with none, with a system prompt, in follow-ups, with images of 1 by 1 and 2000 by 30 pixels, with
-prompts over several chunks and beyond windows and original positions, four together, beside one
-that is being written, and after a cancel.
+`make models` writes this page. For each row it builds a tiny checkpoint with random weights. It
+asks the same questions through mlx-magic and through the library alone ({versions}), with
+greedy decoding in float32 (or in 4 bits, if the row says so), and compares the answers. The
+questions are asked alone, repeated, with two images, without images, with a system prompt, as
+follow-ups, with images of 1 by 1 and 2000 by 30 pixels, with prompts longer than a chunk, than the
+attention window and than the original number of positions, four at once, during another answer, and
+after a Cancel.
 
-- **together**: several questions are answered at once, with the library's own answers.
-- **one at a time**: questions wait for each other, in the order of asking. Their answers are the
-  library's own. The last column says why.
-- A model that is not in this table, or differs from its line in what the signature names, is
-  answered one at a time, with its prompts read as its library reads them.
+- **together**: concurrent requests are batched, and the answers are the same as the library's.
+- **one at a time**: requests are answered in the order of asking, and the answers are the same as
+  the library's. The last column says why they are not batched.
+- Models that are not in this table, or that differ from their row in the signature, answer one at a
+  time, with the library's own prefill chunks.
 
-The weights that you load are looked at once more: two short rows must give the same numbers
-together as each alone. `%vision models NAME` says what is known of a model before it is loaded,
-`%vision status` how a loaded one answers.
+The loaded weights are also checked once: two short rows must give the same numbers in a batch as
+each alone. `%vision models NAME` says what is known of a model before it is loaded, and
+`%vision status` how a loaded model answers.
 
 """
 
