@@ -46,7 +46,7 @@ def most_at_once(model: OurModel, *questions: Any) -> int:
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "text-llama"])
-def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
+def test_tested_model_is_compared_once_and_answers_in_batches(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
@@ -65,7 +65,7 @@ def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl", "text-llama"])
-def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
+def test_untested_model_answers_one_at_a_time_in_order(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_support, "table", lambda: ())
@@ -86,7 +86,7 @@ def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
 
 
 @pytest.mark.parametrize("name", ["paligemma", "paddleocr_vl", "text-gemma2"])
-def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
+def test_weights_that_differ_in_a_batch_answer_one_at_a_time(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -104,7 +104,7 @@ def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "text-llama"])
-def test_weights_that_take_too_long_to_look_at_are_looked_at_when_requests_meet(
+def test_weights_that_are_slow_to_compare_are_compared_when_requests_overlap(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare_rows, "SECONDS", 0.0)
@@ -121,7 +121,9 @@ def test_weights_that_take_too_long_to_look_at_are_looked_at_when_requests_meet(
     ours.close()
 
 
-def test_a_look_ends_where_its_time_would_not_do(tiny: Build, files: dict[str, Path]) -> None:
+def test_comparison_ends_if_its_time_budget_does_not_suffice(
+    tiny: Build, files: dict[str, Path]
+) -> None:
     model = loaded(tiny, "text-llama", files)
     probe: Any = model.loaded
     ticks = itertools.count()
@@ -134,7 +136,7 @@ def test_a_look_ends_where_its_time_would_not_do(tiny: Build, files: dict[str, P
 
 @pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl", "text-llama", "text-qwen2"])
 @pytest.mark.parametrize("at", [0, 1, 5])
-def test_an_error_in_one_row_ends_that_row_alone(
+def test_error_in_one_row_ends_only_that_row(
     name: str, at: int, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step of several fails; again with the faulty one, and never without it."""

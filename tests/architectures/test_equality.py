@@ -43,7 +43,7 @@ EVERY = int(os.environ.get("MLX_MAGIC_EVERY", "6"))
 
 
 @pytest.mark.parametrize("name", firsts()[::EVERY])
-def test_answers_are_the_librarys_own(name: str, tiny: Build, files: dict[str, Path]) -> None:
+def test_answers_equal_those_of_the_library(name: str, tiny: Build, files: dict[str, Path]) -> None:
     model, folder = tiny(name)
     tally = checked(folder, model.library, files)
     assert not tally.wrong
@@ -56,7 +56,9 @@ def test_answers_are_the_librarys_own(name: str, tiny: Build, files: dict[str, P
     "name", ["paligemma", "mllama", "glm4v", "paddleocr_vl", "text-gemma2", "text-afm7"]
 )
 @pytest.mark.xfail(strict=True, reason="the library's batches are wrong for it")
-def test_known_to_be_wrong_together(name: str, tiny: Build, files: dict[str, Path]) -> None:
+def test_architectures_that_are_wrong_in_batches_are_still_wrong(
+    name: str, tiny: Build, files: dict[str, Path]
+) -> None:
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
     with as_if(Verdict(True, True)):
@@ -66,11 +68,11 @@ def test_known_to_be_wrong_together(name: str, tiny: Build, files: dict[str, Pat
     assert not tally.wrong
 
 
-def test_the_table_has_every_checkpoint() -> None:
+def test_verdict_table_has_every_checkpoint() -> None:
     assert {model.name for model in all_models()} == {entry.name for entry in batch_support.table()}
 
 
-def test_at_least_so_many_architectures_are_compared() -> None:
+def test_enough_architectures_are_compared() -> None:
     architectures = {(e.signature.library, e.architecture) for e in batch_support.table()}
     assert sum(library == "mlx-vlm" for library, _ in architectures) >= 35
     assert sum(library == "mlx-lm" for library, _ in architectures) >= 20

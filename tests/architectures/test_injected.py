@@ -46,7 +46,9 @@ def controls(tokenizer: Any, tokens: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("name", "pictures"), [(name, 1) for name in VISION] + [(name, 0) for name in VISION[::6]]
 )
-def test_for_a_vision_model(name: str, pictures: int, tiny: Build, files: dict[str, Path]) -> None:
+def test_injected_control_tokens_are_text_for_a_vision_model(
+    name: str, pictures: int, tiny: Build, files: dict[str, Path]
+) -> None:
     from mlx_vlm import utils
 
     _, folder = tiny(name)
@@ -78,7 +80,7 @@ def test_for_a_vision_model(name: str, pictures: int, tiny: Build, files: dict[s
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_for_a_text_model(name: str, tiny: Build) -> None:
+def test_injected_control_tokens_are_text_for_a_text_model(name: str, tiny: Build) -> None:
     from mlx_lm import utils
 
     _, folder = tiny(name)

@@ -136,7 +136,7 @@ def room_for(answers: int, prompt: int = 100, count: int = 20) -> int:
     return answers * one.cache + one.reading
 
 
-def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> None:
+def test_requests_that_fit_are_admitted_and_the_others_wait() -> None:
     held, line = Device(room_for(3) + 5_000, weights=5_000), AdmissionQueue()
     table = FakeTable(held, line)
     asked = [Asked(table, 100, 20) for _ in range(8)]
@@ -154,7 +154,7 @@ def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> 
     assert (line.admitted, len(line)) == ([], 0)
 
 
-def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
+def test_long_prompt_pads_all_rows_of_its_batch() -> None:
     held = Device(room_for(2, 1_000))
     line = AdmissionQueue()
     table = FakeTable(held, line)
@@ -170,7 +170,7 @@ def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
     assert most == 2
 
 
-def test_what_could_not_fit_alone_is_refused_at_once_and_what_could_waits() -> None:
+def test_request_that_never_fits_is_refused_and_others_wait() -> None:
     held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     first, second, third = Asked(table, 100, 20), Asked(table, 100, 20), Asked(table, 500, 20)
@@ -182,7 +182,7 @@ def test_what_could_not_fit_alone_is_refused_at_once_and_what_could_waits() -> N
     assert second.error is None
 
 
-def test_nobody_overtakes_so_nobody_starves() -> None:
+def test_admission_is_fifo() -> None:
     held, line = Device(room_for(4)), AdmissionQueue()
     table, other = FakeTable(held, line), FakeTable(held, line)
     small = [Asked(table, 100, 20)]
@@ -211,7 +211,7 @@ def test_nobody_overtakes_so_nobody_starves() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "behind"])
-def test_who_is_cancelled_while_waiting_holds_nobody_up(first: bool) -> None:
+def test_cancelled_waiting_request_does_not_block_others(first: bool) -> None:
     held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     asked = [Asked(table, 100, 20) for _ in range(3)]
@@ -227,7 +227,7 @@ def test_who_is_cancelled_while_waiting_holds_nobody_up(first: bool) -> None:
     assert other.error is None
 
 
-def test_what_is_kept_for_reuse_goes_before_anybody_waits() -> None:
+def test_caches_are_cleared_before_a_request_waits() -> None:
     held, line = Device(room_for(2), kept=room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     asked = [Asked(table, 100, 20) for _ in range(2)]
@@ -240,7 +240,7 @@ def test_what_is_kept_for_reuse_goes_before_anybody_waits() -> None:
     assert held.forgot == 2, "once for each"
 
 
-def test_memory_that_went_meanwhile_is_seen_before_one_is_let_in_alone() -> None:
+def test_memory_is_checked_again_before_a_single_request_is_admitted() -> None:
     held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     first, second = Asked(table, 100, 20), Asked(table, 100, 20)
@@ -252,7 +252,7 @@ def test_memory_that_went_meanwhile_is_seen_before_one_is_let_in_alone() -> None
     assert isinstance(second.error, MemoryBudgetError)
 
 
-def test_an_unknown_limit_lets_all_in() -> None:
+def test_unknown_limit_admits_all_requests() -> None:
     table = FakeTable(Device(0), AdmissionQueue())
     asked = [Asked(table, 10**6, 2) for _ in range(32)]
     for each in asked:
@@ -260,7 +260,7 @@ def test_an_unknown_limit_lets_all_in() -> None:
     assert all(each.inside for each in asked)
 
 
-def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
+def test_committed_memory_counts_at_most_the_batch_limit() -> None:
     line = AdmissionQueue()
     table = BatchLimits(most=2, read_together=1)
     line.admitted = [Reservation(table, Need(100, 7)) for _ in range(5)]
@@ -268,7 +268,7 @@ def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
     assert line.committed(Reservation(BatchLimits(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
 
 
-def test_logits_are_made_once_for_all_who_are_read_together() -> None:
+def test_logits_count_once_for_requests_prefilled_together() -> None:
     table, line = BatchLimits(most=2, read_together=8), AdmissionQueue()
     line.admitted = [Reservation(table, Need(100, 7, 50)) for _ in range(5)]
     assert line.committed(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
@@ -286,7 +286,7 @@ def test_logits_are_made_once_for_all_who_are_read_together() -> None:
     limit=st.integers(1, 4),
     cancels=st.dictionaries(st.integers(0, 60), st.integers(0, 13)),
 )  # fmt: skip
-def test_memory_is_never_overrun_and_everybody_ends(
+def test_memory_limit_is_never_exceeded_and_every_request_ends(
     sizes: list[tuple[int, int, int]], limit: int, cancels: dict[int, int]
 ) -> None:
     held, line = Device(room_for(limit, 300, 12)), AdmissionQueue()
@@ -304,7 +304,7 @@ def test_memory_is_never_overrun_and_everybody_ends(
     assert (line.admitted, len(line)) == ([], 0)
 
 
-def test_a_line_of_a_dead_thread_is_forgotten() -> None:
+def test_queue_of_a_dead_thread_is_cleared() -> None:
     held, line = Device(room_for(1)), AdmissionQueue()
     table = FakeTable(held, line)
     first, second = Asked(table, 100, 20), Asked(table, 100, 20)

@@ -26,7 +26,7 @@ def value_of(steps: Any) -> Any:
             return end.value
 
 
-def test_it_runs_on_another_thread_and_is_waited_for_in_slices() -> None:
+def test_background_call_runs_on_another_thread_and_is_awaited_in_slices() -> None:
     gate = threading.Event()
 
     def name() -> str:
@@ -44,7 +44,7 @@ def test_it_runs_on_another_thread_and_is_waited_for_in_slices() -> None:
     assert value_of(steps).startswith("mlx-magic-background")
 
 
-def test_an_error_comes_at_the_next_look() -> None:
+def test_background_error_is_raised_at_the_next_check() -> None:
     def fail() -> None:
         raise ValueError("no tokenizer")
 
@@ -55,7 +55,7 @@ def test_an_error_comes_at_the_next_look() -> None:
         aside.check()
 
 
-def test_a_cancel_does_not_wait_for_it() -> None:
+def test_cancel_does_not_wait_for_the_background_call() -> None:
     gate, token = threading.Event(), CancelToken()
     steps = BackgroundCall(gate.wait).result(token)
     try:
@@ -67,7 +67,7 @@ def test_a_cancel_does_not_wait_for_it() -> None:
         gate.set()
 
 
-def test_code_that_nobody_knows_stays_on_this_thread() -> None:
+def test_unknown_code_runs_on_the_calling_thread() -> None:
     aside = BackgroundCall(threading.current_thread, here=True)
     assert value_of(aside.result(CancelToken())) is threading.current_thread()
     with pytest.raises(ZeroDivisionError):
@@ -105,7 +105,7 @@ def callers(path: Path) -> set[str]:
     return found | {name for name, made in functions(path).items() if uses(made, found)}
 
 
-def test_models_whose_processors_make_arrays_are_known() -> None:
+def test_models_whose_processors_make_mlx_arrays_are_listed() -> None:
     """The others are made beside the inference thread, which MLX belongs to."""
     makers = {"__init__", "__post_init__", "from_pretrained", "from_dict", "from_args_and_dict"}
     wanted = re.compile("Process|Extract|Tokenizer")

@@ -74,7 +74,7 @@ def block() -> Any:
     return made
 
 
-def test_parts_are_found_without_a_call_and_arrays_as_before(calls: list[str]) -> None:
+def test_submodules_are_found_without_getattr_and_arrays_as_before(calls: list[str]) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -91,7 +91,9 @@ def test_parts_are_found_without_a_call_and_arrays_as_before(calls: list[str]) -
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_turned_weight_gives_the_same_numbers_and_takes_no_memory(dtype: str, bias: bool) -> None:
+def test_transposed_weight_gives_the_same_numbers_and_takes_no_memory(
+    dtype: str, bias: bool
+) -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -109,7 +111,7 @@ def test_a_turned_weight_gives_the_same_numbers_and_takes_no_memory(dtype: str, 
     assert all(mx.array_equal(layer(x), y) for x, y in zip(inputs, before, strict=True))
 
 
-def test_weights_and_lists_of_arrays_may_still_be_changed() -> None:
+def test_weights_and_lists_of_arrays_can_still_be_changed() -> None:
     import mlx.core as mx
 
     model, x = block(), mx.ones((1, 4))
@@ -127,7 +129,7 @@ def test_weights_and_lists_of_arrays_may_still_be_changed() -> None:
     assert model.empty == [1]
 
 
-def test_a_weight_that_was_replaced_is_let_go() -> None:
+def test_replaced_weight_is_freed() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -143,7 +145,7 @@ def test_a_weight_that_was_replaced_is_let_go() -> None:
     assert before - mx.get_active_memory() >= other.nbytes
 
 
-def test_what_stands_in_front_of_a_part_stays_there() -> None:
+def test_proxy_of_a_submodule_stays_installed() -> None:
     model = block()
     front = Proxy(model.layers[0].first)
     install_proxy(model.layers[0], "first", front)
@@ -151,14 +153,14 @@ def test_what_stands_in_front_of_a_part_stays_there() -> None:
     assert model.layers[0].first is front
 
 
-def test_what_a_class_has_of_that_name_is_found_first_as_before() -> None:
+def test_class_attribute_takes_precedence_over_a_submodule() -> None:
     model = block()
     assert model.layers[0].gate is None
     fast_modules.speed_up(model)
     assert model.layers[0].gate is None
 
 
-def test_layers_that_do_something_else_with_their_weight_stay_as_they_are() -> None:
+def test_other_layers_with_a_weight_are_unchanged() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -178,7 +180,7 @@ def test_layers_that_do_something_else_with_their_weight_stay_as_they_are() -> N
     assert mx.array_equal(layers[1](x), before[1])
 
 
-def test_it_keeps_nothing_alive() -> None:
+def test_speed_up_keeps_no_reference_to_the_model() -> None:
     import mlx.core as mx
 
     gc.collect()
@@ -202,9 +204,7 @@ def turned() -> list[Any]:
     return [each for each in gc.get_objects() if type(each) is kind]
 
 
-def test_a_loaded_models_steps_look_up_nothing_the_slow_way(
-    calls: list[str], tmp_path: Path
-) -> None:
+def test_vision_model_decode_makes_no_slow_lookups(calls: list[str], tmp_path: Path) -> None:
     from PIL import Image
 
     picture = tmp_path / "red.png"
@@ -219,7 +219,7 @@ def test_a_loaded_models_steps_look_up_nothing_the_slow_way(
     assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(calls)
 
 
-def test_nor_do_a_text_models(calls: list[str]) -> None:
+def test_text_model_decode_makes_no_slow_lookups(calls: list[str]) -> None:
     model = str(smollm2_folder())
     mlx_magic.ask("Hi", model=model, max_tokens=1)
     calls.clear()

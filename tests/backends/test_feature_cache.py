@@ -101,7 +101,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(mx.array_equal(one, other).item())
 
 
-def test_a_picture_seen_before_is_not_encoded_again() -> None:
+def test_cached_image_is_not_encoded_again() -> None:
     features, model = FeatureCache(10**6), Model()
     first = look(features, model, batch(1))
     again = look(features, model, batch(1))
@@ -111,7 +111,7 @@ def test_a_picture_seen_before_is_not_encoded_again() -> None:
     assert (features.hits, features.misses, features.nbytes) == (1, 1, BYTES)
 
 
-def test_of_several_pictures_those_alone_are_encoded_that_are_new() -> None:
+def test_only_new_images_are_encoded() -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     seen = look(features, model, batch(2, 3))
@@ -124,7 +124,7 @@ def test_of_several_pictures_those_alone_are_encoded_that_are_new() -> None:
     assert (features.hits, features.misses) == (1 + 1 + 4, 3)
 
 
-def test_a_picture_twice_in_one_prompt_is_encoded_once() -> None:
+def test_repeated_image_in_one_prompt_is_encoded_once() -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     seen = look(features, model, batch(5, 5, 1))
@@ -145,7 +145,7 @@ def test_a_picture_twice_in_one_prompt_is_encoded_once() -> None:
     ],
     ids=["pixels", "type", "turned", "array", "number", "geometry", "option"],
 )
-def test_whatever_differs_is_another_picture(other: Callable[[], Any]) -> None:
+def test_any_difference_in_the_input_is_a_cache_miss(other: Callable[[], Any]) -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1))
     pixels, more = other()
@@ -154,7 +154,7 @@ def test_whatever_differs_is_another_picture(other: Callable[[], Any]) -> None:
     assert same(seen, Model().see(pixels, **more))
 
 
-def test_a_mask_for_each_picture_goes_with_its_picture() -> None:
+def test_per_image_mask_is_part_of_the_key() -> None:
     features, model = FeatureCache(10**6), Model()
     scale = mx.array([1.0, 2.0]).reshape(2, 1, 1)
     look(features, model, batch(1, 2), scale=scale)
@@ -165,7 +165,7 @@ def test_a_mask_for_each_picture_goes_with_its_picture() -> None:
     assert model.asked == [2, 2]
 
 
-def test_a_tower_that_mixes_its_pictures_is_asked_for_all_of_them() -> None:
+def test_encoder_that_mixes_images_gets_all_of_them() -> None:
     features, model = FeatureCache(10**6), Model(Mixing())
     for seeds in [(1,), (2,), (1, 2), (2, 1), (1, 2), (1,)]:
         seen = look(features, model, batch(*seeds))
@@ -173,7 +173,7 @@ def test_a_tower_that_mixes_its_pictures_is_asked_for_all_of_them() -> None:
     assert model.asked == [1, 1, 2, 2]
 
 
-def test_patches_with_a_grid_are_known_as_a_whole() -> None:
+def test_patches_with_a_grid_are_cached_as_a_whole() -> None:
     features, model = FeatureCache(10**6), Model()
     grid = mx.array([[1, 2, 1], [1, 2, 1], [1, 1, 1]])
     look(features, model, batch(1, 2, 3, 4, 5), grid=grid)
@@ -183,7 +183,7 @@ def test_patches_with_a_grid_are_known_as_a_whole() -> None:
     assert model.asked == [5, 5]
 
 
-def test_states_that_nobody_looks_at_are_not_kept() -> None:
+def test_unused_hidden_states_are_not_cached() -> None:
     def see(model: Model, pixels: Any, layers: Sequence[int]) -> Callable[[], Any]:
         def work() -> Any:
             features, _, states = model.see(pixels)
@@ -202,7 +202,7 @@ def test_states_that_nobody_looks_at_are_not_kept() -> None:
     assert same(features.encode(model, see(model, batch(1), [5])), see(model, batch(1), [5])())
 
 
-def test_states_that_are_put_together_at_once_are_right_too() -> None:
+def test_hidden_states_concatenated_directly_are_correct() -> None:
     def see(model: Model) -> Callable[[], Any]:
         # MLX takes such a list apart by itself: nobody can see that it does.
         return evaluated(lambda: mx.concatenate(model.see(batch(1))[2]))
@@ -213,7 +213,7 @@ def test_states_that_are_put_together_at_once_are_right_too() -> None:
     assert model.asked[2:] == [], "after the second, nothing is encoded again"
 
 
-def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
+def test_feature_cache_is_bounded_and_evicts_the_least_recently_used() -> None:
     features, model = FeatureCache(3 * BYTES), Model()
     for seed in (1, 2, 3, 1, 4):
         look(features, model, batch(seed))
@@ -228,7 +228,7 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, Cancelled])
-def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
+def test_failed_encode_caches_nothing_and_restores_the_model(
     error: type[Exception],
 ) -> None:
     features, model = FeatureCache(10**6), Model()
@@ -248,7 +248,7 @@ def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
     assert model.asked == [1, 1]
 
 
-def test_the_model_is_itself_before_and_after_and_keeps_its_weights() -> None:
+def test_model_is_restored_and_keeps_its_weights() -> None:
     features, model = FeatureCache(10**6), Model()
     tower = model.vision_tower
 
@@ -263,7 +263,7 @@ def test_the_model_is_itself_before_and_after_and_keeps_its_weights() -> None:
     assert "vision_tower" not in vars(model)
 
 
-def test_a_tower_one_level_down_is_found() -> None:
+def test_nested_image_encoder_is_found() -> None:
     class Outer(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
@@ -276,7 +276,7 @@ def test_a_tower_one_level_down_is_found() -> None:
     assert outer.model.asked == [1]
 
 
-def test_arguments_that_cannot_be_told_apart_go_straight_to_the_tower() -> None:
+def test_arguments_without_a_key_bypass_the_cache() -> None:
     features, model = FeatureCache(10**6), Model()
     for _ in range(2):
         look(features, model, batch(1), config=object())
@@ -284,7 +284,7 @@ def test_arguments_that_cannot_be_told_apart_go_straight_to_the_tower() -> None:
     assert features.nbytes == 0
 
 
-def test_what_is_kept_is_evaluated_and_can_be_used_on_another_thread() -> None:
+def test_cached_features_are_evaluated_and_usable_on_another_thread() -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     pixels = batch(2)
@@ -306,7 +306,7 @@ def test_what_is_kept_is_evaluated_and_can_be_used_on_another_thread() -> None:
     looks=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=7), max_size=6),
     room=st.integers(0, 6),
 )
-def test_whatever_comes_in_whatever_order_is_seen_as_without_a_memory(
+def test_any_sequence_of_images_gives_the_features_of_no_cache(
     at_once: int, tower: type[Tower], looks: list[list[int]], room: int
 ) -> None:
     def seen_by(model: Model, *seeds: int) -> Any:
@@ -341,7 +341,7 @@ def stop_at(calls: Calls, at: int) -> Callable[[int, int], None]:
     [(1, [2, 1, 1, 1, 1]), (4, [4, 2]), (8, [6])],
     indirect=["at_once"],
 )
-def test_new_pictures_are_encoded_in_groups(at_once: int, groups: list[int]) -> None:
+def test_new_images_are_encoded_in_groups(at_once: int, groups: list[int]) -> None:
     features, model = FeatureCache(10**6), Model()
     calls: Calls = []
     see = evaluated(lambda: model.see(batch(1, 2, 3, 4, 5, 6)))
@@ -359,7 +359,7 @@ def test_new_pictures_are_encoded_in_groups(at_once: int, groups: list[int]) -> 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
-def test_a_look_that_is_cancelled_stops_after_the_group_in_work(at_once: int, at: int) -> None:
+def test_cancelled_encode_stops_after_the_current_group(at_once: int, at: int) -> None:
     features, model = FeatureCache(10**6), Model()
     calls: Calls = []
     before = vars(model).copy()
@@ -374,7 +374,7 @@ def test_a_look_that_is_cancelled_stops_after_the_group_in_work(at_once: int, at
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
-def test_each_group_is_done_before_the_next_is_begun(
+def test_each_group_is_evaluated_before_the_next_starts(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, model, order = FeatureCache(10**6), Model(), []
@@ -394,7 +394,7 @@ def test_each_group_is_done_before_the_next_is_begun(
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
-def test_a_tower_that_mixes_is_found_out_by_its_first_group(at_once: int) -> None:
+def test_encoder_that_mixes_images_is_detected_at_the_first_group(at_once: int) -> None:
     features, model = FeatureCache(10**6), Model(Mixing())
     for _ in range(2):
         seen = look(features, model, batch(1, 2, 3, 4))
@@ -405,7 +405,7 @@ def test_a_tower_that_mixes_is_found_out_by_its_first_group(at_once: int) -> Non
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
-def test_a_model_that_asks_for_one_picture_at_a_time_can_be_stopped_between_them(
+def test_model_that_encodes_one_image_at_a_time_can_be_cancelled_between(
     at_once: int,
 ) -> None:
     features, model = FeatureCache(10**6), Model()
@@ -432,7 +432,7 @@ def look_at(features: FeatureCache, model: Model, *seeds: int, **more: Any) -> A
     return features.encode(model, see, image_keys=pictures_of(*seeds))
 
 
-def test_named_pictures_are_known_alone_and_beside_others() -> None:
+def test_images_with_keys_are_cached_alone_and_beside_others() -> None:
     features, model = FeatureCache(10**6), Model()
     look_at(features, model, 1)
     look_at(features, model, 1, 2)
@@ -444,14 +444,14 @@ def test_named_pictures_are_known_alone_and_beside_others() -> None:
     assert len(model.asked) == 3
 
 
-def test_another_option_of_the_tower_is_another_look() -> None:
+def test_other_encoder_options_are_a_cache_miss() -> None:
     features, model = FeatureCache(10**6), Model()
     look_at(features, model, 1)
     look_at(features, model, 1, scale=2)
     assert model.asked == [1, 1]
 
 
-def test_a_tower_that_is_called_twice_for_one_picture_gives_each_its_own() -> None:
+def test_encoder_called_twice_for_one_image_keeps_both_results() -> None:
     features, model = FeatureCache(10**6), Model()
 
     def see() -> Any:
@@ -463,7 +463,7 @@ def test_a_tower_that_is_called_twice_for_one_picture_gives_each_its_own() -> No
     assert model.asked == [1, 1]
 
 
-def test_a_tower_that_is_called_for_each_picture_knows_them_again() -> None:
+def test_encoder_called_per_image_uses_the_cache() -> None:
     features, model = FeatureCache(10**6), Model()
 
     def see(*seeds: int) -> Any:

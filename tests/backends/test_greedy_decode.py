@@ -40,7 +40,7 @@ def next_tokens(logits: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row(dtype: str) -> None:
+def test_greedy_decode_takes_the_argmax_and_nan_ends_its_row(dtype: str) -> None:
     import mlx.core as mx
 
     # No two of a row are alike in any of these.
@@ -59,9 +59,7 @@ def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row(dtype: 
 # The fixture only says which BLAS is loaded.
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(rows=st.integers(1, 33), width=st.integers(2, 200), data=st.data())
-def test_a_number_that_is_none_ends_its_row_wherever_it_is(
-    rows: int, width: int, data: st.DataObject
-) -> None:
+def test_nan_at_any_position_ends_its_row(rows: int, width: int, data: st.DataObject) -> None:
     import mlx.core as mx
 
     row, at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, width - 1))
@@ -71,7 +69,7 @@ def test_a_number_that_is_none_ends_its_row_wherever_it_is(
     assert bad == [row]
 
 
-def test_in_lower_precision_the_choice_is_that_of_the_log_probabilities() -> None:
+def test_low_precision_choice_equals_that_of_log_probabilities() -> None:
     import mlx.core as mx
 
     logits = mx.zeros((1, 1, 30_000), mx.bfloat16)
@@ -123,7 +121,7 @@ def ask(engine: Engine, draws: list[SamplingParams], processors: list[Any] | Non
     return found, picks
 
 
-def test_greedy_answers_are_the_same_with_and_without_probabilities(
+def test_greedy_answers_are_the_same_with_and_without_log_probabilities(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, picks = ask(engine, [SamplingParams()] * 3)
@@ -133,7 +131,7 @@ def test_greedy_answers_are_the_same_with_and_without_probabilities(
     assert ask(engine, [SamplingParams()] * 3) == (found, [])
 
 
-def test_beside_one_that_is_drawn_or_changed_probabilities_are_there(engine: Engine) -> None:
+def test_log_probabilities_are_computed_in_a_mixed_batch(engine: Engine) -> None:
     greedy, _ = ask(engine, [SamplingParams()] * 2)
     beside, picks = ask(engine, [SamplingParams(), SamplingParams(1.0, seed=3)])
     assert (beside[0], picks) == (greedy[0], [])

@@ -99,7 +99,7 @@ def answer(demo: Room, bits: int | None, *images: Any, prompt: str = QUESTION) -
 
 
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.32), (4, 0.2)])
-def test_an_answer_comes_and_its_cache_is_smaller(
+def test_quantized_kv_cache_is_smaller(
     demo: Room, way: str, monkeypatch: pytest.MonkeyPatch, bits: int, share: float
 ) -> None:
     plain = demo.cold(QUESTION, RED)
@@ -115,7 +115,7 @@ def test_an_answer_comes_and_its_cache_is_smaller(
     ).cache  # fmt: skip
 
 
-def test_what_is_quantized_is_neither_kept_nor_begun_with_what_is_kept(demo: Room) -> None:
+def test_quantized_requests_do_not_use_the_prefix_cache(demo: Room) -> None:
     plain = demo.cold(QUESTION, RED)
     demo.forget()
     for bits in (8, 4, 8):
@@ -132,7 +132,7 @@ def test_what_is_quantized_is_neither_kept_nor_begun_with_what_is_kept(demo: Roo
     assert demo.ask(QUESTION, RED).usage.cached_tokens > 64
 
 
-def test_requests_of_every_kind_at_once_are_answered_as_alone(demo: Room, way: str) -> None:
+def test_concurrent_requests_with_mixed_kv_bits_answer_as_alone(demo: Room, way: str) -> None:
     prompts = [QUESTION, "Which shape is it?", "Describe the picture."]
     kinds = [None, 8, 4, 8, None, 4, 8, None]
     images = [RED, BLUE]
@@ -153,7 +153,7 @@ def test_requests_of_every_kind_at_once_are_answered_as_alone(demo: Room, way: s
         assert each.reason == "cancelled" if n == 3 else each.text == expected[n]
 
 
-def test_heads_that_cannot_be_quantized_are_an_error_of_one_line(
+def test_unquantizable_heads_are_an_error_of_one_line(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
@@ -199,7 +199,7 @@ def question(model: TextModel, prompt: str, bits: int | None, **sampling: Any) -
 
 
 @pytest.mark.parametrize("text_way", ["together", "alone"])
-def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
+def test_text_model_with_quantized_cache_equals_mlx_lm(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_way: str
 ) -> None:
     if text_way == "alone":
@@ -220,7 +220,7 @@ def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
     )
 
 
-def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
+def test_text_model_cache_is_smaller_and_cancel_while_waiting_works(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = text_model(model, tmp_path, **HEADS_OF_32)
@@ -244,7 +244,7 @@ def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
     assert not made._answering._quantized[8], "nobody is left in it"
 
 
-def test_a_text_models_heads_that_cannot_be_quantized_are_an_error_of_one_line(
+def test_text_model_with_unquantizable_heads_is_an_error_of_one_line(
     model: Any, tmp_path: Path
 ) -> None:
     made = text_model(model, tmp_path, hidden_size=64, num_attention_heads=4)
@@ -258,7 +258,7 @@ def test_a_text_models_heads_that_cannot_be_quantized_are_an_error_of_one_line(
     assert plain.outcome[0] == raw_text(model, "Hi", 3)[0]
 
 
-def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
+def test_only_plain_caches_are_quantized() -> None:
     from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
     shape = Shape.of(HEADS_OF_32)
@@ -274,7 +274,7 @@ def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
         kv_cache.quantized([RotatingKVCache(8)], 8, shape, "tiny")
 
 
-def test_a_repetition_penalty_holds_where_a_text_model_answers_alone(
+def test_repetition_penalty_applies_to_a_text_model_without_batching(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers() -> list[str]:

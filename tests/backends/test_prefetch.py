@@ -109,7 +109,7 @@ def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
 
 
 @pytest.mark.parametrize("seeds", [(2,), (2, 3, 4)])
-def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) -> None:
+def test_observed_call_is_prefetched_once(seeds: tuple[int, ...]) -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
     make(kept, processor, pictures(*range(10, 10 + len(seeds))))
@@ -128,7 +128,7 @@ def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) 
     assert len(original.threads) == 2, "what was used is kept, as ever"
 
 
-def test_what_one_takes_out_is_there_for_the_next() -> None:
+def test_output_removed_by_one_request_is_there_for_the_next() -> None:
     class TakesOut(Processor):
         def __call__(self, images: list[ImageInput]) -> Any:
             made = super().__call__(images)
@@ -143,7 +143,7 @@ def test_what_one_takes_out_is_there_for_the_next() -> None:
     assert len(processor.image_processor.threads) == 2
 
 
-def test_before_anything_was_seen_nothing_is_made_ahead() -> None:
+def test_nothing_is_prefetched_before_a_call_was_observed() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     assert ready(kept, pictures(1)) is None
     make(kept, processor, pictures(1))
@@ -155,7 +155,7 @@ def test_before_anything_was_seen_nothing_is_made_ahead() -> None:
     assert ready(kept, pictures(1)).outputs, "it is not kept any more"
 
 
-def test_what_nobody_holds_is_forgotten() -> None:
+def test_unreferenced_prefetch_is_dropped() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
     held = ready(kept, pictures(2))
@@ -167,7 +167,7 @@ def test_what_nobody_holds_is_forgotten() -> None:
     assert len(processor.image_processor.threads) == 3
 
 
-def test_forgetting_gives_back_what_is_ready() -> None:
+def test_clear_frees_prefetched_outputs() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
     held = ready(kept, pictures(2))
@@ -177,7 +177,7 @@ def test_forgetting_gives_back_what_is_ready() -> None:
     assert len(processor.image_processor.threads) == 3
 
 
-def test_a_call_that_follows_the_words_is_not_made_ahead() -> None:
+def test_call_that_depends_on_the_text_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
     make(kept, processor, pictures(1))
@@ -191,7 +191,7 @@ def test_a_call_that_follows_the_words_is_not_made_ahead() -> None:
     assert held is not None
 
 
-def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
+def test_image_order_is_part_of_the_call() -> None:
     class Turned(Processor):
         turned = False
 
@@ -208,7 +208,7 @@ def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
     assert np.array_equal(found, np.stack(expected))
 
 
-def test_one_picture_twice_teaches_nothing() -> None:
+def test_repeated_image_teaches_no_call() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     one, other = pictures(1, 6)
     make(kept, processor, [one, one])
@@ -220,7 +220,7 @@ def test_one_picture_twice_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_an_option_of_unknown_meaning_is_not_repeated(first: bool) -> None:
+def test_call_with_an_unknown_option_is_not_prefetched(first: bool) -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     if not first:
         make(kept, processor, pictures(1))
@@ -229,7 +229,7 @@ def test_an_option_of_unknown_meaning_is_not_repeated(first: bool) -> None:
     assert ready(kept, pictures(3)) is None
 
 
-def test_an_option_that_the_image_processor_changes_is_given_anew() -> None:
+def test_mutable_option_is_copied_for_each_call() -> None:
     class Uses(Doubler):
         def __call__(self, images: Any, **options: Any) -> Any:
             made = super().__call__(images)
@@ -255,7 +255,7 @@ class Copies(Processor):
         return self.image_processor([[image.pixels.copy() for image in images]])
 
 
-def test_a_processor_that_copies_pictures_is_not_guessed_at() -> None:
+def test_processor_that_copies_images_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Copies()
     make(kept, processor, pictures(1))
     assert ready(kept, pictures(2)) is None
@@ -295,7 +295,7 @@ class OfForeign(Foreign):
 
 
 @pytest.mark.parametrize("kind", [Notes, NotesWithin, OfMLX, Foreign, OfForeign])
-def test_what_may_not_leave_its_thread_does_not(kind: type[Doubler]) -> None:
+def test_processors_bound_to_their_thread_are_not_prefetched(kind: type[Doubler]) -> None:
     kept, processor = ProcessorCache(MANY), Processor(kind())
     for seed in range(4):
         make(kept, processor, pictures(seed))
@@ -303,7 +303,7 @@ def test_what_may_not_leave_its_thread_does_not(kind: type[Doubler]) -> None:
     assert set(processor.image_processor.threads) == {threading.get_ident()}
 
 
-def test_one_that_fails_ahead_fails_in_its_turn() -> None:
+def test_error_in_prefetch_is_raised_by_the_request() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
 
@@ -363,7 +363,7 @@ def learnt(limit: int, threads: int, processor: Doubler) -> Prefetch:
 Begun = tuple[threading.Thread, list[Any]]
 
 
-def test_so_many_work_at_the_same_time_and_the_cancelled_do_not(gate: Gate) -> None:
+def test_prefetch_concurrency_is_limited_and_skips_cancelled_requests(gate: Gate) -> None:
     processor = Doubler()
     made = learnt(MANY, 2, processor)
     processor.before = gate
@@ -398,7 +398,7 @@ def at_work(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
     return processor, made, begun
 
 
-def test_the_same_pictures_are_waited_for(gate: Gate) -> None:
+def test_second_request_waits_for_the_same_prefetch(gate: Gate) -> None:
     processor, made, first = at_work(gate)
     second = elsewhere(partial(made.make, pictures(1), CancelToken()))
     gate.open()
@@ -418,7 +418,7 @@ def hasty() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_threads_that_come_at_once_with_the_same_pictures_make_them_once() -> None:
+def test_concurrent_threads_prefetch_the_same_images_once() -> None:
     processor = Doubler()
     made = learnt(MANY, 8, processor)
 
@@ -434,7 +434,7 @@ def test_threads_that_come_at_once_with_the_same_pictures_make_them_once() -> No
         assert len(processor.threads) == 1 + number
 
 
-def test_what_was_used_is_made_anew_where_it_was_not_kept() -> None:
+def test_used_prefetch_is_repeated_if_not_cached() -> None:
     made = learnt(MANY, 1, Doubler())
     first = made.make(pictures(1), CancelToken())
     assert made.take(pictures(1))
@@ -444,7 +444,7 @@ def test_what_was_used_is_made_anew_where_it_was_not_kept() -> None:
     assert second.outputs
 
 
-def test_in_its_turn_nobody_waits_and_what_comes_later_is_made_anew(gate: Gate) -> None:
+def test_take_does_not_wait_for_a_running_prefetch(gate: Gate) -> None:
     _, made, first = at_work(gate)
     assert made.take(pictures(1)) == {}
     assert made.take(pictures(2)) == {}
@@ -452,7 +452,7 @@ def test_in_its_turn_nobody_waits_and_what_comes_later_is_made_anew(gate: Gate) 
     assert join(first).outputs
 
 
-def test_one_that_waits_for_a_cancelled_one_works_itself(gate: Gate) -> None:
+def test_waiter_of_a_cancelled_prefetch_does_the_work_itself(gate: Gate) -> None:
     processor = Doubler()
     slots = SteppedSlots()
     made = learnt(MANY, 1, processor)
@@ -496,7 +496,7 @@ SIZE = 4 * 5 * 3 * 4
 """Bytes of what is made of a picture."""
 
 
-def test_what_is_ready_is_bounded() -> None:
+def test_prefetched_bytes_are_bounded() -> None:
     made = learnt(2 * SIZE, 4, Doubler())
     held = [made.make(pictures(number), CancelToken()) for number in range(1, 5)]
     assert [each is not None for each in held] == [True, True, False, False]
@@ -508,7 +508,7 @@ def test_what_is_ready_is_bounded() -> None:
     assert [each is not None for each in held] == [True, True, False]
 
 
-def test_what_is_being_made_is_counted(gate: Gate) -> None:
+def test_running_prefetches_count_toward_the_limit(gate: Gate) -> None:
     processor = Doubler()
     made = learnt(2 * SIZE, 4, processor)
     processor.before = gate
@@ -520,7 +520,7 @@ def test_what_is_being_made_is_counted(gate: Gate) -> None:
     assert all(join(each).outputs for each in begun)
 
 
-def test_larger_pictures_than_were_seen_are_bounded_as_well() -> None:
+def test_images_larger_than_observed_respect_the_limit() -> None:
     made = learnt(3 * SIZE, 1, Doubler())
     first = made.make(pictures(1), CancelToken())
     large = made.make(pictures(2, height=40), CancelToken())
@@ -532,7 +532,7 @@ def test_larger_pictures_than_were_seen_are_bounded_as_well() -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_many_threads_are_in_nobodys_way() -> None:
+def test_many_threads_prefetch_without_conflict() -> None:
     made = learnt(8 * SIZE, 8, Doubler())
 
     def many(first: int) -> int:

@@ -48,7 +48,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def test_a_beginning_is_found_as_far_as_it_is_the_same() -> None:
+def test_longest_common_prefix_is_found() -> None:
     prefixes = PrefixCache(10**6)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     count, rows = prefixes.find(long(1, 2, 4))
@@ -61,7 +61,7 @@ def test_a_beginning_is_found_as_far_as_it_is_the_same() -> None:
     assert (prefixes.hits, prefixes.misses) == (2, 1)
 
 
-def test_one_token_at_least_is_read() -> None:
+def test_at_least_one_token_is_left_to_prefill() -> None:
     prefixes = PrefixCache(10**6)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     assert prefixes.find(long(1, 2, 3))[0] == 23
@@ -69,14 +69,14 @@ def test_one_token_at_least_is_read() -> None:
     assert prefixes.find([])[0] == 0
 
 
-def test_a_few_tokens_that_all_prompts_begin_with_are_not_worth_it() -> None:
+def test_prefix_of_a_few_tokens_is_not_cached() -> None:
     prefixes = PrefixCache(10**6)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     assert prefixes.find([*long(1, 2)[: LEAST - 1], 0, 0])[0] == 0
     assert prefixes.find([*long(1, 2)[:LEAST], 0, 0])[0] == LEAST
 
 
-def test_prompts_share_what_they_begin_with() -> None:
+def test_prompts_share_their_common_prefix() -> None:
     prefixes = PrefixCache(10**6)
     for last in range(10, 20):
         prompt = long(1, 2, 3, last)
@@ -85,7 +85,7 @@ def test_prompts_share_what_they_begin_with() -> None:
     assert prefixes.nbytes == EACH * 8 * (3 + 10)
 
 
-def test_what_is_kept_is_never_written_to() -> None:
+def test_cached_arrays_are_never_modified() -> None:
     cache_module = pytest.importorskip("mlx_vlm.models.cache")
     prefixes = PrefixCache(10**6)
     prompt = long(1, 2, 3)
@@ -105,7 +105,7 @@ def test_what_is_kept_is_never_written_to() -> None:
     assert_same(prefixes.find([*prompt, 99])[1], read(prompt))
 
 
-def test_the_arrays_that_were_given_may_be_written_to_afterwards() -> None:
+def test_caller_can_modify_inserted_arrays_afterwards() -> None:
     prefixes = PrefixCache(10**6)
     rows = read(long(1, 2))
     prefixes.keep(long(1, 2), rows, 0)
@@ -115,7 +115,7 @@ def test_the_arrays_that_were_given_may_be_written_to_afterwards() -> None:
     assert_same(prefixes.find([*long(1, 2), 1])[1], read(long(1, 2)))
 
 
-def test_the_prompt_that_was_not_asked_for_longest_goes_first() -> None:
+def test_least_recently_used_prompt_is_evicted_first() -> None:
     prefixes = PrefixCache(EACH * 8 * 4)
     for first in (1, 2):
         prefixes.keep(long(first, 5), read(long(first, 5)), 0)
@@ -125,7 +125,7 @@ def test_the_prompt_that_was_not_asked_for_longest_goes_first() -> None:
     assert prefixes.nbytes == EACH * 8 * 4
 
 
-def test_of_a_prompt_that_is_too_long_the_beginning_is_kept() -> None:
+def test_prefix_of_a_too_long_prompt_is_kept() -> None:
     prefixes = PrefixCache(EACH * 20 + 1)
     prefixes.keep(long(1, 2, 3), read(long(1, 2, 3)), 0)
     count, rows = prefixes.find(long(1, 2, 3))
@@ -136,7 +136,7 @@ def test_of_a_prompt_that_is_too_long_the_beginning_is_kept() -> None:
     assert (nothing.find(long(1, 2, 3))[0], nothing.nbytes) == (0, 0)
 
 
-def test_what_follows_a_beginning_that_has_gone_meanwhile_is_not_kept() -> None:
+def test_suffix_of_an_evicted_prefix_is_not_kept() -> None:
     prefixes = PrefixCache(10**6)
     prompt = long(1, 2, 3)
     prefixes.keep(prompt[:16], read(prompt[:16]), 0)
@@ -147,7 +147,7 @@ def test_what_follows_a_beginning_that_has_gone_meanwhile_is_not_kept() -> None:
     assert prefixes.find(prompt)[0] == 0
 
 
-def test_a_cut_does_not_keep_the_whole_alive() -> None:
+def test_trimmed_cache_does_not_keep_the_full_array_alive() -> None:
     prefixes = PrefixCache(10**9)
     prompt = list(range(4096))
     mx.clear_cache()
@@ -163,9 +163,7 @@ def test_a_cut_does_not_keep_the_whole_alive() -> None:
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=12),
     st.sampled_from([0, 5, 20, 40, 80, PLENTY]),
 )
-def test_whatever_was_kept_what_is_found_is_what_was_read(
-    prompts: list[list[int]], room: int
-) -> None:
+def test_any_found_prefix_equals_the_prefilled_one(prompts: list[list[int]], room: int) -> None:
     prefixes = PrefixCache(room * EACH)
     kept: list[list[int]] = []
     for parts in prompts:

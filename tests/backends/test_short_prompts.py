@@ -80,7 +80,7 @@ def ask(
         ([60, 50, 55], 256, [(3, 59), (3, 1)]),
     ],
 )
-def test_a_short_rest_is_read_with_the_last_token(
+def test_short_remainder_is_prefilled_with_the_last_token(
     engine: Engine,
     lengths: list[int],
     chunk: int,
@@ -93,7 +93,7 @@ def test_a_short_rest_is_read_with_the_last_token(
     assert tokens == by_itself
 
 
-def test_what_may_be_read_at_once_is_read_in_one_call(engine: Engine) -> None:
+def test_prompt_within_the_limit_is_prefilled_in_one_call(engine: Engine) -> None:
     lengths = [60, 50, 55]
     seen, tokens = ask(engine, lengths, at_once=512)
     assert seen == [(3, 60)]
@@ -101,7 +101,7 @@ def test_what_may_be_read_at_once_is_read_in_one_call(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [0, 1_000, 49_280, 256_000, 10**7])
-def test_more_is_read_at_once_where_a_call_costs_more_than_its_logits(
+def test_prefill_limit_is_higher_if_a_call_costs_more_than_its_logits(
     monkeypatch: pytest.MonkeyPatch, vocabulary: int
 ) -> None:
     assert platform.read_at_once(vocabulary) == SHORT

@@ -198,9 +198,7 @@ def held() -> int:
 
 @pytest.mark.parametrize("count", [8, 16])
 @pytest.mark.parametrize("make", [llama, sliding, lfm2])
-def test_answers_written_together_are_those_of_raw_mlx_lm_alone(
-    make: Callable[[], Any], count: int
-) -> None:
+def test_batched_answers_equal_raw_mlx_lm(make: Callable[[], Any], count: int) -> None:
     model = make()
     asked = prompts(count)
     expected = [raw(model, tokens, 30) for tokens in asked]
@@ -214,7 +212,7 @@ def test_answers_written_together_are_those_of_raw_mlx_lm_alone(
 
 
 @pytest.mark.parametrize("make", [llama, sliding, lfm2])
-def test_requests_that_come_while_others_are_written_join_them(make: Callable[[], Any]) -> None:
+def test_new_requests_join_a_running_batch(make: Callable[[], Any]) -> None:
     model = make()
     asked = prompts(10, seed=3)
     together = batch(model, most=6)
@@ -233,7 +231,7 @@ def test_requests_that_come_while_others_are_written_join_them(make: Callable[[]
     assert [job.written for job in jobs] == [raw(model, job.tokens, job.count) for job in jobs]
 
 
-def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: Any) -> None:
+def test_each_row_has_its_own_sampling_and_a_seed_repeats_in_a_batch(model: Any) -> None:
     draws = [
         SamplingParams(0.7, 0.9, 0, seed=1),
         GREEDY,
@@ -265,7 +263,7 @@ def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: An
         min_size=4, max_size=4, unique_by=lambda pair: pair[0],
     ),
 )  # fmt: skip
-def test_a_third_cancelled_anywhere_changes_nothing_for_the_rest(
+def test_cancelling_a_third_does_not_change_the_other_answers(
     model: Any, seed: int, cancels: list[tuple[int, int]]
 ) -> None:
     asked, draws, expected = twelve(seed)
@@ -287,7 +285,7 @@ def test_a_third_cancelled_anywhere_changes_nothing_for_the_rest(
     assert len(together) == 0
 
 
-def test_a_cancelled_request_makes_no_further_step(model: Any) -> None:
+def test_cancelled_request_takes_no_further_step(model: Any) -> None:
     together = batch(model)
     job = Asked(together, prompts(1, lengths=(100,))[0])
 
@@ -300,7 +298,7 @@ def test_a_cancelled_request_makes_no_further_step(model: Any) -> None:
     assert job.read[-1] == CHUNK, "it stopped after the first chunk"
 
 
-def test_memory_goes_back_when_all_have_left(model: Any) -> None:
+def test_memory_is_freed_when_all_requests_have_ended(model: Any) -> None:
     import mlx.core as mx
 
     together = batch(model)
@@ -345,7 +343,7 @@ class Watched:
         return mx.where((tokens[:, -1] == self._spoil)[:, None, None], mx.nan, logits)
 
 
-def test_a_chunk_is_no_larger_for_many_and_done_before_the_next_is_begun(
+def test_prefill_chunk_size_does_not_grow_with_the_batch(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlx.core as mx
@@ -369,7 +367,7 @@ def test_a_chunk_is_no_larger_for_many_and_done_before_the_next_is_begun(
         assert set(job.read) >= {0, 4, 8, 36, len(job.tokens)}
 
 
-def test_logits_that_are_no_numbers_are_the_fault_of_their_row_alone(model: Any) -> None:
+def test_nan_logits_end_only_their_row(model: Any) -> None:
     asked = prompts(4, seed=11, lengths=(9,))
     expected = [raw(model, tokens, 12) for tokens in asked]
     asked[2] = [*asked[2][:-1], 2]
@@ -380,7 +378,7 @@ def test_logits_that_are_no_numbers_are_the_fault_of_their_row_alone(model: Any)
     assert [jobs[at].written for at in (0, 1, 3)] == [expected[at] for at in (0, 1, 3)]
 
 
-def test_a_step_that_fails_ends_all_and_the_batch_goes_on_afterwards(model: Any) -> None:
+def test_failed_step_ends_all_rows_and_the_batch_is_usable_again(model: Any) -> None:
     watched = Watched(model)
     together = batch(watched)
     jobs = [Asked(together, tokens) for tokens in prompts(3)]
@@ -396,7 +394,7 @@ def test_a_step_that_fails_ends_all_and_the_batch_goes_on_afterwards(model: Any)
     assert again.written == raw(model, again.tokens, 20)
 
 
-def test_each_token_of_a_request_is_drawn_anew() -> None:
+def test_each_token_of_a_request_is_sampled_independently() -> None:
     import mlx.core as mx
 
     sampler = CountingSampler.alone(SamplingParams(1.0, seed=1))
@@ -404,7 +402,7 @@ def test_each_token_of_a_request_is_drawn_anew() -> None:
     assert len({int(sampler(same).item()) for _ in range(20)}) > 10
 
 
-def test_no_more_than_the_most_are_written_at_once_and_the_others_get_their_turn(
+def test_batch_is_limited_and_the_others_wait_for_a_slot(
     model: Any,
 ) -> None:
     watched = Watched(model)
@@ -415,7 +413,7 @@ def test_no_more_than_the_most_are_written_at_once_and_the_others_get_their_turn
     assert [job.written for job in jobs] == [raw(model, job.tokens, 6) for job in jobs]
 
 
-def test_an_end_token_ends_an_answer_and_is_given(model: Any) -> None:
+def test_end_token_ends_an_answer_and_is_included(model: Any) -> None:
     tokens = prompts(1, lengths=(9,))[0]
     whole = raw(model, tokens, 20)
     end = whole[7]
@@ -425,7 +423,7 @@ def test_an_end_token_ends_an_answer_and_is_given(model: Any) -> None:
 
 
 @pytest.mark.parametrize("company", [0, 3])
-def test_what_was_read_is_a_warm_start_beside_others_and_alone(model: Any, company: int) -> None:
+def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) -> None:
     watched = Watched(model)
     together = batch(watched)
     recall = PromptCache(0, plain=together.plain)
@@ -453,7 +451,7 @@ def test_what_was_read_is_a_warm_start_beside_others_and_alone(model: Any, compa
 
 
 @pytest.mark.parametrize("make", [sliding, lfm2])
-def test_of_caches_that_cannot_be_cut_nothing_is_kept(make: Callable[[], Any]) -> None:
+def test_caches_that_cannot_be_trimmed_are_not_kept(make: Callable[[], Any]) -> None:
     together = batch(make())
     recall = PromptCache(0, plain=together.plain)
     job = Asked(together, prompts(1, lengths=(40,))[0])
@@ -545,7 +543,7 @@ def raw_text(model: Any, prompt: str, count: int) -> Outcome:
 PROMPTS = ["Hi", "What is it?", "é", "Why is the sky blue at noon, and red at night?", "12 + 30 ="]
 
 
-def test_text_and_counts_are_those_of_raw_mlx_lm(text_model: TextModel, model: Any) -> None:
+def test_text_and_token_counts_equal_raw_mlx_lm(text_model: TextModel, model: Any) -> None:
     asked = [(prompt, count) for prompt in PROMPTS for count in (1, 40)]
     expected = [raw_text(model, prompt, count) for prompt, count in asked]
     assert {outcome[3] for outcome in expected} == {"stop", "length"}, "both ends are seen"
@@ -559,7 +557,7 @@ def test_text_and_counts_are_those_of_raw_mlx_lm(text_model: TextModel, model: A
         assert written == list(range(1, len(written) + 1))
 
 
-def test_a_seeds_answer_is_the_same_beside_others_and_alone(text_model: TextModel) -> None:
+def test_seed_gives_the_same_answer_alone_and_in_a_batch(text_model: TextModel) -> None:
     def question(seed: int) -> Question:
         return Question(text_model, "Hi", temperature=1.0, seed=seed, max_tokens=20)
 
@@ -570,7 +568,7 @@ def test_a_seeds_answer_is_the_same_beside_others_and_alone(text_model: TextMode
     assert unseeded[0] != unseeded[1]
 
 
-def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, model: Any) -> None:
+def test_cancelled_request_frees_its_slot(text_model: TextModel, model: Any) -> None:
     questions = [Question(text_model, prompt, max_tokens=9) for prompt in PROMPTS]
     engine = Engine(threaded=False)
     for each in questions:
@@ -589,7 +587,7 @@ def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, mode
 
 
 @pytest.mark.parametrize("text_model", ["together"], indirect=True)
-def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model: Any) -> None:
+def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> None:
     questions = [Question(text_model, "What is it?", max_tokens=9) for _ in range(6)]
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
@@ -634,7 +632,7 @@ class LateInputs:
 
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)
 @pytest.mark.parametrize("delays", list(itertools.permutations((0, 3, 9))))
-def test_a_model_that_cannot_batch_answers_in_the_order_of_asking(
+def test_model_without_batching_answers_in_request_order(
     text_model: TextModel, delays: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = LateInputs(text_model, dict(zip(PROMPTS, delays, strict=False)))
@@ -649,7 +647,7 @@ def test_a_model_that_cannot_batch_answers_in_the_order_of_asking(
 
 
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)
-def test_who_gives_up_while_its_prompt_is_made_holds_up_nobody(
+def test_request_cancelled_during_tokenization_does_not_block_others(
     text_model: TextModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = LateInputs(text_model, {"Hi": 1_000_000, "What is it?": 0})
@@ -668,7 +666,7 @@ def test_who_gives_up_while_its_prompt_is_made_holds_up_nobody(
     assert second.outcome[:1] == raw_text(model, "What is it?", 3)[:1]
 
 
-def test_numbers_that_overflow_are_one_line_for_one_request(
+def test_overflow_is_an_error_of_one_line_for_one_request(
     text_model: TextModel, model: Any
 ) -> None:
     watched = Watched(model, spoil=byte_tokenizer().encode("!")[0])

@@ -34,7 +34,7 @@ def of(module: str, name: str) -> Any:
         (f"{VLM}.pixtral.image_processing_pixtral", "PixtralImageProcessor"),
     ],
 )
-def test_those_that_work_with_numpy_are_free(module: str, name: str) -> None:
+def test_numpy_processors_are_mlx_free(module: str, name: str) -> None:
     assert is_mlx_free(of(module, name))
 
 
@@ -47,7 +47,7 @@ def test_those_that_work_with_numpy_are_free(module: str, name: str) -> None:
         (f"{VLM}.smolvlm.processing_smolvlm", "SmolVLMProcessor"),
     ],
 )
-def test_those_that_make_arrays_of_mlx_are_not(module: str, name: str) -> None:
+def test_processors_that_make_mlx_arrays_are_not_mlx_free(module: str, name: str) -> None:
     assert not is_mlx_free(of(module, name))
 
 
@@ -55,7 +55,7 @@ class Plain:
     """Whose code is not a library's."""
 
 
-def test_what_is_not_a_librarys_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_outside_the_libraries_are_not_mlx_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_mlx_free(Plain())
     monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
     assert is_mlx_free(Plain())
@@ -99,6 +99,8 @@ class Inherits(Imports):
 
 
 @pytest.mark.parametrize("kind", [Imports, Within, Property, Static, Inherits])
-def test_wherever_it_is_named_it_is_seen(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlx_import_is_detected_in_every_kind_of_method(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
     assert not is_mlx_free(kind())

@@ -41,7 +41,7 @@ def filled(layer: int, rows: dict[int, int]) -> Any:
     return cache
 
 
-def test_each_row_is_its_own_and_has_no_padding() -> None:
+def test_extracted_row_has_no_padding() -> None:
     caches = []
     for layer in range(LAYERS):
         cache = filled(layer, {0: 9, 1: 6, 2: 4})
@@ -58,7 +58,7 @@ def test_each_row_is_its_own_and_has_no_padding() -> None:
             assert (values == -keys).all()
 
 
-def test_a_single_answers_cache_has_no_padding() -> None:
+def test_cache_of_a_single_answer_has_no_padding() -> None:
     import mlx.core as mx
     from mlx_vlm.models.cache import KVCache
 

@@ -223,7 +223,7 @@ RED, BLUE, SQUARE = shape("red"), shape("blue"), shape("green", "rectangle")
 QUESTION = "What colour is the shape?"
 
 
-def test_the_second_question_on_a_picture_reads_the_new_words_alone(large: Room) -> None:
+def test_second_question_on_an_image_prefills_only_new_tokens(large: Room) -> None:
     first = large.cold(QUESTION, RED)
     second = large.ask("Which shape is it then?", RED)
     reuse = large.model.reuse
@@ -239,7 +239,7 @@ def test_the_second_question_on_a_picture_reads_the_new_words_alone(large: Room)
     assert (reuse.prefix_hits, reuse.image_misses) == (1, 1), "nor did it look again"
 
 
-def test_progress_starts_at_what_is_known(large: Room) -> None:
+def test_progress_starts_at_the_cached_prefix(large: Room) -> None:
     large.cold(QUESTION, RED)
     second = large.ask("Which shape is it then?", RED)
     read = [chunk.prompt_read for chunk in second.chunks if chunk.phase == "prefill"]
@@ -248,7 +248,7 @@ def test_progress_starts_at_what_is_known(large: Room) -> None:
     assert read[-1] <= second.usage.prompt_tokens
 
 
-def test_a_picture_in_another_place_is_not_looked_at_again(demo: Room) -> None:
+def test_image_at_another_position_is_not_encoded_again(demo: Room) -> None:
     demo.cold(QUESTION, RED)
     before = demo.model.reuse
     other = demo.ask(QUESTION, BLUE, RED)
@@ -260,7 +260,7 @@ def test_a_picture_in_another_place_is_not_looked_at_again(demo: Room) -> None:
     assert other.text == demo.cold(QUESTION, BLUE, RED).text
 
 
-def test_ten_turns_on_a_picture_read_each_turn_once(large: Room) -> None:
+def test_ten_turns_on_an_image_prefill_each_turn_once(large: Room) -> None:
     large.forget()
     colds: list[tuple[str, tuple[Exchange, ...], str]] = []
     history: tuple[Exchange, ...] = ()
@@ -279,7 +279,7 @@ def test_ten_turns_on_a_picture_read_each_turn_once(large: Room) -> None:
         assert large.cold(prompt, history=before).text == text
 
 
-def test_a_second_picture_in_a_later_turn_leaves_the_first_known(demo: Room) -> None:
+def test_second_image_in_a_later_turn_keeps_the_first_cached(demo: Room) -> None:
     first = demo.cold(QUESTION, RED)
     history = (Exchange(QUESTION, first.text, opened(RED)),)
     second = demo.ask("And this one?", BLUE, history=history)
@@ -288,7 +288,7 @@ def test_a_second_picture_in_a_later_turn_leaves_the_first_known(demo: Room) -> 
     assert second.text == demo.cold("And this one?", BLUE, history=history).text
 
 
-def test_equal_words_about_another_picture_are_read_anew(demo: Room) -> None:
+def test_same_question_about_another_image_is_prefilled_again(demo: Room) -> None:
     expected = [demo.cold(QUESTION, image).text for image in (RED, BLUE, SQUARE)]
     demo.forget()
     for _ in range(2):
@@ -297,7 +297,7 @@ def test_equal_words_about_another_picture_are_read_anew(demo: Room) -> None:
     assert len(set(expected)) == 3
 
 
-def test_a_model_that_answers_alone_does_not_look_again_either(
+def test_model_without_batching_does_not_encode_an_image_again(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = demo.cold(QUESTION, RED).text
@@ -310,12 +310,12 @@ def test_a_model_that_answers_alone_does_not_look_again_either(
     assert demo.model.reuse.image_hits == before.image_hits + 2
 
 
-def test_a_seed_gives_the_same_answer_warm_and_cold(large: Room) -> None:
+def test_seed_gives_the_same_answer_with_and_without_the_cache(large: Room) -> None:
     cold = large.cold(QUESTION, RED, temperature=1.0, seed=7)
     assert large.ask(QUESTION, RED, temperature=1.0, seed=7).text == cold.text
 
 
-def test_warm_prompts_are_read_together_and_answered_as_alone(demo: Room) -> None:
+def test_cached_prompts_in_a_batch_answer_as_alone(demo: Room) -> None:
     asked = [f"What colour is the shape?{' please' * (n % 4)}" for n in range(12)]
     images = [RED, BLUE, SQUARE]
     expected = [demo.cold(q, images[n % 3]).text for n, q in enumerate(asked)]
@@ -341,7 +341,7 @@ def numbered(count: int) -> list[Image.Image]:
 
 @pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
 @pytest.mark.parametrize("at", [1, 5, 18])
-def test_of_many_pictures_none_is_looked_at_after_a_cancel(
+def test_no_image_is_encoded_after_a_cancel(
     demo: Room, monkeypatch: pytest.MonkeyPatch, alone: bool, at: int
 ) -> None:
     if alone:
@@ -378,9 +378,7 @@ def test_of_many_pictures_none_is_looked_at_after_a_cancel(
     assert demo.ask(QUESTION, images[3]).text == expected
 
 
-def test_as_many_write_together_as_memory_lasts_for(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_size_is_limited_by_memory(demo: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = demo.model._answering.batch
     assert batch is not None
     images = [RED, BLUE, SQUARE]
@@ -418,9 +416,7 @@ def kept(room: Room) -> int:
 
 
 @pytest.mark.parametrize("picture", [True, False], ids=["picture", "words"])
-def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(
-    demo: Room, picture: bool
-) -> None:
+def test_cancelled_request_is_not_cached(demo: Room, picture: bool) -> None:
     """In mlx-vlm a cancelled turn leaves a cache ahead of its tokens: the next one reads wrong."""
     images = [RED] if picture else []
     long = "Tell me about the shape, its colour and its place. " * 4
@@ -436,9 +432,7 @@ def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(
         assert (follows.usage.cached_tokens, follows.text) == (0, expected)
 
 
-def test_of_an_answer_that_failed_nothing_is_kept(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_request_is_not_cached(demo: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = demo.cold(QUESTION, RED).text
     demo.forget()
 
@@ -454,7 +448,7 @@ def test_of_an_answer_that_failed_nothing_is_kept(
 
 @pytest.mark.parametrize("company", [0, 2])
 @pytest.mark.parametrize("after", [1, 2, 5])
-def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
+def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(
     demo: Room, monkeypatch: pytest.MonkeyPatch, after: int, company: int
 ) -> None:
     report = Asked._report
@@ -478,7 +472,7 @@ def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
     assert follows.text == demo.cold("Why?", history=follow).text
 
 
-def test_a_third_cancelled_at_random_moments_changes_no_later_answer(demo: Room) -> None:
+def test_random_cancellations_do_not_change_later_answers(demo: Room) -> None:
     controls = [(f"Question {n}: {QUESTION}", [RED, BLUE, SQUARE][n % 3]) for n in range(20)]
     expected = [demo.cold(prompt, image).text for prompt, image in controls]
     demo.forget()
@@ -509,7 +503,7 @@ def test_a_third_cancelled_at_random_moments_changes_no_later_answer(demo: Room)
     assert [demo.ask(prompt, image).text for prompt, image in controls] == expected
 
 
-def test_what_is_kept_is_bounded_and_unloading_frees_it(engine: Engine) -> None:
+def test_vision_caches_are_bounded_and_freed_by_unload(engine: Engine) -> None:
     import mlx.core as mx
 
     held = engine.call(mx.get_active_memory).result(60)
@@ -526,7 +520,7 @@ def test_what_is_kept_is_bounded_and_unloading_frees_it(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
-def test_a_processor_that_raises_ends_its_own_request_alone(
+def test_failing_processor_ends_only_its_request(
     demo: Room, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
@@ -554,7 +548,7 @@ def test_a_processor_that_raises_ends_its_own_request_alone(
     assert (well.text, well.error) == (expected, None)
 
 
-def test_a_prompt_that_cannot_be_read_is_nothing_to_those_that_are_written(
+def test_failed_prefill_does_not_affect_decoding_requests(
     demo: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED, max_tokens=20).text

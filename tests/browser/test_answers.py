@@ -144,7 +144,7 @@ def check(notebook: LabNotebook) -> None:
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_hostile_answers_do_nothing_live_and_in_a_notebook_of_somebody_else(
+def test_hostile_answers_are_harmless_live_and_in_an_opened_notebook(
     open_notebook: OpenNotebook, server: LabServer, model: Path, front_end: Any
 ) -> None:
     notebook = open_notebook(MAKE, *CELLS, UNGUARDED, front_end=front_end, own_page=True)
@@ -167,7 +167,7 @@ def test_hostile_answers_do_nothing_live_and_in_a_notebook_of_somebody_else(
         assert notebook.foreign_requests == []
 
 
-def test_an_exported_conversation_does_nothing_in_the_markdown_viewer(
+def test_exported_conversation_is_harmless_in_the_markdown_viewer(
     open_notebook: OpenNotebook, server: LabServer
 ) -> None:
     notebook = open_notebook(MAKE, EXPORT, own_page=True)
@@ -186,7 +186,7 @@ def test_an_exported_conversation_does_nothing_in_the_markdown_viewer(
         page.goto(server.file_address("bad.md"))
 
 
-def test_a_hostile_answer_does_nothing_while_it_is_written(
+def test_hostile_answer_is_harmless_while_it_streams(
     open_notebook: OpenNotebook, model: Path
 ) -> None:
     text = "\n\n".join([*ANSWERS.values(), *HONEST.values(), "the end\n\n"])

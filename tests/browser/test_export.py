@@ -79,7 +79,9 @@ def opened(page: Page, html: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["text/html", "text/markdown"])
-def test_hostile_answers_do_nothing_in_exported_html(kind: str, page: Page, tmp_path: Path) -> None:
+def test_hostile_answers_are_harmless_in_exported_html(
+    kind: str, page: Page, tmp_path: Path
+) -> None:
     assert opened(page, exported((kind,)), tmp_path) == []
     areas = page.locator(".jp-OutputArea-output")
     expect(areas).to_have_count(len(ANSWERS) + len(HONEST))
@@ -94,6 +96,6 @@ def test_hostile_answers_do_nothing_in_exported_html(kind: str, page: Page, tmp_
     assert page.locator(".MathJax_CHTML, .mjx-chtml").count() > 0
 
 
-def test_a_formula_as_it_came_would_fetch(page: Page, tmp_path: Path) -> None:
+def test_unescaped_formula_would_fetch(page: Page, tmp_path: Path) -> None:
     bad = rf"<div>$\style{{background-image:url(http://{HOST}/html)}}{{x}}$</div>"
     assert f"http://{HOST}/html" in opened(page, exported(("text/html",), bad), tmp_path)

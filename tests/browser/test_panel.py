@@ -31,7 +31,7 @@ def expect_cancelled(panel: PanelPage, number: int, model: str = "smol") -> None
 
 
 @BOTH
-def test_an_answer_is_stopped_and_the_panel_goes_on(
+def test_answer_can_be_cancelled_and_the_panel_stays_usable(
     open_panel: OpenPanel, models: Path, front_end: FrontEnd
 ) -> None:
     panel = open_panel(scripted(models, hold="decode"), LET_END, front_end=front_end)
@@ -68,7 +68,7 @@ def test_an_answer_is_stopped_and_the_panel_goes_on(
     expect(panel.text(3, "smol").locator("strong")).to_have_text("red")
 
 
-def test_compared_answers_are_cancelled_one_by_one_or_together(
+def test_compared_answers_can_be_cancelled_individually_or_together(
     open_panel: OpenPanel, models: Path
 ) -> None:
     panel = open_panel(scripted(models, hold="decode"), LET_END)
@@ -99,7 +99,7 @@ def test_compared_answers_are_cancelled_one_by_one_or_together(
     expect(panel.conversation).to_contain_text("Answers appear here.")
 
 
-def test_a_cell_and_two_panels_run_beside_each_other(open_panel: OpenPanel, models: Path) -> None:
+def test_cell_and_two_panels_run_concurrently(open_panel: OpenPanel, models: Path) -> None:
     question = "%%vision img -o answer\nFrom a cell?"
     cells = ("%vision panel", question, "print(answer.finish_reason)")
     first = open_panel(scripted(models, hold="decode"), *cells)
@@ -134,7 +134,7 @@ def test_a_cell_and_two_panels_run_beside_each_other(open_panel: OpenPanel, mode
 
 
 @BOTH
-def test_a_reloaded_page_goes_on_and_a_restarted_kernel_says_so(
+def test_reloaded_page_continues_and_a_restarted_kernel_is_reported(
     open_panel: OpenPanel, models: Path, front_end: FrontEnd
 ) -> None:
     panel = open_panel(scripted(models), HOLD, front_end=front_end)
@@ -176,7 +176,7 @@ def test_a_reloaded_page_goes_on_and_a_restarted_kernel_says_so(
     expect(panel.turn(2)).to_have_count(0)
 
 
-def test_everything_is_done_by_keyboard(open_panel: OpenPanel, models: Path) -> None:
+def test_panel_is_usable_by_keyboard_only(open_panel: OpenPanel, models: Path) -> None:
     panel = open_panel(scripted(models, hold="decode"), "'the next one'")
     page = panel.page
     panel.prompt.focus()
@@ -272,7 +272,7 @@ squares = 2
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_looks(open_panel: OpenPanel, models: Path, theme: str) -> None:
+def test_panel_screenshots(open_panel: OpenPanel, models: Path, theme: str) -> None:
     panel = open_panel(scripted(models, LOOKS), HOLD)
     page = panel.page
     if theme == "dark":

@@ -19,7 +19,7 @@ BOTH = f'First: the word "violin" on a white background. Second: a {SHAPES}.'
 SETUP = f"{REAL}\nfrom PIL import Image\nphoto = Image.open({str(PICTURES / 'number.png')!r})"
 
 
-def test_pictures_come_by_every_way_and_answers_go_every_way(open_panel: OpenPanel) -> None:
+def test_images_are_added_and_answers_exported_in_every_way(open_panel: OpenPanel) -> None:
     panel = open_panel(SETUP, "print(kept.finish_reason, kept.text)", "'the next one'")
     give_pictures(panel)
     ask_about_two(panel)
@@ -153,7 +153,7 @@ def copy_and_insert(panel: PanelPage) -> None:
     panel.screenshot("inserted")
 
 
-def test_two_real_models_answer_side_by_side(open_panel: OpenPanel, tmp_path: Path) -> None:
+def test_two_real_models_answer_concurrently(open_panel: OpenPanel, tmp_path: Path) -> None:
     copied = f"""
 import shutil, mlx_magic
 %load_ext mlx_magic

@@ -44,7 +44,7 @@ def assert_clean(page: Page, panel: PanelPage) -> None:
         assert not set("\x1b\x07\u202e\u202c\u2066\u2067") & set(text)
 
 
-def test_hostile_output_in_panel_and_cell(open_panel: OpenPanel, models: Path) -> None:
+def test_hostile_output_is_harmless_in_panel_and_cell(open_panel: OpenPanel, models: Path) -> None:
     panel = open_panel(scripted(models, hold="decode") + SETUP, QUESTION)
     page, notebook = panel.page, panel.notebook
     name = FilePayload(name=NAME, mimeType="image/png", buffer=_bytes("two.png"))

@@ -34,7 +34,7 @@ def written(count: int) -> GenerationChunk:
 
 
 @given(st.lists(st.floats(0, 0.2), max_size=60))
-def test_there_are_at_most_twenty_calls_a_second(steps: list[float]) -> None:
+def test_callback_is_called_at_most_twenty_times_a_second(steps: list[float]) -> None:
     clock, times = ManualClock(0.0), []
     observers: Observers[int] = Observers(clock, lambda: 0)
     observers.add(lambda _: times.append(clock()))
@@ -46,9 +46,7 @@ def test_there_are_at_most_twenty_calls_a_second(steps: list[float]) -> None:
     assert bool(times) == bool(steps)
 
 
-def test_an_observer_gets_numbers_that_belong_together(
-    generation: Generation, clock: ManualClock
-) -> None:
+def test_observer_gets_consistent_numbers(generation: Generation, clock: ManualClock) -> None:
     seen: list[Snapshot] = []
     generation.observe(seen.append)
     generation.report(GenerationChunk("prefill", prompt_read=4, prompt_tokens=9))
@@ -68,7 +66,7 @@ def test_an_observer_gets_numbers_that_belong_together(
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), asyncio.CancelledError()], ids=repr)
-def test_an_observer_that_fails_is_told_nothing_more(
+def test_failing_observer_is_removed(
     generation: Generation,
     clock: ManualClock,
     caplog: pytest.LogCaptureFixture,
@@ -91,7 +89,7 @@ def test_an_observer_that_fails_is_told_nothing_more(
     assert generation.future.result().text == "1 "
 
 
-def test_an_observer_may_cancel_and_may_leave(generation: Generation, clock: ManualClock) -> None:
+def test_observer_can_cancel_and_unsubscribe(generation: Generation, clock: ManualClock) -> None:
     seen: list[Snapshot] = []
 
     def look(snapshot: Snapshot) -> None:
@@ -107,7 +105,7 @@ def test_an_observer_may_cancel_and_may_leave(generation: Generation, clock: Man
     assert [each.progress.phase for each in seen] == ["loading", "done"]
 
 
-def test_snapshots_of_another_thread_are_whole(generation: Generation) -> None:
+def test_snapshots_from_another_thread_are_consistent(generation: Generation) -> None:
     """Text and number of tokens are of one moment, whenever they are asked for."""
     begun, ended = threading.Event(), threading.Event()
 

@@ -45,13 +45,15 @@ def cut(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 
 @given(stop_texts, cut())
-def test_the_cuts_make_no_difference(stop: list[str], cut: tuple[str, list[str]]) -> None:
+def test_chunk_boundaries_do_not_change_the_text(
+    stop: list[str], cut: tuple[str, list[str]]
+) -> None:
     text, pieces = cut
     assert shown(stop, pieces) == expected(stop, text)
 
 
 @given(stop_texts, cut())
-def test_only_what_may_begin_a_stop_text_is_held_back(
+def test_only_a_possible_start_of_a_stop_sequence_is_held_back(
     stop: list[str], cut: tuple[str, list[str]]
 ) -> None:
     stops, fed, out = StopSequences(stop), "", ""
@@ -78,11 +80,13 @@ def test_only_what_may_begin_a_stop_text_is_held_back(
         (["bc", "abc"], ["abc"], "", True),
     ],
 )
-def test_examples(stop: list[str], pieces: list[str], text: str, stopped: bool) -> None:
+def test_stop_sequences_cut_the_text(
+    stop: list[str], pieces: list[str], text: str, stopped: bool
+) -> None:
     assert shown(stop, pieces) == (text, stopped)
 
 
-def test_nothing_comes_after_the_stop() -> None:
+def test_no_text_follows_a_stop_sequence() -> None:
     stops = StopSequences(("x",))
     assert stops.feed("axb") == ("a", True)
     assert stops.feed("c") == ("", True)

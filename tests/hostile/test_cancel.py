@@ -80,7 +80,7 @@ def large(kind: str) -> Any:
         ("AVIF", 5),
     ],
 )  # fmt: skip
-def test_cancel_in_the_middle_ends_the_work(kind: str, at: int) -> None:
+def test_cancel_ends_decoding_in_the_middle(kind: str, at: int) -> None:
     value = large(kind)
     token = ThrownAtLook(at)
     with pytest.raises(Cancelled):
@@ -105,7 +105,7 @@ def test_cancel_ends_a_glob_and_a_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert token.looks == 5
 
 
-def test_time_ends_a_picture_as_cancel_does() -> None:
+def test_timeout_ends_image_decoding_as_cancel_does() -> None:
     seconds = itertools.count(0.0, 0.5)
     watch = Watch("x", clock=lambda: next(seconds), seconds=2.0)
     file = WatchedBytes(bytes(1 << 20), watch)
@@ -154,7 +154,7 @@ def end(name: str) -> None:
         assert not thread.is_alive()
 
 
-def test_cancelling_a_cell_ends_the_decoding_of_its_picture(
+def test_cancelled_cell_ends_image_decoding(
     shell: InteractiveShell, script: ScriptedBackend, held: Held
 ) -> None:
     shell.user_ns["slow"] = encode(noise(1000, 1000), "PNG")
@@ -177,7 +177,7 @@ def test_cancelling_a_cell_ends_the_decoding_of_its_picture(
     assert shell.user_ns["r"].finish_reason == "stop"
 
 
-def test_taking_a_picture_out_of_the_panel_ends_its_decoding(held: Held) -> None:
+def test_removing_an_image_from_the_panel_ends_its_decoding(held: Held) -> None:
     pictures = Pictures(lambda: None)
     pictures.open(encode(noise(1000, 1000), "PNG"), "slow", as_id="a")
     assert held.reached.wait(30)

@@ -70,7 +70,7 @@ def ready(kind: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_it_loads_and_only_what_was_judged_is_opened(
+def test_ordinary_model_loads_and_opens_only_checked_files(
     model: TinyModel, tmp_path: Path, opened: type[Opened]
 ) -> None:
     folder = tmp_path / "m"

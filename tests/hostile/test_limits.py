@@ -24,7 +24,7 @@ def runs(width: int, height: int) -> bytes:
     return b"BM" + header + bytes(range(256)) * 4 + row * height + b"\0\1"
 
 
-def test_100_scans_are_read_and_101_are_not() -> None:
+def test_100_scans_are_accepted_and_101_refused() -> None:
     assert open_images(scans(80, 80, 99))[0].size == (80, 80)
     with pytest.raises(ImageDecodeError, match="more than 100 scans"):
         open_images(scans(80, 80, 100))
@@ -43,7 +43,7 @@ def test_cancel_ends_a_decoder_that_reads_byte_by_byte() -> None:
 
 
 @pytest.mark.parametrize("mode", ["F", "I", "I;16"])
-def test_cancel_ends_the_conversion_of_deep_grey(mode: str) -> None:
+def test_cancel_ends_the_conversion_of_deep_gray(mode: str) -> None:
     image = Image.new(mode, (3000, 3000))
     calm = ThrownAtLook(1_000_000)
     open_images(image, cancel=calm)
@@ -65,7 +65,7 @@ def test_cancel_ends_a_compressed_tiff() -> None:
     assert token.looks <= calm.looks // 2 + 1
 
 
-def test_who_wants_cut_pictures_gets_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_truncated_images_setting_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(Image.linear_gradient("L"), "PNG", compress_level=0)[:20_000]
     opened = Image.open(io.BytesIO(data))
     with pytest.raises(ImageDecodeError, match="truncated"):
@@ -81,7 +81,7 @@ def test_who_wants_cut_pictures_gets_what_there_is(monkeypatch: pytest.MonkeyPat
     assert open_images(few)[0].size == (80, 80)
 
 
-def test_a_later_page_is_read_whatever_the_first_lacks() -> None:
+def test_later_tiff_page_is_read_if_the_first_is_incomplete() -> None:
     pages = io.BytesIO()
     first, second = Image.new("RGB", (30, 30), "red"), Image.new("RGB", (20, 10), "blue")
     first.save(pages, "TIFF", save_all=True, append_images=[second], compression="tiff_lzw")
@@ -106,7 +106,7 @@ def test_scans_behind_the_end_of_a_jpeg_are_not_counted() -> None:
     assert image.pixels.tobytes() == open_images(data)[0].pixels.tobytes()
 
 
-def test_a_dark_deep_pgm_is_as_bright_as_plain_pillow_makes_it() -> None:
+def test_dark_16_bit_pgm_is_as_bright_as_in_plain_pillow() -> None:
     data = b"P5 2 1 1000\n" + struct.pack(">HH", 1, 3)
     plain, _ = to_rgb(Image.open(io.BytesIO(data)))
     assert open_images(data)[0].pixels.tobytes() == plain.tobytes()

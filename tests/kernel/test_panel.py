@@ -218,7 +218,7 @@ def test_cancel_in_each_phase(
 
 
 @each_way
-def test_load_is_cancelled_and_begun_again(
+def test_load_can_be_cancelled_and_restarted(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="loading")
@@ -235,7 +235,7 @@ def test_load_is_cancelled_and_begun_again(
 
 
 @each_way
-def test_interrupt_without_a_cell_leaves_the_answer_alone(
+def test_interrupt_without_a_running_cell_does_not_stop_the_answer(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="decode")
@@ -253,7 +253,7 @@ def test_interrupt_without_a_cell_leaves_the_answer_alone(
 # beside cells
 
 
-def test_panel_beside_a_cell_that_awaits(
+def test_panel_answers_while_a_cell_awaits(
     client: Client,
     version: str,
     subshell_id: str | None,
@@ -283,7 +283,7 @@ def test_panel_beside_a_cell_that_awaits(
 
 
 @each_way
-def test_cancel_of_the_panel_and_of_a_cell_are_apart(
+def test_cancel_of_the_panel_and_of_a_cell_are_independent(
     client: Client,
     subshell_id: str | None,
     prepare: Callable[..., None],
@@ -312,7 +312,7 @@ def test_cancel_of_the_panel_and_of_a_cell_are_apart(
     assert client.value("answer.finish_reason") == "cancelled"
 
 
-def test_cancel_works_under_a_cell_that_blocks(
+def test_cancel_works_while_a_cell_blocks_the_kernel(
     client: Client,
     version: str,
     subshell_id: str | None,
@@ -335,7 +335,7 @@ def test_cancel_works_under_a_cell_that_blocks(
 
 
 @each_way
-def test_run_under_a_cell_that_blocks_is_not_lost(
+def test_run_clicked_while_a_cell_blocks_is_not_lost(
     client: Client,
     subshell_id: str | None,
     prepare: Callable[..., None],
@@ -356,7 +356,7 @@ def test_run_under_a_cell_that_blocks_is_not_lost(
 
 
 @each_way
-def test_a_watched_click_counts_once(
+def test_watched_click_is_handled_once(
     client: Client, version: str, subshell_id: str | None, blocker: Blocker
 ) -> None:
     shown = run(
@@ -384,7 +384,7 @@ def test_a_watched_click_counts_once(
 
 
 @oldest_and_newest
-def test_two_panels_show_the_same_models_and_answer_apart(
+def test_two_panels_share_models_and_answer_independently(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="decode")
@@ -410,7 +410,7 @@ def test_two_panels_show_the_same_models_and_answer_apart(
 
 
 @each_way
-def test_what_cells_do_with_models_shows_in_the_panel(
+def test_panel_shows_models_loaded_by_cells(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare()
@@ -432,7 +432,7 @@ def test_what_cells_do_with_models_shows_in_the_panel(
 
 
 @each_way
-def test_page_reload_in_the_middle_of_an_answer(
+def test_page_reload_during_an_answer_keeps_it(
     client: Client,
     subshell_id: str | None,
     prepare: Callable[..., None],
@@ -468,7 +468,7 @@ def test_page_reload_in_the_middle_of_an_answer(
 
 
 @oldest_and_newest
-def test_page_that_missed_something_asks_again(
+def test_page_requests_state_after_a_missed_message(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="decode")
@@ -518,7 +518,9 @@ def test_idle_panel_sends_nothing(
 
 
 @oldest_and_newest
-def test_wire(client: Client, prepare: Callable[..., None], open_page: OpenPage) -> None:
+def test_bytes_on_the_wire_are_bounded(
+    client: Client, prepare: Callable[..., None], open_page: OpenPage
+) -> None:
     prepare()
     run(
         client,

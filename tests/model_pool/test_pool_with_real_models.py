@@ -71,7 +71,7 @@ def active(session: Session) -> int:
     return memory.active + memory.cached
 
 
-def test_four_models_in_turn_on_a_budget_for_two(
+def test_four_models_run_in_turn_on_a_budget_for_two(
     session: Session, copies: list[str], picture: Image.Image
 ) -> None:
     # Of other tests' sessions, in the same process.
@@ -112,7 +112,7 @@ def test_four_models_in_turn_on_a_budget_for_two(
         assert len(session.pool) == 2
 
 
-def test_what_is_freed_is_freed_each_time(
+def test_each_unload_frees_memory(
     session: Session, copies: list[str], picture: Image.Image
 ) -> None:
     """Results, and errors with their tracebacks, are kept; nothing of the weights is."""
@@ -139,7 +139,7 @@ def test_what_is_freed_is_freed_each_time(
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_unloading_needs_no_search_for_cycles(
+def test_unload_frees_memory_without_cycle_collection(
     session: Session, copies: list[str], picture: Image.Image, kind: str
 ) -> None:
     """It would hold Python's lock, and with it the notebook."""
@@ -156,7 +156,7 @@ def test_unloading_needs_no_search_for_cycles(
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_a_load_that_is_cancelled_needs_none_either(
+def test_cancelled_load_frees_memory_without_cycle_collection(
     session: Session, copies: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = copies[0] if kind == "vision" else str(smollm2_folder())
@@ -188,7 +188,7 @@ def test_a_load_that_is_cancelled_needs_none_either(
 
 
 @pytest.mark.parametrize(("library", "reads"), [("mlx_vlm", "processor"), ("mlx_lm", "tokenizer")])
-def test_an_answer_ends_while_the_tokenizer_of_another_model_is_read(
+def test_answer_finishes_while_another_model_reads_its_tokenizer(
     session: Session,
     copies: list[str],
     picture: Image.Image,

@@ -112,7 +112,7 @@ HOSTILE: list[tuple[str, Callable[[Path], Path], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "spoil", "words"), HOSTILE)
-def test_it_runs_with_permission_only(
+def test_remote_code_runs_only_with_permission(
     tmp_path: Path, kind: str, spoil: Callable[[Path], Path], words: str
 ) -> None:
     folder = spoil(copied(kind, tmp_path / "m"))
@@ -140,7 +140,7 @@ def test_it_runs_with_permission_only(
     ],
     ids=["code", "time"],
 )
-def test_a_hostile_chat_template_is_stopped_with_permission_too(
+def test_hostile_chat_template_is_stopped_even_with_permission(
     tmp_path: Path, kind: str, template: str, words: str
 ) -> None:
     folder = copied(kind, tmp_path / "m")
@@ -156,7 +156,7 @@ def test_a_hostile_chat_template_is_stopped_with_permission_too(
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_pickled_weights_are_refused_with_permission_too(
+def test_pickled_weights_are_refused_even_with_permission(
     tmp_path: Path, kind: str, name: str
 ) -> None:
     folder = with_pickle(copied(kind, tmp_path / "m"), name)
@@ -199,7 +199,7 @@ print(json.dumps(said))
 """
 
 
-def test_the_load_itself_runs_nothing_where_the_reading_erred(tmp_path: Path) -> None:
+def test_load_runs_no_code_even_if_the_config_check_missed_it(tmp_path: Path) -> None:
     place = tmp_path / "all"
     place.mkdir()
     for kind in ("vision", "text"):

@@ -79,7 +79,7 @@ def tags_of(cell: dict[str, object]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_code_in_documents_can_be_read(name: str) -> None:
+def test_code_in_documents_parses(name: str) -> None:
     for language, code in fenced(text_of(name)):
         if language == "python" or code.startswith("%"):
             check_code(code)
@@ -92,7 +92,7 @@ def test_readme_shows_magics_and_python() -> None:
     assert any(language == "python" for language, _ in blocks)
 
 
-def test_unknown_flags_in_documents_would_be_seen() -> None:
+def test_unknown_flags_in_documents_would_be_detected() -> None:
     with pytest.raises(mlx_magic.errors.RequestError):
         check_code("%%vision --no-such-flag\nWhat?")
     with pytest.raises(mlx_magic.errors.RequestError):
@@ -122,7 +122,7 @@ def rows(name: str) -> list[str]:
     return [line for line in text_of(name).splitlines() if line.startswith("| ")]
 
 
-def test_the_page_of_options_has_a_row_for_every_option_and_its_setting() -> None:
+def test_options_page_has_a_row_for_every_option_and_its_setting() -> None:
     found, named = rows("docs/options.md"), inline(text_of("docs/options.md"))
     for option in CELL_OPTIONS:
         if not option.available:
@@ -133,12 +133,12 @@ def test_the_page_of_options_has_a_row_for_every_option_and_its_setting() -> Non
         assert f"`{option.trait}`" in row
 
 
-def test_the_page_of_options_has_every_setting() -> None:
+def test_options_page_has_every_setting() -> None:
     named = inline(text_of("docs/options.md"))
     assert {setting.trait for setting in SETTINGS} <= set(named)
 
 
-def test_the_page_of_options_has_every_command_with_its_flags() -> None:
+def test_options_page_has_every_command_with_its_flags() -> None:
     found = rows("docs/options.md")
     for verb, options in LINE_OPTIONS.items():
         [row] = [row for row in found if re.search(rf"^\| .*`%vision {verb}\b", row)]
@@ -195,7 +195,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
 
 
-def test_contributing_has_every_folder_and_every_room() -> None:
+def test_contributing_has_every_folder_and_layer() -> None:
     firsts = " ".join(row.split("|")[1] for row in rows("CONTRIBUTING.md"))
     folders = {path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
     names = {f"{folder.relative_to(PACKAGE)}/" for folder in folders - {PACKAGE}}
@@ -219,26 +219,26 @@ def test_changelog_has_this_version() -> None:
     assert f"## [{mlx_magic.__version__}]" in text_of("CHANGELOG.md")
 
 
-def test_readme_picture_is_sharp_and_small() -> None:
+def test_readme_image_is_sharp_and_small() -> None:
     path = ROOT / "docs" / "images" / "quickstart.png"
     assert path.stat().st_size < 400_000
     with Image.open(path) as picture:
         assert picture.width >= 1200
 
 
-def test_there_is_a_notebook() -> None:
+def test_example_notebooks_exist() -> None:
     assert [path.name for path in NOTEBOOKS] == ["panel.ipynb", "pool.ipynb", "quickstart.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_code_can_be_read(path: Path) -> None:
+def test_notebook_code_parses(path: Path) -> None:
     for cell in cells(path):
         if cell["cell_type"] == "code":
             check_code(source_of(cell))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_is_small_and_was_run_from_top_to_end(path: Path) -> None:
+def test_notebook_is_small_and_was_run_in_order(path: Path) -> None:
     assert path.stat().st_size < LARGEST_NOTEBOOK
     assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
     counts = [cell["execution_count"] for cell in cells(path) if cell["cell_type"] == "code"]
@@ -246,7 +246,7 @@ def test_notebook_is_small_and_was_run_from_top_to_end(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_cell_that_is_not_compared_has_its_reason_before_it(path: Path) -> None:
+def test_cell_excluded_from_comparison_has_a_reason_before_it(path: Path) -> None:
     before = ""
     for cell in cells(path):
         skipped = any(tag.startswith("nbval") for tag in tags_of(cell)) or "NBVAL" in source_of(
