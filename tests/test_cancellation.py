@@ -1,4 +1,4 @@
-"""The token: thrown once, by a person or by the clock."""
+"""The cancel token: cancelled once, by the user or by a deadline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forks while an answer is written: it goes on, and the fork is not held up."""
+"""Forks during generation: the answer continues and the fork does not wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An interrupt at any moment: noted, and raised once all is in order."""
+"""Deferred interrupts: recorded, and raised at the end of the block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of the house, read off the source: who may import what. CONTRIBUTING.md draws them."""
+"""Import rules, checked on the source. CONTRIBUTING.md has the diagram."""
 
 from __future__ import annotations
 
@@ -145,10 +145,10 @@ GROUND = (
     "interrupts",
     "forks",
 )
-"""What all rooms stand on; among them imports go as they need, without a circle."""
+"""Modules below all layers; they may import each other without a cycle."""
 
 FACE = ("api", "testing", "inference")
-"""Above all rooms: what people import, fakes for their tests, and names in old pickles."""
+"""Modules above all layers: the public API, fakes for tests, and names in old pickles."""
 
 PLAIN = {"mlx_magic.backends", "mlx_magic.backends.cache_stats"}
 

@@ -1,4 +1,4 @@
-"""Who is answered together, who waits, and who is looked at first; on real models."""
+"""When requests are batched, when they wait, and when weights are compared first; real models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loaded(tiny: Build, name: str, files: dict[str, Path]) -> OurModel:
 
 
 def most_at_once(model: OurModel, *questions: Any) -> int:
-    """Ask questions at once; return how many of them were being written at the same time."""
+    """Send requests at once; return the largest number that decoded at the same time."""
     asked = [model.begin(question) for question in questions]
     most = 0
 
@@ -139,7 +139,7 @@ def test_comparison_ends_if_its_time_budget_does_not_suffice(
 def test_error_in_one_row_ends_only_that_row(
     name: str, at: int, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of several fails; again with the faulty one, and never without it."""
+    """A batch step fails if the faulty row is in it, and only then."""
     monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
@@ -160,9 +160,9 @@ def test_error_in_one_row_ends_only_that_row(
 
 
 def spoil_writing(answering: Any, patch: pytest.MonkeyPatch, *, after: int) -> None:
-    """Let every step with the first request's row fail, after so many steps of writing."""
+    """Make every step with the first request's row fail, after `after` decode steps."""
     steps = itertools.count()
-    # What one request is drawn with is its own, and stays so when it is answered anew.
+    # Sampling parameters belong to their request, also when it is answered again.
     draws: list[Any] = []
 
     def spoiled(batch: Any) -> Any:

@@ -19,15 +19,15 @@ from tools.tiny_models.spec import all_models
 
 pytestmark = [
     pytest.mark.model,
-    # The libraries' own warnings about what they deprecate are not the matter here.
+    # Deprecation warnings of the libraries do not matter here.
     pytest.mark.filterwarnings("default"),
 ]
 
 SLOW = {"gemma3n", "phi3_v"}
-"""Their towers have sizes that are written into the library: seconds a question."""
+"""Their image encoders have sizes fixed in the library: seconds per request."""
 
 UNSTEADY = {entry.name for entry in batch_support.table() if "several answers" in entry.verdict.why}
-"""Their library itself gives several answers to one question: there is nothing to be equal to."""
+"""The library itself is not deterministic for these, so there is nothing to compare with."""
 
 
 def firsts() -> list[str]:
@@ -50,8 +50,8 @@ def test_answers_equal_those_of_the_library(name: str, tiny: Build, files: dict[
     assert tally.compared or tally.raw_fails
 
 
-# What these are wrong in is in docs/models.md. A release of their library that mends one of them
-# makes its line here fail: then `make models` writes a new table.
+# docs/models.md says what is wrong with these. A library release that fixes one of them
+# makes its case here fail: then run `make models` to write a new table.
 @pytest.mark.parametrize(
     "name", ["paligemma", "mllama", "glm4v", "paddleocr_vl", "text-gemma2", "text-afm7"]
 )

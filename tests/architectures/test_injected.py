@@ -1,4 +1,4 @@
-"""An injected turn is words for every architecture: its prompt has no control token more."""
+"""An injected turn is text for every architecture: the prompt gains no control token."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def controls(tokenizer: Any, tokens: list[int]) -> list[int]:
     return [at for at in tokens if at < 0 or at in known]
 
 
-# Without a picture the tokenizer reads the prompt alone: some of them tell.
+# Without an image the prompt is passed to the tokenizer alone; some architectures differ.
 @pytest.mark.parametrize(
     ("name", "pictures"), [(name, 1) for name in VISION] + [(name, 0) for name in VISION[::6]]
 )

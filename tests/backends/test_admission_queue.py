@@ -1,4 +1,4 @@
-"""Requests wait for memory in one line: nobody is refused who fits alone, nobody overtakes."""
+"""Requests wait for memory in one FIFO queue; a request that fits alone is never refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHUNK = 64
 
 
 class Device:
-    """Memory in which each answer takes more and more, up to what it was reckoned to need."""
+    """Memory in which each answer grows up to its estimated need."""
 
     def __init__(self, limit: int, *, weights: int = 0, kept: int = 0) -> None:
         self.limit, self.weights, self.kept = limit, weights, kept
@@ -57,7 +57,7 @@ class FakeTable:
 
 
 class Asked:
-    """A request that is read in one step, and then writes."""
+    """A request with one prefill step, then decode steps."""
 
     def __init__(self, table: FakeTable, prompt: int, count: int) -> None:
         self.table, self.prompt, self.count = table, prompt, count
@@ -114,7 +114,7 @@ def needed(prompt: int, count: int) -> Need:
 
 
 def go(asked: list[Asked], look: Any = lambda slice_: None) -> None:
-    """Go round all, as the engine does."""
+    """Run all round-robin, as the engine does."""
     for slice_ in range(10_000):
         going = [each for each in asked if not each.ended]
         if not going:
@@ -131,7 +131,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def room_for(answers: int, prompt: int = 100, count: int = 20) -> int:
-    """Bytes for so many answers, of which one is read."""
+    """Bytes for some answers, one of them in prefill."""
     one = needed(prompt, count)
     return answers * one.cache + one.reading
 
@@ -312,7 +312,7 @@ def test_queue_of_a_dead_thread_is_cleared() -> None:
         each.step()
     line.forget()
     assert (len(line), line.admitted) == (0, [])
-    # Those who are closed late find that they have left already.
+    # Requests that are closed late find themselves already removed.
     second.steps.close()
     first.steps.close()
     third = Asked(FakeTable(Device(room_for(1)), line), 100, 20)

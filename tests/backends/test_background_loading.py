@@ -1,4 +1,4 @@
-"""What is done beside the inference thread: on another one, waited for in slices."""
+"""Calls on a background thread, awaited by the inference thread in slices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 
 
 def value_of(steps: Any) -> Any:
-    """Go on to the end."""
+    """Run a generator to its end; return its value."""
     while True:
         try:
             next(steps)
@@ -106,7 +106,7 @@ def callers(path: Path) -> set[str]:
 
 
 def test_models_whose_processors_make_mlx_arrays_are_listed() -> None:
-    """The others are made beside the inference thread, which MLX belongs to."""
+    """All other processors are created off the inference thread, to which MLX belongs."""
     makers = {"__init__", "__post_init__", "from_pretrained", "from_dict", "from_args_and_dict"}
     wanted = re.compile("Process|Extract|Tokenizer")
     paths = [path for path in root().glob("models/*/*.py") if wanted.search(path.read_text())]

@@ -1,4 +1,4 @@
-"""Who steps a batch, who finds a token waiting, who leaves."""
+"""How requests share the steps of a batch, and how they leave it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_magic.errors import EngineError
 
 
 class Counting(Batch):
-    """Writes 0, 1, 2 ... for each request, after as many steps of reading as it has tokens."""
+    """Generates 0, 1, 2 ... for each request, after one prefill step per prompt token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def request(
 
 
 def go_round(jobs: deque[Generator[None, None, None]]) -> None:
-    """Do what the engine does."""
+    """Run the jobs round-robin, as the engine does."""
     while jobs:
         job = jobs.popleft()
         try:
@@ -184,7 +184,7 @@ def test_unload_fails_the_requests_in_the_batch() -> None:
 def test_every_request_gets_its_own_tokens_under_arrivals_and_cancels(
     plans: list[tuple[int, int, int | None]],
 ) -> None:
-    """Each plan: steps of reading, tokens wanted, and the slice at which it is cancelled."""
+    """Each plan: prefill steps, tokens wanted, and the slice at which it is cancelled."""
     batch = Counting()
     tokens = [CancelToken() for _ in plans]
     logs: list[list[int]] = [[] for _ in plans]

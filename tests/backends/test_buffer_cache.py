@@ -1,4 +1,4 @@
-"""MLX's buffer cache follows the models in memory, and never takes much of it."""
+"""The limit of MLX's buffer cache follows the loaded models and stays small."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_setting_the_limit_does_not_import_mlx(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture
 def kept() -> Generator[Any, None, None]:
-    """MLX, whose limit is put back afterwards."""
+    """MLX; its cache limit is restored afterwards."""
     mx = pytest.importorskip("mlx.core")
     before = mx.set_cache_limit(GB)
     yield mx

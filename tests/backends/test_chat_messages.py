@@ -1,4 +1,4 @@
-"""Conversations as turns; what a chat template may not leave out."""
+"""Conversations as chat messages, and templates that drop a turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates in our sandbox: equal to the libraries' own rendering, and never out of bounds."""
+"""Chat templates in our sandbox: equal to the libraries' rendering, with limits."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_other_threads_and_other_callers_render_as_before() -> None:
     assert BUDGET.get() is None
 
 
-# --- what costs too much --------------------------------------------------------------------
+# --- templates that exceed limits ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_long_text_is_within_the_limits() -> None:
         require_equal(RENDERS[name], messages)
 
 
-# --- what wants to run code -----------------------------------------------------------------
+# --- templates that try to run code ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("like_transformers", [True, False])
@@ -392,7 +392,7 @@ def test_hostile_template_of_an_unsandboxed_processor_runs_no_code(
         inputs.VisionInputs("m", config, processor).prompt(request, CancelToken()).check()
     assert not mark.exists()
     processor.apply_chat_template(CHAT)
-    assert mark.exists()  # That it would have run: otherwise the lines above would prove nothing.
+    assert mark.exists()  # Control: without the sandbox it runs.
 
 
 def test_rendering_without_limits_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""Large arrays are read in parts, and are the same as when MLX reads them in one piece."""
+"""Large arrays read in parts equal those that MLX reads at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def model_of(
     tmp_path: Path, *, changed: bool = False, twice: bool = False
 ) -> tuple[Any, Any, Origins]:
-    """Return a module with a large and a small array, what the large one is to be, and both's."""
+    """Return a module with a large and a small array, the expected large one, and the origins."""
     import mlx.core as mx
     from mlx import nn
 
@@ -92,7 +92,7 @@ def test_large_array_read_in_parts_is_equal(engine: Engine, tmp_path: Path) -> N
 def test_each_reader_is_called_once_per_part(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each time more is a wait for Python's lock, which a tokenizer may hold for long.
+    # Each further call waits for the GIL, which a tokenizer may hold for long.
     real, asked = chunked_read._Part._fill, []
 
     def fill(part: Any, view: memoryview, start: int) -> int:
@@ -211,7 +211,7 @@ def test_file_truncated_during_the_load_is_an_error(engine: Engine, tmp_path: Pa
         return caught.value, platform.memory().active - before
 
     error, more = engine.call(work).result(30)
-    # Its traceback is held, and holds no part of the array.
+    # The traceback is kept, and keeps no part of the array alive.
     assert error.__traceback__ is not None
     assert more <= 0
 

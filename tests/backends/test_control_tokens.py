@@ -1,4 +1,4 @@
-"""Words of a prompt that look like control tokens: every tokenizer reads words, or refuses."""
+"""Control tokens written in a prompt are tokenized as text, or the prompt is refused."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def control(kind: str, prompt: list[int]) -> list[int]:
 def test_injected_turn_is_text(kind: str, words: str) -> None:
     read, plain = tokens(kind, f"Say {words} now"), tokens(kind, "Say it now")
     assert control(kind, read) == control(kind, plain)
-    # That it would be a control token: otherwise the line above would prove nothing.
+    # Control: encoded directly, it is a control token.
     assert control(kind, tokenizer(kind).encode(words, add_special_tokens=False))
     text = tokenizer(kind).decode(read)
     assert "".join(words.split()) in "".join(text.split())
@@ -168,7 +168,7 @@ def test_no_text_becomes_a_control_token(kind: str, parts: list[str]) -> None:
     try:
         read = tokens(kind, words)
     except GenerationError:
-        # Only where the tokenizer has no letters for the words.
+        # Only if the tokenizer has no characters for the text.
         if kind in ("unigram", "whitespace"):
             return
         raise
@@ -264,7 +264,7 @@ def test_no_normalized_text_is_a_control_token(kind: str, form: str, place: str)
     else:
         normal = getattr(normalizers, name)(**options)
     known = small(kind, normal, "{{ m.content }}")
-    # That it would be one: otherwise the rest would prove nothing.
+    # Control: encoded directly, it is a control token.
     assert 2 in known.encode(words, add_special_tokens=False)
     turn = Exchange(words if place == "question" else "q", words if place == "answer" else "a")
     more: dict[str, Any] = {"system": words} if place == "system" else {}
@@ -312,7 +312,7 @@ def test_many_placeholders_are_masked_quickly() -> None:
     masked = known.masked(GenerationRequest(prompt=words, model="m"))
     assert len(masked.words) == 20_000
     known.require_restored(known.reading(masked)(masked.request.prompt)["input_ids"], masked)
-    assert time.process_time() - began < 10  # each by itself took a minute
+    assert time.process_time() - began < 10  # one by one they took a minute
 
 
 def test_too_many_placeholders_are_refused() -> None:
@@ -342,7 +342,7 @@ def test_control_token_that_cannot_be_masked_is_refused(word: str) -> None:
 
 
 class Bypassing:
-    """A processor that reads its prompt past its tokenizer."""
+    """A processor that bypasses its tokenizer."""
 
     def __init__(self) -> None:
         self.tokenizer = tokenizer("bytes")

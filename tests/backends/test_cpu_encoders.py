@@ -1,4 +1,4 @@
-"""Towers that take exponentials from NumPy see what they saw before."""
+"""Image encoders that use NumPy's exponentials give the same features."""
 
 from __future__ import annotations
 

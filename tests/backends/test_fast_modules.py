@@ -1,4 +1,4 @@
-"""A language model that finds its parts at once and turns its weights only once."""
+"""Fast submodule lookup and weights that are transposed once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def on_the_cpu() -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names that are looked for through MLX's own, slower way."""
+    """Names looked up through `Module.__getattr__`, MLX's slower way."""
     import mlx.nn as nn
 
     names: list[str] = []
@@ -99,7 +99,7 @@ def test_transposed_weight_gives_the_same_numbers_and_takes_no_memory(
 
     layer = nn.Linear(64, 256, bias=bias)
     layer.set_dtype(getattr(mx, dtype))
-    # A token, some that are read together, and a batch.
+    # One token, a prefill chunk, and a batch.
     inputs = [mx.random.normal(shape).astype(layer.weight.dtype) for shape in SHAPES]
     before = [layer(x) for x in inputs]
     mx.eval(before, layer.parameters())
@@ -191,7 +191,7 @@ def test_speed_up_keeps_no_reference_to_the_model() -> None:
     gc.disable()
     try:
         del model
-        # No cycle: it is gone at once.
+        # No reference cycle: it is freed at once.
         assert inner() is None
         assert mx.get_active_memory() == before
     finally:
@@ -199,7 +199,7 @@ def test_speed_up_keeps_no_reference_to_the_model() -> None:
 
 
 def turned() -> list[Any]:
-    """Return the layers that were turned, of whatever model there is."""
+    """Return all transposed layers in the process."""
     kind = fast_modules._transposed_linear()
     return [each for each in gc.get_objects() if type(each) is kind]
 
@@ -213,7 +213,7 @@ def test_vision_model_decode_makes_no_slow_lookups(calls: list[str], tmp_path: P
     calls.clear()
     result = mlx_magic.ask("What colour?", str(picture), max_tokens=4, temperature=0)
     assert result.usage.completion_tokens >= 2
-    # Outside of the language model they are still looked for.
+    # Outside the language model lookups are unchanged.
     assert "language_model" in calls
     assert turned()
     assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(calls)

@@ -1,4 +1,4 @@
-"""Pictures that were seen before: what the vision tower is asked again, and what never changes."""
+"""The cache of image features: which images the encoder gets, and equal results."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ nn = pytest.importorskip("mlx.nn")
 
 SIDE, WIDTH = 4, 3
 BYTES = 4 * SIDE * WIDTH
-"""Of what a tower gives for one picture."""
+"""Bytes of the features of one image."""
 
 
 @pytest.fixture(autouse=True)
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many pictures are encoded in one go; 8, as on a GPU."""
+    """How many images are encoded at once; 8, as on a GPU."""
     count = int(getattr(request, "param", 8))
     monkeypatch.setattr(platform, "images_at_once", lambda: count)
     return count
 
 
 class Tower(nn.Module):  # type: ignore[misc, name-defined]
-    """Gives a row of features for each row of each picture, and notes what it was asked."""
+    """Returns a row of features for each row of each image, and records batch sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Tower(nn.Module):  # type: ignore[misc, name-defined]
 
 
 class States(Tower):
-    """Gives the states of all its layers too, as SigLIP does."""
+    """Also returns the hidden states of all layers, as SigLIP does."""
 
     def __call__(self, pixels: Any, scale: Any = None, **more: Any) -> Any:
         features = super().__call__(pixels, scale, **more)
@@ -55,7 +55,7 @@ class States(Tower):
 
 
 class Mixing(Tower):
-    """Puts all pictures into one row, as Pixtral does: they cannot be told apart."""
+    """Puts all images into one row, as Pixtral does: they cannot be separated."""
 
     def __call__(self, pixels: Any, scale: Any = None, **more: Any) -> Any:
         features = super().__call__(pixels, scale, **more)
@@ -69,7 +69,7 @@ class Model(nn.Module):  # type: ignore[misc, name-defined]
 
     @property
     def asked(self) -> list[int]:
-        """How many pictures the tower got in each call."""
+        """How many images the encoder got in each call."""
         return list(self.vision_tower.asked)
 
     def see(self, pixels: Any, **more: Any) -> Any:
@@ -196,7 +196,7 @@ def test_unused_hidden_states_are_not_cached() -> None:
     assert features.nbytes == 3 * BYTES, "two that every caller is given, and one layer's state"
     assert same(features.encode(model, see(model, batch(1), [-2])), one)
     assert model.asked == [1]
-    # Another layer is wanted now: it is encoded again, and right.
+    # Another layer is needed: the image is encoded again.
     other = features.encode(model, see(model, batch(1), [3]))
     assert same(other, see(Model(States()), batch(1), [3])())
     assert same(features.encode(model, see(model, batch(1), [5])), see(model, batch(1), [5])())
@@ -204,7 +204,7 @@ def test_unused_hidden_states_are_not_cached() -> None:
 
 def test_hidden_states_concatenated_directly_are_correct() -> None:
     def see(model: Model) -> Callable[[], Any]:
-        # MLX takes such a list apart by itself: nobody can see that it does.
+        # MLX unpacks such a list in C++, so the cache cannot observe it.
         return evaluated(lambda: mx.concatenate(model.see(batch(1))[2]))
 
     features, model = FeatureCache(10**6), Model(States())
@@ -326,7 +326,7 @@ Calls = list[tuple[int, int]]
 
 
 def stop_at(calls: Calls, at: int) -> Callable[[int, int], None]:
-    """Cancel when so many groups were begun."""
+    """Cancel when group number `at` starts."""
 
     def between(done: int, there: int) -> None:
         calls.append((done, there))
@@ -350,7 +350,7 @@ def test_new_images_are_encoded_in_groups(at_once: int, groups: list[int]) -> No
     )
     assert model.asked == groups
     assert calls == [(sum(groups[:at]), 6) for at in range(len(groups))]
-    # What is known counts as done; a tower that was tried gets one at a time at once.
+    # Cached images count as done; a probed encoder gets groups of `at_once` immediately.
     calls.clear()
     pixels = batch(9, 1, 8, 2, 7)
     features.encode(model, evaluated(lambda: model.see(pixels)), stop_at(calls, 0))
@@ -427,7 +427,7 @@ def pictures_of(*seeds: int, **more: Any) -> ImageKeys:
 
 
 def look_at(features: FeatureCache, model: Model, *seeds: int, **more: Any) -> Any:
-    """Look as a request does, whose pictures have names."""
+    """Encode as a request does, whose images have keys."""
     see = evaluated(lambda: model.see(batch(*seeds), **more))
     return features.encode(model, see, image_keys=pictures_of(*seeds))
 

@@ -22,7 +22,7 @@ def mlx() -> None:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the bytes of arrays that are hashed as a whole."""
+    """Record the bytes of each hash call."""
     found: list[int] = []
     feed = fingerprints._feed
 

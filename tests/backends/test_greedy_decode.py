@@ -1,4 +1,4 @@
-"""Steps in which all answers are greedy: no probabilities, the same tokens."""
+"""Decode steps in which all rows are greedy: no log probabilities, the same tokens."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ def next_tokens(logits: Any) -> list[int]:
 def test_greedy_decode_takes_the_argmax_and_nan_ends_its_row(dtype: str) -> None:
     import mlx.core as mx
 
-    # No two of a row are alike in any of these.
+    # No row has equal values in any of these types.
     rows = [mx.random.permutation(100, key=mx.random.key(row)) for row in range(4)]
     logits = mx.stack(rows)[:, None].astype(getattr(mx, dtype))
     best: Any = mx.argmax(logits[:, 0], axis=-1).tolist()
     assert next_tokens(logits) == best
     logits[1, 0, (best[1] + 1) % 100] = mx.nan
-    # A model may rule tokens out.
+    # A model may set logits to -inf.
     logits[2, 0, (best[2] + 1) % 100] = -mx.inf
     assert next_tokens(logits) == [best[0], BAD, best[2], best[3]]
     logits[0], logits[3, 0, 50] = -mx.inf, mx.inf
     assert next_tokens(logits) == [BAD, BAD, best[2], BAD]
 
 
-# The fixture only says which BLAS is loaded.
+# The fixture's only effect is the choice of BLAS.
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(rows=st.integers(1, 33), width=st.integers(2, 200), data=st.data())
 def test_nan_at_any_position_ends_its_row(rows: int, width: int, data: st.DataObject) -> None:
@@ -84,7 +84,7 @@ Answers = list[list[int]]
 
 
 def answers(draws: list[SamplingParams], processors: list[Any], picks: list[int]) -> Answers:
-    """Write some tokens of as many answers; note of how many rows each pick was."""
+    """Generate some tokens for each answer; record how many rows each pick had."""
     import mlx.core as mx
     from mlx_vlm import load
 

@@ -1,4 +1,4 @@
-"""A request's pictures by name: rows, the whole, and when their pixels are let go."""
+"""Keys of a request's images: per image, for all of them, and when pixels are released."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes read off the outputs of processors."""
+"""Image sizes inferred from processor outputs."""
 
 from __future__ import annotations
 

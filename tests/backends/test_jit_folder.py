@@ -1,4 +1,4 @@
-"""Where MLX's CPU backend compiles, and what is said if it cannot."""
+"""The folder in which MLX's CPU backend compiles, and errors if it cannot."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_compiler_error_is_one_line_with_the_remedy(
     assert words in str(error)
     assert "g++" not in str(error)
     assert "set TMPDIR to another folder" in str(error)
-    assert not mlx.compiles  # so that the next one is answered
+    assert not mlx.compiles  # so that the next request is answered
     found = device_platform.compiles()
     assert found is not None
     assert words in found.problem

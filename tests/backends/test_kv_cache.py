@@ -1,4 +1,4 @@
-"""Quantized keys and values: less memory for that request, and nothing else for any other."""
+"""Quantized KV caches: less memory for their request, no effect on others."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def way(request: pytest.FixtureRequest, demo: Room, monkeypatch: pytest.MonkeyPa
 
 
 class Sizes:
-    """Watches the caches that a model makes: the most bytes that those of one answer took."""
+    """Records the largest size of one request's caches."""
 
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 0
@@ -106,7 +106,7 @@ def test_quantized_kv_cache_is_smaller(
     demo.forget()
     sizes = Sizes(demo.model, monkeypatch)
     quantized = answer(demo, bits, RED)
-    # Four layers of five heads of 32, in float32, for the 256 tokens that a cache begins with.
+    # 4 layers, 5 heads of 32, float32, for the 256 tokens that a cache starts with.
     assert 0 < sizes.most <= share * 2 * 4 * 5 * 32 * 4 * 256
     assert (quantized.text, quantized.reason) == (plain.text, plain.reason)
     assert quantized.usage == plain.usage
@@ -180,7 +180,7 @@ def text_model(model: Any, folder: Path, **config: Any) -> TextModel:
 
 
 def quantized_raw(model: Any, prompt: str, bits: int, count: int) -> str:
-    """Ask mlx-lm itself, with caches that quantize."""
+    """Generate with mlx-lm itself and quantized caches."""
     from mlx_lm.generate import stream_generate
     from mlx_lm.models.cache import QuantizedKVCache
 

@@ -1,4 +1,4 @@
-"""Weights come into memory in slices, and a stopped load leaves none."""
+"""Weights are read in slices, and a cancelled load frees them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYTES = SIDE * SIDE * 4
 
 
 def reading(model: Any, cancel: CancelToken, **how: Any) -> Any:
-    """Read a model's weights, with nothing beside."""
+    """Read a model's weights without a background task."""
     how.setdefault("progress", lambda done, total, note: None)
     how.setdefault("beside", BackgroundCall(lambda: None, here=True))
     return materialize.materialize(model, cancel=cancel, **how)
@@ -54,7 +54,7 @@ def test_slices_report_bytes_and_can_be_cancelled_between(
 
 
 def test_large_array_is_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits beside a load waits for the largest array, not for what came before it, too."""
+    """Other requests wait for the largest array only, not also for those before it."""
     monkeypatch.setattr(materialize, "SLICE_BYTES", 64)
     sizes = [10, 30, 70, 10, 64, 50, 20, 5]
     arrays = [np.zeros(size, np.uint8) for size in sizes]

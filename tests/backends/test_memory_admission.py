@@ -1,4 +1,4 @@
-"""A request is refused before it is read, but not for what could be let go of."""
+"""A request is refused before prefill, but only after caches were cleared."""
 
 from __future__ import annotations
 

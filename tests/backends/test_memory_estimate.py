@@ -1,4 +1,4 @@
-"""What a request will take, and the refusal of one that cannot fit."""
+"""The memory estimate of a request, and the refusal of one that cannot fit."""
 
 from __future__ import annotations
 

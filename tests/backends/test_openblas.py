@@ -1,4 +1,4 @@
-"""The BLAS of MLX's CPU backend on Linux: which is loaded, and when not."""
+"""The BLAS of MLX's CPU backend on Linux: which one is loaded, and when none is."""
 
 from __future__ import annotations
 

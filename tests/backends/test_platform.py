@@ -1,4 +1,4 @@
-"""What differs by platform: chunks of a prompt, and the memory that there is."""
+"""Platform differences: prefill chunk size and available memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_mlx_cache_thrashing_check_is_off_unless_set_by_the_user(
     monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
 ) -> None:
     name, _ = device_platform.CUDA_CHECK
-    # So that whatever is set below is taken back.
+    # So that monkeypatch restores what is set below.
     monkeypatch.setenv(name, "")
     monkeypatch.delenv(name)
     if before is not None:

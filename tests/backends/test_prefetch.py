@@ -1,4 +1,4 @@
-"""Pictures that are made ready before their turn: where, when not, and that nothing changes."""
+"""Image processing before a request's turn: on which thread, when not, same results."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def pictures(*seeds: int, height: int = 4) -> list[ImageInput]:
 
 
 class Log:
-    """Something to write into that is no part of an image processor's own state."""
+    """A mutable object that is not part of an image processor's state."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
 
 
 class Doubler:
-    """Makes floats of pictures; says on which threads."""
+    """Converts images to floats and records the threads."""
 
     def __init__(self) -> None:
         self._log = Log()
@@ -83,7 +83,7 @@ def make(kept: ProcessorCache, processor: Processor, images: list[ImageInput]) -
 
 
 def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Begin something on another thread."""
+    """Start a function on another thread."""
     given: list[Any] = []
 
     def run() -> None:
@@ -98,12 +98,12 @@ def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
 
 
 def ready(kept: ProcessorCache, images: list[ImageInput], cancel: CancelToken | None = None) -> Any:
-    """Make pictures ready on another thread, and wait for it."""
+    """Prefetch images on another thread, and wait."""
     return join(elsewhere(partial(kept.ahead.make, images, cancel or CancelToken())))
 
 
 def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
-    """Wait for what was begun, and return what it gave or raised."""
+    """Wait for a started function; return its value or its exception."""
     begun[0].join(SECONDS)
     return begun[1][0]
 
@@ -321,7 +321,7 @@ def test_error_in_prefetch_is_raised_by_the_request() -> None:
 
 
 class Gate:
-    """Lets those who come wait until it is opened; counts them."""
+    """Blocks callers until it is opened; counts them."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -353,7 +353,7 @@ def gate() -> Iterator[Gate]:
 
 
 def learnt(limit: int, threads: int, processor: Doubler) -> Prefetch:
-    """Return one that has seen how a picture is processed."""
+    """Return a prefetch that has observed how an image is processed."""
     kept = ProcessorCache(limit)
     made = kept.ahead = Prefetch(limit, threading.Semaphore(threads))
     make(kept, Processor(processor), pictures(0))
@@ -389,7 +389,7 @@ def test_prefetch_concurrency_is_limited_and_skips_cancelled_requests(gate: Gate
 
 
 def at_work(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
-    """Begin with a picture, up to the gate."""
+    """Start a prefetch that stops at the gate."""
     processor = Doubler()
     made = learnt(MANY, 4, processor)
     processor.before = gate
@@ -410,7 +410,7 @@ def test_second_request_waits_for_the_same_prefetch(gate: Gate) -> None:
 
 @pytest.fixture
 def hasty() -> Iterator[None]:
-    """Let threads change hands as often as can be."""
+    """Switch threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -472,7 +472,7 @@ def test_waiter_of_a_cancelled_prefetch_does_the_work_itself(gate: Gate) -> None
 
 
 class SteppedSlots(threading.Semaphore):
-    """Lets one at a time in, when it is told to."""
+    """Admits one thread at a time, on request."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -493,7 +493,7 @@ class SteppedSlots(threading.Semaphore):
 
 
 SIZE = 4 * 5 * 3 * 4
-"""Bytes of what is made of a picture."""
+"""Bytes of one processed image."""
 
 
 def test_prefetched_bytes_are_bounded() -> None:

@@ -1,4 +1,4 @@
-"""What an image processor made: when it is asked again, and that sharing it does no harm."""
+"""The cache of processed images: hits, misses, and sharing without side effects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pictures(*seeds: int) -> list[ImageInput]:
 
 
 class ImageProcessor:
-    """Makes floats of pictures, and says how many there are."""
+    """Converts images to floats and records their number."""
 
     size = 5
 
@@ -40,7 +40,7 @@ class ImageProcessor:
 
 
 class Processor:
-    """Takes out what is for itself, as SmolVLM's does."""
+    """Removes its own entry from the output, as SmolVLM's does."""
 
     def __init__(self) -> None:
         self.image_processor: Any = ImageProcessor()

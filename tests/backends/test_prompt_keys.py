@@ -1,4 +1,4 @@
-"""What stands at each place of a prompt, and which prompts must never look alike."""
+"""Keys of prompt positions, and prompts whose keys must differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def picture(seed: int, side: int = 4) -> np.ndarray:
 
 
 def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
-    """Words as numbers, pictures as arrays; each picture is `each` image tokens."""
+    """Text as numbers, images as arrays; each image is `each` image tokens."""
     tokens: list[int] = []
     pictures = []
     for part in parts:

@@ -1,4 +1,4 @@
-"""Beginnings of prompts that were read before: found exactly, never written to, bounded."""
+"""The prefix cache: exact matches, never modified, bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLENTY = 10_000
 
 
 def read(places: Sequence[int], start: int = 0) -> Rows:
-    """Return keys and values that tell what stood at each place, and before it."""
+    """Return keys and values that identify the token at each position and those before it."""
     sums = np.cumsum(np.array(places, dtype=np.float32) + 1) * np.arange(1, len(places) + 1)
     shape = (1, HEADS, len(places), WIDTH)
     each = np.broadcast_to(sums.astype(np.float32)[None, None, :, None], shape)
@@ -39,7 +39,7 @@ def assert_same(rows: Rows, expected: Rows) -> None:
 
 
 def long(*parts: int) -> list[int]:
-    """Return eight places for each part."""
+    """Return eight tokens for each part."""
     return [8 * part + at for part in parts for at in range(8)]
 
 
@@ -97,7 +97,7 @@ def test_cached_arrays_are_never_modified() -> None:
             cache.keys, cache.values, cache.offset = keys, values, count
             new = mx.full((1, HEADS, step, WIDTH), -1.0)
             mx.eval(cache.update_and_fetch(new, new))
-            # What a cache does where there is room, and more: it writes into its arrays.
+            # A cache with spare room writes into its arrays in place.
             cache.keys[...] = -2.0
             keys[..., :3, :] = -3.0
             values[...] = -4.0

@@ -1,4 +1,4 @@
-"""What a load without permission may not do, on whatever thread, and what stays allowed."""
+"""What the guard blocks in a load without permission, on any thread, and what it allows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def imported(path: Path) -> Any:
 
 
 def on_a_thread(function: Callable[[], Any]) -> None:
-    """As a library would: the error is this thread's."""
+    """Run on another thread as a library would; re-raise the error here."""
     found: list[BaseException] = []
 
     def run() -> None:
@@ -92,7 +92,7 @@ def test_checkpoint_code_does_not_run(evil: Path, where: Callable[..., None]) ->
         where(lambda: imported(evil / "evil.py"))
     assert not checkpoints.mark_of(evil).exists()
     assert guard.refused
-    where(lambda: imported(evil / "evil.py"))  # it would have
+    where(lambda: imported(evil / "evil.py"))  # control: without the guard it runs
     assert checkpoints.mark_of(evil).exists()
 
 
@@ -110,7 +110,7 @@ def beside(evil: Path) -> Path:
 
 
 def compiled_only(evil: Path) -> Path:
-    """A .pyc outside of the checkpoint that says to be a part of the standard library."""
+    """A .pyc outside the checkpoint that claims to be part of the standard library."""
     code = compile((evil / "evil.py").read_text(), json.__file__, "exec")
     path = evil.parent / "lies.pyc"
     path.write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
@@ -197,7 +197,7 @@ def test_module_in_a_checkpoint_on_sys_path_does_not_run(
 
 
 def test_code_on_other_threads_is_not_guarded(evil: Path) -> None:
-    """Somebody calls a library on a thread of their own while a load goes on."""
+    """The user calls a library on another thread during a load."""
     inside, done = threading.Event(), threading.Event()
     found: list[object] = []
 
@@ -222,7 +222,7 @@ def test_code_on_other_threads_is_not_guarded(evil: Path) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Somebody who would be reached."""
+    """A server that would be reached."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)
         yield server
@@ -240,7 +240,7 @@ def test_guard_blocks_the_network(listener: socket.socket, where: Callable[..., 
     with remote_code_guard.active(guard), pytest.raises(ConnectionRefusedError):
         where(reach)
     assert guard.unreached[0] == "127.0.0.1"
-    assert not guard.refused  # a library that goes on without it is let
+    assert not guard.refused  # a library that continues without it may
     where(reach)
 
 
@@ -316,7 +316,7 @@ def test_load_with_permission_runs_the_code(evil: Path) -> None:
 
 
 def test_interleaved_loads_have_separate_permissions(evil: Path) -> None:
-    """The inference thread does a slice of each in turn."""
+    """The inference thread runs slices of both alternately."""
 
     def evil_steps() -> Generator[None, None, str]:
         yield
@@ -353,7 +353,7 @@ def test_abandoned_load_cleans_up_under_the_guard(evil: Path) -> None:
 
 
 def test_load_is_refused_without_audit_hooks(evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another audit hook may forbid ours; then it must not seem to hold."""
+    """Another audit hook may forbid ours; then loads must be refused."""
     monkeypatch.setattr(sys, "audit", lambda *args: None)
     steps = steps_of(lambda: imported(evil / "evil.py"))
     with pytest.raises(UntrustedCodeError, match="audit hooks do not work in this Python"):

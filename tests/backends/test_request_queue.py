@@ -1,4 +1,4 @@
-"""One at a time, in the order of asking, whoever gives up meanwhile."""
+"""One request at a time, in order, despite cancellations."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_cancellations_keep_the_order_of_other_requests(
     assert len(turns) == 0
     firsts = list(dict.fromkeys(log))
     assert firsts == sorted(firsts)
-    # Nobody begins before the one before has ended or left.
+    # No request starts before the previous one has ended or left.
     assert [name for at, name in enumerate(log) if at == 0 or log[at - 1] != name] == firsts
 
 

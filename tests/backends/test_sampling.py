@@ -1,4 +1,4 @@
-"""Drawing tokens row by row: what each row asks for, and nothing of its neighbors."""
+"""Sampling per row: each row's own parameters, independent of other rows."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def draw(rows: Any, draws: list[SamplingParams], position: int = 0) -> list[int]
 
 
 def drawn(row: Any, how: dict[str, Any], count: int = 300) -> set[int]:
-    """Return what comes of many seeds for one row."""
+    """Return the samples of many seeds for one row."""
     import mlx.core as mx
 
     rows = mx.repeat(row, count, axis=0)

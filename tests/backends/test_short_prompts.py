@@ -1,4 +1,4 @@
-"""How often the language model of a vision model is called for a prompt; the answer is the same."""
+"""Number of prefill calls for a short prompt; the answer is the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shapes = list[tuple[int, ...]]
 
 
 class Watched:
-    """A language model that notes what it is given."""
+    """A language model that records its inputs."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -34,7 +34,7 @@ class Watched:
 
 
 def answer(lengths: list[int], chunk: int, at_once: int) -> tuple[Shapes, list[list[int]]]:
-    """Read prompts and write six tokens; return the calls before the first, and the tokens."""
+    """Prefill prompts and generate six tokens; return the prefill calls and the tokens."""
     import mlx.core as mx
     from mlx_vlm import load
 
@@ -73,7 +73,7 @@ def ask(
         ([SHORT], 256, [(1, SHORT)]),
         ([SHORT + 1], 256, [(1, SHORT), (1, 1)]),
         ([200], 100, [(1, 100), (1, 100)]),
-        # No more than a chunk at a time: between two of them one can cancel.
+        # At most a chunk at a time: cancel works between chunks.
         ([60], 16, [(1, 16), (1, 16), (1, 16), (1, 12)]),
         ([17], 16, [(1, 17)]),
         ([30, 25, 28], 256, [(3, 30)]),

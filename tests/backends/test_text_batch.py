@@ -1,4 +1,4 @@
-"""Text models answer together as each would alone. Random weights in float32, no download."""
+"""Batched text models answer as one request alone. Random float32 weights, no download."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loud(model: Any, scale: float) -> Any:
-    """Make random weights larger: with small ones every answer is one token again and again."""
+    """Scale random weights up: with small ones every answer repeats one token."""
     import mlx.core as mx
     from mlx.utils import tree_map
 
@@ -73,7 +73,7 @@ def sliding() -> Any:
 
 
 def lfm2() -> Any:
-    """Make a model of convolutions and attention: its caches are of two kinds."""
+    """Make a model with convolutions and attention, which has two kinds of caches."""
     import mlx.core as mx
     from mlx_lm.models.lfm2 import Model, ModelArgs
 
@@ -106,7 +106,7 @@ def prompts(count: int, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> list
 
 
 def raw(model: Any, prompt: list[int], count: int) -> list[int]:
-    """Ask mlx-lm itself, greedily."""
+    """Generate with mlx-lm itself, greedily."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
@@ -115,7 +115,7 @@ def raw(model: Any, prompt: list[int], count: int) -> list[int]:
 
 
 class Asked:
-    """One request to a batch, as a piece of work for the engine."""
+    """One request to a batch, as a task of the engine."""
 
     def __init__(
         self, batch: TextBatch, tokens: list[int], draw: SamplingParams = GREEDY, *, count: int = 20
@@ -149,7 +149,7 @@ class Asked:
 
 
 def go(asked: Sequence[Asked], between: Callable[[int], None] = lambda slice_: None) -> None:
-    """Let an engine without a thread answer them; `between` is called before each slice."""
+    """Run the requests on an engine without a thread; call `between` before each slice."""
     engine = Engine(threaded=False)
     for each in asked:
         engine.submit(each.steps(), each.failed)
@@ -163,7 +163,7 @@ def go(asked: Sequence[Asked], between: Callable[[int], None] = lambda slice_: N
 def answer(
     model: Any, tokens: list[int], draw: SamplingParams = GREEDY, count: int = 20
 ) -> list[int]:
-    """Answer one request by itself."""
+    """Answer one request alone."""
     asked = Asked(batch(model), tokens, draw, count=count)
     go([asked])
     assert asked.error is None
@@ -172,7 +172,7 @@ def answer(
 
 @functools.cache
 def twelve(seed: int) -> tuple[list[list[int]], list[SamplingParams], list[list[int]]]:
-    """Return prompts, how each is drawn, and what each is answered by itself."""
+    """Return prompts, their sampling parameters, and the answer to each alone."""
     asked = prompts(12, seed=seed, lengths=(1, 3, 33, 34, 37, 60))
     draws = [GREEDY, SamplingParams(1.0, 0.9, 30, seed=seed)] * 6
     model = llama()
@@ -185,7 +185,7 @@ def batch(model: Any, *, most: int = 32, ends: Sequence[int] = ()) -> TextBatch:
 
 
 def held() -> int:
-    """Bytes in arrays, when all that was begun is done."""
+    """Active memory once all queued work is done."""
     import gc
 
     import mlx.core as mx
@@ -257,7 +257,7 @@ def test_each_row_has_its_own_sampling_and_a_seed_repeats_in_a_batch(model: Any)
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     seed=st.integers(0, 2),
-    # A third of twelve, each before one of the slices that there are: waiting to writing.
+    # Four of twelve, each before some slice, from waiting to decode.
     cancels=st.lists(
         st.tuples(st.integers(0, 11), st.integers(0, 260)),
         min_size=4, max_size=4, unique_by=lambda pair: pair[0],
@@ -321,7 +321,7 @@ def test_memory_is_freed_when_all_requests_have_ended(model: Any) -> None:
 
 
 class Watched:
-    """Stands in front of a model: notes what it is given, and may spoil its logits."""
+    """Wraps a model: records its inputs and may corrupt its logits."""
 
     def __init__(self, model: Any, spoil: int | None = None) -> None:
         self._model, self._spoil = model, spoil
@@ -465,7 +465,7 @@ def test_caches_that_cannot_be_trimmed_are_not_kept(make: Callable[[], Any]) -> 
 
 
 def byte_tokenizer() -> Any:
-    """Make a tokenizer of bytes: most of what a random model writes is cut within a character."""
+    """Make a byte tokenizer: most output of a random model is cut within a character."""
     from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -494,7 +494,7 @@ Outcome = tuple[str, int, int, Any]
 
 
 class Question:
-    """One request to a `TextModel`, as a piece of work for the engine."""
+    """One request to a `TextModel`, as a task of the engine."""
 
     def __init__(self, model: TextModel, prompt: str, **sampling: Any) -> None:
         self.request = GenerationRequest(prompt=prompt, sampling=Sampling(**sampling))
@@ -613,7 +613,7 @@ def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> N
 
 
 class LateInputs:
-    """Prompts that are made beside each other, and are ready in an order of their own."""
+    """Prompts that are tokenized concurrently and finish in a given order."""
 
     def __init__(self, text_model: TextModel, delays: dict[str, int]) -> None:
         self._inputs, self._delays = text_model._inputs, delays

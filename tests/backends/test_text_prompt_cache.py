@@ -1,4 +1,4 @@
-"""Prompts that a text model has read before: the same answers, less work, nothing of what failed.
+"""The prompt cache of text models: same answers, less prefill, nothing of failed requests.
 
 Random weights in float32; `test_real_models` has a chat with a real model.
 """
@@ -56,14 +56,14 @@ def made(weights: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> TextMod
 
 
 def endless() -> Any:
-    """Make a tokenizer of bytes, none of which ends an answer."""
+    """Make a byte tokenizer without an end token."""
     tokenizer = byte_tokenizer()
     tokenizer._eos_token_ids = set()
     return tokenizer
 
 
 def raw(weights: Any, prompt: str) -> str:
-    """Ask mlx-lm itself."""
+    """Generate with mlx-lm itself."""
     from mlx_lm.generate import stream_generate
 
     pieces = stream_generate(weights, endless(), prompt, max_tokens=COUNT, prefill_step_size=CHUNK)
@@ -71,7 +71,7 @@ def raw(weights: Any, prompt: str) -> str:
 
 
 class Asked(Question):
-    """A question that may be cancelled before one of its slices."""
+    """A request that may be cancelled before one of its slices."""
 
     cut_at = -1
     slices = 0
@@ -130,7 +130,7 @@ def test_prompt_and_answer_are_not_prefilled_again(model: TextModel, weights: An
 def test_answer_is_reused_if_the_tokenizer_encodes_it_as_generated(
     model: TextModel, weights: Any
 ) -> None:
-    """What comes back of a random model's bytes is seldom what it wrote: the hit ends there."""
+    """Decoded bytes of a random model rarely re-encode to the same tokens: the hit ends there."""
     found = []
     for seed in range(12):
         prompt = f"{seed}. {LONG}"

@@ -1,4 +1,4 @@
-"""Which image processors may work on any thread: those whose code names nothing of MLX."""
+"""Which image processors can run on any thread: those whose code does not use MLX."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_processors_that_make_mlx_arrays_are_not_mlx_free(module: str, name: str
 
 
 class Plain:
-    """Whose code is not a library's."""
+    """A class outside the model libraries."""
 
 
 def test_classes_outside_the_libraries_are_not_mlx_free(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Rows that are cut out of a batch's caches: each answer's own, without the padding."""
+"""Rows extracted from the caches of a batch: without the padding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def on_the_cpu() -> None:
 
 
 def numbers(layer: int, row: int, tokens: int) -> list[list[float]]:
-    """Return what stands for each token of a row, two numbers each."""
+    """Return two numbers for each token of a row."""
     return [[float(1000 * layer + 100 * row + token), float(token)] for token in range(tokens)]
 
 

@@ -1,4 +1,4 @@
-"""What is kept for a model: how much, of which models, and only what is whole."""
+"""The caches of a vision model: limits, supported models, and complete entries only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures and prompts that a real model knows already: the same answers, and less work."""
+"""Cached images and prompts of a real model: same answers, less work."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def cut_at(slice_: int) -> Cut:
 
 
 class Asked:
-    """A request on its way, as the engine would take it, a slice at a time."""
+    """A running request, stepped one slice at a time as the engine does."""
 
     def __init__(self, model: VisionModel, request: GenerationRequest, cut: Cut | None) -> None:
         self.chunks: list[GenerationChunk] = []
@@ -80,7 +80,7 @@ class Asked:
         )
 
     def step(self) -> bool:
-        """Do a slice; return whether there is more."""
+        """Run one slice; return whether there is more."""
         if self._cut is not None:
             self._cut(self.slices, self.token)
         self.slices += 1
@@ -98,7 +98,7 @@ class Asked:
 
 
 class Room:
-    """A model and the thread that it belongs to."""
+    """A model and its inference thread."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
@@ -112,11 +112,11 @@ class Room:
         cut: Cut | None = None,
         **sampling: Any,
     ) -> Asked:
-        """Ask, and wait for the end."""
+        """Send a request and wait for its end."""
         return self.all([(asking(prompt, *images, history=history, **sampling), cut)])[0]
 
     def all(self, requests: list[tuple[GenerationRequest, Cut | None]]) -> list[Asked]:
-        """Ask several at once, and go round them."""
+        """Send several requests at once and run them round-robin."""
 
         def work() -> list[Asked]:
             asked = [Asked(self.model, request, cut) for request, cut in requests]
@@ -131,13 +131,13 @@ class Room:
         return self.engine.call(self.model.forget).result(60)
 
     def cold(self, prompt: str, *images: Image.Image, **more: Any) -> Asked:
-        """Ask a model that knows nothing."""
+        """Send a request with empty caches."""
         self.forget()
         return self.ask(prompt, *images, **more)
 
 
 def answers_alone(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a model answer through mlx-vlm's own streaming."""
+    """Make a model answer through mlx-vlm's `stream_generate`."""
     standing = room.model._answering.policy
     apart = replace(standing.verdict, together=False, why="the test says so")
     monkeypatch.setattr(standing, "verdict", apart)
@@ -180,7 +180,7 @@ def demo(engine: Engine) -> Iterator[Room]:
 
 @pytest.fixture(scope="module")
 def large(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    """A model of random weights that takes a picture as 1,024 tokens."""
+    """A model with random weights and 1,024 tokens per image."""
     folder = engine.call(lambda: large_model(tmp_path_factory.mktemp("large"))).result(60)
     room = Room(engine, folder)
     yield room
@@ -207,7 +207,7 @@ def large_model(folder: Path) -> Path:
 
 
 def _enliven(weights: Path) -> None:
-    """Make the weights larger: with those of a fresh model all prompts get the same answer."""
+    """Scale the weights up: with fresh weights all prompts get the same answer."""
     import mlx.core as mx
 
     held: Any = mx.load(str(weights))
@@ -332,7 +332,7 @@ def test_cached_prompts_in_a_batch_answer_as_alone(demo: Room) -> None:
 
 
 def numbered(count: int) -> list[Image.Image]:
-    """Pictures that are all different."""
+    """Images that are all different."""
     made = [shape("red") for _ in range(count)]
     for at, image in enumerate(made):
         ImageDraw.Draw(image).rectangle((0, 0, 10 + 5 * at, 8), fill="blue")
@@ -351,7 +351,7 @@ def test_no_image_is_encoded_after_a_cancel(
     encode = tower.__call__
     images = numbered(20)
     expected = demo.cold(QUESTION, images[3]).text
-    demo.ask(QUESTION, *images[:2])  # the tower is tried
+    demo.ask(QUESTION, *images[:2])  # the encoder is probed
     demo.forget()
     request = GenerationRequest(prompt=QUESTION, images=opened(*images), sampling=Sampling(4))
     asked = Asked(demo.model, request, None)
@@ -417,7 +417,7 @@ def kept(room: Room) -> int:
 
 @pytest.mark.parametrize("picture", [True, False], ids=["picture", "words"])
 def test_cancelled_request_is_not_cached(demo: Room, picture: bool) -> None:
-    """In mlx-vlm a cancelled turn leaves a cache ahead of its tokens: the next one reads wrong."""
+    """In mlx-vlm a cancelled turn leaves a cache longer than its tokens, which is wrong later."""
     images = [RED] if picture else []
     long = "Tell me about the shape, its colour and its place. " * 4
     follow = "Which shape is it?"
@@ -467,7 +467,7 @@ def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(
     assert (stopped.usage.completion_tokens, kept(demo) > 0) == (after, True)
     follow = (Exchange(QUESTION, stopped.text.strip(), opened(RED)),)
     follows = demo.ask("Why?", history=follow)
-    # Its text may be a token behind.
+    # Its text may lag by one token.
     assert follows.usage.cached_tokens >= stopped.usage.prompt_tokens + after // 2
     assert follows.text == demo.cold("Why?", history=follow).text
 
@@ -494,7 +494,7 @@ def test_random_cancellations_do_not_change_later_answers(demo: Room) -> None:
             requests.append((request, cut_at(at)))
         for chat, (request, _), asked in zip(history, requests, demo.all(requests), strict=True):
             ends.append(asked.reason)
-            # A person asks on after an answer that was cut short, too.
+            # Users also continue after an answer that was cut short.
             turn = Exchange(request.prompt, asked.text or "...", request.images)
             history[chat] = (*history[chat], turn) if len(history[chat]) < 4 else ()
     assert set(ends) == {"stop", "length", "cancelled"}

@@ -1,4 +1,4 @@
-"""The warm-up after a load: what it asks, how it is cancelled, and that it fails no load."""
+"""The warm-up after a load: its request, its cancellation, and that it fails no load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlx_magic.models.checkpoints.batch_support import Verdict
 
 
 class Model:
-    """Notes what is asked of it; answers in three slices, or fails in the second."""
+    """Records requests; answers in three slices, or fails in the second."""
 
     reuse = Reuse()
 

@@ -1,4 +1,4 @@
-"""The wired limit: set by the first who needs it, put back by the last."""
+"""The wired memory limit: set by the first user, restored by the last."""
 
 from __future__ import annotations
 

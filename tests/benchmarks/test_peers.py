@@ -1,4 +1,4 @@
-"""Peers that are compared meet the same cores."""
+"""Compared processes run on the same cores."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_a_stream_without_text_is_an_error() -> None:
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers only when as many requests wait as are expected at once."""
+    """Answers once the expected number of requests is waiting."""
 
     together = threading.Barrier(4)
     bodies: list[dict[str, Any]]
@@ -72,7 +72,7 @@ def endpoint(tmp_path: Path) -> Iterator[tuple[Server, Process]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    # Stands for the server's own process, and ends only when it is ended.
+    # Stands for the server's process; runs until it is closed.
     process = Process([sys.executable, "-c", "import sys; sys.stdin.read()"], tmp_path, {})
     yield Server("fake", process, server.server_port, "/v1", "m", inline=True), process
     process.close()

@@ -1,4 +1,4 @@
-"""The benchmark of the first request after a load: its sums, and one real process."""
+"""The benchmark of the first request after a load: its figures, and one real process."""
 
 from __future__ import annotations
 

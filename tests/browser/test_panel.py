@@ -1,4 +1,4 @@
-"""A panel while things happen: answers that are stopped, cells beside it, pages that come back.
+"""The panel during answers, cancellation, running cells, and page reloads.
 
 The backend follows a script here, and writes until it is told to stop.
 """
@@ -24,7 +24,7 @@ LOST = "The kernel was restarted or the connection is lost."
 
 
 def expect_cancelled(panel: PanelPage, number: int, model: str = "smol") -> None:
-    """See that an answer was cancelled and kept what was written."""
+    """Expect that an answer was cancelled and kept its text."""
     panel.expect_ended(number, model)
     expect(panel.answer(number, model)).to_contain_text("cancelled")
     expect(panel.text(number, model)).to_contain_text("squares")
@@ -76,7 +76,7 @@ def test_compared_answers_can_be_cancelled_individually_or_together(
     panel.select("Second", "other")
     panel.ask("Which is it?")
     for model in ("smol", "other"):
-        # Both at once: neither waits for the end of the other.
+        # Both run at once: neither waits for the other.
         expect(panel.text(1, model)).to_contain_text("squares")
     panel.screenshot("comparing")
     panel.button("Cancel smol").click()

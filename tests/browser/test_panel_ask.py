@@ -1,4 +1,4 @@
-"""Asking by mouse with the bundled model: pictures in, answers out, and what is done with them."""
+"""Asking by mouse with the bundled model: adding images, and copying and saving answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_images_are_added_and_answers_exported_in_every_way(open_panel: OpenPane
 
 
 def give_pictures(panel: PanelPage) -> None:
-    """Choose, drop, paste, photograph and name pictures; then move and remove them."""
+    """Choose, drop, paste, photograph and name images; then move and remove them."""
     panel.choose("shapes.png")
     panel.expect_pictures("shapes.png")
     panel.drop("two.png")
@@ -60,7 +60,7 @@ def give_pictures(panel: PanelPage) -> None:
     for name in ("two.png", "camera.jpeg", "photo"):
         panel.button(f"Remove {name}").click()
     panel.expect_pictures("pasted.png", "shapes.png")
-    # What is no picture is told in place.
+    # A file that is not an image is reported in the panel.
     panel.variable.fill("nothing_of_this_name")
     panel.page.keyboard.press("Enter")
     problem = panel.root.get_by_role("alert").filter(has_text="nothing_of_this_name")

@@ -1,4 +1,4 @@
-"""The panel's two widgets as a person meets them, in JupyterLab and in Notebook 7.
+"""The panel's two widgets in JupyterLab and in Notebook 7.
 
 The cells build them with data of their own; what Python hears of the page stands in a label.
 """
@@ -100,16 +100,16 @@ class FrontPage:
         return self.panel.get_by_role("button", name=name, exact=isinstance(name, str))
 
     def expect_heard(self, what: str, **values: Any) -> None:
-        """See that Python hears of something."""
+        """Expect that Python received a message."""
         expect(self.page.locator(".heard").first).to_contain_text(json.dumps([what, values]))
 
     def heard(self) -> list[list[Any]]:
-        """Return everything that Python has heard, as far as the page knows."""
+        """Return all messages that Python received, as far as the page knows."""
         calls: list[list[Any]] = json.loads(self.page.locator(".heard").first.inner_text())
         return calls
 
     def names(self, *names: str) -> None:
-        """See which thumbnails there are, in order."""
+        """Expect these thumbnails, in order."""
         expect(self.pictures.locator(".mlxv-name")).to_have_text(list(names))
 
     def picture(self, name: str) -> None:
@@ -734,7 +734,7 @@ BLOCKED = 100.0
 
 
 def assert_never_blocked(front: FrontPage, *cells: int) -> None:
-    """Run cells and see that no task took too long, and that one would be seen.
+    """Run cells; expect that no task took too long, and that a long one is detected.
 
     On a busy machine any task can take long: one that always does shows three times.
     """

@@ -37,7 +37,7 @@ BLOCKED = 400
 
 
 def assert_clean(page: Page, panel: PanelPage) -> None:
-    """See that nothing has run, and that no control sequence has reached the page."""
+    """Expect that nothing has run, and that no control sequence has reached the page."""
     assert_harmless(page)
     for number in (1, 2):
         text = panel.notebook.output(number).text_content() or ""

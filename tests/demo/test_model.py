@@ -1,4 +1,4 @@
-"""The bundled model: small, loaded without a network, and right on pictures it never saw."""
+"""The bundled model: small, loaded without a network, correct on held-out images."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def loaded() -> Loaded:
 
 
 def ask(loaded: Loaded, question: str, *names: str, system: str | None = None) -> str:
-    """Ask once, on sample pictures."""
+    """Ask once, on sample images."""
     chat = Chat(*loaded)
     if system:
         chat.messages.append({"role": "system", "content": system})

@@ -1,4 +1,4 @@
-"""The drawing and the questions: the same for the same seed, and true to the picture."""
+"""Drawn images and questions: reproducible by seed and correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Deadlines: in each phase the time ends a request, keeps what there is, and says where it was."""
+"""Deadlines: a timeout ends a request in any phase, keeps its text and names the phase."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def script() -> ScriptedBackend:
 
 @pytest.fixture
 def session(script: ScriptedBackend, clock: ManualClock) -> Iterator[Session]:
-    """A session with a clock and an engine that are moved by hand."""
+    """A session with a manual clock and an engine that is stepped manually."""
     session = scripted_session(backend=script, threaded=False, clock=clock)
     yield session
     session.close()
@@ -81,7 +81,7 @@ def test_timeout_ends_a_request_in_every_phase(
     assert ended(result) == ("timeout", phase, 0.25)
     assert result.text == sink.text
     assert bool(result.text) == (phase == "decode")
-    # The model is as good as before.
+    # The model still works.
     script.hold = None
     again = session.start(question(folder))
     step_until(session, again, "done")

@@ -1,4 +1,4 @@
-"""The speed of a download: what arrives counts, what was there does not."""
+"""The rate of a download counts new bytes only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine: one thread, slices in turn, errors, the thread's death, closing."""
+"""The engine: one thread, round-robin slices, errors, thread death, closing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def no_error(error: BaseException) -> None:
 
 
 class Waiting:
-    """A piece of work that has nothing to do until it is told to end."""
+    """A task that waits until it is told to end."""
 
     def __init__(self) -> None:
         self.entered, self.go_on = threading.Event(), threading.Event()
@@ -86,7 +86,7 @@ def test_prioritized_task_gets_the_next_slice() -> None:
     engine.prioritize(pieces["d"])
     for _ in range(6):
         engine.step()
-    # The head, whose slice may be running, keeps its turn; the others theirs.
+    # The first task, whose slice may be running, keeps its turn; the order is unchanged.
     assert log == ["a0", "b0", "d0", "c0", "a1", "b1", "d1"]
     engine.prioritize(steps(log, "e", 1))
     assert engine.step()
@@ -194,7 +194,7 @@ def test_new_call_wakes_a_sleeping_thread(engine: Engine, monkeypatch: pytest.Mo
 
 
 class Bad(BaseException):
-    """No Exception: worse."""
+    """A BaseException that is not an Exception."""
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, Bad])
@@ -247,7 +247,7 @@ def test_thread_death_fails_a_pending_call() -> None:
     assert entered.wait(10)
     waiting = [engine.call(lambda: None), engine.call(lambda: None, soon=True)]
     go_on.set()
-    # One that comes soon may still be done.
+    # A call with `soon` may still run.
     with pytest.raises(EngineError, match="died"):
         waiting[0].result(1)
     assert waiting[1].exception(1) is None or isinstance(waiting[1].exception(), EngineError)
@@ -339,7 +339,7 @@ def test_thread_death_fails_all_tasks_even_if_one_raises_on_close() -> None:
     def dying() -> Generator[None, None, None]:
         yield
         entered.wait(10)
-        # What comes later gets a fresh thread, and would wait there.
+        # Later calls get a new thread and would wait there.
         all_in.wait(10)
         raise SystemExit
 

@@ -1,4 +1,4 @@
-"""Observers: at most 20 calls a second, the last one exact, and none that hurts the work."""
+"""Observers: at most 20 calls a second, an exact last one, and no harm by failing ones."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_observer_can_cancel_and_unsubscribe(generation: Generation, clock: Manu
 
 
 def test_snapshots_from_another_thread_are_consistent(generation: Generation) -> None:
-    """Text and number of tokens are of one moment, whenever they are asked for."""
+    """Text and token count are always consistent."""
     begun, ended = threading.Event(), threading.Event()
 
     def write() -> None:

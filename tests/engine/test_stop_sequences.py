@@ -1,4 +1,4 @@
-"""Stop texts: cut where they begin, wherever the pieces are cut, and nothing lost."""
+"""Stop sequences end the text where they begin, for any chunk boundaries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from mlx_magic.engine.stop_sequences import StopSequences
 
-# Few letters: stop texts that overlap, begin alike and lie in each other come up often.
+# Few letters, so that stop sequences often overlap, share prefixes or are nested.
 texts = st.text("ab\n", max_size=30)
 stop_texts = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
 
 
 def shown(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
-    """Feed the pieces, as a generation does."""
+    """Feed the chunks, as a generation does."""
     stops, out = StopSequences(stop), ""
     for piece in pieces:
         text, stopped = stops.feed(piece)
@@ -28,7 +28,7 @@ def shown(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
 
 
 def expected(stop: list[str], text: str) -> tuple[str, bool]:
-    """Look at every end, the slow and plain way."""
+    """Check every possible end: slow and simple."""
     for end in range(1, len(text) + 1):
         starts = [end - len(each) for each in stop if text[:end].endswith(each)]
         if starts:

@@ -1,4 +1,4 @@
-"""A model's words, wherever they are shown: nothing runs, fetches, leads or lies elsewhere."""
+"""Hostile answers in every output: nothing runs, fetches, links or covers the page."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def check_formulas(texts: list[str]) -> None:
 
 
 def check_html(html: str) -> Page:
-    """See that HTML which stands by itself in an output is harmless."""
+    """Expect that HTML which stands by itself in an output is harmless."""
     page = Page(html)
     check_formulas(page.typeset)
     assert all(ABSOLUTE.match(link) for link in page.links), page.links
@@ -136,7 +136,7 @@ _HTML_TAG = re.compile(r"<[^<>]*>")
 
 
 def check_markdown(markdown: str, *, is_export: bool = False) -> None:
-    """See that Markdown is harmless where HTML is allowed and TeX is typeset."""
+    """Expect that Markdown is harmless where HTML is allowed and TeX is typeset."""
     html = rendered(markdown)
     assert "<script" not in html
     assert "<a " not in html
@@ -186,7 +186,7 @@ def test_every_mime_type_of_each_result_is_harmless(shown_as: OutputFormat) -> N
 
 
 def test_names_notes_and_status_lines_are_not_typeset() -> None:
-    """Only answers are: not file names, notes, footers, tables, phases, problems."""
+    """Only answers are typeset, not file names, notes, footers, tables, phases or problems."""
     for text in ANSWERS.values():
         image = make_image_input(Image.new("RGB", (8, 6), "red"), text, notes=[text])
         shown = bundle(VisionResult("x", text, "length", images=(image,), seen=(text,)))

@@ -1,4 +1,4 @@
-"""Whatever is passed to a public function, it works or is refused in one line that says which."""
+"""Any argument of a public function works or is refused in one line that names it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def outcome(
     function: Callable[..., Any], /, *arguments: Any, **options: Any
 ) -> MlxMagicError | None:
-    """Return the error of ours; any other fails."""
+    """Return our error; any other fails the test."""
     found: MlxMagicError | None = None
     try:
         function(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Cancel reaches the work on a picture: nothing is decoded, read or looked through after it."""
+"""Cancel stops work on an image: nothing is decoded, read or searched afterwards."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["script", "shell"]
 
 
 class ThrownAtLook(CancelToken):
-    """Cancelled by whoever looks at it for the n-th time."""
+    """A token that is cancelled at its n-th check."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_cancel_ends_decoding_in_the_middle(kind: str, at: int) -> None:
     token = ThrownAtLook(at)
     with pytest.raises(Cancelled):
         open_images(value, cancel=token)
-    # Whoever was told stopped there: at most the layers above looked once more.
+    # The caller stopped there: at most the layers above checked once more.
     assert at <= token.looks <= at + 1
     (image, *_) = open_images(value, cancel=CancelToken())
     assert image.size[0] >= 300
@@ -113,7 +113,7 @@ def test_timeout_ends_image_decoding_as_cancel_does() -> None:
     with pytest.raises(ImageDecodeError, match=r"^x takes more than 2 seconds to decode"):
         list(reads)
     assert 0 < file.tell() < 6 << 16
-    with pytest.raises(ImageDecodeError):  # a library that swallowed it does not get away with it
+    with pytest.raises(ImageDecodeError):  # a library that swallows the cancellation has no effect
         watch.reraise()
 
 
@@ -170,7 +170,7 @@ def test_cancelled_cell_ends_image_decoding(
     canceller.join()
     assert shell.user_ns["r"].finish_reason == "cancelled"
     end("mlx-magic-prepare")
-    # A picture of 3 MB has more than a hundred of reads; the one that was held was the last.
+    # An image of 3 MB has more than a hundred of reads; the one that was held was the last.
     assert held.reads <= held.at + 4
     assert script.requests == []
     shell.run_cell_magic("vision", "img -m demo -o r", "What is it?")

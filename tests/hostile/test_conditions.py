@@ -1,4 +1,4 @@
-"""A rough machine gives the same answers, or one line that says what to do."""
+"""Unusual machines: the same answers, or an error of one line with a remedy."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ ANSWERS = ("ask", "again", "image", "stream")
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Return what is answered where everything is as it should be."""
+    """Return the answers under normal conditions."""
     found = run(tmp_path_factory.mktemp("plain"), environment={})
     assert all(found[label][0] == "" and found[label][1] for label in ANSWERS)
     assert found["save"][0] == ""

@@ -1,4 +1,4 @@
-"""Each hostile checkpoint gives one clear line or a right answer: no code, no hang, no balloon."""
+"""Each hostile checkpoint is one error line or answers: no code, no hang, little memory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def tried(which: str, folder: Path) -> Outcomes:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """What came of each case."""
+    """Outcome of each case."""
     found: Outcomes = {}
     for which in ("text", "vision"):
         for name, outcome in tried(which, tmp_path_factory.mktemp(which)).items():

@@ -1,4 +1,4 @@
-"""Paths and globs that are not what they seem: no wait, no walk through the disk, one line."""
+"""Hostile paths and globs: no waiting, no search of the whole disk, one error line."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_large_float_array_needs_little_extra_memory() -> None:
 
 
 class Lies:
-    """Says that it is an array."""
+    """Claims to be an array."""
 
     def __init__(self, gives: Any) -> None:
         self.gives = gives

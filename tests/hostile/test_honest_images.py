@@ -1,4 +1,4 @@
-"""Honest pictures stay as they were: the same pixels as plain Pillow, the same notes."""
+"""Ordinary images: the same pixels as plain Pillow, the same notes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_every_netpbm_format_equals_plain_pillow(magic: str, top: int) -> None:
 
 
 def test_data_after_a_jpeg_is_not_counted_as_scans() -> None:
-    # A film behind the picture, as phones put it there, has such bytes by chance.
+    # A video appended to a photo, as phones do, has such bytes by chance.
     data = encode(photo(), "JPEG", progressive=True)
     (image,) = open_images(data + b"\xff\xda" * 1000)
     assert image.pixels.tobytes() == by_pillow(data)[1]

@@ -1,4 +1,4 @@
-"""Hostile pictures end in time, in memory, and in one line; honest ones stay as they were."""
+"""Hostile images end within time and memory limits with one line; others are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of pictures, each at its edge; and the looks at Cancel that other tests do not reach."""
+"""Limits of images, each at its boundary; and checks for Cancel that other tests do not reach."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_later_tiff_page_is_read_if_the_first_is_incomplete() -> None:
 
 
 def test_scans_behind_the_end_of_a_jpeg_are_not_counted() -> None:
-    # As a phone's film or a second picture has them, each with a length that leads to the next.
+    # As a phone's film or a second image has them, each with a length that leads to the next.
     data = encode(Image.linear_gradient("L"), "JPEG", progressive=True)
     (image,) = open_images(data + b"\0\2" + segment(0xDA, b"\0\0\0\0") * 1000)
     assert image.pixels.tobytes() == open_images(data)[0].pixels.tobytes()

@@ -1,4 +1,4 @@
-"""No text of a checkpoint drives a terminal, breaks a line or marks up a page where it is shown."""
+"""Text of a checkpoint is shown without control characters, line breaks or markup."""
 
 from __future__ import annotations
 

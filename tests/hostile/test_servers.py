@@ -55,7 +55,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(case: Case, scheme: str = "http") -> bytes | str:
-    """Return the picture or the line."""
+    """Return the image or the line."""
     fetch = UrlFetcher(connect=connect, allowed=this_machine)
     with serving(case.serve) as port:
         try:

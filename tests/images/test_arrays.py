@@ -1,4 +1,4 @@
-"""Arrays become pictures by shape, type and range, or one clear error."""
+"""Arrays become images by shape, type and range, or one clear error."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def in_one_piece(image: Image.Image) -> tuple[bytes, tuple[str, ...]]:
-    """Convert deep grey as it was done before there were slices."""
+    """Convert deep gray as it was done before there were slices."""
     values = np.asarray(image)
     notes: tuple[str, ...] = ()
     if image.mode.startswith("I;16"):

@@ -1,4 +1,4 @@
-"""Fetching: guarded at every step, limited in size and time, and nothing but pictures."""
+"""Fetching: checked at every step, limited in size and time, images only."""
 
 from __future__ import annotations
 
@@ -332,7 +332,7 @@ def test_responses_that_are_not_images_are_refused() -> None:
     page = ScriptedConnection(answer(b"<html>" * 200, Content_Type="text/html"), b"more")
     assert refused(Network(page)) == "it sent text/html, not a picture."
     assert page.script
-    # What calls itself a picture is for the decoder to judge; a picture under a wrong name is one.
+    # What calls itself an image is for the decoder to judge; an image under a wrong name is one.
     unknown = answer(b"\x00\x01\x02", Content_Type="image/x-unknown")
     assert Network(ScriptedConnection(unknown)).fetcher()("http://a.example/") == b"\x00\x01\x02"
     for kind in ("application/octet-stream", "text/plain"):
@@ -426,7 +426,7 @@ def test_real_resolver_resolves_localhost(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class Site(BaseHTTPRequestHandler):
-    """Serves one picture and one redirect to this machine."""
+    """Serves one image and one redirect to this machine."""
 
     def do_GET(self) -> None:
         if self.path == "/home":
@@ -474,7 +474,7 @@ def test_real_server_is_reached_over_a_real_socket() -> None:
         assert (image.size, image.source) == ((4, 3), f"{url}/x.png")
         with pytest.raises(FetchError, match=r"127\.0\.0\.2 is not on the public internet"):
             fetch(f"{url}/home")
-        # What a person gets: the same address is refused.
+        # Without `allowed`, the same address is refused.
         with pytest.raises(FetchError, match=r"127\.0\.0\.1 is not on the public internet"):
             open_images(f"{url}/x.png")
 

@@ -1,4 +1,4 @@
-"""The picture given to a model: scaling, digest, thumbnail, limits of a request."""
+"""The image given to a model: scaling, digest, thumbnail, limits of a request."""
 
 from __future__ import annotations
 

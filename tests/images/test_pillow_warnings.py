@@ -1,4 +1,4 @@
-"""What Pillow says while it decodes here is dropped; what it says to a person is not."""
+"""Pillow's warnings are dropped while we decode, and only then."""
 
 from __future__ import annotations
 

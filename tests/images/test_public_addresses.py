@@ -1,4 +1,4 @@
-"""Which addresses are public, and which URLs are taken apart at all."""
+"""Which addresses are public, and which URLs are accepted."""
 
 from __future__ import annotations
 

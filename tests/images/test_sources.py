@@ -1,4 +1,4 @@
-"""Whatever names or holds pictures is found, in order; the rest gets one clear line."""
+"""Values that name or contain images are found in order; others are an error of one line."""
 
 from __future__ import annotations
 
@@ -308,7 +308,7 @@ def test_objects_with_repr_png_are_images() -> None:
 
 
 class Fetched:
-    """Gives one picture for every URL, and remembers them."""
+    """Gives one image for every URL, and remembers them."""
 
     def __init__(self) -> None:
         self.urls: list[str] = []

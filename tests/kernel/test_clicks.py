@@ -1,4 +1,4 @@
-"""A click and an interrupt reach a running cell, in every way a cell can run, on each ipykernel."""
+"""Clicks and interrupts reach a running cell of any kind, on each ipykernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An interrupt at every line between a cell's first and its last: stopped, kept, nothing left.
+"""An interrupt at any line of a cell stops it, keeps its text and leaves nothing behind.
 
 The lines are those of mlx-magic on the thread that runs cells. `MLX_MAGIC_INTERRUPTS=1000` tries
 1,000 of them instead of eight a way, in the oldest and the newest kernel.

@@ -1,4 +1,4 @@
-"""Who leaves so that something fits: the reckoning, against a search of all ways."""
+"""Which models are evicted so that a load fits, checked against an exhaustive search."""
 
 from __future__ import annotations
 

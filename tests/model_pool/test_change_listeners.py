@@ -1,4 +1,4 @@
-"""Being told of changes: what is told, when, on which threads, and that it harms nobody."""
+"""Change listeners: which changes they get, when, on which threads, and their failures."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_requests_from_several_threads_end_with_no_running_tasks(
 def test_running_tasks_describe_themselves(
     session: Session, script: ScriptedBackend, folder: str, tmp_path: Path
 ) -> None:
-    """A panel tells loads from generations, and sees the load inside of a first question."""
+    """A panel tells loads from generations, and sees the load inside a first question."""
     script.hold = "loading"
     generation = session.start(question(folder))
     # Progress is looked at, not told.

@@ -1,4 +1,4 @@
-"""The pool: leases, unloads that wait or force, budget, pins, time-to-live, what is told."""
+"""The pool: leases, waiting and forced unloads, budget, pins, idle TTL, listeners."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZE = 96
 
 
 class Bench:
-    """A session whose engine is stepped by hand, and whose clock stands still."""
+    """A session with a manually stepped engine and a manual clock."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = ManualClock()
@@ -365,7 +365,7 @@ def test_load_size_is_measured_only_in_its_own_slices(bench: Bench) -> None:
 
 
 def warm_up(model: Any, *, cancel: CancelToken, progress: object) -> Iterator[None]:
-    """Leave something behind, as an answer does until it is collected."""
+    """Leave memory behind, as an answer does until it is collected."""
     model._backend.active += 1000
     for _ in range(3):
         yield

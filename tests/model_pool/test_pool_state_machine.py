@@ -38,7 +38,7 @@ ESTIMATES = {"A": 3, "B": 5, "C": 7, "D": 8}
 SIZES = {**ESTIMATES, "D": 12}
 SLICES = 3
 ENOUGH = 5_000
-"""Steps after which whoever has no outcome has been lost."""
+"""Steps after which a task without an outcome counts as lost."""
 
 names = st.sampled_from(sorted(SIZES))
 which = st.integers(0, 20)
@@ -67,7 +67,7 @@ def checkpoint(name: str) -> Checkpoint:
 
 
 class Model(ScriptedModel):
-    """Notices when it is closed under its user, and when it is closed twice."""
+    """Detects a close during use and a second close."""
 
     def __init__(self, backend: Device, name: str) -> None:
         super().__init__(backend, SIZES[name])
@@ -134,7 +134,7 @@ class Device(ScriptedBackend):
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """What people may do to a pool, in any order, and what must hold after each step."""
+    """Random pool operations, and the invariants after each step."""
 
     def __init__(self) -> None:
         super().__init__()

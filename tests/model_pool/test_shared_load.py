@@ -1,4 +1,4 @@
-"""Loads in flight: one for all who wait, its progress, failure and end; fairness beside it."""
+"""Shared loads: progress, failure and end for all waiting requests; fairness to others."""
 
 from __future__ import annotations
 

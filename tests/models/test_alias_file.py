@@ -1,4 +1,4 @@
-"""A person's own aliases: what they wrote holds, what nobody understands is said and kept."""
+"""The user's alias file: valid lines apply, invalid ones are reported and kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The alias file under many hands, on a bad disk, and with content that nobody would write."""
+"""The alias file with concurrent writers, disk errors and hostile content."""
 
 from __future__ import annotations
 

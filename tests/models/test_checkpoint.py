@@ -270,7 +270,7 @@ def test_other_tokenizer_files_are_accepted(tmp_path: Path, name: str) -> None:
         ),
         ({"model_type": "qwen2_vl", "vision_start_token_id": 5}, "vision"),
         ({"model_type": "qwen3_omni_moe", "thinker_config": {"vision_config": {"a": 1}}}, "vision"),
-        # Nothing in these configs but the architecture speaks of pictures.
+        # Nothing in these configs but the architecture speaks of images.
         ({"model_type": "molmo"}, "vision"),
         ({"model_type": "moondream1"}, "vision"),
         ({"model_type": "qwen3_5_text"}, "text"),

@@ -1,4 +1,4 @@
-"""Numbers that no model has are refused with themselves; those of real models are accepted."""
+"""Absurd numbers are refused and named; those of real models are accepted."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_token_is_sent_to_the_hub_and_not_to_the_storage_host(
 
 
 class SecondLook(CancelToken):
-    """Is cancelled at the second look after it was told to count."""
+    """A token that is cancelled at the second check after `looks` is set to 0."""
 
     __slots__ = ("looks",)
 

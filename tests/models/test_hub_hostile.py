@@ -71,7 +71,7 @@ def fetched(hub: fake_hub.FakeHub, cache: Path, **options: Any) -> Path:
 
 
 def refused(hub: fake_hub.FakeHub, cache: Path, **options: Any) -> str:
-    """Return the one line that a download is refused with; nothing lies outside of the cache."""
+    """Return the one line that a download is refused with; nothing lies outside the cache."""
     with pytest.raises(MlxMagicError) as caught:
         fetched(hub, cache, **options)
     text = str(caught.value)

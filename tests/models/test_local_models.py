@@ -1,4 +1,4 @@
-"""What is listed as being on disk, in which order, and what is said of the unusable."""
+"""The list of local models: its order, and problems of unusable ones."""
 
 from __future__ import annotations
 

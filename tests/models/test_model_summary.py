@@ -1,4 +1,4 @@
-"""What is said of a model before it is loaded, or even fetched."""
+"""The summary of a model before it is loaded or fetched."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_long_list_is_truncated_only_in_the_message() -> None:
 
 @pytest.mark.model
 def test_hostile_checkpoints_of_these_tests_run_code(folder: Path) -> None:
-    """What is refused above would have run: otherwise these tests would prove nothing."""
+    """Control: without the refusal the code runs."""
     checkpoints.with_auto_map(checkpoints.with_model_file(folder), "config.json", "AutoConfig")
     mark = checkpoints.mark_of(folder)
     code = f"""

@@ -1,4 +1,4 @@
-"""What a tokenizer.json does to a text: honest ones pass, those that grow without end do not."""
+"""Checks of tokenizer.json: ordinary files pass, unbounded growth is refused."""
 
 from __future__ import annotations
 

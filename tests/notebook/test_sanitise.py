@@ -180,7 +180,7 @@ def test_hostile_output_is_harmless_as_preformatted_text(text: str) -> None:
 
 
 def as_a_trusting_program_shows(markdown: str) -> str:
-    """Render as programs do that allow raw HTML, pictures and every address."""
+    """Render as programs do that allow raw HTML, images and every address."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

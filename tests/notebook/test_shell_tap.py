@@ -1,4 +1,4 @@
-"""The tap sees clicks that are real, changes nothing, and never harms the stream."""
+"""The tap sees authentic clicks and forwards every message unchanged."""
 
 from __future__ import annotations
 

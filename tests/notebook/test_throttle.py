@@ -17,7 +17,7 @@ def test_updates_have_a_minimum_interval() -> None:
 
 
 def bytes_sent(tokens: int, tokens_a_second: float) -> int:
-    """Stream so many tokens of four characters each, with updates as often as allowed."""
+    """Stream tokens of four characters each, with updates as often as allowed."""
     clock, total = ManualClock(), 0
     throttle = Throttle(clock)
     for token in range(1, tokens + 1):

@@ -1,4 +1,4 @@
-"""Which names a result may have: what Python assigns, but nothing that IPython lives by."""
+"""Variable names for results: any Python identifier that IPython does not need."""
 
 from __future__ import annotations
 

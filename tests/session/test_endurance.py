@@ -17,7 +17,7 @@ pytestmark = pytest.mark.model
 
 def test_many_requests_with_a_third_cancelled_leak_nothing_and_change_no_answer() -> None:
     report = endurance.measure(requests=60, seed=27)
-    # How many end before their moment has come is up to the machine.
+    # How many requests end before their cancellation depends on the machine.
     missed = {target.what for target in report.targets if not target.met}
     assert missed <= {"cancelled, of all"}
     assert len(report.samples["cancelled by"]) >= 5, "many kinds of moment were among them"
@@ -41,7 +41,7 @@ def test_leaks_would_be_detected(session: Cutting, monkeypatch: pytest.MonkeyPat
     assert set(session.left().values()) == {0}
 
     def stays(self: Batch, seat: Slot) -> None:
-        """Leave nothing."""
+        """Keep nothing."""
 
     monkeypatch.setattr(Batch, "leave", stays)
     session.begin(plan).future.result(120)

@@ -98,7 +98,7 @@ def test_thumbnails_are_made_only_for_sinks_that_show_them(
 
 
 class Held:
-    """What a model made ready."""
+    """Prefetched inputs."""
 
 
 def test_prefetched_inputs_live_as_long_as_their_request(
@@ -125,7 +125,7 @@ def test_prefetched_inputs_live_as_long_as_their_request(
     assert made[0]() is not None
     script.release()
     generation.future.result(10)
-    # The engine lets go of the work's steps after the outcome was told.
+    # The engine releases the task's generator after the outcome is set.
     session.engine.call(lambda: None).result(10)
     gc.collect()
     assert made[0]() is None
@@ -133,7 +133,7 @@ def test_prefetched_inputs_live_as_long_as_their_request(
 
 
 class Waits:
-    """Makes nothing ready, and takes its time."""
+    """Prefetches nothing, slowly."""
 
     def __init__(self) -> None:
         self.came, self.go = threading.Event(), threading.Event()
@@ -273,7 +273,7 @@ def test_cancel_of_a_queued_request_does_not_affect_the_running_one(
 def test_cancelled_request_gets_the_next_slice(script: ScriptedBackend, vision: str) -> None:
     script.hold = "decode"
     session = scripted_session(backend=script, threaded=False)
-    # Pictures are opened on threads of their own: the order is that of their submission.
+    # Images are opened on threads of their own: the order is that of their submission.
     asked = []
     for _ in range(6):
         asked.append(session.start(question(vision, max_tokens=10**6)))

@@ -1,4 +1,4 @@
-"""A chat template that takes long holds up nobody: it renders beside the inference thread."""
+"""A slow chat template does not block other requests: it renders off the inference thread."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_endless_template_does_not_block_others_and_can_be_cancelled(
     hostile.cancel()
     result = hostile.future.result(10)
     assert (result.finish_reason, result.text) == ("cancelled", "")
-    # Its model is as good as before.
+    # The model still works.
     again = ask(session, folder)
     again.cancel()
     assert again.future.result(10).finish_reason == "cancelled"

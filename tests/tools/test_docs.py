@@ -42,7 +42,7 @@ def fenced(text: str) -> Iterator[tuple[str, str]]:
 
 
 def inline(text: str) -> list[str]:
-    """Return what stands between single backticks, outside of blocks."""
+    """Return the text in single backticks, outside code blocks."""
     text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
 

@@ -1,4 +1,4 @@
-"""What a panel holds has an end, and what does not fit is said: nothing is lost without a word."""
+"""The memory of a panel is bounded, and everything refused is reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PIXELS = 40 * 20
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for three pictures of a question, and for five in all."""
+    """Room for three images of a question, and for five in all."""
     monkeypatch.setattr(pixel_budget, "MOST_READY", 3 * PIXELS)
     monkeypatch.setattr(pixel_budget, "MOST_HELD", 5 * PIXELS)
 
@@ -178,7 +178,7 @@ print(len(pictures.ready), len(pictures.problems), len(files[0]), peak() - befor
 
 
 def test_forty_decompression_bombs_stay_within_the_limit() -> None:
-    # 40 pictures of 4 megapixels would take 640 MB.
+    # 40 images of 4 megapixels would take 640 MB.
     command = [sys.executable, "-c", HOLDING, "2000", "20000000"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     ready, problems, _, held_bytes = map(int, done.stdout.split())

@@ -44,7 +44,7 @@ HOSTILE = [
 
 
 class Seen(HTMLParser):
-    """The tags of a page, with what could run or fetch, and the headings outside of quotes."""
+    """The tags of a page, with what could run or fetch, and the headings outside quotes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
