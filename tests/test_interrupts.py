@@ -33,10 +33,10 @@ def python_handles_it() -> Any:
 
 def interrupted(stretch: Callable[[Interrupt], None]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        guarded(stretch)
+        run_deferred(stretch)
 
 
-def guarded(stretch: Callable[[Interrupt], None]) -> None:
+def run_deferred(stretch: Callable[[Interrupt], None]) -> None:
     with deferred() as interrupt:
         stretch(interrupt)
 
@@ -64,7 +64,7 @@ def test_error_after_a_deferred_interrupt_becomes_keyboard_interrupt() -> None:
 
     interrupted(interrupted_and_fails)
     with pytest.raises(ValueError, match="mine"):
-        guarded(fails)
+        run_deferred(fails)
 
 
 def test_repeated_interrupts_are_raised_at_once() -> None:

@@ -84,12 +84,12 @@ def imports(path: Path, *, with_types: bool = True) -> set[str]:
     return found
 
 
-def tops(names: set[str]) -> set[str]:
+def top_packages(names: set[str]) -> set[str]:
     """Return the top-level packages of dotted names."""
     return {name.partition(".")[0] for name in names}
 
 
-def within(names: set[str], package: str) -> set[str]:
+def is_within(names: set[str], package: str) -> set[str]:
     """Return the names that are `package` or lie in it."""
     return {name for name in names if name == package or name.startswith(package + ".")}
 
@@ -163,7 +163,7 @@ def own_imports(path: Path) -> set[str]:
     return {name for name in imports(path) if name in BY_NAME and name != name_of(path)}
 
 
-def storey(module: str) -> int:
+def layer_of(module: str) -> int:
     """Return how far down a module stands."""
     room = module.split(".")[1] if "." in module else ""
     if room in ("", *FACE):
@@ -187,7 +187,7 @@ def children(folder: str) -> dict[str, set[str]]:
     return found
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
+def import_cycle(graph: dict[str, set[str]]) -> list[str]:
     """Return what is left once all that imports nothing of the rest is taken away, repeatedly."""
     left = {part: set(needs) for part, needs in graph.items()}
     while free := {part for part, needs in left.items() if not needs & left.keys()}:
@@ -196,8 +196,8 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_import_cycle_is_detected() -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+    assert import_cycle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert import_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
 
 
 def test_each_module_belongs_to_a_layer_of_the_plan() -> None:
@@ -210,7 +210,7 @@ def test_imports_go_to_lower_layers() -> None:
         f"{name} -> {other}"
         for name, path in BY_NAME.items()
         for other in own_imports(path)
-        if storey(other) < storey(name) and other != "mlx_magic"
+        if layer_of(other) < layer_of(name) and other != "mlx_magic"
     ]
     assert up == []
 
@@ -218,7 +218,7 @@ def test_imports_go_to_lower_layers() -> None:
 def test_modules_have_no_import_cycles() -> None:
     folders = {name.rpartition(".")[0] for name in BY_NAME} - {""}
     folders |= {".".join(folder.split(".")[:depth]) for folder in folders for depth in (1, 2, 3)}
-    circles = {folder: circle(children(folder)) for folder in sorted(folders)}
+    circles = {folder: import_cycle(children(folder)) for folder in sorted(folders)}
     # The package's own names are looked up when they are asked for.
     assert {folder: parts for folder, parts in circles.items() if parts} == {}
 
@@ -229,20 +229,20 @@ def test_no_folder_holds_more_than_a_dozen_modules() -> None:
 
 
 def test_notebook_libraries_are_imported_only_in_notebook() -> None:
-    users = {name for name, path in BY_NAME.items() if tops(imports(path)) & NOTEBOOK_ONLY}
-    assert users == within(users, "mlx_magic.notebook")
+    users = {name for name, path in BY_NAME.items() if top_packages(imports(path)) & NOTEBOOK_ONLY}
+    assert users == is_within(users, "mlx_magic.notebook")
 
 
 def test_model_libraries_are_imported_only_in_backends() -> None:
-    users = {name for name, path in BY_NAME.items() if tops(imports(path)) & BACKENDS_ONLY}
-    assert users == within(users, "mlx_magic.backends")
+    users = {name for name, path in BY_NAME.items() if top_packages(imports(path)) & BACKENDS_ONLY}
+    assert users == is_within(users, "mlx_magic.backends")
 
 
 @pytest.mark.parametrize(("library", "room"), [("mlx_vlm", "vision"), ("mlx_lm", "text")])
 def test_each_model_library_is_imported_by_one_kind_of_backend(library: str, room: str) -> None:
-    users = {name for name, path in BY_NAME.items() if library in tops(imports(path))}
+    users = {name for name, path in BY_NAME.items() if library in top_packages(imports(path))}
     assert users
-    assert users == within(users, f"mlx_magic.backends.{room}")
+    assert users == is_within(users, f"mlx_magic.backends.{room}")
 
 
 def at_runtime(module: str) -> set[str]:
@@ -259,7 +259,7 @@ def test_errors_and_request_have_few_imports() -> None:
 def test_backends_do_not_import_their_callers() -> None:
     users = [
         name
-        for name in within(set(BY_NAME), "mlx_magic.backends")
+        for name in is_within(set(BY_NAME), "mlx_magic.backends")
         if "mlx_magic.engine.engine" in at_runtime(name)
     ]
     assert users == []
@@ -268,9 +268,9 @@ def test_backends_do_not_import_their_callers() -> None:
 def test_notebook_reaches_backends_only_through_session() -> None:
     users = {
         name: found
-        for name in within(set(BY_NAME), "mlx_magic.notebook")
+        for name in is_within(set(BY_NAME), "mlx_magic.notebook")
         # What was reused is plain numbers.
-        if (found := within(at_runtime(name), "mlx_magic.backends") - PLAIN)
+        if (found := is_within(at_runtime(name), "mlx_magic.backends") - PLAIN)
     }
     assert users == {}
 
@@ -322,7 +322,7 @@ def declared() -> set[str]:
 
 def third_party() -> set[str]:
     """Return the packages that the source imports, other than itself and the standard library."""
-    used = {top for path in MODULES for top in tops(imports(path))}
+    used = {top for path in MODULES for top in top_packages(imports(path))}
     return used - set(sys.stdlib_module_names) - {"mlx_magic"}
 
 
@@ -352,7 +352,7 @@ def loaded_by(statement: str) -> set[str]:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    return tops(set(json.loads(done.stdout)))
+    return top_packages(set(json.loads(done.stdout)))
 
 
 def test_import_is_quick() -> None:

@@ -30,7 +30,7 @@ def loaded(tiny: Build, name: str, files: dict[str, Path]) -> OurModel:
     return OurModel(folder, model.library, files)
 
 
-def most_at_once(model: OurModel, *questions: Any) -> int:
+def largest_batch(model: OurModel, *questions: Any) -> int:
     """Send requests at once; return the largest number that decoded at the same time."""
     asked = [model.begin(question) for question in questions]
     most = 0
@@ -52,7 +52,7 @@ def test_tested_model_is_compared_once_and_answers_in_batches(
     monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
     model = loaded(tiny, name, files)
     assert model.loaded.together == Verdict(True, True)
-    assert most_at_once(model, TEXT, WORDS[1], WORDS[3]) == 3
+    assert largest_batch(model, TEXT, WORDS[1], WORDS[3]) == 3
     model.close()
 
     def no_look(*args: Any) -> Any:
@@ -79,7 +79,7 @@ def test_untested_model_answers_one_at_a_time_in_order(
         order.extend(n for n, each in enumerate(asked) if each.tokens and n not in order)
         return False
 
-    assert most_at_once(model, *questions) == 1
+    assert largest_batch(model, *questions) == 1
     model.run(asked, until=note)
     assert order == [0, 1, 2, 3]
     model.close()
@@ -149,7 +149,7 @@ def test_error_in_one_row_ends_only_that_row(
     faulty = ours.begin(TEXT)
     others = [IMAGE, FOLLOW_UP, WORDS[1]] if model.library == "mlx-vlm" else list(WORDS[1:4])
     asked = [ours.begin(question) for question in others]
-    spoil_writing(answering, monkeypatch, after=at)
+    fail_decode_steps(answering, monkeypatch, after=at)
     ours.run([faulty, *asked])
     assert "spoiled" in str(faulty.error)
     for question, each in zip(others, asked, strict=True):
@@ -159,7 +159,7 @@ def test_error_in_one_row_ends_only_that_row(
     ours.close()
 
 
-def spoil_writing(answering: Any, patch: pytest.MonkeyPatch, *, after: int) -> None:
+def fail_decode_steps(answering: Any, patch: pytest.MonkeyPatch, *, after: int) -> None:
     """Make every step with the first request's row fail, after `after` decode steps."""
     steps = itertools.count()
     # Sampling parameters belong to their request, also when it is answered again.

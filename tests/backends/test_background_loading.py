@@ -17,7 +17,7 @@ from mlx_magic.backends.vision.load import MAKES_ARRAYS
 from mlx_magic.cancellation import Cancelled, CancelToken
 
 
-def value_of(steps: Any) -> Any:
+def run_to_end(steps: Any) -> Any:
     """Run a generator to its end; return its value."""
     while True:
         try:
@@ -41,7 +41,7 @@ def test_background_call_runs_on_another_thread_and_is_awaited_in_slices() -> No
             aside.check()
     finally:
         gate.set()
-    assert value_of(steps).startswith("mlx-magic-background")
+    assert run_to_end(steps).startswith("mlx-magic-background")
 
 
 def test_background_error_is_raised_at_the_next_check() -> None:
@@ -50,7 +50,7 @@ def test_background_error_is_raised_at_the_next_check() -> None:
 
     aside = BackgroundCall(fail)
     with pytest.raises(ValueError, match="no tokenizer"):
-        value_of(aside.result(CancelToken()))
+        run_to_end(aside.result(CancelToken()))
     with pytest.raises(ValueError, match="no tokenizer"):
         aside.check()
 
@@ -69,7 +69,7 @@ def test_cancel_does_not_wait_for_the_background_call() -> None:
 
 def test_unknown_code_runs_on_the_calling_thread() -> None:
     aside = BackgroundCall(threading.current_thread, here=True)
-    assert value_of(aside.result(CancelToken())) is threading.current_thread()
+    assert run_to_end(aside.result(CancelToken())) is threading.current_thread()
     with pytest.raises(ZeroDivisionError):
         BackgroundCall(lambda: 1 / 0, here=True)
 

@@ -73,7 +73,7 @@ def request(
         batch.leave(slot)
 
 
-def go_round(jobs: deque[Generator[None, None, None]]) -> None:
+def run_round_robin(jobs: deque[Generator[None, None, None]]) -> None:
     """Run the jobs round-robin, as the engine does."""
     while jobs:
         job = jobs.popleft()
@@ -102,14 +102,14 @@ def test_single_request_gets_one_token_per_step() -> None:
 def test_requests_share_each_step() -> None:
     batch = Counting()
     logs: list[list[int]] = [[] for _ in range(5)]
-    go_round(deque(request(batch, log, 10, CancelToken()) for log in logs))
+    run_round_robin(deque(request(batch, log, 10, CancelToken()) for log in logs))
     assert logs == [list(range(10))] * 5
     assert batch.steps == 10
 
 
 def test_request_in_prefill_gets_no_token_and_none_is_lost() -> None:
     batch, short, long = Counting(), list[int](), list[int]()
-    go_round(
+    run_round_robin(
         deque([request(batch, short, 6, CancelToken()), request(batch, long, 6, CancelToken(), 4)])
     )
     assert short == long == list(range(6))
@@ -124,7 +124,7 @@ def test_cancelled_request_leaves_and_others_continue() -> None:
     tokens[0].cancel()
     with pytest.raises(Cancelled):
         next(jobs[0])
-    go_round(deque(jobs[1:]))
+    run_round_robin(deque(jobs[1:]))
     assert logs[1] == list(range(5))
     assert len(batch) == 0
 
@@ -141,7 +141,7 @@ def test_failed_request_ends_at_its_next_slice(first: bool) -> None:
     next(jobs[1 - failing])
     with pytest.raises(ValueError, match="no"):
         next(jobs[failing])
-    go_round(deque([jobs[1 - failing]]))
+    run_round_robin(deque([jobs[1 - failing]]))
     assert logs[1 - failing] == list(range(9))
     assert len(logs[failing]) < 4
 
@@ -155,10 +155,10 @@ def test_failed_step_of_several_rows_fails_each_request(count: int, error: type[
     batch.error = MemoryError("too much")
     for job in jobs:
         with pytest.raises(error, match="too much"):
-            go_round(deque([job]))
+            run_round_robin(deque([job]))
     batch.error = None
     log: list[int] = []
-    go_round(deque([request(batch, log, 2, CancelToken())]))
+    run_round_robin(deque([request(batch, log, 2, CancelToken())]))
     assert log == [0, 1]
 
 
@@ -170,7 +170,7 @@ def test_unload_fails_the_requests_in_the_batch() -> None:
     batch._end_all()
     for job in jobs:
         with pytest.raises(EngineError, match="unloaded"):
-            go_round(deque([job]))
+            run_round_robin(deque([job]))
     assert len(batch) == 0
 
 

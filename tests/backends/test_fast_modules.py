@@ -21,12 +21,12 @@ SHAPES = [(1, 1, 64), (1, 7, 64), (5, 3, 64)]
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu() -> None:
+def prepare_platform() -> None:
     platform.prepare()
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def slow_lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names looked up through `Module.__getattr__`, MLX's slower way."""
     import mlx.nn as nn
 
@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def block() -> Any:
+def make_block() -> Any:
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -74,18 +74,18 @@ def block() -> Any:
     return made
 
 
-def test_submodules_are_found_without_getattr_and_arrays_as_before(calls: list[str]) -> None:
+def test_submodules_are_found_without_getattr_and_arrays_as_before(slow_lookups: list[str]) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    model, x = block(), mx.ones((1, 4))
+    model, x = make_block(), mx.ones((1, 4))
     names = [name for name, _ in tree_flatten(model.parameters())]
     before = model(x)
-    assert {"layers", "first"} <= set(calls)
+    assert {"layers", "first"} <= set(slow_lookups)
     fast_modules.speed_up(model)
-    calls.clear()
+    slow_lookups.clear()
     assert mx.array_equal(model(x), before)
-    assert set(calls) == {"scale", "tables"}
+    assert set(slow_lookups) == {"scale", "tables"}
     assert [name for name, _ in tree_flatten(model.parameters())] == names
 
 
@@ -114,14 +114,14 @@ def test_transposed_weight_gives_the_same_numbers_and_takes_no_memory(
 def test_weights_and_lists_of_arrays_can_still_be_changed() -> None:
     import mlx.core as mx
 
-    model, x = block(), mx.ones((1, 4))
+    model, x = make_block(), mx.ones((1, 4))
     fast_modules.speed_up(model)
     before = model(x)
     model.layers[0].update({"scale": mx.full((4,), 2.0), "first": {"bias": mx.zeros((4,))}})
     model.layers[0].first.weight = mx.full((4, 4), 0.5)
     model.layers[1].update({"first": {"weight": mx.full((4, 4), 0.25)}})
     model.tables = [mx.full((4,), 3.0)]
-    again = block()
+    again = make_block()
     again.update(model.parameters())
     assert not mx.array_equal(model(x), before)
     assert mx.array_equal(model(x), again(x))
@@ -146,7 +146,7 @@ def test_replaced_weight_is_freed() -> None:
 
 
 def test_proxy_of_a_submodule_stays_installed() -> None:
-    model = block()
+    model = make_block()
     front = Proxy(model.layers[0].first)
     install_proxy(model.layers[0], "first", front)
     fast_modules.speed_up(model)
@@ -154,7 +154,7 @@ def test_proxy_of_a_submodule_stays_installed() -> None:
 
 
 def test_class_attribute_takes_precedence_over_a_submodule() -> None:
-    model = block()
+    model = make_block()
     assert model.layers[0].gate is None
     fast_modules.speed_up(model)
     assert model.layers[0].gate is None
@@ -170,7 +170,7 @@ def test_other_layers_with_a_weight_are_unchanged() -> None:
 
     layers = [Doubled(64, 64), nn.QuantizedLinear(64, 64), nn.Embedding(4, 64)]
     kinds = [type(layer) for layer in layers]
-    model = block()
+    model = make_block()
     model.layers = layers
     x = mx.random.normal((1, 64))
     before = [layers[0](x), layers[1](x)]
@@ -185,7 +185,7 @@ def test_speed_up_keeps_no_reference_to_the_model() -> None:
 
     gc.collect()
     before = mx.get_active_memory()
-    model = block()
+    model = make_block()
     fast_modules.speed_up(model)
     inner = weakref.ref(model.layers[0])
     gc.disable()
@@ -198,33 +198,33 @@ def test_speed_up_keeps_no_reference_to_the_model() -> None:
         gc.enable()
 
 
-def turned() -> list[Any]:
+def transposed_layers() -> list[Any]:
     """Return all transposed layers in the process."""
     kind = fast_modules._transposed_linear()
     return [each for each in gc.get_objects() if type(each) is kind]
 
 
-def test_vision_model_decode_makes_no_slow_lookups(calls: list[str], tmp_path: Path) -> None:
+def test_vision_model_decode_makes_no_slow_lookups(slow_lookups: list[str], tmp_path: Path) -> None:
     from PIL import Image
 
     picture = tmp_path / "red.png"
     Image.new("RGB", (32, 32), "red").save(picture)
     mlx_magic.ask("What is it?", str(picture), max_tokens=1)
-    calls.clear()
+    slow_lookups.clear()
     result = mlx_magic.ask("What colour?", str(picture), max_tokens=4, temperature=0)
     assert result.usage.completion_tokens >= 2
     # Outside the language model lookups are unchanged.
-    assert "language_model" in calls
-    assert turned()
-    assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(calls)
+    assert "language_model" in slow_lookups
+    assert transposed_layers()
+    assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(slow_lookups)
 
 
-def test_text_model_decode_makes_no_slow_lookups(calls: list[str]) -> None:
+def test_text_model_decode_makes_no_slow_lookups(slow_lookups: list[str]) -> None:
     model = str(smollm2_folder())
     mlx_magic.ask("Hi", model=model, max_tokens=1)
-    calls.clear()
+    slow_lookups.clear()
     result = mlx_magic.ask("What is the capital of France?", model=model, max_tokens=4)
     assert result.usage.completion_tokens >= 2
-    assert turned()
-    assert {"layers", "self_attn", "q_proj", "mlp"}.isdisjoint(calls)
+    assert transposed_layers()
+    assert {"layers", "self_attn", "q_proj", "mlp"}.isdisjoint(slow_lookups)
     mlx_magic.pool.unload(model)

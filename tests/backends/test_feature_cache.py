@@ -76,12 +76,12 @@ class Model(nn.Module):  # type: ignore[misc, name-defined]
         return self.vision_tower(pixels, **more)
 
 
-def picture(seed: int) -> Any:
+def make_pixels(seed: int) -> Any:
     return mx.array(np.random.default_rng(seed).standard_normal((SIDE, SIDE, 3), dtype=np.float32))
 
 
 def batch(*seeds: int) -> Any:
-    return mx.stack([picture(seed) for seed in seeds])
+    return mx.stack([make_pixels(seed) for seed in seeds])
 
 
 def evaluated(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -420,34 +420,34 @@ def test_model_that_encodes_one_image_at_a_time_can_be_cancelled_between(
     assert calls == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
-def pictures_of(*seeds: int, **more: Any) -> ImageKeys:
+def image_keys_of(*seeds: int, **more: Any) -> ImageKeys:
     found = ImageKeys.of({"input_ids": mx.array([[1]]), "pixel_values": batch(*seeds), **more})
     assert found is not None
     return found
 
 
-def look_at(features: FeatureCache, model: Model, *seeds: int, **more: Any) -> Any:
+def encode_with_keys(features: FeatureCache, model: Model, *seeds: int, **more: Any) -> Any:
     """Encode as a request does, whose images have keys."""
     see = evaluated(lambda: model.see(batch(*seeds), **more))
-    return features.encode(model, see, image_keys=pictures_of(*seeds))
+    return features.encode(model, see, image_keys=image_keys_of(*seeds))
 
 
 def test_images_with_keys_are_cached_alone_and_beside_others() -> None:
     features, model = FeatureCache(10**6), Model()
-    look_at(features, model, 1)
-    look_at(features, model, 1, 2)
-    seen = look_at(features, model, 2, 3, 1)
+    encode_with_keys(features, model, 1)
+    encode_with_keys(features, model, 1, 2)
+    seen = encode_with_keys(features, model, 2, 3, 1)
     assert model.asked == [1, 2, 1], "a tower is asked as a whole once, to see that it is of rows"
     assert np.allclose(seen, Model().see(batch(2, 3, 1)), atol=1e-6)
-    again = look_at(features, model, 3)
+    again = encode_with_keys(features, model, 3)
     assert same(again, seen[1:2])
     assert len(model.asked) == 3
 
 
 def test_other_encoder_options_are_a_cache_miss() -> None:
     features, model = FeatureCache(10**6), Model()
-    look_at(features, model, 1)
-    look_at(features, model, 1, scale=2)
+    encode_with_keys(features, model, 1)
+    encode_with_keys(features, model, 1, scale=2)
     assert model.asked == [1, 1]
 
 
@@ -458,7 +458,7 @@ def test_encoder_called_twice_for_one_image_keeps_both_results() -> None:
         return mx.concatenate([model.see(batch(1)), model.see(batch(1) * 2)])
 
     for _ in range(2):
-        seen = features.encode(model, evaluated(see), image_keys=pictures_of(1))
+        seen = features.encode(model, evaluated(see), image_keys=image_keys_of(1))
         assert np.allclose(seen[1], 2 * seen[0], atol=1e-5)
     assert model.asked == [1, 1]
 
@@ -470,7 +470,7 @@ def test_encoder_called_per_image_uses_the_cache() -> None:
         def each() -> Any:
             return mx.concatenate([model.see(batch(seed)) for seed in seeds])
 
-        return features.encode(model, evaluated(each), image_keys=pictures_of(*seeds))
+        return features.encode(model, evaluated(each), image_keys=image_keys_of(*seeds))
 
     see(1, 2)
     seen = see(2, 3)

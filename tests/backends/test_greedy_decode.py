@@ -22,7 +22,7 @@ STEPS = 12
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu() -> None:
+def prepare_platform() -> None:
     platform.prepare()
 
 

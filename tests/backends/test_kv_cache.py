@@ -21,19 +21,19 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.backends.batch_verdicts import let_answer
 from tests.backends.test_text_batch import (
     CHUNK,
-    Question,
+    TextRequest,
     ask,
     byte_tokenizer,
     llama,
-    raw_text,
+    mlx_lm_text,
 )
 from tests.backends.test_vision_reuse import (
     BLUE,
     QUESTION,
     RED,
-    Asked,
     Cut,
-    Room,
+    ModelBench,
+    RunningRequest,
     answers_alone,
     cut_at,
     opened,
@@ -50,14 +50,14 @@ def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(engine: Engine) -> Iterator[Room]:
-    room = Room(engine, mlx_magic.demo_model())
+def demo(engine: Engine) -> Iterator[ModelBench]:
+    room = ModelBench(engine, mlx_magic.demo_model())
     yield room
     engine.call(room.model.close).result(60)
 
 
 @pytest.fixture(params=["together", "alone"])
-def way(request: pytest.FixtureRequest, demo: Room, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest, demo: ModelBench, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether the model answers in batches."""
     if request.param == "alone":
         answers_alone(demo, monkeypatch)
@@ -94,13 +94,15 @@ def asked(bits: int | None, *images: Any, prompt: str = QUESTION) -> GenerationR
     )
 
 
-def answer(demo: Room, bits: int | None, *images: Any, prompt: str = QUESTION) -> Asked:
+def answer(
+    demo: ModelBench, bits: int | None, *images: Any, prompt: str = QUESTION
+) -> RunningRequest:
     return demo.all([(asked(bits, *images, prompt=prompt), None)])[0]
 
 
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.32), (4, 0.2)])
 def test_quantized_kv_cache_is_smaller(
-    demo: Room, way: str, monkeypatch: pytest.MonkeyPatch, bits: int, share: float
+    demo: ModelBench, way: str, monkeypatch: pytest.MonkeyPatch, bits: int, share: float
 ) -> None:
     plain = demo.cold(QUESTION, RED)
     demo.forget()
@@ -115,7 +117,7 @@ def test_quantized_kv_cache_is_smaller(
     ).cache  # fmt: skip
 
 
-def test_quantized_requests_do_not_use_the_prefix_cache(demo: Room) -> None:
+def test_quantized_requests_do_not_use_the_prefix_cache(demo: ModelBench) -> None:
     plain = demo.cold(QUESTION, RED)
     demo.forget()
     for bits in (8, 4, 8):
@@ -132,7 +134,7 @@ def test_quantized_requests_do_not_use_the_prefix_cache(demo: Room) -> None:
     assert demo.ask(QUESTION, RED).usage.cached_tokens > 64
 
 
-def test_concurrent_requests_with_mixed_kv_bits_answer_as_alone(demo: Room, way: str) -> None:
+def test_concurrent_requests_with_mixed_kv_bits_answer_as_alone(demo: ModelBench, way: str) -> None:
     prompts = [QUESTION, "Which shape is it?", "Describe the picture."]
     kinds = [None, 8, 4, 8, None, 4, 8, None]
     images = [RED, BLUE]
@@ -154,7 +156,7 @@ def test_concurrent_requests_with_mixed_kv_bits_answer_as_alone(demo: Room, way:
 
 
 def test_unquantizable_heads_are_an_error_of_one_line(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
     monkeypatch.setattr(demo.model._admission, "_shape", Shape.of({"head_dim": 80}))
@@ -192,8 +194,8 @@ def quantized_raw(model: Any, prompt: str, bits: int, count: int) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def question(model: TextModel, prompt: str, bits: int | None, **sampling: Any) -> Question:
-    made = Question(model, prompt, **sampling)
+def question(model: TextModel, prompt: str, bits: int | None, **sampling: Any) -> TextRequest:
+    made = TextRequest(model, prompt, **sampling)
     object.__setattr__(made.request, "kv_bits", bits)
     return made
 
@@ -208,7 +210,9 @@ def test_text_model_with_quantized_cache_equals_mlx_lm(
     prompts = ["Why is the sky blue at noon, and red at night?", "What is it?"]
     kinds = [(prompt, bits) for prompt in prompts for bits in (None, 8, 4)]
     expected = [
-        raw_text(model, prompt, 20)[0] if bits is None else quantized_raw(model, prompt, bits, 20)
+        mlx_lm_text(model, prompt, 20)[0]
+        if bits is None
+        else quantized_raw(model, prompt, bits, 20)
         for prompt, bits in kinds
     ]
     assert expected[0] != expected[2], "else nothing is proven"
@@ -255,7 +259,7 @@ def test_text_model_with_unquantizable_heads_is_an_error_of_one_line(
         "tiny: --kv-bits needs a head size divisible by 64 or 32, but this model's is 16: "
         "leave --kv-bits out."
     )
-    assert plain.outcome[0] == raw_text(model, "Hi", 3)[0]
+    assert plain.outcome[0] == mlx_lm_text(model, "Hi", 3)[0]
 
 
 def test_only_plain_caches_are_quantized() -> None:
@@ -280,7 +284,7 @@ def test_repetition_penalty_applies_to_a_text_model_without_batching(
     def answers() -> list[str]:
         made = text_model(model, tmp_path)
         how = [{"repetition_penalty": 3.0}, {}]
-        return [ask(Question(made, "Hi", max_tokens=20, **more))[0][0] for more in how]
+        return [ask(TextRequest(made, "Hi", max_tokens=20, **more))[0][0] for more in how]
 
     together = answers()
     let_answer(monkeypatch, together_=False)

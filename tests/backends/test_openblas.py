@@ -15,7 +15,7 @@ from mlx_magic.backends.device import openblas
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only MLX's CPU backend needs it")
 
 
-def prepared(before: str = "", **environment: str) -> str:
+def prepare_in_process(before: str = "", **environment: str) -> str:
     """Run `prepare` in a new process; return the path it loaded and its reason."""
     code = (
         f"{before}\nfrom mlx_magic.backends.device import platform as device\n"
@@ -33,19 +33,19 @@ def prepared(before: str = "", **environment: str) -> str:
 
 @linux
 def test_openblas_is_loaded_before_mlx() -> None:
-    loaded, _, reason = prepared().partition(" | ")
+    loaded, _, reason = prepare_in_process().partition(" | ")
     assert "openblas" in loaded
     assert reason == "loaded before mlx"
 
 
 @linux
 def test_environment_variable_turns_openblas_off() -> None:
-    assert prepared(**{openblas.SWITCH: "0"}) == f"None | turned off by {openblas.SWITCH}"
+    assert prepare_in_process(**{openblas.SWITCH: "0"}) == f"None | turned off by {openblas.SWITCH}"
 
 
 @linux
 def test_openblas_is_not_loaded_after_mlx() -> None:
-    assert "mlx was imported before" in prepared("import mlx.core")
+    assert "mlx was imported before" in prepare_in_process("import mlx.core")
 
 
 @linux
@@ -80,10 +80,10 @@ atexit.register(lambda: print(set(told), os.environ.get("OPENBLAS_THREAD_TIMEOUT
 def test_busy_wait_of_idle_threads_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     name, ticks = openblas.BUSY_WAIT
     monkeypatch.delenv(name, raising=False)
-    assert prepared(WATCHED).splitlines()[-1] == f"{ {ticks} } None"
+    assert prepare_in_process(WATCHED).splitlines()[-1] == f"{ {ticks} } None"
 
 
 @linux
 def test_busy_wait_set_by_the_user_is_kept() -> None:
     name, _ = openblas.BUSY_WAIT
-    assert prepared(WATCHED, **{name: "28"}).splitlines()[-1] == "{'28'} 28"
+    assert prepare_in_process(WATCHED, **{name: "28"}).splitlines()[-1] == "{'28'} 28"

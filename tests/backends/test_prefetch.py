@@ -82,7 +82,7 @@ def make(kept: ProcessorCache, processor: Processor, images: list[ImageInput]) -
         return processor(images)["pixel_values"]
 
 
-def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+def run_on_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
     """Start a function on another thread."""
     given: list[Any] = []
 
@@ -97,9 +97,11 @@ def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
     return thread, given
 
 
-def ready(kept: ProcessorCache, images: list[ImageInput], cancel: CancelToken | None = None) -> Any:
+def prefetched(
+    kept: ProcessorCache, images: list[ImageInput], cancel: CancelToken | None = None
+) -> Any:
     """Prefetch images on another thread, and wait."""
-    return join(elsewhere(partial(kept.ahead.make, images, cancel or CancelToken())))
+    return join(run_on_thread(partial(kept.ahead.make, images, cancel or CancelToken())))
 
 
 def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
@@ -114,7 +116,7 @@ def test_observed_call_is_prefetched_once(seeds: tuple[int, ...]) -> None:
     original = processor.image_processor
     make(kept, processor, pictures(*range(10, 10 + len(seeds))))
     images = pictures(*seeds)
-    held = ready(kept, images)
+    held = prefetched(kept, images)
     assert isinstance(held, Prefetched)
     assert len(original.threads) == 2
     found = make(kept, processor, images)
@@ -123,7 +125,7 @@ def test_observed_call_is_prefetched_once(seeds: tuple[int, ...]) -> None:
     expected = np.stack([np.asarray(image.pixels, np.float32) for image in images]) * 2
     assert np.array_equal(found, expected)
     assert (held.outputs, held.size) == ({}, 0), "it is kept elsewhere now"
-    assert ready(kept, images) is None
+    assert prefetched(kept, images) is None
     assert np.array_equal(make(kept, processor, images), expected)
     assert len(original.threads) == 2, "what was used is kept, as ever"
 
@@ -136,7 +138,7 @@ def test_output_removed_by_one_request_is_there_for_the_next() -> None:
 
     kept, processor = ProcessorCache(MANY), TakesOut()
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     assert held.outputs
     first = make(kept, processor, pictures(2))
     assert np.array_equal(make(kept, processor, pictures(2)), first)
@@ -145,21 +147,21 @@ def test_output_removed_by_one_request_is_there_for_the_next() -> None:
 
 def test_nothing_is_prefetched_before_a_call_was_observed() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
-    assert ready(kept, pictures(1)) is None
+    assert prefetched(kept, pictures(1)) is None
     make(kept, processor, pictures(1))
-    assert ready(kept, pictures(1, 2)) is None, "so many were not seen yet"
-    assert ready(kept, []) is None
-    assert ready(kept, pictures(1)) is None, "it is kept"
+    assert prefetched(kept, pictures(1, 2)) is None, "so many were not seen yet"
+    assert prefetched(kept, []) is None
+    assert prefetched(kept, pictures(1)) is None, "it is kept"
     assert len(processor.image_processor.threads) == 1
     kept.clear()
-    assert ready(kept, pictures(1)).outputs, "it is not kept any more"
+    assert prefetched(kept, pictures(1)).outputs, "it is not kept any more"
 
 
 def test_unreferenced_prefetch_is_dropped() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
-    again = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
+    again = prefetched(kept, pictures(2))
     assert held is again, "the same pictures are made once"
     del held, again
     gc.collect()
@@ -170,7 +172,7 @@ def test_unreferenced_prefetch_is_dropped() -> None:
 def test_clear_frees_prefetched_outputs() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     kept.clear()
     assert (held.outputs, held.size) == ({}, 0)
     make(kept, processor, pictures(2))
@@ -181,13 +183,13 @@ def test_call_that_depends_on_the_text_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     processor.options = {"rows": 7}
     make(kept, processor, pictures(2))
     assert len(original.threads) == 3, "made for another call: of no use"
-    assert ready(kept, pictures(3)) is None, "nor is it tried again"
+    assert prefetched(kept, pictures(3)) is None, "nor is it tried again"
     make(kept, processor, pictures(4))
-    assert ready(kept, pictures(3)) is None
+    assert prefetched(kept, pictures(3)) is None
     assert held is not None
 
 
@@ -200,7 +202,7 @@ def test_image_order_is_part_of_the_call() -> None:
 
     kept, processor = ProcessorCache(MANY), Turned()
     make(kept, processor, pictures(1, 2))
-    held = ready(kept, pictures(3, 4))
+    held = prefetched(kept, pictures(3, 4))
     processor.turned = True
     found = make(kept, processor, pictures(3, 4))
     assert held is not None
@@ -212,11 +214,11 @@ def test_repeated_image_teaches_no_call() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     one, other = pictures(1, 6)
     make(kept, processor, [one, one])
-    assert ready(kept, pictures(2, 3)) is None
+    assert prefetched(kept, pictures(2, 3)) is None
     make(kept, processor, pictures(2, 3))
-    assert ready(kept, [other, other]) is None
+    assert prefetched(kept, [other, other]) is None
     make(kept, processor, [other, other])
-    assert ready(kept, pictures(4, 5)).outputs, "and spoils nothing"
+    assert prefetched(kept, pictures(4, 5)).outputs, "and spoils nothing"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -226,7 +228,7 @@ def test_call_with_an_unknown_option_is_not_prefetched(first: bool) -> None:
         make(kept, processor, pictures(1))
     processor.options = {"how": object()}
     make(kept, processor, pictures(2))
-    assert ready(kept, pictures(3)) is None
+    assert prefetched(kept, pictures(3)) is None
 
 
 def test_mutable_option_is_copied_for_each_call() -> None:
@@ -242,7 +244,7 @@ def test_mutable_option_is_copied_for_each_call() -> None:
 
     kept, processor = ProcessorCache(MANY), Gives(Uses())
     for seed in range(3):
-        held = ready(kept, pictures(seed))
+        held = prefetched(kept, pictures(seed))
         found = make(kept, processor, pictures(seed))
         expected = np.stack([np.asarray(pictures(seed)[0].pixels, np.float32)]) * 6
         assert np.array_equal(found, expected), seed
@@ -258,7 +260,7 @@ class Copies(Processor):
 def test_processor_that_copies_images_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Copies()
     make(kept, processor, pictures(1))
-    assert ready(kept, pictures(2)) is None
+    assert prefetched(kept, pictures(2)) is None
     make(kept, processor, pictures(1))
     assert len(processor.image_processor.threads) == 1, "the same picture is known, as ever"
 
@@ -299,7 +301,7 @@ def test_processors_bound_to_their_thread_are_not_prefetched(kind: type[Doubler]
     kept, processor = ProcessorCache(MANY), Processor(kind())
     for seed in range(4):
         make(kept, processor, pictures(seed))
-        assert ready(kept, pictures(10 + seed)) is None
+        assert prefetched(kept, pictures(10 + seed)) is None
     assert set(processor.image_processor.threads) == {threading.get_ident()}
 
 
@@ -311,13 +313,13 @@ def test_error_in_prefetch_is_raised_by_the_request() -> None:
         raise ValueError("no such picture")
 
     processor.image_processor.before = fail
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     assert (held.outputs, held.size) == ({}, 0)
     with pytest.raises(ValueError, match="no such picture"):
         make(kept, processor, pictures(2))
     processor.image_processor.before = lambda: None
     make(kept, processor, pictures(2))
-    assert ready(kept, pictures(3)).outputs
+    assert prefetched(kept, pictures(3)).outputs
 
 
 class Gate:
@@ -352,7 +354,7 @@ def gate() -> Iterator[Gate]:
     gate.open()
 
 
-def learnt(limit: int, threads: int, processor: Doubler) -> Prefetch:
+def observed_prefetch(limit: int, threads: int, processor: Doubler) -> Prefetch:
     """Return a prefetch that has observed how an image is processed."""
     kept = ProcessorCache(limit)
     made = kept.ahead = Prefetch(limit, threading.Semaphore(threads))
@@ -365,12 +367,12 @@ Begun = tuple[threading.Thread, list[Any]]
 
 def test_prefetch_concurrency_is_limited_and_skips_cancelled_requests(gate: Gate) -> None:
     processor = Doubler()
-    made = learnt(MANY, 2, processor)
+    made = observed_prefetch(MANY, 2, processor)
     processor.before = gate
     tokens = [CancelToken() for _ in range(6)]
 
     def begin(number: int) -> Begun:
-        return elsewhere(partial(made.make, pictures(1 + number), tokens[number]))
+        return run_on_thread(partial(made.make, pictures(1 + number), tokens[number]))
 
     begun = [begin(number) for number in range(2)]
     for _ in range(2):
@@ -388,19 +390,19 @@ def test_prefetch_concurrency_is_limited_and_skips_cancelled_requests(gate: Gate
     assert again.outputs, "what was cancelled is in nobody's way"
 
 
-def at_work(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
+def blocked_prefetch(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
     """Start a prefetch that stops at the gate."""
     processor = Doubler()
-    made = learnt(MANY, 4, processor)
+    made = observed_prefetch(MANY, 4, processor)
     processor.before = gate
-    begun = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    begun = run_on_thread(partial(made.make, pictures(1), CancelToken()))
     gate.wait()
     return processor, made, begun
 
 
 def test_second_request_waits_for_the_same_prefetch(gate: Gate) -> None:
-    processor, made, first = at_work(gate)
-    second = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    processor, made, first = blocked_prefetch(gate)
+    second = run_on_thread(partial(made.make, pictures(1), CancelToken()))
     gate.open()
     held = join(first)
     assert join(second) is held
@@ -409,7 +411,7 @@ def test_second_request_waits_for_the_same_prefetch(gate: Gate) -> None:
 
 
 @pytest.fixture
-def hasty() -> Iterator[None]:
+def fast_thread_switching() -> Iterator[None]:
     """Switch threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -417,10 +419,10 @@ def hasty() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("fast_thread_switching")
 def test_concurrent_threads_prefetch_the_same_images_once() -> None:
     processor = Doubler()
-    made = learnt(MANY, 8, processor)
+    made = observed_prefetch(MANY, 8, processor)
 
     def come(barrier: threading.Barrier, images: list[ImageInput]) -> Any:
         barrier.wait()
@@ -429,13 +431,13 @@ def test_concurrent_threads_prefetch_the_same_images_once() -> None:
     for number in range(1, 41):
         barrier = threading.Barrier(6, timeout=SECONDS)
         images = pictures(number)
-        begun = [elsewhere(partial(come, barrier, images)) for _ in range(6)]
+        begun = [run_on_thread(partial(come, barrier, images)) for _ in range(6)]
         assert len({id(join(each)) for each in begun}) == 1
         assert len(processor.threads) == 1 + number
 
 
 def test_used_prefetch_is_repeated_if_not_cached() -> None:
-    made = learnt(MANY, 1, Doubler())
+    made = observed_prefetch(MANY, 1, Doubler())
     first = made.make(pictures(1), CancelToken())
     assert made.take(pictures(1))
     second = made.make(pictures(1), CancelToken())
@@ -445,7 +447,7 @@ def test_used_prefetch_is_repeated_if_not_cached() -> None:
 
 
 def test_take_does_not_wait_for_a_running_prefetch(gate: Gate) -> None:
-    _, made, first = at_work(gate)
+    _, made, first = blocked_prefetch(gate)
     assert made.take(pictures(1)) == {}
     assert made.take(pictures(2)) == {}
     gate.open()
@@ -455,12 +457,12 @@ def test_take_does_not_wait_for_a_running_prefetch(gate: Gate) -> None:
 def test_waiter_of_a_cancelled_prefetch_does_the_work_itself(gate: Gate) -> None:
     processor = Doubler()
     slots = SteppedSlots()
-    made = learnt(MANY, 1, processor)
+    made = observed_prefetch(MANY, 1, processor)
     made._slots = slots
     token = CancelToken()
-    first = elsewhere(partial(made.make, pictures(1), token))
+    first = run_on_thread(partial(made.make, pictures(1), token))
     slots.wait()
-    second = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    second = run_on_thread(partial(made.make, pictures(1), CancelToken()))
     token.cancel()
     slots.go()
     assert isinstance(join(first), Cancelled)
@@ -497,7 +499,7 @@ SIZE = 4 * 5 * 3 * 4
 
 
 def test_prefetched_bytes_are_bounded() -> None:
-    made = learnt(2 * SIZE, 4, Doubler())
+    made = observed_prefetch(2 * SIZE, 4, Doubler())
     held = [made.make(pictures(number), CancelToken()) for number in range(1, 5)]
     assert [each is not None for each in held] == [True, True, False, False]
     made.take(pictures(1))
@@ -510,9 +512,11 @@ def test_prefetched_bytes_are_bounded() -> None:
 
 def test_running_prefetches_count_toward_the_limit(gate: Gate) -> None:
     processor = Doubler()
-    made = learnt(2 * SIZE, 4, processor)
+    made = observed_prefetch(2 * SIZE, 4, processor)
     processor.before = gate
-    begun = [elsewhere(partial(made.make, pictures(number), CancelToken())) for number in (1, 2)]
+    begun = [
+        run_on_thread(partial(made.make, pictures(number), CancelToken())) for number in (1, 2)
+    ]
     for _ in begun:
         gate.wait()
     assert made.make(pictures(3), CancelToken()) is None
@@ -521,7 +525,7 @@ def test_running_prefetches_count_toward_the_limit(gate: Gate) -> None:
 
 
 def test_images_larger_than_observed_respect_the_limit() -> None:
-    made = learnt(3 * SIZE, 1, Doubler())
+    made = observed_prefetch(3 * SIZE, 1, Doubler())
     first = made.make(pictures(1), CancelToken())
     large = made.make(pictures(2, height=40), CancelToken())
     assert first is not None
@@ -531,9 +535,9 @@ def test_images_larger_than_observed_respect_the_limit() -> None:
     assert made.make(pictures(3), CancelToken()) is not None
 
 
-@pytest.mark.usefixtures("hasty")
+@pytest.mark.usefixtures("fast_thread_switching")
 def test_many_threads_prefetch_without_conflict() -> None:
-    made = learnt(8 * SIZE, 8, Doubler())
+    made = observed_prefetch(8 * SIZE, 8, Doubler())
 
     def many(first: int) -> int:
         found = 0
@@ -547,5 +551,5 @@ def test_many_threads_prefetch_without_conflict() -> None:
                 made.clear()
         return found
 
-    begun = [elsewhere(partial(many, 10 * number)) for number in range(8)]
+    begun = [run_on_thread(partial(many, 10 * number)) for number in range(8)]
     assert all(isinstance(found, int) and found for found in map(join, begun))

@@ -46,7 +46,7 @@ def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
     let_answer(monkeypatch, together_=True)
 
 
-def loud(model: Any, scale: float) -> Any:
+def scale_weights(model: Any, scale: float) -> Any:
     """Scale random weights up: with small ones every answer repeats one token."""
     import mlx.core as mx
     from mlx.utils import tree_map
@@ -64,7 +64,7 @@ def llama(**more: Any) -> Any:
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     rest = {"model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": VOCABULARY}
-    return loud(Model(ModelArgs(**shape, **heads, **rest, **more)), 3.0)
+    return scale_weights(Model(ModelArgs(**shape, **heads, **rest, **more)), 3.0)
 
 
 def sliding() -> Any:
@@ -86,7 +86,7 @@ def lfm2() -> Any:
         "max_position_embeddings": 1000, "block_ffn_dim_multiplier": 1.0,
         "block_auto_adjust_ff_dim": False, "rope_theta": 10_000.0,
     }  # fmt: skip
-    return loud(Model(ModelArgs(**sizes, **layers, **heads, **rest)), 2.0)
+    return scale_weights(Model(ModelArgs(**sizes, **layers, **heads, **rest)), 2.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,7 +105,7 @@ def prompts(count: int, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> list
     return [[rng.randrange(3, VOCABULARY) for _ in range(size)] for size in sizes]
 
 
-def raw(model: Any, prompt: list[int], count: int) -> list[int]:
+def mlx_lm_tokens(model: Any, prompt: list[int], count: int) -> list[int]:
     """Generate with mlx-lm itself, greedily."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
@@ -114,7 +114,7 @@ def raw(model: Any, prompt: list[int], count: int) -> list[int]:
     return [int(token) for token, _ in steps]
 
 
-class Asked:
+class BatchRequest:
     """One request to a batch, as a task of the engine."""
 
     def __init__(
@@ -148,7 +148,9 @@ class Asked:
             self.batch.leave(seat)
 
 
-def go(asked: Sequence[Asked], between: Callable[[int], None] = lambda slice_: None) -> None:
+def run_requests(
+    asked: Sequence[BatchRequest], between: Callable[[int], None] = lambda slice_: None
+) -> None:
     """Run the requests on an engine without a thread; call `between` before each slice."""
     engine = Engine(threaded=False)
     for each in asked:
@@ -164,14 +166,14 @@ def answer(
     model: Any, tokens: list[int], draw: SamplingParams = GREEDY, count: int = 20
 ) -> list[int]:
     """Answer one request alone."""
-    asked = Asked(batch(model), tokens, draw, count=count)
-    go([asked])
+    asked = BatchRequest(batch(model), tokens, draw, count=count)
+    run_requests([asked])
     assert asked.error is None
     return asked.written
 
 
 @functools.cache
-def twelve(seed: int) -> tuple[list[list[int]], list[SamplingParams], list[list[int]]]:
+def twelve_requests(seed: int) -> tuple[list[list[int]], list[SamplingParams], list[list[int]]]:
     """Return prompts, their sampling parameters, and the answer to each alone."""
     asked = prompts(12, seed=seed, lengths=(1, 3, 33, 34, 37, 60))
     draws = [GREEDY, SamplingParams(1.0, 0.9, 30, seed=seed)] * 6
@@ -201,13 +203,13 @@ def held() -> int:
 def test_batched_answers_equal_raw_mlx_lm(make: Callable[[], Any], count: int) -> None:
     model = make()
     asked = prompts(count)
-    expected = [raw(model, tokens, 30) for tokens in asked]
+    expected = [mlx_lm_tokens(model, tokens, 30) for tokens in asked]
     assert len({tuple(tokens) for tokens in expected}) == count, "else nothing is proven"
 
     assert [answer(model, tokens, count=30) for tokens in asked] == expected
     together = batch(model)
-    jobs = [Asked(together, tokens, count=30) for tokens in asked]
-    go(jobs)
+    jobs = [BatchRequest(together, tokens, count=30) for tokens in asked]
+    run_requests(jobs)
     assert [job.written for job in jobs] == expected
 
 
@@ -216,7 +218,7 @@ def test_new_requests_join_a_running_batch(make: Callable[[], Any]) -> None:
     model = make()
     asked = prompts(10, seed=3)
     together = batch(model, most=6)
-    jobs = [Asked(together, tokens, count=12 + at) for at, tokens in enumerate(asked)]
+    jobs = [BatchRequest(together, tokens, count=12 + at) for at, tokens in enumerate(asked)]
     engine = Engine(threaded=False)
     rng = random.Random(1)
     most = 0
@@ -228,7 +230,9 @@ def test_new_requests_join_a_running_batch(make: Callable[[], Any]) -> None:
     while engine.step():
         pass
     assert most > 2
-    assert [job.written for job in jobs] == [raw(model, job.tokens, job.count) for job in jobs]
+    assert [job.written for job in jobs] == [
+        mlx_lm_tokens(model, job.tokens, job.count) for job in jobs
+    ]
 
 
 def test_each_row_has_its_own_sampling_and_a_seed_repeats_in_a_batch(model: Any) -> None:
@@ -245,10 +249,10 @@ def test_each_row_has_its_own_sampling_and_a_seed_repeats_in_a_batch(model: Any)
     asked = prompts(len(draws), seed=7)
     alone = [answer(model, *pair) for pair in zip(asked, draws, strict=True)]
     together = batch(model)
-    jobs = [Asked(together, *pair) for pair in zip(asked, draws, strict=True)]
-    go(jobs)
+    jobs = [BatchRequest(together, *pair) for pair in zip(asked, draws, strict=True)]
+    run_requests(jobs)
     assert [job.written for job in jobs] == alone
-    assert alone[1] == raw(model, asked[1], 20)
+    assert alone[1] == mlx_lm_tokens(model, asked[1], 20)
     assert answer(model, asked[0], SamplingParams(1.5, seed=1)) != answer(
         model, asked[0], SamplingParams(1.5, seed=2)
     )
@@ -266,16 +270,16 @@ def test_each_row_has_its_own_sampling_and_a_seed_repeats_in_a_batch(model: Any)
 def test_cancelling_a_third_does_not_change_the_other_answers(
     model: Any, seed: int, cancels: list[tuple[int, int]]
 ) -> None:
-    asked, draws, expected = twelve(seed)
+    asked, draws, expected = twelve_requests(seed)
     together = batch(model, most=8)
-    jobs = [Asked(together, *pair, count=10) for pair in zip(asked, draws, strict=True)]
+    jobs = [BatchRequest(together, *pair, count=10) for pair in zip(asked, draws, strict=True)]
 
     def between(slice_: int) -> None:
         for victim, when in cancels:
             if when == slice_ and not jobs[victim].ended:
                 jobs[victim].cancel.cancel()
 
-    go(jobs, between)
+    run_requests(jobs, between)
     for job, tokens in zip(jobs, expected, strict=True):
         if job.cancel.requested:
             assert isinstance(job.error, Cancelled)
@@ -287,13 +291,13 @@ def test_cancelling_a_third_does_not_change_the_other_answers(
 
 def test_cancelled_request_takes_no_further_step(model: Any) -> None:
     together = batch(model)
-    job = Asked(together, prompts(1, lengths=(100,))[0])
+    job = BatchRequest(together, prompts(1, lengths=(100,))[0])
 
     def between(slice_: int) -> None:
         if job.read and job.read[-1]:
             job.cancel.cancel()
 
-    go([job], between)
+    run_requests([job], between)
     assert isinstance(job.error, Cancelled)
     assert job.read[-1] == CHUNK, "it stopped after the first chunk"
 
@@ -303,11 +307,11 @@ def test_memory_is_freed_when_all_requests_have_ended(model: Any) -> None:
 
     together = batch(model)
     asked = prompts(8, lengths=(60, 64, 70))
-    go([Asked(together, tokens) for tokens in asked])
+    run_requests([BatchRequest(together, tokens) for tokens in asked])
     before = held()
 
     most = 0
-    jobs = [Asked(together, tokens) for tokens in asked]
+    jobs = [BatchRequest(together, tokens) for tokens in asked]
 
     def between(slice_: int) -> None:
         nonlocal most
@@ -315,12 +319,12 @@ def test_memory_is_freed_when_all_requests_have_ended(model: Any) -> None:
         if slice_ == 30:
             jobs[0].cancel.cancel()
 
-    go(jobs, between)
+    run_requests(jobs, between)
     assert most > before + 100_000
     assert held() <= before + 1024
 
 
-class Watched:
+class RecordingModel:
     """Wraps a model: records its inputs and may corrupt its logits."""
 
     def __init__(self, model: Any, spoil: int | None = None) -> None:
@@ -348,7 +352,7 @@ def test_prefill_chunk_size_does_not_grow_with_the_batch(
 ) -> None:
     import mlx.core as mx
 
-    watched = Watched(model)
+    watched = RecordingModel(model)
     evaluate = mx.eval
 
     def marking(*arrays: Any) -> None:
@@ -357,8 +361,8 @@ def test_prefill_chunk_size_does_not_grow_with_the_batch(
 
     monkeypatch.setattr(mx, "eval", marking)
     together = batch(watched)
-    jobs = [Asked(together, tokens, count=1) for tokens in prompts(4, lengths=(40, 41))]
-    go(jobs)
+    jobs = [BatchRequest(together, tokens, count=1) for tokens in prompts(4, lengths=(40, 41))]
+    run_requests(jobs)
     chunks = [at for at, shape in enumerate(watched.shapes) if shape and shape[1] > 1]
     assert {watched.shapes[at] for at in chunks} <= {(4, 4), (4, 3)}, "4 rows share 16 tokens"
     assert all(watched.shapes[at + 1] == () for at in chunks)
@@ -369,29 +373,29 @@ def test_prefill_chunk_size_does_not_grow_with_the_batch(
 
 def test_nan_logits_end_only_their_row(model: Any) -> None:
     asked = prompts(4, seed=11, lengths=(9,))
-    expected = [raw(model, tokens, 12) for tokens in asked]
+    expected = [mlx_lm_tokens(model, tokens, 12) for tokens in asked]
     asked[2] = [*asked[2][:-1], 2]
-    together = batch(Watched(model, spoil=2))
-    jobs = [Asked(together, tokens, count=12) for tokens in asked]
-    go(jobs)
+    together = batch(RecordingModel(model, spoil=2))
+    jobs = [BatchRequest(together, tokens, count=12) for tokens in asked]
+    run_requests(jobs)
     assert jobs[2].written[0] == BAD
     assert [jobs[at].written for at in (0, 1, 3)] == [expected[at] for at in (0, 1, 3)]
 
 
 def test_failed_step_ends_all_rows_and_the_batch_is_usable_again(model: Any) -> None:
-    watched = Watched(model)
+    watched = RecordingModel(model)
     together = batch(watched)
-    jobs = [Asked(together, tokens) for tokens in prompts(3)]
+    jobs = [BatchRequest(together, tokens) for tokens in prompts(3)]
 
     def between(slice_: int) -> None:
         watched.error = RuntimeError("out of memory") if slice_ > 20 else None
 
-    go(jobs, between)
+    run_requests(jobs, between)
     assert [str(job.error) for job in jobs] == ["out of memory"] * 3
     watched.error = None
-    again = Asked(together, jobs[0].tokens)
-    go([again])
-    assert again.written == raw(model, again.tokens, 20)
+    again = BatchRequest(together, jobs[0].tokens)
+    run_requests([again])
+    assert again.written == mlx_lm_tokens(model, again.tokens, 20)
 
 
 def test_each_token_of_a_request_is_sampled_independently() -> None:
@@ -405,46 +409,46 @@ def test_each_token_of_a_request_is_sampled_independently() -> None:
 def test_batch_is_limited_and_the_others_wait_for_a_slot(
     model: Any,
 ) -> None:
-    watched = Watched(model)
+    watched = RecordingModel(model)
     together = batch(watched, most=3)
-    jobs = [Asked(together, tokens, count=6) for tokens in prompts(8, lengths=(5, 6))]
-    go(jobs)
+    jobs = [BatchRequest(together, tokens, count=6) for tokens in prompts(8, lengths=(5, 6))]
+    run_requests(jobs)
     assert max(shape[0] for shape in watched.shapes) == 3
-    assert [job.written for job in jobs] == [raw(model, job.tokens, 6) for job in jobs]
+    assert [job.written for job in jobs] == [mlx_lm_tokens(model, job.tokens, 6) for job in jobs]
 
 
 def test_end_token_ends_an_answer_and_is_included(model: Any) -> None:
     tokens = prompts(1, lengths=(9,))[0]
-    whole = raw(model, tokens, 20)
+    whole = mlx_lm_tokens(model, tokens, 20)
     end = whole[7]
-    job = Asked(batch(model, ends=[end]), tokens)
-    go([job])
+    job = BatchRequest(batch(model, ends=[end]), tokens)
+    run_requests([job])
     assert job.written == whole[: whole.index(end) + 1]
 
 
 @pytest.mark.parametrize("company", [0, 3])
 def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) -> None:
-    watched = Watched(model)
+    watched = RecordingModel(model)
     together = batch(watched)
     recall = PromptCache(0, plain=together.plain)
     asked = prompts(1 + company, seed=2, lengths=(30, 33, 41))
-    jobs = [Asked(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
+    jobs = [BatchRequest(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
     for job in jobs:
         job.at_end = lambda seat, job=job: recall.keep(  # type: ignore[misc]
             [*job.tokens, *job.written], 0, together.row(seat, 0)
         )
-    go(jobs)
+    run_requests(jobs)
 
     again, expected = [], []
     for at, job in enumerate(jobs):
         whole = [*job.tokens, *job.written, *[9, 8, 7][at % 3 :]]
         count, cache = recall.start(whole)
         assert count == len(job.tokens) + len(job.written)
-        again.append(Asked(together, whole[count:], count=20))
+        again.append(BatchRequest(together, whole[count:], count=20))
         again[-1].cache = cache
-        expected.append(raw(model, whole, 20))
+        expected.append(mlx_lm_tokens(model, whole, 20))
     watched.shapes.clear()
-    go(again)
+    run_requests(again)
     assert [job.written for job in again] == expected
     read = [shape for shape in watched.shapes if shape[1] > 1]
     assert read == [(1 + company, 2)], "their last words, and all together"
@@ -454,10 +458,10 @@ def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) 
 def test_caches_that_cannot_be_trimmed_are_not_kept(make: Callable[[], Any]) -> None:
     together = batch(make())
     recall = PromptCache(0, plain=together.plain)
-    job = Asked(together, prompts(1, lengths=(40,))[0])
+    job = BatchRequest(together, prompts(1, lengths=(40,))[0])
     rows: list[Any] = []
     job.at_end = lambda seat: rows.append(together.row(seat, 0))
-    go([job])
+    run_requests([job])
     recall.keep([*job.tokens, *job.written], 0, rows[0])
     assert rows == [None]
     assert recall.start(job.tokens) == (0, None)
@@ -493,7 +497,7 @@ def text_model(
 Outcome = tuple[str, int, int, Any]
 
 
-class Question:
+class TextRequest:
     """One request to a `TextModel`, as a task of the engine."""
 
     def __init__(self, model: TextModel, prompt: str, **sampling: Any) -> None:
@@ -519,7 +523,7 @@ class Question:
         return text, last.completion_tokens, last.prompt_tokens, self.reason
 
 
-def ask(*questions: Question) -> list[Outcome]:
+def ask(*questions: TextRequest) -> list[Outcome]:
     engine = Engine(threaded=False)
     for each in questions:
         engine.submit(each.steps(), each.failed)
@@ -528,7 +532,7 @@ def ask(*questions: Question) -> list[Outcome]:
     return [each.outcome for each in questions if each.chunks]
 
 
-def raw_text(model: Any, prompt: str, count: int) -> Outcome:
+def mlx_lm_text(model: Any, prompt: str, count: int) -> Outcome:
     from mlx_lm.generate import stream_generate
 
     tokenizer = byte_tokenizer()
@@ -545,9 +549,9 @@ PROMPTS = ["Hi", "What is it?", "é", "Why is the sky blue at noon, and red at n
 
 def test_text_and_token_counts_equal_raw_mlx_lm(text_model: TextModel, model: Any) -> None:
     asked = [(prompt, count) for prompt in PROMPTS for count in (1, 40)]
-    expected = [raw_text(model, prompt, count) for prompt, count in asked]
+    expected = [mlx_lm_text(model, prompt, count) for prompt, count in asked]
     assert {outcome[3] for outcome in expected} == {"stop", "length"}, "both ends are seen"
-    questions = [Question(text_model, prompt, max_tokens=count) for prompt, count in asked]
+    questions = [TextRequest(text_model, prompt, max_tokens=count) for prompt, count in asked]
     assert ask(*questions) == expected
     for question in questions:
         read = [chunk.prompt_read for chunk in question.chunks if chunk.phase == "prefill"]
@@ -558,18 +562,20 @@ def test_text_and_token_counts_equal_raw_mlx_lm(text_model: TextModel, model: An
 
 
 def test_seed_gives_the_same_answer_alone_and_in_a_batch(text_model: TextModel) -> None:
-    def question(seed: int) -> Question:
-        return Question(text_model, "Hi", temperature=1.0, seed=seed, max_tokens=20)
+    def question(seed: int) -> TextRequest:
+        return TextRequest(text_model, "Hi", temperature=1.0, seed=seed, max_tokens=20)
 
     alone = [ask(question(seed))[0] for seed in range(4)]
     assert ask(*(question(seed) for seed in range(4))) == alone
     assert len(set(alone)) == 4
-    unseeded = [ask(Question(text_model, "Hi", temperature=1.0, max_tokens=20)) for _ in range(2)]
+    unseeded = [
+        ask(TextRequest(text_model, "Hi", temperature=1.0, max_tokens=20)) for _ in range(2)
+    ]
     assert unseeded[0] != unseeded[1]
 
 
 def test_cancelled_request_frees_its_slot(text_model: TextModel, model: Any) -> None:
-    questions = [Question(text_model, prompt, max_tokens=9) for prompt in PROMPTS]
+    questions = [TextRequest(text_model, prompt, max_tokens=9) for prompt in PROMPTS]
     engine = Engine(threaded=False)
     for each in questions:
         engine.submit(each.steps(), each.failed)
@@ -582,13 +588,13 @@ def test_cancelled_request_frees_its_slot(text_model: TextModel, model: Any) -> 
     for at in (0, 3):
         assert isinstance(questions[at].error, Cancelled)
     for at in (1, 2, 4):
-        assert questions[at].outcome == raw_text(model, PROMPTS[at], 9)
+        assert questions[at].outcome == mlx_lm_text(model, PROMPTS[at], 9)
     assert not text_model._answering.batch, "nobody is left in it"
 
 
 @pytest.mark.parametrize("text_model", ["together"], indirect=True)
 def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> None:
-    questions = [Question(text_model, "What is it?", max_tokens=9) for _ in range(6)]
+    questions = [TextRequest(text_model, "What is it?", max_tokens=9) for _ in range(6)]
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
     assert text_model._answering.batch is not None
@@ -605,14 +611,14 @@ def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> N
     text_model._admission = MemoryAdmission(
         "tiny", config, chunk=CHUNK, memory=memory, queue=AdmissionQueue()
     )
-    expected = raw_text(model, "What is it?", 9)
+    expected = mlx_lm_text(model, "What is it?", 9)
     assert ask(*questions) == [expected] * 6
     assert one.cache < max(most) <= limit, "two at a time"
     waited = [each for each in questions if any(c.phase == "queued" for c in each.chunks)]
     assert waited == questions[2:]
 
 
-class LateInputs:
+class DelayedInputs:
     """Prompts that are tokenized concurrently and finish in a given order."""
 
     def __init__(self, text_model: TextModel, delays: dict[str, int]) -> None:
@@ -635,10 +641,10 @@ class LateInputs:
 def test_model_without_batching_answers_in_request_order(
     text_model: TextModel, delays: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = LateInputs(text_model, dict(zip(PROMPTS, delays, strict=False)))
+    late = DelayedInputs(text_model, dict(zip(PROMPTS, delays, strict=False)))
     monkeypatch.setattr(text_model, "_inputs", late)
     order: list[str] = []
-    questions = [Question(text_model, prompt, max_tokens=5) for prompt in PROMPTS[:3]]
+    questions = [TextRequest(text_model, prompt, max_tokens=5) for prompt in PROMPTS[:3]]
     for each in questions:
         each.report = lambda chunk, each=each: order.append(each.request.prompt)  # type: ignore[misc]
     ask(*questions)
@@ -650,9 +656,9 @@ def test_model_without_batching_answers_in_request_order(
 def test_request_cancelled_during_tokenization_does_not_block_others(
     text_model: TextModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = LateInputs(text_model, {"Hi": 1_000_000, "What is it?": 0})
+    late = DelayedInputs(text_model, {"Hi": 1_000_000, "What is it?": 0})
     monkeypatch.setattr(text_model, "_inputs", late)
-    first, second = (Question(text_model, prompt, max_tokens=3) for prompt in PROMPTS[:2])
+    first, second = (TextRequest(text_model, prompt, max_tokens=3) for prompt in PROMPTS[:2])
     engine = Engine(threaded=False)
     for each in (first, second):
         engine.submit(each.steps(), each.failed)
@@ -663,18 +669,18 @@ def test_request_cancelled_during_tokenization_does_not_block_others(
     while engine.step():
         pass
     assert isinstance(first.error, Cancelled)
-    assert second.outcome[:1] == raw_text(model, "What is it?", 3)[:1]
+    assert second.outcome[:1] == mlx_lm_text(model, "What is it?", 3)[:1]
 
 
 def test_overflow_is_an_error_of_one_line_for_one_request(
     text_model: TextModel, model: Any
 ) -> None:
-    watched = Watched(model, spoil=byte_tokenizer().encode("!")[0])
+    watched = RecordingModel(model, spoil=byte_tokenizer().encode("!")[0])
     settled = TextModel(
         Checkpoint("tiny", Path("/nowhere"), "text", "llama"), watched, byte_tokenizer(), 1
     )
-    questions = [Question(settled, prompt, max_tokens=3) for prompt in ("Hi!", "What is it?")]
+    questions = [TextRequest(settled, prompt, max_tokens=3) for prompt in ("Hi!", "What is it?")]
     ask(*questions)
     assert isinstance(questions[0].error, GenerationError)
     assert "overflowed" in str(questions[0].error)
-    assert questions[1].outcome[:1] == raw_text(model, "What is it?", 3)[:1]
+    assert questions[1].outcome[:1] == mlx_lm_text(model, "What is it?", 3)[:1]

@@ -26,7 +26,7 @@ from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.backends import test_text_batch
 from tests.backends.batch_verdicts import let_answer
-from tests.backends.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
+from tests.backends.test_text_batch import CHUNK, TextRequest, byte_tokenizer, sliding
 
 pytestmark = pytest.mark.usefixtures("templates_render_here")
 
@@ -62,7 +62,7 @@ def endless() -> Any:
     return tokenizer
 
 
-def raw(weights: Any, prompt: str) -> str:
+def mlx_lm_answer(weights: Any, prompt: str) -> str:
     """Generate with mlx-lm itself."""
     from mlx_lm.generate import stream_generate
 
@@ -70,7 +70,7 @@ def raw(weights: Any, prompt: str) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-class Asked(Question):
+class Asked(TextRequest):
     """A request that may be cancelled before one of its slices."""
 
     cut_at = -1
@@ -117,7 +117,7 @@ def test_prompt_and_answer_are_not_prefilled_again(model: TextModel, weights: An
     assert (first.cached, model.reuse.prefix_hits, model.reuse.prefix_misses) == (0, 0, 1)
     again = asked(model, LONG + "Say.")
     assert (again.cached, model.reuse.prefix_hits) == (read, 1)
-    assert again.text == raw(weights, LONG + "Say.")
+    assert again.text == mlx_lm_answer(weights, LONG + "Say.")
     progress = [chunk.prompt_read for chunk in again.chunks if chunk.phase == "prefill"]
     assert progress[0] == 0, "before the prompt was looked at"
     assert progress[1] == read
@@ -136,7 +136,7 @@ def test_answer_is_reused_if_the_tokenizer_encodes_it_as_generated(
         prompt = f"{seed}. {LONG}"
         first = asked(model, prompt, temperature=0.5, seed=seed)
         follows = asked(model, prompt + first.text + "Why?")
-        assert follows.text == raw(weights, prompt + first.text + "Why?")
+        assert follows.text == mlx_lm_answer(weights, prompt + first.text + "Why?")
         assert follows.cached >= len(prompt)
         known = follows.cached - len(prompt)
         written = byte_tokenizer().encode(first.text)
@@ -155,7 +155,7 @@ def test_conversation_prefills_only_its_new_turn(model: TextModel, weights: Any)
         whole = "\n\n".join(
             [part for each in history for part in (each.prompt, each.answer)] + [own.request.prompt]
         )
-        assert answer.text == raw(weights, whole)
+        assert answer.text == mlx_lm_answer(weights, whole)
         assert answer.cached >= last
         last = answer.chunks[-1].prompt_tokens
         history += (Exchange(own.request.prompt, "It is so, because it is."),)
@@ -204,7 +204,7 @@ def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(model: TextModel, we
     assert tokens == len(LONG.encode()) + 5 + len(b"Hi") + COUNT
     follows = asked(model, LONG + "Say.")
     assert follows.cached == len(LONG.encode())
-    assert follows.text == raw(weights, LONG + "Say.")
+    assert follows.text == mlx_lm_answer(weights, LONG + "Say.")
 
 
 def test_random_cancellations_do_not_change_later_answers(model: TextModel) -> None:

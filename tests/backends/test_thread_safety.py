@@ -19,7 +19,7 @@ def mlx() -> None:
     platform.start()
 
 
-def of(module: str, name: str) -> Any:
+def class_named(module: str, name: str) -> Any:
     """Return an object of a library's class; nobody calls it."""
     return object.__new__(getattr(importlib.import_module(module), name))
 
@@ -35,7 +35,7 @@ def of(module: str, name: str) -> Any:
     ],
 )
 def test_numpy_processors_are_mlx_free(module: str, name: str) -> None:
-    assert is_mlx_free(of(module, name))
+    assert is_mlx_free(class_named(module, name))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_numpy_processors_are_mlx_free(module: str, name: str) -> None:
     ],
 )
 def test_processors_that_make_mlx_arrays_are_not_mlx_free(module: str, name: str) -> None:
-    assert not is_mlx_free(of(module, name))
+    assert not is_mlx_free(class_named(module, name))
 
 
 class Plain:

@@ -15,7 +15,7 @@ LAYERS = 3
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu() -> None:
+def prepare_platform() -> None:
     platform.prepare()
 
 

@@ -56,7 +56,7 @@ def cut_at(slice_: int) -> Cut:
     return cut
 
 
-class Asked:
+class RunningRequest:
     """A running request, stepped one slice at a time as the engine does."""
 
     def __init__(self, model: VisionModel, request: GenerationRequest, cut: Cut | None) -> None:
@@ -97,7 +97,7 @@ class Asked:
         return False
 
 
-class Room:
+class ModelBench:
     """A model and its inference thread."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
@@ -111,15 +111,15 @@ class Room:
         history: tuple[Exchange, ...] = (),
         cut: Cut | None = None,
         **sampling: Any,
-    ) -> Asked:
+    ) -> RunningRequest:
         """Send a request and wait for its end."""
         return self.all([(asking(prompt, *images, history=history, **sampling), cut)])[0]
 
-    def all(self, requests: list[tuple[GenerationRequest, Cut | None]]) -> list[Asked]:
+    def all(self, requests: list[tuple[GenerationRequest, Cut | None]]) -> list[RunningRequest]:
         """Send several requests at once and run them round-robin."""
 
-        def work() -> list[Asked]:
-            asked = [Asked(self.model, request, cut) for request, cut in requests]
+        def work() -> list[RunningRequest]:
+            asked = [RunningRequest(self.model, request, cut) for request, cut in requests]
             going = list(asked)
             while going:
                 going = [each for each in going if each.step()]
@@ -130,13 +130,13 @@ class Room:
     def forget(self) -> int:
         return self.engine.call(self.model.forget).result(60)
 
-    def cold(self, prompt: str, *images: Image.Image, **more: Any) -> Asked:
+    def cold(self, prompt: str, *images: Image.Image, **more: Any) -> RunningRequest:
         """Send a request with empty caches."""
         self.forget()
         return self.ask(prompt, *images, **more)
 
 
-def answers_alone(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def answers_alone(room: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a model answer through mlx-vlm's `stream_generate`."""
     standing = room.model._answering.policy
     apart = replace(standing.verdict, together=False, why="the test says so")
@@ -172,17 +172,17 @@ def _finished(steps: Generator[None, None, VisionModel]) -> VisionModel:
 
 
 @pytest.fixture(scope="module")
-def demo(engine: Engine) -> Iterator[Room]:
-    room = Room(engine, mlx_magic.demo_model())
+def demo(engine: Engine) -> Iterator[ModelBench]:
+    room = ModelBench(engine, mlx_magic.demo_model())
     yield room
     engine.call(room.model.close).result(60)
 
 
 @pytest.fixture(scope="module")
-def large(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+def large(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelBench]:
     """A model with random weights and 1,024 tokens per image."""
     folder = engine.call(lambda: large_model(tmp_path_factory.mktemp("large"))).result(60)
-    room = Room(engine, folder)
+    room = ModelBench(engine, folder)
     yield room
     engine.call(room.model.close).result(60)
 
@@ -223,7 +223,7 @@ RED, BLUE, SQUARE = shape("red"), shape("blue"), shape("green", "rectangle")
 QUESTION = "What colour is the shape?"
 
 
-def test_second_question_on_an_image_prefills_only_new_tokens(large: Room) -> None:
+def test_second_question_on_an_image_prefills_only_new_tokens(large: ModelBench) -> None:
     first = large.cold(QUESTION, RED)
     second = large.ask("Which shape is it then?", RED)
     reuse = large.model.reuse
@@ -239,7 +239,7 @@ def test_second_question_on_an_image_prefills_only_new_tokens(large: Room) -> No
     assert (reuse.prefix_hits, reuse.image_misses) == (1, 1), "nor did it look again"
 
 
-def test_progress_starts_at_the_cached_prefix(large: Room) -> None:
+def test_progress_starts_at_the_cached_prefix(large: ModelBench) -> None:
     large.cold(QUESTION, RED)
     second = large.ask("Which shape is it then?", RED)
     read = [chunk.prompt_read for chunk in second.chunks if chunk.phase == "prefill"]
@@ -248,7 +248,7 @@ def test_progress_starts_at_the_cached_prefix(large: Room) -> None:
     assert read[-1] <= second.usage.prompt_tokens
 
 
-def test_image_at_another_position_is_not_encoded_again(demo: Room) -> None:
+def test_image_at_another_position_is_not_encoded_again(demo: ModelBench) -> None:
     demo.cold(QUESTION, RED)
     before = demo.model.reuse
     other = demo.ask(QUESTION, BLUE, RED)
@@ -260,7 +260,7 @@ def test_image_at_another_position_is_not_encoded_again(demo: Room) -> None:
     assert other.text == demo.cold(QUESTION, BLUE, RED).text
 
 
-def test_ten_turns_on_an_image_prefill_each_turn_once(large: Room) -> None:
+def test_ten_turns_on_an_image_prefill_each_turn_once(large: ModelBench) -> None:
     large.forget()
     colds: list[tuple[str, tuple[Exchange, ...], str]] = []
     history: tuple[Exchange, ...] = ()
@@ -279,7 +279,7 @@ def test_ten_turns_on_an_image_prefill_each_turn_once(large: Room) -> None:
         assert large.cold(prompt, history=before).text == text
 
 
-def test_second_image_in_a_later_turn_keeps_the_first_cached(demo: Room) -> None:
+def test_second_image_in_a_later_turn_keeps_the_first_cached(demo: ModelBench) -> None:
     first = demo.cold(QUESTION, RED)
     history = (Exchange(QUESTION, first.text, opened(RED)),)
     second = demo.ask("And this one?", BLUE, history=history)
@@ -288,7 +288,7 @@ def test_second_image_in_a_later_turn_keeps_the_first_cached(demo: Room) -> None
     assert second.text == demo.cold("And this one?", BLUE, history=history).text
 
 
-def test_same_question_about_another_image_is_prefilled_again(demo: Room) -> None:
+def test_same_question_about_another_image_is_prefilled_again(demo: ModelBench) -> None:
     expected = [demo.cold(QUESTION, image).text for image in (RED, BLUE, SQUARE)]
     demo.forget()
     for _ in range(2):
@@ -298,7 +298,7 @@ def test_same_question_about_another_image_is_prefilled_again(demo: Room) -> Non
 
 
 def test_model_without_batching_does_not_encode_an_image_again(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = demo.cold(QUESTION, RED).text
     answers_alone(demo, monkeypatch)
@@ -310,12 +310,12 @@ def test_model_without_batching_does_not_encode_an_image_again(
     assert demo.model.reuse.image_hits == before.image_hits + 2
 
 
-def test_seed_gives_the_same_answer_with_and_without_the_cache(large: Room) -> None:
+def test_seed_gives_the_same_answer_with_and_without_the_cache(large: ModelBench) -> None:
     cold = large.cold(QUESTION, RED, temperature=1.0, seed=7)
     assert large.ask(QUESTION, RED, temperature=1.0, seed=7).text == cold.text
 
 
-def test_cached_prompts_in_a_batch_answer_as_alone(demo: Room) -> None:
+def test_cached_prompts_in_a_batch_answer_as_alone(demo: ModelBench) -> None:
     asked = [f"What colour is the shape?{' please' * (n % 4)}" for n in range(12)]
     images = [RED, BLUE, SQUARE]
     expected = [demo.cold(q, images[n % 3]).text for n, q in enumerate(asked)]
@@ -342,7 +342,7 @@ def numbered(count: int) -> list[Image.Image]:
 @pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
 @pytest.mark.parametrize("at", [1, 5, 18])
 def test_no_image_is_encoded_after_a_cancel(
-    demo: Room, monkeypatch: pytest.MonkeyPatch, alone: bool, at: int
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch, alone: bool, at: int
 ) -> None:
     if alone:
         answers_alone(demo, monkeypatch)
@@ -354,7 +354,7 @@ def test_no_image_is_encoded_after_a_cancel(
     demo.ask(QUESTION, *images[:2])  # the encoder is probed
     demo.forget()
     request = GenerationRequest(prompt=QUESTION, images=opened(*images), sampling=Sampling(4))
-    asked = Asked(demo.model, request, None)
+    asked = RunningRequest(demo.model, request, None)
 
     def counting(self: Any, pixels: Any, *more: Any, **rest: Any) -> Any:
         asked_for.append(int(pixels.shape[0]))
@@ -378,7 +378,7 @@ def test_no_image_is_encoded_after_a_cancel(
     assert demo.ask(QUESTION, images[3]).text == expected
 
 
-def test_batch_size_is_limited_by_memory(demo: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_is_limited_by_memory(demo: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = demo.model._answering.batch
     assert batch is not None
     images = [RED, BLUE, SQUARE]
@@ -411,12 +411,12 @@ def test_batch_size_is_limited_by_memory(demo: Room, monkeypatch: pytest.MonkeyP
     assert one.cache < max(most) <= 2 * one.cache
 
 
-def kept(room: Room) -> int:
+def kept(room: ModelBench) -> int:
     return room.model.reuse.prefix_bytes
 
 
 @pytest.mark.parametrize("picture", [True, False], ids=["picture", "words"])
-def test_cancelled_request_is_not_cached(demo: Room, picture: bool) -> None:
+def test_cancelled_request_is_not_cached(demo: ModelBench, picture: bool) -> None:
     """In mlx-vlm a cancelled turn leaves a cache longer than its tokens, which is wrong later."""
     images = [RED] if picture else []
     long = "Tell me about the shape, its colour and its place. " * 4
@@ -432,7 +432,7 @@ def test_cancelled_request_is_not_cached(demo: Room, picture: bool) -> None:
         assert (follows.usage.cached_tokens, follows.text) == (0, expected)
 
 
-def test_failed_request_is_not_cached(demo: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_request_is_not_cached(demo: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = demo.cold(QUESTION, RED).text
     demo.forget()
 
@@ -449,11 +449,11 @@ def test_failed_request_is_not_cached(demo: Room, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("company", [0, 2])
 @pytest.mark.parametrize("after", [1, 2, 5])
 def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(
-    demo: Room, monkeypatch: pytest.MonkeyPatch, after: int, company: int
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch, after: int, company: int
 ) -> None:
-    report = Asked._report
+    report = RunningRequest._report
 
-    def stopping(self: Asked, chunk: GenerationChunk) -> None:
+    def stopping(self: RunningRequest, chunk: GenerationChunk) -> None:
         report(self, chunk)
         if self.prompt == QUESTION and chunk.completion_tokens == after:
             raise Stopped
@@ -461,7 +461,7 @@ def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(
     others = [f"{n}: which shape is it?" for n in range(company)]
     demo.forget()
     with monkeypatch.context() as patch:
-        patch.setattr(Asked, "_report", stopping)
+        patch.setattr(RunningRequest, "_report", stopping)
         stopped = demo.all([(asking(prompt, RED), None) for prompt in (QUESTION, *others)])[0]
     assert isinstance(stopped.error, Stopped)
     assert (stopped.usage.completion_tokens, kept(demo) > 0) == (after, True)
@@ -472,7 +472,7 @@ def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(
     assert follows.text == demo.cold("Why?", history=follow).text
 
 
-def test_random_cancellations_do_not_change_later_answers(demo: Room) -> None:
+def test_random_cancellations_do_not_change_later_answers(demo: ModelBench) -> None:
     controls = [(f"Question {n}: {QUESTION}", [RED, BLUE, SQUARE][n % 3]) for n in range(20)]
     expected = [demo.cold(prompt, image).text for prompt, image in controls]
     demo.forget()
@@ -507,7 +507,7 @@ def test_vision_caches_are_bounded_and_freed_by_unload(engine: Engine) -> None:
     import mlx.core as mx
 
     held = engine.call(mx.get_active_memory).result(60)
-    room = Room(engine, mlx_magic.demo_model())
+    room = ModelBench(engine, mlx_magic.demo_model())
     for n in range(12):
         room.ask(f"Question {n}?", shape("red" if n % 2 else "blue"))
         reuse = room.model.reuse
@@ -521,7 +521,7 @@ def test_vision_caches_are_bounded_and_freed_by_unload(engine: Engine) -> None:
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
 def test_failing_processor_ends_only_its_request(
-    demo: Room, monkeypatch: pytest.MonkeyPatch, first: bool
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
     demo.forget()
@@ -549,7 +549,7 @@ def test_failing_processor_ends_only_its_request(
 
 
 def test_failed_prefill_does_not_affect_decoding_requests(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED, max_tokens=20).text
     demo.forget()

@@ -26,7 +26,7 @@ def generation(clock: ManualClock) -> Generation:
     return Generation(GenerationRequest(prompt="What?"), clock=clock)
 
 
-def written(text: str, count: int, **more: Any) -> GenerationChunk:
+def text_chunk(text: str, count: int, **more: Any) -> GenerationChunk:
     return GenerationChunk("decode", text=text, completion_tokens=count, **more)
 
 
@@ -40,9 +40,9 @@ def test_timings_are_the_time_spent_in_each_phase(
     clock.advance(3)
     generation.report(GenerationChunk("prefill", prompt_tokens=20, image_tokens=16))
     clock.advance(1)
-    generation.report(written("A", 1, prompt_tokens=20, image_tokens=16))
+    generation.report(text_chunk("A", 1, prompt_tokens=20, image_tokens=16))
     clock.advance(2)
-    generation.report(written("B", 5, prompt_tokens=20, image_tokens=16, peak_memory=7))
+    generation.report(text_chunk("B", 5, prompt_tokens=20, image_tokens=16, peak_memory=7))
     generation.finish("stop")
 
     result = generation.future.result(0)
@@ -81,7 +81,7 @@ def test_cancel_before_the_model_runs_ends_the_request_at_once(
 
 def test_cancel_during_generation_waits_for_the_next_checkpoint(generation: Generation) -> None:
     generation.report(GenerationChunk("prefill"))
-    generation.report(written("Half an", 2))
+    generation.report(text_chunk("Half an", 2))
     generation.cancel()
 
     assert generation.token.requested
@@ -102,7 +102,7 @@ def test_leading_spaces_are_dropped_and_others_kept(generation: Generation) -> N
     sink = RecordingSink()
     generation = Generation(generation.request, clock=ManualClock(), sink=sink)
     for count, text in enumerate(["", " ", " Two", " words", "\n"], start=1):
-        generation.report(written(text, count))
+        generation.report(text_chunk(text, count))
     generation.finish("stop")
 
     assert generation.future.result(0).text == "Two words\n"
@@ -116,7 +116,7 @@ def test_snapshot_has_progress_text_and_elapsed_time(
     now = generation.snapshot()
     assert (now.progress.phase, now.progress.done, now.progress.total) == ("prefill", 5, 9)
     clock.advance(4)
-    generation.report(written("x", 1))
+    generation.report(text_chunk("x", 1))
     assert generation.snapshot().text == "x"
     assert generation.snapshot().elapsed == 4
 
@@ -127,19 +127,19 @@ def test_failure_becomes_the_exception_of_the_future(generation: Generation) -> 
         generation.future.result(0)
 
 
-def stopping_at(*stop: str) -> tuple[Generation, RecordingSink]:
+def generation_with_stop(*stop: str) -> tuple[Generation, RecordingSink]:
     sink = RecordingSink()
     request = GenerationRequest(prompt="What?", sampling=Sampling(stop=stop))
     return Generation(request, clock=ManualClock(), sink=sink), sink
 
 
 def test_stop_sequence_ends_the_answer_and_is_not_included() -> None:
-    generation, sink = stopping_at("END")
+    generation, sink = generation_with_stop("END")
     for count, text in enumerate([" One E", "N"], start=1):
-        generation.report(written(text, count))
+        generation.report(text_chunk(text, count))
     assert sink.text == generation.snapshot().text == "One "
     with pytest.raises(Stopped):
-        generation.report(written("D. More", 3))
+        generation.report(text_chunk("D. More", 3))
     generation.finish("stop")
 
     result = generation.future.result(0)
@@ -149,9 +149,9 @@ def test_stop_sequence_ends_the_answer_and_is_not_included() -> None:
 
 @pytest.mark.parametrize("end", ["finish", "stopped"])
 def test_held_back_text_is_flushed_at_the_end(end: str) -> None:
-    generation, sink = stopping_at("END", "\n\n")
-    generation.report(written("One E", 1))
-    generation.report(written("N", 2))
+    generation, sink = generation_with_stop("END", "\n\n")
+    generation.report(text_chunk("One E", 1))
+    generation.report(text_chunk("N", 2))
     assert sink.text == "One "
     if end == "finish":
         generation.finish("length")
@@ -177,7 +177,7 @@ def test_a_deadline_is_measured_from_the_request(clock: ManualClock) -> None:
 
 
 def test_cancel_after_the_last_token_does_not_change_the_result(generation: Generation) -> None:
-    generation.report(written("All", 1))
+    generation.report(text_chunk("All", 1))
     generation.cancel()
     generation.finish("stop")
     result = generation.future.result(0)

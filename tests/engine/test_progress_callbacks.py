@@ -29,7 +29,7 @@ def generation(clock: ManualClock) -> Generation:
     return Generation(GenerationRequest(prompt="What?"), clock=clock)
 
 
-def written(count: int) -> GenerationChunk:
+def text_chunk(count: int) -> GenerationChunk:
     return GenerationChunk("decode", text=f"{count} ", completion_tokens=count, prompt_tokens=9)
 
 
@@ -52,7 +52,7 @@ def test_observer_gets_consistent_numbers(generation: Generation, clock: ManualC
     generation.report(GenerationChunk("prefill", prompt_read=4, prompt_tokens=9))
     for count in range(1, 101):
         clock.advance(0.01)
-        generation.report(written(count))
+        generation.report(text_chunk(count))
     generation.finish("stop")
     assert len(seen) <= 2 + 1.0 / INTERVAL
     assert (seen[0].progress.phase, seen[0].prompt_read, seen[0].prompt_tokens) == ("prefill", 4, 9)
@@ -82,7 +82,7 @@ def test_failing_observer_is_removed(
     with caplog.at_level(logging.ERROR):
         generation.enter("loading")
         clock.advance(1)
-        generation.report(written(1))
+        generation.report(text_chunk(1))
         generation.finish("stop")
     assert len(calls) == 1
     assert "observer failed" in caplog.text
@@ -112,7 +112,7 @@ def test_snapshots_from_another_thread_are_consistent(generation: Generation) ->
     def write() -> None:
         begun.wait()
         for count in range(1, 3000):
-            generation.report(written(count))
+            generation.report(text_chunk(count))
         ended.set()
 
     writer = threading.Thread(target=write)

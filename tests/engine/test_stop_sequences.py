@@ -15,7 +15,7 @@ texts = st.text("ab\n", max_size=30)
 stop_texts = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
 
 
-def shown(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
+def filtered(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
     """Feed the chunks, as a generation does."""
     stops, out = StopSequences(stop), ""
     for piece in pieces:
@@ -49,7 +49,7 @@ def test_chunk_boundaries_do_not_change_the_text(
     stop: list[str], cut: tuple[str, list[str]]
 ) -> None:
     text, pieces = cut
-    assert shown(stop, pieces) == expected(stop, text)
+    assert filtered(stop, pieces) == expected(stop, text)
 
 
 @given(stop_texts, cut())
@@ -83,7 +83,7 @@ def test_only_a_possible_start_of_a_stop_sequence_is_held_back(
 def test_stop_sequences_cut_the_text(
     stop: list[str], pieces: list[str], text: str, stopped: bool
 ) -> None:
-    assert shown(stop, pieces) == (text, stopped)
+    assert filtered(stop, pieces) == (text, stopped)
 
 
 def test_no_text_follows_a_stop_sequence() -> None:

@@ -27,7 +27,7 @@ from tests.notebook.conftest import script, shell
 __all__ = ["script", "shell"]
 
 
-class ThrownAtLook(CancelToken):
+class CancelAtCheck(CancelToken):
     """A token that is cancelled at its n-th check."""
 
     def __init__(self, at: int) -> None:
@@ -82,7 +82,7 @@ def large(kind: str) -> Any:
 )  # fmt: skip
 def test_cancel_ends_decoding_in_the_middle(kind: str, at: int) -> None:
     value = large(kind)
-    token = ThrownAtLook(at)
+    token = CancelAtCheck(at)
     with pytest.raises(Cancelled):
         open_images(value, cancel=token)
     # The caller stopped there: at most the layers above checked once more.
@@ -94,12 +94,12 @@ def test_cancel_ends_decoding_in_the_middle(kind: str, at: int) -> None:
 def test_cancel_ends_a_glob_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         (tmp_path / f"{number}").mkdir()
-    token = ThrownAtLook(10)
+    token = CancelAtCheck(10)
     with pytest.raises(Cancelled):
         open_images("**/no-such-*.png", base=tmp_path, cancel=token)
     assert token.looks == 10
     (tmp_path / "large.bmp").write_bytes(encode(noise(1500, 1500), "BMP"))
-    token = ThrownAtLook(5)
+    token = CancelAtCheck(5)
     with pytest.raises(Cancelled):
         open_images("large.bmp", base=tmp_path, cancel=token)
     assert token.looks == 5

@@ -14,7 +14,7 @@ from mlx_magic.errors import ImageDecodeError
 from mlx_magic.images.color_modes import to_rgb
 from mlx_magic.images.opening import open_images
 from tests.hostile.image_cases import CASES, encode, scans, segment
-from tests.hostile.test_cancel import ThrownAtLook
+from tests.hostile.test_cancel import CancelAtCheck
 
 
 def runs(width: int, height: int) -> bytes:
@@ -32,11 +32,11 @@ def test_100_scans_are_accepted_and_101_refused() -> None:
 
 def test_cancel_ends_a_decoder_that_reads_byte_by_byte() -> None:
     data = runs(100, 100)
-    token = ThrownAtLook(4)
+    token = CancelAtCheck(4)
     with pytest.raises(Cancelled):
         open_images(data, cancel=token)
     assert token.looks <= 5
-    calm = ThrownAtLook(1_000_000)
+    calm = CancelAtCheck(1_000_000)
     assert open_images(data, cancel=calm)[0].size == (100, 100)
     # About 20 000 reads; each of them would be a look too many, none too few.
     assert 100 < calm.looks < 1_000
@@ -45,9 +45,9 @@ def test_cancel_ends_a_decoder_that_reads_byte_by_byte() -> None:
 @pytest.mark.parametrize("mode", ["F", "I", "I;16"])
 def test_cancel_ends_the_conversion_of_deep_gray(mode: str) -> None:
     image = Image.new(mode, (3000, 3000))
-    calm = ThrownAtLook(1_000_000)
+    calm = CancelAtCheck(1_000_000)
     open_images(image, cancel=calm)
-    token = ThrownAtLook(calm.looks - 5)
+    token = CancelAtCheck(calm.looks - 5)
     with pytest.raises(Cancelled):
         open_images(image, cancel=token)
     assert token.looks <= calm.looks - 4
@@ -57,9 +57,9 @@ def test_cancel_ends_the_conversion_of_deep_gray(mode: str) -> None:
 def test_cancel_ends_a_compressed_tiff() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)
     data = encode(Image.fromarray(noise), "TIFF", compression="tiff_lzw")
-    calm = ThrownAtLook(1_000_000)
+    calm = CancelAtCheck(1_000_000)
     open_images(data, cancel=calm)
-    token = ThrownAtLook(calm.looks // 2)
+    token = CancelAtCheck(calm.looks // 2)
     with pytest.raises(Cancelled):
         open_images(data, cancel=token)
     assert token.looks <= calm.looks // 2 + 1

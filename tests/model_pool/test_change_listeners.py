@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> str:
     return str(checkpoints.good(tmp_path / "seer"))
 
 
-class Looking:
+class RecordingListener:
     """A watcher that keeps what a panel would show, each time that it is told."""
 
     def __init__(self, session: Session) -> None:
@@ -61,7 +61,7 @@ def question(model: str) -> GenerationRequest:
 
 
 def test_listener_sees_each_step_of_a_first_request(session: Session, folder: str) -> None:
-    looking = Looking(session)
+    looking = RecordingListener(session)
     session.start(question(folder)).future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
 
@@ -99,14 +99,14 @@ def test_listener_is_called_for_a_failure(
     session: Session, script: ScriptedBackend, folder: str
 ) -> None:
     script.error = ZeroDivisionError()
-    looking = Looking(session)
+    looking = RecordingListener(session)
     with pytest.raises(GenerationError):
         session.start(question(folder)).future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
 
 
 def test_listener_is_called_for_load_alias_and_unload(session: Session, folder: str) -> None:
-    looking = Looking(session)
+    looking = RecordingListener(session)
     session.load(folder).future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
     session.load(folder, alias="seer").future.result(10)
@@ -146,7 +146,7 @@ def test_listener_is_not_called_for_tokens(
     session: Session, script: ScriptedBackend, folder: str
 ) -> None:
     script.hold = "decode"
-    looking = Looking(session)
+    looking = RecordingListener(session)
     told_at: list[int] = []
     enough = threading.Event()
 
@@ -196,7 +196,7 @@ def test_listener_that_raises_is_logged_and_removed(
         raise ValueError("no panel here")
 
     session.watch(broken)
-    looking = Looking(session)
+    looking = RecordingListener(session)
     with caplog.at_level(logging.ERROR):
         assert session.start(question(folder)).future.result(10).text == "It is a red circle."
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
@@ -269,7 +269,7 @@ def test_changes_from_several_threads_are_all_reported() -> None:
 def test_requests_from_several_threads_end_with_no_running_tasks(
     session: Session, folder: str
 ) -> None:
-    looking = Looking(session)
+    looking = RecordingListener(session)
     with ThreadPoolExecutor(8) as threads:
         asked = list(threads.map(lambda _: session.start(question(folder)), range(24)))
         for generation in asked:

@@ -150,7 +150,7 @@ def test_token_is_sent_to_the_hub_and_not_to_the_storage_host(
     assert other.ranges[-1] > 30_000  # the range goes there, too
 
 
-class SecondLook(CancelToken):
+class CancelAtSecondCheck(CancelToken):
     """A token that is cancelled at the second check after `looks` is set to 0."""
 
     __slots__ = ("looks",)
@@ -174,7 +174,7 @@ def test_fetch_waits_for_another_process_and_can_be_cancelled(
 
     publish(hub, folder)
     content = hub.repos[REPO]["model.safetensors"]
-    token = SecondLook()
+    token = CancelAtSecondCheck()
 
     def progress(done: int, total: int) -> None:
         if total > len(content) and token.looks is None:

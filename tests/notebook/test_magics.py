@@ -125,7 +125,7 @@ def test_timeout_ends_a_cell_with_its_partial_text(
     assert "[timed out]" in capsys.readouterr().out
 
 
-def slips(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
+def usage_errors(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
     """Name -> line, body, words that the message must have."""
     (tmp_path / "notes.txt").write_text("Just text.")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
@@ -149,11 +149,11 @@ def slips(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(slips(Path("/tmp"))))
+@pytest.mark.parametrize("name", sorted(usage_errors(Path("/tmp"))))
 def test_usage_error_is_one_line_and_keeps_earlier_results(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path, name: str
 ) -> None:
-    words, body, message = slips(tmp_path)[name]
+    words, body, message = usage_errors(tmp_path)[name]
     with pytest.raises(UsageError, match=message) as caught:
         cell(shell, words, body)
     assert caught.type is UsageError

@@ -51,7 +51,7 @@ def question(model: str, **sampling: Any) -> GenerationRequest:
     return GenerationRequest(prompt="What is it?", model=model, sampling=Sampling(**sampling))
 
 
-def reach(work: Task[Any], phase: str) -> None:
+def wait_for_phase(work: Task[Any], phase: str) -> None:
     while work.progress.phase != phase:
         assert not work.done
 
@@ -97,20 +97,20 @@ def test_thumbnails_are_made_only_for_sinks_that_show_them(
     assert made == [(30, 10)]
 
 
-class Held:
+class PrefetchedInputs:
     """Prefetched inputs."""
 
 
 def test_prefetched_inputs_live_as_long_as_their_request(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    made: list[weakref.ref[Held]] = []
+    made: list[weakref.ref[PrefetchedInputs]] = []
     threads: list[str] = []
 
-    def ahead(request: GenerationRequest, cancel: CancelToken) -> Held:
+    def ahead(request: GenerationRequest, cancel: CancelToken) -> PrefetchedInputs:
         assert [image.size for image in request.images] == [(20, 10)], "pictures are open by then"
         threads.append(threading.current_thread().name)
-        held = Held()
+        held = PrefetchedInputs()
         made.append(weakref.ref(held))
         return held
 
@@ -120,7 +120,7 @@ def test_prefetched_inputs_live_as_long_as_their_request(
     assert made == [], "the model was not there yet"
     script.hold = "decode"
     generation = asked()
-    reach(generation, "decode")
+    wait_for_phase(generation, "decode")
     gc.collect()
     assert made[0]() is not None
     script.release()
@@ -132,7 +132,7 @@ def test_prefetched_inputs_live_as_long_as_their_request(
     assert threads == ["mlx-magic-prepare"]
 
 
-class Waits:
+class SlowPrefetch:
     """Prefetches nothing, slowly."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ def test_cancel_does_not_wait_for_prefetch(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     session.start(question(vision)).future.result(10)
-    script.ahead = ahead = Waits()
+    script.ahead = ahead = SlowPrefetch()
     generation = session.start(question(vision), images=[("img", picture())])
     assert ahead.came.wait(10)
     generation.cancel()
@@ -165,7 +165,7 @@ def test_prefetch_does_not_keep_an_unloaded_model_alive(
 ) -> None:
     session.start(question(vision)).future.result(10)
     model = weakref.ref(session.pool._registry.loaded[0])
-    script.ahead = ahead = Waits()
+    script.ahead = ahead = SlowPrefetch()
     generation = session.start(question(vision))
     assert ahead.came.wait(10)
     session.engine.call(session.pool._registry.clear).result(10)
@@ -238,7 +238,7 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
     sink = RecordingSink()
     generation = session.start(question(vision, max_tokens=10**6), images=[("i", picture())],
                                sink=sink)  # fmt: skip
-    reach(generation, phase)
+    wait_for_phase(generation, phase)
     assert session.cancel() == 1
     result = generation.future.result(10)
 
@@ -331,7 +331,7 @@ def test_unload_waits_for_running_requests(
 ) -> None:
     script.hold = "prefill"
     generation = session.start(question(vision))
-    reach(generation, "prefill")
+    wait_for_phase(generation, "prefill")
     unload = session.pool.submit_unload(vision)
     assert not unload.done
     assert unload in session.running
@@ -347,7 +347,7 @@ def test_cancelled_load_leaves_no_model(
 ) -> None:
     script.hold = "loading"
     load = session.load(vision)
-    reach(load, "loading")
+    wait_for_phase(load, "loading")
     load.cancel()
     assert load.future.result(10) is None
     session.engine.call(lambda: None).result(10)
@@ -416,7 +416,7 @@ def test_model_can_be_unloaded_while_another_answers(
     session.load(other).future.result(10)
     script.hold = "decode"
     generation = session.start(question(vision, max_tokens=10**6))
-    reach(generation, "decode")
+    wait_for_phase(generation, "decode")
 
     assert session.pool.unload(other) > 0
     assert script.closed == 1
@@ -430,7 +430,7 @@ def test_futures_cannot_be_cancelled_directly(
 ) -> None:
     script.hold = "prefill"
     generation = session.start(question(vision))
-    reach(generation, "prefill")
+    wait_for_phase(generation, "prefill")
     assert not generation.future.cancel()
     called = session.engine.call(lambda: 1)
     assert not called.cancel()
@@ -492,7 +492,7 @@ def test_cancelled_load_leaves_no_alias(
 ) -> None:
     script.hold = "loading"
     load = session.load(vision, alias="seer")
-    reach(load, "loading")
+    wait_for_phase(load, "loading")
     load.cancel()
     script.release()
     session.engine.call(lambda: None).result(10)

@@ -35,13 +35,13 @@ def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def fenced(text: str) -> Iterator[tuple[str, str]]:
+def code_blocks(text: str) -> Iterator[tuple[str, str]]:
     """Yield the language and the content of each block of code."""
     for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
         yield match[2], match[3]
 
 
-def inline(text: str) -> list[str]:
+def inline_code(text: str) -> list[str]:
     """Return the text in single backticks, outside code blocks."""
     text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
@@ -80,13 +80,13 @@ def tags_of(cell: dict[str, object]) -> list[str]:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_code_in_documents_parses(name: str) -> None:
-    for language, code in fenced(text_of(name)):
+    for language, code in code_blocks(text_of(name)):
         if language == "python" or code.startswith("%"):
             check_code(code)
 
 
 def test_readme_shows_magics_and_python() -> None:
-    blocks = list(fenced(text_of("README.md")))
+    blocks = list(code_blocks(text_of("README.md")))
     assert any(code.startswith("%%vision") for _, code in blocks)
     assert any(code.startswith("%vision") for _, code in blocks)
     assert any(language == "python" for language, _ in blocks)
@@ -104,7 +104,9 @@ def test_unknown_flags_in_documents_would_be_detected() -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_flags_exist(name: str) -> None:
     known = {flag for option in OPTIONS for flag in option.flags if flag.startswith("--")}
-    named = {flag for code in inline(text_of(name)) for flag in re.findall(r"--[a-z][a-z-]+", code)}
+    named = {
+        flag for code in inline_code(text_of(name)) for flag in re.findall(r"--[a-z][a-z-]+", code)
+    }
     assert named <= known | FOREIGN_FLAGS
 
 
@@ -123,7 +125,7 @@ def rows(name: str) -> list[str]:
 
 
 def test_options_page_has_a_row_for_every_option_and_its_setting() -> None:
-    found, named = rows("docs/options.md"), inline(text_of("docs/options.md"))
+    found, named = rows("docs/options.md"), inline_code(text_of("docs/options.md"))
     for option in CELL_OPTIONS:
         if not option.available:
             assert set(option.flags) <= set(named)
@@ -134,7 +136,7 @@ def test_options_page_has_a_row_for_every_option_and_its_setting() -> None:
 
 
 def test_options_page_has_every_setting() -> None:
-    named = inline(text_of("docs/options.md"))
+    named = inline_code(text_of("docs/options.md"))
     assert {setting.trait for setting in SETTINGS} <= set(named)
 
 
@@ -156,7 +158,7 @@ def test_readme_calls_unavailable_what_is_unavailable() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_subcommands_exist(name: str) -> None:
-    for code in inline(text_of(name)):
+    for code in inline_code(text_of(name)):
         if match := re.match(r"%vision ([a-z]+)", code):
             assert match[1] in LINE_OPTIONS
 
@@ -164,16 +166,18 @@ def test_named_subcommands_exist(name: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_make_targets_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z0-9]+):", text_of("Makefile"), re.MULTILINE))
-    shell = [line for language, code in fenced(text_of(name)) if language == "console"
+    shell = [line for language, code in code_blocks(text_of(name)) if language == "console"
              for line in code.splitlines()]  # fmt: skip
-    used = {match[1] for code in [*inline(text_of(name)), *shell]
+    used = {match[1] for code in [*inline_code(text_of(name)), *shell]
             if (match := re.match(r"\s*make ([a-z0-9]+)", code))}  # fmt: skip
     assert used <= targets
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_files_exist(name: str) -> None:
-    paths = [code for code in inline(text_of(name)) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", code)]
+    paths = [
+        code for code in inline_code(text_of(name)) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", code)
+    ]
     for path in {*paths} - MADE:
         assert any((place / path).exists() for place in (ROOT, PACKAGE)), path
 
@@ -205,7 +209,9 @@ def test_contributing_has_every_folder_and_layer() -> None:
 
 def test_contributing_names_modules_that_exist() -> None:
     tracked = {path.name for top in TOPS for path in (ROOT / top).rglob("*.py")}
-    named = [code for code in inline(text_of("CONTRIBUTING.md")) if re.fullmatch(r"\w+\.py", code)]
+    named = [
+        code for code in inline_code(text_of("CONTRIBUTING.md")) if re.fullmatch(r"\w+\.py", code)
+    ]
     assert set(named) <= tracked
 
 
