@@ -118,7 +118,7 @@ def compiled_only(evil: Path) -> Path:
 
 
 def from_the_hub(evil: Path) -> Path:
-    """Where transformers copies code to."""
+    """The folder to which transformers copies code."""
     path = Path(os.environ["HF_MODULES_CACHE"]) / "transformers_modules" / "m" / "evil.py"
     path.parent.mkdir(parents=True)
     path.write_text((evil / "evil.py").read_text())

@@ -56,7 +56,7 @@ def nested(folder: Path, part: str, file: str = "config.json", **changes: Any) -
 
 
 def raw(folder: Path, content: str | bytes, file: str = "config.json") -> None:
-    """Write a file as it is, whatever was there."""
+    """Write a file, replacing any existing one."""
     (folder / file).unlink(missing_ok=True)
     (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
 

@@ -1,7 +1,7 @@
 """Tries cases of the corpus in a process of its own: ``python -m tests.hostile.trial FOLDER SET``.
 
 Prints a line of JSON before each case, and one after it. Who reads them ends the process when
-a line is late: so a case that hangs fails, and stalls nobody.
+a line is late, so a case that hangs fails without blocking the others.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def test_only_public_addresses_of_a_host_are_tried_in_order() -> None:
 
 
 def test_dns_rebinding_reaches_only_the_checked_address() -> None:
-    # The name turns private after its first answer: nobody looks it up a second time.
+    # The name resolves to a private address later; it is not resolved a second time.
     names = {"evil.example": [[PUBLIC], ["127.0.0.1"]]}
     network = Network(ScriptedConnection(picture()), names=names)
     network.fetcher()("http://evil.example/")

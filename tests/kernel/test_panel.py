@@ -61,7 +61,7 @@ PHASES = {"loading": "loading", "prefill": "reading", "decode": "writing"}
 
 OpenPage = Callable[..., Page]
 
-# One of each way in which ipykernel hands on widget messages; the dearer tests take these.
+# One ipykernel for each way of handling widget messages, for the slower tests.
 each_way = pytest.mark.parametrize("version", ["6.29.5", "7.0.1", "7.3.0", "7.4.0"], indirect=True)
 oldest_and_newest = pytest.mark.parametrize("version", ["6.29.5", "7.4.0"], indirect=True)
 
@@ -277,7 +277,7 @@ def test_panel_answers_while_a_cell_awaits(
     assert client.value("answer.finish_reason") == "cancelled"
     page.wait_for_turns(1)
     if not reaches_an_awaiting_cell(version, subshell_id):
-        # Not lost: it was done after the cell, and nothing has cancelled it.
+        # Not lost: it ran after the cell and was not cancelled.
         page.wait_for_text(ANSWER)
         assert page.answer()["state"] == "running"
 
@@ -294,14 +294,14 @@ def test_cancel_of_the_panel_and_of_a_cell_are_independent(
     page.ask("What is that?")
     page.wait_for_text(ANSWER)
     asking = client.start(QUESTION)
-    # It does not wait for the panel's answer: both are written, in turns.
+    # It does not wait for the panel's answer: both are generated alternately.
     client.wait_for_words(asking, ANSWER.split()[0])
     client.click(client.wait_for_button(asking), subshell_id)
     client.finish(asking)
     assert client.value("answer.finish_reason, answer.text").startswith("cancelled Two")
     length = len(page.text())
     page.wait_for(lambda: len(page.text()) > length, "more of the answer")
-    # The other way round: the click comes while the cell awaits, whatever the ipykernel.
+    # The reverse: the click arrives while the cell awaits, on any ipykernel.
     asking = client.start(QUESTION)
     client.wait_for_button(asking)
     page.press("Cancel")
@@ -504,7 +504,7 @@ def test_idle_panel_sends_nothing(
     assert_silent()
     asking = client.start(QUESTION)
     client.wait_for_words(asking, ANSWER.split()[0])
-    # A cell's answer wakes the panel, which says so.
+    # A cell's answer wakes the panel, which shows it.
     page.wait_for(lambda: "smol: writing" in client.widgets[status]["value"], "the panel's line")
     client.click(client.wait_for_button(asking))
     client.finish(asking)

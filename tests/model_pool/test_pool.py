@@ -106,7 +106,7 @@ def test_waiting_unload_can_be_cancelled(bench: Bench) -> None:
     bench.run()
     assert outcome(asked).finish_reason == "stop"
     assert bench.names == ["A"]
-    # Once nobody uses it, it is on its way out, and cannot be held any more.
+    # Once unused, it is being unloaded and cannot be leased anymore.
     gone = bench.pool.submit_unload("A")
     gone.cancel()
     bench.run()
@@ -310,7 +310,7 @@ def test_lower_budget_evicts_and_names_models_that_cannot_leave(bench: Bench) ->
     with pytest.warns(UserWarning, match="A .* is pinned"):
         bench.pool.budget = SIZE
     bench.run()
-    # What was in use leaves when it is let go.
+    # A model in use is evicted when its lease ends.
     assert outcome(asked).finish_reason == "stop"
     assert bench.names == ["A"]
     assert [gone.why for gone in bench.pool.unloaded] == ["budget", "budget"]
@@ -502,7 +502,7 @@ def test_idle_timer_evicts_on_the_inference_thread(tmp_path: Path) -> None:
     assert not timer.is_alive()
 
 
-# What is told, and from many threads
+# Listeners and many threads
 
 
 def test_listeners_are_called_without_a_lock(bench: Bench) -> None:
@@ -574,7 +574,7 @@ def test_concurrent_threads_lose_no_requests(tmp_path: Path) -> None:
                     request = GenerationRequest(prompt="Hi", model=folder)
                     return str(session.start(request).future.result(30).finish_reason)
         except ModelError as error:
-            # Refused, not there, in use, cancelled: each of them is an outcome.
+            # Refused, not found, in use, cancelled: each is a valid outcome.
             return type(error).__name__
         return "done"
 

@@ -149,7 +149,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pinned: set[str] = set()
         self.closing: dict[int, int] = {}
 
-    # What people do
+    # Operations
 
     @initialize(budget=budgets)
     def begin(self, budget: int) -> None:
@@ -216,7 +216,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(budget=budgets)
     def set_budget(self, budget: int) -> None:
         self.pool.set_budget(budget)
-        # The memory of what leaves is still to come back.
+        # The memory of evicted models is not freed yet.
         self.ceiling = max(budget, self.pool.taken, self.device.active)
 
     def idle(self, seconds: int, ttl: float | None) -> None:
@@ -229,7 +229,7 @@ class PoolMachine(RuleBasedStateMachine):
     def fail_next_load(self) -> None:
         self.device.failures = 1
 
-    # What must hold
+    # Invariants
 
     @invariant()
     def holds(self) -> None:

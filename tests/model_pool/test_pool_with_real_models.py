@@ -65,7 +65,7 @@ def start(session: Session, model: str, picture: Image.Image, prompt: str = "") 
 
 
 def active(session: Session) -> int:
-    """Bytes in arrays once the engine has come to rest."""
+    """Active memory once the engine is idle."""
     session.engine.call(lambda: None).result(10)
     memory = platform.memory()
     return memory.active + memory.cached
@@ -89,7 +89,7 @@ def test_four_models_run_in_turn_on_a_budget_for_two(
         most = max(most, session.pool.taken)
         assert len(session.pool) <= 2
         assert sum(model.nbytes for model in session.pool) <= budget
-        # What is kept for reuse is not the models' own, nor are free buffers: each has a limit.
+        # Caches and free buffers do not belong to the models; each has its own limit.
         kept = session.pool.reuse.nbytes
         memory = session.engine.call(platform.memory).result(10)
         assert memory.active <= others + budget + kept + 0.02 * size
@@ -175,7 +175,7 @@ def test_cancelled_load_frees_memory_without_cycle_collection(
             yield slice_
 
     monkeypatch.setattr(materialize, "_read", cut)
-    # As if something stayed: on CUDA it does, for a while at least.
+    # Simulate memory that is not freed at once, as on CUDA.
     monkeypatch.setattr(platform, "STAYS", -1.0)
     with searches_for_cycles() as searches:
         load = session.load(model)
@@ -223,7 +223,7 @@ def refuse(*args: object, **kwargs: object) -> None:
 
 
 def failures(session: Session, model: str, picture: Image.Image) -> list[object]:
-    """Return errors whose tracebacks somebody holds, as a notebook does."""
+    """Return errors whose tracebacks are kept, as a notebook does."""
     with pytest.MonkeyPatch.context() as patch:
         # Asked for on the inference thread, by frames that hold the model.
         patch.setattr("mlx_vlm.utils.prepare_inputs", refuse)

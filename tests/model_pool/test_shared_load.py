@@ -91,10 +91,10 @@ def question(model: str) -> GenerationRequest:
 
 
 def prepared(session: Session, works: list[Any]) -> list[Any]:
-    """Wait until these have come to the engine, without a step of it."""
+    """Wait until these tasks were submitted, without stepping the engine."""
     while waiting := [work for work in works if work not in _submitted[session]]:
         for work in waiting:
-            # It raises here what went wrong there.
+            # Raises errors of the preparation here.
             assert not work.done or work.future.result(1) is None
     return works
 

@@ -1,4 +1,4 @@
-"""What a configuration says of batches, which verdict a model gets, and what is remembered."""
+"""Batch support: what the configuration implies, verdicts, and remembered comparisons."""
 
 from __future__ import annotations
 

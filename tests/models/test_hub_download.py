@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fetch_all(hub: fake_hub.FakeHub, cache: Path) -> Path:
-    """Download the repository whole, with nobody who watches or stops it."""
+    """Download the whole repository without progress or cancellation."""
     return download(
         REPO, cancel=CancelToken(), progress=ignored, cache=cache, endpoint=hub.endpoint
     )
@@ -285,7 +285,7 @@ def test_cancelled_download_stops_and_resumes_later(
     )
     assert hub.fetched == ["model.safetensors"]
     assert hub.ranges[0] > whole // 3
-    # What was there is said at once, and nothing counts twice.
+    # Existing bytes are reported at once, and none count twice.
     assert again[0][0] == seen[-1]
     assert again[-1][0] == again[-1][1]
     assert again == sorted(again)

@@ -1,4 +1,4 @@
-"""A Hub that changes, contradicts itself or answers odd things: the old commit whole, or one line.
+"""A Hub that changes or answers inconsistently: one complete commit, or one error line.
 
 Every test compares the whole cache with what may be in it: what should not have been written, or
 written elsewhere, is seen.
@@ -134,7 +134,7 @@ def test_repository_that_changes_during_a_fetch_gives_the_listed_commit(
         name: files[name] for name in NEEDED
     }
     assert [path.name for path in folder.parent.iterdir()] == [fake_hub.COMMIT]
-    # Offline the same commit is found, by both who look.
+    # Both lookups find the same commit offline.
     found = resolve(REPO, aliases={}, cache=cache, offline=True)
     assert isinstance(found, Checkpoint)
     assert found.path == folder

@@ -107,7 +107,7 @@ def test_interrupted_download_is_not_listed_as_broken(cache: Path) -> None:
     part = folder.parent.parent / "blobs" / "abc.mlx-magic.part"
     part.parent.mkdir()
     part.write_bytes(b"...")
-    # This one is whole, and unusable for another reason; the rest is of another revision.
+    # This one is complete but unusable for another reason; the rest is of another revision.
     whole = checkpoints.with_model_file(checkpoints.good(snapshot(cache, "org/evil")))
     (whole.parent.parent / "blobs").mkdir()
     (whole.parent.parent / "blobs" / "def.mlx-magic.part").write_bytes(b"...")
@@ -115,7 +115,7 @@ def test_interrupted_download_is_not_listed_as_broken(cache: Path) -> None:
     checkpoints.without_weights(snapshot(cache, "org/config-only"))
     found = [model.name for model in models_on_disk({}, cache=cache) if model.partly]
     assert found == ["org/shards", "org/single"]
-    # What would come of loading them says the same.
+    # Loading them gives the same error.
     for name in ("org/shards", "org/single"):
         assert isinstance(resolve(name, aliases={}, cache=cache), RemoteCheckpoint)
 
@@ -294,7 +294,7 @@ def test_listing_stops_at_its_time_limit(tmp_path: Path, cache: Path) -> None:
     )
     assert names(found) == ["demo", "m0", "m1", "m2", "m3", "m4"]
     assert [bool(model.kind) for model in found] == [True, True, True, False, False, False]
-    assert not any(model.problem for model in found)  # not looked at is not unusable
+    assert not any(model.problem for model in found)  # not inspected does not mean unusable
 
 
 def test_slow_models_are_listed_without_details(tmp_path: Path, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters on disk: what is refused before anything is loaded, and what they are called."""
+"""Adapters on disk: which are refused before a load, and their names."""
 
 from __future__ import annotations
 

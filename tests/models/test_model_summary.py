@@ -161,7 +161,7 @@ def test_model_fits_if_a_load_would_be_admitted(session: Session, tmp_path: Path
     for name in ("used", "pinned", "idle"):
         folder = str(checkpoints.good(tmp_path / name))
         session.load(folder, alias=name, pin=name == "pinned").future.result(10)
-    # What is idle would leave; what is pinned or in use would not.
+    # Idle models would be evicted; pinned ones and those in use would not.
     assert fits(pool, 300 - 96) is True
     with pool.lease("used"):
         assert fits(pool, 300 - 2 * 96) is True

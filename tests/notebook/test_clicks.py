@@ -1,4 +1,4 @@
-"""Waiting in a cell: both ways, interrupts, and what is said where clicks cannot arrive."""
+"""Waiting in a cell: awaited and blocking waits, interrupts, kernels without clicks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The magics in a shell without a kernel: what they ask, keep, print and refuse."""
+"""The magics in a shell without a kernel: requests, results, output and errors."""
 
 from __future__ import annotations
 
@@ -319,14 +319,14 @@ def test_list_shows_loaded_local_and_named_models_and_whether_they_fit(
 
     line(shell, "load evil --trust-remote-code")
     assert rows()["evil"] == "loaded, remote code allowed"
-    # What is idle would leave for it; what is pinned would not.
+    # Idle models would be evicted for it; pinned ones would not.
     assert rows()["reader"] == "on disk, fits"
     line(shell, "pin evil")
     line(shell, "pin demo+lora")
     assert rows()["reader"] == "on disk, does not fit now"
     line(shell, "unload demo+lora")
     assert rows()["demo+lora"].endswith("bundled with adapter lora")
-    # What was allowed for one load is not allowed for the next.
+    # Permission for one load does not apply to the next.
     line(shell, "unload evil")
     with pytest.raises(UsageError, match="wants to run its own code"):
         line(shell, "load evil")

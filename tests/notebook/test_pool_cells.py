@@ -1,4 +1,4 @@
-"""The pool in cells: waiting unloads, force, pins, a budget, and what is said of all that."""
+"""The pool in cells: waiting and forced unloads, pins, budgets, and their messages."""
 
 from __future__ import annotations
 

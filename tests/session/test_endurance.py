@@ -1,4 +1,4 @@
-"""Requests of every kind, a third of them cancelled anywhere: the benchmark's own, and fewer."""
+"""A smaller run of the endurance benchmark: all kinds of requests, a third cancelled."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def session() -> Iterator[Session]:
 
 
 def shaken(model: Any) -> None:
-    """Give the second factors values: zeros, as they begin, change nothing."""
+    """Set the second LoRA factors: their initial zeros change nothing."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
 
@@ -113,7 +113,7 @@ def test_vision_adapter_changes_its_answer_and_not_that_of_the_base(
     tuned = ask(session, "tuned", QUESTION, circle())
     assert tuned != before
     assert ask(session, "demo", QUESTION, circle()) == before
-    # Nothing that one has seen or read is reused by the other.
+    # Neither reuses caches of the other.
     assert ask(session, "tuned", QUESTION, circle()) == tuned
     session.pool.unload("tuned")
     assert ask(session, "demo", QUESTION, circle()) == before

@@ -298,7 +298,7 @@ ASKED = (
 def ask_at_once(
     session: Session, model: str, sampling: list[Sampling]
 ) -> list[tuple[str, int, int, str]]:
-    """Ask text questions that all run together, each in its own way."""
+    """Send concurrent text requests, each with its own options."""
     asked = itertools.islice(itertools.cycle(ASKED), len(sampling))
     generations = [
         session.start(GenerationRequest(prompt=prompt, model=model, sampling=own))
@@ -319,7 +319,7 @@ def test_concurrent_text_requests_equal_raw_mlx_lm(session: Session, smollm2: st
         from mlx_lm.utils import dequantize_model
 
         model, tokenizer = mlx_lm.load(smollm2)[:2]
-        # As the session has it: the product of 4-bit weights takes four times as long on a CPU.
+        # Float32, as the session uses: 4-bit products take four times as long on a CPU.
         model = dequantize_model(model)
         model.set_dtype(mx.float32)
         found = []

@@ -1,4 +1,4 @@
-"""What the documents name exists: options, commands, targets, files; their code can be read."""
+"""Everything named in the documents exists: options, commands, targets, files; code parses."""
 
 from __future__ import annotations
 

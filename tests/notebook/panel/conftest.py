@@ -19,7 +19,7 @@ WAIT = 10.0
 
 
 class DrivenPanel:
-    """A panel without its thread, and what a person would do with it."""
+    """A panel without its thread, and the user's actions."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.panel = Panel(ipython=shell)

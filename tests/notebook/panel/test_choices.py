@@ -1,4 +1,4 @@
-"""What the panel says of each model: whether it fits, with which adapter, how a download goes."""
+"""The panel's rows of models: whether they fit, adapters, download progress."""
 
 from __future__ import annotations
 

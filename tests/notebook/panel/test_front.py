@@ -1,4 +1,4 @@
-"""The panel's two widgets without a browser: what they send, and what they make of messages."""
+"""The panel's two widgets without a browser: sent and received messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The panel without a browser: what a person does, and what the page is told."""
+"""The panel without a browser: user actions and messages to the page."""
 
 from __future__ import annotations
 
@@ -513,7 +513,7 @@ class TestModels:
         assert driven.session.pool["tiny"].pinned
         assert "loaded, pinned" in driven.models
         assert "Pinned tiny." in driven.models
-        # What a cell does is seen, too.
+        # Changes by a cell are shown, too.
         shell.run_line_magic("vision", "unpin tiny")
         driven.update()
         assert "pinned" not in driven.models
@@ -542,7 +542,7 @@ class TestModels:
         driven.update()
         assert pins() == 0
         assert "mlxm-bundled" in driven.models
-        # One who had the row before their eyes is told.
+        # Pinning a model whose row is gone is reported.
         driven.panel._models.pin("demo", True)
         driven.update()
         assert "demo is not loaded" in driven.models
@@ -624,7 +624,7 @@ def test_settings_without_a_control_are_used_and_shown(
     assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.2)
     assert (sampling.temperature, sampling.top_p) == (3.5, 0.01)
     assert (sampling.stop, request.timeout, request.format) == (("END", "Q:"), 30.0, "markdown")
-    # What the notebook's defaults say already is not said again.
+    # Options equal to the notebook's defaults are not repeated.
     [answer] = driven.answers()
     assert answer["cell"] == "%%vision -m demo -f markdown\nWhat?"
 
