@@ -40,14 +40,14 @@ def write_safetensors(
 
 
 def write_raw_safetensors(path: Path, header: object, size: int) -> Path:
-    """Write any header, true or not, and `size` bytes of data."""
+    """Write any header, valid or not, and `size` bytes of data."""
     raw = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + bytes(size))
     return path
 
 
 def good(folder: Path, config: Mapping[str, Any] | None = None) -> Path:
-    """Write a folder that inspects well. It has no real weights, and does not load."""
+    """Write a folder that passes inspection. It has no real weights and does not load."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", VISION_CONFIG if config is None else config)
     write_json(folder / "tokenizer.json", {"version": "1.0"})

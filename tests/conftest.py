@@ -1,4 +1,4 @@
-"""The order of the tests, the BLAS they all use, and that nothing of a person's own is seen."""
+"""Order of the tests, the BLAS they use, and isolation from the user's own settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HOME = pytest.StashKey[Path]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the person's own aliases and models, from kernels that are started, too."""
+    """Hide the user's aliases and models, also from started kernels."""
     home = config.stash[_HOME] = Path(tempfile.mkdtemp(prefix="mlx-magic-tests-"))
     os.environ["MLX_MAGIC_CONFIG"] = str(home / "config")
     os.environ["MLX_MAGIC_CACHE"] = str(home / "cache")
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove what stood in for them."""
+    """Remove the temporary folders."""
     shutil.rmtree(config.stash[_HOME], ignore_errors=True)
 
 
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def templates_render_here() -> Iterator[None]:
-    """Let a request take the same slices each time: a thread beside makes it any number more."""
+    """Render templates on this thread, so that a request takes the same slices each time."""
     from mlx_magic.backends.text import inputs as text_inputs
     from mlx_magic.backends.vision import inputs as vision_inputs
 
@@ -60,13 +60,13 @@ def templates_render_here() -> Iterator[None]:
 
 @pytest.fixture
 def script() -> ScriptedBackend:
-    """The backend behind every model of `session`."""
+    """The scripted backend of `session`."""
     return ScriptedBackend("It is a red circle.")
 
 
 @pytest.fixture
 def session(script: ScriptedBackend) -> Iterator[Session]:
-    """A session of its own, whose models follow a script."""
+    """A session with scripted models."""
     session = scripted_session(backend=script)
     yield session
     script.release()
@@ -75,7 +75,7 @@ def session(script: ScriptedBackend) -> Iterator[Session]:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
-    """A thread for MLX."""
+    """An engine with an inference thread."""
     engine = Engine(at_end=platform.release_thread)
     engine.call(platform.start).result(60)
     yield engine

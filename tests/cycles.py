@@ -1,4 +1,4 @@
-"""Whether Python looked for cycles."""
+"""Records runs of the cycle collector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def searches_for_cycles() -> Iterator[list[int]]:
-    """Give the generations that are searched within the block; none by itself."""
+    """Yield the generations collected within the block; automatic collection is off."""
     searches: list[int] = []
 
     def noted(phase: str, info: dict[str, int]) -> None:

@@ -1,4 +1,4 @@
-"""A Hub on this machine that speaks enough of the protocol for the real client."""
+"""A local Hub that implements enough of the protocol for the real client."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class FakeHub:
     fetched : list of str
         Names of files whose content was asked for, in order.
     ranges : list of int
-        With which byte each of these answers began.
+        First byte of each of these responses.
     cuts : dict
         File name to numbers of bytes: after so many the connection breaks, once for each number.
     spoilt : set of str
-        Names of files that are sent with their last byte turned.
+        Names of files that are sent with their last byte inverted.
     ignores_ranges : bool
         Whether files are always sent from their beginning.
     stall_after : dict
@@ -41,7 +41,7 @@ class FakeHub:
     tokens : list
         The Authorization that each request for a file's content came with, or None.
     commits : dict
-        What has been main before, by its commit's hash; see `push`.
+        Earlier versions of main by commit hash; see `push`.
     refs : dict
         Further branches and tags, to a commit's hash.
     before : callable

@@ -38,13 +38,13 @@ def test_ask_waits_for_the_result(script: ScriptedBackend, model: Path) -> None:
     assert mlx_magic.ask("What?", [], str(model)).images == ()
 
 
-def test_stream_gives_pieces_then_the_result(script: ScriptedBackend, model: Path) -> None:
+def test_stream_yields_text_then_the_result(script: ScriptedBackend, model: Path) -> None:
     stream = mlx_magic.stream("What?", model=model)
     assert list(stream) == ["One ", "two ", "three."]
     assert stream.result.text == "One two three."
 
 
-def test_a_cancelled_stream_keeps_what_came(script: ScriptedBackend, model: Path) -> None:
+def test_cancelled_stream_keeps_its_text(script: ScriptedBackend, model: Path) -> None:
     script.hold = "decode"
     stream = mlx_magic.stream("What?", model=model, max_tokens=10**6)
     assert next(stream) == "One "
@@ -53,7 +53,7 @@ def test_a_cancelled_stream_keeps_what_came(script: ScriptedBackend, model: Path
     assert stream.result.text.startswith("One ")
 
 
-def test_leaving_a_stream_early_stops_the_model(script: ScriptedBackend, model: Path) -> None:
+def test_leaving_a_stream_early_cancels_the_request(script: ScriptedBackend, model: Path) -> None:
     script.hold = "decode"
     for _ in mlx_magic.stream("What?", model=model, max_tokens=10**6):
         break
@@ -62,14 +62,14 @@ def test_leaving_a_stream_early_stops_the_model(script: ScriptedBackend, model: 
     assert mlx_magic.ask("And now?", model=model).text == "One two three."
 
 
-def test_an_error_comes_out_of_both(script: ScriptedBackend, model: Path) -> None:
+def test_ask_and_stream_raise_the_error(script: ScriptedBackend, model: Path) -> None:
     with pytest.raises(RequestError, match="empty"):
         mlx_magic.ask(" ", model=model)
     with pytest.raises(mlx_magic.errors.ImageNotFoundError):
         list(mlx_magic.stream("What?", "nowhere.png", model))
 
 
-def test_the_pool_is_the_sessions(script: ScriptedBackend, model: Path) -> None:
+def test_pool_is_the_pool_of_the_session(script: ScriptedBackend, model: Path) -> None:
     mlx_magic.ask("What?", model=model)
     assert str(model) in mlx_magic.pool
     assert "mlx" not in dir(mlx_magic)
@@ -78,7 +78,9 @@ def test_the_pool_is_the_sessions(script: ScriptedBackend, model: Path) -> None:
         mlx_magic.nothing  # noqa: B018
 
 
-def test_stop_texts_sampling_and_time(script: ScriptedBackend, model: Path) -> None:
+def test_stop_sequences_sampling_and_timeout_reach_the_request(
+    script: ScriptedBackend, model: Path
+) -> None:
     assert mlx_magic.ask("What?", model=model, stop=" three").text == "One two"
     result = mlx_magic.ask(
         "What?", model=model, stop=["x", "two"], min_p=0.1, repetition_penalty=1.1, timeout=60,
@@ -95,12 +97,12 @@ def test_stop_texts_sampling_and_time(script: ScriptedBackend, model: Path) -> N
 
 
 @pytest.mark.parametrize("stop", [5, None, "", ["a", 5]])
-def test_a_stop_that_is_no_text_is_refused(stop: object) -> None:
+def test_stop_sequence_that_is_not_a_string_is_refused(stop: object) -> None:
     with pytest.raises(RequestError, match="stop"):
         mlx_magic.ask("What?", stop=stop)  # type: ignore[arg-type]
 
 
-def test_a_stream_ends_when_its_time_is_up(script: ScriptedBackend, model: Path) -> None:
+def test_stream_ends_at_its_timeout(script: ScriptedBackend, model: Path) -> None:
     script.hold = "decode"
     stream = mlx_magic.stream("What?", model=model, max_tokens=10**6, timeout=0.2)
     text = "".join(stream)
@@ -108,7 +110,7 @@ def test_a_stream_ends_when_its_time_is_up(script: ScriptedBackend, model: Path)
     assert stream.result.finish_reason == "timeout"
 
 
-def test_progress_is_told_and_can_be_asked_for(script: ScriptedBackend, model: Path) -> None:
+def test_progress_is_reported_and_can_be_polled(script: ScriptedBackend, model: Path) -> None:
     seen: list[Snapshot] = []
     result = mlx_magic.ask("What?", model=model, on_progress=seen.append)
     assert seen[-1].text == result.text

@@ -1,4 +1,4 @@
-"""The token: thrown once, by a person or by the clock."""
+"""The cancel token: cancelled once, by the user or by a deadline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.testing import ManualClock
 
 
-def test_nothing_stops_until_somebody_asks() -> None:
+def test_token_raises_only_after_cancel() -> None:
     token = CancelToken()
     token.checkpoint()
     assert (token.requested, token.cause, token.requested_at) == (False, None, None)
@@ -21,7 +21,7 @@ def test_nothing_stops_until_somebody_asks() -> None:
         token.checkpoint()
 
 
-def test_a_deadline_throws_it_when_somebody_looks() -> None:
+def test_deadline_cancels_the_token_at_the_next_check() -> None:
     clock = ManualClock(10.0)
     token = CancelToken(deadline=12.0, clock=clock)
     clock.advance(1.9)
@@ -31,7 +31,7 @@ def test_a_deadline_throws_it_when_somebody_looks() -> None:
     assert (token.cause, token.requested_at) == ("timeout", 12.0)
 
 
-def test_the_first_cause_stands() -> None:
+def test_first_cause_is_kept() -> None:
     clock = ManualClock(0.0)
     early, late = (CancelToken(deadline=5.0, clock=clock) for _ in range(2))
     clock.advance(1)
@@ -43,7 +43,7 @@ def test_the_first_cause_stands() -> None:
     assert (late.cause, late.requested_at) == ("timeout", 5.0)
 
 
-def test_waiting_ends_when_it_is_thrown_and_no_later_than_the_deadline() -> None:
+def test_wait_ends_at_cancel_or_deadline() -> None:
     clock = ManualClock(0.0)
     token = CancelToken(deadline=5.0, clock=clock)
     clock.advance(5)

@@ -1,4 +1,4 @@
-"""Forks while an answer is written: it goes on, and the fork is not held up."""
+"""Forks during generation: the answer continues and the fork does not wait."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ os._exit(0)
 @pytest.mark.model
 @pytest.mark.skipif(sys.platform != "linux", reason="OpenBLAS is used on Linux only")
 @pytest.mark.parametrize(("build", "at_rest"), [("debian", "soon"), ("opencv", "never")])
-def test_an_answer_goes_on_after_any_number_of_forks(build: str, at_rest: str) -> None:
+def test_generation_continues_after_any_number_of_forks(build: str, at_rest: str) -> None:
     found = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORKING, build, at_rest, "15"],
         capture_output=True,
@@ -110,7 +110,7 @@ def engine() -> Generator[Engine, None, None]:
     made.close()
 
 
-def test_the_thread_rests_between_two_slices_and_goes_on(engine: Engine) -> None:
+def test_thread_pauses_between_slices_and_resumes(engine: Engine) -> None:
     slices: list[int] = []
     begun, enough = threading.Event(), threading.Event()
 
@@ -133,7 +133,7 @@ def test_the_thread_rests_between_two_slices_and_goes_on(engine: Engine) -> None
     enough.set()
 
 
-def test_a_step_that_takes_long_is_not_waited_for(engine: Engine) -> None:
+def test_fork_does_not_wait_for_a_long_step(engine: Engine) -> None:
     begun, gate = threading.Event(), threading.Event()
 
     def steps() -> Generator[None, None, None]:
@@ -149,7 +149,7 @@ def test_a_step_that_takes_long_is_not_waited_for(engine: Engine) -> None:
     assert engine.call(lambda: 3).result(10) == 3
 
 
-def test_a_fork_on_the_inference_thread_does_not_wait_for_itself(engine: Engine) -> None:
+def test_fork_on_the_inference_thread_does_not_deadlock(engine: Engine) -> None:
     def rested() -> bool:
         found = engine.rest(10)
         engine.go_on()
@@ -158,7 +158,7 @@ def test_a_fork_on_the_inference_thread_does_not_wait_for_itself(engine: Engine)
     assert engine.call(rested).result(10)
 
 
-def test_forks_of_several_threads_all_find_it_at_rest(engine: Engine) -> None:
+def test_concurrent_forks_all_find_the_thread_paused(engine: Engine) -> None:
     engine.call(lambda: None).result(10)
     found: list[bool] = []
 
@@ -176,7 +176,7 @@ def test_forks_of_several_threads_all_find_it_at_rest(engine: Engine) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_openblas_rests_where_the_inference_thread_does_not(
+def test_openblas_is_idle_in_a_fork_during_a_running_slice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said: list[str] = []

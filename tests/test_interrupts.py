@@ -1,4 +1,4 @@
-"""An interrupt at any moment: noted, and raised once all is in order."""
+"""Deferred interrupts: recorded, and raised at the end of the block."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def python_handles_it() -> Any:
 
 def interrupted(stretch: Callable[[Interrupt], None]) -> None:
     with pytest.raises(KeyboardInterrupt):
-        guarded(stretch)
+        run_deferred(stretch)
 
 
-def guarded(stretch: Callable[[Interrupt], None]) -> None:
+def run_deferred(stretch: Callable[[Interrupt], None]) -> None:
     with deferred() as interrupt:
         stretch(interrupt)
 
 
-def test_it_is_raised_at_the_end_of_the_stretch() -> None:
+def test_interrupt_is_raised_at_the_end_of_the_deferred_block() -> None:
     done = []
 
     def stretch(interrupt: Interrupt) -> None:
@@ -54,7 +54,7 @@ def test_it_is_raised_at_the_end_of_the_stretch() -> None:
     assert done
 
 
-def test_an_error_of_a_stretch_that_was_interrupted_is_an_interrupt() -> None:
+def test_error_after_a_deferred_interrupt_becomes_keyboard_interrupt() -> None:
     def fails(interrupt: Interrupt) -> None:
         raise ValueError("mine")
 
@@ -64,10 +64,10 @@ def test_an_error_of_a_stretch_that_was_interrupted_is_an_interrupt() -> None:
 
     interrupted(interrupted_and_fails)
     with pytest.raises(ValueError, match="mine"):
-        guarded(fails)
+        run_deferred(fails)
 
 
-def test_who_insists_gets_it_at_once() -> None:
+def test_repeated_interrupts_are_raised_at_once() -> None:
     done = []
 
     def stretch(interrupt: Interrupt) -> None:
@@ -82,7 +82,7 @@ def test_who_insists_gets_it_at_once() -> None:
     assert done == [1]
 
 
-def test_other_threads_have_none() -> None:
+def test_other_threads_see_no_interrupt() -> None:
     found: list[bool] = []
 
     def work() -> None:
@@ -95,7 +95,7 @@ def test_other_threads_have_none() -> None:
     assert found == [False]
 
 
-def test_where_interrupts_are_ignored_they_stay_so() -> None:
+def test_ignored_interrupts_stay_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with deferred() as interrupt:
         signal.raise_signal(signal.SIGINT)
@@ -105,7 +105,7 @@ def test_where_interrupts_are_ignored_they_stay_so() -> None:
 
 
 @pytest.mark.parametrize("line", range(30))
-def test_work_is_stopped_at_whatever_line_the_interrupt_comes(line: int) -> None:
+def test_interrupt_at_any_line_cancels_the_task(line: int) -> None:
     began: list[Job] = []
     seen = 0
 

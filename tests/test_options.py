@@ -76,7 +76,7 @@ def test_requests_have_a_field_for_every_option() -> None:
         assert names <= get_type_hints(kind, localns={"ImageInput": object}).keys()
 
 
-def test_an_option_that_is_added_is_found_everywhere() -> None:
+def test_added_option_appears_everywhere() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ADD], capture_output=True, text=True, check=False
     )
@@ -94,7 +94,7 @@ def test_an_option_that_is_added_is_found_everywhere() -> None:
     }
 
 
-def test_settings_are_those_of_the_table() -> None:
+def test_settings_equal_the_option_table() -> None:
     settings = Settings(temperature=0.5)
     assert [option.name for option, _ in settings] == [option.name for option in OPTIONS]
     assert (settings.temperature, settings.max_tokens) == (0.5, 512)

@@ -1,4 +1,4 @@
-"""The rules of the house, read off the source: who may import what. CONTRIBUTING.md draws them."""
+"""Import rules, checked on the source. CONTRIBUTING.md has the diagram."""
 
 from __future__ import annotations
 
@@ -84,17 +84,17 @@ def imports(path: Path, *, with_types: bool = True) -> set[str]:
     return found
 
 
-def tops(names: set[str]) -> set[str]:
+def top_packages(names: set[str]) -> set[str]:
     """Return the top-level packages of dotted names."""
     return {name.partition(".")[0] for name in names}
 
 
-def within(names: set[str], package: str) -> set[str]:
+def is_within(names: set[str], package: str) -> set[str]:
     """Return the names that are `package` or lie in it."""
     return {name for name in names if name == package or name.startswith(package + ".")}
 
 
-def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path) -> None:
+def test_import_scan_finds_nested_imports(tmp_path: Path) -> None:
     source = (
         "from __future__ import annotations\n"
         "from typing import TYPE_CHECKING\n"
@@ -116,7 +116,7 @@ def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path) -> None:
     imports.cache_clear()
 
 
-def test_there_is_something_to_check() -> None:
+def test_import_scan_finds_modules() -> None:
     assert {"mlx_magic", "mlx_magic.errors", "mlx_magic.engine.request"} <= {
         name_of(path) for path in MODULES
     }
@@ -145,10 +145,10 @@ GROUND = (
     "interrupts",
     "forks",
 )
-"""What all rooms stand on; among them imports go as they need, without a circle."""
+"""Modules below all layers; they may import each other without a cycle."""
 
 FACE = ("api", "testing", "inference")
-"""Above all rooms: what people import, fakes for their tests, and names in old pickles."""
+"""Modules above all layers: the public API, fakes for tests, and names in old pickles."""
 
 PLAIN = {"mlx_magic.backends", "mlx_magic.backends.cache_stats"}
 
@@ -163,7 +163,7 @@ def own_imports(path: Path) -> set[str]:
     return {name for name in imports(path) if name in BY_NAME and name != name_of(path)}
 
 
-def storey(module: str) -> int:
+def layer_of(module: str) -> int:
     """Return how far down a module stands."""
     room = module.split(".")[1] if "." in module else ""
     if room in ("", *FACE):
@@ -187,7 +187,7 @@ def children(folder: str) -> dict[str, set[str]]:
     return found
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
+def import_cycle(graph: dict[str, set[str]]) -> list[str]:
     """Return what is left once all that imports nothing of the rest is taken away, repeatedly."""
     left = {part: set(needs) for part, needs in graph.items()}
     while free := {part for part, needs in left.items() if not needs & left.keys()}:
@@ -195,30 +195,30 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-def test_a_circle_is_found() -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+def test_import_cycle_is_detected() -> None:
+    assert import_cycle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert import_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
 
 
-def test_each_module_stands_in_a_room_of_the_plan() -> None:
+def test_each_module_belongs_to_a_layer_of_the_plan() -> None:
     known = {*ROOMS, *GROUND, *FACE}
     assert [name for name in BY_NAME if "." in name and name.split(".")[1] not in known] == []
 
 
-def test_imports_go_down() -> None:
+def test_imports_go_to_lower_layers() -> None:
     up = [
         f"{name} -> {other}"
         for name, path in BY_NAME.items()
         for other in own_imports(path)
-        if storey(other) < storey(name) and other != "mlx_magic"
+        if layer_of(other) < layer_of(name) and other != "mlx_magic"
     ]
     assert up == []
 
 
-def test_nothing_is_imported_in_a_circle() -> None:
+def test_modules_have_no_import_cycles() -> None:
     folders = {name.rpartition(".")[0] for name in BY_NAME} - {""}
     folders |= {".".join(folder.split(".")[:depth]) for folder in folders for depth in (1, 2, 3)}
-    circles = {folder: circle(children(folder)) for folder in sorted(folders)}
+    circles = {folder: import_cycle(children(folder)) for folder in sorted(folders)}
     # The package's own names are looked up when they are asked for.
     assert {folder: parts for folder, parts in circles.items() if parts} == {}
 
@@ -228,21 +228,21 @@ def test_no_folder_holds_more_than_a_dozen_modules() -> None:
     assert {str(folder): n for folder, n in count.items() if n > MOST_MODULES} == {}
 
 
-def test_the_notebooks_libraries_stay_in_the_notebooks_room() -> None:
-    users = {name for name, path in BY_NAME.items() if tops(imports(path)) & NOTEBOOK_ONLY}
-    assert users == within(users, "mlx_magic.notebook")
+def test_notebook_libraries_are_imported_only_in_notebook() -> None:
+    users = {name for name, path in BY_NAME.items() if top_packages(imports(path)) & NOTEBOOK_ONLY}
+    assert users == is_within(users, "mlx_magic.notebook")
 
 
-def test_the_model_libraries_stay_behind_the_backends() -> None:
-    users = {name for name, path in BY_NAME.items() if tops(imports(path)) & BACKENDS_ONLY}
-    assert users == within(users, "mlx_magic.backends")
+def test_model_libraries_are_imported_only_in_backends() -> None:
+    users = {name for name, path in BY_NAME.items() if top_packages(imports(path)) & BACKENDS_ONLY}
+    assert users == is_within(users, "mlx_magic.backends")
 
 
 @pytest.mark.parametrize(("library", "room"), [("mlx_vlm", "vision"), ("mlx_lm", "text")])
-def test_each_library_is_known_to_one_kind_of_model(library: str, room: str) -> None:
-    users = {name for name, path in BY_NAME.items() if library in tops(imports(path))}
+def test_each_model_library_is_imported_by_one_kind_of_backend(library: str, room: str) -> None:
+    users = {name for name, path in BY_NAME.items() if library in top_packages(imports(path))}
     assert users
-    assert users == within(users, f"mlx_magic.backends.{room}")
+    assert users == is_within(users, f"mlx_magic.backends.{room}")
 
 
 def at_runtime(module: str) -> set[str]:
@@ -250,32 +250,32 @@ def at_runtime(module: str) -> set[str]:
     return imports(BY_NAME[module], with_types=False) & BY_NAME.keys()
 
 
-def test_errors_need_nothing_and_a_request_little_more() -> None:
+def test_errors_and_request_have_few_imports() -> None:
     assert at_runtime("mlx_magic.errors") == set()
     below = {"mlx_magic.errors", "mlx_magic.argument_checks"}
     assert at_runtime("mlx_magic.engine.request") <= {*below, "mlx_magic"}
 
 
-def test_backends_do_not_know_who_runs_them() -> None:
+def test_backends_do_not_import_their_callers() -> None:
     users = [
         name
-        for name in within(set(BY_NAME), "mlx_magic.backends")
+        for name in is_within(set(BY_NAME), "mlx_magic.backends")
         if "mlx_magic.engine.engine" in at_runtime(name)
     ]
     assert users == []
 
 
-def test_the_notebook_reaches_backends_through_the_session() -> None:
+def test_notebook_reaches_backends_only_through_session() -> None:
     users = {
         name: found
-        for name in within(set(BY_NAME), "mlx_magic.notebook")
+        for name in is_within(set(BY_NAME), "mlx_magic.notebook")
         # What was reused is plain numbers.
-        if (found := within(at_runtime(name), "mlx_magic.backends") - PLAIN)
+        if (found := is_within(at_runtime(name), "mlx_magic.backends") - PLAIN)
     }
     assert users == {}
 
 
-def test_modules_say_what_they_are() -> None:
+def test_modules_have_a_docstring() -> None:
     silent = [
         name
         for name, path in BY_NAME.items()
@@ -284,7 +284,7 @@ def test_modules_say_what_they_are() -> None:
     assert silent == []
 
 
-def test_public_names_are_themselves_when_every_module_is_imported() -> None:
+def test_public_names_are_not_shadowed_by_modules() -> None:
     everything = "\n".join(f"import {name}" for name in BY_NAME)
     code = (
         f"{everything}\n"
@@ -297,7 +297,7 @@ def test_public_names_are_themselves_when_every_module_is_imported() -> None:
     loaded_by(code)
 
 
-def test_names_say_what_things_do() -> None:
+def test_names_are_descriptive() -> None:
     vague = re.compile(r"manager|helper|handler|utils?$", re.IGNORECASE)
     found = [
         f"{name_of(path)}: {name}"
@@ -322,16 +322,16 @@ def declared() -> set[str]:
 
 def third_party() -> set[str]:
     """Return the packages that the source imports, other than itself and the standard library."""
-    used = {top for path in MODULES for top in tops(imports(path))}
+    used = {top for path in MODULES for top in top_packages(imports(path))}
     return used - set(sys.stdlib_module_names) - {"mlx_magic"}
 
 
-def test_what_is_imported_is_declared() -> None:
+def test_imported_packages_are_declared() -> None:
     assert third_party() <= declared() | AT_HAND | BROUGHT_ALONG.keys()
 
 
 @pytest.mark.parametrize("library", ["mlx", "mlx-vlm", "mlx-lm"])
-def test_the_model_libraries_have_a_floor_and_a_ceiling(library: str) -> None:
+def test_model_libraries_have_a_lower_and_upper_version_bound(library: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["cuda"]]
     found = [Requirement(line) for line in lines if Requirement(line).name == library]
@@ -341,7 +341,7 @@ def test_the_model_libraries_have_a_floor_and_a_ceiling(library: str) -> None:
         assert importlib.metadata.version(library) in each.specifier
 
 
-def test_what_is_declared_is_imported() -> None:
+def test_declared_packages_are_imported() -> None:
     assert declared() <= third_party()
 
 
@@ -352,7 +352,7 @@ def loaded_by(statement: str) -> set[str]:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    return tops(set(json.loads(done.stdout)))
+    return top_packages(set(json.loads(done.stdout)))
 
 
 def test_import_is_quick() -> None:

@@ -38,8 +38,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let no test find what another one has seen of weights."""
+def no_remembered_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Start each test without remembered verdicts on weights."""
     monkeypatch.setenv("MLX_MAGIC_CACHE", str(tmp_path / "cache"))
     yield
     import mlx.core as mx

@@ -1,4 +1,4 @@
-"""Who is answered together, who waits, and who is looked at first; on real models."""
+"""When requests are batched, when they wait, and when weights are compared first; real models."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def loaded(tiny: Build, name: str, files: dict[str, Path]) -> OurModel:
     return OurModel(folder, model.library, files)
 
 
-def most_at_once(model: OurModel, *questions: Any) -> int:
-    """Ask questions at once; return how many of them were being written at the same time."""
+def largest_batch(model: OurModel, *questions: Any) -> int:
+    """Send requests at once; return the largest number that decoded at the same time."""
     asked = [model.begin(question) for question in questions]
     most = 0
 
@@ -46,13 +46,13 @@ def most_at_once(model: OurModel, *questions: Any) -> int:
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "text-llama"])
-def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
+def test_tested_model_is_compared_once_and_answers_in_batches(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
     model = loaded(tiny, name, files)
     assert model.loaded.together == Verdict(True, True)
-    assert most_at_once(model, TEXT, WORDS[1], WORDS[3]) == 3
+    assert largest_batch(model, TEXT, WORDS[1], WORDS[3]) == 3
     model.close()
 
     def no_look(*args: Any) -> Any:
@@ -65,7 +65,7 @@ def test_a_model_that_was_shown_is_looked_at_once_and_answers_together(
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl", "text-llama"])
-def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
+def test_untested_model_answers_one_at_a_time_in_order(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_support, "table", lambda: ())
@@ -79,14 +79,14 @@ def test_a_model_that_nobody_compared_answers_in_the_order_of_asking(
         order.extend(n for n, each in enumerate(asked) if each.tokens and n not in order)
         return False
 
-    assert most_at_once(model, *questions) == 1
+    assert largest_batch(model, *questions) == 1
     model.run(asked, until=note)
     assert order == [0, 1, 2, 3]
     model.close()
 
 
 @pytest.mark.parametrize("name", ["paligemma", "paddleocr_vl", "text-gemma2"])
-def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
+def test_weights_that_differ_in_a_batch_answer_one_at_a_time(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -104,7 +104,7 @@ def test_weights_that_give_other_numbers_together_answer_one_at_a_time(
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "text-llama"])
-def test_weights_that_take_too_long_to_look_at_are_looked_at_when_requests_meet(
+def test_weights_that_are_slow_to_compare_are_compared_when_requests_overlap(
     name: str, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compare_rows, "SECONDS", 0.0)
@@ -121,7 +121,9 @@ def test_weights_that_take_too_long_to_look_at_are_looked_at_when_requests_meet(
     ours.close()
 
 
-def test_a_look_ends_where_its_time_would_not_do(tiny: Build, files: dict[str, Path]) -> None:
+def test_comparison_ends_if_its_time_budget_does_not_suffice(
+    tiny: Build, files: dict[str, Path]
+) -> None:
     model = loaded(tiny, "text-llama", files)
     probe: Any = model.loaded
     ticks = itertools.count()
@@ -134,10 +136,10 @@ def test_a_look_ends_where_its_time_would_not_do(tiny: Build, files: dict[str, P
 
 @pytest.mark.parametrize("name", ["smolvlm", "qwen2_5_vl", "text-llama", "text-qwen2"])
 @pytest.mark.parametrize("at", [0, 1, 5])
-def test_an_error_in_one_row_ends_that_row_alone(
+def test_error_in_one_row_ends_only_that_row(
     name: str, at: int, tiny: Build, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step of several fails; again with the faulty one, and never without it."""
+    """A batch step fails if the faulty row is in it, and only then."""
     monkeypatch.setattr(compare_rows, "SECONDS", 60.0)
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
@@ -147,7 +149,7 @@ def test_an_error_in_one_row_ends_that_row_alone(
     faulty = ours.begin(TEXT)
     others = [IMAGE, FOLLOW_UP, WORDS[1]] if model.library == "mlx-vlm" else list(WORDS[1:4])
     asked = [ours.begin(question) for question in others]
-    spoil_writing(answering, monkeypatch, after=at)
+    fail_decode_steps(answering, monkeypatch, after=at)
     ours.run([faulty, *asked])
     assert "spoiled" in str(faulty.error)
     for question, each in zip(others, asked, strict=True):
@@ -157,10 +159,10 @@ def test_an_error_in_one_row_ends_that_row_alone(
     ours.close()
 
 
-def spoil_writing(answering: Any, patch: pytest.MonkeyPatch, *, after: int) -> None:
-    """Let every step with the first request's row fail, after so many steps of writing."""
+def fail_decode_steps(answering: Any, patch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Make every step with the first request's row fail, after `after` decode steps."""
     steps = itertools.count()
-    # What one request is drawn with is its own, and stays so when it is answered anew.
+    # Sampling parameters belong to their request, also when it is answered again.
     draws: list[Any] = []
 
     def spoiled(batch: Any) -> Any:

@@ -19,15 +19,15 @@ from tools.tiny_models.spec import all_models
 
 pytestmark = [
     pytest.mark.model,
-    # The libraries' own warnings about what they deprecate are not the matter here.
+    # Deprecation warnings of the libraries do not matter here.
     pytest.mark.filterwarnings("default"),
 ]
 
 SLOW = {"gemma3n", "phi3_v"}
-"""Their towers have sizes that are written into the library: seconds a question."""
+"""Their image encoders have sizes fixed in the library: seconds per request."""
 
 UNSTEADY = {entry.name for entry in batch_support.table() if "several answers" in entry.verdict.why}
-"""Their library itself gives several answers to one question: there is nothing to be equal to."""
+"""The library itself is not deterministic for these, so there is nothing to compare with."""
 
 
 def firsts() -> list[str]:
@@ -43,20 +43,22 @@ EVERY = int(os.environ.get("MLX_MAGIC_EVERY", "6"))
 
 
 @pytest.mark.parametrize("name", firsts()[::EVERY])
-def test_answers_are_the_librarys_own(name: str, tiny: Build, files: dict[str, Path]) -> None:
+def test_answers_equal_those_of_the_library(name: str, tiny: Build, files: dict[str, Path]) -> None:
     model, folder = tiny(name)
     tally = checked(folder, model.library, files)
     assert not tally.wrong
     assert tally.compared or tally.raw_fails
 
 
-# What these are wrong in is in docs/models.md. A release of their library that mends one of them
-# makes its line here fail: then `make models` writes a new table.
+# docs/models.md says what is wrong with these. A library release that fixes one of them
+# makes its case here fail: then run `make models` to write a new table.
 @pytest.mark.parametrize(
     "name", ["paligemma", "mllama", "glm4v", "paddleocr_vl", "text-gemma2", "text-afm7"]
 )
 @pytest.mark.xfail(strict=True, reason="the library's batches are wrong for it")
-def test_known_to_be_wrong_together(name: str, tiny: Build, files: dict[str, Path]) -> None:
+def test_architectures_that_are_wrong_in_batches_are_still_wrong(
+    name: str, tiny: Build, files: dict[str, Path]
+) -> None:
     model, folder = tiny(name)
     comparison = Comparison(folder, model.library, files)
     with as_if(Verdict(True, True)):
@@ -66,11 +68,11 @@ def test_known_to_be_wrong_together(name: str, tiny: Build, files: dict[str, Pat
     assert not tally.wrong
 
 
-def test_the_table_has_every_checkpoint() -> None:
+def test_verdict_table_has_every_checkpoint() -> None:
     assert {model.name for model in all_models()} == {entry.name for entry in batch_support.table()}
 
 
-def test_at_least_so_many_architectures_are_compared() -> None:
+def test_enough_architectures_are_compared() -> None:
     architectures = {(e.signature.library, e.architecture) for e in batch_support.table()}
     assert sum(library == "mlx-vlm" for library, _ in architectures) >= 35
     assert sum(library == "mlx-lm" for library, _ in architectures) >= 20

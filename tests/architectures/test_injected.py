@@ -1,4 +1,4 @@
-"""An injected turn is words for every architecture: its prompt has no control token more."""
+"""An injected turn is text for every architecture: the prompt gains no control token."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ def controls(tokenizer: Any, tokens: list[int]) -> list[int]:
     return [at for at in tokens if at < 0 or at in known]
 
 
-# Without a picture the tokenizer reads the prompt alone: some of them tell.
+# Without an image the prompt is passed to the tokenizer alone; some architectures differ.
 @pytest.mark.parametrize(
     ("name", "pictures"), [(name, 1) for name in VISION] + [(name, 0) for name in VISION[::6]]
 )
-def test_for_a_vision_model(name: str, pictures: int, tiny: Build, files: dict[str, Path]) -> None:
+def test_injected_control_tokens_are_text_for_a_vision_model(
+    name: str, pictures: int, tiny: Build, files: dict[str, Path]
+) -> None:
     from mlx_vlm import utils
 
     _, folder = tiny(name)
@@ -78,7 +80,7 @@ def test_for_a_vision_model(name: str, pictures: int, tiny: Build, files: dict[s
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_for_a_text_model(name: str, tiny: Build) -> None:
+def test_injected_control_tokens_are_text_for_a_text_model(name: str, tiny: Build) -> None:
     from mlx_lm import utils
 
     _, folder = tiny(name)

@@ -1,4 +1,4 @@
-"""Models that answer together, or one request at a time, whatever the table says of them."""
+"""Force models to batch requests, or to answer one at a time, whatever the verdict table says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlx_magic.models.checkpoints.batch_support import Verdict
 
 
 def let_answer(patch: pytest.MonkeyPatch, *, together_: bool, chunks: bool = True) -> None:
-    """Let models that are made from here on answer so; their weights count as looked at."""
+    """Apply a verdict to all models created from now on; their weights count as compared."""
     why = "" if together_ else "the test says so"
     verdict = Verdict(together_, chunks, why)
     patch.setattr(batch_support, "verdict", lambda signature, architecture: verdict)

@@ -1,4 +1,4 @@
-"""Chat templates for tests: shapes of real ones, and such as take too much or want too much."""
+"""Chat templates for tests: real shapes, templates that exceed limits, and hostile ones."""
 
 # ruff: noqa: E501 - the lines of real templates are long
 

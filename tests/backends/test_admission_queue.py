@@ -1,4 +1,4 @@
-"""Requests wait for memory in one line: nobody is refused who fits alone, nobody overtakes."""
+"""Requests wait for memory in one FIFO queue; a request that fits alone is never refused."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CHUNK = 64
 
 
 class Device:
-    """Memory in which each answer takes more and more, up to what it was reckoned to need."""
+    """Memory in which each answer grows up to its estimated need."""
 
     def __init__(self, limit: int, *, weights: int = 0, kept: int = 0) -> None:
         self.limit, self.weights, self.kept = limit, weights, kept
-        self.tables: list[FakeTable] = []
+        self.tables: list[FakeBatch] = []
         self.forgot = 0
 
     def memory(self) -> Memory:
@@ -40,13 +40,13 @@ class Device:
         self.kept = 0
 
 
-class FakeTable:
+class FakeBatch:
     """A batch without a model: its rows are as long as its longest."""
 
     def __init__(self, held: Device, line: AdmissionQueue, *, most: int = 32) -> None:
         platform.start()
         self.table = BatchLimits(most, 1, self.held)
-        self.rows: dict[Asked, int] = {}
+        self.rows: dict[FakeRequest, int] = {}
         self.room = MemoryAdmission(
             "m", CONFIG, chunk=CHUNK, forget=held.forget, memory=held.memory, queue=line
         )
@@ -56,10 +56,10 @@ class FakeTable:
         return len(self.rows) * max(self.rows.values(), default=0)
 
 
-class Asked:
-    """A request that is read in one step, and then writes."""
+class FakeRequest:
+    """A request with one prefill step, then decode steps."""
 
-    def __init__(self, table: FakeTable, prompt: int, count: int) -> None:
+    def __init__(self, table: FakeBatch, prompt: int, count: int) -> None:
         self.table, self.prompt, self.count = table, prompt, count
         self.cancel = CancelToken()
         self.waited = self.ended = False
@@ -113,8 +113,8 @@ def needed(prompt: int, count: int) -> Need:
     return need(Shape.of(CONFIG), prompt_tokens=prompt, max_tokens=count, chunk=CHUNK, itemsize=4)
 
 
-def go(asked: list[Asked], look: Any = lambda slice_: None) -> None:
-    """Go round all, as the engine does."""
+def run_round_robin(asked: list[FakeRequest], look: Any = lambda slice_: None) -> None:
+    """Run all round-robin, as the engine does."""
     for slice_ in range(10_000):
         going = [each for each in asked if not each.ended]
         if not going:
@@ -130,16 +130,16 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "is_gpu", lambda: False)
 
 
-def room_for(answers: int, prompt: int = 100, count: int = 20) -> int:
-    """Bytes for so many answers, of which one is read."""
+def bytes_for(answers: int, prompt: int = 100, count: int = 20) -> int:
+    """Bytes for some answers, one of them in prefill."""
     one = needed(prompt, count)
     return answers * one.cache + one.reading
 
 
-def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> None:
-    held, line = Device(room_for(3) + 5_000, weights=5_000), AdmissionQueue()
-    table = FakeTable(held, line)
-    asked = [Asked(table, 100, 20) for _ in range(8)]
+def test_requests_that_fit_are_admitted_and_the_others_wait() -> None:
+    held, line = Device(bytes_for(3) + 5_000, weights=5_000), AdmissionQueue()
+    table = FakeBatch(held, line)
+    asked = [FakeRequest(table, 100, 20) for _ in range(8)]
     most = 0
 
     def look(slice_: int) -> None:
@@ -147,18 +147,18 @@ def test_as_many_are_written_together_as_fit_and_the_others_get_their_turn() -> 
         most = max(most, len(table.rows))
         assert held.memory().active <= held.limit
 
-    go(asked, look)
+    run_round_robin(asked, look)
     assert most == 3
     assert [each.error for each in asked] == [None] * 8
     assert [each.waited for each in asked] == [False] * 3 + [True] * 5
     assert (line.admitted, len(line)) == ([], 0)
 
 
-def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
-    held = Device(room_for(2, 1_000))
+def test_long_prompt_pads_all_rows_of_its_batch() -> None:
+    held = Device(bytes_for(2, 1_000))
     line = AdmissionQueue()
-    table = FakeTable(held, line)
-    asked = [Asked(table, 1_000, 20), *(Asked(table, 10, 20) for _ in range(4))]
+    table = FakeBatch(held, line)
+    asked = [FakeRequest(table, 1_000, 20), *(FakeRequest(table, 10, 20) for _ in range(4))]
     most = 0
 
     def look(slice_: int) -> None:
@@ -166,34 +166,38 @@ def test_a_long_one_makes_the_rows_of_all_others_long() -> None:
         if asked[0].inside:
             most = max(most, len(table.rows))
 
-    go(asked, look)
+    run_round_robin(asked, look)
     assert most == 2
 
 
-def test_what_could_not_fit_alone_is_refused_at_once_and_what_could_waits() -> None:
-    held, line = Device(room_for(1)), AdmissionQueue()
-    table = FakeTable(held, line)
-    first, second, third = Asked(table, 100, 20), Asked(table, 100, 20), Asked(table, 500, 20)
+def test_request_that_never_fits_is_refused_and_others_wait() -> None:
+    held, line = Device(bytes_for(1)), AdmissionQueue()
+    table = FakeBatch(held, line)
+    first, second, third = (
+        FakeRequest(table, 100, 20),
+        FakeRequest(table, 100, 20),
+        FakeRequest(table, 500, 20),
+    )
     for each in (first, second, third):
         each.step()
     assert isinstance(third.error, MemoryBudgetError)
     assert (first.inside, second.inside, second.error) == (True, False, None)
-    go([first, second])
+    run_round_robin([first, second])
     assert second.error is None
 
 
-def test_nobody_overtakes_so_nobody_starves() -> None:
-    held, line = Device(room_for(4)), AdmissionQueue()
-    table, other = FakeTable(held, line), FakeTable(held, line)
-    small = [Asked(table, 100, 20)]
-    long = Asked(other, 900, 20)
+def test_admission_is_fifo() -> None:
+    held, line = Device(bytes_for(4)), AdmissionQueue()
+    table, other = FakeBatch(held, line), FakeBatch(held, line)
+    small = [FakeRequest(table, 100, 20)]
+    long = FakeRequest(other, 900, 20)
     begun: list[int] = []
 
     def look(slice_: int) -> None:
         if long.inside and not begun:
             begun.append(slice_)
         if slice_ < 60:
-            new = Asked(table, 100, 20)
+            new = FakeRequest(table, 100, 20)
             new.step()
             small.append(new)
 
@@ -207,14 +211,14 @@ def test_nobody_overtakes_so_nobody_starves() -> None:
                 each.step()
     assert begun, "though small ones never ceased to come"
     assert begun[0] <= 25, "as soon as the first had ended"
-    go([*small, long])
+    run_round_robin([*small, long])
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "behind"])
-def test_who_is_cancelled_while_waiting_holds_nobody_up(first: bool) -> None:
-    held, line = Device(room_for(1)), AdmissionQueue()
-    table = FakeTable(held, line)
-    asked = [Asked(table, 100, 20) for _ in range(3)]
+def test_cancelled_waiting_request_does_not_block_others(first: bool) -> None:
+    held, line = Device(bytes_for(1)), AdmissionQueue()
+    table = FakeBatch(held, line)
+    asked = [FakeRequest(table, 100, 20) for _ in range(3)]
     for each in asked:
         each.step()
     victim, other = asked[1:] if first else asked[:0:-1]
@@ -223,44 +227,44 @@ def test_who_is_cancelled_while_waiting_holds_nobody_up(first: bool) -> None:
     assert isinstance(victim.error, Cancelled)
     assert not victim.inside
     assert len(line) == 1
-    go([asked[0], other])
+    run_round_robin([asked[0], other])
     assert other.error is None
 
 
-def test_what_is_kept_for_reuse_goes_before_anybody_waits() -> None:
-    held, line = Device(room_for(2), kept=room_for(1)), AdmissionQueue()
-    table = FakeTable(held, line)
-    asked = [Asked(table, 100, 20) for _ in range(2)]
+def test_caches_are_cleared_before_a_request_waits() -> None:
+    held, line = Device(bytes_for(2), kept=bytes_for(1)), AdmissionQueue()
+    table = FakeBatch(held, line)
+    asked = [FakeRequest(table, 100, 20) for _ in range(2)]
     for each in asked:
         each.step()
     assert (held.forgot, asked[1].waited) == (1, False)
-    asked.append(Asked(table, 100, 20))
+    asked.append(FakeRequest(table, 100, 20))
     for _ in range(5):
         asked[2].step()
     assert held.forgot == 2, "once for each"
 
 
-def test_memory_that_went_meanwhile_is_seen_before_one_is_let_in_alone() -> None:
-    held, line = Device(room_for(1)), AdmissionQueue()
-    table = FakeTable(held, line)
-    first, second = Asked(table, 100, 20), Asked(table, 100, 20)
+def test_memory_is_checked_again_before_a_single_request_is_admitted() -> None:
+    held, line = Device(bytes_for(1)), AdmissionQueue()
+    table = FakeBatch(held, line)
+    first, second = FakeRequest(table, 100, 20), FakeRequest(table, 100, 20)
     first.step()
     second.step()
     held.weights = 1_000
-    go([first, second])
+    run_round_robin([first, second])
     assert first.error is None
     assert isinstance(second.error, MemoryBudgetError)
 
 
-def test_an_unknown_limit_lets_all_in() -> None:
-    table = FakeTable(Device(0), AdmissionQueue())
-    asked = [Asked(table, 10**6, 2) for _ in range(32)]
+def test_unknown_limit_admits_all_requests() -> None:
+    table = FakeBatch(Device(0), AdmissionQueue())
+    asked = [FakeRequest(table, 10**6, 2) for _ in range(32)]
     for each in asked:
         each.step()
     assert all(each.inside for each in asked)
 
 
-def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
+def test_committed_memory_counts_at_most_the_batch_limit() -> None:
     line = AdmissionQueue()
     table = BatchLimits(most=2, read_together=1)
     line.admitted = [Reservation(table, Need(100, 7)) for _ in range(5)]
@@ -268,7 +272,7 @@ def test_no_more_than_a_table_seats_are_reckoned_with() -> None:
     assert line.committed(Reservation(BatchLimits(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
 
 
-def test_logits_are_made_once_for_all_who_are_read_together() -> None:
+def test_logits_count_once_for_requests_prefilled_together() -> None:
     table, line = BatchLimits(most=2, read_together=8), AdmissionQueue()
     line.admitted = [Reservation(table, Need(100, 7, 50)) for _ in range(5)]
     assert line.committed(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
@@ -286,12 +290,12 @@ def test_logits_are_made_once_for_all_who_are_read_together() -> None:
     limit=st.integers(1, 4),
     cancels=st.dictionaries(st.integers(0, 60), st.integers(0, 13)),
 )  # fmt: skip
-def test_memory_is_never_overrun_and_everybody_ends(
+def test_memory_limit_is_never_exceeded_and_every_request_ends(
     sizes: list[tuple[int, int, int]], limit: int, cancels: dict[int, int]
 ) -> None:
-    held, line = Device(room_for(limit, 300, 12)), AdmissionQueue()
-    tables = [FakeTable(held, line), FakeTable(held, line, most=2)]
-    asked = [Asked(tables[at], prompt, count) for at, prompt, count in sizes]
+    held, line = Device(bytes_for(limit, 300, 12)), AdmissionQueue()
+    tables = [FakeBatch(held, line), FakeBatch(held, line, most=2)]
+    asked = [FakeRequest(tables[at], prompt, count) for at, prompt, count in sizes]
 
     def look(slice_: int) -> None:
         assert held.memory().active <= held.limit
@@ -299,22 +303,22 @@ def test_memory_is_never_overrun_and_everybody_ends(
         if 0 <= at < len(asked):
             asked[at].cancel.cancel()
 
-    go(asked, look)
+    run_round_robin(asked, look)
     assert all(each.error is None or each.cancel.requested for each in asked)
     assert (line.admitted, len(line)) == ([], 0)
 
 
-def test_a_line_of_a_dead_thread_is_forgotten() -> None:
-    held, line = Device(room_for(1)), AdmissionQueue()
-    table = FakeTable(held, line)
-    first, second = Asked(table, 100, 20), Asked(table, 100, 20)
+def test_queue_of_a_dead_thread_is_cleared() -> None:
+    held, line = Device(bytes_for(1)), AdmissionQueue()
+    table = FakeBatch(held, line)
+    first, second = FakeRequest(table, 100, 20), FakeRequest(table, 100, 20)
     for each in (first, second):
         each.step()
     line.forget()
     assert (len(line), line.admitted) == (0, [])
-    # Those who are closed late find that they have left already.
+    # Requests that are closed late find themselves already removed.
     second.steps.close()
     first.steps.close()
-    third = Asked(FakeTable(Device(room_for(1)), line), 100, 20)
-    go([third])
+    third = FakeRequest(FakeBatch(Device(bytes_for(1)), line), 100, 20)
+    run_round_robin([third])
     assert (third.error, third.waited) == (None, False)

@@ -1,4 +1,4 @@
-"""What is done beside the inference thread: on another one, waited for in slices."""
+"""Calls on a background thread, awaited by the inference thread in slices."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mlx_magic.backends.vision.load import MAKES_ARRAYS
 from mlx_magic.cancellation import Cancelled, CancelToken
 
 
-def value_of(steps: Any) -> Any:
-    """Go on to the end."""
+def run_to_end(steps: Any) -> Any:
+    """Run a generator to its end; return its value."""
     while True:
         try:
             next(steps)
@@ -26,7 +26,7 @@ def value_of(steps: Any) -> Any:
             return end.value
 
 
-def test_it_runs_on_another_thread_and_is_waited_for_in_slices() -> None:
+def test_background_call_runs_on_another_thread_and_is_awaited_in_slices() -> None:
     gate = threading.Event()
 
     def name() -> str:
@@ -41,21 +41,21 @@ def test_it_runs_on_another_thread_and_is_waited_for_in_slices() -> None:
             aside.check()
     finally:
         gate.set()
-    assert value_of(steps).startswith("mlx-magic-background")
+    assert run_to_end(steps).startswith("mlx-magic-background")
 
 
-def test_an_error_comes_at_the_next_look() -> None:
+def test_background_error_is_raised_at_the_next_check() -> None:
     def fail() -> None:
         raise ValueError("no tokenizer")
 
     aside = BackgroundCall(fail)
     with pytest.raises(ValueError, match="no tokenizer"):
-        value_of(aside.result(CancelToken()))
+        run_to_end(aside.result(CancelToken()))
     with pytest.raises(ValueError, match="no tokenizer"):
         aside.check()
 
 
-def test_a_cancel_does_not_wait_for_it() -> None:
+def test_cancel_does_not_wait_for_the_background_call() -> None:
     gate, token = threading.Event(), CancelToken()
     steps = BackgroundCall(gate.wait).result(token)
     try:
@@ -67,9 +67,9 @@ def test_a_cancel_does_not_wait_for_it() -> None:
         gate.set()
 
 
-def test_code_that_nobody_knows_stays_on_this_thread() -> None:
+def test_unknown_code_runs_on_the_calling_thread() -> None:
     aside = BackgroundCall(threading.current_thread, here=True)
-    assert value_of(aside.result(CancelToken())) is threading.current_thread()
+    assert run_to_end(aside.result(CancelToken())) is threading.current_thread()
     with pytest.raises(ZeroDivisionError):
         BackgroundCall(lambda: 1 / 0, here=True)
 
@@ -105,8 +105,8 @@ def callers(path: Path) -> set[str]:
     return found | {name for name, made in functions(path).items() if uses(made, found)}
 
 
-def test_models_whose_processors_make_arrays_are_known() -> None:
-    """The others are made beside the inference thread, which MLX belongs to."""
+def test_models_whose_processors_make_mlx_arrays_are_listed() -> None:
+    """All other processors are created off the inference thread, to which MLX belongs."""
     makers = {"__init__", "__post_init__", "from_pretrained", "from_dict", "from_args_and_dict"}
     wanted = re.compile("Process|Extract|Tokenizer")
     paths = [path for path in root().glob("models/*/*.py") if wanted.search(path.read_text())]

@@ -1,4 +1,4 @@
-"""Who steps a batch, who finds a token waiting, who leaves."""
+"""How requests share the steps of a batch, and how they leave it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_magic.errors import EngineError
 
 
 class Counting(Batch):
-    """Writes 0, 1, 2 ... for each request, after as many steps of reading as it has tokens."""
+    """Generates 0, 1, 2 ... for each request, after one prefill step per prompt token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,8 +73,8 @@ def request(
         batch.leave(slot)
 
 
-def go_round(jobs: deque[Generator[None, None, None]]) -> None:
-    """Do what the engine does."""
+def run_round_robin(jobs: deque[Generator[None, None, None]]) -> None:
+    """Run the jobs round-robin, as the engine does."""
     while jobs:
         job = jobs.popleft()
         try:
@@ -84,7 +84,7 @@ def go_round(jobs: deque[Generator[None, None, None]]) -> None:
         jobs.append(job)
 
 
-def test_one_request_gets_a_token_a_step_and_yields_between() -> None:
+def test_single_request_gets_one_token_per_step() -> None:
     batch, log = Counting(), list[int]()
     job = request(batch, log, 3, CancelToken())
     next(job)
@@ -99,23 +99,23 @@ def test_one_request_gets_a_token_a_step_and_yields_between() -> None:
     assert len(batch) == 0
 
 
-def test_several_share_each_step() -> None:
+def test_requests_share_each_step() -> None:
     batch = Counting()
     logs: list[list[int]] = [[] for _ in range(5)]
-    go_round(deque(request(batch, log, 10, CancelToken()) for log in logs))
+    run_round_robin(deque(request(batch, log, 10, CancelToken()) for log in logs))
     assert logs == [list(range(10))] * 5
     assert batch.steps == 10
 
 
-def test_what_is_being_read_gives_none_and_no_token_is_lost() -> None:
+def test_request_in_prefill_gets_no_token_and_none_is_lost() -> None:
     batch, short, long = Counting(), list[int](), list[int]()
-    go_round(
+    run_round_robin(
         deque([request(batch, short, 6, CancelToken()), request(batch, long, 6, CancelToken(), 4)])
     )
     assert short == long == list(range(6))
 
 
-def test_who_is_cancelled_leaves_and_the_others_go_on() -> None:
+def test_cancelled_request_leaves_and_others_continue() -> None:
     batch, logs = Counting(), [list[int](), list[int]()]
     tokens = [CancelToken(), CancelToken()]
     jobs = [request(batch, log, 5, token) for log, token in zip(logs, tokens, strict=True)]
@@ -124,13 +124,13 @@ def test_who_is_cancelled_leaves_and_the_others_go_on() -> None:
     tokens[0].cancel()
     with pytest.raises(Cancelled):
         next(jobs[0])
-    go_round(deque(jobs[1:]))
+    run_round_robin(deque(jobs[1:]))
     assert logs[1] == list(range(5))
     assert len(batch) == 0
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
-def test_who_fails_alone_ends_at_its_next_turn_wherever_it_stands(first: bool) -> None:
+def test_failed_request_ends_at_its_next_slice(first: bool) -> None:
     batch, logs = Counting(), [list[int](), list[int]()]
     jobs = [request(batch, log, 9, CancelToken()) for log in logs]
     for job in jobs * 3:
@@ -141,15 +141,13 @@ def test_who_fails_alone_ends_at_its_next_turn_wherever_it_stands(first: bool) -
     next(jobs[1 - failing])
     with pytest.raises(ValueError, match="no"):
         next(jobs[failing])
-    go_round(deque([jobs[1 - failing]]))
+    run_round_robin(deque([jobs[1 - failing]]))
     assert logs[1 - failing] == list(range(9))
     assert len(logs[failing]) < 4
 
 
 @pytest.mark.parametrize(("count", "error"), [(1, MemoryError), (2, StepFailedError)])
-def test_a_step_that_fails_for_several_leaves_each_to_be_answered_by_itself(
-    count: int, error: type[Exception]
-) -> None:
+def test_failed_step_of_several_rows_fails_each_request(count: int, error: type[Exception]) -> None:
     batch = Counting()
     jobs = [request(batch, [], 5, CancelToken()) for _ in range(count)]
     for job in jobs:
@@ -157,14 +155,14 @@ def test_a_step_that_fails_for_several_leaves_each_to_be_answered_by_itself(
     batch.error = MemoryError("too much")
     for job in jobs:
         with pytest.raises(error, match="too much"):
-            go_round(deque([job]))
+            run_round_robin(deque([job]))
     batch.error = None
     log: list[int] = []
-    go_round(deque([request(batch, log, 2, CancelToken())]))
+    run_round_robin(deque([request(batch, log, 2, CancelToken())]))
     assert log == [0, 1]
 
 
-def test_who_is_there_when_the_model_leaves_is_told() -> None:
+def test_unload_fails_the_requests_in_the_batch() -> None:
     batch = Counting()
     jobs = [request(batch, [], 5, CancelToken()) for _ in range(2)]
     next(jobs[0])
@@ -172,7 +170,7 @@ def test_who_is_there_when_the_model_leaves_is_told() -> None:
     batch._end_all()
     for job in jobs:
         with pytest.raises(EngineError, match="unloaded"):
-            go_round(deque([job]))
+            run_round_robin(deque([job]))
     assert len(batch) == 0
 
 
@@ -183,10 +181,10 @@ def test_who_is_there_when_the_model_leaves_is_told() -> None:
         max_size=8,
     )
 )
-def test_whoever_comes_and_goes_everybody_gets_their_own_tokens(
+def test_every_request_gets_its_own_tokens_under_arrivals_and_cancels(
     plans: list[tuple[int, int, int | None]],
 ) -> None:
-    """Each plan: steps of reading, tokens wanted, and the slice at which it is cancelled."""
+    """Each plan: prefill steps, tokens wanted, and the slice at which it is cancelled."""
     batch = Counting()
     tokens = [CancelToken() for _ in plans]
     logs: list[list[int]] = [[] for _ in plans]

@@ -1,4 +1,4 @@
-"""MLX's buffer cache follows the models in memory, and never takes much of it."""
+"""The limit of MLX's buffer cache follows the loaded models and stays small."""
 
 from __future__ import annotations
 
@@ -29,14 +29,12 @@ BYTES = st.integers(0, 10**13)
     ],
     ids=["none", "bundled", "2B", "bounded", "unknown memory", "tiny memory"],
 )
-def test_small_models_get_little_and_large_ones_more(
-    resident: int, memory: int, limit: int
-) -> None:
+def test_limit_grows_with_model_size(resident: int, memory: int, limit: int) -> None:
     assert cache_limit(resident, memory) == limit
 
 
 @given(BYTES, BYTES, st.integers(1, 10**13))
-def test_it_grows_with_the_models_and_is_bounded_by_the_memory(
+def test_limit_grows_with_the_number_of_models_and_is_bounded_by_memory(
     one: int, other: int, memory: int
 ) -> None:
     small, large = sorted((one, other))
@@ -44,9 +42,7 @@ def test_it_grows_with_the_models_and_is_bounded_by_the_memory(
     assert cache_limit(small, 0) >= LEAST
 
 
-def test_it_is_set_when_models_come_and_go(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limit_is_set_on_load_and_unload(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[int] = []
     monkeypatch.setattr(platform, "keep_buffers", told.append)
     info = session.pool.load("demo")
@@ -55,7 +51,7 @@ def test_it_is_set_when_models_come_and_go(
     assert told == [info.nbytes, 0]
 
 
-def test_mlx_is_told_and_not_imported_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_limit_does_not_import_mlx(monkeypatch: pytest.MonkeyPatch) -> None:
     mx = pytest.importorskip("mlx.core")
     told: list[int] = []
     monkeypatch.setattr(mx, "set_cache_limit", told.append)
@@ -68,14 +64,14 @@ def test_mlx_is_told_and_not_imported_for_it(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def kept() -> Generator[Any, None, None]:
-    """MLX, whose limit is put back afterwards."""
+    """MLX; its cache limit is restored afterwards."""
     mx = pytest.importorskip("mlx.core")
     before = mx.set_cache_limit(GB)
     yield mx
     mx.set_cache_limit(before)
 
 
-def test_what_is_freed_is_kept_up_to_the_limit(kept: Any) -> None:
+def test_freed_buffers_are_cached_up_to_the_limit(kept: Any) -> None:
     platform.keep_buffers(0)
     for side in (1000, 4000):
         made = kept.ones((side, side)) + 1

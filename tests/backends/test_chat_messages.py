@@ -1,4 +1,4 @@
-"""Conversations as turns; what a chat template may not leave out."""
+"""Conversations as chat messages, and templates that drop a turn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def conversation(**more: Any) -> GenerationRequest:
     )
 
 
-def test_turns_come_in_order_each_with_its_own_pictures() -> None:
+def test_turns_are_in_order_with_their_own_images() -> None:
     request = conversation(system="Be brief.", images=pictures("blue"))
     assert chat_messages.messages(request, lambda text, count: (text, count)) == [
         {"role": "system", "content": "Be brief."},
@@ -42,7 +42,7 @@ def test_turns_come_in_order_each_with_its_own_pictures() -> None:
     assert colours == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
 
 
-def test_a_question_by_itself_is_one_turn() -> None:
+def test_single_question_is_one_message() -> None:
     assert chat_messages.messages(GenerationRequest(prompt="Hi")) == [
         {"role": "user", "content": "Hi"}
     ]
@@ -56,7 +56,7 @@ def test_a_question_by_itself_is_one_turn() -> None:
         "Be\n  brief. |  First?\n\nSecond?\nThird?",
     ],
 )
-def test_a_prompt_with_everything_in_it_passes(prompt: str) -> None:
+def test_complete_prompt_is_accepted(prompt: str) -> None:
     chat_messages.require_whole(prompt, conversation(system="Be brief."), model="m")
 
 
@@ -70,21 +70,21 @@ def test_a_prompt_with_everything_in_it_passes(prompt: str) -> None:
         ({"role": "user", "content": "Third?"}, "system prompt"),
     ],
 )
-def test_what_a_template_leaves_out_is_refused(prompt: object, words: str) -> None:
+def test_template_that_drops_a_turn_is_refused(prompt: object, words: str) -> None:
     with pytest.raises(GenerationError, match=words) as caught:
         chat_messages.require_whole(prompt, conversation(system="Be brief."), model="m")
     assert caught.value.model == "m"
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_question_twice_must_be_there_twice() -> None:
+def test_repeated_question_must_appear_twice() -> None:
     request = GenerationRequest(prompt="Again?", history=(Exchange("Again?", "No."),))
     chat_messages.require_whole("Again? No. Again?", request, model="m")
     with pytest.raises(GenerationError, match="earlier turns"):
         chat_messages.require_whole("Again?", request, model="m")
 
 
-def test_a_question_by_itself_is_the_templates_own_affair() -> None:
+def test_single_question_may_be_rewritten_by_the_template() -> None:
     chat_messages.require_whole("<|rewritten|>", GenerationRequest(prompt="Hi"), model="m")
 
 
@@ -97,9 +97,7 @@ def test_a_question_by_itself_is_the_templates_own_affair() -> None:
         (conversation(system="s"), "a system prompt or without the turns"),
     ],
 )
-def test_a_templates_refusal_says_what_could_be_left_out(
-    request_: GenerationRequest, advice: str
-) -> None:
+def test_template_error_suggests_what_to_omit(request_: GenerationRequest, advice: str) -> None:
     error = chat_messages.template_error(ValueError("Roles must\nalternate."), request_, model="m")
     assert advice in str(error)
     assert "(Roles must alternate)" in str(error)

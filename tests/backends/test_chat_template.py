@@ -1,4 +1,4 @@
-"""Chat templates in our sandbox: equal to the libraries' own rendering, and never out of bounds."""
+"""Chat templates in our sandbox: equal to the libraries' rendering, with limits."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def rendered(source: str, limits: TemplateLimits | None = None, **variables: Any
 @pytest.mark.parametrize("tools", [None, TOOLS], ids=["no tools", "tools"])
 @pytest.mark.parametrize("messages", [CHAT, CALLS, CHAT[1:2]], ids=["chat", "calls", "question"])
 @pytest.mark.parametrize("source", RENDERS.values(), ids=RENDERS)
-def test_a_template_renders_as_transformers_renders_it(
+def test_template_renders_as_transformers_does(
     source: str, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool
 ) -> None:
     require_equal(
@@ -104,7 +104,7 @@ def test_a_template_renders_as_transformers_renders_it(
 
 
 @pytest.mark.parametrize("source", RENDERS.values(), ids=RENDERS)
-def test_the_templates_of_these_tests_render(source: str) -> None:
+def test_templates_of_these_tests_render(source: str) -> None:
     kind, text = outcome(source, CHAT[1:2], tools=TOOLS, add_generation_prompt=True)
     assert kind == "text", text
 
@@ -120,24 +120,24 @@ FRAGMENTS = st.sampled_from(["{{", "}}", "{%", "%}", "{#", "\x00", "\x1b[2J", "\
     ),
     name=st.sampled_from(sorted(RENDERS)),
 )
-def test_any_text_renders_as_transformers_renders_it(texts: list[str], name: str) -> None:
+def test_any_text_renders_as_transformers_does(texts: list[str], name: str) -> None:
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
     require_equal(RENDERS[name], messages, tools=TOOLS, add_generation_prompt=True)
 
 
-def test_a_templates_own_refusal_is_the_same_error() -> None:
+def test_template_raise_exception_is_the_same_error() -> None:
     require_equal("{{ raise_exception('Roles must alternate') }}", CHAT)
     require_equal("{% if x %}", CHAT)
     require_equal("{{ missing.name }}", CHAT)
     require_equal("{{ 1 + 'a' }}", CHAT)
 
 
-def test_the_date_is_todays() -> None:
+def test_template_date_is_today() -> None:
     assert rendered("{{ strftime_now('%Y') }}") == time.strftime("%Y")
 
 
-def test_templates_have_the_names_that_transformers_gives_them() -> None:
+def test_templates_have_the_globals_of_transformers() -> None:
     compile_template = transformers_module()._compile_jinja_template
     theirs = compile_template("x").environment
     with rendering.sandboxed():
@@ -149,7 +149,7 @@ def test_templates_have_the_names_that_transformers_gives_them() -> None:
         assert getattr(ours, setting) == getattr(theirs, setting)
 
 
-def test_a_tokenizer_renders_as_before() -> None:
+def test_tokenizer_renders_as_before() -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(mlx_magic.demo_model())
@@ -160,7 +160,7 @@ def test_a_tokenizer_renders_as_before() -> None:
     assert again == expected
 
 
-def test_other_threads_and_other_code_render_as_before() -> None:
+def test_other_threads_and_other_callers_render_as_before() -> None:
     compile_template = transformers_module()._compile_jinja_template
     seen: list[str] = []
 
@@ -178,13 +178,13 @@ def test_other_threads_and_other_code_render_as_before() -> None:
     assert BUDGET.get() is None
 
 
-# --- what costs too much --------------------------------------------------------------------
+# --- templates that exceed limits ------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "source", {**HOSTILE, **COSTLY, **LARGE}.values(), ids=[*HOSTILE, *COSTLY, *LARGE]
 )
-def test_a_template_that_takes_too_much_is_stopped(source: str) -> None:
+def test_template_over_its_limits_is_stopped(source: str) -> None:
     began = time.thread_time()
     with pytest.raises((TemplateLimitError, OverflowError)) as caught:
         rendered(source, TemplateLimits(seconds=0.5), messages=CHAT)
@@ -194,7 +194,7 @@ def test_a_template_that_takes_too_much_is_stopped(source: str) -> None:
     assert len(str(refusal)) < 400
 
 
-def test_by_default_a_template_may_run_for_two_seconds() -> None:
+def test_default_time_limit_of_a_template_is_two_seconds() -> None:
     began = time.thread_time()
     with pytest.raises(TemplateLimitError, match="longer than 2 s"):
         rendered(HOSTILE["nested loops"])
@@ -223,7 +223,7 @@ for name, source in {**HOSTILE, **LARGE}.items():
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="ru_maxrss is in another unit there")
-def test_no_template_takes_200_mb() -> None:
+def test_no_template_uses_200_mb() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False, timeout=110
     )
@@ -233,7 +233,7 @@ def test_no_template_takes_200_mb() -> None:
     assert sum(int(line[0]) for line in lines) < 200 * 1024, done.stdout
 
 
-def test_the_time_is_of_the_injected_clock() -> None:
+def test_time_limit_uses_the_injected_clock() -> None:
     now = iter(range(10_000))
     budget = TemplateBudget(TemplateLimits(seconds=5), clock=lambda: float(next(now)))
     with (
@@ -243,7 +243,7 @@ def test_the_time_is_of_the_injected_clock() -> None:
         rendering.rendered("{% for i in range(100000) %}{% endfor %}")
 
 
-def test_two_templates_of_one_block_share_their_time() -> None:
+def test_templates_of_one_block_share_a_time_limit() -> None:
     now = [0.0]
 
     def clock() -> float:
@@ -273,12 +273,12 @@ def test_a_long_text_is_within_the_limits() -> None:
         require_equal(RENDERS[name], messages)
 
 
-# --- what wants to run code -----------------------------------------------------------------
+# --- templates that try to run code ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("like_transformers", [True, False])
 @pytest.mark.parametrize("source", UNSAFE.values(), ids=UNSAFE)
-def test_a_template_that_wants_to_run_code_is_stopped(
+def test_template_that_tries_to_run_code_is_stopped(
     source: str, like_transformers: bool, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
@@ -348,7 +348,7 @@ def test_every_unsandboxed_processor_renders_as_before(source: str) -> None:
                 assert get_chat_template(stand_in, CHAT, True) == expected
 
 
-def test_only_architectures_that_are_known_leave_the_sandbox() -> None:
+def test_only_known_architectures_leave_the_sandbox() -> None:
     """Each file of mlx-vlm that mentions Jinja belongs to an architecture that is stood in for."""
     for path in mentioning_jinja():
         assert path.parent.parent.name == "models"
@@ -356,7 +356,7 @@ def test_only_architectures_that_are_known_leave_the_sandbox() -> None:
         assert rendering.processor_for(processor, path.parent.name) is not processor
 
 
-def test_other_processors_are_given_as_they_are() -> None:
+def test_other_processors_are_not_wrapped() -> None:
     from mlx_vlm.models.glm4v.processing import Glm46VProcessor
 
     processor = object.__new__(Glm46VProcessor)
@@ -365,7 +365,7 @@ def test_other_processors_are_given_as_they_are() -> None:
     assert rendering.processor_for(plain, "smolvlm") is plain
 
 
-def test_a_processor_without_a_template_writes_the_prompt_as_before() -> None:
+def test_processor_without_a_template_formats_the_prompt_as_before() -> None:
     from mlx_vlm.prompt_utils import get_chat_template
 
     for kind in own_renderers():
@@ -378,7 +378,7 @@ def test_a_processor_without_a_template_writes_the_prompt_as_before() -> None:
 
 
 @pytest.mark.parametrize("model_type", ["kimi_vl", "molmo", "phi3_v"])
-def test_a_hostile_template_of_an_unsandboxed_processor_leaves_no_mark(
+def test_hostile_template_of_an_unsandboxed_processor_runs_no_code(
     model_type: str, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
@@ -392,7 +392,7 @@ def test_a_hostile_template_of_an_unsandboxed_processor_leaves_no_mark(
         inputs.VisionInputs("m", config, processor).prompt(request, CancelToken()).check()
     assert not mark.exists()
     processor.apply_chat_template(CHAT)
-    assert mark.exists()  # That it would have run: otherwise the lines above would prove nothing.
+    assert mark.exists()  # Control: without the sandbox it runs.
 
 
 def test_rendering_without_limits_is_an_error() -> None:

@@ -1,4 +1,4 @@
-"""Large arrays are read in parts, and are the same as when MLX reads them in one piece."""
+"""Large arrays read in parts equal those that MLX reads at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def model_of(
     tmp_path: Path, *, changed: bool = False, twice: bool = False
 ) -> tuple[Any, Any, Origins]:
-    """Return a module with a large and a small array, what the large one is to be, and both's."""
+    """Return a module with a large and a small array, the expected large one, and the origins."""
     import mlx.core as mx
     from mlx import nn
 
@@ -71,7 +71,7 @@ def read_all(model: Any, origins: Origins, cancel: CancelToken) -> list[int]:
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_a_large_array_comes_in_parts_and_is_the_same(engine: Engine, tmp_path: Path) -> None:
+def test_large_array_read_in_parts_is_equal(engine: Engine, tmp_path: Path) -> None:
     def work() -> tuple[list[int], bool, str]:
         import mlx.core as mx
 
@@ -89,10 +89,10 @@ def test_a_large_array_comes_in_parts_and_is_the_same(engine: Engine, tmp_path: 
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_a_part_is_asked_of_each_reader_once(
+def test_each_reader_is_called_once_per_part(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Each time more is a wait for Python's lock, which a tokenizer may hold for long.
+    # Each further call waits for the GIL, which a tokenizer may hold for long.
     real, asked = chunked_read._Part._fill, []
 
     def fill(part: Any, view: memoryview, start: int) -> int:
@@ -111,7 +111,7 @@ def test_a_part_is_asked_of_each_reader_once(
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_one_that_the_library_changed_is_left_to_mlx(engine: Engine, tmp_path: Path) -> None:
+def test_array_changed_by_the_library_is_read_by_mlx(engine: Engine, tmp_path: Path) -> None:
     def work() -> tuple[list[int], bool]:
         import mlx.core as mx
 
@@ -125,7 +125,7 @@ def test_one_that_the_library_changed_is_left_to_mlx(engine: Engine, tmp_path: P
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_an_array_of_two_names_is_read_once_and_stays_one(engine: Engine, tmp_path: Path) -> None:
+def test_tied_array_is_read_once_and_stays_shared(engine: Engine, tmp_path: Path) -> None:
     def work() -> tuple[list[int], bool, bool]:
         import mlx.core as mx
 
@@ -141,7 +141,7 @@ def test_an_array_of_two_names_is_read_once_and_stays_one(engine: Engine, tmp_pa
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_a_file_replaced_meanwhile_is_not_read(engine: Engine, tmp_path: Path) -> None:
+def test_file_replaced_during_the_load_is_not_read(engine: Engine, tmp_path: Path) -> None:
     def work() -> bool:
         import mlx.core as mx
 
@@ -156,7 +156,7 @@ def test_a_file_replaced_meanwhile_is_not_read(engine: Engine, tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_what_others_were_made_of_does_not_stay_beside_them(engine: Engine, tmp_path: Path) -> None:
+def test_source_arrays_are_freed_after_their_conversion(engine: Engine, tmp_path: Path) -> None:
     count, side = 8, 256
 
     def work() -> int:
@@ -179,7 +179,7 @@ def test_what_others_were_made_of_does_not_stay_beside_them(engine: Engine, tmp_
 
 @pytest.mark.usefixtures("as_on_cuda")
 @pytest.mark.parametrize("slices", [1, 2])
-def test_a_load_is_cancelled_before_the_first_part_and_after_it(
+def test_load_can_be_cancelled_before_and_after_the_first_part(
     engine: Engine, tmp_path: Path, slices: int
 ) -> None:
     def work() -> int:
@@ -199,7 +199,7 @@ def test_a_load_is_cancelled_before_the_first_part_and_after_it(
 
 
 @pytest.mark.usefixtures("as_on_cuda")
-def test_a_file_cut_short_meanwhile_is_an_error(engine: Engine, tmp_path: Path) -> None:
+def test_file_truncated_during_the_load_is_an_error(engine: Engine, tmp_path: Path) -> None:
     def work() -> tuple[BaseException, int]:
         model, _, origins = model_of(tmp_path)
         before = platform.memory().active
@@ -211,12 +211,12 @@ def test_a_file_cut_short_meanwhile_is_an_error(engine: Engine, tmp_path: Path) 
         return caught.value, platform.memory().active - before
 
     error, more = engine.call(work).result(30)
-    # Its traceback is held, and holds no part of the array.
+    # The traceback is kept, and keeps no part of the array alive.
     assert error.__traceback__ is not None
     assert more <= 0
 
 
-def test_nothing_stands_in_front_where_mlx_reads_on_its_own_threads() -> None:
+def test_mlx_load_is_not_replaced_if_mlx_reads_on_its_own_threads() -> None:
     library = SimpleNamespace(mx=object())
     real = library.mx
     with Origins().noted(library):

@@ -1,4 +1,4 @@
-"""Towers that take exponentials from NumPy see what they saw before."""
+"""Image encoders that use NumPy's exponentials give the same features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("approx", ["none", "precise", "tanh", "fast"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("shape", [(3, 50, 400), (2, 7), (700, 400)])
-def test_gelu(engine: Engine, approx: str, dtype: str, shape: tuple[int, ...]) -> None:
+def test_gelu_equals_mlx(engine: Engine, approx: str, dtype: str, shape: tuple[int, ...]) -> None:
     def work() -> bool:
         import mlx.core as mx
         from mlx import nn
@@ -36,7 +36,7 @@ def test_gelu(engine: Engine, approx: str, dtype: str, shape: tuple[int, ...]) -
     assert engine.call(work).result(30)
 
 
-def test_gelu_keeps_what_is_no_number_and_the_ends(engine: Engine) -> None:
+def test_gelu_keeps_nan_and_extreme_values(engine: Engine) -> None:
     def work() -> list[list[float]]:
         import mlx.core as mx
         from mlx import nn
@@ -57,7 +57,7 @@ def test_gelu_keeps_what_is_no_number_and_the_ends(engine: Engine) -> None:
 @pytest.mark.parametrize("length", [20, 130])
 @pytest.mark.parametrize("scores", [cpu_encoders.MOST_SCORES, 30_000, 1])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention(
+def test_attention_equals_mlx(
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
     batch: int,
@@ -81,7 +81,7 @@ def test_attention(
 
 
 @pytest.mark.model
-def test_the_bundled_tower_sees_the_same_and_stays_as_it_is(engine: Engine) -> None:
+def test_bundled_image_encoder_gives_the_same_features_and_is_unchanged(engine: Engine) -> None:
     def work() -> tuple[int, bool, bool]:
         import mlx.core as mx
         from mlx.utils import tree_flatten
@@ -101,7 +101,7 @@ def test_the_bundled_tower_sees_the_same_and_stays_as_it_is(engine: Engine) -> N
     assert engine.call(work).result(60) == (10, True, True)
 
 
-def test_vectors_are_taken_on_a_gpu_and_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_and_mac_have_vector_math(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "is_gpu", lambda: False)
     monkeypatch.setattr(sys, "platform", "linux")
     assert not platform.has_vector_math()

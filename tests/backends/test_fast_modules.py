@@ -1,4 +1,4 @@
-"""A language model that finds its parts at once and turns its weights only once."""
+"""Fast submodule lookup and weights that are transposed once."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SHAPES = [(1, 1, 64), (1, 7, 64), (5, 3, 64)]
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu() -> None:
+def prepare_platform() -> None:
     platform.prepare()
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names that are looked for through MLX's own, slower way."""
+def slow_lookups(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names looked up through `Module.__getattr__`, MLX's slower way."""
     import mlx.nn as nn
 
     names: list[str] = []
@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def block() -> Any:
+def make_block() -> Any:
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -74,30 +74,32 @@ def block() -> Any:
     return made
 
 
-def test_parts_are_found_without_a_call_and_arrays_as_before(calls: list[str]) -> None:
+def test_submodules_are_found_without_getattr_and_arrays_as_before(slow_lookups: list[str]) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    model, x = block(), mx.ones((1, 4))
+    model, x = make_block(), mx.ones((1, 4))
     names = [name for name, _ in tree_flatten(model.parameters())]
     before = model(x)
-    assert {"layers", "first"} <= set(calls)
+    assert {"layers", "first"} <= set(slow_lookups)
     fast_modules.speed_up(model)
-    calls.clear()
+    slow_lookups.clear()
     assert mx.array_equal(model(x), before)
-    assert set(calls) == {"scale", "tables"}
+    assert set(slow_lookups) == {"scale", "tables"}
     assert [name for name, _ in tree_flatten(model.parameters())] == names
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_turned_weight_gives_the_same_numbers_and_takes_no_memory(dtype: str, bias: bool) -> None:
+def test_transposed_weight_gives_the_same_numbers_and_takes_no_memory(
+    dtype: str, bias: bool
+) -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
     layer = nn.Linear(64, 256, bias=bias)
     layer.set_dtype(getattr(mx, dtype))
-    # A token, some that are read together, and a batch.
+    # One token, a prefill chunk, and a batch.
     inputs = [mx.random.normal(shape).astype(layer.weight.dtype) for shape in SHAPES]
     before = [layer(x) for x in inputs]
     mx.eval(before, layer.parameters())
@@ -109,17 +111,17 @@ def test_a_turned_weight_gives_the_same_numbers_and_takes_no_memory(dtype: str, 
     assert all(mx.array_equal(layer(x), y) for x, y in zip(inputs, before, strict=True))
 
 
-def test_weights_and_lists_of_arrays_may_still_be_changed() -> None:
+def test_weights_and_lists_of_arrays_can_still_be_changed() -> None:
     import mlx.core as mx
 
-    model, x = block(), mx.ones((1, 4))
+    model, x = make_block(), mx.ones((1, 4))
     fast_modules.speed_up(model)
     before = model(x)
     model.layers[0].update({"scale": mx.full((4,), 2.0), "first": {"bias": mx.zeros((4,))}})
     model.layers[0].first.weight = mx.full((4, 4), 0.5)
     model.layers[1].update({"first": {"weight": mx.full((4, 4), 0.25)}})
     model.tables = [mx.full((4,), 3.0)]
-    again = block()
+    again = make_block()
     again.update(model.parameters())
     assert not mx.array_equal(model(x), before)
     assert mx.array_equal(model(x), again(x))
@@ -127,7 +129,7 @@ def test_weights_and_lists_of_arrays_may_still_be_changed() -> None:
     assert model.empty == [1]
 
 
-def test_a_weight_that_was_replaced_is_let_go() -> None:
+def test_replaced_weight_is_freed() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -143,22 +145,22 @@ def test_a_weight_that_was_replaced_is_let_go() -> None:
     assert before - mx.get_active_memory() >= other.nbytes
 
 
-def test_what_stands_in_front_of_a_part_stays_there() -> None:
-    model = block()
+def test_proxy_of_a_submodule_stays_installed() -> None:
+    model = make_block()
     front = Proxy(model.layers[0].first)
     install_proxy(model.layers[0], "first", front)
     fast_modules.speed_up(model)
     assert model.layers[0].first is front
 
 
-def test_what_a_class_has_of_that_name_is_found_first_as_before() -> None:
-    model = block()
+def test_class_attribute_takes_precedence_over_a_submodule() -> None:
+    model = make_block()
     assert model.layers[0].gate is None
     fast_modules.speed_up(model)
     assert model.layers[0].gate is None
 
 
-def test_layers_that_do_something_else_with_their_weight_stay_as_they_are() -> None:
+def test_other_layers_with_a_weight_are_unchanged() -> None:
     import mlx.core as mx
     import mlx.nn as nn
 
@@ -168,7 +170,7 @@ def test_layers_that_do_something_else_with_their_weight_stay_as_they_are() -> N
 
     layers = [Doubled(64, 64), nn.QuantizedLinear(64, 64), nn.Embedding(4, 64)]
     kinds = [type(layer) for layer in layers]
-    model = block()
+    model = make_block()
     model.layers = layers
     x = mx.random.normal((1, 64))
     before = [layers[0](x), layers[1](x)]
@@ -178,53 +180,51 @@ def test_layers_that_do_something_else_with_their_weight_stay_as_they_are() -> N
     assert mx.array_equal(layers[1](x), before[1])
 
 
-def test_it_keeps_nothing_alive() -> None:
+def test_speed_up_keeps_no_reference_to_the_model() -> None:
     import mlx.core as mx
 
     gc.collect()
     before = mx.get_active_memory()
-    model = block()
+    model = make_block()
     fast_modules.speed_up(model)
     inner = weakref.ref(model.layers[0])
     gc.disable()
     try:
         del model
-        # No cycle: it is gone at once.
+        # No reference cycle: it is freed at once.
         assert inner() is None
         assert mx.get_active_memory() == before
     finally:
         gc.enable()
 
 
-def turned() -> list[Any]:
-    """Return the layers that were turned, of whatever model there is."""
+def transposed_layers() -> list[Any]:
+    """Return all transposed layers in the process."""
     kind = fast_modules._transposed_linear()
     return [each for each in gc.get_objects() if type(each) is kind]
 
 
-def test_a_loaded_models_steps_look_up_nothing_the_slow_way(
-    calls: list[str], tmp_path: Path
-) -> None:
+def test_vision_model_decode_makes_no_slow_lookups(slow_lookups: list[str], tmp_path: Path) -> None:
     from PIL import Image
 
     picture = tmp_path / "red.png"
     Image.new("RGB", (32, 32), "red").save(picture)
     mlx_magic.ask("What is it?", str(picture), max_tokens=1)
-    calls.clear()
+    slow_lookups.clear()
     result = mlx_magic.ask("What colour?", str(picture), max_tokens=4, temperature=0)
     assert result.usage.completion_tokens >= 2
-    # Outside of the language model they are still looked for.
-    assert "language_model" in calls
-    assert turned()
-    assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(calls)
+    # Outside the language model lookups are unchanged.
+    assert "language_model" in slow_lookups
+    assert transposed_layers()
+    assert {"layers", "self_attn", "q_proj", "mlp", "lm_head"}.isdisjoint(slow_lookups)
 
 
-def test_nor_do_a_text_models(calls: list[str]) -> None:
+def test_text_model_decode_makes_no_slow_lookups(slow_lookups: list[str]) -> None:
     model = str(smollm2_folder())
     mlx_magic.ask("Hi", model=model, max_tokens=1)
-    calls.clear()
+    slow_lookups.clear()
     result = mlx_magic.ask("What is the capital of France?", model=model, max_tokens=4)
     assert result.usage.completion_tokens >= 2
-    assert turned()
-    assert {"layers", "self_attn", "q_proj", "mlp"}.isdisjoint(calls)
+    assert transposed_layers()
+    assert {"layers", "self_attn", "q_proj", "mlp"}.isdisjoint(slow_lookups)
     mlx_magic.pool.unload(model)

@@ -1,4 +1,4 @@
-"""Pictures that were seen before: what the vision tower is asked again, and what never changes."""
+"""The cache of image features: which images the encoder gets, and equal results."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ nn = pytest.importorskip("mlx.nn")
 
 SIDE, WIDTH = 4, 3
 BYTES = 4 * SIDE * WIDTH
-"""Of what a tower gives for one picture."""
+"""Bytes of the features of one image."""
 
 
 @pytest.fixture(autouse=True)
 def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many pictures are encoded in one go; 8, as on a GPU."""
+    """How many images are encoded at once; 8, as on a GPU."""
     count = int(getattr(request, "param", 8))
     monkeypatch.setattr(platform, "images_at_once", lambda: count)
     return count
 
 
 class Tower(nn.Module):  # type: ignore[misc, name-defined]
-    """Gives a row of features for each row of each picture, and notes what it was asked."""
+    """Returns a row of features for each row of each image, and records batch sizes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Tower(nn.Module):  # type: ignore[misc, name-defined]
 
 
 class States(Tower):
-    """Gives the states of all its layers too, as SigLIP does."""
+    """Also returns the hidden states of all layers, as SigLIP does."""
 
     def __call__(self, pixels: Any, scale: Any = None, **more: Any) -> Any:
         features = super().__call__(pixels, scale, **more)
@@ -55,7 +55,7 @@ class States(Tower):
 
 
 class Mixing(Tower):
-    """Puts all pictures into one row, as Pixtral does: they cannot be told apart."""
+    """Puts all images into one row, as Pixtral does: they cannot be separated."""
 
     def __call__(self, pixels: Any, scale: Any = None, **more: Any) -> Any:
         features = super().__call__(pixels, scale, **more)
@@ -69,19 +69,19 @@ class Model(nn.Module):  # type: ignore[misc, name-defined]
 
     @property
     def asked(self) -> list[int]:
-        """How many pictures the tower got in each call."""
+        """How many images the encoder got in each call."""
         return list(self.vision_tower.asked)
 
     def see(self, pixels: Any, **more: Any) -> Any:
         return self.vision_tower(pixels, **more)
 
 
-def picture(seed: int) -> Any:
+def make_pixels(seed: int) -> Any:
     return mx.array(np.random.default_rng(seed).standard_normal((SIDE, SIDE, 3), dtype=np.float32))
 
 
 def batch(*seeds: int) -> Any:
-    return mx.stack([picture(seed) for seed in seeds])
+    return mx.stack([make_pixels(seed) for seed in seeds])
 
 
 def evaluated(function: Callable[[], Any]) -> Callable[[], Any]:
@@ -101,7 +101,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(mx.array_equal(one, other).item())
 
 
-def test_a_picture_seen_before_is_not_encoded_again() -> None:
+def test_cached_image_is_not_encoded_again() -> None:
     features, model = FeatureCache(10**6), Model()
     first = look(features, model, batch(1))
     again = look(features, model, batch(1))
@@ -111,7 +111,7 @@ def test_a_picture_seen_before_is_not_encoded_again() -> None:
     assert (features.hits, features.misses, features.nbytes) == (1, 1, BYTES)
 
 
-def test_of_several_pictures_those_alone_are_encoded_that_are_new() -> None:
+def test_only_new_images_are_encoded() -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     seen = look(features, model, batch(2, 3))
@@ -124,7 +124,7 @@ def test_of_several_pictures_those_alone_are_encoded_that_are_new() -> None:
     assert (features.hits, features.misses) == (1 + 1 + 4, 3)
 
 
-def test_a_picture_twice_in_one_prompt_is_encoded_once() -> None:
+def test_repeated_image_in_one_prompt_is_encoded_once() -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     seen = look(features, model, batch(5, 5, 1))
@@ -145,7 +145,7 @@ def test_a_picture_twice_in_one_prompt_is_encoded_once() -> None:
     ],
     ids=["pixels", "type", "turned", "array", "number", "geometry", "option"],
 )
-def test_whatever_differs_is_another_picture(other: Callable[[], Any]) -> None:
+def test_any_difference_in_the_input_is_a_cache_miss(other: Callable[[], Any]) -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1))
     pixels, more = other()
@@ -154,7 +154,7 @@ def test_whatever_differs_is_another_picture(other: Callable[[], Any]) -> None:
     assert same(seen, Model().see(pixels, **more))
 
 
-def test_a_mask_for_each_picture_goes_with_its_picture() -> None:
+def test_per_image_mask_is_part_of_the_key() -> None:
     features, model = FeatureCache(10**6), Model()
     scale = mx.array([1.0, 2.0]).reshape(2, 1, 1)
     look(features, model, batch(1, 2), scale=scale)
@@ -165,7 +165,7 @@ def test_a_mask_for_each_picture_goes_with_its_picture() -> None:
     assert model.asked == [2, 2]
 
 
-def test_a_tower_that_mixes_its_pictures_is_asked_for_all_of_them() -> None:
+def test_encoder_that_mixes_images_gets_all_of_them() -> None:
     features, model = FeatureCache(10**6), Model(Mixing())
     for seeds in [(1,), (2,), (1, 2), (2, 1), (1, 2), (1,)]:
         seen = look(features, model, batch(*seeds))
@@ -173,7 +173,7 @@ def test_a_tower_that_mixes_its_pictures_is_asked_for_all_of_them() -> None:
     assert model.asked == [1, 1, 2, 2]
 
 
-def test_patches_with_a_grid_are_known_as_a_whole() -> None:
+def test_patches_with_a_grid_are_cached_as_a_whole() -> None:
     features, model = FeatureCache(10**6), Model()
     grid = mx.array([[1, 2, 1], [1, 2, 1], [1, 1, 1]])
     look(features, model, batch(1, 2, 3, 4, 5), grid=grid)
@@ -183,7 +183,7 @@ def test_patches_with_a_grid_are_known_as_a_whole() -> None:
     assert model.asked == [5, 5]
 
 
-def test_states_that_nobody_looks_at_are_not_kept() -> None:
+def test_unused_hidden_states_are_not_cached() -> None:
     def see(model: Model, pixels: Any, layers: Sequence[int]) -> Callable[[], Any]:
         def work() -> Any:
             features, _, states = model.see(pixels)
@@ -196,15 +196,15 @@ def test_states_that_nobody_looks_at_are_not_kept() -> None:
     assert features.nbytes == 3 * BYTES, "two that every caller is given, and one layer's state"
     assert same(features.encode(model, see(model, batch(1), [-2])), one)
     assert model.asked == [1]
-    # Another layer is wanted now: it is encoded again, and right.
+    # Another layer is needed: the image is encoded again.
     other = features.encode(model, see(model, batch(1), [3]))
     assert same(other, see(Model(States()), batch(1), [3])())
     assert same(features.encode(model, see(model, batch(1), [5])), see(model, batch(1), [5])())
 
 
-def test_states_that_are_put_together_at_once_are_right_too() -> None:
+def test_hidden_states_concatenated_directly_are_correct() -> None:
     def see(model: Model) -> Callable[[], Any]:
-        # MLX takes such a list apart by itself: nobody can see that it does.
+        # MLX unpacks such a list in C++, so the cache cannot observe it.
         return evaluated(lambda: mx.concatenate(model.see(batch(1))[2]))
 
     features, model = FeatureCache(10**6), Model(States())
@@ -213,7 +213,7 @@ def test_states_that_are_put_together_at_once_are_right_too() -> None:
     assert model.asked[2:] == [], "after the second, nothing is encoded again"
 
 
-def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
+def test_feature_cache_is_bounded_and_evicts_the_least_recently_used() -> None:
     features, model = FeatureCache(3 * BYTES), Model()
     for seed in (1, 2, 3, 1, 4):
         look(features, model, batch(seed))
@@ -228,7 +228,7 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, Cancelled])
-def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
+def test_failed_encode_caches_nothing_and_restores_the_model(
     error: type[Exception],
 ) -> None:
     features, model = FeatureCache(10**6), Model()
@@ -248,7 +248,7 @@ def test_of_a_look_that_failed_nothing_is_kept_and_no_model_is_left_changed(
     assert model.asked == [1, 1]
 
 
-def test_the_model_is_itself_before_and_after_and_keeps_its_weights() -> None:
+def test_model_is_restored_and_keeps_its_weights() -> None:
     features, model = FeatureCache(10**6), Model()
     tower = model.vision_tower
 
@@ -263,7 +263,7 @@ def test_the_model_is_itself_before_and_after_and_keeps_its_weights() -> None:
     assert "vision_tower" not in vars(model)
 
 
-def test_a_tower_one_level_down_is_found() -> None:
+def test_nested_image_encoder_is_found() -> None:
     class Outer(nn.Module):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
@@ -276,7 +276,7 @@ def test_a_tower_one_level_down_is_found() -> None:
     assert outer.model.asked == [1]
 
 
-def test_arguments_that_cannot_be_told_apart_go_straight_to_the_tower() -> None:
+def test_arguments_without_a_key_bypass_the_cache() -> None:
     features, model = FeatureCache(10**6), Model()
     for _ in range(2):
         look(features, model, batch(1), config=object())
@@ -284,7 +284,7 @@ def test_arguments_that_cannot_be_told_apart_go_straight_to_the_tower() -> None:
     assert features.nbytes == 0
 
 
-def test_what_is_kept_is_evaluated_and_can_be_used_on_another_thread() -> None:
+def test_cached_features_are_evaluated_and_usable_on_another_thread() -> None:
     features, model = FeatureCache(10**6), Model()
     look(features, model, batch(1, 2))
     pixels = batch(2)
@@ -306,7 +306,7 @@ def test_what_is_kept_is_evaluated_and_can_be_used_on_another_thread() -> None:
     looks=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=7), max_size=6),
     room=st.integers(0, 6),
 )
-def test_whatever_comes_in_whatever_order_is_seen_as_without_a_memory(
+def test_any_sequence_of_images_gives_the_features_of_no_cache(
     at_once: int, tower: type[Tower], looks: list[list[int]], room: int
 ) -> None:
     def seen_by(model: Model, *seeds: int) -> Any:
@@ -326,7 +326,7 @@ Calls = list[tuple[int, int]]
 
 
 def stop_at(calls: Calls, at: int) -> Callable[[int, int], None]:
-    """Cancel when so many groups were begun."""
+    """Cancel when group number `at` starts."""
 
     def between(done: int, there: int) -> None:
         calls.append((done, there))
@@ -341,7 +341,7 @@ def stop_at(calls: Calls, at: int) -> Callable[[int, int], None]:
     [(1, [2, 1, 1, 1, 1]), (4, [4, 2]), (8, [6])],
     indirect=["at_once"],
 )
-def test_new_pictures_are_encoded_in_groups(at_once: int, groups: list[int]) -> None:
+def test_new_images_are_encoded_in_groups(at_once: int, groups: list[int]) -> None:
     features, model = FeatureCache(10**6), Model()
     calls: Calls = []
     see = evaluated(lambda: model.see(batch(1, 2, 3, 4, 5, 6)))
@@ -350,7 +350,7 @@ def test_new_pictures_are_encoded_in_groups(at_once: int, groups: list[int]) -> 
     )
     assert model.asked == groups
     assert calls == [(sum(groups[:at]), 6) for at in range(len(groups))]
-    # What is known counts as done; a tower that was tried gets one at a time at once.
+    # Cached images count as done; a probed encoder gets groups of `at_once` immediately.
     calls.clear()
     pixels = batch(9, 1, 8, 2, 7)
     features.encode(model, evaluated(lambda: model.see(pixels)), stop_at(calls, 0))
@@ -359,7 +359,7 @@ def test_new_pictures_are_encoded_in_groups(at_once: int, groups: list[int]) -> 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
-def test_a_look_that_is_cancelled_stops_after_the_group_in_work(at_once: int, at: int) -> None:
+def test_cancelled_encode_stops_after_the_current_group(at_once: int, at: int) -> None:
     features, model = FeatureCache(10**6), Model()
     calls: Calls = []
     before = vars(model).copy()
@@ -374,7 +374,7 @@ def test_a_look_that_is_cancelled_stops_after_the_group_in_work(at_once: int, at
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
-def test_each_group_is_done_before_the_next_is_begun(
+def test_each_group_is_evaluated_before_the_next_starts(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, model, order = FeatureCache(10**6), Model(), []
@@ -394,7 +394,7 @@ def test_each_group_is_done_before_the_next_is_begun(
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
-def test_a_tower_that_mixes_is_found_out_by_its_first_group(at_once: int) -> None:
+def test_encoder_that_mixes_images_is_detected_at_the_first_group(at_once: int) -> None:
     features, model = FeatureCache(10**6), Model(Mixing())
     for _ in range(2):
         seen = look(features, model, batch(1, 2, 3, 4))
@@ -405,7 +405,7 @@ def test_a_tower_that_mixes_is_found_out_by_its_first_group(at_once: int) -> Non
 
 
 @pytest.mark.parametrize("at_once", [1], indirect=True)
-def test_a_model_that_asks_for_one_picture_at_a_time_can_be_stopped_between_them(
+def test_model_that_encodes_one_image_at_a_time_can_be_cancelled_between(
     at_once: int,
 ) -> None:
     features, model = FeatureCache(10**6), Model()
@@ -420,57 +420,57 @@ def test_a_model_that_asks_for_one_picture_at_a_time_can_be_stopped_between_them
     assert calls == [(0, 1), (1, 2), (2, 3), (3, 4)]
 
 
-def pictures_of(*seeds: int, **more: Any) -> ImageKeys:
+def image_keys_of(*seeds: int, **more: Any) -> ImageKeys:
     found = ImageKeys.of({"input_ids": mx.array([[1]]), "pixel_values": batch(*seeds), **more})
     assert found is not None
     return found
 
 
-def look_at(features: FeatureCache, model: Model, *seeds: int, **more: Any) -> Any:
-    """Look as a request does, whose pictures have names."""
+def encode_with_keys(features: FeatureCache, model: Model, *seeds: int, **more: Any) -> Any:
+    """Encode as a request does, whose images have keys."""
     see = evaluated(lambda: model.see(batch(*seeds), **more))
-    return features.encode(model, see, image_keys=pictures_of(*seeds))
+    return features.encode(model, see, image_keys=image_keys_of(*seeds))
 
 
-def test_named_pictures_are_known_alone_and_beside_others() -> None:
+def test_images_with_keys_are_cached_alone_and_beside_others() -> None:
     features, model = FeatureCache(10**6), Model()
-    look_at(features, model, 1)
-    look_at(features, model, 1, 2)
-    seen = look_at(features, model, 2, 3, 1)
+    encode_with_keys(features, model, 1)
+    encode_with_keys(features, model, 1, 2)
+    seen = encode_with_keys(features, model, 2, 3, 1)
     assert model.asked == [1, 2, 1], "a tower is asked as a whole once, to see that it is of rows"
     assert np.allclose(seen, Model().see(batch(2, 3, 1)), atol=1e-6)
-    again = look_at(features, model, 3)
+    again = encode_with_keys(features, model, 3)
     assert same(again, seen[1:2])
     assert len(model.asked) == 3
 
 
-def test_another_option_of_the_tower_is_another_look() -> None:
+def test_other_encoder_options_are_a_cache_miss() -> None:
     features, model = FeatureCache(10**6), Model()
-    look_at(features, model, 1)
-    look_at(features, model, 1, scale=2)
+    encode_with_keys(features, model, 1)
+    encode_with_keys(features, model, 1, scale=2)
     assert model.asked == [1, 1]
 
 
-def test_a_tower_that_is_called_twice_for_one_picture_gives_each_its_own() -> None:
+def test_encoder_called_twice_for_one_image_keeps_both_results() -> None:
     features, model = FeatureCache(10**6), Model()
 
     def see() -> Any:
         return mx.concatenate([model.see(batch(1)), model.see(batch(1) * 2)])
 
     for _ in range(2):
-        seen = features.encode(model, evaluated(see), image_keys=pictures_of(1))
+        seen = features.encode(model, evaluated(see), image_keys=image_keys_of(1))
         assert np.allclose(seen[1], 2 * seen[0], atol=1e-5)
     assert model.asked == [1, 1]
 
 
-def test_a_tower_that_is_called_for_each_picture_knows_them_again() -> None:
+def test_encoder_called_per_image_uses_the_cache() -> None:
     features, model = FeatureCache(10**6), Model()
 
     def see(*seeds: int) -> Any:
         def each() -> Any:
             return mx.concatenate([model.see(batch(seed)) for seed in seeds])
 
-        return features.encode(model, evaluated(each), image_keys=pictures_of(*seeds))
+        return features.encode(model, evaluated(each), image_keys=image_keys_of(*seeds))
 
     see(1, 2)
     seen = see(2, 3)

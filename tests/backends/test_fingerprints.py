@@ -22,7 +22,7 @@ def mlx() -> None:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the bytes of arrays that are hashed as a whole."""
+    """Record the bytes of each hash call."""
     found: list[int] = []
     feed = fingerprints._feed
 
@@ -39,7 +39,7 @@ def pixels(seed: int = 0, shape: tuple[int, ...] = (1, 90, 90, 3)) -> Any:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def test_type_and_shape_belong_to_a_digest() -> None:
+def test_digest_includes_dtype_and_shape() -> None:
     import mlx.core as mx
 
     one = mx.array(pixels())
@@ -50,14 +50,14 @@ def test_type_and_shape_belong_to_a_digest() -> None:
         assert kind(one) == kind(mx.array(pixels()))
 
 
-def test_pictures_that_look_different_are_not_hashed(hashed: list[int]) -> None:
+def test_images_that_differ_in_a_sample_are_not_hashed_fully(hashed: list[int]) -> None:
     names = {Fingerprint(pixels(seed)) for seed in range(5)}
     assert len(names) == 5
     assert Fingerprint(pixels(9)) not in names
     assert max(hashed) <= 8 * GLANCE
 
 
-def test_pictures_that_look_the_same_are_hashed_once_each(hashed: list[int]) -> None:
+def test_images_with_equal_samples_are_hashed_fully_once_each(hashed: list[int]) -> None:
     one, again = Fingerprint(pixels()), Fingerprint(pixels())
     assert one == again
     assert hash(one) == hash(again)
@@ -66,13 +66,13 @@ def test_pictures_that_look_the_same_are_hashed_once_each(hashed: list[int]) -> 
 
 
 @given(at=st.integers(0, 90 * 90 * 3 - 1))
-def test_a_single_number_makes_another_picture(at: int) -> None:
+def test_single_different_value_changes_the_fingerprint(at: int) -> None:
     other = pixels()
     other.reshape(-1)[at] += 1
     assert Fingerprint(pixels()) != Fingerprint(other)
 
 
-def test_a_settled_fingerprint_holds_no_picture_and_is_the_same() -> None:
+def test_settled_fingerprint_releases_its_image_and_is_equal() -> None:
     array = pixels()
     one = Fingerprint({"pixel_values": array}, "more")
     held = sys.getrefcount(array)
@@ -83,7 +83,7 @@ def test_a_settled_fingerprint_holds_no_picture_and_is_the_same() -> None:
     assert one.settle() == digest({"pixel_values": pixels()}, "more")
 
 
-def test_what_has_no_digest_has_no_fingerprint() -> None:
+def test_value_without_a_digest_has_no_fingerprint() -> None:
     for part in (object(), np.array([object()]), [1, object()]):
         for kind in (digest, Fingerprint):
             with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""Steps in which all answers are greedy: no probabilities, the same tokens."""
+"""Decode steps in which all rows are greedy: no log probabilities, the same tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 12
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu() -> None:
+def prepare_platform() -> None:
     platform.prepare()
 
 
@@ -40,28 +40,26 @@ def next_tokens(logits: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_likeliest_is_taken_and_one_number_that_is_none_ends_its_row(dtype: str) -> None:
+def test_greedy_decode_takes_the_argmax_and_nan_ends_its_row(dtype: str) -> None:
     import mlx.core as mx
 
-    # No two of a row are alike in any of these.
+    # No row has equal values in any of these types.
     rows = [mx.random.permutation(100, key=mx.random.key(row)) for row in range(4)]
     logits = mx.stack(rows)[:, None].astype(getattr(mx, dtype))
     best: Any = mx.argmax(logits[:, 0], axis=-1).tolist()
     assert next_tokens(logits) == best
     logits[1, 0, (best[1] + 1) % 100] = mx.nan
-    # A model may rule tokens out.
+    # A model may set logits to -inf.
     logits[2, 0, (best[2] + 1) % 100] = -mx.inf
     assert next_tokens(logits) == [best[0], BAD, best[2], best[3]]
     logits[0], logits[3, 0, 50] = -mx.inf, mx.inf
     assert next_tokens(logits) == [BAD, BAD, best[2], BAD]
 
 
-# The fixture only says which BLAS is loaded.
+# The fixture's only effect is the choice of BLAS.
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(rows=st.integers(1, 33), width=st.integers(2, 200), data=st.data())
-def test_a_number_that_is_none_ends_its_row_wherever_it_is(
-    rows: int, width: int, data: st.DataObject
-) -> None:
+def test_nan_at_any_position_ends_its_row(rows: int, width: int, data: st.DataObject) -> None:
     import mlx.core as mx
 
     row, at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, width - 1))
@@ -71,7 +69,7 @@ def test_a_number_that_is_none_ends_its_row_wherever_it_is(
     assert bad == [row]
 
 
-def test_in_lower_precision_the_choice_is_that_of_the_log_probabilities() -> None:
+def test_low_precision_choice_equals_that_of_log_probabilities() -> None:
     import mlx.core as mx
 
     logits = mx.zeros((1, 1, 30_000), mx.bfloat16)
@@ -86,7 +84,7 @@ Answers = list[list[int]]
 
 
 def answers(draws: list[SamplingParams], processors: list[Any], picks: list[int]) -> Answers:
-    """Write some tokens of as many answers; note of how many rows each pick was."""
+    """Generate some tokens for each answer; record how many rows each pick had."""
     import mlx.core as mx
     from mlx_vlm import load
 
@@ -123,7 +121,7 @@ def ask(engine: Engine, draws: list[SamplingParams], processors: list[Any] | Non
     return found, picks
 
 
-def test_greedy_answers_are_the_same_with_and_without_probabilities(
+def test_greedy_answers_are_the_same_with_and_without_log_probabilities(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, picks = ask(engine, [SamplingParams()] * 3)
@@ -133,7 +131,7 @@ def test_greedy_answers_are_the_same_with_and_without_probabilities(
     assert ask(engine, [SamplingParams()] * 3) == (found, [])
 
 
-def test_beside_one_that_is_drawn_or_changed_probabilities_are_there(engine: Engine) -> None:
+def test_log_probabilities_are_computed_in_a_mixed_batch(engine: Engine) -> None:
     greedy, _ = ask(engine, [SamplingParams()] * 2)
     beside, picks = ask(engine, [SamplingParams(), SamplingParams(1.0, seed=3)])
     assert (beside[0], picks) == (greedy[0], [])

@@ -1,4 +1,4 @@
-"""A request's pictures by name: rows, the whole, and when their pixels are let go."""
+"""Keys of a request's images: per image, for all of them, and when pixels are released."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def pictures(**inputs: Any) -> ImageKeys:
     return found
 
 
-def test_words_alone_have_none() -> None:
+def test_prompt_without_images_has_no_image_keys() -> None:
     import mlx.core as mx
 
     assert ImageKeys.of({"input_ids": mx.array([[1]]), "mask": mx.array([[1]])}) is None
 
 
 @pytest.mark.parametrize("lead", [False, True])
-def test_a_picture_has_the_same_name_alone_and_beside_others(lead: bool) -> None:
+def test_image_has_the_same_key_alone_and_beside_others(lead: bool) -> None:
     def of(*seeds: int) -> ImageKeys:
         held = pixels(*seeds)
         return pictures(pixel_values=held[None] if lead else held)
@@ -48,7 +48,7 @@ def test_a_picture_has_the_same_name_alone_and_beside_others(lead: bool) -> None
     assert one.whole != both.whole
 
 
-def test_what_is_not_of_rows_is_known_as_a_whole() -> None:
+def test_packed_pixels_have_one_key() -> None:
     packed = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
     assert packed.rows == []
     again = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
@@ -56,11 +56,11 @@ def test_what_is_not_of_rows_is_known_as_a_whole() -> None:
     assert packed.whole == again.whole != other.whole
 
 
-def test_what_cannot_be_known_has_none() -> None:
+def test_unknown_pixel_types_have_no_key() -> None:
     assert ImageKeys.of({"pixel_values": object()}) is None
 
 
-def test_pixels_of_what_was_looked_for_are_let_go() -> None:
+def test_settle_releases_the_pixels_of_looked_up_keys() -> None:
     held = pictures(pixel_values=pixels(1, 2))
     assert {held.rows[0]: "kept"}
     held.settle()

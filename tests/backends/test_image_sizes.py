@@ -1,4 +1,4 @@
-"""Sizes read off the outputs of processors."""
+"""Image sizes inferred from processor outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mlx_magic.backends.vision.image_sizes import seen_sizes
         ({}, 1, ()),
     ],
 )  # fmt: skip
-def test_the_shapes_tell_the_size(
+def test_image_sizes_come_from_array_shapes(
     inputs: dict[str, Any], count: int, expected: tuple[str, ...]
 ) -> None:
     assert seen_sizes(inputs, count, patch=14) == expected

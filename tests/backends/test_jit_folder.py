@@ -1,4 +1,4 @@
-"""Where MLX's CPU backend compiles, and what is said if it cannot."""
+"""The folder in which MLX's CPU backend compiles, and errors if it cannot."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_a_usual_folder_stays_as_it_is(temporary: Path, tmp_path: Path) -> None:
+def test_default_jit_folder_is_unchanged(temporary: Path, tmp_path: Path) -> None:
     mlx = Mlx()
     found = jit_folder.arrange(mlx, [tmp_path / "other"])
     assert found == jit_folder.Compiling(temporary)
@@ -88,7 +88,7 @@ SPOILED = [no_folder, file_of_mlx, file_of_version, link_to_nowhere, open_to_all
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
-def test_another_folder_is_used_and_said(
+def test_fallback_jit_folder_is_used_and_reported(
     temporary: Path, tmp_path: Path, spoil: Callable[[Path], str]
 ) -> None:
     why = spoil(temporary)
@@ -103,7 +103,7 @@ def test_another_folder_is_used_and_said(
 
 
 @pytest.mark.parametrize("name", ["", "a$(touch x)b", 'a"b', "a`b`", "a\\b"])
-def test_a_name_that_a_shell_would_read_is_not_used(
+def test_folder_with_shell_characters_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     folder = tmp_path / name
@@ -116,14 +116,16 @@ def test_a_name_that_a_shell_would_read_is_not_used(
     assert "set TMPDIR to a folder that can be written to" in found.words
 
 
-def test_spaces_and_umlauts_are_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_with_spaces_and_umlauts_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "tmp of Jürgen"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
     assert jit_folder.arrange(Mlx(), []).problem == ""
 
 
-def test_a_full_or_read_only_folder_is_found_out(
+def test_full_or_read_only_folder_is_detected(
     temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object) -> int:
@@ -140,7 +142,7 @@ def test_a_full_or_read_only_folder_is_found_out(
         assert "noexec" in jit_folder.unusable(str(temporary))
 
 
-def test_a_folder_of_somebody_else_is_not_used(
+def test_folder_of_another_user_is_not_used(
     temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (temporary / "mlx").mkdir()
@@ -162,7 +164,7 @@ def test_a_folder_of_somebody_else_is_not_used(
         ("Could not load C++ shared library /t/a.so: too short", "cannot be used"),
     ],
 )  # fmt: skip
-def test_an_error_of_the_compiler_is_one_line_with_the_remedy(
+def test_compiler_error_is_one_line_with_the_remedy(
     text: str, words: str, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlx = Mlx()
@@ -174,7 +176,7 @@ def test_an_error_of_the_compiler_is_one_line_with_the_remedy(
     assert words in str(error)
     assert "g++" not in str(error)
     assert "set TMPDIR to another folder" in str(error)
-    assert not mlx.compiles  # so that the next one is answered
+    assert not mlx.compiles  # so that the next request is answered
     found = device_platform.compiles()
     assert found is not None
     assert words in found.problem
@@ -182,7 +184,7 @@ def test_an_error_of_the_compiler_is_one_line_with_the_remedy(
     assert isinstance(load_error("mlx-lm", model, RuntimeError(text)), CheckpointError)
 
 
-def test_other_errors_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     mlx = Mlx()
     monkeypatch.setitem(sys.modules, "mlx.core", mlx)
     error = generation_error("m", RuntimeError("out of memory"))
@@ -190,7 +192,7 @@ def test_other_errors_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> Non
     assert mlx.compiles
 
 
-def test_nothing_is_touched_where_all_is_usual(
+def test_default_environment_is_not_changed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -201,7 +203,7 @@ def test_nothing_is_touched_where_all_is_usual(
         assert Path.cwd() == tmp_path
 
 
-def test_a_deleted_working_directory_is_come_back_to(
+def test_deleted_working_directory_is_restored_afterwards(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "gone").mkdir()

@@ -1,4 +1,4 @@
-"""Quantized keys and values: less memory for that request, and nothing else for any other."""
+"""Quantized KV caches: less memory for their request, no effect on others."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.backends.batch_verdicts import let_answer
 from tests.backends.test_text_batch import (
     CHUNK,
-    Question,
+    TextRequest,
     ask,
     byte_tokenizer,
     llama,
-    raw_text,
+    mlx_lm_text,
 )
 from tests.backends.test_vision_reuse import (
     BLUE,
     QUESTION,
     RED,
-    Asked,
     Cut,
-    Room,
+    ModelBench,
+    RunningRequest,
     answers_alone,
     cut_at,
     opened,
@@ -50,14 +50,14 @@ def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(engine: Engine) -> Iterator[Room]:
-    room = Room(engine, mlx_magic.demo_model())
+def demo(engine: Engine) -> Iterator[ModelBench]:
+    room = ModelBench(engine, mlx_magic.demo_model())
     yield room
     engine.call(room.model.close).result(60)
 
 
 @pytest.fixture(params=["together", "alone"])
-def way(request: pytest.FixtureRequest, demo: Room, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest, demo: ModelBench, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether the model answers in batches."""
     if request.param == "alone":
         answers_alone(demo, monkeypatch)
@@ -65,7 +65,7 @@ def way(request: pytest.FixtureRequest, demo: Room, monkeypatch: pytest.MonkeyPa
 
 
 class Sizes:
-    """Watches the caches that a model makes: the most bytes that those of one answer took."""
+    """Records the largest size of one request's caches."""
 
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 0
@@ -94,19 +94,21 @@ def asked(bits: int | None, *images: Any, prompt: str = QUESTION) -> GenerationR
     )
 
 
-def answer(demo: Room, bits: int | None, *images: Any, prompt: str = QUESTION) -> Asked:
+def answer(
+    demo: ModelBench, bits: int | None, *images: Any, prompt: str = QUESTION
+) -> RunningRequest:
     return demo.all([(asked(bits, *images, prompt=prompt), None)])[0]
 
 
 @pytest.mark.parametrize(("bits", "share"), [(8, 0.32), (4, 0.2)])
-def test_an_answer_comes_and_its_cache_is_smaller(
-    demo: Room, way: str, monkeypatch: pytest.MonkeyPatch, bits: int, share: float
+def test_quantized_kv_cache_is_smaller(
+    demo: ModelBench, way: str, monkeypatch: pytest.MonkeyPatch, bits: int, share: float
 ) -> None:
     plain = demo.cold(QUESTION, RED)
     demo.forget()
     sizes = Sizes(demo.model, monkeypatch)
     quantized = answer(demo, bits, RED)
-    # Four layers of five heads of 32, in float32, for the 256 tokens that a cache begins with.
+    # 4 layers, 5 heads of 32, float32, for the 256 tokens that a cache starts with.
     assert 0 < sizes.most <= share * 2 * 4 * 5 * 32 * 4 * 256
     assert (quantized.text, quantized.reason) == (plain.text, plain.reason)
     assert quantized.usage == plain.usage
@@ -115,7 +117,7 @@ def test_an_answer_comes_and_its_cache_is_smaller(
     ).cache  # fmt: skip
 
 
-def test_what_is_quantized_is_neither_kept_nor_begun_with_what_is_kept(demo: Room) -> None:
+def test_quantized_requests_do_not_use_the_prefix_cache(demo: ModelBench) -> None:
     plain = demo.cold(QUESTION, RED)
     demo.forget()
     for bits in (8, 4, 8):
@@ -132,7 +134,7 @@ def test_what_is_quantized_is_neither_kept_nor_begun_with_what_is_kept(demo: Roo
     assert demo.ask(QUESTION, RED).usage.cached_tokens > 64
 
 
-def test_requests_of_every_kind_at_once_are_answered_as_alone(demo: Room, way: str) -> None:
+def test_concurrent_requests_with_mixed_kv_bits_answer_as_alone(demo: ModelBench, way: str) -> None:
     prompts = [QUESTION, "Which shape is it?", "Describe the picture."]
     kinds = [None, 8, 4, 8, None, 4, 8, None]
     images = [RED, BLUE]
@@ -153,8 +155,8 @@ def test_requests_of_every_kind_at_once_are_answered_as_alone(demo: Room, way: s
         assert each.reason == "cancelled" if n == 3 else each.text == expected[n]
 
 
-def test_heads_that_cannot_be_quantized_are_an_error_of_one_line(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
+def test_unquantizable_heads_are_an_error_of_one_line(
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
     monkeypatch.setattr(demo.model._admission, "_shape", Shape.of({"head_dim": 80}))
@@ -180,7 +182,7 @@ def text_model(model: Any, folder: Path, **config: Any) -> TextModel:
 
 
 def quantized_raw(model: Any, prompt: str, bits: int, count: int) -> str:
-    """Ask mlx-lm itself, with caches that quantize."""
+    """Generate with mlx-lm itself and quantized caches."""
     from mlx_lm.generate import stream_generate
     from mlx_lm.models.cache import QuantizedKVCache
 
@@ -192,14 +194,14 @@ def quantized_raw(model: Any, prompt: str, bits: int, count: int) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def question(model: TextModel, prompt: str, bits: int | None, **sampling: Any) -> Question:
-    made = Question(model, prompt, **sampling)
+def question(model: TextModel, prompt: str, bits: int | None, **sampling: Any) -> TextRequest:
+    made = TextRequest(model, prompt, **sampling)
     object.__setattr__(made.request, "kv_bits", bits)
     return made
 
 
 @pytest.mark.parametrize("text_way", ["together", "alone"])
-def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
+def test_text_model_with_quantized_cache_equals_mlx_lm(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_way: str
 ) -> None:
     if text_way == "alone":
@@ -208,7 +210,9 @@ def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
     prompts = ["Why is the sky blue at noon, and red at night?", "What is it?"]
     kinds = [(prompt, bits) for prompt in prompts for bits in (None, 8, 4)]
     expected = [
-        raw_text(model, prompt, 20)[0] if bits is None else quantized_raw(model, prompt, bits, 20)
+        mlx_lm_text(model, prompt, 20)[0]
+        if bits is None
+        else quantized_raw(model, prompt, bits, 20)
         for prompt, bits in kinds
     ]
     assert expected[0] != expected[2], "else nothing is proven"
@@ -220,7 +224,7 @@ def test_a_text_model_answers_as_mlx_lm_does_with_such_caches(
     )
 
 
-def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
+def test_text_model_cache_is_smaller_and_cancel_while_waiting_works(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = text_model(model, tmp_path, **HEADS_OF_32)
@@ -244,7 +248,7 @@ def test_a_text_model_takes_less_and_a_cancel_while_waiting_is_seen(
     assert not made._answering._quantized[8], "nobody is left in it"
 
 
-def test_a_text_models_heads_that_cannot_be_quantized_are_an_error_of_one_line(
+def test_text_model_with_unquantizable_heads_is_an_error_of_one_line(
     model: Any, tmp_path: Path
 ) -> None:
     made = text_model(model, tmp_path, hidden_size=64, num_attention_heads=4)
@@ -255,10 +259,10 @@ def test_a_text_models_heads_that_cannot_be_quantized_are_an_error_of_one_line(
         "tiny: --kv-bits needs a head size divisible by 64 or 32, but this model's is 16: "
         "leave --kv-bits out."
     )
-    assert plain.outcome[0] == raw_text(model, "Hi", 3)[0]
+    assert plain.outcome[0] == mlx_lm_text(model, "Hi", 3)[0]
 
 
-def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
+def test_only_plain_caches_are_quantized() -> None:
     from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
     shape = Shape.of(HEADS_OF_32)
@@ -274,13 +278,13 @@ def test_caches_of_other_kinds_stay_and_need_a_plain_one_beside_them() -> None:
         kv_cache.quantized([RotatingKVCache(8)], 8, shape, "tiny")
 
 
-def test_a_repetition_penalty_holds_where_a_text_model_answers_alone(
+def test_repetition_penalty_applies_to_a_text_model_without_batching(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers() -> list[str]:
         made = text_model(model, tmp_path)
         how = [{"repetition_penalty": 3.0}, {}]
-        return [ask(Question(made, "Hi", max_tokens=20, **more))[0][0] for more in how]
+        return [ask(TextRequest(made, "Hi", max_tokens=20, **more))[0][0] for more in how]
 
     together = answers()
     let_answer(monkeypatch, together_=False)

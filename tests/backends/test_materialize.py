@@ -1,4 +1,4 @@
-"""Weights come into memory in slices, and a stopped load leaves none."""
+"""Weights are read in slices, and a cancelled load frees them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BYTES = SIDE * SIDE * 4
 
 
 def reading(model: Any, cancel: CancelToken, **how: Any) -> Any:
-    """Read a model's weights, with nothing beside."""
+    """Read a model's weights without a background task."""
     how.setdefault("progress", lambda done, total, note: None)
     how.setdefault("beside", BackgroundCall(lambda: None, here=True))
     return materialize.materialize(model, cancel=cancel, **how)
@@ -38,7 +38,7 @@ def layers(count: int, *, quantize: bool = False) -> Any:
     return stack
 
 
-def test_slices_report_bytes_and_stop_between(
+def test_slices_report_bytes_and_can_be_cancelled_between(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(materialize, "SLICE_BYTES", 2 * BYTES)
@@ -53,8 +53,8 @@ def test_slices_report_bytes_and_stop_between(
     assert seen == [(2 * BYTES, 5 * BYTES), (4 * BYTES, 5 * BYTES), (5 * BYTES, 5 * BYTES)]
 
 
-def test_a_large_array_is_a_slice_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits beside a load waits for the largest array, not for what came before it, too."""
+def test_large_array_is_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other requests wait for the largest array only, not also for those before it."""
     monkeypatch.setattr(materialize, "SLICE_BYTES", 64)
     sizes = [10, 30, 70, 10, 64, 50, 20, 5]
     arrays = [np.zeros(size, np.uint8) for size in sizes]
@@ -62,9 +62,7 @@ def test_a_large_array_is_a_slice_by_itself(monkeypatch: pytest.MonkeyPatch) -> 
     assert slices == [[10, 30], [70], [10], [64], [50, 20], [5]]
 
 
-def test_a_stopped_load_gives_everything_back(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cancelled_load_frees_its_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(materialize, "SLICE_BYTES", BYTES)
 
     def work() -> tuple[int, int, int]:
@@ -84,7 +82,7 @@ def test_a_stopped_load_gives_everything_back(
     assert after < before + BYTES
 
 
-def test_what_fails_beside_ends_the_reading_and_gives_everything_back(
+def test_failing_background_task_ends_the_read_and_frees_memory(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(materialize, "SLICE_BYTES", BYTES)
@@ -113,7 +111,7 @@ def test_what_fails_beside_ends_the_reading_and_gives_everything_back(
     assert not left
 
 
-def test_a_reading_waits_for_what_goes_on_beside_and_can_be_cancelled(engine: Engine) -> None:
+def test_read_waits_for_the_background_task_and_can_be_cancelled(engine: Engine) -> None:
     def work() -> tuple[int, int, int]:
         before, token, gate = platform.memory().active, CancelToken(), threading.Event()
         done: list[int] = []
@@ -135,7 +133,7 @@ def test_a_reading_waits_for_what_goes_on_beside_and_can_be_cancelled(engine: En
     assert after < BYTES
 
 
-def test_on_a_cpu_quantized_weights_are_unpacked(engine: Engine) -> None:
+def test_quantized_weights_are_dequantized_on_a_cpu(engine: Engine) -> None:
     def work() -> tuple[bool, int, int, float]:
         import mlx.core as mx
 

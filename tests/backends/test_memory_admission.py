@@ -1,4 +1,4 @@
-"""A request is refused before it is read, but not for what could be let go of."""
+"""A request is refused before prefill, but only after caches were cleared."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ def room(held: Device) -> MemoryAdmission:
     return MemoryAdmission("smol", CONFIG, chunk=64, forget=held.forget, memory=held.memory)
 
 
-def test_what_fits_is_read_and_nothing_is_forgotten() -> None:
+def test_request_that_fits_is_admitted_without_clearing_caches() -> None:
     held = Device(active=1_000, kept=1_000, limit=10**9)
     room(held).require(**TOKENS)
     assert held.forgot == 0
 
 
-def test_what_is_kept_goes_before_a_request_is_refused() -> None:
+def test_caches_are_cleared_before_a_request_is_refused() -> None:
     held = Device(active=0, kept=10**9, limit=10**9)
     room(held).require(**TOKENS)
     assert held.forgot == 1
 
 
-def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
+def test_request_that_cannot_fit_is_refused_with_the_numbers() -> None:
     held = Device(active=990_000_000, kept=0, limit=10**9)
     with pytest.raises(MemoryBudgetError, match=r"smol would need 0\.\d+ GB .* 0\.01 GB are free"):
         room(held).require(**TOKENS)
 
 
-def test_an_unknown_limit_refuses_nothing() -> None:
+def test_unknown_limit_refuses_nothing() -> None:
     room(Device(active=10**12, kept=0, limit=0)).require(**TOKENS)

@@ -1,4 +1,4 @@
-"""What a request will take, and the refusal of one that cannot fit."""
+"""The memory estimate of a request, and the refusal of one that cannot fit."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ QWEN = {
 }
 
 
-def test_the_shape_is_read_from_the_language_model() -> None:
+def test_shape_comes_from_the_language_model_config() -> None:
     shape = Shape.of(QWEN)
     assert shape == Shape(36, 16, 2, 128, 2048, 151_936)
     # Qwen2.5-VL-3B in bfloat16: 36 KiB a token.
     assert shape.kv_bytes(2) == 36_864
 
 
-def test_old_names_and_missing_ones() -> None:
+def test_old_and_missing_config_names_are_handled() -> None:
     assert Shape.of({"n_layer": 12, "n_head": 12, "n_embd": 768}).kv_bytes(4) == 12 * 2 * 768 * 4
     assert Shape.of({}).kv_bytes(4) == 0
     assert Shape.of({"num_hidden_layers": "many", "text_config": None}).layers == 0
 
 
-def test_a_head_size_of_its_own_counts() -> None:
+def test_explicit_head_size_takes_precedence() -> None:
     assert Shape.of({**QWEN["text_config"], "head_dim": 64}).head_size == 64  # type: ignore[dict-item]
 
 
-def test_quantized_keys_and_values_take_less() -> None:
+def test_quantized_kv_cache_needs_less_memory() -> None:
     shape = Shape.of(QWEN)
     # A byte each, and a scale and a bias of two bytes for 64 of them.
     assert shape.kv_bytes(2, 8) == 36_864 // 2 * (64 + 4) // 64
@@ -55,15 +55,15 @@ def test_quantized_keys_and_values_take_less() -> None:
 @pytest.mark.parametrize(
     ("head", "group"), [(256, 64), (128, 64), (96, 32), (32, 32), (80, 0), (72, 0), (16, 0)]
 )
-def test_heads_that_can_be_quantized(head: int, group: int) -> None:
+def test_quantizable_head_sizes(head: int, group: int) -> None:
     assert Shape.of({"head_dim": head}).kv_group == group
 
 
-def test_an_unknown_head_size_is_tried() -> None:
+def test_unknown_head_size_counts_as_quantizable() -> None:
     assert Shape.of({}).kv_group == 32
 
 
-def test_quantizing_is_a_remedy_where_it_is_left_to_try() -> None:
+def test_refusal_suggests_kv_bits_if_possible() -> None:
     def refusal(needed: Need, *, may_quantize: bool) -> str:
         with pytest.raises(MemoryBudgetError) as caught:
             require_memory(
@@ -77,7 +77,7 @@ def test_quantizing_is_a_remedy_where_it_is_left_to_try() -> None:
     assert "--kv-bits" not in refusal(Need(5, 9), may_quantize=True)
 
 
-def test_pictures_and_long_answers_take_more() -> None:
+def test_images_and_long_answers_need_more_memory() -> None:
     def total(prompt: int, answer: int) -> int:
         return need(
             Shape.of(QWEN), prompt_tokens=prompt, max_tokens=answer, chunk=2048, itemsize=2
@@ -86,7 +86,7 @@ def test_pictures_and_long_answers_take_more() -> None:
     assert total(16_000, 512) > total(1_000, 512) > total(1_000, 64)
 
 
-def test_logits_of_what_is_read_at_once_take_memory() -> None:
+def test_prefill_logits_count_toward_memory() -> None:
     def reckoned(at_once: int) -> Need:
         return need(
             Shape.of(QWEN), prompt_tokens=1_000, max_tokens=1, chunk=2048, itemsize=2,
@@ -99,11 +99,11 @@ def test_logits_of_what_is_read_at_once_take_memory() -> None:
     assert some.total - none.total == some.logits
 
 
-def test_what_fits_is_let_through() -> None:
+def test_request_that_fits_is_admitted() -> None:
     require_memory("qwen", Need(5, 5), free=10, prompt_tokens=1, image_tokens=0, max_tokens=1)
 
 
-def test_a_refusal_has_the_numbers_and_what_would_help() -> None:
+def test_refusal_has_the_numbers_and_a_remedy() -> None:
     with pytest.raises(MemoryBudgetError) as caught:
         require_memory(
             "qwen",

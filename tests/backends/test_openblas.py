@@ -1,4 +1,4 @@
-"""The BLAS of MLX's CPU backend on Linux: which is loaded, and when not."""
+"""The BLAS of MLX's CPU backend on Linux: which one is loaded, and when none is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlx_magic.backends.device import openblas
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only MLX's CPU backend needs it")
 
 
-def prepared(before: str = "", **environment: str) -> str:
+def prepare_in_process(before: str = "", **environment: str) -> str:
     """Run `prepare` in a new process; return the path it loaded and its reason."""
     code = (
         f"{before}\nfrom mlx_magic.backends.device import platform as device\n"
@@ -32,30 +32,30 @@ def prepared(before: str = "", **environment: str) -> str:
 
 
 @linux
-def test_it_is_loaded_before_mlx() -> None:
-    loaded, _, reason = prepared().partition(" | ")
+def test_openblas_is_loaded_before_mlx() -> None:
+    loaded, _, reason = prepare_in_process().partition(" | ")
     assert "openblas" in loaded
     assert reason == "loaded before mlx"
 
 
 @linux
-def test_a_switch_turns_it_off() -> None:
-    assert prepared(**{openblas.SWITCH: "0"}) == f"None | turned off by {openblas.SWITCH}"
+def test_environment_variable_turns_openblas_off() -> None:
+    assert prepare_in_process(**{openblas.SWITCH: "0"}) == f"None | turned off by {openblas.SWITCH}"
 
 
 @linux
-def test_it_is_too_late_after_mlx() -> None:
-    assert "mlx was imported before" in prepared("import mlx.core")
+def test_openblas_is_not_loaded_after_mlx() -> None:
+    assert "mlx was imported before" in prepare_in_process("import mlx.core")
 
 
 @linux
-def test_a_library_without_the_function_is_passed_over() -> None:
+def test_library_without_sgemm_is_skipped() -> None:
     problem = openblas.check_product("libm.so.6")
     assert problem is not None
     assert "cblas_sgemm" in problem
 
 
-def test_a_library_that_computes_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_with_wrong_products_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     def zero(*arguments: object) -> None:
         """Leave the result as it was: all zeros."""
 
@@ -77,13 +77,13 @@ atexit.register(lambda: print(set(told), os.environ.get("OPENBLAS_THREAD_TIMEOUT
 
 
 @linux
-def test_idle_threads_are_told_to_rest_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_wait_of_idle_threads_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     name, ticks = openblas.BUSY_WAIT
     monkeypatch.delenv(name, raising=False)
-    assert prepared(WATCHED).splitlines()[-1] == f"{ {ticks} } None"
+    assert prepare_in_process(WATCHED).splitlines()[-1] == f"{ {ticks} } None"
 
 
 @linux
-def test_what_a_person_told_them_stays() -> None:
+def test_busy_wait_set_by_the_user_is_kept() -> None:
     name, _ = openblas.BUSY_WAIT
-    assert prepared(WATCHED, **{name: "28"}).splitlines()[-1] == "{'28'} 28"
+    assert prepare_in_process(WATCHED, **{name: "28"}).splitlines()[-1] == "{'28'} 28"

@@ -1,4 +1,4 @@
-"""What differs by platform: chunks of a prompt, and the memory that there is."""
+"""Platform differences: prefill chunk size and available memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="control groups are L
 
 
 @pytest.mark.parametrize("nbytes", [0, 10**7, 540 * 10**6, 10**10])
-def test_a_prefill_chunk_is_smaller_for_a_larger_model(nbytes: int) -> None:
+def test_prefill_chunk_is_smaller_for_a_larger_model(nbytes: int) -> None:
     if device_platform.is_gpu():
         assert device_platform.prefill_chunk(nbytes) == device_platform.PREFILL_CHUNK_GPU
         return
@@ -27,7 +27,9 @@ def test_a_prefill_chunk_is_smaller_for_a_larger_model(nbytes: int) -> None:
 
 
 @linux
-def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_container_memory_limit_is_respected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     said = tmp_path / "memory.max"
     monkeypatch.setattr(device_platform, "CONTAINER_LIMITS", (tmp_path / "nowhere", said))
     monkeypatch.setitem(sys.modules, "mlx.core", None)
@@ -46,11 +48,11 @@ def test_a_container_has_what_it_is_given(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 @linux
 @pytest.mark.parametrize(("before", "after"), [(None, "0"), ("1", "1")])
-def test_cuda_goes_on_after_many_lengths_unless_a_person_wants_to_be_told(
+def test_mlx_cache_thrashing_check_is_off_unless_set_by_the_user(
     monkeypatch: pytest.MonkeyPatch, before: str | None, after: str
 ) -> None:
     name, _ = device_platform.CUDA_CHECK
-    # So that whatever is set below is taken back.
+    # So that monkeypatch restores what is set below.
     monkeypatch.setenv(name, "")
     monkeypatch.delenv(name)
     if before is not None:
@@ -62,7 +64,9 @@ def test_cuda_goes_on_after_many_lengths_unless_a_person_wants_to_be_told(
 
 @pytest.mark.model
 @pytest.mark.parametrize("in_a_cycle", [False, True])
-def test_cycles_are_looked_for_only_if_something_stays(engine: Engine, in_a_cycle: bool) -> None:
+def test_cycle_collection_runs_only_if_memory_is_still_held(
+    engine: Engine, in_a_cycle: bool
+) -> None:
     def work() -> tuple[int, int]:
         import mlx.core as mx
 

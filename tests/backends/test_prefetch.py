@@ -1,4 +1,4 @@
-"""Pictures that are made ready before their turn: where, when not, and that nothing changes."""
+"""Image processing before a request's turn: on which thread, when not, same results."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def pictures(*seeds: int, height: int = 4) -> list[ImageInput]:
 
 
 class Log:
-    """Something to write into that is no part of an image processor's own state."""
+    """A mutable object that is not part of an image processor's state."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
 
 
 class Doubler:
-    """Makes floats of pictures; says on which threads."""
+    """Converts images to floats and records the threads."""
 
     def __init__(self) -> None:
         self._log = Log()
@@ -82,8 +82,8 @@ def make(kept: ProcessorCache, processor: Processor, images: list[ImageInput]) -
         return processor(images)["pixel_values"]
 
 
-def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
-    """Begin something on another thread."""
+def run_on_thread(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """Start a function on another thread."""
     given: list[Any] = []
 
     def run() -> None:
@@ -97,24 +97,26 @@ def elsewhere(function: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]
     return thread, given
 
 
-def ready(kept: ProcessorCache, images: list[ImageInput], cancel: CancelToken | None = None) -> Any:
-    """Make pictures ready on another thread, and wait for it."""
-    return join(elsewhere(partial(kept.ahead.make, images, cancel or CancelToken())))
+def prefetched(
+    kept: ProcessorCache, images: list[ImageInput], cancel: CancelToken | None = None
+) -> Any:
+    """Prefetch images on another thread, and wait."""
+    return join(run_on_thread(partial(kept.ahead.make, images, cancel or CancelToken())))
 
 
 def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
-    """Wait for what was begun, and return what it gave or raised."""
+    """Wait for a started function; return its value or its exception."""
     begun[0].join(SECONDS)
     return begun[1][0]
 
 
 @pytest.mark.parametrize("seeds", [(2,), (2, 3, 4)])
-def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) -> None:
+def test_observed_call_is_prefetched_once(seeds: tuple[int, ...]) -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
     make(kept, processor, pictures(*range(10, 10 + len(seeds))))
     images = pictures(*seeds)
-    held = ready(kept, images)
+    held = prefetched(kept, images)
     assert isinstance(held, Prefetched)
     assert len(original.threads) == 2
     found = make(kept, processor, images)
@@ -123,12 +125,12 @@ def test_what_was_seen_once_is_made_ahead_and_not_again(seeds: tuple[int, ...]) 
     expected = np.stack([np.asarray(image.pixels, np.float32) for image in images]) * 2
     assert np.array_equal(found, expected)
     assert (held.outputs, held.size) == ({}, 0), "it is kept elsewhere now"
-    assert ready(kept, images) is None
+    assert prefetched(kept, images) is None
     assert np.array_equal(make(kept, processor, images), expected)
     assert len(original.threads) == 2, "what was used is kept, as ever"
 
 
-def test_what_one_takes_out_is_there_for_the_next() -> None:
+def test_output_removed_by_one_request_is_there_for_the_next() -> None:
     class TakesOut(Processor):
         def __call__(self, images: list[ImageInput]) -> Any:
             made = super().__call__(images)
@@ -136,30 +138,30 @@ def test_what_one_takes_out_is_there_for_the_next() -> None:
 
     kept, processor = ProcessorCache(MANY), TakesOut()
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     assert held.outputs
     first = make(kept, processor, pictures(2))
     assert np.array_equal(make(kept, processor, pictures(2)), first)
     assert len(processor.image_processor.threads) == 2
 
 
-def test_before_anything_was_seen_nothing_is_made_ahead() -> None:
+def test_nothing_is_prefetched_before_a_call_was_observed() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
-    assert ready(kept, pictures(1)) is None
+    assert prefetched(kept, pictures(1)) is None
     make(kept, processor, pictures(1))
-    assert ready(kept, pictures(1, 2)) is None, "so many were not seen yet"
-    assert ready(kept, []) is None
-    assert ready(kept, pictures(1)) is None, "it is kept"
+    assert prefetched(kept, pictures(1, 2)) is None, "so many were not seen yet"
+    assert prefetched(kept, []) is None
+    assert prefetched(kept, pictures(1)) is None, "it is kept"
     assert len(processor.image_processor.threads) == 1
     kept.clear()
-    assert ready(kept, pictures(1)).outputs, "it is not kept any more"
+    assert prefetched(kept, pictures(1)).outputs, "it is not kept any more"
 
 
-def test_what_nobody_holds_is_forgotten() -> None:
+def test_unreferenced_prefetch_is_dropped() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
-    again = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
+    again = prefetched(kept, pictures(2))
     assert held is again, "the same pictures are made once"
     del held, again
     gc.collect()
@@ -167,31 +169,31 @@ def test_what_nobody_holds_is_forgotten() -> None:
     assert len(processor.image_processor.threads) == 3
 
 
-def test_forgetting_gives_back_what_is_ready() -> None:
+def test_clear_frees_prefetched_outputs() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     kept.clear()
     assert (held.outputs, held.size) == ({}, 0)
     make(kept, processor, pictures(2))
     assert len(processor.image_processor.threads) == 3
 
 
-def test_a_call_that_follows_the_words_is_not_made_ahead() -> None:
+def test_call_that_depends_on_the_text_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
     make(kept, processor, pictures(1))
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     processor.options = {"rows": 7}
     make(kept, processor, pictures(2))
     assert len(original.threads) == 3, "made for another call: of no use"
-    assert ready(kept, pictures(3)) is None, "nor is it tried again"
+    assert prefetched(kept, pictures(3)) is None, "nor is it tried again"
     make(kept, processor, pictures(4))
-    assert ready(kept, pictures(3)) is None
+    assert prefetched(kept, pictures(3)) is None
     assert held is not None
 
 
-def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
+def test_image_order_is_part_of_the_call() -> None:
     class Turned(Processor):
         turned = False
 
@@ -200,7 +202,7 @@ def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
 
     kept, processor = ProcessorCache(MANY), Turned()
     make(kept, processor, pictures(1, 2))
-    held = ready(kept, pictures(3, 4))
+    held = prefetched(kept, pictures(3, 4))
     processor.turned = True
     found = make(kept, processor, pictures(3, 4))
     assert held is not None
@@ -208,28 +210,28 @@ def test_the_order_of_pictures_is_a_part_of_the_call() -> None:
     assert np.array_equal(found, np.stack(expected))
 
 
-def test_one_picture_twice_teaches_nothing() -> None:
+def test_repeated_image_teaches_no_call() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     one, other = pictures(1, 6)
     make(kept, processor, [one, one])
-    assert ready(kept, pictures(2, 3)) is None
+    assert prefetched(kept, pictures(2, 3)) is None
     make(kept, processor, pictures(2, 3))
-    assert ready(kept, [other, other]) is None
+    assert prefetched(kept, [other, other]) is None
     make(kept, processor, [other, other])
-    assert ready(kept, pictures(4, 5)).outputs, "and spoils nothing"
+    assert prefetched(kept, pictures(4, 5)).outputs, "and spoils nothing"
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_an_option_of_unknown_meaning_is_not_repeated(first: bool) -> None:
+def test_call_with_an_unknown_option_is_not_prefetched(first: bool) -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     if not first:
         make(kept, processor, pictures(1))
     processor.options = {"how": object()}
     make(kept, processor, pictures(2))
-    assert ready(kept, pictures(3)) is None
+    assert prefetched(kept, pictures(3)) is None
 
 
-def test_an_option_that_the_image_processor_changes_is_given_anew() -> None:
+def test_mutable_option_is_copied_for_each_call() -> None:
     class Uses(Doubler):
         def __call__(self, images: Any, **options: Any) -> Any:
             made = super().__call__(images)
@@ -242,7 +244,7 @@ def test_an_option_that_the_image_processor_changes_is_given_anew() -> None:
 
     kept, processor = ProcessorCache(MANY), Gives(Uses())
     for seed in range(3):
-        held = ready(kept, pictures(seed))
+        held = prefetched(kept, pictures(seed))
         found = make(kept, processor, pictures(seed))
         expected = np.stack([np.asarray(pictures(seed)[0].pixels, np.float32)]) * 6
         assert np.array_equal(found, expected), seed
@@ -255,10 +257,10 @@ class Copies(Processor):
         return self.image_processor([[image.pixels.copy() for image in images]])
 
 
-def test_a_processor_that_copies_pictures_is_not_guessed_at() -> None:
+def test_processor_that_copies_images_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Copies()
     make(kept, processor, pictures(1))
-    assert ready(kept, pictures(2)) is None
+    assert prefetched(kept, pictures(2)) is None
     make(kept, processor, pictures(1))
     assert len(processor.image_processor.threads) == 1, "the same picture is known, as ever"
 
@@ -295,15 +297,15 @@ class OfForeign(Foreign):
 
 
 @pytest.mark.parametrize("kind", [Notes, NotesWithin, OfMLX, Foreign, OfForeign])
-def test_what_may_not_leave_its_thread_does_not(kind: type[Doubler]) -> None:
+def test_processors_bound_to_their_thread_are_not_prefetched(kind: type[Doubler]) -> None:
     kept, processor = ProcessorCache(MANY), Processor(kind())
     for seed in range(4):
         make(kept, processor, pictures(seed))
-        assert ready(kept, pictures(10 + seed)) is None
+        assert prefetched(kept, pictures(10 + seed)) is None
     assert set(processor.image_processor.threads) == {threading.get_ident()}
 
 
-def test_one_that_fails_ahead_fails_in_its_turn() -> None:
+def test_error_in_prefetch_is_raised_by_the_request() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     make(kept, processor, pictures(1))
 
@@ -311,17 +313,17 @@ def test_one_that_fails_ahead_fails_in_its_turn() -> None:
         raise ValueError("no such picture")
 
     processor.image_processor.before = fail
-    held = ready(kept, pictures(2))
+    held = prefetched(kept, pictures(2))
     assert (held.outputs, held.size) == ({}, 0)
     with pytest.raises(ValueError, match="no such picture"):
         make(kept, processor, pictures(2))
     processor.image_processor.before = lambda: None
     make(kept, processor, pictures(2))
-    assert ready(kept, pictures(3)).outputs
+    assert prefetched(kept, pictures(3)).outputs
 
 
 class Gate:
-    """Lets those who come wait until it is opened; counts them."""
+    """Blocks callers until it is opened; counts them."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -352,8 +354,8 @@ def gate() -> Iterator[Gate]:
     gate.open()
 
 
-def learnt(limit: int, threads: int, processor: Doubler) -> Prefetch:
-    """Return one that has seen how a picture is processed."""
+def observed_prefetch(limit: int, threads: int, processor: Doubler) -> Prefetch:
+    """Return a prefetch that has observed how an image is processed."""
     kept = ProcessorCache(limit)
     made = kept.ahead = Prefetch(limit, threading.Semaphore(threads))
     make(kept, Processor(processor), pictures(0))
@@ -363,14 +365,14 @@ def learnt(limit: int, threads: int, processor: Doubler) -> Prefetch:
 Begun = tuple[threading.Thread, list[Any]]
 
 
-def test_so_many_work_at_the_same_time_and_the_cancelled_do_not(gate: Gate) -> None:
+def test_prefetch_concurrency_is_limited_and_skips_cancelled_requests(gate: Gate) -> None:
     processor = Doubler()
-    made = learnt(MANY, 2, processor)
+    made = observed_prefetch(MANY, 2, processor)
     processor.before = gate
     tokens = [CancelToken() for _ in range(6)]
 
     def begin(number: int) -> Begun:
-        return elsewhere(partial(made.make, pictures(1 + number), tokens[number]))
+        return run_on_thread(partial(made.make, pictures(1 + number), tokens[number]))
 
     begun = [begin(number) for number in range(2)]
     for _ in range(2):
@@ -388,19 +390,19 @@ def test_so_many_work_at_the_same_time_and_the_cancelled_do_not(gate: Gate) -> N
     assert again.outputs, "what was cancelled is in nobody's way"
 
 
-def at_work(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
-    """Begin with a picture, up to the gate."""
+def blocked_prefetch(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
+    """Start a prefetch that stops at the gate."""
     processor = Doubler()
-    made = learnt(MANY, 4, processor)
+    made = observed_prefetch(MANY, 4, processor)
     processor.before = gate
-    begun = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    begun = run_on_thread(partial(made.make, pictures(1), CancelToken()))
     gate.wait()
     return processor, made, begun
 
 
-def test_the_same_pictures_are_waited_for(gate: Gate) -> None:
-    processor, made, first = at_work(gate)
-    second = elsewhere(partial(made.make, pictures(1), CancelToken()))
+def test_second_request_waits_for_the_same_prefetch(gate: Gate) -> None:
+    processor, made, first = blocked_prefetch(gate)
+    second = run_on_thread(partial(made.make, pictures(1), CancelToken()))
     gate.open()
     held = join(first)
     assert join(second) is held
@@ -409,18 +411,18 @@ def test_the_same_pictures_are_waited_for(gate: Gate) -> None:
 
 
 @pytest.fixture
-def hasty() -> Iterator[None]:
-    """Let threads change hands as often as can be."""
+def fast_thread_switching() -> Iterator[None]:
+    """Switch threads as often as possible."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(interval)
 
 
-@pytest.mark.usefixtures("hasty")
-def test_threads_that_come_at_once_with_the_same_pictures_make_them_once() -> None:
+@pytest.mark.usefixtures("fast_thread_switching")
+def test_concurrent_threads_prefetch_the_same_images_once() -> None:
     processor = Doubler()
-    made = learnt(MANY, 8, processor)
+    made = observed_prefetch(MANY, 8, processor)
 
     def come(barrier: threading.Barrier, images: list[ImageInput]) -> Any:
         barrier.wait()
@@ -429,13 +431,13 @@ def test_threads_that_come_at_once_with_the_same_pictures_make_them_once() -> No
     for number in range(1, 41):
         barrier = threading.Barrier(6, timeout=SECONDS)
         images = pictures(number)
-        begun = [elsewhere(partial(come, barrier, images)) for _ in range(6)]
+        begun = [run_on_thread(partial(come, barrier, images)) for _ in range(6)]
         assert len({id(join(each)) for each in begun}) == 1
         assert len(processor.threads) == 1 + number
 
 
-def test_what_was_used_is_made_anew_where_it_was_not_kept() -> None:
-    made = learnt(MANY, 1, Doubler())
+def test_used_prefetch_is_repeated_if_not_cached() -> None:
+    made = observed_prefetch(MANY, 1, Doubler())
     first = made.make(pictures(1), CancelToken())
     assert made.take(pictures(1))
     second = made.make(pictures(1), CancelToken())
@@ -444,23 +446,23 @@ def test_what_was_used_is_made_anew_where_it_was_not_kept() -> None:
     assert second.outputs
 
 
-def test_in_its_turn_nobody_waits_and_what_comes_later_is_made_anew(gate: Gate) -> None:
-    _, made, first = at_work(gate)
+def test_take_does_not_wait_for_a_running_prefetch(gate: Gate) -> None:
+    _, made, first = blocked_prefetch(gate)
     assert made.take(pictures(1)) == {}
     assert made.take(pictures(2)) == {}
     gate.open()
     assert join(first).outputs
 
 
-def test_one_that_waits_for_a_cancelled_one_works_itself(gate: Gate) -> None:
+def test_waiter_of_a_cancelled_prefetch_does_the_work_itself(gate: Gate) -> None:
     processor = Doubler()
     slots = SteppedSlots()
-    made = learnt(MANY, 1, processor)
+    made = observed_prefetch(MANY, 1, processor)
     made._slots = slots
     token = CancelToken()
-    first = elsewhere(partial(made.make, pictures(1), token))
+    first = run_on_thread(partial(made.make, pictures(1), token))
     slots.wait()
-    second = elsewhere(partial(made.make, pictures(1), CancelToken()))
+    second = run_on_thread(partial(made.make, pictures(1), CancelToken()))
     token.cancel()
     slots.go()
     assert isinstance(join(first), Cancelled)
@@ -472,7 +474,7 @@ def test_one_that_waits_for_a_cancelled_one_works_itself(gate: Gate) -> None:
 
 
 class SteppedSlots(threading.Semaphore):
-    """Lets one at a time in, when it is told to."""
+    """Admits one thread at a time, on request."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -493,11 +495,11 @@ class SteppedSlots(threading.Semaphore):
 
 
 SIZE = 4 * 5 * 3 * 4
-"""Bytes of what is made of a picture."""
+"""Bytes of one processed image."""
 
 
-def test_what_is_ready_is_bounded() -> None:
-    made = learnt(2 * SIZE, 4, Doubler())
+def test_prefetched_bytes_are_bounded() -> None:
+    made = observed_prefetch(2 * SIZE, 4, Doubler())
     held = [made.make(pictures(number), CancelToken()) for number in range(1, 5)]
     assert [each is not None for each in held] == [True, True, False, False]
     made.take(pictures(1))
@@ -508,11 +510,13 @@ def test_what_is_ready_is_bounded() -> None:
     assert [each is not None for each in held] == [True, True, False]
 
 
-def test_what_is_being_made_is_counted(gate: Gate) -> None:
+def test_running_prefetches_count_toward_the_limit(gate: Gate) -> None:
     processor = Doubler()
-    made = learnt(2 * SIZE, 4, processor)
+    made = observed_prefetch(2 * SIZE, 4, processor)
     processor.before = gate
-    begun = [elsewhere(partial(made.make, pictures(number), CancelToken())) for number in (1, 2)]
+    begun = [
+        run_on_thread(partial(made.make, pictures(number), CancelToken())) for number in (1, 2)
+    ]
     for _ in begun:
         gate.wait()
     assert made.make(pictures(3), CancelToken()) is None
@@ -520,8 +524,8 @@ def test_what_is_being_made_is_counted(gate: Gate) -> None:
     assert all(join(each).outputs for each in begun)
 
 
-def test_larger_pictures_than_were_seen_are_bounded_as_well() -> None:
-    made = learnt(3 * SIZE, 1, Doubler())
+def test_images_larger_than_observed_respect_the_limit() -> None:
+    made = observed_prefetch(3 * SIZE, 1, Doubler())
     first = made.make(pictures(1), CancelToken())
     large = made.make(pictures(2, height=40), CancelToken())
     assert first is not None
@@ -531,9 +535,9 @@ def test_larger_pictures_than_were_seen_are_bounded_as_well() -> None:
     assert made.make(pictures(3), CancelToken()) is not None
 
 
-@pytest.mark.usefixtures("hasty")
-def test_many_threads_are_in_nobodys_way() -> None:
-    made = learnt(8 * SIZE, 8, Doubler())
+@pytest.mark.usefixtures("fast_thread_switching")
+def test_many_threads_prefetch_without_conflict() -> None:
+    made = observed_prefetch(8 * SIZE, 8, Doubler())
 
     def many(first: int) -> int:
         found = 0
@@ -547,5 +551,5 @@ def test_many_threads_are_in_nobodys_way() -> None:
                 made.clear()
         return found
 
-    begun = [elsewhere(partial(many, 10 * number)) for number in range(8)]
+    begun = [run_on_thread(partial(many, 10 * number)) for number in range(8)]
     assert all(isinstance(found, int) and found for found in map(join, begun))

@@ -1,4 +1,4 @@
-"""What an image processor made: when it is asked again, and that sharing it does no harm."""
+"""The cache of processed images: hits, misses, and sharing without side effects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pictures(*seeds: int) -> list[ImageInput]:
 
 
 class ImageProcessor:
-    """Makes floats of pictures, and says how many there are."""
+    """Converts images to floats and records their number."""
 
     size = 5
 
@@ -40,7 +40,7 @@ class ImageProcessor:
 
 
 class Processor:
-    """Takes out what is for itself, as SmolVLM's does."""
+    """Removes its own entry from the output, as SmolVLM's does."""
 
     def __init__(self) -> None:
         self.image_processor: Any = ImageProcessor()
@@ -59,7 +59,7 @@ def make(kept: ProcessorCache, processor: Processor, *seeds: int, **options: Any
         return inputs
 
 
-def test_the_same_pictures_are_processed_once() -> None:
+def test_same_images_are_processed_once() -> None:
     kept, processor = ProcessorCache(10**6), Processor()
     original = processor.image_processor
     first = make(kept, processor, 1, 2, return_rows=True)
@@ -70,7 +70,7 @@ def test_the_same_pictures_are_processed_once() -> None:
     assert processor.image_processor is original
 
 
-def test_other_pictures_another_order_and_other_options_are_processed() -> None:
+def test_other_images_order_or_options_are_processed_again() -> None:
     kept, processor = ProcessorCache(10**6), Processor()
     original = processor.image_processor
     for seeds in ((1,), (1, 2), (2, 1), (2,)):
@@ -82,7 +82,7 @@ def test_other_pictures_another_order_and_other_options_are_processed() -> None:
     assert original.asked[4:] == [1]
 
 
-def test_the_same_pictures_have_the_same_names() -> None:
+def test_same_images_have_the_same_keys() -> None:
     kept, processor = ProcessorCache(10**6), Processor()
     images = pictures(1)
     held = []
@@ -95,7 +95,7 @@ def test_the_same_pictures_have_the_same_names() -> None:
     assert held[0] is held[1]
 
 
-def test_what_fails_is_not_kept() -> None:
+def test_failed_processing_is_not_cached() -> None:
     kept, processor = ProcessorCache(10**6), Processor()
     images = pictures(1)
 
@@ -112,7 +112,7 @@ def test_what_fails_is_not_kept() -> None:
     assert processor.image_processor.asked == [1, 1]
 
 
-def test_what_is_kept_is_bounded() -> None:
+def test_processor_cache_is_bounded() -> None:
     kept, processor = ProcessorCache(3 * 2 * 240), Processor()
     for seed in range(10):
         make(kept, processor, seed)
@@ -127,7 +127,7 @@ def test_what_is_kept_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("option", [object(), {1: object()}])
-def test_options_that_are_not_known_are_passed_on(option: Any) -> None:
+def test_unknown_options_bypass_the_cache(option: Any) -> None:
     kept, processor = ProcessorCache(10**6), Processor()
     for _ in range(2):
         make(kept, processor, 1, return_rows=option)

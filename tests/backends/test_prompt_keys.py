@@ -1,4 +1,4 @@
-"""What stands at each place of a prompt, and which prompts must never look alike."""
+"""Keys of prompt positions, and prompts whose keys must differ."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def picture(seed: int, side: int = 4) -> np.ndarray:
 
 
 def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
-    """Words as numbers, pictures as arrays; each picture is `each` image tokens."""
+    """Text as numbers, images as arrays; each image is `each` image tokens."""
     tokens: list[int] = []
     pictures = []
     for part in parts:
@@ -53,11 +53,11 @@ def common(one: dict[str, Any], other: dict[str, Any]) -> int:
 A, B, C = picture(1), picture(2), picture(3)
 
 
-def test_words_are_their_tokens() -> None:
+def test_text_keys_are_token_ids() -> None:
     assert places(prompt(1, 2, 3), IMAGE) == PromptKeys([1, 2, 3])
 
 
-def test_equal_tokens_of_other_pictures_differ_from_the_picture_on() -> None:
+def test_keys_differ_from_the_first_different_image() -> None:
     assert common(prompt(1, A, 2), prompt(1, A, 3)) == 4
     assert common(prompt(1, A, 2), prompt(1, B, 2)) == 1
     assert common(prompt(1, A, 2, B, 4), prompt(1, A, 2, C, 4)) == 5
@@ -65,11 +65,11 @@ def test_equal_tokens_of_other_pictures_differ_from_the_picture_on() -> None:
     assert common(prompt(1, A, 2), prompt(1, A, 2, B, 4)) == 5, "a chat's next picture"
 
 
-def test_places_of_one_picture_differ_from_each_other() -> None:
+def test_positions_of_one_image_have_different_keys() -> None:
     assert len(set(held(prompt(A)))) == 3
 
 
-def test_the_same_pixels_in_another_geometry_are_another_picture() -> None:
+def test_same_pixels_with_other_geometry_have_other_keys() -> None:
     wide = A.reshape(3, 2, 8)
     assert common(prompt(1, A), prompt(1, wide)) == 1
     mask = mx.ones((1, 1, 4, 4))
@@ -77,13 +77,13 @@ def test_the_same_pixels_in_another_geometry_are_another_picture() -> None:
     assert common(prompt(1, A, sizes=[[4, 4]]), prompt(1, A, sizes=[[4, 3]])) == 1
 
 
-def test_a_mask_of_each_picture_belongs_to_it_alone() -> None:
+def test_per_image_mask_changes_only_the_keys_of_its_image() -> None:
     mask = mx.ones((1, 2, 4, 4))
     other = mx.concatenate([mask[:, :1], mask[:, 1:] * 0], axis=1)
     assert common(prompt(1, A, 2, B, pixel_mask=mask), prompt(1, A, 2, B, pixel_mask=other)) == 5
 
 
-def test_where_it_is_not_clear_which_picture_stands_where_only_the_same_pictures_match() -> None:
+def test_ambiguous_image_positions_match_only_identical_images() -> None:
     one, other = prompt(1, A, B, 2), prompt(1, A, C, 2)
     assert common(one, other) == 0, "two pictures side by side are one run of image tokens"
     assert common(one, prompt(1, A, B, 3)) == 7
@@ -95,7 +95,7 @@ def test_where_it_is_not_clear_which_picture_stands_where_only_the_same_pictures
     assert found.keys[0] == (found.mark, 1)
 
 
-def test_what_cannot_be_told_apart_has_no_places() -> None:
+def test_inputs_without_a_fingerprint_have_no_prompt_keys() -> None:
     assert places(prompt(1, A), None) is None
     assert places({**prompt(1, 2), "pixel_values": mx.ones((1, 3, 4, 4))}, IMAGE) is None
     assert places(prompt(1, A, more=object()), IMAGE) is None

@@ -1,4 +1,4 @@
-"""What a load without permission may not do, on whatever thread, and what stays allowed."""
+"""What the guard blocks in a load without permission, on any thread, and what it allows."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def imported(path: Path) -> Any:
 
 
 def on_a_thread(function: Callable[[], Any]) -> None:
-    """As a library would: the error is this thread's."""
+    """Run on another thread as a library would; re-raise the error here."""
     found: list[BaseException] = []
 
     def run() -> None:
@@ -86,13 +86,13 @@ WHERE = [here, on_a_thread, in_a_pool, on_a_threads_thread, aside]
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_a_file_of_the_checkpoint_does_not_run(evil: Path, where: Callable[..., None]) -> None:
+def test_checkpoint_code_does_not_run(evil: Path, where: Callable[..., None]) -> None:
     guard = remote_code_guard.of(as_checkpoint(evil))
     with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         where(lambda: imported(evil / "evil.py"))
     assert not checkpoints.mark_of(evil).exists()
     assert guard.refused
-    where(lambda: imported(evil / "evil.py"))  # it would have
+    where(lambda: imported(evil / "evil.py"))  # control: without the guard it runs
     assert checkpoints.mark_of(evil).exists()
 
 
@@ -110,7 +110,7 @@ def beside(evil: Path) -> Path:
 
 
 def compiled_only(evil: Path) -> Path:
-    """A .pyc outside of the checkpoint that says to be a part of the standard library."""
+    """A .pyc outside the checkpoint that claims to be part of the standard library."""
     code = compile((evil / "evil.py").read_text(), json.__file__, "exec")
     path = evil.parent / "lies.pyc"
     path.write_bytes(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
@@ -118,7 +118,7 @@ def compiled_only(evil: Path) -> Path:
 
 
 def from_the_hub(evil: Path) -> Path:
-    """Where transformers copies code to."""
+    """The folder to which transformers copies code."""
     path = Path(os.environ["HF_MODULES_CACHE"]) / "transformers_modules" / "m" / "evil.py"
     path.parent.mkdir(parents=True)
     path.write_text((evil / "evil.py").read_text())
@@ -126,7 +126,7 @@ def from_the_hub(evil: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", [by_link, beside, compiled_only, from_the_hub])
-def test_nor_does_a_file_from_elsewhere_that_is_no_module(
+def test_files_outside_installed_modules_do_not_run(
     evil: Path, place: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -139,21 +139,21 @@ def test_nor_does_a_file_from_elsewhere_that_is_no_module(
     assert checkpoints.mark_of(evil).exists()
 
 
-def test_code_is_not_read_as_text_either(evil: Path) -> None:
+def test_code_is_not_read_as_text(evil: Path) -> None:
     guard = remote_code_guard.of(as_checkpoint(evil))
     with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         (evil / "evil.py").read_text()
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "x.pt", "x.pkl", "X.PTH"])
-def test_a_pickle_of_the_checkpoint_is_not_opened(evil: Path, name: str) -> None:
+def test_pickle_of_a_checkpoint_is_not_opened(evil: Path, name: str) -> None:
     (evil / name).write_bytes(b"x")
     guard = remote_code_guard.of(as_checkpoint(evil))
     with remote_code_guard.active(guard), pytest.raises(UntrustedCodeError):
         (evil / name).read_bytes()
 
 
-def test_data_that_nobody_judged_is_read_while_it_is_small(evil: Path) -> None:
+def test_unchecked_data_files_are_read_only_if_small(evil: Path) -> None:
     (evil / "voices.dat").write_bytes(b"x")
     with (evil / "huge.dat").open("wb") as file:
         file.truncate(2**37)
@@ -172,9 +172,7 @@ def test_an_installed_library_is_imported(evil: Path) -> None:
         assert importlib.import_module("colorsys").__file__ == colorsys.__file__
 
 
-def test_a_library_in_development_is_imported_by_its_name(
-    evil: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_library_on_sys_path_is_imported(evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = evil.parent / "src"
     place.mkdir()
     (place / "mlx_magic_unlikely.py").write_text("def f():\n    return 1\n")
@@ -187,7 +185,7 @@ def test_a_library_in_development_is_imported_by_its_name(
     del sys.modules["mlx_magic_unlikely"]
 
 
-def test_a_checkpoint_that_is_the_working_folder_hides_no_library(
+def test_module_in_a_checkpoint_on_sys_path_does_not_run(
     evil: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (evil / "mlx_magic_unlikely.py").write_text((evil / "evil.py").read_text())
@@ -198,8 +196,8 @@ def test_a_checkpoint_that_is_the_working_folder_hides_no_library(
     assert not checkpoints.mark_of(evil).exists()
 
 
-def test_other_code_of_the_process_is_left_as_it_is(evil: Path) -> None:
-    """Somebody calls a library on a thread of their own while a load goes on."""
+def test_code_on_other_threads_is_not_guarded(evil: Path) -> None:
+    """The user calls a library on another thread during a load."""
     inside, done = threading.Event(), threading.Event()
     found: list[object] = []
 
@@ -224,14 +222,14 @@ def test_other_code_of_the_process_is_left_as_it_is(evil: Path) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Somebody who would be reached."""
+    """A server that would be reached."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(5)
         yield server
 
 
 @pytest.mark.parametrize("where", WHERE)
-def test_the_network_is_not_reached(listener: socket.socket, where: Callable[..., None]) -> None:
+def test_guard_blocks_the_network(listener: socket.socket, where: Callable[..., None]) -> None:
     address = listener.getsockname()
 
     def reach() -> None:
@@ -242,7 +240,7 @@ def test_the_network_is_not_reached(listener: socket.socket, where: Callable[...
     with remote_code_guard.active(guard), pytest.raises(ConnectionRefusedError):
         where(reach)
     assert guard.unreached[0] == "127.0.0.1"
-    assert not guard.refused  # a library that goes on without it is let
+    assert not guard.refused  # a library that continues without it may
     where(reach)
 
 
@@ -261,13 +259,13 @@ def run(steps: Generator[None, None, Any]) -> Any:
             return end.value
 
 
-def test_a_load_without_permission_says_what_it_refused(evil: Path) -> None:
+def test_load_without_permission_names_the_refused_code(evil: Path) -> None:
     steps = steps_of(lambda: imported(evil / "evil.py"))
     with pytest.raises(UntrustedCodeError, match=r"^m wants to run its own code \(evil.py\), and"):
         run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=False))
 
 
-def test_a_load_fails_whatever_a_library_made_of_the_refusal(evil: Path) -> None:
+def test_load_fails_even_if_the_library_swallows_the_refusal(evil: Path) -> None:
     def swallows() -> None:
         with contextlib.suppress(Exception):
             imported(evil / "evil.py")
@@ -277,7 +275,7 @@ def test_a_load_fails_whatever_a_library_made_of_the_refusal(evil: Path) -> None
     assert not checkpoints.mark_of(evil).exists()
 
 
-def test_a_refusal_that_a_library_kept_to_itself_ends_the_load_at_that_slice(evil: Path) -> None:
+def test_swallowed_refusal_ends_the_load_at_the_same_slice(evil: Path) -> None:
     went_on = []
 
     def steps() -> Generator[None, None, str]:
@@ -293,7 +291,7 @@ def test_a_refusal_that_a_library_kept_to_itself_ends_the_load_at_that_slice(evi
     assert not went_on
 
 
-def test_what_was_made_is_closed_if_the_refusal_came_last(evil: Path) -> None:
+def test_loaded_model_is_closed_if_the_refusal_came_last(evil: Path) -> None:
     closed = []
 
     class Made:
@@ -311,14 +309,14 @@ def test_what_was_made_is_closed_if_the_refusal_came_last(evil: Path) -> None:
     assert len(closed) == 1
 
 
-def test_a_load_with_permission_runs_it(evil: Path) -> None:
+def test_load_with_permission_runs_the_code(evil: Path) -> None:
     steps = steps_of(lambda: imported(evil / "evil.py"))
     assert run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=True)) == "loaded"
     assert checkpoints.mark_of(evil).exists()
 
 
-def test_two_loads_in_turns_have_permissions_of_their_own(evil: Path) -> None:
-    """The inference thread does a slice of each in turn."""
+def test_interleaved_loads_have_separate_permissions(evil: Path) -> None:
+    """The inference thread runs slices of both alternately."""
 
     def evil_steps() -> Generator[None, None, str]:
         yield
@@ -336,7 +334,7 @@ def test_two_loads_in_turns_have_permissions_of_their_own(evil: Path) -> None:
         next(refused)
 
 
-def test_a_load_that_is_given_up_cleans_up_under_guard(evil: Path) -> None:
+def test_abandoned_load_cleans_up_under_the_guard(evil: Path) -> None:
     tried: list[BaseException] = []
 
     def steps() -> Generator[None, None, None]:
@@ -354,10 +352,8 @@ def test_a_load_that_is_given_up_cleans_up_under_guard(evil: Path) -> None:
     assert len(tried) == 1
 
 
-def test_nothing_is_loaded_where_python_tells_nothing(
-    evil: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another audit hook may forbid ours; then it must not seem to hold."""
+def test_load_is_refused_without_audit_hooks(evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another audit hook may forbid ours; then loads must be refused."""
     monkeypatch.setattr(sys, "audit", lambda *args: None)
     steps = steps_of(lambda: imported(evil / "evil.py"))
     with pytest.raises(UntrustedCodeError, match="audit hooks do not work in this Python"):

@@ -1,4 +1,4 @@
-"""One at a time, in the order of asking, whoever gives up meanwhile."""
+"""One request at a time, in order, despite cancellations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def work(turns: RequestQueue, log: list[int], name: int, cancel: CancelToken) ->
     st.lists(st.integers(min_value=0, max_value=12), min_size=1, max_size=6),
     st.randoms(use_true_random=False),
 )
-def test_whoever_is_cancelled_the_others_are_answered_one_by_one_in_their_order(
+def test_cancellations_keep_the_order_of_other_requests(
     cancelled_at: list[int], random: object
 ) -> None:
     turns, log = RequestQueue(), list[int]()
@@ -45,11 +45,11 @@ def test_whoever_is_cancelled_the_others_are_answered_one_by_one_in_their_order(
     assert len(turns) == 0
     firsts = list(dict.fromkeys(log))
     assert firsts == sorted(firsts)
-    # Nobody begins before the one before has ended or left.
+    # No request starts before the previous one has ended or left.
     assert [name for at, name in enumerate(log) if at == 0 or log[at - 1] != name] == firsts
 
 
-def test_who_needs_no_turn_any_more_waits_no_longer() -> None:
+def test_wait_ends_if_no_turn_is_needed_anymore() -> None:
     turns, free = RequestQueue(), False
     with turns.queued() as first, turns.queued() as second:
         with pytest.raises(StopIteration):

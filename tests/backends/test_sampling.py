@@ -1,4 +1,4 @@
-"""Drawing tokens row by row: what each row asks for, and nothing of its neighbors."""
+"""Sampling per row: each row's own parameters, independent of other rows."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ def draw(rows: Any, draws: list[SamplingParams], position: int = 0) -> list[int]
 
 
 def drawn(row: Any, how: dict[str, Any], count: int = 300) -> set[int]:
-    """Return what comes of many seeds for one row."""
+    """Return the samples of many seeds for one row."""
     import mlx.core as mx
 
     rows = mx.repeat(row, count, axis=0)
     return set(draw(rows, [SamplingParams(seed=seed, **how) for seed in range(count)]))
 
 
-def test_greedy_takes_the_likeliest() -> None:
+def test_greedy_takes_the_most_probable_token() -> None:
     rows = logprobs(4)
     assert draw(rows, [SamplingParams()] * 4) == np.array(rows).argmax(axis=-1).tolist()
 
 
-def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
+def test_row_samples_the_same_in_any_batch() -> None:
     rows = logprobs(6)
     draws = [
         SamplingParams(),
@@ -69,7 +69,7 @@ def test_a_row_draws_the_same_whatever_is_beside_it() -> None:
     assert together == alone
 
 
-def test_seed_and_place_decide() -> None:
+def test_seed_and_position_determine_the_sample() -> None:
     row = logprobs(1)
     hot = SamplingParams(2.0, seed=1)
     assert draw(row, [hot], 5) == draw(row, [hot], 5)
@@ -79,13 +79,13 @@ def test_seed_and_place_decide() -> None:
     assert len(seeds) > 5
 
 
-def test_top_k_leaves_k() -> None:
+def test_top_k_keeps_k_tokens() -> None:
     row = logprobs(1)
     likeliest = np.array(row)[0].argsort()[::-1]
     assert drawn(row, {"temperature": 3.0, "top_k": 3}) == set(likeliest[:3].tolist())
 
 
-def test_top_p_leaves_the_nucleus() -> None:
+def test_top_p_keeps_the_nucleus() -> None:
     row = logprobs(1)
     chances = np.exp(np.array(row)[0])
     order = chances.argsort()[::-1]
@@ -101,14 +101,14 @@ def test_a_tiny_top_p_is_greedy() -> None:
     assert drawn(row, {"temperature": 1.0, "top_p": 1e-6}) == {int(np.array(row)[0].argmax())}
 
 
-def test_min_p_leaves_what_is_near_the_likeliest() -> None:
+def test_min_p_keeps_tokens_near_the_most_probable() -> None:
     row = logprobs(1)
     chances = np.exp(np.array(row)[0])
     near = set(np.flatnonzero(chances >= 0.3 * chances.max()).tolist())
     assert drawn(row, {"temperature": 1.0, "min_p": 0.3}) <= near
 
 
-def test_without_limits_the_shares_are_the_models() -> None:
+def test_sampling_without_limits_follows_the_model_distribution() -> None:
     import mlx.core as mx
 
     row = mx.log(mx.array([[0.5, 0.3, 0.2]]))
@@ -119,7 +119,7 @@ def test_without_limits_the_shares_are_the_models() -> None:
     assert np.abs(shares - [0.5, 0.3, 0.2]).max() < 0.04
 
 
-def test_numbers_that_are_none_spoil_their_own_row_alone() -> None:
+def test_nan_logits_affect_only_their_row() -> None:
     import mlx.core as mx
 
     rows = logprobs(3)
@@ -132,7 +132,7 @@ def test_numbers_that_are_none_spoil_their_own_row_alone() -> None:
     ]
 
 
-def test_a_penalty_makes_what_was_written_less_likely_and_leaves_the_prompt() -> None:
+def test_repetition_penalty_lowers_generated_tokens_and_not_the_prompt() -> None:
     import mlx.core as mx
 
     logits = mx.array([[2.0, -2.0, 1.0, 4.0]])
@@ -142,13 +142,13 @@ def test_a_penalty_makes_what_was_written_less_likely_and_leaves_the_prompt() ->
     assert after.tolist() == [[1.0, -4.0, 1.0, 4.0]]
 
 
-def test_only_a_penalty_that_does_something_is_applied() -> None:
+def test_penalty_without_effect_is_not_applied() -> None:
     assert processors(Sampling(), 1) == []
     assert processors(Sampling(repetition_penalty=1.0), 1) == []
     assert len(processors(Sampling(repetition_penalty=1.1), 1)) == 1
 
 
-def test_a_processor_that_raises_tells_once_and_leaves_the_logits() -> None:
+def test_failing_logits_processor_is_reported_once_and_leaves_the_logits() -> None:
     calls: list[int] = []
     errors: list[Exception] = []
 

@@ -1,4 +1,4 @@
-"""How often the language model of a vision model is called for a prompt; the answer is the same."""
+"""Number of prefill calls for a short prompt; the answer is the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Shapes = list[tuple[int, ...]]
 
 
 class Watched:
-    """A language model that notes what it is given."""
+    """A language model that records its inputs."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -34,7 +34,7 @@ class Watched:
 
 
 def answer(lengths: list[int], chunk: int, at_once: int) -> tuple[Shapes, list[list[int]]]:
-    """Read prompts and write six tokens; return the calls before the first, and the tokens."""
+    """Prefill prompts and generate six tokens; return the prefill calls and the tokens."""
     import mlx.core as mx
     from mlx_vlm import load
 
@@ -73,14 +73,14 @@ def ask(
         ([SHORT], 256, [(1, SHORT)]),
         ([SHORT + 1], 256, [(1, SHORT), (1, 1)]),
         ([200], 100, [(1, 100), (1, 100)]),
-        # No more than a chunk at a time: between two of them one can cancel.
+        # At most a chunk at a time: cancel works between chunks.
         ([60], 16, [(1, 16), (1, 16), (1, 16), (1, 12)]),
         ([17], 16, [(1, 17)]),
         ([30, 25, 28], 256, [(3, 30)]),
         ([60, 50, 55], 256, [(3, 59), (3, 1)]),
     ],
 )
-def test_a_short_rest_is_read_with_the_last_token(
+def test_short_remainder_is_prefilled_with_the_last_token(
     engine: Engine,
     lengths: list[int],
     chunk: int,
@@ -93,7 +93,7 @@ def test_a_short_rest_is_read_with_the_last_token(
     assert tokens == by_itself
 
 
-def test_what_may_be_read_at_once_is_read_in_one_call(engine: Engine) -> None:
+def test_prompt_within_the_limit_is_prefilled_in_one_call(engine: Engine) -> None:
     lengths = [60, 50, 55]
     seen, tokens = ask(engine, lengths, at_once=512)
     assert seen == [(3, 60)]
@@ -101,7 +101,7 @@ def test_what_may_be_read_at_once_is_read_in_one_call(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [0, 1_000, 49_280, 256_000, 10**7])
-def test_more_is_read_at_once_where_a_call_costs_more_than_its_logits(
+def test_prefill_limit_is_higher_if_a_call_costs_more_than_its_logits(
     monkeypatch: pytest.MonkeyPatch, vocabulary: int
 ) -> None:
     assert platform.read_at_once(vocabulary) == SHORT

@@ -1,4 +1,4 @@
-"""Text models answer together as each would alone. Random weights in float32, no download."""
+"""Batched text models answer as one request alone. Random float32 weights, no download."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def answered_together(monkeypatch: pytest.MonkeyPatch) -> None:
     let_answer(monkeypatch, together_=True)
 
 
-def loud(model: Any, scale: float) -> Any:
-    """Make random weights larger: with small ones every answer is one token again and again."""
+def scale_weights(model: Any, scale: float) -> Any:
+    """Scale random weights up: with small ones every answer repeats one token."""
     import mlx.core as mx
     from mlx.utils import tree_map
 
@@ -64,7 +64,7 @@ def llama(**more: Any) -> Any:
     shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     rest = {"model_type": "llama", "rms_norm_eps": 1e-5, "vocab_size": VOCABULARY}
-    return loud(Model(ModelArgs(**shape, **heads, **rest, **more)), 3.0)
+    return scale_weights(Model(ModelArgs(**shape, **heads, **rest, **more)), 3.0)
 
 
 def sliding() -> Any:
@@ -73,7 +73,7 @@ def sliding() -> Any:
 
 
 def lfm2() -> Any:
-    """Make a model of convolutions and attention: its caches are of two kinds."""
+    """Make a model with convolutions and attention, which has two kinds of caches."""
     import mlx.core as mx
     from mlx_lm.models.lfm2 import Model, ModelArgs
 
@@ -86,7 +86,7 @@ def lfm2() -> Any:
         "max_position_embeddings": 1000, "block_ffn_dim_multiplier": 1.0,
         "block_auto_adjust_ff_dim": False, "rope_theta": 10_000.0,
     }  # fmt: skip
-    return loud(Model(ModelArgs(**sizes, **layers, **heads, **rest)), 2.0)
+    return scale_weights(Model(ModelArgs(**sizes, **layers, **heads, **rest)), 2.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,8 +105,8 @@ def prompts(count: int, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> list
     return [[rng.randrange(3, VOCABULARY) for _ in range(size)] for size in sizes]
 
 
-def raw(model: Any, prompt: list[int], count: int) -> list[int]:
-    """Ask mlx-lm itself, greedily."""
+def mlx_lm_tokens(model: Any, prompt: list[int], count: int) -> list[int]:
+    """Generate with mlx-lm itself, greedily."""
     import mlx.core as mx
     from mlx_lm.generate import generate_step
 
@@ -114,8 +114,8 @@ def raw(model: Any, prompt: list[int], count: int) -> list[int]:
     return [int(token) for token, _ in steps]
 
 
-class Asked:
-    """One request to a batch, as a piece of work for the engine."""
+class BatchRequest:
+    """One request to a batch, as a task of the engine."""
 
     def __init__(
         self, batch: TextBatch, tokens: list[int], draw: SamplingParams = GREEDY, *, count: int = 20
@@ -148,8 +148,10 @@ class Asked:
             self.batch.leave(seat)
 
 
-def go(asked: Sequence[Asked], between: Callable[[int], None] = lambda slice_: None) -> None:
-    """Let an engine without a thread answer them; `between` is called before each slice."""
+def run_requests(
+    asked: Sequence[BatchRequest], between: Callable[[int], None] = lambda slice_: None
+) -> None:
+    """Run the requests on an engine without a thread; call `between` before each slice."""
     engine = Engine(threaded=False)
     for each in asked:
         engine.submit(each.steps(), each.failed)
@@ -163,16 +165,16 @@ def go(asked: Sequence[Asked], between: Callable[[int], None] = lambda slice_: N
 def answer(
     model: Any, tokens: list[int], draw: SamplingParams = GREEDY, count: int = 20
 ) -> list[int]:
-    """Answer one request by itself."""
-    asked = Asked(batch(model), tokens, draw, count=count)
-    go([asked])
+    """Answer one request alone."""
+    asked = BatchRequest(batch(model), tokens, draw, count=count)
+    run_requests([asked])
     assert asked.error is None
     return asked.written
 
 
 @functools.cache
-def twelve(seed: int) -> tuple[list[list[int]], list[SamplingParams], list[list[int]]]:
-    """Return prompts, how each is drawn, and what each is answered by itself."""
+def twelve_requests(seed: int) -> tuple[list[list[int]], list[SamplingParams], list[list[int]]]:
+    """Return prompts, their sampling parameters, and the answer to each alone."""
     asked = prompts(12, seed=seed, lengths=(1, 3, 33, 34, 37, 60))
     draws = [GREEDY, SamplingParams(1.0, 0.9, 30, seed=seed)] * 6
     model = llama()
@@ -185,7 +187,7 @@ def batch(model: Any, *, most: int = 32, ends: Sequence[int] = ()) -> TextBatch:
 
 
 def held() -> int:
-    """Bytes in arrays, when all that was begun is done."""
+    """Active memory once all queued work is done."""
     import gc
 
     import mlx.core as mx
@@ -198,27 +200,25 @@ def held() -> int:
 
 @pytest.mark.parametrize("count", [8, 16])
 @pytest.mark.parametrize("make", [llama, sliding, lfm2])
-def test_answers_written_together_are_those_of_raw_mlx_lm_alone(
-    make: Callable[[], Any], count: int
-) -> None:
+def test_batched_answers_equal_raw_mlx_lm(make: Callable[[], Any], count: int) -> None:
     model = make()
     asked = prompts(count)
-    expected = [raw(model, tokens, 30) for tokens in asked]
+    expected = [mlx_lm_tokens(model, tokens, 30) for tokens in asked]
     assert len({tuple(tokens) for tokens in expected}) == count, "else nothing is proven"
 
     assert [answer(model, tokens, count=30) for tokens in asked] == expected
     together = batch(model)
-    jobs = [Asked(together, tokens, count=30) for tokens in asked]
-    go(jobs)
+    jobs = [BatchRequest(together, tokens, count=30) for tokens in asked]
+    run_requests(jobs)
     assert [job.written for job in jobs] == expected
 
 
 @pytest.mark.parametrize("make", [llama, sliding, lfm2])
-def test_requests_that_come_while_others_are_written_join_them(make: Callable[[], Any]) -> None:
+def test_new_requests_join_a_running_batch(make: Callable[[], Any]) -> None:
     model = make()
     asked = prompts(10, seed=3)
     together = batch(model, most=6)
-    jobs = [Asked(together, tokens, count=12 + at) for at, tokens in enumerate(asked)]
+    jobs = [BatchRequest(together, tokens, count=12 + at) for at, tokens in enumerate(asked)]
     engine = Engine(threaded=False)
     rng = random.Random(1)
     most = 0
@@ -230,10 +230,12 @@ def test_requests_that_come_while_others_are_written_join_them(make: Callable[[]
     while engine.step():
         pass
     assert most > 2
-    assert [job.written for job in jobs] == [raw(model, job.tokens, job.count) for job in jobs]
+    assert [job.written for job in jobs] == [
+        mlx_lm_tokens(model, job.tokens, job.count) for job in jobs
+    ]
 
 
-def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: Any) -> None:
+def test_each_row_has_its_own_sampling_and_a_seed_repeats_in_a_batch(model: Any) -> None:
     draws = [
         SamplingParams(0.7, 0.9, 0, seed=1),
         GREEDY,
@@ -247,10 +249,10 @@ def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: An
     asked = prompts(len(draws), seed=7)
     alone = [answer(model, *pair) for pair in zip(asked, draws, strict=True)]
     together = batch(model)
-    jobs = [Asked(together, *pair) for pair in zip(asked, draws, strict=True)]
-    go(jobs)
+    jobs = [BatchRequest(together, *pair) for pair in zip(asked, draws, strict=True)]
+    run_requests(jobs)
     assert [job.written for job in jobs] == alone
-    assert alone[1] == raw(model, asked[1], 20)
+    assert alone[1] == mlx_lm_tokens(model, asked[1], 20)
     assert answer(model, asked[0], SamplingParams(1.5, seed=1)) != answer(
         model, asked[0], SamplingParams(1.5, seed=2)
     )
@@ -259,25 +261,25 @@ def test_each_is_drawn_in_its_own_way_and_a_seed_repeats_beside_others(model: An
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(
     seed=st.integers(0, 2),
-    # A third of twelve, each before one of the slices that there are: waiting to writing.
+    # Four of twelve, each before some slice, from waiting to decode.
     cancels=st.lists(
         st.tuples(st.integers(0, 11), st.integers(0, 260)),
         min_size=4, max_size=4, unique_by=lambda pair: pair[0],
     ),
 )  # fmt: skip
-def test_a_third_cancelled_anywhere_changes_nothing_for_the_rest(
+def test_cancelling_a_third_does_not_change_the_other_answers(
     model: Any, seed: int, cancels: list[tuple[int, int]]
 ) -> None:
-    asked, draws, expected = twelve(seed)
+    asked, draws, expected = twelve_requests(seed)
     together = batch(model, most=8)
-    jobs = [Asked(together, *pair, count=10) for pair in zip(asked, draws, strict=True)]
+    jobs = [BatchRequest(together, *pair, count=10) for pair in zip(asked, draws, strict=True)]
 
     def between(slice_: int) -> None:
         for victim, when in cancels:
             if when == slice_ and not jobs[victim].ended:
                 jobs[victim].cancel.cancel()
 
-    go(jobs, between)
+    run_requests(jobs, between)
     for job, tokens in zip(jobs, expected, strict=True):
         if job.cancel.requested:
             assert isinstance(job.error, Cancelled)
@@ -287,29 +289,29 @@ def test_a_third_cancelled_anywhere_changes_nothing_for_the_rest(
     assert len(together) == 0
 
 
-def test_a_cancelled_request_makes_no_further_step(model: Any) -> None:
+def test_cancelled_request_takes_no_further_step(model: Any) -> None:
     together = batch(model)
-    job = Asked(together, prompts(1, lengths=(100,))[0])
+    job = BatchRequest(together, prompts(1, lengths=(100,))[0])
 
     def between(slice_: int) -> None:
         if job.read and job.read[-1]:
             job.cancel.cancel()
 
-    go([job], between)
+    run_requests([job], between)
     assert isinstance(job.error, Cancelled)
     assert job.read[-1] == CHUNK, "it stopped after the first chunk"
 
 
-def test_memory_goes_back_when_all_have_left(model: Any) -> None:
+def test_memory_is_freed_when_all_requests_have_ended(model: Any) -> None:
     import mlx.core as mx
 
     together = batch(model)
     asked = prompts(8, lengths=(60, 64, 70))
-    go([Asked(together, tokens) for tokens in asked])
+    run_requests([BatchRequest(together, tokens) for tokens in asked])
     before = held()
 
     most = 0
-    jobs = [Asked(together, tokens) for tokens in asked]
+    jobs = [BatchRequest(together, tokens) for tokens in asked]
 
     def between(slice_: int) -> None:
         nonlocal most
@@ -317,13 +319,13 @@ def test_memory_goes_back_when_all_have_left(model: Any) -> None:
         if slice_ == 30:
             jobs[0].cancel.cancel()
 
-    go(jobs, between)
+    run_requests(jobs, between)
     assert most > before + 100_000
     assert held() <= before + 1024
 
 
-class Watched:
-    """Stands in front of a model: notes what it is given, and may spoil its logits."""
+class RecordingModel:
+    """Wraps a model: records its inputs and may corrupt its logits."""
 
     def __init__(self, model: Any, spoil: int | None = None) -> None:
         self._model, self._spoil = model, spoil
@@ -345,12 +347,12 @@ class Watched:
         return mx.where((tokens[:, -1] == self._spoil)[:, None, None], mx.nan, logits)
 
 
-def test_a_chunk_is_no_larger_for_many_and_done_before_the_next_is_begun(
+def test_prefill_chunk_size_does_not_grow_with_the_batch(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlx.core as mx
 
-    watched = Watched(model)
+    watched = RecordingModel(model)
     evaluate = mx.eval
 
     def marking(*arrays: Any) -> None:
@@ -359,8 +361,8 @@ def test_a_chunk_is_no_larger_for_many_and_done_before_the_next_is_begun(
 
     monkeypatch.setattr(mx, "eval", marking)
     together = batch(watched)
-    jobs = [Asked(together, tokens, count=1) for tokens in prompts(4, lengths=(40, 41))]
-    go(jobs)
+    jobs = [BatchRequest(together, tokens, count=1) for tokens in prompts(4, lengths=(40, 41))]
+    run_requests(jobs)
     chunks = [at for at, shape in enumerate(watched.shapes) if shape and shape[1] > 1]
     assert {watched.shapes[at] for at in chunks} <= {(4, 4), (4, 3)}, "4 rows share 16 tokens"
     assert all(watched.shapes[at + 1] == () for at in chunks)
@@ -369,34 +371,34 @@ def test_a_chunk_is_no_larger_for_many_and_done_before_the_next_is_begun(
         assert set(job.read) >= {0, 4, 8, 36, len(job.tokens)}
 
 
-def test_logits_that_are_no_numbers_are_the_fault_of_their_row_alone(model: Any) -> None:
+def test_nan_logits_end_only_their_row(model: Any) -> None:
     asked = prompts(4, seed=11, lengths=(9,))
-    expected = [raw(model, tokens, 12) for tokens in asked]
+    expected = [mlx_lm_tokens(model, tokens, 12) for tokens in asked]
     asked[2] = [*asked[2][:-1], 2]
-    together = batch(Watched(model, spoil=2))
-    jobs = [Asked(together, tokens, count=12) for tokens in asked]
-    go(jobs)
+    together = batch(RecordingModel(model, spoil=2))
+    jobs = [BatchRequest(together, tokens, count=12) for tokens in asked]
+    run_requests(jobs)
     assert jobs[2].written[0] == BAD
     assert [jobs[at].written for at in (0, 1, 3)] == [expected[at] for at in (0, 1, 3)]
 
 
-def test_a_step_that_fails_ends_all_and_the_batch_goes_on_afterwards(model: Any) -> None:
-    watched = Watched(model)
+def test_failed_step_ends_all_rows_and_the_batch_is_usable_again(model: Any) -> None:
+    watched = RecordingModel(model)
     together = batch(watched)
-    jobs = [Asked(together, tokens) for tokens in prompts(3)]
+    jobs = [BatchRequest(together, tokens) for tokens in prompts(3)]
 
     def between(slice_: int) -> None:
         watched.error = RuntimeError("out of memory") if slice_ > 20 else None
 
-    go(jobs, between)
+    run_requests(jobs, between)
     assert [str(job.error) for job in jobs] == ["out of memory"] * 3
     watched.error = None
-    again = Asked(together, jobs[0].tokens)
-    go([again])
-    assert again.written == raw(model, again.tokens, 20)
+    again = BatchRequest(together, jobs[0].tokens)
+    run_requests([again])
+    assert again.written == mlx_lm_tokens(model, again.tokens, 20)
 
 
-def test_each_token_of_a_request_is_drawn_anew() -> None:
+def test_each_token_of_a_request_is_sampled_independently() -> None:
     import mlx.core as mx
 
     sampler = CountingSampler.alone(SamplingParams(1.0, seed=1))
@@ -404,62 +406,62 @@ def test_each_token_of_a_request_is_drawn_anew() -> None:
     assert len({int(sampler(same).item()) for _ in range(20)}) > 10
 
 
-def test_no_more_than_the_most_are_written_at_once_and_the_others_get_their_turn(
+def test_batch_is_limited_and_the_others_wait_for_a_slot(
     model: Any,
 ) -> None:
-    watched = Watched(model)
+    watched = RecordingModel(model)
     together = batch(watched, most=3)
-    jobs = [Asked(together, tokens, count=6) for tokens in prompts(8, lengths=(5, 6))]
-    go(jobs)
+    jobs = [BatchRequest(together, tokens, count=6) for tokens in prompts(8, lengths=(5, 6))]
+    run_requests(jobs)
     assert max(shape[0] for shape in watched.shapes) == 3
-    assert [job.written for job in jobs] == [raw(model, job.tokens, 6) for job in jobs]
+    assert [job.written for job in jobs] == [mlx_lm_tokens(model, job.tokens, 6) for job in jobs]
 
 
-def test_an_end_token_ends_an_answer_and_is_given(model: Any) -> None:
+def test_end_token_ends_an_answer_and_is_included(model: Any) -> None:
     tokens = prompts(1, lengths=(9,))[0]
-    whole = raw(model, tokens, 20)
+    whole = mlx_lm_tokens(model, tokens, 20)
     end = whole[7]
-    job = Asked(batch(model, ends=[end]), tokens)
-    go([job])
+    job = BatchRequest(batch(model, ends=[end]), tokens)
+    run_requests([job])
     assert job.written == whole[: whole.index(end) + 1]
 
 
 @pytest.mark.parametrize("company", [0, 3])
-def test_what_was_read_is_a_warm_start_beside_others_and_alone(model: Any, company: int) -> None:
-    watched = Watched(model)
+def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) -> None:
+    watched = RecordingModel(model)
     together = batch(watched)
     recall = PromptCache(0, plain=together.plain)
     asked = prompts(1 + company, seed=2, lengths=(30, 33, 41))
-    jobs = [Asked(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
+    jobs = [BatchRequest(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
     for job in jobs:
         job.at_end = lambda seat, job=job: recall.keep(  # type: ignore[misc]
             [*job.tokens, *job.written], 0, together.row(seat, 0)
         )
-    go(jobs)
+    run_requests(jobs)
 
     again, expected = [], []
     for at, job in enumerate(jobs):
         whole = [*job.tokens, *job.written, *[9, 8, 7][at % 3 :]]
         count, cache = recall.start(whole)
         assert count == len(job.tokens) + len(job.written)
-        again.append(Asked(together, whole[count:], count=20))
+        again.append(BatchRequest(together, whole[count:], count=20))
         again[-1].cache = cache
-        expected.append(raw(model, whole, 20))
+        expected.append(mlx_lm_tokens(model, whole, 20))
     watched.shapes.clear()
-    go(again)
+    run_requests(again)
     assert [job.written for job in again] == expected
     read = [shape for shape in watched.shapes if shape[1] > 1]
     assert read == [(1 + company, 2)], "their last words, and all together"
 
 
 @pytest.mark.parametrize("make", [sliding, lfm2])
-def test_of_caches_that_cannot_be_cut_nothing_is_kept(make: Callable[[], Any]) -> None:
+def test_caches_that_cannot_be_trimmed_are_not_kept(make: Callable[[], Any]) -> None:
     together = batch(make())
     recall = PromptCache(0, plain=together.plain)
-    job = Asked(together, prompts(1, lengths=(40,))[0])
+    job = BatchRequest(together, prompts(1, lengths=(40,))[0])
     rows: list[Any] = []
     job.at_end = lambda seat: rows.append(together.row(seat, 0))
-    go([job])
+    run_requests([job])
     recall.keep([*job.tokens, *job.written], 0, rows[0])
     assert rows == [None]
     assert recall.start(job.tokens) == (0, None)
@@ -467,7 +469,7 @@ def test_of_caches_that_cannot_be_cut_nothing_is_kept(make: Callable[[], Any]) -
 
 
 def byte_tokenizer() -> Any:
-    """Make a tokenizer of bytes: most of what a random model writes is cut within a character."""
+    """Make a byte tokenizer: most output of a random model is cut within a character."""
     from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -495,8 +497,8 @@ def text_model(
 Outcome = tuple[str, int, int, Any]
 
 
-class Question:
-    """One request to a `TextModel`, as a piece of work for the engine."""
+class TextRequest:
+    """One request to a `TextModel`, as a task of the engine."""
 
     def __init__(self, model: TextModel, prompt: str, **sampling: Any) -> None:
         self.request = GenerationRequest(prompt=prompt, sampling=Sampling(**sampling))
@@ -521,7 +523,7 @@ class Question:
         return text, last.completion_tokens, last.prompt_tokens, self.reason
 
 
-def ask(*questions: Question) -> list[Outcome]:
+def ask(*questions: TextRequest) -> list[Outcome]:
     engine = Engine(threaded=False)
     for each in questions:
         engine.submit(each.steps(), each.failed)
@@ -530,7 +532,7 @@ def ask(*questions: Question) -> list[Outcome]:
     return [each.outcome for each in questions if each.chunks]
 
 
-def raw_text(model: Any, prompt: str, count: int) -> Outcome:
+def mlx_lm_text(model: Any, prompt: str, count: int) -> Outcome:
     from mlx_lm.generate import stream_generate
 
     tokenizer = byte_tokenizer()
@@ -545,11 +547,11 @@ def raw_text(model: Any, prompt: str, count: int) -> Outcome:
 PROMPTS = ["Hi", "What is it?", "é", "Why is the sky blue at noon, and red at night?", "12 + 30 ="]
 
 
-def test_text_and_counts_are_those_of_raw_mlx_lm(text_model: TextModel, model: Any) -> None:
+def test_text_and_token_counts_equal_raw_mlx_lm(text_model: TextModel, model: Any) -> None:
     asked = [(prompt, count) for prompt in PROMPTS for count in (1, 40)]
-    expected = [raw_text(model, prompt, count) for prompt, count in asked]
+    expected = [mlx_lm_text(model, prompt, count) for prompt, count in asked]
     assert {outcome[3] for outcome in expected} == {"stop", "length"}, "both ends are seen"
-    questions = [Question(text_model, prompt, max_tokens=count) for prompt, count in asked]
+    questions = [TextRequest(text_model, prompt, max_tokens=count) for prompt, count in asked]
     assert ask(*questions) == expected
     for question in questions:
         read = [chunk.prompt_read for chunk in question.chunks if chunk.phase == "prefill"]
@@ -559,19 +561,21 @@ def test_text_and_counts_are_those_of_raw_mlx_lm(text_model: TextModel, model: A
         assert written == list(range(1, len(written) + 1))
 
 
-def test_a_seeds_answer_is_the_same_beside_others_and_alone(text_model: TextModel) -> None:
-    def question(seed: int) -> Question:
-        return Question(text_model, "Hi", temperature=1.0, seed=seed, max_tokens=20)
+def test_seed_gives_the_same_answer_alone_and_in_a_batch(text_model: TextModel) -> None:
+    def question(seed: int) -> TextRequest:
+        return TextRequest(text_model, "Hi", temperature=1.0, seed=seed, max_tokens=20)
 
     alone = [ask(question(seed))[0] for seed in range(4)]
     assert ask(*(question(seed) for seed in range(4))) == alone
     assert len(set(alone)) == 4
-    unseeded = [ask(Question(text_model, "Hi", temperature=1.0, max_tokens=20)) for _ in range(2)]
+    unseeded = [
+        ask(TextRequest(text_model, "Hi", temperature=1.0, max_tokens=20)) for _ in range(2)
+    ]
     assert unseeded[0] != unseeded[1]
 
 
-def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, model: Any) -> None:
-    questions = [Question(text_model, prompt, max_tokens=9) for prompt in PROMPTS]
+def test_cancelled_request_frees_its_slot(text_model: TextModel, model: Any) -> None:
+    questions = [TextRequest(text_model, prompt, max_tokens=9) for prompt in PROMPTS]
     engine = Engine(threaded=False)
     for each in questions:
         engine.submit(each.steps(), each.failed)
@@ -584,13 +588,13 @@ def test_who_is_cancelled_leaves_room_for_the_others(text_model: TextModel, mode
     for at in (0, 3):
         assert isinstance(questions[at].error, Cancelled)
     for at in (1, 2, 4):
-        assert questions[at].outcome == raw_text(model, PROMPTS[at], 9)
+        assert questions[at].outcome == mlx_lm_text(model, PROMPTS[at], 9)
     assert not text_model._answering.batch, "nobody is left in it"
 
 
 @pytest.mark.parametrize("text_model", ["together"], indirect=True)
-def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model: Any) -> None:
-    questions = [Question(text_model, "What is it?", max_tokens=9) for _ in range(6)]
+def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> None:
+    questions = [TextRequest(text_model, "What is it?", max_tokens=9) for _ in range(6)]
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
     assert text_model._answering.batch is not None
@@ -607,15 +611,15 @@ def test_as_many_write_together_as_memory_lasts_for(text_model: TextModel, model
     text_model._admission = MemoryAdmission(
         "tiny", config, chunk=CHUNK, memory=memory, queue=AdmissionQueue()
     )
-    expected = raw_text(model, "What is it?", 9)
+    expected = mlx_lm_text(model, "What is it?", 9)
     assert ask(*questions) == [expected] * 6
     assert one.cache < max(most) <= limit, "two at a time"
     waited = [each for each in questions if any(c.phase == "queued" for c in each.chunks)]
     assert waited == questions[2:]
 
 
-class LateInputs:
-    """Prompts that are made beside each other, and are ready in an order of their own."""
+class DelayedInputs:
+    """Prompts that are tokenized concurrently and finish in a given order."""
 
     def __init__(self, text_model: TextModel, delays: dict[str, int]) -> None:
         self._inputs, self._delays = text_model._inputs, delays
@@ -634,13 +638,13 @@ class LateInputs:
 
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)
 @pytest.mark.parametrize("delays", list(itertools.permutations((0, 3, 9))))
-def test_a_model_that_cannot_batch_answers_in_the_order_of_asking(
+def test_model_without_batching_answers_in_request_order(
     text_model: TextModel, delays: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = LateInputs(text_model, dict(zip(PROMPTS, delays, strict=False)))
+    late = DelayedInputs(text_model, dict(zip(PROMPTS, delays, strict=False)))
     monkeypatch.setattr(text_model, "_inputs", late)
     order: list[str] = []
-    questions = [Question(text_model, prompt, max_tokens=5) for prompt in PROMPTS[:3]]
+    questions = [TextRequest(text_model, prompt, max_tokens=5) for prompt in PROMPTS[:3]]
     for each in questions:
         each.report = lambda chunk, each=each: order.append(each.request.prompt)  # type: ignore[misc]
     ask(*questions)
@@ -649,12 +653,12 @@ def test_a_model_that_cannot_batch_answers_in_the_order_of_asking(
 
 
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)
-def test_who_gives_up_while_its_prompt_is_made_holds_up_nobody(
+def test_request_cancelled_during_tokenization_does_not_block_others(
     text_model: TextModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = LateInputs(text_model, {"Hi": 1_000_000, "What is it?": 0})
+    late = DelayedInputs(text_model, {"Hi": 1_000_000, "What is it?": 0})
     monkeypatch.setattr(text_model, "_inputs", late)
-    first, second = (Question(text_model, prompt, max_tokens=3) for prompt in PROMPTS[:2])
+    first, second = (TextRequest(text_model, prompt, max_tokens=3) for prompt in PROMPTS[:2])
     engine = Engine(threaded=False)
     for each in (first, second):
         engine.submit(each.steps(), each.failed)
@@ -665,18 +669,18 @@ def test_who_gives_up_while_its_prompt_is_made_holds_up_nobody(
     while engine.step():
         pass
     assert isinstance(first.error, Cancelled)
-    assert second.outcome[:1] == raw_text(model, "What is it?", 3)[:1]
+    assert second.outcome[:1] == mlx_lm_text(model, "What is it?", 3)[:1]
 
 
-def test_numbers_that_overflow_are_one_line_for_one_request(
+def test_overflow_is_an_error_of_one_line_for_one_request(
     text_model: TextModel, model: Any
 ) -> None:
-    watched = Watched(model, spoil=byte_tokenizer().encode("!")[0])
+    watched = RecordingModel(model, spoil=byte_tokenizer().encode("!")[0])
     settled = TextModel(
         Checkpoint("tiny", Path("/nowhere"), "text", "llama"), watched, byte_tokenizer(), 1
     )
-    questions = [Question(settled, prompt, max_tokens=3) for prompt in ("Hi!", "What is it?")]
+    questions = [TextRequest(settled, prompt, max_tokens=3) for prompt in ("Hi!", "What is it?")]
     ask(*questions)
     assert isinstance(questions[0].error, GenerationError)
     assert "overflowed" in str(questions[0].error)
-    assert questions[1].outcome[:1] == raw_text(model, "What is it?", 3)[:1]
+    assert questions[1].outcome[:1] == mlx_lm_text(model, "What is it?", 3)[:1]

@@ -1,4 +1,4 @@
-"""Prompts that a text model has read before: the same answers, less work, nothing of what failed.
+"""The prompt cache of text models: same answers, less prefill, nothing of failed requests.
 
 Random weights in float32; `test_real_models` has a chat with a real model.
 """
@@ -26,7 +26,7 @@ from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.backends import test_text_batch
 from tests.backends.batch_verdicts import let_answer
-from tests.backends.test_text_batch import CHUNK, Question, byte_tokenizer, sliding
+from tests.backends.test_text_batch import CHUNK, TextRequest, byte_tokenizer, sliding
 
 pytestmark = pytest.mark.usefixtures("templates_render_here")
 
@@ -56,22 +56,22 @@ def made(weights: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> TextMod
 
 
 def endless() -> Any:
-    """Make a tokenizer of bytes, none of which ends an answer."""
+    """Make a byte tokenizer without an end token."""
     tokenizer = byte_tokenizer()
     tokenizer._eos_token_ids = set()
     return tokenizer
 
 
-def raw(weights: Any, prompt: str) -> str:
-    """Ask mlx-lm itself."""
+def mlx_lm_answer(weights: Any, prompt: str) -> str:
+    """Generate with mlx-lm itself."""
     from mlx_lm.generate import stream_generate
 
     pieces = stream_generate(weights, endless(), prompt, max_tokens=COUNT, prefill_step_size=CHUNK)
     return "".join(piece.text for piece in pieces)
 
 
-class Asked(Question):
-    """A question that may be cancelled before one of its slices."""
+class Asked(TextRequest):
+    """A request that may be cancelled before one of its slices."""
 
     cut_at = -1
     slices = 0
@@ -111,13 +111,13 @@ def all_asked(questions: list[Asked]) -> list[Asked]:
     return questions
 
 
-def test_what_was_read_and_written_is_not_read_again(model: TextModel, weights: Any) -> None:
+def test_prompt_and_answer_are_not_prefilled_again(model: TextModel, weights: Any) -> None:
     first = asked(model, LONG)
     read = len(LONG.encode())
     assert (first.cached, model.reuse.prefix_hits, model.reuse.prefix_misses) == (0, 0, 1)
     again = asked(model, LONG + "Say.")
     assert (again.cached, model.reuse.prefix_hits) == (read, 1)
-    assert again.text == raw(weights, LONG + "Say.")
+    assert again.text == mlx_lm_answer(weights, LONG + "Say.")
     progress = [chunk.prompt_read for chunk in again.chunks if chunk.phase == "prefill"]
     assert progress[0] == 0, "before the prompt was looked at"
     assert progress[1] == read
@@ -127,16 +127,16 @@ def test_what_was_read_and_written_is_not_read_again(model: TextModel, weights: 
     assert same.text == again.text != first.text
 
 
-def test_the_answer_is_known_as_well_where_the_tokenizer_writes_it_as_the_model_did(
+def test_answer_is_reused_if_the_tokenizer_encodes_it_as_generated(
     model: TextModel, weights: Any
 ) -> None:
-    """What comes back of a random model's bytes is seldom what it wrote: the hit ends there."""
+    """Decoded bytes of a random model rarely re-encode to the same tokens: the hit ends there."""
     found = []
     for seed in range(12):
         prompt = f"{seed}. {LONG}"
         first = asked(model, prompt, temperature=0.5, seed=seed)
         follows = asked(model, prompt + first.text + "Why?")
-        assert follows.text == raw(weights, prompt + first.text + "Why?")
+        assert follows.text == mlx_lm_answer(weights, prompt + first.text + "Why?")
         assert follows.cached >= len(prompt)
         known = follows.cached - len(prompt)
         written = byte_tokenizer().encode(first.text)
@@ -145,7 +145,7 @@ def test_the_answer_is_known_as_well_where_the_tokenizer_writes_it_as_the_model_
     assert max(found) > 1
 
 
-def test_a_conversation_is_read_turn_by_turn(model: TextModel, weights: Any) -> None:
+def test_conversation_prefills_only_its_new_turn(model: TextModel, weights: Any) -> None:
     history: tuple[Exchange, ...] = ()
     last = 0
     for turn in range(4):
@@ -155,13 +155,13 @@ def test_a_conversation_is_read_turn_by_turn(model: TextModel, weights: Any) -> 
         whole = "\n\n".join(
             [part for each in history for part in (each.prompt, each.answer)] + [own.request.prompt]
         )
-        assert answer.text == raw(weights, whole)
+        assert answer.text == mlx_lm_answer(weights, whole)
         assert answer.cached >= last
         last = answer.chunks[-1].prompt_tokens
         history += (Exchange(own.request.prompt, "It is so, because it is."),)
 
 
-def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(model: TextModel) -> None:
+def test_cancelled_request_is_not_cached(model: TextModel) -> None:
     whole = asked(model, LONG)
     model.forget()
     expected = asked(model, LONG + "Say.").text
@@ -174,9 +174,7 @@ def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(model: TextMod
         assert (follows.cached, follows.text) == (0, expected)
 
 
-def test_of_an_answer_that_failed_nothing_is_kept(
-    model: TextModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_request_is_not_cached(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = asked(model, LONG).text
     model.forget()
 
@@ -190,9 +188,7 @@ def test_of_an_answer_that_failed_nothing_is_kept(
     assert asked(model, LONG).text == expected
 
 
-def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
-    model: TextModel, weights: Any
-) -> None:
+def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(model: TextModel, weights: Any) -> None:
     stopped = question(model, LONG)
 
     def report(chunk: GenerationChunk) -> None:
@@ -208,10 +204,10 @@ def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
     assert tokens == len(LONG.encode()) + 5 + len(b"Hi") + COUNT
     follows = asked(model, LONG + "Say.")
     assert follows.cached == len(LONG.encode())
-    assert follows.text == raw(weights, LONG + "Say.")
+    assert follows.text == mlx_lm_answer(weights, LONG + "Say.")
 
 
-def test_a_third_cancelled_at_random_moments_changes_no_later_answer(model: TextModel) -> None:
+def test_random_cancellations_do_not_change_later_answers(model: TextModel) -> None:
     controls = [f"{'Tell me, ' * (n % 3)}question {n % 7}: {LONG}{n}" for n in range(20)]
     expected = []
     for prompt in controls:
@@ -239,7 +235,7 @@ def test_a_third_cancelled_at_random_moments_changes_no_later_answer(model: Text
     assert [asked(model, prompt).text for prompt in controls] == expected
 
 
-def test_a_seed_gives_the_same_answer_warm_and_cold(model: TextModel) -> None:
+def test_seed_gives_the_same_answer_with_and_without_the_cache(model: TextModel) -> None:
     cold = asked(model, LONG, temperature=1.0, seed=7)
     warm = asked(model, LONG, temperature=1.0, seed=7)
     assert (cold.cached, warm.cached > 16) == (0, True)
@@ -249,7 +245,7 @@ def test_a_seed_gives_the_same_answer_warm_and_cold(model: TextModel) -> None:
     assert asked(model, LONG, repetition_penalty=1.6).text == penalized.text
 
 
-def test_what_is_kept_is_bounded_and_goes_when_it_is_to(
+def test_prefix_cache_is_bounded_and_can_be_cleared(
     weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlx.core as mx
@@ -270,7 +266,7 @@ def test_what_is_kept_is_bounded_and_goes_when_it_is_to(
     assert mx.get_active_memory() <= before + 10_000
 
 
-def test_of_the_warm_up_nothing_is_kept_or_counted(model: TextModel) -> None:
+def test_warm_up_is_neither_cached_nor_counted(model: TextModel) -> None:
     written: list[GenerationChunk] = []
     generate = model.generate
 
@@ -285,7 +281,7 @@ def test_of_the_warm_up_nothing_is_kept_or_counted(model: TextModel) -> None:
 
 
 @pytest.mark.parametrize("make", [sliding, None], ids=["sliding window", "answered alone"])
-def test_other_models_read_each_prompt_from_its_start(
+def test_models_without_prefix_caching_prefill_every_prompt(
     weights: Any,
     make: Callable[[], Any] | None,
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Which image processors may work on any thread: those whose code names nothing of MLX."""
+"""Which image processors can run on any thread: those whose code does not use MLX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mlx() -> None:
     platform.start()
 
 
-def of(module: str, name: str) -> Any:
+def class_named(module: str, name: str) -> Any:
     """Return an object of a library's class; nobody calls it."""
     return object.__new__(getattr(importlib.import_module(module), name))
 
@@ -34,8 +34,8 @@ def of(module: str, name: str) -> Any:
         (f"{VLM}.pixtral.image_processing_pixtral", "PixtralImageProcessor"),
     ],
 )
-def test_those_that_work_with_numpy_are_free(module: str, name: str) -> None:
-    assert is_mlx_free(of(module, name))
+def test_numpy_processors_are_mlx_free(module: str, name: str) -> None:
+    assert is_mlx_free(class_named(module, name))
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,15 @@ def test_those_that_work_with_numpy_are_free(module: str, name: str) -> None:
         (f"{VLM}.smolvlm.processing_smolvlm", "SmolVLMProcessor"),
     ],
 )
-def test_those_that_make_arrays_of_mlx_are_not(module: str, name: str) -> None:
-    assert not is_mlx_free(of(module, name))
+def test_processors_that_make_mlx_arrays_are_not_mlx_free(module: str, name: str) -> None:
+    assert not is_mlx_free(class_named(module, name))
 
 
 class Plain:
-    """Whose code is not a library's."""
+    """A class outside the model libraries."""
 
 
-def test_what_is_not_a_librarys_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_outside_the_libraries_are_not_mlx_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_mlx_free(Plain())
     monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
     assert is_mlx_free(Plain())
@@ -99,6 +99,8 @@ class Inherits(Imports):
 
 
 @pytest.mark.parametrize("kind", [Imports, Within, Property, Static, Inherits])
-def test_wherever_it_is_named_it_is_seen(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlx_import_is_detected_in_every_kind_of_method(
+    kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
     assert not is_mlx_free(kind())

@@ -1,4 +1,4 @@
-"""Rows that are cut out of a batch's caches: each answer's own, without the padding."""
+"""Rows extracted from the caches of a batch: without the padding."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LAYERS = 3
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu() -> None:
+def prepare_platform() -> None:
     platform.prepare()
 
 
 def numbers(layer: int, row: int, tokens: int) -> list[list[float]]:
-    """Return what stands for each token of a row, two numbers each."""
+    """Return two numbers for each token of a row."""
     return [[float(1000 * layer + 100 * row + token), float(token)] for token in range(tokens)]
 
 
@@ -41,7 +41,7 @@ def filled(layer: int, rows: dict[int, int]) -> Any:
     return cache
 
 
-def test_each_row_is_its_own_and_has_no_padding() -> None:
+def test_extracted_row_has_no_padding() -> None:
     caches = []
     for layer in range(LAYERS):
         cache = filled(layer, {0: 9, 1: 6, 2: 4})
@@ -58,7 +58,7 @@ def test_each_row_is_its_own_and_has_no_padding() -> None:
             assert (values == -keys).all()
 
 
-def test_a_single_answers_cache_has_no_padding() -> None:
+def test_cache_of_a_single_answer_has_no_padding() -> None:
     import mlx.core as mx
     from mlx_vlm.models.cache import KVCache
 

@@ -1,4 +1,4 @@
-"""What is kept for a model: how much, of which models, and only what is whole."""
+"""The caches of a vision model: limits, supported models, and complete entries only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def inputs(tokens: list[int]) -> dict[str, Any]:
     return {"input_ids": mx.array([tokens])}
 
 
-def test_a_prompt_and_its_answer_are_known_to_the_next_one() -> None:
+def test_prompt_and_answer_are_reused_by_the_next_prompt() -> None:
     recall = VisionCaches(model(), 0, prompts=True)
     recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(42))
     start = recall.start(inputs([*TOKENS, 50, 52, 53]), None)
@@ -44,7 +44,7 @@ def test_a_prompt_and_its_answer_are_known_to_the_next_one() -> None:
 
 
 @pytest.mark.parametrize("count", [41, 43, 0])
-def test_rows_that_are_ahead_of_their_tokens_or_behind_are_not_kept(count: int) -> None:
+def test_caches_whose_length_differs_from_their_tokens_are_not_kept(count: int) -> None:
     recall = VisionCaches(model(), 0, prompts=True)
     recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(count))
     recall.keep(recall.start(inputs(TOKENS), None), [50, 51], None)
@@ -61,7 +61,7 @@ def test_rows_that_are_ahead_of_their_tokens_or_behind_are_not_kept(count: int) 
     ],
     ids=["rope deltas", "position ids", "answered alone"],
 )
-def test_models_with_positions_of_their_own_read_each_prompt_from_its_start(
+def test_models_with_their_own_position_ids_prefill_every_prompt(
     recall: VisionCaches,
 ) -> None:
     for _ in range(2):
@@ -71,14 +71,14 @@ def test_models_with_positions_of_their_own_read_each_prompt_from_its_start(
     assert recall.counts.prefix_bytes == recall.counts.prefix_misses == 0
 
 
-def test_whether_a_picture_follows_decides_if_the_tower_is_asked() -> None:
+def test_image_encoder_runs_only_if_an_image_follows_the_cached_prefix() -> None:
     recall = VisionCaches(model(), 0, prompts=True)
     assert not recall.has_images(inputs([1, 9, 2]), 0), "there are no pixels"
     shown = {**inputs([1, 9, 2]), "pixel_values": mx.ones((1, 3, 4, 4))}
     assert [recall.has_images(shown, at) for at in range(3)] == [True, True, False]
 
 
-def test_what_is_kept_at_most_follows_the_model_and_the_machine(
+def test_cache_limit_depends_on_model_and_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(platform, "total_memory", lambda: 16 * 2**30)
@@ -90,7 +90,7 @@ def test_what_is_kept_at_most_follows_the_model_and_the_machine(
     assert reuse_limit(10**12) == LEAST_BYTES, "how much there is, is not known"
 
 
-def test_counts_of_several_models_add_up() -> None:
+def test_reuse_counts_of_several_models_add_up() -> None:
     one, other = Reuse(1, 2, 3, 4, 5, 6, 7, 8), Reuse(10, 20, 30, 40, 50, 60, 70, 80)
     assert Reuse.total([one, other]) == Reuse(11, 22, 33, 44, 55, 66, 77, 88)
     assert Reuse.total([]) == Reuse()

@@ -1,4 +1,4 @@
-"""Pictures and prompts that a real model knows already: the same answers, and less work."""
+"""Cached images and prompts of a real model: same answers, less work."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def cut_at(slice_: int) -> Cut:
     return cut
 
 
-class Asked:
-    """A request on its way, as the engine would take it, a slice at a time."""
+class RunningRequest:
+    """A running request, stepped one slice at a time as the engine does."""
 
     def __init__(self, model: VisionModel, request: GenerationRequest, cut: Cut | None) -> None:
         self.chunks: list[GenerationChunk] = []
@@ -80,7 +80,7 @@ class Asked:
         )
 
     def step(self) -> bool:
-        """Do a slice; return whether there is more."""
+        """Run one slice; return whether there is more."""
         if self._cut is not None:
             self._cut(self.slices, self.token)
         self.slices += 1
@@ -97,8 +97,8 @@ class Asked:
         return False
 
 
-class Room:
-    """A model and the thread that it belongs to."""
+class ModelBench:
+    """A model and its inference thread."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
@@ -111,15 +111,15 @@ class Room:
         history: tuple[Exchange, ...] = (),
         cut: Cut | None = None,
         **sampling: Any,
-    ) -> Asked:
-        """Ask, and wait for the end."""
+    ) -> RunningRequest:
+        """Send a request and wait for its end."""
         return self.all([(asking(prompt, *images, history=history, **sampling), cut)])[0]
 
-    def all(self, requests: list[tuple[GenerationRequest, Cut | None]]) -> list[Asked]:
-        """Ask several at once, and go round them."""
+    def all(self, requests: list[tuple[GenerationRequest, Cut | None]]) -> list[RunningRequest]:
+        """Send several requests at once and run them round-robin."""
 
-        def work() -> list[Asked]:
-            asked = [Asked(self.model, request, cut) for request, cut in requests]
+        def work() -> list[RunningRequest]:
+            asked = [RunningRequest(self.model, request, cut) for request, cut in requests]
             going = list(asked)
             while going:
                 going = [each for each in going if each.step()]
@@ -130,14 +130,14 @@ class Room:
     def forget(self) -> int:
         return self.engine.call(self.model.forget).result(60)
 
-    def cold(self, prompt: str, *images: Image.Image, **more: Any) -> Asked:
-        """Ask a model that knows nothing."""
+    def cold(self, prompt: str, *images: Image.Image, **more: Any) -> RunningRequest:
+        """Send a request with empty caches."""
         self.forget()
         return self.ask(prompt, *images, **more)
 
 
-def answers_alone(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a model answer through mlx-vlm's own streaming."""
+def answers_alone(room: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a model answer through mlx-vlm's `stream_generate`."""
     standing = room.model._answering.policy
     apart = replace(standing.verdict, together=False, why="the test says so")
     monkeypatch.setattr(standing, "verdict", apart)
@@ -172,17 +172,17 @@ def _finished(steps: Generator[None, None, VisionModel]) -> VisionModel:
 
 
 @pytest.fixture(scope="module")
-def demo(engine: Engine) -> Iterator[Room]:
-    room = Room(engine, mlx_magic.demo_model())
+def demo(engine: Engine) -> Iterator[ModelBench]:
+    room = ModelBench(engine, mlx_magic.demo_model())
     yield room
     engine.call(room.model.close).result(60)
 
 
 @pytest.fixture(scope="module")
-def large(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    """A model of random weights that takes a picture as 1,024 tokens."""
+def large(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelBench]:
+    """A model with random weights and 1,024 tokens per image."""
     folder = engine.call(lambda: large_model(tmp_path_factory.mktemp("large"))).result(60)
-    room = Room(engine, folder)
+    room = ModelBench(engine, folder)
     yield room
     engine.call(room.model.close).result(60)
 
@@ -207,7 +207,7 @@ def large_model(folder: Path) -> Path:
 
 
 def _enliven(weights: Path) -> None:
-    """Make the weights larger: with those of a fresh model all prompts get the same answer."""
+    """Scale the weights up: with fresh weights all prompts get the same answer."""
     import mlx.core as mx
 
     held: Any = mx.load(str(weights))
@@ -223,7 +223,7 @@ RED, BLUE, SQUARE = shape("red"), shape("blue"), shape("green", "rectangle")
 QUESTION = "What colour is the shape?"
 
 
-def test_the_second_question_on_a_picture_reads_the_new_words_alone(large: Room) -> None:
+def test_second_question_on_an_image_prefills_only_new_tokens(large: ModelBench) -> None:
     first = large.cold(QUESTION, RED)
     second = large.ask("Which shape is it then?", RED)
     reuse = large.model.reuse
@@ -239,7 +239,7 @@ def test_the_second_question_on_a_picture_reads_the_new_words_alone(large: Room)
     assert (reuse.prefix_hits, reuse.image_misses) == (1, 1), "nor did it look again"
 
 
-def test_progress_starts_at_what_is_known(large: Room) -> None:
+def test_progress_starts_at_the_cached_prefix(large: ModelBench) -> None:
     large.cold(QUESTION, RED)
     second = large.ask("Which shape is it then?", RED)
     read = [chunk.prompt_read for chunk in second.chunks if chunk.phase == "prefill"]
@@ -248,7 +248,7 @@ def test_progress_starts_at_what_is_known(large: Room) -> None:
     assert read[-1] <= second.usage.prompt_tokens
 
 
-def test_a_picture_in_another_place_is_not_looked_at_again(demo: Room) -> None:
+def test_image_at_another_position_is_not_encoded_again(demo: ModelBench) -> None:
     demo.cold(QUESTION, RED)
     before = demo.model.reuse
     other = demo.ask(QUESTION, BLUE, RED)
@@ -260,7 +260,7 @@ def test_a_picture_in_another_place_is_not_looked_at_again(demo: Room) -> None:
     assert other.text == demo.cold(QUESTION, BLUE, RED).text
 
 
-def test_ten_turns_on_a_picture_read_each_turn_once(large: Room) -> None:
+def test_ten_turns_on_an_image_prefill_each_turn_once(large: ModelBench) -> None:
     large.forget()
     colds: list[tuple[str, tuple[Exchange, ...], str]] = []
     history: tuple[Exchange, ...] = ()
@@ -279,7 +279,7 @@ def test_ten_turns_on_a_picture_read_each_turn_once(large: Room) -> None:
         assert large.cold(prompt, history=before).text == text
 
 
-def test_a_second_picture_in_a_later_turn_leaves_the_first_known(demo: Room) -> None:
+def test_second_image_in_a_later_turn_keeps_the_first_cached(demo: ModelBench) -> None:
     first = demo.cold(QUESTION, RED)
     history = (Exchange(QUESTION, first.text, opened(RED)),)
     second = demo.ask("And this one?", BLUE, history=history)
@@ -288,7 +288,7 @@ def test_a_second_picture_in_a_later_turn_leaves_the_first_known(demo: Room) -> 
     assert second.text == demo.cold("And this one?", BLUE, history=history).text
 
 
-def test_equal_words_about_another_picture_are_read_anew(demo: Room) -> None:
+def test_same_question_about_another_image_is_prefilled_again(demo: ModelBench) -> None:
     expected = [demo.cold(QUESTION, image).text for image in (RED, BLUE, SQUARE)]
     demo.forget()
     for _ in range(2):
@@ -297,8 +297,8 @@ def test_equal_words_about_another_picture_are_read_anew(demo: Room) -> None:
     assert len(set(expected)) == 3
 
 
-def test_a_model_that_answers_alone_does_not_look_again_either(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
+def test_model_without_batching_does_not_encode_an_image_again(
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = demo.cold(QUESTION, RED).text
     answers_alone(demo, monkeypatch)
@@ -310,12 +310,12 @@ def test_a_model_that_answers_alone_does_not_look_again_either(
     assert demo.model.reuse.image_hits == before.image_hits + 2
 
 
-def test_a_seed_gives_the_same_answer_warm_and_cold(large: Room) -> None:
+def test_seed_gives_the_same_answer_with_and_without_the_cache(large: ModelBench) -> None:
     cold = large.cold(QUESTION, RED, temperature=1.0, seed=7)
     assert large.ask(QUESTION, RED, temperature=1.0, seed=7).text == cold.text
 
 
-def test_warm_prompts_are_read_together_and_answered_as_alone(demo: Room) -> None:
+def test_cached_prompts_in_a_batch_answer_as_alone(demo: ModelBench) -> None:
     asked = [f"What colour is the shape?{' please' * (n % 4)}" for n in range(12)]
     images = [RED, BLUE, SQUARE]
     expected = [demo.cold(q, images[n % 3]).text for n, q in enumerate(asked)]
@@ -332,7 +332,7 @@ def test_warm_prompts_are_read_together_and_answered_as_alone(demo: Room) -> Non
 
 
 def numbered(count: int) -> list[Image.Image]:
-    """Pictures that are all different."""
+    """Images that are all different."""
     made = [shape("red") for _ in range(count)]
     for at, image in enumerate(made):
         ImageDraw.Draw(image).rectangle((0, 0, 10 + 5 * at, 8), fill="blue")
@@ -341,8 +341,8 @@ def numbered(count: int) -> list[Image.Image]:
 
 @pytest.mark.parametrize("alone", [False, True], ids=["together", "alone"])
 @pytest.mark.parametrize("at", [1, 5, 18])
-def test_of_many_pictures_none_is_looked_at_after_a_cancel(
-    demo: Room, monkeypatch: pytest.MonkeyPatch, alone: bool, at: int
+def test_no_image_is_encoded_after_a_cancel(
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch, alone: bool, at: int
 ) -> None:
     if alone:
         answers_alone(demo, monkeypatch)
@@ -351,10 +351,10 @@ def test_of_many_pictures_none_is_looked_at_after_a_cancel(
     encode = tower.__call__
     images = numbered(20)
     expected = demo.cold(QUESTION, images[3]).text
-    demo.ask(QUESTION, *images[:2])  # the tower is tried
+    demo.ask(QUESTION, *images[:2])  # the encoder is probed
     demo.forget()
     request = GenerationRequest(prompt=QUESTION, images=opened(*images), sampling=Sampling(4))
-    asked = Asked(demo.model, request, None)
+    asked = RunningRequest(demo.model, request, None)
 
     def counting(self: Any, pixels: Any, *more: Any, **rest: Any) -> Any:
         asked_for.append(int(pixels.shape[0]))
@@ -378,9 +378,7 @@ def test_of_many_pictures_none_is_looked_at_after_a_cancel(
     assert demo.ask(QUESTION, images[3]).text == expected
 
 
-def test_as_many_write_together_as_memory_lasts_for(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_size_is_limited_by_memory(demo: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = demo.model._answering.batch
     assert batch is not None
     images = [RED, BLUE, SQUARE]
@@ -413,15 +411,13 @@ def test_as_many_write_together_as_memory_lasts_for(
     assert one.cache < max(most) <= 2 * one.cache
 
 
-def kept(room: Room) -> int:
+def kept(room: ModelBench) -> int:
     return room.model.reuse.prefix_bytes
 
 
 @pytest.mark.parametrize("picture", [True, False], ids=["picture", "words"])
-def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(
-    demo: Room, picture: bool
-) -> None:
-    """In mlx-vlm a cancelled turn leaves a cache ahead of its tokens: the next one reads wrong."""
+def test_cancelled_request_is_not_cached(demo: ModelBench, picture: bool) -> None:
+    """In mlx-vlm a cancelled turn leaves a cache longer than its tokens, which is wrong later."""
     images = [RED] if picture else []
     long = "Tell me about the shape, its colour and its place. " * 4
     follow = "Which shape is it?"
@@ -436,9 +432,7 @@ def test_of_an_answer_that_was_cancelled_anywhere_nothing_is_kept(
         assert (follows.usage.cached_tokens, follows.text) == (0, expected)
 
 
-def test_of_an_answer_that_failed_nothing_is_kept(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_request_is_not_cached(demo: ModelBench, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = demo.cold(QUESTION, RED).text
     demo.forget()
 
@@ -454,12 +448,12 @@ def test_of_an_answer_that_failed_nothing_is_kept(
 
 @pytest.mark.parametrize("company", [0, 2])
 @pytest.mark.parametrize("after", [1, 2, 5])
-def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
-    demo: Room, monkeypatch: pytest.MonkeyPatch, after: int, company: int
+def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch, after: int, company: int
 ) -> None:
-    report = Asked._report
+    report = RunningRequest._report
 
-    def stopping(self: Asked, chunk: GenerationChunk) -> None:
+    def stopping(self: RunningRequest, chunk: GenerationChunk) -> None:
         report(self, chunk)
         if self.prompt == QUESTION and chunk.completion_tokens == after:
             raise Stopped
@@ -467,18 +461,18 @@ def test_an_answer_that_a_stop_text_ended_is_kept_up_to_there(
     others = [f"{n}: which shape is it?" for n in range(company)]
     demo.forget()
     with monkeypatch.context() as patch:
-        patch.setattr(Asked, "_report", stopping)
+        patch.setattr(RunningRequest, "_report", stopping)
         stopped = demo.all([(asking(prompt, RED), None) for prompt in (QUESTION, *others)])[0]
     assert isinstance(stopped.error, Stopped)
     assert (stopped.usage.completion_tokens, kept(demo) > 0) == (after, True)
     follow = (Exchange(QUESTION, stopped.text.strip(), opened(RED)),)
     follows = demo.ask("Why?", history=follow)
-    # Its text may be a token behind.
+    # Its text may lag by one token.
     assert follows.usage.cached_tokens >= stopped.usage.prompt_tokens + after // 2
     assert follows.text == demo.cold("Why?", history=follow).text
 
 
-def test_a_third_cancelled_at_random_moments_changes_no_later_answer(demo: Room) -> None:
+def test_random_cancellations_do_not_change_later_answers(demo: ModelBench) -> None:
     controls = [(f"Question {n}: {QUESTION}", [RED, BLUE, SQUARE][n % 3]) for n in range(20)]
     expected = [demo.cold(prompt, image).text for prompt, image in controls]
     demo.forget()
@@ -500,7 +494,7 @@ def test_a_third_cancelled_at_random_moments_changes_no_later_answer(demo: Room)
             requests.append((request, cut_at(at)))
         for chat, (request, _), asked in zip(history, requests, demo.all(requests), strict=True):
             ends.append(asked.reason)
-            # A person asks on after an answer that was cut short, too.
+            # Users also continue after an answer that was cut short.
             turn = Exchange(request.prompt, asked.text or "...", request.images)
             history[chat] = (*history[chat], turn) if len(history[chat]) < 4 else ()
     assert set(ends) == {"stop", "length", "cancelled"}
@@ -509,11 +503,11 @@ def test_a_third_cancelled_at_random_moments_changes_no_later_answer(demo: Room)
     assert [demo.ask(prompt, image).text for prompt, image in controls] == expected
 
 
-def test_what_is_kept_is_bounded_and_unloading_frees_it(engine: Engine) -> None:
+def test_vision_caches_are_bounded_and_freed_by_unload(engine: Engine) -> None:
     import mlx.core as mx
 
     held = engine.call(mx.get_active_memory).result(60)
-    room = Room(engine, mlx_magic.demo_model())
+    room = ModelBench(engine, mlx_magic.demo_model())
     for n in range(12):
         room.ask(f"Question {n}?", shape("red" if n % 2 else "blue"))
         reuse = room.model.reuse
@@ -526,8 +520,8 @@ def test_what_is_kept_is_bounded_and_unloading_frees_it(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "second"])
-def test_a_processor_that_raises_ends_its_own_request_alone(
-    demo: Room, monkeypatch: pytest.MonkeyPatch, first: bool
+def test_failing_processor_ends_only_its_request(
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
     demo.forget()
@@ -554,8 +548,8 @@ def test_a_processor_that_raises_ends_its_own_request_alone(
     assert (well.text, well.error) == (expected, None)
 
 
-def test_a_prompt_that_cannot_be_read_is_nothing_to_those_that_are_written(
-    demo: Room, monkeypatch: pytest.MonkeyPatch
+def test_failed_prefill_does_not_affect_decoding_requests(
+    demo: ModelBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED, max_tokens=20).text
     demo.forget()

@@ -1,4 +1,4 @@
-"""The warm-up after a load: what it asks, how it is cancelled, and that it fails no load."""
+"""The warm-up after a load: its request, its cancellation, and that it fails no load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlx_magic.models.checkpoints.batch_support import Verdict
 
 
 class Model:
-    """Notes what is asked of it; answers in three slices, or fails in the second."""
+    """Records requests; answers in three slices, or fails in the second."""
 
     reuse = Reuse()
 
@@ -82,7 +82,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "is_gpu", lambda: True)
 
 
-def test_a_gpu_answers_a_short_request_and_keeps_nothing(gpu: None) -> None:
+def test_warm_up_on_a_gpu_answers_a_short_request_and_keeps_nothing(gpu: None) -> None:
     model, notes = Model(), Notes()
     assert len(list(begin(model, notes=notes))) == 4
     (request,) = model.asked
@@ -93,14 +93,16 @@ def test_a_gpu_answers_a_short_request_and_keeps_nothing(gpu: None) -> None:
     assert notes.said == [(10**9, 10**9, "loading: warming up")]
 
 
-def test_a_cpu_lets_a_small_model_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_on_a_cpu_runs_a_small_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "is_gpu", lambda: False)
     model = Model(nbytes=1000)
     list(begin(model))
     assert len(model.asked) == 1
 
 
-def test_a_cpu_only_makes_the_inputs_of_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_up_on_a_cpu_only_prepares_inputs_of_a_large_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(platform, "is_gpu", lambda: False)
     model = Model()
     list(begin(model))
@@ -109,7 +111,7 @@ def test_a_cpu_only_makes_the_inputs_of_a_large_one(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("slices", [0, 1, 2])
-def test_a_cancelled_load_stops_in_it(gpu: None, slices: int) -> None:
+def test_cancelled_load_stops_during_warm_up(gpu: None, slices: int) -> None:
     model, cancel = Model(), CancelToken()
     steps = begin(model, cancel)
     for _ in range(1 + slices):
@@ -121,7 +123,9 @@ def test_a_cancelled_load_stops_in_it(gpu: None, slices: int) -> None:
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
-def test_what_fails_in_it_fails_no_load(monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
+def test_failing_warm_up_does_not_fail_the_load(
+    monkeypatch: pytest.MonkeyPatch, on_gpu: bool
+) -> None:
     monkeypatch.setattr(platform, "is_gpu", lambda: on_gpu)
     model = Model(ValueError("no"))
     list(begin(model))
@@ -129,5 +133,5 @@ def test_what_fails_in_it_fails_no_load(monkeypatch: pytest.MonkeyPatch, on_gpu:
     assert "close" not in model.calls
 
 
-def test_a_text_model_is_asked_without_a_picture() -> None:
+def test_warm_up_of_a_text_model_has_no_image() -> None:
     assert warmup.sample("m", image=False).images == ()

@@ -1,4 +1,4 @@
-"""The wired limit: set by the first who needs it, put back by the last."""
+"""The wired memory limit: set by the first user, restored by the last."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from mlx_magic.backends.device.wired_memory import Wired
 
 
-def test_the_last_puts_back_what_the_first_has_set() -> None:
+def test_last_user_restores_the_limit_set_by_the_first() -> None:
     wired = Wired().held
     limits = ["before"]
 

@@ -24,7 +24,7 @@ def result(reason: FinishReason, tokens: int = 5, text: str = "yes") -> VisionRe
     return VisionResult(text, "demo", reason, usage=usage)
 
 
-def test_a_seed_makes_the_same_requests_and_a_third_or_more_is_to_be_cancelled() -> None:
+def test_seed_repeats_the_plan_and_a_third_is_cancelled() -> None:
     made = plans(300, 1, DRAWN)
     assert made == plans(300, 1, DRAWN) != plans(300, 2, DRAWN)
     cuts = [plan.cut for plan in made if plan.cut is not None]
@@ -53,7 +53,7 @@ def test_a_seed_makes_the_same_requests_and_a_third_or_more_is_to_be_cancelled()
         (replace(PLAN, broken=True), GenerationError("No.", model="demo")),
     ],
 )
-def test_ends_that_are_as_they_should_be(plan: Plan, end: VisionResult | BaseException) -> None:
+def test_expected_outcomes_are_accepted(plan: Plan, end: VisionResult | BaseException) -> None:
     assert fault(plan, end) == ""
 
 
@@ -73,7 +73,7 @@ def test_ends_that_are_as_they_should_be(plan: Plan, end: VisionResult | BaseExc
         (replace(PLAN, broken=True), RuntimeError("no")),
     ],
 )
-def test_ends_that_are_not(plan: Plan, end: VisionResult | BaseException) -> None:
+def test_unexpected_outcomes_are_reported(plan: Plan, end: VisionResult | BaseException) -> None:
     assert fault(plan, end) != ""
 
 
@@ -90,7 +90,7 @@ def missed(held: Seen) -> list[str]:
     return [target.what for target in endurance._report(held, 1).targets if not target.met]
 
 
-def test_what_is_left_behind_or_changed_is_missed() -> None:
+def test_leaks_and_changed_answers_miss_the_target() -> None:
     assert missed(seen()) == []
     assert missed(seen(afterwards=160)) == ["memory afterwards/before and what is kept"]
     assert missed(seen(seats=1)) == ["seats, rows, leases, threads left behind"]

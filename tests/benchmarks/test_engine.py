@@ -35,7 +35,7 @@ def report(held: Rounds, limits: Limits) -> Report:
     return engine._report(held, names, limits, dict.fromkeys(names, 2**20))
 
 
-def test_ratios_and_targets_of_a_round() -> None:
+def test_report_has_ratios_and_targets() -> None:
     made = report(rounds(), CPU_LIMITS)
     rows = {row.what: row.summary.median for row in made.rows}
     targets = {target.what: target for target in made.targets}
@@ -49,32 +49,32 @@ def test_ratios_and_targets_of_a_round() -> None:
     assert targets["alone, ours/raw: decode"].at_least
 
 
-def test_a_gpu_is_promised_nothing_about_the_server() -> None:
+def test_gpu_report_has_no_server_target() -> None:
     made = report(rounds(), GPU_LIMITS)
     assert not [target for target in made.targets if "server" in target.what]
     assert [row for row in made.rows if "server" in row.what]
 
 
-def test_without_a_server_the_table_says_so() -> None:
+def test_report_without_a_server_says_not_installed() -> None:
     made = report(rounds(server=False), CPU_LIMITS)
     assert made.settings["mlx-vlm's server"] == "not installed"
     assert not [row for row in made.rows if "server" in row.what]
 
 
-def test_other_texts_are_said() -> None:
+def test_report_counts_answers_that_differ() -> None:
     made = report(rounds(ours="other"), CPU_LIMITS)
     assert made.settings["same text, ours and raw"] == "0 of 82"
     assert made.settings["same text, one BatchGenerator and raw"] == "82 of 82"
 
 
-def test_everyone_begins_in_turn() -> None:
+def test_each_peer_starts_first_once() -> None:
     peers: list[Peer] = [Worker.__new__(Worker) for _ in range(3)]
     orders = [engine.in_turn(peers, turn) for turn in range(3)]
     assert {id(order[0]) for order in orders} == {id(peer) for peer in peers}
     assert all({*map(id, order)} == {*map(id, peers)} for order in orders)
 
 
-def test_every_kind_of_load_comes_in_the_first_round() -> None:
+def test_first_round_has_every_kind_of_load() -> None:
     plan = list(engine._plan(2, 5))
     assert set(plan[:5]) == set(plan)
     assert (plan.count((1, False)), plan.count((32, True))) == (5, 2)
@@ -88,7 +88,7 @@ def seen(image_tokens: int, cached: int) -> Seen:
     )
 
 
-def test_what_is_read_again_is_a_part_of_the_prompt() -> None:
+def test_prefilled_share_is_a_percentage_of_the_prompt() -> None:
     made = reuse._report(seen(1024, 1900), ["raw", "ours"])
     measured = {target.what: target.measured for target in made.targets}
     assert measured["second question/first, first token"] == pytest.approx(0.1)
@@ -96,12 +96,12 @@ def test_what_is_read_again_is_a_part_of_the_prompt() -> None:
     assert made.settings["same text, ours and raw"] == "3 of 3"
 
 
-def test_a_picture_of_few_tokens_proves_nothing() -> None:
+def test_image_with_too_few_tokens_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="only 64 tokens"):
         reuse._report(seen(64, 0), ["raw", "ours"])
 
 
-def test_a_twin_links_the_weights_and_cuts_tiles(tmp_path: Path) -> None:
+def test_twin_model_links_weights_and_enables_tiling(tmp_path: Path) -> None:
     twin = random_model.twin(demo.folder(), tmp_path / "twin", tiles=True, float32=False)
     assert (twin / "model.safetensors").samefile(demo.folder() / "model.safetensors")
     assert '"do_image_splitting": true' in (twin / "preprocessor_config.json").read_text("utf-8")
@@ -112,7 +112,7 @@ def test_a_twin_links_the_weights_and_cuts_tiles(tmp_path: Path) -> None:
 
 @pytest.mark.model
 @pytest.mark.timeout(300)
-def test_all_ways_in_process_answer_alike(tmp_path: Path) -> None:
+def test_all_in_process_variants_give_the_same_answers(tmp_path: Path) -> None:
     model = random_model.twin(demo.folder(), tmp_path / "model", tiles=False, float32=True)
     pictures = Pictures(tmp_path / "pictures")
     asks = [Ask("What is this?", pictures.draw()), Ask("Where is the square?", pictures.draw())]

@@ -16,12 +16,12 @@ def test_summary_quotes_the_median() -> None:
     assert (held.median, held.lowest, held.highest, held.n) == (3.0, 1.0, 10.0, 3)
 
 
-def test_nothing_measured_is_an_error() -> None:
+def test_empty_measurement_is_an_error() -> None:
     with pytest.raises(ValueError, match="Nothing was measured"):
         figures.summary([])
 
 
-def test_ratios_are_of_pairs() -> None:
+def test_ratios_are_computed_from_pairs() -> None:
     assert figures.ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
     with pytest.raises(ValueError, match="zip"):
         figures.ratios([1.0], [1.0, 2.0])
@@ -31,7 +31,7 @@ def test_ratios_are_of_pairs() -> None:
     ("measured", "at_least", "met"),
     [(0.96, True, True), (0.95, True, True), (0.94, True, False), (0.94, False, True)],
 )
-def test_a_target_is_a_floor_or_a_ceiling(measured: float, at_least: bool, met: bool) -> None:
+def test_target_is_a_minimum_or_a_maximum(measured: float, at_least: bool, met: bool) -> None:
     report = Report("cell")
     report.expect("a ratio", measured, 0.95, at_least=at_least)
     assert report.targets[0].met is met

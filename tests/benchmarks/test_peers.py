@@ -1,4 +1,4 @@
-"""Peers that are compared meet the same cores."""
+"""Compared processes run on the same cores."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ threading.Event().wait()
 
 
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 300), min_size=1, max_size=200))
-def test_a_turn_gets_a_few_cores_that_are_there(turn: int, there: set[int]) -> None:
+def test_each_turn_gets_a_few_available_cores(turn: int, there: set[int]) -> None:
     held = sorted(there)
     cores = peers.cores_of(turn, held)
     assert set(cores) <= there
     assert len(cores) == (peers.CORES if len(held) >= 2 * peers.CORES else len(held))
 
 
-def test_all_cores_have_their_turn() -> None:
+def test_turns_rotate_over_all_cores() -> None:
     turns = [peers.cores_of(turn, range(16)) for turn in range(8)]
     assert sorted(core for cores in turns[:4] for core in cores) == list(range(16))
     assert turns[4:] == turns[:4]
@@ -52,7 +52,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux can be told so")
-def test_every_thread_is_put_on_them_and_let_go_afterwards(
+def test_every_thread_is_pinned_and_released_afterwards(
     process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = os.sched_getaffinity(0)
@@ -69,7 +69,7 @@ def places(process: subprocess.Popen[str]) -> list[set[int]]:
     return [os.sched_getaffinity(thread.id) for thread in threads]
 
 
-def test_one_that_has_gone_does_no_harm(process: subprocess.Popen[str]) -> None:
+def test_process_that_has_exited_is_ignored(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()
     peer: Any = SimpleNamespace(name="one", pid=process.pid)

@@ -9,7 +9,7 @@ from benchmarks.figures import Report
 MACHINE = {"processor": "A, 2 cores", "memory": "8 GiB", "system": "Linux", "date": "2026-01-02"}
 
 
-def test_figures_replace_what_was_between_the_marks() -> None:
+def test_figures_replace_the_text_between_the_markers() -> None:
     text = f"Before.\n{readme.BEGIN}\nold\n{readme.END}\nAfter.\n"
     filled = readme.filled(text, ["| new |"])
     assert "old" not in filled
@@ -19,7 +19,7 @@ def test_figures_replace_what_was_between_the_marks() -> None:
     assert readme.filled(filled, ["| new |"]) == filled
 
 
-def test_a_missed_target_is_said(tmp_path: Path) -> None:
+def test_missed_target_is_shown(tmp_path: Path) -> None:
     report = Report("cell", {"model": "tiny"})
     report.add("decode", "tokens/s", [100.0])
     report.expect("ratio", 1.5, 1.1)
@@ -29,7 +29,7 @@ def test_a_missed_target_is_said(tmp_path: Path) -> None:
     assert "| ratio | 1.5 | at most 1.1 | **missed** |" in table
 
 
-def test_committed_readme_holds_the_committed_figures() -> None:
+def test_committed_readme_has_the_committed_figures() -> None:
     text = (readme.HERE / "README.md").read_text(encoding="utf-8")
     found = sorted((readme.HERE / "results").glob("*.json"))
     assert found

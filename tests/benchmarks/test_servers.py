@@ -21,7 +21,7 @@ def event(text: str | None = None, **more: Any) -> bytes:
     return json.dumps({"choices": choices, **more}).encode()
 
 
-def test_a_stream_is_read_with_its_usage_and_peak() -> None:
+def test_stream_is_read_with_usage_and_peak_memory() -> None:
     usage = {"prompt_tokens": 70, "completion_tokens": 5}
     events = [
         (0.1, event("")),
@@ -34,7 +34,7 @@ def test_a_stream_is_read_with_its_usage_and_peak() -> None:
     assert (answer.tokens, answer.prompt_tokens, peak) == (5, 70, 500_000_000)
 
 
-def test_a_server_that_counts_nothing_wrote_what_was_asked_for() -> None:
+def test_server_without_usage_counts_as_max_tokens() -> None:
     answer, peak = read_events([(1.0, event("whole answer"))], 64)
     assert (answer.tokens, answer.prompt_tokens, peak) == (64, 0, 0)
 
@@ -45,7 +45,7 @@ def test_a_stream_without_text_is_an_error() -> None:
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers only when as many requests wait as are expected at once."""
+    """Answers once the expected number of requests is waiting."""
 
     together = threading.Barrier(4)
     bodies: list[dict[str, Any]]
@@ -72,7 +72,7 @@ def endpoint(tmp_path: Path) -> Iterator[tuple[Server, Process]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    # Stands for the server's own process, and ends only when it is ended.
+    # Stands for the server's process; runs until it is closed.
     process = Process([sys.executable, "-c", "import sys; sys.stdin.read()"], tmp_path, {})
     yield Server("fake", process, server.server_port, "/v1", "m", inline=True), process
     process.close()
@@ -102,14 +102,14 @@ def test_a_refusal_is_an_error(endpoint: tuple[Server, Process], tmp_path: Path)
         endpoint[0].answer([Ask("q", str(picture))], 0)
 
 
-def test_a_server_that_ends_says_why(tmp_path: Path) -> None:
+def test_server_that_exits_reports_its_output(tmp_path: Path) -> None:
     process = Process([sys.executable, "-c", "raise SystemExit('no such model')"], tmp_path, {})
     with pytest.raises(RuntimeError, match="no such model"):
         Server("fake", process, free_port(), "/v1", "m").wait()
     process.close()
 
 
-def test_memory_of_a_process_is_watched(endpoint: tuple[Server, Process]) -> None:
+def test_process_memory_is_measured(endpoint: tuple[Server, Process]) -> None:
     watch = MemoryWatch([endpoint[0]])
     seen = threading.Event()
     with watch:

@@ -1,4 +1,4 @@
-"""The benchmark of the first request after a load: its sums, and one real process."""
+"""The benchmark of the first request after a load: its figures, and one real process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks import warmup
 from mlx_magic.demo import folder as bundled
 
 
-def test_each_way_is_run_as_often_and_compared_with_itself(
+def test_each_variant_runs_equally_often_and_is_compared_in_pairs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     names: list[str] = []
@@ -33,7 +33,7 @@ def test_each_way_is_run_as_often_and_compared_with_itself(
     assert target.measured == pytest.approx(1.2)
 
 
-def test_a_process_loads_and_answers(tmp_path: Path) -> None:
+def test_benchmark_process_loads_and_answers(tmp_path: Path) -> None:
     from benchmarks.workload import Pictures
 
     pictures = Pictures(tmp_path)

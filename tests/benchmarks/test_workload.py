@@ -23,7 +23,7 @@ bursts = st.builds(
 )
 
 
-def test_a_picture_stays_in_the_first_turn_of_a_chat() -> None:
+def test_image_stays_in_the_first_turn_of_a_chat() -> None:
     ask = Ask("third?", "a.png", (("first?", "one"), ("second?", "two")))
     turns = ask.messages(PICTURE)
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"]
@@ -32,31 +32,31 @@ def test_a_picture_stays_in_the_first_turn_of_a_chat() -> None:
     assert turns[4]["content"] == [{"type": "text", "text": "third?"}]
 
 
-def test_a_question_alone_has_its_picture() -> None:
+def test_single_question_has_its_image() -> None:
     assert Ask("what?", "a.png").messages(PICTURE) == [
         {"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}
     ]
 
 
 @given(bursts)
-def test_a_burst_crosses_a_process(burst: Burst) -> None:
+def test_burst_round_trips_through_json(burst: Burst) -> None:
     assert Burst.from_json(json.loads(json.dumps(burst.as_json()))) == burst
     assert "text" not in json.dumps(burst.numbers())
 
 
-def test_figures_of_a_burst() -> None:
+def test_burst_metrics() -> None:
     burst = Burst(2.0, (Answer(0.5, 1.5, 11, "a"), Answer(1.25, 2.0, 9, "b")))
     assert (burst.rate, burst.last_first) == (10.0, 1.25)
     assert burst.answers[0].decode == 10.0
 
 
-def test_a_slow_step_does_not_change_the_median_one() -> None:
+def test_slow_step_does_not_change_the_median() -> None:
     assert Answer.of([1.0, 1.5, 2.0, 9.0, 9.5], 5, "a").step == 0.5
     assert Answer.of([1.0], 1, "a").step == 0.0
 
 
 @pytest.mark.parametrize(("same", "pictures"), [(True, 1), (False, 8)])
-def test_no_two_questions_of_a_load_or_of_two_turns_are_the_same(
+def test_questions_of_a_load_and_of_its_turns_are_distinct(
     tmp_path: Path, same: bool, pictures: int
 ) -> None:
     drawn = Pictures(tmp_path, (32, 24))
@@ -67,7 +67,7 @@ def test_no_two_questions_of_a_load_or_of_two_turns_are_the_same(
     assert not {ask.picture for ask in first} & {ask.picture for ask in second}
 
 
-def test_only_words_count_when_texts_are_compared() -> None:
+def test_text_comparison_ignores_special_tokens() -> None:
     assert workload.matches(["ab\ufffd", "c", "d"], ["a\ufffdb", "c", "x"]) == 2
     assert workload.matches(["One. Two"], ["One.<end_of_utterance> Two<|im_end|>"]) == 1
     assert workload.matches(["1 < 2, 3 > 2"], ["1  2, 3  2"]) == 0

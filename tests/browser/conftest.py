@@ -22,7 +22,7 @@ OpenPanel = Callable[..., PanelPage]
 _FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    # A camera that shows a moving pattern, and nobody who must allow it.
+    # A fake camera with a moving pattern that needs no permission.
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
 )
 
@@ -61,7 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Pages:
-    """Pages for tests: the last test's, if it was left as it was found, or new ones."""
+    """Pages for tests: that of the previous test if it was left clean, or new ones."""
 
     def __init__(self, browser: Browser) -> None:
         self._browser = browser
@@ -102,7 +102,7 @@ _FAILED = pytest.StashKey[bool]()
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Note which tests failed: what they leave behind is not for the next one."""
+    """Record failed tests, so that their pages are not reused."""
     report = yield
     item.stash[_FAILED] = report.failed or item.stash.get(_FAILED, False)
     return report

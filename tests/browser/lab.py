@@ -154,7 +154,7 @@ class LabServer:
         raise AssertionError(f"JupyterLab did not start:\n{self._log.read_text()}")
 
 
-# JupyterLab takes some eight seconds to load, most of it work for the processor, and less than one
+# JupyterLab takes about eight seconds to load, mostly processor time, and less than one
 # to open a further notebook.
 _OPEN = """async (path) => {
   const { context } = await window.jupyterapp.commands.execute("docmanager:open", { path });
@@ -222,7 +222,7 @@ class LabNotebook:
 
     @property
     def cancel(self) -> Locator:
-        """The Cancel buttons in sight."""
+        """The visible Cancel buttons."""
         return self.page.locator("button.jupyter-button", has_text="Cancel")
 
     def cell(self, number: int) -> Locator:
@@ -249,7 +249,7 @@ class LabNotebook:
         self.finish(number)
 
     def expect_waiting(self, number: int) -> None:
-        """See that a cell waits or runs: it shows a star."""
+        """Expect that a cell waits or runs: it shows a star."""
         expect(self.cell(number).locator(".jp-InputPrompt")).to_have_text("[*]:")
 
     def choose_menu(self, menu: str, *items: str) -> None:

@@ -1,4 +1,4 @@
-"""A panel as a person, or a screen reader, finds its way in it: by roles and names."""
+"""A panel as a user or a screen reader finds its controls: by roles and names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TO_CLIPBOARD = """async (data) => {
 
 
 def scripted(model: Path, answer: str = "Two **red** squares.\n\n", hold: str | None = None) -> str:
-    """Return a first cell: a backend that follows a script, and a picture `img`.
+    """Return a first cell: a backend that follows a script, and an image `img`.
 
     A second model is at hand as `other`.
     """
@@ -120,12 +120,12 @@ class PanelPage:
         self.button("Run").click()
 
     def expect_ended(self, number: int, model: str = "demo") -> None:
-        """See that an answer has ended: it can be copied."""
+        """Expect that an answer has ended: it can be copied."""
         copy = self.answer(number, model).get_by_role("button", name="Copy", exact=True)
         expect(copy).to_be_visible(timeout=LOADING)
 
     def expect_pictures(self, *names: str) -> None:
-        """See which pictures stand ready, in order."""
+        """Expect these images, in order."""
         expect(self.thumbnails.locator(".mlxv-name")).to_have_text(list(names))
 
     def choose(self, *names: str) -> None:
@@ -139,7 +139,7 @@ class PanelPage:
         self.conversation.evaluate(_DROP, [name, _encoded(name)])
 
     def paste(self, name: str) -> None:
-        """Paste a picture that some other program has copied."""
+        """Paste an image copied by another program."""
         self.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         self.page.evaluate(_TO_CLIPBOARD, _encoded(name))
         self.prompt.click()
@@ -151,7 +151,7 @@ class PanelPage:
         return str(self.page.evaluate("navigator.clipboard.readText()"))
 
     def expect_growing(self, number: int, model: str = "demo") -> None:
-        """See that an answer's text becomes longer, and that from now on nothing else moves."""
+        """Expect that an answer's text grows, and that nothing else moves afterwards."""
         text = self.text(number, model)
         before = len(text.text_content() or "")
         # Looked for anew each time: a turn may be drawn again, above all after a reload.
@@ -168,7 +168,7 @@ class PanelPage:
 
 
 def expect_labels(panel: PanelPage) -> None:
-    """See that every control in sight has a name, and every disabled button says why."""
+    """Expect that every control in sight has a name, and every disabled button says why."""
     controls = panel.root.locator(CONTROLS).filter(visible=True)
     for control in controls.all():
         expect(control).to_have_accessible_name(re.compile(r"\S"))

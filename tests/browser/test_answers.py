@@ -84,7 +84,7 @@ def expected() -> list[int]:
     ]
 
 
-# Whatever of an output is met by the mouse is within the area of that output; links are absolute.
+# Every element of an output lies within that output's area; links are absolute.
 LOOK = r"""(areas) => {
   const faults = [];
   const absolute = /^(https?:\/\/[^\/\\?#]|mailto:[^\/\\?#])/i;
@@ -116,13 +116,13 @@ LOOK = r"""(areas) => {
   }
   return faults;
 }"""
-# Of ours, MathJax must not have touched anything but the honest ones.
+# MathJax must have typeset only the ordinary formulas of our outputs.
 SET_WRONG = """(areas) => areas.flatMap((area) => [...area.querySelectorAll("mjx-container")]
   .filter((node) => !node.closest(".mathjax_process")).map((node) => node.textContent))"""
 
 
 def look(page: Page, areas: Locator, *, typeset: int) -> None:
-    """See that outputs are harmless, and `typeset` formulas typeset."""
+    """Expect that outputs are harmless, and `typeset` formulas typeset."""
     # MathJax comes with the first formula: on a busy machine that takes a while.
     expect(areas.locator("mjx-container")).to_have_count(typeset, timeout=60_000)
     assert areas.evaluate_all(LOOK) == []
@@ -132,7 +132,7 @@ def look(page: Page, areas: Locator, *, typeset: int) -> None:
 
 
 def check(notebook: LabNotebook) -> None:
-    """See that each cell but the first and the last shows harmless outputs."""
+    """Expect that each cell but the first and the last shows harmless outputs."""
     for cell, number in enumerate(expected(), start=1):
         notebook.cell(cell).scroll_into_view_if_needed()
         areas = notebook.cell(cell).locator(".jp-OutputArea-output")
@@ -144,7 +144,7 @@ def check(notebook: LabNotebook) -> None:
 
 
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
-def test_hostile_answers_do_nothing_live_and_in_a_notebook_of_somebody_else(
+def test_hostile_answers_are_harmless_live_and_in_an_opened_notebook(
     open_notebook: OpenNotebook, server: LabServer, model: Path, front_end: Any
 ) -> None:
     notebook = open_notebook(MAKE, *CELLS, UNGUARDED, front_end=front_end, own_page=True)
@@ -153,7 +153,7 @@ def test_hostile_answers_do_nothing_live_and_in_a_notebook_of_somebody_else(
     check(notebook)
     saved = notebook.saved()
 
-    # Somebody else's: its outputs were not made here, so they are not trusted.
+    # A notebook from elsewhere: its outputs were not made here, so they are not trusted.
     saved.cells[0].source = "# not trusted"
     other = server.notebooks / "of-somebody-else.ipynb"
     server.write(other, saved)
@@ -167,7 +167,7 @@ def test_hostile_answers_do_nothing_live_and_in_a_notebook_of_somebody_else(
         assert notebook.foreign_requests == []
 
 
-def test_an_exported_conversation_does_nothing_in_the_markdown_viewer(
+def test_exported_conversation_is_harmless_in_the_markdown_viewer(
     open_notebook: OpenNotebook, server: LabServer
 ) -> None:
     notebook = open_notebook(MAKE, EXPORT, own_page=True)
@@ -186,7 +186,7 @@ def test_an_exported_conversation_does_nothing_in_the_markdown_viewer(
         page.goto(server.file_address("bad.md"))
 
 
-def test_a_hostile_answer_does_nothing_while_it_is_written(
+def test_hostile_answer_is_harmless_while_it_streams(
     open_notebook: OpenNotebook, model: Path
 ) -> None:
     text = "\n\n".join([*ANSWERS.values(), *HONEST.values(), "the end\n\n"])

@@ -22,7 +22,7 @@ from .test_answers import LOOK
 MATHJAX = Path("/usr/share/javascript/mathjax")
 """Debian's libjs-mathjax: what nbconvert's pages load from a server that is not reached here."""
 
-# Without MathJax's own "Safe": it is our defense that is looked at.
+# Without MathJax's own "Safe": only our defense is tested.
 ADDRESS = "https://cdn.example/mathjax/MathJax.js?config=TeX-AMS_CHTML-full"
 
 pytestmark = [
@@ -79,21 +79,23 @@ def opened(page: Page, html: str, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["text/html", "text/markdown"])
-def test_hostile_answers_do_nothing_in_exported_html(kind: str, page: Page, tmp_path: Path) -> None:
+def test_hostile_answers_are_harmless_in_exported_html(
+    kind: str, page: Page, tmp_path: Path
+) -> None:
     assert opened(page, exported((kind,)), tmp_path) == []
     areas = page.locator(".jp-OutputArea-output")
     expect(areas).to_have_count(len(ANSWERS) + len(HONEST))
-    # What nbconvert and MathJax put there themselves.
+    # Added by nbconvert and MathJax.
     page.evaluate(
         """() => document.querySelectorAll('a.anchor-link, script[type^="math/tex"]')
           .forEach((node) => node.remove())"""
     )
     assert areas.evaluate_all(LOOK) == []
     assert page.evaluate("window.pwned") is None
-    # Honest formulas are typeset there, too.
+    # Ordinary formulas are typeset there, too.
     assert page.locator(".MathJax_CHTML, .mjx-chtml").count() > 0
 
 
-def test_a_formula_as_it_came_would_fetch(page: Page, tmp_path: Path) -> None:
+def test_unescaped_formula_would_fetch(page: Page, tmp_path: Path) -> None:
     bad = rf"<div>$\style{{background-image:url(http://{HOST}/html)}}{{x}}$</div>"
     assert f"http://{HOST}/html" in opened(page, exported(("text/html",), bad), tmp_path)

@@ -26,7 +26,7 @@ QUESTION = "%%vision img -o answer --max-tokens 1000000\nWhat is this?"
 
 
 def setup(model: Path, answer: str = ANSWER, hold: str | None = None) -> str:
-    """Return a first cell: the extension, a picture, and a backend that follows a script."""
+    """Return a first cell: the extension, an image, and a backend that follows a script."""
     return f"""
 %load_ext mlx_magic
 %config VisionMagics.model = {str(model)!r}
@@ -38,7 +38,7 @@ script = use_scripted({answer!r}, hold={hold!r})
 
 
 def assert_harmless(page: Page) -> None:
-    """See that nothing of a hostile answer has run, and nothing waits for a click."""
+    """Expect that nothing of a hostile answer ran, and that nothing waits for a click."""
     assert page.evaluate("window.pwned") is None
     outputs = page.locator(".jp-OutputArea-output")
     dangerous = "script, iframe, svg[onload], [onerror], [href^='javascript'], [src^='http']"
@@ -64,7 +64,7 @@ def test_answer_has_thumbnail_and_text_and_survives_saving(
     assert notebook.foreign_requests == []
 
 
-# Cancel is promised in both: it is tried in both each time.
+# Cancel must work in both: each run tests both.
 @pytest.mark.parametrize("front_end", ["lab", "notebook"])
 def test_cancel_button_stops_the_answer_and_the_queued_cell_runs(
     open_notebook: OpenNotebook, model: Path, front_end: str

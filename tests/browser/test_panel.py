@@ -1,4 +1,4 @@
-"""A panel while things happen: answers that are stopped, cells beside it, pages that come back.
+"""The panel during answers, cancellation, running cells, and page reloads.
 
 The backend follows a script here, and writes until it is told to stop.
 """
@@ -24,14 +24,14 @@ LOST = "The kernel was restarted or the connection is lost."
 
 
 def expect_cancelled(panel: PanelPage, number: int, model: str = "smol") -> None:
-    """See that an answer was cancelled and kept what was written."""
+    """Expect that an answer was cancelled and kept its text."""
     panel.expect_ended(number, model)
     expect(panel.answer(number, model)).to_contain_text("cancelled")
     expect(panel.text(number, model)).to_contain_text("squares")
 
 
 @BOTH
-def test_an_answer_is_stopped_and_the_panel_goes_on(
+def test_answer_can_be_cancelled_and_the_panel_stays_usable(
     open_panel: OpenPanel, models: Path, front_end: FrontEnd
 ) -> None:
     panel = open_panel(scripted(models, hold="decode"), LET_END, front_end=front_end)
@@ -68,7 +68,7 @@ def test_an_answer_is_stopped_and_the_panel_goes_on(
     expect(panel.text(3, "smol").locator("strong")).to_have_text("red")
 
 
-def test_compared_answers_are_cancelled_one_by_one_or_together(
+def test_compared_answers_can_be_cancelled_individually_or_together(
     open_panel: OpenPanel, models: Path
 ) -> None:
     panel = open_panel(scripted(models, hold="decode"), LET_END)
@@ -76,7 +76,7 @@ def test_compared_answers_are_cancelled_one_by_one_or_together(
     panel.select("Second", "other")
     panel.ask("Which is it?")
     for model in ("smol", "other"):
-        # Both at once: neither waits for the end of the other.
+        # Both run at once: neither waits for the other.
         expect(panel.text(1, model)).to_contain_text("squares")
     panel.screenshot("comparing")
     panel.button("Cancel smol").click()
@@ -99,7 +99,7 @@ def test_compared_answers_are_cancelled_one_by_one_or_together(
     expect(panel.conversation).to_contain_text("Answers appear here.")
 
 
-def test_a_cell_and_two_panels_run_beside_each_other(open_panel: OpenPanel, models: Path) -> None:
+def test_cell_and_two_panels_run_concurrently(open_panel: OpenPanel, models: Path) -> None:
     question = "%%vision img -o answer\nFrom a cell?"
     cells = ("%vision panel", question, "print(answer.finish_reason)")
     first = open_panel(scripted(models, hold="decode"), *cells)
@@ -134,7 +134,7 @@ def test_a_cell_and_two_panels_run_beside_each_other(open_panel: OpenPanel, mode
 
 
 @BOTH
-def test_a_reloaded_page_goes_on_and_a_restarted_kernel_says_so(
+def test_reloaded_page_continues_and_a_restarted_kernel_is_reported(
     open_panel: OpenPanel, models: Path, front_end: FrontEnd
 ) -> None:
     panel = open_panel(scripted(models), HOLD, front_end=front_end)
@@ -176,7 +176,7 @@ def test_a_reloaded_page_goes_on_and_a_restarted_kernel_says_so(
     expect(panel.turn(2)).to_have_count(0)
 
 
-def test_everything_is_done_by_keyboard(open_panel: OpenPanel, models: Path) -> None:
+def test_panel_is_usable_by_keyboard_only(open_panel: OpenPanel, models: Path) -> None:
     panel = open_panel(scripted(models, hold="decode"), "'the next one'")
     page = panel.page
     panel.prompt.focus()
@@ -272,7 +272,7 @@ squares = 2
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_looks(open_panel: OpenPanel, models: Path, theme: str) -> None:
+def test_panel_screenshots(open_panel: OpenPanel, models: Path, theme: str) -> None:
     panel = open_panel(scripted(models, LOOKS), HOLD)
     page = panel.page
     if theme == "dark":

@@ -1,4 +1,4 @@
-"""Asking by mouse with the bundled model: pictures in, answers out, and what is done with them."""
+"""Asking by mouse with the bundled model: adding images, and copying and saving answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BOTH = f'First: the word "violin" on a white background. Second: a {SHAPES}.'
 SETUP = f"{REAL}\nfrom PIL import Image\nphoto = Image.open({str(PICTURES / 'number.png')!r})"
 
 
-def test_pictures_come_by_every_way_and_answers_go_every_way(open_panel: OpenPanel) -> None:
+def test_images_are_added_and_answers_exported_in_every_way(open_panel: OpenPanel) -> None:
     panel = open_panel(SETUP, "print(kept.finish_reason, kept.text)", "'the next one'")
     give_pictures(panel)
     ask_about_two(panel)
@@ -31,7 +31,7 @@ def test_pictures_come_by_every_way_and_answers_go_every_way(open_panel: OpenPan
 
 
 def give_pictures(panel: PanelPage) -> None:
-    """Choose, drop, paste, photograph and name pictures; then move and remove them."""
+    """Choose, drop, paste, photograph and name images; then move and remove them."""
     panel.choose("shapes.png")
     panel.expect_pictures("shapes.png")
     panel.drop("two.png")
@@ -60,7 +60,7 @@ def give_pictures(panel: PanelPage) -> None:
     for name in ("two.png", "camera.jpeg", "photo"):
         panel.button(f"Remove {name}").click()
     panel.expect_pictures("pasted.png", "shapes.png")
-    # What is no picture is told in place.
+    # A file that is not an image is reported in the panel.
     panel.variable.fill("nothing_of_this_name")
     panel.page.keyboard.press("Enter")
     problem = panel.root.get_by_role("alert").filter(has_text="nothing_of_this_name")
@@ -153,7 +153,7 @@ def copy_and_insert(panel: PanelPage) -> None:
     panel.screenshot("inserted")
 
 
-def test_two_real_models_answer_side_by_side(open_panel: OpenPanel, tmp_path: Path) -> None:
+def test_two_real_models_answer_concurrently(open_panel: OpenPanel, tmp_path: Path) -> None:
     copied = f"""
 import shutil, mlx_magic
 %load_ext mlx_magic

@@ -1,4 +1,4 @@
-"""The panel's two widgets as a person meets them, in JupyterLab and in Notebook 7.
+"""The panel's two widgets in JupyterLab and in Notebook 7.
 
 The cells build them with data of their own; what Python hears of the page stands in a label.
 """
@@ -100,16 +100,16 @@ class FrontPage:
         return self.panel.get_by_role("button", name=name, exact=isinstance(name, str))
 
     def expect_heard(self, what: str, **values: Any) -> None:
-        """See that Python hears of something."""
+        """Expect that Python received a message."""
         expect(self.page.locator(".heard").first).to_contain_text(json.dumps([what, values]))
 
     def heard(self) -> list[list[Any]]:
-        """Return everything that Python has heard, as far as the page knows."""
+        """Return all messages that Python received, as far as the page knows."""
         calls: list[list[Any]] = json.loads(self.page.locator(".heard").first.inner_text())
         return calls
 
     def names(self, *names: str) -> None:
-        """See which thumbnails there are, in order."""
+        """Expect these thumbnails, in order."""
         expect(self.pictures.locator(".mlxv-name")).to_have_text(list(names))
 
     def picture(self, name: str) -> None:
@@ -168,7 +168,7 @@ def drop(target: Locator, kind: str = "drop", name: str = "dropped.png") -> None
 
 
 @BOTH
-def test_a_file_arrives_whole_in_pieces_with_its_progress(show: Show, front_end: FrontEnd) -> None:
+def test_file_is_uploaded_in_chunks_with_progress(show: Show, front_end: FrontEnd) -> None:
     front = show(
         'tray.pictures = [picture(calls[0][1]["id"], "big.png", "teal")]', front_end=front_end
     )
@@ -192,7 +192,7 @@ def test_a_file_arrives_whole_in_pieces_with_its_progress(show: Show, front_end:
     expect(front.tray.get_by_role("status")).to_have_text("big.png added. 1 in all.")
 
 
-def test_what_does_not_fit_is_refused_in_place(show: Show) -> None:
+def test_file_over_the_limit_is_refused_in_the_page(show: Show) -> None:
     front = show(more=THREE + "tray.max_bytes = 1_000\ntray.max_pictures = 4\n")
     front.files(("huge.png", b"x" * 2_000_000), ("fits.png", b"x"), ("late.png", b"x"))
     problems = front.tray.get_by_role("alert").locator("li span")
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused_in_place(show: Show) -> None:
     expect(problems).to_have_count(0)
 
 
-def test_problems_and_a_closed_tray_come_from_python(show: Show) -> None:
+def test_problems_and_a_disabled_tray_come_from_python(show: Show) -> None:
     why = "smol is a text model and cannot see pictures"
     front = show(
         more=f"tray.problems = [dict(id='p', text={HOSTILE!r})]\ntray.why_not = {why!r}\n"
@@ -232,7 +232,7 @@ def test_problems_and_a_closed_tray_come_from_python(show: Show) -> None:
 
 
 @BOTH
-def test_files_are_dropped_anywhere_in_the_panel(show: Show, front_end: FrontEnd) -> None:
+def test_files_can_be_dropped_anywhere_in_the_panel(show: Show, front_end: FrontEnd) -> None:
     front = show(front_end=front_end)
     drop(front.prompt, kind="dragover")
     expect(front.panel).to_have_class(re.compile("mlxm-dropping"))
@@ -244,7 +244,7 @@ def test_files_are_dropped_anywhere_in_the_panel(show: Show, front_end: FrontEnd
 
 
 @BOTH
-def test_a_picture_is_pasted_and_text_stays_text(show: Show, front_end: FrontEnd) -> None:
+def test_pasted_image_is_added_and_pasted_text_stays_text(show: Show, front_end: FrontEnd) -> None:
     front = show(front_end=front_end)
     front.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     front.page.evaluate("navigator.clipboard.writeText('only words')")
@@ -272,7 +272,7 @@ def test_a_picture_is_pasted_and_text_stays_text(show: Show, front_end: FrontEnd
 
 
 @BOTH
-def test_keys_are_the_panels_and_not_the_notebooks(show: Show, front_end: FrontEnd) -> None:
+def test_keys_in_the_panel_do_not_reach_the_notebook(show: Show, front_end: FrontEnd) -> None:
     front = show(more=THREE, front_end=front_end)
     front.prompt.click()
     front.page.keyboard.type("add a b dd\n00")
@@ -292,7 +292,7 @@ def test_keys_are_the_panels_and_not_the_notebooks(show: Show, front_end: FrontE
     assert front.notebook.saved().cells
 
 
-def test_thumbnails_are_moved_by_keys_and_keep_the_focus(show: Show) -> None:
+def test_thumbnails_can_be_moved_by_keys_and_keep_the_focus(show: Show) -> None:
     front = show(more=THREE)
     first = front.pictures.nth(0)
     expect(first).to_have_attribute("aria-label", "1 of 3: first.png, 640 × 480")  # noqa: RUF001
@@ -322,7 +322,7 @@ def test_thumbnails_are_moved_by_keys_and_keep_the_focus(show: Show) -> None:
 
 
 @BOTH
-def test_thumbnails_are_moved_by_dragging(show: Show, front_end: FrontEnd) -> None:
+def test_thumbnails_can_be_moved_by_dragging(show: Show, front_end: FrontEnd) -> None:
     front = show(more=THREE, front_end=front_end)
     front.pictures.nth(0).drag_to(front.pictures.nth(2), target_position={"x": 90, "y": 40})
     front.names("second.png", "third.png", "first.png")
@@ -342,7 +342,7 @@ CAMERA = """() => {
 }"""
 
 
-def test_the_camera_takes_pictures_and_is_given_back(show: Show) -> None:
+def test_camera_takes_images_and_is_released(show: Show) -> None:
     front = show(init=CAMERA)
     front.button("Camera").click()
     front.page.wait_for_function("document.querySelector('.mlxv-camera video').videoWidth > 0")
@@ -359,14 +359,14 @@ def test_the_camera_takes_pictures_and_is_given_back(show: Show) -> None:
     assert sum(name == "cancel" for name, _ in front.heard()) == 1
 
 
-def test_without_a_camera_the_button_says_why(show: Show) -> None:
+def test_button_says_why_there_is_no_camera(show: Show) -> None:
     hide = "() => Object.defineProperty(navigator, 'mediaDevices', { value: undefined })"
     front = show(init=hide)
     expect(front.button("Camera")).to_be_disabled()
     expect(front.tray).to_contain_text("No camera: browsers allow it only on localhost")
 
 
-def test_a_refused_camera_says_so(show: Show) -> None:
+def test_refused_camera_permission_is_reported(show: Show) -> None:
     front = show(
         init="() => { navigator.mediaDevices.getUserMedia = async () => {"
         " throw new DOMException('no', 'NotAllowedError'); } }"
@@ -390,7 +390,7 @@ turns.append(turn("t1", 1, "What is this?", whole))
 """
 
 
-def test_an_answer_grows_and_ends(show: Show) -> None:
+def test_answer_streams_and_ends(show: Show) -> None:
     front = show(
         ASKED,
         'talk.delta("t1", 0, 0, "Two 🟥🟥 ")\ntalk.delta("t1", 0, 7, "<b>red</b>", "writing")',
@@ -427,7 +427,7 @@ def test_an_answer_grows_and_ends(show: Show) -> None:
     assert front.heard() == []
 
 
-def test_what_was_missed_is_asked_for_once(show: Show) -> None:
+def test_page_requests_missed_state_once(show: Show) -> None:
     front = show(
         ASKED,
         'talk.delta("t1", 0, 99, "lost")\ntalk.delta("t1", 0, 103, "too")\n'
@@ -447,7 +447,7 @@ def test_what_was_missed_is_asked_for_once(show: Show) -> None:
     )
 
 
-def test_several_answers_stand_side_by_side_and_are_cancelled_one_by_one(show: Show) -> None:
+def test_several_answers_are_shown_side_by_side_and_cancelled_individually(show: Show) -> None:
     front = show(
         'talk.turn(turn("t1", 1, "Which?", answer("smol", "running", status="writing"),'
         ' answer("qwen", "running", status="loading", fraction=0.5),'
@@ -471,7 +471,7 @@ def test_several_answers_stand_side_by_side_and_are_cancelled_one_by_one(show: S
     front.picture("several-narrow")
 
 
-def test_two_views_of_one_conversation_agree(show: Show) -> None:
+def test_two_views_of_one_conversation_show_the_same(show: Show) -> None:
     front = show(
         "display(talk)\n" + ASKED,
         'talk.delta("t1", 0, 0, "once")\ntalk.delta("t1", 0, 4, " only")',
@@ -486,7 +486,7 @@ def test_two_views_of_one_conversation_agree(show: Show) -> None:
 
 
 @BOTH
-def test_answers_are_copied_and_inserted_as_cells(show: Show, front_end: FrontEnd) -> None:
+def test_answers_can_be_copied_and_inserted_as_cells(show: Show, front_end: FrontEnd) -> None:
     front = show("'the next one'", more=ENDED, front_end=front_end)
     page = front.page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -524,7 +524,7 @@ def test_copying_works_without_the_clipboard_interface(show: Show) -> None:
     expect(front.prompt).to_be_focused()
 
 
-def test_outside_of_a_cell_inserting_is_disabled_with_the_reason(show: Show) -> None:
+def test_insert_is_disabled_outside_a_cell_with_the_reason(show: Show) -> None:
     front = show(more=ENDED, own_page=True)
     page = front.page
     front.talk.evaluate("(node) => { node.id = 'out'; document.body.append(node) }")
@@ -535,7 +535,7 @@ def test_outside_of_a_cell_inserting_is_disabled_with_the_reason(show: Show) -> 
     expect(button).to_have_attribute("title", re.compile("use Copy as cell$"))
 
 
-def test_a_result_is_saved_under_a_name(show: Show) -> None:
+def test_result_can_be_saved_under_a_name(show: Show) -> None:
     front = show(
         'talk.said("t1", 0, ok=False, text="answer is there already.", ask="replace")',
         'talk.answer("t1", 0, dict(whole, saved="answer"))\n'
@@ -566,7 +566,7 @@ def test_a_result_is_saved_under_a_name(show: Show) -> None:
     assert [call for call, _ in front.heard()] == ["save", "save"]
 
 
-def test_a_turn_is_edited_and_the_conversation_exported(show: Show) -> None:
+def test_turn_can_be_edited_and_the_conversation_exported(show: Show) -> None:
     front = show('talk.download("talk.md", "text/markdown", "# Talk")', more=ENDED)
     front.button(re.compile("^Edit and ask again")).click()
     front.expect_heard("edit", turn="t1")
@@ -579,7 +579,7 @@ def test_a_turn_is_edited_and_the_conversation_exported(show: Show) -> None:
     assert Path(download.value.path()).read_text() == "# Talk"
 
 
-def test_the_end_is_followed_only_from_the_end(show: Show) -> None:
+def test_page_scrolls_with_the_answer_only_from_the_end(show: Show) -> None:
     front = show(
         'talk.turn(turn("t1", 1, "Go on", answer("smol", "running", status="writing")))\n'
         'talk.delta("t1", 0, 0, "line\\n" * 100)',
@@ -608,7 +608,7 @@ def test_the_end_is_followed_only_from_the_end(show: Show) -> None:
     assert log.evaluate(distance) < 2
 
 
-def test_hostile_words_stay_words(show: Show) -> None:
+def test_hostile_text_stays_text(show: Show) -> None:
     bad = HOSTILE
     front = show(
         more=f"bad = {bad!r}\n"
@@ -643,7 +643,7 @@ def reload(front: FrontPage) -> FrontPage:
 
 
 @BOTH
-def test_a_reloaded_page_shows_what_was_there(show: Show, front_end: FrontEnd) -> None:
+def test_reloaded_page_shows_the_conversation(show: Show, front_end: FrontEnd) -> None:
     grow = 'turns[:] = [turn("t1", 1, "What?", answer("smol", "running", tail="so far"))]\n'
     front = show(grow + "talk.turn(turns[0])", front_end=front_end, more=THREE)
     front.notebook.run(1)
@@ -662,7 +662,7 @@ LOST = "The kernel was restarted or the connection is lost."
 @pytest.mark.parametrize(
     ("front_end", "way"), [("lab", "restart"), ("lab", "death"), ("notebook", "restart")]
 )
-def test_a_lost_kernel_leaves_a_clear_state(show: Show, front_end: FrontEnd, way: str) -> None:
+def test_lost_kernel_is_shown_clearly(show: Show, front_end: FrontEnd, way: str) -> None:
     front = show("import os\nos._exit(1)", more=THREE + ENDED, front_end=front_end, own_page=True)
     page = front.page
     expect(page.get_by_text(LOST)).to_have_count(0)
@@ -692,7 +692,7 @@ def test_a_lost_kernel_leaves_a_clear_state(show: Show, front_end: FrontEnd, way
     expect(page.get_by_text(LOST)).to_have_count(0)
 
 
-def test_a_connection_that_comes_back_brings_the_panel_back(show: Show) -> None:
+def test_restored_connection_restores_the_panel(show: Show) -> None:
     turn = "talk.turn(turn('t1', 1, 'What?', answer('smol', 'running', tail='so far')))"
     front = show(turn, own_page=True)
     sockets: list[WebSocketRoute] = []
@@ -734,7 +734,7 @@ BLOCKED = 100.0
 
 
 def assert_never_blocked(front: FrontPage, *cells: int) -> None:
-    """Run cells and see that no task took too long, and that one would be seen.
+    """Run cells; expect that no task took too long, and that a long one is detected.
 
     On a busy machine any task can take long: one that always does shows three times.
     """
@@ -831,7 +831,7 @@ tray.problems = [dict(id="p", text="notes.txt is no picture that can be read.")]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_looks(show: Show, theme: str) -> None:
+def test_panel_front_screenshots(show: Show, theme: str) -> None:
     front = show(more=LOOKS)
     page = front.page
     if theme == "dark":

@@ -37,14 +37,14 @@ BLOCKED = 400
 
 
 def assert_clean(page: Page, panel: PanelPage) -> None:
-    """See that nothing has run, and that no control sequence has reached the page."""
+    """Expect that nothing has run, and that no control sequence has reached the page."""
     assert_harmless(page)
     for number in (1, 2):
         text = panel.notebook.output(number).text_content() or ""
         assert not set("\x1b\x07\u202e\u202c\u2066\u2067") & set(text)
 
 
-def test_hostile_output_in_panel_and_cell(open_panel: OpenPanel, models: Path) -> None:
+def test_hostile_output_is_harmless_in_panel_and_cell(open_panel: OpenPanel, models: Path) -> None:
     panel = open_panel(scripted(models, hold="decode") + SETUP, QUESTION)
     page, notebook = panel.page, panel.notebook
     name = FilePayload(name=NAME, mimeType="image/png", buffer=_bytes("two.png"))

@@ -13,7 +13,7 @@ from .panel_page import LOADING, REAL, expect_labels
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 
 
-def test_the_bundled_model_is_loaded_and_unloaded_by_its_button(open_panel: OpenPanel) -> None:
+def test_bundled_model_can_be_loaded_and_unloaded_by_its_button(open_panel: OpenPanel) -> None:
     panel = open_panel(REAL, "%vision list")
     expect(panel.row("demo")).to_contain_text("bundled")
     expect(panel.memory).to_have_accessible_name(re.compile("No model is loaded"))

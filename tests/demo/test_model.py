@@ -1,4 +1,4 @@
-"""The bundled model: small, loaded without a network, and right on pictures it never saw."""
+"""The bundled model: small, loaded without a network, correct on held-out images."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def loaded() -> Loaded:
 
 
 def ask(loaded: Loaded, question: str, *names: str, system: str | None = None) -> str:
-    """Ask once, on sample pictures."""
+    """Ask once, on sample images."""
     chat = Chat(*loaded)
     if system:
         chat.messages.append({"role": "system", "content": system})
     return chat.ask(question, [PICTURES[f"{name}.png"] for name in names])
 
 
-def test_folder_is_small() -> None:
+def test_demo_model_folder_is_small() -> None:
     files = list(folder().iterdir())
     assert sum(file.stat().st_size for file in files) < 8_000_000
     assert {"README.md", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
@@ -78,7 +78,9 @@ def test_folder_is_small() -> None:
         ([], "What is in the picture?", "There is no picture."),
     ],
 )  # fmt: skip
-def test_answers(loaded: Loaded, names: list[str], question: str, answer: str) -> None:
+def test_demo_model_answers_sample_questions(
+    loaded: Loaded, names: list[str], question: str, answer: str
+) -> None:
     assert ask(loaded, question, *names) == answer
 
 
@@ -95,7 +97,7 @@ def test_json_and_detail(loaded: Loaded) -> None:
     assert detail.count(".") == 4
 
 
-def test_three_turns_and_a_second_picture_later(loaded: Loaded) -> None:
+def test_three_turns_with_a_second_image_later(loaded: Loaded) -> None:
     chat = Chat(*loaded)
     first, second = PICTURES["shapes.png"], PICTURES["two.png"]
     assert chat.ask("How many shapes are there?", [first]) == "There are 3 shapes."
@@ -103,12 +105,12 @@ def test_three_turns_and_a_second_picture_later(loaded: Loaded) -> None:
     assert chat.ask("Which picture shows a star?") == "The first picture shows a star."
 
 
-def test_held_out_data(loaded: Loaded) -> None:
+def test_accuracy_on_held_out_data(loaded: Loaded) -> None:
     scores = measure(*loaded, held_out_samples(1, seed=3)[:12])["scores"]
     assert scores["all"]["right"] >= 0.9 * scores["all"]["of"]
 
 
-def test_training_sees_what_the_processor_makes(loaded: Loaded) -> None:
+def test_training_inputs_equal_the_processor_output(loaded: Loaded) -> None:
     from random import Random
 
     rng, rows = Random(4), digit_rows(train=False)
@@ -119,7 +121,7 @@ def test_training_sees_what_the_processor_makes(loaded: Loaded) -> None:
         assert np.allclose(seen, model_input(picture) / 127.5 - 1, atol=1e-6)
 
 
-def test_template_takes_strings_and_lists(loaded: Loaded) -> None:
+def test_template_accepts_strings_and_lists(loaded: Loaded) -> None:
     model, processor = loaded
     plain = apply_chat_template(processor, model.config, "What is this?", num_images=2)
     assert plain == ("<|im_start|>User:<image><image> What is this?<end_of_utterance>\nAssistant:")

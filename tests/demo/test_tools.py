@@ -1,4 +1,4 @@
-"""The drawing and the questions: the same for the same seed, and true to the picture."""
+"""Drawn images and questions: reproducible by seed and correct."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tools.demo_model.unknown import unknown
 from tools.demo_model.words import printed, word_list
 
 
-def test_samples_repeat_by_seed() -> None:
+def test_samples_are_reproducible_by_seed() -> None:
     rows = digit_rows(train=True)
     assert sample(Random(7), rows) == sample(Random(7), rows)
     assert sample(Random(7), rows) != sample(Random(8), rows)
 
 
-def test_pictures_repeat_by_seed() -> None:
+def test_images_are_reproducible_by_seed() -> None:
     first, second = (draw(shapes_scene(Random(5)))[0] for _ in range(2))
     assert first.tobytes() == second.tobytes()
     assert {name: image.size for name, image in draw_all().items()}["shapes.png"] == (320, 320)
 
 
-def test_pictures_stay_within_the_sizes() -> None:
+def test_images_stay_within_the_sizes() -> None:
     rng = Random(2)
     for _ in range(40):
         scene = shapes_scene(rng)
@@ -54,7 +54,7 @@ def test_held_out_words_and_digits_are_never_trained_on() -> None:
     }
 
 
-def test_answers_are_true_to_the_scene() -> None:
+def test_answers_match_the_scene() -> None:
     scene = scenes()["shapes.png"]
     assert summary(scene) == "a red circle, a blue square and a yellow star on a white background"
     held = as_json(Random(1), scene)
@@ -65,7 +65,7 @@ def test_answers_are_true_to_the_scene() -> None:
     assert "A medium yellow star is at the top right." in told.answer
 
 
-def test_characters_are_marked_where_they_are() -> None:
+def test_character_boxes_match_their_positions() -> None:
     scene = text_scene(Random(1), "Lamp7", shapes=0)
     patches, cells = targets(scene, draw(scene)[1])
     marked = [CHARACTERS[mark - 1] for mark in patches[patches > 0]]
@@ -73,7 +73,7 @@ def test_characters_are_marked_where_they_are() -> None:
     assert not cells.any()
 
 
-def test_answer_tokens_alone_are_trained_on() -> None:
+def test_only_answer_tokens_are_trained_on() -> None:
     tokenizer, rows = load(folder()), digit_rows(train=True)
     made = sample(Random(11), rows)
     tokens, weights, answers = encode(made, tokenizer)
@@ -84,12 +84,12 @@ def test_answer_tokens_alone_are_trained_on() -> None:
     assert all((w > 0) == (mark > 0) for w, mark in zip(weights, answers, strict=True))
 
 
-def test_printed_text_is_spelled_out() -> None:
+def test_quoted_text_is_tokenized_letter_by_letter() -> None:
     tokens = load(folder()).encode(' The word is "lamp".').tokens
     assert tokens[-6:] == ["l", "a", "m", "p", '"', "."]
 
 
-def test_a_batch_holds_its_pictures() -> None:
+def test_batch_contains_its_images() -> None:
     bucket = Bucket(4, 288, 8)
     filler, rng, rows = Filler(bucket, {}), Random(6), digit_rows(train=True)
     tokenizer = load(folder())
@@ -104,7 +104,7 @@ def test_a_batch_holds_its_pictures() -> None:
     assert arrays["pictures"].dtype == np.uint8
 
 
-def test_every_held_out_sum_is_measured_and_none_is_trained_on() -> None:
+def test_held_out_sums_are_measured_and_never_trained_on() -> None:
     kept = held_out_totals()
     assert len(kept) == 22 * len(SUMS)
     rng = Random(4)

@@ -1,4 +1,4 @@
-"""Deadlines: in each phase the time ends a request, keeps what there is, and says where it was."""
+"""Deadlines: a timeout ends a request in any phase, keeps its text and names the phase."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def script() -> ScriptedBackend:
 
 @pytest.fixture
 def session(script: ScriptedBackend, clock: ManualClock) -> Iterator[Session]:
-    """A session with a clock and an engine that are moved by hand."""
+    """A session with a manual clock and an engine that is stepped manually."""
     session = scripted_session(backend=script, threaded=False, clock=clock)
     yield session
     session.close()
@@ -61,7 +61,7 @@ def ended(result: VisionResult) -> tuple[str, str | None, float | None]:
 
 
 @pytest.mark.parametrize("phase", ["loading", "vision", "prefill", "decode"])
-def test_in_every_phase_of_the_engine(
+def test_timeout_ends_a_request_in_every_phase(
     session: Session, script: ScriptedBackend, clock: ManualClock, folder: str, phase: str
 ) -> None:
     script.hold = phase  # type: ignore[assignment]
@@ -81,14 +81,14 @@ def test_in_every_phase_of_the_engine(
     assert ended(result) == ("timeout", phase, 0.25)
     assert result.text == sink.text
     assert bool(result.text) == (phase == "decode")
-    # The model is as good as before.
+    # The model still works.
     script.hold = None
     again = session.start(question(folder))
     step_until(session, again, "done")
     assert again.future.result(0).text == "a b c"
 
 
-def test_in_the_queue(session: Session, clock: ManualClock, folder: str) -> None:
+def test_timeout_ends_a_queued_request(session: Session, clock: ManualClock, folder: str) -> None:
     generation = session.start(question(folder))
     clock.advance(TIMEOUT - 1)
     session.deadlines.look()
@@ -98,7 +98,7 @@ def test_in_the_queue(session: Session, clock: ManualClock, folder: str) -> None
     assert ended(generation.future.result(0)) == ("timeout", "queued", 0.5)
 
 
-def test_in_a_download(
+def test_timeout_ends_a_download(
     session: Session, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def download(repo_id: str, *, cancel: CancelToken, **_: Any) -> Path:
@@ -114,7 +114,7 @@ def test_in_a_download(
     assert generation.future.result(0).stopped_in == "downloading"
 
 
-def test_one_request_of_several_ends_alone(
+def test_timeout_ends_only_its_own_request(
     session: Session, script: ScriptedBackend, clock: ManualClock, folder: str
 ) -> None:
     script.hold = "prefill"
@@ -132,7 +132,7 @@ def test_one_request_of_several_ends_alone(
     assert reasons == ["timeout", "stop", "stop"]
 
 
-def test_a_cancel_says_where_and_how_long(
+def test_cancelled_result_has_its_phase_and_delay(
     session: Session, script: ScriptedBackend, clock: ManualClock, folder: str
 ) -> None:
     script.hold = "prefill"
@@ -144,7 +144,9 @@ def test_a_cancel_says_where_and_how_long(
     assert ended(generation.future.result(0)) == ("cancelled", "prefill", 0.125)
 
 
-def test_an_answer_in_time_says_nothing(session: Session, clock: ManualClock, folder: str) -> None:
+def test_answer_before_the_deadline_has_no_stop_details(
+    session: Session, clock: ManualClock, folder: str
+) -> None:
     generation = session.start(question(folder))
     step_until(session, generation, "done")
     clock.advance(1000)
@@ -152,7 +154,7 @@ def test_an_answer_in_time_says_nothing(session: Session, clock: ManualClock, fo
     assert ended(generation.future.result(0)) == ("stop", None, None)
 
 
-def test_with_a_real_clock_somebody_looks(script: ScriptedBackend, folder: str) -> None:
+def test_deadline_is_noticed_with_a_real_clock(script: ScriptedBackend, folder: str) -> None:
     stuck = scripted_session(backend=script, threaded=False)
     asked = [stuck.start(question(folder, timeout)) for timeout in (1000.0, 0.05, 0.1)]
     assert [g.future.result(10).finish_reason for g in asked[1:]] == ["timeout"] * 2
@@ -173,7 +175,7 @@ def test_with_a_real_clock_somebody_looks(script: ScriptedBackend, folder: str) 
     running.close()
 
 
-def test_there_is_no_thread_before_the_first_deadline(clock: ManualClock) -> None:
+def test_deadline_thread_starts_with_the_first_deadline(clock: ManualClock) -> None:
     deadlines = Deadlines(clock)
     deadlines.add(Task(clock))
     assert deadlines._thread is None

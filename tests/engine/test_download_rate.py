@@ -1,4 +1,4 @@
-"""The speed of a download: what arrives counts, what was there does not."""
+"""The rate of a download counts new bytes only."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ def after(*reports: tuple[float, int], total: int = 10**9) -> DownloadRate:
     return speed
 
 
-def test_nothing_is_said_before_anything_arrives() -> None:
+def test_no_rate_before_the_first_bytes() -> None:
     assert DownloadRate().rate(5.0) == 0
     assert after((0.0, 700 * MB)).rate(3.0) == 0
 
 
-def test_what_was_there_when_it_began_did_not_arrive() -> None:
+def test_bytes_present_at_the_start_do_not_count() -> None:
     assert after((0.0, 700 * MB), (2.0, 704 * MB)).rate(2.0) == 2 * MB
 
 
-def test_the_first_moments_say_nothing() -> None:
+def test_no_rate_in_the_first_moments() -> None:
     speed = after((0.0, 0), (0.1, MB))
     assert speed.rate(0.1) == 0
     assert speed.rate(0.5) == 2 * MB
 
 
-def test_only_the_last_seconds_count() -> None:
+def test_rate_covers_only_the_last_seconds() -> None:
     slow = [(float(second), second * MB) for second in range(30)]
     fast = [(30.0 + second, 30 * MB + second * 5 * MB) for second in range(12)]
     assert after(*slow, *fast).rate(41.0) == 5 * MB
 
 
-def test_it_falls_while_nothing_arrives() -> None:
+def test_rate_falls_while_nothing_arrives() -> None:
     speed = after((0.0, 0), (1.0, 6 * MB))
     assert speed.rate(1.0) == 6 * MB
     assert speed.rate(6.0) == MB
 
 
-def test_rare_reports_on_a_slow_line_still_give_a_speed() -> None:
+def test_rare_reports_of_a_slow_download_give_a_rate() -> None:
     assert after(*[(30.0 * i, i * 3 * MB) for i in range(9)]).rate(240.0) == pytest.approx(1e5)
 
 
 @pytest.mark.parametrize("anew", [(2.0, 900 * MB, 2 * 10**9), (2.0, MB, 10**9)])
-def test_another_total_or_a_step_back_begins_anew(anew: tuple[float, int, int]) -> None:
+def test_new_total_or_lower_count_resets_the_rate(anew: tuple[float, int, int]) -> None:
     speed = after((0.0, 0), (1.0, 6 * MB))
     speed.report(*anew)
     assert speed.rate(2.5) == 0
@@ -62,7 +62,7 @@ def test_another_total_or_a_step_back_begins_anew(anew: tuple[float, int, int]) 
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 10**9)), max_size=60))
-def test_the_speed_is_never_negative_and_little_is_kept(steps: list[tuple[float, int]]) -> None:
+def test_rate_is_never_negative_and_history_is_bounded(steps: list[tuple[float, int]]) -> None:
     speed, now, done = DownloadRate(), 0.0, 0
     for wait, size in steps:
         now, done = now + wait, done + size
@@ -72,7 +72,7 @@ def test_the_speed_is_never_negative_and_little_is_kept(steps: list[tuple[float,
         assert len(speed._reports) <= max(len(inside) + 1, FEWEST)
 
 
-def test_what_is_left() -> None:
+def test_remaining_time_is_estimated() -> None:
     assert seconds_left(25, 100, 25.0) == 3.0
     assert seconds_left(25, 100, 0.0) is None
     assert seconds_left(25, 0, 25.0) is None
@@ -83,11 +83,11 @@ def test_what_is_left() -> None:
     [(0.0, "1 s"), (3.2, "4 s"), (10.0, "10 s"), (41.0, "50 s"), (59.9, "60 s"), (60.0, "1 min"),
      (121.0, "3 min"), (3600.0, "1 h 0 min"), (7800.0, "2 h 10 min"), (1e6, "more than a day")],
 )  # fmt: skip
-def test_a_length_of_time_in_words(seconds: float, words: str) -> None:
+def test_durations_are_formatted_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_a_download_says_its_bytes_its_speed_and_what_is_left() -> None:
+def test_download_progress_shows_bytes_rate_and_remaining_time() -> None:
     clock = ManualClock()
     load = Load("org/name", clock=clock)
     load.enter("downloading", "downloading org/name")
@@ -104,7 +104,7 @@ def test_a_download_says_its_bytes_its_speed_and_what_is_left() -> None:
     assert phase_line(load.progress) == "downloading org/name · 2.0 GB of 2.0 GB"
 
 
-def test_a_load_from_disk_says_bytes_only() -> None:
+def test_load_from_disk_shows_only_bytes() -> None:
     clock = ManualClock()
     load = Load("m", clock=clock)
     load.enter("loading")

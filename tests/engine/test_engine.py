@@ -1,4 +1,4 @@
-"""The engine: one thread, slices in turn, errors, the thread's death, closing."""
+"""The engine: one thread, round-robin slices, errors, thread death, closing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def no_error(error: BaseException) -> None:
 
 
 class Waiting:
-    """A piece of work that has nothing to do until it is told to end."""
+    """A task that waits until it is told to end."""
 
     def __init__(self) -> None:
         self.entered, self.go_on = threading.Event(), threading.Event()
@@ -51,7 +51,7 @@ class Waiting:
             self.closed_on = threading.current_thread().name
 
 
-def test_everybody_gets_a_slice_in_turn() -> None:
+def test_tasks_run_round_robin() -> None:
     engine, log = Engine(threaded=False), list[str]()
     engine.submit(steps(log, "a", 3), no_error)
     engine.submit(steps(log, "b", 1), no_error)
@@ -65,7 +65,7 @@ def test_everybody_gets_a_slice_in_turn() -> None:
     assert not engine.step()
 
 
-def test_a_call_takes_its_turn_or_comes_at_once() -> None:
+def test_calls_are_queued_unless_soon_is_set() -> None:
     engine, log = Engine(threaded=False), list[str]()
     engine.submit(steps(log, "a", 2), no_error)
     engine.call(lambda: log.append("in turn"))
@@ -76,7 +76,7 @@ def test_a_call_takes_its_turn_or_comes_at_once() -> None:
     assert log == ["a0", "soon", "in turn", "a1"]
 
 
-def test_one_that_is_to_stop_gets_the_next_slice() -> None:
+def test_prioritized_task_gets_the_next_slice() -> None:
     engine, log = Engine(threaded=False), list[str]()
     pieces = {name: steps(log, name, 5) for name in "abcd"}
     for piece in pieces.values():
@@ -86,13 +86,13 @@ def test_one_that_is_to_stop_gets_the_next_slice() -> None:
     engine.prioritize(pieces["d"])
     for _ in range(6):
         engine.step()
-    # The head, whose slice may be running, keeps its turn; the others theirs.
+    # The first task, whose slice may be running, keeps its turn; the order is unchanged.
     assert log == ["a0", "b0", "d0", "c0", "a1", "b1", "d1"]
     engine.prioritize(steps(log, "e", 1))
     assert engine.step()
 
 
-def test_an_error_ends_its_own_piece_alone() -> None:
+def test_error_ends_only_its_own_task() -> None:
     engine, log, errors = Engine(threaded=False), list[str](), list[BaseException]()
 
     def failing() -> Generator[None, None, None]:
@@ -108,12 +108,12 @@ def test_an_error_ends_its_own_piece_alone() -> None:
     assert log == ["b0", "b1", "b2"]
 
 
-def test_everything_runs_on_one_thread_that_is_not_the_callers(engine: Engine) -> None:
+def test_all_calls_run_on_the_inference_thread(engine: Engine) -> None:
     names = [engine.call(lambda: threading.current_thread().name).result(10) for _ in range(3)]
     assert set(names) == {"mlx-magic"}
 
 
-def test_call_passes_on_the_error() -> None:
+def test_call_raises_the_error_of_its_function() -> None:
     engine = Engine(threaded=False)
 
     def fail() -> None:
@@ -138,7 +138,7 @@ def count_pauses(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[float]
     return pauses
 
 
-def test_the_thread_sleeps_after_rounds_in_which_nobody_had_anything_to_do(
+def test_thread_sleeps_after_rounds_in_which_all_tasks_wait(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses = count_pauses(engine, monkeypatch)
@@ -160,7 +160,7 @@ def test_the_thread_sleeps_after_rounds_in_which_nobody_had_anything_to_do(
     assert set(pauses) == {engine_module.PAUSE}
 
 
-def test_one_that_waits_does_not_slow_one_that_works(
+def test_waiting_task_does_not_slow_a_running_task(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = Waiting()
@@ -182,9 +182,7 @@ def test_one_that_waits_does_not_slow_one_that_works(
     assert waiting.rounds >= 100
 
 
-def test_new_work_wakes_a_thread_that_pauses(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_new_call_wakes_a_sleeping_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "PAUSE", 1000.0)
     waiting = Waiting()
     engine.submit(waiting.steps(), no_error)
@@ -196,11 +194,11 @@ def test_new_work_wakes_a_thread_that_pauses(
 
 
 class Bad(BaseException):
-    """No Exception: worse."""
+    """A BaseException that is not an Exception."""
 
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, Bad])
-def test_when_the_thread_dies_everybody_is_told_and_the_next_gets_a_fresh_one(
+def test_thread_death_fails_all_tasks_and_the_next_call_starts_a_new_thread(
     engine: Engine, kind: type[BaseException]
 ) -> None:
     waiting, ended = Waiting(), threading.Event()
@@ -235,7 +233,7 @@ def test_when_the_thread_dies_everybody_is_told_and_the_next_gets_a_fresh_one(
     assert isinstance(before, int)
 
 
-def test_a_call_that_waits_for_a_dying_thread_is_told() -> None:
+def test_thread_death_fails_a_pending_call() -> None:
     engine = Engine()
     entered, go_on = threading.Event(), threading.Event()
 
@@ -249,14 +247,14 @@ def test_a_call_that_waits_for_a_dying_thread_is_told() -> None:
     assert entered.wait(10)
     waiting = [engine.call(lambda: None), engine.call(lambda: None, soon=True)]
     go_on.set()
-    # One that comes soon may still be done.
+    # A call with `soon` may still run.
     with pytest.raises(EngineError, match="died"):
         waiting[0].result(1)
     assert waiting[1].exception(1) is None or isinstance(waiting[1].exception(), EngineError)
     engine.close()
 
 
-def test_a_thread_that_is_simply_gone_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thread_that_ended_silently_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, told = Engine(), threading.Event()
     lost: list[str] = []
     engine.when_lost(lambda: lost.append("forgotten"))
@@ -271,7 +269,7 @@ def test_a_thread_that_is_simply_gone_is_noticed(monkeypatch: pytest.MonkeyPatch
     engine.close()
 
 
-def test_a_forked_process_is_told_that_the_thread_stayed_behind(
+def test_call_in_a_forked_process_is_an_engine_error(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "getpid", lambda: -1)
@@ -279,7 +277,7 @@ def test_a_forked_process_is_told_that_the_thread_stayed_behind(
         engine.call(lambda: None)
 
 
-def test_closing_drops_what_is_queued_and_says_so() -> None:
+def test_close_fails_queued_tasks() -> None:
     engine = Engine()
     entered, go_on = threading.Event(), threading.Event()
     waiting = Waiting()
@@ -309,7 +307,7 @@ def test_closing_drops_what_is_queued_and_says_so() -> None:
         engine.call(lambda: None)
 
 
-def test_one_that_cannot_be_closed_does_not_keep_the_others_from_being_told() -> None:
+def test_task_that_raises_on_close_does_not_keep_others_from_failing() -> None:
     engine = Engine(threaded=False)
     errors: list[BaseException] = []
 
@@ -326,7 +324,7 @@ def test_one_that_cannot_be_closed_does_not_keep_the_others_from_being_told() ->
     assert [type(error) for error in errors] == [EngineError] * 2
 
 
-def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -> None:
+def test_thread_death_fails_all_tasks_even_if_one_raises_on_close() -> None:
     engine, told = Engine(), [threading.Event() for _ in range(3)]
     entered, all_in = threading.Event(), threading.Event()
 
@@ -341,7 +339,7 @@ def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -
     def dying() -> Generator[None, None, None]:
         yield
         entered.wait(10)
-        # What comes later gets a fresh thread, and would wait there.
+        # Later calls get a new thread and would wait there.
         all_in.wait(10)
         raise SystemExit
 
@@ -353,7 +351,7 @@ def test_when_the_thread_dies_one_that_cannot_be_closed_keeps_nobody_waiting() -
     engine.close()
 
 
-def test_closing_an_engine_that_never_ran_is_nothing() -> None:
+def test_close_of_an_unused_engine_does_nothing() -> None:
     Engine().close()
 
 
@@ -383,7 +381,7 @@ left.append(time.perf_counter())
 
 
 @pytest.mark.parametrize("hold", ["loading", "vision", "prefill", "decode"])
-def test_a_process_with_work_in_flight_ends_cleanly_and_quickly(tmp_path: Any, hold: str) -> None:
+def test_process_exits_cleanly_and_quickly_during_a_request(tmp_path: Any, hold: str) -> None:
     from tests import checkpoints
 
     folder = str(checkpoints.good(tmp_path / "seer"))
@@ -395,7 +393,7 @@ def test_a_process_with_work_in_flight_ends_cleanly_and_quickly(tmp_path: Any, h
     assert float(run.stdout) < 2.0
 
 
-def test_the_thread_tidies_up_once_after_work_and_not_while_idle(
+def test_tidy_runs_once_after_work_and_not_while_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(engine_module, "IDLE", 0.01)
@@ -417,7 +415,7 @@ def test_the_thread_tidies_up_once_after_work_and_not_while_idle(
         engine.close()
 
 
-def test_the_thread_tidies_up_in_a_long_day_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tidy_runs_periodically_during_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     at: list[float] = []
     engine = Engine(tidy=lambda: at.append(now[0]), clock=lambda: now[0])

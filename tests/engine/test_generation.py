@@ -26,7 +26,7 @@ def generation(clock: ManualClock) -> Generation:
     return Generation(GenerationRequest(prompt="What?"), clock=clock)
 
 
-def written(text: str, count: int, **more: Any) -> GenerationChunk:
+def text_chunk(text: str, count: int, **more: Any) -> GenerationChunk:
     return GenerationChunk("decode", text=text, completion_tokens=count, **more)
 
 
@@ -40,9 +40,9 @@ def test_timings_are_the_time_spent_in_each_phase(
     clock.advance(3)
     generation.report(GenerationChunk("prefill", prompt_tokens=20, image_tokens=16))
     clock.advance(1)
-    generation.report(written("A", 1, prompt_tokens=20, image_tokens=16))
+    generation.report(text_chunk("A", 1, prompt_tokens=20, image_tokens=16))
     clock.advance(2)
-    generation.report(written("B", 5, prompt_tokens=20, image_tokens=16, peak_memory=7))
+    generation.report(text_chunk("B", 5, prompt_tokens=20, image_tokens=16, peak_memory=7))
     generation.finish("stop")
 
     result = generation.future.result(0)
@@ -58,7 +58,7 @@ def test_timings_are_the_time_spent_in_each_phase(
     assert str(result) == result.text == "AB"
 
 
-def test_without_a_token_there_is_no_time_to_the_first(generation: Generation) -> None:
+def test_result_without_tokens_has_no_time_to_first_token(generation: Generation) -> None:
     generation.cancel()
     timings = generation.future.result(0).timings
     assert timings.time_to_first_token is None
@@ -66,7 +66,9 @@ def test_without_a_token_there_is_no_time_to_the_first(generation: Generation) -
 
 
 @pytest.mark.parametrize("phase", ["queued", "downloading", "loading"])
-def test_before_the_model_works_cancelling_ends_at_once(generation: Generation, phase: str) -> None:
+def test_cancel_before_the_model_runs_ends_the_request_at_once(
+    generation: Generation, phase: str
+) -> None:
     if phase != "queued":
         generation.enter(phase)  # type: ignore[arg-type]
     generation.cancel()
@@ -77,9 +79,9 @@ def test_before_the_model_works_cancelling_ends_at_once(generation: Generation, 
         generation.enter("vision")
 
 
-def test_in_the_model_cancelling_waits_for_its_next_look(generation: Generation) -> None:
+def test_cancel_during_generation_waits_for_the_next_checkpoint(generation: Generation) -> None:
     generation.report(GenerationChunk("prefill"))
-    generation.report(written("Half an", 2))
+    generation.report(text_chunk("Half an", 2))
     generation.cancel()
 
     assert generation.token.requested
@@ -89,53 +91,55 @@ def test_in_the_model_cancelling_waits_for_its_next_look(generation: Generation)
     assert (result.finish_reason, result.text) == ("cancelled", "Half an")
 
 
-def test_the_first_outcome_stands(generation: Generation) -> None:
+def test_first_outcome_is_kept(generation: Generation) -> None:
     generation.finish("stop")
     generation.cancel()
     generation.fail(GenerationError("late", model="m"))
     assert generation.future.result(0).finish_reason == "stop"
 
 
-def test_blanks_before_the_first_word_are_dropped_and_others_kept(generation: Generation) -> None:
+def test_leading_spaces_are_dropped_and_others_kept(generation: Generation) -> None:
     sink = RecordingSink()
     generation = Generation(generation.request, clock=ManualClock(), sink=sink)
     for count, text in enumerate(["", " ", " Two", " words", "\n"], start=1):
-        generation.report(written(text, count))
+        generation.report(text_chunk(text, count))
     generation.finish("stop")
 
     assert generation.future.result(0).text == "Two words\n"
     assert sink.text.lstrip() == "Two words\n"
 
 
-def test_a_snapshot_shows_what_there_is(generation: Generation, clock: ManualClock) -> None:
+def test_snapshot_has_progress_text_and_elapsed_time(
+    generation: Generation, clock: ManualClock
+) -> None:
     generation.report(GenerationChunk("prefill", prompt_read=5, prompt_tokens=9))
     now = generation.snapshot()
     assert (now.progress.phase, now.progress.done, now.progress.total) == ("prefill", 5, 9)
     clock.advance(4)
-    generation.report(written("x", 1))
+    generation.report(text_chunk("x", 1))
     assert generation.snapshot().text == "x"
     assert generation.snapshot().elapsed == 4
 
 
-def test_an_error_is_the_outcome(generation: Generation) -> None:
+def test_failure_becomes_the_exception_of_the_future(generation: Generation) -> None:
     generation.fail(GenerationError("it broke", model="m"))
     with pytest.raises(GenerationError, match="it broke"):
         generation.future.result(0)
 
 
-def stopping_at(*stop: str) -> tuple[Generation, RecordingSink]:
+def generation_with_stop(*stop: str) -> tuple[Generation, RecordingSink]:
     sink = RecordingSink()
     request = GenerationRequest(prompt="What?", sampling=Sampling(stop=stop))
     return Generation(request, clock=ManualClock(), sink=sink), sink
 
 
-def test_a_stop_text_ends_the_answer_before_it() -> None:
-    generation, sink = stopping_at("END")
+def test_stop_sequence_ends_the_answer_and_is_not_included() -> None:
+    generation, sink = generation_with_stop("END")
     for count, text in enumerate([" One E", "N"], start=1):
-        generation.report(written(text, count))
+        generation.report(text_chunk(text, count))
     assert sink.text == generation.snapshot().text == "One "
     with pytest.raises(Stopped):
-        generation.report(written("D. More", 3))
+        generation.report(text_chunk("D. More", 3))
     generation.finish("stop")
 
     result = generation.future.result(0)
@@ -144,10 +148,10 @@ def test_a_stop_text_ends_the_answer_before_it() -> None:
 
 
 @pytest.mark.parametrize("end", ["finish", "stopped"])
-def test_what_was_held_back_comes_at_the_end(end: str) -> None:
-    generation, sink = stopping_at("END", "\n\n")
-    generation.report(written("One E", 1))
-    generation.report(written("N", 2))
+def test_held_back_text_is_flushed_at_the_end(end: str) -> None:
+    generation, sink = generation_with_stop("END", "\n\n")
+    generation.report(text_chunk("One E", 1))
+    generation.report(text_chunk("N", 2))
     assert sink.text == "One "
     if end == "finish":
         generation.finish("length")
@@ -172,15 +176,15 @@ def test_a_deadline_is_measured_from_the_request(clock: ManualClock) -> None:
     assert (result.finish_reason, result.stopped_in, result.stopping) == ("timeout", "prefill", 3)
 
 
-def test_a_cancel_that_came_too_late_is_no_stop(generation: Generation) -> None:
-    generation.report(written("All", 1))
+def test_cancel_after_the_last_token_does_not_change_the_result(generation: Generation) -> None:
+    generation.report(text_chunk("All", 1))
     generation.cancel()
     generation.finish("stop")
     result = generation.future.result(0)
     assert (result.finish_reason, result.stopped_in, result.stopping) == ("stop", None, None)
 
 
-def test_which_of_several_pictures_it_looks_at_is_told(generation: Generation) -> None:
+def test_vision_progress_names_the_current_image(generation: Generation) -> None:
     generation.report(GenerationChunk("vision", seen=("9 x 9", "9 x 9")))
     generation.report(GenerationChunk("vision", pictures_seen=2, pictures=20))
     progress = generation.progress
@@ -192,7 +196,7 @@ def test_which_of_several_pictures_it_looks_at_is_told(generation: Generation) -
     assert generation.progress.note == "looking at picture 4 of 20"
 
 
-def test_waiting_for_memory_is_told_and_a_cancel_ends_it_at_once(generation: Generation) -> None:
+def test_waiting_for_memory_is_reported_and_cancel_ends_it_at_once(generation: Generation) -> None:
     generation.report(GenerationChunk("vision"))
     generation.report(GenerationChunk("queued"))
     assert phase_line(generation.progress) == "waiting for memory …"

@@ -40,7 +40,7 @@ CONTAINERS = st.lists(VALUES, max_size=4) | st.dictionaries(st.text(), VALUES, m
         ("first [1] then [2]", [1]),
     ],
 )
-def test_json_is_found(text: str, value: Any) -> None:
+def test_json_is_found_in_an_answer(text: str, value: Any) -> None:
     assert parse_json(text) == (value, None)
 
 
@@ -62,7 +62,7 @@ def test_json_is_found(text: str, value: Any) -> None:
         ("1 2", "Extra data: line 1 column 2"),
     ],
 )
-def test_what_is_no_json_is_one_line_with_its_place(text: str, error: str) -> None:
+def test_invalid_json_error_is_one_line_with_its_position(text: str, error: str) -> None:
     value, found = parse_json(text)
     assert value is None
     assert found is not None
@@ -70,7 +70,7 @@ def test_what_is_no_json_is_one_line_with_its_place(text: str, error: str) -> No
     assert "\n" not in found
 
 
-def test_a_degenerate_answer_is_given_up_soon() -> None:
+def test_degenerate_answer_is_rejected_quickly() -> None:
     for part in ("{a} ", "```\n", "```\n{"):
         value, error = parse_json(part * 50_000)
         assert (value, error is not None) == (None, True)
@@ -78,26 +78,26 @@ def test_a_degenerate_answer_is_given_up_soon() -> None:
     assert parse_json("{a} " * (MOST_TRIES - 1) + "[1]") == ([1], None)
 
 
-def test_nothing_is_taken_out_of_a_value_that_is_cut_off() -> None:
+def test_truncated_json_gives_no_inner_value() -> None:
     whole = json.dumps({"list": [1, 2], "object": {"a": [3]}, "text": "[4]"})
     for end in range(1, len(whole)):
         assert parse_json("Here: " + whole[:end])[0] is None
 
 
 @given(VALUES)
-def test_any_json_comes_back(value: Any) -> None:
+def test_any_json_round_trips(value: Any) -> None:
     assert parse_json(json.dumps(value, indent=1, ensure_ascii=False)) == (value, None)
 
 
 @given(CONTAINERS)
-def test_any_json_comes_back_out_of_a_fence_and_out_of_prose(value: Any) -> None:
+def test_any_json_is_found_in_a_fence_and_in_prose(value: Any) -> None:
     text = json.dumps(value)
     assert parse_json(f"Sure!\n```json\n{text}\n```\nDone.") == (value, None)
     assert parse_json(f"It's this: {text}. Done.") == (value, None)
 
 
 @given(st.text() | st.text(alphabet='[]{}",:1 \n`\\'))
-def test_any_text_is_parsed_or_explained(text: str) -> None:
+def test_any_text_parses_or_gives_an_error(text: str) -> None:
     value, error = parse_json(text)
     if error is not None:
         assert value is None

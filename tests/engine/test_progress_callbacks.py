@@ -1,4 +1,4 @@
-"""Observers: at most 20 calls a second, the last one exact, and none that hurts the work."""
+"""Observers: at most 20 calls a second, an exact last one, and no harm by failing ones."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def generation(clock: ManualClock) -> Generation:
     return Generation(GenerationRequest(prompt="What?"), clock=clock)
 
 
-def written(count: int) -> GenerationChunk:
+def text_chunk(count: int) -> GenerationChunk:
     return GenerationChunk("decode", text=f"{count} ", completion_tokens=count, prompt_tokens=9)
 
 
 @given(st.lists(st.floats(0, 0.2), max_size=60))
-def test_there_are_at_most_twenty_calls_a_second(steps: list[float]) -> None:
+def test_callback_is_called_at_most_twenty_times_a_second(steps: list[float]) -> None:
     clock, times = ManualClock(0.0), []
     observers: Observers[int] = Observers(clock, lambda: 0)
     observers.add(lambda _: times.append(clock()))
@@ -46,15 +46,13 @@ def test_there_are_at_most_twenty_calls_a_second(steps: list[float]) -> None:
     assert bool(times) == bool(steps)
 
 
-def test_an_observer_gets_numbers_that_belong_together(
-    generation: Generation, clock: ManualClock
-) -> None:
+def test_observer_gets_consistent_numbers(generation: Generation, clock: ManualClock) -> None:
     seen: list[Snapshot] = []
     generation.observe(seen.append)
     generation.report(GenerationChunk("prefill", prompt_read=4, prompt_tokens=9))
     for count in range(1, 101):
         clock.advance(0.01)
-        generation.report(written(count))
+        generation.report(text_chunk(count))
     generation.finish("stop")
     assert len(seen) <= 2 + 1.0 / INTERVAL
     assert (seen[0].progress.phase, seen[0].prompt_read, seen[0].prompt_tokens) == ("prefill", 4, 9)
@@ -68,7 +66,7 @@ def test_an_observer_gets_numbers_that_belong_together(
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), asyncio.CancelledError()], ids=repr)
-def test_an_observer_that_fails_is_told_nothing_more(
+def test_failing_observer_is_removed(
     generation: Generation,
     clock: ManualClock,
     caplog: pytest.LogCaptureFixture,
@@ -84,14 +82,14 @@ def test_an_observer_that_fails_is_told_nothing_more(
     with caplog.at_level(logging.ERROR):
         generation.enter("loading")
         clock.advance(1)
-        generation.report(written(1))
+        generation.report(text_chunk(1))
         generation.finish("stop")
     assert len(calls) == 1
     assert "observer failed" in caplog.text
     assert generation.future.result().text == "1 "
 
 
-def test_an_observer_may_cancel_and_may_leave(generation: Generation, clock: ManualClock) -> None:
+def test_observer_can_cancel_and_unsubscribe(generation: Generation, clock: ManualClock) -> None:
     seen: list[Snapshot] = []
 
     def look(snapshot: Snapshot) -> None:
@@ -107,14 +105,14 @@ def test_an_observer_may_cancel_and_may_leave(generation: Generation, clock: Man
     assert [each.progress.phase for each in seen] == ["loading", "done"]
 
 
-def test_snapshots_of_another_thread_are_whole(generation: Generation) -> None:
-    """Text and number of tokens are of one moment, whenever they are asked for."""
+def test_snapshots_from_another_thread_are_consistent(generation: Generation) -> None:
+    """Text and token count are always consistent."""
     begun, ended = threading.Event(), threading.Event()
 
     def write() -> None:
         begun.wait()
         for count in range(1, 3000):
-            generation.report(written(count))
+            generation.report(text_chunk(count))
         ended.set()
 
     writer = threading.Thread(target=write)

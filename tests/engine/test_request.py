@@ -1,4 +1,4 @@
-"""What a request may ask for."""
+"""Validation of requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mlx_magic.errors import RequestError
         ("repetition_penalty", True),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(field: str, value: float) -> None:
+def test_value_out_of_range_is_refused_with_its_name(field: str, value: float) -> None:
     with pytest.raises(RequestError, match=field) as caught:
         Sampling(**{field: value})  # type: ignore[arg-type]
     assert caught.value.option == field
@@ -42,7 +42,7 @@ def test_a_value_out_of_range_is_refused_by_name(field: str, value: float) -> No
 
 
 @pytest.mark.parametrize("value", [0, 2, 3, 16, 8.0, True, "8", float("nan")])
-def test_other_bits_than_4_and_8_are_refused(value: Any) -> None:
+def test_kv_bits_other_than_4_and_8_are_refused(value: Any) -> None:
     with pytest.raises(RequestError, match=r"kv_bits is .*: use 4 or 8\.") as caught:
         GenerationRequest(prompt="What?", kv_bits=value)
     assert caught.value.option == "kv_bits"
@@ -56,14 +56,14 @@ def test_an_empty_prompt_is_refused(prompt: str) -> None:
         GenerationRequest(prompt=prompt)
 
 
-def test_the_edges_are_allowed() -> None:
+def test_limits_of_each_range_are_allowed() -> None:
     Sampling(max_tokens=1, temperature=0, top_p=1.0, top_k=0, seed=0)
     Sampling(min_p=0, repetition_penalty=1, stop=("\n", "END"))
     Sampling(min_p=1.0, repetition_penalty=0.5)
 
 
 @pytest.mark.parametrize("stop", ["END", ["END"], ("",), ("END", 5), None])
-def test_stop_is_texts(stop: Any) -> None:
+def test_stop_accepts_only_strings(stop: Any) -> None:
     with pytest.raises(RequestError, match="stop") as caught:
         Sampling(stop=stop)
     assert caught.value.option == "stop"
@@ -85,14 +85,14 @@ def test_stop_is_texts(stop: Any) -> None:
         ("timeout", True),
     ],
 )
-def test_a_question_of_the_wrong_kind_is_refused_by_name(field: str, value: object) -> None:
+def test_argument_of_the_wrong_type_is_refused_with_its_name(field: str, value: object) -> None:
     question: dict[str, Any] = {"prompt": "What?", field: value}
     with pytest.raises(RequestError) as caught:
         GenerationRequest(**question)
     assert caught.value.option == field
 
 
-def test_numpy_numbers_are_numbers() -> None:
+def test_numpy_numbers_are_accepted() -> None:
     Sampling(max_tokens=np.int64(5), temperature=np.float32(0.5))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="temperature"):
         Sampling(temperature="0")  # type: ignore[arg-type]

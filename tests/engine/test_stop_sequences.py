@@ -1,4 +1,4 @@
-"""Stop texts: cut where they begin, wherever the pieces are cut, and nothing lost."""
+"""Stop sequences end the text where they begin, for any chunk boundaries."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from mlx_magic.engine.stop_sequences import StopSequences
 
-# Few letters: stop texts that overlap, begin alike and lie in each other come up often.
+# Few letters, so that stop sequences often overlap, share prefixes or are nested.
 texts = st.text("ab\n", max_size=30)
 stop_texts = st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=4)
 
 
-def shown(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
-    """Feed the pieces, as a generation does."""
+def filtered(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
+    """Feed the chunks, as a generation does."""
     stops, out = StopSequences(stop), ""
     for piece in pieces:
         text, stopped = stops.feed(piece)
@@ -28,7 +28,7 @@ def shown(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
 
 
 def expected(stop: list[str], text: str) -> tuple[str, bool]:
-    """Look at every end, the slow and plain way."""
+    """Check every possible end: slow and simple."""
     for end in range(1, len(text) + 1):
         starts = [end - len(each) for each in stop if text[:end].endswith(each)]
         if starts:
@@ -45,13 +45,15 @@ def cut(draw: st.DrawFn) -> tuple[str, list[str]]:
 
 
 @given(stop_texts, cut())
-def test_the_cuts_make_no_difference(stop: list[str], cut: tuple[str, list[str]]) -> None:
+def test_chunk_boundaries_do_not_change_the_text(
+    stop: list[str], cut: tuple[str, list[str]]
+) -> None:
     text, pieces = cut
-    assert shown(stop, pieces) == expected(stop, text)
+    assert filtered(stop, pieces) == expected(stop, text)
 
 
 @given(stop_texts, cut())
-def test_only_what_may_begin_a_stop_text_is_held_back(
+def test_only_a_possible_start_of_a_stop_sequence_is_held_back(
     stop: list[str], cut: tuple[str, list[str]]
 ) -> None:
     stops, fed, out = StopSequences(stop), "", ""
@@ -78,11 +80,13 @@ def test_only_what_may_begin_a_stop_text_is_held_back(
         (["bc", "abc"], ["abc"], "", True),
     ],
 )
-def test_examples(stop: list[str], pieces: list[str], text: str, stopped: bool) -> None:
-    assert shown(stop, pieces) == (text, stopped)
+def test_stop_sequences_cut_the_text(
+    stop: list[str], pieces: list[str], text: str, stopped: bool
+) -> None:
+    assert filtered(stop, pieces) == (text, stopped)
 
 
-def test_nothing_comes_after_the_stop() -> None:
+def test_no_text_follows_a_stop_sequence() -> None:
     stops = StopSequences(("x",))
     assert stops.feed("axb") == ("a", True)
     assert stops.feed("c") == ("", True)

@@ -1,4 +1,4 @@
-r"""Answers of a model that is somebody's else.
+r"""Answers of an untrusted model.
 
 `ANSWERS` has a name for each, which is in the address that it tries to fetch. `LARGE` are long ones,
 made when they are asked for. Formulas of `HONEST` must be typeset.

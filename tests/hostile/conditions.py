@@ -19,7 +19,7 @@ IMAGE = b"P6 2 2 255 " + bytes(range(12))
 
 
 def main(out: int, how: list[str]) -> None:
-    """Bring about what `how` names, then do what a person does."""
+    """Set up the conditions that `how` names, then ask."""
     warnings.simplefilter("ignore")
     if "gone" in how:
         folder = tempfile.mkdtemp()
@@ -76,7 +76,7 @@ def main(out: int, how: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # As high as it may be: 0 to 2 may be closed, and are not to be taken by this.
+    # A high descriptor: 0 to 2 may be closed and must not be reused by this.
     first = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
     import fcntl
 

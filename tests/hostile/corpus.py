@@ -1,4 +1,4 @@
-"""Checkpoints that a stranger could publish to harm whoever looks at them.
+"""Hostile checkpoints that somebody could publish.
 
 Each case changes a good tiny checkpoint; most are small. `TEXT` starts from a Llama, `VISION`
 from a Qwen2-VL. Code that any of them brings leaves a file where `checkpoints.mark_of` says.
@@ -23,7 +23,7 @@ VISION: dict[str, Case] = {}
 
 
 class Touches:
-    """What a pickle does when it is read."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -56,7 +56,7 @@ def nested(folder: Path, part: str, file: str = "config.json", **changes: Any) -
 
 
 def raw(folder: Path, content: str | bytes, file: str = "config.json") -> None:
-    """Write a file as it is, whatever was there."""
+    """Write a file, replacing any existing one."""
     (folder / file).unlink(missing_ok=True)
     (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -569,7 +569,7 @@ def subfolder_loop(folder: Path) -> None:
 
 @text
 def template_runs(folder: Path) -> None:
-    """Render for ever, or run something."""
+    """Render forever, or run code."""
     raw(
         folder,
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -579,7 +579,7 @@ def template_runs(folder: Path) -> None:
 
 @text
 def template_huge(folder: Path) -> None:
-    """Take more than a template has."""
+    """Exceed the limits of a template."""
     raw(folder, "x" * 30_000_000, "chat_template.jinja")
 
 
@@ -592,5 +592,5 @@ def words_huge(folder: Path) -> None:
 
 @text
 def merges_huge(folder: Path) -> None:
-    """Give more words than are read."""
+    """Add more words than are accepted."""
     raw(folder, "a b\n" * 30_000_000, "merges.txt")

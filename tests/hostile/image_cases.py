@@ -1,4 +1,4 @@
-"""Files that look like pictures and are not meant well: each is made when it is asked for."""
+"""Hostile image files, each made on demand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Case:
     says : str or None
         What its error's line must hold; None where it opens.
     note : str or None
-        The note of a picture that opens.
+        The note of an image that opens.
     """
 
     make: Callable[[], bytes]
@@ -61,7 +61,7 @@ def chunk(name: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, *before: bytes, rows: bytes | None = None) -> bytes:
-    """Return a grey PNG of zeros, with chunks before its pixels."""
+    """Return a gray PNG of zeros, with chunks before its pixels."""
     if rows is None:
         squeeze = zlib.compressobj(9)
         rows = b"".join(squeeze.compress(bytes(width + 1)) for _ in range(height))
@@ -85,7 +85,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def scans(width: int, height: int, count: int, *, frame: int = 0xC2) -> bytes:
-    """Return a grey JPEG of so many refinement scans, each of a few bytes.
+    """Return a gray JPEG of so many refinement scans, each of a few bytes.
 
     Its first scan is whole: a bit for each block.
     """
@@ -286,7 +286,7 @@ def ifd(tags: dict[int, tuple[int, int, int]], following: int, order: str = "<")
 
 
 def grey(at: int, width: int = 1, height: int = 1) -> dict[int, tuple[int, int, int]]:
-    """Return the tags of a grey page whose pixels are at a place."""
+    """Return the tags of a gray page whose pixels are at a place."""
     return {
         256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1),
         273: (4, 1, at), 277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, width * height),
@@ -686,7 +686,7 @@ def jpeg2000_of_64_megapixels_in_15625_tiles_that_are_not_there() -> bytes:
     return _enlarged(8, ">II", data)
 
 
-# What is as small as its format allows: honest
+# Ordinary files that are as small as their format allows
 
 
 @case()
@@ -728,7 +728,7 @@ for _kind in ("tiff_lzw", "packbits", "jpeg", "zstd"):
 _honest_tiff("group4", "1")
 
 
-# What makes libraries talk on standard error
+# Files that make libraries write to standard error
 
 _HONEST = Image.linear_gradient("L").convert("RGB")
 
@@ -874,13 +874,13 @@ LARGE: dict[str, Callable[[], Any]] = {
     "float64 as one row": lambda: np.broadcast_to(np.zeros((1, 1, 1)), (1, 64_000_000, 3)),
     "a palette with alpha": lambda: Image.new("PA", (8000, 8000)),
 }
-"""Honest pictures of 64 megapixels, each a value that a person has."""
+"""Ordinary images of 64 megapixels, each a value that a person has."""
 
 ODD = _NAMES[_NAMES.index("tiff_with_tags_that_nobody_knows") :]
 """Names of the cases about which libraries have something to say."""
 
 
-# What is no picture
+# Files that are not images
 
 
 @case("PostScript")

@@ -70,7 +70,7 @@ _FOLDERS = (
 
 @dataclass
 class Outcome:
-    """What a loader did with a hostile checkpoint.
+    """Outcome of a loader with a hostile checkpoint.
 
     Attributes
     ----------
@@ -96,12 +96,12 @@ class Outcome:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A Hub that has nothing, and counts who asks."""
+    """A Hub without repositories that counts requests."""
 
     asked = 0
 
     def do_GET(self) -> None:
-        """Count, and answer that there is no such thing."""
+        """Count, and answer 404."""
         Hub.asked += 1
         self.send_response(404)
         self.send_header("X-Error-Code", "RepoNotFound")
@@ -178,7 +178,7 @@ def _called(function: Callable[..., Any]) -> Loader:
 
 
 def own_steps(library: str) -> Iterator[tuple[str, Loader]]:
-    """Yield what our backends call of a library, asked as badly as it can be."""
+    """Yield the library functions that our backends call, with the most permissive arguments."""
     if library == "mlx-vlm":
         from mlx_vlm import utils
 
@@ -196,7 +196,7 @@ def own_steps(library: str) -> Iterator[tuple[str, Loader]]:
 
 
 def tried(loader: Loader, folder: Path, mark: Path, *, guarded: bool, aside: bool) -> Outcome:
-    """Let a loader load, on this thread or on one of `BackgroundCall`."""
+    """Call a loader on this thread or in a `BackgroundCall`."""
     from mlx_magic.backends.loading import remote_code_guard
     from mlx_magic.backends.loading.background import BackgroundCall
     from mlx_magic.cancellation import CancelToken
@@ -256,7 +256,7 @@ def main(folder: Path) -> dict[str, dict[str, Outcome]]:
     found: dict[str, dict[str, Outcome]] = {}
 
     def both(name: str, loader: Loader, place: Path, *, aside: bool, control: bool = True) -> None:
-        # Guarded first: what ran once may be found without a file later.
+        # Guarded first: code that ran once may be found in sys.modules later.
         found[name] = {
             way: tried(loader, place, mark, guarded=way == "guarded", aside=aside)
             for way in ("guarded", "bare")[: 1 + control]

@@ -1,6 +1,6 @@
-"""Opens hostile pictures in a process of its own, and says of each what came of it.
+"""Opens hostile images in a separate process and prints the outcome of each.
 
-A case that hangs or eats memory ends this process; whoever started it sees which one it was.
+A case that hangs or exhausts memory ends this process; its caller sees which one it was.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 OPENED = " as a Pillow image"
-"""Behind the name of a case: a person opened the file before."""
+"""Suffix of a case whose file was already opened with Pillow."""
 
 SECONDS = 2.0
 """Processor time for one case, of this machine with nothing else to do."""
@@ -32,7 +32,7 @@ _ADDRESSES = 6_000_000_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a case.
+    """Outcome of a case.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ def main(names: list[str]) -> None:
             try:
                 data = Image.open(io.BytesIO(data))
             except Exception as error:
-                data = error  # which is no picture either
+                data = error  # which is no image either
         # What goes over the time is ended by the kernel, whatever it is doing.
         used = int(_used()) + _PATIENCE
         resource.setrlimit(resource.RLIMIT_CPU, (used, hard))

@@ -1,4 +1,4 @@
-"""What a server may send in place of a picture: each is a script over a real socket."""
+"""Hostile servers, each a script over a real socket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Case:
     serve : callable
         Talks over an accepted connection; ends when the other side hangs up.
     says : str or None
-        What the error's line must hold; None where the picture arrives.
+        What the error's line must hold; None where the image arrives.
     """
 
     serve: Serve
@@ -56,14 +56,14 @@ def head(*lines: str, status: str = "HTTP/1.1 200 OK", kind: str = "image/png") 
 
 
 def endless(connection: socket.socket, piece: bytes) -> None:
-    """Send a piece again and again, until nobody listens."""
+    """Send a piece repeatedly until the client disconnects."""
     block = piece * max(1, 65_536 // len(piece))
     while True:
         connection.sendall(block)
 
 
 def drip(connection: socket.socket, piece: bytes = b"x") -> None:
-    """Send a piece every now and then, until nobody listens."""
+    """Send a piece at intervals until the client disconnects."""
     connection.settimeout(0.02)
     while True:
         connection.sendall(piece)

@@ -1,4 +1,4 @@
-"""A model's words, wherever they are shown: nothing runs, fetches, leads or lies elsewhere."""
+"""Hostile answers in every output: nothing runs, fetches, links or covers the page."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def check_formulas(texts: list[str]) -> None:
 
 
 def check_html(html: str) -> Page:
-    """See that HTML which stands by itself in an output is harmless."""
+    """Expect that HTML which stands by itself in an output is harmless."""
     page = Page(html)
     check_formulas(page.typeset)
     assert all(ABSOLUTE.match(link) for link in page.links), page.links
@@ -136,7 +136,7 @@ _HTML_TAG = re.compile(r"<[^<>]*>")
 
 
 def check_markdown(markdown: str, *, is_export: bool = False) -> None:
-    """See that Markdown is harmless where HTML is allowed and TeX is typeset."""
+    """Expect that Markdown is harmless where HTML is allowed and TeX is typeset."""
     html = rendered(markdown)
     assert "<script" not in html
     assert "<a " not in html
@@ -169,7 +169,7 @@ def test_an_answer_is_harmless_markdown(name: str) -> None:
         assert formulas.SET not in to_markdown(ANSWERS[name])
 
 
-def test_an_address_that_becomes_a_link_holds_no_formula() -> None:
+def test_autolinked_url_contains_no_formula() -> None:
     """nbconvert makes links of addresses, and takes away no backslash in them."""
     mistune = pytest.importorskip("nbconvert.filters.markdown_mistune")
     html = mistune.markdown2html_mistune(to_markdown(ANSWERS["in-an-address"]))
@@ -177,7 +177,7 @@ def test_an_address_that_becomes_a_link_holds_no_formula() -> None:
 
 
 @pytest.mark.parametrize("shown_as", ["markdown", "text", "json", "raw"])
-def test_every_form_of_each_bundle_is_harmless(shown_as: OutputFormat) -> None:
+def test_every_mime_type_of_each_result_is_harmless(shown_as: OutputFormat) -> None:
     for text in ANSWERS.values():
         shown = bundle(result(text, shown_as, model=text))
         assert not CONTROLS.search(shown["text/plain"].replace("\t", ""))
@@ -185,8 +185,8 @@ def test_every_form_of_each_bundle_is_harmless(shown_as: OutputFormat) -> None:
             check_html(shown["text/html"])
 
 
-def test_no_name_note_or_line_is_typeset() -> None:
-    """Only answers are: not file names, notes, footers, tables, phases, problems."""
+def test_names_notes_and_status_lines_are_not_typeset() -> None:
+    """Only answers are typeset, not file names, notes, footers, tables, phases or problems."""
     for text in ANSWERS.values():
         image = make_image_input(Image.new("RGB", (8, 6), "red"), text, notes=[text])
         shown = bundle(VisionResult("x", text, "length", images=(image,), seen=(text,)))
@@ -216,7 +216,7 @@ def test_an_exported_conversation_is_harmless(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_an_honest_formula_is_typeset(name: str) -> None:
+def test_ordinary_formula_is_typeset(name: str) -> None:
     text = HONEST[name]
     expected = len(re.findall(r"(?s)\$\$.*?\$\$|\$.*?\$|\\[(].*?\\[)]|\\\[.*?\\\]", text)) or 1
     page = check_html(f'<div class="{formulas.UNSET}">{to_html(text)}</div>')
@@ -229,7 +229,7 @@ def test_an_honest_formula_is_typeset(name: str) -> None:
 
 @pytest.mark.parametrize("name", HONEST)
 @pytest.mark.skipif(pandoc.PANDOC is None, reason="pandoc is not installed")
-def test_an_honest_formula_reaches_latex(name: str) -> None:
+def test_ordinary_formula_reaches_latex(name: str) -> None:
     written = json.dumps(pandoc.tree(to_markdown(HONEST[name])))
     assert '"t": "Math"' in written or "begin{align" in written
 
@@ -245,7 +245,7 @@ def test_an_honest_formula_reaches_latex(name: str) -> None:
         "a // comment and http://ok.example/a and 1/2",
     ],
 )
-def test_honest_text_reads_as_before_in_markdown(text: str) -> None:
+def test_ordinary_text_is_unchanged_in_markdown(text: str) -> None:
     from markdown_it import MarkdownIt
 
     plain = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
@@ -286,11 +286,11 @@ def test_a_large_answer_is_harmless(name: str) -> None:
     check_html(f'<div class="{formulas.UNSET}">{to_html(text)}</div>')
 
 
-def test_no_command_that_does_more_than_draw_is_allowed() -> None:
+def test_only_drawing_commands_are_allowed_in_formulas() -> None:
     assert not formulas.COMMANDS & NEVER_SET
 
 
-def test_a_page_of_formulas_is_typeset_up_to_a_limit() -> None:
+def test_formulas_of_a_page_are_typeset_up_to_a_limit() -> None:
     text = "$x$ " * (formulas.MOST + 50)
     assert to_html(text).count(formulas.SET) == formulas.MOST
     assert to_markdown(text).count(formulas.SET) == formulas.MOST

@@ -1,4 +1,4 @@
-"""Whatever is passed to a public function, it works or is refused in one line that says which."""
+"""Any argument of a public function works or is refused in one line that names it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def outcome(
     function: Callable[..., Any], /, *arguments: Any, **options: Any
 ) -> MlxMagicError | None:
-    """Return the error of ours; any other fails."""
+    """Return our error; any other fails the test."""
     found: MlxMagicError | None = None
     try:
         function(*arguments, **options)
@@ -94,7 +94,7 @@ def all_of_stream(**options: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("argument", ASK)
-def test_ask_and_stream_take_odd_values_or_say_which(argument: str, model: str) -> None:
+def test_ask_and_stream_accept_odd_values_or_name_the_argument(argument: str, model: str) -> None:
     for value in ODD:
         options: dict[str, Any] = {"prompt": "Hi", "model": model, argument: value}
         error = outcome(mlx_magic.ask, **options)
@@ -105,7 +105,7 @@ def test_ask_and_stream_take_odd_values_or_say_which(argument: str, model: str) 
 
 
 @pytest.mark.parametrize("argument", LOAD)
-def test_load_takes_odd_values_or_says_which(argument: str, model: str) -> None:
+def test_load_accepts_odd_values_or_names_the_argument(argument: str, model: str) -> None:
     for value in ODD:
         options = {"model": model, argument: value}
         error = outcome(mlx_magic.pool.load, **options)
@@ -114,7 +114,7 @@ def test_load_takes_odd_values_or_says_which(argument: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["unload", "pin", "unpin", "__getitem__", "lease", "force"])
-def test_names_in_the_pool_are_refused_with_the_argument(method: str) -> None:
+def test_pool_methods_refuse_invalid_names_with_the_argument(method: str) -> None:
     def called(value: Any) -> None:
         if method == "lease":
             with mlx_magic.pool.lease(value):
@@ -136,13 +136,13 @@ def test_names_in_the_pool_are_refused_with_the_argument(method: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:Models take")
 @pytest.mark.parametrize("name", ["budget", "idle_ttl"])
-def test_settings_of_the_pool_are_refused(name: str) -> None:
+def test_invalid_pool_settings_are_refused(name: str) -> None:
     for value in ODD:
         outcome(setattr, mlx_magic.pool, name, value)
         setattr(mlx_magic.pool, name, None)
 
 
-def test_a_panel_of_anything_else_is_refused() -> None:
+def test_panel_refuses_invalid_arguments() -> None:
     for value in ODD:
         error = outcome(mlx_magic.panel, value)
         assert isinstance(error, RequestError)
@@ -150,7 +150,7 @@ def test_a_panel_of_anything_else_is_refused() -> None:
 
 
 @pytest.mark.parametrize("argument", ["trust_remote_code", "pin"])
-def test_a_word_for_no_is_not_taken_for_true(argument: str, model: str) -> None:
+def test_string_for_false_is_not_taken_as_true(argument: str, model: str) -> None:
     options: dict[str, Any] = {argument: "no"}
     with pytest.raises(RequestError, match=f"^{argument} is 'no': use True or False"):
         mlx_magic.pool.load(model, **options)
@@ -158,19 +158,19 @@ def test_a_word_for_no_is_not_taken_for_true(argument: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", Path("x\0")])
-def test_what_can_name_nothing_on_disk_is_refused_at_once(name: str | Path) -> None:
+def test_impossible_path_is_refused_at_once(name: str | Path) -> None:
     with pytest.raises(RequestError, match=r"^model is .*: a name cannot have"):
         mlx_magic.ask("Hi", model=name)
 
 
-def test_honest_arguments_are_taken_as_before(model: str) -> None:
+def test_ordinary_arguments_are_accepted(model: str) -> None:
     assert mlx_magic.ask("Hi\0 \U0001f600 模型", model=Path(model)).text == "An answer."
     numbers: dict[str, Any] = {"max_tokens": np.int64(5), "temperature": np.float32(0)}
     found = mlx_magic.ask("Hi", model=model, seed=2**70, stop=["zzz"], timeout=1e9, **numbers)
     assert found.text == "An answer."
 
 
-def test_a_timeout_of_ages_does_not_end_the_thread_of_the_others() -> None:
+def test_very_long_timeout_does_not_end_the_deadline_thread() -> None:
     watched = Deadlines(lambda: 0.0)
 
     class Late:
@@ -184,9 +184,7 @@ def test_a_timeout_of_ages_does_not_end_the_thread_of_the_others() -> None:
     assert done.wait(pause)  # which would be an OverflowError
 
 
-def test_what_goes_wrong_before_a_request_is_one_line_of_ours(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_error_before_a_request_is_one_line(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **options: Any) -> Any:
         raise OSError(24, "Too many open files")
 
@@ -199,7 +197,7 @@ def test_what_goes_wrong_before_a_request_is_one_line_of_ours(
     assert now.running == []
 
 
-def test_a_thread_that_cannot_start_is_one_line_of_ours(
+def test_thread_start_failure_is_an_error_of_one_line(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(self: threading.Thread) -> None:
@@ -213,7 +211,7 @@ def test_a_thread_that_cannot_start_is_one_line_of_ours(
     assert mlx_magic.ask("Hi", model=model).text == "An answer."
 
 
-def test_messages_are_short_and_keep_their_ends() -> None:
+def test_long_messages_are_shortened_in_the_middle() -> None:
     name = "n" * 5000
     error = ModelNotFoundError(f"There is no model {name}: name a folder.", model=name)
     assert len(str(error)) == 1000
@@ -235,7 +233,7 @@ def test_messages_are_short_and_keep_their_ends() -> None:
         ("\xff\xfe", "mine", "is not read"),
     ],
 )  # fmt: skip
-def test_a_broken_alias_file_is_named_and_other_models_work(
+def test_broken_alias_file_is_named_and_other_models_work(
     tmp_path: Path, model: str, content: str, asked: str, words: str
 ) -> None:
     file = tmp_path / NAME
@@ -259,7 +257,7 @@ def test_a_broken_alias_file_is_named_and_other_models_work(
         now.names.file = before
 
 
-def test_a_file_in_the_place_of_the_settings_is_named(tmp_path: Path) -> None:
+def test_file_in_place_of_the_settings_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     names = Names(AliasFile(tmp_path / "file" / NAME))
     assert "is not read: Not a directory" in names.problem_with("mine")
@@ -270,9 +268,7 @@ def test_a_file_in_the_place_of_the_settings_is_named(tmp_path: Path) -> None:
     assert "is not read" in names.problem_with("mine")
 
 
-def test_without_a_home_nothing_is_kept_and_nothing_is_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_home_folder_saves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("MLX_MAGIC_CONFIG", "MLX_MAGIC_CACHE", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -285,18 +281,18 @@ def test_without_a_home_nothing_is_kept_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("text", ["~nosuchuser/x", "~\0", "~\ud800/x", "a\0b"])
-def test_a_home_of_nobody_stays_as_it_is_written(text: str) -> None:
+def test_tilde_of_an_unknown_user_is_not_expanded(text: str) -> None:
     assert str(user_folders.expanded(text)) == text
 
 
-def test_a_home_is_expanded_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_folders.expanded("~/x") == tmp_path / "x"
     assert user_folders.expanded(Path("~")) == tmp_path
     assert user_folders.expanded("a~b") == Path("a~b")
 
 
-def test_what_a_terminal_cannot_show_is_escaped_and_the_rest_is_not(
+def test_only_unprintable_characters_are_escaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out"
@@ -327,7 +323,9 @@ VALUES = st.one_of(
     suppress_health_check=list(HealthCheck),
 )
 @given(where=st.sampled_from([name for name in ASK if name != "images"]), value=VALUES)
-def test_any_value_of_any_argument_is_taken_or_refused(where: str, value: Any, model: str) -> None:
+def test_any_value_of_any_argument_is_accepted_or_refused(
+    where: str, value: Any, model: str
+) -> None:
     options: dict[str, Any] = {"prompt": "Hi", "model": model, where: value}
     outcome(mlx_magic.ask, **options)
     outcome(mlx_magic.pool.load, options["model"], alias=value, pin=False)

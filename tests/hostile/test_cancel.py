@@ -1,4 +1,4 @@
-"""Cancel reaches the work on a picture: nothing is decoded, read or looked through after it."""
+"""Cancel stops work on an image: nothing is decoded, read or searched afterwards."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tests.notebook.conftest import script, shell
 __all__ = ["script", "shell"]
 
 
-class ThrownAtLook(CancelToken):
-    """Cancelled by whoever looks at it for the n-th time."""
+class CancelAtCheck(CancelToken):
+    """A token that is cancelled at its n-th check."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -80,12 +80,12 @@ def large(kind: str) -> Any:
         ("AVIF", 5),
     ],
 )  # fmt: skip
-def test_cancel_in_the_middle_ends_the_work(kind: str, at: int) -> None:
+def test_cancel_ends_decoding_in_the_middle(kind: str, at: int) -> None:
     value = large(kind)
-    token = ThrownAtLook(at)
+    token = CancelAtCheck(at)
     with pytest.raises(Cancelled):
         open_images(value, cancel=token)
-    # Whoever was told stopped there: at most the layers above looked once more.
+    # The caller stopped there: at most the layers above checked once more.
     assert at <= token.looks <= at + 1
     (image, *_) = open_images(value, cancel=CancelToken())
     assert image.size[0] >= 300
@@ -94,18 +94,18 @@ def test_cancel_in_the_middle_ends_the_work(kind: str, at: int) -> None:
 def test_cancel_ends_a_glob_and_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(30):
         (tmp_path / f"{number}").mkdir()
-    token = ThrownAtLook(10)
+    token = CancelAtCheck(10)
     with pytest.raises(Cancelled):
         open_images("**/no-such-*.png", base=tmp_path, cancel=token)
     assert token.looks == 10
     (tmp_path / "large.bmp").write_bytes(encode(noise(1500, 1500), "BMP"))
-    token = ThrownAtLook(5)
+    token = CancelAtCheck(5)
     with pytest.raises(Cancelled):
         open_images("large.bmp", base=tmp_path, cancel=token)
     assert token.looks == 5
 
 
-def test_time_ends_a_picture_as_cancel_does() -> None:
+def test_timeout_ends_image_decoding_as_cancel_does() -> None:
     seconds = itertools.count(0.0, 0.5)
     watch = Watch("x", clock=lambda: next(seconds), seconds=2.0)
     file = WatchedBytes(bytes(1 << 20), watch)
@@ -113,7 +113,7 @@ def test_time_ends_a_picture_as_cancel_does() -> None:
     with pytest.raises(ImageDecodeError, match=r"^x takes more than 2 seconds to decode"):
         list(reads)
     assert 0 < file.tell() < 6 << 16
-    with pytest.raises(ImageDecodeError):  # a library that swallowed it does not get away with it
+    with pytest.raises(ImageDecodeError):  # a library that swallows the cancellation has no effect
         watch.reraise()
 
 
@@ -154,7 +154,7 @@ def end(name: str) -> None:
         assert not thread.is_alive()
 
 
-def test_cancelling_a_cell_ends_the_decoding_of_its_picture(
+def test_cancelled_cell_ends_image_decoding(
     shell: InteractiveShell, script: ScriptedBackend, held: Held
 ) -> None:
     shell.user_ns["slow"] = encode(noise(1000, 1000), "PNG")
@@ -170,14 +170,14 @@ def test_cancelling_a_cell_ends_the_decoding_of_its_picture(
     canceller.join()
     assert shell.user_ns["r"].finish_reason == "cancelled"
     end("mlx-magic-prepare")
-    # A picture of 3 MB has more than a hundred of reads; the one that was held was the last.
+    # An image of 3 MB has more than a hundred of reads; the one that was held was the last.
     assert held.reads <= held.at + 4
     assert script.requests == []
     shell.run_cell_magic("vision", "img -m demo -o r", "What is it?")
     assert shell.user_ns["r"].finish_reason == "stop"
 
 
-def test_taking_a_picture_out_of_the_panel_ends_its_decoding(held: Held) -> None:
+def test_removing_an_image_from_the_panel_ends_its_decoding(held: Held) -> None:
     pictures = Pictures(lambda: None)
     pictures.open(encode(noise(1000, 1000), "PNG"), "slow", as_id="a")
     assert held.reached.wait(30)

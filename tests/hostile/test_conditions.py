@@ -1,4 +1,4 @@
-"""A rough machine gives the same answers, or one line that says what to do."""
+"""Unusual machines: the same answers, or an error of one line with a remedy."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ ANSWERS = ("ask", "again", "image", "stream")
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Return what is answered where everything is as it should be."""
+    """Return the answers under normal conditions."""
     found = run(tmp_path_factory.mktemp("plain"), environment={})
     assert all(found[label][0] == "" and found[label][1] for label in ANSWERS)
     assert found["save"][0] == ""
@@ -94,7 +94,7 @@ def require_answers(found: Outcomes, plain: Outcomes) -> None:
     assert {label: found[label] for label in ANSWERS} == {label: plain[label] for label in ANSWERS}
 
 
-def test_a_missing_tmpdir_compiles_in_the_cache(tmp_path: Path, plain: Outcomes) -> None:
+def test_missing_tmpdir_compiles_in_the_cache_folder(tmp_path: Path, plain: Outcomes) -> None:
     environment = {"TMPDIR": str(tmp_path / "nowhere")}
     found = run(tmp_path, closed="<&- >&- 2>&-", environment=environment)
     require_answers(found, plain)
@@ -103,7 +103,7 @@ def test_a_missing_tmpdir_compiles_in_the_cache(tmp_path: Path, plain: Outcomes)
     assert f"{tmp_path / 'nowhere'} is no folder" in found["device"][1]
 
 
-def test_a_disk_that_fills_up_is_one_line_and_the_next_answer_comes(
+def test_full_disk_is_an_error_of_one_line_and_the_next_request_works(
     tmp_path: Path, plain: Outcomes
 ) -> None:
     compiler = tmp_path / "bin" / "g++"
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_is_one_line_and_the_next_answer_comes(
     assert found["image"] == plain["image"]
 
 
-def test_without_a_compiler_and_with_32_files_answers_are_the_same(
+def test_answers_are_the_same_without_a_compiler_and_with_32_open_files(
     tmp_path: Path, plain: Outcomes
 ) -> None:
     place = tmp_path / "tmp"
@@ -132,7 +132,7 @@ def test_without_a_compiler_and_with_32_files_answers_are_the_same(
     require_answers(run(tmp_path, "nofiles", environment=environment), plain)
 
 
-def test_ascii_no_working_directory_and_no_home_cost_nothing(
+def test_ascii_locale_missing_cwd_and_missing_home_change_no_answer(
     tmp_path: Path, plain: Outcomes
 ) -> None:
     found = run(
@@ -149,9 +149,7 @@ def test_ascii_no_working_directory_and_no_home_cost_nothing(
     )
 
 
-def test_folders_that_cannot_be_used_cost_only_what_they_are_for(
-    tmp_path: Path, plain: Outcomes
-) -> None:
+def test_unusable_folders_disable_only_their_feature(tmp_path: Path, plain: Outcomes) -> None:
     (tmp_path / "mlx").write_text("in its place")
     inside = str(tmp_path / "mlx" / "x")
     environment = {
@@ -191,7 +189,7 @@ print("done")
 """
 
 
-def test_a_terminal_of_ascii_shows_answers_and_tables(tmp_path: Path) -> None:
+def test_ascii_terminal_shows_answers_and_tables(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")
     environment = {

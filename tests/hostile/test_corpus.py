@@ -1,4 +1,4 @@
-"""Each hostile checkpoint gives one clear line or a right answer: no code, no hang, no balloon."""
+"""Each hostile checkpoint is one error line or answers: no code, no hang, little memory."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def tried(which: str, folder: Path) -> Outcomes:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """What came of each case."""
+    """Outcome of each case."""
     found: Outcomes = {}
     for which in ("text", "vision"):
         for name, outcome in tried(which, tmp_path_factory.mktemp(which)).items():
@@ -81,20 +81,20 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     return found
 
 
-def test_all_cases_were_tried_and_none_hangs(outcomes: Outcomes) -> None:
+def test_every_case_was_tried_and_none_hangs(outcomes: Outcomes) -> None:
     names = {f"text {name}" for name in corpus.TEXT} | {f"vision {name}" for name in corpus.VISION}
     assert len(names) >= 60
     assert names - set(outcomes) == set()
     assert [name for name, outcome in outcomes.items() if "hangs" in outcome] == []
 
 
-def test_honest_checkpoints_answer(outcomes: Outcomes) -> None:
+def test_ordinary_checkpoints_answer(outcomes: Outcomes) -> None:
     for which in ("text", "vision"):
         for step in ("list", "inspect", "facts", "ask"):
             assert outcomes[f"{which} good"][step] == ["", ""], (which, step)
 
 
-def test_each_gives_a_right_answer_or_one_line_of_ours(outcomes: Outcomes) -> None:
+def test_each_case_answers_or_is_an_error_of_one_line(outcomes: Outcomes) -> None:
     for name, outcome in outcomes.items():
         assert outcome["list"] == ["", ""], name
         # The bundled model and this one: a bad one hides neither itself nor the others.
@@ -110,11 +110,11 @@ def test_each_gives_a_right_answer_or_one_line_of_ours(outcomes: Outcomes) -> No
             assert len(text) < 3000, (name, step, text)
 
 
-def test_none_runs_code(outcomes: Outcomes) -> None:
+def test_no_case_runs_code(outcomes: Outcomes) -> None:
     assert [name for name, outcome in outcomes.items() if outcome["ran"]] == []
 
 
-def test_none_takes_long_or_much_memory(outcomes: Outcomes) -> None:
+def test_no_case_needs_much_time_or_memory(outcomes: Outcomes) -> None:
     for name, outcome in outcomes.items():
         for step, seconds in outcome["cpu"].items():
             assert seconds < CPU[step] or name.endswith(" good"), (name, step, seconds)
@@ -135,7 +135,7 @@ def test_none_takes_long_or_much_memory(outcomes: Outcomes) -> None:
         ("text tokenizer_adds_100000", "adds more than 50000 tokens"),
     ],
 )
-def test_the_line_tells_the_number(outcomes: Outcomes, name: str, words: str) -> None:
+def test_error_names_the_offending_number(outcomes: Outcomes, name: str, words: str) -> None:
     error, text = outcomes[name]["inspect"]
     assert error == "CheckpointError"
     assert words in text

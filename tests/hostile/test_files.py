@@ -1,4 +1,4 @@
-"""Paths and globs that are not what they seem: no wait, no walk through the disk, one line."""
+"""Hostile paths and globs: no waiting, no search of the whole disk, one error line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_devices_are_not_opened(path: str) -> None:
     assert "not a regular file" in line(path)
 
 
-def test_sockets_and_circles_of_links(tmp_path: Path) -> None:
+def test_sockets_and_symlink_loops_are_refused(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s.png"))
         assert "not a regular file" in line("s.png", tmp_path)
@@ -48,7 +48,7 @@ def test_sockets_and_circles_of_links(tmp_path: Path) -> None:
     assert "a.png" in line("a.png", tmp_path)
 
 
-def test_a_pipe_put_in_the_place_of_a_checked_file_is_not_waited_for(
+def test_pipe_that_replaces_a_checked_file_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.png"
@@ -65,7 +65,7 @@ def test_a_pipe_put_in_the_place_of_a_checked_file_is_not_waited_for(
     assert line("x.png", tmp_path) == "x.png is not a regular file."
 
 
-def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
+def test_device_that_replaces_a_checked_file_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.png"
@@ -84,7 +84,7 @@ def test_a_device_put_in_the_place_of_a_checked_file_is_not_read(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize("name", ["pagemap", "environ", "maps", "mem", "cmdline"])
-def test_files_of_the_system_without_a_size_end_after_their_beginning(name: str) -> None:
+def test_system_files_without_a_size_are_read_only_at_their_start(name: str) -> None:
     tracemalloc.start()
     try:
         line(f"/proc/self/{name}")
@@ -93,7 +93,7 @@ def test_files_of_the_system_without_a_size_end_after_their_beginning(name: str)
         tracemalloc.stop()
 
 
-def test_a_file_that_does_not_begin_like_a_picture_is_not_read_on(tmp_path: Path) -> None:
+def test_file_without_an_image_header_is_not_read_further(tmp_path: Path) -> None:
     with (tmp_path / "sparse.png").open("wb") as file:
         file.truncate(199_000_000)
     tracemalloc.start()
@@ -107,7 +107,7 @@ def test_a_file_that_does_not_begin_like_a_picture_is_not_read_on(tmp_path: Path
     assert "the limit is 200 MB" in line("sparse.png", tmp_path)
 
 
-def test_a_glob_through_links_in_a_circle_ends(tmp_path: Path) -> None:
+def test_glob_through_a_symlink_loop_ends(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).symlink_to(".")
     (tmp_path / "one.png").write_bytes(PICTURE)
@@ -115,7 +115,7 @@ def test_a_glob_through_links_in_a_circle_ends(tmp_path: Path) -> None:
     assert [image.source for image in open_images("**/one.png", base=tmp_path)] == ["one.png"]
 
 
-def test_a_glob_that_would_walk_through_the_disk_is_refused(
+def test_glob_over_the_whole_disk_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(globs, "MAX_ENTRIES", 50)
@@ -137,7 +137,7 @@ def test_a_glob_that_would_walk_through_the_disk_is_refused(
     ]
 
 
-def test_globs_match_what_they_always_did(tmp_path: Path) -> None:
+def test_globs_match_as_before(tmp_path: Path) -> None:
     import glob
 
     for name in ("a/1.png", "a/b/2.png", "a/b/c/3.png", ".h/4.png", "a/.5.png", "d[1]/6.png"):
@@ -164,7 +164,7 @@ def test_globs_match_what_they_always_did(tmp_path: Path) -> None:
         assert found == expected, pattern
 
 
-def test_a_data_uri_of_escapes_or_spaces() -> None:
+def test_large_data_uri_of_escapes_or_spaces_is_refused() -> None:
     assert "write it as base64" in line("data:image/png," + "%" * 4_000_000)
     assert "is empty" in line("data:image/png;base64," + " " * 4_000_000)
 
@@ -190,13 +190,13 @@ def broadcast(shape: tuple[int, ...], kind: Any = np.uint8) -> Any:
         ((4, 4), "M8[s]", "use uint8"),
     ],
 )
-def test_arrays_that_look_larger_than_they_are(
+def test_broadcast_arrays_are_limited_by_their_shape(
     shape: tuple[int, ...], kind: Any, says: str
 ) -> None:
     assert says in line(broadcast(shape, kind))
 
 
-def test_a_broadcast_array_of_objects_ends_at_the_limit_of_pictures() -> None:
+def test_broadcast_object_array_stops_at_the_image_limit() -> None:
     array = np.broadcast_to(np.array([PICTURE], object), (10**8,))
     assert "At most 64 pictures" in line(array)
 
@@ -213,7 +213,7 @@ def test_many_large_arrays_are_not_held_at_once(monkeypatch: pytest.MonkeyPatch)
         tracemalloc.stop()
 
 
-def test_a_large_float_array_takes_little_beside_its_pixels() -> None:
+def test_large_float_array_needs_little_extra_memory() -> None:
     tracemalloc.start()
     try:
         (image,) = open_images(broadcast((3000, 3000, 3), np.float64))
@@ -224,7 +224,7 @@ def test_a_large_float_array_takes_little_beside_its_pixels() -> None:
 
 
 class Lies:
-    """Says that it is an array."""
+    """Claims to be an array."""
 
     def __init__(self, gives: Any) -> None:
         self.gives = gives
@@ -236,13 +236,13 @@ class Lies:
 
 
 @pytest.mark.parametrize("gives", [ValueError("a\nb"), "text", None, MemoryError(), [1]])
-def test_objects_that_lie_about_being_arrays(gives: Any) -> None:
+def test_objects_with_a_false_array_interface_are_refused(gives: Any) -> None:
     with pytest.raises(ImageDecodeError, match="could not be turned into a NumPy array"):
         open_images(Lies(gives))
     line(Lies(gives))
 
 
-def test_files_that_give_something_else_or_never_end() -> None:
+def test_file_objects_with_wrong_or_endless_reads_are_refused() -> None:
     class Endless:
         def read(self, size: int = -1) -> Any:
             return b"\x89PNG\r\n\x1a\n" + bytes(1 << 20)

@@ -1,4 +1,4 @@
-"""Honest pictures stay as they were: the same pixels as plain Pillow, the same notes."""
+"""Ordinary images: the same pixels as plain Pillow, the same notes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ FRAMES: dict[str, Any] = {
         ("JPEG2000", {"tile_size": (64, 64), "quality_layers": [20, 5]}, None),
     ],
 )
-def test_pixels_and_notes_are_those_of_plain_pillow(
+def test_pixels_and_notes_equal_plain_pillow(
     kind: str, options: dict[str, Any], note: str | None
 ) -> None:
     data = encode(photo(), kind, **options)
@@ -72,7 +72,7 @@ def test_pixels_and_notes_are_those_of_plain_pillow(
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK", "I;16"])
-def test_so_are_those_of_other_modes(mode: str) -> None:
+def test_pixels_of_other_color_modes_equal_plain_pillow(mode: str) -> None:
     levels = np.arange(0, 65_536, 16, dtype=np.uint16).reshape(64, 64)
     image = Image.fromarray(levels) if mode == "I;16" else photo(64, 64).convert(mode)
     kinds = ["TIFF"] if mode == "CMYK" else ["PNG", "TIFF"]
@@ -82,7 +82,7 @@ def test_so_are_those_of_other_modes(mode: str) -> None:
         assert (opened.size, opened.pixels.tobytes()) == by_pillow(data)
 
 
-def test_a_large_photo_is_as_it_was() -> None:
+def test_large_photo_equals_plain_pillow() -> None:
     data = encode(photo(6000, 4000), "JPEG", quality=90)
     (image,) = open_images(data)
     assert (image.size, image.pixels.tobytes()) == by_pillow(data)
@@ -91,7 +91,7 @@ def test_a_large_photo_is_as_it_was() -> None:
 
 @pytest.mark.parametrize("magic", ["P1", "P2", "P3", "P5", "P6"])
 @pytest.mark.parametrize("top", [1, 254, 255, 1000, 65_535])
-def test_every_netpbm_is_as_it_was(magic: str, top: int) -> None:
+def test_every_netpbm_format_equals_plain_pillow(magic: str, top: int) -> None:
     random = np.random.default_rng(top)
     count = 70 * 50 * (3 if magic in ("P3", "P6") else 1)
     values = random.integers(0, top + 1, count)
@@ -106,8 +106,8 @@ def test_every_netpbm_is_as_it_was(magic: str, top: int) -> None:
     assert (image.size, image.pixels.tobytes()) == by_pillow(head + body)
 
 
-def test_what_follows_a_photo_is_no_scan_of_it() -> None:
-    # A film behind the picture, as phones put it there, has such bytes by chance.
+def test_data_after_a_jpeg_is_not_counted_as_scans() -> None:
+    # A video appended to a photo, as phones do, has such bytes by chance.
     data = encode(photo(), "JPEG", progressive=True)
     (image,) = open_images(data + b"\xff\xda" * 1000)
     assert image.pixels.tobytes() == by_pillow(data)[1]
@@ -116,7 +116,7 @@ def test_what_follows_a_photo_is_no_scan_of_it() -> None:
     assert image.pixels.tobytes() == by_pillow(data)[1]
 
 
-def test_an_image_that_a_person_opened_is_looked_at_too() -> None:
+def test_already_open_image_is_checked() -> None:
     pages = encode(photo(), "TIFF", **FRAMES)
     animation = Image.open(io.BytesIO(pages))
     animation.seek(3)

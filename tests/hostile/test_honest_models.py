@@ -1,4 +1,4 @@
-"""Honest checkpoints of all architectures load under the guard, and are read as far as we judge."""
+"""Ordinary checkpoints of all architectures load under the guard; only checked files are read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS = [model for model in all_models() if not model.variant]
 
 
 class Opened:
-    """Files of one folder that anybody opens in this process; a hook stays for good."""
+    """Files of one folder opened in this process; an audit hook cannot be removed."""
 
     folder: str | None = None
     names: ClassVar[set[str]] = set()
@@ -70,7 +70,7 @@ def ready(kind: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
-def test_it_loads_and_only_what_was_judged_is_opened(
+def test_ordinary_model_loads_and_opens_only_checked_files(
     model: TinyModel, tmp_path: Path, opened: type[Opened]
 ) -> None:
     folder = tmp_path / "m"

@@ -1,4 +1,4 @@
-"""Hostile pictures end in time, in memory, and in one line; honest ones stay as they were."""
+"""Hostile images end within time and memory limits with one line; others are unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def more() -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_picture_ends_in_one_line_or_as_a_picture(
+def test_hostile_image_opens_or_is_an_error_of_one_line(
     name: str, opened: dict[str, Outcome]
 ) -> None:
     assert name in opened, "it never ended, or took its process with it"
@@ -43,9 +43,7 @@ def test_a_hostile_picture_ends_in_one_line_or_as_a_picture(
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_nothing_is_written_to_stderr_for_an_image_that_a_person_opened(
-    name: str, more: dict[str, Outcome]
-) -> None:
+def test_already_open_image_writes_nothing_to_stderr(name: str, more: dict[str, Outcome]) -> None:
     outcome = more[name + OPENED]
     assert outcome.noise == ""
     if CASES[name].says is None:
@@ -56,7 +54,7 @@ def test_nothing_is_written_to_stderr_for_an_image_that_a_person_opened(
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_64_megapixels_take_less_than_a_gigabyte_beside_what_is_given(
+def test_64_megapixels_need_less_than_a_gigabyte_of_extra_memory(
     name: str, more: dict[str, Outcome]
 ) -> None:
     outcome = more[name]

@@ -1,4 +1,4 @@
-"""No loader of mlx-vlm or mlx-lm runs what a checkpoint brings, whatever it asks for by itself."""
+"""No loader of mlx-vlm or mlx-lm runs a checkpoint's code, even if it requests remote code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(1300)]
 
 Outcomes = dict[str, dict[str, dict[str, Any]]]
 
-# They ask for remote code by themselves, or take True where nothing is said.
+# They request remote code themselves, or default to True.
 NAMED = (
     "got.processing_got.GotOcrProcessor.from_pretrained",
     "inkling.processing_inkling.InklingProcessor.from_pretrained",
@@ -56,10 +56,10 @@ def test_no_loader_runs_code_under_the_guard(outcomes: Outcomes) -> None:
     assert [name for name, ways in outcomes.items() if ways["guarded"]["ran"]] == []
 
 
-def test_the_code_would_have_run_without_the_guard(outcomes: Outcomes) -> None:
+def test_code_runs_without_the_guard(outcomes: Outcomes) -> None:
     ran = {name for name, ways in outcomes.items() if ways.get("bare", {}).get("ran")}
     assert {f"walk {name}" for name in NAMED} <= ran
-    # Both libraries, models that bring their own file, and processors by the dozen.
+    # Both libraries, models with their own code file, and dozens of processors.
     assert sum(name.startswith("walk ") for name in ran) >= 50 // (2 * EVERY)
     assert sum(name.startswith("mlx-vlm ") and "load_processor" in name for name in ran) >= 30 // (
         2 * EVERY
@@ -71,16 +71,16 @@ def test_the_code_would_have_run_without_the_guard(outcomes: Outcomes) -> None:
     assert any(name.startswith("mlx-lm ") and "model_file" in name for name in ran)
 
 
-def test_what_would_have_run_is_refused_and_known_to_be(outcomes: Outcomes) -> None:
+def test_code_that_would_run_is_refused_and_recorded(outcomes: Outcomes) -> None:
     for name, ways in outcomes.items():
         guarded = ways["guarded"]
         if ways.get("bare", {}).get("ran"):
             assert guarded["refused"], name
-            # moondream3's takes its error for a missing file, and goes on to the Hub.
+            # moondream3's loader takes the error for a missing file and asks the Hub.
             swallowed = name.startswith("walk moondream3.")
             assert swallowed or guarded["error"] == "UntrustedCodeError", (name, guarded)
         elif "bare" in ways:
-            # What runs nothing fails or succeeds as it does without the guard.
+            # A loader that runs no code fails or succeeds as without the guard.
             assert not guarded["refused"], name
             if not guarded["unreached"]:
                 assert guarded["error"] == ways["bare"]["error"], name
@@ -94,7 +94,7 @@ def test_no_loader_reaches_the_hub_under_the_guard(outcomes: Outcomes) -> None:
         assert bool(ways["guarded"]["unreached"]) == (name in asked), name
 
 
-def test_all_kinds_of_loaders_were_found(outcomes: Outcomes) -> None:
+def test_every_kind_of_loader_was_found(outcomes: Outcomes) -> None:
     walked = [name for name in outcomes if name.startswith("walk ")]
     assert sum(name.endswith(".from_pretrained") for name in walked) >= 120 // (2 * EVERY)
     assert sum(not name.endswith(".from_pretrained") for name in walked) >= 20 // (2 * EVERY)

@@ -1,4 +1,4 @@
-"""No text of a checkpoint drives a terminal, breaks a line or marks up a page where it is shown."""
+"""Text of a checkpoint is shown without control characters, line breaks or markup."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def harmless(text: str) -> bool:
     return text.replace("\n", "").isprintable()
 
 
-def test_a_table_shows_no_control_characters() -> None:
+def test_table_shows_no_control_characters() -> None:
     table = Table(("model", "state"), ((ODD, ODD),), f"one {ODD}\ntwo")
     assert repr(table).count("\n") == 4  # the note's own, and that of the name in it
     assert harmless(repr(table))
@@ -37,7 +37,7 @@ def test_a_table_shows_no_control_characters() -> None:
     assert "<script>" not in table._repr_html_()
 
 
-def test_the_list_shows_an_odd_folder_and_an_odd_alias_clean(tmp_path: Path) -> None:
+def test_list_escapes_odd_folder_and_alias_names(tmp_path: Path) -> None:
     folder = tmp_path / ODD.replace("/", "")
     checkpoints.good(folder)
     session = scripted_session()
@@ -54,7 +54,7 @@ def test_the_list_shows_an_odd_folder_and_an_odd_alias_clean(tmp_path: Path) -> 
         session.close()
 
 
-def test_the_panel_shows_it_clean_and_chooses_it_as_it_is() -> None:
+def test_panel_escapes_an_odd_name_and_selects_the_original() -> None:
     choice = ModelChoice(ODD, "on disk", problem=f"bad {ODD}")
     assert choice.name == ODD
     assert choice.label.isprintable()
@@ -70,19 +70,19 @@ def test_the_panel_shows_it_clean_and_chooses_it_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [ModelError, CheckpointError, GenerationError])
-def test_errors_of_models_are_one_line_whatever_is_named(kind: Callable[..., Exception]) -> None:
+def test_model_errors_are_one_line_for_any_name(kind: Callable[..., Exception]) -> None:
     error = kind(f"{ODD}: {ODD} is bad: fetch the model again.", model=ODD)
     assert str(error).isprintable()
     assert str(error).endswith("is bad: fetch the model again.")
     assert error.model == ODD  # type: ignore[attr-defined]
 
 
-def test_an_honest_message_is_left_as_it_is() -> None:
+def test_ordinary_message_is_unchanged() -> None:
     text = "m: two  spaces, ümlaut, 模型 — all kept: fetch the model again."
     assert str(ModelError(text, model="m")) == text
 
 
-def test_a_folder_that_cannot_be_listed_is_an_error_of_ours(
+def test_unlistable_folder_is_a_model_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = checkpoints.good(tmp_path / "m")
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error_of_ours(
         remote_code.wanted_code(folder, model="m")
 
 
-def test_facts_of_what_changes_meanwhile_are_still_told(
+def test_summary_of_a_folder_that_changes_meanwhile_is_returned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = checkpoints.good(tmp_path / "m")
@@ -123,7 +123,7 @@ class PanicException(BaseException):
     """What a library in Rust raises; no `Exception`."""
 
 
-def test_a_panic_of_a_library_is_an_error_and_an_interrupt_is_not() -> None:
+def test_library_panic_is_an_error_and_an_interrupt_passes() -> None:
     with pytest.raises(RuntimeError, match="a library panicked: Onig"), no_panics():
         raise PanicException("Onig: retry-limit-in-match over")
     with pytest.raises(KeyboardInterrupt), no_panics():
@@ -144,7 +144,7 @@ def test_a_tokenizer_that_adds_too_many_tokens_is_refused(tmp_path: Path, key: b
         remote_code.wanted_code(folder, model="m")
 
 
-def test_a_tokenizer_with_28672_sounds_and_20_mb_is_accepted(tmp_path: Path) -> None:
+def test_tokenizer_with_28672_added_tokens_and_20_mb_is_accepted(tmp_path: Path) -> None:
     folder = checkpoints.good(tmp_path / "m")
     words = b'"vocab": {' + b", ".join(b'"word-%d": %d' % (i, i) for i in range(1_000_000)) + b"}"
     (folder / "tokenizer.json").write_bytes(added(28_672)[:-1] + b", " + words + b"}")

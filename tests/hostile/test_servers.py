@@ -55,7 +55,7 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ask(case: Case, scheme: str = "http") -> bytes | str:
-    """Return the picture or the line."""
+    """Return the image or the line."""
     fetch = UrlFetcher(connect=connect, allowed=this_machine)
     with serving(case.serve) as port:
         try:
@@ -81,16 +81,16 @@ def judge(case: Case, scheme: str = "http") -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_server_ends_in_one_line(name: str) -> None:
+def test_hostile_server_is_an_error_of_one_line(name: str) -> None:
     judge(CASES[name])
 
 
 @pytest.mark.parametrize("name", TLS_CASES)
-def test_a_tls_handshake_ends_too(name: str) -> None:
+def test_hostile_tls_handshake_ends(name: str) -> None:
     judge(TLS_CASES[name], "https")
 
 
-def test_a_picture_of_the_largest_size_arrives_in_small_chunks() -> None:
+def test_image_of_the_largest_size_arrives_in_small_chunks() -> None:
     body = picture() + bytes(_MOST - len(picture()))
 
     def serve(connection: socket.socket) -> None:

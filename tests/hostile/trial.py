@@ -1,7 +1,7 @@
 """Tries cases of the corpus in a process of its own: ``python -m tests.hostile.trial FOLDER SET``.
 
 Prints a line of JSON before each case, and one after it. Who reads them ends the process when
-a line is late: so a case that hangs fails, and stalls nobody.
+a line is late, so a case that hangs fails without blocking the others.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main(place: Path, which: str, only: list[str]) -> None:
         shutil.rmtree(root)
         return outcomes
 
-    say({"case": "good", **tried("itself", lambda folder: None)})  # imports what all others need
+    say({"case": "good", **tried("itself", lambda folder: None)})  # imports for all cases
     for label, spoil in cases.items():
         if only and label not in only:
             continue
@@ -122,7 +122,7 @@ _out = os.fdopen(os.dup(1), "w")
 
 
 def say(what: dict[str, Any]) -> None:
-    """Print for whoever started this process."""
+    """Print for the parent process."""
     _out.write(json.dumps(what) + "\n")
     _out.flush()
 

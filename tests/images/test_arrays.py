@@ -1,4 +1,4 @@
-"""Arrays become pictures by shape, type and range, or one clear error."""
+"""Arrays become images by shape, type and range, or one clear error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pixels(value: Any) -> np.ndarray[Any, Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), SIDES, SIDES, st.sampled_from([(), (1,), (3,)]))
-def test_uint8_comes_back_as_it_was(
+def test_uint8_is_unchanged(
     data: st.DataObject, height: int, width: int, channels: tuple[int, ...]
 ) -> None:
     array = data.draw(hnp.arrays(np.uint8, (height, width, *channels)))
@@ -46,7 +46,7 @@ def test_floats_from_0_to_1_round_to_the_nearest_level(
 
 @settings(max_examples=40, deadline=None)
 @given(hnp.arrays(np.uint16, st.tuples(SIDES, SIDES)))
-def test_uint16_is_scaled_from_its_whole_range(array: np.ndarray[Any, Any]) -> None:
+def test_uint16_is_scaled_from_its_full_range(array: np.ndarray[Any, Any]) -> None:
     assert np.abs(pixels(array)[..., 0] - array / 257).max() <= 0.5
 
 
@@ -55,7 +55,9 @@ def test_uint16_is_scaled_from_its_whole_range(array: np.ndarray[Any, Any]) -> N
     hnp.arrays(np.uint8, st.tuples(SIDES, SIDES, st.just(3))),
     st.sampled_from([np.int16, np.int32, np.int64, np.uint32, np.uint64]),
 )
-def test_other_integers_from_0_to_255_are_levels(array: np.ndarray[Any, Any], dtype: Any) -> None:
+def test_other_integers_from_0_to_255_are_pixel_levels(
+    array: np.ndarray[Any, Any], dtype: Any
+) -> None:
     assert (pixels(array.astype(dtype)) == array).all()
 
 
@@ -67,7 +69,7 @@ def test_other_integers_from_0_to_255_are_levels(array: np.ndarray[Any, Any], dt
     )
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-def test_any_array_gives_pictures_or_an_image_error(array: np.ndarray[Any, Any]) -> None:
+def test_any_array_gives_images_or_an_image_error(array: np.ndarray[Any, Any]) -> None:
     refused, images = "", []
     try:
         images = open_images(array, name="x")
@@ -82,11 +84,11 @@ def test_bool_is_black_and_white() -> None:
     assert pixels(np.array([[True, False]]))[0, :, 0].tolist() == [255, 0]
 
 
-def test_rgba_is_put_on_white() -> None:
+def test_rgba_is_composited_on_white() -> None:
     assert pixels(np.zeros((1, 1, 4), np.uint8))[0, 0].tolist() == [255, 255, 255]
 
 
-def test_floats_to_255_are_levels_and_said_so() -> None:
+def test_floats_to_255_are_pixel_levels_with_a_note() -> None:
     (image,) = open_images(np.array([[0.0, 99.6, 255.0]]))
     assert np.asarray(image.pixels)[0, :, 0].tolist() == [0, 100, 255]
     assert image.note == "floats read as 0..255"
@@ -96,13 +98,13 @@ def test_a_small_overshoot_is_clipped() -> None:
     assert pixels(np.array([[-1e-7, 1 + 1e-7]]))[0, :, 0].tolist() == [0, 255]
 
 
-def test_8_bit_values_in_16_bits_are_pointed_out() -> None:
+def test_uint16_with_8_bit_values_gets_a_note() -> None:
     (image,) = open_images(np.full((2, 2), 200, np.uint16))
     assert image.note is not None
     assert "x.astype('uint8')" in image.note
 
 
-def test_channel_first_is_taken_and_said() -> None:
+def test_channel_first_array_is_transposed_with_a_note() -> None:
     array = np.zeros((3, 6, 8), np.uint8)
     array[2] = 255
     (image,) = open_images(array)
@@ -111,7 +113,7 @@ def test_channel_first_is_taken_and_said() -> None:
     assert image.note == "channel-first array 3x6x8"
 
 
-def test_a_batch_is_several_pictures_of_one_range() -> None:
+def test_batch_becomes_images_scaled_by_one_range() -> None:
     batch = np.zeros((2, 4, 5, 3))
     batch[1] = 200.0
     images = open_images(batch, name="frames")
@@ -139,30 +141,32 @@ def test_a_batch_is_several_pictures_of_one_range() -> None:
         (np.zeros((2, 2), "S3"), r"x holds \|S3 values"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_advice(array: np.ndarray[Any, Any], words: str) -> None:
+def test_arrays_that_are_not_images_are_refused_with_advice(
+    array: np.ndarray[Any, Any], words: str
+) -> None:
     with pytest.raises(ImageDecodeError, match=words) as caught:
         open_images(array, name="x")
     assert caught.value.source == "x"
 
 
-def test_an_array_of_too_many_pixels_is_refused_before_it_is_copied() -> None:
+def test_array_with_too_many_pixels_is_refused_before_the_copy() -> None:
     huge = np.broadcast_to(np.uint8(0), (10_000, 10_000, 3))
     with pytest.raises(ImageTooLargeError, match="x is 10000x10000, 100 megapixels"):
         open_images(huge, name="x")
 
 
-def test_a_batch_of_too_many_is_refused_before_it_is_copied() -> None:
+def test_batch_of_too_many_images_is_refused_before_the_copy() -> None:
     huge = np.broadcast_to(np.float64(0), (100_000, 1000, 1000, 3))
     with pytest.raises(ImageDecodeError, match=f"batch of 100000 pictures: .*{MAX_IMAGES}"):
         open_images(huge, name="x")
 
 
-def test_views_and_other_strides_are_fine() -> None:
+def test_views_and_other_strides_are_accepted() -> None:
     array = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     assert (pixels(array[::-1, ::2, ::-1]) == array[::-1, ::2, ::-1]).all()
 
 
-def test_what_turns_into_an_array_is_one() -> None:
+def test_objects_with_an_array_method_are_arrays() -> None:
     class Tensor:
         def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
             return np.full((2, 2), 7, np.uint8)

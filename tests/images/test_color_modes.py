@@ -29,7 +29,7 @@ def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def in_one_piece(image: Image.Image) -> tuple[bytes, tuple[str, ...]]:
-    """Convert deep grey as it was done before there were slices."""
+    """Convert deep gray as it was done before there were slices."""
     values = np.asarray(image)
     notes: tuple[str, ...] = ()
     if image.mode.startswith("I;16"):
@@ -79,7 +79,7 @@ def deep(draw: st.DrawFn) -> Image.Image:
 
 @SLICED
 @given(image=deep())
-def test_deep_grey_is_that_of_one_piece(slices: None, image: Image.Image) -> None:
+def test_deep_gray_in_slices_equals_conversion_at_once(slices: None, image: Image.Image) -> None:
     before = image.tobytes()
     pixels, notes = to_rgb(image)
     assert (pixels.tobytes(), notes) == in_one_piece(image)
@@ -88,7 +88,7 @@ def test_deep_grey_is_that_of_one_piece(slices: None, image: Image.Image) -> Non
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_found_in_any_slice(slices: None, value: float) -> None:
+def test_nan_and_infinity_are_refused_in_any_slice(slices: None, value: float) -> None:
     values = np.zeros((9, 9), np.float32)
     values[8, 7] = value
     with pytest.raises(ImageDecodeError, match="NaN or infinity"):
@@ -100,7 +100,7 @@ KINDS: list[Any] = [np.bool_, np.uint8, np.uint16, np.int64, np.float16, np.floa
 
 @SLICED
 @given(data=st.data())
-def test_arrays_are_those_of_one_piece(slices: None, data: st.DataObject) -> None:
+def test_arrays_in_slices_equal_conversion_at_once(slices: None, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))
     shape = data.draw(st.tuples(st.integers(1, 23), st.integers(1, 23), st.sampled_from([1, 3, 4])))
     top = data.draw(st.sampled_from([1, 255])) if kind is not np.bool_ else 1
@@ -130,7 +130,7 @@ OTHERS = ["tiff_adobe_deflate", "packbits", "zstd", "lzma"]
     ("mode", "compression"),
     [(mode, kind) for mode in MODES for kind in (None, "tiff_lzw")] + [("RGB", o) for o in OTHERS],
 )
-def test_tiffs_are_what_plain_pillow_makes_of_them(mode: str, compression: str | None) -> None:
+def test_tiffs_equal_plain_pillow(mode: str, compression: str | None) -> None:
     noise = Image.effect_noise((37, 29), 90)
     if mode == "I;16":
         image: Image.Image = Image.fromarray(np.asarray(noise).astype(np.uint16) * 257)
@@ -161,7 +161,7 @@ def test_tiffs_are_what_plain_pillow_makes_of_them(mode: str, compression: str |
         assert opened.tobytes() == plain.tobytes()
 
 
-def test_the_range_of_an_array_is_that_of_all_slices(slices: None) -> None:
+def test_range_of_an_array_covers_all_slices(slices: None) -> None:
     array = np.zeros((9, 9))
     array[8, 8] = -5
     with pytest.raises(ImageDecodeError, match="floats from -5 to 0"):

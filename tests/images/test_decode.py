@@ -65,7 +65,7 @@ def test_lossless_formats_keep_every_pixel(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "JPEG2000"])
-def test_lossy_formats_come_close(kind: str) -> None:
+def test_lossy_formats_are_close_to_the_original(kind: str) -> None:
     image = opened(
         encode(two_tone(), kind, quality=95) if kind != "JPEG2000" else encode(two_tone(), kind)
     )
@@ -99,7 +99,7 @@ def test_exif_orientation_is_applied_once(kind: str, orientation: int) -> None:
     assert opened(image.pixels).pixels.tobytes() == image.pixels.tobytes()
 
 
-def test_a_pillow_image_with_exif_is_turned_and_left_alone() -> None:
+def test_pillow_image_with_exif_is_rotated_in_a_copy() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     original = Image.open(io.BytesIO(encode(two_tone(), "PNG", exif=exif)))
@@ -110,13 +110,13 @@ def test_a_pillow_image_with_exif_is_turned_and_left_alone() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, and rightly so
-def test_a_broken_orientation_is_no_reason_to_refuse() -> None:
+def test_invalid_exif_orientation_is_ignored() -> None:
     data = encode(two_tone(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert opened(data).size == (40, 20)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_alpha_is_put_on_white(mode: str) -> None:
+def test_alpha_is_composited_on_white(mode: str) -> None:
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (0, 0, 0, 255))
     pixels = opened(image.convert(mode)).pixels
@@ -124,18 +124,18 @@ def test_alpha_is_put_on_white(mode: str) -> None:
     assert pixels.getpixel((1, 0)) == (0, 0, 0)
 
 
-def test_half_transparent_is_half_white() -> None:
+def test_half_transparent_pixels_become_half_white() -> None:
     pixels = opened(Image.new("RGBA", (1, 1), (255, 0, 0, 128))).pixels
     assert pixels.getpixel((0, 0)) == (255, 127, 127)
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
-def test_premultiplied_alpha_too(mode: str) -> None:
+def test_premultiplied_alpha_is_composited_on_white(mode: str) -> None:
     straight = Image.new("RGBA" if mode == "RGBa" else "LA", (1, 1))
     assert opened(straight.convert(mode)).pixels.getpixel((0, 0)) == WHITE
 
 
-def test_palette_with_transparency_is_put_on_white() -> None:
+def test_transparent_palette_is_composited_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.putpixel((1, 0), 1)
@@ -147,25 +147,25 @@ def test_palette_with_transparency_is_put_on_white() -> None:
 
 
 @pytest.mark.parametrize(("mode", "clear", "other"), [("L", 7, 90), ("I;16", 700, 23130)])
-def test_one_grey_level_may_stand_for_transparent(mode: str, clear: int, other: int) -> None:
+def test_transparent_gray_level_becomes_white(mode: str, clear: int, other: int) -> None:
     image = Image.fromarray(np.array([[clear, other]], np.uint8 if mode == "L" else np.uint16))
     pixels = opened(encode(image, "PNG", transparency=clear)).pixels
     assert [pixels.getpixel((x, 0)) for x in (0, 1)] == [WHITE, (90, 90, 90)]
 
 
-def test_one_colour_may_stand_for_transparent() -> None:
+def test_transparent_color_becomes_white() -> None:
     pixels = opened(encode(two_tone((2, 1)), "PNG", transparency=RED)).pixels
     assert [pixels.getpixel((x, 0)) for x in (0, 1)] == [WHITE, BLUE]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bits_are_scaled_by_range_and_not_clipped(kind: str) -> None:
+def test_16_bit_images_are_scaled_and_not_clipped(kind: str) -> None:
     values = np.array([[0, 128, 257, 32896, 65535]], np.uint16)
     pixels = opened(encode(Image.fromarray(values), kind)).pixels
     assert np.asarray(pixels)[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
-def test_32_bit_integers_and_floats_are_fitted_into_range() -> None:
+def test_32_bit_integers_and_floats_are_scaled_into_range() -> None:
     whole = Image.fromarray(np.array([[0, 51400, 65535]], np.int32))
     assert np.asarray(opened(whole).pixels)[0, :, 0].tolist() == [0, 200, 255]
     unit = Image.fromarray(np.array([[0, 0.2, 1.0]], np.float32))
@@ -177,7 +177,7 @@ def test_32_bit_integers_and_floats_are_fitted_into_range() -> None:
         open_images(Image.fromarray(np.array([[np.nan]], np.float32)))
 
 
-def test_cmyk_from_a_jpeg_has_the_right_colours() -> None:
+def test_cmyk_from_a_jpeg_has_the_right_colors() -> None:
     pixels = opened(encode(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG")).pixels
     red, green, blue = np.asarray(pixels)[8, 8]
     assert red > 230 > 30 > max(green, blue)
@@ -195,7 +195,7 @@ def test_every_other_mode_becomes_rgb(mode: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_of_an_animation_is_taken_and_said(kind: str) -> None:
+def test_animation_uses_the_first_frame_and_notes_it(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, WHITE)]
     data = encode(
         frames[0],
@@ -210,12 +210,12 @@ def test_the_first_frame_of_an_animation_is_taken_and_said(kind: str) -> None:
     assert image.pixels.getpixel((4, 4)) == RED
 
 
-def test_the_first_page_of_a_tiff_is_taken_and_said() -> None:
+def test_tiff_uses_the_first_page_and_notes_it() -> None:
     data = encode(two_tone(), "TIFF", save_all=True, append_images=[two_tone()])
     assert opened(data).note == "first of 2 pages"
 
 
-def test_a_pillow_animation_stays_where_it_stands() -> None:
+def test_pillow_animation_keeps_its_current_frame() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, BLUE, WHITE)]
     animation = Image.open(
         io.BytesIO(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
@@ -227,13 +227,13 @@ def test_a_pillow_animation_stays_where_it_stands() -> None:
     assert animation.tell() == 1
 
 
-def test_a_photo_with_a_depth_map_is_no_animation() -> None:
+def test_photo_with_a_depth_map_is_not_an_animation() -> None:
     data = encode(two_tone(), "MPO", save_all=True, append_images=[two_tone()])
     assert opened(data).note is None
     assert opened(Image.open(io.BytesIO(data))).note is None
 
 
-def test_a_bomb_is_refused_from_its_header() -> None:
+def test_decompression_bomb_is_refused_from_its_header() -> None:
     # 20 gigapixels in 130 bytes; Pillow itself would warn or raise by its own limit.
     for width, height in ((8001, 8000), (10_000, 10_000), (200_000, 100_000)):
         with pytest.raises(ImageTooLargeError, match="megapixels; the limit is 64") as caught:
@@ -242,7 +242,7 @@ def test_a_bomb_is_refused_from_its_header() -> None:
         assert caught.value.source == "bomb"
 
 
-def test_a_bomb_in_a_later_block_is_refused_too() -> None:
+def test_decompression_bomb_in_a_later_block_is_refused() -> None:
     # The screen is 4x4, the frame on it claims 60000x60000: Pillow's own limit finds that.
     data = bytearray(encode(Image.new("P", (4, 4)), "GIF"))
     at = data.index(b"\x2c") + 5
@@ -316,21 +316,21 @@ def test_an_image_without_pixels_is_refused() -> None:
         (bytes(range(200, 256)), "not a picture of a supported format. Supported are PNG, JPEG"),
     ],
 )
-def test_other_content_is_named(data: bytes, words: str) -> None:
+def test_error_names_the_content_type_that_is_not_an_image(data: bytes, words: str) -> None:
     with pytest.raises(ImageDecodeError, match=words) as caught:
         open_images(data, name="x")
     assert "\n" not in str(caught.value)
     assert caught.value.source == "x"
 
 
-def test_heic_is_read_where_its_plugin_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_is_decoded_if_its_plugin_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Image.OPEN, "HEIF", (lambda file, name: two_tone(), None))
     assert opened(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").size == (40, 20)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400))
-def test_random_bytes_raise_nothing_but_image_errors(data: bytes) -> None:
+def test_random_bytes_raise_only_image_errors(data: bytes) -> None:
     with pytest.raises(ImageError) as caught:
         open_images(data)
     assert "\n" not in str(caught.value)
@@ -344,7 +344,7 @@ _SAMPLES = [
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(_SAMPLES), st.data())
-def test_damaged_pictures_open_or_raise_an_image_error(sample: bytes, data: st.DataObject) -> None:
+def test_damaged_images_open_or_raise_an_image_error(sample: bytes, data: st.DataObject) -> None:
     damaged = bytearray(sample)
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
@@ -359,7 +359,7 @@ def test_damaged_pictures_open_or_raise_an_image_error(sample: bytes, data: st.D
     assert pixels <= MAX_PIXELS_DECODED
 
 
-def test_nothing_global_is_changed(tmp_path: Path) -> None:
+def test_decoding_changes_no_global_pillow_state(tmp_path: Path) -> None:
     from PIL import ImageFile
 
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)

@@ -1,4 +1,4 @@
-"""Fetching: guarded at every step, limited in size and time, and nothing but pictures."""
+"""Fetching: checked at every step, limited in size and time, images only."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def refused(network: Network, url: str = "http://a.example/x.png") -> str:
     return text.removeprefix(url).removeprefix(" was not fetched: ")
 
 
-def test_a_picture_is_fetched_with_a_plain_request() -> None:
+def test_image_is_fetched_with_a_plain_get_request() -> None:
     connection = ScriptedConnection(picture())
     network = Network(connection)
     assert network.fetcher()("http://a.example:81/dir/x.png?q=1#part") == png()
@@ -155,7 +155,7 @@ def test_a_picture_is_fetched_with_a_plain_request() -> None:
     assert connection.closed
 
 
-def test_chunked_and_unmeasured_bodies_are_read_too() -> None:
+def test_bodies_that_are_chunked_or_without_length_are_read() -> None:
     body = png()
     chunked = answer(
         b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body),
@@ -169,27 +169,27 @@ def test_chunked_and_unmeasured_bodies_are_read_too() -> None:
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "169.254.169.254", "10.1.2.3", "[::1]", "[::ffff:127.0.0.1]", "[fe80::1]"]
 )
-def test_addresses_that_are_not_public_are_never_connected_to(host: str) -> None:
+def test_private_addresses_are_never_connected_to(host: str) -> None:
     network = Network()
     assert "is not on the public internet; download it" in refused(network, f"http://{host}/x")
     assert network.asked == []
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "127.1"])
-def test_numbers_in_place_of_a_host_are_refused(host: str) -> None:
+def test_numeric_hosts_are_refused(host: str) -> None:
     network = Network()
     assert refused(network, f"http://{host}/x").startswith("its host is a number")
     assert network.asked == []
 
 
-def test_a_name_for_a_private_address_is_refused_and_shows_it() -> None:
+def test_host_that_resolves_to_a_private_address_is_refused_and_shown() -> None:
     network = Network(names={"intranet.example": [["192.168.1.7", "fd00::7"]]})
     text = refused(network, "http://intranet.example/x")
     assert "intranet.example (192.168.1.7, fd00::7) is not on the public internet" in text
     assert network.asked == []
 
 
-def test_of_mixed_addresses_only_the_public_ones_are_tried_in_turn() -> None:
+def test_only_public_addresses_of_a_host_are_tried_in_order() -> None:
     names = {"a.example": [["127.0.0.1", "1.1.1.1", "10.0.0.1", "1.0.0.1"]]}
     good = ScriptedConnection(picture(), peer="1.0.0.1")
     network = Network(ConnectionRefusedError(111, "Connection refused"), good, names=names)
@@ -197,8 +197,8 @@ def test_of_mixed_addresses_only_the_public_ones_are_tried_in_turn() -> None:
     assert [address for _, address in network.asked] == ["1.1.1.1", "1.0.0.1"]
 
 
-def test_rebinding_a_name_reaches_the_checked_address_only() -> None:
-    # The name turns private after its first answer: nobody looks it up a second time.
+def test_dns_rebinding_reaches_only_the_checked_address() -> None:
+    # The name resolves to a private address later; it is not resolved a second time.
     names = {"evil.example": [[PUBLIC], ["127.0.0.1"]]}
     network = Network(ScriptedConnection(picture()), names=names)
     network.fetcher()("http://evil.example/")
@@ -211,7 +211,7 @@ def test_rebinding_a_name_reaches_the_checked_address_only() -> None:
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "8.8.8.8"])
-def test_the_address_really_connected_to_is_checked(peer: str) -> None:
+def test_peer_address_of_the_connection_is_checked(peer: str) -> None:
     connection = ScriptedConnection(picture(), peer=peer)
     assert f"the connection went to {peer} and not to {PUBLIC}" in refused(Network(connection))
     assert connection.sent == b""
@@ -241,7 +241,7 @@ def test_every_redirect_is_checked(location: str, words: str) -> None:
     assert first.closed
 
 
-def test_redirects_are_followed_by_hand() -> None:
+def test_each_redirect_is_a_new_request() -> None:
     network = Network(
         ScriptedConnection(redirect("b/c d.png?é", "301 Moved Permanently")),
         ScriptedConnection(redirect("https://b.example/e", "307 Temporary Redirect")),
@@ -252,25 +252,27 @@ def test_redirects_are_followed_by_hand() -> None:
     assert last.sent.startswith(b"GET /e HTTP/1.1")
 
 
-def test_redirects_end() -> None:
+def test_number_of_redirects_is_limited() -> None:
     network = Network(*(ScriptedConnection(redirect("/loop")) for _ in range(6)))
     assert refused(network) == "it redirects more than 5 times."
     assert len(network.asked) == 6
 
 
-def test_https_does_not_turn_into_http() -> None:
+def test_redirect_from_https_to_http_is_refused() -> None:
     network = Network(ScriptedConnection(redirect("http://a.example/")))
     assert "from https to unprotected http" in refused(network, "https://a.example/")
 
 
-def test_too_large_by_its_own_word_is_not_read() -> None:
+def test_body_with_too_large_content_length_is_not_read() -> None:
     head = answer(Content_Type="image/png", Content_Length=str(MAX_DOWNLOAD_BYTES + 1))
     connection = ScriptedConnection(head, png())
     assert refused(Network(connection)) == "it is larger than 20 MB."
     assert connection.script
 
 
-def test_too_large_in_truth_stops_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_larger_than_the_limit_stops_during_the_download(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fetch_module, "MAX_DOWNLOAD_BYTES", 200_000)
     endless = [answer(Content_Type="image/png"), png(), *[b"x" * 65_536] * 20]
     connection = ScriptedConnection(*endless)
@@ -278,7 +280,7 @@ def test_too_large_in_truth_stops_in_the_middle(monkeypatch: pytest.MonkeyPatch)
     assert len(connection.script) > 10
 
 
-def test_a_slow_server_meets_the_deadline() -> None:
+def test_slow_body_stops_at_the_deadline() -> None:
     network = Network()
     drips: list[bytes | None] = [answer(Content_Type="image/png") + png()[:20]]
     for _ in range(1000):
@@ -288,7 +290,7 @@ def test_a_slow_server_meets_the_deadline() -> None:
     assert network.clock.now == pytest.approx(1020, abs=0.2)
 
 
-def test_a_slow_header_meets_the_deadline_too() -> None:
+def test_slow_headers_stop_at_the_deadline() -> None:
     network = Network()
     drips: list[bytes | None] = [b"HTTP/1.1 200 OK\r\nX-Slow: "]
     for _ in range(1000):
@@ -297,7 +299,7 @@ def test_a_slow_header_meets_the_deadline_too() -> None:
     assert refused(network) == "it took more than 20 seconds."
 
 
-def test_the_deadline_covers_all_redirects() -> None:
+def test_deadline_covers_all_redirects() -> None:
     network = Network()
     waits: list[bytes | None] = [None] * 90
     network.connections = [
@@ -307,7 +309,7 @@ def test_the_deadline_covers_all_redirects() -> None:
     assert len(network.asked) == 3
 
 
-def test_cancelling_is_noticed_while_nothing_comes() -> None:
+def test_cancel_is_noticed_while_the_server_is_silent() -> None:
     token = CancelToken()
     connection = ScriptedConnection(answer(Content_Type="image/png"), None, None, png())
     connection.on_wait = token.cancel
@@ -318,7 +320,7 @@ def test_cancelling_is_noticed_while_nothing_comes() -> None:
     assert connection.closed
 
 
-def test_cancelled_before_the_start_asks_nobody() -> None:
+def test_fetch_cancelled_before_start_sends_no_request() -> None:
     token, network = CancelToken(), Network()
     token.cancel()
     with pytest.raises(Cancelled):
@@ -326,11 +328,11 @@ def test_cancelled_before_the_start_asks_nobody() -> None:
     assert network.asked == []
 
 
-def test_only_pictures_are_read() -> None:
+def test_responses_that_are_not_images_are_refused() -> None:
     page = ScriptedConnection(answer(b"<html>" * 200, Content_Type="text/html"), b"more")
     assert refused(Network(page)) == "it sent text/html, not a picture."
     assert page.script
-    # What calls itself a picture is for the decoder to judge; a picture under a wrong name is one.
+    # What calls itself an image is for the decoder to judge; an image under a wrong name is one.
     unknown = answer(b"\x00\x01\x02", Content_Type="image/x-unknown")
     assert Network(ScriptedConnection(unknown)).fetcher()("http://a.example/") == b"\x00\x01\x02"
     for kind in ("application/octet-stream", "text/plain"):
@@ -338,7 +340,7 @@ def test_only_pictures_are_read() -> None:
         assert network.fetcher()("http://a.example/") == png()
 
 
-def test_packed_content_is_refused() -> None:
+def test_compressed_content_encoding_is_refused() -> None:
     packed = ScriptedConnection(picture(Content_Encoding="gzip"))
     assert refused(Network(packed)) == "it is compressed (gzip), which is not read here."
 
@@ -364,7 +366,7 @@ def test_packed_content_is_refused() -> None:
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "a.example failed"),
     ],
 )
-def test_servers_that_do_not_deliver(script: bytes, words: str) -> None:
+def test_server_errors_are_one_line(script: bytes, words: str) -> None:
     connection = ScriptedConnection(script) if script else ScriptedConnection()
     assert re.search(words, refused(Network(connection)))
     assert connection.closed
@@ -378,11 +380,11 @@ def test_servers_that_do_not_deliver(script: bytes, words: str) -> None:
         (socket.gaierror(-2, "Name or service not known"), "(Name or service not known)"),
     ],
 )
-def test_failures_to_connect(failure: OSError, words: str) -> None:
+def test_connection_failures_are_one_line(failure: OSError, words: str) -> None:
     assert words in refused(Network(failure))
 
 
-def test_a_name_without_an_address() -> None:
+def test_host_without_an_address_is_an_image_error() -> None:
     assert refused(Network(names={"a.example": [[]]})) == "a.example has no address."
 
     def unknown(host: str, port: int, timeout: float) -> list[str]:
@@ -392,7 +394,9 @@ def test_a_name_without_an_address() -> None:
         UrlFetcher(resolve=unknown)("http://a.example/")
 
 
-def test_proxies_are_left_out_and_said_so_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_are_ignored_and_named_when_the_fetch_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://10.0.0.1:3128")
     network = Network(ScriptedConnection(picture()))
     assert network.fetcher()("http://a.example/") == png()
@@ -400,7 +404,7 @@ def test_proxies_are_left_out_and_said_so_when_it_fails(monkeypatch: pytest.Monk
     assert "proxies of the environment are not used here" in refused(Network(TimeoutError()))
 
 
-def test_the_real_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_resolver_resolves_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
     assert http_connection.resolve_name("127.0.0.1", 80, 5) == ["127.0.0.1"]
     release = threading.Event()
 
@@ -422,7 +426,7 @@ def test_the_real_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Site(BaseHTTPRequestHandler):
-    """Serves one picture and one redirect to this machine."""
+    """Serves one image and one redirect to this machine."""
 
     def do_GET(self) -> None:
         if self.path == "/home":
@@ -462,7 +466,7 @@ def this_machine(address: IPAddress) -> bool:
     return str(address) == "127.0.0.1"
 
 
-def test_a_real_server_over_a_real_socket() -> None:
+def test_real_server_is_reached_over_a_real_socket() -> None:
     fetch = UrlFetcher(allowed=this_machine)
     with serving() as port:
         url = f"http://127.0.0.1:{port}"
@@ -470,12 +474,12 @@ def test_a_real_server_over_a_real_socket() -> None:
         assert (image.size, image.source) == ((4, 3), f"{url}/x.png")
         with pytest.raises(FetchError, match=r"127\.0\.0\.2 is not on the public internet"):
             fetch(f"{url}/home")
-        # What a person gets: the same address is refused.
+        # Without `allowed`, the same address is refused.
         with pytest.raises(FetchError, match=r"127\.0\.0\.1 is not on the public internet"):
             open_images(f"{url}/x.png")
 
 
-def test_nobody_listening() -> None:
+def test_closed_port_is_an_image_error() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -483,7 +487,7 @@ def test_nobody_listening() -> None:
             UrlFetcher(allowed=this_machine)(f"http://127.0.0.1:{port}/")
 
 
-def test_the_certificate_must_hold_the_name(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_must_match_the_host(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cryptography")
     certificate = tmp_path / "host.pem"
     certificate.write_bytes(self_signed("a.example"))

@@ -1,4 +1,4 @@
-"""The picture given to a model: scaling, digest, thumbnail, limits of a request."""
+"""The image given to a model: scaling, digest, thumbnail, limits of a request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def opened(value: Any, **options: Any) -> ImageInput:
 
 
 @given(SIDES, SIDES, st.integers(1, 10**8))
-def test_fitting_keeps_the_limit_and_the_shape(width: int, height: int, limit: int) -> None:
+def test_scaling_down_keeps_the_pixel_limit_and_aspect_ratio(
+    width: int, height: int, limit: int
+) -> None:
     new_width, new_height = fit_pixels((width, height), limit)
     assert 1 <= new_width <= width
     assert 1 <= new_height <= height
@@ -42,7 +44,7 @@ def test_fitting_keeps_the_limit_and_the_shape(width: int, height: int, limit: i
         assert abs(new_width * height - new_height * width) <= max(width, height)
 
 
-def test_scaling_down_is_said_and_keeps_the_original_size() -> None:
+def test_scaling_down_adds_a_note_and_keeps_original_size() -> None:
     image = opened(Image.new("RGB", (400, 300), "red"), max_pixels=1200)
     assert image.size == (40, 30)
     assert image.original_size == (400, 300)
@@ -50,13 +52,13 @@ def test_scaling_down_is_said_and_keeps_the_original_size() -> None:
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, 2.5, "9"])
-def test_a_senseless_limit_is_refused_before_anything_is_read(bad: Any) -> None:
+def test_invalid_pixel_limit_is_refused_before_anything_is_read(bad: Any) -> None:
     with pytest.raises(RequestError, match=r"max_pixels is .*whole number of 1 or more") as caught:
         open_images("no-such-file.png", max_pixels=bad)
     assert caught.value.option == "max_pixels"
 
 
-def test_extreme_shapes_are_fine() -> None:
+def test_extreme_aspect_ratios_are_accepted() -> None:
     assert opened(Image.new("RGB", (1, 1))).thumbnail().width == 1
     line = opened(Image.new("RGB", (20_000, 1)), max_pixels=50)
     assert line.size == (50, 1)
@@ -64,7 +66,7 @@ def test_extreme_shapes_are_fine() -> None:
     assert (thumbnail.width, thumbnail.height) == (256, 1)
 
 
-def test_the_digest_is_of_the_pixels_and_their_shape() -> None:
+def test_digest_depends_on_pixels_and_shape() -> None:
     red = opened(Image.new("RGB", (4, 2), "red"), name="a")
     assert red.digest == opened(np.full((2, 4, 3), (255, 0, 0), np.uint8), name="b").digest
     assert red.digest != opened(Image.new("RGB", (2, 4), "red")).digest
@@ -74,7 +76,7 @@ def test_the_digest_is_of_the_pixels_and_their_shape() -> None:
     assert tall.digest == whole
 
 
-def test_later_changes_of_the_original_do_not_reach_it() -> None:
+def test_later_changes_of_the_source_do_not_change_the_image() -> None:
     image, array = Image.new("RGB", (4, 4), "red"), np.zeros((4, 4), np.uint8)
     first, second = open_images([image, array])
     image.paste("blue", (0, 0, 4, 4))
@@ -114,11 +116,11 @@ def test_a_thumbnail_is_cached_and_depends_on_pixels_only() -> None:
     assert plain.thumbnail().data == dressed.thumbnail().data
 
 
-def test_it_names_itself_in_short() -> None:
+def test_repr_is_short() -> None:
     assert repr(opened(Image.new("RGB", (4, 2)), name="img")) == "<ImageInput 'img' 4x2>"
 
 
-def test_an_open_image_passes_through_unless_it_has_to_shrink() -> None:
+def test_open_image_is_returned_unchanged_unless_too_large() -> None:
     image = opened(Image.new("RGB", (40, 30)), name="img", max_pixels=300)
     assert opened(image) is image
     assert opened(image, max_pixels=300) is image
@@ -129,14 +131,14 @@ def test_an_open_image_passes_through_unless_it_has_to_shrink() -> None:
     assert smaller.note == "scaled down from 40x30 to 20x15; scaled down from 20x15 to 4x3"
 
 
-def test_more_pictures_than_allowed_are_refused() -> None:
+def test_more_images_than_allowed_are_refused() -> None:
     tiny = Image.new("RGB", (1, 1))
     assert len(open_images([tiny] * MAX_IMAGES)) == MAX_IMAGES
     with pytest.raises(ImageError, match=f"At most {MAX_IMAGES} pictures .*list\\[64\\]"):
         open_images([tiny] * (MAX_IMAGES + 1))
 
 
-def test_the_values_of_a_request_share_its_limits() -> None:
+def test_all_values_of_a_request_share_the_limits() -> None:
     tiny = Image.new("RGB", (1, 1))
     images = open_named_images([("a", tiny), (None, [tiny]), ("b", [tiny])])
     assert [image.source for image in images] == ["a", "list[0]", "b[0]"]
@@ -147,7 +149,7 @@ def test_the_values_of_a_request_share_its_limits() -> None:
     assert open_named_images([]) == []
 
 
-def test_an_endless_iterator_ends() -> None:
+def test_endless_iterator_stops_at_the_limit() -> None:
     def endless() -> Any:
         while True:
             yield Image.new("RGB", (1, 1))
@@ -156,7 +158,7 @@ def test_an_endless_iterator_ends() -> None:
         open_images(endless())
 
 
-def test_all_pictures_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_total_pixels_of_a_request_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "MAX_PIXELS_TOTAL", 250)
     pictures = [Image.new("RGB", (10, 10)) for _ in range(3)]
     with pytest.raises(ImageTooLargeError, match="set max_pixels") as caught:
@@ -165,7 +167,7 @@ def test_all_pictures_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(open_images(pictures, max_pixels=50)) == 3
 
 
-def test_cancelling_stops_between_pictures() -> None:
+def test_cancel_stops_between_images() -> None:
     token = CancelToken()
 
     class Cancels(Image.Image):
@@ -186,7 +188,7 @@ def test_cancelling_stops_between_pictures() -> None:
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(2, 4))
-def test_threads_may_open_at_the_same_time(count: int) -> None:
+def test_threads_can_open_images_concurrently(count: int) -> None:
     buffer = io.BytesIO()
     Image.effect_noise((64, 64), 90).save(buffer, "PNG")
     data, digests = buffer.getvalue(), []
@@ -205,7 +207,7 @@ def test_threads_may_open_at_the_same_time(count: int) -> None:
     assert len(set(digests)) == 1
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+def test_import_of_images_loads_no_heavy_library() -> None:
     code = (
         "import sys, mlx_magic.images.opening\n"
         "heavy = {'PIL', 'numpy', 'pandas', 'matplotlib', 'mlx', 'http.client', 'ssl', 'IPython'}\n"

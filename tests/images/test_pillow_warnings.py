@@ -1,4 +1,4 @@
-"""What Pillow says while it decodes here is dropped; what it says to a person is not."""
+"""Pillow's warnings are dropped while we decode, and only then."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def in_a_thread(work: Callable[[], object]) -> None:
     assert not thread.is_alive()
 
 
-def test_a_person_s_own_warnings_stay_while_a_picture_is_decoded_elsewhere() -> None:
+def test_user_warnings_stay_while_another_thread_decodes() -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         with quiet():
@@ -34,7 +34,7 @@ def test_a_person_s_own_warnings_stay_while_a_picture_is_decoded_elsewhere() -> 
     assert [str(each.message) for each in heard] == ["theirs", "after"]
 
 
-def test_nested_decoding_stays_quiet_until_the_outer_one_ends() -> None:
+def test_nested_decoding_is_quiet_until_the_outer_one_ends() -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         with quiet():
@@ -54,7 +54,7 @@ def errors() -> Iterator[None]:
         yield
 
 
-def test_warnings_that_a_person_made_errors_refuse_no_picture() -> None:
+def test_warnings_turned_into_errors_refuse_no_image() -> None:
     data = CASES[ODD].make()
     with errors():
         (image,) = open_images(data)
@@ -66,7 +66,7 @@ def test_warnings_that_a_person_made_errors_refuse_no_picture() -> None:
         open_images(data)
 
 
-def test_the_filter_is_installed_once() -> None:
+def test_warning_filter_is_installed_once() -> None:
     with warnings.catch_warnings():
         open_images(Image.new("RGB", (4, 4)))
         before = list(warnings.filters)
@@ -75,7 +75,7 @@ def test_the_filter_is_installed_once() -> None:
         assert list(warnings.filters) == before
 
 
-def test_what_the_collector_says_of_somebody_else_s_file_is_heard() -> None:
+def test_resource_warnings_of_other_files_are_shown() -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         with quiet():

@@ -1,4 +1,4 @@
-"""Which addresses are public, and which URLs are taken apart at all."""
+"""Which addresses are public, and which URLs are accepted."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ NOT_PUBLIC = [
 
 
 @pytest.mark.parametrize("text", NOT_PUBLIC)
-def test_not_public(text: str) -> None:
+def test_private_addresses_are_not_public(text: str) -> None:
     assert not is_public(ipaddress.ip_address(text))
 
 
@@ -94,12 +94,12 @@ def test_not_public(text: str) -> None:
         "2a00:1450::1",
     ],
 )
-def test_public(text: str) -> None:
+def test_public_addresses_are_public(text: str) -> None:
     assert is_public(ipaddress.ip_address(text))
 
 
 @given(st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)))
-def test_never_laxer_than_the_standard_library(
+def test_check_is_never_laxer_than_the_standard_library(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
     private = (
@@ -125,11 +125,11 @@ def test_never_laxer_than_the_standard_library(
         ("http://8.8.8.8/x", UrlTarget("http", "8.8.8.8", 80, "/x")),
     ],
 )  # fmt: skip
-def test_urls_are_taken_apart(url: str, target: UrlTarget) -> None:
+def test_urls_are_parsed(url: str, target: UrlTarget) -> None:
     assert parse_url(url) == target
 
 
-def test_the_host_header_has_brackets_and_an_unusual_port_only() -> None:
+def test_host_header_has_ipv6_brackets_and_only_a_nondefault_port() -> None:
     assert parse_url("https://a.example:443/").host_header == "a.example"
     assert parse_url("http://a.example:443/").host_header == "a.example:443"
     assert parse_url("http://[2606:4700::1111]/").host_header == "[2606:4700::1111]"
@@ -165,14 +165,14 @@ def test_the_host_header_has_brackets_and_an_unusual_port_only() -> None:
         ("http://example.org:" + "-1" * 900, r"not a valid address \(.{1,130}\)$"),
     ],
 )
-def test_urls_that_are_refused_say_why(url: str, words: str) -> None:
+def test_refused_urls_name_the_reason(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         parse_url(url)
     assert "secret" not in str(caught.value)
 
 
 @given(st.text(max_size=60))
-def test_any_text_is_a_target_or_a_value_error(text: str) -> None:
+def test_any_text_parses_or_raises_value_error(text: str) -> None:
     for url in (text, f"http://{text}", f"http://example.org/{text}"):
         try:
             target = parse_url(url)

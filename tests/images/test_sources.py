@@ -1,4 +1,4 @@
-"""Whatever names or holds pictures is found, in order; the rest gets one clear line."""
+"""Values that name or contain images are found in order; others are an error of one line."""
 
 from __future__ import annotations
 
@@ -54,51 +54,51 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("make", [str, Path])
-def test_paths(folder: Path, make: Callable[[str], Any]) -> None:
+def test_paths_are_opened(folder: Path, make: Callable[[str], Any]) -> None:
     assert sources(make("cat1.png")) == ["cat1.png"]
     assert sources(make("sub/deep.png")) == ["sub/deep.png"]
     assert sources(make(str(folder / "cat1.png"))) == [formatting.short_label(f"{folder}/cat1.png")]
 
 
-def test_base_is_what_relative_paths_start_from(folder: Path) -> None:
+def test_relative_paths_start_from_base(folder: Path) -> None:
     assert sources("deep.png", base=folder / "sub") == ["deep.png"]
     assert sources("*.png", base=folder / "sub") == ["deep.png"]
     with pytest.raises(ImageNotFoundError, match=r"No file 'deep\.png'"):
         open_images("deep.png")
 
 
-def test_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("USERPROFILE", str(folder))
     assert len(open_images("~/cat1.png")) == 1
     assert len(open_images("~/cat*.png")) == 3
 
 
-def test_a_glob_is_sorted_naturally_and_holds_files_only(folder: Path) -> None:
+def test_glob_is_in_natural_order_and_skips_folders(folder: Path) -> None:
     assert sources("cat*.png") == ["cat1.png", "cat2.png", "cat10.png"]
     assert sources("**/deep.png") == ["sub/deep.png"]
     assert len(open_images(str(folder / "cat?.png"))) == 2
 
 
-def test_wildcards_in_the_folders_own_name_are_plain(folder: Path) -> None:
+def test_wildcard_characters_in_the_base_folder_are_literal(folder: Path) -> None:
     odd = folder / "x[12]*"
     odd.mkdir()
     (odd / "one.png").write_bytes(png())
     assert sources("*.png", base=odd) == ["one.png"]
 
 
-def test_a_file_that_exists_wins_over_a_glob(folder: Path) -> None:
+def test_existing_file_takes_precedence_over_a_glob(folder: Path) -> None:
     (folder / "a1.png").write_bytes(png())
     assert sources("a[1].png") == ["a[1].png"]
 
 
-def test_natural_order_goes_by_number_and_letter() -> None:
+def test_natural_order_sorts_by_number_and_letter() -> None:
     names = ["b1", "a10", "A2", "a1", "1", "10", "2"]
     expected = ["1", "2", "10", "a1", "A2", "a10", "b1"]
     assert sorted(names, key=natural_key) == sorted(expected, key=expected.index)
 
 
-def test_a_missing_file_is_named_with_its_folder_and_a_guess(folder: Path) -> None:
+def test_error_for_a_missing_file_names_its_folder_and_a_suggestion(folder: Path) -> None:
     with pytest.raises(ImageNotFoundError) as caught:
         open_images("recept.jpg")
     shown = formatting.short_label(str(folder))
@@ -112,36 +112,36 @@ def test_a_missing_file_is_named_with_its_folder_and_a_guess(folder: Path) -> No
         open_images("no/such.png")
 
 
-def test_a_glob_without_matches_says_where(folder: Path) -> None:
+def test_error_for_a_glob_without_matches_names_the_folder(folder: Path) -> None:
     with pytest.raises(ImageNotFoundError, match=r"No file matches 'dog\*.png' in "):
         open_images("dog*.png")
 
 
-def test_a_folder_gets_the_glob_to_write(folder: Path) -> None:
+def test_error_for_a_folder_suggests_a_glob(folder: Path) -> None:
     with pytest.raises(ImageError, match=r"sub is a folder: .*'sub/\*\.png'"):
         open_images("sub")
 
 
-def test_a_glob_of_too_many_files(folder: Path) -> None:
+def test_glob_of_too_many_files_is_refused(folder: Path) -> None:
     for index in range(MAX_IMAGES + 1):
         (folder / f"many{index}.png").touch()
     with pytest.raises(ImageError, match=f"matches {MAX_IMAGES + 1} files: at most {MAX_IMAGES}"):
         open_images("many*.png")
 
 
-def test_a_text_file_is_no_picture(folder: Path) -> None:
+def test_text_file_is_refused(folder: Path) -> None:
     with pytest.raises(ImageDecodeError) as caught:
         open_images("notes.txt")
     assert str(caught.value) == "notes.txt is a text file, not a picture."
 
 
-def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+def test_pipe_is_refused_without_waiting(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")
     with pytest.raises(ImageError, match=r"pipe\.png is not a regular file"):
         open_images("pipe.png")
 
 
-def test_a_file_over_the_limit_is_not_read(folder: Path) -> None:
+def test_file_over_the_limit_is_not_read(folder: Path) -> None:
     with (folder / "huge.png").open("wb") as file:
         file.truncate(limits.MAX_FILE_BYTES * 3)  # takes no room on the disk
     with pytest.raises(ImageTooLargeError, match=r"huge\.png has 600 MB; the limit is 200 MB"):
@@ -149,7 +149,7 @@ def test_a_file_over_the_limit_is_not_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\0b.png", "x" * 5000, "", "  ", "a\nb.png", "~nobody-here/x"])
-def test_impossible_paths_are_one_line(folder: Path, text: str) -> None:
+def test_invalid_paths_are_an_error_of_one_line(folder: Path, text: str) -> None:
     with pytest.raises(ImageNotFoundError) as caught:
         open_images(text)
     assert "\n" not in str(caught.value)
@@ -158,13 +158,13 @@ def test_impossible_paths_are_one_line(folder: Path, text: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40).filter(lambda text: "://" not in text))
-def test_any_text_is_an_image_error(text: str) -> None:
+def test_any_text_raises_only_image_errors(text: str) -> None:
     with pytest.raises(ImageError) as caught:
         open_images(text, base=Path("no-such-folder-anywhere"))
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_data_uris() -> None:
+def test_data_uris_are_decoded() -> None:
     body = base64.b64encode(png()).decode()
     (image,) = open_images(f"data:image/png;base64,{body}")
     assert image.size == (4, 3)
@@ -184,18 +184,18 @@ def test_data_uris() -> None:
         ("data:image/png;base64,aGVsbG8=", "is a text file"),
     ],
 )
-def test_bad_data_uris(text: str, words: str) -> None:
+def test_invalid_data_uris_are_refused(text: str, words: str) -> None:
     with pytest.raises(ImageDecodeError, match=rf"data URI \(.*\) {words}|holds {words}"):
         open_images(text)
 
 
-def test_bytes_and_their_like() -> None:
+def test_bytes_bytearray_and_memoryview_are_decoded() -> None:
     for value in (png(), bytearray(png()), memoryview(png())):
         assert sources(value)[0].startswith("bytes (")
         assert sources(value, name="blob") == ["blob"]
 
 
-def test_open_files_are_read_from_their_start_and_left_where_they_were(folder: Path) -> None:
+def test_open_files_are_read_from_the_start_and_keep_their_position(folder: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3)).save(buffer, "PNG")
     at = buffer.tell()
@@ -205,7 +205,7 @@ def test_open_files_are_read_from_their_start_and_left_where_they_were(folder: P
         assert len(open_images(file)) == 1
 
 
-def test_files_that_cannot_be_read(folder: Path) -> None:
+def test_unreadable_files_are_an_image_error(folder: Path) -> None:
     closed = io.BytesIO(png())
     closed.close()
     with Path("notes.txt").open() as text, pytest.raises(ImageDecodeError, match="'rb'"):
@@ -216,14 +216,14 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
         open_images(io.BytesIO)
 
 
-def test_lists_nest_and_keep_their_order(folder: Path) -> None:
+def test_nested_lists_keep_their_order(folder: Path) -> None:
     value = ["cat2.png", (Image.new("RGB", (1, 1)), ["sub/*.png"]), np.zeros((2, 2))]
     assert sources(value, name="pics") == ["cat2.png", "pics[1][0]", "sub/deep.png", "pics[2]"]
     assert sources(Path("sub").glob("*.png")) == ["sub/deep.png"]
     assert sources(np.array(["cat1.png", "cat2.png"])) == ["cat1.png", "cat2.png"]
 
 
-def test_an_empty_list_and_one_that_holds_itself() -> None:
+def test_empty_and_recursive_lists_are_refused() -> None:
     with pytest.raises(ImageError, match="pics is empty: there is no picture in it"):
         open_images([], name="pics")
     with pytest.raises(ImageError, match="is empty"):
@@ -234,7 +234,7 @@ def test_an_empty_list_and_one_that_holds_itself() -> None:
         open_images(loop)
 
 
-def test_an_earlier_result_gives_its_pictures() -> None:
+def test_vision_result_gives_its_images() -> None:
     first, second = open_images([png("red"), png("blue")])
     result = VisionResult("text", "model", "stop", images=(first, second))
     assert open_images(result) == [first, second]
@@ -244,7 +244,7 @@ def test_an_earlier_result_gives_its_pictures() -> None:
         open_images(empty, name="answer")
 
 
-def test_a_pandas_column(folder: Path) -> None:
+def test_pandas_column_gives_its_images(folder: Path) -> None:
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame({"photo": ["cat1.png", "cat2.png"], "n": [1, 2]}, index=["a", "b"])
     assert sources(frame["photo"], name='df["photo"]') == ["cat1.png", "cat2.png"]
@@ -260,7 +260,7 @@ def test_a_pandas_column(folder: Path) -> None:
         open_images(pd.Series([1, 2]), name="s")
 
 
-def test_matplotlib_figures_and_axes() -> None:
+def test_matplotlib_figures_and_axes_are_rendered() -> None:
     pytest.importorskip("matplotlib").use("agg")
     import matplotlib.pyplot as plt
     from matplotlib.figure import Figure
@@ -284,7 +284,7 @@ def test_matplotlib_figures_and_axes() -> None:
         open_images(figure, name="fig")
 
 
-def test_objects_that_show_themselves() -> None:
+def test_objects_with_repr_png_are_images() -> None:
     class Shows:
         def __init__(self, shown: Any) -> None:
             self.shown = shown
@@ -308,7 +308,7 @@ def test_objects_that_show_themselves() -> None:
 
 
 class Fetched:
-    """Gives one picture for every URL, and remembers them."""
+    """Gives one image for every URL, and remembers them."""
 
     def __init__(self) -> None:
         self.urls: list[str] = []
@@ -319,7 +319,7 @@ class Fetched:
         return png()
 
 
-def test_ipythons_image(folder: Path) -> None:
+def test_ipython_image_is_accepted(folder: Path) -> None:
     display = pytest.importorskip("IPython.display")
     fetch = Fetched()
     images = [
@@ -340,7 +340,7 @@ def test_urls_are_fetched_and_named() -> None:
     assert len(images[1].source) == 80
 
 
-def test_nothing_but_a_url_is_ever_fetched(folder: Path) -> None:
+def test_only_urls_are_fetched(folder: Path) -> None:
     fetch = Fetched()
     open_images(["cat1.png", png(), np.zeros((2, 2))], fetch=fetch)
     for text in ("file:///etc/passwd", "ftp://example.org/a.png", "s3://bucket/a.png"):
@@ -349,7 +349,7 @@ def test_nothing_but_a_url_is_ever_fetched(folder: Path) -> None:
     assert fetch.urls == []
 
 
-def test_all_are_found_before_any_is_fetched() -> None:
+def test_all_sources_are_resolved_before_any_is_fetched() -> None:
     fetch = Fetched()
     with pytest.raises(ImageDecodeError):
         open_images(["http://example.org/a.png", 5], fetch=fetch)
@@ -369,13 +369,13 @@ def test_all_are_found_before_any_is_fetched() -> None:
         ([[0, 255]], r"x\[0\]\[0\] is of type int, not an image"),
     ],
 )
-def test_what_is_no_picture_is_one_line(value: Any, words: str) -> None:
+def test_error_for_a_value_that_is_not_an_image_is_one_line(value: Any, words: str) -> None:
     with pytest.raises(ImageDecodeError, match=words) as caught:
         open_images(value, name="x")
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_name_the_type_is_the_name() -> None:
+def test_image_without_a_name_is_named_by_its_type() -> None:
     assert sources(Image.new("RGB", (1, 1))) == ["PIL image"]
     assert sources(np.zeros((2, 2))) == ["NumPy array"]
     assert sources([np.zeros((2, 2))]) == ["list[0]"]
@@ -383,7 +383,7 @@ def test_without_a_name_the_type_is_the_name() -> None:
         open_images(5)
 
 
-def test_names_stay_on_one_line() -> None:
+def test_image_names_are_one_line() -> None:
     (image,) = open_images(png(), name="first\nsecond\u202e")
     assert isinstance(image, ImageInput)
     assert image.source == "first?second?"

@@ -51,7 +51,7 @@ def shared_client(version: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def client(shared_client: Client) -> Iterator[Client]:
-    """Give the version's kernel to a test, and see that the test leaves it idle."""
+    """Give the version's kernel to a test, and expect that the test leaves it idle."""
     yield shared_client
     if shared_client.in_flight():
         shared_client.interrupt()

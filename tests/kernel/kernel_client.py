@@ -208,7 +208,7 @@ class Client:
         return [(comm_id, self.widgets[comm_id]) for comm_id in opened if comm_id in self.widgets]
 
     def _shown_widgets(self, cell: Cell) -> set[str]:
-        """Comm ids of the widgets that a cell displays and of all that is inside of them."""
+        """Comm ids of the widgets that a cell displays and of all that is inside them."""
         todo = [data[VIEW]["model_id"] for data in cell.displayed if VIEW in data]
         shown: set[str] = set()
         while todo:

@@ -75,7 +75,7 @@ def assert_cancelled(client: Client, *cells: Cell) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_click_in_each_phase(client: Client, phase: str) -> None:
+def test_click_cancels_in_each_phase(client: Client, phase: str) -> None:
     hold(client, phase)
     asking = client.start(QUESTION)
     client.wait_for_words(asking, PHASES[phase])
@@ -99,7 +99,7 @@ def test_queued_cell_waits_and_runs_after_cancel(client: Client, subshell_id: st
 
 
 @pytest.mark.parametrize("prefix", ["", "%%time\n"], ids=["top", "nested"])
-def test_click_of_a_quick_client_counts(
+def test_early_click_before_the_button_is_watched_counts(
     client: Client, prefix: str, subshell_id: str | None
 ) -> None:
     hold(client, "decode")
@@ -181,7 +181,7 @@ def test_load_can_be_cancelled(client: Client, model: Path, prefix: str) -> None
 
 
 @pytest.mark.parametrize("prefix", ["", "%time "], ids=["awaited", "nested"])
-def test_an_unload_that_waits_can_be_cancelled_interrupted_and_forced(
+def test_waiting_unload_can_be_cancelled_interrupted_and_forced(
     client: Client, model: Path, prefix: str
 ) -> None:
     hold(client, "decode")

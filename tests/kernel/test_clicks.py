@@ -1,4 +1,4 @@
-"""A click and an interrupt reach a running cell, in every way a cell can run, on each ipykernel."""
+"""Clicks and interrupts reach a running cell of any kind, on each ipykernel."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_interrupt_aborts_the_queue_and_the_next_cell_can_be_cancelled(
     assert client.finish(again).stdout.startswith("cancelled\n")
 
 
-def test_clicks_on_other_buttons_are_left_alone(client: Client) -> None:
+def test_clicks_on_other_buttons_are_passed_on(client: Client) -> None:
     shown = client.run("other = widgets.Button(description='Other'); display(other); clicks = []")
     client.run("other.on_click(lambda _: clicks.append(1))")
     running = client.start("blocked()")

@@ -1,4 +1,4 @@
-"""An interrupt at every line between a cell's first and its last: stopped, kept, nothing left.
+"""An interrupt at any line of a cell stops it, keeps its text and leaves nothing behind.
 
 The lines are those of mlx-magic on the thread that runs cells. `MLX_MAGIC_INTERRUPTS=1000` tries
 1,000 of them instead of eight a way, in the oldest and the newest kernel.
@@ -91,7 +91,9 @@ def lines_of(client: Client, code: str) -> int:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_an_endless_answer_is_stopped_and_kept_at_every_line(client: Client, way: str) -> None:
+def test_interrupt_at_any_line_stops_an_endless_answer_and_keeps_its_text(
+    client: Client, way: str
+) -> None:
     last = lines_of(client, WAYS[way])
     assert last > 300
     client.run("script = use_scripted('Two red squares.', hold='decode')")
@@ -111,7 +113,7 @@ def test_an_endless_answer_is_stopped_and_kept_at_every_line(client: Client, way
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_finished_answer_is_kept_at_every_line(client: Client, way: str) -> None:
+def test_interrupt_at_any_line_keeps_a_finished_answer(client: Client, way: str) -> None:
     last = lines_of(client, WAYS[way])
     late = 0
     for moment in sorted({1 + at * last // MOMENTS for at in range(MOMENTS)}):

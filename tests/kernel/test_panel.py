@@ -61,7 +61,7 @@ PHASES = {"loading": "loading", "prefill": "reading", "decode": "writing"}
 
 OpenPage = Callable[..., Page]
 
-# One of each way in which ipykernel hands on widget messages; the dearer tests take these.
+# One ipykernel for each way of handling widget messages, for the slower tests.
 each_way = pytest.mark.parametrize("version", ["6.29.5", "7.0.1", "7.3.0", "7.4.0"], indirect=True)
 oldest_and_newest = pytest.mark.parametrize("version", ["6.29.5", "7.4.0"], indirect=True)
 
@@ -218,7 +218,7 @@ def test_cancel_in_each_phase(
 
 
 @each_way
-def test_load_is_cancelled_and_begun_again(
+def test_load_can_be_cancelled_and_restarted(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="loading")
@@ -235,7 +235,7 @@ def test_load_is_cancelled_and_begun_again(
 
 
 @each_way
-def test_interrupt_without_a_cell_leaves_the_answer_alone(
+def test_interrupt_without_a_running_cell_does_not_stop_the_answer(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="decode")
@@ -253,7 +253,7 @@ def test_interrupt_without_a_cell_leaves_the_answer_alone(
 # beside cells
 
 
-def test_panel_beside_a_cell_that_awaits(
+def test_panel_answers_while_a_cell_awaits(
     client: Client,
     version: str,
     subshell_id: str | None,
@@ -277,13 +277,13 @@ def test_panel_beside_a_cell_that_awaits(
     assert client.value("answer.finish_reason") == "cancelled"
     page.wait_for_turns(1)
     if not reaches_an_awaiting_cell(version, subshell_id):
-        # Not lost: it was done after the cell, and nothing has cancelled it.
+        # Not lost: it ran after the cell and was not cancelled.
         page.wait_for_text(ANSWER)
         assert page.answer()["state"] == "running"
 
 
 @each_way
-def test_cancel_of_the_panel_and_of_a_cell_are_apart(
+def test_cancel_of_the_panel_and_of_a_cell_are_independent(
     client: Client,
     subshell_id: str | None,
     prepare: Callable[..., None],
@@ -294,14 +294,14 @@ def test_cancel_of_the_panel_and_of_a_cell_are_apart(
     page.ask("What is that?")
     page.wait_for_text(ANSWER)
     asking = client.start(QUESTION)
-    # It does not wait for the panel's answer: both are written, in turns.
+    # It does not wait for the panel's answer: both are generated alternately.
     client.wait_for_words(asking, ANSWER.split()[0])
     client.click(client.wait_for_button(asking), subshell_id)
     client.finish(asking)
     assert client.value("answer.finish_reason, answer.text").startswith("cancelled Two")
     length = len(page.text())
     page.wait_for(lambda: len(page.text()) > length, "more of the answer")
-    # The other way round: the click comes while the cell awaits, whatever the ipykernel.
+    # The reverse: the click arrives while the cell awaits, on any ipykernel.
     asking = client.start(QUESTION)
     client.wait_for_button(asking)
     page.press("Cancel")
@@ -312,7 +312,7 @@ def test_cancel_of_the_panel_and_of_a_cell_are_apart(
     assert client.value("answer.finish_reason") == "cancelled"
 
 
-def test_cancel_works_under_a_cell_that_blocks(
+def test_cancel_works_while_a_cell_blocks_the_kernel(
     client: Client,
     version: str,
     subshell_id: str | None,
@@ -335,7 +335,7 @@ def test_cancel_works_under_a_cell_that_blocks(
 
 
 @each_way
-def test_run_under_a_cell_that_blocks_is_not_lost(
+def test_run_clicked_while_a_cell_blocks_is_not_lost(
     client: Client,
     subshell_id: str | None,
     prepare: Callable[..., None],
@@ -356,7 +356,7 @@ def test_run_under_a_cell_that_blocks_is_not_lost(
 
 
 @each_way
-def test_a_watched_click_counts_once(
+def test_watched_click_is_handled_once(
     client: Client, version: str, subshell_id: str | None, blocker: Blocker
 ) -> None:
     shown = run(
@@ -384,7 +384,7 @@ def test_a_watched_click_counts_once(
 
 
 @oldest_and_newest
-def test_two_panels_show_the_same_models_and_answer_apart(
+def test_two_panels_share_models_and_answer_independently(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="decode")
@@ -410,7 +410,7 @@ def test_two_panels_show_the_same_models_and_answer_apart(
 
 
 @each_way
-def test_what_cells_do_with_models_shows_in_the_panel(
+def test_panel_shows_models_loaded_by_cells(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare()
@@ -432,7 +432,7 @@ def test_what_cells_do_with_models_shows_in_the_panel(
 
 
 @each_way
-def test_page_reload_in_the_middle_of_an_answer(
+def test_page_reload_during_an_answer_keeps_it(
     client: Client,
     subshell_id: str | None,
     prepare: Callable[..., None],
@@ -468,7 +468,7 @@ def test_page_reload_in_the_middle_of_an_answer(
 
 
 @oldest_and_newest
-def test_page_that_missed_something_asks_again(
+def test_page_requests_state_after_a_missed_message(
     client: Client, prepare: Callable[..., None], open_page: OpenPage
 ) -> None:
     prepare(hold="decode")
@@ -504,7 +504,7 @@ def test_idle_panel_sends_nothing(
     assert_silent()
     asking = client.start(QUESTION)
     client.wait_for_words(asking, ANSWER.split()[0])
-    # A cell's answer wakes the panel, which says so.
+    # A cell's answer wakes the panel, which shows it.
     page.wait_for(lambda: "smol: writing" in client.widgets[status]["value"], "the panel's line")
     client.click(client.wait_for_button(asking))
     client.finish(asking)
@@ -518,7 +518,9 @@ def test_idle_panel_sends_nothing(
 
 
 @oldest_and_newest
-def test_wire(client: Client, prepare: Callable[..., None], open_page: OpenPage) -> None:
+def test_bytes_on_the_wire_are_bounded(
+    client: Client, prepare: Callable[..., None], open_page: OpenPage
+) -> None:
     prepare()
     run(
         client,

@@ -54,7 +54,7 @@ def client(
     client.close()
 
 
-def test_cancel_while_the_model_loads_and_while_it_writes(client: Client, endless: Path) -> None:
+def test_cancel_works_during_load_and_decode(client: Client, endless: Path) -> None:
     question = f"%%vision img -o answer -m {endless} --max-tokens 1000000\nWhat is this?"
     asking = client.start(question)
     client.wait_for_words(asking, "loading")

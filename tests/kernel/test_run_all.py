@@ -54,7 +54,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     return run_cells
 
 
-def test_answers_survive_without_a_kernel(run: Any) -> None:
+def test_saved_answers_are_readable_without_a_kernel(run: Any) -> None:
     notebook = run(
         "%%vision img -o answer\nWhat is this?",
         "print(answer.text, answer.finish_reason)",
@@ -77,6 +77,6 @@ def test_answers_are_the_same_on_every_run(run: Any) -> None:
     assert first == second
 
 
-def test_a_slip_stops_the_notebook_with_one_line(run: Any) -> None:
+def test_usage_error_stops_the_notebook_with_one_line(run: Any) -> None:
     with pytest.raises(CellExecutionError, match="UsageError"):
         run("%%vision no-such-file.png\nWhat is this?", "print('must not run')")

@@ -52,7 +52,7 @@ def terminal(tmp_path: Path, hold: str | None) -> Iterator[subprocess.Popen[str]
         process.communicate()
 
 
-def test_answer_is_written_once_and_kept(tmp_path: Path) -> None:
+def test_answer_is_printed_once_and_stays(tmp_path: Path) -> None:
     with terminal(tmp_path, hold=None) as process:
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output

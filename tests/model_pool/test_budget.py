@@ -1,4 +1,4 @@
-"""Who leaves so that something fits: the reckoning, against a search of all ways."""
+"""Which models are evicted so that a load fits, checked against an exhaustive search."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ models = st.lists(
 
 
 @given(st.integers(0, 40), st.integers(0, 60), models, st.integers(0, 20))
-def test_a_plan_fits_and_takes_the_least_recently_used(
+def test_plan_fits_and_evicts_the_least_recently_used(
     needed: int, budget: int, there: list[ModelUsage], loading: int
 ) -> None:
     planned = plan(needed, budget, there, loading=loading)
@@ -68,7 +68,7 @@ def test_a_plan_fits_and_takes_the_least_recently_used(
 
 
 @given(st.integers(1, 60), models, st.integers(0, 20))
-def test_under_a_smaller_budget_all_leave_who_must(
+def test_smaller_budget_evicts_every_model_that_must_leave(
     budget: int, there: list[ModelUsage], loading: int
 ) -> None:
     leaving, refused = shrink(budget, there, loading=loading)
@@ -102,7 +102,7 @@ def test_under_a_smaller_budget_all_leave_who_must(
         ("60%", 1000, 600),
     ],
 )
-def test_settings_and_what_they_come_to(setting: Setting, total: int, nbytes: int) -> None:
+def test_budget_settings_are_converted_to_bytes(setting: Setting, total: int, nbytes: int) -> None:
     assert budget_bytes(check_setting(setting), total) == nbytes
 
 
@@ -114,14 +114,14 @@ def test_settings_and_what_they_come_to(setting: Setting, total: int, nbytes: in
         *("8 iB", "8 G\u0131B", "\u0668 GB", "9" * 400),
     ],
 )
-def test_senseless_settings_are_refused_in_one_line(bad: object) -> None:
+def test_invalid_settings_are_refused_in_one_line(bad: object) -> None:
     with pytest.raises(RequestError, match="is not a memory budget") as caught:
         check_setting(bad)
     assert "\n" not in str(caught.value)
 
 
 @given(st.text() | st.text(alphabet="0123456789. GMKi%b"))
-def test_any_text_is_a_budget_or_a_slip(text: str) -> None:
+def test_any_text_is_a_budget_or_refused(text: str) -> None:
     try:
         setting = check_setting(text)
     except RequestError:

@@ -1,4 +1,4 @@
-"""Being told of changes: what is told, when, on which threads, and that it harms nobody."""
+"""Change listeners: which changes they get, when, on which threads, and their failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> str:
     return str(checkpoints.good(tmp_path / "seer"))
 
 
-class Looking:
+class RecordingListener:
     """A watcher that keeps what a panel would show, each time that it is told."""
 
     def __init__(self, session: Session) -> None:
@@ -60,8 +60,8 @@ def question(model: str) -> GenerationRequest:
     return GenerationRequest(prompt="What is it?", model=model)
 
 
-def test_a_first_question_is_told_step_by_step(session: Session, folder: str) -> None:
-    looking = Looking(session)
+def test_listener_sees_each_step_of_a_first_request(session: Session, folder: str) -> None:
+    looking = RecordingListener(session)
     session.start(question(folder)).future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
 
@@ -75,7 +75,7 @@ def test_a_first_question_is_told_step_by_step(session: Session, folder: str) ->
     assert {"MainThread", "mlx-magic"} <= looking.threads
 
 
-def test_the_end_is_told_after_the_outcome(
+def test_listener_is_called_after_the_outcome_is_set(
     session: Session, script: ScriptedBackend, folder: str
 ) -> None:
     script.hold = "prefill"
@@ -95,16 +95,18 @@ def test_the_end_is_told_after_the_outcome(
     assert (True, True) not in told
 
 
-def test_a_failure_is_an_end_too(session: Session, script: ScriptedBackend, folder: str) -> None:
+def test_listener_is_called_for_a_failure(
+    session: Session, script: ScriptedBackend, folder: str
+) -> None:
     script.error = ZeroDivisionError()
-    looking = Looking(session)
+    looking = RecordingListener(session)
     with pytest.raises(GenerationError):
         session.start(question(folder)).future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
 
 
-def test_loading_naming_and_unloading_are_told(session: Session, folder: str) -> None:
-    looking = Looking(session)
+def test_listener_is_called_for_load_alias_and_unload(session: Session, folder: str) -> None:
+    looking = RecordingListener(session)
     session.load(folder).future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
     session.load(folder, alias="seer").future.result(10)
@@ -115,7 +117,7 @@ def test_loading_naming_and_unloading_are_told(session: Session, folder: str) ->
     assert looking.seen[told:] == [(0, (), 0)] * 2, "once as it leaves, once as its memory is free"
 
 
-def test_the_alias_is_told_when_it_is_there(session: Session, folder: str) -> None:
+def test_alias_exists_when_its_listener_is_called(session: Session, folder: str) -> None:
     known: list[bool] = []
     there = threading.Event()
 
@@ -131,7 +133,7 @@ def test_the_alias_is_told_when_it_is_there(session: Session, folder: str) -> No
     assert known[0] is False
 
 
-def test_the_default_model_is_told_when_it_changes(session: Session) -> None:
+def test_listener_is_called_for_a_new_default_model(session: Session) -> None:
     told: list[str | None] = []
     session.watch(lambda: told.append(session.default_model))
     session.default_model = "seer"
@@ -140,9 +142,11 @@ def test_the_default_model_is_told_when_it_changes(session: Session) -> None:
     assert told == ["seer", None]
 
 
-def test_tokens_are_not_told(session: Session, script: ScriptedBackend, folder: str) -> None:
+def test_listener_is_not_called_for_tokens(
+    session: Session, script: ScriptedBackend, folder: str
+) -> None:
     script.hold = "decode"
-    looking = Looking(session)
+    looking = RecordingListener(session)
     told_at: list[int] = []
     enough = threading.Event()
 
@@ -158,7 +162,7 @@ def test_tokens_are_not_told(session: Session, script: ScriptedBackend, folder: 
     assert len(set(told_at)) == 1
 
 
-def test_no_lock_is_held_while_it_is_told(session: Session, folder: str) -> None:
+def test_no_lock_is_held_while_a_listener_runs(session: Session, folder: str) -> None:
     stuck: list[str] = []
 
     def look_from_another_thread() -> None:
@@ -182,7 +186,7 @@ def test_no_lock_is_held_while_it_is_told(session: Session, folder: str) -> None
     assert not stuck
 
 
-def test_a_watcher_that_raises_is_logged_and_dropped(
+def test_listener_that_raises_is_logged_and_removed(
     session: Session, folder: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls: list[str] = []
@@ -192,7 +196,7 @@ def test_a_watcher_that_raises_is_logged_and_dropped(
         raise ValueError("no panel here")
 
     session.watch(broken)
-    looking = Looking(session)
+    looking = RecordingListener(session)
     with caplog.at_level(logging.ERROR):
         assert session.start(question(folder)).future.result(10).text == "It is a red circle."
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
@@ -200,7 +204,7 @@ def test_a_watcher_that_raises_is_logged_and_dropped(
     assert "no panel here" in caplog.text
 
 
-def test_unsubscribing_ends_it_and_only_it(session: Session) -> None:
+def test_unsubscribe_removes_only_that_listener(session: Session) -> None:
     told: list[str] = []
     stop = session.watch(lambda: told.append("first"))
     session.watch(lambda: told.append("second"))
@@ -210,7 +214,7 @@ def test_unsubscribing_ends_it_and_only_it(session: Session) -> None:
     assert told == ["second"]
 
 
-def test_one_callback_twice_is_two_watchers() -> None:
+def test_one_callback_subscribed_twice_is_two_listeners() -> None:
     watchers, told = ChangeListeners(), []
     callback = lambda: told.append(1)  # noqa: E731
     stop = watchers.add(callback)
@@ -221,7 +225,7 @@ def test_one_callback_twice_is_two_watchers() -> None:
     assert len(told) == 3
 
 
-def test_a_watcher_may_unsubscribe_others_and_itself_while_told() -> None:
+def test_listener_can_unsubscribe_itself_and_others_during_a_call() -> None:
     watchers, told = ChangeListeners(), []
 
     def first() -> None:
@@ -237,7 +241,7 @@ def test_a_watcher_may_unsubscribe_others_and_itself_while_told() -> None:
     assert told == ["first", "third", "third"]
 
 
-def test_from_several_threads_every_change_is_told() -> None:
+def test_changes_from_several_threads_are_all_reported() -> None:
     watchers = ChangeListeners()
     lock, told = threading.Lock(), [0]
 
@@ -262,10 +266,10 @@ def test_from_several_threads_every_change_is_told() -> None:
     assert len(watchers._callbacks) == 1
 
 
-def test_questions_from_several_threads_end_with_nothing_running(
+def test_requests_from_several_threads_end_with_no_running_tasks(
     session: Session, folder: str
 ) -> None:
-    looking = Looking(session)
+    looking = RecordingListener(session)
     with ThreadPoolExecutor(8) as threads:
         asked = list(threads.map(lambda _: session.start(question(folder)), range(24)))
         for generation in asked:
@@ -275,10 +279,10 @@ def test_questions_from_several_threads_end_with_nothing_running(
     assert len(looking.seen) >= 2 * 24
 
 
-def test_what_runs_tells_what_it_is(
+def test_running_tasks_describe_themselves(
     session: Session, script: ScriptedBackend, folder: str, tmp_path: Path
 ) -> None:
-    """A panel tells loads from generations, and sees the load inside of a first question."""
+    """A panel tells loads from generations, and sees the load inside a first question."""
     script.hold = "loading"
     generation = session.start(question(folder))
     # Progress is looked at, not told.

@@ -1,4 +1,4 @@
-"""The pool: leases, unloads that wait or force, budget, pins, time-to-live, what is told."""
+"""The pool: leases, waiting and forced unloads, budget, pins, idle TTL, listeners."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SIZE = 96
 
 
 class Bench:
-    """A session whose engine is stepped by hand, and whose clock stands still."""
+    """A session with a manually stepped engine and a manual clock."""
 
     def __init__(self, folder: Path) -> None:
         self.clock = ManualClock()
@@ -84,7 +84,7 @@ def outcome(work: Task[Any]) -> Any:
 # Leases and unloads
 
 
-def test_an_unload_waits_for_the_users_and_for_those_who_come_meanwhile(bench: Bench) -> None:
+def test_unload_waits_for_running_and_newly_arrived_requests(bench: Bench) -> None:
     first = bench.ask("A", until="decode")
     unload = bench.pool.submit_unload("A")
     assert unload.progress.note == ("unloading A once its user is done (--force cancels requests)")
@@ -97,7 +97,7 @@ def test_an_unload_waits_for_the_users_and_for_those_who_come_meanwhile(bench: B
     assert (bench.script.loads, bench.script.active, bench.names) == (1, 0, [])
 
 
-def test_an_unload_that_waits_can_be_cancelled(bench: Bench) -> None:
+def test_waiting_unload_can_be_cancelled(bench: Bench) -> None:
     asked = bench.ask("A", until="decode")
     unload = bench.pool.submit_unload("A")
     assert unload in bench.session.running
@@ -106,14 +106,14 @@ def test_an_unload_that_waits_can_be_cancelled(bench: Bench) -> None:
     bench.run()
     assert outcome(asked).finish_reason == "stop"
     assert bench.names == ["A"]
-    # Once nobody uses it, it is on its way out, and cannot be held any more.
+    # Once unused, it is being unloaded and cannot be leased anymore.
     gone = bench.pool.submit_unload("A")
     gone.cancel()
     bench.run()
     assert outcome(gone) == SIZE
 
 
-def test_a_forced_unload_cancels_the_users_first_and_those_who_come_load_anew(
+def test_forced_unload_cancels_requests_and_later_ones_reload(
     bench: Bench,
 ) -> None:
     asked = [bench.ask("A", until="decode") for _ in range(2)]
@@ -127,7 +127,7 @@ def test_a_forced_unload_cancels_the_users_first_and_those_who_come_load_anew(
     assert (bench.script.loads, bench.script.closed) == (2, 1)
 
 
-def test_a_forced_unload_does_not_lose_those_who_wait_for_the_load(bench: Bench) -> None:
+def test_forced_unload_keeps_waiting_loads(bench: Bench) -> None:
     works = [bench.load("A", run=False), bench.load("A", run=False)]
     bench.run(lambda: bool(bench.names))
     unload = bench.pool.submit_unload("A", force=True)
@@ -136,7 +136,7 @@ def test_a_forced_unload_does_not_lose_those_who_wait_for_the_load(bench: Bench)
     assert [outcome(work) is not None for work in works] == [True, True]
 
 
-def test_code_with_a_lease_is_not_cancelled(bench: Bench) -> None:
+def test_forced_unload_refuses_to_end_a_lease(bench: Bench) -> None:
     bench.load("A")
     with bench.pool.lease("A") as info:
         assert (info.name, info.users) == ("A", 1)
@@ -151,7 +151,7 @@ def test_code_with_a_lease_is_not_cancelled(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("again", ["load", "pin", "lease"])
-def test_asking_for_a_model_again_withdraws_an_unload_that_waits(bench: Bench, again: str) -> None:
+def test_new_use_of_a_model_withdraws_a_waiting_unload(bench: Bench, again: str) -> None:
     bench.ask("A", until="decode")
     unload = bench.pool.submit_unload("A")
     if again == "load":
@@ -168,7 +168,7 @@ def test_asking_for_a_model_again_withdraws_an_unload_that_waits(bench: Bench, a
     assert bench.names == ["A"]
 
 
-def test_a_lease_loads_and_is_let_go_whatever_happens(tmp_path: Path) -> None:
+def test_lease_loads_the_model_and_is_released_on_error(tmp_path: Path) -> None:
     folder = str(checkpoints.good(tmp_path / "seer"))
     session = scripted_session()
     with contextlib.suppress(ZeroDivisionError), session.pool.lease(folder) as info:
@@ -180,7 +180,7 @@ def test_a_lease_loads_and_is_let_go_whatever_happens(tmp_path: Path) -> None:
     session.close()
 
 
-def test_a_lease_that_has_ended_holds_nothing_that_is_loaded_for_it(bench: Bench) -> None:
+def test_released_lease_does_not_hold_a_model_loaded_later(bench: Bench) -> None:
     hold = Lease()
     load = bench.load("A", run=False, hold=hold)
     bench.session.engine.step()
@@ -190,7 +190,7 @@ def test_a_lease_that_has_ended_holds_nothing_that_is_loaded_for_it(bench: Bench
     assert all(model.users == 0 for model in bench.pool)
 
 
-def test_two_who_unload_the_same_both_hear_of_it(bench: Bench) -> None:
+def test_two_unloads_of_one_model_both_finish(bench: Bench) -> None:
     bench.ask("A", until="decode")
     unloads = [bench.pool.submit_unload("A") for _ in range(2)]
     bench.run()
@@ -199,7 +199,7 @@ def test_two_who_unload_the_same_both_hear_of_it(bench: Bench) -> None:
         bench.pool.submit_unload("A")
 
 
-def test_an_unload_ends_with_the_session_and_with_its_thread(tmp_path: Path) -> None:
+def test_waiting_unload_ends_with_the_session_or_its_thread(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.ask("A", until="decode")
     lost = bench.pool.submit_unload("A")
@@ -216,7 +216,7 @@ def test_an_unload_ends_with_the_session_and_with_its_thread(tmp_path: Path) -> 
 # Budget
 
 
-def test_the_least_recently_used_makes_room_and_the_load_says_so(bench: Bench) -> None:
+def test_least_recently_used_model_is_evicted_and_named_by_the_load(bench: Bench) -> None:
     bench.pool.budget = 2 * SIZE
     for name in "AB":
         bench.load(name)
@@ -233,7 +233,7 @@ def test_the_least_recently_used_makes_room_and_the_load_says_so(bench: Bench) -
     assert bench.script.active == 2 * SIZE
 
 
-def test_what_leaves_is_freed_before_anything_new_is_there(bench: Bench) -> None:
+def test_evicted_model_is_freed_before_the_new_load(bench: Bench) -> None:
     bench.pool.budget = SIZE
     bench.load("A")
     most = 0
@@ -249,7 +249,7 @@ def test_what_leaves_is_freed_before_anything_new_is_there(bench: Bench) -> None
     assert most == SIZE
 
 
-def test_nothing_leaves_for_a_load_that_nobody_wants_any_more(bench: Bench) -> None:
+def test_cancelled_load_evicts_nothing(bench: Bench) -> None:
     bench.pool.budget = SIZE
     bench.load("A")
     load = bench.load("B", run=False)
@@ -259,7 +259,7 @@ def test_nothing_leaves_for_a_load_that_nobody_wants_any_more(bench: Bench) -> N
     assert bench.names == ["A"]
 
 
-def test_what_cannot_fit_is_refused_before_anything_leaves(bench: Bench) -> None:
+def test_load_that_cannot_fit_is_refused_before_eviction(bench: Bench) -> None:
     bench.pool.budget = 3 * SIZE
     bench.load("A", pin=True)
     bench.load("B")
@@ -289,13 +289,13 @@ def test_what_cannot_fit_is_refused_before_anything_leaves(bench: Bench) -> None
     assert bench.names == ["A"]
 
 
-def test_one_that_is_larger_than_all_there_is(bench: Bench) -> None:
+def test_model_larger_than_the_whole_budget_is_refused(bench: Bench) -> None:
     bench.pool.budget = SIZE - 1
     with pytest.raises(MemoryBudgetError, match="more than the 95 B that models may take"):
         outcome(bench.load("A"))
 
 
-def test_a_lower_budget_evicts_and_says_what_cannot_go(bench: Bench) -> None:
+def test_lower_budget_evicts_and_names_models_that_cannot_leave(bench: Bench) -> None:
     for name in "ABC":
         bench.load(name)
         bench.clock.advance(1)
@@ -310,13 +310,13 @@ def test_a_lower_budget_evicts_and_says_what_cannot_go(bench: Bench) -> None:
     with pytest.warns(UserWarning, match="A .* is pinned"):
         bench.pool.budget = SIZE
     bench.run()
-    # What was in use leaves when it is let go.
+    # A model in use is evicted when its lease ends.
     assert outcome(asked).finish_reason == "stop"
     assert bench.names == ["A"]
     assert [gone.why for gone in bench.pool.unloaded] == ["budget", "budget"]
 
 
-def test_a_load_that_took_more_than_estimated_counts_as_what_it_took(
+def test_load_larger_than_estimated_counts_with_its_real_size(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench.script, "estimate", lambda checkpoint: 10)
@@ -334,7 +334,7 @@ def test_a_load_that_took_more_than_estimated_counts_as_what_it_took(
     assert (bench.script.loads, bench.script.active, bench.names) == (3, SIZE, ["B"])
 
 
-def test_a_load_that_failed_takes_nothing_though_some_have_not_heard_of_it(
+def test_failed_load_frees_its_budget_before_all_its_requests_are_notified(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*_: object, **__: object) -> Iterator[None]:
@@ -351,7 +351,7 @@ def test_a_load_that_failed_takes_nothing_though_some_have_not_heard_of_it(
     assert loads[1].future.exception(0) is not None
 
 
-def test_only_a_loads_own_slices_are_measured(bench: Bench) -> None:
+def test_load_size_is_measured_only_in_its_own_slices(bench: Bench) -> None:
     bench.load("A", run=False)
     other = bench.load("B", run=False)
     bench.run()
@@ -365,14 +365,14 @@ def test_only_a_loads_own_slices_are_measured(bench: Bench) -> None:
 
 
 def warm_up(model: Any, *, cancel: CancelToken, progress: object) -> Iterator[None]:
-    """Leave something behind, as an answer does until it is collected."""
+    """Leave memory behind, as an answer does until it is collected."""
     model._backend.active += 1000
     for _ in range(3):
         yield
         cancel.checkpoint()
 
 
-def test_what_a_warm_up_leaves_is_not_measured(
+def test_memory_of_the_warm_up_does_not_count_toward_the_model_size(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlx_magic.testing.ScriptedModel.warm_up", warm_up)
@@ -380,7 +380,7 @@ def test_what_a_warm_up_leaves_is_not_measured(
     assert bench.script.active == SIZE + 1000
 
 
-def test_a_load_that_is_cancelled_in_its_warm_up_leaves_no_model(
+def test_load_cancelled_during_warm_up_leaves_no_model(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlx_magic.testing.ScriptedModel.warm_up", warm_up)
@@ -393,7 +393,7 @@ def test_a_load_that_is_cancelled_in_its_warm_up_leaves_no_model(
     assert (bench.script.active, bench.script.closed, bench.pool.taken) == (1000, 1, 0)
 
 
-def test_a_share_is_of_what_the_device_has(bench: Bench) -> None:
+def test_fractional_budget_is_a_share_of_device_memory(bench: Bench) -> None:
     bench.script.total = 4 * SIZE
     assert bench.pool.budget_bytes == 4 * SIZE
     bench.pool.budget = 0.5
@@ -405,7 +405,7 @@ def test_a_share_is_of_what_the_device_has(bench: Bench) -> None:
     assert bench.pool.budget == "1 TB"
 
 
-def test_what_is_kept_for_reuse_goes_before_a_load_that_needs_its_room(
+def test_caches_are_cleared_for_a_load_that_needs_their_memory(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.load("A")
@@ -427,7 +427,7 @@ def test_what_is_kept_for_reuse_goes_before_a_load_that_needs_its_room(
 # Pins and time-to-live
 
 
-def test_a_pinned_model_leaves_only_by_hand(bench: Bench) -> None:
+def test_pinned_model_is_only_unloaded_explicitly(bench: Bench) -> None:
     bench.pool.budget = 2 * SIZE
     bench.pool.idle_ttl = 10
     bench.load("A", pin=True)
@@ -453,7 +453,7 @@ def test_a_pinned_model_leaves_only_by_hand(bench: Bench) -> None:
         bench.pool.pin("C")
 
 
-def test_an_idle_model_leaves_in_time_and_one_in_use_does_not(bench: Bench) -> None:
+def test_idle_model_is_evicted_after_its_ttl_and_one_in_use_is_not(bench: Bench) -> None:
     bench.load("A")
     bench.clock.advance(4)
     bench.load("B")
@@ -481,13 +481,13 @@ def test_an_idle_model_leaves_in_time_and_one_in_use_does_not(bench: Bench) -> N
 
 
 @pytest.mark.parametrize("bad", [0, -1, "5", True])
-def test_a_senseless_time_to_live_is_refused(bench: Bench, bad: Any) -> None:
+def test_invalid_idle_ttl_is_refused(bench: Bench, bad: Any) -> None:
     with pytest.raises(RequestError, match="is not a time"):
         bench.pool.idle_ttl = bad
     assert bench.pool.idle_ttl is None
 
 
-def test_the_timer_frees_by_itself_on_the_engines_thread(tmp_path: Path) -> None:
+def test_idle_timer_evicts_on_the_inference_thread(tmp_path: Path) -> None:
     session = scripted_session()
     gone = threading.Event()
     session.pool.load(checkpoints.good(tmp_path / "seer"), alias="seer")
@@ -502,10 +502,10 @@ def test_the_timer_frees_by_itself_on_the_engines_thread(tmp_path: Path) -> None
     assert not timer.is_alive()
 
 
-# What is told, and from many threads
+# Listeners and many threads
 
 
-def test_changes_are_told_under_no_lock(bench: Bench) -> None:
+def test_listeners_are_called_without_a_lock(bench: Bench) -> None:
     seen: list[tuple[int, int]] = []
 
     def look() -> None:
@@ -534,7 +534,7 @@ def test_changes_are_told_under_no_lock(bench: Bench) -> None:
     assert len(seen) == told
 
 
-def test_the_pool_is_a_pleasant_object(bench: Bench) -> None:
+def test_pool_supports_repr_len_iteration_and_lookup(bench: Bench) -> None:
     assert repr(bench.pool) == "<ModelPool: empty>"
     bench.load("A")
     bench.load("B", pin=True)
@@ -549,7 +549,7 @@ def test_the_pool_is_a_pleasant_object(bench: Bench) -> None:
         bench.pool["C"]
 
 
-def test_many_threads_at_once_lose_nothing(tmp_path: Path) -> None:
+def test_concurrent_threads_lose_no_requests(tmp_path: Path) -> None:
     script = ScriptedBackend("a b")
     session = scripted_session(backend=script)
     pool = session.pool
@@ -574,7 +574,7 @@ def test_many_threads_at_once_lose_nothing(tmp_path: Path) -> None:
                     request = GenerationRequest(prompt="Hi", model=folder)
                     return str(session.start(request).future.result(30).finish_reason)
         except ModelError as error:
-            # Refused, not there, in use, cancelled: each of them is an outcome.
+            # Refused, not found, in use, cancelled: each is a valid outcome.
             return type(error).__name__
         return "done"
 

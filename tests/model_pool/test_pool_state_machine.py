@@ -38,7 +38,7 @@ ESTIMATES = {"A": 3, "B": 5, "C": 7, "D": 8}
 SIZES = {**ESTIMATES, "D": 12}
 SLICES = 3
 ENOUGH = 5_000
-"""Steps after which whoever has no outcome has been lost."""
+"""Steps after which a task without an outcome counts as lost."""
 
 names = st.sampled_from(sorted(SIZES))
 which = st.integers(0, 20)
@@ -67,7 +67,7 @@ def checkpoint(name: str) -> Checkpoint:
 
 
 class Model(ScriptedModel):
-    """Notices when it is closed under its user, and when it is closed twice."""
+    """Detects a close during use and a second close."""
 
     def __init__(self, backend: Device, name: str) -> None:
         super().__init__(backend, SIZES[name])
@@ -134,7 +134,7 @@ class Device(ScriptedBackend):
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """What people may do to a pool, in any order, and what must hold after each step."""
+    """Random pool operations, and the invariants after each step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pinned: set[str] = set()
         self.closing: dict[int, int] = {}
 
-    # What people do
+    # Operations
 
     @initialize(budget=budgets)
     def begin(self, budget: int) -> None:
@@ -216,7 +216,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(budget=budgets)
     def set_budget(self, budget: int) -> None:
         self.pool.set_budget(budget)
-        # The memory of what leaves is still to come back.
+        # The memory of evicted models is not freed yet.
         self.ceiling = max(budget, self.pool.taken, self.device.active)
 
     def idle(self, seconds: int, ttl: float | None) -> None:
@@ -229,7 +229,7 @@ class PoolMachine(RuleBasedStateMachine):
     def fail_next_load(self) -> None:
         self.device.failures = 1
 
-    # What must hold
+    # Invariants
 
     @invariant()
     def holds(self) -> None:

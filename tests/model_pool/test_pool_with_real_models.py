@@ -65,13 +65,13 @@ def start(session: Session, model: str, picture: Image.Image, prompt: str = "") 
 
 
 def active(session: Session) -> int:
-    """Bytes in arrays once the engine has come to rest."""
+    """Active memory once the engine is idle."""
     session.engine.call(lambda: None).result(10)
     memory = platform.memory()
     return memory.active + memory.cached
 
 
-def test_four_models_in_turn_on_a_budget_for_two(
+def test_four_models_run_in_turn_on_a_budget_for_two(
     session: Session, copies: list[str], picture: Image.Image
 ) -> None:
     # Of other tests' sessions, in the same process.
@@ -89,7 +89,7 @@ def test_four_models_in_turn_on_a_budget_for_two(
         most = max(most, session.pool.taken)
         assert len(session.pool) <= 2
         assert sum(model.nbytes for model in session.pool) <= budget
-        # What is kept for reuse is not the models' own, nor are free buffers: each has a limit.
+        # Caches and free buffers do not belong to the models; each has its own limit.
         kept = session.pool.reuse.nbytes
         memory = session.engine.call(platform.memory).result(10)
         assert memory.active <= others + budget + kept + 0.02 * size
@@ -112,7 +112,7 @@ def test_four_models_in_turn_on_a_budget_for_two(
         assert len(session.pool) == 2
 
 
-def test_what_is_freed_is_freed_each_time(
+def test_each_unload_frees_memory(
     session: Session, copies: list[str], picture: Image.Image
 ) -> None:
     """Results, and errors with their tracebacks, are kept; nothing of the weights is."""
@@ -139,7 +139,7 @@ def test_what_is_freed_is_freed_each_time(
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_unloading_needs_no_search_for_cycles(
+def test_unload_frees_memory_without_cycle_collection(
     session: Session, copies: list[str], picture: Image.Image, kind: str
 ) -> None:
     """It would hold Python's lock, and with it the notebook."""
@@ -156,7 +156,7 @@ def test_unloading_needs_no_search_for_cycles(
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_a_load_that_is_cancelled_needs_none_either(
+def test_cancelled_load_frees_memory_without_cycle_collection(
     session: Session, copies: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = copies[0] if kind == "vision" else str(smollm2_folder())
@@ -175,7 +175,7 @@ def test_a_load_that_is_cancelled_needs_none_either(
             yield slice_
 
     monkeypatch.setattr(materialize, "_read", cut)
-    # As if something stayed: on CUDA it does, for a while at least.
+    # Simulate memory that is not freed at once, as on CUDA.
     monkeypatch.setattr(platform, "STAYS", -1.0)
     with searches_for_cycles() as searches:
         load = session.load(model)
@@ -188,7 +188,7 @@ def test_a_load_that_is_cancelled_needs_none_either(
 
 
 @pytest.mark.parametrize(("library", "reads"), [("mlx_vlm", "processor"), ("mlx_lm", "tokenizer")])
-def test_an_answer_ends_while_the_tokenizer_of_another_model_is_read(
+def test_answer_finishes_while_another_model_reads_its_tokenizer(
     session: Session,
     copies: list[str],
     picture: Image.Image,
@@ -223,7 +223,7 @@ def refuse(*args: object, **kwargs: object) -> None:
 
 
 def failures(session: Session, model: str, picture: Image.Image) -> list[object]:
-    """Return errors whose tracebacks somebody holds, as a notebook does."""
+    """Return errors whose tracebacks are kept, as a notebook does."""
     with pytest.MonkeyPatch.context() as patch:
         # Asked for on the inference thread, by frames that hold the model.
         patch.setattr("mlx_vlm.utils.prepare_inputs", refuse)

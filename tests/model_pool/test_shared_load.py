@@ -1,4 +1,4 @@
-"""Loads in flight: one for all who wait, its progress, failure and end; fairness beside it."""
+"""Shared loads: progress, failure and end for all waiting requests; fairness to others."""
 
 from __future__ import annotations
 
@@ -91,10 +91,10 @@ def question(model: str) -> GenerationRequest:
 
 
 def prepared(session: Session, works: list[Any]) -> list[Any]:
-    """Wait until these have come to the engine, without a step of it."""
+    """Wait until these tasks were submitted, without stepping the engine."""
     while waiting := [work for work in works if work not in _submitted[session]]:
         for work in waiting:
-            # It raises here what went wrong there.
+            # Raises errors of the preparation here.
             assert not work.done or work.future.result(1) is None
     return works
 
@@ -114,7 +114,7 @@ def outcome(work: Task[Any]) -> VisionResult:
     return result
 
 
-def test_ten_requests_cause_one_load_and_each_sees_its_progress(
+def test_ten_requests_share_one_load_and_each_sees_its_progress(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     asked = ask(session, folder, 10)
@@ -133,7 +133,7 @@ def test_ten_requests_cause_one_load_and_each_sees_its_progress(
     assert script.log == ["load seer"] * SLICES
 
 
-def test_a_load_asked_for_and_a_question_share_a_load(
+def test_explicit_load_and_request_share_a_load(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     works = prepared(session, [session.load(folder, alias="seer"), session.start(question(folder))])
@@ -144,7 +144,7 @@ def test_a_load_asked_for_and_a_question_share_a_load(
     assert outcome(works[1]).text
 
 
-def test_when_it_fails_all_get_the_reason_and_the_next_tries_again(
+def test_failed_load_fails_all_its_requests_and_the_next_one_retries(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     script.fails = RuntimeError("no room for weights")
@@ -166,7 +166,7 @@ def test_when_it_fails_all_get_the_reason_and_the_next_tries_again(
 
 
 @pytest.mark.parametrize("who", [0, 1, 2])
-def test_a_load_goes_on_for_the_others(
+def test_shared_load_continues_if_one_request_is_cancelled(
     session: Session, script: SlowBackend, folder: str, who: int
 ) -> None:
     asked = ask(session, folder, 3)
@@ -180,7 +180,7 @@ def test_a_load_goes_on_for_the_others(
     assert session.pool.models[0].names == (folder,)
 
 
-def test_a_load_is_dropped_when_nobody_is_left(
+def test_shared_load_is_dropped_if_all_requests_are_cancelled(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     asked = ask(session, folder, 3)
@@ -197,7 +197,7 @@ def test_a_load_is_dropped_when_nobody_is_left(
     assert script.begun == 2
 
 
-def test_one_who_joins_late_carries_the_load_on(
+def test_shared_load_continues_for_a_request_that_joined_late(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     [first] = ask(session, folder, 1)
@@ -210,7 +210,7 @@ def test_one_who_joins_late_carries_the_load_on(
     assert script.begun == 1
 
 
-def test_a_load_that_ends_when_nobody_wants_it_any_more_is_not_kept(
+def test_load_that_ends_after_its_last_request_was_cancelled_is_not_kept(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     [asked] = ask(session, folder, 1)
@@ -221,7 +221,7 @@ def test_a_load_that_ends_when_nobody_wants_it_any_more_is_not_kept(
     assert script.loads == script.closed
 
 
-def test_nobody_can_unload_a_model_before_those_who_wait_have_taken_it(
+def test_model_cannot_be_unloaded_before_waiting_requests_have_leased_it(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     load, asked = session.load(folder), session.start(question(folder))
@@ -237,7 +237,9 @@ def test_nobody_can_unload_a_model_before_those_who_wait_have_taken_it(
     assert session.pool[folder].users == 0
 
 
-def test_loads_in_flight_count(session: Session, script: SlowBackend, tmp_path: Path) -> None:
+def test_loads_in_progress_count_toward_the_budget(
+    session: Session, script: SlowBackend, tmp_path: Path
+) -> None:
     folders = [str(checkpoints.good(tmp_path / name)) for name in ("first", "second")]
     size = 96
     session.pool.budget = 2 * size - 1
@@ -256,7 +258,7 @@ def test_loads_in_flight_count(session: Session, script: SlowBackend, tmp_path: 
     assert all(work.future.result(0) is not None for work in again)
 
 
-def test_a_load_that_failed_counts_no_more(
+def test_failed_load_does_not_count_toward_the_budget(
     session: Session, script: SlowBackend, tmp_path: Path
 ) -> None:
     session.pool.budget = 100
@@ -269,7 +271,7 @@ def test_a_load_that_failed_counts_no_more(
     assert load.future.result(0) is not None
 
 
-def test_a_question_joins_a_load_that_may_run_code(
+def test_request_joins_a_load_with_remote_code_permission(
     session: Session, script: SlowBackend, tmp_path: Path
 ) -> None:
     folder = str(checkpoints.with_auto_map(checkpoints.good(tmp_path / "own")))
@@ -282,7 +284,7 @@ def test_a_question_joins_a_load_that_may_run_code(
     assert script.begun == 1
 
 
-def test_two_answers_advance_in_turn(session: Session, script: SlowBackend, tmp_path: Path) -> None:
+def test_two_answers_alternate(session: Session, script: SlowBackend, tmp_path: Path) -> None:
     log: list[str] = []
 
     def sink(name: str) -> Callable[[GenerationChunk], None]:
@@ -302,7 +304,7 @@ def test_two_answers_advance_in_turn(session: Session, script: SlowBackend, tmp_
     assert log == [before, *after] * 8, "a token of each in turn"
 
 
-def test_a_load_in_slices_does_not_stop_an_answer(
+def test_answer_continues_during_a_sliced_load(
     session: Session, script: SlowBackend, folder: str, tmp_path: Path
 ) -> None:
     prepared(session, [session.load(folder)])
@@ -325,7 +327,7 @@ def test_a_load_in_slices_does_not_stop_an_answer(
     assert ("load other", "load other") not in pairs, "there is a token between two slices"
 
 
-def test_nobody_waits_for_a_whole_answer_of_another(
+def test_short_request_does_not_wait_for_a_long_answer(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
     prepared(session, [session.load(folder)])
@@ -341,7 +343,7 @@ def test_nobody_waits_for_a_whole_answer_of_another(
 
 
 @pytest.mark.parametrize("phase", ["loading", "prefill", "decode"])
-def test_when_the_thread_dies_all_are_told_and_the_next_question_loads_anew(
+def test_thread_death_fails_all_requests_and_the_next_one_reloads(
     tmp_path: Path, phase: str
 ) -> None:
     folder = str(checkpoints.good(tmp_path / "seer"))
@@ -379,7 +381,7 @@ def test_when_the_thread_dies_all_are_told_and_the_next_question_loads_anew(
 
 
 @pytest.mark.model
-def test_a_real_model_answers_the_same_after_its_thread_has_died() -> None:
+def test_real_model_gives_the_same_answer_after_thread_death() -> None:
     session = default_session._make()
     request = GenerationRequest(
         prompt="What is it?", sampling=Sampling(max_tokens=12, temperature=0)

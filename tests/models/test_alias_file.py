@@ -1,4 +1,4 @@
-"""A person's own aliases: what they wrote holds, what nobody understands is said and kept."""
+"""The user's alias file: valid lines apply, invalid ones are reported and kept."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def write(file: AliasFile, text: str) -> None:
     file.path.write_text(text, encoding="utf-8")
 
 
-def test_without_a_file_there_are_none(file: AliasFile) -> None:
+def test_no_file_means_no_aliases(file: AliasFile) -> None:
     assert file.targets == {}
     assert file.problems == ()
 
 
-def test_what_a_person_writes_holds_at_once(file: AliasFile) -> None:
+def test_edited_file_is_reread_at_once(file: AliasFile) -> None:
     write(file, 'qwen = "org/qwen"\n')
     assert file.targets == {"qwen": AliasTarget("org/qwen")}
     write(file, '# mine\n[tuned]\nmodel = "org/qwen"\nadapter = "~/lora"\n')
@@ -40,7 +40,7 @@ def test_what_a_person_writes_holds_at_once(file: AliasFile) -> None:
     assert file.targets == {}
 
 
-def test_lines_that_are_not_understood_are_said_and_the_others_hold(file: AliasFile) -> None:
+def test_invalid_lines_are_reported_and_the_others_used(file: AliasFile) -> None:
     write(
         file,
         'good = "org/a"\nnumber = 3\n"a/b" = "org/b"\ndemo = "org/c"\nempty = " "\n'
@@ -54,7 +54,7 @@ def test_lines_that_are_not_understood_are_said_and_the_others_hold(file: AliasF
         assert any(word in problem for problem in said)
 
 
-def test_a_file_that_is_no_toml_is_said_with_its_line_and_nothing_is_lost(file: AliasFile) -> None:
+def test_invalid_toml_is_reported_with_its_line_and_kept(file: AliasFile) -> None:
     write(file, 'a = "org/a"\n')
     assert file.targets
     write(file, 'a = "org/a"\nb = org/b\n')
@@ -66,7 +66,7 @@ def test_a_file_that_is_no_toml_is_said_with_its_line_and_nothing_is_lost(file: 
     assert file.path.read_text() == 'a = "org/a"\nb = org/b\n'
 
 
-def test_saving_leaves_every_other_line_as_it_is(file: AliasFile) -> None:
+def test_saving_keeps_every_other_line(file: AliasFile) -> None:
     write(file, '# head\nb = "org/b"  # keep\n\n[tuned]\nmodel = "org/t"\n')
     file.save("a", AliasTarget("org/a"))
     file.save("b", AliasTarget("org/new", "/lora"))
@@ -77,7 +77,7 @@ def test_saving_leaves_every_other_line_as_it_is(file: AliasFile) -> None:
     assert set(file.targets) == {"a", "b", "tuned"}
 
 
-def test_an_alias_in_several_lines_is_left_to_the_person(file: AliasFile) -> None:
+def test_alias_written_over_several_lines_is_not_rewritten(file: AliasFile) -> None:
     text = '[tuned]\nmodel = "org/t"\n'
     write(file, text)
     with pytest.raises(RequestError, match=r"aliases\.toml"):
@@ -85,7 +85,7 @@ def test_an_alias_in_several_lines_is_left_to_the_person(file: AliasFile) -> Non
     assert file.path.read_text() == text
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("a file")
     with pytest.raises(RequestError, match="cannot be changed") as caught:
         AliasFile(tmp_path / "config" / "aliases.toml").save("a", AliasTarget("b"))
@@ -99,7 +99,7 @@ words = st.text(alphabet=st.characters(codec="utf-8"), min_size=1).filter(str.st
 
 
 @given(st.lists(st.tuples(names.filter(lambda n: n.isprintable()), words, st.none() | words)))
-def test_what_is_saved_is_read_back(
+def test_saved_aliases_are_read_back(
     tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[str, str, str | None]]
 ) -> None:
     file = AliasFile(tmp_path_factory.mktemp("c") / "aliases.toml")
@@ -115,7 +115,7 @@ def test_what_is_saved_is_read_back(
         tomllib.loads(file.path.read_text(encoding="utf-8"))
 
 
-def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_alias_file_location(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MLX_MAGIC_CONFIG", str(tmp_path))
     assert default_path() == tmp_path / "aliases.toml"
     monkeypatch.delenv("MLX_MAGIC_CONFIG")
@@ -125,7 +125,7 @@ def test_where_it_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_path() == Path("~/.config/mlx-magic/aliases.toml").expanduser()
 
 
-def test_a_saved_alias_stands_for_what_was_named(
+def test_saved_alias_keeps_the_given_name(
     session: Session, file: AliasFile, tmp_path: Path
 ) -> None:
     session.names.file = file
@@ -137,7 +137,7 @@ def test_a_saved_alias_stands_for_what_was_named(
     assert file.targets["t"] == AliasTarget(str(folder))
 
 
-def test_a_load_that_fails_saves_nothing(session: Session, file: AliasFile, tmp_path: Path) -> None:
+def test_failed_load_saves_no_alias(session: Session, file: AliasFile, tmp_path: Path) -> None:
     session.names.file = file
     folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
     load = session.load(str(folder), alias="e", save=True)
@@ -150,7 +150,7 @@ def test_a_load_that_fails_saves_nothing(session: Session, file: AliasFile, tmp_
     assert session.load("e").future.exception(10) is not None
 
 
-def test_an_alias_of_this_session_hides_the_files(
+def test_session_alias_takes_precedence_over_the_file(
     session: Session, file: AliasFile, tmp_path: Path
 ) -> None:
     session.names.file = file
@@ -161,12 +161,12 @@ def test_an_alias_of_this_session_hides_the_files(
     assert session.aliases == {"x": folder, "y": "org/near"}
 
 
-def test_save_without_an_alias_is_one_line(session: Session) -> None:
+def test_save_without_an_alias_is_an_error_of_one_line(session: Session) -> None:
     with pytest.raises(RequestError, match="--as"):
         session.load("demo", save=True)
 
 
-def test_a_model_of_a_persons_folders_is_loaded_by_its_name_there(
+def test_model_in_a_models_folder_is_loaded_by_its_name(
     session: Session, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     folder = checkpoints.good(tmp_path / "models" / "org" / "seer")
@@ -181,9 +181,7 @@ def test_a_model_of_a_persons_folders_is_loaded_by_its_name_there(
         assert list(session.names.known(outside)) == ["demo"]
 
 
-def test_an_alias_hides_a_model_of_the_same_name_in_a_folder(
-    session: Session, tmp_path: Path
-) -> None:
+def test_alias_takes_precedence_over_a_model_in_a_folder(session: Session, tmp_path: Path) -> None:
     checkpoints.good(tmp_path / "models" / "seer")
     other = str(checkpoints.good_text(tmp_path / "other"))
     session.names.look_in([str(tmp_path / "models")])

@@ -1,4 +1,4 @@
-"""The alias file under many hands, on a bad disk, and with content that nobody would write."""
+"""The alias file with concurrent writers, disk errors and hostile content."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ for at in range(20):
 """
 
 
-def test_eight_processes_that_save_at_once_keep_all_aliases(file: AliasFile) -> None:
+def test_eight_processes_saving_at_once_keep_all_aliases(file: AliasFile) -> None:
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, str(file.path), str(at)],
@@ -98,7 +98,7 @@ def held(file: AliasFile) -> Iterator[subprocess.Popen[str]]:
             holder.kill()
 
 
-def test_a_process_that_is_stuck_with_the_lock_is_one_line_and_nothing_is_lost(
+def test_lock_held_by_a_stuck_process_is_an_error_of_one_line(
     tmp_path: Path,
 ) -> None:
     file = AliasFile(tmp_path / "aliases.toml", patience=0.05)
@@ -111,7 +111,7 @@ def test_a_process_that_is_stuck_with_the_lock_is_one_line_and_nothing_is_lost(
     file.save("b", AliasTarget("org/b"))
 
 
-def test_a_process_that_died_with_the_lock_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_lock_of_a_dead_process_is_ignored(tmp_path: Path) -> None:
     file = AliasFile(tmp_path / "aliases.toml", patience=5)
     with held(file) as holder:
         holder.kill()
@@ -130,9 +130,7 @@ AliasFile(Path(sys.argv[1])).save("a", AliasTarget("org/a"))
 
 
 @pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("077", 0o600), ("002", 0o664)])
-def test_a_new_file_has_the_mode_that_the_umask_leaves(
-    file: AliasFile, umask: str, mode: int
-) -> None:
+def test_new_file_mode_respects_the_umask(file: AliasFile, umask: str, mode: int) -> None:
     subprocess.run([sys.executable, "-c", MASKED, str(file.path), umask], check=True)
     assert stat.S_IMODE(file.path.stat().st_mode) == mode
 
@@ -146,7 +144,7 @@ def test_a_file_keeps_its_mode(file: AliasFile, mode: int) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_link_stays_a_link(file: AliasFile, tmp_path: Path, there: bool) -> None:
+def test_symlink_stays_a_symlink(file: AliasFile, tmp_path: Path, there: bool) -> None:
     (tmp_path / "dotfiles").mkdir()
     real = tmp_path / "dotfiles" / "aliases.toml"
     if there:
@@ -172,7 +170,7 @@ except RequestError as error:
 """
 
 
-def test_a_write_that_fails_leaves_the_old_file_whole(file: AliasFile) -> None:
+def test_failed_write_keeps_the_old_file(file: AliasFile) -> None:
     file.path.write_text('# kept\nb = "org/b"\n' + "# more\n" * 50)
     before = file.path.read_bytes()
     command = [sys.executable, "-c", FULL, str(file.path)]
@@ -184,7 +182,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(file: AliasFile) -> None:
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_whole(
+def test_full_disk_keeps_the_old_file(
     file: AliasFile, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     file.path.write_text('b = "org/b"\n')
@@ -199,7 +197,7 @@ def test_a_full_disk_leaves_the_old_file_whole(
     assert left_over(file.path.parent) == set()
 
 
-def test_the_new_text_is_on_the_disk_before_it_takes_the_old_ones_place(
+def test_new_file_is_synced_before_it_replaces_the_old_one(
     file: AliasFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
@@ -220,7 +218,7 @@ def test_the_new_text_is_on_the_disk_before_it_takes_the_old_ones_place(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_read_only_is_one_line(file: AliasFile, tmp_path: Path) -> None:
+def test_read_only_folder_is_an_error_of_one_line(file: AliasFile, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         assert "Permission denied" in refused(file)
@@ -249,7 +247,7 @@ def odd_places(path: Path) -> Iterator[tuple[str, str]]:
     path.unlink()
 
 
-def test_what_is_no_file_is_one_line_and_is_never_waited_for(file: AliasFile) -> None:
+def test_pipes_and_devices_are_refused_without_waiting(file: AliasFile) -> None:
     for what, why in odd_places(file.path):
         fresh = AliasFile(file.path)
         assert fresh.targets == {}, what
@@ -257,7 +255,7 @@ def test_what_is_no_file_is_one_line_and_is_never_waited_for(file: AliasFile) ->
         assert why in refused(fresh), what
 
 
-def test_a_path_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+def test_invalid_path_is_an_error_of_one_line(tmp_path: Path) -> None:
     for name in ("x" * 300, "y\x1b[2J" * 60):
         assert AliasFile(tmp_path / name).targets == {}
         refused(AliasFile(tmp_path / name))
@@ -327,7 +325,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 """
 
 
-def test_content_that_nobody_would_write_takes_neither_long_nor_much_memory(
+def test_hostile_content_takes_little_time_and_memory(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "files"
@@ -340,7 +338,7 @@ def test_content_that_nobody_would_write_takes_neither_long_nor_much_memory(
     assert done.stdout.count("\n") == len(HOSTILE) + len(RAW), done.stdout
 
 
-def test_the_number_of_aliases_and_of_problems_has_an_end(file: AliasFile) -> None:
+def test_number_of_aliases_and_problems_is_limited(file: AliasFile) -> None:
     file.path.write_text("".join(f'a{at} = "b"\n' for at in range(alias_file.MOST_ALIASES)))
     assert len(file.targets) == alias_file.MOST_ALIASES
     assert "takes no more" in refused(file, "another")
@@ -354,9 +352,7 @@ def test_the_number_of_aliases_and_of_problems_has_an_end(file: AliasFile) -> No
 @pytest.mark.parametrize(
     "alias", ["", " ", "a/b", "-a", "demo", "a\x1b[2J", "a\nb", "a\u202eb", "a\0", "a" * 201]
 )
-def test_what_cannot_be_an_alias_is_refused_everywhere_in_one_line(
-    file: AliasFile, alias: str
-) -> None:
+def test_invalid_aliases_are_refused_everywhere_in_one_line(file: AliasFile, alias: str) -> None:
     assert "cannot be an alias" in refused(file, alias)
     with pytest.raises(RequestError, match="cannot be an alias") as caught:
         require_alias(alias)
@@ -365,7 +361,7 @@ def test_what_cannot_be_an_alias_is_refused_everywhere_in_one_line(
 
 
 @pytest.mark.parametrize("target", ["a\x1b[2J", "a\nb", "a\u202eb", "a\0", "a" * 5_000])
-def test_what_cannot_be_shown_is_not_kept(file: AliasFile, target: str) -> None:
+def test_unprintable_aliases_are_not_saved(file: AliasFile, target: str) -> None:
     assert "cannot be kept" in refused(file, "a", AliasTarget(target))
     assert "cannot be kept" in refused(file, "a", AliasTarget("org/a", target))
     assert not file.path.exists()
@@ -375,7 +371,7 @@ def test_what_cannot_be_shown_is_not_kept(file: AliasFile, target: str) -> None:
     "word",
     ["größe", "模型", "my model", "a\u00a0b", "👩\u200d💻", "a'b\"c", "a.b", "C:\\x", "a=b #c"],
 )
-def test_words_of_every_language_are_kept(file: AliasFile, word: str) -> None:
+def test_aliases_in_any_language_are_saved(file: AliasFile, word: str) -> None:
     file.save(word, AliasTarget(f"/models/{word}", word))
     file.save("other", AliasTarget("org/b"))
     assert file.targets == {
@@ -385,7 +381,7 @@ def test_words_of_every_language_are_kept(file: AliasFile, word: str) -> None:
     assert file.problems == ()
 
 
-def test_a_comment_with_another_lines_end_is_left_whole(file: AliasFile) -> None:
+def test_comment_with_other_line_endings_is_kept(file: AliasFile) -> None:
     text = '# one\u2028[two]\x85three\nb = "org/b" # \u2028c = 1\n'
     file.path.write_bytes(text.encode())
     file.save("a", AliasTarget("org/a"))
@@ -397,7 +393,7 @@ texts = st.text(st.characters(codec="utf-8")) | st.text("ab=\"[]{}.,#\n\r\t\\u0'
 
 @settings(deadline=None, max_examples=int(os.environ.get("MLX_MAGIC_FUZZ", "60")))
 @given(content=texts | st.binary(max_size=60), alias=texts, model=texts)
-def test_any_content_and_any_alias_is_a_line_or_is_kept(
+def test_any_content_and_alias_is_saved_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, content: str | bytes, alias: str, model: str
 ) -> None:
     file = AliasFile(tmp_path_factory.mktemp("f") / "aliases.toml")

@@ -1,4 +1,4 @@
-"""What a configuration says of batches, which verdict a model gets, and what is remembered."""
+"""Batch support: what the configuration implies, verdicts, and remembered comparisons."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ BAD = Verdict(False, True, "together, 3 of 9 answers were not mlx-lm's")
         ({"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "query scale", "yes"),
     ],
 )
-def test_what_a_configuration_says(config: dict[str, Any], key: str, value: str) -> None:
+def test_verdict_follows_the_configuration(config: dict[str, Any], key: str, value: str) -> None:
     assert traits(config)[key] == value
 
 
@@ -80,7 +80,7 @@ keys = st.sampled_from(
 # Drawing nested values is slow at first, on a busy machine.
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(keys, json_values))
-def test_any_configuration_gets_an_answer(config: dict[str, Any]) -> None:
+def test_any_configuration_gets_a_verdict(config: dict[str, Any]) -> None:
     found = traits(batch_support.text_part(config))
     assert set(found) == set(traits({}))
     assert all(isinstance(value, str) for value in found.values())
@@ -93,7 +93,7 @@ def test_the_text_part_of_a_vision_models_configuration_is_read() -> None:
     assert traits(batch_support.text_part(config))["heads"] == "gqa"
 
 
-def test_what_the_table_does_not_know_is_answered_one_at_a_time() -> None:
+def test_untested_models_answer_one_at_a_time() -> None:
     known = [Entry("a", "llama", PLAIN, GOOD)]
     assert verdict(PLAIN, "llama", known) == GOOD
     other = [
@@ -111,18 +111,18 @@ def test_each_checkpoint_of_the_table_gets_its_own_verdict() -> None:
         assert (entry.name, found.together) == (entry.name, entry.verdict.together)
 
 
-def test_another_model_with_the_same_language_model_is_not_known() -> None:
+def test_another_model_with_the_same_language_model_is_untested() -> None:
     known = [Entry("a", "llama", PLAIN, GOOD)]
     assert verdict(PLAIN, "wrapper", known) == Verdict(False, False, UNTESTED)
 
 
-def test_one_checkpoint_that_was_wrong_counts_more_than_another_that_was_right() -> None:
+def test_one_wrong_checkpoint_outweighs_a_right_one() -> None:
     known = [Entry("a", "llama", PLAIN, GOOD), Entry("b", "llama", PLAIN, BAD)]
     assert verdict(PLAIN, "llama", known) == BAD
     assert verdict(PLAIN, "llama", known[::-1]) == BAD
 
 
-def test_what_is_expected_of_a_model_is_what_its_configuration_tells(
+def test_expected_verdict_comes_from_the_configuration(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mha = replace(PLAIN, traits={**PLAIN.traits, "heads": "mha"})
@@ -150,7 +150,7 @@ def checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint("tiny", folder, "text", "llama")
 
 
-def test_weights_are_remembered_until_they_change(tmp_path: Path) -> None:
+def test_verdict_of_weights_is_remembered_until_they_change(tmp_path: Path) -> None:
     file, model = tmp_path / "cache" / "seen.json", checkpoint(tmp_path / "model")
     assert not VerdictCache(model, file).known
     VerdictCache(model, file).keep()
@@ -161,7 +161,7 @@ def test_weights_are_remembered_until_they_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[", "{}", '{"a": 1}', "[1, 2]", "null", "[" * 100_000])
-def test_a_file_that_is_none_of_ours_is_written_anew(tmp_path: Path, content: str) -> None:
+def test_foreign_verdict_file_is_replaced(tmp_path: Path, content: str) -> None:
     file, model = tmp_path / "seen.json", checkpoint(tmp_path / "model")
     file.write_text(content)
     assert not VerdictCache(model, file).known
@@ -169,7 +169,7 @@ def test_a_file_that_is_none_of_ours_is_written_anew(tmp_path: Path, content: st
     assert VerdictCache(model, file).known
 
 
-def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> None:
+def test_unwritable_folder_remembers_no_verdict(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     model = checkpoint(tmp_path / "model")
@@ -177,7 +177,7 @@ def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path) -> N
     assert not VerdictCache(model, blocked / "seen.json").known
 
 
-def test_only_the_newest_are_remembered(tmp_path: Path) -> None:
+def test_only_the_newest_verdicts_are_remembered(tmp_path: Path) -> None:
     file, model = tmp_path / "seen.json", checkpoint(tmp_path / "model")
     file.write_text(json.dumps([f"{n:064}" for n in range(1000)]))
     VerdictCache(model, file).keep()

@@ -36,7 +36,7 @@ def found(model: str, **options: Any) -> Checkpoint:
     return checkpoint
 
 
-def test_a_folder_is_described(tmp_path: Path) -> None:
+def test_folder_is_described(tmp_path: Path) -> None:
     folder = checkpoints.good(tmp_path / "m")
     checkpoint = inspect(folder, "my model")
     assert checkpoint.name == "my model"
@@ -51,7 +51,9 @@ def test_a_folder_is_described(tmp_path: Path) -> None:
     checkpoint.require_trust(False)
 
 
-def test_an_alias_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alias_takes_precedence_over_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoints.good_text(tmp_path / "pet")
     aliased = checkpoints.good(tmp_path / "other")
@@ -60,7 +62,9 @@ def test_an_alias_wins_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (checkpoint.name, checkpoint.path, checkpoint.kind) == ("pet", aliased, "vision")
 
 
-def test_a_folder_wins_over_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_takes_precedence_over_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     checkpoints.good(tmp_path / "org" / "name")
     assert found("org/name").path == Path("org/name")
@@ -72,7 +76,7 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found("~/m").path == folder
 
 
-def test_a_repository_that_is_not_here_is_remote(tmp_path: Path) -> None:
+def test_repository_that_is_not_cached_is_remote(tmp_path: Path) -> None:
     assert resolve("org/name", aliases={}, cache=tmp_path) == RemoteCheckpoint(
         "org/name", "org/name"
     )
@@ -82,7 +86,7 @@ def test_a_repository_that_is_not_here_is_remote(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
-def test_offline_a_missing_repository_is_one_line(
+def test_missing_repository_offline_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     offline = True
@@ -109,7 +113,7 @@ def test_a_repository_in_the_cache_needs_no_network(tmp_path: Path) -> None:
     assert (checkpoint.name, checkpoint.path) == ("org/name", folder)
 
 
-def test_a_repository_cached_in_part_is_fetched_on(tmp_path: Path) -> None:
+def test_partially_cached_repository_is_completed(tmp_path: Path) -> None:
     folder = checkpoints.without_weights(cached(tmp_path, "org/name"))
     assert isinstance(resolve("org/name", aliases={}, cache=tmp_path), RemoteCheckpoint)
     with pytest.raises(DownloadError, match="incomplete in the local cache"):
@@ -137,21 +141,21 @@ def test_a_repository_cached_in_part_is_fetched_on(tmp_path: Path) -> None:
         ("~nobody-of-this-name/m", "check the path"),
     ],
 )
-def test_a_name_for_nothing_says_what_to_do(model: str, words: str) -> None:
+def test_unknown_name_error_says_what_to_do(model: str, words: str) -> None:
     with pytest.raises(ModelNotFoundError, match=words) as caught:
         resolve(model, aliases=ALIASES)
     assert caught.value.model == model
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_is_no_model(tmp_path: Path) -> None:
+def test_file_is_refused_as_a_model(tmp_path: Path) -> None:
     path = checkpoints.good(tmp_path / "m") / "model.safetensors"
     with pytest.raises(ModelNotFoundError, match="is a file: name the folder"):
         resolve(str(path), aliases={})
 
 
 @pytest.mark.parametrize("word", checkpoints.BROKEN)
-def test_a_broken_folder_is_one_line(tmp_path: Path, word: str) -> None:
+def test_broken_folder_is_an_error_of_one_line(tmp_path: Path, word: str) -> None:
     folder = checkpoints.BROKEN[word](tmp_path / "m")
     with pytest.raises((CheckpointError, UnsupportedModelError), match=word) as caught:
         resolve(str(folder), aliases={})
@@ -170,7 +174,7 @@ def test_a_broken_folder_is_one_line(tmp_path: Path, word: str) -> None:
         ("[" * 100_000, "not valid JSON"),
     ],
 )
-def test_a_damaged_config_is_named(tmp_path: Path, content: str, words: str) -> None:
+def test_damaged_config_is_named_in_the_error(tmp_path: Path, content: str, words: str) -> None:
     folder = checkpoints.good(tmp_path / "m")
     (folder / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=words):
@@ -186,7 +190,7 @@ def test_a_damaged_config_is_named(tmp_path: Path, content: str, words: str) -> 
         ("consolidated.safetensors", "rename or convert"),
     ],
 )
-def test_other_weights_are_named(tmp_path: Path, file: str, words: str) -> None:
+def test_other_weight_formats_are_named_in_the_error(tmp_path: Path, file: str, words: str) -> None:
     folder = checkpoints.without_weights(tmp_path / "m")
     checkpoints.write_safetensors(folder / file)
     with pytest.raises(CheckpointError, match=words):
@@ -221,7 +225,7 @@ def test_shards_are_summed_and_all_checked(tmp_path: Path) -> None:
         ({}, "no weight_map"),
     ],
 )
-def test_an_index_is_not_believed(tmp_path: Path, index: object, words: str) -> None:
+def test_weights_index_is_verified(tmp_path: Path, index: object, words: str) -> None:
     folder = checkpoints.good(tmp_path / "m")
     checkpoints.write_json(folder / "model.safetensors.index.json", index)
     with pytest.raises(CheckpointError, match=words):
@@ -243,7 +247,7 @@ def test_a_tokenizer_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "tekken.json", "vocab.json", "qwen.tiktoken"])
-def test_other_tokenizers_will_do(tmp_path: Path, name: str) -> None:
+def test_other_tokenizer_files_are_accepted(tmp_path: Path, name: str) -> None:
     folder = checkpoints.without_tokenizer(tmp_path / "m")
     (folder / name).write_text("{}")
     assert inspect(folder, "m").kind == "vision"
@@ -266,7 +270,7 @@ def test_other_tokenizers_will_do(tmp_path: Path, name: str) -> None:
         ),
         ({"model_type": "qwen2_vl", "vision_start_token_id": 5}, "vision"),
         ({"model_type": "qwen3_omni_moe", "thinker_config": {"vision_config": {"a": 1}}}, "vision"),
-        # Nothing in these configs but the architecture speaks of pictures.
+        # Nothing in these configs but the architecture speaks of images.
         ({"model_type": "molmo"}, "vision"),
         ({"model_type": "moondream1"}, "vision"),
         ({"model_type": "qwen3_5_text"}, "text"),
@@ -301,7 +305,7 @@ def test_quantization_is_described(config: dict[str, Any], said: str | None) -> 
     assert quantization_of(config) == said
 
 
-def test_an_unknown_architecture_names_both_versions(tmp_path: Path) -> None:
+def test_unknown_architecture_error_names_both_library_versions(tmp_path: Path) -> None:
     from importlib.metadata import version
 
     folder = checkpoints.unknown_architecture(tmp_path / "m")
@@ -311,14 +315,14 @@ def test_an_unknown_architecture_names_both_versions(tmp_path: Path) -> None:
         assert word in str(caught.value)
 
 
-def test_the_library_for_the_kind_must_know_it(tmp_path: Path) -> None:
+def test_architecture_must_be_known_to_the_library_of_its_kind(tmp_path: Path) -> None:
     folder = checkpoints.good(tmp_path / "m", {"model_type": "qwen3_5_text"})
     with pytest.raises(UnsupportedModelError, match=r"mlx-lm .* does not know .* as a text model"):
         inspect(folder, "m")
 
 
 @pytest.mark.parametrize("model_type", ["base", "cache", "../llama", "llama.x", "a/b", "x\ny", ""])
-def test_modules_that_are_no_architecture_are_not_known(model_type: str) -> None:
+def test_helper_modules_are_not_architectures(model_type: str) -> None:
     for library in (architectures.VISION_LIBRARY, architectures.TEXT_LIBRARY):
         assert architectures.knows(library, {"model_type": model_type}) is False
 
@@ -338,7 +342,7 @@ def test_known_architectures_are_known(library: str, model_type: str) -> None:
     assert architectures.knows(library, {"model_type": model_type}) is True
 
 
-def test_a_library_laid_out_otherwise_refuses_nothing(
+def test_library_with_another_layout_refuses_no_architecture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(architectures, "library", lambda name: None)
@@ -346,11 +350,11 @@ def test_a_library_laid_out_otherwise_refuses_nothing(
     assert inspect(folder, "m").model_type == "hologram9000"
 
 
-def test_a_library_that_is_not_installed_is_no_library() -> None:
+def test_missing_library_is_reported() -> None:
     assert architectures.library("mlx_nothing_of_this_name") is None
 
 
-def test_code_is_refused_before_weights_are_looked_at(tmp_path: Path) -> None:
+def test_code_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     folder = checkpoints.with_model_file(checkpoints.without_weights(tmp_path / "m"))
     with pytest.raises(UntrustedCodeError):
         inspect(folder, "m", trust_remote_code=False)
@@ -358,7 +362,7 @@ def test_code_is_refused_before_weights_are_looked_at(tmp_path: Path) -> None:
         inspect(folder, "m")
 
 
-def test_a_checkpoint_with_its_own_architecture_may_name_it_as_it_likes(tmp_path: Path) -> None:
+def test_checkpoint_with_its_own_code_can_use_any_architecture_name(tmp_path: Path) -> None:
     folder = checkpoints.with_model_file(checkpoints.unknown_architecture(tmp_path / "m"))
     checkpoint = inspect(folder, "m")
     checkpoint.require_trust(True)

@@ -1,4 +1,4 @@
-"""Numbers that no model has are refused with themselves; those of real models are accepted."""
+"""Absurd numbers are refused and named; those of real models are accepted."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ REAL: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_configurations_are_plausible(name: str) -> None:
+def test_real_configurations_are_accepted(name: str) -> None:
     config, tensors, nbytes = REAL[name]
     require_dimensions(config, tensors=tensors, nbytes=nbytes, model="m")
 
@@ -91,7 +91,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_real_processors_are_plausible(tmp_path: Path, name: str) -> None:
+def test_real_processor_configurations_are_accepted(tmp_path: Path, name: str) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[name]))
     require_image_sizes(tmp_path, {"model_type": name.split()[0]}, model="m")
 
@@ -133,7 +133,7 @@ def test_absurd_dimensions_are_refused(changes: dict[str, Any], words: str) -> N
         ("X", {"patch_size": 0}),
     ],
 )
-def test_absurd_pictures_are_refused(tmp_path: Path, kind: str, entries: dict[str, Any]) -> None:
+def test_absurd_image_sizes_are_refused(tmp_path: Path, kind: str, entries: dict[str, Any]) -> None:
     path = tmp_path / "processor_config.json"
     path.write_text(json.dumps({"image_processor_type": kind, **entries}))
     with pytest.raises(CheckpointError, match=r"^m: processor_config.json says \S+ = [\d.]+, but"):

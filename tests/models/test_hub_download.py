@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fetch_all(hub: fake_hub.FakeHub, cache: Path) -> Path:
-    """Download the repository whole, with nobody who watches or stops it."""
+    """Download the whole repository without progress or cancellation."""
     return download(
         REPO, cancel=CancelToken(), progress=ignored, cache=cache, endpoint=hub.endpoint
     )
@@ -77,7 +77,7 @@ def publish(hub: fake_hub.FakeHub, folder: Path) -> None:
     }
 
 
-def test_what_a_model_needs_is_fetched_and_no_more(
+def test_only_files_that_a_model_needs_are_fetched(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -122,7 +122,7 @@ def test_weights_that_no_library_reads_are_not_fetched(
     assert sorted(fetched) == weights
 
 
-def test_weights_in_folders_are_not_fetched(
+def test_weights_in_subfolders_are_not_fetched(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "original").mkdir()
@@ -134,7 +134,7 @@ def test_weights_in_folders_are_not_fetched(
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_token_is_for_the_hub_and_not_for_where_it_sends_from(
+def test_token_is_sent_to_the_hub_and_not_to_the_storage_host(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -150,8 +150,8 @@ def test_a_token_is_for_the_hub_and_not_for_where_it_sends_from(
     assert other.ranges[-1] > 30_000  # the range goes there, too
 
 
-class SecondLook(CancelToken):
-    """Is cancelled at the second look after it was told to count."""
+class CancelAtSecondCheck(CancelToken):
+    """A token that is cancelled at the second check after `looks` is set to 0."""
 
     __slots__ = ("looks",)
 
@@ -167,14 +167,14 @@ class SecondLook(CancelToken):
         super().checkpoint()
 
 
-def test_while_another_process_fetches_a_file_it_waits_and_can_be_cancelled(
+def test_fetch_waits_for_another_process_and_can_be_cancelled(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     from huggingface_hub.utils import WeakFileLock
 
     publish(hub, folder)
     content = hub.repos[REPO]["model.safetensors"]
-    token = SecondLook()
+    token = CancelAtSecondCheck()
 
     def progress(done: int, total: int) -> None:
         if total > len(content) and token.looks is None:
@@ -208,7 +208,7 @@ download("org/name", cancel=token, progress=progress, cache=pathlib.Path(cache),
 """
 
 
-def test_what_a_killed_kernel_has_fetched_is_not_fetched_again(
+def test_partial_download_of_a_killed_kernel_is_resumed(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -231,7 +231,7 @@ def test_what_a_killed_kernel_has_fetched_is_not_fetched_again(
     assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
 
 
-def test_a_load_is_cancelled_at_once_though_the_connection_hangs(
+def test_cancel_ends_a_load_at_once_while_the_connection_hangs(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(hub, folder)
@@ -253,7 +253,7 @@ def test_a_load_is_cancelled_at_once_though_the_connection_hangs(
     session.close()
 
 
-def test_a_cancelled_download_stops_and_goes_on_where_it_was(
+def test_cancelled_download_stops_and_resumes_later(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -285,7 +285,7 @@ def test_a_cancelled_download_stops_and_goes_on_where_it_was(
     )
     assert hub.fetched == ["model.safetensors"]
     assert hub.ranges[0] > whole // 3
-    # What was there is said at once, and nothing counts twice.
+    # Existing bytes are reported at once, and none count twice.
     assert again[0][0] == seen[-1]
     assert again[-1][0] == again[-1][1]
     assert again == sorted(again)
@@ -295,7 +295,7 @@ def test_a_cancelled_download_stops_and_goes_on_where_it_was(
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])
 @pytest.mark.usefixtures("at_once")
-def test_a_connection_that_breaks_is_taken_up_again(
+def test_broken_connection_is_resumed(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, ignores_ranges: bool
 ) -> None:
     publish(hub, folder)
@@ -318,7 +318,7 @@ def test_a_connection_that_breaks_is_taken_up_again(
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_connection_that_keeps_breaking_is_one_line_and_keeps_what_came(
+def test_repeatedly_broken_connection_is_an_error_and_keeps_the_partial_file(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -331,7 +331,7 @@ def test_a_connection_that_keeps_breaking_is_one_line_and_keeps_what_came(
     assert hub.ranges[-1] > 30_000
 
 
-def test_damaged_weights_are_thrown_away_and_fetched_anew(
+def test_damaged_weights_are_deleted_and_fetched_again(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -345,7 +345,7 @@ def test_damaged_weights_are_thrown_away_and_fetched_anew(
     assert (path / "model.safetensors").read_bytes() == hub.repos[REPO]["model.safetensors"]
 
 
-def test_a_damaged_small_file_is_thrown_away_before_the_weights_come(
+def test_damaged_small_file_is_deleted_before_weights_are_fetched(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -358,7 +358,7 @@ def test_a_damaged_small_file_is_thrown_away_before_the_weights_come(
     assert (path / "tokenizer.json").read_bytes() == hub.repos[REPO]["tokenizer.json"]
 
 
-def test_two_who_fetch_the_same_fetch_it_once(
+def test_two_loads_of_the_same_model_fetch_it_once(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -388,7 +388,7 @@ def test_two_who_fetch_the_same_fetch_it_once(
     assert all(done == total for done, total in last)
 
 
-def test_cancelled_before_it_begins_it_asks_for_nothing(
+def test_load_cancelled_before_start_sends_no_request(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)
@@ -416,7 +416,7 @@ def test_cancelled_before_it_begins_it_asks_for_nothing(
         ),
     ],
 )
-def test_no_weights_come_for_what_cannot_be_used(
+def test_no_weights_are_fetched_for_an_unusable_model(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, spoil: object, error: type[Exception]
 ) -> None:
     assert callable(spoil)
@@ -459,7 +459,7 @@ def test_code_is_fetched_only_with_permission(
         ((418, None), "HTTP 418"),
     ],
 )
-def test_a_refusal_is_one_line(
+def test_hub_refusal_is_an_error_of_one_line(
     hub: fake_hub.FakeHub, tmp_path: Path, refusal: tuple[int, str | None], words: str
 ) -> None:
     hub.refusals[REPO] = refusal
@@ -480,7 +480,7 @@ def test_a_refusal_is_one_line(
     ],
 )
 @pytest.mark.usefixtures("at_once")
-def test_files_that_are_refused_are_one_line(
+def test_refused_file_is_an_error_of_one_line(
     hub: fake_hub.FakeHub,
     folder: Path,
     tmp_path: Path,
@@ -493,7 +493,7 @@ def test_files_that_are_refused_are_one_line(
         fetch_all(hub, tmp_path)
 
 
-def test_shards_that_are_there_count_as_done(
+def test_existing_shards_count_as_progress(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     checkpoints.with_missing_shard(folder)
@@ -525,7 +525,7 @@ def test_shards_that_are_there_count_as_done(
         ({"config.json": b'{"model_type": "llama"}', "x.bin": b""}, "no safetensors weights"),
     ],
 )
-def test_a_repository_without_a_model_is_one_line(
+def test_repository_without_a_model_is_an_error_of_one_line(
     hub: fake_hub.FakeHub, tmp_path: Path, files: dict[str, bytes], words: str
 ) -> None:
     hub.repos[REPO] = files
@@ -533,7 +533,7 @@ def test_a_repository_without_a_model_is_one_line(
         fetch_all(hub, tmp_path)
 
 
-def test_nobody_at_the_other_end_is_one_line(hub: fake_hub.FakeHub, tmp_path: Path) -> None:
+def test_unreachable_hub_is_an_error_of_one_line(hub: fake_hub.FakeHub, tmp_path: Path) -> None:
     with fake_hub.running() as gone:
         endpoint = gone.endpoint
     with pytest.raises(DownloadError, match="out of reach") as caught:
@@ -541,7 +541,7 @@ def test_nobody_at_the_other_end_is_one_line(hub: fake_hub.FakeHub, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_offline_nothing_is_asked(
+def test_no_request_is_sent_offline(
     hub: fake_hub.FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -549,7 +549,7 @@ def test_offline_nothing_is_asked(
         fetch_all(hub, tmp_path)
 
 
-def test_a_disk_without_room_is_said_before_the_weights_come(
+def test_full_disk_is_reported_before_weights_are_fetched(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(hub, folder)
@@ -563,7 +563,7 @@ def test_a_disk_without_room_is_said_before_the_weights_come(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
-def test_a_disk_that_fills_up_is_one_line_and_gets_its_room_back(
+def test_disk_that_fills_up_is_an_error_and_the_partial_file_is_deleted(
     hub: fake_hub.FakeHub, folder: Path, tmp_path: Path
 ) -> None:
     publish(hub, folder)

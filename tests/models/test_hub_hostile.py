@@ -1,4 +1,4 @@
-"""A Hub that changes, contradicts itself or answers odd things: the old commit whole, or one line.
+"""A Hub that changes or answers inconsistently: one complete commit, or one error line.
 
 Every test compares the whole cache with what may be in it: what should not have been written, or
 written elsewhere, is seen.
@@ -71,7 +71,7 @@ def fetched(hub: fake_hub.FakeHub, cache: Path, **options: Any) -> Path:
 
 
 def refused(hub: fake_hub.FakeHub, cache: Path, **options: Any) -> str:
-    """Return the one line that a download is refused with; nothing lies outside of the cache."""
+    """Return the one line that a download is refused with; nothing lies outside the cache."""
     with pytest.raises(MlxMagicError) as caught:
         fetched(hub, cache, **options)
     text = str(caught.value)
@@ -117,7 +117,7 @@ def changed(files: dict[str, bytes]) -> dict[str, bytes]:
         ("GET", "model.safetensors"),
     ],
 )
-def test_a_repository_that_changes_meanwhile_gives_the_commit_of_the_listing_whole(
+def test_repository_that_changes_during_a_fetch_gives_the_listed_commit(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, moment: tuple[str, str]
 ) -> None:
     new = {**changed(files), "evil.py": b"1 / 0", "late.json": b"{}"}
@@ -134,7 +134,7 @@ def test_a_repository_that_changes_meanwhile_gives_the_commit_of_the_listing_who
         name: files[name] for name in NEEDED
     }
     assert [path.name for path in folder.parent.iterdir()] == [fake_hub.COMMIT]
-    # Offline the same commit is found, by both who look.
+    # Both lookups find the same commit offline.
     found = resolve(REPO, aliases={}, cache=cache, offline=True)
     assert isinstance(found, Checkpoint)
     assert found.path == folder
@@ -147,7 +147,7 @@ def test_a_repository_that_changes_meanwhile_gives_the_commit_of_the_listing_who
     }
 
 
-def test_a_commit_that_wants_code_brings_neither_that_nor_weights(
+def test_commit_that_wants_code_downloads_neither_code_nor_weights(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     config = {**json.loads(files["config.json"]), "model_file": "evil.py"}
@@ -176,7 +176,7 @@ def test_a_commit_that_wants_code_brings_neither_that_nor_weights(
         ({"X-Linked-Size": "7"}, "more bytes of"),
     ],
 )
-def test_headers_that_contradict_the_listing_write_nothing_elsewhere(
+def test_headers_that_contradict_the_listing_write_no_other_file(
     hub: fake_hub.FakeHub,
     files: dict[str, bytes],
     cache: Path,
@@ -199,7 +199,7 @@ def test_headers_that_contradict_the_listing_write_nothing_elsewhere(
 @pytest.mark.parametrize(
     "etag", ["../../x", "", "abc", "g" * 40, "0" * 41, "é" * 40, "0" * 39 + "/"]
 )
-def test_without_a_hash_in_the_listing_only_a_hash_names_a_file(
+def test_etag_must_be_a_hash_if_the_listing_has_none(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, etag: str
 ) -> None:
     listing: Any = fake_hub.info(REPO, fake_hub.COMMIT, files)
@@ -215,7 +215,7 @@ def test_without_a_hash_in_the_listing_only_a_hash_names_a_file(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-def test_no_more_bytes_are_taken_than_were_announced(
+def test_download_stops_after_the_announced_size(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, name: str
 ) -> None:
     hub.extra[name] = bytes(30_000_000)
@@ -236,7 +236,7 @@ def sized(files: dict[str, bytes], **sizes: Any) -> bytes:
 
 
 @pytest.mark.parametrize("size", [None, -1, -(10**30), 10**30, "12", 1.5, True, [], {}])
-def test_a_size_that_is_none_is_asked_for_again(
+def test_invalid_size_in_the_listing_is_requested_again(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, size: object
 ) -> None:
     hub.listing = sized(files, config=size, model=size, tokenizer=size)
@@ -247,7 +247,7 @@ def test_a_size_that_is_none_is_asked_for_again(
 
 
 @pytest.mark.parametrize("said", [None, 3])
-def test_a_small_file_that_turns_out_large_is_not_fetched(
+def test_file_larger_than_listed_is_not_fetched(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, said: int | None
 ) -> None:
     files["tokenizer_config.json"] = b" " * (9 * 2**20)
@@ -286,7 +286,7 @@ def listed(files: dict[str, bytes], *more: str, sha: object = fake_hub.COMMIT) -
         "a/x.json/../../../y.jinja",
     ],
 )
-def test_a_name_that_cannot_be_in_a_folder_is_refused_before_anything_is_fetched(
+def test_invalid_file_name_is_refused_before_any_weights_are_fetched(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, name: str
 ) -> None:
     hub.listing = listed(files, name)
@@ -311,7 +311,7 @@ def test_a_name_that_cannot_be_in_a_folder_is_refused_before_anything_is_fetched
         "X.JSON",
     ],
 )
-def test_what_is_not_judged_is_not_fetched(
+def test_files_that_are_not_checked_are_not_fetched(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, name: str
 ) -> None:
     files[name] = b"{}"
@@ -320,7 +320,7 @@ def test_what_is_not_judged_is_not_fetched(
     assert {path.name for path in folder.rglob("*")} == NEEDED
 
 
-def test_a_template_in_a_folder_is_fetched(
+def test_chat_template_in_a_subfolder_is_fetched(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     files["additional_chat_templates/tool.jinja"] = b"{{ messages }}"
@@ -331,7 +331,7 @@ def test_a_template_in_a_folder_is_fetched(
 
 
 @pytest.mark.parametrize("count", [2_001, 10_000])
-def test_very_many_files_are_refused_before_any_is_asked_for(
+def test_too_many_files_are_refused_before_any_fetch(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, count: int
 ) -> None:
     hub.listing = listed(files, *(f"x{at}.json" for at in range(count)))
@@ -339,7 +339,7 @@ def test_very_many_files_are_refused_before_any_is_asked_for(
     assert hub.fetched == []
 
 
-def test_files_that_are_too_large_together_are_refused_before_any_is_asked_for(
+def test_files_with_too_large_total_size_are_refused_before_any_fetch(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     listing: Any = json.loads(listed(files, *(f"x{at}.model" for at in range(4))))
@@ -375,7 +375,7 @@ def test_files_that_are_too_large_together_are_refused_before_any_is_asked_for(
     ],
     ids=lambda listing: repr(listing[:24]),
 )
-def test_an_answer_that_is_no_listing_is_one_line(
+def test_response_that_is_not_a_listing_is_an_error_of_one_line(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, listing: bytes
 ) -> None:
     hub.listing = listing
@@ -387,7 +387,7 @@ def test_an_answer_that_is_no_listing_is_one_line(
 
 
 @pytest.mark.parametrize("sha", [None, "", "main", "C0FFEE" + "0" * 34, "c" * 64, 3, ["c" * 40]])
-def test_a_listing_without_a_commit_is_one_line(
+def test_listing_without_a_commit_is_an_error_of_one_line(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, sha: object
 ) -> None:
     hub.listing = listed(files, sha=sha)
@@ -400,7 +400,7 @@ def peak() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
-def test_a_listing_of_a_hundred_megabytes_is_not_taken_in(
+def test_listing_of_100_megabytes_is_not_read_into_memory(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     hub.listing = b"[" + b"3," * 50_000_000
@@ -409,7 +409,7 @@ def test_a_listing_of_a_hundred_megabytes_is_not_taken_in(
     assert peak() - before < 60_000_000
 
 
-def test_an_error_with_a_large_body_is_not_taken_in(
+def test_large_error_body_is_not_read_into_memory(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     hub.listing = bytes(100_000_000)
@@ -420,7 +420,7 @@ def test_an_error_with_a_large_body_is_not_taken_in(
 @pytest.mark.parametrize(
     "revision", ["../../x", "/etc", "a/../../b", "", "a//b", "x\0", "x\x1b[2J", "a\\b", "x" * 300]
 )
-def test_a_revision_that_cannot_be_one_is_refused_before_the_hub_is_asked(
+def test_invalid_revision_is_refused_before_any_request(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, revision: str
 ) -> None:
     asked: list[str] = []
@@ -430,7 +430,7 @@ def test_a_revision_that_cannot_be_one_is_refused_before_the_hub_is_asked(
 
 
 @pytest.mark.parametrize("revision", ["v1", "feature/x", "refs/pr/1", "commit"])
-def test_a_branch_a_tag_or_a_commit_gives_its_own_files_and_main_stays(
+def test_revision_gives_its_own_files_and_main_is_unchanged(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, revision: str
 ) -> None:
     old = hub.main
@@ -451,14 +451,14 @@ def test_a_branch_a_tag_or_a_commit_gives_its_own_files_and_main_stays(
     assert revision == old or (refs / revision).read_text() == old
 
 
-def test_a_commit_is_not_answered_with_another(
+def test_response_for_another_commit_is_refused(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     hub.refs["a" * 40] = fake_hub.COMMIT
     assert "another commit" in refused(hub, cache, revision="a" * 40)
 
 
-def test_while_a_new_commit_is_fetched_the_old_one_is_found_offline(
+def test_old_commit_is_found_offline_after_a_failed_fetch_of_a_new_one(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     old = fetched(hub, cache)
@@ -470,7 +470,7 @@ def test_while_a_new_commit_is_fetched_the_old_one_is_found_offline(
     assert found.path == old
 
 
-def test_a_file_in_the_cache_that_is_another_is_fetched_again(
+def test_wrong_file_in_the_cache_is_fetched_again(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path
 ) -> None:
     folder = fetched(hub, cache)
@@ -485,7 +485,7 @@ def test_a_file_in_the_cache_that_is_another_is_fetched_again(
     assert hub.fetched == ["tokenizer.json"]
 
 
-def test_where_links_cannot_be_made_the_files_themselves_are_there(
+def test_files_are_copied_if_symlinks_are_not_possible(
     hub: fake_hub.FakeHub, files: dict[str, bytes], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def symlink_to(path: Path, target: object, target_is_directory: bool = False) -> None:
@@ -503,7 +503,7 @@ def test_where_links_cannot_be_made_the_files_themselves_are_there(
     assert (folder / "tokenizer.json").read_bytes() == files["tokenizer.json"]
 
 
-def test_of_a_repository_that_is_only_looked_at_the_same_is_refused(
+def test_model_summary_refuses_the_same_hostile_repositories(
     hub: fake_hub.FakeHub, files: dict[str, bytes]
 ) -> None:
     hub.headers["config.json"] = {"X-Repo-Commit": "../../../../evil"}

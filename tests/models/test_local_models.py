@@ -1,4 +1,4 @@
-"""What is listed as being on disk, in which order, and what is said of the unusable."""
+"""The list of local models: its order, and problems of unusable ones."""
 
 from __future__ import annotations
 
@@ -56,16 +56,14 @@ def names(models: list[ModelOnDisk]) -> list[str]:
     return [model.name for model in models]
 
 
-def test_without_anything_there_is_the_bundled_model(cache: Path) -> None:
+def test_bundled_model_is_listed_if_nothing_else_exists(cache: Path) -> None:
     [demo] = models_on_disk({}, cache=cache / "nowhere")
     assert (demo.name, demo.path, demo.kind) == ("demo", mlx_magic.demo_model(), "vision")
     assert (demo.model_type, demo.problem) == ("smolvlm", "")
     assert demo.nbytes > 1_000_000
 
 
-def test_the_bundled_model_comes_first_then_aliases_then_the_cache_each_by_name(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_list_order_is_bundled_model_aliases_cache(cache: Path, tmp_path: Path) -> None:
     for repo_id in ("zoo/cat", "Zoo/ant", "a/dog"):
         checkpoints.good(snapshot(cache, repo_id))
     aliases = {
@@ -80,7 +78,7 @@ def test_the_bundled_model_comes_first_then_aliases_then_the_cache_each_by_name(
 
 
 @pytest.mark.parametrize(("on_gpu", "needed"), [(True, 96), (False, 128)])
-def test_a_model_is_described_as_its_files_do(
+def test_model_description_comes_from_its_files(
     cache: Path, monkeypatch: pytest.MonkeyPatch, on_gpu: bool, needed: int
 ) -> None:
     # Halves are floats in memory where MLX runs on the CPU.
@@ -93,7 +91,7 @@ def test_a_model_is_described_as_its_files_do(
 
 
 @pytest.mark.parametrize("broken", sorted(set(checkpoints.BROKEN) - {"config.json"}))
-def test_what_cannot_be_used_is_listed_with_its_problem(cache: Path, broken: str) -> None:
+def test_unusable_models_are_listed_with_their_problem(cache: Path, broken: str) -> None:
     folder = checkpoints.BROKEN[broken](snapshot(cache, "org/broken"))
     found = only(models_on_disk({}, cache=cache), "org/broken")
     assert broken in found.problem
@@ -103,13 +101,13 @@ def test_what_cannot_be_used_is_listed_with_its_problem(cache: Path, broken: str
     assert found.model_type in ("smolvlm", "hologram9000")
 
 
-def test_a_download_that_was_stopped_is_no_broken_model(cache: Path) -> None:
+def test_interrupted_download_is_not_listed_as_broken(cache: Path) -> None:
     checkpoints.with_missing_shard(snapshot(cache, "org/shards"))
     folder = checkpoints.without_weights(snapshot(cache, "org/single"))
     part = folder.parent.parent / "blobs" / "abc.mlx-magic.part"
     part.parent.mkdir()
     part.write_bytes(b"...")
-    # This one is whole, and unusable for another reason; the rest is of another revision.
+    # This one is complete but unusable for another reason; the rest is of another revision.
     whole = checkpoints.with_model_file(checkpoints.good(snapshot(cache, "org/evil")))
     (whole.parent.parent / "blobs").mkdir()
     (whole.parent.parent / "blobs" / "def.mlx-magic.part").write_bytes(b"...")
@@ -117,12 +115,12 @@ def test_a_download_that_was_stopped_is_no_broken_model(cache: Path) -> None:
     checkpoints.without_weights(snapshot(cache, "org/config-only"))
     found = [model.name for model in models_on_disk({}, cache=cache) if model.partly]
     assert found == ["org/shards", "org/single"]
-    # What would come of loading them says the same.
+    # Loading them gives the same error.
     for name in ("org/shards", "org/single"):
         assert isinstance(resolve(name, aliases={}, cache=cache), RemoteCheckpoint)
 
 
-def test_a_damaged_config_is_a_problem_too(cache: Path) -> None:
+def test_damaged_config_is_a_problem(cache: Path) -> None:
     checkpoints.good(snapshot(cache, "org/name")).joinpath("config.json").write_text("{")
     found = only(models_on_disk({}, cache=cache), "org/name")
     assert "config.json is damaged" in found.problem
@@ -130,7 +128,7 @@ def test_a_damaged_config_is_a_problem_too(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("ask", [checkpoints.with_model_file, checkpoints.with_auto_map])
-def test_one_that_wants_to_run_code_says_so_and_runs_none(
+def test_model_with_remote_code_is_listed_without_running_it(
     cache: Path, ask: Callable[[Path], Path]
 ) -> None:
     folder = ask(checkpoints.good(snapshot(cache, "org/evil")))
@@ -141,7 +139,7 @@ def test_one_that_wants_to_run_code_says_so_and_runs_none(
     assert not checkpoints.mark_of(folder).exists()
 
 
-def test_what_is_no_model_is_left_out(cache: Path) -> None:
+def test_repositories_without_a_model_are_not_listed(cache: Path) -> None:
     checkpoints.without_config(snapshot(cache, "org/tokenizer-only"))
     snapshot(cache, "org/empty")
     (cache / "models--org--never-begun").mkdir()
@@ -162,7 +160,7 @@ def test_only_the_main_snapshot_counts(cache: Path) -> None:
     assert (found.path, found.problem) == (folder, "")
 
 
-def test_files_may_be_links_into_the_blobs(cache: Path) -> None:
+def test_files_can_be_symlinks_to_blobs(cache: Path) -> None:
     folder = snapshot(cache, "org/name")
     blobs = folder.parents[1] / "blobs"
     checkpoints.good(blobs)
@@ -181,14 +179,14 @@ def test_an_alias_of_a_repository_in_the_cache_is_listed_once(cache: Path, tmp_p
     assert names(models_on_disk({"n": "org/name"}, cache=cache)) == ["demo", "org/name"]
 
 
-def test_an_alias_whose_folder_is_gone_says_so(cache: Path, tmp_path: Path) -> None:
+def test_alias_of_a_missing_folder_is_a_problem(cache: Path, tmp_path: Path) -> None:
     folder = checkpoints.good(tmp_path / "moved")
     shutil.rmtree(folder)
     found = only(models_on_disk({"m": str(folder)}, cache=cache), "m")
     assert "has no config.json" in found.problem
 
 
-def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
+def test_unreadable_model_is_a_problem_only_of_itself(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlx_magic.models.checkpoints import checkpoint
@@ -208,9 +206,7 @@ def test_what_cannot_be_read_is_a_problem_of_that_model_alone(
     assert only(found, "org/secret").problem == "its folder cannot be read (Permission denied)"
 
 
-def test_folders_with_models_are_looked_through_two_levels_deep(
-    cache: Path, tmp_path: Path
-) -> None:
+def test_models_folders_are_searched_two_levels_deep(cache: Path, tmp_path: Path) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
     checkpoints.good(mine / "seer")
     checkpoints.good_text(mine / "org" / "reader")
@@ -236,7 +232,7 @@ def test_a_model_of_a_folder_that_an_alias_hides_is_listed_by_its_path(
     assert names(found) == ["demo", "s"]
 
 
-def test_a_session_looks_with_its_aliases(tmp_path: Path) -> None:
+def test_session_list_includes_its_aliases(tmp_path: Path) -> None:
     session = scripted_session()
     folder = str(checkpoints.good(tmp_path / "seer"))
     session.load(folder, alias="s").future.result(10)
@@ -246,7 +242,7 @@ def test_a_session_looks_with_its_aliases(tmp_path: Path) -> None:
     session.close()
 
 
-def test_looking_imports_no_model_library(cache: Path, tmp_path: Path) -> None:
+def test_listing_imports_no_model_library(cache: Path, tmp_path: Path) -> None:
     checkpoints.good(snapshot(cache, "org/name"))
     code = (
         "import json, pathlib, sys\n"
@@ -265,9 +261,7 @@ ODD_NAMES = ["a\nb", "\x1b[2J\x1b]0;x\x07gone", "\u202eevil", "two  spaces", " e
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_folder_is_loaded_by_the_name_that_is_listed(
-    tmp_path: Path, cache: Path, name: str
-) -> None:
+def test_folder_is_loaded_by_its_listed_name(tmp_path: Path, cache: Path, name: str) -> None:
     checkpoints.good(tmp_path / "models" / name)
     folders = [tmp_path / "models"]
     [_, listed] = models_on_disk({}, folders=folders, cache=cache)
@@ -279,7 +273,7 @@ def test_a_folder_is_loaded_by_the_name_that_is_listed(
     assert found.path == tmp_path / "models" / name
 
 
-def test_a_problem_of_an_oddly_named_model_is_one_line_without_its_name(
+def test_problem_of_an_oddly_named_model_is_one_line_without_its_name(
     tmp_path: Path, cache: Path
 ) -> None:
     folder = tmp_path / "models" / "a\n\x1b[31mb"
@@ -291,7 +285,7 @@ def test_a_problem_of_an_oddly_named_model_is_one_line_without_its_name(
     assert not listed.problem.startswith("a")
 
 
-def test_a_list_looks_no_further_than_its_patience(tmp_path: Path, cache: Path) -> None:
+def test_listing_stops_at_its_time_limit(tmp_path: Path, cache: Path) -> None:
     for i in range(5):
         checkpoints.good(tmp_path / "models" / f"m{i}")
     ticks = iter([0.0, 0.1, 0.2, *[PATIENCE] * 10])
@@ -300,10 +294,10 @@ def test_a_list_looks_no_further_than_its_patience(tmp_path: Path, cache: Path) 
     )
     assert names(found) == ["demo", "m0", "m1", "m2", "m3", "m4"]
     assert [bool(model.kind) for model in found] == [True, True, True, False, False, False]
-    assert not any(model.problem for model in found)  # not looked at is not unusable
+    assert not any(model.problem for model in found)  # not inspected does not mean unusable
 
 
-def test_what_takes_long_to_read_is_listed_without_its_details(tmp_path: Path, cache: Path) -> None:
+def test_slow_models_are_listed_without_details(tmp_path: Path, cache: Path) -> None:
     folder = checkpoints.good(tmp_path / "models" / "m")
     checkpoints.write_safetensors(
         folder / "model.safetensors", {f"t{i}": ("F32", (1,)) for i in range(50_000)}
@@ -313,7 +307,7 @@ def test_what_takes_long_to_read_is_listed_without_its_details(tmp_path: Path, c
     assert isinstance(resolve(str(folder), aliases={}, cache=cache), Checkpoint)
 
 
-def test_a_list_of_many_hostile_models_is_quick(tmp_path: Path, cache: Path) -> None:
+def test_listing_many_hostile_models_is_quick(tmp_path: Path, cache: Path) -> None:
     """In seconds of work, which a busy machine does not change much."""
     spoils = [case for name, case in sorted(corpus.TEXT.items()) if "30_MB" not in name]
     quick = [s for s in spoils if s.__name__ not in SLOW_TO_MAKE]

@@ -1,4 +1,4 @@
-"""Adapters on disk: what is refused before anything is loaded, and what they are called."""
+"""Adapters on disk: which are refused before a load, and their names."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def base(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["text", "vision"])
-def test_a_good_one_is_what_its_header_says(folder: Path, kind: Any) -> None:
+def test_valid_adapter_is_described_by_its_header(folder: Path, kind: Any) -> None:
     found = adapters.inspect(folder, kind, model="m")
     assert (found.path, found.nbytes, found.wants_code) == (folder.resolve(), 64, ())
 
 
-def test_what_mlx_vlm_wrote_earlier_is_for_vision_models_only(tmp_path: Path) -> None:
+def test_old_mlx_vlm_adapter_format_is_only_for_vision_models(tmp_path: Path) -> None:
     folder = good(tmp_path / "old", {"rank": 4, "alpha": 0.1}, "weights.safetensors")
     assert adapters.inspect(folder, "vision", model="m").nbytes == 64
     with pytest.raises(CheckpointError, match=r"has no adapters\.safetensors"):
@@ -87,7 +87,7 @@ def of_peft(folder: Path) -> None:
         (cut_short, r"adapters\.safetensors is cut short"),
     ],
 )
-def test_a_broken_one_is_one_line(folder: Path, spoil: Any, words: str) -> None:
+def test_broken_adapter_is_an_error_of_one_line(folder: Path, spoil: Any, words: str) -> None:
     spoil(folder)
     with pytest.raises(CheckpointError, match=words) as caught:
         adapters.inspect(folder, "text", model="m")
@@ -96,13 +96,15 @@ def test_a_broken_one_is_one_line(folder: Path, spoil: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("")])
-def test_what_is_no_folder_is_one_line(tmp_path: Path, make: Any) -> None:
+def test_adapter_path_that_is_not_a_folder_is_an_error_of_one_line(
+    tmp_path: Path, make: Any
+) -> None:
     make(tmp_path / "lora")
     with pytest.raises(ModelNotFoundError, match="name the folder"):
         adapters.inspect(tmp_path / "lora", "text", model="m")
 
 
-def test_it_is_a_model_of_its_own_beside_the_base(
+def test_adapter_is_a_separate_model_beside_its_base(
     session: Session, script: ScriptedBackend, base: str, folder: Path
 ) -> None:
     plain = session.load(base, alias="plain").future.result(10)
@@ -125,7 +127,7 @@ def test_it_is_a_model_of_its_own_beside_the_base(
     assert session.pool["plain+lora"].adapter == str(folder)
 
 
-def test_two_adapters_on_one_base_are_two_models(
+def test_two_adapters_of_one_base_are_two_models(
     session: Session, script: ScriptedBackend, base: str, tmp_path: Path
 ) -> None:
     for name in ("one", "two", "one"):
@@ -134,7 +136,7 @@ def test_two_adapters_on_one_base_are_two_models(
     assert sorted(m.name for m in session.pool) == ["seer+one", "seer+two"]
 
 
-def test_an_alias_names_both_until_it_is_given_to_another(
+def test_alias_names_base_and_adapter_until_it_is_reused(
     session: Session, base: str, folder: Path
 ) -> None:
     session.load(base, alias="a", adapter=str(folder)).future.result(10)
@@ -143,7 +145,7 @@ def test_an_alias_names_both_until_it_is_given_to_another(
     assert session.pool["a"].adapter is None
 
 
-def test_a_missing_adapter_is_said_before_anything_is_fetched(
+def test_missing_adapter_is_reported_before_any_fetch(
     session: Session, script: ScriptedBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -156,7 +158,7 @@ def test_a_missing_adapter_is_said_before_anything_is_fetched(
     assert "name+nowhere" not in session.aliases
 
 
-def test_one_that_wants_to_run_code_is_refused_and_leaves_no_mark(
+def test_adapter_with_remote_code_is_refused_and_not_run(
     session: Session, script: ScriptedBackend, base: str, folder: Path
 ) -> None:
     checkpoints.with_model_file(folder)
@@ -169,7 +171,7 @@ def test_one_that_wants_to_run_code_is_refused_and_leaves_no_mark(
     assert not checkpoints.mark_of(folder).exists()
 
 
-def test_python_takes_it_too(session: Session, base: str, folder: Path) -> None:
+def test_adapter_can_be_loaded_from_python(session: Session, base: str, folder: Path) -> None:
     assert session.pool.load(base, "a", adapter=folder).adapter == str(folder)
     with pytest.raises(ModelError):
         session.pool.load(base, adapter=folder / "nowhere")

@@ -1,4 +1,4 @@
-"""What is said of a model before it is loaded, or even fetched."""
+"""The summary of a model before it is loaded or fetched."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def published(hub: fake_hub.FakeHub, **files: bytes) -> None:
     }
 
 
-def test_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_summarized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "is_gpu", lambda: False)
     folder = checkpoints.good(tmp_path / "seer", CONFIG)
     checkpoints.write_json(folder / "processor_config.json", {"image_seq_len": 64})
@@ -69,14 +69,14 @@ def test_a_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
-def test_what_no_file_says_is_not_guessed(tmp_path: Path) -> None:
+def test_unknown_values_are_not_guessed(tmp_path: Path) -> None:
     found = model_summary.read(
         str(checkpoints.good_text(tmp_path / "m")), Names(), float32=platform.wants_float32
     )
     assert (found.context, found.image_tokens, found.quantization) == (None, None, None)
 
 
-def test_of_a_repository_only_config_json_is_fetched_and_nothing_kept(
+def test_repository_summary_fetches_only_config_json_and_keeps_nothing(
     hub: fake_hub.FakeHub, tmp_path: Path
 ) -> None:
     published(hub)
@@ -104,7 +104,7 @@ def test_of_a_repository_only_config_json_is_fetched_and_nothing_kept(
         ({"model_type": "hologram9000"}, "", "hologram9000"),
     ],
 )
-def test_what_a_repository_wants_and_why_it_cannot_be_used(
+def test_repository_summary_names_remote_code_and_problems(
     hub: fake_hub.FakeHub, changes: dict[str, str], wanted: str, problem: str
 ) -> None:
     published(hub, **{"config.json": json.dumps({**CONFIG, **changes}).encode()})
@@ -115,7 +115,7 @@ def test_what_a_repository_wants_and_why_it_cannot_be_used(
     assert bool(problem) == bool(found.problem)
 
 
-def test_a_repository_with_pickles_only_is_said(hub: fake_hub.FakeHub) -> None:
+def test_repository_with_only_pickles_is_reported(hub: fake_hub.FakeHub) -> None:
     hub.repos[REPO] = {
         "config.json": json.dumps(CONFIG).encode(),
         "pytorch_model.bin": b"\x80\x04.",
@@ -129,16 +129,16 @@ def test_a_repository_with_pickles_only_is_said(hub: fake_hub.FakeHub) -> None:
     ("refusal", "words"),
     [((404, "RepoNotFound"), "is not on the Hub"), ((403, "GatedRepo"), "is gated")],
 )
-def test_a_refusal_is_one_line(hub: fake_hub.FakeHub, refusal: tuple[int, str], words: str) -> None:
+def test_hub_refusal_is_an_error_of_one_line(
+    hub: fake_hub.FakeHub, refusal: tuple[int, str], words: str
+) -> None:
     hub.refusals[REPO] = refusal
     with pytest.raises(DownloadError, match=words) as caught:
         model_summary.read(REPO, Names(), endpoint=hub.endpoint, float32=platform.wants_float32)
     assert "\n" not in str(caught.value)
 
 
-def test_offline_the_hub_is_not_asked(
-    hub: fake_hub.FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_request_is_sent_offline(hub: fake_hub.FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     published(hub)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError, match="unset HF_HUB_OFFLINE"):
@@ -146,12 +146,12 @@ def test_offline_the_hub_is_not_asked(
     assert hub.fetched == []
 
 
-def test_what_is_nothing_is_said(tmp_path: Path) -> None:
+def test_unknown_name_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         model_summary.read("nothing", Names(), float32=platform.wants_float32)
 
 
-def test_it_fits_if_a_load_would_find_room(session: Session, tmp_path: Path) -> None:
+def test_model_fits_if_a_load_would_be_admitted(session: Session, tmp_path: Path) -> None:
     pool = session.pool
     assert fits(pool, 10**15) is False
     pool.budget = 300
@@ -161,7 +161,7 @@ def test_it_fits_if_a_load_would_find_room(session: Session, tmp_path: Path) -> 
     for name in ("used", "pinned", "idle"):
         folder = str(checkpoints.good(tmp_path / name))
         session.load(folder, alias=name, pin=name == "pinned").future.result(10)
-    # What is idle would leave; what is pinned or in use would not.
+    # Idle models would be evicted; pinned ones and those in use would not.
     assert fits(pool, 300 - 96) is True
     with pool.lease("used"):
         assert fits(pool, 300 - 2 * 96) is True
@@ -174,7 +174,7 @@ def test_it_fits_if_a_load_would_find_room(session: Session, tmp_path: Path) -> 
     assert fits(pool, 300) is True
 
 
-def test_without_any_limit_nobody_can_say() -> None:
+def test_fit_is_unknown_without_a_memory_limit() -> None:
     script = ScriptedBackend("Yes.")
     script.total = 0
     session = scripted_session(backend=script)

@@ -29,7 +29,7 @@ def refusal(folder: Path) -> UntrustedCodeError:
     return caught.value
 
 
-def test_a_plain_checkpoint_wants_nothing(folder: Path) -> None:
+def test_plain_checkpoint_needs_no_code(folder: Path) -> None:
     (folder / "evil.py").write_text("not asked for")
     assert wanted_code(folder) == ()
 
@@ -56,7 +56,7 @@ def test_model_file_is_named(folder: Path) -> None:
         ("qformer_tokenizer/tokenizer_config.json", "AutoAnything"),
     ],
 )
-def test_auto_map_is_named_wherever_it_stands(folder: Path, file: str, auto_class: str) -> None:
+def test_auto_map_is_found_in_every_config_file(folder: Path, file: str, auto_class: str) -> None:
     error = refusal(checkpoints.with_auto_map(folder, file, auto_class))
     assert error.wanted == (f"{file}: auto_map {auto_class} = 'evil.Evil'",)
 
@@ -66,7 +66,7 @@ def test_auto_map_of_a_tokenizer_is_named(folder: Path) -> None:
     assert error.wanted == ("tokenizer_config.json: auto_map AutoTokenizer = ['evil.Evil', None]",)
 
 
-def test_the_old_form_of_auto_map_is_named(folder: Path) -> None:
+def test_old_form_of_auto_map_is_named(folder: Path) -> None:
     checkpoints.update_json(folder / "tokenizer_config.json", {"auto_map": ["evil.Evil", None]})
     assert wanted_code(folder) == ("tokenizer_config.json: auto_map = ['evil.Evil', None]",)
 
@@ -91,18 +91,18 @@ def test_code_of_another_repository_is_named(folder: Path) -> None:
     assert wanted_code(folder) == ("config.json: auto_map AutoConfig = 'other/repo--evil.Evil'",)
 
 
-def test_a_key_cannot_break_the_line_or_drive_the_terminal(folder: Path) -> None:
+def test_key_with_control_characters_is_escaped(folder: Path) -> None:
     checkpoints.update_json(folder / "config.json", {"auto_map": {"a\n\x1b[2J": "e.E"}})
     assert str(refusal(folder)).isprintable()
 
 
 @pytest.mark.parametrize("empty", [None, {}, [], ""])
-def test_an_empty_auto_map_wants_nothing(folder: Path, empty: object) -> None:
+def test_empty_auto_map_needs_no_code(folder: Path, empty: object) -> None:
     checkpoints.update_json(folder / "config.json", {"auto_map": empty})
     assert wanted_code(folder) == ()
 
 
-def test_vocabularies_are_no_configuration(folder: Path) -> None:
+def test_vocabulary_files_are_not_searched_for_auto_map(folder: Path) -> None:
     checkpoints.write_json(folder / "vocab.json", {"auto_map": 17})
     assert wanted_code(folder) == ()
 
@@ -120,7 +120,7 @@ ESCAPE = "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
 
 @pytest.mark.parametrize("model_type", ["smolvlm", "phi3_v", "molmo", "molmo2", "kimi_vl"])
 @pytest.mark.parametrize("file", ["chat_template.jinja", "tokenizer_config.json"])
-def test_chat_templates_want_nothing(folder: Path, model_type: str, file: str) -> None:
+def test_chat_templates_need_no_code(folder: Path, model_type: str, file: str) -> None:
     """They are rendered in our sandbox: tests/backends/test_chat_template.py."""
     checkpoints.update_json(folder / "config.json", {"model_type": model_type})
     if file.endswith(".jinja"):
@@ -131,13 +131,13 @@ def test_chat_templates_want_nothing(folder: Path, model_type: str, file: str) -
 
 
 @pytest.mark.parametrize("model_type", ["moondream1", "moondream2", "moondream3"])
-def test_code_that_the_library_fetches_by_itself_is_named(folder: Path, model_type: str) -> None:
+def test_code_that_the_library_fetches_is_named(folder: Path, model_type: str) -> None:
     checkpoints.update_json(folder / "config.json", {"model_type": model_type})
     (line,) = refusal(folder).wanted
     assert "another repository" in line
 
 
-def test_a_long_list_is_cut_in_the_message_only() -> None:
+def test_long_list_is_truncated_only_in_the_message() -> None:
     wanted = tuple(f"{i}.json: auto_map" for i in range(5))
     with pytest.raises(UntrustedCodeError, match=r"2\.json: auto_map; and 2 more\)") as caught:
         require_trust(wanted, model="m", allowed=False)
@@ -145,8 +145,8 @@ def test_a_long_list_is_cut_in_the_message_only() -> None:
 
 
 @pytest.mark.model
-def test_the_hostile_checkpoints_of_these_tests_are_hostile(folder: Path) -> None:
-    """What is refused above would have run: otherwise these tests would prove nothing."""
+def test_hostile_checkpoints_of_these_tests_run_code(folder: Path) -> None:
+    """Control: without the refusal the code runs."""
     checkpoints.with_auto_map(checkpoints.with_model_file(folder), "config.json", "AutoConfig")
     mark = checkpoints.mark_of(folder)
     code = f"""
@@ -166,7 +166,7 @@ assert mark.read_text().endswith("evil")
     assert done.returncode == 0, done.stderr
 
 
-def test_what_training_left_behind_is_not_read(tmp_path: Path) -> None:
+def test_training_leftovers_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "trainer_state.json").write_text('{"loss": NaN}')
     assert wanted_code(tmp_path) == ()

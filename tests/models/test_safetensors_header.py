@@ -30,7 +30,7 @@ def test_an_unknown_dtype_is_counted_by_its_offsets(tmp_path: Path) -> None:
     assert tensor_bytes(path, model="m") == {"F4": 2}
 
 
-def test_real_files_are_read_as_mlx_writes_them(tmp_path: Path) -> None:
+def test_files_written_by_mlx_are_read(tmp_path: Path) -> None:
     mx = pytest.importorskip("mlx.core")
     path = tmp_path / "m.safetensors"
     mx.save_safetensors(str(path), {"x": mx.zeros((3, 4)), "y": mx.zeros((2,), mx.bfloat16)})
@@ -39,7 +39,7 @@ def test_real_files_are_read_as_mlx_writes_them(tmp_path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
-def test_a_file_cut_anywhere_is_refused(tmp_path: Path, data: st.DataObject) -> None:
+def test_file_truncated_anywhere_is_refused(tmp_path: Path, data: st.DataObject) -> None:
     whole = write_safetensors(tmp_path / "whole.safetensors").read_bytes()
     path = tmp_path / "cut.safetensors"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -49,7 +49,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, data: st.DataObject) -> 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(content=st.binary(max_size=200))
-def test_no_content_raises_anything_else(tmp_path: Path, content: bytes) -> None:
+def test_any_content_raises_only_checkpoint_errors(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "noise.safetensors"
     path.write_bytes(content)
     # Never a header's worth of luck: 8 bytes of length and a JSON object that fits.
@@ -74,7 +74,7 @@ def test_no_content_raises_anything_else(tmp_path: Path, content: bytes) -> None
         ({"a": entry(0, 2**60)}, 4, "cut short"),
     ],
 )
-def test_a_header_that_contradicts_itself_is_refused(
+def test_inconsistent_header_is_refused(
     tmp_path: Path, header: object, size: int, words: str
 ) -> None:
     path = write_raw_safetensors(tmp_path / "m.safetensors", header, size)
@@ -89,7 +89,7 @@ def test_an_absurd_header_length_is_not_allocated(tmp_path: Path) -> None:
         tensor_bytes(path, model="m")
 
 
-def test_deep_nesting_is_damage(tmp_path: Path) -> None:
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     raw = b"[" * 200_000
     path.write_bytes(struct.pack("<Q", len(raw)) + raw)
@@ -97,13 +97,13 @@ def test_deep_nesting_is_damage(tmp_path: Path) -> None:
         tensor_bytes(path, model="m")
 
 
-def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+def test_git_lfs_pointer_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(CheckpointError, match="git lfs pull"):
         tensor_bytes(path, model="m")
 
 
-def test_a_file_that_is_gone_is_one_line(tmp_path: Path) -> None:
+def test_missing_file_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         tensor_bytes(tmp_path / "gone.safetensors", model="m")

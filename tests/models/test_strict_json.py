@@ -32,7 +32,7 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.booleans())
-def test_what_json_reads_is_read_equal(value: Any, ascii_only: bool) -> None:
+def test_valid_json_is_parsed_as_by_the_standard_library(value: Any, ascii_only: bool) -> None:
     try:
         raw = json.dumps(value, ensure_ascii=ascii_only).encode()
     except UnicodeEncodeError:
@@ -42,7 +42,7 @@ def test_what_json_reads_is_read_equal(value: Any, ascii_only: bool) -> None:
 
 @settings(max_examples=300)
 @given(st.binary() | st.text('[]{}",:\\ \n0123456789eE.-truefalsnyNaI\x00\ufeff').map(str.encode))
-def test_anything_else_raises_only_our_error(raw: bytes) -> None:
+def test_invalid_json_raises_only_our_error(raw: bytes) -> None:
     try:
         value = parse(raw)
     except UnreadableFileError:
@@ -76,7 +76,7 @@ def test_anything_else_raises_only_our_error(raw: bytes) -> None:
         (b"[" + b'"",' * 300_000 + b'""]', "more than 250000 values"),
     ],
 )
-def test_it_is_refused(raw: bytes, words: str) -> None:
+def test_hostile_json_is_refused(raw: bytes, words: str) -> None:
     with pytest.raises(UnreadableFileError, match=words):
         parse(raw)
 
@@ -92,7 +92,7 @@ def test_it_is_refused(raw: bytes, words: str) -> None:
         b'{"\\"[": "\\\\"}',
     ],
 )
-def test_what_real_checkpoints_have_is_read(raw: bytes) -> None:
+def test_json_of_real_checkpoints_is_read(raw: bytes) -> None:
     assert parse(raw) == json.loads(raw)
 
 
@@ -112,7 +112,7 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
     assert read(tmp_path / "a.json") == [1]
 
 
-def test_a_size_is_judged_before_the_file_is_read(tmp_path: Path) -> None:
+def test_file_size_is_checked_before_the_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "large.json"
     with path.open("wb") as file:
         file.truncate(10**12)
@@ -121,7 +121,7 @@ def test_a_size_is_judged_before_the_file_is_read(tmp_path: Path) -> None:
             look(path)
 
 
-def test_a_scan_counts_and_builds_nothing(tmp_path: Path) -> None:
+def test_scan_counts_without_building_objects(tmp_path: Path) -> None:
     path = tmp_path / "vocab.json"
     path.write_text(json.dumps({"[[[": 1, '"]': 2}))
     scan(path)
@@ -144,17 +144,17 @@ def test_a_scan_counts_and_builds_nothing(tmp_path: Path) -> None:
         ("\ud800x", "x"),
     ],
 )
-def test_text_is_made_fit_to_be_shown(text: str, said: str) -> None:
+def test_text_is_made_printable(text: str, said: str) -> None:
     assert shown(text) == said
 
 
 @given(st.text(), st.integers(5, 80))
-def test_text_that_is_shown_is_one_short_printable_line(text: str, most: int) -> None:
+def test_shown_text_is_one_short_printable_line(text: str, most: int) -> None:
     said = shown(text * 3, most)
     assert said.isprintable()
     assert len(said) <= most
     assert shown(said, most) == said
 
 
-def test_limits_are_in_order() -> None:
+def test_limits_are_consistent() -> None:
     assert strict_json.CONFIG.nbytes < strict_json.INDEX.nbytes < strict_json.VOCABULARY.nbytes

@@ -1,4 +1,4 @@
-"""What a tokenizer.json does to a text: honest ones pass, those that grow without end do not."""
+"""Checks of tokenizer.json: ordinary files pass, unbounded growth is refused."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ BERT: dict[str, Any] = {
     ],
 )
 @pytest.mark.parametrize("first", [False, True])
-def test_honest_tokenizers_pass(tmp_path: Path, parts: dict[str, Any], first: bool) -> None:
+def test_ordinary_tokenizers_are_accepted(
+    tmp_path: Path, parts: dict[str, Any], first: bool
+) -> None:
     judge(tmp_path, {"model": MODEL, **parts} if first else {**parts, "model": MODEL})
 
 
@@ -118,7 +120,7 @@ TABLE = (4).to_bytes(4, "little") + b"trie" + b"x" * 1000 + b"\0"
     ],
 )
 @pytest.mark.parametrize("first", [False, True])
-def test_what_grows_without_end_is_refused(
+def test_tokenizers_with_unbounded_growth_are_refused(
     tmp_path: Path, part: str, steps: list[Any], first: bool
 ) -> None:
     inner = {
@@ -133,7 +135,7 @@ def test_what_grows_without_end_is_refused(
         judge(tmp_path, content)
 
 
-def test_names_in_escapes_and_a_part_that_comes_twice_are_seen(tmp_path: Path) -> None:
+def test_escaped_and_duplicate_keys_are_checked(tmp_path: Path) -> None:
     grows = json.dumps(sequence("normalizers", *[replace({"String": "a"}, "aa")] * 7))
     escaped = grows.replace("normalizers", "\\u006eormalizers").replace("Rep", "\\u0052ep")
     for text in (

@@ -30,7 +30,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interacti
     yield shell
     shell.run_line_magic("unload_ext", "mlx_magic")
     shell.restore_sys_module_state()
-    # They would keep the shell until the end of all tests, and then take a second for each.
+    # They would keep the shell alive until the end of all tests, one second each.
     atexit.unregister(shell.atexit_operations)
     atexit.unregister(shell.magics_manager.registry["ScriptMagics"].kill_bg_processes)
 

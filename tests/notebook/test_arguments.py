@@ -22,12 +22,12 @@ def refusal(line: str, body: str = "What is it?") -> RequestError:
     return caught.value
 
 
-def test_a_bare_cell_has_the_defaults() -> None:
+def test_cell_without_options_has_the_defaults() -> None:
     assert parse("") == CellArguments(prompt="What is it?\n")
     assert parse("").settings.sampling == Sampling(max_tokens=DEFAULT_MAX_TOKENS)
 
 
-def test_every_option_is_read() -> None:
+def test_every_option_is_parsed() -> None:
     found = parse(
         "a.jpg -m demo 'b c.jpg' -o answer --system 'be (very) terse' --max-tokens 7 "
         "--temperature 0.5 --top-p 0.9 --top-k 5 --seed 1 -f json --no-show "
@@ -52,11 +52,11 @@ def test_every_option_is_read() -> None:
 @pytest.mark.parametrize(
     "line", ["--model demo", "--model=demo", "-m demo", "-m=demo", "-m 'demo'", "--model='demo'"]
 )
-def test_a_value_may_follow_in_each_way(line: str) -> None:
+def test_value_can_follow_in_each_syntax(line: str) -> None:
     assert parse(line).settings.model == "demo"
 
 
-def test_long_names_of_the_short_flags() -> None:
+def test_short_flags_have_long_names() -> None:
     found = parse("--model a --output b --format text")
     assert (found.settings.model, found.settings.output, found.settings.format) == (
         "a",
@@ -65,7 +65,7 @@ def test_long_names_of_the_short_flags() -> None:
     )
 
 
-def test_defaults_hold_where_there_is_no_flag() -> None:
+def test_defaults_apply_without_a_flag() -> None:
     defaults = Settings(
         model="m", output="o", system="s", max_tokens=3, temperature=1.0, top_p=0.5, top_k=2,
         seed=9, format="raw", show=False, max_pixels=10, min_p=0.2, repetition_penalty=1.1,
@@ -80,13 +80,13 @@ def test_defaults_hold_where_there_is_no_flag() -> None:
     assert parse("--timeout 1", defaults).settings.timeout == 1
 
 
-def test_a_stop_text_may_have_the_end_of_a_line() -> None:
+def test_stop_sequence_can_contain_a_newline() -> None:
     assert parse(r"--stop '\n\nQ:'").settings.sampling.stop == ("\n\nQ:",)
 
 
 @pytest.mark.parametrize("flag", ["-c", "--chat", "--reset", "--schema", "--detach"])
 @pytest.mark.parametrize("tail", ["", " x", "=x"])
-def test_planned_flags_say_so(flag: str, tail: str) -> None:
+def test_planned_flags_are_reported_as_planned(flag: str, tail: str) -> None:
     error = refusal(f"a.jpg {flag}{tail}")
     assert str(error) == f"{flag} is not available yet."
     assert error.option in {"chat", "reset", "schema", "detach"}
@@ -162,11 +162,11 @@ def test_a_planned_flag_is_never_suggested() -> None:
         ("'open", "A quote is not closed: 'open"),
     ],
 )
-def test_bad_values_are_one_clear_line(line: str, message: str) -> None:
+def test_invalid_values_are_an_error_of_one_line(line: str, message: str) -> None:
     assert str(refusal(line)).startswith(message)
 
 
-def test_a_number_of_absurd_length_is_refused_in_short() -> None:
+def test_very_long_number_is_refused_with_a_short_message() -> None:
     assert len(str(refusal(f"--seed {'9' * 10_000}"))) < 120
 
 
@@ -181,33 +181,33 @@ def test_the_prompt_is_kept_as_written() -> None:
     assert parse_cell("", "  a {b}\n\n").prompt == "  a {b}\n\n"
 
 
-def test_a_value_may_begin_with_a_dash() -> None:
+def test_value_can_begin_with_a_dash() -> None:
     assert parse("--system '- terse'").settings.system == "- terse"
     assert parse("--system -terse").settings.system == "-terse"
     assert parse("--system '--model'").settings.system == "--model"
 
 
-def test_quoted_words_and_words_after_two_dashes_are_pictures() -> None:
+def test_quoted_words_and_words_after_two_dashes_are_images() -> None:
     found = parse("'-m' -- -o x")
     assert [token.text for token in found.images] == ["-m", "-o", "x"]
 
 
-def test_a_lone_dash_is_a_picture_word() -> None:
+def test_single_dash_is_an_image_word() -> None:
     assert [token.raw for token in parse("-").images] == ["-"]
 
 
 @given(st.text(min_size=1).filter(str.strip))
-def test_any_model_name_survives_the_line(name: str) -> None:
+def test_any_model_name_round_trips(name: str) -> None:
     assert parse(f"-m {quote(name)}").settings.model == name
 
 
 @given(st.integers(min_value=1, max_value=10**12))
-def test_whole_numbers_are_read(number: int) -> None:
+def test_integers_are_parsed(number: int) -> None:
     assert parse(f"--max-tokens {number}").settings.sampling.max_tokens == number
 
 
 @given(st.text(), st.text())
-def test_no_cell_gives_another_error(line: str, body: str) -> None:
+def test_any_cell_parses_or_raises_only_usage_errors(line: str, body: str) -> None:
     message = ""
     try:
         parse_cell(line, body)

@@ -51,14 +51,12 @@ def test_a_cell_and_a_load_are_awaited(cells: AwaitedCells) -> None:
 
 
 @pytest.mark.parametrize("command", ["unload --all", "list", "models org/name"])
-def test_other_commands_that_take_their_time_are_awaited_too(
-    cells: AwaitedCells, command: str
-) -> None:
+def test_other_slow_commands_are_awaited(cells: AwaitedCells, command: str) -> None:
     line = f"get_ipython().run_line_magic('vision', '{command}')\n"
     assert cells.transform([line]) == [AWAITED + f"True, '{command}')\n"]
 
 
-def test_what_came_before_in_the_cell_is_not_cleared(cells: AwaitedCells) -> None:
+def test_earlier_output_of_the_cell_is_not_cleared(cells: AwaitedCells) -> None:
     assert cells.transform(["# Now\n", LOAD, "x = 1\n"])[1] == AWAITED + "True, 'load demo')\n"
     rewritten = cells.transform(["x = 1\n", LOAD])
     assert rewritten == ["x = 1\n", AWAITED + "False, 'load demo')\n"]
@@ -76,11 +74,11 @@ def test_what_came_before_in_the_cell_is_not_cleared(cells: AwaitedCells) -> Non
         "print('%%vision')\n",
     ],
 )
-def test_everything_else_stays_as_it_is(cells: AwaitedCells, line: str) -> None:
+def test_other_cells_are_unchanged(cells: AwaitedCells, line: str) -> None:
     assert cells.transform([line]) == [line]
 
 
-def test_within_a_running_cell_nothing_is_awaited(
+def test_nothing_is_awaited_inside_a_running_cell(
     cells: AwaitedCells, ipython: SimpleNamespace
 ) -> None:
     ipython.events.fire("pre_run_cell")
@@ -90,7 +88,7 @@ def test_within_a_running_cell_nothing_is_awaited(
     assert cells.transform([MAGIC]) != [MAGIC]
 
 
-def test_the_end_of_the_loading_cell_does_not_count(
+def test_end_of_the_cell_that_loads_the_extension_is_ignored(
     cells: AwaitedCells, ipython: SimpleNamespace
 ) -> None:
     ipython.events.fire("post_run_cell")
@@ -98,19 +96,19 @@ def test_the_end_of_the_loading_cell_does_not_count(
     assert cells.nested
 
 
-def test_without_a_kernel_nothing_is_awaited(cells: AwaitedCells, ipython: SimpleNamespace) -> None:
+def test_nothing_is_awaited_without_a_kernel(cells: AwaitedCells, ipython: SimpleNamespace) -> None:
     ipython.kernel = None
     assert cells.transform([MAGIC]) == [MAGIC]
 
 
-def test_without_autoawait_nothing_is_awaited(
+def test_nothing_is_awaited_without_autoawait(
     cells: AwaitedCells, ipython: SimpleNamespace
 ) -> None:
     ipython.autoawait = False
     assert cells.transform([MAGIC]) == [MAGIC]
 
 
-def test_uninstalling_leaves_nothing(cells: AwaitedCells, ipython: SimpleNamespace) -> None:
+def test_uninstall_removes_all_hooks(cells: AwaitedCells, ipython: SimpleNamespace) -> None:
     cells.uninstall()
     assert ipython.input_transformers_post == []
     assert ipython.events.registered == []

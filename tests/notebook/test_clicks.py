@@ -1,4 +1,4 @@
-"""Waiting in a cell: both ways, interrupts, and what is said where clicks cannot arrive."""
+"""Waiting in a cell: awaited and blocking waits, interrupts, kernels without clicks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def bench() -> Iterator[Bench]:
     click_routing.uninstall()
 
 
-def test_click_on_the_wire_calls_back(bench: Bench, button: widgets.Button) -> None:
+def test_click_message_calls_the_callback(bench: Bench, button: widgets.Button) -> None:
     clicked = threading.Event()
     frames = bench.frames(comm_id=button.model_id)
     with ClickRoute(awaited=False, kernel=bench.kernel) as route:
@@ -43,7 +43,7 @@ def test_click_on_the_wire_calls_back(bench: Bench, button: widgets.Button) -> N
     assert clicked.is_set()
 
 
-def test_click_that_the_kernel_handles_calls_back(button: widgets.Button) -> None:
+def test_click_handled_by_the_kernel_calls_the_callback(button: widgets.Button) -> None:
     clicked: list[int] = []
     with ClickRoute(awaited=True) as route, route.watch(button, lambda: clicked.append(1)):
         button.click()
@@ -77,7 +77,7 @@ def test_uninstall_restores_the_stream(bench: Bench) -> None:
         ((8, 0, 0), True, True),
     ],
 )
-def test_unknown_kernel_says_whether_clicks_arrive(
+def test_unknown_kernel_reports_whether_clicks_arrive(
     monkeypatch: pytest.MonkeyPatch, version: tuple[int, ...], awaited: bool, works: bool
 ) -> None:
     monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace(version_info=version))
@@ -86,13 +86,13 @@ def test_unknown_kernel_says_whether_clicks_arrive(
         assert ("interrupt" in route.reason) is not works
 
 
-def test_without_a_kernel_there_is_a_reason() -> None:
+def test_missing_kernel_gives_a_reason() -> None:
     with ClickRoute(awaited=False) as route:
         assert not route.works
         assert "no notebook kernel" in route.reason
 
 
-async def test_future_wakes_the_awaited_wait_at_once() -> None:
+async def test_future_ends_an_awaited_wait_at_once() -> None:
     future: Future[int] = Future()
     start = threading.Timer(0, future.set_result, [1])
     # An hour between two ticks: only the future can end this in time.
@@ -100,7 +100,7 @@ async def test_future_wakes_the_awaited_wait_at_once() -> None:
     assert future.done()
 
 
-async def test_awaited_wait_takes_a_condition() -> None:
+async def test_awaited_wait_accepts_a_condition() -> None:
     ticks: list[int] = []
     await wait_async(lambda: len(ticks) == 3, lambda: ticks.append(1), interval=0)
     assert len(ticks) == 3

@@ -48,7 +48,7 @@ from mlx_magic.notebook.magic_line.commands import (
         ),
     ],
 )
-def test_each_subcommand_is_read(line: str, command: Command) -> None:
+def test_each_subcommand_is_parsed(line: str, command: Command) -> None:
     assert parse_line(line) == command
 
 
@@ -85,14 +85,14 @@ def test_each_subcommand_is_read(line: str, command: Command) -> None:
         ("use 'x", "A quote is not closed: use 'x"),
     ],
 )
-def test_slips_are_one_clear_line(line: str, message: str) -> None:
+def test_usage_errors_are_one_line(line: str, message: str) -> None:
     with pytest.raises(RequestError) as caught:
         parse_line(line)
     assert str(caught.value) == message
 
 
 @given(st.text() | st.text(alphabet="load unse'-= ").map(lambda text: f"load {text}"))
-def test_no_line_gives_another_error(line: str) -> None:
+def test_any_line_parses_or_raises_only_usage_errors(line: str) -> None:
     message = ""
     try:
         parse_line(line)

@@ -60,20 +60,20 @@ def completed(ip: InteractiveShell, cell: str, at: int | None = None) -> list[st
         ("if x:\n    %vision ca", ["if x:\n    %vision cancel"]),
     ],
 )
-def test_a_real_shell_completes_only_what_we_say(
+def test_real_shell_shows_only_our_completions(
     shell: InteractiveShell, cell: str, expected: list[str]
 ) -> None:
     assert completed(shell, cell) == expected
 
 
-def test_variables_that_could_be_pictures_come_first(shell: InteractiveShell) -> None:
+def test_variables_that_may_be_images_come_first(shell: InteractiveShell) -> None:
     assert completed(shell, "%%vision ") == [
         f"%%vision {word}"
         for word in ["photo_paths", "zebra", "banana", "cat.png", "'my photo.jpg'", "photos/"]
     ]
 
 
-def test_the_cursor_may_stand_before_the_end(shell: InteractiveShell) -> None:
+def test_cursor_can_be_inside_the_line(shell: InteractiveShell) -> None:
     cell = "%%vision --te cat.png\nWhat is it?"
     expected = "%%vision --temperature cat.png\nWhat is it?"
     assert completed(shell, cell, cell.index(" cat")) == [expected]
@@ -90,32 +90,32 @@ def test_the_cursor_may_stand_before_the_end(shell: InteractiveShell) -> None:
         "vision --te",
     ],
 )
-def test_nothing_of_ours_is_completed_elsewhere(shell: InteractiveShell, cell: str) -> None:
+def test_other_cells_get_none_of_our_completions(shell: InteractiveShell, cell: str) -> None:
     with_ours = completed(shell, cell)
     completer.uninstall(shell)
     assert with_ours == completed(shell, cell)
 
 
-def test_ordinary_completion_goes_on(shell: InteractiveShell) -> None:
+def test_ordinary_completion_still_works(shell: InteractiveShell) -> None:
     assert "banana" in completed(shell, "bana")
     assert any(line.endswith("zebra.size") for line in completed(shell, "%%vision zebra.siz"))
 
 
 @pytest.mark.filterwarnings("ignore:`Completer.complete`:PendingDeprecationWarning")
-def test_the_older_interface_gives_the_same(shell: InteractiveShell) -> None:
+def test_older_completer_interface_gives_the_same(shell: InteractiveShell) -> None:
     line = "%%vision -f ma"
     assert shell.complete("ma", line, len(line)) == ("ma", ["markdown"])
     line = "%vision use "
     assert shell.complete("", line, len(line))[1] == ["demo", "qwen"]
 
 
-def test_installing_twice_completes_once(shell: InteractiveShell) -> None:
+def test_second_install_has_no_effect(shell: InteractiveShell) -> None:
     completer.install(shell, lambda: ["other"])
     assert completed(shell, "%vision use ") == ["%vision use other"]
     assert len(shell.Completer.custom_matchers) == 1
 
 
-def test_uninstalling_leaves_nothing(shell: InteractiveShell) -> None:
+def test_uninstall_removes_the_completer(shell: InteractiveShell) -> None:
     shell.Completer.custom_matchers.append(print)
     completer.uninstall(shell)
     completer.uninstall(shell)
@@ -152,34 +152,34 @@ class Expensive:
         (io.StringIO(), False),
     ],
 )
-def test_a_picture_is_guessed_by_its_type(value: object, expected: bool) -> None:
+def test_image_is_recognized_by_its_type(value: object, expected: bool) -> None:
     assert could_be_image(value) is expected
 
 
-def test_a_value_is_not_touched_to_guess_what_it_is() -> None:
+def test_value_is_not_accessed_to_recognize_its_type() -> None:
     assert could_be_image(Expensive()) is False
     assert could_be_image([Expensive()]) is False
 
 
-def test_a_figure_and_a_column_could_be_pictures() -> None:
+def test_figure_and_column_may_be_images() -> None:
     figure = pytest.importorskip("matplotlib.figure").Figure()
     column = pytest.importorskip("pandas").Series(["a.png"])
     assert could_be_image(figure)
     assert could_be_image(column)
 
 
-def test_a_list_that_holds_itself_is_no_picture() -> None:
+def test_recursive_list_is_not_an_image() -> None:
     loop: list[object] = []
     loop.append(loop)
     assert could_be_image(loop) is False
 
 
-def test_folders_have_a_slash(tmp_path: Path) -> None:
+def test_completed_folders_end_with_a_slash(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "a.png").write_bytes(b"")
     assert list_folder(str(tmp_path)) == ["a.png", "b/"]
 
 
 @pytest.mark.parametrize("folder", ["/nowhere/at/all/", "a\0b", "~nobody_at_all/"])
-def test_a_folder_that_cannot_be_read_has_no_names(folder: str) -> None:
+def test_unreadable_folder_gives_no_completions(folder: str) -> None:
     assert list_folder(folder) == []

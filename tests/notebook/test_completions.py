@@ -39,7 +39,7 @@ def lines(line: str) -> list[str]:
     ["", "vision ", "%%visio", "%%vision", "%vision", "%%time ", "x = %vision ", "%%visions im",
      "# %%vision ", "img", "%%%vision ", "% vision "],
 )  # fmt: skip
-def test_nothing_is_completed_elsewhere(line: str) -> None:
+def test_other_lines_are_not_completed(line: str) -> None:
     assert completed(line) == []
 
 
@@ -72,7 +72,7 @@ def test_an_empty_line_offers_variables_first_then_files() -> None:
         ("%%vision img.", []),
     ],
 )
-def test_pictures_are_completed(line: str, expected: list[str]) -> None:
+def test_images_are_completed(line: str, expected: list[str]) -> None:
     found = completed(line)
     assert [item.text for item in found] == expected
     assert len({item.start for item in found}) <= 1
@@ -91,7 +91,7 @@ def test_pictures_are_completed(line: str, expected: list[str]) -> None:
         ("%%vision [3", []),
     ],
 )
-def test_variables_are_completed_inside_of_brackets(line: str, expected: list[str]) -> None:
+def test_variables_are_completed_inside_brackets(line: str, expected: list[str]) -> None:
     assert lines(line) == expected
 
 
@@ -132,13 +132,13 @@ def test_flags_and_their_values_are_completed(line: str, expected: list[str]) ->
     assert [item.text for item in completed(line)] == expected
 
 
-def test_a_dash_offers_only_flags_that_are_there_already() -> None:
+def test_dash_offers_only_implemented_flags() -> None:
     found = {item.text for item in completed("%%vision -")}
     assert {"-m", "--model", "-f", "--no-show"} <= found
     assert not found & {"-c", "--chat", "--schema", "--detach", "--reset"}
 
 
-def test_after_an_equals_sign_only_the_value_is_replaced() -> None:
+def test_completion_after_an_equals_sign_replaces_only_the_value() -> None:
     assert lines("%%vision --format=j") == ["%%vision --format=json"]
 
 
@@ -187,7 +187,7 @@ def test_subcommands_and_models_are_completed(line: str, expected: list[str]) ->
     assert [item.text for item in completed(line)] == expected
 
 
-def test_each_completion_says_what_it_is() -> None:
+def test_each_completion_has_its_type() -> None:
     kinds = {
         item.kind
         for line in ["%%vision ", "%%vision -", "%%vision -f ", "%%vision -m ", "%vision "]
@@ -196,7 +196,7 @@ def test_each_completion_says_what_it_is() -> None:
     assert kinds == {"instance", "path", "option", "choice", "model", "subcommand"}
 
 
-def test_sources_are_asked_only_when_they_are_needed() -> None:
+def test_sources_are_queried_only_if_needed() -> None:
     def unneeded(*_: object) -> list[str]:
         raise AssertionError("asked")
 
@@ -215,7 +215,7 @@ def test_a_completed_file_is_read_back_as_one_word(name: str) -> None:
 
 
 @given(st.text() | st.text(alphabet="im g'\"[(-=/.\\"))
-def test_no_line_gives_an_error(text: str) -> None:
+def test_any_line_completes_without_error(text: str) -> None:
     for magic in ("%%vision ", "%vision load "):
         for line in lines(magic + text):
             message = "quote"

@@ -4,7 +4,7 @@ from mlx_magic.notebook.magic_line.help_text import help_text
 from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS
 
 
-def test_the_cell_help_has_every_flag_with_its_trait() -> None:
+def test_cell_help_has_every_flag_with_its_trait() -> None:
     lines = [line.strip() for line in help_text("cell").splitlines()]
     for option in CELL_OPTIONS:
         rows = [line for line in lines if line.startswith(", ".join(option.flags))]
@@ -17,7 +17,7 @@ def test_the_cell_help_has_every_flag_with_its_trait() -> None:
         assert row.endswith(f" {option.trait}")
 
 
-def test_the_line_help_has_every_subcommand_and_flag() -> None:
+def test_line_help_has_every_subcommand_and_flag() -> None:
     text = help_text("line")
     for verb, options in LINE_OPTIONS.items():
         assert f"%vision {verb}" in text
@@ -25,6 +25,6 @@ def test_the_line_help_has_every_subcommand_and_flag() -> None:
             assert (option.flags[0] in text) == option.available
 
 
-def test_no_line_is_wider_than_a_page() -> None:
+def test_help_lines_fit_the_page_width() -> None:
     for text in (help_text("cell"), help_text("line")):
         assert max(map(len, text.splitlines())) <= 100

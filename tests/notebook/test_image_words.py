@@ -53,11 +53,11 @@ def empty(tmp_path: Path) -> Path:
         ("imgs[0]", [("imgs[0]", Path("imgs[0]"))]),
     ],
 )
-def test_a_file_that_exists_wins(line: str, expected: object, folder: Path) -> None:
+def test_existing_file_takes_precedence(line: str, expected: object, folder: Path) -> None:
     assert values(line, folder) == expected
 
 
-def test_an_absolute_path_and_the_home_folder(
+def test_absolute_paths_and_tilde_are_resolved(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(folder))
@@ -67,9 +67,7 @@ def test_an_absolute_path_and_the_home_folder(
     assert values("~/*.png", Path("/")) == [("~/*.png", "~/*.png")]
 
 
-def test_the_current_folder_is_the_default_base(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_current_folder_is_the_default_base(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert image_values(split_line("b.png"), {}, evaluate) == [("b.png", Path("b.png"))]
 
@@ -78,7 +76,7 @@ def test_the_current_folder_is_the_default_base(
     "address",
     ["http://example.org/a.jpg", "HTTPS://example.org/a?b[0]=*", "ftp://x/y", "file:///a.jpg"],
 )
-def test_addresses_are_left_to_who_opens_them(address: str, empty: Path) -> None:
+def test_urls_are_passed_to_the_opener(address: str, empty: Path) -> None:
     assert values(address, empty) == [(address, address)]
 
 
@@ -92,12 +90,12 @@ def test_a_data_uri_has_a_short_name(empty: Path) -> None:
 @pytest.mark.parametrize(
     "pattern", ["*.png", "[ab]*.png", "b.pn?", "photos/*.jpg", "**/*.jpg", "'my *.jpg'"]
 )
-def test_globs_that_match_are_left_to_who_opens_them(pattern: str, folder: Path) -> None:
+def test_matching_globs_are_passed_to_the_opener(pattern: str, folder: Path) -> None:
     text = pattern.strip("'")
     assert values(pattern, folder) == [(text, text)]
 
 
-def test_wildcards_in_the_name_of_the_base_are_no_wildcards(tmp_path: Path) -> None:
+def test_wildcard_characters_in_the_base_folder_are_literal(tmp_path: Path) -> None:
     base = tmp_path / "[x]*"
     base.mkdir()
     (base / "a.png").write_bytes(b"")
@@ -123,7 +121,7 @@ def test_expressions_are_evaluated(line: str, value: object, empty: Path) -> Non
     assert values(line, empty) == [(line, value)]
 
 
-def test_a_word_in_quotes_is_never_an_expression(empty: Path) -> None:
+def test_quoted_word_is_never_an_expression(empty: Path) -> None:
     with pytest.raises(ImageNotFoundError, match=r"^img: no such file"):
         values("'img'", empty)
 
@@ -133,7 +131,7 @@ def test_several_words_keep_their_order(folder: Path) -> None:
     assert [name for name, _ in found] == ["b.png", "imgs", "*.png", "img"]
 
 
-def test_a_folder_is_left_to_who_opens_it_unless_a_variable_has_its_name(folder: Path) -> None:
+def test_folder_is_passed_to_the_opener_unless_a_variable_has_its_name(folder: Path) -> None:
     assert values("photos", folder) == [("photos", Path("photos"))]
     (folder / "recipes").mkdir()
     assert values("recipes", folder) == [("recipes", 3)]
@@ -160,7 +158,7 @@ def test_a_folder_is_left_to_who_opens_it_unless_a_variable_has_its_name(folder:
         ("not/a/ñ", "not/a/ñ: no such file."),
     ],
 )
-def test_what_is_not_there_is_one_line_with_suggestions(
+def test_missing_file_is_an_error_of_one_line_with_suggestions(
     line: str, message: str, folder: Path
 ) -> None:
     with pytest.raises(ImageNotFoundError) as caught:
@@ -183,16 +181,14 @@ def test_files_and_variables_are_both_suggested(tmp_path: Path) -> None:
         ("1/0", "1/0: ZeroDivisionError: division by zero"),
     ],
 )
-def test_an_expression_that_raises_is_named_with_its_error(
-    line: str, message: str, empty: Path
-) -> None:
+def test_failing_expression_is_named_with_its_error(line: str, message: str, empty: Path) -> None:
     with pytest.raises(ImageError) as caught:
         values(line, empty)
     assert str(caught.value) == message
     assert caught.value.source == line
 
 
-def test_an_interrupt_passes(empty: Path) -> None:
+def test_interrupt_in_an_expression_is_raised(empty: Path) -> None:
     def interrupted(_: str) -> object:
         raise KeyboardInterrupt
 
@@ -213,7 +209,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
 
 
 @given(st.text(min_size=1) | st.text(alphabet="ab.*?[]()/~'\"", min_size=1))
-def test_no_word_gives_another_error(line: str) -> None:
+def test_any_word_resolves_or_raises_only_usage_errors(line: str) -> None:
     def fail(expression: str) -> object:
         raise LookupError(expression)
 
@@ -233,5 +229,5 @@ def test_no_word_gives_another_error(line: str) -> None:
         ("{photo_cat, recipes}", [("{photo_cat, recipes}", {1, 3})]),
     ],
 )
-def test_a_variable_in_braces_is_the_variable(line: str, expected: object, empty: Path) -> None:
+def test_variable_in_braces_is_resolved(line: str, expected: object, empty: Path) -> None:
     assert values(line, empty) == expected

@@ -1,4 +1,4 @@
-"""The magics in a shell without a kernel: what they ask, keep, print and refuse."""
+"""The magics in a shell without a kernel: requests, results, output and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def line(shell: InteractiveShell, text: str) -> Any:
     return shell.run_line_magic("vision", text)
 
 
-def test_a_cell_asks_keeps_and_streams(
+def test_cell_streams_and_stores_its_result(
     shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shell.user_ns["thing"] = "shape"
@@ -51,7 +51,7 @@ def test_a_cell_asks_keeps_and_streams(
     assert "bundled demo model" in out
 
 
-def test_the_note_about_the_bundled_model_comes_once_and_only_without_a_choice(
+def test_bundled_model_note_is_shown_once_and_only_without_a_chosen_model(
     shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell(shell, "-m demo")
@@ -62,7 +62,7 @@ def test_the_note_about_the_bundled_model_comes_once_and_only_without_a_choice(
     assert "This is the bundled demo model" not in capsys.readouterr().out
 
 
-def test_no_show_shows_nothing_and_keeps_the_result(
+def test_no_show_displays_nothing_and_stores_the_result(
     shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cell(shell, "-m demo --no-show -o r") is None
@@ -82,7 +82,7 @@ def test_json_is_parsed(shell: InteractiveShell, script: ScriptedBackend) -> Non
     assert shell.user_ns["r"].text == "no json"
 
 
-def test_an_earlier_result_is_a_picture_too(
+def test_earlier_result_can_be_used_as_an_image(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
     cell(shell, "img -o r")
@@ -90,7 +90,7 @@ def test_an_earlier_result_is_a_picture_too(
     assert script.requests[1].images[0].digest == script.requests[0].images[0].digest
 
 
-def test_config_gives_the_defaults_and_a_flag_wins(
+def test_config_gives_defaults_and_a_flag_takes_precedence(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
     shell.run_line_magic("config", "VisionMagics.max_tokens = 7")
@@ -101,7 +101,7 @@ def test_config_gives_the_defaults_and_a_flag_wins(
     assert script.requests[0].system == "Be short."
 
 
-def test_sampling_stop_and_time_come_from_flags_and_config(
+def test_sampling_stop_and_timeout_come_from_flags_and_config(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
     shell.run_line_magic("config", "VisionMagics.stop = ['**', 'END']")
@@ -115,7 +115,7 @@ def test_sampling_stop_and_time_come_from_flags_and_config(
     assert (shell.user_ns["r"].text, shell.user_ns["r"].finish_reason) == ("It is ", "stop")
 
 
-def test_time_that_is_up_ends_a_cell_with_what_there_is(
+def test_timeout_ends_a_cell_with_its_partial_text(
     shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script.hold = "decode"
@@ -125,7 +125,7 @@ def test_time_that_is_up_ends_a_cell_with_what_there_is(
     assert "[timed out]" in capsys.readouterr().out
 
 
-def slips(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
+def usage_errors(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
     """Name -> line, body, words that the message must have."""
     (tmp_path / "notes.txt").write_text("Just text.")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
@@ -149,11 +149,11 @@ def slips(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(slips(Path("/tmp"))))
-def test_a_slip_is_one_line_and_nothing_is_lost(
+@pytest.mark.parametrize("name", sorted(usage_errors(Path("/tmp"))))
+def test_usage_error_is_one_line_and_keeps_earlier_results(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path, name: str
 ) -> None:
-    words, body, message = slips(tmp_path)[name]
+    words, body, message = usage_errors(tmp_path)[name]
     with pytest.raises(UsageError, match=message) as caught:
         cell(shell, words, body)
     assert caught.type is UsageError
@@ -163,7 +163,7 @@ def test_a_slip_is_one_line_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("broken", sorted(checkpoints.BROKEN))
-def test_a_broken_checkpoint_is_one_line(
+def test_broken_checkpoint_is_an_error_of_one_line(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path, broken: str
 ) -> None:
     folder = checkpoints.BROKEN[broken](tmp_path / "broken")
@@ -173,7 +173,7 @@ def test_a_broken_checkpoint_is_one_line(
     assert len(default_session.current().pool) == 0
 
 
-def test_a_checkpoint_that_asks_for_code_is_refused_by_name(
+def test_checkpoint_with_remote_code_is_refused_by_name(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
@@ -182,7 +182,7 @@ def test_a_checkpoint_that_asks_for_code_is_refused_by_name(
     assert not checkpoints.mark_of(folder).exists()
 
 
-def test_a_hub_id_while_offline_is_one_line(
+def test_hub_id_while_offline_is_an_error_of_one_line(
     shell: InteractiveShell, script: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The client reads the variable once, when it is first imported: not now, for all tests.
@@ -192,7 +192,7 @@ def test_a_hub_id_while_offline_is_one_line(
         cell(shell, "-m some/model")
 
 
-def test_pictures_for_a_text_model_are_refused(
+def test_images_for_a_text_model_are_refused(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     folder = checkpoints.good_text(tmp_path / "reader")
@@ -201,7 +201,9 @@ def test_pictures_for_a_text_model_are_refused(
     assert script.loads == 0
 
 
-def test_a_models_failure_is_no_slip(shell: InteractiveShell, script: ScriptedBackend) -> None:
+def test_model_failure_is_not_a_usage_error(
+    shell: InteractiveShell, script: ScriptedBackend
+) -> None:
     script.error = RuntimeError("nan")
     with pytest.raises(GenerationError, match="RuntimeError: nan"):
         cell(shell, "-m demo")
@@ -244,7 +246,7 @@ def test_help_shows_every_option(shell: InteractiveShell) -> None:
     assert "--max-tokens" in doc
 
 
-def test_the_extension_loads_twice_and_unloads_without_a_trace(shell: InteractiveShell) -> None:
+def test_extension_can_be_loaded_twice_and_unloads_completely(shell: InteractiveShell) -> None:
     shell.run_line_magic("reload_ext", "mlx_magic")
     before = len(shell.input_transformers_post)
     shell.run_line_magic("unload_ext", "mlx_magic")
@@ -254,7 +256,7 @@ def test_the_extension_loads_twice_and_unloads_without_a_trace(shell: Interactiv
     shell.run_line_magic("load_ext", "mlx_magic")
 
 
-def test_an_alias_that_is_saved_is_there_in_the_next_kernel(
+def test_saved_alias_exists_in_the_next_kernel(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     file = AliasFile(tmp_path / "aliases.toml")
@@ -266,7 +268,7 @@ def test_an_alias_that_is_saved_is_there_in_the_next_kernel(
     assert set(AliasFile(file.path).targets) == {"s"}
 
 
-def test_a_load_takes_pin_adapter_alias_and_save_together(
+def test_load_accepts_pin_adapter_alias_and_save_together(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     now = default_session.current()
@@ -288,7 +290,7 @@ def test_a_load_takes_pin_adapter_alias_and_save_together(
     assert script.loads == 2
 
 
-def test_a_list_shows_what_is_loaded_on_disk_and_named_and_whether_it_fits(
+def test_list_shows_loaded_local_and_named_models_and_whether_they_fit(
     shell: InteractiveShell,
     script: ScriptedBackend,
     tmp_path: Path,
@@ -317,21 +319,21 @@ def test_a_list_shows_what_is_loaded_on_disk_and_named_and_whether_it_fits(
 
     line(shell, "load evil --trust-remote-code")
     assert rows()["evil"] == "loaded, remote code allowed"
-    # What is idle would leave for it; what is pinned would not.
+    # Idle models would be evicted for it; pinned ones would not.
     assert rows()["reader"] == "on disk, fits"
     line(shell, "pin evil")
     line(shell, "pin demo+lora")
     assert rows()["reader"] == "on disk, does not fit now"
     line(shell, "unload demo+lora")
     assert rows()["demo+lora"].endswith("bundled with adapter lora")
-    # What was allowed for one load is not allowed for the next.
+    # Permission for one load does not apply to the next.
     line(shell, "unload evil")
     with pytest.raises(UsageError, match="wants to run its own code"):
         line(shell, "load evil")
     assert not checkpoints.mark_of(tmp_path / "models" / "evil").exists()
 
 
-def test_models_says_what_a_model_is_and_loads_nothing(
+def test_models_command_describes_a_model_without_loading_it(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     config = {
@@ -371,7 +373,7 @@ def test_a_repository_in_the_cache_is_listed_with_its_alias(
     assert [row[5] for row in rows] == ["loaded"]
 
 
-def test_an_awaited_list_reads_the_disk_off_the_loop(
+def test_awaited_list_reads_the_disk_off_the_event_loop(
     shell: InteractiveShell, script: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []

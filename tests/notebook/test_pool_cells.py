@@ -1,4 +1,4 @@
-"""The pool in cells: waiting unloads, force, pins, a budget, and what is said of all that."""
+"""The pool in cells: waiting and forced unloads, pins, budgets, and their messages."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def when_unloading(action: Callable[[Unload], object]) -> None:
     default_session.current().watch(look)
 
 
-def test_an_unload_waits_for_a_running_answer(
+def test_unload_waits_for_a_running_answer(
     shell: InteractiveShell,
     script: ScriptedBackend,
     models: list[str],
@@ -95,7 +95,7 @@ def test_an_unload_waits_for_a_running_answer(
     assert generation.future.result(0).finish_reason == "stop"
 
 
-def test_force_cancels_the_users_and_says_how_many(
+def test_unload_force_cancels_requests_and_says_how_many(
     shell: InteractiveShell,
     script: ScriptedBackend,
     models: list[str],
@@ -118,7 +118,7 @@ def cancel_b_when_c_waits(unload: Unload) -> None:
             work.cancel()
 
 
-def test_cancel_ends_the_wait_and_those_after_it(
+def test_cancel_ends_a_waiting_unload_and_the_following_ones(
     shell: InteractiveShell,
     script: ScriptedBackend,
     models: list[str],
@@ -136,7 +136,7 @@ def test_cancel_ends_the_wait_and_those_after_it(
         work.cancel()
 
 
-def test_an_unload_that_was_withdrawn_says_so(
+def test_withdrawn_unload_is_reported(
     shell: InteractiveShell,
     script: ScriptedBackend,
     models: list[str],
@@ -150,7 +150,7 @@ def test_an_unload_that_was_withdrawn_says_so(
     generation.cancel()
 
 
-def test_pins_are_shown(
+def test_pinned_models_are_marked(
     shell: InteractiveShell,
     script: ScriptedBackend,
     tmp_path: Path,
@@ -169,7 +169,7 @@ def test_pins_are_shown(
         line(shell, "pin B")
 
 
-def test_a_budget_is_kept_and_the_cell_says_what_left_for_it(
+def test_lower_budget_is_applied_and_evicted_models_are_named(
     shell: InteractiveShell,
     script: ScriptedBackend,
     models: list[str],
@@ -195,7 +195,7 @@ def test_a_budget_is_kept_and_the_cell_says_what_left_for_it(
     assert "B (96 B) to make room for A; C (96 B) to make room for B; A (96 B) to" in status
 
 
-def test_what_does_not_fit_is_one_line_and_what_cannot_leave_is_said(
+def test_load_that_does_not_fit_names_the_models_that_cannot_leave(
     shell: InteractiveShell,
     script: ScriptedBackend,
     models: list[str],
@@ -215,7 +215,7 @@ def test_what_does_not_fit_is_one_line_and_what_cannot_leave_is_said(
     assert len(default_session.current().pool) == 3
 
 
-def test_senseless_settings_are_refused_and_change_nothing(
+def test_invalid_settings_are_refused_and_change_nothing(
     shell: InteractiveShell, magics: VisionMagics, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TraitError, match="is not a memory budget"):
@@ -233,7 +233,7 @@ def test_senseless_settings_are_refused_and_change_nothing(
     )
 
 
-def test_the_pool_shows_itself_as_a_table(
+def test_pool_is_displayed_as_a_table(
     shell: InteractiveShell, script: ScriptedBackend, models: list[str]
 ) -> None:
     pool = default_session.current().pool
@@ -246,7 +246,7 @@ def test_the_pool_shows_itself_as_a_table(
 
 
 @pytest.mark.model
-def test_a_notebook_with_four_real_models_on_a_budget_for_two(
+def test_four_real_models_on_a_budget_for_two_in_a_notebook(
     shell: InteractiveShell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = default_session._make()
@@ -285,11 +285,11 @@ def test_a_notebook_with_four_real_models_on_a_budget_for_two(
     ("seconds", "words"),
     [(0, "just now"), (59, "just now"), (61, "1 min ago"), (7_300, "2 h ago"), (9e5, "10 d ago")],
 )
-def test_times_in_words(seconds: float, words: str) -> None:
+def test_idle_times_are_formatted_in_words(seconds: float, words: str) -> None:
     assert pool_messages.ago(seconds) == words
 
 
-def test_the_state_of_a_model_in_words() -> None:
+def test_model_states_are_formatted_in_words() -> None:
     def state(**more: Any) -> str:
         fields: dict[str, Any] = {"users": 0, "trusted": False, **more}
         info = ModelInfo("A", ("A",), "vision", "smolvlm", None, SIZE, path="A", **fields)
@@ -301,7 +301,7 @@ def test_the_state_of_a_model_in_words() -> None:
     assert state(idle=120.0, trusted=True) == "loaded, used 2 min ago, remote code allowed"
 
 
-def test_a_load_that_was_cancelled_is_said() -> None:
+def test_cancelled_load_is_reported() -> None:
     load = Load("A", clock=lambda: 0.0)
     load.cancel()
     assert pool_messages.ended(load) == "Cancelled: A was not loaded."

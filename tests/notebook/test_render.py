@@ -93,7 +93,7 @@ def page(html: str) -> Page:
     return found
 
 
-def test_a_markdown_answer_has_three_forms() -> None:
+def test_markdown_answer_has_three_mime_types() -> None:
     shown = bundle(result())
     assert shown["text/plain"] == "A **red** square."
     assert shown["text/markdown"] == "A **red** square."
@@ -104,7 +104,7 @@ def test_a_markdown_answer_has_three_forms() -> None:
 
 @pytest.mark.parametrize("shown_as", ["markdown", "text", "json", "raw"])
 @pytest.mark.parametrize("text", ["[1]", "no json"])
-def test_no_timing_rate_or_memory_is_in_it(shown_as: OutputFormat, text: str) -> None:
+def test_rendered_answer_has_no_timing_rate_or_memory(shown_as: OutputFormat, text: str) -> None:
     first = result(text, shown_as=shown_as)
     second = replace(
         first,
@@ -115,7 +115,7 @@ def test_no_timing_rate_or_memory_is_in_it(shown_as: OutputFormat, text: str) ->
     assert bundle(first) == bundle(second)
 
 
-def test_the_bundle_is_the_same_each_time() -> None:
+def test_mime_bundle_is_deterministic() -> None:
     asked = result(images=(picture(), picture(source="dog.png")))
     assert bundle(asked) == bundle(asked)
 
@@ -124,20 +124,20 @@ def test_the_bundle_is_the_same_each_time() -> None:
     ("finish", "words"),
     [("length", "cut off at max_tokens"), ("cancelled", "cancelled"), ("timeout", "timed out")],
 )
-def test_an_answer_that_did_not_end_by_itself_says_why(finish: FinishReason, words: str) -> None:
+def test_answer_cut_short_names_the_reason(finish: FinishReason, words: str) -> None:
     shown = bundle(result("One, two", finish=finish))
     assert shown["text/plain"] == f"One, two\n[{words}]"
     assert shown["text/markdown"] == f"One, two\n\n*{words}*"
     assert page(shown["text/html"]).text.endswith(f"demo · {words}")
 
 
-def test_a_cancelled_answer_without_a_text_says_so() -> None:
+def test_cancelled_answer_without_text_says_cancelled() -> None:
     shown = bundle(result("", finish="cancelled"))
     assert shown["text/plain"] == "[cancelled]"
     assert "(no text)" in page(shown["text/html"]).text
 
 
-def test_a_text_is_shown_as_it_is() -> None:
+def test_text_format_is_shown_unchanged() -> None:
     shown = bundle(result("# a\n  <b>  *c*", shown_as="text"))
     assert set(shown) == {"text/plain", "text/html"}
     found = page(shown["text/html"])
@@ -146,13 +146,13 @@ def test_a_text_is_shown_as_it_is() -> None:
     assert "white-space:pre-wrap" in (pre["style"] or "")
 
 
-def test_raw_is_exactly_the_text() -> None:
+def test_raw_format_is_exactly_the_text() -> None:
     assert bundle(result(" # a\n\n<b>\t", shown_as="raw", finish="length")) == {
         "text/plain": " # a\n\n<b>\t"
     }
 
 
-def test_raw_drives_no_terminal() -> None:
+def test_raw_format_has_no_terminal_escapes() -> None:
     assert bundle(result("a\x1b]52;c;eA==\x07\x1b[2Jb", shown_as="raw")) == {"text/plain": "ab"}
 
 
@@ -163,11 +163,11 @@ def test_json_is_shown_indented() -> None:
     assert set(shown) == {"text/plain", "text/html"}
 
 
-def test_json_null_is_an_answer() -> None:
+def test_json_null_is_a_valid_answer() -> None:
     assert bundle(result("null", shown_as="json"))["text/plain"] == "null"
 
 
-def test_what_is_no_json_is_shown_below_the_reason() -> None:
+def test_invalid_json_is_shown_below_the_error() -> None:
     shown = bundle(result('{"a": <b>', shown_as="json", finish="length"))
     line = "Not valid JSON: Expecting value: line 1 column 7"
     assert shown["text/plain"] == f'{line}\n{{"a": <b>\n[cut off at max_tokens]'
@@ -176,14 +176,14 @@ def test_what_is_no_json_is_shown_below_the_reason() -> None:
     assert found.texts[:2] == [line, '{"a": <b>']
 
 
-def test_data_that_is_no_json_falls_back_to_the_text() -> None:
+def test_unserializable_data_falls_back_to_the_text() -> None:
     loop: list[object] = []
     loop.append(loop)
     shown = bundle(replace(result("x"), format="json", data=loop))
     assert shown["text/plain"] == "x"
 
 
-def test_pictures_stand_above_the_answer_with_captions() -> None:
+def test_images_are_shown_above_the_answer_with_captions() -> None:
     images = (
         picture(),
         picture(source="b.png", original_size=(640, 480), note="first of 12 frames"),
@@ -201,7 +201,7 @@ def test_pictures_stand_above_the_answer_with_captions() -> None:
     assert found.text.index("cat.png") < found.text.index("square")
 
 
-def test_a_real_picture_is_small_and_says_what_was_done_to_it() -> None:
+def test_thumbnail_is_small_and_its_caption_has_the_notes() -> None:
     [image] = open_images(Image.new("RGB", (1000, 500), "red"), name="img", max_pixels=320_000)
     found = page(thumbnails_html([image]))
     [shown] = found.all("img")
@@ -213,11 +213,11 @@ def test_a_real_picture_is_small_and_says_what_was_done_to_it() -> None:
         assert small.size == (256, 128)
 
 
-def test_no_pictures_are_no_row() -> None:
+def test_no_images_means_no_image_row() -> None:
     assert thumbnails_html(()) == ""
 
 
-def test_a_hostile_name_stays_a_name() -> None:
+def test_hostile_image_name_is_escaped() -> None:
     name = "\"><script>alert(1)</script>\x1b[2J\u202e'.png"
     html = thumbnails_html([picture(source=name, note="<b>")])
     found = page(html)
@@ -227,13 +227,13 @@ def test_a_hostile_name_stays_a_name() -> None:
     assert page(shown).all("img") == []
 
 
-def test_a_long_name_is_cut() -> None:
+def test_long_image_name_is_truncated() -> None:
     alt = page(thumbnails_html([picture(source="x" * 500)])).all("img")[0]["alt"]
     assert alt is not None
     assert len(alt) == 80
 
 
-def test_styles_are_inline_and_every_colour_has_a_fallback() -> None:
+def test_styles_are_inline_and_every_color_has_a_fallback() -> None:
     html = bundle(result(images=(picture(),), finish="length"))["text/html"]
     assert "<style" not in html
     assert set(re.findall(r'class="([^"]*)"', html)) == {formulas.UNSET}
@@ -243,7 +243,7 @@ def test_styles_are_inline_and_every_colour_has_a_fallback() -> None:
     assert set(variables) == {","}
 
 
-def test_without_its_styles_it_reads_in_the_same_order() -> None:
+def test_html_without_styles_reads_in_the_same_order() -> None:
     html = bundle(result(images=(picture(),), finish="length"))["text/html"]
     bare = page(re.sub(r' style="[^"]*"', "", html))
     assert re.sub(r"\s+", " ", bare.text) == (
@@ -281,5 +281,5 @@ def test_any_answer_can_be_shown_and_saved(text: str, shown_as: OutputFormat) ->
         ),
     ],
 )
-def test_the_usage_line(usage: Usage, timings: Timings, line: str) -> None:
+def test_usage_line_has_the_counts(usage: Usage, timings: Timings, line: str) -> None:
     assert usage_line(result(usage=usage, timings=timings)) == line

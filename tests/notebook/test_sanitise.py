@@ -170,17 +170,17 @@ def test_hostile_output_is_harmless_html(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_output_in_the_middle_of_a_text_is_harmless(text: str) -> None:
+def test_hostile_output_inside_a_text_is_harmless(text: str) -> None:
     parsed(to_html(f"Some *text* and\n\n- a list {text}\n\n{text} **end**\n\n> {text}"))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_output_is_harmless_preformatted(text: str) -> None:
+def test_hostile_output_is_harmless_as_preformatted_text(text: str) -> None:
     assert set(parsed(preformatted(text)).tags) == {"pre"}
 
 
 def as_a_trusting_program_shows(markdown: str) -> str:
-    """Render as programs do that allow raw HTML, pictures and every address."""
+    """Render as programs do that allow raw HTML, images and every address."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -189,7 +189,7 @@ def as_a_trusting_program_shows(markdown: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_escaped_markdown_runs_and_fetches_nothing_where_html_is_allowed(text: str) -> None:
+def test_escaped_markdown_is_harmless_in_a_renderer_that_allows_html(text: str) -> None:
     markdown = to_markdown(text)
     html = as_a_trusting_program_shows(markdown)
     for tag in re.findall(r"<\s*([a-z!?][a-z0-9]*)([^>]*)", html, re.IGNORECASE):
@@ -200,7 +200,7 @@ def test_escaped_markdown_runs_and_fetches_nothing_where_html_is_allowed(text: s
 
 
 @given(st.text(alphabet="![]()<>:/\\`&;# \na\"'x~*_|{}") | st.sampled_from(HOSTILE))
-def test_any_escaped_markdown_has_no_links_pictures_or_html(text: str) -> None:
+def test_any_escaped_markdown_has_no_links_images_or_html(text: str) -> None:
     html = as_a_trusting_program_shows(to_markdown(text))
     assert not re.search(r"<(a|img|!|\?|script|svg)\b", html)
 
@@ -228,12 +228,12 @@ def test_a_table_is_rendered() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://a.example/b?c=d", "https://a.example", "mailto:a@b.c"])
-def test_links_to_the_web_are_kept(url: str) -> None:
+def test_http_links_are_kept(url: str) -> None:
     found = parsed(to_html(f"[x]({url}) <{url}>"))
     assert found.hrefs == [url, url]
 
 
-def test_a_link_that_is_not_allowed_leaves_its_words() -> None:
+def test_disallowed_link_keeps_its_text() -> None:
     found = parsed(to_html("See [the page](/logout)."))
     assert found.hrefs == []
     assert "the page" in found.text
@@ -244,18 +244,20 @@ def test_emphasis_lists_and_code_survive_as_escaped_markdown() -> None:
     assert to_markdown(text) == text
 
 
-def test_a_million_letters_without_a_blank_are_shown_preformatted() -> None:
+def test_million_letters_without_a_space_are_shown_preformatted() -> None:
     html = to_html("a" * 1_000_000)
     assert parsed(html).tags == ["pre"]
     assert "a" * 1_000_000 in html
 
 
-def test_the_limit_is_for_rich_text_only() -> None:
+def test_length_limit_applies_only_to_rich_text() -> None:
     assert parsed(to_html("*" + "a" * (LONGEST_RICH_TEXT - 2) + "*")).tags == ["p", "em"]
     assert parsed(to_html("*" + "a" * LONGEST_RICH_TEXT + "*")).tags == ["pre"]
 
 
-def test_what_the_parser_trips_over_is_shown_preformatted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_the_parser_fails_on_is_shown_preformatted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Tripping:
         def render(self, text: str) -> str:
             raise RecursionError
@@ -283,12 +285,12 @@ def test_what_the_parser_trips_over_is_shown_preformatted(monkeypatch: pytest.Mo
         ("<b>&amp;", "<b>&amp;"),
     ],
 )
-def test_plain_text_has_no_sequences_and_controls(text: str, plain: str) -> None:
+def test_plain_text_has_no_escape_sequences_or_control_characters(text: str, plain: str) -> None:
     assert to_plain(text) == plain
 
 
 @given(st.text())
-def test_plain_text_is_a_fixed_point_that_can_be_saved(text: str) -> None:
+def test_plain_text_is_idempotent_and_can_be_saved(text: str) -> None:
     plain = to_plain(text)
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", plain)
     assert to_plain(plain) == plain
@@ -304,5 +306,5 @@ def test_any_text_is_harmless_html(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cc", "Cf", "Cs", "Zl", "Zp"])))
-def test_preformatted_text_says_what_it_said(text: str) -> None:
+def test_preformatted_text_keeps_its_content(text: str) -> None:
     assert parsed(preformatted(text)).text == text

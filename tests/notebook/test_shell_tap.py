@@ -1,4 +1,4 @@
-"""The tap sees clicks that are real, changes nothing, and never harms the stream."""
+"""The tap sees authentic clicks and forwards every message unchanged."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def bench() -> Bench:
     return Bench().watching()
 
 
-def test_click_is_seen_and_handed_on_unchanged(bench: Bench) -> None:
+def test_click_is_seen_and_forwarded_unchanged(bench: Bench) -> None:
     frames = bench.frames()
     assert bench.receive(frames) == "forwarded"
     assert bench.clicks == ["button"]
@@ -90,7 +90,7 @@ def test_kernel_can_still_read_the_message(bench: Bench) -> None:
     assert bench.kernel.session.deserialize(parts, copy=False)["content"]["data"] == CLICK
 
 
-def test_click_that_the_kernel_has_read_is_not_taken_twice(bench: Bench) -> None:
+def test_click_already_read_by_the_kernel_is_not_handled_twice(bench: Bench) -> None:
     frames = bench.frames()
     _, parts = bench.kernel.session.feed_identities(frames, copy=False)
     bench.kernel.session.deserialize(parts, copy=False)
@@ -98,7 +98,7 @@ def test_click_that_the_kernel_has_read_is_not_taken_twice(bench: Bench) -> None
     assert bench.clicks == []
 
 
-def test_forged_click_is_not_taken(bench: Bench) -> None:
+def test_forged_click_is_ignored(bench: Bench) -> None:
     frames = bench.frames(session=Session(key=b"guessed"))
     assert bench.receive(frames) == "forwarded"
     assert bench.clicks == []
@@ -117,20 +117,20 @@ def test_forged_click_is_not_taken(bench: Bench) -> None:
         {"data": None},
     ],
 )
-def test_other_messages_are_only_handed_on(bench: Bench, changes: dict[str, Any]) -> None:
+def test_other_messages_are_only_forwarded(bench: Bench, changes: dict[str, Any]) -> None:
     assert bench.receive(bench.frames(**changes)) == "forwarded"
     assert bench.clicks == []
 
 
 @given(parts=st.lists(st.binary(max_size=40) | st.sampled_from([b"<IDS|MSG>", b"comm_msg"])))
-def test_whatever_comes_is_handed_on(parts: list[bytes]) -> None:
+def test_any_message_is_forwarded(parts: list[bytes]) -> None:
     bench = Bench().watching()
     frames = [zmq.Frame(part) for part in parts]
     assert bench.receive(frames) == "forwarded"
     assert (bench.clicks, bench.stream.forwarded) == ([], [frames])
 
 
-def test_failing_callback_is_logged_and_the_message_handed_on(
+def test_failing_callback_is_logged_and_the_message_forwarded(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
@@ -163,14 +163,14 @@ def test_discarded_button_is_forgotten(bench: Bench) -> None:
     assert bench.clicks == []
 
 
-def test_between_cells_nothing_is_read(bench: Bench) -> None:
+def test_no_message_is_read_between_cells(bench: Bench) -> None:
     bench.tap.cell_ended()
     bench.kernel.session = None  # reading would fail
     assert bench.receive(bench.frames()) == "forwarded"
     assert bench.clicks == []
 
 
-def test_install_twice_taps_once_and_remove_restores(bench: Bench) -> None:
+def test_second_install_has_no_effect_and_remove_restores(bench: Bench) -> None:
     bench.tap.install()
     bench.receive(bench.frames())
     assert bench.clicks == ["button"]
@@ -181,7 +181,7 @@ def test_install_twice_taps_once_and_remove_restores(bench: Bench) -> None:
     assert bench.stream._recv_callback is bench.stream.original
 
 
-def test_wrap_of_somebody_else_survives_remove(bench: Bench) -> None:
+def test_later_wrapper_of_the_callback_survives_remove(bench: Bench) -> None:
     ours = bench.stream._recv_callback
 
     def theirs(frames: list[zmq.Frame]) -> object:
@@ -193,7 +193,7 @@ def test_wrap_of_somebody_else_survives_remove(bench: Bench) -> None:
     assert bench.receive(bench.frames()) == "forwarded"
 
 
-def test_stream_of_another_thread_is_changed_in_that_thread() -> None:
+def test_stream_of_another_thread_is_patched_in_that_thread() -> None:
     bench = Bench(threaded=True).watching()
     assert bench.stream._recv_callback is bench.stream.original
     bench.stream.scheduled.pop()()
@@ -201,7 +201,7 @@ def test_stream_of_another_thread_is_changed_in_that_thread() -> None:
     assert bench.clicks == ["button"]
 
 
-def test_flush_receives_only_where_this_thread_is_the_reader() -> None:
+def test_flush_receives_only_on_the_reading_thread() -> None:
     flushes: list[str] = []
     for threaded in (False, True):
         bench = Bench(threaded=threaded)
@@ -225,7 +225,7 @@ def test_interrupt_during_a_flush_waits_for_its_end(bench: Bench) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_interrupt_during_a_flush_is_noted_by_the_stretch_that_is_guarded(bench: Bench) -> None:
+def test_interrupt_during_a_flush_is_seen_by_the_deferred_block(bench: Bench) -> None:
     came: list[bool] = []
     bench.stream.on_flush = lambda: signal.raise_signal(signal.SIGINT)
 

@@ -64,13 +64,13 @@ def tick(view: WidgetView, clock: ManualClock) -> None:
     view.update()
 
 
-def test_there_is_a_button_named_cancel(view: WidgetView) -> None:
+def test_view_has_a_cancel_button(view: WidgetView) -> None:
     [button] = [w for w in all_widgets(view) if isinstance(w, widgets.Button)]
     assert button.description == "Cancel"
     assert not button.disabled
 
 
-def test_a_button_that_cannot_work_is_disabled_and_says_why(generation: Generation) -> None:
+def test_unusable_cancel_button_is_disabled_with_the_reason(generation: Generation) -> None:
     view = WidgetView(generation, why_no_click="Use the kernel's interrupt.")
     assert view.button.disabled
     assert "interrupt" in view.button.tooltip
@@ -78,7 +78,7 @@ def test_a_button_that_cannot_work_is_disabled_and_says_why(generation: Generati
     view.close()
 
 
-def test_text_comes_as_it_is_written(
+def test_text_is_shown_as_it_is_generated(
     view: WidgetView, generation: Generation, clock: ManualClock
 ) -> None:
     write(generation, "It is <b>red", 3)
@@ -90,7 +90,7 @@ def test_text_comes_as_it_is_written(
     assert "It is <b>red & round." in shown(view)
 
 
-def test_finished_blocks_are_markdown_and_are_not_sent_again(
+def test_finished_blocks_are_rendered_as_markdown_and_sent_once(
     view: WidgetView, generation: Generation, clock: ManualClock
 ) -> None:
     write(generation, "**One**\n\nTwo", 4)
@@ -103,7 +103,7 @@ def test_finished_blocks_are_markdown_and_are_not_sent_again(
     assert view._text.children[0] is first
 
 
-def test_a_burst_comes_in_small_pieces_and_whole(
+def test_burst_of_text_is_sent_in_small_parts_and_complete(
     view: WidgetView, generation: Generation, clock: ManualClock
 ) -> None:
     words = [f"word{number}" for number in range(2_000)]
@@ -135,7 +135,7 @@ def test_hostile_text_stays_text(
             assert "\x1b" not in widget.value
 
 
-def test_pictures_come_before_the_first_token_and_once(
+def test_images_are_shown_once_before_the_first_token(
     view: WidgetView, generation: Generation, clock: ManualClock
 ) -> None:
     images = tuple(open_images(Image.new("RGB", (30, 20), "red"), name="img"))
@@ -148,7 +148,7 @@ def test_pictures_come_before_the_first_token_and_once(
     assert view._box.children is before or view._box.children == before
 
 
-def test_the_phase_is_shown(view: WidgetView, generation: Generation, clock: ManualClock) -> None:
+def test_phase_is_shown(view: WidgetView, generation: Generation, clock: ManualClock) -> None:
     assert "waiting" in shown(view)
     generation.report(GenerationChunk("vision", seen=("128 x 128",)))
     tick(view, clock)
@@ -161,7 +161,7 @@ def test_the_phase_is_shown(view: WidgetView, generation: Generation, clock: Man
     assert "writing" in shown(view)
 
 
-def test_a_load_shows_its_bytes(clock: ManualClock) -> None:
+def test_load_shows_its_bytes(clock: ManualClock) -> None:
     load = Load("big", clock=clock)
     load.enter("loading")
     load.advance(1_200_000_000, 4_000_000_000, "loading weights")
@@ -171,7 +171,7 @@ def test_a_load_shows_its_bytes(clock: ManualClock) -> None:
     view.close()
 
 
-def test_closing_leaves_no_widget_in_the_kernel(generation: Generation, clock: ManualClock) -> None:
+def test_close_leaves_no_widget_in_the_kernel(generation: Generation, clock: ManualClock) -> None:
     before = set(widgets.widget._instances)
     view = WidgetView(generation, clock=clock)
     images = tuple(open_images(Image.new("RGB", (30, 20)), name="img"))
@@ -184,7 +184,7 @@ def test_closing_leaves_no_widget_in_the_kernel(generation: Generation, clock: M
     assert set(widgets.widget._instances) == before
 
 
-def test_a_terminal_gets_the_text_as_it_comes(
+def test_terminal_gets_the_text_as_it_is_generated(
     generation: Generation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     view = TerminalView(generation)
@@ -198,7 +198,7 @@ def test_a_terminal_gets_the_text_as_it_comes(
     assert capsys.readouterr().out == " red\n"
 
 
-def test_a_long_download_moves_to_its_end_and_leaves_room_for_text(
+def test_download_progress_is_completed_before_the_text(
     generation: Generation, view: WidgetView, clock: ManualClock
 ) -> None:
     generation.enter("downloading")

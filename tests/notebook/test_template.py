@@ -40,7 +40,7 @@ def boom(expression: str) -> object:
         ("{x\n if x else\n 1}", "{x\n if x else\n 1}"),
     ],
 )
-def test_expressions_are_filled_in(prompt: str, expected: str) -> None:
+def test_expressions_are_substituted(prompt: str, expected: str) -> None:
     assert fill(prompt, evaluate) == expected
 
 
@@ -77,11 +77,11 @@ def test_expressions_are_filled_in(prompt: str, expected: str) -> None:
         "{(" * 300,
     ],
 )
-def test_what_is_no_expression_stays_as_written(prompt: str) -> None:
+def test_text_that_is_not_an_expression_is_unchanged(prompt: str) -> None:
     assert fill(prompt, boom) == prompt
 
 
-def test_an_expression_inside_of_json_is_filled_in() -> None:
+def test_expression_inside_json_is_substituted() -> None:
     assert fill('{"animal": "{name}", "n": {x}}', evaluate) == '{"animal": "cat", "n": 3}'
 
 
@@ -97,21 +97,21 @@ def test_an_expression_inside_of_json_is_filled_in() -> None:
         ("{{}}}}", "{}}}"),
     ],
 )
-def test_doubled_braces_are_braces(prompt: str, expected: str) -> None:
+def test_doubled_braces_are_literal_braces(prompt: str, expected: str) -> None:
     assert fill(prompt, evaluate) == expected
 
 
-def test_a_filled_in_value_is_not_read_again() -> None:
+def test_substituted_value_is_not_expanded_again() -> None:
     assert fill("{name}", lambda _: "{x} {{ }}") == "{x} {{ }}"
 
 
-def test_each_is_evaluated_once_from_left_to_right() -> None:
+def test_expressions_are_evaluated_once_from_left_to_right() -> None:
     seen: list[str] = []
     fill("{b} {a()} {b}", lambda text: seen.append(text))
     assert seen == ["b", "a()", "b"]
 
 
-def test_an_unknown_name_says_how_to_write_a_brace() -> None:
+def test_unknown_name_error_says_how_to_write_a_brace() -> None:
     with pytest.raises(RequestError) as caught:
         fill("Read this {word}.", evaluate)
     assert str(caught.value) == (
@@ -120,12 +120,12 @@ def test_an_unknown_name_says_how_to_write_a_brace() -> None:
     assert caught.value.option == "prompt"
 
 
-def test_what_raises_is_named_with_its_error() -> None:
+def test_failing_expression_is_named_with_its_error() -> None:
     with pytest.raises(RequestError, match=r"^\{d\['b'\]\}: KeyError: 'b'; write \{\{d\['b'\]\}\}"):
         fill("{d['b']}", evaluate)
 
 
-def test_a_value_without_a_text_is_an_error_too() -> None:
+def test_value_whose_str_fails_is_an_error() -> None:
     class Broken:
         def __str__(self) -> str:
             raise ValueError("two\nlines")
@@ -134,7 +134,7 @@ def test_a_value_without_a_text_is_an_error_too() -> None:
         fill("{x}", lambda _: Broken())
 
 
-def test_an_error_without_a_text_is_named() -> None:
+def test_error_without_a_message_is_named() -> None:
     class BrokenError(Exception):
         def __str__(self) -> str:
             raise ValueError
@@ -146,7 +146,7 @@ def test_an_error_without_a_text_is_named() -> None:
         fill("{x}", fail)
 
 
-def test_an_interrupt_passes() -> None:
+def test_interrupt_in_an_expression_is_raised() -> None:
     def interrupted(_: str) -> object:
         raise KeyboardInterrupt
 
@@ -154,12 +154,12 @@ def test_an_interrupt_passes() -> None:
         fill("{x}", interrupted)
 
 
-def test_a_very_long_expression_stays_as_written() -> None:
+def test_very_long_expression_is_unchanged() -> None:
     prompt = "{" + "x+" * LONGEST_EXPRESSION + "x}"
     assert fill(prompt, boom) == prompt
 
 
-def test_a_strange_escape_gives_no_warning() -> None:
+def test_invalid_escape_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert fill(r"{'\d'}", lambda text: text) == r"'\d'"
@@ -171,12 +171,12 @@ def test_text_without_braces_is_unchanged(text: str) -> None:
 
 
 @given(st.text() | st.text(alphabet="{}a\"' :"))
-def test_escaped_text_comes_back(text: str) -> None:
+def test_escaped_text_round_trips(text: str) -> None:
     assert fill(escape(text), boom) == text
 
 
 @given(st.text() | st.text(alphabet="{}()[]x'\"\\:,.# \n"))
-def test_no_text_gives_another_error(text: str) -> None:
+def test_any_text_expands_or_raises_only_usage_errors(text: str) -> None:
     def fail(expression: str) -> object:
         ast.parse(expression, mode="eval")  # only ever asked for what is valid
         raise LookupError(expression)
@@ -204,7 +204,7 @@ def brute_force(text: str) -> str | None:
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
 @given(st.text(alphabet="{}()[]x1'\"+, \n").filter(lambda text: not text.startswith("{")))
-def test_the_end_is_found_as_by_trying_each_brace(text: str) -> None:
+def test_end_of_an_expression_equals_brute_force_search(text: str) -> None:
     seen: list[str] = []
     fill("{" + text, lambda expression: seen.append(expression))
     if (expected := brute_force(text)) is not None:

@@ -6,7 +6,7 @@ from mlx_magic.notebook.display.throttle import HEAD_START, INTERVAL, Throttle
 from mlx_magic.testing import ManualClock
 
 
-def test_two_updates_keep_their_distance() -> None:
+def test_updates_have_a_minimum_interval() -> None:
     clock = ManualClock()
     throttle = Throttle(clock)
     assert throttle.allows(10, tokens=1)
@@ -17,7 +17,7 @@ def test_two_updates_keep_their_distance() -> None:
 
 
 def bytes_sent(tokens: int, tokens_a_second: float) -> int:
-    """Stream so many tokens of four characters each, with updates as often as allowed."""
+    """Stream tokens of four characters each, with updates as often as allowed."""
     clock, total = ManualClock(), 0
     throttle = Throttle(clock)
     for token in range(1, tokens + 1):
@@ -29,12 +29,12 @@ def bytes_sent(tokens: int, tokens_a_second: float) -> int:
     return total
 
 
-def test_the_bytes_are_bounded_and_linear_at_any_speed() -> None:
+def test_sent_bytes_are_bounded_and_linear_at_any_speed() -> None:
     for speed in (5, 20, 100, 1000):
         thousand, four_thousand = bytes_sent(1000, speed), bytes_sent(4000, speed)
         assert thousand <= 210_000
         assert four_thousand <= 4 * thousand + HEAD_START
 
 
-def test_a_quick_model_is_shown_ten_times_a_second_or_more() -> None:
+def test_fast_model_is_updated_at_least_ten_times_a_second() -> None:
     assert bytes_sent(1000, 100) / 1200 >= 10 * 10

@@ -40,7 +40,7 @@ def texts(line: str) -> list[str]:
         ("a.jpg#b", ["a.jpg#b"]),
     ],
 )
-def test_blanks_split_only_outside_of_quotes_and_brackets(line: str, expected: list[str]) -> None:
+def test_spaces_split_only_outside_quotes_and_brackets(line: str, expected: list[str]) -> None:
     assert raws(line) == expected
 
 
@@ -53,7 +53,7 @@ def test_blanks_split_only_outside_of_quotes_and_brackets(line: str, expected: l
         ("(a b] c", ["(a", "b]", "c"]),
     ],
 )
-def test_brackets_that_do_not_balance_are_ordinary(line: str, expected: list[str]) -> None:
+def test_unbalanced_brackets_are_ordinary_characters(line: str, expected: list[str]) -> None:
     assert raws(line) == expected
 
 
@@ -72,33 +72,33 @@ def test_brackets_that_do_not_balance_are_ordinary(line: str, expected: list[str
         ("it\\'s", ["it's"]),
     ],
 )
-def test_quotes_are_taken_away_as_a_shell_does(line: str, expected: list[str]) -> None:
+def test_quotes_are_removed_as_in_a_shell(line: str, expected: list[str]) -> None:
     assert texts(line) == expected
 
 
-def test_only_a_wholly_quoted_word_is_quoted() -> None:
+def test_only_a_fully_quoted_word_counts_as_quoted() -> None:
     line = "'a b' \"c\"'d' \"my dir\"/x e"
     assert [token.quoted for token in split_line(line)] == [True, True, False, False]
 
 
-def test_words_without_quotes_are_not_quoted() -> None:
+def test_unquoted_words_are_not_quoted() -> None:
     assert split_line("a [b]") == [Token("a", "a"), Token("[b]", "[b]")]
 
 
 @pytest.mark.parametrize("line", ["it's", 'a "b c', "f('x", "[a, 'b] c"])
-def test_an_open_quote_is_one_line_of_error(line: str) -> None:
+def test_open_quote_is_an_error_of_one_line(line: str) -> None:
     with pytest.raises(RequestError, match="quote is not closed") as caught:
         split_line(line)
     assert "\n" not in str(caught.value)
 
 
 @given(st.text())
-def test_any_name_survives_quoting(name: str) -> None:
+def test_any_name_round_trips_through_quoting(name: str) -> None:
     assert texts(quote(name)) == [name]
 
 
 @given(st.lists(st.text(), max_size=4))
-def test_quoted_names_stay_apart(names: list[str]) -> None:
+def test_quoted_names_stay_separate(names: list[str]) -> None:
     assert texts(" ".join(quote(name) for name in names)) == names
 
 
@@ -123,7 +123,7 @@ def test_any_line_is_split_or_refused(line: str) -> None:
         ("a) b", ["a)"], Fragment("b", "b")),
     ],
 )
-def test_the_word_before_the_cursor_may_be_unfinished(
+def test_word_before_the_cursor_can_be_unfinished(
     line: str, before: list[str], fragment: Fragment
 ) -> None:
     tokens, found = split_unfinished(line)

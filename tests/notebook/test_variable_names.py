@@ -1,4 +1,4 @@
-"""Which names a result may have: what Python assigns, but nothing that IPython lives by."""
+"""Variable names for results: any Python identifier that IPython does not need."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ wide = (st.sampled_from(OURS) | words).map(fullwidth)
 @example("ﬁ")
 @example("_१")
 @example("a\u00b7")
-def test_a_name_is_taken_exactly_where_python_assigns_it_and_nobody_else_has_it(
+def test_name_is_accepted_if_python_can_assign_it_and_it_is_free(
     name: str,
 ) -> None:
     found = accepted(name)
@@ -97,14 +97,14 @@ def test_a_name_is_taken_exactly_where_python_assigns_it_and_nobody_else_has_it(
 
 
 @given(st.text("ab_1 =;\n#.,[]*:é①"))
-def test_what_is_no_name_alone_is_refused(text: str) -> None:
+def test_text_that_is_not_a_single_name_is_refused(text: str) -> None:
     if not text.isidentifier():
         assert accepted(text) is None
 
 
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize("wide", [False, True])
-def test_cell_and_panel_refuse_what_ipython_lives_by(name: str, wide: bool) -> None:
+def test_cell_and_panel_refuse_names_that_ipython_needs(name: str, wide: bool) -> None:
     if wide:  # Python reads these as the same names
         name = fullwidth(name)
     with pytest.raises(RequestError) as caught:
@@ -120,7 +120,7 @@ def test_cell_and_panel_refuse_what_ipython_lives_by(name: str, wide: bool) -> N
         panel.define(name, 1)
 
 
-def test_every_name_that_ipython_has_at_its_start_is_refused(shell: InteractiveShell) -> None:
+def test_every_initial_name_of_ipython_is_refused(shell: InteractiveShell) -> None:
     shell.run_cell("1 + 1", store_history=True)
     shell.run_cell("2", store_history=True)
     shell.run_cell("!true")
@@ -132,11 +132,11 @@ def test_every_name_that_ipython_has_at_its_start_is_refused(shell: InteractiveS
     "name",
     ["match", "case", "_x", "__x", "x__", "_a1", "größe", "_in", "i1", "out", "In_1"],
 )
-def test_other_names_are_taken_as_they_are(name: str) -> None:
+def test_other_names_are_accepted_unchanged(name: str) -> None:
     assert check_name(name) == name
 
 
-def test_a_cell_assigns_the_name_that_python_reads(
+def test_cell_assigns_the_name_as_python_normalizes_it(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
     shell.run_cell_magic("vision", f"-m demo -o {OUT}", "What is it?")
@@ -146,7 +146,7 @@ def test_a_cell_assigns_the_name_that_python_reads(
 
 
 @pytest.mark.parametrize("name", ["_oh", "In", fullwidth("Out"), "get_ipython", "print"])
-def test_a_refused_name_asks_nothing_and_changes_nothing(
+def test_refused_name_sends_no_request_and_changes_nothing(
     shell: InteractiveShell, script: ScriptedBackend, name: str
 ) -> None:
     before = dict(shell.user_ns)

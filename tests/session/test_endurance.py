@@ -1,4 +1,4 @@
-"""Requests of every kind, a third of them cancelled anywhere: the benchmark's own, and fewer."""
+"""A smaller run of the endurance benchmark: all kinds of requests, a third cancelled."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mlx_magic.engine.request import Sampling
 pytestmark = pytest.mark.model
 
 
-def test_many_requests_of_which_a_third_is_cancelled_leave_nothing_and_change_nothing() -> None:
+def test_many_requests_with_a_third_cancelled_leak_nothing_and_change_no_answer() -> None:
     report = endurance.measure(requests=60, seed=27)
-    # How many end before their moment has come is up to the machine.
+    # How many requests end before their cancellation depends on the machine.
     missed = {target.what for target in report.targets if not target.met}
     assert missed <= {"cancelled, of all"}
     assert len(report.samples["cancelled by"]) >= 5, "many kinds of moment were among them"
@@ -34,16 +34,14 @@ def session() -> Iterator[Cutting]:
     made.close()
 
 
-def test_what_would_be_left_behind_is_seen(
-    session: Cutting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leaks_would_be_detected(session: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan("What is it?", tuple(pictures()[:1]), Sampling(max_tokens=2))
     assert session.begin(plan).future.result(120).finish_reason == "length"
     session.settle()
     assert set(session.left().values()) == {0}
 
     def stays(self: Batch, seat: Slot) -> None:
-        """Leave nothing."""
+        """Keep nothing."""
 
     monkeypatch.setattr(Batch, "leave", stays)
     session.begin(plan).future.result(120)

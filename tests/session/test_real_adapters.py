@@ -33,7 +33,7 @@ def session() -> Iterator[Session]:
 
 
 def shaken(model: Any) -> None:
-    """Give the second factors values: zeros, as they begin, change nothing."""
+    """Set the second LoRA factors: their initial zeros change nothing."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
 
@@ -102,7 +102,7 @@ def ask(session: Session, model: str, prompt: str, *images: Image.Image) -> str:
     return session.start(request, images=named).future.result(120).text
 
 
-def test_a_vision_adapter_changes_the_answer_and_not_the_bases(
+def test_vision_adapter_changes_its_answer_and_not_that_of_the_base(
     session: Session, vision_adapter: Path
 ) -> None:
     before = ask(session, "demo", QUESTION, circle())
@@ -113,13 +113,13 @@ def test_a_vision_adapter_changes_the_answer_and_not_the_bases(
     tuned = ask(session, "tuned", QUESTION, circle())
     assert tuned != before
     assert ask(session, "demo", QUESTION, circle()) == before
-    # Nothing that one has seen or read is reused by the other.
+    # Neither reuses caches of the other.
     assert ask(session, "tuned", QUESTION, circle()) == tuned
     session.pool.unload("tuned")
     assert ask(session, "demo", QUESTION, circle()) == before
 
 
-def test_it_answers_as_mlx_vlm_does_with_it(session: Session, vision_adapter: Path) -> None:
+def test_vision_adapter_answers_equal_mlx_vlm(session: Session, vision_adapter: Path) -> None:
     session.load("demo", alias="same", adapter=str(vision_adapter)).future.result(120)
     ours = ask(session, "same", "What is 3 plus 4?")
 
@@ -140,7 +140,7 @@ def test_it_answers_as_mlx_vlm_does_with_it(session: Session, vision_adapter: Pa
     session.pool.unload("same")
 
 
-def test_a_text_adapter_changes_the_answer_and_not_the_bases(
+def test_text_adapter_changes_its_answer_and_not_that_of_the_base(
     session: Session, text_adapter: Path
 ) -> None:
     base, question = str(smollm2_folder(quantized=False)), "What is the capital of France?"
@@ -174,7 +174,7 @@ def reshaped(tensors: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("change", [renamed, reshaped])
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_an_adapter_of_another_model_is_one_line_and_leaves_no_memory(
+def test_adapter_of_another_model_is_refused_in_one_line_and_frees_memory(
     session: Session,
     tmp_path: Path,
     kind: str,

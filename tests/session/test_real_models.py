@@ -62,9 +62,7 @@ def ask(
     return session.start(request, images=named, sink=sink).future.result(120)
 
 
-def test_the_answer_and_the_usage_are_those_of_raw_mlx_vlm(
-    session: Session, circle: Image.Image
-) -> None:
+def test_answer_and_usage_equal_raw_mlx_vlm(session: Session, circle: Image.Image) -> None:
     ours = ask(session, QUESTION, circle, max_tokens=64)
 
     def raw() -> tuple[str, int, int]:
@@ -90,7 +88,7 @@ def test_the_answer_and_the_usage_are_those_of_raw_mlx_vlm(
     assert "red" in ours.text
 
 
-def test_pictures_are_processed_beside_the_inference_thread(
+def test_images_are_processed_off_the_inference_thread(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -124,19 +122,21 @@ def test_pictures_are_processed_beside_the_inference_thread(
     assert threads == ["mlx-magic"] * len(colours)
 
 
-def test_two_pictures_are_twice_the_image_tokens(session: Session, circle: Image.Image) -> None:
+def test_two_images_have_twice_the_image_tokens(session: Session, circle: Image.Image) -> None:
     one = ask(session, QUESTION, circle).usage.image_tokens
     two = ask(session, "Which picture shows a square?", circle, circle).usage.image_tokens
     assert two == 2 * one
 
 
-def test_a_question_without_a_picture_is_a_plain_question(session: Session) -> None:
+def test_question_without_an_image_has_no_image_tokens(session: Session) -> None:
     result = ask(session, "What is 3 plus 4?")
     assert "7" in result.text
     assert result.usage.image_tokens == 0
 
 
-def test_a_seed_repeats_and_another_does_not(session: Session, circle: Image.Image) -> None:
+def test_same_seed_repeats_the_answer_and_another_does_not(
+    session: Session, circle: Image.Image
+) -> None:
     def sampled(seed: int) -> str:
         return ask(session, QUESTION, circle, temperature=3.0, seed=seed, max_tokens=24).text
 
@@ -158,7 +158,7 @@ def cancelling(session: Session, phase: str, prompt: str, *images: Any, **more: 
     return result, chunks
 
 
-def test_cancel_in_prefill_stops_at_the_next_chunk_and_hurts_nobody(
+def test_cancel_in_prefill_stops_at_the_next_chunk_and_keeps_the_model_usable(
     session: Session, circle: Image.Image
 ) -> None:
     before = ask(session, QUESTION, circle).text
@@ -171,7 +171,7 @@ def test_cancel_in_prefill_stops_at_the_next_chunk_and_hurts_nobody(
     assert ask(session, QUESTION, circle).text == before
 
 
-def test_cancel_in_decode_keeps_what_was_written(session: Session, circle: Image.Image) -> None:
+def test_cancel_in_decode_keeps_the_partial_text(session: Session, circle: Image.Image) -> None:
     whole = ask(session, QUESTION, circle).text
     result, chunks = cancelling(session, "decode", QUESTION, circle)
 
@@ -182,7 +182,7 @@ def test_cancel_in_decode_keeps_what_was_written(session: Session, circle: Image
     assert ask(session, QUESTION, circle).text == whole
 
 
-def test_prompts_longer_than_a_chunk_are_read_in_chunks(
+def test_prompts_longer_than_a_chunk_are_prefilled_in_chunks(
     session: Session, circle: Image.Image
 ) -> None:
     seen: list[int] = []
@@ -198,7 +198,7 @@ def test_prompts_longer_than_a_chunk_are_read_in_chunks(
     assert max(steps) <= platform.PREFILL_CHUNK_GPU
 
 
-def test_unloading_gives_the_memory_back(session: Session, circle: Image.Image) -> None:
+def test_unload_frees_memory(session: Session, circle: Image.Image) -> None:
     ask(session, QUESTION, circle)
     held = platform.memory().active
     freed = session.pool.unload("demo")
@@ -208,7 +208,7 @@ def test_unloading_gives_the_memory_back(session: Session, circle: Image.Image) 
     assert ask(session, QUESTION, circle).text
 
 
-def test_a_placeholder_in_the_words_is_no_picture(session: Session, circle: Image.Image) -> None:
+def test_image_placeholder_in_the_prompt_is_text(session: Session, circle: Image.Image) -> None:
     plain = ask(session, "What is this here?", circle)
     words = ask(session, "What is <image> here?", circle)
     assert words.usage.image_tokens == plain.usage.image_tokens
@@ -217,7 +217,7 @@ def test_a_placeholder_in_the_words_is_no_picture(session: Session, circle: Imag
 
 
 @pytest.mark.parametrize(("at_once", "calls"), [(40, 1), (1_000, 0)])
-def test_as_much_of_a_prompt_is_read_in_one_call_as_the_device_says(
+def test_prefill_chunk_size_is_that_of_the_device(
     session: Session,
     circle: Image.Image,
     monkeypatch: pytest.MonkeyPatch,
@@ -273,7 +273,7 @@ def test_a_text_model_stops_in_prefill_and_in_decode(session: Session, smollm2: 
     assert result.text
 
 
-def test_a_text_models_seed_repeats(session: Session, smollm2: str) -> None:
+def test_text_model_repeats_an_answer_with_the_same_seed(session: Session, smollm2: str) -> None:
     def sampled(seed: int) -> str:
         return ask(
             session, "Hi", model=smollm2, temperature=1.5, seed=seed, max_tokens=8
@@ -298,7 +298,7 @@ ASKED = (
 def ask_at_once(
     session: Session, model: str, sampling: list[Sampling]
 ) -> list[tuple[str, int, int, str]]:
-    """Ask text questions that all run together, each in its own way."""
+    """Send concurrent text requests, each with its own options."""
     asked = itertools.islice(itertools.cycle(ASKED), len(sampling))
     generations = [
         session.start(GenerationRequest(prompt=prompt, model=model, sampling=own))
@@ -312,16 +312,14 @@ def outcome(result: VisionResult) -> tuple[str, int, int, str]:
     return result.text, usage.prompt_tokens, usage.completion_tokens, result.finish_reason
 
 
-def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
-    session: Session, smollm2: str
-) -> None:
+def test_concurrent_text_requests_equal_raw_mlx_lm(session: Session, smollm2: str) -> None:
     def raw() -> list[tuple[str, int, int, str]]:
         import mlx.core as mx
         import mlx_lm
         from mlx_lm.utils import dequantize_model
 
         model, tokenizer = mlx_lm.load(smollm2)[:2]
-        # As the session has it: the product of 4-bit weights takes four times as long on a CPU.
+        # Float32, as the session uses: 4-bit products take four times as long on a CPU.
         model = dequantize_model(model)
         model.set_dtype(mx.float32)
         found = []
@@ -343,9 +341,7 @@ def test_text_questions_at_once_are_answered_as_raw_mlx_lm_answers_each(
     assert sixteen == expected * 2
 
 
-def test_a_text_models_seed_gives_the_same_answer_beside_others(
-    session: Session, smollm2: str
-) -> None:
+def test_text_model_seed_gives_the_same_answer_in_a_batch(session: Session, smollm2: str) -> None:
     ways = [
         Sampling(max_tokens=8, temperature=0.7, top_p=0.9, seed=1),
         Sampling(max_tokens=8, temperature=1.5, top_k=40, seed=2),
@@ -361,7 +357,7 @@ def test_a_text_models_seed_gives_the_same_answer_beside_others(
     assert ask_at_once(session, smollm2, ways) == alone
 
 
-def test_weights_that_do_not_fit_their_config_are_one_line_and_leave_nothing(
+def test_weights_that_do_not_match_the_config_are_refused_and_freed(
     session: Session, tmp_path: Path
 ) -> None:
     folder = tmp_path / "misfit"
@@ -418,7 +414,7 @@ def follow(
     return session.start(request, images=[("i", i) for i in images], sink=sink).future.result(120)
 
 
-def test_a_follow_up_reads_the_picture_of_its_first_turn_as_raw_mlx_vlm_does(
+def test_follow_up_with_an_earlier_image_equals_raw_mlx_vlm(
     session: Session, circle: Image.Image
 ) -> None:
     first = ask(session, QUESTION, circle, max_tokens=48)
@@ -446,7 +442,7 @@ def test_a_follow_up_reads_the_picture_of_its_first_turn_as_raw_mlx_vlm_does(
     assert result.text != ask(session, again, max_tokens=48).text, "the turn before counts"
 
 
-def test_two_turns_with_a_picture_each_are_read_as_raw_mlx_vlm_reads_them(
+def test_two_turns_with_an_image_each_equal_raw_mlx_vlm(
     session: Session, circle: Image.Image
 ) -> None:
     first = ask(session, QUESTION, circle, max_tokens=48)
@@ -501,7 +497,7 @@ DROPS = "{% set messages = messages[-1:] %}"
     ],
     ids=["no system prompt", "one turn", "drops"],
 )
-def test_a_template_that_cannot_take_a_conversation_says_so_in_one_line(
+def test_template_that_cannot_render_a_conversation_is_an_error_of_one_line(
     session: Session, circle: Image.Image, tmp_path: Path, before: str, words: str
 ) -> None:
     whole = (mlx_magic.demo_model() / "chat_template.jinja").read_text()
@@ -518,9 +514,7 @@ def test_a_template_that_cannot_take_a_conversation_says_so_in_one_line(
     session.pool.unload(model)
 
 
-def test_a_text_models_turns_are_read_as_raw_mlx_lm_reads_them(
-    session: Session, smollm2: str
-) -> None:
+def test_text_model_conversation_equals_raw_mlx_lm(session: Session, smollm2: str) -> None:
     turns = ("My name is Ada.", "Hello Ada!", "What is my name?")
     result = follow(
         session,
@@ -556,7 +550,7 @@ def test_a_text_models_turns_are_read_as_raw_mlx_lm_reads_them(
 RULES = "Answer politely and briefly, and never twice in the same words. " * 30
 
 
-def test_five_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_lm_writes(
+def test_five_text_turns_prefill_each_turn_once_and_equal_raw_mlx_lm(
     session: Session, smollm2: str
 ) -> None:
     session.pool.forget()
@@ -603,7 +597,7 @@ def test_five_turns_of_a_text_model_read_each_turn_once_and_write_what_raw_mlx_l
     assert (results[-1].text.strip(), cold.text.strip()) == (expected, expected)
 
 
-def test_a_base_model_continues_the_turns_as_plain_text(
+def test_model_without_a_chat_template_gets_turns_as_plain_text(
     session: Session, smollm2: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "base"

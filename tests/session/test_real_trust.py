@@ -1,4 +1,4 @@
-"""Checkpoints that leave a mark if their code runs, through the libraries' own way of loading."""
+"""Checkpoints that leave a mark file if their code runs, loaded through the libraries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(json.dumps(said))
 
 
 class Payload:
-    """What a pickle runs when it is read."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -112,7 +112,7 @@ HOSTILE: list[tuple[str, Callable[[Path], Path], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "spoil", "words"), HOSTILE)
-def test_it_runs_with_permission_only(
+def test_remote_code_runs_only_with_permission(
     tmp_path: Path, kind: str, spoil: Callable[[Path], Path], words: str
 ) -> None:
     folder = spoil(copied(kind, tmp_path / "m"))
@@ -120,7 +120,7 @@ def test_it_runs_with_permission_only(
     assert refused[0] == "UntrustedCodeError"
     assert words in str(refused[1])
     assert refused[2] is False
-    # That it would have run: otherwise the lines above would prove nothing.
+    # Control: without the refusal it runs.
     assert allowed[2] is True
 
 
@@ -140,7 +140,7 @@ def test_it_runs_with_permission_only(
     ],
     ids=["code", "time"],
 )
-def test_a_hostile_chat_template_is_stopped_with_permission_too(
+def test_hostile_chat_template_is_stopped_even_with_permission(
     tmp_path: Path, kind: str, template: str, words: str
 ) -> None:
     folder = copied(kind, tmp_path / "m")
@@ -156,13 +156,13 @@ def test_a_hostile_chat_template_is_stopped_with_permission_too(
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
-def test_pickled_weights_are_refused_with_permission_too(
+def test_pickled_weights_are_refused_even_with_permission(
     tmp_path: Path, kind: str, name: str
 ) -> None:
     folder = with_pickle(copied(kind, tmp_path / "m"), name)
     with (folder / name).open("rb") as file:
         pickle.load(file)
-    checkpoints.mark_of(folder).unlink()  # it does what it is for
+    checkpoints.mark_of(folder).unlink()  # control: the pickle runs
     for file_ in folder.glob("*.safetensors*"):
         file_.unlink()
     for error, text, mark in loaded(folder):
@@ -199,7 +199,7 @@ print(json.dumps(said))
 """
 
 
-def test_the_load_itself_runs_nothing_where_the_reading_erred(tmp_path: Path) -> None:
+def test_load_runs_no_code_even_if_the_config_check_missed_it(tmp_path: Path) -> None:
     place = tmp_path / "all"
     place.mkdir()
     for kind in ("vision", "text"):
@@ -213,7 +213,7 @@ def test_the_load_itself_runs_nothing_where_the_reading_erred(tmp_path: Path) ->
     for name, (refused, allowed) in said.items():
         assert refused[2] is False, name
         assert "\n" not in str(refused[1])
-        # With permission the same load runs it: otherwise this would prove nothing. (What the
+        # Control: with permission the same load runs it. (What the
         # processor of internvl_chat runs by itself, tests/hostile/test_loaders.py shows.)
         assert allowed[2] is True or name == "internvl_chat", name
         assert refused[0] in {"UntrustedCodeError", "CheckpointError", "NoneType"}

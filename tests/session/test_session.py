@@ -51,12 +51,12 @@ def question(model: str, **sampling: Any) -> GenerationRequest:
     return GenerationRequest(prompt="What is it?", model=model, sampling=Sampling(**sampling))
 
 
-def reach(work: Task[Any], phase: str) -> None:
+def wait_for_phase(work: Task[Any], phase: str) -> None:
     while work.progress.phase != phase:
         assert not work.done
 
 
-def test_a_question_about_a_picture_is_answered(session: Session, vision: str) -> None:
+def test_question_about_an_image_is_answered(session: Session, vision: str) -> None:
     sink = RecordingSink()
     generation = session.start(question(vision), images=[("img", picture())], sink=sink)
     result = generation.future.result(10)
@@ -70,7 +70,7 @@ def test_a_question_about_a_picture_is_answered(session: Session, vision: str) -
     assert session.running == []
 
 
-def test_thumbnails_are_made_meanwhile_for_who_shows_them_alone(
+def test_thumbnails_are_made_only_for_sinks_that_show_them(
     session: Session, vision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[int, int]] = []
@@ -97,20 +97,20 @@ def test_thumbnails_are_made_meanwhile_for_who_shows_them_alone(
     assert made == [(30, 10)]
 
 
-class Held:
-    """What a model made ready."""
+class PrefetchedInputs:
+    """Prefetched inputs."""
 
 
-def test_what_a_model_makes_ready_lives_as_long_as_its_request(
+def test_prefetched_inputs_live_as_long_as_their_request(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    made: list[weakref.ref[Held]] = []
+    made: list[weakref.ref[PrefetchedInputs]] = []
     threads: list[str] = []
 
-    def ahead(request: GenerationRequest, cancel: CancelToken) -> Held:
+    def ahead(request: GenerationRequest, cancel: CancelToken) -> PrefetchedInputs:
         assert [image.size for image in request.images] == [(20, 10)], "pictures are open by then"
         threads.append(threading.current_thread().name)
-        held = Held()
+        held = PrefetchedInputs()
         made.append(weakref.ref(held))
         return held
 
@@ -120,20 +120,20 @@ def test_what_a_model_makes_ready_lives_as_long_as_its_request(
     assert made == [], "the model was not there yet"
     script.hold = "decode"
     generation = asked()
-    reach(generation, "decode")
+    wait_for_phase(generation, "decode")
     gc.collect()
     assert made[0]() is not None
     script.release()
     generation.future.result(10)
-    # The engine lets go of the work's steps after the outcome was told.
+    # The engine releases the task's generator after the outcome is set.
     session.engine.call(lambda: None).result(10)
     gc.collect()
     assert made[0]() is None
     assert threads == ["mlx-magic-prepare"]
 
 
-class Waits:
-    """Makes nothing ready, and takes its time."""
+class SlowPrefetch:
+    """Prefetches nothing, slowly."""
 
     def __init__(self) -> None:
         self.came, self.go = threading.Event(), threading.Event()
@@ -144,11 +144,11 @@ class Waits:
         cancel.checkpoint()
 
 
-def test_cancel_does_not_wait_for_what_is_made_ready(
+def test_cancel_does_not_wait_for_prefetch(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     session.start(question(vision)).future.result(10)
-    script.ahead = ahead = Waits()
+    script.ahead = ahead = SlowPrefetch()
     generation = session.start(question(vision), images=[("img", picture())])
     assert ahead.came.wait(10)
     generation.cancel()
@@ -160,12 +160,12 @@ def test_cancel_does_not_wait_for_what_is_made_ready(
     assert session.start(question(vision)).future.result(10).text
 
 
-def test_who_makes_ready_does_not_hold_the_model(
+def test_prefetch_does_not_keep_an_unloaded_model_alive(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     session.start(question(vision)).future.result(10)
     model = weakref.ref(session.pool._registry.loaded[0])
-    script.ahead = ahead = Waits()
+    script.ahead = ahead = SlowPrefetch()
     generation = session.start(question(vision))
     assert ahead.came.wait(10)
     session.engine.call(session.pool._registry.clear).result(10)
@@ -175,12 +175,12 @@ def test_who_makes_ready_does_not_hold_the_model(
     assert generation.future.result(10).text
 
 
-def test_max_tokens_ends_with_length(session: Session, vision: str) -> None:
+def test_max_tokens_ends_with_finish_reason_length(session: Session, vision: str) -> None:
     result = session.start(question(vision, max_tokens=2)).future.result(10)
     assert (result.finish_reason, result.usage.completion_tokens) == ("length", 2)
 
 
-def test_a_stop_text_ends_an_answer(session: Session, vision: str) -> None:
+def test_stop_sequence_ends_an_answer(session: Session, vision: str) -> None:
     sink = RecordingSink()
     request = question(vision, stop=("nothing", " red"))
     result = session.start(request, sink=sink).future.result(10)
@@ -189,7 +189,7 @@ def test_a_stop_text_ends_an_answer(session: Session, vision: str) -> None:
     assert [model.users for model in session.pool] == [0]
 
 
-def test_a_model_is_loaded_once_on_the_engines_thread(
+def test_model_is_loaded_once_on_the_inference_thread(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     generations = [session.start(question(vision)) for _ in range(5)]
@@ -200,7 +200,7 @@ def test_a_model_is_loaded_once_on_the_engines_thread(
     assert [m.users for m in session.pool] == [0]
 
 
-def test_pictures_for_a_text_model_are_refused_before_anything_is_loaded(
+def test_images_for_a_text_model_are_refused_before_the_load(
     session: Session, script: ScriptedBackend, text: str
 ) -> None:
     with pytest.raises(ImagesNotSupportedError, match="demo") as caught:
@@ -211,7 +211,7 @@ def test_pictures_for_a_text_model_are_refused_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize("broken", sorted(checkpoints.BROKEN))
-def test_a_broken_checkpoint_leaves_nothing_behind(
+def test_broken_checkpoint_leaves_no_model_loaded(
     session: Session, script: ScriptedBackend, tmp_path: Path, broken: str
 ) -> None:
     folder = checkpoints.BROKEN[broken](tmp_path / "broken")
@@ -224,7 +224,7 @@ def test_a_broken_checkpoint_leaves_nothing_behind(
     assert session.start(question(good)).future.result(10).text
 
 
-def test_a_missing_picture_fails_the_request_alone(session: Session, vision: str) -> None:
+def test_missing_image_fails_only_its_request(session: Session, vision: str) -> None:
     with pytest.raises(ImageNotFoundError):
         session.start(question(vision), images=[(None, "nowhere.png")]).future.result(10)
     assert session.start(question(vision)).future.result(10).text
@@ -238,7 +238,7 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
     sink = RecordingSink()
     generation = session.start(question(vision, max_tokens=10**6), images=[("i", picture())],
                                sink=sink)  # fmt: skip
-    reach(generation, phase)
+    wait_for_phase(generation, phase)
     assert session.cancel() == 1
     result = generation.future.result(10)
 
@@ -249,7 +249,9 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
     assert (again.finish_reason, again.text) == ("stop", "It is a red circle.")
 
 
-def test_cancel_in_the_queue_does_not_touch_who_runs(script: ScriptedBackend, vision: str) -> None:
+def test_cancel_of_a_queued_request_does_not_affect_the_running_one(
+    script: ScriptedBackend, vision: str
+) -> None:
     script.hold = "prefill"
     session = scripted_session(backend=script, threaded=False)
     first = session.start(question(vision))
@@ -268,12 +270,10 @@ def test_cancel_in_the_queue_does_not_touch_who_runs(script: ScriptedBackend, vi
     session.close()
 
 
-def test_one_that_is_cancelled_does_not_wait_for_a_round_of_the_others(
-    script: ScriptedBackend, vision: str
-) -> None:
+def test_cancelled_request_gets_the_next_slice(script: ScriptedBackend, vision: str) -> None:
     script.hold = "decode"
     session = scripted_session(backend=script, threaded=False)
-    # Pictures are opened on threads of their own: the order is that of their submission.
+    # Images are opened on threads of their own: the order is that of their submission.
     asked = []
     for _ in range(6):
         asked.append(session.start(question(vision, max_tokens=10**6)))
@@ -289,7 +289,7 @@ def test_one_that_is_cancelled_does_not_wait_for_a_round_of_the_others(
     session.close()
 
 
-def test_a_models_failure_is_named_and_keeps_the_model(
+def test_model_error_is_named_and_keeps_the_model_loaded(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.error = ZeroDivisionError("by zero")
@@ -321,17 +321,17 @@ def test_load_use_and_unload_by_alias(
 
 
 @pytest.mark.parametrize("alias", ["demo", "", "a/b", "-x"])
-def test_a_bad_alias_is_refused(session: Session, vision: str, alias: str) -> None:
+def test_invalid_alias_is_refused(session: Session, vision: str, alias: str) -> None:
     with pytest.raises(RequestError, match="alias"):
         session.load(vision, alias=alias)
 
 
-def test_a_model_in_use_is_not_unloaded_under_its_user(
+def test_unload_waits_for_running_requests(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "prefill"
     generation = session.start(question(vision))
-    reach(generation, "prefill")
+    wait_for_phase(generation, "prefill")
     unload = session.pool.submit_unload(vision)
     assert not unload.done
     assert unload in session.running
@@ -342,12 +342,12 @@ def test_a_model_in_use_is_not_unloaded_under_its_user(
     assert vision not in session.pool
 
 
-def test_cancelling_a_load_leaves_nothing(
+def test_cancelled_load_leaves_no_model(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "loading"
     load = session.load(vision)
-    reach(load, "loading")
+    wait_for_phase(load, "loading")
     load.cancel()
     assert load.future.result(10) is None
     session.engine.call(lambda: None).result(10)
@@ -355,9 +355,7 @@ def test_cancelling_a_load_leaves_nothing(
     assert script.loads == 0
 
 
-def test_code_of_a_checkpoint_needs_permission_for_that_load(
-    session: Session, tmp_path: Path
-) -> None:
+def test_remote_code_needs_permission_for_each_load(session: Session, tmp_path: Path) -> None:
     folder = str(checkpoints.with_auto_map(checkpoints.good(tmp_path / "evil")))
     with pytest.raises(UntrustedCodeError) as caught:
         session.start(question(folder)).future.result(10)
@@ -383,7 +381,7 @@ def test_a_load_that_does_not_fit_is_refused_with_the_numbers(vision: str) -> No
     session.close()
 
 
-def test_check_names_what_a_model_is(session: Session, vision: str, tmp_path: Path) -> None:
+def test_check_returns_the_kind_of_a_model(session: Session, vision: str, tmp_path: Path) -> None:
     assert session.check(vision).startswith("vision")
     with pytest.raises(ModelNotFoundError):
         session.check("nonsense")
@@ -391,7 +389,7 @@ def test_check_names_what_a_model_is(session: Session, vision: str, tmp_path: Pa
         session.check(str(checkpoints.without_weights(tmp_path / "w")))
 
 
-def test_an_alias_that_is_used_again_names_the_new_model(
+def test_reused_alias_names_the_new_model(
     session: Session, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     first, second = (str(checkpoints.good(tmp_path / name)) for name in ("first", "second"))
@@ -404,21 +402,21 @@ def test_an_alias_that_is_used_again_names_the_new_model(
     assert [m.path for m in session.pool] == [first]
 
 
-def test_a_load_that_failed_leaves_no_alias(session: Session, tmp_path: Path) -> None:
+def test_failed_load_leaves_no_alias(session: Session, tmp_path: Path) -> None:
     folder = checkpoints.with_auto_map(checkpoints.good(tmp_path / "evil"))
     with pytest.raises(UntrustedCodeError):
         session.load(str(folder), alias="e").future.result(10)
     assert "e" not in session.aliases
 
 
-def test_another_model_is_unloaded_while_one_answers(
+def test_model_can_be_unloaded_while_another_answers(
     session: Session, script: ScriptedBackend, vision: str, tmp_path: Path
 ) -> None:
     other = str(checkpoints.good(tmp_path / "other"))
     session.load(other).future.result(10)
     script.hold = "decode"
     generation = session.start(question(vision, max_tokens=10**6))
-    reach(generation, "decode")
+    wait_for_phase(generation, "decode")
 
     assert session.pool.unload(other) > 0
     assert script.closed == 1
@@ -427,12 +425,12 @@ def test_another_model_is_unloaded_while_one_answers(
     generation.future.result(10)
 
 
-def test_nobody_can_cancel_the_futures_themselves(
+def test_futures_cannot_be_cancelled_directly(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "prefill"
     generation = session.start(question(vision))
-    reach(generation, "prefill")
+    wait_for_phase(generation, "prefill")
     assert not generation.future.cancel()
     called = session.engine.call(lambda: 1)
     assert not called.cancel()
@@ -440,7 +438,7 @@ def test_nobody_can_cancel_the_futures_themselves(
     assert called.result(10) == 1
 
 
-def test_a_failure_while_loading_names_the_model_and_keeps_no_frames(
+def test_load_error_names_the_model_and_keeps_no_frames(
     session: Session, script: ScriptedBackend, vision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: object, **kwargs: object) -> Any:
@@ -453,14 +451,14 @@ def test_a_failure_while_loading_names_the_model_and_keeps_no_frames(
     assert caught.value.__cause__.__traceback__ is None
 
 
-def test_a_sink_that_fails_does_not_cost_the_answer(session: Session, vision: str) -> None:
+def test_failing_sink_does_not_fail_the_answer(session: Session, vision: str) -> None:
     def sink(chunk: object) -> None:
         raise ValueError("sink")
 
     assert session.start(question(vision), sink=sink).future.result(10).text
 
 
-def test_a_closed_session_says_so(vision: str) -> None:
+def test_closed_session_refuses_requests(vision: str) -> None:
     session = scripted_session()
     session.close()
     with pytest.raises(EngineError, match="closed"):
@@ -479,9 +477,7 @@ def test_the_pool_loads_and_unloads_from_code(
         session.pool.load(checkpoints.without_weights(tmp_path / "none"))
 
 
-def test_an_alias_is_there_as_soon_as_its_load_has_its_outcome(
-    session: Session, vision: str
-) -> None:
+def test_alias_exists_as_soon_as_its_load_is_done(session: Session, vision: str) -> None:
     # A callback of the future comes before all that others do with its outcome.
     there: list[bool] = []
     load = session.load(vision, alias="seer")
@@ -491,12 +487,12 @@ def test_an_alias_is_there_as_soon_as_its_load_has_its_outcome(
     assert there == [True]
 
 
-def test_a_load_that_was_cancelled_leaves_no_alias(
+def test_cancelled_load_leaves_no_alias(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "loading"
     load = session.load(vision, alias="seer")
-    reach(load, "loading")
+    wait_for_phase(load, "loading")
     load.cancel()
     script.release()
     session.engine.call(lambda: None).result(10)
@@ -504,7 +500,7 @@ def test_a_load_that_was_cancelled_leaves_no_alias(
     assert not session.aliases
 
 
-def test_pictures_of_earlier_turns_are_refused_by_a_text_model_too(
+def test_images_of_earlier_turns_are_refused_by_a_text_model(
     session: Session, script: ScriptedBackend, text: str
 ) -> None:
     seen = tuple(open_images(picture()))
@@ -515,7 +511,7 @@ def test_pictures_of_earlier_turns_are_refused_by_a_text_model_too(
     assert script.loads == 0
 
 
-def test_a_scripted_model_reads_the_turns_before(
+def test_scripted_model_gets_earlier_turns(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     seen = tuple(open_images(picture()))

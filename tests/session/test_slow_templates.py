@@ -1,4 +1,4 @@
-"""A chat template that takes long holds up nobody: it renders beside the inference thread."""
+"""A slow chat template does not block other requests: it renders off the inference thread."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ask(session: Session, model: str) -> Generation:
 
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
-def test_others_are_answered_beside_an_endless_template_and_cancel_ends_it(
+def test_endless_template_does_not_block_others_and_can_be_cancelled(
     kind: str, session: Session, endless: None, tmp_path: Path
 ) -> None:
     source = demo.folder() if kind == "vision" else smollm2_folder()
@@ -78,13 +78,13 @@ def test_others_are_answered_beside_an_endless_template_and_cancel_ends_it(
     hostile.cancel()
     result = hostile.future.result(10)
     assert (result.finish_reason, result.text) == ("cancelled", "")
-    # Its model is as good as before.
+    # The model still works.
     again = ask(session, folder)
     again.cancel()
     assert again.future.result(10).finish_reason == "cancelled"
 
 
-def test_an_endless_template_ends_by_itself(session: Session, tmp_path: Path) -> None:
+def test_endless_template_ends_at_its_time_limit(session: Session, tmp_path: Path) -> None:
     folder = with_template(demo.folder(), tmp_path / "hostile")
     with pytest.raises(Exception, match="its chat template was stopped") as caught:
         ask(session, folder).future.result(60)

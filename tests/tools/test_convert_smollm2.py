@@ -38,7 +38,7 @@ print(generate(model, tokenizer, prompt, max_tokens=12))
         ("blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
     ],
 )
-def test_tensors_are_renamed(name: str, new: str) -> None:
+def test_vision_tensors_are_renamed(name: str, new: str) -> None:
     assert mlx_name(name) == new
 
 
@@ -54,11 +54,11 @@ def test_tensors_are_renamed(name: str, new: str) -> None:
         ("connector.modality_projection.proj.weight", None),
     ],
 )
-def test_the_language_half_is_renamed(name: str, new: str | None) -> None:
+def test_language_model_tensors_are_renamed(name: str, new: str | None) -> None:
     assert language_name(name) == new
 
 
-def test_rows_of_a_head_are_put_back() -> None:
+def test_rows_of_each_attention_head_are_restored() -> None:
     import mlx.core as mx
 
     # Two heads of four rows; llama.cpp stores each as 0, 2, 1, 3.
@@ -66,7 +66,7 @@ def test_rows_of_a_head_are_put_back() -> None:
     assert unpermuted(stored, heads=2)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "Usage: python -m tools.convert_smollm2" in capsys.readouterr().err
     assert main([str(tmp_path / "none.gguf"), str(tmp_path / "out")]) == 1
@@ -74,7 +74,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_wheel_it_says_what_to_run(tmp_path: Path) -> None:
+def test_missing_wheel_error_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="make smollm2"):
         smollm2_folder(tmp_path)
 
@@ -103,7 +103,7 @@ VISION = {
 
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore")  # of mlx-vlm's imports
-def test_the_language_half_computes_the_same_by_itself(tmp_path: Path) -> None:
+def test_language_model_alone_computes_the_same(tmp_path: Path) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model

@@ -1,4 +1,4 @@
-"""What the documents name exists: options, commands, targets, files; their code can be read."""
+"""Everything named in the documents exists: options, commands, targets, files; code parses."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def fenced(text: str) -> Iterator[tuple[str, str]]:
+def code_blocks(text: str) -> Iterator[tuple[str, str]]:
     """Yield the language and the content of each block of code."""
     for match in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
         yield match[2], match[3]
 
 
-def inline(text: str) -> list[str]:
-    """Return what stands between single backticks, outside of blocks."""
+def inline_code(text: str) -> list[str]:
+    """Return the text in single backticks, outside code blocks."""
     text = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
 
@@ -79,20 +79,20 @@ def tags_of(cell: dict[str, object]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_code_in_documents_can_be_read(name: str) -> None:
-    for language, code in fenced(text_of(name)):
+def test_code_in_documents_parses(name: str) -> None:
+    for language, code in code_blocks(text_of(name)):
         if language == "python" or code.startswith("%"):
             check_code(code)
 
 
 def test_readme_shows_magics_and_python() -> None:
-    blocks = list(fenced(text_of("README.md")))
+    blocks = list(code_blocks(text_of("README.md")))
     assert any(code.startswith("%%vision") for _, code in blocks)
     assert any(code.startswith("%vision") for _, code in blocks)
     assert any(language == "python" for language, _ in blocks)
 
 
-def test_unknown_flags_in_documents_would_be_seen() -> None:
+def test_unknown_flags_in_documents_would_be_detected() -> None:
     with pytest.raises(mlx_magic.errors.RequestError):
         check_code("%%vision --no-such-flag\nWhat?")
     with pytest.raises(mlx_magic.errors.RequestError):
@@ -104,7 +104,9 @@ def test_unknown_flags_in_documents_would_be_seen() -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_flags_exist(name: str) -> None:
     known = {flag for option in OPTIONS for flag in option.flags if flag.startswith("--")}
-    named = {flag for code in inline(text_of(name)) for flag in re.findall(r"--[a-z][a-z-]+", code)}
+    named = {
+        flag for code in inline_code(text_of(name)) for flag in re.findall(r"--[a-z][a-z-]+", code)
+    }
     assert named <= known | FOREIGN_FLAGS
 
 
@@ -122,8 +124,8 @@ def rows(name: str) -> list[str]:
     return [line for line in text_of(name).splitlines() if line.startswith("| ")]
 
 
-def test_the_page_of_options_has_a_row_for_every_option_and_its_setting() -> None:
-    found, named = rows("docs/options.md"), inline(text_of("docs/options.md"))
+def test_options_page_has_a_row_for_every_option_and_its_setting() -> None:
+    found, named = rows("docs/options.md"), inline_code(text_of("docs/options.md"))
     for option in CELL_OPTIONS:
         if not option.available:
             assert set(option.flags) <= set(named)
@@ -133,12 +135,12 @@ def test_the_page_of_options_has_a_row_for_every_option_and_its_setting() -> Non
         assert f"`{option.trait}`" in row
 
 
-def test_the_page_of_options_has_every_setting() -> None:
-    named = inline(text_of("docs/options.md"))
+def test_options_page_has_every_setting() -> None:
+    named = inline_code(text_of("docs/options.md"))
     assert {setting.trait for setting in SETTINGS} <= set(named)
 
 
-def test_the_page_of_options_has_every_command_with_its_flags() -> None:
+def test_options_page_has_every_command_with_its_flags() -> None:
     found = rows("docs/options.md")
     for verb, options in LINE_OPTIONS.items():
         [row] = [row for row in found if re.search(rf"^\| .*`%vision {verb}\b", row)]
@@ -156,7 +158,7 @@ def test_readme_calls_unavailable_what_is_unavailable() -> None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_subcommands_exist(name: str) -> None:
-    for code in inline(text_of(name)):
+    for code in inline_code(text_of(name)):
         if match := re.match(r"%vision ([a-z]+)", code):
             assert match[1] in LINE_OPTIONS
 
@@ -164,16 +166,18 @@ def test_named_subcommands_exist(name: str) -> None:
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_make_targets_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z0-9]+):", text_of("Makefile"), re.MULTILINE))
-    shell = [line for language, code in fenced(text_of(name)) if language == "console"
+    shell = [line for language, code in code_blocks(text_of(name)) if language == "console"
              for line in code.splitlines()]  # fmt: skip
-    used = {match[1] for code in [*inline(text_of(name)), *shell]
+    used = {match[1] for code in [*inline_code(text_of(name)), *shell]
             if (match := re.match(r"\s*make ([a-z0-9]+)", code))}  # fmt: skip
     assert used <= targets
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_named_files_exist(name: str) -> None:
-    paths = [code for code in inline(text_of(name)) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", code)]
+    paths = [
+        code for code in inline_code(text_of(name)) if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", code)
+    ]
     for path in {*paths} - MADE:
         assert any((place / path).exists() for place in (ROOT, PACKAGE)), path
 
@@ -195,7 +199,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in found}
 
 
-def test_contributing_has_every_folder_and_every_room() -> None:
+def test_contributing_has_every_folder_and_layer() -> None:
     firsts = " ".join(row.split("|")[1] for row in rows("CONTRIBUTING.md"))
     folders = {path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
     names = {f"{folder.relative_to(PACKAGE)}/" for folder in folders - {PACKAGE}}
@@ -205,7 +209,9 @@ def test_contributing_has_every_folder_and_every_room() -> None:
 
 def test_contributing_names_modules_that_exist() -> None:
     tracked = {path.name for top in TOPS for path in (ROOT / top).rglob("*.py")}
-    named = [code for code in inline(text_of("CONTRIBUTING.md")) if re.fullmatch(r"\w+\.py", code)]
+    named = [
+        code for code in inline_code(text_of("CONTRIBUTING.md")) if re.fullmatch(r"\w+\.py", code)
+    ]
     assert set(named) <= tracked
 
 
@@ -219,26 +225,26 @@ def test_changelog_has_this_version() -> None:
     assert f"## [{mlx_magic.__version__}]" in text_of("CHANGELOG.md")
 
 
-def test_readme_picture_is_sharp_and_small() -> None:
+def test_readme_image_is_sharp_and_small() -> None:
     path = ROOT / "docs" / "images" / "quickstart.png"
     assert path.stat().st_size < 400_000
     with Image.open(path) as picture:
         assert picture.width >= 1200
 
 
-def test_there_is_a_notebook() -> None:
+def test_example_notebooks_exist() -> None:
     assert [path.name for path in NOTEBOOKS] == ["panel.ipynb", "pool.ipynb", "quickstart.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_code_can_be_read(path: Path) -> None:
+def test_notebook_code_parses(path: Path) -> None:
     for cell in cells(path):
         if cell["cell_type"] == "code":
             check_code(source_of(cell))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_notebook_is_small_and_was_run_from_top_to_end(path: Path) -> None:
+def test_notebook_is_small_and_was_run_in_order(path: Path) -> None:
     assert path.stat().st_size < LARGEST_NOTEBOOK
     assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
     counts = [cell["execution_count"] for cell in cells(path) if cell["cell_type"] == "code"]
@@ -246,7 +252,7 @@ def test_notebook_is_small_and_was_run_from_top_to_end(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_cell_that_is_not_compared_has_its_reason_before_it(path: Path) -> None:
+def test_cell_excluded_from_comparison_has_a_reason_before_it(path: Path) -> None:
     before = ""
     for cell in cells(path):
         skipped = any(tag.startswith("nbval") for tag in tags_of(cell)) or "NBVAL" in source_of(

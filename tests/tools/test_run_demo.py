@@ -39,7 +39,7 @@ def written(capsys: pytest.CaptureFixture[str], *messages: tuple[str, dict[str, 
     return pieces
 
 
-def test_text_appears_as_it_comes_and_only_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_streamed_text_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
     pieces = written(
         capsys,
         opened(STATUS),
@@ -50,7 +50,7 @@ def test_text_appears_as_it_comes_and_only_once(capsys: pytest.CaptureFixture[st
     assert pieces == ["", "The circle", " is <red>", ".\n"]
 
 
-def test_a_finished_paragraph_goes_on_where_its_widget_stopped(
+def test_finished_paragraph_continues_the_printed_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pieces = written(
@@ -63,14 +63,14 @@ def test_a_finished_paragraph_goes_on_where_its_widget_stopped(
     assert "".join(pieces) == "One two.\n\nThree four.\n"
 
 
-def test_a_result_that_differs_from_the_stream_is_shown_whole(
+def test_result_that_differs_from_the_stream_is_printed_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pieces = written(capsys, update(view('{"a":1}')), result("Not valid JSON: it ends too early"))
     assert pieces == ['{"a":1}', "\nNot valid JSON: it ends too early\n"]
 
 
-def test_printed_text_errors_and_values_are_shown_and_views_are_not(
+def test_stdout_errors_and_values_are_printed_and_widgets_are_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pieces = written(
@@ -85,7 +85,7 @@ def test_printed_text_errors_and_values_are_shown_and_views_are_not(
 
 
 @given(st.text(), st.text())
-def test_the_rest_follows_the_start(start: str, end: str) -> None:
+def test_rest_of_a_text_follows_its_start(start: str, end: str) -> None:
     rest = rest_of(start + end, start)
     assert rest is not None
     assert (
@@ -93,6 +93,6 @@ def test_the_rest_follows_the_start(start: str, end: str) -> None:
     )
 
 
-def test_there_is_no_rest_of_another_text() -> None:
+def test_no_rest_if_the_start_differs() -> None:
     assert rest_of("The circle", "A circle") is None
     assert rest_of("The", "The circle") is None

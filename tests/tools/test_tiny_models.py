@@ -82,9 +82,7 @@ def test_the_command_rejects_an_unknown_name(
     assert "no such model: no-such-model" in capsys.readouterr().err
 
 
-def test_the_command_builds_what_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_builds_the_named_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "text-gemma-mha"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["text-gemma-mha"]
     assert capsys.readouterr().out.startswith("text-gemma-mha: ")

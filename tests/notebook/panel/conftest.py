@@ -19,7 +19,7 @@ WAIT = 10.0
 
 
 class DrivenPanel:
-    """A panel without its thread, and what a person would do with it."""
+    """A panel without its thread, and the user's actions."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.panel = Panel(ipython=shell)
@@ -69,7 +69,7 @@ class DrivenPanel:
         self.update()
 
     def page(self, event: str, **fields: Any) -> None:
-        """Send what the page sends; pictures and conversation share no message but cancel."""
+        """Send what the page sends; images and conversation share no message but cancel."""
         view = self.tray if event in TRAY else self.panel._actions.view
         buffers = [fields.pop("data")] if "data" in fields else []
         view._handle_custom_msg({"type": event, **fields}, buffers)
@@ -80,7 +80,7 @@ class DrivenPanel:
         self.opened()
 
     def opened(self) -> None:
-        """Wait until every picture is open."""
+        """Wait until every image is open."""
         import threading
 
         for thread in threading.enumerate():

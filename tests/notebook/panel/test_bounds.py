@@ -1,4 +1,4 @@
-"""What a panel holds has an end, and what does not fit is said: nothing is lost without a word."""
+"""The memory of a panel is bounded, and everything refused is reported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PIXELS = 40 * 20
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for three pictures of a question, and for five in all."""
+    """Room for three images of a question, and for five in all."""
     monkeypatch.setattr(pixel_budget, "MOST_READY", 3 * PIXELS)
     monkeypatch.setattr(pixel_budget, "MOST_HELD", 5 * PIXELS)
 
@@ -45,7 +45,7 @@ def problems(driven: DrivenPanel) -> list[str]:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_picture_that_does_not_fit_is_said_and_fits_once_another_is_gone(
+def test_image_over_the_limit_is_reported_and_fits_after_another_is_removed(
     driven: DrivenPanel,
 ) -> None:
     for at in range(4):
@@ -60,7 +60,7 @@ def test_a_picture_that_does_not_fit_is_said_and_fits_once_another_is_gone(
 
 
 @pytest.mark.usefixtures("small")
-def test_a_file_that_cannot_fit_is_not_unpacked(
+def test_file_that_cannot_fit_is_not_decoded(
     driven: DrivenPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
@@ -78,7 +78,7 @@ def test_a_file_that_cannot_fit_is_not_unpacked(
 
 
 @pytest.mark.usefixtures("small")
-def test_pictures_of_the_notebook_are_held_within_the_same_room(driven: DrivenPanel) -> None:
+def test_images_of_the_notebook_count_toward_the_same_limit(driven: DrivenPanel) -> None:
     for at in range(4):
         image = Image.new("RGB", (40, 20), COLOURS[at])
         driven.panel._pictures.open(image, f"v{at}", f"v{at}")
@@ -89,7 +89,7 @@ def test_pictures_of_the_notebook_are_held_within_the_same_room(driven: DrivenPa
 
 
 @pytest.mark.usefixtures("small")
-def test_a_picture_that_comes_again_is_held_once(driven: DrivenPanel) -> None:
+def test_repeated_image_is_stored_once(driven: DrivenPanel) -> None:
     for at in range(8):
         driven.upload("same.png", png(), key=f"u{at}")
         if len(driven.tray.pictures) == 2:
@@ -102,7 +102,7 @@ def test_a_picture_that_comes_again_is_held_once(driven: DrivenPanel) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_pictures_of_earlier_turns_count_until_a_new_conversation(driven: DrivenPanel) -> None:
+def test_images_of_earlier_turns_count_until_a_new_conversation(driven: DrivenPanel) -> None:
     colours = iter(COLOURS)
     for turn in range(2):
         for at in range(2):
@@ -127,7 +127,7 @@ def test_pictures_of_earlier_turns_count_until_a_new_conversation(driven: Driven
 
 
 @pytest.mark.usefixtures("small")
-def test_asking_from_python_is_held_within_the_same_room(driven: DrivenPanel) -> None:
+def test_requests_from_python_count_toward_the_same_limit(driven: DrivenPanel) -> None:
     for at in range(2):
         asked = [Image.new("RGB", (40, 20), COLOURS[2 * at + n]) for n in range(2)]
         assert driven.panel.ask("What?", asked) is not None
@@ -136,12 +136,12 @@ def test_asking_from_python_is_held_within_the_same_room(driven: DrivenPanel) ->
     assert len(driven.panel.turns) == 2
 
 
-def test_what_one_question_may_have_fits_into_the_tray() -> None:
+def test_tray_limit_covers_the_images_of_one_question() -> None:
     assert pixel_budget.MOST_READY >= 256_000_000
     assert pixel_budget.MOST_HELD >= 2 * pixel_budget.MOST_READY
 
 
-def test_the_size_of_a_file_is_read_from_its_head() -> None:
+def test_file_size_is_read_from_its_header() -> None:
     for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
         file = io.BytesIO()
         Image.new("RGB", (30, 20)).save(file, kind)
@@ -177,8 +177,8 @@ print(len(pictures.ready), len(pictures.problems), len(files[0]), peak() - befor
 """
 
 
-def test_forty_files_that_unpack_to_very_much_hold_what_the_limit_says() -> None:
-    # 40 pictures of 4 megapixels would take 640 MB.
+def test_forty_decompression_bombs_stay_within_the_limit() -> None:
+    # 40 images of 4 megapixels would take 640 MB.
     command = [sys.executable, "-c", HOLDING, "2000", "20000000"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
     ready, problems, _, held_bytes = map(int, done.stdout.split())
@@ -187,7 +187,7 @@ def test_forty_files_that_unpack_to_very_much_hold_what_the_limit_says() -> None
     assert held_bytes < 180_000_000
 
 
-def test_problems_have_an_end_and_say_how_many_went_before(driven: DrivenPanel) -> None:
+def test_number_of_problems_is_limited_and_dropped_ones_are_counted(driven: DrivenPanel) -> None:
     for at in range(MOST_PROBLEMS + 30):
         driven.page("file", id=f"u{at}", name=f"{at}.png", size=0, piece=0, pieces=1, data=b"")
     said = problems(driven)
@@ -210,9 +210,7 @@ def test_names_and_problems_are_short_and_on_one_line(driven: DrivenPanel) -> No
     assert problems(driven)
 
 
-def test_a_file_that_stops_arriving_is_said(
-    driven: DrivenPanel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stalled_upload_is_reported(driven: DrivenPanel, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(driven.panel._tray._uploads, "_clock", lambda: now[0])
     half: dict[str, Any] = {"size": 9, "piece": 0, "pieces": 2, "data": b"abc"}
@@ -230,7 +228,7 @@ class Waiting(Pictures):
         pass
 
 
-def test_what_waits_to_be_opened_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_of_files_to_open_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "MOST_WAITING", 10_000)
     waiting = Waiting(lambda: None)
     for at in range(12):
@@ -248,7 +246,7 @@ def test_what_waits_to_be_opened_has_an_end(monkeypatch: pytest.MonkeyPatch) -> 
     assert waiting.problems
 
 
-def test_a_file_with_the_id_of_another_is_another_picture(driven: DrivenPanel) -> None:
+def test_upload_with_a_reused_id_is_another_image(driven: DrivenPanel) -> None:
     driven.upload("a.png", png("red"), key="u")
     driven.upload("b.png", png("blue"), key="u")
     assert names(driven) == ["a.png", "b.png"]
@@ -309,7 +307,7 @@ def told(driven: DrivenPanel, content: Any, parts: Any) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(st.tuples(messages, buffers), min_size=1, max_size=12))
-def test_no_message_of_the_page_raises_or_lets_a_panel_grow(
+def test_any_page_message_neither_raises_nor_grows_the_panel(
     driven: DrivenPanel, shell: InteractiveShell, script: ScriptedBackend, sent: Any
 ) -> None:
     before = dict(shell.user_ns)
@@ -344,7 +342,7 @@ def test_no_message_of_the_page_raises_or_lets_a_panel_grow(
     ],
     ids=lambda content: repr(content["type"])[:12] if isinstance(content, dict) else "deep",
 )
-def test_a_message_of_another_kind_is_dropped_with_a_short_line(
+def test_message_of_an_unknown_type_is_dropped_with_a_short_log_line(
     driven: DrivenPanel, caplog: pytest.LogCaptureFixture, content: Any
 ) -> None:
     told(driven, content, [b"a"])

@@ -77,11 +77,11 @@ def read_back(cell: str, defaults: Settings | None = None) -> tuple[CellArgument
     return arguments, fill(arguments.prompt, literal)
 
 
-def test_a_plain_question() -> None:
+def test_plain_question_is_a_short_cell() -> None:
     assert cell_text(asked(), "demo", []) == "%%vision -m demo\nWhat is it?"
 
 
-def test_everything_that_differs_from_the_defaults_is_said() -> None:
+def test_options_that_differ_from_the_defaults_are_written() -> None:
     turn = asked(
         pictures=pictures(2),
         system="Be brief.",
@@ -94,7 +94,7 @@ def test_everything_that_differs_from_the_defaults_is_said() -> None:
     )
 
 
-def test_what_the_notebook_has_as_its_default_is_left_out() -> None:
+def test_options_equal_to_the_notebook_defaults_are_omitted() -> None:
     defaults = Settings(system="s", max_tokens=9, temperature=1.0, format="text", output="r")
     turn = asked(system="s", sampling=Sampling(9, temperature=1.0))
     assert cell_text(turn, "demo", [], output="r", defaults=defaults) == (
@@ -103,7 +103,7 @@ def test_what_the_notebook_has_as_its_default_is_left_out() -> None:
     assert "--max-tokens 512" in cell_text(asked(), "demo", [], defaults=defaults)
 
 
-def test_what_the_notebook_has_and_the_turn_has_not_is_off() -> None:
+def test_notebook_defaults_not_used_by_the_turn_are_turned_off() -> None:
     defaults = Settings(min_p=0.1, repetition_penalty=1.2)
     cell = cell_text(asked(), "demo", [], defaults=defaults)
     assert cell == "%%vision -m demo --min-p 0 --repetition-penalty 1\nWhat is it?"
@@ -117,7 +117,7 @@ def test_what_the_notebook_has_and_the_turn_has_not_is_off() -> None:
     "prompt",
     ['Answer as {"total": 0.0, "items": [{"name": "..."}]}', "a {} b", "{key: value}", "}} {"],
 )
-def test_braces_that_are_not_filled_in_stay_as_they_are(prompt: str) -> None:
+def test_braces_that_are_not_expressions_are_unchanged(prompt: str) -> None:
     assert cell_text(asked(prompt), "demo", []) == f"%%vision -m demo\n{prompt}"
 
 
@@ -135,13 +135,13 @@ def test_braces_that_are_not_filled_in_stay_as_they_are(prompt: str) -> None:
         ("{\x0b{'\x0b'}", "{{{'\\x0b'}{{'{'\\x0b'}'}}"),
     ],
 )
-def test_what_would_be_changed_on_its_way_is_a_literal(prompt: str, written: str) -> None:
+def test_prompt_that_ipython_would_change_is_a_string_literal(prompt: str, written: str) -> None:
     cell = cell_text(asked(prompt), "demo", [])
     assert cell == f"%%vision -m demo\n{written}"
     assert read_back(cell)[1].removesuffix("\n") == prompt
 
 
-def test_a_system_prompt_of_several_lines_is_the_call_that_ipython_makes() -> None:
+def test_multiline_system_prompt_becomes_a_run_cell_magic_call() -> None:
     turn = asked("Is {x} \n \nit?", pictures=pictures(1), system='Be brief.\nIt\'s "nice".')
     cell = cell_text(turn, "demo", ["cat.png"])
     assert cell.startswith("get_ipython().run_cell_magic('vision', ")
@@ -185,7 +185,7 @@ WORDS = st.sampled_from(
 )
 @example("\n\n%%time\n  a  ", None, "demo", [], Sampling(), None, None, None, None)
 @example("{'\x0b'}\x0b{x}", "--", "-m", ["-m", "["], Sampling(), None, None, 8, "r")
-def test_a_cell_asks_the_same(
+def test_copied_cell_sends_the_same_request(
     prompt: str,
     system: str | None,
     model: str,
@@ -236,13 +236,13 @@ def test_a_cell_asks_the_same(
         ("'a b.jpg'", "a b.jpg", True),
     ],
 )
-def test_a_word_is_read_as_one(word: str, text: str, quoted: bool) -> None:
+def test_image_word_is_quoted_as_one_word(word: str, text: str, quoted: bool) -> None:
     arguments, _ = read_back(cell_text(asked(pictures=pictures(1)), "demo", [word]))
     assert [(token.text, token.quoted) for token in arguments.images] == [(text, quoted)]
 
 
 @pytest.mark.parametrize("system", [None, "Be brief.", "Be brief.\nBe kind."])
-def test_the_notebook_runs_the_cell(
+def test_copied_cell_runs_in_the_notebook(
     system: str | None, shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
     tray = (Picture("p1", image("a (1).png")), Picture("p2", image(), "[img]"))
@@ -256,17 +256,17 @@ def test_the_notebook_runs_the_cell(
     assert shell.user_ns["r"].text == "It is **red**."
 
 
-def test_words_and_pictures_have_to_match() -> None:
+def test_number_of_words_must_match_the_images() -> None:
     with pytest.raises(RequestError, match="2 pictures have 1 words"):
         cell_text(asked(pictures=pictures(2)), "demo", ["a.png"])
 
 
-def test_ten_thousand_braces_take_no_time() -> None:
+def test_ten_thousand_braces_are_escaped_quickly() -> None:
     prompt = "{ " * 10_000
     assert read_back(cell_text(asked(prompt), "demo", []))[1] == prompt + "\n"
 
 
-def test_a_word_is_kept_and_an_upload_gets_a_variable(
+def test_image_word_is_kept_and_an_upload_gets_a_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -287,7 +287,7 @@ def test_a_word_is_kept_and_an_upload_gets_a_variable(
     assert taken.words[1:3] == ("receipt_1_2", "receipt_1_3")
 
 
-def test_a_file_does_not_win_over_the_variable(
+def test_variable_is_not_shadowed_by_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -300,7 +300,7 @@ def test_a_file_does_not_win_over_the_variable(
     assert value is found.variables["receipt"]
 
 
-def test_what_came_before_is_left_out_and_said() -> None:
+def test_earlier_turns_are_omitted_with_a_note() -> None:
     before = asked("Before?")
     before.answers.append(Answer("demo", result=VisionResult("Yes.", "demo", "stop")))
     assert what_is_left_out(asked(), [before], "demo") == WITHOUT_HISTORY

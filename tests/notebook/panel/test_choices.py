@@ -1,4 +1,4 @@
-"""What the panel says of each model: whether it fits, with which adapter, how a download goes."""
+"""The panel's rows of models: whether they fit, adapters, download progress."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def listed(session: Session) -> dict[str, ModelChoice]:
 
 
 @pytest.mark.parametrize(("limit", "words"), [(96, "fits"), (95, "does not fit now"), (0, None)])
-def test_a_model_on_disk_says_whether_it_fits_now(
+def test_model_on_disk_shows_whether_it_fits_now(
     session: Session,
     script: ScriptedBackend,
     tmp_path: Path,
@@ -76,7 +76,7 @@ def test_a_model_with_an_adapter_has_a_row_beside_its_base(
     assert (tuned.state, tuned.details) == ("on disk", "adapter lora")
 
 
-def test_a_download_shows_bytes_speed_and_what_is_left(
+def test_download_shows_bytes_rate_and_remaining_time(
     session: Session, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
@@ -104,7 +104,7 @@ def test_a_download_shows_bytes_speed_and_what_is_left(
     assert load.future.result(10) is None
 
 
-def test_what_may_run_its_code_says_so(session: Session, tmp_path: Path) -> None:
+def test_model_with_remote_code_permission_is_marked(session: Session, tmp_path: Path) -> None:
     folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
     session.load(str(folder), alias="e", trust_remote_code=True).future.result(10)
     assert "remote code allowed" in listed(session)["e"].line
@@ -112,7 +112,7 @@ def test_what_may_run_its_code_says_so(session: Session, tmp_path: Path) -> None
     assert listed(session)["e"].state == "unusable"
 
 
-def test_a_download_that_was_stopped_can_be_taken_up_by_its_button(
+def test_cancelled_download_can_be_resumed_by_its_button(
     session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

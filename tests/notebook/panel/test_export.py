@@ -44,7 +44,7 @@ HOSTILE = [
 
 
 class Seen(HTMLParser):
-    """The tags of a page, with what could run or fetch, and the headings outside of quotes."""
+    """The tags of a page, with what could run or fetch, and the headings outside quotes."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def conversation(hostile: str = "A **cat**.") -> list[Turn]:
     ]
 
 
-def test_the_markdown_of_a_turn() -> None:
+def test_turn_is_exported_as_markdown() -> None:
     turn = Turn(
         "t1",
         "What is it?\n  Is it [a] cat_fish?\n\n1. Say.",
@@ -157,16 +157,16 @@ def test_the_markdown_of_a_turn() -> None:
         (Answer("m", result=result("a", finish_reason="length")), "· cut off at max\\_tokens ·"),
     ],
 )
-def test_an_answer_says_how_it_ended(answer: Answer, expected: str) -> None:
+def test_exported_answer_says_how_it_ended(answer: Answer, expected: str) -> None:
     assert expected in to_markdown([Turn("t1", "What?", (), [answer])])
 
 
-def test_a_turn_that_begins_anew_says_so() -> None:
+def test_standalone_turn_is_marked() -> None:
     said = "*Standalone question (earlier turns not sent).*"
     assert to_markdown(conversation()).count(said) == 1
 
 
-def test_an_empty_conversation() -> None:
+def test_empty_conversation_is_exported() -> None:
     assert to_markdown([]) == "# Conversation\n"
     assert json.loads(to_json([]))["turns"] == []
     assert file_name([], "md") == "vision.md"
@@ -184,7 +184,7 @@ def check_harmless(markdown: str, quotes: int) -> Seen:
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
-def test_hostile_text_stays_in_its_place_and_does_nothing(hostile: str) -> None:
+def test_hostile_text_cannot_break_the_export(hostile: str) -> None:
     seen = check_harmless(to_markdown(conversation(hostile)), quotes=5)
     assert [seen.headings[at] for at in (0, 1, 2, 4)] == [
         "Conversation",
@@ -196,14 +196,14 @@ def test_hostile_text_stays_in_its_place_and_does_nothing(hostile: str) -> None:
 
 
 @given(st.text(alphabet="<>![]()`~*_#-=+:.|&;\\\"'/ \n\r\t1ahtps\x1b", min_size=1, max_size=60))
-def test_any_text_stays_in_its_place(text: str) -> None:
+def test_any_text_keeps_the_structure_of_the_export(text: str) -> None:
     turns = conversation(f"x{text}x")
     seen = check_harmless(to_markdown(turns), quotes=5)
     assert len(seen.headings) == 6
 
 
 @given(st.text(alphabet="<>![]()`~*_#-=+:.|&;$\\\"'/ \n\t1ax{}", max_size=60))
-def test_a_prompt_is_shown_word_for_word(prompt: str) -> None:
+def test_prompt_is_exported_verbatim(prompt: str) -> None:
     prompt = f"x{prompt}x"
     page = rendered(to_markdown([Turn("t1", prompt)]))
     assert set(page.tags) <= {"h1", "h2", "blockquote", "p", "br", "div"}
@@ -215,7 +215,7 @@ def test_the_same_turns_give_the_same_text() -> None:
     assert to_json(conversation()) == to_json(conversation())
 
 
-def test_json_has_everything_but_the_pixels() -> None:
+def test_json_export_has_everything_but_the_pixels() -> None:
     turns = conversation()
     content = json.loads(to_json(turns))
     assert (content["format"], content["version"]) == (FORMAT, VERSION)
@@ -258,13 +258,13 @@ def test_json_has_everything_but_the_pixels() -> None:
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.none() | st.text(max_size=30))
-def test_texts_come_back_from_json_exactly(prompt: str, text: str, system: str | None) -> None:
+def test_texts_round_trip_through_json(prompt: str, text: str, system: str | None) -> None:
     turns = [Turn("t1", prompt, (), [Answer("m", result=result(text))], Settings(system=system))]
     [turn] = json.loads(to_json(turns).encode())["turns"]
     assert (turn["prompt"], turn["answers"][0]["text"], turn["system"]) == (prompt, text, system)
 
 
-def test_what_json_has_no_word_for_can_be_saved() -> None:
+def test_values_that_json_cannot_represent_can_be_exported() -> None:
     import numpy as np
 
     broken = result("half \ud83d", timings=Timings(generation_tps=float("inf")))
@@ -291,12 +291,12 @@ def test_what_json_has_no_word_for_can_be_saved() -> None:
         ("x" * 5_000, "md", "vision.md"),
     ],
 )
-def test_a_file_name_is_safe(prompt: str, suffix: str, expected: str) -> None:
+def test_export_file_name_is_safe(prompt: str, suffix: str, expected: str) -> None:
     assert file_name([Turn("t1", prompt)], suffix) == expected
 
 
 @given(st.text())
-def test_any_prompt_gives_a_file_name(prompt: str) -> None:
+def test_any_prompt_gives_a_valid_file_name(prompt: str) -> None:
     name = file_name([Turn("t1", prompt)], "md")
     assert re.fullmatch(r"vision(-[^\W_]+)*\.md", name)
     assert len(name.encode()) <= 60

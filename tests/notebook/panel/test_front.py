@@ -1,4 +1,4 @@
-"""The panel's two widgets without a browser: what they send, and what they make of messages."""
+"""The panel's two widgets without a browser: sent and received messages."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def hear(widget: Any, content: Any, *buffers: bytes) -> None:
     widget._handle_msg({"content": {"data": data}, "buffers": [memoryview(b) for b in buffers]})
 
 
-def test_the_widgets_say_which_they_are(tray: PictureTray, talk: ConversationView) -> None:
+def test_widgets_name_their_kind(tray: PictureTray, talk: ConversationView) -> None:
     assert tray.get_state()["role"] == "tray"
     assert tray.get_state()["max_pictures"] == 3
     assert talk.get_state()["role"] == "conversation"
 
 
-def test_both_carry_one_module_that_needs_nothing_else(
+def test_both_widgets_use_one_self_contained_module(
     tray: PictureTray, talk: ConversationView
 ) -> None:
     state = tray.get_state()
@@ -97,7 +97,7 @@ def test_both_carry_one_module_that_needs_nothing_else(
     assert not re.search(r"@import|url\(", front.STYLE)
 
 
-def test_every_source_is_shipped_and_names_are_declared_once() -> None:
+def test_every_source_is_bundled_and_names_are_declared_once() -> None:
     folder = Path(front.__file__).parents[1] / "static"
     for path in folder.iterdir():
         assert path.read_text("utf-8") in (front.SCRIPT if path.suffix == ".js" else front.STYLE)
@@ -116,14 +116,14 @@ def test_every_source_is_shipped_and_names_are_declared_once() -> None:
         ({"type": "cancel", "more": 1}, {}),
     ],
 )
-def test_the_trays_messages_become_calls(
+def test_tray_messages_become_method_calls(
     tray: PictureTray, heard: Heard, content: dict[str, Any], values: dict[str, Any]
 ) -> None:
     hear(tray, content)
     assert heard.calls == [(content["type"], values)]
 
 
-def test_a_piece_of_a_file_comes_with_its_bytes(tray: PictureTray, heard: Heard) -> None:
+def test_upload_chunk_has_its_bytes(tray: PictureTray, heard: Heard) -> None:
     hear(tray, {**PIECE, "piece": 1, "pieces": 2}, b"abc")
     name, values = heard.calls.pop()
     assert name == "file"
@@ -145,7 +145,7 @@ def test_a_piece_of_a_file_comes_with_its_bytes(tray: PictureTray, heard: Heard)
         ({"type": "refresh", "turn": "t"}, {"turn": "t"}),
     ],
 )
-def test_the_conversations_messages_become_calls(
+def test_conversation_messages_become_method_calls(
     talk: ConversationView, heard: Heard, content: dict[str, Any], values: dict[str, Any]
 ) -> None:
     hear(talk, content)
@@ -159,7 +159,7 @@ def test_the_conversations_messages_become_calls(
         (front._CONVERSATION_MESSAGES, ConversationEvents),
     ],
 )
-def test_every_message_has_its_method_and_the_reverse(messages: Any, events: Any) -> None:
+def test_every_message_has_a_method_and_every_method_a_message(messages: Any, events: Any) -> None:
     methods = {n: f for n, f in vars(events).items() if inspect.isfunction(f) and n[0] != "_"}
     assert set(methods) == set(messages)
     for name, method in methods.items():
@@ -183,7 +183,7 @@ def test_every_message_has_its_method_and_the_reverse(messages: Any, events: Any
         {**PIECE, "size": -1},
     ],
 )
-def test_what_is_no_message_is_logged_and_dropped(
+def test_invalid_message_is_logged_and_dropped(
     tray: PictureTray, heard: Heard, caplog: pytest.LogCaptureFixture, content: Any
 ) -> None:
     with caplog.at_level(logging.WARNING, front.__name__):
@@ -201,7 +201,7 @@ def test_what_is_no_message_is_logged_and_dropped(
         {"type": "export", "format": "exe"},
     ],
 )
-def test_values_of_another_kind_are_dropped(
+def test_values_of_the_wrong_type_are_dropped(
     talk: ConversationView, heard: Heard, caplog: pytest.LogCaptureFixture, content: Any
 ) -> None:
     hear(talk, content)
@@ -210,7 +210,7 @@ def test_values_of_another_kind_are_dropped(
 
 
 @pytest.mark.parametrize("piece", [(2, 2), (5, 1), (0, 0)])
-def test_a_piece_beyond_the_file_is_dropped(
+def test_chunk_beyond_the_file_is_dropped(
     tray: PictureTray, heard: Heard, piece: tuple[int, int]
 ) -> None:
     hear(tray, {**PIECE, "piece": piece[0], "pieces": piece[1]}, b"abc")
@@ -230,7 +230,7 @@ _json = st.recursive(
         st.sampled_from(["id", "ids", "name", "size", "piece", "pieces", "prompt"]), _json
     ),
 )
-def test_no_message_breaks_the_reader(kind: str, fields: dict[str, Any]) -> None:
+def test_any_message_is_read_without_error(kind: str, fields: dict[str, Any]) -> None:
     try:
         name, values = front._understand({**fields, "type": kind}, [b""], front._TRAY_MESSAGES)
     except ValueError:
@@ -239,7 +239,7 @@ def test_no_message_breaks_the_reader(kind: str, fields: dict[str, Any]) -> None
     assert set(values) - {"data"} == set(front._TRAY_MESSAGES[kind])
 
 
-def test_a_page_that_opens_gets_the_turns_as_they_are(
+def test_new_page_gets_the_current_turns(
     talk: ConversationView, turns: list[dict[str, Any]]
 ) -> None:
     assert talk.get_state()["turns"] == []
@@ -251,7 +251,7 @@ def test_a_page_that_opens_gets_the_turns_as_they_are(
     assert talk.turns == [], "the kernel must not send all turns again for each change"
 
 
-def test_what_the_page_is_told(talk: ConversationView, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_to_the_page(talk: ConversationView, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = Sent(talk, monkeypatch)
     talk.turn(TURN)
     talk.drop(("t0", "t1"))
@@ -278,7 +278,7 @@ def test_what_the_page_is_told(talk: ConversationView, monkeypatch: pytest.Monke
     ]
 
 
-def test_the_page_sets_no_state(tray: PictureTray, talk: ConversationView) -> None:
+def test_page_cannot_set_widget_state(tray: PictureTray, talk: ConversationView) -> None:
     """A list without ids would stop every later update of the tray."""
     for widget, state in ((tray, {"pictures": [{}], "max_bytes": -1}), (talk, {"turns": [{}]})):
         data: dict[str, Any] = {"method": "update", "state": state, "buffer_paths": []}

@@ -69,7 +69,7 @@ def asked() -> Asked:
     return Asked()
 
 
-def test_text_comes_as_what_is_new(asked: Asked) -> None:
+def test_only_new_text_is_sent(asked: Asked) -> None:
     asked.write("One ")
     asked.write("two")
     assert asked.page.tail == "One two"
@@ -77,7 +77,7 @@ def test_text_comes_as_what_is_new(asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("text", ["there", "there.\n\nAnd"])
-def test_text_whose_message_fails_is_taken_in_once(
+def test_text_of_a_failed_message_is_sent_once(
     asked: Asked, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     def fail(*args: Any) -> None:
@@ -95,13 +95,13 @@ def test_text_whose_message_fails_is_taken_in_once(
     assert "".join([*state["blocks"], state["tail"]]).count("there") == 1
 
 
-def test_a_finished_block_comes_as_safe_html(asked: Asked) -> None:
+def test_finished_block_is_sent_as_safe_html(asked: Asked) -> None:
     asked.write("**One** <script>\n\nTwo")
     assert asked.page.html == ["<p><strong>One</strong> &lt;script&gt;</p>\n"]
     assert asked.page.tail == "Two"
 
 
-def test_a_new_phase_is_shown_at_once_and_progress_twice_a_second(asked: Asked) -> None:
+def test_new_phase_is_sent_at_once_and_progress_twice_a_second(asked: Asked) -> None:
     asked.live.update()
     asked.generation.enter("loading")
     asked.live.update()
@@ -113,7 +113,7 @@ def test_a_new_phase_is_shown_at_once_and_progress_twice_a_second(asked: Asked) 
     assert asked.page.lines[-1] == "loading the model · 1.0 MB of 4.0 MB"
 
 
-def test_nothing_new_sends_nothing(asked: Asked) -> None:
+def test_no_change_sends_nothing(asked: Asked) -> None:
     asked.write("One")
     before = asked.page.messages
     for _ in range(20):
@@ -122,14 +122,14 @@ def test_nothing_new_sends_nothing(asked: Asked) -> None:
     assert asked.page.messages == before
 
 
-def test_a_slow_model_does_not_fill_the_wire(asked: Asked) -> None:
+def test_slow_model_sends_few_messages(asked: Asked) -> None:
     """One token a second at 15 looks: 100 tokens may take 8.8 KB and the head start."""
     for token in range(100):
         asked.write(f"word{token} ", tokens=1)
     assert asked.page.messages * 520 < 20_000 + 88 * 100 + 2 * 520
 
 
-def test_its_end_is_told_once_and_has_everything(asked: Asked) -> None:
+def test_end_of_an_answer_is_sent_once_and_is_complete(asked: Asked) -> None:
     asked.write("One **two**")
     asked.generation.finish("stop")
     assert asked.live.update()
@@ -153,7 +153,7 @@ def test_a_cancelled_answer_keeps_its_text(asked: Asked) -> None:
     assert state["footer"].startswith("cancelled")
 
 
-def test_a_failed_answer_says_why_and_keeps_what_was_written(asked: Asked) -> None:
+def test_failed_answer_has_its_error_and_partial_text(asked: Asked) -> None:
     asked.write("One <b>")
     asked.generation.fail(GenerationError("demo failed:\nno luck", model="demo"))
     asked.live.update()
@@ -163,7 +163,7 @@ def test_a_failed_answer_says_why_and_keeps_what_was_written(asked: Asked) -> No
     assert "One &lt;b&gt;" in state["blocks"][0]
 
 
-def test_a_huge_answer_is_shown_in_part_and_says_so(asked: Asked) -> None:
+def test_huge_answer_is_shown_in_part_with_a_note(asked: Asked) -> None:
     asked.write("x" * 1_000_000, tokens=1_000_000)
     asked.generation.finish("length")
     asked.live.update()
@@ -174,7 +174,7 @@ def test_a_huge_answer_is_shown_in_part_and_says_so(asked: Asked) -> None:
     assert len(asked.answer.result.text) == 1_000_000
 
 
-def test_an_answer_longer_than_is_shown_is_seen_to_go_on(asked: Asked) -> None:
+def test_answer_longer_than_shown_still_shows_progress(asked: Asked) -> None:
     asked.write("x" * (LONGEST_SHOWN + 10), tokens=30_000)
     asked.write("more")
     shown = list(asked.page.html), asked.page.tail
@@ -185,7 +185,7 @@ def test_an_answer_longer_than_is_shown_is_seen_to_go_on(asked: Asked) -> None:
 
 
 @given(st.lists(st.text("ab\n`*\x1b[1m ", max_size=40), max_size=30))
-def test_the_page_always_has_what_the_state_says(pieces: list[str]) -> None:
+def test_page_content_always_equals_the_state(pieces: list[str]) -> None:
     asked = Asked()
     for piece in pieces:
         asked.write(piece)

@@ -1,4 +1,4 @@
-"""The panel without a browser: what a person does, and what the page is told."""
+"""The panel without a browser: user actions and messages to the page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_end_that_could_not_be_sent_is_sent_again(
     assert len([sent for sent in driven.sent if sent["type"] == "answer"]) == 1
 
 
-def test_controls_that_could_not_be_shown_are_shown_by_the_next_update(
+def test_controls_that_failed_to_update_are_shown_by_the_next_update(
     driven: DrivenPanel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -70,14 +70,14 @@ def test_controls_that_could_not_be_shown_are_shown_by_the_next_update(
     assert not driven.button("Run").disabled
 
 
-def test_the_page_starts_from_the_whole_conversation(driven: DrivenPanel) -> None:
+def test_new_page_gets_the_whole_conversation(driven: DrivenPanel) -> None:
     driven.ask("What is it?")
     driven.finish()
     state = driven.panel._actions.view.get_state()
     assert [turn["prompt"] for turn in state["turns"]] == ["What is it?"]
 
 
-def test_run_is_off_without_a_prompt_and_says_why(driven: DrivenPanel) -> None:
+def test_run_is_disabled_without_a_prompt_and_says_why(driven: DrivenPanel) -> None:
     run = driven.button("Run")
     assert run.disabled
     assert run.tooltip == "Write a prompt first"
@@ -87,7 +87,7 @@ def test_run_is_off_without_a_prompt_and_says_why(driven: DrivenPanel) -> None:
     assert run.disabled
 
 
-def test_cancel_works_while_it_runs_and_is_off_before_and_after(
+def test_cancel_is_enabled_only_while_an_answer_runs(
     driven: DrivenPanel, script: ScriptedBackend
 ) -> None:
     assert driven.button("Cancel").disabled
@@ -102,9 +102,7 @@ def test_cancel_works_while_it_runs_and_is_off_before_and_after(
     assert not driven.button("Run").disabled
 
 
-def test_keys_run_with_the_text_of_the_page_and_cancel(
-    driven: DrivenPanel, script: ScriptedBackend
-) -> None:
+def test_keyboard_shortcuts_run_and_cancel(driven: DrivenPanel, script: ScriptedBackend) -> None:
     script.hold = "decode"
     driven.page("run", prompt="Typed faster than sent")
     assert driven.panel.turns[0].prompt == "Typed faster than sent"
@@ -127,14 +125,14 @@ def test_a_failed_answer_shows_its_reason(driven: DrivenPanel, script: ScriptedB
     assert not driven.panel._turns.running
 
 
-def test_a_model_that_is_not_there_fails_in_its_answer(driven: DrivenPanel) -> None:
+def test_missing_model_fails_in_its_answer(driven: DrivenPanel) -> None:
     turn = driven.panel._ask("What?", ["no/such/model/at/all"], ())
     driven.finish()
     assert "There is no" in turn.answers[0].error
 
 
 class TestPictures:
-    def test_an_upload_is_opened_and_asked_about(
+    def test_upload_is_opened_and_sent_with_the_question(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
         driven.upload("red.png", png())
@@ -147,7 +145,7 @@ class TestPictures:
         assert driven.tray.pictures == []
         assert driven.panel._turns.state()[0]["pictures"][0]["name"] == "red.png"
 
-    def test_pieces_are_put_together(self, driven: DrivenPanel) -> None:
+    def test_upload_chunks_are_joined(self, driven: DrivenPanel) -> None:
         data = png(size=(300, 200))
         half = len(data) // 2
         fields: dict[str, Any] = {"id": "u", "name": "a.png", "size": len(data), "pieces": 2}
@@ -159,7 +157,7 @@ class TestPictures:
         assert [p["width"] for p in driven.tray.pictures] == [300]
         assert driven.tray.opening == []
 
-    def test_what_is_no_picture_is_said_in_one_line_and_can_be_dismissed(
+    def test_file_that_is_not_an_image_is_an_error_that_can_be_dismissed(
         self, driven: DrivenPanel
     ) -> None:
         driven.upload("notes.txt", b"hello there")
@@ -169,7 +167,9 @@ class TestPictures:
         driven.page("dismiss", id=problem["id"])
         assert driven.tray.problems == []
 
-    def test_remove_and_reorder(self, driven: DrivenPanel, script: ScriptedBackend) -> None:
+    def test_images_can_be_removed_and_reordered(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
         for at, colour in enumerate(("red", "green", "blue")):
             driven.upload(f"{colour}.png", png(colour), key=f"u{at}")
         driven.page("order", ids=["u2", "u0", "u1"])
@@ -179,7 +179,9 @@ class TestPictures:
         driven.finish()
         assert [i.source for i in script.requests[0].images] == ["blue.png", "green.png"]
 
-    def test_a_variable_of_the_notebook(self, driven: DrivenPanel, shell: InteractiveShell) -> None:
+    def test_notebook_variable_can_be_added(
+        self, driven: DrivenPanel, shell: InteractiveShell
+    ) -> None:
         assert "img" in driven.form.word.options
         driven.form.word.value = "img"
         driven.update()
@@ -190,21 +192,21 @@ class TestPictures:
         driven.finish()
         assert driven.answers()[0]["cell"] == "%%vision img -m demo\nWhat?"
 
-    def test_variables_are_looked_for_after_each_cell(
+    def test_variables_are_listed_again_after_each_cell(
         self, driven: DrivenPanel, shell: InteractiveShell
     ) -> None:
         shell.run_cell("other = img.copy()")
         driven.update()
         assert set(driven.form.word.options) == {"img", "other"}
 
-    def test_a_word_that_is_nothing_is_said(self, driven: DrivenPanel) -> None:
+    def test_unknown_image_word_is_reported(self, driven: DrivenPanel) -> None:
         driven.form.word.value = "nosuchthing"
         driven.update()
         driven.click("Add")
         assert "nosuchthing" in driven.hint
         assert driven.form.word.value == "nosuchthing"
 
-    def test_a_text_model_cannot_see(
+    def test_text_model_refuses_images(
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
         name = add_model("words", kind="text")
@@ -223,7 +225,7 @@ class TestPictures:
 
 
 class TestConversation:
-    def test_a_follow_up_reads_the_turns_before_it(
+    def test_follow_up_includes_earlier_turns(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
         driven.upload("red.png", png())
@@ -235,7 +237,9 @@ class TestConversation:
         assert (before.prompt, before.answer) == ("What is it?", "It is **red**.")
         assert [image.source for image in before.images] == ["red.png"]
 
-    def test_a_question_can_stand_alone(self, driven: DrivenPanel, script: ScriptedBackend) -> None:
+    def test_standalone_question_omits_earlier_turns(
+        self, driven: DrivenPanel, script: ScriptedBackend
+    ) -> None:
         driven.ask("One?")
         driven.finish()
         driven.form.follow.value = False
@@ -246,7 +250,7 @@ class TestConversation:
         driven.finish()
         assert [len(request.history) for request in script.requests] == [0, 0, 1]
 
-    def test_a_cancelled_answer_is_no_history(
+    def test_cancelled_answer_is_not_part_of_the_history(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
         script.hold = "prefill"
@@ -258,7 +262,7 @@ class TestConversation:
         driven.finish()
         assert script.requests[-1].history == ()
 
-    def test_edit_takes_a_turn_back_and_replaces_what_follows(
+    def test_edit_restores_a_turn_and_replaces_later_ones(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
         driven.upload("red.png", png())
@@ -277,7 +281,7 @@ class TestConversation:
         assert script.requests[-1].history == ()
         assert driven.form.prompt.value == "A draft"
 
-    def test_editing_can_be_given_up(self, driven: DrivenPanel) -> None:
+    def test_edit_can_be_abandoned(self, driven: DrivenPanel) -> None:
         driven.ask("One?")
         driven.finish()
         driven.write("A draft")
@@ -286,7 +290,7 @@ class TestConversation:
         assert driven.form.prompt.value == "A draft"
         assert len(driven.panel.turns) == 1
 
-    def test_save_puts_the_result_into_a_variable(
+    def test_save_stores_the_result_in_a_variable(
         self, driven: DrivenPanel, shell: InteractiveShell
     ) -> None:
         driven.ask("One?")
@@ -311,7 +315,7 @@ class TestConversation:
         assert isinstance(shell.user_ns["img"], VisionResult)
 
     @pytest.mark.parametrize("name", ["", "1st", "class", "two words", "print"])
-    def test_a_bad_name_is_refused_where_it_was_typed(
+    def test_invalid_variable_name_is_refused_next_to_its_field(
         self, driven: DrivenPanel, shell: InteractiveShell, name: str
     ) -> None:
         driven.ask("One?")
@@ -322,7 +326,7 @@ class TestConversation:
         assert not driven.sent[-1]["ok"]
         assert shell.user_ns == before
 
-    def test_a_copied_cell_gets_its_picture_and_runs(
+    def test_copied_cell_has_its_image_and_runs(
         self, driven: DrivenPanel, shell: InteractiveShell, script: ScriptedBackend
     ) -> None:
         driven.upload("my receipt.png", png())
@@ -335,7 +339,7 @@ class TestConversation:
         assert shell.run_cell(cell).success
         assert script.requests[0].images[0].digest == script.requests[1].images[0].digest
 
-    def test_export_hands_over_a_file(self, driven: DrivenPanel) -> None:
+    def test_export_sends_a_file(self, driven: DrivenPanel) -> None:
         driven.ask("What is it?")
         driven.finish()
         driven.page("export", format="json")
@@ -356,7 +360,7 @@ class TestConversation:
         assert driven.panel.turns == ()
         assert generation.future.result(timeout=WAIT).finish_reason == "cancelled"
 
-    def test_a_turn_that_is_gone_is_said(self, driven: DrivenPanel) -> None:
+    def test_action_on_a_removed_turn_is_reported(self, driven: DrivenPanel) -> None:
         driven.page("edit", turn="t99")
         assert "no longer exists" in driven.hint
         driven.page("refresh", turn="t99")
@@ -377,7 +381,7 @@ class TestCompare:
         assert [answer["state"] for answer in driven.answers()] == ["done", "done"]
         assert sorted(request.model for request in script.requests) == ["demo", "other"]
 
-    def test_one_is_cancelled_and_the_other_goes_on(
+    def test_one_answer_can_be_cancelled_while_the_other_continues(
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
         script.hold = "decode"
@@ -392,7 +396,7 @@ class TestCompare:
         driven.finish()
         assert driven.answers()[0]["state"] == "done"
 
-    def test_cancel_stops_them_all(
+    def test_cancel_stops_all_compared_answers(
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
         script.hold = "decode"
@@ -402,7 +406,7 @@ class TestCompare:
         driven.finish()
         assert {a["state"] for a in driven.answers()} == {"cancelled"}
 
-    def test_the_same_model_twice_is_asked_once(
+    def test_same_model_chosen_twice_is_asked_once(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
         driven.form.compare.value = True
@@ -411,13 +415,13 @@ class TestCompare:
         driven.finish()
         assert len(script.requests) == 1
 
-    def test_four_models_are_too_many(self, driven: DrivenPanel) -> None:
+    def test_comparing_four_models_is_refused(self, driven: DrivenPanel) -> None:
         with pytest.raises(RequestError, match="up to 3"):
             driven.panel._ask("What?", ["a", "b", "c", "d"], ())
 
 
 class TestModels:
-    def test_what_a_cell_loads_the_panel_sees(
+    def test_panel_shows_models_loaded_by_a_cell(
         self, driven: DrivenPanel, shell: InteractiveShell
     ) -> None:
         assert "mlxm-loaded" not in driven.models
@@ -426,7 +430,9 @@ class TestModels:
         assert "mlxm-loaded" in driven.models
         assert driven.button("Unload").tooltip == "Unload demo"
 
-    def test_load_and_unload(self, driven: DrivenPanel, add_model: AddModel) -> None:
+    def test_model_can_be_loaded_and_unloaded(
+        self, driven: DrivenPanel, add_model: AddModel
+    ) -> None:
         name = add_model("other")
         driven.panel._models.load(name)
         for load in list(driven.session.running):
@@ -453,7 +459,7 @@ class TestModels:
         driven.update()
         assert "Cancelled: other was not loaded." in driven.models
 
-    def test_the_panels_cancel_stops_its_loads(
+    def test_cancel_of_the_panel_stops_its_loads(
         self, driven: DrivenPanel, add_model: AddModel, script: ScriptedBackend
     ) -> None:
         script.hold = "loading"
@@ -463,7 +469,7 @@ class TestModels:
         driven.click("Cancel")
         assert load.future.result(timeout=WAIT) is None
 
-    def test_a_bad_name_is_one_line(self, driven: DrivenPanel) -> None:
+    def test_unknown_model_name_is_an_error_of_one_line(self, driven: DrivenPanel) -> None:
         section = driven.panel._models.section
         assert section.load_other.disabled
         section.name.value = "./nowhere"
@@ -498,14 +504,16 @@ class TestModels:
         assert len(driven.session.pool) == 0
         assert "Unloaded demo" in driven.models
 
-    def test_pin_and_unpin(self, driven: DrivenPanel, shell: InteractiveShell) -> None:
+    def test_model_can_be_pinned_and_unpinned(
+        self, driven: DrivenPanel, shell: InteractiveShell
+    ) -> None:
         shell.run_line_magic("vision", "load demo --as tiny")
         driven.update()
         driven.click("Pin")
         assert driven.session.pool["tiny"].pinned
         assert "loaded, pinned" in driven.models
         assert "Pinned tiny." in driven.models
-        # What a cell does is seen, too.
+        # Changes by a cell are shown, too.
         shell.run_line_magic("vision", "unpin tiny")
         driven.update()
         assert "pinned" not in driven.models
@@ -514,7 +522,7 @@ class TestModels:
         driven.click("Unpin")
         assert not driven.session.pool["tiny"].pinned
 
-    def test_only_what_is_loaded_has_a_pin_and_nothing_is_left_of_it(
+    def test_only_loaded_models_have_a_pin_button_and_it_is_removed_on_unload(
         self, driven: DrivenPanel
     ) -> None:
         def pins() -> int:
@@ -534,15 +542,13 @@ class TestModels:
         driven.update()
         assert pins() == 0
         assert "mlxm-bundled" in driven.models
-        # One who had the row before their eyes is told.
+        # Pinning a model whose row is gone is reported.
         driven.panel._models.pin("demo", True)
         driven.update()
         assert "demo is not loaded" in driven.models
 
 
-def test_the_status_line_says_what_a_cell_does(
-    driven: DrivenPanel, script: ScriptedBackend
-) -> None:
+def test_status_line_shows_what_a_cell_does(driven: DrivenPanel, script: ScriptedBackend) -> None:
     assert "idle" in driven.panel._status.value
     script.hold = "decode"
     generation = driven.session.start(GenerationRequest("From a cell?"))
@@ -598,7 +604,7 @@ def test_the_options_reach_the_request(driven: DrivenPanel, script: ScriptedBack
     assert request.sampling.seed == 3
 
 
-def test_settings_without_a_control_are_kept_and_shown(
+def test_settings_without_a_control_are_used_and_shown(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
     for setting in (
@@ -618,7 +624,7 @@ def test_settings_without_a_control_are_kept_and_shown(
     assert (sampling.min_p, sampling.repetition_penalty) == (0.1, 1.2)
     assert (sampling.temperature, sampling.top_p) == (3.5, 0.01)
     assert (sampling.stop, request.timeout, request.format) == (("END", "Q:"), 30.0, "markdown")
-    # What the notebook's defaults say already is not said again.
+    # Options equal to the notebook's defaults are not repeated.
     [answer] = driven.answers()
     assert answer["cell"] == "%%vision -m demo -f markdown\nWhat?"
 
@@ -629,21 +635,21 @@ def test_settings_without_a_control_are_kept_and_shown(
     driven.panel.close()
 
 
-def test_a_bad_seed_loses_nothing(driven: DrivenPanel) -> None:
+def test_invalid_seed_keeps_the_prompt(driven: DrivenPanel) -> None:
     driven.form.options.seed.value = "dice"
     driven.ask("What?")
     assert "The seed is" in driven.hint
     assert driven.form.prompt.value == "What?"
 
 
-def test_python_can_ask_too(driven: DrivenPanel, shell: InteractiveShell) -> None:
+def test_panel_can_be_asked_from_python(driven: DrivenPanel, shell: InteractiveShell) -> None:
     result = driven.panel.ask("What?", images=shell.user_ns["img"])
     assert result is not None
     assert result.text == "It is **red**."
     assert len(driven.panel.turns) == 1
 
 
-def test_it_shows_itself_the_same_each_time(shell: InteractiveShell, script: Any) -> None:
+def test_panel_display_is_the_same_each_time(shell: InteractiveShell, script: Any) -> None:
     panel = shell.run_line_magic("vision", "panel")
     assert isinstance(panel, Panel)
     bundle = panel._repr_mimebundle_()
@@ -652,7 +658,7 @@ def test_it_shows_itself_the_same_each_time(shell: InteractiveShell, script: Any
     panel.close()
 
 
-def test_a_cell_that_runs_again_closes_its_panel_of_before(
+def test_cell_that_runs_again_closes_its_previous_panel(
     shell: InteractiveShell, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell = {"metadata": {"cellId": "one"}}
@@ -677,7 +683,7 @@ def test_a_closed_panel_leaves_no_widget(shell: InteractiveShell, script: Any) -
     assert set(_instances) <= before
 
 
-def test_keystrokes_that_come_after_their_question_do_not_stay(driven: DrivenPanel) -> None:
+def test_keystrokes_received_after_their_question_are_cleared(driven: DrivenPanel) -> None:
     driven.page("run", prompt="What is it?")
     driven.write("What is it?")
     assert driven.form.prompt.value == ""
@@ -685,15 +691,13 @@ def test_keystrokes_that_come_after_their_question_do_not_stay(driven: DrivenPan
     assert driven.form.prompt.value == "What is it?"
 
 
-def test_an_update_that_comes_after_the_end_touches_nothing(
-    driven: DrivenPanel, add_model: AddModel
-) -> None:
+def test_update_after_close_changes_nothing(driven: DrivenPanel, add_model: AddModel) -> None:
     driven.panel.close()
     add_model("late")
     assert not driven.update()
 
 
-def test_python_leaves_the_controls_to_the_person(
+def test_ask_from_python_does_not_change_the_controls(
     driven: DrivenPanel, shell: InteractiveShell
 ) -> None:
     driven.ask("One?")

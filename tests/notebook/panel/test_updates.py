@@ -36,12 +36,12 @@ def ended(updates: Updates) -> None:
     assert not updates.active
 
 
-def test_nothing_runs_until_it_is_woken() -> None:
+def test_no_thread_runs_before_wake() -> None:
     updates = Updates(lambda: False)
     assert not updates.active
 
 
-def test_it_goes_on_while_there_is_more_and_then_its_thread_is_gone() -> None:
+def test_updates_continue_while_needed_and_then_the_thread_ends() -> None:
     script = Scripted(True, True, False)
     updates = Updates(script, interval=0.0)
     updates.wake()
@@ -51,7 +51,7 @@ def test_it_goes_on_while_there_is_more_and_then_its_thread_is_gone() -> None:
     assert script.threads == {"mlx-magic-panel"}
 
 
-def test_what_is_asked_for_during_the_last_update_is_not_lost() -> None:
+def test_wake_during_the_last_update_is_not_lost() -> None:
     again = threading.Event()
     calls = []
 
@@ -70,7 +70,7 @@ def test_what_is_asked_for_during_the_last_update_is_not_lost() -> None:
     assert len(calls) == 2
 
 
-def test_it_can_be_woken_again() -> None:
+def test_updates_can_be_woken_again() -> None:
     first, second = threading.Event(), threading.Event()
 
     def update() -> bool:
@@ -100,7 +100,7 @@ def test_updates_that_keep_failing_are_logged_and_end_the_thread(
     )
 
 
-def test_one_that_fails_between_others_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_single_failing_update_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
     script = Scripted(*[True] * 6, False)
 
     def update() -> bool:
@@ -117,7 +117,7 @@ def test_one_that_fails_between_others_is_only_logged(caplog: pytest.LogCaptureF
     assert len(caplog.records) == 4
 
 
-def test_a_closed_one_does_nothing() -> None:
+def test_closed_updater_does_nothing() -> None:
     script = Scripted(False)
     updates = Updates(script)
     updates.close()

@@ -25,7 +25,7 @@ def refused(uploads: Uploads, told: Any, piece: bytes = b"abc") -> str:
     return str(caught.value)
 
 
-def test_pieces_become_the_file() -> None:
+def test_chunks_become_the_file() -> None:
     uploads = Uploads()
     assert uploads.fraction("u1") == 0
     assert uploads.take(message(0), memoryview(b"abc")) is None
@@ -37,11 +37,11 @@ def test_pieces_become_the_file() -> None:
     assert uploads.held == 0
 
 
-def test_one_piece_is_a_file() -> None:
+def test_one_chunk_can_be_a_file() -> None:
     assert Uploads().take(message(0, 1, 3), b"abc") == b"abc"
 
 
-def test_two_files_arrive_at_once() -> None:
+def test_two_uploads_can_be_interleaved() -> None:
     uploads = Uploads()
     uploads.take(message(0), b"abc")
     uploads.take(message(0, id="u2"), b"123")
@@ -49,7 +49,7 @@ def test_two_files_arrive_at_once() -> None:
     assert uploads.take(message(1, id="u2"), b"456") == b"123456"
 
 
-def test_a_piece_is_copied() -> None:
+def test_chunk_is_copied() -> None:
     uploads = Uploads()
     buffer = bytearray(b"abc")
     uploads.take(message(0), memoryview(buffer))
@@ -62,7 +62,7 @@ def test_a_piece_is_copied() -> None:
     cuts=st.sets(st.integers(1, 59), max_size=10),
     shuffle=st.randoms(use_true_random=False),
 )
-def test_any_order_of_pieces_gives_the_bytes_back(
+def test_any_order_of_chunks_gives_the_same_bytes(
     data: bytes, cuts: set[int], shuffle: Any
 ) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
@@ -102,7 +102,7 @@ def test_any_order_of_pieces_gives_the_bytes_back(
     ],
     ids=str,
 )
-def test_what_cannot_be_right_is_refused(told: Any) -> None:
+def test_inconsistent_chunk_is_refused(told: Any) -> None:
     uploads = Uploads()
     big = b"x" * (PIECE_BYTES + 1) if told["size"] == 10**7 else b"abc"
     assert refused(uploads, told, big).endswith(" was not received completely: add it again.")
@@ -110,16 +110,16 @@ def test_what_cannot_be_right_is_refused(told: Any) -> None:
 
 
 @pytest.mark.parametrize("key", [None, 3, "", "x" * 1_000, [1]])
-def test_a_bad_id_is_refused(key: object) -> None:
+def test_invalid_id_is_refused(key: object) -> None:
     assert "without an id" in refused(Uploads(), message(id=key))
 
 
-def test_an_empty_file_and_an_empty_piece_are_refused() -> None:
+def test_empty_file_and_empty_chunk_are_refused() -> None:
     assert refused(Uploads(), message(0, 1, 0), b"") == "cat.png is an empty file."
     assert "not received completely" in refused(Uploads(), message(0), b"")
 
 
-def test_a_name_is_shown_on_one_short_line() -> None:
+def test_name_is_shown_on_one_short_line() -> None:
     said = refused(Uploads(), message(0, 1, 0, name="a\n\u202eb" * 100))
     assert len(said) < 120
     assert "\u202e" not in said
@@ -130,7 +130,7 @@ def test_a_name_is_shown_on_one_short_line() -> None:
     [message(0 + 1, 3), message(1, 2, 7), message(1, name="dog.png")],
     ids=["pieces", "size", "name"],
 )
-def test_pieces_that_contradict_each_other_drop_the_file_with_one_error(second: Any) -> None:
+def test_contradictory_chunks_drop_the_file_with_one_error(second: Any) -> None:
     uploads = Uploads()
     uploads.take(message(0), b"abc")
     refused(uploads, second)
@@ -139,7 +139,7 @@ def test_pieces_that_contradict_each_other_drop_the_file_with_one_error(second: 
     assert uploads.in_flight == []
 
 
-def test_a_repeated_piece_is_refused() -> None:
+def test_repeated_chunk_is_refused() -> None:
     uploads = Uploads()
     uploads.take(message(1, 3), b"d")
     refused(uploads, message(1, 3), b"d")
@@ -147,14 +147,14 @@ def test_a_repeated_piece_is_refused() -> None:
 
 
 @pytest.mark.parametrize("piece", [b"de", b"defg"])
-def test_a_size_that_lies_is_refused(piece: bytes) -> None:
+def test_false_size_is_refused(piece: bytes) -> None:
     uploads = Uploads()
     uploads.take(message(0), b"abc")
     refused(uploads, message(1), piece)
     assert uploads.held == 0
 
 
-def test_the_first_piece_again_begins_anew() -> None:
+def test_repeated_first_chunk_restarts_the_upload() -> None:
     uploads = Uploads()
     uploads.take(message(0), b"abc")
     uploads.take(message(0, size=5, name="dog.png"), b"xyz")
@@ -165,7 +165,7 @@ def test_the_first_piece_again_begins_anew() -> None:
     assert uploads.take(message(1), b"def") == b"ABCdef"
 
 
-def test_a_dropped_file_stays_away_until_it_begins_anew() -> None:
+def test_dropped_upload_is_ignored_until_it_restarts() -> None:
     uploads = Uploads()
     uploads.take(message(0), b"abc")
     uploads.drop("u1")
@@ -176,7 +176,7 @@ def test_a_dropped_file_stays_away_until_it_begins_anew() -> None:
     assert uploads.take(message(1), b"def") == b"abcdef"
 
 
-def test_a_file_that_is_too_large_is_refused_once_and_before_it_arrives() -> None:
+def test_too_large_file_is_refused_once_before_its_upload() -> None:
     uploads = Uploads(max_bytes=5_000_000)
     words = r"^cat.png has 6.0 MB; the limit is 5.0 MB\.$"
     with pytest.raises(ImageTooLargeError, match=words) as e:
@@ -185,7 +185,7 @@ def test_a_file_that_is_too_large_is_refused_once_and_before_it_arrives() -> Non
     assert all(uploads.take(message(n, 12, 6_000_000), b"abc") is None for n in range(1, 12))
 
 
-def test_files_on_their_way_are_limited_in_number_and_in_size() -> None:
+def test_running_uploads_are_limited_in_number_and_size() -> None:
     uploads = Uploads(max_files=2, max_total=20)
     uploads.take(message(0, id="a"), b"abc")
     uploads.take(message(0, id="b"), b"abc")
@@ -198,7 +198,7 @@ def test_files_on_their_way_are_limited_in_number_and_in_size() -> None:
     assert uploads.in_flight == ["c"]
 
 
-def test_a_file_that_never_comes_whole_is_forgotten() -> None:
+def test_unfinished_upload_is_forgotten() -> None:
     clock = ManualClock()
     uploads = Uploads(max_files=1, clock=clock)
     uploads.take(message(0, 3, id="left"), b"a")
@@ -224,7 +224,7 @@ LIES = st.builds(
 
 
 @given(st.lists(st.tuples(LIES, st.binary(max_size=150)), max_size=30))
-def test_lies_never_take_more_than_the_limit(said: list[tuple[Any, bytes]]) -> None:
+def test_false_sizes_never_use_more_than_the_limit(said: list[tuple[Any, bytes]]) -> None:
     uploads = Uploads(max_bytes=200, max_files=2, max_total=250)
     for told, piece in said:
         with contextlib.suppress(ImageError):
@@ -235,7 +235,7 @@ def test_lies_never_take_more_than_the_limit(said: list[tuple[Any, bytes]]) -> N
         assert all(0 < uploads.fraction(key) < 1 for key in uploads.in_flight)
 
 
-def test_a_declared_size_takes_no_memory() -> None:
+def test_declared_size_allocates_no_memory() -> None:
     uploads = Uploads()
     tracemalloc.start()
     try:

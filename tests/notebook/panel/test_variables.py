@@ -59,7 +59,7 @@ def values() -> Iterator[tuple[object, str]]:
 
 
 @pytest.mark.parametrize(("value", "expected"), list(values()), ids=lambda value: str(value)[:20])
-def test_what_holds_pictures_is_listed_and_can_be_opened(value: object, expected: str) -> None:
+def test_variables_with_images_are_listed_and_can_be_opened(value: object, expected: str) -> None:
     assert what(value) == expected
     assert open_images(value)
 
@@ -101,16 +101,16 @@ def test_what_holds_pictures_is_listed_and_can_be_opened(value: object, expected
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_holds_none_is_not_listed(value: object) -> None:
+def test_variables_without_images_are_not_listed(value: object) -> None:
     assert what(value) == ""
 
 
-def test_a_directory_that_is_called_like_a_picture_is_none(folder: Path) -> None:
+def test_folder_with_an_image_file_name_is_not_listed(folder: Path) -> None:
     (folder / "folder.png").mkdir()
     assert what("folder.png") == ""
 
 
-def test_matplotlib_and_pandas() -> None:
+def test_matplotlib_figures_and_pandas_columns_are_listed() -> None:
     from matplotlib.figure import Figure
 
     pandas: Any = pytest.importorskip("pandas")
@@ -124,7 +124,7 @@ def test_matplotlib_and_pandas() -> None:
     assert what(pandas.DataFrame({"a": [1]})) == ""
 
 
-def test_names_of_ipython_and_private_ones_are_left_out() -> None:
+def test_ipython_and_private_names_are_not_listed() -> None:
     namespace: dict[str, object] = dict.fromkeys(["_", "_1", "_x", "In", "Out", "b", "A"], red())
     assert [found.name for found in picture_variables(namespace)] == ["A", "b"]
 
@@ -162,7 +162,7 @@ def test_no_property_of_an_unknown_class_is_read() -> None:
     assert picture_variables({"x": Trap(), "y": Words(["a"])}) == []
 
 
-def test_a_subclass_that_fails_is_left_out() -> None:
+def test_failing_subclass_is_not_listed() -> None:
     class Broken(Image.Image):
         @property
         def size(self) -> Any:
@@ -171,7 +171,7 @@ def test_a_subclass_that_fails_is_left_out() -> None:
     assert picture_variables({"x": Broken(), "y": red()}) == picture_variables({"y": red()})
 
 
-def test_ten_thousand_names_and_huge_lists_are_quick() -> None:
+def test_ten_thousand_names_and_huge_lists_are_scanned_quickly() -> None:
     namespace: dict[str, object] = {f"n{at}": at for at in range(10_000)}
     namespace["long"] = ["cat.png"] * 10_000_000
     namespace |= {f"path{at}": f"missing{at}.png" for at in range(10_000)}
@@ -180,7 +180,7 @@ def test_ten_thousand_names_and_huge_lists_are_quick() -> None:
     assert time.process_time() - began < 1
 
 
-def test_the_disk_is_asked_a_limited_number_of_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_file_checks_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
 
     def is_file(path: Path) -> bool:
@@ -192,7 +192,7 @@ def test_the_disk_is_asked_a_limited_number_of_times(monkeypatch: pytest.MonkeyP
     assert len(asked) == MOST_STATS
 
 
-def test_the_list_has_an_end() -> None:
+def test_length_of_the_list_is_limited() -> None:
     image = red()
     assert len(picture_variables({f"n{at}": image for at in range(1_000)})) == MOST_VARIABLES
 
@@ -217,7 +217,7 @@ def test_the_list_has_an_end() -> None:
         ("photo.tar.gz", "photo_tar"),
     ],
 )
-def test_a_name_is_made_of_a_file_name(wanted: str, expected: str) -> None:
+def test_variable_name_is_derived_from_a_file_name(wanted: str, expected: str) -> None:
     assert free_name(wanted, {}, red()) == expected
 
 
@@ -230,9 +230,7 @@ def test_a_taken_name_gets_a_number_unless_it_is_the_value_itself() -> None:
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(["picture", "a", "a_2"]), st.just(1)))
-def test_any_text_gives_a_name_that_a_person_may_use(
-    wanted: str, namespace: dict[str, object]
-) -> None:
+def test_any_text_gives_a_valid_variable_name(wanted: str, namespace: dict[str, object]) -> None:
     name = free_name(wanted, namespace, red())
     assert check_name(name) == name
     assert name not in namespace
@@ -241,11 +239,11 @@ def test_any_text_gives_a_name_that_a_person_may_use(
 
 
 @pytest.mark.parametrize("name", ["answer", "größe", "_x", "x1", "match"])
-def test_a_good_name_is_kept(name: str) -> None:
+def test_valid_name_is_kept(name: str) -> None:
     assert check_name(name) == name
 
 
-def test_a_name_is_given_as_python_reads_it() -> None:
+def test_name_is_normalized_as_by_python() -> None:
     assert check_name("\ufb01g") == "fig"
 
 
@@ -275,7 +273,7 @@ def test_a_name_is_given_as_python_reads_it() -> None:
         ("__name__", "itself uses"),
     ],
 )
-def test_a_bad_name_is_refused_in_one_line(name: str, message: str) -> None:
+def test_invalid_name_is_refused_in_one_line(name: str, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
         check_name(name)
     assert caught.value.option == "output"
@@ -283,7 +281,7 @@ def test_a_bad_name_is_refused_in_one_line(name: str, message: str) -> None:
     assert len(str(caught.value)) < 140
 
 
-def test_what_a_name_stands_for_is_said() -> None:
+def test_value_of_a_name_is_described() -> None:
     namespace: dict[str, object] = {"x": [], "i": 3, "n": None, "r": red()}
     said = [describe_existing(name, namespace) for name in ("x", "i", "n", "r", "free")]
     assert said == ["x is a list", "i is an int", "n is None", "r is an Image", ""]
