@@ -19,20 +19,20 @@ LONGEST = 0.3
 class PausableEngine(Protocol):
     """An object with a thread that uses MLX. See `engine.Engine`."""
 
-    def rest(self, seconds: float) -> bool:
+    def pause(self, seconds: float) -> bool:
         """Pause the thread; return whether it is paused."""
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Resume the thread."""
 
 
 class LibraryThreads(Protocol):
     """Threads of a library, such as OpenBLAS, that must be idle during a fork."""
 
-    def come_to_rest(self) -> None:
+    def pause(self) -> None:
         """Wait for running computations, and begin no new ones."""
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Resume the threads."""
 
 
@@ -67,15 +67,15 @@ def _before() -> None:
         engines = list(_guarded)
     _resting[threading.get_ident()] = engines
     # Every engine is paused, even if an earlier one did not pause in time.
-    rested = [engine.rest(LONGEST) for engine in engines]
+    rested = [engine.pause(LONGEST) for engine in engines]
     if not all(rested):
         for library in _libraries:
-            library.come_to_rest()
+            library.pause()
 
 
 def _after() -> None:
     for library in _libraries:
-        library.go_on()
+        library.resume()
     _release()
 
 
@@ -86,4 +86,4 @@ def _after_in_child() -> None:
 
 def _release() -> None:
     for engine in _resting.pop(threading.get_ident(), []):
-        engine.go_on()
+        engine.resume()

@@ -82,10 +82,10 @@ class Session:
         self._clock = clock
         self.deadlines = Deadlines(clock)
         self._listeners = ChangeListeners()
-        self._running = RunningTasks(self._listeners.tell)
+        self._running = RunningTasks(self._listeners.notify)
         self._lock = threading.Lock()
         pool.attach_session(self.load, self._running.add)
-        pool.watch(self._listeners.tell)
+        pool.watch(self._listeners.notify)
 
     @property
     def aliases(self) -> Mapping[str, str]:
@@ -102,7 +102,7 @@ class Session:
         changed = name != self._default_model
         self._default_model = name
         if changed:
-            self._listeners.tell()
+            self._listeners.notify()
 
     @property
     def running(self) -> list[Task[Any]]:
@@ -251,7 +251,7 @@ class Session:
 
     def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
         self.names.give(alias, AliasTarget(path, adapter))
-        self._listeners.tell()
+        self._listeners.notify()
 
     def check(self, name: str) -> str:
         """Check whether a model can be used, without loading it.
@@ -351,7 +351,9 @@ class Session:
         generation.prepared(replace(request, images=tuple(opened)))
         # Only the steps hold the prefetched inputs, so that these are freed with them.
         steps = self._steps(
-            generation, found, self.pool.ready(found, generation.request, generation.token)
+            generation,
+            found,
+            self.pool.prefetch_if_loaded(found, generation.request, generation.token),
         )
         generation.on_cancel = partial(self.engine.prioritize, steps)
         self.engine.submit(steps, generation.fail)

@@ -13,8 +13,8 @@ import time
 from collections.abc import Generator, Iterable
 from typing import Literal
 
-from mlx_magic.backends.base import LoadProgress, MakesReady, Report
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.base import LoadProgress, PrefetchFunction, Report
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.engine import WAIT, Engine, Steps, StepSignal
@@ -102,8 +102,8 @@ class ScriptedBackend:
         Bytes that the device lets models use; 0 is unknown.
     threads : set of str
         Names of the threads that called the backend.
-    ahead : callable or None
-        See `LoadedModel.ahead`.
+    prefetch : callable or None
+        See `LoadedModel.prefetch`.
     """
 
     library = "the script"
@@ -123,7 +123,7 @@ class ScriptedBackend:
         self.loads = self.closed = self.active = 0
         self.total = platform.total_memory()
         self.threads: set[str] = set()
-        self.ahead: MakesReady | None = None
+        self.prefetch: PrefetchFunction | None = None
         self._released = threading.Event()
 
     def estimate(self, checkpoint: Checkpoint) -> int:
@@ -189,9 +189,9 @@ class ScriptedModel:
         return Verdict(True, True)
 
     @property
-    def reuse(self) -> Reuse:
+    def reuse(self) -> CacheStats:
         """Zero counters: nothing is cached."""
-        return Reuse()
+        return CacheStats()
 
     def warm_up(
         self, *, cancel: CancelToken, progress: LoadProgress
@@ -200,9 +200,9 @@ class ScriptedModel:
         yield from ()
 
     @property
-    def ahead(self) -> MakesReady | None:
-        """The backend's `ahead`, which tests may set."""
-        return self._backend.ahead
+    def prefetch(self) -> PrefetchFunction | None:
+        """The backend's `prefetch`, which tests may set."""
+        return self._backend.prefetch
 
     def forget(self) -> int:
         """Return 0: nothing is cached."""

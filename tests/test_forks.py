@@ -122,12 +122,12 @@ def test_thread_pauses_between_slices_and_resumes(engine: Engine) -> None:
 
     engine.submit(steps(), lambda error: None)
     assert begun.wait(10)
-    assert engine.rest(10)
+    assert engine.pause(10)
     at_rest = len(slices)
     (thread,) = engine.settled  # type: ignore[attr-defined]
     assert thread.name == "mlx-magic"
     assert len(slices) == at_rest
-    engine.go_on()
+    engine.resume()
     while len(slices) == at_rest:
         begun.wait(0.01)
     enough.set()
@@ -143,16 +143,16 @@ def test_fork_does_not_wait_for_a_long_step(engine: Engine) -> None:
 
     engine.submit(steps(), lambda error: None)
     assert begun.wait(10)
-    assert not engine.rest(0.01)
-    engine.go_on()
+    assert not engine.pause(0.01)
+    engine.resume()
     gate.set()
     assert engine.call(lambda: 3).result(10) == 3
 
 
 def test_fork_on_the_inference_thread_does_not_deadlock(engine: Engine) -> None:
     def rested() -> bool:
-        found = engine.rest(10)
-        engine.go_on()
+        found = engine.pause(10)
+        engine.resume()
         return found
 
     assert engine.call(rested).result(10)
@@ -163,8 +163,8 @@ def test_concurrent_forks_all_find_the_thread_paused(engine: Engine) -> None:
     found: list[bool] = []
 
     def fork() -> None:
-        found.append(engine.rest(10))
-        engine.go_on()
+        found.append(engine.pause(10))
+        engine.resume()
 
     threads = [threading.Thread(target=fork) for _ in range(8)]
     for thread in threads:
@@ -182,18 +182,18 @@ def test_openblas_is_idle_in_a_fork_during_a_running_slice(
     said: list[str] = []
 
     class Busy:
-        def rest(self, seconds: float) -> bool:
+        def pause(self, seconds: float) -> bool:
             said.append("rest")
             return False
 
-        def go_on(self) -> None:
+        def resume(self) -> None:
             said.append("go on")
 
     def noted(word: str) -> Callable[[], None]:
         return lambda: said.append(word)
 
-    monkeypatch.setattr(openblas, "come_to_rest", noted("openblas rests"))
-    monkeypatch.setattr(openblas, "go_on", noted("openblas goes on"))
+    monkeypatch.setattr(openblas, "pause", noted("openblas rests"))
+    monkeypatch.setattr(openblas, "resume", noted("openblas goes on"))
     busy = Busy()
     forks.guard(busy)
     process = os.fork()

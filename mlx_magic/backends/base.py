@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from mlx_magic.backends.cache_stats import Reuse
+    from mlx_magic.backends.cache_stats import CacheStats
     from mlx_magic.cancellation import CancelToken
     from mlx_magic.engine.engine import StepSignal
     from mlx_magic.engine.request import GenerationRequest
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 Report = Callable[["GenerationChunk"], None]
-MakesReady = Callable[["GenerationRequest", "CancelToken"], object]
+PrefetchFunction = Callable[["GenerationRequest", "CancelToken"], object]
 LoadProgress = Callable[[int, int, str], None]
 
 
@@ -44,7 +44,7 @@ class LoadedModel(Protocol):
         """
 
     @property
-    def ahead(self) -> MakesReady | None:
+    def prefetch(self) -> PrefetchFunction | None:
         """Prefetch: does the work of a request that needs no MLX, before the request's turn.
 
         None if the model has none. Any thread may call it. It may raise `Cancelled`, and returns
@@ -81,7 +81,7 @@ class LoadedModel(Protocol):
         """
 
     @property
-    def reuse(self) -> Reuse:
+    def reuse(self) -> CacheStats:
         """Statistics of the model's caches; safe from any thread."""
 
     def forget(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
-class Reuse:
+class CacheStats:
     """Hits and misses since the load, and bytes held now.
 
     Attributes
@@ -42,7 +42,7 @@ class Reuse:
         return self.image_bytes + self.input_bytes + self.prefix_bytes
 
     @classmethod
-    def total(cls, parts: Iterable[Reuse]) -> Reuse:
+    def total(cls, parts: Iterable[CacheStats]) -> CacheStats:
         """Sum the statistics of several models."""
         stats = list(parts)
         return cls(*(sum(getattr(part, field.name) for part in stats) for field in fields(cls)))

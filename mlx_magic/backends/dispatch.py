@@ -68,7 +68,7 @@ class Dispatch(Generic[B]):
         batch = self._batch_of(kv_bits)
         return self._sequential_limits if batch is None else batch.limits
 
-    def in_order(
+    def make_prompt_in_order(
         self, making: Generator[None, None, T], cancel: CancelToken
     ) -> Generator[None, None, T]:
         """Make a prompt; if requests are answered one at a time, wait for the earlier prompts.

@@ -42,7 +42,7 @@ class ChangeListeners:
             self._callbacks = {**self._callbacks, key: callback}
         return lambda: self._remove(key)
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Call every callback; called from any thread, under no lock."""
         for key, callback in self._callbacks.items():
             # Skip a callback that an earlier one has just removed.

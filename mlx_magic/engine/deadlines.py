@@ -44,7 +44,7 @@ class Deadlines:
             self._changed.notify()
         task.future.add_done_callback(lambda _: self._drop(task))
 
-    def look(self) -> None:
+    def cancel_overdue(self) -> None:
         """Cancel all tasks whose deadline has passed."""
         with self._changed:
             tasks = [task for task in self._tasks if task.token.requested]
@@ -73,7 +73,7 @@ class Deadlines:
                     self._changed.wait(pause)
                 if self._closed:
                     return
-            self.look()
+            self.cancel_overdue()
 
     def _pause(self) -> float | None:
         """Return the seconds until the next deadline, or None; called under the lock."""

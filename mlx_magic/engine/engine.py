@@ -201,8 +201,8 @@ class Engine:
             self._changed.notify()
         return future
 
-    def rest(self, seconds: float) -> bool:
-        """Pause the thread between two slices, until `go_on`; callable from any thread.
+    def pause(self, seconds: float) -> bool:
+        """Pause the thread between two slices, until `resume`; callable from any thread.
 
         While it is paused, MLX does no background work and the caller holds the engine's lock,
         so that the process can be forked.
@@ -225,7 +225,7 @@ class Engine:
         self._changed.notify_all()
         return self._changed.wait_for(lambda: self._resting or self._thread is None, seconds)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Resume the thread; called on the thread that called `rest`."""
         self._rests -= 1
         self._changed.notify_all()

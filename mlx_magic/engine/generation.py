@@ -182,7 +182,7 @@ class Generation(Task[VisionResult]):
         self._changed()
 
     def _changed(self, *, at_end: bool = False) -> None:
-        self._observers.tell(at_end=at_end)
+        self._observers.notify(at_end=at_end)
 
     def snapshot(self) -> Snapshot:
         """Return the current state; safe from any thread."""

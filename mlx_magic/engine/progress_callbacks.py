@@ -65,7 +65,7 @@ class Observers(Generic[S]):
 
         return remove
 
-    def tell(self, *, at_end: bool = False) -> None:
+    def notify(self, *, at_end: bool = False) -> None:
         """Call the observers that are due; at the end, all of them."""
         if not self._observers:
             return

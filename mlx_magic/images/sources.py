@@ -18,7 +18,7 @@ from mlx_magic.images import files, objects
 from mlx_magic.images.arrays import ArrayImages, array_images
 from mlx_magic.images.decoding.decode import Decoded, decode_bytes, decode_image
 from mlx_magic.images.decoding.pillow_warnings import quiet
-from mlx_magic.images.decoding.stoppable_file import Watch
+from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES, check_bytes
 
@@ -192,7 +192,7 @@ def _array_image(
     images: ArrayImages, index: int, label: str, cancel: CancelToken | None
 ) -> Decoded:
     with quiet():
-        image, notes = images.image_at(index, Watch(label, cancel).checkpoint)
+        image, notes = images.image_at(index, DecodeDeadline(label, cancel).checkpoint)
     decoded = decode_image(image, label, cancel, owned=True)
     return Decoded(decoded.pixels, (*notes, *decoded.notes))
 

@@ -139,7 +139,7 @@ class Refusal:
         return words[0].upper() + words[1:]
 
 
-def plan(
+def choose_evictions(
     needed: int, budget: int, models: Iterable[ModelUsage], *, loading: int = 0
 ) -> tuple[ModelUsage, ...] | Refusal:
     """Choose the models to evict so that a load fits.
@@ -181,7 +181,7 @@ def plan(
     return tuple(leaving)
 
 
-def shrink(
+def evictions_for_budget(
     budget: int, models: Sequence[ModelUsage], *, loading: int = 0
 ) -> tuple[tuple[ModelUsage, ...], Refusal | None]:
     """Choose the models to evict after the budget was lowered.
@@ -191,7 +191,7 @@ def shrink(
     tuple of ModelUsage, and Refusal or None
         The models to evict, and the refusal if the rest still exceeds the budget.
     """
-    planned = plan(0, budget, models, loading=loading)
+    planned = choose_evictions(0, budget, models, loading=loading)
     if not isinstance(planned, Refusal):
         return planned, None
     return tuple(model for model in models if model.can_leave), planned

@@ -12,7 +12,7 @@ from mlx_magic.model_pool.unload import Unload
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
 
-class Key(NamedTuple):
+class ModelKey(NamedTuple):
     """The identity of a model in memory.
 
     Attributes
@@ -29,13 +29,13 @@ class Key(NamedTuple):
     trusted: bool
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, trusted: bool) -> Key:
+    def of(cls, checkpoint: Checkpoint, *, trusted: bool) -> ModelKey:
         """Return the key of a checkpoint that is loaded with this permission."""
         adapter = None if checkpoint.adapter is None else str(checkpoint.adapter.path)
         return cls(str(checkpoint.path.resolve()), adapter, trusted)
 
     @classmethod
-    def any_of(cls, checkpoint: Checkpoint) -> list[Key]:
+    def any_of(cls, checkpoint: Checkpoint) -> list[ModelKey]:
         """Return the keys of a checkpoint for both permissions, the trusted one first."""
         return [cls.of(checkpoint, trusted=trusted) for trusted in (True, False)]
 
@@ -48,7 +48,7 @@ class PoolEntry:
     ----------
     checkpoint : Checkpoint
     model : LoadedModel
-    key : Key
+    key : ModelKey
     nbytes : int
         Bytes in memory.
     names : list of str
@@ -64,7 +64,7 @@ class PoolEntry:
 
     checkpoint: Checkpoint
     model: LoadedModel
-    key: Key
+    key: ModelKey
     nbytes: int
     names: list[str] = field(default_factory=list)
     holders: list[object] = field(default_factory=list)

@@ -18,8 +18,8 @@ from mlx_magic.model_pool.budget import (
     Setting,
     budget_bytes,
     check_setting,
-    plan,
-    shrink,
+    choose_evictions,
+    evictions_for_budget,
 )
 from mlx_magic.model_pool.entry import PoolEntry
 from mlx_magic.model_pool.model_info import ModelInfo
@@ -102,7 +102,7 @@ class Eviction:
             When the setting cannot be a budget.
         """
         self._setting = check_setting(setting)
-        return self.fit()
+        return self.enforce_budget()
 
     def unload(self, name: str, *, force: bool = False) -> Unload:
         """Begin to unload a model, after its users have ended. See `ModelPool.unload`."""
@@ -122,7 +122,7 @@ class Eviction:
         for entry in self._registry.release(holder):
             self._free(entry, "asked")
         # The budget may have been lowered while the model was in use.
-        self.fit()
+        self.enforce_budget()
         self._tell()
 
     def make_room(self, needed: int, loading: Loading, name: str) -> None:
@@ -147,7 +147,7 @@ class Eviction:
 
         def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
             others = self._loads.nbytes - loading.nbytes
-            planned = plan(needed, self.budget, models, loading=others)
+            planned = choose_evictions(needed, self.budget, models, loading=others)
             if isinstance(planned, Refusal):
                 raise planned.error(name)
             loading.nbytes = needed
@@ -181,12 +181,12 @@ class Eviction:
             self._tell()
         return min(due, default=None)
 
-    def fit(self) -> tuple[list[ModelInfo], Refusal | None]:
+    def enforce_budget(self) -> tuple[list[ModelInfo], Refusal | None]:
         """Evict models until the budget is kept, as far as possible. See `set_budget`."""
         refusals: list[Refusal | None] = []
 
         def choose(models: list[ModelUsage]) -> Iterable[ModelUsage]:
-            leaving, refused = shrink(self.budget, models, loading=self._loads.nbytes)
+            leaving, refused = evictions_for_budget(self.budget, models, loading=self._loads.nbytes)
             refusals.append(refused)
             return leaving
 
@@ -207,7 +207,7 @@ class Eviction:
             return max(before - self._memory().active, 0) if before else entry.nbytes
 
         def freed(future: Future[int]) -> None:
-            self._registry.left(entry)
+            self._registry.memory_freed(entry)
             error = future.exception()
             for unload in entry.unloads:
                 if error is None:

@@ -18,7 +18,7 @@ from mlx_magic.engine.engine import WAIT, Steps, StepSignal
 from mlx_magic.engine.task import Task
 from mlx_magic.errors import MlxMagicError
 from mlx_magic.formatting import without_frames
-from mlx_magic.model_pool.entry import Key, PoolEntry
+from mlx_magic.model_pool.entry import ModelKey, PoolEntry
 from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.model_pool.registry import Registry
@@ -62,7 +62,7 @@ class Loader:
         self._memory = memory
         self._tell = tell
         # Measured memory of earlier loads, which replaces the estimate.
-        self._measured: dict[Key, int] = {}
+        self._measured: dict[ModelKey, int] = {}
 
     def load(self, load: Load, checkpoint: Checkpoint, trust_remote_code: bool) -> Steps:
         """Run a load.
@@ -132,9 +132,9 @@ class Loader:
         """
         name = checkpoint.name
         if trust_remote_code is None:
-            keys = Key.any_of(checkpoint)
+            keys = ModelKey.any_of(checkpoint)
         else:
-            keys = [Key.of(checkpoint, trusted=trust_remote_code)]
+            keys = [ModelKey.of(checkpoint, trusted=trust_remote_code)]
 
         def take_entry() -> PoolEntry | None:
             entry, changed = self._registry.take(keys, name, holder=holder, pin=pin)
@@ -160,7 +160,7 @@ class Loader:
                 self._tell()
         return entry
 
-    def _load(self, checkpoint: Checkpoint, key: Key, loading: Loading) -> Steps:
+    def _load(self, checkpoint: Checkpoint, key: ModelKey, loading: Loading) -> Steps:
         """Load a model for all waiting tasks."""
         backend, name = self._backends[checkpoint.kind], checkpoint.name
         try:

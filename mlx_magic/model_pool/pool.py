@@ -11,14 +11,14 @@ from typing import Any
 from mlx_magic import argument_checks
 from mlx_magic.backends.base import Backend, LoadedModel
 from mlx_magic.backends.batching import admission_queue
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.engine import Engine, StepSignal
 from mlx_magic.engine.task import Clock, Task, outcome, wait
 from mlx_magic.errors import EngineError, ModelError
 from mlx_magic.formatting import amount
-from mlx_magic.model_pool.budget import ModelUsage, Refusal, Setting, check_ttl, plan
+from mlx_magic.model_pool.budget import ModelUsage, Refusal, Setting, check_ttl, choose_evictions
 from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.idle_timer import IdleTimer
 from mlx_magic.model_pool.loader import Loader
@@ -47,8 +47,8 @@ class ModelPool:
 
     Attributes
     ----------
-    ready : callable
-        See `Registry.ready`.
+    prefetch_if_loaded : callable
+        See `Registry.prefetch_if_loaded`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ModelPool:
         self._track: Callable[[Task[Any]], None] = lambda task: None
         self._listeners = ChangeListeners()
         self._registry = Registry(clock)
-        self.ready = self._registry.ready
+        self.prefetch_if_loaded = self._registry.prefetch_if_loaded
         self._loads = Loads()
         self._eviction = Eviction(
             engine, self._registry, self._loads, clock=clock, memory=memory, tell=self._tell
@@ -204,7 +204,7 @@ class ModelPool:
     def unpin(self, name: str) -> ModelInfo:
         """Allow a model to be evicted. See `pin`."""
         info = self._registry.pin(argument_checks.name("model", name), pinned=False)
-        self._eviction.fit()
+        self._eviction.enforce_budget()
         self._tell()
         return info
 
@@ -267,9 +267,9 @@ class ModelPool:
         return self._memory()
 
     @property
-    def reuse(self) -> Reuse:
+    def reuse(self) -> CacheStats:
         """Cache statistics, summed over all models."""
-        return Reuse.total(model.reuse for model in self._registry.loaded)
+        return CacheStats.total(model.reuse for model in self._registry.loaded)
 
     def forget(self) -> int:
         """Clear the models' image and prefix caches.
@@ -356,7 +356,7 @@ class ModelPool:
     def _tell(self) -> None:
         if self.idle_ttl is not None:
             self._timer.wake()
-        self._listeners.tell()
+        self._listeners.notify()
 
     def _forget(self) -> None:
         """Drop every model: the arrays belong to a thread that has died."""
@@ -385,4 +385,4 @@ def fits(pool: ModelPool, needed_bytes: int) -> bool | None:
     models = pool.models
     loading = max(pool.taken - sum(model.nbytes for model in models), 0)
     usages = [ModelUsage(m.name, m.name, m.nbytes, -m.idle, m.users, m.pinned) for m in models]
-    return not isinstance(plan(needed_bytes, budget, usages, loading=loading), Refusal)
+    return not isinstance(choose_evictions(needed_bytes, budget, usages, loading=loading), Refusal)

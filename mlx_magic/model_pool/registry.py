@@ -12,7 +12,7 @@ from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import ModelInUseError, ModelNotFoundError
 from mlx_magic.model_pool.budget import ModelUsage
-from mlx_magic.model_pool.entry import Key, PoolEntry
+from mlx_magic.model_pool.entry import ModelKey, PoolEntry
 from mlx_magic.model_pool.model_info import Lease, ModelInfo
 from mlx_magic.model_pool.unload import Unload
 
@@ -36,7 +36,7 @@ class Registry:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.RLock()
-        self._by_key: dict[Key, PoolEntry] = {}
+        self._by_key: dict[ModelKey, PoolEntry] = {}
         self._leaving: list[PoolEntry] = []
 
     @property
@@ -95,11 +95,11 @@ class Registry:
 
     def of_folder(self, folder: str) -> PoolEntry | None:
         """Return the model that was loaded from this folder without an adapter, or None."""
-        plain = [Key(folder, None, trusted) for trusted in (True, False)]
+        plain = [ModelKey(folder, None, trusted) for trusted in (True, False)]
         with self._lock:
             return self._first(plain)
 
-    def ready(
+    def prefetch_if_loaded(
         self, checkpoint: Checkpoint, request: GenerationRequest, cancel: CancelToken
     ) -> object:
         """Prefetch inputs of a request, if its model is in memory; callable from any thread.
@@ -108,16 +108,16 @@ class Registry:
         -------
         object
             The prefetched inputs, to be held until the request has ended. See
-            `LoadedModel.ahead`.
+            `LoadedModel.prefetch`.
 
         Raises
         ------
         Cancelled
         """
-        keys = Key.any_of(checkpoint)
+        keys = ModelKey.any_of(checkpoint)
         with self._lock:
             entry = self._first(keys)
-            ahead = None if entry is None else entry.model.ahead
+            ahead = None if entry is None else entry.model.prefetch
             # No reference to the model may stay: it would be freed on this thread.
             del entry
         return None if ahead is None else ahead(request, cancel)
@@ -131,7 +131,7 @@ class Registry:
             then()
 
     def take(
-        self, keys: Iterable[Key], name: str, *, holder: object = None, pin: bool = False
+        self, keys: Iterable[ModelKey], name: str, *, holder: object = None, pin: bool = False
     ) -> tuple[PoolEntry | None, bool]:
         """Return the first model of these keys, and whether listeners must be notified.
 
@@ -156,7 +156,7 @@ class Registry:
             entry.pinned = entry.pinned or pin
             return entry, self._name(entry, name) or changed
 
-    def is_closing(self, keys: Iterable[Key]) -> bool:
+    def is_closing(self, keys: Iterable[ModelKey]) -> bool:
         """Whether a forced unload of one of these models waits for its users."""
         with self._lock:
             return any(self._by_key[key].closing for key in keys if key in self._by_key)
@@ -245,7 +245,7 @@ class Registry:
                 self._remove(entry)
             return entries
 
-    def left(self, entry: PoolEntry) -> None:
+    def memory_freed(self, entry: PoolEntry) -> None:
         """Record that the memory of a removed model is free."""
         with self._lock:
             if entry in self._leaving:
@@ -259,7 +259,7 @@ class Registry:
             self._leaving.clear()
             return waited
 
-    def _first(self, keys: Iterable[Key]) -> PoolEntry | None:
+    def _first(self, keys: Iterable[ModelKey]) -> PoolEntry | None:
         """Return the first model of these keys, or None; called under the lock."""
         return next((self._by_key[key] for key in keys if key in self._by_key), None)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.backends.batch_check import compare_rows, policy
-from mlx_magic.backends.batch_check.compare_rows import Budget, confirmed
+from mlx_magic.backends.batch_check.compare_rows import Budget, rows_agree
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import UNTESTED, Verdict
@@ -58,7 +58,7 @@ def test_tested_model_is_compared_once_and_answers_in_batches(
     def no_look(*args: Any) -> Any:
         raise AssertionError("looked at again")
 
-    monkeypatch.setattr(policy, "confirmed", no_look)
+    monkeypatch.setattr(policy, "rows_agree", no_look)
     again = loaded(tiny, name, files)
     assert again.loaded.together.together
     again.close()
@@ -128,9 +128,9 @@ def test_comparison_ends_if_its_time_budget_does_not_suffice(
     probe: Any = model.loaded
     ticks = itertools.count()
     slow = Budget(3.0, clock=lambda: float(next(ticks)))
-    assert finished(confirmed(probe._answering._probed, slow, CancelToken())) is None
+    assert finished(rows_agree(probe._answering._probed, slow, CancelToken())) is None
     quick = Budget(9.0, clock=lambda: float(next(ticks)))
-    assert finished(confirmed(probe._answering._probed, quick, CancelToken())) is True
+    assert finished(rows_agree(probe._answering._probed, quick, CancelToken())) is True
     model.close()
 
 

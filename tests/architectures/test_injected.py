@@ -65,7 +65,7 @@ def test_injected_control_tokens_are_text_for_a_vision_model(
     def read(words: str) -> list[int]:
         request = GenerationRequest(prompt=words, model="tiny", images=images)
         prompt = finished(inputs.prompt(request, CancelToken()).result(CancelToken()))
-        tokens: list[int] = np.asarray(inputs.made(prompt)["input_ids"]).reshape(-1).tolist()
+        tokens: list[int] = np.asarray(inputs.make_inputs(prompt)["input_ids"]).reshape(-1).tolist()
         return tokens
 
     words = injected(tokenizer)
@@ -89,7 +89,7 @@ def test_injected_control_tokens_are_text_for_a_text_model(name: str, tiny: Buil
 
     def read(words: str) -> list[int]:
         request = GenerationRequest(prompt=words, model="tiny")
-        return finished(inputs.made(request, CancelToken()).result(CancelToken()))
+        return finished(inputs.start_tokenizing(request, CancelToken()).result(CancelToken()))
 
     words = injected(tokenizer)
     tokens = read(f"What {words} is it?")

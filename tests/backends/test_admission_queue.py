@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from mlx_magic.backends.batching.admission import MemoryAdmission
 from mlx_magic.backends.batching.admission_queue import AdmissionQueue, BatchLimits, Reservation
-from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
+from mlx_magic.backends.batching.memory_estimate import (
+    ModelDimensions,
+    RequestMemory,
+    estimate_request,
+)
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import Memory
 from mlx_magic.cancellation import Cancelled, CancelToken
@@ -106,11 +110,13 @@ class FakeRequest:
 
 
 def cache_of(tokens: int) -> int:
-    return Shape.of(CONFIG).kv_bytes(4) * tokens
+    return ModelDimensions.of(CONFIG).kv_bytes(4) * tokens
 
 
-def needed(prompt: int, count: int) -> Need:
-    return need(Shape.of(CONFIG), prompt_tokens=prompt, max_tokens=count, chunk=CHUNK, itemsize=4)
+def needed(prompt: int, count: int) -> RequestMemory:
+    return estimate_request(
+        ModelDimensions.of(CONFIG), prompt_tokens=prompt, max_tokens=count, chunk=CHUNK, itemsize=4
+    )
 
 
 def run_round_robin(asked: list[FakeRequest], look: Any = lambda slice_: None) -> None:
@@ -267,18 +273,18 @@ def test_unknown_limit_admits_all_requests() -> None:
 def test_committed_memory_counts_at_most_the_batch_limit() -> None:
     line = AdmissionQueue()
     table = BatchLimits(most=2, read_together=1)
-    line.admitted = [Reservation(table, Need(100, 7)) for _ in range(5)]
-    assert line.committed(Reservation(table, Need(50, 7))) == 2 * 100 + 7
-    assert line.committed(Reservation(BatchLimits(), Need(50, 7))) == 2 * 100 + 7 + 50 + 7
+    line.admitted = [Reservation(table, RequestMemory(100, 7)) for _ in range(5)]
+    assert line.committed(Reservation(table, RequestMemory(50, 7))) == 2 * 100 + 7
+    assert line.committed(Reservation(BatchLimits(), RequestMemory(50, 7))) == 2 * 100 + 7 + 50 + 7
 
 
 def test_logits_count_once_for_requests_prefilled_together() -> None:
     table, line = BatchLimits(most=2, read_together=8), AdmissionQueue()
-    line.admitted = [Reservation(table, Need(100, 7, 50)) for _ in range(5)]
-    assert line.committed(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
+    line.admitted = [Reservation(table, RequestMemory(100, 7, 50)) for _ in range(5)]
+    assert line.committed(Reservation(table, RequestMemory(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
     for place in line.admitted:
         place.prefilling = False
-    assert line.committed(Reservation(table, Need(100, 7, 30))) == 2 * 100 + 7 + 30
+    assert line.committed(Reservation(table, RequestMemory(100, 7, 30))) == 2 * 100 + 7 + 30
 
 
 @settings(deadline=None, max_examples=60)

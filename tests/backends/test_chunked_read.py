@@ -39,7 +39,7 @@ def model_of(
     large = mx.random.normal((ROWS, WIDTH)).astype(mx.bfloat16)
     mx.save_safetensors(str(path), {"a": mx.arange(7), "large": large, "z": mx.zeros((3, 2))})
     library, origins = SimpleNamespace(mx=mx), Origins()
-    with origins.noted(library):
+    with origins.recording(library):
         held = library.mx.load(str(path))
         assert library.mx.array is mx.array
     assert library.mx is mx
@@ -167,7 +167,7 @@ def test_source_arrays_are_freed_after_their_conversion(engine: Engine, tmp_path
         mx.save_safetensors(str(path), {f"w{at}": mx.ones((side, side)) for at in range(count)})
         library, origins = SimpleNamespace(mx=mx), Origins()
         model: Any = nn.Module()
-        with origins.noted(library):
+        with origins.recording(library):
             model.weights = [array * 2 for array in library.mx.load(str(path)).values()]
         before = platform.memory().active
         mx.reset_peak_memory()
@@ -219,5 +219,5 @@ def test_file_truncated_during_the_load_is_an_error(engine: Engine, tmp_path: Pa
 def test_mlx_load_is_not_replaced_if_mlx_reads_on_its_own_threads() -> None:
     library = SimpleNamespace(mx=object())
     real = library.mx
-    with Origins().noted(library):
+    with Origins().recording(library):
         assert library.mx is real

@@ -95,7 +95,9 @@ def tokens(kind: str, prompt: str, **more: Any) -> list[int]:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     request = GenerationRequest(prompt=prompt, model="m", **more)
-    made = TextInputs(TokenizerWrapper(tokenizer(kind)), "m").made(request, CancelToken())
+    made = TextInputs(TokenizerWrapper(tokenizer(kind)), "m").start_tokenizing(
+        request, CancelToken()
+    )
     found: list[int] = run(made.result(CancelToken()))
     return found
 
@@ -238,7 +240,7 @@ def asked(known: Any, words: str, **more: Any) -> list[int]:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     request = GenerationRequest(prompt=words, model="m", **more)
-    steps = TextInputs(TokenizerWrapper(known), "m").made(request, CancelToken())
+    steps = TextInputs(TokenizerWrapper(known), "m").start_tokenizing(request, CancelToken())
     found: list[int] = run(steps.result(CancelToken()))
     return found
 

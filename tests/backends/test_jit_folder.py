@@ -49,7 +49,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_default_jit_folder_is_unchanged(temporary: Path, tmp_path: Path) -> None:
     mlx = Mlx()
-    found = jit_folder.arrange(mlx, [tmp_path / "other"])
+    found = jit_folder.choose_jit_folder(mlx, [tmp_path / "other"])
     assert found == jit_folder.Compiling(temporary)
     assert mlx.compiles
     assert os.environ["TMPDIR"] == str(temporary)
@@ -94,7 +94,7 @@ def test_fallback_jit_folder_is_used_and_reported(
     why = spoil(temporary)
     mlx, other = Mlx(), tmp_path / "deep" / "other"
     (tmp_path / "file").write_text("")
-    found = jit_folder.arrange(mlx, [tmp_path / "file" / "x", other])
+    found = jit_folder.choose_jit_folder(mlx, [tmp_path / "file" / "x", other])
     assert found.folder == other
     assert why in found.problem
     assert os.environ["TMPDIR"] == str(other)
@@ -110,7 +110,7 @@ def test_folder_with_shell_characters_is_not_used(
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("TMPDIR", str(folder) if name else "")
     mlx = Mlx()
-    found = jit_folder.arrange(mlx, [])
+    found = jit_folder.choose_jit_folder(mlx, [])
     assert found.folder is None
     assert not mlx.compiles
     assert "set TMPDIR to a folder that can be written to" in found.words
@@ -122,7 +122,7 @@ def test_folder_with_spaces_and_umlauts_is_used(
     folder = tmp_path / "tmp of Jürgen"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    assert jit_folder.arrange(Mlx(), []).problem == ""
+    assert jit_folder.choose_jit_folder(Mlx(), []).problem == ""
 
 
 def test_full_or_read_only_folder_is_detected(
@@ -149,7 +149,7 @@ def test_folder_of_another_user_is_not_used(
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
     if (temporary / "mlx").stat().st_uid == 0:
         os.chown(temporary / "mlx", 4343, -1)
-    found = jit_folder.arrange(Mlx(), [])
+    found = jit_folder.choose_jit_folder(Mlx(), [])
     assert "other people can change" in found.problem
 
 

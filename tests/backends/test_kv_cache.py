@@ -10,7 +10,7 @@ import pytest
 
 import mlx_magic
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.memory_estimate import Shape
+from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.text.model import TextModel
 from mlx_magic.cancellation import Cancelled
@@ -159,7 +159,7 @@ def test_unquantizable_heads_are_an_error_of_one_line(
     demo: ModelBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = demo.cold(QUESTION, RED).text
-    monkeypatch.setattr(demo.model._admission, "_shape", Shape.of({"head_dim": 80}))
+    monkeypatch.setattr(demo.model._admission, "_shape", ModelDimensions.of({"head_dim": 80}))
     error = answer(demo, 8, RED).error
     assert isinstance(error, GenerationError)
     assert str(error) == (
@@ -265,7 +265,7 @@ def test_text_model_with_unquantizable_heads_is_an_error_of_one_line(
 def test_only_plain_caches_are_quantized() -> None:
     from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
-    shape = Shape.of(HEADS_OF_32)
+    shape = ModelDimensions.of(HEADS_OF_32)
     mixed = [RotatingKVCache(8), KVCache()]
     made = kv_cache.quantized(mixed, 8, shape, "tiny")
     assert made[0] is mixed[0]

@@ -101,7 +101,7 @@ def prefetched(
     kept: ProcessorCache, images: list[ImageInput], cancel: CancelToken | None = None
 ) -> Any:
     """Prefetch images on another thread, and wait."""
-    return join(run_on_thread(partial(kept.ahead.make, images, cancel or CancelToken())))
+    return join(run_on_thread(partial(kept.prefetch.make, images, cancel or CancelToken())))
 
 
 def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
@@ -357,7 +357,7 @@ def gate() -> Iterator[Gate]:
 def observed_prefetch(limit: int, threads: int, processor: Doubler) -> Prefetch:
     """Return a prefetch that has observed how an image is processed."""
     kept = ProcessorCache(limit)
-    made = kept.ahead = Prefetch(limit, threading.Semaphore(threads))
+    made = kept.prefetch = Prefetch(limit, threading.Semaphore(threads))
     make(kept, Processor(processor), pictures(0))
     return made
 

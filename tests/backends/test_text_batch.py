@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from mlx_magic.backends.batching.admission import MemoryAdmission
 from mlx_magic.backends.batching.admission_queue import AdmissionQueue
 from mlx_magic.backends.batching.batch import Slot
-from mlx_magic.backends.batching.memory_estimate import Shape, need
+from mlx_magic.backends.batching.memory_estimate import ModelDimensions, estimate_request
 from mlx_magic.backends.batching.sampling import BAD, SamplingParams
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.text.batch import CountingSampler, TextBatch
 from mlx_magic.backends.text.model import TextModel
@@ -465,7 +465,7 @@ def test_caches_that_cannot_be_trimmed_are_not_kept(make: Callable[[], Any]) -> 
     recall.keep([*job.tokens, *job.written], 0, rows[0])
     assert rows == [None]
     assert recall.start(job.tokens) == (0, None)
-    assert recall.counts == Reuse()
+    assert recall.counts == CacheStats()
 
 
 def byte_tokenizer() -> Any:
@@ -600,7 +600,7 @@ def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> N
     assert text_model._answering.batch is not None
     held = text_model._answering.batch.limits.held
     tokens = {"prompt_tokens": len(byte_tokenizer().encode("What is it?")), "max_tokens": 9}
-    one = need(Shape.of(config), **tokens, chunk=CHUNK, itemsize=4)
+    one = estimate_request(ModelDimensions.of(config), **tokens, chunk=CHUNK, itemsize=4)
     limit = 2 * one.cache + one.reading
     most: list[int] = []
 
@@ -625,7 +625,7 @@ class DelayedInputs:
         self._inputs, self._delays = text_model._inputs, delays
 
     def made(self, request: GenerationRequest, cancel: CancelToken) -> Any:
-        made = self._inputs.made(request, cancel)
+        made = self._inputs.start_tokenizing(request, cancel)
 
         def late(cancel: CancelToken) -> Generator[None, None, list[int]]:
             for _ in range(self._delays[request.prompt]):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.text import prompt_cache
 from mlx_magic.backends.text.model import TextModel
@@ -277,7 +277,7 @@ def test_warm_up_is_neither_cached_nor_counted(model: TextModel) -> None:
     model.generate = seen  # type: ignore[method-assign]
     list(model.warm_up(cancel=CancelToken(), progress=lambda done, total, note: None))
     assert written[-1].completion_tokens > 0
-    assert model.reuse == Reuse(limit_bytes=model.reuse.limit_bytes)
+    assert model.reuse == CacheStats(limit_bytes=model.reuse.limit_bytes)
 
 
 @pytest.mark.parametrize("make", [sliding, None], ids=["sliding window", "answered alone"])
@@ -292,5 +292,5 @@ def test_models_without_prefix_caching_prefill_every_prompt(
     model = made(make() if make else weights, tmp_path, monkeypatch)
     first, again = asked(model, LONG), asked(model, LONG)
     assert (first.text, again.cached) == (again.text, 0)
-    assert model.reuse == Reuse()
+    assert model.reuse == CacheStats()
     assert model.forget() == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.caches import LEAST_BYTES, CachedPrefix, VisionCaches, reuse_limit
 
@@ -91,7 +91,7 @@ def test_cache_limit_depends_on_model_and_machine(
 
 
 def test_reuse_counts_of_several_models_add_up() -> None:
-    one, other = Reuse(1, 2, 3, 4, 5, 6, 7, 8), Reuse(10, 20, 30, 40, 50, 60, 70, 80)
-    assert Reuse.total([one, other]) == Reuse(11, 22, 33, 44, 55, 66, 77, 88)
-    assert Reuse.total([]) == Reuse()
+    one, other = CacheStats(1, 2, 3, 4, 5, 6, 7, 8), CacheStats(10, 20, 30, 40, 50, 60, 70, 80)
+    assert CacheStats.total([one, other]) == CacheStats(11, 22, 33, 44, 55, 66, 77, 88)
+    assert CacheStats.total([]) == CacheStats()
     assert one.nbytes == 3 + 4 + 7

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.backends import warmup
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Steps
@@ -20,7 +20,7 @@ from mlx_magic.models.checkpoints.batch_support import Verdict
 class Model:
     """Records requests; answers in three slices, or fails in the second."""
 
-    reuse = Reuse()
+    reuse = CacheStats()
 
     def __init__(self, error: Exception | None = None, nbytes: int = 10**9) -> None:
         self.nbytes = nbytes
@@ -48,7 +48,7 @@ class Model:
             raise self.error
         yield
 
-    ahead = None
+    prefetch = None
     together = Verdict(True, True)
 
     def forget(self) -> int:

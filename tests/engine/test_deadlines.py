@@ -91,10 +91,10 @@ def test_timeout_ends_a_request_in_every_phase(
 def test_timeout_ends_a_queued_request(session: Session, clock: ManualClock, folder: str) -> None:
     generation = session.start(question(folder))
     clock.advance(TIMEOUT - 1)
-    session.deadlines.look()
+    session.deadlines.cancel_overdue()
     assert not generation.done
     clock.advance(1.5)
-    session.deadlines.look()
+    session.deadlines.cancel_overdue()
     assert ended(generation.future.result(0)) == ("timeout", "queued", 0.5)
 
 
@@ -150,7 +150,7 @@ def test_answer_before_the_deadline_has_no_stop_details(
     generation = session.start(question(folder))
     step_until(session, generation, "done")
     clock.advance(1000)
-    session.deadlines.look()
+    session.deadlines.cancel_overdue()
     assert ended(generation.future.result(0)) == ("stop", None, None)
 
 

@@ -40,7 +40,7 @@ def test_callback_is_called_at_most_twenty_times_a_second(steps: list[float]) ->
     observers.add(lambda _: times.append(clock()))
     for seconds in steps:
         clock.advance(seconds)
-        observers.tell()
+        observers.notify()
     assert all(later - earlier >= INTERVAL for earlier, later in itertools.pairwise(times))
     # None that was due is left out.
     assert bool(times) == bool(steps)
@@ -101,7 +101,7 @@ def test_observer_can_cancel_and_unsubscribe(generation: Generation, clock: Manu
     assert generation.future.result().finish_reason == "cancelled"
     leave()
     clock.advance(1)
-    generation._observers.tell(at_end=True)
+    generation._observers.notify(at_end=True)
     assert [each.progress.phase for each in seen] == ["loading", "done"]
 
 

@@ -53,7 +53,7 @@ def main(out: int, how: list[str]) -> None:
         os.write(out, (json.dumps([label, *outcome]) + "\n").encode())
 
     if "nowhere" in how:
-        jit_folder.elsewhere = lambda cache: []
+        jit_folder.fallback_folders = lambda cache: []
 
     def ask(**options: Any) -> str:
         return mlx_magic.ask("What is this?", max_tokens=8, **options).text

@@ -17,7 +17,7 @@ from PIL import Image
 from mlx_magic import default_session
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.images.decoding.stoppable_file import Watch, WatchedBytes
+from mlx_magic.images.decoding.stoppable_file import DecodeDeadline, WatchedBytes
 from mlx_magic.images.opening import open_images
 from mlx_magic.notebook.panel.control.pictures import Pictures
 from mlx_magic.testing import ScriptedBackend
@@ -107,7 +107,7 @@ def test_cancel_ends_a_glob_and_a_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_timeout_ends_image_decoding_as_cancel_does() -> None:
     seconds = itertools.count(0.0, 0.5)
-    watch = Watch("x", clock=lambda: next(seconds), seconds=2.0)
+    watch = DecodeDeadline("x", clock=lambda: next(seconds), seconds=2.0)
     file = WatchedBytes(bytes(1 << 20), watch)
     reads = iter(lambda: file.read(1 << 16), b"")
     with pytest.raises(ImageDecodeError, match=r"^x takes more than 2 seconds to decode"):

@@ -15,8 +15,8 @@ from mlx_magic.model_pool.budget import (
     Setting,
     budget_bytes,
     check_setting,
-    plan,
-    shrink,
+    choose_evictions,
+    evictions_for_budget,
 )
 
 models = st.lists(
@@ -38,7 +38,7 @@ models = st.lists(
 def test_plan_fits_and_evicts_the_least_recently_used(
     needed: int, budget: int, there: list[ModelUsage], loading: int
 ) -> None:
-    planned = plan(needed, budget, there, loading=loading)
+    planned = choose_evictions(needed, budget, there, loading=loading)
     free = [model for model in there if not model.users and not model.pinned]
     taken = sum(model.nbytes for model in there) + loading
     ways = [way for n in range(len(free) + 1) for way in combinations(free, n)]
@@ -71,7 +71,7 @@ def test_plan_fits_and_evicts_the_least_recently_used(
 def test_smaller_budget_evicts_every_model_that_must_leave(
     budget: int, there: list[ModelUsage], loading: int
 ) -> None:
-    leaving, refused = shrink(budget, there, loading=loading)
+    leaving, refused = evictions_for_budget(budget, there, loading=loading)
     rest = sum(model.nbytes for model in there if model not in leaving) + loading
     assert all(model.can_leave for model in leaving)
     if refused is None:

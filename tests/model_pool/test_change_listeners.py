@@ -219,9 +219,9 @@ def test_one_callback_subscribed_twice_is_two_listeners() -> None:
     callback = lambda: told.append(1)  # noqa: E731
     stop = watchers.add(callback)
     watchers.add(callback)
-    watchers.tell()
+    watchers.notify()
     stop()
-    watchers.tell()
+    watchers.notify()
     assert len(told) == 3
 
 
@@ -236,8 +236,8 @@ def test_listener_can_unsubscribe_itself_and_others_during_a_call() -> None:
     stop_first = watchers.add(first)
     stop_second = watchers.add(lambda: told.append("second"))
     watchers.add(lambda: told.append("third"))
-    watchers.tell()
-    watchers.tell()
+    watchers.notify()
+    watchers.notify()
     assert told == ["first", "third", "third"]
 
 
@@ -256,7 +256,7 @@ def test_changes_from_several_threads_are_all_reported() -> None:
         start.wait(10)
         for _ in range(200):
             stop = watchers.add(lambda: None)
-            watchers.tell()
+            watchers.notify()
             stop()
 
     with ThreadPoolExecutor(8) as threads:

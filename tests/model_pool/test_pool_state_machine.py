@@ -160,7 +160,7 @@ class PoolMachine(RuleBasedStateMachine):
         load = Load(name, clock=self.clock, pin=pin == 5)
         self.works.append(load)
         self.pool.submit_load(load, checkpoint(name))
-        self.go_on(count)
+        self.resume(count)
 
     @rule(name=names, count=steps)
     def ask(self, name: str, count: int) -> None:
@@ -169,9 +169,9 @@ class PoolMachine(RuleBasedStateMachine):
         answer = self.session._steps(generation, checkpoint(name))
         self.session.engine.submit(answer, generation.fail)
         self.clock.advance(1)
-        self.go_on(count)
+        self.resume(count)
 
-    def go_on(self, count: int) -> None:
+    def resume(self, count: int) -> None:
         for _ in range(count):
             self.step()
 
@@ -186,7 +186,7 @@ class PoolMachine(RuleBasedStateMachine):
             with contextlib.suppress(ModelError):
                 name = there[at % len(there)].name
                 self.works.append(self.pool.submit_unload(name, force=force))
-            self.go_on(count)
+            self.resume(count)
 
     @rule(at=which)
     def lease(self, at: int) -> None:

@@ -18,7 +18,11 @@ import mlx_magic
 import mlx_magic.errors
 from mlx_magic import default_session
 from mlx_magic.backends.batching import admission
-from mlx_magic.backends.batching.memory_estimate import Need, Shape, need
+from mlx_magic.backends.batching.memory_estimate import (
+    ModelDimensions,
+    RequestMemory,
+    estimate_request,
+)
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
 from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
@@ -233,9 +237,9 @@ def test_prefill_chunk_size_is_that_of_the_device(
         told.append(vocabulary)
         return at_once
 
-    def noted(shape: Shape, **given: Any) -> Need:
+    def noted(shape: ModelDimensions, **given: Any) -> RequestMemory:
         reckoned.append(given["at_once"])
-        return need(shape, **given)
+        return estimate_request(shape, **given)
 
     def step(self: Any) -> Any:
         steps.append(self)
@@ -245,7 +249,7 @@ def test_prefill_chunk_size_is_that_of_the_device(
     session.pool.unload("demo")
     monkeypatch.setattr(platform, "read_at_once", read_at_once)
     session.pool.load("demo")
-    monkeypatch.setattr(admission, "need", noted)
+    monkeypatch.setattr(admission, "estimate_request", noted)
     monkeypatch.setattr(PromptProcessingBatch, "prompt_step", step)
     assert ask(session, "What shape is that?", circle, temperature=0).text == whole
     assert (told, set(reckoned), len(steps)) == ([1_024], {at_once}, calls)

@@ -114,7 +114,7 @@ def test_prefetched_inputs_live_as_long_as_their_request(
         made.append(weakref.ref(held))
         return held
 
-    script.ahead = ahead
+    script.prefetch = ahead
     asked = partial(session.start, question(vision), images=[("img", picture())])
     asked().future.result(10)
     assert made == [], "the model was not there yet"
@@ -148,7 +148,7 @@ def test_cancel_does_not_wait_for_prefetch(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     session.start(question(vision)).future.result(10)
-    script.ahead = ahead = SlowPrefetch()
+    script.prefetch = ahead = SlowPrefetch()
     generation = session.start(question(vision), images=[("img", picture())])
     assert ahead.came.wait(10)
     generation.cancel()
@@ -156,7 +156,7 @@ def test_cancel_does_not_wait_for_prefetch(
     assert result.finish_reason == "cancelled"
     assert session.running == []
     ahead.go.set()
-    script.ahead = None
+    script.prefetch = None
     assert session.start(question(vision)).future.result(10).text
 
 
@@ -165,7 +165,7 @@ def test_prefetch_does_not_keep_an_unloaded_model_alive(
 ) -> None:
     session.start(question(vision)).future.result(10)
     model = weakref.ref(session.pool._registry.loaded[0])
-    script.ahead = ahead = SlowPrefetch()
+    script.prefetch = ahead = SlowPrefetch()
     generation = session.start(question(vision))
     assert ahead.came.wait(10)
     session.engine.call(session.pool._registry.clear).result(10)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.backends.batch_check.compare_rows import Budget, confirmed
+from mlx_magic.backends.batch_check.compare_rows import Budget, rows_agree
 from mlx_magic.backends.batch_check.model_signature import signature
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.batch_support import Signature, Verdict
@@ -281,7 +281,7 @@ def _words(tally: Tally, library: str) -> str:
 def _look(model: OurModel) -> bool | None:
     probe: Any = model.loaded
     try:
-        return finished(confirmed(probe._answering._probed, Budget(None), CancelToken()))
+        return finished(rows_agree(probe._answering._probed, Budget(None), CancelToken()))
     except Exception:
         return False
 

@@ -127,7 +127,7 @@ class Budget:
         return cls(max(SECONDS, SHARE * took))
 
 
-def confirmed(
+def rows_agree(
     probed: ProbedModel, budget: Budget, cancel: CancelToken
 ) -> Generator[None, None, bool | None]:
     """Compare two batched rows with each row alone; one call of the model per slice.

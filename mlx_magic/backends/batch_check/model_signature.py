@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlx_magic.backends.batching.kv_cache import flat
+from mlx_magic.backends.batching.kv_cache import leaf_caches
 from mlx_magic.models.checkpoints.batch_support import Signature, text_part, traits
 
 # MLX's own layers and adapters compute each row by itself, and so do this package's subclasses.
@@ -30,7 +30,7 @@ def signature(library: str, language_model: Any, config: Any, caches: Sequence[A
     return Signature(
         library,
         tuple(sorted({name for m in language_model.modules() for name in _class_name(m)})),
-        tuple(sorted({type(cache).__name__ for cache in flat(list(caches))})),
+        tuple(sorted({type(cache).__name__ for cache in leaf_caches(list(caches))})),
         traits(_language_config(language_model, config)),
     )
 

@@ -7,10 +7,10 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
-from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, confirmed
+from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, rows_agree
 from mlx_magic.backends.batch_check.model_signature import signature
 from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
-from mlx_magic.backends.batching.kv_cache import flat
+from mlx_magic.backends.batching.kv_cache import leaf_caches
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.formatting import one_line
@@ -81,7 +81,7 @@ class BatchPolicy:
         if not self.not_compared:
             return
         try:
-            agree = yield from confirmed(probed, budget, cancel)
+            agree = yield from rows_agree(probed, budget, cancel)
         except Cancelled:
             raise
         except Exception as error:
@@ -117,7 +117,7 @@ def batch_policy(
     table_verdict = batch_support.verdict(
         signature(library, language_model, config, caches), architecture
     )
-    if not caches or not all(hasattr(cache, "merge") for cache in flat(caches)):
+    if not caches or not all(hasattr(cache, "merge") for cache in leaf_caches(caches)):
         table_verdict = replace(
             table_verdict, together=False, why="its caches cannot be put together"
         )

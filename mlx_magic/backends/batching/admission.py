@@ -13,7 +13,12 @@ from mlx_magic.backends.batching.admission_queue import (
     BatchLimits,
     Reservation,
 )
-from mlx_magic.backends.batching.memory_estimate import Need, Shape, need, require_memory
+from mlx_magic.backends.batching.memory_estimate import (
+    ModelDimensions,
+    RequestMemory,
+    estimate_request,
+    require_memory,
+)
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 
@@ -52,7 +57,7 @@ class MemoryAdmission:
         queue: AdmissionQueue = SHARED,
     ) -> None:
         self._model = model
-        self._shape = Shape.of(config)
+        self._shape = ModelDimensions.of(config)
         self._chunk = chunk
         self._at_once = at_once
         self._forget = forget
@@ -62,13 +67,13 @@ class MemoryAdmission:
         self._itemsize = 2 if platform.is_gpu() else 4
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ModelDimensions:
         """Dimensions of the model that decide how much memory a token takes."""
         return self._shape
 
     def require(
         self, *, prompt_tokens: int, image_tokens: int, max_tokens: int, kv_bits: int | None = None
-    ) -> Need:
+    ) -> RequestMemory:
         """Refuse a request that would not fit even if no other request were running.
 
         Parameters
@@ -80,7 +85,7 @@ class MemoryAdmission:
 
         Returns
         -------
-        Need
+        RequestMemory
             Bytes that the request will take at most.
 
         Raises
@@ -88,7 +93,7 @@ class MemoryAdmission:
         MemoryBudgetError
             The request needs more than is free. The message names the numbers and remedies.
         """
-        needed = need(
+        needed = estimate_request(
             self._shape,
             prompt_tokens=prompt_tokens,
             max_tokens=max_tokens,

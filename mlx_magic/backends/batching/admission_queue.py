@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
-from mlx_magic.backends.batching.memory_estimate import Need
+from mlx_magic.backends.batching.memory_estimate import RequestMemory
 from mlx_magic.cancellation import CancelToken
 
 
@@ -38,7 +38,7 @@ class Reservation:
     ----------
     limits : BatchLimits
         Limits of the batch that answers it.
-    need : Need
+    need : RequestMemory
     prefilling : bool
         Whether its prefill has not ended yet.
     forgot : bool
@@ -46,7 +46,7 @@ class Reservation:
     """
 
     limits: BatchLimits
-    need: Need
+    need: RequestMemory
     prefilling: bool = True
     forgot: bool = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mlx_magic.backends.batching.memory_estimate import GROUPS, Shape
+from mlx_magic.backends.batching.memory_estimate import GROUPS, ModelDimensions
 from mlx_magic.errors import GenerationError
 
 
@@ -13,13 +13,13 @@ def caches_nbytes(caches: list[Any]) -> int:
     """Return the bytes of all arrays in caches of any kind, without evaluating them."""
     return sum(
         int(array.nbytes)
-        for cache in flat(caches)
+        for cache in leaf_caches(caches)
         for value in vars(cache).values()
         for array in _arrays(value)
     )
 
 
-def require_bits(kv_bits: int | None, shape: Shape, model: str) -> None:
+def require_bits(kv_bits: int | None, shape: ModelDimensions, model: str) -> None:
     """Refuse `kv_bits` for a model whose KV cache cannot be quantized.
 
     Raises
@@ -36,7 +36,9 @@ def require_bits(kv_bits: int | None, shape: Shape, model: str) -> None:
         )
 
 
-def quantized(caches: list[Any], kv_bits: int | None, shape: Shape, model: str) -> list[Any]:
+def quantized(
+    caches: list[Any], kv_bits: int | None, shape: ModelDimensions, model: str
+) -> list[Any]:
     """Replace plain KV caches by quantized ones; caches of other kinds stay.
 
     Attention over quantized caches is slower. With the bundled model on two CPU cores (float32,
@@ -49,7 +51,7 @@ def quantized(caches: list[Any], kv_bits: int | None, shape: Shape, model: str) 
         Empty caches as the library makes them, one per layer.
     kv_bits : {4, 8} or None
         None returns the caches unchanged.
-    shape : Shape
+    shape : ModelDimensions
     model : str
         Name of the model, for messages.
 
@@ -81,6 +83,8 @@ def _arrays(value: Any) -> Iterator[Any]:
         yield value
 
 
-def flat(caches: list[Any]) -> list[Any]:
+def leaf_caches(caches: list[Any]) -> list[Any]:
     """Return the caches of all layers; composite caches are replaced by their parts."""
-    return [c for cache in caches for c in flat(list(getattr(cache, "caches", ()))) or [cache]]
+    return [
+        c for cache in caches for c in leaf_caches(list(getattr(cache, "caches", ()))) or [cache]
+    ]

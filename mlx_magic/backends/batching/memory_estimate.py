@@ -26,7 +26,7 @@ _STREAMS_A_TOKEN = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelDimensions:
     """Dimensions of a language model that decide how much memory a token takes.
 
     Attributes
@@ -43,7 +43,7 @@ class Shape:
     vocabulary: int
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Shape:
+    def of(cls, config: Mapping[str, Any]) -> ModelDimensions:
         """Read the dimensions from a parsed config.json."""
         text: Mapping[str, Any] = next(
             (config[p] for p in _TEXT_PARTS if isinstance(config.get(p), dict)), {}
@@ -79,7 +79,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class RequestMemory:
     """Maximum memory of a request, in bytes.
 
     Attributes
@@ -102,8 +102,8 @@ class Need:
         return self.cache + self.reading + self.logits
 
 
-def need(
-    shape: Shape,
+def estimate_request(
+    shape: ModelDimensions,
     *,
     prompt_tokens: int,
     max_tokens: int,
@@ -111,12 +111,12 @@ def need(
     itemsize: int,
     at_once: int = 0,
     kv_bits: int | None = None,
-) -> Need:
+) -> RequestMemory:
     """Estimate the memory of a request.
 
     Parameters
     ----------
-    shape : Shape
+    shape : ModelDimensions
     prompt_tokens : int
         Exact number, image tokens included.
     max_tokens : int
@@ -137,12 +137,12 @@ def need(
     # Attention scores of one layer (if attention is not fused), and one row of logits.
     scores = chunk * prompt_tokens * shape.heads * itemsize
     logits = at_once * shape.vocabulary * itemsize
-    return Need(cache, streams + scores + shape.vocabulary * 4, logits)
+    return RequestMemory(cache, streams + scores + shape.vocabulary * 4, logits)
 
 
 def require_memory(
     model: str,
-    needed: Need,
+    needed: RequestMemory,
     *,
     free: int,
     prompt_tokens: int,
@@ -155,7 +155,7 @@ def require_memory(
     Parameters
     ----------
     model : str
-    needed : Need
+    needed : RequestMemory
     free : int
         Bytes.
     prompt_tokens, image_tokens, max_tokens : int

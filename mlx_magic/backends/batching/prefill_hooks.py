@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mlx_magic.backends.batching.kv_cache import flat
+from mlx_magic.backends.batching.kv_cache import leaf_caches
 from mlx_magic.cancellation import CancelToken
 
 
 @contextlib.contextmanager
-def watched(
+def cancellable_prefill(
     caches: list[Any], cancel: CancelToken, tokens_read: Callable[[int], None]
 ) -> Iterator[Callable[[], None]]:
     """Check `cancel` whenever a layer stores keys and values.
@@ -36,7 +36,7 @@ def watched(
     Cancelled
         From within the model's forward pass.
     """
-    layers = [c for c in flat(caches) if hasattr(c, "update_and_fetch")]
+    layers = [c for c in leaf_caches(caches) if hasattr(c, "update_and_fetch")]
 
     def hook(cache: Any, first: bool) -> None:
         original = cache.update_and_fetch

@@ -63,7 +63,7 @@ def shown(context: object, value: Any) -> Any:
         return value
     limit = budget()
     limit.work(value)
-    return limit.made(str(value))
+    return limit.count_value(str(value))
 
 
 def joinable(limit: TemplateBudget, separator: str, values: Iterable[Any]) -> list[Any]:
@@ -78,7 +78,7 @@ def joinable(limit: TemplateBudget, separator: str, values: Iterable[Any]) -> li
     return items
 
 
-class Form(SandboxedFormatter):
+class LimitedFormatter(SandboxedFormatter):
     """``text.format`` or ``text.format_map``, with each field limited."""
 
     def __init__(self, environment: SandboxedEnvironment, text: str, *, by_map: bool) -> None:
@@ -101,13 +101,13 @@ class Form(SandboxedFormatter):
     def convert_field(self, value: Any, conversion: Any) -> Any:
         """Convert a field, as ``!r`` does."""
         budget().work(value)
-        return budget().made(super().convert_field(value, conversion))
+        return budget().count_value(super().convert_field(value, conversion))
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         """Format a field."""
         growth.require_width(format_spec)
         budget().work(value)
-        return budget().made(super().format_field(value, format_spec))
+        return budget().count_value(super().format_field(value, format_spec))
 
 
 class Dictionaries:
@@ -155,7 +155,7 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             passed = {"context": context, "eval_context": context.eval_ctx}
             args = (value, *args)
             value = passed.get(kind.name, context.environment)
-        return limit.made(function(value, *args, **kwargs))
+        return limit.count_value(function(value, *args, **kwargs))
 
     return limited
 

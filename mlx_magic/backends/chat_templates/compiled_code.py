@@ -83,7 +83,7 @@ class CountingCode(CodeGenerator):
         _refuse_files()
 
     def _counted(self, visit: Callable[[Any, Frame], None], node: Any, frame: Frame) -> None:
-        self.write("environment.made(")
+        self.write("environment.count_value(")
         visit(node, frame)
         self.write(")")
 

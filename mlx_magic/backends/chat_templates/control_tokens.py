@@ -202,14 +202,14 @@ class ControlTokens:
         if left or missing:
             raise self._refused((left or missing)[0])
 
-    def is_doubtful(self, masked: Masked) -> bool:
+    def needs_template_check(self, masked: Masked) -> bool:
         """Whether `require_template` has something to check."""
         return self._backend is not None and bool(self._edges(masked.request))
 
     def require_template(
         self, text: object, masked: Masked, again: Callable[[GenerationRequest], object]
     ) -> None:
-        """Refuse a prompt in which a change of its text made control tokens.
+        """Refuse a prompt if the template or a normalization turned words into control tokens.
 
         Normalization makes ``</S>``, or a ``</s>`` with an invisible character in it, the same as
         ``</s>``; a chat template may lower-case text, or drop a part of it. So the control tokens

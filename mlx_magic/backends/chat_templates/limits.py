@@ -160,7 +160,7 @@ class TemplateBudget:
                 f"it makes a text or list of more than {self.longest:,} characters"
             )
 
-    def made(self, value: Any, *, fresh_items: bool = False) -> Any:
+    def count_value(self, value: Any, *, fresh_items: bool = False) -> Any:
         """Count a value that was just made, and return it.
 
         Parameters
@@ -197,7 +197,7 @@ class TemplateBudget:
             found.append(value)
             self.require(len(found) * ITEM)
             self._work(ITEM)
-        self.made(found)
+        self.count_value(found)
         return found
 
     def joined(self, pieces: Iterable[str]) -> str:
@@ -213,7 +213,7 @@ class TemplateBudget:
             length += len(piece)
             self.require(length)
             self._work(ITEM)
-        text: str = self.made("".join(found))
+        text: str = self.count_value("".join(found))
         return text
 
     def charge(self, size: int) -> None:

@@ -169,22 +169,22 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Check the time. Returns None, which is false."""
         budget().tick()
 
-    def made(self, value: Any) -> Any:
+    def count_value(self, value: Any) -> Any:
         """Count a list, or a part of one, and return it."""
-        return budget().made(value)
+        return budget().count_value(value)
 
     def concatenated(self, parts: tuple[Any, ...]) -> Any:
         """Join values, as ``~`` does."""
         limit = budget()
         limit.require(sum(map(limit.weight, parts)))
-        return limit.made(runtime.str_join(parts))
+        return limit.count_value(runtime.str_join(parts))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute ``left operator right``."""
         limit = budget()
         limit.work(left, right)
         growth.require_operands(limit, operator, left, right)
-        return limit.made(super().call_binop(context, operator, left, right))
+        return limit.count_value(super().call_binop(context, operator, left, right))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return ``obj[argument]``."""
@@ -207,7 +207,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 args = (builtins.joinable(limit, text, args[0]),)
         with limit.called():
             value = super().call(__context, __obj, *args, **kwargs)
-        return limit.made(value, fresh_items=isinstance(text, str))
+        return limit.count_value(value, fresh_items=isinstance(text, str))
 
     def is_safe_callable(self, obj: Any) -> bool:
         """Whether a template may call this."""
@@ -221,7 +221,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return id(obj) in self._functions or isinstance(
             obj,
             (
-                builtins.Form,
+                builtins.LimitedFormatter,
                 runtime.BlockReference,
                 runtime.LoopContext,
                 runtime.Macro,
@@ -252,7 +252,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Return the limited ``str.format`` or ``str.format_map``."""
         text = _owner(value)
         if isinstance(text, str) and value.__name__ in ("format", "format_map"):
-            return builtins.Form(self, text, by_map=value.__name__ == "format_map")
+            return builtins.LimitedFormatter(self, text, by_map=value.__name__ == "format_map")
         return None
 
     def _tokenize(self, *args: Any, **kwargs: Any) -> Any:

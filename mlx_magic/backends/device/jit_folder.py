@@ -63,7 +63,7 @@ class Compiling:
         return f"in {shown(str(self.folder), 200)} ({self.problem})"
 
 
-def arrange(mx: Any, others: Sequence[Path]) -> Compiling:
+def choose_jit_folder(mx: Any, others: Sequence[Path]) -> Compiling:
     """Let MLX compile in the system's folder, else in another folder, else turn compilation off.
 
     Parameters
@@ -94,7 +94,7 @@ def temporary() -> str:
     return next((os.environ[name] for name in VARIABLES if name in os.environ), "/tmp")
 
 
-def elsewhere(cache: Path | None) -> list[Path]:
+def fallback_folders(cache: Path | None) -> list[Path]:
     """Return private folders of this user for compiled libraries.
 
     Parameters

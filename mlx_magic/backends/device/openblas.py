@@ -88,7 +88,7 @@ class _Pool:
 _pool = _Pool()
 
 
-def come_to_rest() -> None:
+def pause() -> None:
     """Make a fork safe: use one thread from now on, and wait until the other threads are idle.
 
     MLX goes on meanwhile, with each product on one thread.
@@ -104,7 +104,7 @@ def come_to_rest() -> None:
             time.sleep(_POLL_SECONDS)
 
 
-def go_on() -> None:
+def resume() -> None:
     """Use all threads again. After a fork this starts them in the child."""
     if _pool.count < 2:
         return

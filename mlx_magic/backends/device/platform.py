@@ -159,7 +159,7 @@ def reads_where_it_evaluates() -> bool:
 
 
 def read_at_once(vocabulary: int) -> int:
-    """Return how many tokens of all rows one call may read together with the last token.
+    """Return the maximum number of prompt tokens, over all rows, of a call that makes logits.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def read_at_once(vocabulary: int) -> int:
     return max(LOGITS_CUDA // (2 * vocabulary), SHORT)
 
 
-def helpers() -> int:
+def preprocessing_threads() -> int:
     """Return how many threads may preprocess images beside the inference thread."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(HELPERS, cores // 2))
@@ -225,7 +225,9 @@ def start() -> None:
     mx = import_module("mlx.core")
     # On a GPU the driver compiles.
     if _compiling is None and not is_gpu():
-        _compiling = jit_folder.arrange(mx, jit_folder.elsewhere(user_folders.cache()))
+        _compiling = jit_folder.choose_jit_folder(
+            mx, jit_folder.fallback_folders(user_folders.cache())
+        )
 
 
 def compiles() -> Compiling | None:

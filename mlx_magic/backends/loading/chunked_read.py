@@ -46,7 +46,7 @@ class Origins:
         self._files: dict[Path, BinaryIO] = {}
 
     @contextlib.contextmanager
-    def noted(self, library: Any) -> Iterator[None]:
+    def recording(self, library: Any) -> Iterator[None]:
         """Record what a library reads within this block; on the inference thread.
 
         Parameters

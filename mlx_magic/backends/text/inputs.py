@@ -29,7 +29,9 @@ class TextInputs:
         self._model = model
         self._control = ControlTokens(tokenizer, model)
 
-    def made(self, request: GenerationRequest, cancel: CancelToken) -> BackgroundCall[list[int]]:
+    def start_tokenizing(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> BackgroundCall[list[int]]:
         """Start to tokenize a request, on a background thread.
 
         The result raises `GenerationError` if the chat template refuses the request.
@@ -58,7 +60,7 @@ class TextInputs:
         with rendering(request, cancel, model=self._model):
             if not masked.words:
                 tokens: list[int] = template(messages, add_generation_prompt=True)
-                if len(messages) == 1 and not self._control.is_doubtful(masked):
+                if len(messages) == 1 and not self._control.needs_template_check(masked):
                     return tokens
             text = rendered(masked.request)
             self._control.require_template(text, masked, rendered)

@@ -21,7 +21,7 @@ from mlx_magic.backends.batching.sampling import (
     processors,
     require_number,
 )
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.dispatch import Dispatch
 from mlx_magic.backends.loading import fast_modules, lora_check, materialize
@@ -73,7 +73,7 @@ class TextBackend:
         yield
         cancel.checkpoint()
         origins = Origins()
-        with origins.noted(utils):
+        with origins.recording(utils):
             model, config = utils.load_model(
                 checkpoint.path, lazy=True, trust_remote_code=trust_remote_code
             )
@@ -150,13 +150,13 @@ class TextModel:
         return self._nbytes
 
     @property
-    def reuse(self) -> Reuse:
+    def reuse(self) -> CacheStats:
         """Statistics of the prefix cache; safe from any thread."""
         return self._prompt_cache.counts
 
     @property
-    def ahead(self) -> None:
-        """None: text needs no prefetch. See `LoadedModel.ahead`."""
+    def prefetch(self) -> None:
+        """None: text needs no prefetch. See `LoadedModel.prefetch`."""
 
     @property
     def together(self) -> Verdict:
@@ -189,9 +189,9 @@ class TextModel:
         platform.reset_peak()
         report(GenerationChunk("prefill"))
         kv_cache.require_bits(request.kv_bits, self._admission.shape, self._name)
-        tokenizing = self._inputs.made(request, cancel)
+        tokenizing = self._inputs.start_tokenizing(request, cancel)
         yield
-        prompt = yield from self._answering.in_order(tokenizing.result(cancel), cancel)
+        prompt = yield from self._answering.make_prompt_in_order(tokenizing.result(cancel), cancel)
         counts = TokenCounts(len(prompt), 0)
         admitted = yield from self._admission.reserve(
             self._answering.limits(request.kv_bits),
@@ -216,7 +216,7 @@ class TextModel:
     def _prepared(
         self, request: GenerationRequest, cancel: CancelToken
     ) -> Generator[None, None, list[int]]:
-        return (yield from self._inputs.made(request, cancel).result(cancel))
+        return (yield from self._inputs.start_tokenizing(request, cancel).result(cancel))
 
     def _new_batch(
         self,

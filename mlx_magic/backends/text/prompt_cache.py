@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.prefix_cache.radix_tree import PrefixCache, Rows
 from mlx_magic.backends.vision.caches import reuse_limit
 
@@ -28,12 +28,12 @@ class PromptCache:
         self._prefixes = PrefixCache(reuse_limit(nbytes)) if plain else None
 
     @property
-    def counts(self) -> Reuse:
+    def counts(self) -> CacheStats:
         """Counts and bytes; safe from any thread."""
         held = self._prefixes
         if held is None:
-            return Reuse()
-        return Reuse(
+            return CacheStats()
+        return CacheStats(
             prefix_hits=held.hits,
             prefix_misses=held.misses,
             prefix_bytes=held.nbytes,

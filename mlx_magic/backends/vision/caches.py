@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
@@ -66,7 +66,7 @@ class CachedPrefix:
     rows: Rows = field(default_factory=list)
     prompt_keys: PromptKeys | None = None
 
-    def cold(self) -> CachedPrefix:
+    def without_cache(self) -> CachedPrefix:
         """Start at the beginning of the prompt, and do not cache it."""
         self.count, self.rows, self.prompt_keys = 0, [], None
         return self
@@ -124,10 +124,10 @@ class VisionCaches:
         self._image_token = next((token for token in named if isinstance(token, int)), None)
 
     @property
-    def counts(self) -> Reuse:
+    def counts(self) -> CacheStats:
         """Counts and bytes; safe from any thread."""
         features, prefixes = self._features, self._prefixes
-        return Reuse(
+        return CacheStats(
             image_hits=features.hits,
             image_misses=features.misses,
             image_bytes=features.nbytes,

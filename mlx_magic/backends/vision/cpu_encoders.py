@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from mlx_magic.backends.proxy import Proxy, install_proxy
-from mlx_magic.backends.vision.image_cache.encoders import towers
+from mlx_magic.backends.vision.image_cache.encoders import vision_encoders
 
 LEAST = 32_768
 """Number of exponentials below which leaving MLX's graph (some 40 us) costs more than it saves."""
@@ -36,7 +36,7 @@ def use_numpy_exponentials(model: Any) -> int:
 
     made: dict[type, type[Proxy]] = {nn.GELU: _Gelu, VisionAttention: _Attention}
     replaced = 0
-    for _, _, tower in towers(model):
+    for _, _, tower in vision_encoders(model):
         for owner in tower.modules():
             for name, part in owner.items():
                 if type(part) in made:

@@ -64,8 +64,8 @@ class Embedder:
         ):
             # The prompt has more than embeddings: read it as a whole, and do not cache it.
             if start.count:
-                return self.embeds(inputs, image_keys, start.cold(), active)
-            start.cold()
+                return self.embeds(inputs, image_keys, start.without_cache(), active)
+            start.without_cache()
         if start.count and has_images:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
         active.counts.cached_tokens = start.count

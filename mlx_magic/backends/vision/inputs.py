@@ -62,7 +62,7 @@ class VisionInputs:
         known = is_known(self._processor, tokenizer)
         return BackgroundCall(partial(self._prompt, request, cancel), here=not known)
 
-    def made(self, prompt: PreparedPrompt) -> dict[str, Any]:
+    def make_inputs(self, prompt: PreparedPrompt) -> dict[str, Any]:
         """Return the processor's output: ``input_ids`` of shape (1, tokens), pixels and masks.
 
         Raises

@@ -51,7 +51,7 @@ def opened(
 
     # An explicit False: by default transformers would prompt on the terminal.
     options = {"trust_remote_code": trust_remote_code}
-    with origins.noted(utils):
+    with origins.recording(utils):
         model: Any = utils.load_model(checkpoint.path, lazy=True, strict=True, **options)
     adapter = lora_check.folder(checkpoint)
     if adapter is not None:

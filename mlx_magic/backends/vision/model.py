@@ -15,7 +15,7 @@ from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest, TokenCounts
 from mlx_magic.backends.batching.admission import MemoryAdmission
 from mlx_magic.backends.batching.batch import NextToken, Slot
-from mlx_magic.backends.batching.memory_estimate import Shape
+from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.batching.sampling import (
     RowSampler,
     SamplingParams,
@@ -23,7 +23,7 @@ from mlx_magic.backends.batching.sampling import (
     processors,
     require_number,
 )
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.dispatch import Dispatch
@@ -129,7 +129,7 @@ class VisionModel:
         self._began = time.monotonic() if began is None else began
         tokenizer = getattr(processor, "tokenizer", processor)
         self._special = set(getattr(tokenizer, "all_special_ids", None) or ())
-        self._shape = Shape.of(checkpoint.config)
+        self._shape = ModelDimensions.of(checkpoint.config)
         self._at_once = platform.read_at_once(self._shape.vocabulary)
         caches = make_prompt_cache(model.language_model)
         policy = batch_policy("mlx-vlm", checkpoint, model.language_model, model.config, caches)
@@ -155,14 +155,14 @@ class VisionModel:
         return self._nbytes
 
     @property
-    def reuse(self) -> Reuse:
+    def reuse(self) -> CacheStats:
         """Statistics of the caches; safe from any thread."""
         return self._vision_caches.counts
 
     @property
-    def ahead(self) -> Prefetch:
-        """Prefetch of a request's images. See `LoadedModel.ahead`."""
-        return self._vision_caches.processor_cache.ahead
+    def prefetch(self) -> Prefetch:
+        """Prefetch of a request's images. See `LoadedModel.prefetch`."""
+        return self._vision_caches.processor_cache.prefetch
 
     @property
     def together(self) -> Verdict:
@@ -196,7 +196,9 @@ class VisionModel:
         platform.reset_peak()
         report(GenerationChunk("vision" if chat_messages.images(request) else "prefill"))
         kv_cache.require_bits(request.kv_bits, self._admission.shape, self._name)
-        inputs = yield from self._answering.in_order(self._inputs(request, cancel), cancel)
+        inputs = yield from self._answering.make_prompt_in_order(
+            self._inputs(request, cancel), cancel
+        )
         counts = TokenCounts(
             prompt_tokens=int(inputs["input_ids"].size),
             image_tokens=vision_inputs.image_tokens(inputs, self._model.config),
@@ -264,7 +266,7 @@ class VisionModel:
         with self._vision_caches.processor_cache.intercepting(
             self._processor, chat_messages.images(request)
         ):
-            return self._vision_inputs.made(prompt)
+            return self._vision_inputs.make_inputs(prompt)
 
     def _report_sizes(
         self, request: GenerationRequest, inputs: dict[str, Any], report: Report

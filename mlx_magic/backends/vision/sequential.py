@@ -52,7 +52,7 @@ class SequentialAnswers:
         caches = make_cache()
         with contextlib.ExitStack() as stack:
             remove_hooks = stack.enter_context(
-                prefill_hooks.watched(caches, active.cancel, active.report_prefill)
+                prefill_hooks.cancellable_prefill(caches, active.cancel, active.report_prefill)
             )
             get_embeddings = self._reporting_embeddings(image_keys, active)
             stack.enter_context(

@@ -19,7 +19,7 @@ import PIL
 from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.images.decoding.stoppable_file import Watch
+from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 
 _SCRIPT = Path(__file__).with_name("child_main.py")
 _CHECK_SECONDS = 0.05
@@ -28,7 +28,7 @@ _PROGRAM_BYTES = 600_000_000
 
 
 def decode_in_child(
-    kind: str, data: bytes, watch: Watch, *, seconds: int, memory: int, frame: int = 0
+    kind: str, data: bytes, watch: DecodeDeadline, *, seconds: int, memory: int, frame: int = 0
 ) -> Image.Image | None:
     """Return a loaded image in the mode of Pillow's decoder; palette images as RGB or RGBA.
 
@@ -38,7 +38,7 @@ def decode_in_child(
         A format that `child_main` supports.
     data : bytes
         The whole file.
-    watch : Watch
+    watch : DecodeDeadline
     seconds : int
         Maximum CPU time.
     memory : int

@@ -30,7 +30,7 @@ from mlx_magic.images.decoding.netpbm import decode_netpbm
 from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
 from mlx_magic.images.decoding.qoi import decode_qoi
-from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, Watch, WatchedBytes
+from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadline, WatchedBytes
 from mlx_magic.images.formats import SNIFF_BYTES, image_format, unsupported_reason
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
 
@@ -49,7 +49,7 @@ _DECODERS = {
     "PPM": ("PpmImagePlugin", "PpmImageFile"),
 }
 # For formats that Pillow decodes too slowly or uninterruptibly. Returning None means: use Pillow.
-_OWN_DECODERS: dict[str, Callable[[bytes, Watch], Image.Image | None]] = {
+_OWN_DECODERS: dict[str, Callable[[bytes, DecodeDeadline], Image.Image | None]] = {
     "JPEG 2000": decode_jpeg2000,
     "PPM": decode_netpbm,
     "QOI": decode_qoi,
@@ -118,7 +118,7 @@ def _decode_bytes(data: bytes, label: str, cancel: CancelToken | None) -> Decode
     kind = image_format(data[:SNIFF_BYTES])
     if kind is None:
         raise ImageDecodeError(f"{label} {unsupported_reason(data[:SNIFF_BYTES])}", source=label)
-    watch = Watch(label, cancel)
+    watch = DecodeDeadline(label, cancel)
     watch.checkpoint()
     counted = _guarded(lambda: _check(kind, data, watch), watch, kind)
     own = _OWN_DECODERS.get(kind)
@@ -143,7 +143,7 @@ def pixels_of(data: bytes) -> int:
     kind = image_format(data[:SNIFF_BYTES])
     if kind not in _DECODERS:
         return 0
-    watch = Watch("picture", None)
+    watch = DecodeDeadline("picture", None)
     try:
         decoder = _decoder(kind, "picture")
         file = WatchedBytes(data, watch, small_reads=kind in _BYTEWISE_FORMATS)
@@ -178,7 +178,7 @@ def decode_image(
     Cancelled
         If `cancel` was cancelled.
     """
-    watch = Watch(label, cancel)
+    watch = DecodeDeadline(label, cancel)
     watch.checkpoint()
     kind = image.format or "picture"
 
@@ -197,14 +197,14 @@ def decode_image(
         return _finish(image, from_child, watch, kind, counted=counted, owned=owned)
 
 
-def _check(kind: str, data: bytes, watch: Watch) -> Count | None:
+def _check(kind: str, data: bytes, watch: DecodeDeadline) -> Count | None:
     counted = check_structure(kind, data, watch)
     if not ImageFile.LOAD_TRUNCATED_IMAGES:  # set by a user who wants incomplete images
         check_capacity(kind, data)
     return counted
 
 
-def _decoded_in_child(image: Image.Image, data: bytes, watch: Watch) -> Image.Image | None:
+def _decoded_in_child(image: Image.Image, data: bytes, watch: DecodeDeadline) -> Image.Image | None:
     """Return a page decoded by libtiff or libavif in a child process; None for other images."""
     kind = image.format or ""
     by_libtiff = getattr(image, "use_load_libtiff", False) and getattr(image, "tile", None)
@@ -253,7 +253,7 @@ def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile
 def _finish(
     image: Image.Image,
     from_child: Image.Image | None,
-    watch: Watch,
+    watch: DecodeDeadline,
     kind: str,
     *,
     counted: Count | None,
@@ -286,7 +286,7 @@ def _finish(
     return decoded
 
 
-def _guarded(work: Callable[[], _T], watch: Watch, kind: str) -> _T:
+def _guarded(work: Callable[[], _T], watch: DecodeDeadline, kind: str) -> _T:
     """Run Pillow on untrusted content, and translate its exceptions."""
     label = watch.label
     try:

@@ -19,8 +19,8 @@ from mlx_magic.images.decoding.file_markers import (
     JPEG_MARKER,
     gif_colors,
 )
-from mlx_magic.images.decoding.stoppable_file import Watch
-from mlx_magic.images.decoding.tiff import (
+from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
+from mlx_magic.images.decoding.tiff_structure import (
     SIZE_TAGS,
     TAG_BYTE_COUNTS,
     TAG_OFFSETS,
@@ -66,7 +66,7 @@ class Count:
         return f"more than {self.count}" if self.more else str(self.count)
 
 
-def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
+def check_structure(kind: str, data: bytes, watch: DecodeDeadline) -> Count | None:
     """Refuse a file whose structure takes far more time or memory than its pixels.
 
     Parameters
@@ -75,7 +75,7 @@ def check_structure(kind: str, data: bytes, watch: Watch) -> Count | None:
         From `image_format`.
     data : bytes
         The whole file.
-    watch : Watch
+    watch : DecodeDeadline
 
     Returns
     -------
@@ -115,7 +115,7 @@ def check_memory(kind: str, size: tuple[int, int], label: str) -> None:
         )
 
 
-def _refuse(watch: Watch, why: str) -> NoReturn:
+def _refuse(watch: DecodeDeadline, why: str) -> NoReturn:
     raise ImageDecodeError(f"{watch.label} {why}.", source=watch.label)
 
 
@@ -142,7 +142,7 @@ class _Frame:
         return cls(marker in _PROGRESSIVE, pixels, count, int(pixels * part * 2))
 
 
-def _check_jpeg(data: bytes, watch: Watch) -> None:
+def _check_jpeg(data: bytes, watch: DecodeDeadline) -> None:
     frame: _Frame | None = None
     at, segments = 2, 0
     while found := JPEG_MARKER.search(data, at):
@@ -177,7 +177,7 @@ def _check_jpeg(data: bytes, watch: Watch) -> None:
         _refuse(watch, f"is a JPEG of more than {MAX_SCANS} scans: save it again, as a plain JPEG")
 
 
-def _scans(data: bytes, at: int, watch: Watch) -> int:
+def _scans(data: bytes, at: int, watch: DecodeDeadline) -> int:
     """Count the scans, from the first one, whose length is at `at`."""
     count = 1
     at += int.from_bytes(data[at : at + 2], "big")
@@ -196,7 +196,7 @@ def _scans(data: bytes, at: int, watch: Watch) -> int:
 # GIF
 
 
-def _count_gif(data: bytes, watch: Watch) -> Count:
+def _count_gif(data: bytes, watch: DecodeDeadline) -> Count:
     at = 13 + gif_colors(data[10])
     frames = blocks = comments = 0
     while found := GIF_BLOCK.search(data, at):
@@ -239,7 +239,7 @@ _SHARED = 8
 _SHARED_BYTES = 64_000_000
 
 
-def _count_tiff(data: bytes, watch: Watch) -> Count:
+def _count_tiff(data: bytes, watch: DecodeDeadline) -> Count:
     tiff = Tiff.of(data)
     at = tiff.first(data)
     _check_tags(tiff, data, at, watch)
@@ -253,7 +253,7 @@ def _count_tiff(data: bytes, watch: Watch) -> Count:
     return Count(len(seen))
 
 
-def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
+def _check_tags(tiff: Tiff, data: bytes, at: int, watch: DecodeDeadline) -> None:
     tags, first, _ = tiff.directory(data, at)
     if tags > _MAX_TAGS:
         _refuse(watch, f"is a TIFF whose first page has {tags} tags, more than {_MAX_TAGS}")
@@ -269,7 +269,7 @@ def _check_tags(tiff: Tiff, data: bytes, at: int, watch: Watch) -> None:
             _refuse(watch, f"is a TIFF that has the tag {tag} twice: save it again")
 
 
-def _check_page(page: Page, data: bytes, watch: Watch) -> None:
+def _check_page(page: Page, data: bytes, watch: DecodeDeadline) -> None:
     check_pixels(page.size, watch.label)
     tile = page.number(TAG_TILE_WIDTH) * page.number(TAG_TILE_LENGTH)
     if tile > max(4 * page.size[0] * page.size[1], 4_000_000):
@@ -286,7 +286,7 @@ def _check_page(page: Page, data: bytes, watch: Watch) -> None:
                 _refuse(watch, f"is a TIFF with a JPEG of more than {MAX_SCANS} scans in it")
 
 
-_CHECKS: dict[str, Callable[[bytes, Watch], Count | None]] = {
+_CHECKS: dict[str, Callable[[bytes, DecodeDeadline], Count | None]] = {
     "JPEG": _check_jpeg,
     "GIF": _count_gif,
     "TIFF": _count_tiff,

@@ -11,7 +11,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from mlx_magic.errors import ImageDecodeError
 from mlx_magic.images.decoding.child_process import decode_in_child
 from mlx_magic.images.decoding.pixel_capacity import truncated
-from mlx_magic.images.decoding.stoppable_file import Watch
+from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 from mlx_magic.images.limits import check_pixels
 
 _SIZ = b"\xff\x4f\xff\x51"
@@ -24,7 +24,7 @@ _MOST_TILES = 65_535
 _TILE_BYTES = 14
 
 
-def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
+def decode_jpeg2000(data: bytes, watch: DecodeDeadline) -> Image.Image:
     """Return an image in the mode of Pillow's decoder.
 
     Raises
@@ -42,7 +42,7 @@ def decode_jpeg2000(data: bytes, watch: Watch) -> Image.Image:
     return Jpeg2KImageFile(io.BytesIO(data)) if image is None else image
 
 
-def _check(data: bytes, watch: Watch) -> int:
+def _check(data: bytes, watch: DecodeDeadline) -> int:
     """Check the codestream's header, not that of the container; return the number of pixels."""
     at = data.find(_SIZ)
     if at < 0:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mlx_magic.images.decoding.stoppable_file import Watch
+    from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 
 # Magic, then two or three numbers, each after spaces and comments; one space ends the header.
 _BETWEEN = rb"(?:\s|#[^\r\n]*[\r\n])+"
@@ -33,7 +33,7 @@ _PIECE = 1 << 20
 _MOST_COMMENTS = 100_000
 
 
-def decode_netpbm(data: bytes, watch: Watch) -> Image.Image | None:
+def decode_netpbm(data: bytes, watch: DecodeDeadline) -> Image.Image | None:
     """Return the image (L, RGB or I), or None if Pillow should decode the file.
 
     Raises
@@ -90,7 +90,7 @@ def _is_slow_in_pillow(kind: bytes, top: int) -> bool:
 class _Values:
     """Scales values to pixels and collects them."""
 
-    def __init__(self, count: int, top: int, watch: Watch, *, deep: bool) -> None:
+    def __init__(self, count: int, top: int, watch: DecodeDeadline, *, deep: bool) -> None:
         import numpy as np
 
         highest = 65_535 if deep else 255

@@ -21,7 +21,7 @@ from mlx_magic.images.decoding.file_markers import (
     JPEG_MARKER,
     gif_colors,
 )
-from mlx_magic.images.decoding.tiff import Page
+from mlx_magic.images.decoding.tiff_structure import Page
 from mlx_magic.images.limits import MAX_PIXELS_DECODED
 
 # Deflate: a code of at least two bits encodes at most 258 bytes.

@@ -10,7 +10,7 @@ from PIL import Image
 from mlx_magic.images.limits import check_pixels
 
 if TYPE_CHECKING:
-    from mlx_magic.images.decoding.stoppable_file import Watch
+    from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 
 _HEADER = 14
 # Maximum pixels that one byte encodes.
@@ -19,7 +19,7 @@ _CHECK_INTERVAL = 1 << 16
 _TRUNCATED = "image file is truncated"
 
 
-def decode_qoi(data: bytes, watch: Watch) -> Image.Image:
+def decode_qoi(data: bytes, watch: DecodeDeadline) -> Image.Image:
     """Return an RGB or RGBA image.
 
     Raises
@@ -40,7 +40,7 @@ def decode_qoi(data: bytes, watch: Watch) -> Image.Image:
     return Image.frombuffer("RGB" if bands == 3 else "RGBA", (width, height), pixels)
 
 
-def _pixels(data: bytes, wanted: int, bands: int, watch: Watch) -> bytearray:
+def _pixels(data: bytes, wanted: int, bands: int, watch: DecodeDeadline) -> bytearray:
     out = bytearray()
     seen = [b"\0\0\0\0"[:bands]] * 64
     alphas = [0] * 64

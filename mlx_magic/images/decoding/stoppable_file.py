@@ -21,7 +21,7 @@ _CHECK_EVERY = 64
 _CHECK_BYTES = 4_096
 
 
-class Watch:
+class DecodeDeadline:
     """The time limit and cancel token of decoding one image; used on one thread only.
 
     Parameters
@@ -87,12 +87,12 @@ class WatchedBytes(io.BytesIO):
     ----------
     data : bytes
         Not copied.
-    watch : Watch
+    watch : DecodeDeadline
     small_reads : bool
         Whether the format is read byte by byte, so that many reads are not suspicious.
     """
 
-    def __init__(self, data: bytes, watch: Watch, *, small_reads: bool = False) -> None:
+    def __init__(self, data: bytes, watch: DecodeDeadline, *, small_reads: bool = False) -> None:
         super().__init__(data)
         self._watch = watch
         self._reads = 0

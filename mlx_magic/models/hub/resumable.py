@@ -270,8 +270,8 @@ def _fetch(
         except _TooManyBytesError:
             file.part.unlink()
             raise DownloadError(
-                f"{file.repo_id}: more bytes of {shown(file.name)} arrived than the "
-                f"{file.size} that it has, and all were deleted: try again later.",
+                f"{file.repo_id}: {shown(file.name)} should have {file.size} bytes, but the server "
+                "sent more. The download was deleted: try again later.",
                 model=file.repo_id,
             ) from None
         if not matches_hash(file.part, file.etag, check_cancel):

@@ -177,7 +177,7 @@ def draws_only(tex: str) -> bool:
 
 
 def _row_fits(part: re.Match[str], tex: str) -> bool:
-    """Return whether a sign is not a row end with more than a little extra space."""
+    """Return False for the end of a row that asks for too much extra space, else True."""
     if part["sign"] != "\\" or not _ROW.match(tex, part.end()):
         return True
     return _ROW_SPACE.match(tex, part.end()) is not None

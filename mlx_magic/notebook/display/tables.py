@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from mlx_magic.backends.cache_stats import Reuse
+from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.engine.request import DEMO
 from mlx_magic.formatting import amount, shown
 from mlx_magic.model_pool.model_info import ModelInfo
@@ -201,7 +201,7 @@ def _eviction_rows(pool: ModelPool) -> list[tuple[str, str]]:
     return [("unloaded", "; ".join(evicted[-3:]))] if evicted else []
 
 
-def _cache_hits(reuse: Reuse) -> str:
+def _cache_hits(reuse: CacheStats) -> str:
     """Return the hits of the image and prefix caches, and their memory."""
     parts = [
         f"{hits} of {hits + misses} {what}"

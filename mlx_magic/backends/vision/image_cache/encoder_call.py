@@ -12,7 +12,7 @@ from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 
 
 @dataclass(frozen=True, slots=True)
-class TowerCall:
+class EncoderCall:
     """A call of a vision encoder with its arguments.
 
     Attributes
@@ -36,7 +36,7 @@ class TowerCall:
     @classmethod
     def of(
         cls, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_first: bool
-    ) -> TowerCall | None:
+    ) -> EncoderCall | None:
         """Describe a call; None if it has no array arguments."""
         given = [*args, *kwargs.values()]
         arrays = [value for value in given if is_array(value)]
@@ -72,13 +72,13 @@ class TowerCall:
         keywords = tuple((key, _form(value, batched)) for key, value in sorted(self.kwargs.items()))
         return (self.name, tuple(_form(value, batched) for value in self.args), keywords)
 
-    def rows(self, at: list[int]) -> TowerCall:
+    def rows(self, at: list[int]) -> EncoderCall:
         """Return the call for some of its images."""
         import mlx.core as mx
 
         indices = mx.array(at)
         args, kwargs = self._each(lambda array: array[indices])
-        return TowerCall(self.name, args, kwargs, len(at), self.is_first)
+        return EncoderCall(self.name, args, kwargs, len(at), self.is_first)
 
     def _each(self, function: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def made(value: Any) -> Any:

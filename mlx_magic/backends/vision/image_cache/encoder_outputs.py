@@ -82,7 +82,7 @@ def has_left_out(output: Any) -> bool:
     return isinstance(output, LeftOut)
 
 
-def watched(output: Any) -> Any:
+def recording_access(output: Any) -> Any:
     """Return an output whose inner sequences record which items are accessed.
 
     Vision encoders return the states of all layers, of which most models use none or one.
@@ -119,7 +119,7 @@ def mark_used_by(watch: Any, result: object) -> None:
     Parameters
     ----------
     watch : object
-        From `watched`.
+        From `recording_access`.
     result : object
         A mapping, a sequence, or an object with these in its attributes; searched `_MAX_DEPTH`
         levels deep.

@@ -18,7 +18,7 @@ TOWERS = (
 """Attribute names of vision encoders in mlx-vlm's models."""
 
 
-def towers(model: Any) -> Iterator[tuple[Any, str, Any]]:
+def vision_encoders(model: Any) -> Iterator[tuple[Any, str, Any]]:
     """Yield each vision encoder of a model: its owner, its attribute name, and the encoder.
 
     Parameters

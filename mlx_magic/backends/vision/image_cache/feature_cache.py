@@ -13,8 +13,8 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.proxy import Proxy, install_proxy
 from mlx_magic.backends.vision.image_cache import encoder_outputs
-from mlx_magic.backends.vision.image_cache.encoder_call import TowerCall
-from mlx_magic.backends.vision.image_cache.encoders import towers
+from mlx_magic.backends.vision.image_cache.encoder_call import EncoderCall
+from mlx_magic.backends.vision.image_cache.encoders import vision_encoders
 from mlx_magic.cancellation import Cancelled
 
 T = TypeVar("T")
@@ -120,7 +120,7 @@ class FeatureCache:
             self.nbytes -= size
 
 
-class _Tower(Proxy):
+class _EncoderProxy(Proxy):
     """Proxy of a vision encoder whose calls go through the cache."""
 
     def __init__(self, tower: Any, name: str, encoder_pass: _EncoderPass) -> None:
@@ -129,7 +129,7 @@ class _Tower(Proxy):
         self._pass = encoder_pass
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = TowerCall.of(self._name, args, kwargs, is_first=self._pass.is_first(self._name))
+        call = EncoderCall.of(self._name, args, kwargs, is_first=self._pass.is_first(self._name))
         if call is None:
             return self._part(*args, **kwargs)
         return self._pass.run(call, self._part)
@@ -138,8 +138,8 @@ class _Tower(Proxy):
 @contextlib.contextmanager
 def _intercepting_towers(model: Any, encoder_pass: _EncoderPass) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        for owner, name, tower in list(towers(model)):
-            install_proxy(owner, name, _Tower(tower, name, encoder_pass))
+        for owner, name, tower in list(vision_encoders(model)):
+            install_proxy(owner, name, _EncoderProxy(tower, name, encoder_pass))
             stack.callback(object.__delattr__, owner, name)
         yield
 
@@ -179,7 +179,7 @@ class _EncoderPass:
         self._called.add(name)
         return not known
 
-    def run(self, call: TowerCall, tower: Any) -> Any:
+    def run(self, call: EncoderCall, tower: Any) -> Any:
         """Return the encoder's output for a call."""
         by_row = call.image_count > 1 and self._features.by_row.get(call.name, _wants_trial(call))
         try:
@@ -191,7 +191,7 @@ class _EncoderPass:
         self._done = before + max(call.image_count, 1)
         return output
 
-    def _whole(self, call: TowerCall, tower: Any, key: Hashable) -> Any:
+    def _whole(self, call: EncoderCall, tower: Any, key: Hashable) -> Any:
         known = self._features.get(key)
         if known is not None:
             self._features.hits += 1
@@ -212,7 +212,7 @@ class _EncoderPass:
                 )
         return self._new(found, output)
 
-    def _rows(self, call: TowerCall, tower: Any, keys: list[Hashable]) -> Any:
+    def _rows(self, call: EncoderCall, tower: Any, keys: list[Hashable]) -> Any:
         known = {key: self._features.get(key) for key in keys}
         if not all(held is None or _of_rows(held, 1) for held in known.values()):
             return self._encode(call, tower, self._done, call.image_count)
@@ -237,7 +237,7 @@ class _EncoderPass:
         whole = encoder_outputs.joined([found[key] if key in found else known[key] for key in keys])
         return self._new(found, whole) if found else self._give(whole)
 
-    def _encode(self, call: TowerCall, tower: Any, done: int, image_count: int) -> Any:
+    def _encode(self, call: EncoderCall, tower: Any, done: int, image_count: int) -> Any:
         """Call the encoder once its previous call is done, so that a cancel can come between."""
         import mlx.core as mx
 
@@ -254,7 +254,7 @@ class _EncoderPass:
         return output
 
     def _new(self, found: dict[Hashable, Any], output: Any) -> Any:
-        watch = encoder_outputs.watched(output)
+        watch = encoder_outputs.recording_access(output)
         self._new_outputs.append(_NewOutputs(found, watch))
         self._give(output)
         return watch
@@ -274,8 +274,8 @@ class _EncoderPass:
                 self._features.put(key, own)
 
 
-def _wants_trial(call: TowerCall) -> bool:
-    """Whether to test with this call if the encoder returns a row per image; not if it is small."""
+def _wants_trial(call: EncoderCall) -> bool:
+    """Whether this call has enough images to test if the encoder returns one row per image."""
     return call.image_count > max(platform.images_at_once(), 2)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlx_magic.engine.request import GenerationRequest
     from mlx_magic.images.image import ImageInput
 
-SLOTS = threading.Semaphore(platform.helpers())
+SLOTS = threading.Semaphore(platform.preprocessing_threads())
 """Shared by all models."""
 
 _NOTHING: Mapping[Hashable, Any] = {}

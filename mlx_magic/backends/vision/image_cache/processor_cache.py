@@ -42,7 +42,7 @@ class ProcessorCache:
     ----------
     nbytes : int
         Bytes held.
-    ahead : Prefetch
+    prefetch : Prefetch
         Prefetches images; any thread may call it.
     """
 
@@ -50,7 +50,7 @@ class ProcessorCache:
         self.limit = limit
         self.nbytes = 0
         self._kept: OrderedDict[Hashable, _Made] = OrderedDict()
-        self.ahead = Prefetch(limit)
+        self.prefetch = Prefetch(limit)
 
     @contextlib.contextmanager
     def intercepting(self, processor: Any, images: Sequence[ImageInput]) -> Iterator[None]:
@@ -71,14 +71,14 @@ class ProcessorCache:
             return
         key = key_of(images)
         known = self._kept.get(key)
-        ahead = self.ahead.take(images)
+        ahead = self.prefetch.take(images)
         interceptor = _CachedImageProcessor(original, images, known.outputs if known else {}, ahead)
         processor.image_processor = interceptor
         try:
             yield
         finally:
             processor.image_processor = original
-        self.ahead.learn(original, images, interceptor.calls, interceptor.new)
+        self.prefetch.learn(original, images, interceptor.calls, interceptor.new)
         if not interceptor.new:
             if known is not None:
                 self._kept.move_to_end(key)
@@ -115,7 +115,7 @@ class ProcessorCache:
 
     def clear(self) -> None:
         """Clear the cache."""
-        self.ahead.clear()
+        self.prefetch.clear()
         for key in list(self._kept):
             self._drop(key)
 
@@ -134,7 +134,7 @@ class ProcessorCache:
         if made.nbytes > self.limit:
             return
         self._kept[key] = made
-        self.ahead.known.add(key)
+        self.prefetch.known.add(key)
         self.nbytes += made.nbytes
         self._evict()
 
@@ -144,7 +144,7 @@ class ProcessorCache:
 
     def _drop(self, key: Hashable) -> None:
         made = self._kept.pop(key)
-        self.ahead.known.discard(key)
+        self.prefetch.known.discard(key)
         self.nbytes -= made.nbytes
         if made.image_keys is not None:
             made.image_keys.settle()
