@@ -763,7 +763,7 @@ for step in range(1, 201):
     if step % 20 == 0:
         talk.blocks("t1", 0, blocks, [to_html(words * 20)], "")
         n, blocks = 0, blocks + 1
-    time.sleep(0.05)
+    time.sleep(0.02)
 talk.answer("t1", 0, answer("smol", blocks=[to_html(words * 200)], text=words * 200))
 """
     front = show(ASKED + stream)
