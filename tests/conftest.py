@@ -42,7 +42,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the browser for the end: while Playwright's loop runs, no other can."""
+    """Run the architectures late and the browser last.
+
+    The architectures import every model of both libraries, and each search for cycles takes
+    longer afterwards. While Playwright's loop runs, no other event loop can.
+    """
+    items.sort(key=lambda item: "tests/architectures/" in item.nodeid)
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
