@@ -624,7 +624,7 @@ class DelayedInputs:
     def __init__(self, text_model: TextModel, delays: dict[str, int]) -> None:
         self._inputs, self._delays = text_model._inputs, delays
 
-    def made(self, request: GenerationRequest, cancel: CancelToken) -> Any:
+    def start_tokenizing(self, request: GenerationRequest, cancel: CancelToken) -> Any:
         made = self._inputs.start_tokenizing(request, cancel)
 
         def late(cancel: CancelToken) -> Generator[None, None, list[int]]:
