@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import tempfile
 import time
@@ -113,6 +114,9 @@ def make_small(path: Path) -> None:
 def open_notebook(cells: Sequence[str], size: ViewportSize) -> Iterator[LabNotebook]:
     """Open a notebook in a new JupyterLab and Chromium, next to the sample pictures."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        # The pictures show no aliases and models of the machine they are taken on.
+        for name in ("MLX_MAGIC_CONFIG", "MLX_MAGIC_CACHE", "HF_HUB_CACHE"):
+            os.environ[name] = str(Path(folder, name))
         server = start_server(Path(folder))
         browser = playwright.chromium.launch(
             executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"]
