@@ -200,8 +200,6 @@ class Settings:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Settings) and self._values == other._values
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         given = (f"{o.name}={value!r}" for o, value in self if value != o.default)
         return f"Settings({', '.join(given)})"

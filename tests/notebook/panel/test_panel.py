@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import GenerationError, RequestError
 from mlx_magic.model_pool.unload import Unload
@@ -632,6 +632,27 @@ def test_settings_without_a_control_are_used_and_shown(
     shell.run_line_magic("config", "VisionMagics.timeout = None")
     driven.panel.edit(driven.panel.turns[0].id)
     assert driven.form.options.read() == driven.panel.turns[0].settings
+    driven.panel.close()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_p": 0.9}, {"top_p": 1.0, "top_k": 0}, {"temperature": 0.7}, {"top_k": 0}, {"top_k": 5}],
+)
+def test_sampling_settings_reach_the_request_unchanged(
+    settings: dict[str, float], shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    for name, value in settings.items():
+        shell.run_line_magic("config", f"VisionMagics.{name} = {value}")
+    driven = DrivenPanel(shell)
+    driven.ask("What?")
+    driven.finish()
+    assert script.requests[0].sampling == Sampling(**settings)  # type: ignore[arg-type]
+    # A control that is changed takes precedence.
+    driven.form.options.temperature.value = 0.25
+    driven.ask("And now?")
+    driven.finish()
+    assert script.requests[1].sampling.temperature == 0.25
     driven.panel.close()
 
 

@@ -11,6 +11,8 @@ from mlx_magic.notebook.magic_line.expressions import one_line
 from mlx_magic.options import Settings
 
 _SIZES = {0: "original size", 1_000_000: "at most 1 megapixel", 250_000: "at most 0.25 megapixels"}
+_UNSET = {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+"""What the controls of sampling show for None."""
 _DEFAULT_SAMPLING = "Use the model's default sampling"
 
 
@@ -89,18 +91,34 @@ class OptionsForm:
             raise RequestError(
                 f"The seed is {text!r}: use a whole number, or leave it empty.", option="seed"
             )
-        default_sampling = self.default_sampling.value
         return self._settings.replaced(
             {
                 "system": self.system.value.strip() or None,
                 "max_tokens": self.max_tokens.value,
-                "temperature": None if default_sampling else self.temperature.value,
-                "top_p": None if default_sampling or self.top_p.value >= 1 else self.top_p.value,
-                "top_k": None if default_sampling or not self.top_k.value else self.top_k.value,
+                **self._sampling(),
                 "seed": int(text) if text else None,
                 "max_pixels": self.max_pixels.value or None,
             }
         )
+
+    def _sampling(self) -> dict[str, float | None]:
+        """Return temperature, top-p and top-k; None is the checkpoint's default."""
+        if self.default_sampling.value:
+            return dict.fromkeys(_UNSET)
+        values = {
+            "temperature": self.temperature.value,
+            "top_p": None if self.top_p.value >= 1 else self.top_p.value,
+            "top_k": self.top_k.value or None,
+        }
+        # A control shows the same number for "off" and for the checkpoint's default: where it was
+        # not changed, the setting that it was written from is the one that holds.
+        written = {name: getattr(self._settings, name) for name in _UNSET}
+        if any(value is not None for value in written.values()):
+            for name, value in written.items():
+                shown = _UNSET[name] if value is None else value
+                if getattr(self, name).value == shown:
+                    values[name] = value
+        return values
 
     def write(self, settings: Settings) -> None:
         """Set the controls; options without a control are kept for the next questions."""
@@ -110,11 +128,13 @@ class OptionsForm:
         )
         self.system.value = settings.system or ""
         _put(self.max_tokens, settings.max_tokens)
-        chosen = (settings.temperature, settings.top_p, settings.top_k)
-        self.default_sampling.value = chosen == (None,) * 3
-        _put(self.temperature, settings.temperature or 0.0)
-        _put(self.top_p, 1.0 if settings.top_p is None else settings.top_p)
-        _put(self.top_k, settings.top_k or 0)
+        chosen = {name: getattr(settings, name) for name in _UNSET}
+        self.default_sampling.value = all(value is None for value in chosen.values())
+        for name, value in chosen.items():
+            control = getattr(self, name)
+            _put(control, _UNSET[name] if value is None else value)
+            if value is None and not self.default_sampling.value:
+                control.tooltip = "The checkpoint's default until you change it"
         self.seed.value = "" if settings.seed is None else str(settings.seed)
         size = settings.max_pixels or 0
         self.max_pixels.options = _sizes(size)
