@@ -9,8 +9,8 @@ import time
 from benchmarks.endurance_plan import Event, Plan
 from mlx_magic.backends.base import Backend
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.text.model import TextBackend
-from mlx_magic.backends.vision.model import VisionBackend
+from mlx_magic.backends.text.backend import TextBackend
+from mlx_magic.backends.vision.backend import VisionBackend
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import DEMO, Exchange, GenerationRequest
@@ -123,7 +123,7 @@ class Cutting(Session):
             assert hasattr(model, "_answering")
             batch = model._answering.batch
             left["seats"] = len(batch)
-            left["rows"] = len(batch._decode_batch.uids) + len(batch._rows) + len(batch._prompts)
-            left["prompts"] = len(batch._waiting) + len(batch._prefill_prompts)
-            left["draws"] = len(batch._sampler.draws)
+            left["rows"] = 0 if batch._decode_batch is None else len(batch._decode_batch.slots)
+            left["prompts"] = len(batch._waiting)
+            left["prefill"] = int(batch._prefill_batch is not None)
         return left

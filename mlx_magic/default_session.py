@@ -46,8 +46,8 @@ def replace_current(session: Session | None) -> Session | None:
 
 
 def _make() -> Session:
-    from mlx_magic.backends.text.model import TextBackend
-    from mlx_magic.backends.vision.model import VisionBackend
+    from mlx_magic.backends.text.backend import TextBackend
+    from mlx_magic.backends.vision.backend import VisionBackend
     from mlx_magic.models.catalog.alias_file import AliasFile, default_path
     from mlx_magic.models.catalog.aliases import Names
 

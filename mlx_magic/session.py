@@ -225,7 +225,7 @@ class Session:
         if alias is not None:
             require_alias(alias)
         if save and alias is None:
-            raise RequestError("--save keeps an alias: give one with --as.", option="save")
+            raise RequestError("--save needs an alias: add --as ALIAS.", option="save")
         if save:
             self.names.require_file()
         load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel
 from mlx_magic.backends.batch_check.policy import BatchPolicy
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.admission_queue import BatchLimits
-from mlx_magic.backends.batching.batch import MAX_DECODE_BATCH, Batch, StepFailedError
+from mlx_magic.backends.batching.batch import MAX_DECODE_BATCH, StepFailedError
+from mlx_magic.backends.batching.model_batch import ModelBatch
 from mlx_magic.backends.batching.request_queue import RequestQueue
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.result import FinishReason
 
-B = TypeVar("B", bound=Batch)
 T = TypeVar("T")
 Answer = Generator[None, None, FinishReason]
 
 
-class Dispatch(Generic[B]):
+class Dispatch:
     """The batches of one model, and the queue of requests that are answered one at a time.
 
     Parameters
@@ -38,7 +38,7 @@ class Dispatch(Generic[B]):
     Attributes
     ----------
     policy : BatchPolicy
-    batch : Batch or None
+    batch : ModelBatch or None
         Batch of all requests without `kv_bits`; None if requests are never batched.
     """
 
@@ -46,19 +46,20 @@ class Dispatch(Generic[B]):
         self,
         policy: BatchPolicy,
         probed: ProbedModel,
-        new_batch: Callable[[int, Callable[[], list[Any]] | None], B],
+        new_batch: Callable[[int, Callable[[], list[Any]] | None], ModelBatch],
         caches: Callable[[int], list[Any]],
     ) -> None:
         self.policy = policy
         self._probed: Any = probed
         self._new_batch: Any = new_batch
         self._caches: Any = caches
-        possible = policy.together or policy.not_compared
-        self.batch: B | None = new_batch(MAX_DECODE_BATCH, None) if possible else None
+        self.batch: ModelBatch | None = (
+            new_batch(MAX_DECODE_BATCH, None) if policy.possible else None
+        )
         # One request at a time per number of bits: quantized caches are not merged or shared.
-        self._quantized: dict[int, B] = {}
+        self._quantized: dict[int, ModelBatch] = {}
         # For requests whose step failed in a batch of several.
-        self._single: B | None = None
+        self._single: ModelBatch | None = None
         self._prompts = RequestQueue()
         self._turns = RequestQueue()
         self._sequential_limits = BatchLimits()
@@ -89,7 +90,7 @@ class Dispatch(Generic[B]):
         self,
         active: ActiveRequest,
         sequential: Callable[[], Answer],
-        batched: Callable[[B, list[int]], Answer],
+        batched: Callable[[ModelBatch, list[int]], Answer],
     ) -> Answer:
         """Answer a request.
 
@@ -129,7 +130,7 @@ class Dispatch(Generic[B]):
             pass
         if self._single is None:
             self._single = self._new_batch(1, None)
-        active.reservation.prefilling = True
+        active.prefilling(True)
         # Retry from the start, without reporting the same tokens again.
         return (yield from batched(self._single, reported))
 
@@ -146,12 +147,12 @@ class Dispatch(Generic[B]):
         self._quantized.clear()
         self._new_batch = self._caches = self._probed = None
 
-    def _batch_of(self, kv_bits: int | None) -> B | None:
+    def _batch_of(self, kv_bits: int | None) -> ModelBatch | None:
         """Return the batch of a request; None if the library's own streaming answers it.
 
         A model whose weights are not compared yet has a batch, for one request at a time.
         """
-        if not (self.policy.together or self.policy.not_compared):
+        if not self.policy.possible:
             return None
         if kv_bits is None:
             return self.batch

@@ -168,32 +168,20 @@ def fail_decode_steps(answering: Any, patch: pytest.MonkeyPatch, *, after: int) 
     def spoiled(batch: Any) -> Any:
         write, take_slot = batch._decode_step, batch.take_slot
 
-        def _decode_step() -> None:
-            sampler = batch._sampler
-            mine = draws and any(sampler.draws[uid] is draws[0] for uid in batch._decode_batch.uids)
+        def _decode_step(decode: Any) -> None:
+            mine = any(slot.params is draws[0] for slot in decode.slots)
             if mine and next(steps) >= after:
                 raise RuntimeError("spoiled")
-            write()
+            write(decode)
 
-        def noted() -> Any:
-            slot = take_slot()
-            if not draws:
-                slots.append(slot)
-            return slot
+        def noted(**fields: Any) -> Any:
+            draws.append(fields["params"])
+            return take_slot(**fields)
 
         patch.setattr(batch, "_decode_step", _decode_step)
         patch.setattr(batch, "take_slot", noted)
         return batch
 
-    slots: list[Any] = []
-    batch = spoiled(answering.batch)
-    step = batch._step
-
-    def _step() -> None:
-        if not draws:
-            draws.append(batch._sampler.draws[slots[0].uid])
-        step()
-
-    patch.setattr(batch, "_step", _step)
+    spoiled(answering.batch)
     make = answering._new_batch
     patch.setattr(answering, "_new_batch", lambda most, caches: spoiled(make(most, caches)))

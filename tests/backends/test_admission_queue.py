@@ -49,7 +49,7 @@ class FakeBatch:
 
     def __init__(self, held: Device, line: AdmissionQueue, *, most: int = 32) -> None:
         platform.start()
-        self.table = BatchLimits(most, 1, self.held)
+        self.table = BatchLimits(most, self.held)
         self.rows: dict[FakeRequest, int] = {}
         self.room = MemoryAdmission(
             "m", CONFIG, chunk=CHUNK, forget=held.forget, memory=held.memory, queue=line
@@ -272,16 +272,16 @@ def test_unknown_limit_admits_all_requests() -> None:
 
 def test_committed_memory_counts_at_most_the_batch_limit() -> None:
     line = AdmissionQueue()
-    table = BatchLimits(most=2, read_together=1)
+    table = BatchLimits(most=2)
     line.admitted = [Reservation(table, RequestMemory(100, 7)) for _ in range(5)]
     assert line.committed(Reservation(table, RequestMemory(50, 7))) == 2 * 100 + 7
     assert line.committed(Reservation(BatchLimits(), RequestMemory(50, 7))) == 2 * 100 + 7 + 50 + 7
 
 
-def test_logits_count_once_for_requests_prefilled_together() -> None:
-    table, line = BatchLimits(most=2, read_together=8), AdmissionQueue()
+def test_chunk_and_logits_count_once_for_requests_prefilled_together() -> None:
+    table, line = BatchLimits(most=2), AdmissionQueue()
     line.admitted = [Reservation(table, RequestMemory(100, 7, 50)) for _ in range(5)]
-    assert line.committed(Reservation(table, RequestMemory(100, 7, 30))) == 2 * 100 + 6 * 7 + 50
+    assert line.committed(Reservation(table, RequestMemory(100, 7, 30))) == 2 * 100 + 7 + 50
     for place in line.admitted:
         place.prefilling = False
     assert line.committed(Reservation(table, RequestMemory(100, 7, 30))) == 2 * 100 + 7 + 30

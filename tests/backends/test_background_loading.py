@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.backends.loading.background import BackgroundCall
-from mlx_magic.backends.vision.load import MAKES_ARRAYS
+from mlx_magic.backends.vision.backend import MAKES_ARRAYS
 from mlx_magic.cancellation import Cancelled, CancelToken
 
 

@@ -12,7 +12,8 @@ import mlx_magic
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.text.model import TextModel
+from mlx_magic.backends.model import LibraryModel
+from mlx_magic.backends.text import adapter
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -175,8 +176,8 @@ def model() -> Any:
     return llama(**HEADS_OF_32)
 
 
-def text_model(model: Any, folder: Path, **config: Any) -> TextModel:
-    return TextModel(
+def text_model(model: Any, folder: Path, **config: Any) -> LibraryModel:
+    return adapter.text_model(
         Checkpoint("tiny", folder, "text", "llama", config=config), model, byte_tokenizer(), 1
     )
 
@@ -194,7 +195,7 @@ def quantized_raw(model: Any, prompt: str, bits: int, count: int) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def question(model: TextModel, prompt: str, bits: int | None, **sampling: Any) -> TextRequest:
+def question(model: LibraryModel, prompt: str, bits: int | None, **sampling: Any) -> TextRequest:
     made = TextRequest(model, prompt, **sampling)
     object.__setattr__(made.request, "kv_bits", bits)
     return made
@@ -233,7 +234,7 @@ def test_text_model_cache_is_smaller_and_cancel_while_waiting_works(
         with monkeypatch.context() as patch:
             sizes = Sizes(made, patch)
             if bits is None:
-                patch.setattr(made._answering.batch, "_make_cache", lambda: made._caches(None))
+                patch.setattr(made._answering.batch, "_make_caches", lambda: made._caches(None))
             ask(question(made, "What is it?", bits, max_tokens=5))
             most[bits] = sizes.most
     assert most[None] > 3 * most[8] > 4.5 * most[4] > 0

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlx_magic.backends.batching.sampling import (
     BAD,
-    RowSampler,
     SamplingParams,
     guarded,
     processors,
     repetition_penalty,
+    sample_rows,
 )
 from mlx_magic.backends.device import platform
 from mlx_magic.engine.request import Sampling
@@ -33,12 +35,12 @@ def logprobs(rows: int, seed: int = 0) -> Any:
 
 
 def draw(rows: Any, draws: list[SamplingParams], position: int = 0) -> list[int]:
-    sampler = RowSampler()
-    sampler.rows = list(range(len(draws)))
-    sampler.draws = dict(enumerate(draws))
-    tokens = sampler.sample_target(rows, row_ids=[], positions=[position] * len(draws))
-    found: list[int] = tokens.tolist()
+    found: list[int] = sample_rows(rows, draws, [position] * len(draws)).tolist()
     return found
+
+
+def greedy(logits: Any) -> list[int]:
+    return draw(logits, [SamplingParams()] * logits.shape[0])
 
 
 def drawn(row: Any, how: dict[str, Any], count: int = 300) -> set[int]:
@@ -160,3 +162,46 @@ def test_failing_logits_processor_is_reported_once_and_leaves_the_logits() -> No
     assert [process([], "logits") for _ in range(3)] == ["logits"] * 3
     assert len(calls) == 1
     assert str(errors[0]) == "no"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_greedy_sampling_takes_the_argmax_and_nan_ends_its_row(dtype: str) -> None:
+    platform.prepare()
+    import mlx.core as mx
+
+    # No row has equal values in any of these types.
+    rows = [mx.random.permutation(100, key=mx.random.key(row)) for row in range(4)]
+    logits = mx.stack(rows).astype(getattr(mx, dtype))
+    best: Any = mx.argmax(logits, axis=-1).tolist()
+    assert greedy(logits) == best
+    logits[1, (best[1] + 1) % 100] = mx.nan
+    # A model may set logits to -inf.
+    logits[2, (best[2] + 1) % 100] = -mx.inf
+    assert greedy(logits) == [best[0], BAD, best[2], best[3]]
+    logits[0], logits[3, 50] = -mx.inf, mx.inf
+    assert greedy(logits) == [BAD, BAD, best[2], BAD]
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 33), width=st.integers(2, 200), data=st.data())
+def test_nan_at_any_position_ends_its_row(rows: int, width: int, data: st.DataObject) -> None:
+    platform.prepare()
+    import mlx.core as mx
+
+    row, at = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, width - 1))
+    logits = mx.random.normal((rows, width), key=mx.random.key(0))
+    logits[row, at] = mx.nan
+    bad = [number for number, token in enumerate(greedy(logits)) if token == BAD]
+    assert bad == [row]
+
+
+def test_low_precision_choice_equals_that_of_log_probabilities() -> None:
+    platform.prepare()
+    import mlx.core as mx
+
+    logits = mx.zeros((1, 30_000), mx.bfloat16)
+    logits[0, 10], logits[0, 20] = 1.0, 1.0078125
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    assert mx.argmax(logits, axis=-1).item() == 20
+    assert mx.argmax(logprobs, axis=-1).item() == 10
+    assert greedy(logits) == [10]

@@ -19,12 +19,14 @@ from mlx_magic.backends.batching.admission import MemoryAdmission
 from mlx_magic.backends.batching.admission_queue import AdmissionQueue
 from mlx_magic.backends.batching.batch import Slot
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions, estimate_request
-from mlx_magic.backends.batching.sampling import BAD, SamplingParams
-from mlx_magic.backends.cache_stats import CacheStats
+from mlx_magic.backends.batching.model_batch import ModelBatch
+from mlx_magic.backends.batching.sampling import BAD, SamplingParams, sampler_of_one
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.text.batch import CountingSampler, TextBatch
-from mlx_magic.backends.text.model import TextModel
-from mlx_magic.backends.text.prompt_cache import PromptCache
+from mlx_magic.backends.model import LibraryModel
+from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
+from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
+from mlx_magic.backends.text.adapter import text_model as loaded_model
+from mlx_magic.backends.text.forward import TextForward
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -118,7 +120,12 @@ class BatchRequest:
     """One request to a batch, as a task of the engine."""
 
     def __init__(
-        self, batch: TextBatch, tokens: list[int], draw: SamplingParams = GREEDY, *, count: int = 20
+        self,
+        batch: ModelBatch,
+        tokens: list[int],
+        draw: SamplingParams = GREEDY,
+        *,
+        count: int = 20,
     ) -> None:
         self.batch, self.tokens, self.draw, self.count = batch, tokens, draw, count
         self.cache: list[Any] | None = None
@@ -182,8 +189,8 @@ def twelve_requests(seed: int) -> tuple[list[list[int]], list[SamplingParams], l
     return asked, draws, [answer(model, tokens, draw, 10) for tokens, draw in pairs]
 
 
-def batch(model: Any, *, most: int = 32, ends: Sequence[int] = ()) -> TextBatch:
-    return TextBatch(model, ends, chunk=CHUNK, most=most)
+def batch(model: Any, *, most: int = 32, ends: Sequence[int] = ()) -> ModelBatch:
+    return ModelBatch(TextForward(model, ends), chunk=CHUNK, most=most)
 
 
 def held() -> int:
@@ -401,7 +408,7 @@ def test_failed_step_ends_all_rows_and_the_batch_is_usable_again(model: Any) -> 
 def test_each_token_of_a_request_is_sampled_independently() -> None:
     import mlx.core as mx
 
-    sampler = CountingSampler.alone(SamplingParams(1.0, seed=1))
+    sampler = sampler_of_one(SamplingParams(1.0, seed=1))
     same = mx.log(mx.full((1, 64), 1 / 64))
     assert len({int(sampler(same).item()) for _ in range(20)}) > 10
 
@@ -430,22 +437,23 @@ def test_end_token_ends_an_answer_and_is_included(model: Any) -> None:
 def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) -> None:
     watched = RecordingModel(model)
     together = batch(watched)
-    recall = PromptCache(0, plain=together.plain)
+    recall = PromptCache(10**9, plain=together.plain)
     asked = prompts(1 + company, seed=2, lengths=(30, 33, 41))
     jobs = [BatchRequest(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
     for job in jobs:
-        job.at_end = lambda seat, job=job: recall.keep(  # type: ignore[misc]
-            [*job.tokens, *job.written], 0, together.row(seat, 0)
+        start = recall.start(lambda job=job: PromptKeys(list(job.tokens)))  # type: ignore[misc]
+        job.at_end = lambda seat, job=job, start=start: recall.keep(  # type: ignore[misc]
+            start, job.written, together.row(seat, 0)
         )
     run_requests(jobs)
 
     again, expected = [], []
     for at, job in enumerate(jobs):
         whole = [*job.tokens, *job.written, *[9, 8, 7][at % 3 :]]
-        count, cache = recall.start(whole)
-        assert count == len(job.tokens) + len(job.written)
-        again.append(BatchRequest(together, whole[count:], count=20))
-        again[-1].cache = cache
+        known = recall.start(lambda whole=whole: PromptKeys(list(whole)))  # type: ignore[misc]
+        assert known.count == len(job.tokens) + len(job.written)
+        again.append(BatchRequest(together, whole[known.count :], count=20))
+        again[-1].cache = known.caches(TextForward(model, ()).new_caches)
         expected.append(mlx_lm_tokens(model, whole, 20))
     watched.shapes.clear()
     run_requests(again)
@@ -457,15 +465,16 @@ def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) 
 @pytest.mark.parametrize("make", [sliding, lfm2])
 def test_caches_that_cannot_be_trimmed_are_not_kept(make: Callable[[], Any]) -> None:
     together = batch(make())
-    recall = PromptCache(0, plain=together.plain)
+    recall = PromptCache(10**9, plain=together.plain)
     job = BatchRequest(together, prompts(1, lengths=(40,))[0])
     rows: list[Any] = []
     job.at_end = lambda seat: rows.append(together.row(seat, 0))
     run_requests([job])
-    recall.keep([*job.tokens, *job.written], 0, rows[0])
+    start = recall.start(lambda: PromptKeys(list(job.tokens)))
+    recall.keep(start, job.written, rows[0])
     assert rows == [None]
-    assert recall.start(job.tokens) == (0, None)
-    assert recall.counts == CacheStats()
+    assert recall.start(lambda: PromptKeys(list(job.tokens))) == CachedPrefix()
+    assert (recall.nbytes, recall.limit, recall.misses) == (0, 0, 0)
 
 
 def byte_tokenizer() -> Any:
@@ -485,22 +494,22 @@ def byte_tokenizer() -> Any:
 @pytest.fixture(params=["together", "alone"])
 def text_model(
     request: pytest.FixtureRequest, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> TextModel:
+) -> LibraryModel:
     if request.param == "alone":
         let_answer(monkeypatch, together_=False)
     settings = {"temperature": 0.0, "top_k": 30}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(platform, "prefill_chunk", lambda nbytes: CHUNK)
-    return TextModel(Checkpoint("tiny", tmp_path, "text", "llama"), model, byte_tokenizer(), 1)
+    return loaded_model(Checkpoint("tiny", tmp_path, "text", "llama"), model, byte_tokenizer(), 1)
 
 
 Outcome = tuple[str, int, int, Any]
 
 
 class TextRequest:
-    """One request to a `TextModel`, as a task of the engine."""
+    """One request to a `LibraryModel`, as a task of the engine."""
 
-    def __init__(self, model: TextModel, prompt: str, **sampling: Any) -> None:
+    def __init__(self, model: LibraryModel, prompt: str, **sampling: Any) -> None:
         self.request = GenerationRequest(prompt=prompt, sampling=Sampling(**sampling))
         self.model = model
         self.cancel = CancelToken()
@@ -547,7 +556,7 @@ def mlx_lm_text(model: Any, prompt: str, count: int) -> Outcome:
 PROMPTS = ["Hi", "What is it?", "é", "Why is the sky blue at noon, and red at night?", "12 + 30 ="]
 
 
-def test_text_and_token_counts_equal_raw_mlx_lm(text_model: TextModel, model: Any) -> None:
+def test_text_and_token_counts_equal_raw_mlx_lm(text_model: LibraryModel, model: Any) -> None:
     asked = [(prompt, count) for prompt in PROMPTS for count in (1, 40)]
     expected = [mlx_lm_text(model, prompt, count) for prompt, count in asked]
     assert {outcome[3] for outcome in expected} == {"stop", "length"}, "both ends are seen"
@@ -561,7 +570,7 @@ def test_text_and_token_counts_equal_raw_mlx_lm(text_model: TextModel, model: An
         assert written == list(range(1, len(written) + 1))
 
 
-def test_seed_gives_the_same_answer_alone_and_in_a_batch(text_model: TextModel) -> None:
+def test_seed_gives_the_same_answer_alone_and_in_a_batch(text_model: LibraryModel) -> None:
     def question(seed: int) -> TextRequest:
         return TextRequest(text_model, "Hi", temperature=1.0, seed=seed, max_tokens=20)
 
@@ -574,7 +583,7 @@ def test_seed_gives_the_same_answer_alone_and_in_a_batch(text_model: TextModel) 
     assert unseeded[0] != unseeded[1]
 
 
-def test_cancelled_request_frees_its_slot(text_model: TextModel, model: Any) -> None:
+def test_cancelled_request_frees_its_slot(text_model: LibraryModel, model: Any) -> None:
     questions = [TextRequest(text_model, prompt, max_tokens=9) for prompt in PROMPTS]
     engine = Engine(threaded=False)
     for each in questions:
@@ -593,7 +602,7 @@ def test_cancelled_request_frees_its_slot(text_model: TextModel, model: Any) -> 
 
 
 @pytest.mark.parametrize("text_model", ["together"], indirect=True)
-def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> None:
+def test_batch_size_is_limited_by_memory(text_model: LibraryModel, model: Any) -> None:
     questions = [TextRequest(text_model, "What is it?", max_tokens=9) for _ in range(6)]
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     config = {"num_hidden_layers": 4, "hidden_size": 64, **heads}
@@ -621,8 +630,8 @@ def test_batch_size_is_limited_by_memory(text_model: TextModel, model: Any) -> N
 class DelayedInputs:
     """Prompts that are tokenized concurrently and finish in a given order."""
 
-    def __init__(self, text_model: TextModel, delays: dict[str, int]) -> None:
-        self._inputs, self._delays = text_model._inputs, delays
+    def __init__(self, inputs: Any, delays: dict[str, int]) -> None:
+        self._inputs, self._delays = inputs, delays
 
     def start_tokenizing(self, request: GenerationRequest, cancel: CancelToken) -> Any:
         made = self._inputs.start_tokenizing(request, cancel)
@@ -631,7 +640,8 @@ class DelayedInputs:
             for _ in range(self._delays[request.prompt]):
                 cancel.checkpoint()
                 yield
-            return (yield from made.result(cancel))
+            tokens: list[int] = yield from made.result(cancel)
+            return tokens
 
         return SimpleNamespace(result=late)
 
@@ -639,10 +649,11 @@ class DelayedInputs:
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)
 @pytest.mark.parametrize("delays", list(itertools.permutations((0, 3, 9))))
 def test_model_without_batching_answers_in_request_order(
-    text_model: TextModel, delays: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    text_model: LibraryModel, delays: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = DelayedInputs(text_model, dict(zip(PROMPTS, delays, strict=False)))
-    monkeypatch.setattr(text_model, "_inputs", late)
+    adapter: Any = text_model._adapter
+    late = DelayedInputs(adapter._inputs, dict(zip(PROMPTS, delays, strict=False)))
+    monkeypatch.setattr(adapter, "_inputs", late)
     order: list[str] = []
     questions = [TextRequest(text_model, prompt, max_tokens=5) for prompt in PROMPTS[:3]]
     for each in questions:
@@ -654,10 +665,11 @@ def test_model_without_batching_answers_in_request_order(
 
 @pytest.mark.parametrize("text_model", ["alone"], indirect=True)
 def test_request_cancelled_during_tokenization_does_not_block_others(
-    text_model: TextModel, model: Any, monkeypatch: pytest.MonkeyPatch
+    text_model: LibraryModel, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = DelayedInputs(text_model, {"Hi": 1_000_000, "What is it?": 0})
-    monkeypatch.setattr(text_model, "_inputs", late)
+    adapter: Any = text_model._adapter
+    late = DelayedInputs(adapter._inputs, {"Hi": 1_000_000, "What is it?": 0})
+    monkeypatch.setattr(adapter, "_inputs", late)
     first, second = (TextRequest(text_model, prompt, max_tokens=3) for prompt in PROMPTS[:2])
     engine = Engine(threaded=False)
     for each in (first, second):
@@ -673,10 +685,10 @@ def test_request_cancelled_during_tokenization_does_not_block_others(
 
 
 def test_overflow_is_an_error_of_one_line_for_one_request(
-    text_model: TextModel, model: Any
+    text_model: LibraryModel, model: Any
 ) -> None:
     watched = RecordingModel(model, spoil=byte_tokenizer().encode("!")[0])
-    settled = TextModel(
+    settled = loaded_model(
         Checkpoint("tiny", Path("/nowhere"), "text", "llama"), watched, byte_tokenizer(), 1
     )
     questions = [TextRequest(settled, prompt, max_tokens=3) for prompt in ("Hi!", "What is it?")]

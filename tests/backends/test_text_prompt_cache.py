@@ -15,8 +15,9 @@ import pytest
 
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.text import prompt_cache
-from mlx_magic.backends.text.model import TextModel
+from mlx_magic.backends.model import LibraryModel
+from mlx_magic.backends.text import adapter
+from mlx_magic.backends.text.adapter import text_model
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import Exchange
@@ -46,13 +47,13 @@ def weights() -> Any:
 
 
 @pytest.fixture
-def model(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextModel:
+def model(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LibraryModel:
     return made(weights, tmp_path, monkeypatch)
 
 
-def made(weights: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> TextModel:
+def made(weights: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> LibraryModel:
     monkeypatch.setattr(platform, "prefill_chunk", lambda nbytes: CHUNK)
-    return TextModel(Checkpoint("tiny", folder, "text", "llama"), weights, endless(), 1)
+    return text_model(Checkpoint("tiny", folder, "text", "llama"), weights, endless(), 1)
 
 
 def endless() -> Any:
@@ -92,11 +93,11 @@ class Asked(TextRequest):
         return self.chunks[-1].cached_tokens
 
 
-def asked(model: TextModel, prompt: str, *, cut_at: int = -1, **sampling: Any) -> Asked:
+def asked(model: LibraryModel, prompt: str, *, cut_at: int = -1, **sampling: Any) -> Asked:
     return all_asked([question(model, prompt, cut_at=cut_at, **sampling)])[0]
 
 
-def question(model: TextModel, prompt: str, *, cut_at: int = -1, **sampling: Any) -> Asked:
+def question(model: LibraryModel, prompt: str, *, cut_at: int = -1, **sampling: Any) -> Asked:
     made = Asked(model, prompt, **{"max_tokens": COUNT, "temperature": 0, **sampling})
     made.cut_at = cut_at
     return made
@@ -111,7 +112,7 @@ def all_asked(questions: list[Asked]) -> list[Asked]:
     return questions
 
 
-def test_prompt_and_answer_are_not_prefilled_again(model: TextModel, weights: Any) -> None:
+def test_prompt_and_answer_are_not_prefilled_again(model: LibraryModel, weights: Any) -> None:
     first = asked(model, LONG)
     read = len(LONG.encode())
     assert (first.cached, model.reuse.prefix_hits, model.reuse.prefix_misses) == (0, 0, 1)
@@ -128,7 +129,7 @@ def test_prompt_and_answer_are_not_prefilled_again(model: TextModel, weights: An
 
 
 def test_answer_is_reused_if_the_tokenizer_encodes_it_as_generated(
-    model: TextModel, weights: Any
+    model: LibraryModel, weights: Any
 ) -> None:
     """Decoded bytes of a random model rarely re-encode to the same tokens: the hit ends there."""
     found = []
@@ -145,7 +146,7 @@ def test_answer_is_reused_if_the_tokenizer_encodes_it_as_generated(
     assert max(found) > 1
 
 
-def test_conversation_prefills_only_its_new_turn(model: TextModel, weights: Any) -> None:
+def test_conversation_prefills_only_its_new_turn(model: LibraryModel, weights: Any) -> None:
     history: tuple[Exchange, ...] = ()
     last = 0
     for turn in range(4):
@@ -161,7 +162,7 @@ def test_conversation_prefills_only_its_new_turn(model: TextModel, weights: Any)
         history += (Exchange(own.request.prompt, "It is so, because it is."),)
 
 
-def test_cancelled_request_is_not_cached(model: TextModel) -> None:
+def test_cancelled_request_is_not_cached(model: LibraryModel) -> None:
     whole = asked(model, LONG)
     model.forget()
     expected = asked(model, LONG + "Say.").text
@@ -174,7 +175,7 @@ def test_cancelled_request_is_not_cached(model: TextModel) -> None:
         assert (follows.cached, follows.text) == (0, expected)
 
 
-def test_failed_request_is_not_cached(model: TextModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_request_is_not_cached(model: LibraryModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = asked(model, LONG).text
     model.forget()
 
@@ -188,7 +189,9 @@ def test_failed_request_is_not_cached(model: TextModel, monkeypatch: pytest.Monk
     assert asked(model, LONG).text == expected
 
 
-def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(model: TextModel, weights: Any) -> None:
+def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(
+    model: LibraryModel, weights: Any
+) -> None:
     stopped = question(model, LONG)
 
     def report(chunk: GenerationChunk) -> None:
@@ -207,7 +210,7 @@ def test_answer_ended_by_a_stop_sequence_is_cached_up_to_it(model: TextModel, we
     assert follows.text == mlx_lm_answer(weights, LONG + "Say.")
 
 
-def test_random_cancellations_do_not_change_later_answers(model: TextModel) -> None:
+def test_random_cancellations_do_not_change_later_answers(model: LibraryModel) -> None:
     controls = [f"{'Tell me, ' * (n % 3)}question {n % 7}: {LONG}{n}" for n in range(20)]
     expected = []
     for prompt in controls:
@@ -235,7 +238,7 @@ def test_random_cancellations_do_not_change_later_answers(model: TextModel) -> N
     assert [asked(model, prompt).text for prompt in controls] == expected
 
 
-def test_seed_gives_the_same_answer_with_and_without_the_cache(model: TextModel) -> None:
+def test_seed_gives_the_same_answer_with_and_without_the_cache(model: LibraryModel) -> None:
     cold = asked(model, LONG, temperature=1.0, seed=7)
     warm = asked(model, LONG, temperature=1.0, seed=7)
     assert (cold.cached, warm.cached > 16) == (0, True)
@@ -251,7 +254,7 @@ def test_prefix_cache_is_bounded_and_can_be_cleared(
     import mlx.core as mx
 
     limit = 200_000
-    monkeypatch.setattr(prompt_cache, "reuse_limit", lambda nbytes: limit)
+    monkeypatch.setattr(adapter, "reuse_limit", lambda nbytes: limit)
     model = made(weights, tmp_path, monkeypatch)
     before = mx.get_active_memory()
     for n in range(12):
@@ -266,7 +269,7 @@ def test_prefix_cache_is_bounded_and_can_be_cleared(
     assert mx.get_active_memory() <= before + 10_000
 
 
-def test_warm_up_is_neither_cached_nor_counted(model: TextModel) -> None:
+def test_warm_up_is_neither_cached_nor_counted(model: LibraryModel) -> None:
     written: list[GenerationChunk] = []
     generate = model.generate
 

@@ -9,7 +9,8 @@ import pytest
 
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.caches import LEAST_BYTES, CachedPrefix, VisionCaches, reuse_limit
+from mlx_magic.backends.prefix_cache.prompt_cache import LEAST_BYTES, CachedPrefix, reuse_limit
+from mlx_magic.backends.vision.caches import VisionCaches
 
 mx = pytest.importorskip("mlx.core")
 
@@ -26,16 +27,22 @@ def rows(count: int) -> list[tuple[Any, Any]]:
     return [(mx.ones((1, 1, count, 4)), mx.ones((1, 1, count, 4)))]
 
 
+def new_caches() -> list[Any]:
+    from mlx_lm.models.cache import KVCache
+
+    return [KVCache()]
+
+
 def inputs(tokens: list[int]) -> dict[str, Any]:
     return {"input_ids": mx.array([tokens])}
 
 
 def test_prompt_and_answer_are_reused_by_the_next_prompt() -> None:
     recall = VisionCaches(model(), 0, prompts=True)
-    recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(42))
+    recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(42))
     start = recall.start(inputs([*TOKENS, 50, 52, 53]), None)
     assert start.count == 41
-    [cache] = start.caches() or [None]
+    [cache] = start.caches(new_caches) or [None]
     assert cache is not None
     assert (cache.offset, cache.keys.shape) == (41, (1, 1, 41, 4))
     assert recall.counts.prefix_hits == 1
@@ -43,12 +50,20 @@ def test_prompt_and_answer_are_reused_by_the_next_prompt() -> None:
     assert recall.counts.nbytes == 0
 
 
-@pytest.mark.parametrize("count", [41, 43, 0])
-def test_caches_whose_length_differs_from_their_tokens_are_not_kept(count: int) -> None:
+@pytest.mark.parametrize(("held", "kept"), [(40, 40), (41, 41), (43, 42)])
+def test_only_tokens_whose_keys_and_values_are_held_are_kept(held: int, kept: int) -> None:
     recall = VisionCaches(model(), 0, prompts=True)
-    recall.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(count))
-    recall.keep(recall.start(inputs(TOKENS), None), [50, 51], None)
-    recall.keep(CachedPrefix(), [50, 51], rows(2))
+    recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(held))
+    assert recall.counts.prefix_bytes == kept * 2 * 4 * 4
+    assert recall.start(inputs([*TOKENS, 50, 51, 52]), None).count == kept
+
+
+@pytest.mark.parametrize("count", [39, 0])
+def test_caches_that_do_not_cover_the_prompt_are_not_kept(count: int) -> None:
+    recall = VisionCaches(model(), 0, prompts=True)
+    recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(count))
+    recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], None)
+    recall.prompt_cache.keep(CachedPrefix(), [50, 51], rows(2))
     assert recall.counts.prefix_bytes == 0
 
 
@@ -66,8 +81,8 @@ def test_models_with_their_own_position_ids_prefill_every_prompt(
 ) -> None:
     for _ in range(2):
         start = recall.start(inputs(TOKENS), None)
-        assert (start.count, start.prompt_keys, start.caches()) == (0, None, None)
-        recall.keep(start, [], rows(40))
+        assert (start.count, start.prompt_keys, start.caches(new_caches)) == (0, None, None)
+        recall.prompt_cache.keep(start, [], rows(40))
     assert recall.counts.prefix_bytes == recall.counts.prefix_misses == 0
 
 

@@ -15,11 +15,14 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 from benchmarks.random_model import build
+from mlx_magic.backends import model as backends_model
+from mlx_magic.backends.batching import model_batch
+from mlx_magic.backends.batching.batch import Slot
+from mlx_magic.backends.batching.model_batch import ModelBatch
+from mlx_magic.backends.batching.prefill import PrefillBatch
 from mlx_magic.backends.device.platform import Memory
-from mlx_magic.backends.vision import batch as vision_batch
-from mlx_magic.backends.vision import model as vision_model
-from mlx_magic.backends.vision.batch import VisionBatch
-from mlx_magic.backends.vision.model import VisionBackend, VisionModel
+from mlx_magic.backends.model import LibraryModel
+from mlx_magic.backends.vision.backend import VisionBackend
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
@@ -59,7 +62,7 @@ def cut_at(slice_: int) -> Cut:
 class RunningRequest:
     """A running request, stepped one slice at a time as the engine does."""
 
-    def __init__(self, model: VisionModel, request: GenerationRequest, cut: Cut | None) -> None:
+    def __init__(self, model: LibraryModel, request: GenerationRequest, cut: Cut | None) -> None:
         self.chunks: list[GenerationChunk] = []
         self.text, self.reason, self.slices = "", "", 0
         self.prompt = request.prompt
@@ -102,7 +105,7 @@ class ModelBench:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
-        self.model: VisionModel = engine.call(lambda: _finished(_load(folder))).result(120)
+        self.model: LibraryModel = engine.call(lambda: _finished(_load(folder))).result(120)
 
     def ask(
         self,
@@ -154,7 +157,7 @@ def asking(
     )
 
 
-def _load(folder: Path) -> Generator[None, None, VisionModel]:
+def _load(folder: Path) -> Generator[None, None, LibraryModel]:
     return VisionBackend().load(
         inspect(folder, folder.name),
         trust_remote_code=False,
@@ -163,7 +166,7 @@ def _load(folder: Path) -> Generator[None, None, VisionModel]:
     )
 
 
-def _finished(steps: Generator[None, None, VisionModel]) -> VisionModel:
+def _finished(steps: Generator[None, None, LibraryModel]) -> LibraryModel:
     while True:
         try:
             next(steps)
@@ -347,7 +350,8 @@ def test_no_image_is_encoded_after_a_cancel(
     if alone:
         answers_alone(demo, monkeypatch)
     asked_for: list[int] = []
-    tower = type(demo.model._model.vision_model)
+    adapter: Any = demo.model._adapter
+    tower = type(adapter._model.vision_model)
     encode = tower.__call__
     images = numbered(20)
     expected = demo.cold(QUESTION, images[3]).text
@@ -386,7 +390,7 @@ def test_batch_size_is_limited_by_memory(demo: ModelBench, monkeypatch: pytest.M
     demo.forget()
     held = batch.limits.held
     one = demo.model._admission.require(prompt_tokens=78, image_tokens=64, max_tokens=12)
-    limit = 2 * one.cache + 2 * one.reading + one.logits
+    limit = 2 * one.cache + one.reading + one.logits
     most: list[int] = []
 
     def memory() -> Memory:
@@ -533,10 +537,10 @@ def test_failing_processor_ends_only_its_request(
             raise ValueError("it broke")
         return logits
 
-    def processors(sampling: Sampling, count: int) -> list[Any]:
+    def processors(sampling: Sampling) -> list[Any]:
         return [raising] if sampling.seed == 7 else []
 
-    monkeypatch.setattr(vision_model, "processors", processors)
+    monkeypatch.setattr(backends_model, "processors", processors)
     pair: list[tuple[GenerationRequest, Cut | None]] = [
         (asking(QUESTION, BLUE, seed=7), None),
         (asking(QUESTION, RED), None),
@@ -553,19 +557,19 @@ def test_failed_prefill_does_not_affect_decoding_requests(
 ) -> None:
     expected = demo.cold(QUESTION, RED, max_tokens=20).text
     demo.forget()
-    begin = VisionBatch._start_prefill
+    begin = ModelBatch._start_prefill
 
-    def failing(self: VisionBatch) -> None:
-        begin(self)
-        if any(prompt.max_tokens == 3 for prompt in self._prefill_prompts):
+    def failing(self: ModelBatch, slots: list[Slot]) -> PrefillBatch:
+        if any(slot.params.seed == 3 for slot in slots):
             raise MemoryError("too large")
+        return begin(self, slots)
 
-    monkeypatch.setattr(VisionBatch, "_start_prefill", failing)
-    monkeypatch.setattr(vision_batch, "MAX_PREFILL_BATCH", 1)
+    monkeypatch.setattr(ModelBatch, "_start_prefill", failing)
+    monkeypatch.setattr(model_batch, "MAX_PREFILL_BATCH", 1)
     well, bad = demo.all(
         [
             (asking(QUESTION, RED, max_tokens=20), None),
-            (asking(QUESTION, BLUE, max_tokens=3), None),
+            (asking(QUESTION, BLUE, max_tokens=3, seed=3), None),
         ]
     )
     assert isinstance(bad.error, MemoryError)

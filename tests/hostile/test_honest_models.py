@@ -52,8 +52,8 @@ def opened() -> Iterator[type[Opened]]:
 
 
 def backend_for(kind: str) -> Backend:
-    from mlx_magic.backends.text.model import TextBackend
-    from mlx_magic.backends.vision.model import VisionBackend
+    from mlx_magic.backends.text.backend import TextBackend
+    from mlx_magic.backends.vision.backend import VisionBackend
 
     return VisionBackend() if kind == "vision" else TextBackend()
 

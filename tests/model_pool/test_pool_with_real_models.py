@@ -19,7 +19,7 @@ from mlx_magic import default_session
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import cache_limit
 from mlx_magic.backends.loading import materialize
-from mlx_magic.backends.vision.model import VisionBackend
+from mlx_magic.backends.vision.backend import VisionBackend
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import GenerationError, MemoryBudgetError, MlxMagicError

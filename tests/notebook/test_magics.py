@@ -162,6 +162,23 @@ def test_usage_error_is_one_line_and_keeps_earlier_results(
     assert shell.user_ns["r"].finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--as a/b", "cannot be an alias"),
+        ("--as ''", "cannot be an alias"),
+        ("--as demo", "cannot be an alias"),
+        ("--save", "--save needs an alias: add --as ALIAS."),
+    ],
+)
+def test_alias_that_cannot_be_one_is_refused_in_one_line(
+    shell: InteractiveShell, script: ScriptedBackend, words: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        line(shell, f"load demo {words}")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("broken", sorted(checkpoints.BROKEN))
 def test_broken_checkpoint_is_an_error_of_one_line(
     shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path, broken: str

@@ -11,8 +11,8 @@ from unittest import mock
 from mlx_magic.backends.base import Backend, LoadedModel
 from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.text.model import TextBackend
-from mlx_magic.backends.vision.model import VisionBackend
+from mlx_magic.backends.text.backend import TextBackend
+from mlx_magic.backends.vision.backend import VisionBackend
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.errors import MlxMagicError

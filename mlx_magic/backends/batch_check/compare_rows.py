@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlx_magic.backends.batching.batch import Batch, Slot
-from mlx_magic.backends.batching.sampling import RowSampler, SamplingParams
 from mlx_magic.cancellation import CancelToken
 
 TEXTS = (
@@ -40,7 +39,7 @@ in bfloat16; a row that attends to padding, or is at a wrong position, 0.1 and m
 """
 
 
-class ScoreRecorder(RowSampler):
+class ScoreRecorder:
     """A sampler that records the scores of each row, and returns given tokens.
 
     Parameters
@@ -51,43 +50,28 @@ class ScoreRecorder(RowSampler):
     Attributes
     ----------
     seen : list of list
-        Scores of each row after its prompt and after each further token.
+        Log-probabilities of each row after its prompt and after each further token.
     has_all_rows : bool
         Whether the last call had all rows.
     """
 
     def __init__(self, forced_tokens: Sequence[Sequence[int]]) -> None:
-        super().__init__()
         self._forced_tokens = forced_tokens
         self.seen: list[list[Any]] = [[] for _ in forced_tokens]
         self.has_all_rows = False
 
-    def admit(self, uid: int, params: SamplingParams) -> None:
-        """Add a row."""
-        self.draws[uid] = params
-
-    def dismiss(self, uid: int) -> None:
-        """Remove a row."""
-        self.draws.pop(uid, None)
-
-    def is_greedy(self, uids: Sequence[int]) -> bool:
-        """Return False: a greedy batch would not pass its scores to the sampler."""
-        return False
-
-    def sample_target(
-        self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
-    ) -> Any:
-        """Record the scores; return the given tokens. See `RowSampler.sample_target`."""
+    def __call__(self, logits: Any, slots: Sequence[Slot]) -> Any:
+        """Record the scores; return the given tokens. See `decode.Sampler`."""
         import mlx.core as mx
 
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         tokens = []
-        for at, uid in enumerate(self.rows):
-            forced_tokens = self._forced_tokens[uid]
-            tokens.append(forced_tokens[min(len(self.seen[uid]), len(forced_tokens) - 1)])
-            self.seen[uid].append(logprobs[at])
-        self.has_all_rows = len(self.rows) == len(self._forced_tokens)
-        self.drawn = mx.array(tokens, dtype=mx.int32)
-        return self.drawn
+        for at, slot in enumerate(slots):
+            forced_tokens = self._forced_tokens[slot.uid]
+            tokens.append(forced_tokens[min(slot.position, len(forced_tokens) - 1)])
+            self.seen[slot.uid].append(logprobs[at])
+        self.has_all_rows = len(slots) == len(self._forced_tokens)
+        return mx.array(tokens, dtype=mx.int32)
 
 
 class ProbedModel(Protocol):
@@ -207,7 +191,7 @@ def _recorded_scores(
     finally:
         batch.close()
         # The batch is part of a reference cycle, and would hold the arrays until it is collected.
-        recorder.seen, recorder.drawn = [], None
+        recorder.seen = []
 
 
 def _agree(seen: list[list[Any]], expected: list[list[Any]]) -> bool:

@@ -55,6 +55,11 @@ class BatchPolicy:
         return self.verdict.together
 
     @property
+    def possible(self) -> bool:
+        """Whether requests are batched, now or after a comparison of the weights."""
+        return self.together or self.not_compared
+
+    @property
     def not_compared(self) -> bool:
         """Whether the weights are still to be compared."""
         return self.verdict.why == NOT_COMPARED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mlx_magic.backends.base import Report
@@ -15,56 +14,54 @@ from mlx_magic.engine.result import GenerationChunk, Phase
 
 @dataclass(slots=True)
 class ActiveRequest:
-    """A request that has reserved its memory.
+    """A request while it is answered; its counts are updated as they become known.
 
     Attributes
     ----------
     request : GenerationRequest
-    counts : TokenCounts
-    reservation : Reservation
     cancel : CancelToken
     report : callable
         Takes each `GenerationChunk`.
+    images : int
+        Images of the whole conversation.
+    prompt_tokens, image_tokens : int
+    cached_tokens : int
+        Prompt tokens whose keys and values are cached.
+    reservation : Reservation or None
+        The memory that it may take; None before it is admitted.
     """
 
     request: GenerationRequest
-    counts: TokenCounts
-    reservation: Reservation
     cancel: CancelToken
     report: Report
+    images: int = 0
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    cached_tokens: int = 0
+    reservation: Reservation | None = None
 
     @property
     def sampling(self) -> Sampling:
         """Sampling options of the request."""
         return self.request.sampling
 
+    def prefilling(self, prefilling: bool) -> None:
+        """Note whether the prompt is still to be read, which takes memory of its own."""
+        if self.reservation is not None:
+            self.reservation.prefilling = prefilling
+
+    def report_queued(self) -> None:
+        """Report that the request waits for memory."""
+        self.report(self._chunk("queued"))
+
     def report_prefill(self, read: int = 0) -> None:
         """Report prefill progress: prompt tokens read so far, after the cached ones."""
-        self.report(self.counts.chunk("prefill", read=read))
+        self.report(self._chunk("prefill", read=read))
 
     def report_text(self, text: str, written: int) -> None:
         """Report the text since the last report, and the answer's token count so far."""
-        self.reservation.prefilling = False
-        self.report(self.counts.chunk("decode", text=text, written=written))
-
-
-@dataclass(slots=True)
-class TokenCounts:
-    """Token counts of one request, updated as they become known.
-
-    Attributes
-    ----------
-    prompt_tokens, image_tokens : int
-    cached_tokens : int
-        Prompt tokens whose keys and values are cached.
-    images : int
-        Images of the whole conversation.
-    """
-
-    prompt_tokens: int
-    image_tokens: int
-    cached_tokens: int = 0
-    images: int = 0
+        self.prefilling(False)
+        self.report(self._chunk("decode", text=text, written=written))
 
     def expand_image_tokens(self, length: int) -> None:
         """Raise the counts if one image token became many embeddings.
@@ -83,22 +80,25 @@ class TokenCounts:
         """Pad `tokens` to one entry per embedding; the padding's values are not used."""
         return [0] * (self.prompt_tokens - len(tokens)) + tokens
 
-    def vision_progress(self, cancel: CancelToken, report: Report) -> Callable[[int, int], None]:
-        """Return a callback for between images: checks `cancel` and reports vision progress.
+    def vision_progress(self, done: int, total: int) -> None:
+        """Check `cancel`, and report vision progress; between two images.
 
-        The callback takes the number done and the total. Both may count tiles, if the model
-        cuts images into tiles, and the total may grow from call to call.
+        Parameters
+        ----------
+        done, total : int
+            Both may count tiles, if the model cuts images into tiles, and the total may grow
+            from call to call.
+
+        Raises
+        ------
+        Cancelled
         """
+        self.cancel.checkpoint()
+        seen = done * self.images // total if total >= self.images else done
+        if self.images > 1 and (seen or total >= self.images):
+            self.report(replace(self._chunk("vision"), pictures_seen=seen, pictures=self.images))
 
-        def between(done: int, total: int) -> None:
-            cancel.checkpoint()
-            seen = done * self.images // total if total >= self.images else done
-            if self.images > 1 and (seen or total >= self.images):
-                report(replace(self.chunk("vision"), pictures_seen=seen, pictures=self.images))
-
-        return between
-
-    def chunk(
+    def _chunk(
         self, phase: Phase, *, text: str = "", read: int = 0, written: int = 0
     ) -> GenerationChunk:
         """Return a `GenerationChunk` with the current counts.

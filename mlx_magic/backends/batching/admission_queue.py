@@ -19,14 +19,11 @@ class BatchLimits:
     ----------
     most : int
         Maximum number of requests in decode.
-    read_together : int
-        Maximum number of prompts in one prefill.
     held : callable
         Returns the bytes of keys and values held now.
     """
 
     most: int = 1
-    read_together: int = 1
     held: Callable[[], int] = lambda: 0
 
 
@@ -146,11 +143,11 @@ def _peak_bytes(limits: BatchLimits, reservations: list[Reservation]) -> int:
     rows = min(len(reservations), limits.most)
     cache = rows * max(reservation.need.cache for reservation in reservations)
     prefilling = [reservation.need for reservation in reservations if reservation.prefilling]
+    # Prompts that share a prefill share its chunk.
     chunk = max((need.reading for need in prefilling), default=0)
     # One array of logits for all prompts of a prefill.
     logits = max((need.logits for need in prefilling), default=0)
-    chunks = min(len(prefilling), limits.read_together) * chunk + logits
-    return max(cache, limits.held()) + chunks
+    return max(cache, limits.held()) + chunk + logits
 
 
 SHARED = AdmissionQueue()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.backends.batching.admission_queue import BatchLimits
+from mlx_magic.backends.batching.forward import Inputs
+from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import copy_error
@@ -51,13 +53,29 @@ class NextToken:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A request's slot in a batch.
+    """A request's slot in a batch: all that the batch knows of it, from waiting to decode.
 
     Attributes
     ----------
     uid : int
+    tokens : list of int
+        Prompt tokens to read, at least one: those after the cached prefix.
+    inputs : mapping
+        Further inputs of the prompt, see `forward.Inputs`; emptied when prefill begins.
+    cache : list or None
+        KV caches filled with a prefix, one per layer, owned by this slot until prefill begins.
+    params : SamplingParams
+    processors : list of callable
+        Logits processors.
     read : int
         Prompt tokens read so far.
+    position : int
+        Tokens sampled so far.
+    answer : list of int
+        Tokens of the answer that processors know; empty without processors.
+    begun : bool
+        Whether the first token was handed out at the end of prefill, before the decode step
+        that returns it.
     written : deque of NextToken
         Tokens that the request has not taken yet.
     error : BaseException or None
@@ -69,11 +87,30 @@ class Slot:
     """
 
     uid: int
+    tokens: list[int] = field(default_factory=list)
+    inputs: Inputs = field(default_factory=dict)
+    cache: list[Any] | None = None
+    params: SamplingParams = field(default_factory=SamplingParams)
+    processors: list[LogitsProcessor] = field(default_factory=list)
     read: int = 0
+    position: int = 0
+    answer: list[int] = field(default_factory=list)
+    begun: bool = False
     written: deque[NextToken] = field(default_factory=deque)
     error: BaseException | None = None
     tick: int = -1
     must_yield: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the prompt has tokens and embeddings only, so that it can share a prefill."""
+        return not self.inputs or set(self.inputs) == {"inputs_embeds"}
+
+    def shares_prefill_with(self, other: Slot) -> bool:
+        """Whether both prompts can share a prefill without much padding."""
+        shorter, longer = sorted((len(self.tokens), len(other.tokens)))
+        similar = longer <= MAX_LENGTH_RATIO * shorter or longer - shorter <= MAX_LENGTH_DIFFERENCE
+        return similar and self.plain and (self.cache is None) == (other.cache is None)
 
     def give(self, written: NextToken) -> None:
         """Queue a token for the request, unless the request has failed."""
@@ -108,13 +145,13 @@ class Batch(ABC):
         """Return the number of requests in the batch."""
         return len(self._slots)
 
-    def take_slot(self) -> Slot:
-        """Add a request and return its slot; the subclass queues its prompt.
+    def take_slot(self, **fields: Any) -> Slot:
+        """Add a request and return its slot, with these fields; the subclass queues its prompt.
 
         The request makes no step in its first slice, so that requests which arrive together
         share a prefill.
         """
-        slot = Slot(next(self._uids))
+        slot = Slot(next(self._uids), **fields)
         self._slots[slot.uid] = slot
         return slot
 
@@ -199,9 +236,3 @@ class Batch(ABC):
     @abstractmethod
     def _clear(self) -> None:
         """Remove every request, after an error."""
-
-
-def similar_lengths(one: int, other: int) -> bool:
-    """Whether prompts of these token counts can share a prefill without much padding."""
-    shorter, longer = sorted((one, other))
-    return longer <= MAX_LENGTH_RATIO * shorter or longer - shorter <= MAX_LENGTH_DIFFERENCE

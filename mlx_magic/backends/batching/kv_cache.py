@@ -63,7 +63,7 @@ def quantized(
     if kv_bits is None:
         return caches
     # Other kinds keep a window or a state of fixed size, where quantization saves little.
-    plain = [type(cache).__name__ == "KVCache" for cache in caches]
+    plain = [all_plain([cache]) for cache in caches]
     if not any(plain):
         raise GenerationError(
             f"{model}: this model has no KV cache that can be quantized: leave --kv-bits out.",
@@ -73,6 +73,30 @@ def quantized(
         cache.to_quantized(group_size=shape.kv_group, bits=int(kv_bits)) if is_plain else cache
         for cache, is_plain in zip(caches, plain, strict=True)
     ]
+
+
+def all_plain(caches: list[Any]) -> bool:
+    """Whether all caches are plain KV caches, which can be padded, cut and merged."""
+    return all(type(cache).__name__ == "KVCache" for cache in caches)
+
+
+def as_batch(cache: Any) -> Any:
+    """Return a cache that has a row per request, made of a single request's cache if need be."""
+    parts = getattr(cache, "caches", ())
+    whole = parts or (cache,)
+    if all(hasattr(part, "filter") and hasattr(part, "extend") for part in whole):
+        return cache
+    return type(cache).merge([cache])
+
+
+def merged(*requests: list[Any]) -> list[Any]:
+    """Merge the caches of requests into caches with a row per request, one per layer."""
+    return [type(layer[0]).merge(list(layer)) for layer in zip(*requests, strict=True)]
+
+
+def states(caches: list[Any]) -> list[Any]:
+    """Return the arrays of caches, to evaluate them."""
+    return [array for cache in caches for array in _arrays(getattr(cache, "state", None))]
 
 
 def _arrays(value: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class SamplingParams:
     seed: int = 0
 
 
-def processors(sampling: Sampling, prompt_tokens: int) -> list[LogitsProcessor]:
+def processors(sampling: Sampling, prompt_tokens: int = 0) -> list[LogitsProcessor]:
     """Return the logits processors of a request.
 
     Parameters
@@ -126,100 +127,70 @@ def fresh_seed() -> int:
     return secrets.randbits(48)
 
 
-class RowSampler:
-    """Samples each row of a batch with its own parameters; set `rows` before each call.
+def sample_rows(logits: Any, draws: Sequence[SamplingParams], positions: Sequence[int]) -> Any:
+    """Sample a token for each row, with the row's own parameters.
 
-    Implements ``sample_target``, the interface for which mlx-vlm's batches look: a plain
-    sampler would have the same parameters for all rows.
-
-    Attributes
+    Parameters
     ----------
-    rows : list of int
-        Uids of the rows of the next logits.
-    draws : dict of int to SamplingParams
-        Parameters by uid.
-    drawn : mlx.core.array or None
-        Last sampled tokens, shape (rows,).
+    logits : mlx.core.array
+        Shape (rows, vocabulary).
+    draws : sequence of SamplingParams
+        One per row.
+    positions : sequence of int
+        Number of tokens that were sampled for each row before.
+
+    Returns
+    -------
+    mlx.core.array
+        Shape (rows,), int32; `BAD` for invalid logits.
     """
+    import mlx.core as mx
 
-    def __init__(self) -> None:
-        self.rows: list[int] = []
-        self.draws: dict[int, SamplingParams] = {}
-        self.drawn: Any = None
-        self._bad: Any = None
+    if logits.dtype == mx.float32 and all(params.temperature <= 0 for params in draws):
+        # A maximum needs no probabilities: the sum over the vocabulary takes 1 % of a small
+        # model's step on a CPU. In lower precision the subtraction makes ties, which decide.
+        return _checked(mx.argmax(logits, axis=-1).view(mx.int32), logits)
+    return sample_normalized(
+        logits - mx.logsumexp(logits, axis=-1, keepdims=True), draws, positions
+    )
 
-    def __call__(self, logprobs: Any) -> Any:
-        """Sample the first token of each row."""
-        return self.sample_target(logprobs, row_ids=[], positions=[0] * logprobs.shape[0])
 
-    def sample_target(
-        self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
-    ) -> Any:
-        """Sample a token for each row.
+def sample_normalized(
+    logprobs: Any, draws: Sequence[SamplingParams], positions: Sequence[int]
+) -> Any:
+    """Sample a token for each row from log-probabilities. See `sample_rows`."""
+    import mlx.core as mx
 
-        Parameters
-        ----------
-        logprobs : mlx.core.array
-            Shape (rows, vocabulary).
-        row_ids : sequence of int
-            Not used.
-        positions : sequence of int
-            Number of tokens that each row has generated.
-
-        Returns
-        -------
-        mlx.core.array
-            Shape (rows,), int32; `BAD` for invalid logits.
-        """
-        import mlx.core as mx
-
-        draws = [self.draws[uid] for uid in self.rows]
-        sampled_rows = [at for at, params in enumerate(draws) if params.temperature > 0]
-        if not sampled_rows:
-            return self.likeliest(logprobs)
-        tokens = sampled = _sampled(
+    sampled_rows = [at for at, params in enumerate(draws) if params.temperature > 0]
+    # A view saves the operation of a cast.
+    tokens = mx.argmax(logprobs, axis=-1).view(mx.int32)
+    if sampled_rows:
+        sampled = _sampled(
             logprobs[mx.array(sampled_rows)] if len(sampled_rows) < len(draws) else logprobs,
             [draws[at] for at in sampled_rows],
             [positions[at] for at in sampled_rows],
         )
         if len(sampled_rows) < len(draws):
-            tokens = mx.argmax(logprobs, axis=-1).astype(mx.int32)
             tokens[mx.array(sampled_rows)] = sampled
-        return self._checked(tokens, logprobs)
+        else:
+            tokens = sampled
+    return _checked(tokens, logprobs)
 
-    def likeliest(self, scores: Any) -> Any:
-        """Return the likeliest token of each row.
 
-        Parameters
-        ----------
-        scores : mlx.core.array
-            Logits or log-probabilities, shape (rows, vocabulary).
+def sampler_of_one(params: SamplingParams) -> Callable[[Any], Any]:
+    """Return a sampler for mlx-lm's own generation, which passes no positions."""
+    positions = itertools.count()
+    return lambda logprobs: sample_normalized(logprobs, [params], [next(positions)])
 
-        Returns
-        -------
-        mlx.core.array
-            Shape (rows,), int32; `BAD` for invalid logits.
-        """
-        import mlx.core as mx
 
-        # A view saves the operation of a cast.
-        return self._checked(mx.argmax(scores, axis=-1).view(mx.int32), scores)
+def _checked(tokens: Any, scores: Any) -> Any:
+    """Return the tokens, with `BAD` for rows whose scores are invalid."""
+    import mlx.core as mx
 
-    def is_greedy(self, uids: Sequence[int]) -> bool:
-        """Whether all of these requests are greedy."""
-        return all(self.draws[uid].temperature <= 0 for uid in uids)
-
-    def _checked(self, tokens: Any, scores: Any) -> Any:
-        """Store the sampled tokens, with `BAD` for rows whose scores are invalid."""
-        import mlx.core as mx
-
-        if self._bad is None:
-            self._bad = mx.array(BAD, mx.int32)
-        # A NaN makes the maximum NaN (read in mlx 0.32's three backends), and an infinite maximum
-        # minus itself is NaN. Minus infinity is valid: models rule out tokens with it.
-        most = mx.max(scores, axis=-1)
-        self.drawn = mx.where(mx.isnan(most - most), self._bad, tokens)
-        return self.drawn
+    # A NaN makes the maximum NaN (read in mlx 0.32's three backends), and an infinite maximum
+    # minus itself is NaN. Minus infinity is valid: models rule out tokens with it.
+    most = mx.max(scores, axis=-1)
+    return mx.where(mx.isnan(most - most), mx.array(BAD, mx.int32), tokens)
 
 
 def _sampled(logprobs: Any, draws: Sequence[SamplingParams], positions: Sequence[int]) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.vision.caches import CachedPrefix, VisionCaches
+from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
+from mlx_magic.backends.vision.caches import VisionCaches
 
 
 class Embedder:
@@ -25,7 +27,7 @@ class Embedder:
 
     def embeds(
         self,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Any],
         image_keys: ImageKeys | None,
         start: CachedPrefix,
         active: ActiveRequest,
@@ -34,7 +36,7 @@ class Embedder:
 
         Parameters
         ----------
-        inputs : dict
+        inputs : mapping
             The processor's output.
         image_keys : ImageKeys or None
         start : CachedPrefix
@@ -60,7 +62,7 @@ class Embedder:
         )
         length = int(embeds["inputs_embeds"].shape[1])
         if set(embeds) != {"inputs_embeds"} or length + (not has_images) * start.count != (
-            active.counts.prompt_tokens
+            active.prompt_tokens
         ):
             # The prompt has more than embeddings: read it as a whole, and do not cache it.
             if start.count:
@@ -68,12 +70,11 @@ class Embedder:
             start.without_cache()
         if start.count and has_images:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
-        active.counts.cached_tokens = start.count
-        active.counts.expand_image_tokens(length)
+        active.expand_image_tokens(length)
         return embeds
 
     def _embed(
-        self, inputs: dict[str, Any], image_keys: ImageKeys | None, active: ActiveRequest
+        self, inputs: Mapping[str, Any], image_keys: ImageKeys | None, active: ActiveRequest
     ) -> dict[str, Any]:
         """Let the model make embeddings; its vision encoder runs for new images only."""
         import mlx.core as mx
@@ -92,6 +93,5 @@ class Embedder:
             mx.eval(output.inputs_embeds)
             return {key: value for key, value in output.to_dict().items() if value is not None}
 
-        on_group = active.counts.vision_progress(active.cancel, active.report)
         with mx.stream(generation_stream):
-            return self._caches.encode(self._model, embed, on_group, image_keys)
+            return self._caches.encode(self._model, embed, active.vision_progress, image_keys)

@@ -156,19 +156,12 @@ def _model_command(verb: str, parsed: ParsedOptions) -> Command:
         return UnloadCommand(names[0], "force" in parsed.values)
     if verb in ("pin", "unpin"):
         return PinCommand(names[0], verb == "pin")
-    alias = parsed.values.get("as")
-    if alias is not None and (not alias or any(char.isspace() or char == "/" for char in alias)):
-        raise RequestError(
-            f"--as {alias!r}: an alias must not contain spaces or slashes.", option="as"
-        )
     adapter = parsed.values.get("adapter")
     if adapter is not None and not adapter.strip():
         raise RequestError("--adapter is empty: name the adapter's folder.", option="adapter")
-    if "save" in parsed.values and alias is None:
-        raise RequestError("--save needs an alias: add --as ALIAS.", option="save")
     return LoadCommand(
         names[0],
-        alias,
+        parsed.values.get("as"),
         trust_remote_code="trust_remote_code" in parsed.values,
         pin="pin" in parsed.values,
         adapter=adapter,

@@ -90,7 +90,7 @@ class ProcessorCache:
 
     @contextlib.contextmanager
     def keyed(
-        self, images: Sequence[ImageInput], inputs: dict[str, Any]
+        self, images: Sequence[ImageInput], inputs: Mapping[str, Any]
     ) -> Iterator[ImageKeys | None]:
         """Yield the keys of a request's images within this block.
 
@@ -99,7 +99,7 @@ class ProcessorCache:
         Parameters
         ----------
         images : sequence of ImageInput
-        inputs : dict
+        inputs : mapping
             The processor's output for them.
         """
         made = self._kept.get(key_of(images)) if images else None

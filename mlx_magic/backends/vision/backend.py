@@ -1,13 +1,19 @@
-"""Opening a vision checkpoint as mlx-vlm does, in slices."""
+"""Loading of vision models, as mlx-vlm does it, in slices."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import Any
 
-from mlx_magic.backends.loading import lora_check
+from mlx_magic.backends.base import LoadProgress
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.loading import fast_modules, lora_check, materialize
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
+from mlx_magic.backends.model import LibraryModel
+from mlx_magic.backends.vision import cpu_encoders
+from mlx_magic.backends.vision.adapter import vision_model
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
@@ -18,7 +24,49 @@ A lazy array can be used only on the thread that made it.
 """
 
 
-def opened(
+class VisionBackend:
+    """Loads vision models with mlx-vlm."""
+
+    library = "mlx-vlm"
+
+    def estimate(self, checkpoint: Checkpoint) -> int:
+        """Return the bytes of the weights in memory. See `Backend.estimate`."""
+        return materialize.estimate(checkpoint)
+
+    def load(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        trust_remote_code: bool,
+        cancel: CancelToken,
+        progress: LoadProgress,
+    ) -> Generator[None, None, LibraryModel]:
+        """Load a vision model in slices. See `Backend.load`."""
+        began = time.monotonic()
+        platform.prepare()
+        progress(0, 0, "loading: importing mlx-vlm")
+        yield
+        cancel.checkpoint()
+        import mlx_vlm  # noqa: F401 - a slice of its own, since the import takes long
+
+        progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
+        yield
+        cancel.checkpoint()
+        origins = Origins()
+        model, making = yield from _opened(
+            checkpoint, trust_remote_code=trust_remote_code, cancel=cancel, origins=origins
+        )
+        yield
+        size, processor = yield from materialize.materialize(
+            model, cancel=cancel, progress=progress, origins=origins, beside=making
+        )
+        fast_modules.speed_up(model.language_model)
+        if not platform.has_vector_math():
+            cpu_encoders.use_numpy_exponentials(model)
+        return vision_model(checkpoint, model, processor, size, began=began)
+
+
+def _opened(
     checkpoint: Checkpoint, *, trust_remote_code: bool, cancel: CancelToken, origins: Origins
 ) -> Generator[None, None, tuple[Any, BackgroundCall[Any]]]:
     """Make the model with lazy weights, and start to load its processor.

@@ -1,0 +1,153 @@
+"""Protocol of the part of a loaded model in which the libraries differ."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mlx_magic.backends.base import PrefetchFunction
+from mlx_magic.backends.batching.active_request import ActiveRequest
+from mlx_magic.backends.batching.forward import ForwardModel, Inputs
+from mlx_magic.backends.batching.sampling import SamplingParams
+from mlx_magic.backends.cache_stats import CacheStats
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
+from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import GenerationRequest, Sampling
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A tokenized request.
+
+    Attributes
+    ----------
+    tokens : list of int
+    image_tokens : int
+        How many of the tokens stand for images.
+    inputs : mapping
+        The processor's output; empty for a text model.
+    image_keys : ImageKeys or None
+        Keys of the inputs other than text, within `ModelAdapter.keyed`.
+    """
+
+    tokens: list[int]
+    image_tokens: int = 0
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    image_keys: ImageKeys | None = None
+
+
+class Detokenizer(Protocol):
+    """Text of an answer, token by token."""
+
+    @property
+    def last_segment(self) -> str:
+        """Text since the last read of this property."""
+
+    def add_token(self, token: int) -> None:
+        """Add a token."""
+
+    def finalize(self) -> None:
+        """End the text."""
+
+
+class ModelAdapter(Protocol):
+    """Tokenizing, embedding and streaming of one loaded model, and its caches.
+
+    On the inference thread, but for `prefetch` and `stats`.
+    """
+
+    @property
+    def library(self) -> str:
+        """Name of the library."""
+
+    @property
+    def forward(self) -> ForwardModel:
+        """The forward pass."""
+
+    @property
+    def joint_tokens(self) -> int:
+        """Tokens that may be read in one call with the last one. See `PrefillBatch`."""
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the model takes images."""
+
+    @property
+    def prompt_cache(self) -> PromptCache:
+        """The prefix cache."""
+
+    @property
+    def prefetch(self) -> PrefetchFunction | None:
+        """See `LoadedModel.prefetch`."""
+
+    @property
+    def stats(self) -> CacheStats:
+        """Statistics of the caches; safe from any thread."""
+
+    def prompt(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> Generator[None, None, Prompt]:
+        """Tokenize a request, in slices.
+
+        Raises
+        ------
+        Cancelled, GenerationError
+        """
+
+    def keyed(self, request: GenerationRequest, prompt: Prompt) -> AbstractContextManager[None]:
+        """Set `Prompt.image_keys` within this block."""
+
+    def seen_sizes(self, request: GenerationRequest, prompt: Prompt) -> tuple[str, ...] | None:
+        """Return the size at which the model sees each image of the request's own turn.
+
+        Empty if the inputs do not tell; None without images.
+        """
+
+    def start(self, prompt: Prompt) -> CachedPrefix:
+        """Look a prompt up in the prefix cache."""
+
+    def embed(self, prompt: Prompt, start: CachedPrefix, active: ActiveRequest) -> Inputs:
+        """Return the model's inputs after the cached prefix; `start` is reset if it is of no use.
+
+        Raises
+        ------
+        Cancelled
+        """
+
+    def probe(self, text: str) -> list[int]:
+        """Return the tokens of a text without a template, for the comparison of the weights."""
+
+    def probe_inputs(self, tokens: list[int]) -> Inputs:
+        """Return the model's inputs for such tokens."""
+
+    def probe_logits(self, tokens: list[int]) -> Any:
+        """Return the logits of such tokens, shape (tokens, vocabulary), read in one call."""
+
+    def sampling_params(self, sampling: Sampling) -> SamplingParams:
+        """Return sampling parameters, with the checkpoint's as defaults."""
+
+    def detokenizer(self) -> Detokenizer:
+        """Return a new detokenizer."""
+
+    def streaming(
+        self, prompt: Prompt, active: ActiveRequest, caches: list[Any]
+    ) -> AbstractContextManager[Iterator[Any]]:
+        """Answer through the library's own generation, with exclusive use of the model.
+
+        Yields
+        ------
+        iterator
+            Its items have ``text``, ``token``, ``generation_tokens`` and ``finish_reason``.
+        """
+
+    def reset_counts(self) -> None:
+        """Reset the counts of hits and misses."""
+
+    def forget(self) -> int:
+        """Clear the caches; return the bytes that they held."""
+
+    def close(self) -> None:
+        """Release the model."""

@@ -1,0 +1,277 @@
+"""A loaded model of either library: from a request to its answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from mlx_magic.backends import warmup
+from mlx_magic.backends.adapter import Detokenizer, ModelAdapter, Prompt
+from mlx_magic.backends.base import LoadProgress, PrefetchFunction, Report
+from mlx_magic.backends.batch_check.compare_rows import Budget
+from mlx_magic.backends.batch_check.policy import BatchPolicy
+from mlx_magic.backends.batching import kv_cache
+from mlx_magic.backends.batching.active_request import ActiveRequest
+from mlx_magic.backends.batching.admission import MemoryAdmission
+from mlx_magic.backends.batching.batch import NextToken, Slot
+from mlx_magic.backends.batching.decode import Sampler, sample_slots
+from mlx_magic.backends.batching.model_batch import ModelBatch
+from mlx_magic.backends.batching.sampling import SamplingParams, processors, require_number
+from mlx_magic.backends.cache_stats import CacheStats
+from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.backends.device import platform
+from mlx_magic.backends.dispatch import Dispatch
+from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
+from mlx_magic.backends.probe import ModelProbe
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.result import FinishReason, GenerationChunk
+from mlx_magic.engine.stop_sequences import Stopped
+from mlx_magic.errors import GenerationError
+from mlx_magic.models.checkpoints.batch_support import Verdict
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from mlx_magic.engine.engine import Steps
+
+
+class LibraryModel:
+    """A model that mlx-vlm or mlx-lm has loaded. See `LoadedModel`.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    adapter : ModelAdapter
+        What differs between the libraries.
+    policy : BatchPolicy
+    nbytes : int
+        Bytes of the weights.
+    began : float, optional
+        Start of the load, in seconds of `time.monotonic`; now by default.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        adapter: ModelAdapter,
+        policy: BatchPolicy,
+        nbytes: int,
+        *,
+        began: float | None = None,
+    ) -> None:
+        self._name = checkpoint.name
+        self._adapter = adapter
+        self._nbytes = nbytes
+        self._began = time.monotonic() if began is None else began
+        self._chunk = policy.chunk(nbytes)
+        probe = ModelProbe(adapter, lambda recorder: self._new_batch(2, sampler=recorder))
+        self._answering = Dispatch(policy, probe, self._new_batch, self._caches)
+        self._admission = MemoryAdmission(
+            self._name,
+            checkpoint.config,
+            chunk=self._chunk,
+            at_once=adapter.joint_tokens if self._answering.batch is not None else 0,
+            forget=adapter.forget,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return self._nbytes
+
+    @property
+    def reuse(self) -> CacheStats:
+        """Statistics of the caches; safe from any thread."""
+        return self._adapter.stats
+
+    @property
+    def prefetch(self) -> PrefetchFunction | None:
+        """Prefetch of a request. See `LoadedModel.prefetch`."""
+        return self._adapter.prefetch
+
+    @property
+    def together(self) -> Verdict:
+        """Whether requests are batched. See `LoadedModel.together`."""
+        return self._answering.policy.verdict
+
+    def forget(self) -> int:
+        """Clear the caches; return the bytes that they held."""
+        return self._adapter.forget()
+
+    def close(self) -> None:
+        """Release the weights and the caches."""
+        self._adapter.forget()
+        self._answering.close()
+        with platform.freeing(self._nbytes):
+            self._adapter.close()
+
+    def warm_up(self, *, cancel: CancelToken, progress: LoadProgress) -> Steps:
+        """Run a dummy request to compile kernels. See `LoadedModel.warm_up`."""
+        request = warmup.sample(self._name, image=self._adapter.sees_images)
+        yield from warmup.warmed(
+            self, request, self._adapter.prompt, cancel=cancel, progress=progress
+        )
+        budget = Budget.of_load(time.monotonic() - self._began)
+        yield from self._answering.compare_weights(budget, cancel)
+        self._adapter.reset_counts()
+
+    def generate(
+        self, request: GenerationRequest, *, cancel: CancelToken, report: Report
+    ) -> Generator[None, None, FinishReason]:
+        """Answer one request. See `LoadedModel.generate`."""
+        adapter = self._adapter
+        active = ActiveRequest(request, cancel, report, images=len(chat_messages.images(request)))
+        platform.reset_peak()
+        report(GenerationChunk("vision" if active.images else "prefill"))
+        kv_cache.require_bits(request.kv_bits, self._admission.shape, self._name)
+        prompt = yield from self._answering.make_prompt_in_order(
+            adapter.prompt(request, cancel), cancel
+        )
+        active.prompt_tokens, active.image_tokens = len(prompt.tokens), prompt.image_tokens
+        admitted = yield from self._admission.reserve(
+            self._answering.limits(request.kv_bits),
+            prompt_tokens=active.prompt_tokens,
+            image_tokens=active.image_tokens,
+            max_tokens=request.sampling.max_tokens,
+            kv_bits=request.kv_bits,
+            cancel=cancel,
+            on_wait=active.report_queued,
+        )
+        with admitted as active.reservation, adapter.keyed(request, prompt):
+            seen = adapter.seen_sizes(request, prompt)
+            if seen is not None:
+                report(GenerationChunk("vision", seen=seen))
+            params = adapter.sampling_params(request.sampling)
+            return (
+                yield from self._answering.answer(
+                    active,
+                    lambda: self._sequential(prompt, active),
+                    partial(self._batched, prompt, active, params),
+                )
+            )
+
+    def _new_batch(
+        self,
+        most: int,
+        make_caches: Callable[[], list[Any]] | None = None,
+        sampler: Sampler = sample_slots,
+    ) -> ModelBatch:
+        return ModelBatch(
+            self._adapter.forward,
+            chunk=self._chunk,
+            most=most,
+            joint_tokens=self._adapter.joint_tokens,
+            make_caches=make_caches,
+            sampler=sampler,
+        )
+
+    def _caches(self, kv_bits: int | None) -> list[Any]:
+        return kv_cache.quantized(
+            self._adapter.forward.new_caches(), kv_bits, self._admission.shape, self._name
+        )
+
+    def _batched(
+        self,
+        prompt: Prompt,
+        active: ActiveRequest,
+        params: SamplingParams,
+        batch: ModelBatch,
+        answer: list[int],
+    ) -> Generator[None, None, FinishReason]:
+        """Answer in a batch; append the tokens to `answer`, which holds those of a failed try."""
+        adapter, reported = self._adapter, list(answer)
+        answer.clear()
+        # The prefix cache is not quantized, so that quantized requests do not use it.
+        shared = batch is self._answering.batch
+        start = adapter.start(prompt) if shared else CachedPrefix()
+        inputs = adapter.embed(prompt, start, active)
+        active.cached_tokens = start.count
+        active.report_prefill()
+        yield
+        slot = batch.add(
+            active.pad_tokens(prompt.tokens)[start.count :],
+            params,
+            inputs=inputs,
+            cache=start.caches(adapter.forward.new_caches),
+            processors=processors(active.sampling),
+        )
+        del inputs
+        try:
+            try:
+                reason = yield from self._stream_answer(batch, slot, answer, active, reported)
+            except Stopped:
+                # Ended by a stop sequence: what was computed so far is valid.
+                adapter.prompt_cache.keep(start, answer, batch.row(slot, start.count))
+                raise
+            # Not before: a cancelled or failed answer must not be cached.
+            adapter.prompt_cache.keep(start, answer, batch.row(slot, start.count))
+            return reason
+        finally:
+            batch.leave(slot)
+
+    def _stream_answer(
+        self,
+        batch: ModelBatch,
+        slot: Slot,
+        answer: list[int],
+        active: ActiveRequest,
+        reported: list[int],
+    ) -> Generator[None, None, FinishReason]:
+        """Report a slot's progress until its answer has ended; append its tokens to `answer`.
+
+        Tokens in `reported` are not reported again.
+        """
+        detokenizer = self._adapter.detokenizer()
+        read = 0
+        while True:
+            next_token = yield from batch.follow(slot, active.cancel)
+            if slot.read != read and not answer:
+                read = slot.read
+                active.report_prefill(read)
+            if next_token is None:
+                continue
+            answer.append(next_token.token)
+            reason = self._detokenize(next_token, detokenizer, len(answer), active.sampling)
+            segment = detokenizer.last_segment
+            if len(answer) > len(reported):
+                active.report_text(segment, len(answer))
+            elif answer[-1] != reported[len(answer) - 1]:
+                raise GenerationError(
+                    f"{self._name}: a step of its batch failed, and the answer could not be "
+                    "continued: ask again.",
+                    model=self._name,
+                )
+            if reason is not None:
+                return reason
+
+    def _detokenize(
+        self, next_token: NextToken, detokenizer: Detokenizer, count: int, sampling: Sampling
+    ) -> FinishReason | None:
+        """Detokenize a token; return the finish reason if the answer ends with it."""
+        require_number(next_token.token, self._name)
+        if not next_token.stopped:
+            detokenizer.add_token(next_token.token)
+            if count < sampling.max_tokens:
+                return None
+        detokenizer.finalize()
+        return "stop" if next_token.stopped else "length"
+
+    def _sequential(
+        self, prompt: Prompt, active: ActiveRequest
+    ) -> Generator[None, None, FinishReason]:
+        """Answer through the library's own streaming, with exclusive use of the model."""
+        caches = self._caches(active.request.kv_bits)
+        with self._adapter.streaming(prompt, active, caches) as stream:
+            for response in stream:
+                require_number(response.token, self._name)
+                active.report_text(response.text, response.generation_tokens)
+                if response.finish_reason is not None:
+                    return "stop" if response.finish_reason == "stop" else "length"
+                active.cancel.checkpoint()
+                yield
+        raise GenerationError(
+            f"{self._name}: {self._adapter.library} ended without a finish reason.",
+            model=self._name,
+        )

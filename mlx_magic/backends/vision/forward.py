@@ -1,0 +1,99 @@
+"""Forward pass of the language model of a vision model, as mlx-vlm calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from mlx_magic.backends.batching.forward import Inputs
+
+
+class VisionForward:
+    """See `ForwardModel`.
+
+    Each call gets the inputs of the prompt uncut, as in mlx-vlm's `stream_generate`. mlx-vlm's
+    own batch cuts masks to each chunk, but not the features that the masks select: from the
+    second chunk on qwen3_vl would get the features of the first (mlx-vlm 0.7.10).
+
+    Parameters
+    ----------
+    language_model : module
+    is_stop_token : callable
+        Whether a token ends an answer.
+    """
+
+    def __init__(self, language_model: Any, is_stop_token: Callable[[int], bool]) -> None:
+        from mlx_vlm.generate.common import generation_stream
+
+        self._model = language_model
+        self._is_stop_token = is_stop_token
+        self.stream: Any = generation_stream
+
+    def new_caches(self) -> list[Any]:
+        """Return empty caches of one request. See `ForwardModel`."""
+        from mlx_vlm.models.cache import make_prompt_cache
+
+        caches: list[Any] = make_prompt_cache(self._model)
+        return caches
+
+    def is_stop_token(self, token: int) -> bool:
+        """Whether a token ends an answer."""
+        return self._is_stop_token(token)
+
+    def reads_in_chunks(self, tokens: Any, caches: list[Any], inputs: Inputs) -> bool:
+        """Whether a prompt may be read in chunks, as the model's own policy says."""
+        from mlx_vlm.generate.common import _chunked_prefill_enabled
+
+        extra = {key: value for key, value in inputs.items() if key != "inputs_embeds"}
+        return bool(
+            _chunked_prefill_enabled(
+                self._model,
+                input_ids=tokens,
+                inputs_embeds=inputs.get("inputs_embeds"),
+                prompt_cache=caches,
+                prefill_kwargs=extra,
+            )
+        )
+
+    def prefill(self, tokens: Any, caches: list[Any], inputs: Inputs) -> None:
+        """Read tokens that are not the last ones of their prompts."""
+        self._model(tokens, cache=caches, n_to_process=tokens.shape[1], **inputs)
+
+    def prefill_end(self, tokens: Any, caches: list[Any], inputs: Inputs, keep: int) -> Any:
+        """Read the last tokens of prompts. See `ForwardModel`."""
+        return self._model(tokens, cache=caches, logits_to_keep=keep, **inputs).logits
+
+    def read_whole(self, tokens: Any, inputs: Inputs) -> Any:
+        """Read prompts in one call; return all logits that the model gives."""
+        return self._model(tokens, cache=self.new_caches(), **inputs).logits
+
+    def position_offsets(self, inputs: Inputs, rows: int) -> Any:
+        """Return what rotary positions in three parts add to the count of tokens."""
+        import mlx.core as mx
+
+        offsets = inputs.get("rope_deltas")
+        if offsets is None:
+            if not hasattr(self._model, "_rope_deltas"):
+                return None
+            offsets = self._model._rope_deltas
+        if offsets is None:
+            return mx.zeros((rows, 1), dtype=mx.int32)
+        return mx.broadcast_to(offsets.reshape(-1, 1)[:rows], (rows, 1))
+
+    def decode(self, tokens: Any, caches: list[Any], offsets: Any) -> Any:
+        """Read one token of each row; return logits."""
+        extra = {} if offsets is None else {"rope_deltas": offsets}
+        inner = getattr(self._model, "language_model", self._model)
+        return inner(tokens, cache=caches, **extra).logits[:, -1]
+
+    def wired(self) -> AbstractContextManager[None]:
+        """Wire the weights meanwhile. See `ForwardModel`."""
+        from mlx_vlm.generate.common import wired_limit
+
+        limit: AbstractContextManager[None] = wired_limit(self._model, [self.stream])
+        return limit
+
+    def close(self) -> None:
+        """Release the model."""
+        self._model = None
