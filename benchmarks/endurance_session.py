@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from functools import partial
 
 from benchmarks.endurance_plan import Event, Plan
 from mlx_magic.backends.base import Backend
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.library_errors import preparing_error
 from mlx_magic.backends.text.backend import TextBackend
 from mlx_magic.backends.vision.backend import VisionBackend
 from mlx_magic.engine.engine import Engine
@@ -72,7 +74,11 @@ class Cutting(Session):
         )
         asked = Cuttable(request, plan)
         values = [(f"picture {at}", each) for at, each in enumerate(plan.pictures)]
-        self._begin(asked, lambda: self._prepare(asked, [*values], None, thumbnails=False))
+        self.pool.running.begin(
+            asked,
+            lambda: self._prepare(asked, [*values], None, thumbnails=False),
+            failure=partial(preparing_error, request.model),
+        )
         asked.happens("asked")
         return asked
 
@@ -114,7 +120,7 @@ class Cutting(Session):
         left = {
             "running": len(self.running),
             "in the engine": len(self.engine._jobs) - 1,
-            "deadlines": len(self.deadlines._tasks),
+            "deadlines": len(self.pool.running.deadlines._tasks),
             "leases": sum(model.users for model in self.pool),
             "loads": self.pool._loads.nbytes,
             "threads": names.count("mlx-magic-prepare"),

@@ -143,7 +143,7 @@ def longest_hold(model: str) -> float:
 
     While a library holds the GIL, no click can be received.
     """
-    future = default_session.current().load(model).future
+    future = default_session.current().pool.submit_load(model).future
     longest, before = 0.0, time.perf_counter()
     while not future.done():
         time.sleep(0.001)

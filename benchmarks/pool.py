@@ -47,7 +47,7 @@ def measure(
     names = [str(_copy(model, folder / name)) for name in ("one", "other")]
     held = default_session.current()
     for name in names:
-        held.load(name).future.result()
+        held.pool.submit_load(name).future.result()
     report = Report("pool", settings={"model": model.name})
     size = held.pool[names[0]].nbytes
     report.settings["bytes of a model"] = f"{size:,}"
@@ -121,7 +121,7 @@ def _load(report: Report, held: Any, name: str, loads: int, deadline: float) -> 
     def ours() -> tuple[float, float]:
         with _timed_warm_up() as spent:
             began = time.perf_counter()
-            held.load(name).future.result()
+            held.pool.submit_load(name).future.result()
             seconds = time.perf_counter() - began
         held.pool.unload(name)
         return seconds, seconds - sum(spent)
@@ -193,7 +193,7 @@ def _beside(
         while len(times) < 50:
             time.sleep(0.01)
         began = time.perf_counter()
-        held.load(names[1]).future.result()
+        held.pool.submit_load(names[1]).future.result()
         ended = time.perf_counter()
         answer.cancel()
         answer.future.result()
@@ -219,7 +219,7 @@ def _freed(report: Report, held: Any, name: str, pictures: Pictures, deadline: f
     for number in range(CYCLES + 1):
         if number > 1 and time.monotonic() > deadline:
             break
-        held.load(name).future.result()
+        held.pool.submit_load(name).future.result()
         size = held.pool[name].nbytes
         results.append(_ask(held, name, pictures.draw()).future.result())
         held.pool.unload(name)

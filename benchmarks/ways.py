@@ -148,7 +148,7 @@ class Ours:
 
         self._folder = folder
         self._session = default_session.current()
-        self._session.load(folder).future.result()
+        self._session.pool.submit_load(folder).future.result()
 
     def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
         """Start all questions, and wait for all."""

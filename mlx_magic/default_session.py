@@ -58,7 +58,8 @@ def _make() -> Session:
         engine,
         {"vision": VisionBackend(), "text": TextBackend()},
         clock=time.perf_counter,
+        names=Names(None if alias_path is None else AliasFile(alias_path)),
     )
-    made = Session(engine, pool, names=Names(None if alias_path is None else AliasFile(alias_path)))
+    made = Session(engine, pool)
     atexit.register(made.close)
     return made

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mlx_magic.argument_checks import short_repr
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import generation_error, no_panics, preparing_error
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.change_listeners import ChangeListeners
-from mlx_magic.engine.deadlines import Deadlines
 from mlx_magic.engine.engine import Engine, Steps
 from mlx_magic.engine.generation import Generation, OnProgress, Sink
 from mlx_magic.engine.request import DEMO, GenerationRequest
-from mlx_magic.engine.running_tasks import RunningTasks
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import (
-    EngineError,
     MlxMagicError,
-    RequestError,
 )
 from mlx_magic.formatting import without_frames
 from mlx_magic.images import opening
-from mlx_magic.model_pool.model_info import Lease, Load, no_images
+from mlx_magic.model_pool.model_info import no_images
 from mlx_magic.model_pool.pool import ModelPool
 from mlx_magic.models.catalog import model_summary
-from mlx_magic.models.catalog.alias_file import AliasTarget, is_alias, require_alias
-from mlx_magic.models.catalog.aliases import Names, adapted_name
 from mlx_magic.models.catalog.local_models import ModelOnDisk, models_on_disk, names_on_disk
 from mlx_magic.models.catalog.model_summary import ModelSummary
-from mlx_magic.models.catalog.resolve import describe_model, find
+from mlx_magic.models.catalog.resolve import describe_model
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
-from mlx_magic.user_folders import absolute
 
 THUMBNAIL_DELAY = 0.08
 """Seconds after the start of a request before its thumbnails are made."""
@@ -54,16 +45,13 @@ class Session:
     pool : ModelPool
     clock : callable
         Seconds, monotonic.
-    names : Names, optional
-        Aliases and model folders; empty if left out.
 
     Attributes
     ----------
     engine : Engine
     pool : ModelPool
     names : Names
-    deadlines : Deadlines
-        Ends requests whose `timeout` has passed.
+        Aliases and model folders: the pool's.
     """
 
     def __init__(
@@ -72,24 +60,20 @@ class Session:
         pool: ModelPool,
         *,
         clock: Clock = time.perf_counter,
-        names: Names | None = None,
     ) -> None:
         self.engine = engine
         self.pool = pool
-        self.names = names or Names()
-        self._find = partial(find, names=self.names, loaded=pool.checkpoint)
+        self.names = pool.names
         self._default_model: str | None = None
         self._clock = clock
-        self.deadlines = Deadlines(clock)
         self._listeners = ChangeListeners()
-        self._running = RunningTasks(self._listeners.notify)
-        self._lock = threading.Lock()
-        pool.attach_session(self.load, self._running.add)
+        self._running = pool.running
+        self._running.watch(self._listeners.notify)
         pool.watch(self._listeners.notify)
 
     @property
     def aliases(self) -> Mapping[str, str]:
-        """The current aliases, to folder or repository id; see `load`."""
+        """The current aliases, to folder or repository id."""
         return self.names.aliases
 
     @property
@@ -174,84 +158,12 @@ class Session:
         if on_progress is not None:
             generation.observe(on_progress)
         values = list(images)
-        self._begin(
+        self._running.begin(
             generation,
             lambda: self._prepare(generation, values, max_pixels, thumbnails=thumbnails),
-            request.model,
+            failure=partial(preparing_error, request.model),
         )
         return generation
-
-    def load(
-        self,
-        name: str,
-        *,
-        alias: str | None = None,
-        trust_remote_code: bool = False,
-        adapter: str | None = None,
-        save: bool = False,
-        pin: bool = False,
-        hold: Lease | None = None,
-    ) -> Load:
-        """Begin to load a model; returns at once.
-
-        Parameters
-        ----------
-        name : str
-            Alias, folder or repository id.
-        alias : str, optional
-            A short name for the model.
-        trust_remote_code : bool
-            Whether this load may run the checkpoint's own code.
-        adapter : str, optional
-            Folder of a LoRA adapter. The model with the adapter is a separate model, called
-            ``"model+adapter"`` if no alias is given.
-        save : bool
-            Whether the alias is also saved in the user's alias file.
-        pin : bool
-            Whether the model stays until it is unloaded by hand.
-        hold : Lease, optional
-            A lease that holds the model as soon as it is loaded.
-        """
-        if adapter is not None:
-            adapter = str(absolute(adapter))
-            if alias is None:
-                alias = adapted_name(name, adapter)
-                if not is_alias(alias):
-                    raise RequestError(
-                        f"The adapter {short_repr(adapter)} makes a name that cannot be an alias: "
-                        "choose one (alias, or --as).",
-                        option="adapter",
-                    )
-        if alias is not None:
-            require_alias(alias)
-        if save and alias is None:
-            raise RequestError("--save needs an alias: add --as ALIAS.", option="save")
-        if save:
-            self.names.require_file()
-        load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
-
-        def prepare() -> None:
-            found = self._find(name, load, trusted=trust_remote_code, adapter=adapter)
-            tuned = None if found.adapter is None else str(found.adapter.path)
-
-            def named(alias: str) -> None:
-                if save:
-                    self.names.save(alias, name, tuned)
-                self._alias(alias, str(found.path), tuned)
-
-            if alias is not None:
-                # The alias is set only if the load succeeds.
-                load.before_success = partial(named, alias)
-            self.pool.submit_load(
-                load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
-            )
-
-        self._begin(load, prepare, name)
-        return load
-
-    def _alias(self, alias: str, path: str, adapter: str | None = None) -> None:
-        self.names.give(alias, AliasTarget(path, adapter))
-        self._listeners.notify()
 
     def check(self, name: str) -> str:
         """Check whether a model can be used, without loading it.
@@ -297,39 +209,8 @@ class Session:
     def close(self) -> None:
         """Cancel all tasks and end the threads."""
         self._running.close()
-        self.deadlines.close()
         self.pool.close()
         self.engine.close()
-
-    def _begin(self, task: Task[Any], prepare: Callable[[], None], name: str = "It") -> None:
-        """Prepare a task on its own thread.
-
-        Opening images, fetching and downloading must not block the kernel's event loop, the
-        inference thread or each other. The thread is a daemon: those of a thread pool would
-        delay the exit of the process.
-        """
-
-        def run() -> None:
-            try:
-                task.token.checkpoint()
-                prepare()
-            except Cancelled:
-                task.stopped()
-            except (MlxMagicError, MemoryError) as error:
-                task.fail(error)
-            except Exception as error:
-                failure = preparing_error(name, error)
-                failure.__cause__ = error
-                task.fail(failure)
-            except BaseException as error:
-                task.fail(error)
-
-        self._running.add(task)
-        self.deadlines.add(task)
-        try:
-            threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
-        except RuntimeError as error:
-            task.fail(EngineError(f"No thread could be started ({error}): end some processes."))
 
     def _prepare(
         self,
@@ -340,7 +221,7 @@ class Session:
         thumbnails: bool,
     ) -> None:
         request = generation.request
-        found = self._find(request.model, generation)
+        found = self.pool.find(request.model, generation)
         before = any(exchange.images for exchange in request.history)
         if found.kind == "text" and (values or request.images or before):
             raise no_images(request.model, self.pool, before=before)

@@ -6,8 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from mlx_magic.engine.task import Task
-from mlx_magic.errors import EngineError
+from mlx_magic.cancellation import Cancelled
+from mlx_magic.engine.change_listeners import ChangeListeners
+from mlx_magic.engine.deadlines import Deadlines
+from mlx_magic.engine.task import Clock, Task
+from mlx_magic.errors import EngineError, MlxMagicError
 
 
 class RunningTasks:
@@ -15,12 +18,18 @@ class RunningTasks:
 
     Parameters
     ----------
-    tell : callable
-        Called, under no lock, when a task begins or has ended.
+    clock : callable
+        Seconds, monotonic; the clock of the tasks.
+
+    Attributes
+    ----------
+    deadlines : Deadlines
+        Ends tasks whose deadline has passed.
     """
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
+    def __init__(self, clock: Clock) -> None:
+        self.deadlines = Deadlines(clock)
+        self._listeners = ChangeListeners()
         self._tasks: set[Task[Any]] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -30,6 +39,62 @@ class RunningTasks:
         """The tasks that have not ended."""
         with self._lock:
             return [task for task in self._tasks if not task.future.done()]
+
+    def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback`, under no lock, when a task begins or has ended.
+
+        Returns a callable that removes the callback.
+        """
+        return self._listeners.add(callback)
+
+    def begin(
+        self,
+        task: Task[Any],
+        prepare: Callable[[], None],
+        *,
+        failure: Callable[[Exception], MlxMagicError],
+    ) -> None:
+        """Add a task, and prepare it on a thread of its own.
+
+        Opening images, fetching and downloading must not block the kernel's event loop, the
+        inference thread or each other. The thread is a daemon: those of a thread pool would
+        delay the exit of the process.
+
+        Parameters
+        ----------
+        task : Task
+        prepare : callable
+            Submits the task to the engine at its end.
+        failure : callable
+            Makes the error to report of an unexpected one.
+
+        Raises
+        ------
+        EngineError
+            When the session is closed.
+        """
+
+        def run() -> None:
+            try:
+                task.token.checkpoint()
+                prepare()
+            except Cancelled:
+                task.stopped()
+            except (MlxMagicError, MemoryError) as error:
+                task.fail(error)
+            except Exception as error:
+                reported = failure(error)
+                reported.__cause__ = error
+                task.fail(reported)
+            except BaseException as error:
+                task.fail(error)
+
+        self.add(task)
+        self.deadlines.add(task)
+        try:
+            threading.Thread(target=run, name="mlx-magic-prepare", daemon=True).start()
+        except RuntimeError as error:
+            task.fail(EngineError(f"No thread could be started ({error}): end some processes."))
 
     def add(self, task: Task[Any]) -> None:
         """Add a task, and remove it when it ends.
@@ -47,10 +112,10 @@ class RunningTasks:
         def ended(_: object) -> None:
             with self._lock:
                 self._tasks.discard(task)
-            self._tell()
+            self._listeners.notify()
 
         task.future.add_done_callback(ended)
-        self._tell()
+        self._listeners.notify()
 
     def cancel(self) -> int:
         """Cancel all tasks; return their number."""
@@ -64,3 +129,4 @@ class RunningTasks:
         with self._lock:
             self._closed = True
         self.cancel()
+        self.deadlines.close()

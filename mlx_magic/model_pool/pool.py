@@ -6,6 +6,8 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mlx_magic import argument_checks
@@ -13,10 +15,12 @@ from mlx_magic.backends.base import Backend, LoadedModel
 from mlx_magic.backends.batching import admission_queue
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.library_errors import preparing_error
 from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.engine import Engine, StepSignal
+from mlx_magic.engine.running_tasks import RunningTasks
 from mlx_magic.engine.task import Clock, Task, outcome, wait
-from mlx_magic.errors import EngineError, ModelError
+from mlx_magic.errors import EngineError, ModelError, RequestError
 from mlx_magic.formatting import amount
 from mlx_magic.model_pool.budget import ModelUsage, Refusal, Setting, check_ttl, choose_evictions
 from mlx_magic.model_pool.eviction import Eviction
@@ -26,7 +30,11 @@ from mlx_magic.model_pool.model_info import Lease, Load, ModelInfo
 from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loads
 from mlx_magic.model_pool.unload import Unload, Unloaded
+from mlx_magic.models.catalog.alias_file import AliasTarget, is_alias, require_alias
+from mlx_magic.models.catalog.aliases import Names, adapted_name
+from mlx_magic.models.catalog.resolve import find
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.user_folders import absolute
 
 
 class ModelPool:
@@ -45,8 +53,14 @@ class ModelPool:
     memory : callable
         Returns MLX's memory counters.
 
+    names : Names, optional
+        Aliases and model folders; empty if left out.
+
     Attributes
     ----------
+    names : Names
+    running : RunningTasks
+        The session's tasks: loads and unloads of this pool, and the generations that use it.
     prefetch_if_loaded : callable
         See `Registry.prefetch_if_loaded`.
     """
@@ -58,11 +72,13 @@ class ModelPool:
         *,
         clock: Clock,
         memory: Callable[[], platform.Memory] = platform.memory,
+        names: Names | None = None,
     ) -> None:
+        self.names = names or Names()
+        self.running = RunningTasks(clock)
         self._engine = engine
+        self._clock = clock
         self._memory = memory
-        self._opener: Callable[..., Load] | None = None
-        self._track: Callable[[Task[Any]], None] = lambda task: None
         self._listeners = ChangeListeners()
         self._registry = Registry(clock)
         self.prefetch_if_loaded = self._registry.prefetch_if_loaded
@@ -80,12 +96,6 @@ class ModelPool:
         )
         self._timer = IdleTimer(self._eviction.expire, threaded=engine.threaded)
         engine.when_lost(self._forget)
-
-    def attach_session(
-        self, opener: Callable[..., Load], track: Callable[[Task[Any]], None]
-    ) -> None:
-        """Set the session's function that loads by name, and the one that tracks unloads."""
-        self._opener, self._track = opener, track
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` when models, names, leases, pins or the budget change.
@@ -305,6 +315,97 @@ class ModelPool:
         return f"<ModelPool: {names or 'empty'}>"
 
     def submit_load(
+        self,
+        name: str,
+        *,
+        alias: str | None = None,
+        trust_remote_code: bool = False,
+        adapter: str | None = None,
+        save: bool = False,
+        pin: bool = False,
+        hold: Lease | None = None,
+    ) -> Load:
+        """Begin to load a model; returns at once. See `load`.
+
+        Parameters
+        ----------
+        name : str
+            Alias, folder or repository id.
+        alias : str, optional
+            A short name for the model.
+        trust_remote_code : bool
+            Whether this load may run the checkpoint's own code.
+        adapter : str, optional
+            Folder of a LoRA adapter. The model with the adapter is a separate model, called
+            ``"model+adapter"`` if no alias is given.
+        save : bool
+            Whether the alias is also saved in the user's alias file.
+        pin : bool
+            Whether the model stays until it is unloaded by hand.
+        hold : Lease, optional
+            A lease that holds the model as soon as it is loaded.
+
+        Raises
+        ------
+        RequestError
+            The alias cannot be one, or cannot be saved.
+        """
+        if adapter is not None:
+            adapter = str(absolute(adapter))
+            if alias is None:
+                alias = adapted_name(name, adapter)
+                if not is_alias(alias):
+                    raise RequestError(
+                        f"The adapter {argument_checks.short_repr(adapter)} makes a name that "
+                        "cannot be an alias: choose one (alias, or --as).",
+                        option="adapter",
+                    )
+        if alias is not None:
+            require_alias(alias)
+        if save and alias is None:
+            raise RequestError("--save needs an alias: add --as ALIAS.", option="save")
+        if save:
+            self.names.require_file()
+        load = Load(alias or name, clock=self._clock, pin=pin, hold=hold)
+
+        def prepare() -> None:
+            found = self.find(name, load, trusted=trust_remote_code, adapter=adapter)
+            tuned = None if found.adapter is None else str(found.adapter.path)
+
+            def named(alias: str) -> None:
+                if save:
+                    self.names.save(alias, name, tuned)
+                self.give_alias(alias, AliasTarget(str(found.path), tuned))
+
+            if alias is not None:
+                # The alias is set only if the load succeeds.
+                load.before_success = partial(named, alias)
+            self.queue_load(
+                load, replace(found, name=alias or name), trust_remote_code=trust_remote_code
+            )
+
+        self.running.begin(load, prepare, failure=partial(preparing_error, name))
+        return load
+
+    def find(
+        self, name: str, task: Task[Any], *, trusted: bool = False, adapter: str | None = None
+    ) -> Checkpoint:
+        """Find a model by its name; blocks while it is downloaded. See `resolve.find`."""
+        return find(
+            name,
+            task,
+            names=self.names,
+            loaded=self._loaded_from,
+            trusted=trusted,
+            adapter=adapter,
+        )
+
+    def give_alias(self, alias: str, target: AliasTarget) -> None:
+        """Set an alias for this session."""
+        self.names.give(alias, target)
+        self._listeners.notify()
+
+    def queue_load(
         self, load: Load, checkpoint: Checkpoint, *, trust_remote_code: bool = False
     ) -> None:
         """Queue a load; a model that is in memory is not loaded again. See `Loader.load`."""
@@ -327,31 +428,29 @@ class ModelPool:
         name, force = argument_checks.name("model", name), argument_checks.flag("force", force)
         unload = self._eviction.unload(name, force=force)
         if not unload.begun:
-            self._track(unload)
+            self.running.add(unload)
         return unload
-
-    def checkpoint(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
-        """Return the checkpoint of the model that was loaded from this folder, or None."""
-        entry = None
-        # A name that the file system cannot encode is not a model folder.
-        with contextlib.suppress(OSError, ValueError):
-            entry = self._registry.of_folder(os.path.realpath(folder))
-        return entry.checkpoint if entry else None
 
     def close(self) -> None:
         """End the idle timer's thread."""
         self._timer.close()
 
     def _load_by_name(self, model: str | os.PathLike[str], **options: Any) -> ModelInfo:
-        """Load a model through the session, and wait for it. See `load`."""
-        if self._opener is None:
-            raise EngineError("This pool belongs to no session: use mlx_magic.pool.")
-        opener, name = self._opener, argument_checks.name("model", model)
-        info: ModelInfo | None = outcome(lambda: opener(name, **options))
+        """Load a model, and wait for it. See `load`."""
+        name = argument_checks.name("model", model)
+        info: ModelInfo | None = outcome(lambda: self.submit_load(name, **options))
         if info is None:
             name = options.get("alias") or name
             raise ModelError(f"The load of {name} was cancelled.", model=name)
         return info
+
+    def _loaded_from(self, folder: str | os.PathLike[str]) -> Checkpoint | None:
+        """Return the checkpoint of the model that was loaded from this folder, or None."""
+        entry = None
+        # A name that the file system cannot encode is not a model folder.
+        with contextlib.suppress(OSError, ValueError):
+            entry = self._registry.of_folder(os.path.realpath(folder))
+        return entry.checkpoint if entry else None
 
     def _tell(self) -> None:
         if self.idle_ttl is not None:

@@ -43,7 +43,7 @@ async def awaited(
 def _start(session: Session, command: LoadCommand | UnloadCommand) -> Sequence[Load | Unload]:
     """Start all tasks at once, so that one that waits does not delay the others."""
     if isinstance(command, LoadCommand):
-        load = session.load(
+        load = session.pool.submit_load(
             command.model,
             alias=command.alias,
             trust_remote_code=command.trust_remote_code,

@@ -91,10 +91,10 @@ def test_timeout_ends_a_request_in_every_phase(
 def test_timeout_ends_a_queued_request(session: Session, clock: ManualClock, folder: str) -> None:
     generation = session.start(question(folder))
     clock.advance(TIMEOUT - 1)
-    session.deadlines.cancel_overdue()
+    session.pool.running.deadlines.cancel_overdue()
     assert not generation.done
     clock.advance(1.5)
-    session.deadlines.cancel_overdue()
+    session.pool.running.deadlines.cancel_overdue()
     assert ended(generation.future.result(0)) == ("timeout", "queued", 0.5)
 
 
@@ -150,7 +150,7 @@ def test_answer_before_the_deadline_has_no_stop_details(
     generation = session.start(question(folder))
     step_until(session, generation, "done")
     clock.advance(1000)
-    session.deadlines.cancel_overdue()
+    session.pool.running.deadlines.cancel_overdue()
     assert ended(generation.future.result(0)) == ("stop", None, None)
 
 
@@ -159,7 +159,7 @@ def test_deadline_is_noticed_with_a_real_clock(script: ScriptedBackend, folder: 
     asked = [stuck.start(question(folder, timeout)) for timeout in (1000.0, 0.05, 0.1)]
     assert [g.future.result(10).finish_reason for g in asked[1:]] == ["timeout"] * 2
     assert not asked[0].done
-    thread = stuck.deadlines._thread
+    thread = stuck.pool.running.deadlines._thread
     assert thread is not None
     stuck.close()
     thread.join(10)

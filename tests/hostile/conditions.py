@@ -70,7 +70,7 @@ def main(out: int, how: list[str]) -> None:
     tried("list", now.on_disk)
     tried("names", lambda: now.model_names)
     tried("device", now.device)
-    tried("save", lambda: now.load("demo", alias="kept", save=True).future.result(60))
+    tried("save", lambda: now.pool.submit_load("demo", alias="kept", save=True).future.result(60))
     tried("temporary", lambda: os.environ.get("TMPDIR"))
     tried("standard files", lambda: [os.fstat(number).st_mode for number in range(3)] and "open")
 

@@ -59,7 +59,7 @@ def main(place: Path, which: str, only: list[str]) -> None:
     def ask(folder: Path) -> None:
         import mlx_magic
 
-        load = now.load(str(folder))
+        load = now.pool.submit_load(str(folder))
         error = load.future.exception(140)
         if error is not None:
             raise error

@@ -107,9 +107,9 @@ def test_listener_is_called_for_a_failure(
 
 def test_listener_is_called_for_load_alias_and_unload(session: Session, folder: str) -> None:
     looking = RecordingListener(session)
-    session.load(folder).future.result(10)
+    session.pool.submit_load(folder).future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder,), 0))
-    session.load(folder, alias="seer").future.result(10)
+    session.pool.submit_load(folder, alias="seer").future.result(10)
     looking.wait_for(lambda: looking.seen[-1] == (0, (folder, "seer"), 0))
     told = len(looking.seen)
     session.pool.unload("seer")
@@ -127,7 +127,7 @@ def test_alias_exists_when_its_listener_is_called(session: Session, folder: str)
             there.set()
 
     session.watch(look)
-    session.load(folder, alias="seer").future.result(10)
+    session.pool.submit_load(folder, alias="seer").future.result(10)
     assert there.wait(10)
     assert session.aliases == {"seer": folder}
     assert known[0] is False
@@ -178,7 +178,7 @@ def test_no_lock_is_held_while_a_listener_runs(session: Session, folder: str) ->
             stuck.append(threading.current_thread().name)
 
     session.watch(look_from_another_thread)
-    session.load(folder, alias="seer").future.result(10)
+    session.pool.submit_load(folder, alias="seer").future.result(10)
     session.start(question("seer")).future.result(10)
     session.pool.unload("seer")
     session.default_model = "seer"
@@ -291,7 +291,7 @@ def test_running_tasks_describe_themselves(
     assert progress.phase == "loading"
     assert progress.total > 0
     other = str(checkpoints.good(tmp_path / "other"))
-    session.load(other)
+    session.pool.submit_load(other)
 
     loads = [work.name for work in session.running if isinstance(work, Load)]
     models = [work.request.model for work in session.running if isinstance(work, Generation)]

@@ -43,7 +43,7 @@ class Bench:
 
     def load(self, name: str, *, run: bool = True, **options: Any) -> Load:
         load = Load(name, clock=self.clock, **options)
-        self.pool.submit_load(load, self.checkpoint(name))
+        self.pool.queue_load(load, self.checkpoint(name))
         if run:
             self.run()
         return load

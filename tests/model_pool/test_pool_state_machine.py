@@ -159,7 +159,7 @@ class PoolMachine(RuleBasedStateMachine):
     def load(self, name: str, pin: int, count: int) -> None:
         load = Load(name, clock=self.clock, pin=pin == 5)
         self.works.append(load)
-        self.pool.submit_load(load, checkpoint(name))
+        self.pool.queue_load(load, checkpoint(name))
         self.resume(count)
 
     @rule(name=names, count=steps)

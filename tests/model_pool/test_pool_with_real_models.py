@@ -23,6 +23,7 @@ from mlx_magic.backends.vision.backend import VisionBackend
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import GenerationError, MemoryBudgetError, MlxMagicError
+from mlx_magic.models.checkpoints.checkpoint import inspect
 from mlx_magic.session import Session
 from tests.cycles import searches_for_cycles
 from tests.model_folders import smollm2_folder
@@ -77,9 +78,9 @@ def test_four_models_run_in_turn_on_a_budget_for_two(
     # Of other tests' sessions, in the same process.
     others = active(session)
     size = session.pool.load(copies[0]).nbytes
-    checkpoint = session.pool.checkpoint(copies[0])
-    assert checkpoint is not None
-    assert VisionBackend().estimate(checkpoint) == pytest.approx(size, rel=0.01)
+    assert VisionBackend().estimate(inspect(Path(copies[0]), "copy")) == pytest.approx(
+        size, rel=0.01
+    )
     session.pool.budget = budget = int(2.5 * size)
     texts, notes, most = set(), [], 0
     for model in [*copies, *copies]:
@@ -130,7 +131,7 @@ def test_each_unload_frees_memory(
         assert active(session) - before <= 0.01 * size, f"cycle {cycle}"
     assert len(kept) > CYCLES
     # Also where the load itself is stopped in its middle.
-    load = session.load(model)
+    load = session.pool.submit_load(model)
     load.cancel()
     load.future.result(60)
     with pytest.raises(MlxMagicError):
@@ -178,7 +179,7 @@ def test_cancelled_load_frees_memory_without_cycle_collection(
     # Simulate memory that is not freed at once, as on CUDA.
     monkeypatch.setattr(platform, "STAYS", -1.0)
     with searches_for_cycles() as searches:
-        load = session.load(model)
+        load = session.pool.submit_load(model)
         begun.set()
         assert load.future.result(60) is None
         after = active(session) - before
@@ -196,7 +197,7 @@ def test_answer_finishes_while_another_model_reads_its_tokenizer(
     reads: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    session.load(copies[0]).future.result(60)
+    session.pool.submit_load(copies[0]).future.result(60)
     begun, gate = threading.Event(), threading.Event()
     utils = importlib.import_module(f"{library}.utils")
     real = getattr(utils, f"load_{reads}")
@@ -207,7 +208,7 @@ def test_answer_finishes_while_another_model_reads_its_tokenizer(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(utils, f"load_{reads}", held)
-    load = session.load(copies[1] if library == "mlx_vlm" else str(smollm2_folder()))
+    load = session.pool.submit_load(copies[1] if library == "mlx_vlm" else str(smollm2_folder()))
     try:
         assert begun.wait(60)
         answer = start(session, copies[0], picture).future.result(60)

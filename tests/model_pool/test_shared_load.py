@@ -136,7 +136,9 @@ def test_ten_requests_share_one_load_and_each_sees_its_progress(
 def test_explicit_load_and_request_share_a_load(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
-    works = prepared(session, [session.load(folder, alias="seer"), session.start(question(folder))])
+    works = prepared(
+        session, [session.pool.submit_load(folder, alias="seer"), session.start(question(folder))]
+    )
     run(session)
     assert script.begun == 1
     assert works[0].future.result(0).users in (0, 1)
@@ -224,7 +226,7 @@ def test_load_that_ends_after_its_last_request_was_cancelled_is_not_kept(
 def test_model_cannot_be_unloaded_before_waiting_requests_have_leased_it(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
-    load, asked = session.load(folder), session.start(question(folder))
+    load, asked = session.pool.submit_load(folder), session.start(question(folder))
     prepared(session, [load, asked])
     refused = 0
     while not asked.done:
@@ -243,7 +245,7 @@ def test_loads_in_progress_count_toward_the_budget(
     folders = [str(checkpoints.good(tmp_path / name)) for name in ("first", "second")]
     size = 96
     session.pool.budget = 2 * size - 1
-    first, second = (session.load(folder) for folder in folders)
+    first, second = (session.pool.submit_load(folder) for folder in folders)
     prepared(session, [first, second])
     run(session)
     outcomes = [first.future.exception(0), second.future.exception(0)]
@@ -253,7 +255,7 @@ def test_loads_in_progress_count_toward_the_budget(
     assert script.begun == 1
     # What was loaded counts once: the same again fits beside it when there is room.
     session.pool.budget = 2 * size
-    again = prepared(session, [session.load(folder) for folder in folders])
+    again = prepared(session, [session.pool.submit_load(folder) for folder in folders])
     run(session)
     assert all(work.future.result(0) is not None for work in again)
 
@@ -263,10 +265,12 @@ def test_failed_load_does_not_count_toward_the_budget(
 ) -> None:
     session.pool.budget = 100
     script.fails = ValueError("broken")
-    prepared(session, [session.load(str(checkpoints.good(tmp_path / "first")))])
+    prepared(session, [session.pool.submit_load(str(checkpoints.good(tmp_path / "first")))])
     run(session)
     script.fails = None
-    [load] = prepared(session, [session.load(str(checkpoints.good(tmp_path / "second")))])
+    [load] = prepared(
+        session, [session.pool.submit_load(str(checkpoints.good(tmp_path / "second")))]
+    )
     run(session)
     assert load.future.result(0) is not None
 
@@ -275,7 +279,7 @@ def test_request_joins_a_load_with_remote_code_permission(
     session: Session, script: SlowBackend, tmp_path: Path
 ) -> None:
     folder = str(checkpoints.with_auto_map(checkpoints.good(tmp_path / "own")))
-    [load] = prepared(session, [session.load(folder, trust_remote_code=True)])
+    [load] = prepared(session, [session.pool.submit_load(folder, trust_remote_code=True)])
     session.engine.step()
     [asked] = ask(session, folder, 1)
     run(session)
@@ -293,7 +297,7 @@ def test_two_answers_alternate(session: Session, script: SlowBackend, tmp_path: 
     works = []
     for name in ("first", "second"):
         folder = str(checkpoints.good(tmp_path / name))
-        prepared(session, [session.load(folder)])
+        prepared(session, [session.pool.submit_load(folder)])
         run(session)
         works.append(folder)
     asked = [session.start(question(f), sink=sink(Path(f).name)) for f in works]
@@ -307,7 +311,7 @@ def test_two_answers_alternate(session: Session, script: SlowBackend, tmp_path: 
 def test_answer_continues_during_a_sliced_load(
     session: Session, script: SlowBackend, folder: str, tmp_path: Path
 ) -> None:
-    prepared(session, [session.load(folder)])
+    prepared(session, [session.pool.submit_load(folder)])
     run(session)
     script.log.clear()
 
@@ -318,7 +322,9 @@ def test_answer_continues_during_a_sliced_load(
     asked = session.start(question(folder), sink=sink)
     prepared(session, [asked])
     run(session, lambda: "token" in script.log)
-    [load] = prepared(session, [session.load(str(checkpoints.good(tmp_path / "other")))])
+    [load] = prepared(
+        session, [session.pool.submit_load(str(checkpoints.good(tmp_path / "other")))]
+    )
     run(session)
 
     assert load.future.result(0) is not None
@@ -330,7 +336,7 @@ def test_answer_continues_during_a_sliced_load(
 def test_short_request_does_not_wait_for_a_long_answer(
     session: Session, script: SlowBackend, folder: str
 ) -> None:
-    prepared(session, [session.load(folder)])
+    prepared(session, [session.pool.submit_load(folder)])
     run(session)
     script.hold = "decode"
     long = prepared(session, [session.start(question(folder))])[0]

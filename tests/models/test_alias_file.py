@@ -130,24 +130,26 @@ def test_saved_alias_keeps_the_given_name(
 ) -> None:
     session.names.file = file
     folder = checkpoints.good(tmp_path / "seer")
-    session.load(str(folder), alias="s", save=True).future.result(10)
+    session.pool.submit_load(str(folder), alias="s", save=True).future.result(10)
     assert file.targets == {"s": AliasTarget(str(folder))}
     # Of this session's aliases what they stand for is kept, not their name.
-    session.load("s", alias="t", save=True).future.result(10)
+    session.pool.submit_load("s", alias="t", save=True).future.result(10)
     assert file.targets["t"] == AliasTarget(str(folder))
 
 
 def test_failed_load_saves_no_alias(session: Session, file: AliasFile, tmp_path: Path) -> None:
     session.names.file = file
     folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
-    load = session.load(str(folder), alias="e", save=True)
+    load = session.pool.submit_load(str(folder), alias="e", save=True)
     assert load.future.exception(10) is not None
     assert not file.path.exists()
     # Nor is the permission of a load that succeeds ever kept.
-    session.load(str(folder), alias="e", save=True, trust_remote_code=True).future.result(10)
+    session.pool.submit_load(
+        str(folder), alias="e", save=True, trust_remote_code=True
+    ).future.result(10)
     assert file.targets == {"e": AliasTarget(str(folder))}
     session.pool.unload("e")
-    assert session.load("e").future.exception(10) is not None
+    assert session.pool.submit_load("e").future.exception(10) is not None
 
 
 def test_session_alias_takes_precedence_over_the_file(
@@ -157,13 +159,13 @@ def test_session_alias_takes_precedence_over_the_file(
     write(file, 'x = "org/far"\ny = "org/near"\n')
     assert session.aliases == {"x": "org/far", "y": "org/near"}
     folder = str(checkpoints.good(tmp_path / "seer"))
-    session.load(folder, alias="x").future.result(10)
+    session.pool.submit_load(folder, alias="x").future.result(10)
     assert session.aliases == {"x": folder, "y": "org/near"}
 
 
 def test_save_without_an_alias_is_an_error_of_one_line(session: Session) -> None:
     with pytest.raises(RequestError, match="--as"):
-        session.load("demo", save=True)
+        session.pool.submit_load("demo", save=True)
 
 
 def test_model_in_a_models_folder_is_loaded_by_its_name(
@@ -172,7 +174,7 @@ def test_model_in_a_models_folder_is_loaded_by_its_name(
     folder = checkpoints.good(tmp_path / "models" / "org" / "seer")
     session.names.look_in([str(tmp_path / "models")])
     assert "org/seer" in session.model_names
-    info = session.load("org/seer").future.result(10)
+    info = session.pool.submit_load("org/seer").future.result(10)
     assert info is not None
     assert info.path == str(folder)
     assert info.name == "org/seer"
@@ -185,5 +187,5 @@ def test_alias_takes_precedence_over_a_model_in_a_folder(session: Session, tmp_p
     checkpoints.good(tmp_path / "models" / "seer")
     other = str(checkpoints.good_text(tmp_path / "other"))
     session.names.look_in([str(tmp_path / "models")])
-    session.load(other, alias="seer").future.result(10)
+    session.pool.submit_load(other, alias="seer").future.result(10)
     assert session.names.known("seer")["seer"] == other

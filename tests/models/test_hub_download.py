@@ -239,7 +239,7 @@ def test_cancel_ends_a_load_at_once_while_the_connection_hangs(
     monkeypatch.setattr("mlx_magic.models.hub.download.download", here)
     session = scripted_session()
     hub.stall_after["model.safetensors"] = 100_000
-    load = session.load(REPO)
+    load = session.pool.submit_load(REPO)
     while load.progress.done < 50_000:
         assert not load.done
     assert load.progress.note == f"downloading {REPO}"
@@ -247,7 +247,7 @@ def test_cancel_ends_a_load_at_once_while_the_connection_hangs(
     assert load.future.result(5) is None  # the server still holds the connection
     del hub.stall_after["model.safetensors"]
     hub.go_on.set()
-    info = session.load(REPO).future.result(60)
+    info = session.pool.submit_load(REPO).future.result(60)
     assert info is not None
     assert hub.ranges[-1] >= 50_000 - CHUNK
     session.close()

@@ -235,7 +235,7 @@ def test_a_model_of_a_folder_that_an_alias_hides_is_listed_by_its_path(
 def test_session_list_includes_its_aliases(tmp_path: Path) -> None:
     session = scripted_session()
     folder = str(checkpoints.good(tmp_path / "seer"))
-    session.load(folder, alias="s").future.result(10)
+    session.pool.submit_load(folder, alias="s").future.result(10)
     found = only(session.on_disk(), "s")
     # As the pool has it, so that a list can tell that they are the same.
     assert str(found.path) == session.pool["s"].path

@@ -107,8 +107,8 @@ def test_adapter_path_that_is_not_a_folder_is_an_error_of_one_line(
 def test_adapter_is_a_separate_model_beside_its_base(
     session: Session, script: ScriptedBackend, base: str, folder: Path
 ) -> None:
-    plain = session.load(base, alias="plain").future.result(10)
-    tuned = session.load("plain", adapter=str(folder)).future.result(10)
+    plain = session.pool.submit_load(base, alias="plain").future.result(10)
+    tuned = session.pool.submit_load("plain", adapter=str(folder)).future.result(10)
     assert plain is not None
     assert tuned is not None
     assert script.loads == 2
@@ -131,7 +131,7 @@ def test_two_adapters_of_one_base_are_two_models(
     session: Session, script: ScriptedBackend, base: str, tmp_path: Path
 ) -> None:
     for name in ("one", "two", "one"):
-        session.load(base, adapter=str(good(tmp_path / name))).future.result(10)
+        session.pool.submit_load(base, adapter=str(good(tmp_path / name))).future.result(10)
     assert script.loads == 2
     assert sorted(m.name for m in session.pool) == ["seer+one", "seer+two"]
 
@@ -139,9 +139,9 @@ def test_two_adapters_of_one_base_are_two_models(
 def test_alias_names_base_and_adapter_until_it_is_reused(
     session: Session, base: str, folder: Path
 ) -> None:
-    session.load(base, alias="a", adapter=str(folder)).future.result(10)
+    session.pool.submit_load(base, alias="a", adapter=str(folder)).future.result(10)
     assert session.pool["a"].adapter == str(folder)
-    session.load(base, alias="a").future.result(10)
+    session.pool.submit_load(base, alias="a").future.result(10)
     assert session.pool["a"].adapter is None
 
 
@@ -151,7 +151,7 @@ def test_missing_adapter_is_reported_before_any_fetch(
     monkeypatch.setattr(
         "mlx_magic.models.hub.download.download", lambda *a, **k: pytest.fail("fetched")
     )
-    load = session.load("org/name", adapter=str(tmp_path / "nowhere"))
+    load = session.pool.submit_load("org/name", adapter=str(tmp_path / "nowhere"))
     with pytest.raises(ModelNotFoundError, match=r"adapter .*nowhere is not there"):
         load.future.result(10)
     assert script.loads == 0
@@ -163,9 +163,11 @@ def test_adapter_with_remote_code_is_refused_and_not_run(
 ) -> None:
     checkpoints.with_model_file(folder)
     with pytest.raises(UntrustedCodeError, match=r"adapter's config\.json: model_file"):
-        session.load(base, adapter=str(folder)).future.result(10)
+        session.pool.submit_load(base, adapter=str(folder)).future.result(10)
     assert script.loads == 0
-    info = session.load(base, adapter=str(folder), trust_remote_code=True).future.result(10)
+    info = session.pool.submit_load(
+        base, adapter=str(folder), trust_remote_code=True
+    ).future.result(10)
     assert info is not None
     assert info.trusted
     assert not checkpoints.mark_of(folder).exists()

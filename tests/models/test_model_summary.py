@@ -160,7 +160,7 @@ def test_model_fits_if_a_load_would_be_admitted(session: Session, tmp_path: Path
     assert fits(pool, 0) is None
     for name in ("used", "pinned", "idle"):
         folder = str(checkpoints.good(tmp_path / name))
-        session.load(folder, alias=name, pin=name == "pinned").future.result(10)
+        session.pool.submit_load(folder, alias=name, pin=name == "pinned").future.result(10)
     # Idle models would be evicted; pinned ones and those in use would not.
     assert fits(pool, 300 - 96) is True
     with pool.lease("used"):
@@ -168,7 +168,7 @@ def test_model_fits_if_a_load_would_be_admitted(session: Session, tmp_path: Path
         assert fits(pool, 300 - 2 * 96 + 1) is False
         # A load says the same.
         checkpoints.good(tmp_path / "another")
-        session.load(str(tmp_path / "another")).future.result(10)
+        session.pool.submit_load(str(tmp_path / "another")).future.result(10)
         assert "idle" not in pool
     pool.unpin("pinned")
     assert fits(pool, 300) is True

@@ -106,7 +106,9 @@ def test_vision_adapter_changes_its_answer_and_not_that_of_the_base(
     session: Session, vision_adapter: Path
 ) -> None:
     before = ask(session, "demo", QUESTION, circle())
-    info = session.load("demo", alias="tuned", adapter=str(vision_adapter)).future.result(120)
+    info = session.pool.submit_load(
+        "demo", alias="tuned", adapter=str(vision_adapter)
+    ).future.result(120)
     assert info is not None
     assert info.adapter == str(vision_adapter)
     assert info.nbytes > session.pool["demo"].nbytes
@@ -120,7 +122,7 @@ def test_vision_adapter_changes_its_answer_and_not_that_of_the_base(
 
 
 def test_vision_adapter_answers_equal_mlx_vlm(session: Session, vision_adapter: Path) -> None:
-    session.load("demo", alias="same", adapter=str(vision_adapter)).future.result(120)
+    session.pool.submit_load("demo", alias="same", adapter=str(vision_adapter)).future.result(120)
     ours = ask(session, "same", "What is 3 plus 4?")
 
     def raw() -> str:
@@ -145,7 +147,9 @@ def test_text_adapter_changes_its_answer_and_not_that_of_the_base(
 ) -> None:
     base, question = str(smollm2_folder(quantized=False)), "What is the capital of France?"
     before = ask(session, base, question)
-    info = session.load(base, alias="said", adapter=str(text_adapter)).future.result(120)
+    info = session.pool.submit_load(base, alias="said", adapter=str(text_adapter)).future.result(
+        120
+    )
     assert info is not None
     assert info.adapter == str(text_adapter)
     assert ask(session, "said", question) != before
@@ -187,7 +191,7 @@ def test_adapter_of_another_model_is_refused_in_one_line_and_frees_memory(
     base = "demo" if kind == "vision" else str(smollm2_folder(quantized=False))
     count, active = len(session.pool), session.pool.memory.active
     with pytest.raises(CheckpointError, match="other") as caught:
-        session.load(base, adapter=str(other)).future.result(120)
+        session.pool.submit_load(base, adapter=str(other)).future.result(120)
     assert "\n" not in str(caught.value)
     assert len(session.pool) == count
     assert session.pool.memory.active <= active + 1_000_000

@@ -305,7 +305,7 @@ def test_model_error_is_named_and_keeps_the_model_loaded(
 def test_load_use_and_unload_by_alias(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    info = session.load(vision, alias="seer").future.result(10)
+    info = session.pool.submit_load(vision, alias="seer").future.result(10)
     assert info is not None
     assert (info.name, info.kind, info.users) == ("seer", "vision", 0)
     assert "seer" in session.pool
@@ -323,7 +323,7 @@ def test_load_use_and_unload_by_alias(
 @pytest.mark.parametrize("alias", ["demo", "", "a/b", "-x"])
 def test_invalid_alias_is_refused(session: Session, vision: str, alias: str) -> None:
     with pytest.raises(RequestError, match="alias"):
-        session.load(vision, alias=alias)
+        session.pool.submit_load(vision, alias=alias)
 
 
 def test_unload_waits_for_running_requests(
@@ -346,7 +346,7 @@ def test_cancelled_load_leaves_no_model(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "loading"
-    load = session.load(vision)
+    load = session.pool.submit_load(vision)
     wait_for_phase(load, "loading")
     load.cancel()
     assert load.future.result(10) is None
@@ -361,8 +361,8 @@ def test_remote_code_needs_permission_for_each_load(session: Session, tmp_path: 
         session.start(question(folder)).future.result(10)
     assert caught.value.wanted
     with pytest.raises(UntrustedCodeError):
-        session.load(folder).future.result(10)
-    info = session.load(folder, trust_remote_code=True).future.result(10)
+        session.pool.submit_load(folder).future.result(10)
+    info = session.pool.submit_load(folder, trust_remote_code=True).future.result(10)
     assert info is not None
     assert info.trusted
     assert session.start(question(folder)).future.result(10).text
@@ -375,7 +375,7 @@ def test_a_load_that_does_not_fit_is_refused_with_the_numbers(vision: str) -> No
     session = scripted_session()
     session.pool.budget = 10
     with pytest.raises(MemoryBudgetError) as caught:
-        session.load(vision).future.result(10)
+        session.pool.submit_load(vision).future.result(10)
     assert caught.value.limit_bytes == 10
     assert caught.value.needed_bytes > 10
     session.close()
@@ -393,8 +393,8 @@ def test_reused_alias_names_the_new_model(
     session: Session, script: ScriptedBackend, tmp_path: Path
 ) -> None:
     first, second = (str(checkpoints.good(tmp_path / name)) for name in ("first", "second"))
-    session.load(first, alias="m").future.result(10)
-    session.load(second, alias="m").future.result(10)
+    session.pool.submit_load(first, alias="m").future.result(10)
+    session.pool.submit_load(second, alias="m").future.result(10)
 
     assert session.pool["m"].path == second
     assert session.pool[first].path == first
@@ -405,7 +405,7 @@ def test_reused_alias_names_the_new_model(
 def test_failed_load_leaves_no_alias(session: Session, tmp_path: Path) -> None:
     folder = checkpoints.with_auto_map(checkpoints.good(tmp_path / "evil"))
     with pytest.raises(UntrustedCodeError):
-        session.load(str(folder), alias="e").future.result(10)
+        session.pool.submit_load(str(folder), alias="e").future.result(10)
     assert "e" not in session.aliases
 
 
@@ -413,7 +413,7 @@ def test_model_can_be_unloaded_while_another_answers(
     session: Session, script: ScriptedBackend, vision: str, tmp_path: Path
 ) -> None:
     other = str(checkpoints.good(tmp_path / "other"))
-    session.load(other).future.result(10)
+    session.pool.submit_load(other).future.result(10)
     script.hold = "decode"
     generation = session.start(question(vision, max_tokens=10**6))
     wait_for_phase(generation, "decode")
@@ -446,7 +446,7 @@ def test_load_error_names_the_model_and_keeps_no_frames(
 
     monkeypatch.setattr(script, "load", broken)
     with pytest.raises(CheckpointError, match=r"could not load .*no room for weights") as caught:
-        session.load(vision).future.result(10)
+        session.pool.submit_load(vision).future.result(10)
     assert caught.value.__cause__ is not None
     assert caught.value.__cause__.__traceback__ is None
 
@@ -480,7 +480,7 @@ def test_the_pool_loads_and_unloads_from_code(
 def test_alias_exists_as_soon_as_its_load_is_done(session: Session, vision: str) -> None:
     # A callback of the future comes before all that others do with its outcome.
     there: list[bool] = []
-    load = session.load(vision, alias="seer")
+    load = session.pool.submit_load(vision, alias="seer")
     load.future.add_done_callback(lambda _: there.append("seer" in session.aliases))
     assert load.future.result(10) is not None
     assert session.start(question("seer")).future.result(10).text
@@ -491,7 +491,7 @@ def test_cancelled_load_leaves_no_alias(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
     script.hold = "loading"
-    load = session.load(vision, alias="seer")
+    load = session.pool.submit_load(vision, alias="seer")
     wait_for_phase(load, "loading")
     load.cancel()
     script.release()

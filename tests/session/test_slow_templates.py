@@ -70,7 +70,7 @@ def test_endless_template_does_not_block_others_and_can_be_cancelled(
 ) -> None:
     source = demo.folder() if kind == "vision" else smollm2_folder()
     folder = with_template(source, tmp_path / "hostile")
-    session.load(folder).future.result(60)
+    session.pool.submit_load(folder).future.result(60)
     hostile = ask(session, folder)
     answer = ask(session, "demo").future.result(60)
     assert answer.usage.completion_tokens > 0

@@ -11,6 +11,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from mlx_magic import default_session
+from mlx_magic.models.catalog.alias_file import AliasTarget
 from mlx_magic.notebook.panel.panel import Panel
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
@@ -133,7 +134,7 @@ def add_model(tmp_path: Any, script: ScriptedBackend) -> Callable[..., str]:
 
     def add(name: str, *, kind: str = "vision") -> str:
         make = checkpoints.good if kind == "vision" else checkpoints.good_text
-        default_session.current()._alias(name, str(make(tmp_path / name)))
+        default_session.current().pool.give_alias(name, AliasTarget(str(make(tmp_path / name))))
         return name
 
     return add

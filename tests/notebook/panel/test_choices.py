@@ -65,8 +65,8 @@ def test_a_model_with_an_adapter_has_a_row_beside_its_base(
     base = str(checkpoints.good(tmp_path / "seer"))
     checkpoints.write_json(tmp_path / "lora" / "adapter_config.json", {"rank": 2})
     checkpoints.write_safetensors(tmp_path / "lora" / "adapters.safetensors")
-    session.load(base, alias="plain").future.result(10)
-    session.load(base, alias="tuned", adapter=str(tmp_path / "lora")).future.result(10)
+    session.pool.submit_load(base, alias="plain").future.result(10)
+    session.pool.submit_load(base, alias="tuned", adapter=str(tmp_path / "lora")).future.result(10)
     found = listed(session)
     assert found["tuned"].details == "smolvlm · adapter lora"
     session.pool.unload("plain")
@@ -92,7 +92,7 @@ def test_download_shows_bytes_rate_and_remaining_time(
         raise AssertionError("not cancelled")
 
     monkeypatch.setattr("mlx_magic.models.hub.download.download", download)
-    load = session.load("org/far")
+    load = session.pool.submit_load("org/far")
     assert begun.wait(30)
     row = row_html(listed(session)["org/far"])
     assert "140 MB of 1.0 GB · 10 MB/s · 2 min left" in row
@@ -106,7 +106,7 @@ def test_download_shows_bytes_rate_and_remaining_time(
 
 def test_model_with_remote_code_permission_is_marked(session: Session, tmp_path: Path) -> None:
     folder = checkpoints.with_model_file(checkpoints.good(tmp_path / "evil"))
-    session.load(str(folder), alias="e", trust_remote_code=True).future.result(10)
+    session.pool.submit_load(str(folder), alias="e", trust_remote_code=True).future.result(10)
     assert "remote code allowed" in listed(session)["e"].line
     session.pool.unload("e")
     assert listed(session)["e"].state == "unusable"

@@ -534,7 +534,7 @@ class TestModels:
                 thread.join(WAIT)
         driven.update()
         assert pins() == 0
-        driven.session.load("demo").future.result(timeout=WAIT)
+        driven.session.pool.submit_load("demo").future.result(timeout=WAIT)
         driven.update()
         assert pins() == 1
         driven.button("Pin")

@@ -94,7 +94,7 @@ class Models:
     def load(self, name: str) -> None:
         """Start to load a model."""
         with guarded(lambda problem: self._say(problem, problem=True)):
-            load = self._session.load(name)
+            load = self._session.pool.submit_load(name)
             with self._lock:
                 self._loads.add(load)
             self._say("")
