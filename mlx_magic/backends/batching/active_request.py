@@ -94,7 +94,7 @@ class TokenCounts:
             cancel.checkpoint()
             seen = done * self.images // total if total >= self.images else done
             if self.images > 1 and (seen or total >= self.images):
-                report(replace(self.chunk("vision"), pictures_seen=seen, pictures=self.images))
+                report(replace(self.chunk("vision"), images_seen=seen, image_count=self.images))
 
         return between
 
