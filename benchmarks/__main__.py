@@ -53,7 +53,7 @@ class Size:
     rounds, together : int
         Rounds of 8 and of 32 concurrent questions, and the length of their answers in tokens.
     chats : int
-        Chats of ten turns. Twice as many further pictures get two questions each.
+        Chats of ten turns. Twice as many further images get two questions each.
     requests : int
         Requests of all kinds, of which a third is cancelled.
     """
@@ -133,7 +133,7 @@ def _in_kernel(
                 cell.measure(
                     kernel,
                     model,
-                    cell.draw_picture(folder),
+                    cell.draw_image(folder),
                     pairs=size.pairs,
                     max_tokens=size.tokens,
                     least_rate=0.98 if gpu else 0.95,

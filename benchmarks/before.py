@@ -24,7 +24,7 @@ from benchmarks.figures import Report, interval, ratios
 from benchmarks.live import ROOT, LiveKernel, live_kernel
 from benchmarks.peers import Peer, Worker, resting, running
 from benchmarks.reuse import twice
-from benchmarks.workload import Burst, Pictures, load, matches
+from benchmarks.workload import Burst, DrawnImages, load, matches
 from mlx_magic.backends.device import platform
 from mlx_magic.demo import folder as bundled
 
@@ -94,15 +94,15 @@ def _engine(
     pairs: int,
     report: Report,
 ) -> None:
-    pictures = Pictures(folder / "pictures")
+    images = DrawnImages(folder / "images")
     for peer in peers:
         for count in (1, 8, MANY):
-            peer.answer(load(pictures, count, 0, same=False), TOKENS)
+            peer.answer(load(images, count, 0, same=False), TOKENS)
     same = total = 0
     for turn in range(1, pairs + 1):
         plan = [(1, 3 * TOKENS)] + ([(MANY, TOKENS)] if turn % 4 == 1 else [])
         for count, tokens in plan:
-            asks = load(pictures, count, turn, same=False)
+            asks = load(images, count, turn, same=False)
             bursts: dict[str, Burst] = {}
             for peer in in_turn(peers, turn):
                 with resting(peers, but=peer):
@@ -111,10 +111,10 @@ def _engine(
             total += count
             for name, burst in bursts.items():
                 _note(seen, count, name, burst)
-        picture = pictures.draw()
+        image = images.draw()
         for peer in in_turn(peers, turn):
             with resting(peers, but=peer):
-                _, second = twice(peer, picture, turn, 16)
+                _, second = twice(peer, image, turn, 16)
             seen["reuse, first token of a second question"][peer.name].append(1 / second.first)
     report.settings["same text"] = f"{same} of {total}"
 
@@ -134,9 +134,9 @@ def _cells(
     seen: dict[str, dict[str, list[float]]],
     pairs: int,
 ) -> None:
-    picture = cell.draw_picture(folder)
+    image = cell.draw_image(folder)
     code = (
-        f"%%vision {str(picture)!r} -m {str(model)!r} --max-tokens {3 * TOKENS} "
+        f"%%vision {str(image)!r} -m {str(model)!r} --max-tokens {3 * TOKENS} "
         "--temperature 0 -o answer\nDescribe this picture in every detail."
     )
     for kernel in kernels.values():

@@ -13,15 +13,15 @@ from benchmarks.live import LiveKernel
 MOST_FIRST_TOKEN = 1.1
 
 
-def draw_picture(folder: Path) -> Path:
-    """Write the picture of the question: 640 by 480 pixels, a square on a gradient."""
+def draw_image(folder: Path) -> Path:
+    """Write the image of the question: 640 by 480 pixels, a square on a gradient."""
     import numpy as np
     from PIL import Image
 
     pixels = np.zeros((480, 640, 3), dtype=np.uint8)
     pixels[..., 2] = np.linspace(60, 255, 640).astype(np.uint8)
     pixels[120:320, 200:400] = (200, 30, 30)
-    path = folder / "picture.png"
+    path = folder / "image.png"
     Image.fromarray(pixels).save(path)
     return path
 
@@ -29,7 +29,7 @@ def draw_picture(folder: Path) -> Path:
 def measure(
     kernel: LiveKernel,
     model: Path,
-    picture: Path,
+    image: Path,
     *,
     pairs: int,
     max_tokens: int,
@@ -42,7 +42,7 @@ def measure(
     Parameters
     ----------
     kernel : LiveKernel
-    model, picture : Path
+    model, image : Path
     pairs : int
     max_tokens : int
     least_rate : float
@@ -52,10 +52,10 @@ def measure(
     question : str
     """
     ours = (
-        f"%%vision {str(picture)!r} -m {str(model)!r} --max-tokens {max_tokens} "
+        f"%%vision {str(image)!r} -m {str(model)!r} --max-tokens {max_tokens} "
         f"--temperature 0 -o answer\n{question}"
     )
-    raw = f"theirs = raw.ask({question!r}, {str(picture)!r}, {max_tokens})"
+    raw = f"theirs = raw.ask({question!r}, {str(image)!r}, {max_tokens})"
     kernel.do("clock = in_kernel.CellClock()")
     # Ours first, because it loads the BLAS library that both then use.
     kernel.do(ours)
@@ -68,7 +68,7 @@ def measure(
     for _ in range(pairs):
         if time.monotonic() > deadline and samples["ours"]:
             break
-        # Otherwise the caches would save ours the picture and the prompt after the first time.
+        # Otherwise the caches would save ours the image and the prompt after the first time.
         kernel.do("in_kernel.forget()")
         for name, code, value in (("raw", raw, "theirs"), ("ours", ours, "numbers")):
             wall = kernel.timed(code)

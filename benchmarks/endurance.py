@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
-from benchmarks.endurance_plan import Plan, controls, pictures, plans
+from benchmarks.endurance_plan import Plan, controls, drawn_images, plans
 from benchmarks.endurance_session import PATIENCE, Cuttable, Cutting
 from benchmarks.figures import Report
 from mlx_magic.engine.request import Exchange
@@ -57,14 +57,14 @@ def measure(*, requests: int, seed: int = SEED) -> Report:
     """
     session = Cutting()
     try:
-        return _report(_endure(session, plans(requests, seed, pictures())), seed)
+        return _report(_endure(session, plans(requests, seed, drawn_images())), seed)
     finally:
         session.close()
 
 
 def _endure(session: Cutting, planned: list[Plan]) -> Seen:
     held = Seen()
-    asked = controls(pictures())
+    asked = controls(drawn_images())
     expected = [_answer(session, plan) for plan in asked]
     session.settle()
     held.memory["before"] = session.memory()[2]

@@ -34,7 +34,7 @@ QUESTIONS = (
     "Why?",
 )
 STOPS = (("the",), (".",), ("shape", " is"), ("e", "\n"))
-BAD_PICTURE = b"this is no picture"
+BAD_IMAGE = b"this is no image"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Cut:
     Attributes
     ----------
     event : Event
-        Right after the request, when its pictures are open, when it enters a phase, after a
+        Right after the request, when its images are open, when it enters a phase, after a
         chunk of its prefill, at its `token`-th token, or when another request ends.
     token : int
     """
@@ -60,7 +60,7 @@ class Plan:
     Attributes
     ----------
     prompt : str
-    pictures : tuple of bytes
+    images : tuple of bytes
     sampling : Sampling
     timeout : float or None
         Seconds.
@@ -68,11 +68,11 @@ class Plan:
         Number of the chat that it continues.
     cut : Cut or None
     broken : bool
-        Whether it has an invalid picture, or a prompt that the processor refuses.
+        Whether it has an invalid image, or a prompt that the processor refuses.
     """
 
     prompt: str
-    pictures: tuple[bytes, ...] = ()
+    images: tuple[bytes, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     timeout: float | None = None
     chat: int | None = None
@@ -80,8 +80,8 @@ class Plan:
     broken: bool = False
 
 
-def pictures() -> list[bytes]:
-    """Draw a few small pictures, as PNG."""
+def drawn_images() -> list[bytes]:
+    """Draw a few small images, as PNG."""
     from PIL import Image, ImageDraw
 
     drawn = []
@@ -102,7 +102,7 @@ def plans(count: int, seed: int, drawn: list[bytes]) -> list[Plan]:
     ----------
     count, seed : int
     drawn : list of bytes
-        Pictures.
+        Images.
     """
     rng = random.Random(seed)
     cancelled = set(rng.sample(range(count), round(CANCELLED * count)))
@@ -145,7 +145,7 @@ def _plan(rng: random.Random, number: int, drawn: list[bytes], event: Event | No
         return replace(plan, timeout=rng.choice(TIMES))
     if plan.cut is None and chance > 1 - BROKEN:
         broken = replace(plan, broken=True, chat=None)
-        return replace(broken, pictures=(*shown, BAD_PICTURE))
+        return replace(broken, images=(*shown, BAD_IMAGE))
     return plan
 
 

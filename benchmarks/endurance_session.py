@@ -38,7 +38,7 @@ class Cuttable(Generation):
             self.cancel()
 
     def prepared(self, request: GenerationRequest) -> None:
-        """Set the opened pictures; see `Generation.prepared`."""
+        """Set the opened images; see `Generation.prepared`."""
         super().prepared(request)
         self.happens("prepared")
 
@@ -73,7 +73,7 @@ class Cutting(Session):
             plan.prompt, sampling=plan.sampling, timeout=plan.timeout, history=history
         )
         asked = Cuttable(request, plan)
-        values = [(f"picture {at}", each) for at, each in enumerate(plan.pictures)]
+        values = [(f"image {at}", each) for at, each in enumerate(plan.images)]
         self.pool.running.begin(
             asked,
             lambda: self._prepare(asked, [*values], None, thumbnails=False),

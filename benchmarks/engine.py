@@ -15,7 +15,7 @@ from benchmarks.figures import Report, ratios, summary
 from benchmarks.peers import MemoryWatch, Peer, Worker, on_cores, resting, running
 from benchmarks.servers import mlx_manager, vlm_server
 from benchmarks.ways import NAMES
-from benchmarks.workload import Burst, Pictures, load, matches
+from benchmarks.workload import Burst, DrawnImages, load, matches
 
 MOST = 32
 COUNTS = (1, 8, MOST)
@@ -63,7 +63,7 @@ class Rounds:
     Attributes
     ----------
     bursts : dict
-        Bursts by ``(count, same picture)`` and name; equal positions belong to the same round.
+        Bursts by ``(count, same image)`` and name; equal positions belong to the same round.
     """
 
     bursts: dict[tuple[int, bool], dict[str, list[Burst]]] = field(
@@ -121,7 +121,7 @@ def measure(
     Parameters
     ----------
     model, folder : Path
-        The model, and an empty folder for pictures and logs.
+        The model, and an empty folder for images and logs.
     rounds : int
         Rounds of 8 and of 32 concurrent questions.
     singles : int
@@ -135,15 +135,15 @@ def measure(
     manager : Path or None
         See `starts`.
     """
-    pictures = Pictures(folder / "pictures")
+    images = DrawnImages(folder / "images")
     with running(starts(model, folder, manager=manager)) as peers:
         for peer in peers:
             # Compiles the kernels of a GPU, for a batch of each size.
             for count in COUNTS:
-                peer.answer(load(pictures, count, 0, same=False), tokens)
+                peer.answer(load(images, count, 0, same=False), tokens)
         with MemoryWatch(peers) as memory:
             plan = _plan(rounds, singles)
-            held = _run(peers, pictures, plan, tokens, deadline, few_cores=gpu)
+            held = _run(peers, images, plan, tokens, deadline, few_cores=gpu)
     limits = GPU_LIMITS if gpu else CPU_LIMITS
     report = _report(held, [peer.name for peer in peers], limits, memory.most)
     lengths = f"{3 * tokens} alone, {tokens} together"
@@ -153,7 +153,7 @@ def measure(
 
 def _run(
     peers: Sequence[Peer],
-    pictures: Pictures,
+    images: DrawnImages,
     plan: Iterable[tuple[int, bool]],
     tokens: int,
     deadline: float,
@@ -164,7 +164,7 @@ def _run(
     for turn, (count, same) in enumerate(plan, start=1):
         if time.monotonic() > deadline and (count, same) in held.bursts:
             continue
-        asks = load(pictures, count, turn, same=same)
+        asks = load(images, count, turn, same=same)
         # Concurrent questions may use all cores, and products on a CPU do.
         with on_cores(peers, turn) if few_cores and count == 1 else nullcontext():
             for peer in in_turn(peers, turn):
@@ -175,7 +175,7 @@ def _run(
 
 
 def _plan(rounds: int, singles: int) -> Iterator[tuple[int, bool]]:
-    """Yield the number of concurrent questions, and whether they are about one picture."""
+    """Yield the number of concurrent questions, and whether they are about one image."""
     for number in range(max(rounds, singles)):
         if number < singles:
             yield 1, False
@@ -202,7 +202,7 @@ def _report(held: Rounds, names: list[str], limits: Limits, memory: dict[str, in
     for count in COUNTS[1:]:
         for same in (False, True):
             bursts = held.bursts[count, same]
-            what = f"{count} at once, {'one picture' if same else 'different pictures'}"
+            what = f"{count} at once, {'one image' if same else 'different images'}"
             _together(report, what, bursts, others)
             if count == MOST:
                 _expect(report, what, bursts, limits)
@@ -212,7 +212,7 @@ def _report(held: Rounds, names: list[str], limits: Limits, memory: dict[str, in
             report.add(f"{WORDS[name]}: most memory of MLX", "MiB", [max(peaks) / 2**20])
         report.add(f"{WORDS[name]}: most memory of the process", "MiB", [memory[name] / 2**20])
     report.samples = {
-        f"{count}, {'one picture' if same else 'different pictures'}": {
+        f"{count}, {'one image' if same else 'different images'}": {
             name: [burst.numbers() for burst in bursts] for name, bursts in found.items()
         }
         for (count, same), found in held.bursts.items()

@@ -160,7 +160,7 @@ def until_free() -> float:
 
 
 def forget() -> None:
-    """Clear the caches, so that the next question is the first one about its picture."""
+    """Clear the caches, so that the next question is the first one about its image."""
     default_session.current().pool.forget()
 
 

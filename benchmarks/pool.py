@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Report, ratios
-from benchmarks.workload import Pictures
+from benchmarks.workload import DrawnImages
 
 MOST_SWITCH = 1.02
 MOST_LOAD = 1.05
@@ -43,7 +43,7 @@ def measure(
     """
     from mlx_magic import default_session
 
-    pictures = Pictures(folder / "pictures")
+    images = DrawnImages(folder / "images")
     names = [str(_copy(model, folder / name)) for name in ("one", "other")]
     held = default_session.current()
     for name in names:
@@ -51,11 +51,11 @@ def measure(
     report = Report("pool", settings={"model": model.name})
     size = held.pool[names[0]].nbytes
     report.settings["bytes of a model"] = f"{size:,}"
-    _switch(report, held, names, pictures, pairs, deadline)
+    _switch(report, held, names, images, pairs, deadline)
     held.pool.unload(names[1])
     _load(report, held, names[1], loads, deadline)
-    _beside(report, held, names, pictures, loads, deadline, gpu=gpu)
-    _freed(report, held, names[1], pictures, deadline)
+    _beside(report, held, names, images, loads, deadline, gpu=gpu)
+    _freed(report, held, names[1], images, deadline)
     return report
 
 
@@ -67,37 +67,37 @@ def _copy(model: Path, folder: Path) -> Path:
     return folder
 
 
-def _ask(held: Any, name: str, picture: str, **more: Any) -> Any:
+def _ask(held: Any, name: str, image: str, **more: Any) -> Any:
     from mlx_magic.engine.request import GenerationRequest, Sampling
 
     sampling = Sampling(more.pop("max_tokens", ANSWER), temperature=0.0)
     request = GenerationRequest(QUESTION, model=name, sampling=sampling)
-    return held.start(request, images=[(None, picture)], **more)
+    return held.start(request, images=[(None, image)], **more)
 
 
-def _first(held: Any, name: str, picture: str) -> float:
-    found: float = _ask(held, name, picture).future.result().timings.time_to_first_token
+def _first(held: Any, name: str, image: str) -> float:
+    found: float = _ask(held, name, image).future.result().timings.time_to_first_token
     return found
 
 
 def _switch(
-    report: Report, held: Any, names: list[str], pictures: Pictures, pairs: int, deadline: float
+    report: Report, held: Any, names: list[str], images: DrawnImages, pairs: int, deadline: float
 ) -> None:
-    """Ask the same model again, then the other one, each about a new picture."""
+    """Ask the same model again, then the other one, each about a new image."""
     stays, switches = [], []
     for name in names * 2:
-        _first(held, name, pictures.draw())
+        _first(held, name, images.draw())
     for number in range(pairs):
         if number and time.monotonic() > deadline:
             break
         last, other = names if number % 2 else names[::-1]
-        _first(held, last, pictures.draw())
+        _first(held, last, images.draw())
         if number % 4 < 2:
-            stays.append(_first(held, last, pictures.draw()))
-            switches.append(_first(held, other, pictures.draw()))
+            stays.append(_first(held, last, images.draw()))
+            switches.append(_first(held, other, images.draw()))
         else:
-            switches.append(_first(held, other, pictures.draw()))
-            stays.append(_first(held, other, pictures.draw()))
+            switches.append(_first(held, other, images.draw()))
+            stays.append(_first(held, other, images.draw()))
     report.add("no switch: first token", "ms", [1000 * each for each in stays])
     share = report.add("switch/no switch: first token", "", ratios(switches, stays)).median
     report.expect("switch/no switch: first token", share, MOST_SWITCH)
@@ -169,7 +169,7 @@ def _beside(
     report: Report,
     held: Any,
     names: list[str],
-    pictures: Pictures,
+    images: DrawnImages,
     loads: int,
     deadline: float,
     *,
@@ -184,7 +184,7 @@ def _beside(
         answer = _ask(
             held,
             names[0],
-            pictures.draw(),
+            images.draw(),
             max_tokens=LONG_ANSWER,
             sink=lambda chunk, at=times: (
                 at.append(time.perf_counter()) if chunk.completion_tokens else None
@@ -207,7 +207,7 @@ def _beside(
         report.expect("longest time without a token while another loads, ms", most, MOST_GAP)
 
 
-def _freed(report: Report, held: Any, name: str, pictures: Pictures, deadline: float) -> None:
+def _freed(report: Report, held: Any, name: str, images: DrawnImages, deadline: float) -> None:
     """Load, ask and unload repeatedly, and keep every result."""
     from mlx_magic.backends.device import platform
 
@@ -221,7 +221,7 @@ def _freed(report: Report, held: Any, name: str, pictures: Pictures, deadline: f
             break
         held.pool.submit_load(name).future.result()
         size = held.pool[name].nbytes
-        results.append(_ask(held, name, pictures.draw()).future.result())
+        results.append(_ask(held, name, images.draw()).future.result())
         held.pool.unload(name)
         if number:
             left.append((in_use() - before) / size)

@@ -46,7 +46,7 @@ VISION_2B = {
 }
 
 
-# Rows and columns of a picture's tiles, as in SmolVLM-2.2B; one more tile is the whole picture.
+# Rows and columns of an image's tiles, as in SmolVLM-2.2B; one more tile is the whole image.
 TILES = 4
 
 
@@ -91,14 +91,14 @@ def build(shape: str, base: Path, folder: Path, *, quantize: bool = False, seed:
 
 
 def twin(source: Path, folder: Path, *, tiles: bool, float32: bool) -> Path:
-    """Write a variant of a model folder, for tiled pictures or for a CPU.
+    """Write a variant of a model folder, for tiled images or for a CPU.
 
     Parameters
     ----------
     source, folder : Path
         A folder written by `build`, and the output folder.
     tiles : bool
-        Whether pictures are cut into tiles: a square one then has 17 times as many tokens.
+        Whether images are cut into tiles: a square one then has 17 times as many tokens.
     float32 : bool
         Whether to write float32 weights, as the CPU backend is slow with half precision.
         Otherwise the weights are linked.

@@ -1,4 +1,4 @@
-"""Repeated questions about a picture of many tokens: the second question, and the tenth turn."""
+"""Repeated questions about an image of many tokens: the second question, and the tenth turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.engine import WORDS, in_turn, starts
 from benchmarks.figures import Report, ratios
 from benchmarks.peers import Peer, running
-from benchmarks.workload import QUESTIONS, Answer, Ask, Pictures, matches
+from benchmarks.workload import QUESTIONS, Answer, Ask, DrawnImages, matches
 
 TURNS = 10
 LEAST_IMAGE_TOKENS = 1000
@@ -20,7 +20,7 @@ MOST_READ_AGAIN = 0.05
 
 @dataclass(slots=True)
 class Chat:
-    """One chat about a picture.
+    """One chat about an image.
 
     Attributes
     ----------
@@ -58,51 +58,51 @@ class Seen:
 def measure(
     model: Path, folder: Path, *, pairs: int, chats: int, tokens: int, deadline: float
 ) -> Report:
-    """Ask twice about each of many pictures, then have chats.
+    """Ask twice about each of many images, then have chats.
 
     Parameters
     ----------
     model, folder : Path
-        A model whose square pictures have 1,000 tokens or more; an empty folder.
+        A model whose square images have 1,000 tokens or more; an empty folder.
     pairs, chats : int
     tokens : int
         Length of an answer.
     deadline : float
         In seconds of `time.monotonic`; no measurement begins after it.
     """
-    pictures = Pictures(folder / "pictures", (512, 512))
+    images = DrawnImages(folder / "images", (512, 512))
     held = Seen()
     with running(starts(model, folder, ways=("raw", "ours"))) as peers:
         for peer in peers:
-            twice(peer, pictures.draw(), 0, tokens)
+            twice(peer, images.draw(), 0, tokens)
         held.pairs = {peer.name: [] for peer in peers}
         for number in range(1, pairs + 1):
             if time.monotonic() > deadline and number > 1:
                 break
-            picture = pictures.draw()
+            image = images.draw()
             for peer in in_turn(peers, number):
-                held.pairs[peer.name].append(twice(peer, picture, number, tokens))
+                held.pairs[peer.name].append(twice(peer, image, number, tokens))
         by_name = {peer.name: peer for peer in peers}
         for number in range(chats):
             if time.monotonic() > deadline and number:
                 break
-            held.chats.append(_chat(by_name["ours"], by_name["raw"], pictures.draw(), tokens))
+            held.chats.append(_chat(by_name["ours"], by_name["raw"], images.draw(), tokens))
     report = _report(held, list(held.pairs))
     report.settings = {"model": model.name, **report.settings}
     return report
 
 
-def twice(peer: Peer, picture: str, number: int, tokens: int) -> tuple[Answer, Answer]:
+def twice(peer: Peer, image: str, number: int, tokens: int) -> tuple[Answer, Answer]:
     """Ask two different questions, the second after the answer to the first."""
     first, second = (
-        peer.answer([Ask(f"{question} ({number})", picture)], tokens).answers[0]
+        peer.answer([Ask(f"{question} ({number})", image)], tokens).answers[0]
         for question in QUESTIONS[:2]
     )
     return first, second
 
 
-def _chat(ours: Peer, raw: Peer, picture: str, tokens: int) -> Chat:
-    ask = Ask(QUESTIONS[0], picture)
+def _chat(ours: Peer, raw: Peer, image: str, tokens: int) -> Chat:
+    ask = Ask(QUESTIONS[0], image)
     turns: list[Answer] = []
     for number in range(1, TURNS + 1):
         turns.append(ours.answer([ask], tokens).answers[0])
@@ -118,7 +118,7 @@ def _report(held: Seen, names: Sequence[str]) -> Report:
     ours = held.pairs["ours"]
     images = min(first.image_tokens for first, _ in ours)
     if images < LEAST_IMAGE_TOKENS:
-        raise RuntimeError(f"The picture has only {images} tokens: use another model.")
+        raise RuntimeError(f"The image has only {images} tokens: use another model.")
     last = held.chats[0].turns[-1]
     report.settings = {
         "image tokens": images,

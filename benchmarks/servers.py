@@ -52,7 +52,7 @@ class Server:
     model : str
         Its name in requests.
     inline : bool
-        Whether pictures are sent in the request; otherwise by their path.
+        Whether images are sent in the request; otherwise by their path.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Server:
         return Burst(wall, tuple(one for one, _ in read), max(peak for _, peak in read))
 
     def _body(self, ask: Ask, max_tokens: int) -> bytes:
-        url = ask.picture
+        url = ask.image
         if self._inline:
-            held = base64.b64encode(Path(ask.picture).read_bytes()).decode()
+            held = base64.b64encode(Path(ask.image).read_bytes()).decode()
             url = f"data:image/png;base64,{held}"
         body = {
             "model": self._model,

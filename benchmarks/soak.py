@@ -85,12 +85,12 @@ class Asking:
         while not self._end.is_set():
             self._gate.wait()
             with self._busy:
-                picture: Any = None
+                image: Any = None
                 if draw.random() < 0.7:
                     side = draw.choice((64, 200, 333, 700))
-                    picture = pixels.integers(0, 255, (side, side, 3), dtype=np.uint8)
+                    image = pixels.integers(0, 255, (side, side, 3), dtype=np.uint8)
                 words = " ".join(draw.choices(("red", "what", "circle", "two", "is"), k=20))
-                stream = mlx_magic.stream(words, picture, max_tokens=draw.choice((2, 8, 24)))
+                stream = mlx_magic.stream(words, image, max_tokens=draw.choice((2, 8, 24)))
                 for at, _ in enumerate(stream):
                     if at == 4 and draw.random() < 0.1:
                         stream.cancel()

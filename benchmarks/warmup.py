@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.figures import Report, ratios
 from benchmarks.live import ROOT
-from benchmarks.workload import Ask, Pictures
+from benchmarks.workload import Ask, DrawnImages
 
 MOST = 1.5
 TOKENS = 16
@@ -27,19 +27,19 @@ def measure(model: Path, folder: Path, *, runs: int, deadline: float) -> Report:
     Parameters
     ----------
     model, folder : Path
-        The model, and an empty folder for pictures.
+        The model, and an empty folder for images.
     runs : int
         Processes of each kind.
     deadline : float
         In seconds of `time.monotonic`; no run begins after it.
     """
-    pictures = Pictures(folder / "pictures")
+    images = DrawnImages(folder / "images")
     found: dict[str, list[dict[str, Any]]] = {"raw": [], "ours": []}
     for number in range(runs):
         if number and time.monotonic() > deadline:
             break
         for name in ("raw", "ours") if number % 2 else ("ours", "raw"):
-            found[name].append(_process(name, model, [pictures.draw() for _ in QUESTIONS]))
+            found[name].append(_process(name, model, [images.draw() for _ in QUESTIONS]))
     report = Report("warmup", settings={"model": model.name})
     for name, held in found.items():
         report.add(f"{name}: load", "s", [run["load"] for run in held])
@@ -61,9 +61,9 @@ def measure(model: Path, folder: Path, *, runs: int, deadline: float) -> Report:
     return report
 
 
-def _process(name: str, model: Path, pictures: list[str]) -> dict[str, Any]:
+def _process(name: str, model: Path, images: list[str]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.warmup", name, str(model), *pictures],
+        [sys.executable, "-m", "benchmarks.warmup", name, str(model), *images],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -81,13 +81,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=["raw", "ours"])
     parser.add_argument("model")
-    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("images", nargs="+")
     given = parser.parse_args()
     platform.prepare()
     began = time.perf_counter()
     way = (Raw if given.name == "raw" else Ours)(given.model)
     load = time.perf_counter() - began
-    asks = [Ask(*pair) for pair in zip(QUESTIONS, given.pictures, strict=True)]
+    asks = [Ask(*pair) for pair in zip(QUESTIONS, given.images, strict=True)]
     first = [way.answer([ask], TOKENS).answers[0].first for ask in asks]
     print(json.dumps({"load": load, "first": first}))
 

@@ -45,7 +45,7 @@ class Raw:
             self._model,
             self._processor,
             prompt_of(self._model, self._processor, ask),
-            [ask.picture],
+            [ask.image],
             max_tokens=max_tokens,
             temperature=0.0,
             skip_special_tokens=True,
@@ -74,7 +74,7 @@ class OneBatch:
         self._model, self._processor = mlx_vlm.load(folder)
 
     def answer(self, asks: list[Ask], max_tokens: int) -> Burst:
-        """Encode all pictures, then prefill and decode in one batch."""
+        """Encode all images, then prefill and decode in one batch."""
         from mlx_vlm.generate import BatchGenerator
 
         began = time.perf_counter()
@@ -112,7 +112,7 @@ class OneBatch:
         kind = self._model.config.model_type
         held = prepare_inputs(
             self._processor,
-            images=[ask.picture],
+            images=[ask.image],
             prompts=prompt_of(self._model, self._processor, ask),
             image_token_index=getattr(self._model.config, "image_token_index", None),
             add_special_tokens=should_add_special_tokens(kind, self._processor),
@@ -186,7 +186,7 @@ class Ours:
         from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
         from mlx_magic.images.opening import open_images
 
-        opened = tuple(open_images([ask.picture])) if ask.history else ()
+        opened = tuple(open_images([ask.image])) if ask.history else ()
         history = tuple(
             Exchange(question, answer, images=opened if number == 0 else ())
             for number, (question, answer) in enumerate(ask.history)
@@ -197,12 +197,12 @@ class Ours:
             sampling=Sampling(max_tokens, temperature=0.0),
             history=history,
         )
-        own = [] if ask.history else [(None, ask.picture)]
+        own = [] if ask.history else [(None, ask.image)]
         return self._session.start(request, images=own, sink=sink)
 
 
 def prompt_of(model: Any, processor: Any, ask: Ask) -> Any:
-    """Return a chat rendered by the model's template, with the picture in its turn."""
+    """Return a chat rendered by the model's template, with the image in its turn."""
     from mlx_vlm.prompt_utils import apply_chat_template
 
     return apply_chat_template(
@@ -230,7 +230,7 @@ def main() -> None:
     for line in sys.stdin:
         order = json.loads(line)
         asks = [
-            Ask(held["question"], held["picture"], tuple(map(tuple, held["history"])))
+            Ask(held["question"], held["image"], tuple(map(tuple, held["history"])))
             for held in order["asks"]
         ]
         burst = way.answer(asks, order["max_tokens"])

@@ -27,33 +27,33 @@ SPECIAL = re.compile(r"<[|/]?[a-z_]+[|]?>")
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A question about a picture, alone or as the next turn of a chat.
+    """A question about an image, alone or as the next turn of a chat.
 
     Attributes
     ----------
     question : str
-    picture : str
+    image : str
         Path of the file. In a chat it belongs to the first turn.
     history : tuple of (str, str)
         Earlier questions and answers, oldest first.
     """
 
     question: str
-    picture: str
+    image: str
     history: tuple[tuple[str, str], ...] = ()
 
-    def messages(self, picture: dict[str, Any]) -> list[dict[str, Any]]:
+    def messages(self, image: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the chat in the format of OpenAI's endpoints and of chat templates.
 
         Parameters
         ----------
-        picture : dict
-            The part for the picture.
+        image : dict
+            The part for the image.
         """
         turns: list[dict[str, Any]] = []
         for question, answer in (*self.history, (self.question, None)):
             words: list[dict[str, Any]] = [{"type": "text", "text": question}]
-            turns.append({"role": "user", "content": words if turns else [picture, *words]})
+            turns.append({"role": "user", "content": words if turns else [image, *words]})
             if answer is not None:
                 turns.append({"role": "assistant", "content": answer})
         return turns
@@ -161,8 +161,8 @@ class Burst:
         }
 
 
-class Pictures:
-    """Draws different pictures, and writes them to a folder.
+class DrawnImages:
+    """Draws different images, and writes them to a folder.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class Pictures:
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self) -> str:
-        """Write a new picture; returns its path."""
+        """Write a new image; returns its path."""
         import numpy as np
         from PIL import Image
 
@@ -189,31 +189,31 @@ class Pictures:
         left, top = chance.integers(0, width // 2), chance.integers(0, height // 2)
         square = chance.integers(0, 256, 3)
         pixels[top : top + height // 3, left : left + width // 3] = square
-        path = self._folder / f"picture-{self._count}.png"
+        path = self._folder / f"image-{self._count}.png"
         Image.fromarray(pixels).save(path)
         self._count += 1
         return str(path)
 
 
-def load(pictures: Pictures, count: int, turn: int, *, same: bool) -> list[Ask]:
+def load(images: DrawnImages, count: int, turn: int, *, same: bool) -> list[Ask]:
     """Make new questions.
 
     The prefix cache of a peer must not contain whole prompts of an earlier run.
 
     Parameters
     ----------
-    pictures : Pictures
+    images : DrawnImages
     count : int
     turn : int
         Number of this run, which changes the words.
     same : bool
-        Whether all are about one picture.
+        Whether all are about one image.
     """
-    one = pictures.draw() if same else None
+    one = images.draw() if same else None
     return [
         Ask(
             f"Question {turn}.{number}: {QUESTIONS[number % len(QUESTIONS)]}",
-            one or pictures.draw(),
+            one or images.draw(),
         )
         for number in range(count)
     ]

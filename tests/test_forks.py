@@ -45,17 +45,17 @@ def before_exec():
     subprocess.run(["true"], preexec_fn=lambda: None)
 
 rng = np.random.default_rng(0)
-pictures = [rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for _ in range(6)]
+images = [rng.integers(0, 255, (96, 96, 3), dtype=np.uint8) for _ in range(6)]
 def answers():
     return [
-        str(mlx_magic.ask(f"{at} " * 300 + "What is it?", picture, max_tokens=6, temperature=0.0))
-        for at, picture in enumerate(pictures)
+        str(mlx_magic.ask(f"{at} " * 300 + "What is it?", image, max_tokens=6, temperature=0.0))
+        for at, image in enumerate(images)
     ]
 
 expected = answers()
 if build == "opencv":
     assert "opencv" in str(device.blas().loaded)
-# What is kept of the pictures and prompts would leave nothing to multiply.
+# What is kept of the images and prompts would leave nothing to multiply.
 mlx_magic.pool.unload("demo")
 mlx_magic.ask("Hi", max_tokens=1)
 found, took, stop = [], [], threading.Event()

@@ -51,7 +51,7 @@ def count() -> Trip:
     engine = default_session.current().engine
     trip = Trip()
     for run in range(3):
-        shell.user_ns["picture"] = Image.new("RGB", (96, 64), (200, 30 * run, 40))
+        shell.user_ns["image"] = Image.new("RGB", (96, 64), (200, 30 * run, 40))
         watched = run == 2
         if watched:
             engine.call(lambda: sys.setprofile(trip)).result(60)
@@ -59,7 +59,7 @@ def count() -> Trip:
             sys.setprofile(trip)
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                shell.run_cell_magic("vision", f"picture {CELL}", "What is in the picture?")
+                shell.run_cell_magic("vision", f"image {CELL}", "What is in the picture?")
         finally:
             sys.setprofile(None)
             threading.setprofile(None)

@@ -43,9 +43,9 @@ if sys.argv[1] in sys.path:
 cells = [
     "%load_ext mlx_magic",
     "from PIL import Image, ImageDraw\\n"
-    "picture = Image.new('RGB', (256, 256), 'white')\\n"
-    "ImageDraw.Draw(picture).ellipse((72, 72, 184, 184), fill=(220, 40, 40))",
-    "%%vision picture -o answer\\nWhat colour is the circle?",
+    "image = Image.new('RGB', (256, 256), 'white')\\n"
+    "ImageDraw.Draw(image).ellipse((72, 72, 184, 184), fill=(220, 40, 40))",
+    "%%vision image -o answer\\nWhat colour is the circle?",
     "print(answer.text, answer.finish_reason, answer.usage.image_tokens, sep=' | ')",
 ]
 notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])

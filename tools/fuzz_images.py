@@ -56,8 +56,8 @@ _TOKENS = [
 
 
 def _samples() -> dict[str, bytes]:
-    picture = Image.effect_noise((24, 16), 60).convert("RGB")
-    frames = [picture.rotate(at) for at in (30, 60)]
+    image = Image.effect_noise((24, 16), 60).convert("RGB")
+    frames = [image.rotate(at) for at in (30, 60)]
     wanted: dict[str, tuple[str, dict[str, Any]]] = {
         "jpeg": ("JPEG", {}),
         "progressive": ("JPEG", {"progressive": True, "comment": b"c" * 20}),
@@ -79,7 +79,7 @@ def _samples() -> dict[str, bytes]:
     found = {}
     for name, (kind, options) in wanted.items():
         buffer = io.BytesIO()
-        (picture.convert("1") if "fax" in name else picture).save(buffer, kind, **options)
+        (image.convert("1") if "fax" in name else image).save(buffer, kind, **options)
         found[name] = buffer.getvalue()
     found["plain ppm"] = b"P3 # c\n4 3 255\n" + b"1 2 300 "[:6] * 12
     found["deep pgm"] = b"P5 4 3 1000\n" + bytes(24)

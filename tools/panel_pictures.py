@@ -22,7 +22,7 @@ CELLS = (
     "mlx_magic.pool.load(folder, alias='copy');",
 )
 SIZE: ViewportSize = {"width": 990, "height": 1500}
-PICTURES = ROOT / "notebooks" / "pictures"
+IMAGES = ROOT / "notebooks" / "pictures"
 README = ROOT / "docs" / "images" / "panel.png"
 
 
@@ -40,20 +40,20 @@ def _tour(notebook: LabNotebook) -> None:
     panel = page.locator(".mlxm-panel")
     panel.get_by_role("button", name="Load", exact=True).first.click()
     expect(panel.get_by_role("button", name="Unload")).to_be_visible()
-    _keep(page, panel.locator(".mlxm-models").locator(".."), PICTURES / "panel-models.png")
+    _keep(page, panel.locator(".mlxm-models").locator(".."), IMAGES / "panel-models.png")
 
     _choose(page, "shapes.png", "word.png")
     prompt = page.locator(".mlxm-prompt textarea")
     prompt.fill("Describe both pictures.")
     expect(panel.get_by_role("button", name="Run")).to_be_enabled()
-    _keep(page, panel.locator(".mlxm-composer"), PICTURES / "panel-ask.png")
+    _keep(page, panel.locator(".mlxm-composer"), IMAGES / "panel-ask.png")
 
     prompt.press("Control+Enter")
     _answered(panel, 1)
     prompt.fill("How many shapes are in the first picture?")
     prompt.press("Control+Enter")
     _answered(panel, 2)
-    _keep(page, panel.locator(".mlxm-conversation"), PICTURES / "panel-answer.png")
+    _keep(page, panel.locator(".mlxm-conversation"), IMAGES / "panel-answer.png")
 
     notebook.run(2)
     panel.get_by_role("button", name="New conversation").click()
@@ -63,12 +63,12 @@ def _tour(notebook: LabNotebook) -> None:
     prompt.fill("Describe both pictures.")
     prompt.press("Control+Enter")
     _answered(panel, 2)
-    _keep(page, panel.locator(".mlxm-conversation"), PICTURES / "panel-compare.png")
+    _keep(page, panel.locator(".mlxm-conversation"), IMAGES / "panel-compare.png")
     _keep(page, panel, README)
 
 
 def _choose(page: Page, *names: str) -> None:
-    page.locator(".mlxm-panel input[type=file]").set_input_files([PICTURES / n for n in names])
+    page.locator(".mlxm-panel input[type=file]").set_input_files([IMAGES / n for n in names])
     expect(page.locator(".mlxm-tray img")).to_have_count(len(names))
 
 

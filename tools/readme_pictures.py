@@ -44,7 +44,7 @@ PLAIN = """
 
 
 def start_server(home: Path) -> LabServer:
-    """Start JupyterLab with the sample pictures next to its notebooks."""
+    """Start JupyterLab with the sample images next to its notebooks."""
     server = LabServer(home)
     shutil.copytree(ROOT / "notebooks" / "pictures", server.notebooks / "pictures")
     return server
@@ -101,9 +101,9 @@ def photograph(page: Page, path: Path) -> None:
 
 
 def make_small(path: Path) -> None:
-    """Save a picture with few colors: a quarter of the bytes, with no visible difference."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    """Save an image with few colors: a quarter of the bytes, with no visible difference."""
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     print(
         f"{path.relative_to(ROOT)}: {small.width} x {small.height}, {path.stat().st_size:,} bytes"
@@ -112,9 +112,9 @@ def make_small(path: Path) -> None:
 
 @contextlib.contextmanager
 def open_notebook(cells: Sequence[str], size: ViewportSize) -> Iterator[LabNotebook]:
-    """Open a notebook in a new JupyterLab and Chromium, next to the sample pictures."""
+    """Open a notebook in a new JupyterLab and Chromium, next to the sample images."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        # The pictures show no aliases and models of the machine they are taken on.
+        # The screenshots show no aliases and models of the machine they are taken on.
         for name in ("MLX_MAGIC_CONFIG", "MLX_MAGIC_CACHE", "HF_HUB_CACHE"):
             os.environ[name] = str(Path(folder, name))
         server = start_server(Path(folder))

@@ -65,7 +65,7 @@ class Generation(Task[VisionResult]):
     Attributes
     ----------
     request : GenerationRequest
-    pictures : tuple of ImageInput
+    images : tuple of ImageInput
         The images whose thumbnails have been made.
     """
 
@@ -74,7 +74,7 @@ class Generation(Task[VisionResult]):
     ) -> None:
         super().__init__(clock, timeout=request.timeout)
         self.request = request
-        self.pictures: tuple[ImageInput, ...] = ()
+        self.images: tuple[ImageInput, ...] = ()
         self._sink = sink
         self._stop_sequences = StopSequences(request.sampling.stop)
         self._parts: list[str] = []
@@ -112,7 +112,7 @@ class Generation(Task[VisionResult]):
         """
         for image in self.request.images:
             image.thumbnail()
-        self.pictures = self.request.images
+        self.images = self.request.images
 
     def report(self, chunk: GenerationChunk) -> None:
         """Record one step of the model; for the working thread.
@@ -138,8 +138,8 @@ class Generation(Task[VisionResult]):
             self._advance(0, 0, note="waiting for memory")
         if chunk.phase == "vision" and chunk.seen:
             self._advance(0, 0, note=_vision_note(chunk.seen))
-        if chunk.phase == "vision" and chunk.pictures:
-            done, total = chunk.pictures_seen, chunk.pictures
+        if chunk.phase == "vision" and chunk.image_count:
+            done, total = chunk.images_seen, chunk.image_count
             self._advance(done, total, note=_vision_progress_note(done + 1, total, self._seen))
         if chunk.phase == "prefill":
             self._advance(chunk.prompt_read, chunk.prompt_tokens)
@@ -249,11 +249,11 @@ def _rate(count: int, seconds: float) -> float:
 
 def _vision_note(seen: tuple[str, ...]) -> str:
     """Return the note of the vision phase."""
-    pictures = "the picture" if len(seen) == 1 else f"{len(seen)} pictures"
-    return f"looking at {pictures} at {', '.join(dict.fromkeys(seen))}"
+    seen_images = "the picture" if len(seen) == 1 else f"{len(seen)} pictures"
+    return f"looking at {seen_images} at {', '.join(dict.fromkeys(seen))}"
 
 
-def _vision_progress_note(number: int, pictures: int, seen: tuple[str, ...]) -> str:
+def _vision_progress_note(number: int, total: int, seen: tuple[str, ...]) -> str:
     """Return the note of the vision phase for one of several images."""
     size = f" at {seen[0]}" if len(set(seen)) == 1 else ""
-    return f"looking at picture {number} of {pictures}{size}"
+    return f"looking at picture {number} of {total}{size}"

@@ -85,7 +85,7 @@ class GenerationChunk:
         Highest use during this request, in bytes.
     seen : tuple of str
         The size at which the model sees each image, once that is known.
-    pictures_seen, pictures : int
+    images_seen, image_count : int
         Images encoded so far, and all images; 0 is unknown.
     """
 
@@ -98,8 +98,8 @@ class GenerationChunk:
     peak_memory: int = 0
     seen: tuple[str, ...] = ()
     cached_tokens: int = 0
-    pictures_seen: int = 0
-    pictures: int = 0
+    images_seen: int = 0
+    image_count: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -123,8 +123,7 @@ def array_images(array: NDArray[Any], label: str) -> ArrayImages:
     if len(batch) > MAX_IMAGES:
         _refuse(
             label,
-            f"is a batch of {len(batch)} pictures: give at most {MAX_IMAGES}, "
-            f"like x[:{MAX_IMAGES}]",
+            f"is a batch of {len(batch)} images: give at most {MAX_IMAGES}, like x[:{MAX_IMAGES}]",
         )
     if batch.dtype.kind not in "biuf":
         _refuse(label, f"holds {_type(batch)} values: use uint8, or floats from 0 to 1")
@@ -162,7 +161,7 @@ def _as_batch(array: NDArray[Any], label: str) -> tuple[NDArray[Any], bool]:
     """Return the array as N x H x W x C, and whether its channels came first."""
     shape = array.shape
     if array.ndim not in (2, 3, 4):
-        _refuse(label, f"has the shape {_shape(shape)}: a picture is HxW, HxWx3 or HxWx4")
+        _refuse(label, f"has the shape {_shape(shape)}: an image is HxW, HxWx3 or HxWx4")
     if 0 in shape:
         _refuse(label, f"has the shape {_shape(shape)}: there are no pixels in it")
     if array.ndim == 2:
@@ -172,7 +171,7 @@ def _as_batch(array: NDArray[Any], label: str) -> tuple[NDArray[Any], bool]:
         return batch, False
     if batch.shape[1] in _CHANNELS and min(batch.shape[2:]) > 4:
         return batch.transpose(0, 2, 3, 1), True
-    advice = "a picture is HxW, HxWx3 or HxWx4"
+    advice = "an image is HxW, HxWx3 or HxWx4"
     if array.ndim == 3:
         advice += "; for several grayscale images use list(x)"
     _refuse(label, f"has the shape {_shape(shape)}: {advice}")

@@ -66,7 +66,7 @@ def find_files(
     label = short_label(text)
     folder = cwd() if base is None else base
     if not text.strip():
-        raise ImageNotFoundError("An empty string is not a path to a picture.", source=label)
+        raise ImageNotFoundError("An empty string is not a path to an image.", source=label)
     try:
         path = folder / expanded(text)
         if path.exists():
@@ -77,7 +77,7 @@ def find_files(
     # The name has a NUL, is too long for the file system, its folder has no permission, ...
     except (OSError, ValueError, RuntimeError) as error:
         raise ImageNotFoundError(
-            f"{label} is not a path to a picture: {reason(error)}.", source=label
+            f"{label} is not a path to an image: {reason(error)}.", source=label
         ) from error
     if not matches:
         raise ImageNotFoundError(
@@ -224,7 +224,7 @@ def natural_key(text: str) -> list[tuple[int, int, str]]:
 def _regular_file(path: Path, label: str) -> Path:
     if path.is_dir():
         raise ImageError(
-            f"{label} is a folder: name its pictures, like '{label.rstrip('/')}/*.png'.",
+            f"{label} is a folder: name its images, like '{label.rstrip('/')}/*.png'.",
             source=label,
         )
     # Reading a pipe or a device could block the kernel forever.
@@ -241,7 +241,7 @@ def _glob(text: str, folder: Path, label: str, cancel: CancelToken | None) -> li
     if len(files) > MAX_IMAGES or len(names) > _GLOB_LIMIT:
         count = len(files) if len(names) <= _GLOB_LIMIT else f"more than {_GLOB_LIMIT}"
         raise ImageError(
-            f"'{label}' matches {count} files: at most {MAX_IMAGES} pictures fit in one request.",
+            f"'{label}' matches {count} files: at most {MAX_IMAGES} images fit in one request.",
             source=label,
         )
     return sorted(files, key=lambda path: natural_key(str(path)))

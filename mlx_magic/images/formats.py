@@ -40,10 +40,10 @@ _ADVICE = {
     b"\x00\x00\x01\x00": ("an icon (ICO)", "Save it as a PNG"),
     b"icns": ("an icon (ICNS)", "Save it as a PNG"),
     b"8BPS": ("a Photoshop document", "Export it as a PNG"),
-    b"\xff\x0a": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
-    b"\x00\x00\x00\x0cJXL ": ("a JPEG XL picture", "Save it as a PNG or JPEG"),
+    b"\xff\x0a": ("a JPEG XL image", "Save it as a PNG or JPEG"),
+    b"\x00\x00\x00\x0cJXL ": ("a JPEG XL image", "Save it as a PNG or JPEG"),
     b"\x93NUMPY": ("a saved NumPy array", "Load it with np.load and give the array"),
-    b"PK\x03\x04": ("a ZIP archive or an Office document", "Extract the pictures"),
+    b"PK\x03\x04": ("a ZIP archive or an Office document", "Extract the images"),
     b"\x1f\x8b": ("a gzip archive", "Unpack it"),
     b"\x1aE\xdf\xa3": ("a video", "Save one frame of it as a PNG"),
     b"version https://git-lfs": ("a Git LFS pointer", "Run git lfs pull"),
@@ -88,7 +88,7 @@ def unsupported_reason(head: bytes) -> str:
         as a PNG."``
     """
     if not head:
-        return "is empty, so there is no picture in it."
+        return "is empty, so there is no image in it."
     for start, (what, advice) in _ADVICE.items():
         if head.startswith(start):
             return f"is {what}, which is not read here. {advice}."
@@ -96,12 +96,12 @@ def unsupported_reason(head: bytes) -> str:
         return "is a video, which is not read here. Save one frame of it as a PNG."
     text = _as_text(head)
     if text is None:
-        return f"is not a picture of a supported format. Supported are {', '.join(READABLE)}."
+        return f"is not an image of a supported format. Supported are {', '.join(READABLE)}."
     if "<svg" in text:
         return "is an SVG drawing, which is not read here. Export it as a PNG."
     if text.lstrip().lower().startswith(("<!doctype html", "<html")):
-        return "is a web page, not a picture. Give the address of the picture itself."
-    return "is a text file, not a picture."
+        return "is a web page, not an image. Give the address of the image itself."
+    return "is a text file, not an image."
 
 
 def _brand_format(head: bytes) -> str | None:

@@ -124,7 +124,7 @@ def refusal_message(value: Any, label: str) -> str:
     if _is_dataframe(value):
         columns = [str(column) for column in value.columns]
         column = columns[0] if len(columns) == 1 else "column"
-        return f'{label} is a whole DataFrame: give its column of pictures, df["{column}"].'
+        return f'{label} is a whole DataFrame: give its column of images, df["{column}"].'
     if isinstance(value, Mapping):
         return f"{label} is a dictionary: give one of its values, or list(d.values())."
     if isinstance(value, Set):

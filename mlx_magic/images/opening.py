@@ -134,7 +134,7 @@ def open_named_images(
         total += image.size[0] * image.size[1]
         if total > MAX_PIXELS_TOTAL:
             raise ImageTooLargeError(
-                f"The pictures up to {image.source} have {total / 1e6:.0f} megapixels together, "
+                f"The images up to {image.source} have {total / 1e6:.0f} megapixels together, "
                 f"the limit is {MAX_PIXELS_TOTAL // 1_000_000}: set max_pixels.",
                 source=image.source,
                 size=total,

@@ -81,8 +81,8 @@ class Finder:
         before = len(self.found)
         self._walk(value, name, depth=0)
         if len(self.found) == before:
-            what = short_label(name) if name else "The list of pictures"
-            raise ImageError(f"{what} is empty: there is no picture in it.", source=what)
+            what = short_label(name) if name else "The list of images"
+            raise ImageError(f"{what} is empty: there is no image in it.", source=what)
 
     def _walk(self, value: Any, name: str | None, depth: int) -> None:
         label = short_label(name) if name else objects.describe_object(value)
@@ -97,7 +97,7 @@ class Finder:
         elif (images := _result_images(value)) is not None:
             if not images:
                 raise ImageError(
-                    f"{label} is an answer to a question without pictures.", source=label
+                    f"{label} is an answer to a question without images.", source=label
                 )
             for image in images:
                 self._add(image)
@@ -178,7 +178,7 @@ class Finder:
         if len(self.found) >= MAX_IMAGES:
             label = source.source if isinstance(source, ImageInput) else source.label
             raise ImageError(
-                f"At most {MAX_IMAGES} pictures fit in one request, {label} is one too many.",
+                f"At most {MAX_IMAGES} images fit in one request, {label} is one too many.",
                 source=label,
             )
         self.found.append(source)
@@ -203,7 +203,7 @@ def _items(value: Any, label: str) -> Iterable[tuple[object, Any]] | None:
         return enumerate(value)
     if objects.is_series(value):
         return objects.series_items(value, label)
-    # For example Path("pictures").glob("*.png"). An open file is an iterator, too, but an image.
+    # For example Path("images").glob("*.png"). An open file is an iterator, too, but an image.
     if isinstance(value, Iterator) and not hasattr(value, "read"):
         return enumerate(value)
     return None

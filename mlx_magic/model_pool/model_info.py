@@ -132,9 +132,9 @@ def no_images(name: str, models: Iterable[ModelInfo], *, before: bool) -> Images
     """
     vision = [model.name for model in models if model.kind == "vision"]
     vision = list(dict.fromkeys([*vision, DEMO]))
-    otherwise = "begin a new conversation" if before else "leave the pictures out"
+    otherwise = "begin a new conversation" if before else "leave the images out"
     return ImagesNotSupportedError(
-        f"{name} is a text model and cannot see pictures"
+        f"{name} is a text model and cannot see images"
         f"{', and this conversation has some' if before else ''}: ask a vision model "
         f"instead (at hand: {', '.join(vision)}), or {otherwise}.",
         model=name,

@@ -44,10 +44,10 @@ def controls(tokenizer: Any, tokens: list[int]) -> list[int]:
 
 # Without an image the prompt is passed to the tokenizer alone; some architectures differ.
 @pytest.mark.parametrize(
-    ("name", "pictures"), [(name, 1) for name in VISION] + [(name, 0) for name in VISION[::6]]
+    ("name", "image_count"), [(name, 1) for name in VISION] + [(name, 0) for name in VISION[::6]]
 )
 def test_injected_control_tokens_are_text_for_a_vision_model(
-    name: str, pictures: int, tiny: Build, files: dict[str, Path]
+    name: str, image_count: int, tiny: Build, files: dict[str, Path]
 ) -> None:
     from mlx_vlm import utils
 
@@ -58,8 +58,8 @@ def test_injected_control_tokens_are_text_for_a_vision_model(
     if image_processor is not None:
         processor.image_processor = image_processor
     tokenizer = getattr(processor, "tokenizer", processor)
-    picture = next(iter(files.values()))
-    images = tuple(open_images([picture])) if pictures else ()
+    image_file = next(iter(files.values()))
+    images = tuple(open_images([image_file])) if image_count else ()
     inputs = VisionInputs("tiny", model.config, processor)
 
     def read(words: str) -> list[int]:

@@ -13,7 +13,7 @@ from mlx_magic.errors import GenerationError
 from mlx_magic.images.opening import ImageInput, open_images
 
 
-def pictures(*colours: str) -> tuple[ImageInput, ...]:
+def solid_images(*colours: str) -> tuple[ImageInput, ...]:
     return tuple(open_images([Image.new("RGB", (4, 4), colour) for colour in colours]))
 
 
@@ -21,7 +21,7 @@ def conversation(**more: Any) -> GenerationRequest:
     return GenerationRequest(
         prompt="Third?",
         history=(
-            Exchange("First?", "One.", pictures("red", "green")),
+            Exchange("First?", "One.", solid_images("red", "green")),
             Exchange("Second?", "Two."),
         ),
         **more,
@@ -29,7 +29,7 @@ def conversation(**more: Any) -> GenerationRequest:
 
 
 def test_turns_are_in_order_with_their_own_images() -> None:
-    request = conversation(system="Be brief.", images=pictures("blue"))
+    request = conversation(system="Be brief.", images=solid_images("blue"))
     assert chat_messages.messages(request, lambda text, count: (text, count)) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": ("First?", 2)},

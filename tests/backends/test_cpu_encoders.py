@@ -90,11 +90,11 @@ def test_bundled_image_encoder_gives_the_same_features_and_is_unchanged(engine: 
         model: Any = load_model(mlx_magic.demo_model())
         model.set_dtype(mx.float32)
         parts = [name for name, _ in tree_flatten(model.parameters())]
-        picture = mx.random.normal((1, 128, 128, 3))
-        before = model.vision_model(picture)[0]
+        image = mx.random.normal((1, 128, 128, 3))
+        before = model.vision_model(image)[0]
         mx.eval(before)
         places = cpu_encoders.use_numpy_exponentials(model)
-        alike = bool(mx.allclose(model.vision_model(picture)[0], before, atol=1e-4))
+        alike = bool(mx.allclose(model.vision_model(image)[0], before, atol=1e-4))
         return places, alike, [name for name, _ in tree_flatten(model.parameters())] == parts
 
     # An attention and a GELU in each of five layers.

@@ -207,11 +207,11 @@ def transposed_layers() -> list[Any]:
 def test_vision_model_decode_makes_no_slow_lookups(slow_lookups: list[str], tmp_path: Path) -> None:
     from PIL import Image
 
-    picture = tmp_path / "red.png"
-    Image.new("RGB", (32, 32), "red").save(picture)
-    mlx_magic.ask("What is it?", str(picture), max_tokens=1)
+    image = tmp_path / "red.png"
+    Image.new("RGB", (32, 32), "red").save(image)
+    mlx_magic.ask("What is it?", str(image), max_tokens=1)
     slow_lookups.clear()
-    result = mlx_magic.ask("What colour?", str(picture), max_tokens=4, temperature=0)
+    result = mlx_magic.ask("What colour?", str(image), max_tokens=4, temperature=0)
     assert result.usage.completion_tokens >= 2
     # Outside the language model lookups are unchanged.
     assert "language_model" in slow_lookups

@@ -159,7 +159,7 @@ def test_per_image_mask_is_part_of_the_key() -> None:
     scale = mx.array([1.0, 2.0]).reshape(2, 1, 1)
     look(features, model, batch(1, 2), scale=scale)
     seen = look(features, model, batch(2, 1), scale=scale)
-    assert model.asked == [2, 2], "the same pictures, each with the other's mask"
+    assert model.asked == [2, 2], "the same images, each with the other's mask"
     assert np.allclose(seen, Model().see(batch(2, 1), scale=scale), atol=1e-6)
     look(features, model, batch(2, 1), scale=scale[::-1])
     assert model.asked == [2, 2]

@@ -21,7 +21,7 @@ def pixels(*seeds: int, shape: tuple[int, ...] = (3, 8, 8)) -> Any:
     return np.stack(rows)
 
 
-def pictures(**inputs: Any) -> ImageKeys:
+def keys_of(**inputs: Any) -> ImageKeys:
     import mlx.core as mx
 
     arrays = {k: mx.array(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
@@ -40,7 +40,7 @@ def test_prompt_without_images_has_no_image_keys() -> None:
 def test_image_has_the_same_key_alone_and_beside_others(lead: bool) -> None:
     def of(*seeds: int) -> ImageKeys:
         held = pixels(*seeds)
-        return pictures(pixel_values=held[None] if lead else held)
+        return keys_of(pixel_values=held[None] if lead else held)
 
     one, both = of(1), of(2, 1)
     assert len(one.rows) == 1
@@ -49,10 +49,10 @@ def test_image_has_the_same_key_alone_and_beside_others(lead: bool) -> None:
 
 
 def test_packed_pixels_have_one_key() -> None:
-    packed = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
+    packed = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
     assert packed.rows == []
-    again = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
-    other = pictures(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 2]]))
+    again = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
+    other = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 2]]))
     assert packed.whole == again.whole != other.whole
 
 
@@ -61,7 +61,7 @@ def test_unknown_pixel_types_have_no_key() -> None:
 
 
 def test_settle_releases_the_pixels_of_looked_up_keys() -> None:
-    held = pictures(pixel_values=pixels(1, 2))
+    held = keys_of(pixel_values=pixels(1, 2))
     hash(held.rows[0])
     held.settle()
     assert held.rows[0]._parts is None

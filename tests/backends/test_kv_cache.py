@@ -127,7 +127,7 @@ def test_quantized_requests_do_not_use_the_prefix_cache(demo: ModelBench) -> Non
     before = demo.model.reuse.image_misses
     again = demo.ask(QUESTION, RED)
     assert (again.text, again.usage) == (plain.text, plain.usage), "nothing of them is left"
-    assert demo.model.reuse.image_misses == before, "but the picture is known"
+    assert demo.model.reuse.image_misses == before, "but the image is known"
     held = demo.model.reuse.prefix_bytes
     assert held > 0
     assert answer(demo, 8, RED).usage.cached_tokens == 0

@@ -128,8 +128,8 @@ def test_refusal_has_the_numbers_and_a_remedy() -> None:
             max_tokens=512,
         )
     assert str(caught.value) == (
-        "qwen would need 3.50 GB to read 20,000 tokens (19,000 of pictures) and write up to 512, "
-        "but 1.20 GB are free: a smaller --max-pixels or fewer pictures, unloading another model "
+        "qwen would need 3.50 GB to read 20,000 tokens (19,000 of images) and write up to 512, "
+        "but 1.20 GB are free: a smaller --max-pixels or fewer images, unloading another model "
         "would help."
     )
     assert caught.value.needed_bytes == 3_500_000_000

@@ -34,7 +34,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thread_safety, "KNOWN", (*thread_safety.KNOWN, __name__.partition(".")[0]))
 
 
-def pictures(*seeds: int, height: int = 4) -> list[ImageInput]:
+def seeded_images(*seeds: int, height: int = 4) -> list[ImageInput]:
     chance = [np.random.default_rng(seed) for seed in seeds]
     return open_images([each.integers(0, 256, (height, 5, 3), np.uint8) for each in chance])
 
@@ -114,8 +114,8 @@ def join(begun: tuple[threading.Thread, list[Any]]) -> Any:
 def test_observed_call_is_prefetched_once(seeds: tuple[int, ...]) -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
-    make(kept, processor, pictures(*range(10, 10 + len(seeds))))
-    images = pictures(*seeds)
+    make(kept, processor, seeded_images(*range(10, 10 + len(seeds))))
+    images = seeded_images(*seeds)
     held = prefetched(kept, images)
     assert isinstance(held, Prefetched)
     assert len(original.threads) == 2
@@ -137,59 +137,59 @@ def test_output_removed_by_one_request_is_there_for_the_next() -> None:
             return {"pixel_values": made.pop("pixel_values")}
 
     kept, processor = ProcessorCache(MANY), TakesOut()
-    make(kept, processor, pictures(1))
-    held = prefetched(kept, pictures(2))
+    make(kept, processor, seeded_images(1))
+    held = prefetched(kept, seeded_images(2))
     assert held.outputs
-    first = make(kept, processor, pictures(2))
-    assert np.array_equal(make(kept, processor, pictures(2)), first)
+    first = make(kept, processor, seeded_images(2))
+    assert np.array_equal(make(kept, processor, seeded_images(2)), first)
     assert len(processor.image_processor.threads) == 2
 
 
 def test_nothing_is_prefetched_before_a_call_was_observed() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
-    assert prefetched(kept, pictures(1)) is None
-    make(kept, processor, pictures(1))
-    assert prefetched(kept, pictures(1, 2)) is None, "so many were not seen yet"
+    assert prefetched(kept, seeded_images(1)) is None
+    make(kept, processor, seeded_images(1))
+    assert prefetched(kept, seeded_images(1, 2)) is None, "so many were not seen yet"
     assert prefetched(kept, []) is None
-    assert prefetched(kept, pictures(1)) is None, "it is kept"
+    assert prefetched(kept, seeded_images(1)) is None, "it is kept"
     assert len(processor.image_processor.threads) == 1
     kept.clear()
-    assert prefetched(kept, pictures(1)).outputs, "it is not kept any more"
+    assert prefetched(kept, seeded_images(1)).outputs, "it is not kept any more"
 
 
 def test_unreferenced_prefetch_is_dropped() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
-    make(kept, processor, pictures(1))
-    held = prefetched(kept, pictures(2))
-    again = prefetched(kept, pictures(2))
-    assert held is again, "the same pictures are made once"
+    make(kept, processor, seeded_images(1))
+    held = prefetched(kept, seeded_images(2))
+    again = prefetched(kept, seeded_images(2))
+    assert held is again, "the same images are made once"
     del held, again
     gc.collect()
-    make(kept, processor, pictures(2))
+    make(kept, processor, seeded_images(2))
     assert len(processor.image_processor.threads) == 3
 
 
 def test_clear_frees_prefetched_outputs() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
-    make(kept, processor, pictures(1))
-    held = prefetched(kept, pictures(2))
+    make(kept, processor, seeded_images(1))
+    held = prefetched(kept, seeded_images(2))
     kept.clear()
     assert (held.outputs, held.size) == ({}, 0)
-    make(kept, processor, pictures(2))
+    make(kept, processor, seeded_images(2))
     assert len(processor.image_processor.threads) == 3
 
 
 def test_call_that_depends_on_the_text_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     original = processor.image_processor
-    make(kept, processor, pictures(1))
-    held = prefetched(kept, pictures(2))
+    make(kept, processor, seeded_images(1))
+    held = prefetched(kept, seeded_images(2))
     processor.options = {"rows": 7}
-    make(kept, processor, pictures(2))
+    make(kept, processor, seeded_images(2))
     assert len(original.threads) == 3, "made for another call: of no use"
-    assert prefetched(kept, pictures(3)) is None, "nor is it tried again"
-    make(kept, processor, pictures(4))
-    assert prefetched(kept, pictures(3)) is None
+    assert prefetched(kept, seeded_images(3)) is None, "nor is it tried again"
+    make(kept, processor, seeded_images(4))
+    assert prefetched(kept, seeded_images(3)) is None
     assert held is not None
 
 
@@ -201,34 +201,34 @@ def test_image_order_is_part_of_the_call() -> None:
             return super().__call__(images[::-1] if self.turned else images)
 
     kept, processor = ProcessorCache(MANY), Turned()
-    make(kept, processor, pictures(1, 2))
-    held = prefetched(kept, pictures(3, 4))
+    make(kept, processor, seeded_images(1, 2))
+    held = prefetched(kept, seeded_images(3, 4))
     processor.turned = True
-    found = make(kept, processor, pictures(3, 4))
+    found = make(kept, processor, seeded_images(3, 4))
     assert held is not None
-    expected = [np.asarray(image.pixels, np.float32) * 2 for image in pictures(4, 3)]
+    expected = [np.asarray(image.pixels, np.float32) * 2 for image in seeded_images(4, 3)]
     assert np.array_equal(found, np.stack(expected))
 
 
 def test_repeated_image_teaches_no_call() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
-    one, other = pictures(1, 6)
+    one, other = seeded_images(1, 6)
     make(kept, processor, [one, one])
-    assert prefetched(kept, pictures(2, 3)) is None
-    make(kept, processor, pictures(2, 3))
+    assert prefetched(kept, seeded_images(2, 3)) is None
+    make(kept, processor, seeded_images(2, 3))
     assert prefetched(kept, [other, other]) is None
     make(kept, processor, [other, other])
-    assert prefetched(kept, pictures(4, 5)).outputs, "and spoils nothing"
+    assert prefetched(kept, seeded_images(4, 5)).outputs, "and spoils nothing"
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_call_with_an_unknown_option_is_not_prefetched(first: bool) -> None:
     kept, processor = ProcessorCache(MANY), Processor()
     if not first:
-        make(kept, processor, pictures(1))
+        make(kept, processor, seeded_images(1))
     processor.options = {"how": object()}
-    make(kept, processor, pictures(2))
-    assert prefetched(kept, pictures(3)) is None
+    make(kept, processor, seeded_images(2))
+    assert prefetched(kept, seeded_images(3)) is None
 
 
 def test_mutable_option_is_copied_for_each_call() -> None:
@@ -244,9 +244,9 @@ def test_mutable_option_is_copied_for_each_call() -> None:
 
     kept, processor = ProcessorCache(MANY), Gives(Uses())
     for seed in range(3):
-        held = prefetched(kept, pictures(seed))
-        found = make(kept, processor, pictures(seed))
-        expected = np.stack([np.asarray(pictures(seed)[0].pixels, np.float32)]) * 6
+        held = prefetched(kept, seeded_images(seed))
+        found = make(kept, processor, seeded_images(seed))
+        expected = np.stack([np.asarray(seeded_images(seed)[0].pixels, np.float32)]) * 6
         assert np.array_equal(found, expected), seed
         assert (held is not None) == (seed > 0)
     assert len(processor.image_processor.threads) == 3
@@ -259,10 +259,10 @@ class Copies(Processor):
 
 def test_processor_that_copies_images_is_not_prefetched() -> None:
     kept, processor = ProcessorCache(MANY), Copies()
-    make(kept, processor, pictures(1))
-    assert prefetched(kept, pictures(2)) is None
-    make(kept, processor, pictures(1))
-    assert len(processor.image_processor.threads) == 1, "the same picture is known, as ever"
+    make(kept, processor, seeded_images(1))
+    assert prefetched(kept, seeded_images(2)) is None
+    make(kept, processor, seeded_images(1))
+    assert len(processor.image_processor.threads) == 1, "the same image is known, as ever"
 
 
 class Notes(Doubler):
@@ -300,26 +300,26 @@ class OfForeign(Foreign):
 def test_processors_bound_to_their_thread_are_not_prefetched(kind: type[Doubler]) -> None:
     kept, processor = ProcessorCache(MANY), Processor(kind())
     for seed in range(4):
-        make(kept, processor, pictures(seed))
-        assert prefetched(kept, pictures(10 + seed)) is None
+        make(kept, processor, seeded_images(seed))
+        assert prefetched(kept, seeded_images(10 + seed)) is None
     assert set(processor.image_processor.threads) == {threading.get_ident()}
 
 
 def test_error_in_prefetch_is_raised_by_the_request() -> None:
     kept, processor = ProcessorCache(MANY), Processor()
-    make(kept, processor, pictures(1))
+    make(kept, processor, seeded_images(1))
 
     def fail() -> None:
-        raise ValueError("no such picture")
+        raise ValueError("no such image")
 
     processor.image_processor.before = fail
-    held = prefetched(kept, pictures(2))
+    held = prefetched(kept, seeded_images(2))
     assert (held.outputs, held.size) == ({}, 0)
-    with pytest.raises(ValueError, match="no such picture"):
-        make(kept, processor, pictures(2))
+    with pytest.raises(ValueError, match="no such image"):
+        make(kept, processor, seeded_images(2))
     processor.image_processor.before = lambda: None
-    make(kept, processor, pictures(2))
-    assert prefetched(kept, pictures(3)).outputs
+    make(kept, processor, seeded_images(2))
+    assert prefetched(kept, seeded_images(3)).outputs
 
 
 class Gate:
@@ -358,7 +358,7 @@ def observed_prefetch(limit: int, threads: int, processor: Doubler) -> Prefetch:
     """Return a prefetch that has observed how an image is processed."""
     kept = ProcessorCache(limit)
     made = kept.prefetch = Prefetch(limit, threading.Semaphore(threads))
-    make(kept, Processor(processor), pictures(0))
+    make(kept, Processor(processor), seeded_images(0))
     return made
 
 
@@ -372,7 +372,7 @@ def test_prefetch_concurrency_is_limited_and_skips_cancelled_requests(gate: Gate
     tokens = [CancelToken() for _ in range(6)]
 
     def begin(number: int) -> Begun:
-        return run_on_thread(partial(made.make, pictures(1 + number), tokens[number]))
+        return run_on_thread(partial(made.make, seeded_images(1 + number), tokens[number]))
 
     begun = [begin(number) for number in range(2)]
     for _ in range(2):
@@ -385,7 +385,7 @@ def test_prefetch_concurrency_is_limited_and_skips_cancelled_requests(gate: Gate
     assert isinstance(found.pop(2), Cancelled)
     assert all(each.outputs for each in found)
     assert len(processor.threads) == 1 + 5
-    again = made.make(pictures(3), CancelToken())
+    again = made.make(seeded_images(3), CancelToken())
     assert again is not None
     assert again.outputs, "what was cancelled is in nobody's way"
 
@@ -395,14 +395,14 @@ def blocked_prefetch(gate: Gate) -> tuple[Doubler, Prefetch, Begun]:
     processor = Doubler()
     made = observed_prefetch(MANY, 4, processor)
     processor.before = gate
-    begun = run_on_thread(partial(made.make, pictures(1), CancelToken()))
+    begun = run_on_thread(partial(made.make, seeded_images(1), CancelToken()))
     gate.wait()
     return processor, made, begun
 
 
 def test_second_request_waits_for_the_same_prefetch(gate: Gate) -> None:
     processor, made, first = blocked_prefetch(gate)
-    second = run_on_thread(partial(made.make, pictures(1), CancelToken()))
+    second = run_on_thread(partial(made.make, seeded_images(1), CancelToken()))
     gate.open()
     held = join(first)
     assert join(second) is held
@@ -430,7 +430,7 @@ def test_concurrent_threads_prefetch_the_same_images_once() -> None:
 
     for number in range(1, 41):
         barrier = threading.Barrier(6, timeout=SECONDS)
-        images = pictures(number)
+        images = seeded_images(number)
         begun = [run_on_thread(partial(come, barrier, images)) for _ in range(6)]
         assert len({id(join(each)) for each in begun}) == 1
         assert len(processor.threads) == 1 + number
@@ -438,9 +438,9 @@ def test_concurrent_threads_prefetch_the_same_images_once() -> None:
 
 def test_used_prefetch_is_repeated_if_not_cached() -> None:
     made = observed_prefetch(MANY, 1, Doubler())
-    first = made.make(pictures(1), CancelToken())
-    assert made.take(pictures(1))
-    second = made.make(pictures(1), CancelToken())
+    first = made.make(seeded_images(1), CancelToken())
+    assert made.take(seeded_images(1))
+    second = made.make(seeded_images(1), CancelToken())
     assert second is not first
     assert second is not None
     assert second.outputs
@@ -448,8 +448,8 @@ def test_used_prefetch_is_repeated_if_not_cached() -> None:
 
 def test_take_does_not_wait_for_a_running_prefetch(gate: Gate) -> None:
     _, made, first = blocked_prefetch(gate)
-    assert made.take(pictures(1)) == {}
-    assert made.take(pictures(2)) == {}
+    assert made.take(seeded_images(1)) == {}
+    assert made.take(seeded_images(2)) == {}
     gate.open()
     assert join(first).outputs
 
@@ -460,9 +460,9 @@ def test_waiter_of_a_cancelled_prefetch_does_the_work_itself(gate: Gate) -> None
     made = observed_prefetch(MANY, 1, processor)
     made._slots = slots
     token = CancelToken()
-    first = run_on_thread(partial(made.make, pictures(1), token))
+    first = run_on_thread(partial(made.make, seeded_images(1), token))
     slots.wait()
-    second = run_on_thread(partial(made.make, pictures(1), CancelToken()))
+    second = run_on_thread(partial(made.make, seeded_images(1), CancelToken()))
     token.cancel()
     slots.go()
     assert isinstance(join(first), Cancelled)
@@ -500,13 +500,13 @@ SIZE = 4 * 5 * 3 * 4
 
 def test_prefetched_bytes_are_bounded() -> None:
     made = observed_prefetch(2 * SIZE, 4, Doubler())
-    held = [made.make(pictures(number), CancelToken()) for number in range(1, 5)]
+    held = [made.make(seeded_images(number), CancelToken()) for number in range(1, 5)]
     assert [each is not None for each in held] == [True, True, False, False]
-    made.take(pictures(1))
-    assert made.make(pictures(3), CancelToken()) is not None, "what was used takes no room"
+    made.take(seeded_images(1))
+    assert made.make(seeded_images(3), CancelToken()) is not None, "what was used takes no room"
     held.clear()
     gc.collect()
-    held = [made.make(pictures(number), CancelToken()) for number in range(1, 4)]
+    held = [made.make(seeded_images(number), CancelToken()) for number in range(1, 4)]
     assert [each is not None for each in held] == [True, True, False]
 
 
@@ -515,24 +515,24 @@ def test_running_prefetches_count_toward_the_limit(gate: Gate) -> None:
     made = observed_prefetch(2 * SIZE, 4, processor)
     processor.before = gate
     begun = [
-        run_on_thread(partial(made.make, pictures(number), CancelToken())) for number in (1, 2)
+        run_on_thread(partial(made.make, seeded_images(number), CancelToken())) for number in (1, 2)
     ]
     for _ in begun:
         gate.wait()
-    assert made.make(pictures(3), CancelToken()) is None
+    assert made.make(seeded_images(3), CancelToken()) is None
     gate.open()
     assert all(join(each).outputs for each in begun)
 
 
 def test_images_larger_than_observed_respect_the_limit() -> None:
     made = observed_prefetch(3 * SIZE, 1, Doubler())
-    first = made.make(pictures(1), CancelToken())
-    large = made.make(pictures(2, height=40), CancelToken())
+    first = made.make(seeded_images(1), CancelToken())
+    large = made.make(seeded_images(2, height=40), CancelToken())
     assert first is not None
     assert large is not None
     assert (large.outputs, large.size) == ({}, 0)
     assert first.outputs
-    assert made.make(pictures(3), CancelToken()) is not None
+    assert made.make(seeded_images(3), CancelToken()) is not None
 
 
 @pytest.mark.usefixtures("fast_thread_switching")
@@ -542,7 +542,7 @@ def test_many_threads_prefetch_without_conflict() -> None:
     def many(first: int) -> int:
         found = 0
         for number in range(60):
-            images = pictures(first + number % 20)
+            images = seeded_images(first + number % 20)
             held = made.make(images, CancelToken())
             found += held is not None and bool(held.outputs)
             if number % 3 == 0:

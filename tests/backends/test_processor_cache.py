@@ -18,7 +18,7 @@ def mlx() -> None:
     platform.start()
 
 
-def pictures(*seeds: int) -> list[ImageInput]:
+def seeded_images(*seeds: int) -> list[ImageInput]:
     held = [np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8) for seed in seeds]
     return open_images(held)
 
@@ -52,7 +52,7 @@ class Processor:
 
 
 def make(kept: ProcessorCache, processor: Processor, *seeds: int, **options: Any) -> dict[str, Any]:
-    images = pictures(*seeds)
+    images = seeded_images(*seeds)
     with kept.intercepting(processor, images):
         inputs = processor(images, **options)
     with kept.keyed(images, inputs):
@@ -75,7 +75,7 @@ def test_other_images_order_or_options_are_processed_again() -> None:
     original = processor.image_processor
     for seeds in ((1,), (1, 2), (2, 1), (2,)):
         found = make(kept, processor, *seeds)
-        expected = np.stack([np.asarray(i.pixels, np.float32) for i in pictures(*seeds)])
+        expected = np.stack([np.asarray(i.pixels, np.float32) for i in seeded_images(*seeds)])
         assert np.array_equal(found["pixel_values"], expected)
     assert original.asked == [1, 2, 2, 1]
     make(kept, processor, 1, return_rows=True)
@@ -84,7 +84,7 @@ def test_other_images_order_or_options_are_processed_again() -> None:
 
 def test_same_images_have_the_same_keys() -> None:
     kept, processor = ProcessorCache(10**6), Processor()
-    images = pictures(1)
+    images = seeded_images(1)
     held = []
     for _ in range(2):
         with kept.intercepting(processor, images):
@@ -97,7 +97,7 @@ def test_same_images_have_the_same_keys() -> None:
 
 def test_failed_processing_is_not_cached() -> None:
     kept, processor = ProcessorCache(10**6), Processor()
-    images = pictures(1)
+    images = seeded_images(1)
 
     def fail() -> None:
         with kept.intercepting(processor, images):
@@ -136,9 +136,9 @@ def test_unknown_options_bypass_the_cache(option: Any) -> None:
 
 def test_an_image_processor_keeps_its_attributes_and_kind() -> None:
     kept, processor = ProcessorCache(10**6), Processor()
-    with kept.intercepting(processor, pictures(1)):
+    with kept.intercepting(processor, seeded_images(1)):
         assert processor.image_processor.size == 5
-    with kept.intercepting(object(), pictures(1)):
+    with kept.intercepting(object(), seeded_images(1)):
         pass
     with kept.intercepting(processor, []):
         assert type(processor.image_processor) is ImageProcessor

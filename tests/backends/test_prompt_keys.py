@@ -15,23 +15,23 @@ mx = pytest.importorskip("mlx.core")
 IMAGE = 9
 
 
-def picture(seed: int, side: int = 4) -> np.ndarray:
+def image(seed: int, side: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((3, side, side)).astype(np.float32)
 
 
 def prompt(*parts: Any, each: int = 3, **more: Any) -> dict[str, Any]:
     """Text as numbers, images as arrays; each image is `each` image tokens."""
     tokens: list[int] = []
-    pictures = []
+    images = []
     for part in parts:
         if isinstance(part, int):
             tokens.append(part)
         else:
-            pictures.append(part)
+            images.append(part)
             tokens += [IMAGE] * each
     inputs: dict[str, Any] = {"input_ids": mx.array([tokens]), "mask": mx.ones((1, len(tokens)))}
-    if pictures:
-        inputs["pixel_values"] = mx.array(np.stack(pictures))[None]
+    if images:
+        inputs["pixel_values"] = mx.array(np.stack(images))[None]
     return {**inputs, **more}
 
 
@@ -50,7 +50,7 @@ def common(one: dict[str, Any], other: dict[str, Any]) -> int:
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(held(one)), 99))
 
 
-A, B, C = picture(1), picture(2), picture(3)
+A, B, C = image(1), image(2), image(3)
 
 
 def test_text_keys_are_token_ids() -> None:
@@ -62,7 +62,7 @@ def test_keys_differ_from_the_first_different_image() -> None:
     assert common(prompt(1, A, 2), prompt(1, B, 2)) == 1
     assert common(prompt(1, A, 2, B, 4), prompt(1, A, 2, C, 4)) == 5
     assert common(prompt(1, A, 2, B, 4), prompt(1, B, 2, A, 4)) == 1
-    assert common(prompt(1, A, 2), prompt(1, A, 2, B, 4)) == 5, "a chat's next picture"
+    assert common(prompt(1, A, 2), prompt(1, A, 2, B, 4)) == 5, "a chat's next image"
 
 
 def test_positions_of_one_image_have_different_keys() -> None:
@@ -85,7 +85,7 @@ def test_per_image_mask_changes_only_the_keys_of_its_image() -> None:
 
 def test_ambiguous_image_positions_match_only_identical_images() -> None:
     one, other = prompt(1, A, B, 2), prompt(1, A, C, 2)
-    assert common(one, other) == 0, "two pictures side by side are one run of image tokens"
+    assert common(one, other) == 0, "two images side by side are one run of image tokens"
     assert common(one, prompt(1, A, B, 3)) == 7
     packed = {"input_ids": mx.array([[1, 9, 9, 2]]), "pixel_values": mx.ones((16, 12))}
     found = places(packed, IMAGE)

@@ -29,7 +29,7 @@ from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.engine.result import GenerationChunk, Usage
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
-from mlx_magic.images import opening as pictures
+from mlx_magic.images import opening as images_opening
 from mlx_magic.models.checkpoints.checkpoint import inspect
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("templates_render_here")]
@@ -45,8 +45,8 @@ def shape(colour: str, kind: str = "ellipse") -> Image.Image:
     return image
 
 
-def opened(*images: Image.Image) -> tuple[pictures.ImageInput, ...]:
-    return tuple(pictures.open_images(list(images))) if images else ()
+def opened(*images: Image.Image) -> tuple[images_opening.ImageInput, ...]:
+    return tuple(images_opening.open_images(list(images))) if images else ()
 
 
 def cut_at(slice_: int) -> Cut:
@@ -238,7 +238,7 @@ def test_second_question_on_an_image_prefills_only_new_tokens(large: ModelBench)
     assert second.usage.cached_tokens > IMAGE_TOKENS
     assert (second.text, second.reason) == (again.text, again.reason)
     assert first.text != second.text, "the model's answers depend on the question"
-    assert large.cold(QUESTION, BLUE).text != first.text, "and on the picture"
+    assert large.cold(QUESTION, BLUE).text != first.text, "and on the image"
     assert (reuse.prefix_hits, reuse.image_misses) == (1, 1), "nor did it look again"
 
 
@@ -374,10 +374,10 @@ def test_no_image_is_encoded_after_a_cancel(
 
     demo.engine.call(work).result(120)
     assert asked.reason == "cancelled"
-    assert asked_for == [1] * (at + 1), "it stops after the picture in work"
-    told = [c.pictures_seen for c in asked.chunks if c.pictures]
+    assert asked_for == [1] * (at + 1), "it stops after the image in work"
+    told = [c.images_seen for c in asked.chunks if c.image_count]
     assert told == list(range(at + 1))
-    assert {c.pictures for c in asked.chunks if c.pictures} == {20}
+    assert {c.image_count for c in asked.chunks if c.image_count} == {20}
     assert demo.model.reuse.image_bytes == 0
     assert demo.ask(QUESTION, images[3]).text == expected
 
@@ -419,10 +419,10 @@ def kept(room: ModelBench) -> int:
     return room.model.reuse.prefix_bytes
 
 
-@pytest.mark.parametrize("picture", [True, False], ids=["picture", "words"])
-def test_cancelled_request_is_not_cached(demo: ModelBench, picture: bool) -> None:
+@pytest.mark.parametrize("with_image", [True, False], ids=["image", "words"])
+def test_cancelled_request_is_not_cached(demo: ModelBench, with_image: bool) -> None:
     """In mlx-vlm a cancelled turn leaves a cache longer than its tokens, which is wrong later."""
-    images = [RED] if picture else []
+    images = [RED] if with_image else []
     long = "Tell me about the shape, its colour and its place. " * 4
     follow = "Which shape is it?"
     whole = demo.cold(long, *images)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import endurance
 from benchmarks.endurance import Seen, fault
-from benchmarks.endurance_plan import BAD_PICTURE, Cut, Event, Plan, controls, plans
+from benchmarks.endurance_plan import BAD_IMAGE, Cut, Event, Plan, controls, plans
 from mlx_magic.engine.request import Sampling
 from mlx_magic.engine.result import FinishReason, Usage, VisionResult
 from mlx_magic.errors import GenerationError
@@ -30,16 +30,16 @@ def test_seed_repeats_the_plan_and_a_third_is_cancelled() -> None:
     cuts = [plan.cut for plan in made if plan.cut is not None]
     assert len(cuts) > 100
     assert {cut.event for cut in cuts} == {*get_args(Event)}
-    assert all(plan.pictures for plan in made if plan.cut and plan.cut.event == "vision")
+    assert all(plan.images for plan in made if plan.cut and plan.cut.event == "vision")
     broken = [plan for plan in made if plan.broken]
     assert broken
-    assert all(BAD_PICTURE in plan.pictures for plan in broken)
+    assert all(BAD_IMAGE in plan.images for plan in broken)
     ways = [plan.sampling for plan in made]
     assert any(way.seed is not None for way in ways)
     assert any(way.stop for way in ways)
     assert any(plan.timeout for plan in made)
     assert any(plan.chat is not None for plan in made)
-    assert len({(c.prompt, c.pictures, c.sampling) for c in controls(DRAWN)}) == 20
+    assert len({(c.prompt, c.images, c.sampling) for c in controls(DRAWN)}) == 20
 
 
 @pytest.mark.parametrize(

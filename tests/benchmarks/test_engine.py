@@ -10,7 +10,7 @@ from benchmarks.engine import COUNTS, CPU_LIMITS, GPU_LIMITS, Limits, Rounds
 from benchmarks.figures import Report
 from benchmarks.peers import Peer, Worker, running
 from benchmarks.reuse import Chat, Seen
-from benchmarks.workload import Answer, Ask, Burst, Pictures
+from benchmarks.workload import Answer, Ask, Burst, DrawnImages
 from mlx_magic import demo
 
 
@@ -39,11 +39,11 @@ def test_report_has_ratios_and_targets() -> None:
     made = report(rounds(), CPU_LIMITS)
     rows = {row.what: row.summary.median for row in made.rows}
     targets = {target.what: target for target in made.targets}
-    assert rows["32 at once, one picture, ours/raw"] == 4.0
-    assert rows["8 at once, different pictures, one BatchGenerator/raw"] == 2.0
+    assert rows["32 at once, one image, ours/raw"] == 4.0
+    assert rows["8 at once, different images, one BatchGenerator/raw"] == 2.0
     assert rows["alone, ours/raw: the median step from one token to the next"] == 0.25
-    assert targets["32 at once, different pictures, ours/server"].measured == 3.0
-    last = targets["32 at once, different pictures, ours/server: last first token"]
+    assert targets["32 at once, different images, ours/server"].measured == 3.0
+    last = targets["32 at once, different images, ours/server: last first token"]
     assert last.measured == pytest.approx(1 / 3)
     assert all(target.met for target in made.targets if "alone" not in target.what)
     assert targets["alone, ours/raw: decode"].at_least
@@ -114,9 +114,9 @@ def test_twin_model_links_weights_and_enables_tiling(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_all_in_process_variants_give_the_same_answers(tmp_path: Path) -> None:
     model = random_model.twin(demo.folder(), tmp_path / "model", tiles=False, float32=True)
-    pictures = Pictures(tmp_path / "pictures")
-    asks = [Ask("What is this?", pictures.draw()), Ask("Where is the square?", pictures.draw())]
-    chat = [Ask("And now?", pictures.draw(), (("What is this?", "A digit."),))]
+    images = DrawnImages(tmp_path / "images")
+    asks = [Ask("What is this?", images.draw()), Ask("Where is the square?", images.draw())]
+    chat = [Ask("And now?", images.draw(), (("What is this?", "A digit."),))]
     starts = [partial(Worker, name, model, tmp_path) for name in ("raw", "batch", "ours")]
     with running(starts) as peers:
         for held in (asks, chat):

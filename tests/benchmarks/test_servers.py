@@ -83,10 +83,10 @@ def endpoint(tmp_path: Path) -> Iterator[tuple[Server, Process]]:
 
 def test_all_requests_are_sent_at_once(endpoint: tuple[Server, Process], tmp_path: Path) -> None:
     server, _ = endpoint
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"pixels")
+    image = tmp_path / "a.png"
+    image.write_bytes(b"pixels")
     server.wait()
-    burst = server.answer([Ask(f"q{n}", str(picture)) for n in range(4)], 7)
+    burst = server.answer([Ask(f"q{n}", str(image)) for n in range(4)], 7)
     assert burst.texts == ["q0", "q1", "q2", "q3"]
     assert burst.wall >= burst.last_first > 0
     body = Endpoint.bodies[0]
@@ -96,10 +96,10 @@ def test_all_requests_are_sent_at_once(endpoint: tuple[Server, Process], tmp_pat
 
 
 def test_a_refusal_is_an_error(endpoint: tuple[Server, Process], tmp_path: Path) -> None:
-    picture = tmp_path / "a.png"
-    picture.write_bytes(b"pixels")
+    image = tmp_path / "a.png"
+    image.write_bytes(b"pixels")
     with pytest.raises(RuntimeError, match="fake: status 400"):
-        endpoint[0].answer([Ask("q", str(picture))], 0)
+        endpoint[0].answer([Ask("q", str(image))], 0)
 
 
 def test_server_that_exits_reports_its_output(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ def test_each_variant_runs_equally_often_and_is_compared_in_pairs(
 ) -> None:
     names: list[str] = []
 
-    def process(name: str, model: Path, pictures: list[str]) -> dict[str, Any]:
+    def process(name: str, model: Path, images: list[str]) -> dict[str, Any]:
         names.append(name)
-        assert len(pictures) == len(warmup.QUESTIONS)
+        assert len(images) == len(warmup.QUESTIONS)
         return {"load": 2.0, "first": [0.4, 0.1, 0.1] if name == "raw" else [0.12, 0.1, 0.1]}
 
     monkeypatch.setattr(warmup, "_process", process)
@@ -34,10 +34,10 @@ def test_each_variant_runs_equally_often_and_is_compared_in_pairs(
 
 
 def test_benchmark_process_loads_and_answers(tmp_path: Path) -> None:
-    from benchmarks.workload import Pictures
+    from benchmarks.workload import DrawnImages
 
-    pictures = Pictures(tmp_path)
-    found = warmup._process("ours", bundled(), [pictures.draw() for _ in warmup.QUESTIONS])
+    images = DrawnImages(tmp_path)
+    found = warmup._process("ours", bundled(), [images.draw() for _ in warmup.QUESTIONS])
     assert found["load"] > 0
     assert len(found["first"]) == len(warmup.QUESTIONS)
     assert all(0 < seconds < 60 for seconds in found["first"])

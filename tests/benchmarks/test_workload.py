@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import workload
-from benchmarks.workload import Answer, Ask, Burst, Pictures
+from benchmarks.workload import Answer, Ask, Burst, DrawnImages
 
-PICTURE = {"type": "image"}
+IMAGE = {"type": "image"}
 seconds = st.floats(min_value=0.001, max_value=1000)
 answers = st.builds(
     Answer, first=seconds, last=seconds, tokens=st.integers(1, 500), text=st.text(max_size=20)
@@ -25,16 +25,16 @@ bursts = st.builds(
 
 def test_image_stays_in_the_first_turn_of_a_chat() -> None:
     ask = Ask("third?", "a.png", (("first?", "one"), ("second?", "two")))
-    turns = ask.messages(PICTURE)
+    turns = ask.messages(IMAGE)
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"]
-    assert turns[0]["content"] == [PICTURE, {"type": "text", "text": "first?"}]
+    assert turns[0]["content"] == [IMAGE, {"type": "text", "text": "first?"}]
     assert turns[1]["content"] == "one"
     assert turns[4]["content"] == [{"type": "text", "text": "third?"}]
 
 
 def test_single_question_has_its_image() -> None:
-    assert Ask("what?", "a.png").messages(PICTURE) == [
-        {"role": "user", "content": [PICTURE, {"type": "text", "text": "what?"}]}
+    assert Ask("what?", "a.png").messages(IMAGE) == [
+        {"role": "user", "content": [IMAGE, {"type": "text", "text": "what?"}]}
     ]
 
 
@@ -55,16 +55,16 @@ def test_slow_step_does_not_change_the_median() -> None:
     assert Answer.of([1.0], 1, "a").step == 0.0
 
 
-@pytest.mark.parametrize(("same", "pictures"), [(True, 1), (False, 8)])
+@pytest.mark.parametrize(("same", "image_count"), [(True, 1), (False, 8)])
 def test_questions_of_a_load_and_of_its_turns_are_distinct(
-    tmp_path: Path, same: bool, pictures: int
+    tmp_path: Path, same: bool, image_count: int
 ) -> None:
-    drawn = Pictures(tmp_path, (32, 24))
+    drawn = DrawnImages(tmp_path, (32, 24))
     first, second = (workload.load(drawn, 8, turn, same=same) for turn in (1, 2))
     assert len({ask.question for ask in [*first, *second]}) == 16
     for asks in (first, second):
-        assert len({Path(ask.picture).read_bytes() for ask in asks}) == pictures
-    assert not {ask.picture for ask in first} & {ask.picture for ask in second}
+        assert len({Path(ask.image).read_bytes() for ask in asks}) == image_count
+    assert not {ask.image for ask in first} & {ask.image for ask in second}
 
 
 def test_text_comparison_ignores_special_tokens() -> None:

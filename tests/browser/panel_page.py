@@ -10,7 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from .lab import ROOT, LabNotebook
 
-PICTURES = ROOT / "notebooks" / "pictures"
+IMAGES = ROOT / "notebooks" / "pictures"
 REAL = "%load_ext mlx_magic"
 """A first cell: the extension, and with it the bundled model."""
 
@@ -66,12 +66,12 @@ class PanelPage:
         self.notebook = notebook
         self.page: Page = notebook.page
         self.root = notebook.output(cell).locator(".mlxm-panel")
-        self.tray = self.root.get_by_role("group", name="Pictures", exact=True)
+        self.tray = self.root.get_by_role("group", name="Images", exact=True)
         self.conversation = self.root.get_by_role("group", name="Conversation", exact=True)
         self.prompt = self.root.get_by_role("textbox", name="Prompt", exact=True)
         self.model = self.root.get_by_role("combobox", name="Model", exact=True)
         self.variable = self.root.get_by_role("combobox", name="From the notebook")
-        self.thumbnails = self.tray.get_by_role("list", name="Pictures to ask about")
+        self.thumbnails = self.tray.get_by_role("list", name="Images to ask about")
         self.status = self.root.get_by_role("status").first
         self.memory = self.root.get_by_role("img", name=re.compile("^Memory"))
 
@@ -124,7 +124,7 @@ class PanelPage:
         copy = self.answer(number, model).get_by_role("button", name="Copy", exact=True)
         expect(copy).to_be_visible(timeout=LOADING)
 
-    def expect_pictures(self, *names: str) -> None:
+    def expect_images(self, *names: str) -> None:
         """Expect these images, in order."""
         expect(self.thumbnails.locator(".mlxv-name")).to_have_text(list(names))
 
@@ -132,7 +132,7 @@ class PanelPage:
         """Choose files, as the file dialog of the system does."""
         with self.page.expect_file_chooser() as chooser:
             self.button("Choose files…").click()
-        chooser.value.set_files([PICTURES / name for name in names])
+        chooser.value.set_files([IMAGES / name for name in names])
 
     def drop(self, name: str) -> None:
         """Drop a file on the panel."""
@@ -178,4 +178,4 @@ def expect_labels(panel: PanelPage) -> None:
 
 
 def _encoded(name: str) -> str:
-    return base64.b64encode((PICTURES / name).read_bytes()).decode("ascii")
+    return base64.b64encode((IMAGES / name).read_bytes()).decode("ascii")

@@ -27,7 +27,7 @@ from mlx_magic.images.image import make_image_input
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.notebook.display.render import bundle
 from mlx_magic.notebook.display.tables import Table
-from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Answer, PanelImage, Turn
 from mlx_magic.notebook.panel.state.export import to_markdown
 from tests.hostile.answers import ANSWERS, HONEST
 
@@ -58,7 +58,7 @@ CELLS = [*HTML, HONEST_HTML, *MARKDOWN, HONEST_MARKDOWN]
 EXPORT = """
 import pathlib
 turns = [
-    Turn(f"t{at}", text, (Picture("p", result(text).images[0], text),),
+    Turn(f"t{at}", text, (PanelImage("p", result(text).images[0], text),),
          [Answer(text[:300], result=result(text)), Answer("demo", error=text)])
     for at, text in enumerate([*ANSWERS.values(), *HONEST.values()])
 ]

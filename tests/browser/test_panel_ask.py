@@ -10,18 +10,18 @@ import pytest
 from playwright.sync_api import expect
 
 from .conftest import OpenPanel
-from .panel_page import LOADING, PICTURES, REAL, PanelPage, expect_labels
+from .panel_page import IMAGES, LOADING, REAL, PanelPage, expect_labels
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 
 SHAPES = "red circle, a blue square and a yellow star on a white background"
 BOTH = f'First: the word "violin" on a white background. Second: a {SHAPES}.'
-SETUP = f"{REAL}\nfrom PIL import Image\nphoto = Image.open({str(PICTURES / 'number.png')!r})"
+SETUP = f"{REAL}\nfrom PIL import Image\nphoto = Image.open({str(IMAGES / 'number.png')!r})"
 
 
 def test_images_are_added_and_answers_exported_in_every_way(open_panel: OpenPanel) -> None:
     panel = open_panel(SETUP, "print(kept.finish_reason, kept.text)", "'the next one'")
-    give_pictures(panel)
+    give_images(panel)
     ask_about_two(panel)
     edit_and_ask_again(panel)
     save_as_variable(panel)
@@ -30,42 +30,42 @@ def test_images_are_added_and_answers_exported_in_every_way(open_panel: OpenPane
     assert panel.notebook.foreign_requests == []
 
 
-def give_pictures(panel: PanelPage) -> None:
+def give_images(panel: PanelPage) -> None:
     """Choose, drop, paste, photograph and name images; then move and remove them."""
     panel.choose("shapes.png")
-    panel.expect_pictures("shapes.png")
+    panel.expect_images("shapes.png")
     panel.drop("two.png")
-    panel.expect_pictures("shapes.png", "two.png")
+    panel.expect_images("shapes.png", "two.png")
     panel.paste("word.png")
-    panel.expect_pictures("shapes.png", "two.png", "pasted.png")
+    panel.expect_images("shapes.png", "two.png", "pasted.png")
     expect(panel.prompt).to_have_value("")
     panel.button("Camera").click()
     camera = panel.tray.get_by_label("Camera").and_(panel.page.locator("video"))
     panel.page.wait_for_function("(video) => video.videoWidth > 0", arg=camera.element_handle())
     panel.screenshot("camera")
     panel.button("Take picture").click()
-    panel.expect_pictures("shapes.png", "two.png", "pasted.png", "camera.jpeg")
+    panel.expect_images("shapes.png", "two.png", "pasted.png", "camera.jpeg")
     panel.tray.get_by_role("button", name="Close").click()
     panel.variable.fill("photo")
     panel.button("Add").click()
-    panel.expect_pictures("shapes.png", "two.png", "pasted.png", "camera.jpeg", "photo")
+    panel.expect_images("shapes.png", "two.png", "pasted.png", "camera.jpeg", "photo")
     expect(panel.variable).to_have_value("")
     expect_labels(panel)
-    panel.screenshot("pictures")
+    panel.screenshot("images")
 
-    pictures = panel.thumbnails.get_by_role("listitem")
+    images = panel.thumbnails.get_by_role("listitem")
     # The first one goes behind the pasted one.
-    pictures.nth(0).drag_to(pictures.nth(2), target_position={"x": 90, "y": 40})
-    panel.expect_pictures("two.png", "pasted.png", "shapes.png", "camera.jpeg", "photo")
+    images.nth(0).drag_to(images.nth(2), target_position={"x": 90, "y": 40})
+    panel.expect_images("two.png", "pasted.png", "shapes.png", "camera.jpeg", "photo")
     for name in ("two.png", "camera.jpeg", "photo"):
         panel.button(f"Remove {name}").click()
-    panel.expect_pictures("pasted.png", "shapes.png")
+    panel.expect_images("pasted.png", "shapes.png")
     # A file that is not an image is reported in the panel.
     panel.variable.fill("nothing_of_this_name")
     panel.page.keyboard.press("Enter")
     problem = panel.root.get_by_role("alert").filter(has_text="nothing_of_this_name")
     expect(problem).to_be_visible()
-    panel.screenshot("no-such-picture")
+    panel.screenshot("no-such-image")
 
 
 def ask_about_two(panel: PanelPage) -> None:
@@ -77,11 +77,11 @@ def ask_about_two(panel: PanelPage) -> None:
     expect(panel.answer(1)).to_contain_text(
         re.compile(r"143 prompt tokens \(128 image\), \d+ written, .* tokens/s, first token after")
     )
-    asked = panel.turn(1).get_by_role("list", name="Pictures of this question")
+    asked = panel.turn(1).get_by_role("list", name="Images of this question")
     expect(asked.get_by_role("listitem")).to_have_count(2)
     expect(asked).to_contain_text(re.compile("320 . 256 · seen at 128 . 128"))
     expect(panel.prompt).to_have_value("")
-    panel.expect_pictures()
+    panel.expect_images()
     # The cell did not run again: that would have made another panel.
     expect(panel.notebook.cell(1).locator(".jp-InputPrompt")).to_have_text("[2]:")
     panel.screenshot("answer")
@@ -94,11 +94,11 @@ def edit_and_ask_again(panel: PanelPage) -> None:
     panel.button("Edit and ask again: question 1").click()
     expect(panel.prompt).to_have_value("Describe both pictures.")
     expect(panel.prompt).to_be_focused()
-    panel.expect_pictures("pasted.png", "shapes.png")
+    panel.expect_images("pasted.png", "shapes.png")
     expect(panel.root.get_by_text("Editing turn 1")).to_be_visible()
     panel.screenshot("editing")
     panel.button("Remove pasted.png").click()
-    panel.expect_pictures("shapes.png")
+    panel.expect_images("shapes.png")
     panel.ask("What is in the picture?")
     expect(panel.text(1)).to_have_text(f"A {SHAPES}.", timeout=LOADING)
     expect(panel.turn(2)).to_have_count(0)
@@ -162,7 +162,7 @@ mlx_magic.pool.load(folder, alias="copy").name
 """
     panel = open_panel(copied)
     panel.choose("two.png")
-    panel.expect_pictures("two.png")
+    panel.expect_images("two.png")
     panel.root.get_by_label("Compare models").check()
     panel.select("Model", "copy")
     panel.select("Second", "demo")

@@ -29,7 +29,7 @@ SETUP = """
 import base64, hashlib, io, json
 import ipywidgets as w
 from PIL import Image, ImageDraw
-from mlx_magic.notebook.panel.widgets.front import ConversationView, PictureTray
+from mlx_magic.notebook.panel.widgets.front import ConversationView, ImageTray
 from mlx_magic.notebook.display.sanitize import to_html
 
 calls = []
@@ -52,7 +52,7 @@ def thumb(color, size=(128, 96)):
     image.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
-def picture(id, name, color, size=(640, 480)):
+def image_data(id, name, color, size=(640, 480)):
     small = (128, 128 * size[1] // size[0])
     return dict(id=id, name=name, width=size[0], height=size[1], note="", thumb=thumb(color, small))
 
@@ -60,13 +60,13 @@ def answer(model, state="done", **given):
     empty = dict(status="", fraction=-1.0, blocks=[], tail="", text="", cell="", footer="")
     return {"model": model, "state": state, **empty, "error": "", "saved": "", **given}
 
-def turn(id, number, prompt, *answers, pictures=(), system="", follows=True):
-    return dict(id=id, number=number, prompt=prompt, system=system, pictures=list(pictures),
+def turn(id, number, prompt, *answers, images=(), system="", follows=True):
+    return dict(id=id, number=number, prompt=prompt, system=system, images=list(images),
                 answers=list(answers), follows=follows)
 
 turns = []
-tray = PictureTray(Heard())
-prompt = w.Textarea(placeholder="Ask about the pictures")
+tray = ImageTray(Heard())
+prompt = w.Textarea(placeholder="Ask about the images")
 prompt.layout.width = "auto"
 prompt.add_class("mlxm-prompt")
 """
@@ -77,8 +77,8 @@ box.add_class("mlxm-panel")
 display(box, label)
 """
 THREE = """
-second = picture("b", "second.png", "orange", (300, 500))
-tray.pictures = [picture("a", "first.png", "teal"), second, picture("c", "third.png", "purple")]
+second = image_data("b", "second.png", "orange", (300, 500))
+tray.images = [image_data("a", "first.png", "teal"), second, image_data("c", "third.png", "purple")]
 """
 
 
@@ -92,7 +92,7 @@ class FrontPage:
         self.tray = self.page.locator(".mlxm-tray").first
         self.talk = self.page.locator(".mlxm-conversation").first
         self.prompt = self.panel.locator(".mlxm-prompt textarea")
-        self.pictures = self.tray.locator(".mlxv-picture")
+        self.images = self.tray.locator(".mlxv-image")
         self.answer = self.talk.locator(".mlxv-answer").first
 
     def button(self, name: str | re.Pattern[str]) -> Locator:
@@ -110,9 +110,9 @@ class FrontPage:
 
     def names(self, *names: str) -> None:
         """Expect these thumbnails, in order."""
-        expect(self.pictures.locator(".mlxv-name")).to_have_text(list(names))
+        expect(self.images.locator(".mlxv-name")).to_have_text(list(names))
 
-    def picture(self, name: str) -> None:
+    def screenshot(self, name: str) -> None:
         """Keep what the panel looks like now."""
         self.panel.screenshot(path=SCREENSHOTS / f"front-{name}.png")
 
@@ -170,9 +170,9 @@ def drop(target: Locator, kind: str = "drop", name: str = "dropped.png") -> None
 @BOTH
 def test_file_is_uploaded_in_chunks_with_progress(show: Show, front_end: FrontEnd) -> None:
     front = show(
-        'tray.pictures = [picture(calls[0][1]["id"], "big.png", "teal")]', front_end=front_end
+        'tray.images = [image_data(calls[0][1]["id"], "big.png", "teal")]', front_end=front_end
     )
-    expect(front.tray).to_contain_text("Drop, paste or choose pictures")
+    expect(front.tray).to_contain_text("Drop, paste or choose images")
     data = bytes(range(256)) * 5_000
     front.files(("big.png", data))
     pieces = [data[at : at + 512 * 1024] for at in range(0, len(data), 512 * 1024)]
@@ -193,13 +193,13 @@ def test_file_is_uploaded_in_chunks_with_progress(show: Show, front_end: FrontEn
 
 
 def test_file_over_the_limit_is_refused_in_the_page(show: Show) -> None:
-    front = show(more=THREE + "tray.max_bytes = 1_000\ntray.max_pictures = 4\n")
+    front = show(more=THREE + "tray.max_bytes = 1_000\ntray.max_images = 4\n")
     front.files(("huge.png", b"x" * 2_000_000), ("fits.png", b"x"), ("late.png", b"x"))
     problems = front.tray.get_by_role("alert").locator("li span")
     expect(problems).to_have_text(
         [
-            "huge.png was not added: it has 2.0 MB, the limit for one picture is 1 kB.",
-            "late.png was not added: the limit is 4 pictures.",
+            "huge.png was not added: it has 2.0 MB, the limit for one image is 1 kB.",
+            "late.png was not added: the limit is 4 images.",
         ]
     )
     expect(front.page.locator(".heard").first).to_contain_text("fits.png")
@@ -210,7 +210,7 @@ def test_file_over_the_limit_is_refused_in_the_page(show: Show) -> None:
 
 
 def test_problems_and_a_disabled_tray_come_from_python(show: Show) -> None:
-    why = "smol is a text model and cannot see pictures"
+    why = "smol is a text model and cannot see images"
     front = show(
         more=f"tray.problems = [dict(id='p', text={HOSTILE!r})]\ntray.why_not = {why!r}\n"
         "tray.opening = [dict(id='o', name='half.heic', fraction=0.5)]\n"
@@ -218,7 +218,7 @@ def test_problems_and_a_disabled_tray_come_from_python(show: Show) -> None:
     expect(front.button("Choose files…")).to_be_disabled()
     expect(front.button("Camera")).to_be_disabled()
     expect(front.button("Choose files…")).to_have_attribute("title", why)
-    expect(front.tray).to_contain_text("Smol is a text model and cannot see pictures")
+    expect(front.tray).to_contain_text("Smol is a text model and cannot see images")
     bar = front.tray.get_by_role("progressbar", name="Receiving half.heic")
     expect(bar).to_have_attribute("aria-valuenow", "50")
     drop(front.tray)
@@ -236,7 +236,7 @@ def test_files_can_be_dropped_anywhere_in_the_panel(show: Show, front_end: Front
     front = show(front_end=front_end)
     drop(front.prompt, kind="dragover")
     expect(front.panel).to_have_class(re.compile("mlxm-dropping"))
-    front.picture(f"{front_end}-dropping")
+    front.screenshot(f"{front_end}-dropping")
     drop(front.prompt)
     expect(front.panel).not_to_have_class(re.compile("mlxm-dropping"))
     expect(front.page.locator(".heard").first).to_contain_text('"dropped.png"')
@@ -281,10 +281,10 @@ def test_keys_in_the_panel_do_not_reach_the_notebook(show: Show, front_end: Fron
     front.expect_heard("run", prompt="add a b dd\n00\n")
     front.page.keyboard.press("Escape")
     front.expect_heard("cancel")
-    front.pictures.first.focus()
+    front.images.first.focus()
     for key in ("a", "b", "d", "d", "Enter", "m", "Shift+Enter", "Control+Enter", "ArrowDown"):
         front.page.keyboard.press(key)
-    expect(front.pictures.first).to_be_focused()
+    expect(front.images.first).to_be_focused()
     expect(front.page.locator(".jp-Notebook .jp-Cell")).to_have_count(1)
     expect(front.notebook.cell(0).locator(".jp-InputPrompt")).to_have_text("[1]:")
     assert len(front.heard()) == 2
@@ -294,12 +294,12 @@ def test_keys_in_the_panel_do_not_reach_the_notebook(show: Show, front_end: Fron
 
 def test_thumbnails_can_be_moved_by_keys_and_keep_the_focus(show: Show) -> None:
     front = show(more=THREE)
-    first = front.pictures.nth(0)
+    first = front.images.nth(0)
     expect(first).to_have_attribute("aria-label", "1 of 3: first.png, 640 × 480")  # noqa: RUF001
     first.focus()
     front.page.keyboard.press("Alt+ArrowRight")
     front.names("second.png", "first.png", "third.png")
-    expect(front.pictures.nth(1)).to_be_focused()
+    expect(front.images.nth(1)).to_be_focused()
     front.expect_heard("order", ids=["b", "a", "c"])
     expect(front.tray.get_by_role("status")).to_have_text("first.png: now 2 of 3")
     front.button("Move third.png left").focus()
@@ -309,11 +309,11 @@ def test_thumbnails_can_be_moved_by_keys_and_keep_the_focus(show: Show) -> None:
     front.page.keyboard.press("Enter")
     front.names("third.png", "second.png", "first.png")
     expect(front.button("Move third.png left")).to_be_disabled()
-    front.pictures.nth(1).focus()
+    front.images.nth(1).focus()
     front.page.keyboard.press("Delete")
     front.expect_heard("remove", id="b")
     front.names("third.png", "first.png")
-    expect(front.pictures.nth(1)).to_be_focused()
+    expect(front.images.nth(1)).to_be_focused()
     expect(front.tray.get_by_role("status")).to_have_text("second.png removed. 2 in all.")
     front.button("Remove all").click()
     front.expect_heard("clear")
@@ -324,10 +324,10 @@ def test_thumbnails_can_be_moved_by_keys_and_keep_the_focus(show: Show) -> None:
 @BOTH
 def test_thumbnails_can_be_moved_by_dragging(show: Show, front_end: FrontEnd) -> None:
     front = show(more=THREE, front_end=front_end)
-    front.pictures.nth(0).drag_to(front.pictures.nth(2), target_position={"x": 90, "y": 40})
+    front.images.nth(0).drag_to(front.images.nth(2), target_position={"x": 90, "y": 40})
     front.names("second.png", "third.png", "first.png")
     front.expect_heard("order", ids=["b", "c", "a"])
-    front.pictures.nth(2).drag_to(front.pictures.nth(1), target_position={"x": 10, "y": 40})
+    front.images.nth(2).drag_to(front.images.nth(1), target_position={"x": 10, "y": 40})
     front.names("second.png", "first.png", "third.png")
 
 
@@ -347,7 +347,7 @@ def test_camera_takes_images_and_is_released(show: Show) -> None:
     front.button("Camera").click()
     front.page.wait_for_function("document.querySelector('.mlxv-camera video').videoWidth > 0")
     expect(front.button("Take picture")).to_be_focused()
-    front.picture("camera")
+    front.screenshot("camera")
     front.button("Take picture").click()
     expect(front.page.locator(".heard").first).to_contain_text('"camera.jpeg"')
     front.page.keyboard.press("Escape")
@@ -380,7 +380,7 @@ def test_refused_camera_permission_is_reported(show: Show) -> None:
 ASKED = """
 running = answer("smol", "running", status="reading the prompt", fraction=0.25)
 talk.turn(turn("t1", 1, "What is\\nthis?", running,
-               pictures=[dict(picture("a", "cat.png", "teal"), seen="512 x 384")]))
+               images=[dict(image_data("a", "cat.png", "teal"), seen="512 x 384")]))
 """
 ENDED = """
 text = "Two **red** squares."
@@ -468,7 +468,7 @@ def test_several_answers_are_shown_side_by_side_and_cancelled_individually(show:
         """() => new Set([...document.querySelectorAll('.mlxv-answer')].map(
              (node) => node.getBoundingClientRect().y)).size === 3"""
     )
-    front.picture("several-narrow")
+    front.screenshot("several-narrow")
 
 
 def test_two_views_of_one_conversation_show_the_same(show: Show) -> None:
@@ -556,7 +556,7 @@ def test_result_can_be_saved_under_a_name(show: Show) -> None:
     front.expect_heard("save", turn="t1", index=0, name="answer", replace=False)
     front.notebook.run(1)
     expect(front.answer.get_by_role("status")).to_contain_text("answer is there already.")
-    front.picture("save")
+    front.screenshot("save")
     front.button("Replace").click()
     front.expect_heard("save", turn="t1", index=0, name="answer", replace=True)
     front.notebook.run(2)
@@ -612,12 +612,13 @@ def test_hostile_text_stays_text(show: Show) -> None:
     bad = HOSTILE
     front = show(
         more=f"bad = {bad!r}\n"
-        "where = dict(picture('a', bad, 'teal'), thumb='http://hostile.invalid/t.png', note=bad)\n"
-        "tray.pictures = [where]\n"
+        "where = image_data('a', bad, 'teal')\n"
+        "where.update(thumb='http://hostile.invalid/t.png', note=bad)\n"
+        "tray.images = [where]\n"
         "tray.opening = [dict(id='o', name=bad, fraction=0)]\n"
         "turns.append(turn('t1', 1, bad, answer(bad, 'running', status=bad, tail=bad),"
         " answer(bad, error=bad, footer=bad, saved=bad, state='failed'),"
-        " pictures=[dict(where, seen=bad)], system=bad))\n"
+        " images=[dict(where, seen=bad)], system=bad))\n"
     )
     expect(front.talk.locator(".mlxv-ask")).to_have_text(bad)
     expect(front.talk.locator(".mlxv-model")).to_have_text([bad, bad])
@@ -676,10 +677,10 @@ def test_lost_kernel_is_shown_clearly(show: Show, front_end: FrontEnd, way: str)
     expect(banner).to_be_visible()
     if way == "death":
         page.locator(".jp-Dialog .jp-mod-accept").click(timeout=30_000)
-    front.picture(f"{front_end}-{way}")
+    front.screenshot(f"{front_end}-{way}")
     expect(front.talk).to_contain_text("Two red squares.")
     focusable = "node => { node.focus(); return document.activeElement === node }"
-    for part in (front.prompt, front.pictures.first):
+    for part in (front.prompt, front.images.first):
         assert not part.evaluate(focusable)
     drop(front.panel)
     expect(front.tray.locator(".mlxv-busy li")).to_have_count(0)
@@ -810,22 +811,22 @@ cars = 2
 | shops | 1 |
 '''
 usage = "53 prompt tokens (34 image), 120 written, 61.2 tokens/s, first token after 0.12 s"
-asked = [dict(tray.pictures[0], seen="512 x 384"), dict(tray.pictures[1], seen="")]
+asked = [dict(tray.images[0], seen="512 x 384"), dict(tray.images[1], seen="")]
 turns += [
-    turn("t1", 1, "What is in these pictures?\\nAnswer briefly.", pictures=asked,
+    turn("t1", 1, "What is in these pictures?\\nAnswer briefly.", images=asked,
          *[answer("smol", blocks=[to_html(text)], text=text, cell="%%vision", footer=usage)]),
     turn("t2", 2, "Which is larger?", answer("smol", blocks=["<p>The left one.</p>"], text="T",
          cell="%%vision", footer=usage, saved="larger"),
          answer("qwen2-vl-2b-instruct-4bit", "failed",
                 error="qwen2-vl needs 4.1 GB and 1.2 GB are left: unload another model first."),
          system="You are terse.", follows=False),
-    turn("t3", 3, "Compare both.", pictures=asked[:1],
+    turn("t3", 3, "Compare both.", images=asked[:1],
          *[answer("smol", "running", status="writing · 20 tokens",
                   blocks=["<p>A whole paragraph that has ended.</p>"], tail="And one that"),
            answer("qwen2-vl-2b-instruct-4bit", "running", status="reading", fraction=0.4)]),
 ]
 tray.opening = [dict(id="o", name="IMG_2041.heic", fraction=0.4)]
-tray.problems = [dict(id="p", text="notes.txt is no picture that can be read.")]
+tray.problems = [dict(id="p", text="notes.txt is no image that can be read.")]
 """
 )
 
@@ -840,10 +841,10 @@ def test_panel_front_screenshots(show: Show, theme: str) -> None:
         page.locator(".lm-Menu-itemLabel", has_text="JupyterLab Dark").first.click()
         expect(page.locator("body")).to_have_attribute("data-jp-theme-light", "false")
     page.set_viewport_size({"width": 1000, "height": 1800})
-    front.pictures.first.hover()
-    front.picture(theme)
+    front.images.first.hover()
+    front.screenshot(theme)
     page.set_viewport_size({"width": 520, "height": 2200})
-    front.picture(f"{theme}-narrow")
+    front.screenshot(f"{theme}-narrow")
     wide = "node => node.scrollWidth > node.clientWidth + 1"
     assert not front.panel.evaluate(wide), "the panel does not fit a narrow output"
     assert not front.talk.get_by_role("log").evaluate(wide)

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import FilePayload, Page, expect
 
 from .conftest import OpenPanel
-from .panel_page import PICTURES, PanelPage, scripted
+from .panel_page import IMAGES, PanelPage, scripted
 from .test_lab import HOSTILE, assert_harmless
 
 pytestmark = pytest.mark.browser
@@ -49,7 +49,7 @@ def test_hostile_output_is_harmless_in_panel_and_cell(open_panel: OpenPanel, mod
     page, notebook = panel.page, panel.notebook
     name = FilePayload(name=NAME, mimeType="image/png", buffer=_bytes("two.png"))
     panel.tray.locator("input[type=file]").set_input_files([name])
-    panel.expect_pictures(NAME)
+    panel.expect_images(NAME)
     page.evaluate(WATCH)
     panel.ask(NAME)
     expect(panel.text(1, "smol")).to_contain_text("harmless")
@@ -100,4 +100,4 @@ def test_hostile_output_is_harmless_in_panel_and_cell(open_panel: OpenPanel, mod
 
 
 def _bytes(name: str) -> bytes:
-    return (PICTURES / name).read_bytes()
+    return (IMAGES / name).read_bytes()

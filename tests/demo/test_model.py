@@ -15,11 +15,11 @@ from mlx_vlm.prompt_utils import apply_chat_template
 from mlx_magic.demo import folder
 from tools.demo_model.draw import draw, model_input
 from tools.demo_model.evaluate import Chat, held_out_samples, measure
-from tools.demo_model.pictures import draw_all
+from tools.demo_model.sample_images import draw_all
 from tools.demo_model.samples import any_scene, digit_rows
 from tools.demo_model.turns import REFUSAL
 
-PICTURES = draw_all()
+IMAGES = draw_all()
 Loaded = tuple[Any, Any]
 
 
@@ -43,7 +43,7 @@ def ask(loaded: Loaded, question: str, *names: str, system: str | None = None) -
     chat = Chat(*loaded)
     if system:
         chat.messages.append({"role": "system", "content": system})
-    return chat.ask(question, [PICTURES[f"{name}.png"] for name in names])
+    return chat.ask(question, [IMAGES[f"{name}.png"] for name in names])
 
 
 def test_demo_model_folder_is_small() -> None:
@@ -99,7 +99,7 @@ def test_json_and_detail(loaded: Loaded) -> None:
 
 def test_three_turns_with_a_second_image_later(loaded: Loaded) -> None:
     chat = Chat(*loaded)
-    first, second = PICTURES["shapes.png"], PICTURES["two.png"]
+    first, second = IMAGES["shapes.png"], IMAGES["two.png"]
     assert chat.ask("How many shapes are there?", [first]) == "There are 3 shapes."
     assert chat.ask("How many shapes are there?", [second]) == "There are 4 shapes."
     assert chat.ask("Which picture shows a star?") == "The first picture shows a star."
@@ -115,10 +115,10 @@ def test_training_inputs_equal_the_processor_output(loaded: Loaded) -> None:
 
     rng, rows = Random(4), digit_rows(train=False)
     for _ in range(8):
-        picture = draw(any_scene(rng, rows, train=False))[0]
-        made = loaded[1](images=[picture], text=["<image>"])["pixel_values"]
+        image = draw(any_scene(rng, rows, train=False))[0]
+        made = loaded[1](images=[image], text=["<image>"])["pixel_values"]
         seen = np.array(made)[0, 0].transpose(1, 2, 0)
-        assert np.allclose(seen, model_input(picture) / 127.5 - 1, atol=1e-6)
+        assert np.allclose(seen, model_input(image) / 127.5 - 1, atol=1e-6)
 
 
 def test_template_accepts_strings_and_lists(loaded: Loaded) -> None:

@@ -12,8 +12,8 @@ from tools.demo_model.chat import SUMS, held_out_totals, total
 from tools.demo_model.data import IGNORED, KINDS, Bucket, Filler, encode
 from tools.demo_model.describe import as_json, detail, summary
 from tools.demo_model.draw import CHARACTERS, draw, targets
-from tools.demo_model.pictures import draw_all, scenes
 from tools.demo_model.prompt import IMAGE_TOKENS
+from tools.demo_model.sample_images import draw_all, scenes
 from tools.demo_model.samples import digit_rows, sample
 from tools.demo_model.scene import LARGEST, SMALLEST, shapes_scene, text_scene
 from tools.demo_model.tokenizer import load
@@ -95,13 +95,13 @@ def test_batch_contains_its_images() -> None:
     tokenizer = load(folder())
     while not filler.add(made := sample(rng, rows), encode(made, tokenizer)):
         pass
-    pictures = filler.pictures
+    images = filler.images
     arrays = bucket.arrays(bytearray(4_000_000))
     filler.write(arrays)
-    assert (arrays["patches"][:, 0] != IGNORED).sum() == pictures
+    assert (arrays["patches"][:, 0] != IGNORED).sum() == images
     used = arrays["features"][arrays["features"] < 8 * IMAGE_TOKENS]
-    assert sorted(used) == list(range(pictures * IMAGE_TOKENS))
-    assert arrays["pictures"].dtype == np.uint8
+    assert sorted(used) == list(range(images * IMAGE_TOKENS))
+    assert arrays["images"].dtype == np.uint8
 
 
 def test_held_out_sums_are_measured_and_never_trained_on() -> None:

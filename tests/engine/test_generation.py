@@ -186,13 +186,13 @@ def test_cancel_after_the_last_token_does_not_change_the_result(generation: Gene
 
 def test_vision_progress_names_the_current_image(generation: Generation) -> None:
     generation.report(GenerationChunk("vision", seen=("9 x 9", "9 x 9")))
-    generation.report(GenerationChunk("vision", pictures_seen=2, pictures=20))
+    generation.report(GenerationChunk("vision", images_seen=2, image_count=20))
     progress = generation.progress
     assert (progress.done, progress.total) == (2, 20)
     assert progress.note == "looking at picture 3 of 20 at 9 x 9"
     assert phase_line(progress) == "looking at picture 3 of 20 at 9 x 9 …"
     generation.report(GenerationChunk("vision", seen=("9 x 9", "5 x 5")))
-    generation.report(GenerationChunk("vision", pictures_seen=3, pictures=20))
+    generation.report(GenerationChunk("vision", images_seen=3, image_count=20))
     assert generation.progress.note == "looking at picture 4 of 20"
 
 

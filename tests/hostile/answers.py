@@ -30,7 +30,7 @@ _FORMULAS: dict[str, str] = {
     "href-relative": r"\href{/api/shutdown}{x}",
     "href-split": r"\href {/api/shutdown} {x}",
     "url": rf"\url{{http://{HOST}/url}}",
-    "picture": rf"\includegraphics{{http://{HOST}/picture.png}}",
+    "image": rf"\includegraphics{{http://{HOST}/image.png}}",
     "mml-token": rf"\mmlToken{{mi}}[style='background:url(http://{HOST}/mml)']{{x}}",
     "bbox": rf"\bbox[background:url(http://{HOST}/bbox);padding:500px]{{x}}",
     "color": rf"\color{{red;background:url(http://{HOST}/color)}}{{x}}",
@@ -116,7 +116,7 @@ _MARKDOWN: dict[str, str] = {
         f'<span class="mathjax_process tex2jax_process">${_U}$</span>'
     ),
     "attributes": f'[x](http://{HOST}/kept "t" onmouseover="window.pwned=\'a\'"){{onclick=x}}',
-    "pictures": f"![p](http://{HOST}/p.png) ![q][1] <img src=http://{HOST}/i>\n\n[1]: http://{HOST}/q",
+    "images": f"![p](http://{HOST}/p.png) ![q][1] <img src=http://{HOST}/i>\n\n[1]: http://{HOST}/q",
     "scripts-as-links": "[a](javascript:window.pwned='l') <javascript:x> [b](vbscript:x) [c](data:,x)",
     "other-schemes": (
         f"[a](blob:http://x) [b](ftp://{HOST}/f) <ftp://{HOST}/g> ftp://{HOST}/h "

@@ -279,7 +279,7 @@ for _label, _map in _MAPS.items():
     TEXT[_with_map.__name__] = _with_map
 
 
-_PICTURES: dict[str, dict[str, Any]] = {
+_IMAGES: dict[str, dict[str, Any]] = {
     "size_huge": {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"height": 10**6, "width": 10**6},
@@ -304,12 +304,12 @@ _PICTURES: dict[str, dict[str, Any]] = {
     "frames": {"max_frames": 10**9},
     "factor": {"rescale_factor": 1e308},
 }
-for _label, _demand in _PICTURES.items():
+for _label, _demand in _IMAGES.items():
 
     def _with_demand(folder: Path, demand: dict[str, Any] = _demand) -> None:
         config(folder, "preprocessor_config.json", **demand)
 
-    _with_demand.__name__ = f"pictures_{_label}"
+    _with_demand.__name__ = f"images_{_label}"
     VISION[_with_demand.__name__] = _with_demand
 
 

@@ -331,7 +331,7 @@ def tiff_with_65535_tags_of_the_same_bytes() -> bytes:
     return b"II*\0" + struct.pack("<I", 10_000_008) + bytes(10_000_000) + directory
 
 
-@case("tiles are far larger than the picture")
+@case("tiles are far larger than the image")
 def tiff_of_a_tile_of_four_gigapixels() -> bytes:
     tags = grey(8, 10, 10)
     del tags[273], tags[278], tags[279]
@@ -884,16 +884,16 @@ ODD = _NAMES[_NAMES.index("tiff_with_tags_that_nobody_knows") :]
 
 
 @case("PostScript")
-def postscript_that_calls_itself_a_picture() -> bytes:
+def postscript_that_calls_itself_an_image() -> bytes:
     return b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/tmp/mark) (w) file\n"
 
 
-@case("not a picture of a supported format")
+@case("not an image of a supported format")
 def windows_metafile() -> bytes:
     return b"\xd7\xcd\xc6\x9a\0\0\0\0\0\0\x10\0\x10\0`\0" + bytes(90)
 
 
-@case("not a picture of a supported format")
+@case("not an image of a supported format")
 def dds_texture() -> bytes:
     return b"DDS |\0\0\0\x07\x10\0\0\xff\xff\0\0\xff\xff\0\0" + bytes(200)
 

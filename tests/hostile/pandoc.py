@@ -39,7 +39,7 @@ def faults(document: Any) -> Iterator[str]:
                 yield f"formula {content[1]!r}"
             case "Image":
                 if not content[2][0].startswith("data:image/png;base64,"):
-                    yield f"picture {content[2][0]!r}"
+                    yield f"image {content[2][0]!r}"
             case "Link" if not re.match(r"(https?://[^/]|mailto:.)", content[2][0]):
                 yield f"link {content[2][0]!r}"
 

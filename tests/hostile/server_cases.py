@@ -43,7 +43,7 @@ def case(says: str | None) -> Callable[[Serve], Serve]:
     return add
 
 
-def picture() -> bytes:
+def image_bytes() -> bytes:
     """Return a small PNG."""
     buffer = io.BytesIO()
     Image.new("RGB", (4, 3), "red").save(buffer, "PNG")
@@ -112,7 +112,7 @@ def chunk_of_negative_size(connection: socket.socket) -> None:
     endless(connection, b"x")
 
 
-@case("sent too many headers, or far more than the picture")
+@case("sent too many headers, or far more than the image")
 def chunks_of_minus_one(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked") + b"-1\r\n")
     endless(connection, b"x")
@@ -124,13 +124,13 @@ def chunk_of_an_exabyte(connection: socket.socket) -> None:
     endless(connection, b"x")
 
 
-@case("sent too many headers, or far more than the picture")
+@case("sent too many headers, or far more than the image")
 def chunks_of_one_byte(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked"))
     endless(connection, b"1\r\nx\r\n")
 
 
-@case("sent too many headers, or far more than the picture")
+@case("sent too many headers, or far more than the image")
 def chunk_extensions_without_end(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: chunked"))
     endless(connection, b"1;" + b"e" * 60_000 + b"\r\nx\r\n")
@@ -142,9 +142,9 @@ def chunk_size_line_without_end(connection: socket.socket) -> None:
     endless(connection, b"0")
 
 
-@case("sent too many headers, or far more than the picture")
+@case("sent too many headers, or far more than the image")
 def trailers_without_end(connection: socket.socket) -> None:
-    body = picture()
+    body = image_bytes()
     connection.sendall(head("Transfer-Encoding: chunked"))
     connection.sendall(b"%x\r\n%s\r\n0\r\n" % (len(body), body))
     endless(connection, b"X-Trailer: y\r\n")
@@ -152,17 +152,17 @@ def trailers_without_end(connection: socket.socket) -> None:
 
 @case("cut short")
 def chunk_sizes_that_are_no_numbers(connection: socket.socket) -> None:
-    connection.sendall(head("Transfer-Encoding: chunked") + b"picture\r\n" + picture())
+    connection.sendall(head("Transfer-Encoding: chunked") + b"image\r\n" + image_bytes())
 
 
 @case("cut short")
 def end_in_the_middle_of_a_chunk(connection: socket.socket) -> None:
-    connection.sendall(head("Transfer-Encoding: chunked") + b"ff\r\n" + picture()[:20])
+    connection.sendall(head("Transfer-Encoding: chunked") + b"ff\r\n" + image_bytes()[:20])
 
 
 @case(None)
 def chunks_as_they_should_be(connection: socket.socket) -> None:
-    body = picture()
+    body = image_bytes()
     connection.sendall(head("Transfer-Encoding: chunked"))
     connection.sendall(b"%x;a=b\r\n%s\r\n0\r\nX: y\r\n\r\n" % (len(body), body))
 
@@ -172,7 +172,7 @@ def chunks_as_they_should_be(connection: socket.socket) -> None:
 
 @case(None)
 def length_that_is_negative(connection: socket.socket) -> None:
-    connection.sendall(head("Content-Length: -5") + picture())
+    connection.sendall(head("Content-Length: -5") + image_bytes())
 
 
 @case("larger than 200 KB")
@@ -195,12 +195,12 @@ def length_of_five_thousand_digits(connection: socket.socket) -> None:
 
 @case("cut short after 71 of 9999 bytes")
 def length_that_is_too_long(connection: socket.socket) -> None:
-    connection.sendall(head("Content-Length: 9999") + picture()[:71])
+    connection.sendall(head("Content-Length: 9999") + image_bytes()[:71])
 
 
 @case(None)
 def two_lengths_of_which_the_first_is_right(connection: socket.socket) -> None:
-    body = picture()
+    body = image_bytes()
     connection.sendall(head(f"Content-Length: {len(body)}", "Content-Length: 9") + body)
 
 
@@ -250,7 +250,7 @@ def interim_answers_without_end(connection: socket.socket) -> None:
 
 @case(None)
 def one_interim_answer(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" + head() + picture())
+    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n" + head() + image_bytes())
 
 
 @case("the server answered 103")
@@ -260,12 +260,12 @@ def early_hints_without_end(connection: socket.socket) -> None:
 
 @case("failed")
 def status_that_is_no_number(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/1.1 OK OK\r\n\r\n" + picture())
+    connection.sendall(b"HTTP/1.1 OK OK\r\n\r\n" + image_bytes())
 
 
 @case("failed")
 def version_of_tomorrow(connection: socket.socket) -> None:
-    connection.sendall(b"HTTP/9.9 200 OK\r\n\r\n" + picture())
+    connection.sendall(b"HTTP/9.9 200 OK\r\n\r\n" + image_bytes())
 
 
 @case("failed")
@@ -293,13 +293,13 @@ def transfer_that_is_packed(connection: socket.socket) -> None:
     connection.sendall(head("Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n")
 
 
-@case("text/html, not a picture")
+@case("text/html, not an image")
 def web_page_without_end(connection: socket.socket) -> None:
     connection.sendall(head(kind="text/html"))
     endless(connection, b"<p>")
 
 
-@case("not a picture")
+@case("not an image")
 def header_of_odd_bytes(connection: socket.socket) -> None:
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: \xff\xfe\x1b[2J; x=\x00\r\n\r\nno")
 
@@ -369,7 +369,7 @@ def redirect_to_metadata(connection: socket.socket) -> None:
 
 @case("more than 1 seconds")
 def body_that_drips(connection: socket.socket) -> None:
-    connection.sendall(head() + picture()[:30])
+    connection.sendall(head() + image_bytes()[:30])
     drip(connection)
 
 

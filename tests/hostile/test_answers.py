@@ -23,7 +23,7 @@ from mlx_magic.notebook.display import formulas, live_view
 from mlx_magic.notebook.display.render import bundle
 from mlx_magic.notebook.display.sanitize import to_html, to_markdown, to_plain
 from mlx_magic.notebook.display.tables import Table
-from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Answer, PanelImage, Turn
 from mlx_magic.notebook.panel.state.export import to_json
 from mlx_magic.notebook.panel.state.export import to_markdown as exported
 from mlx_magic.notebook.panel.widgets import controls
@@ -206,7 +206,7 @@ def test_an_exported_conversation_is_harmless(name: str) -> None:
     asked = Turn(
         "t1",
         text,
-        (Picture("p1", image, text),),
+        (PanelImage("p1", image, text),),
         [Answer(text, result=result(text)), Answer("demo", error=text)],
         Settings(system=text),
     )

@@ -19,7 +19,7 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
 from mlx_magic.images.decoding.stoppable_file import DecodeDeadline, WatchedBytes
 from mlx_magic.images.opening import open_images
-from mlx_magic.notebook.panel.control.pictures import Pictures
+from mlx_magic.notebook.panel.control.question_images import QuestionImages
 from mlx_magic.testing import ScriptedBackend
 from tests.hostile.image_cases import encode, scans
 from tests.notebook.conftest import script, shell
@@ -178,12 +178,12 @@ def test_cancelled_cell_ends_image_decoding(
 
 
 def test_removing_an_image_from_the_panel_ends_its_decoding(held: Held) -> None:
-    pictures = Pictures(lambda: None)
-    pictures.open(encode(noise(1000, 1000), "PNG"), "slow", as_id="a")
+    images = QuestionImages(lambda: None)
+    images.open(encode(noise(1000, 1000), "PNG"), "slow", as_id="a")
     assert held.reached.wait(30)
-    pictures.remove("a")
+    images.remove("a")
     held.released.set()
     end("mlx-magic-open")
     assert held.reads <= held.at + 4
-    assert not pictures.ready
-    assert not pictures.problems
+    assert not images.ready
+    assert not images.problems

@@ -21,7 +21,7 @@ from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.tokens import Token
 from tests.hostile.image_cases import encode
 
-PICTURE = encode(Image.new("RGB", (4, 3), "red"), "PNG")
+IMAGE = encode(Image.new("RGB", (4, 3), "red"), "PNG")
 
 
 def line(value: Any, base: Path | None = None) -> str:
@@ -52,7 +52,7 @@ def test_pipe_that_replaces_a_checked_file_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.png"
-    path.write_bytes(PICTURE)
+    path.write_bytes(IMAGE)
     real = files.find_files
 
     def swapped(*args: Any, **options: Any) -> list[Path]:
@@ -69,7 +69,7 @@ def test_device_that_replaces_a_checked_file_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x.png"
-    path.write_bytes(PICTURE)
+    path.write_bytes(IMAGE)
     real = files.find_files
 
     def swapped(*args: Any, **options: Any) -> list[Path]:
@@ -98,7 +98,7 @@ def test_file_without_an_image_header_is_not_read_further(tmp_path: Path) -> Non
         file.truncate(199_000_000)
     tracemalloc.start()
     try:
-        assert "not a picture of a supported format" in line("sparse.png", tmp_path)
+        assert "not an image of a supported format" in line("sparse.png", tmp_path)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
@@ -110,7 +110,7 @@ def test_file_without_an_image_header_is_not_read_further(tmp_path: Path) -> Non
 def test_glob_through_a_symlink_loop_ends(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).symlink_to(".")
-    (tmp_path / "one.png").write_bytes(PICTURE)
+    (tmp_path / "one.png").write_bytes(IMAGE)
     assert "No file matches" in line("**/no-such-*.png", tmp_path)
     assert [image.source for image in open_images("**/one.png", base=tmp_path)] == ["one.png"]
 
@@ -142,7 +142,7 @@ def test_globs_match_as_before(tmp_path: Path) -> None:
 
     for name in ("a/1.png", "a/b/2.png", "a/b/c/3.png", ".h/4.png", "a/.5.png", "d[1]/6.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(PICTURE)
+        (tmp_path / name).write_bytes(IMAGE)
     (tmp_path / "link").symlink_to("a")
     patterns = [
         "*.png", "*/*.png", "**/*.png", "a/**/*.png", "**/b/*.png", "a/**", "**", "*/b/2.png",
@@ -197,8 +197,8 @@ def test_broadcast_arrays_are_limited_by_their_shape(
 
 
 def test_broadcast_object_array_stops_at_the_image_limit() -> None:
-    array = np.broadcast_to(np.array([PICTURE], object), (10**8,))
-    assert "At most 64 pictures" in line(array)
+    array = np.broadcast_to(np.array([IMAGE], object), (10**8,))
+    assert "At most 64 images" in line(array)
 
 
 def test_many_large_arrays_are_not_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from mlx_magic.images.http import connection as http_connection
 from mlx_magic.images.http import fetch as fetch_module
 from mlx_magic.images.http.fetch import UrlFetcher
 from mlx_magic.images.http.public_addresses import IPAddress, UrlTarget
-from tests.hostile.server_cases import CASES, TLS_CASES, Case, picture, serving
+from tests.hostile.server_cases import CASES, TLS_CASES, Case, image_bytes, serving
 
 _MOST = 200_000
 _SECONDS = 2.0
@@ -68,7 +68,7 @@ def judge(case: Case, scheme: str = "http") -> None:
     start = time.monotonic()
     came = ask(case, scheme)
     if case.says is None:
-        assert came == picture()
+        assert came == image_bytes()
     else:
         assert isinstance(came, str)
         assert case.says in came
@@ -91,7 +91,7 @@ def test_hostile_tls_handshake_ends(name: str) -> None:
 
 
 def test_image_of_the_largest_size_arrives_in_small_chunks() -> None:
-    body = picture() + bytes(_MOST - len(picture()))
+    body = image_bytes() + bytes(_MOST - len(image_bytes()))
 
     def serve(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")

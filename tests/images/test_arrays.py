@@ -125,7 +125,7 @@ def test_batch_becomes_images_scaled_by_one_range() -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros(5), "x has the shape 5: a picture is HxW, HxWx3 or HxWx4."),
+        (np.zeros(5), "x has the shape 5: an image is HxW, HxWx3 or HxWx4."),
         (np.zeros((0, 4)), "x has the shape 0x4: there are no pixels in it."),
         (np.zeros((12, 6, 6)), "x has the shape 12x6x6: .*; for several grayscale images use list"),
         (np.zeros((3, 4, 4, 2), np.uint8), "has the shape 3x4x4x2"),
@@ -157,7 +157,7 @@ def test_array_with_too_many_pixels_is_refused_before_the_copy() -> None:
 
 def test_batch_of_too_many_images_is_refused_before_the_copy() -> None:
     huge = np.broadcast_to(np.float64(0), (100_000, 1000, 1000, 3))
-    with pytest.raises(ImageDecodeError, match=f"batch of 100000 pictures: .*{MAX_IMAGES}"):
+    with pytest.raises(ImageDecodeError, match=f"batch of 100000 images: .*{MAX_IMAGES}"):
         open_images(huge, name="x")
 
 

@@ -301,9 +301,9 @@ def test_an_image_without_pixels_is_refused() -> None:
     ("data", "words"),
     [
         (b"", "is empty"),
-        (b"hello, this is text\n", "is a text file, not a picture"),
-        ("Grüße".encode() * 200, "is a text file, not a picture"),
-        ("täxt".encode("utf-16"), "is a text file, not a picture"),
+        (b"hello, this is text\n", "is a text file, not an image"),
+        ("Grüße".encode() * 200, "is a text file, not an image"),
+        ("täxt".encode("utf-16"), "is a text file, not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawing.*Export it as a PNG"),
         (b"<?xml version='1.0'?><svg/>", "SVG drawing"),
         (b"<!DOCTYPE html><p>", "web page"),
@@ -313,7 +313,7 @@ def test_an_image_without_pixels_is_refused() -> None:
         (b"\x93NUMPY\x01\0", "np.load"),
         (b"\x00\x00\x01\x00\x01\x00", "icon"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
-        (bytes(range(200, 256)), "not a picture of a supported format. Supported are PNG, JPEG"),
+        (bytes(range(200, 256)), "not an image of a supported format. Supported are PNG, JPEG"),
     ],
 )
 def test_error_names_the_content_type_that_is_not_an_image(data: bytes, words: str) -> None:

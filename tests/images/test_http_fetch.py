@@ -122,7 +122,7 @@ def answer(body: bytes = b"", status: str = "200 OK", **headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
-def picture(body: bytes | None = None, **headers: str) -> bytes:
+def image_response(body: bytes | None = None, **headers: str) -> bytes:
     body = png() if body is None else body
     return answer(body, Content_Type="image/png", Content_Length=str(len(body)), **headers)
 
@@ -142,7 +142,7 @@ def refused(network: Network, url: str = "http://a.example/x.png") -> str:
 
 
 def test_image_is_fetched_with_a_plain_get_request() -> None:
-    connection = ScriptedConnection(picture())
+    connection = ScriptedConnection(image_response())
     network = Network(connection)
     assert network.fetcher()("http://a.example:81/dir/x.png?q=1#part") == png()
     assert network.asked == [("a.example", PUBLIC)]
@@ -191,7 +191,7 @@ def test_host_that_resolves_to_a_private_address_is_refused_and_shown() -> None:
 
 def test_only_public_addresses_of_a_host_are_tried_in_order() -> None:
     names = {"a.example": [["127.0.0.1", "1.1.1.1", "10.0.0.1", "1.0.0.1"]]}
-    good = ScriptedConnection(picture(), peer="1.0.0.1")
+    good = ScriptedConnection(image_response(), peer="1.0.0.1")
     network = Network(ConnectionRefusedError(111, "Connection refused"), good, names=names)
     assert network.fetcher()("http://a.example/") == png()
     assert [address for _, address in network.asked] == ["1.1.1.1", "1.0.0.1"]
@@ -200,7 +200,7 @@ def test_only_public_addresses_of_a_host_are_tried_in_order() -> None:
 def test_dns_rebinding_reaches_only_the_checked_address() -> None:
     # The name resolves to a private address later; it is not resolved a second time.
     names = {"evil.example": [[PUBLIC], ["127.0.0.1"]]}
-    network = Network(ScriptedConnection(picture()), names=names)
+    network = Network(ScriptedConnection(image_response()), names=names)
     network.fetcher()("http://evil.example/")
     assert network.asked == [("evil.example", PUBLIC)]
     # A redirect to itself does look it up again, and is checked again.
@@ -212,7 +212,7 @@ def test_dns_rebinding_reaches_only_the_checked_address() -> None:
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "8.8.8.8"])
 def test_peer_address_of_the_connection_is_checked(peer: str) -> None:
-    connection = ScriptedConnection(picture(), peer=peer)
+    connection = ScriptedConnection(image_response(), peer=peer)
     assert f"the connection went to {peer} and not to {PUBLIC}" in refused(Network(connection))
     assert connection.sent == b""
     assert connection.closed
@@ -245,7 +245,7 @@ def test_each_redirect_is_a_new_request() -> None:
     network = Network(
         ScriptedConnection(redirect("b/c d.png?é", "301 Moved Permanently")),
         ScriptedConnection(redirect("https://b.example/e", "307 Temporary Redirect")),
-        last := ScriptedConnection(picture()),
+        last := ScriptedConnection(image_response()),
     )
     assert network.fetcher()("http://a.example/dir/x") == png()
     assert [host for host, _ in network.asked] == ["a.example", "a.example", "b.example"]
@@ -330,7 +330,7 @@ def test_fetch_cancelled_before_start_sends_no_request() -> None:
 
 def test_responses_that_are_not_images_are_refused() -> None:
     page = ScriptedConnection(answer(b"<html>" * 200, Content_Type="text/html"), b"more")
-    assert refused(Network(page)) == "it sent text/html, not a picture."
+    assert refused(Network(page)) == "it sent text/html, not an image."
     assert page.script
     # What calls itself an image is for the decoder to judge; an image under a wrong name is one.
     unknown = answer(b"\x00\x01\x02", Content_Type="image/x-unknown")
@@ -341,7 +341,7 @@ def test_responses_that_are_not_images_are_refused() -> None:
 
 
 def test_compressed_content_encoding_is_refused() -> None:
-    packed = ScriptedConnection(picture(Content_Encoding="gzip"))
+    packed = ScriptedConnection(image_response(Content_Encoding="gzip"))
     assert refused(Network(packed)) == "it is compressed (gzip), which is not read here."
 
 
@@ -398,7 +398,7 @@ def test_proxies_are_ignored_and_named_when_the_fetch_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://10.0.0.1:3128")
-    network = Network(ScriptedConnection(picture()))
+    network = Network(ScriptedConnection(image_response()))
     assert network.fetcher()("http://a.example/") == png()
     assert network.asked == [("a.example", PUBLIC)]
     assert "proxies of the environment are not used here" in refused(Network(TimeoutError()))

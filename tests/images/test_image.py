@@ -107,10 +107,10 @@ def test_a_thumbnail_is_the_smaller_of_png_and_jpeg() -> None:
 
 
 def test_a_thumbnail_is_cached_and_depends_on_pixels_only() -> None:
-    picture = Image.new("RGB", (300, 300), "teal")
-    plain = opened(picture)
+    image = Image.new("RGB", (300, 300), "teal")
+    plain = opened(image)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", dpi=(300, 300), icc_profile=b"profile")
+    image.save(buffer, "PNG", dpi=(300, 300), icc_profile=b"profile")
     dressed = opened(buffer)
     assert plain.thumbnail() is plain.thumbnail()
     assert plain.thumbnail().data == dressed.thumbnail().data
@@ -134,7 +134,7 @@ def test_open_image_is_returned_unchanged_unless_too_large() -> None:
 def test_more_images_than_allowed_are_refused() -> None:
     tiny = Image.new("RGB", (1, 1))
     assert len(open_images([tiny] * MAX_IMAGES)) == MAX_IMAGES
-    with pytest.raises(ImageError, match=f"At most {MAX_IMAGES} pictures .*list\\[64\\]"):
+    with pytest.raises(ImageError, match=f"At most {MAX_IMAGES} images .*list\\[64\\]"):
         open_images([tiny] * (MAX_IMAGES + 1))
 
 
@@ -160,11 +160,11 @@ def test_endless_iterator_stops_at_the_limit() -> None:
 
 def test_total_pixels_of_a_request_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images_module, "MAX_PIXELS_TOTAL", 250)
-    pictures = [Image.new("RGB", (10, 10)) for _ in range(3)]
+    images = [Image.new("RGB", (10, 10)) for _ in range(3)]
     with pytest.raises(ImageTooLargeError, match="set max_pixels") as caught:
-        open_images(pictures)
+        open_images(images)
     assert (caught.value.size, caught.value.limit) == (300, 250)
-    assert len(open_images(pictures, max_pixels=50)) == 3
+    assert len(open_images(images, max_pixels=50)) == 3
 
 
 def test_cancel_stops_between_images() -> None:

@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(png())
-    (tmp_path / "notes.txt").write_text("not a picture")
+    (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "catfolder.png").mkdir()
     return tmp_path
 
@@ -132,7 +132,7 @@ def test_glob_of_too_many_files_is_refused(folder: Path) -> None:
 def test_text_file_is_refused(folder: Path) -> None:
     with pytest.raises(ImageDecodeError) as caught:
         open_images("notes.txt")
-    assert str(caught.value) == "notes.txt is a text file, not a picture."
+    assert str(caught.value) == "notes.txt is a text file, not an image."
 
 
 def test_pipe_is_refused_without_waiting(folder: Path) -> None:
@@ -224,7 +224,7 @@ def test_nested_lists_keep_their_order(folder: Path) -> None:
 
 
 def test_empty_and_recursive_lists_are_refused() -> None:
-    with pytest.raises(ImageError, match="pics is empty: there is no picture in it"):
+    with pytest.raises(ImageError, match="pics is empty: there is no image in it"):
         open_images([], name="pics")
     with pytest.raises(ImageError, match="is empty"):
         open_images([[], ()])
@@ -240,7 +240,7 @@ def test_vision_result_gives_its_images() -> None:
     assert open_images(result) == [first, second]
     assert open_images([result, first]) == [first, second, first]
     empty = VisionResult("text", "model", "stop")
-    with pytest.raises(ImageError, match="answer is an answer to a question without pictures"):
+    with pytest.raises(ImageError, match="answer is an answer to a question without images"):
         open_images(empty, name="answer")
 
 

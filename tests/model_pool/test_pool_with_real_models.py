@@ -50,19 +50,19 @@ def copies(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     image = Image.new("RGB", (128, 128), "white")
     ImageDraw.Draw(image).ellipse((32, 32, 96, 96), fill="red")
     return image
 
 
-def start(session: Session, model: str, picture: Image.Image, prompt: str = "") -> Generation:
+def start(session: Session, model: str, image: Image.Image, prompt: str = "") -> Generation:
     request = GenerationRequest(
         prompt=prompt or "What is in the picture?",
         model=model,
         sampling=Sampling(max_tokens=6, temperature=0),
     )
-    return session.start(request, images=[("picture", picture)])
+    return session.start(request, images=[("image", image)])
 
 
 def active(session: Session) -> int:
@@ -73,7 +73,7 @@ def active(session: Session) -> int:
 
 
 def test_four_models_run_in_turn_on_a_budget_for_two(
-    session: Session, copies: list[str], picture: Image.Image
+    session: Session, copies: list[str], image: Image.Image
 ) -> None:
     # Of other tests' sessions, in the same process.
     others = active(session)
@@ -84,7 +84,7 @@ def test_four_models_run_in_turn_on_a_budget_for_two(
     session.pool.budget = budget = int(2.5 * size)
     texts, notes, most = set(), [], 0
     for model in [*copies, *copies]:
-        generation = start(session, model, picture)
+        generation = start(session, model, image)
         texts.add(generation.future.result(60).text)
         notes += generation.notes
         most = max(most, session.pool.taken)
@@ -103,19 +103,17 @@ def test_four_models_run_in_turn_on_a_budget_for_two(
     assert all(re.search(r"\(1[23] MB\) to make room\.$", note) for note in notes)
 
     # A switch to a model that is still there loads nothing.
-    warm = start(session, copies[2], picture)
+    warm = start(session, copies[2], image)
     assert not warm.notes
     assert warm.future.result(60).timings.load < 0.01
     with session.pool.lease(copies[2]), session.pool.lease(copies[3]):
         with pytest.raises(MemoryBudgetError) as caught:
-            start(session, copies[0], picture).future.result(60)
+            start(session, copies[0], image).future.result(60)
         assert set(caught.value.could_unload) == {copies[2], copies[3]}
         assert len(session.pool) == 2
 
 
-def test_each_unload_frees_memory(
-    session: Session, copies: list[str], picture: Image.Image
-) -> None:
+def test_each_unload_frees_memory(session: Session, copies: list[str], image: Image.Image) -> None:
     """Results, and errors with their tracebacks, are kept; nothing of the weights is."""
     model = copies[0]
     size = session.pool.load(model).nbytes
@@ -123,9 +121,9 @@ def test_each_unload_frees_memory(
     before = active(session)
     kept: list[object] = []
     for cycle in range(CYCLES):
-        kept.append(start(session, model, picture).future.result(60))
+        kept.append(start(session, model, image).future.result(60))
         if cycle % 5 == 0:
-            kept += failures(session, model, picture)
+            kept += failures(session, model, image)
         freed = session.pool.unload(model)
         assert freed >= 0.99 * size
         assert active(session) - before <= 0.01 * size, f"cycle {cycle}"
@@ -141,12 +139,12 @@ def test_each_unload_frees_memory(
 
 @pytest.mark.parametrize("kind", ["vision", "text"])
 def test_unload_frees_memory_without_cycle_collection(
-    session: Session, copies: list[str], picture: Image.Image, kind: str
+    session: Session, copies: list[str], image: Image.Image, kind: str
 ) -> None:
     """It would hold Python's lock, and with it the notebook."""
     model = copies[0] if kind == "vision" else str(smollm2_folder())
     request = GenerationRequest("Hi", model=model, sampling=Sampling(max_tokens=4, temperature=0))
-    images = [("picture", picture)] if kind == "vision" else []
+    images = [("image", image)] if kind == "vision" else []
     before = active(session)
     with searches_for_cycles() as searches:
         session.start(request, images=images).future.result(120)
@@ -192,7 +190,7 @@ def test_cancelled_load_frees_memory_without_cycle_collection(
 def test_answer_finishes_while_another_model_reads_its_tokenizer(
     session: Session,
     copies: list[str],
-    picture: Image.Image,
+    image: Image.Image,
     library: str,
     reads: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -211,7 +209,7 @@ def test_answer_finishes_while_another_model_reads_its_tokenizer(
     load = session.pool.submit_load(copies[1] if library == "mlx_vlm" else str(smollm2_folder()))
     try:
         assert begun.wait(60)
-        answer = start(session, copies[0], picture).future.result(60)
+        answer = start(session, copies[0], image).future.result(60)
         assert answer.usage.completion_tokens == 6
         assert not load.future.done()
     finally:
@@ -223,14 +221,14 @@ def refuse(*args: object, **kwargs: object) -> None:
     raise ValueError("no")
 
 
-def failures(session: Session, model: str, picture: Image.Image) -> list[object]:
+def failures(session: Session, model: str, image: Image.Image) -> list[object]:
     """Return errors whose tracebacks are kept, as a notebook does."""
     with pytest.MonkeyPatch.context() as patch:
         # Asked for on the inference thread, by frames that hold the model.
         patch.setattr("mlx_vlm.utils.prepare_inputs", refuse)
-        asked = start(session, model, picture).future
+        asked = start(session, model, image).future
         with pytest.raises(GenerationError) as caught:
             asked.result(60)
-    cut = start(session, model, picture)
+    cut = start(session, model, image)
     cut.cancel()
     return [caught.value, caught.tb, cut, cut.future.result(60)]

@@ -143,7 +143,7 @@ def test_repositories_without_a_model_are_not_listed(cache: Path) -> None:
     checkpoints.without_config(snapshot(cache, "org/tokenizer-only"))
     snapshot(cache, "org/empty")
     (cache / "models--org--never-begun").mkdir()
-    (cache / "datasets--org--pictures" / "snapshots").mkdir(parents=True)
+    (cache / "datasets--org--images" / "snapshots").mkdir(parents=True)
     (cache / ".locks" / "models--org--locked").mkdir(parents=True)
     (cache / "version.txt").write_text("1")
     # No name that a person could give: no organization, two double dashes, odd characters.

@@ -12,7 +12,7 @@ from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.tokens import split_line
 
 NAMESPACE: dict[str, object] = {
-    "img": "the picture",
+    "img": "the image",
     "imgs": ["first", "second"],
     "photo_cat": 1,
     "table": {"a b": [1, 2, 3]},
@@ -105,14 +105,14 @@ def test_wildcard_characters_in_the_base_folder_are_literal(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "value"),
     [
-        ("img", "the picture"),
+        ("img", "the image"),
         ("imgs[0]", "first"),
         ("imgs[-1]", "second"),
-        ("[img, imgs[1]]", ["the picture", "second"]),
+        ("[img, imgs[1]]", ["the image", "second"]),
         ("table['a b'][1:]", [2, 3]),
         ("photo_cat*2", 2),
         ("[x for x in imgs]", ["first", "second"]),
-        ("(lambda a: a)(img)", "the picture"),
+        ("(lambda a: a)(img)", "the image"),
         ("len(imgs)", 2),
         ("3", 3),
     ],
@@ -224,7 +224,7 @@ def test_any_word_resolves_or_raises_only_usage_errors(line: str) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("{img}", [("img", "the picture")]),
+        ("{img}", [("img", "the image")]),
         ("{ imgs[1] }", [("imgs[1]", "second")]),
         ("{photo_cat, recipes}", [("{photo_cat, recipes}", {1, 3})]),
     ],

@@ -42,7 +42,7 @@ class FakeImage:
         return FakeThumbnail(b"\x89PNG", "image/png", 64, 48)
 
 
-def picture(**fields: Any) -> ImageInput:
+def image_input(**fields: Any) -> ImageInput:
     return cast("ImageInput", FakeImage(**fields))
 
 
@@ -116,7 +116,7 @@ def test_rendered_answer_has_no_timing_rate_or_memory(shown_as: OutputFormat, te
 
 
 def test_mime_bundle_is_deterministic() -> None:
-    asked = result(images=(picture(), picture(source="dog.png")))
+    asked = result(images=(image_input(), image_input(source="dog.png")))
     assert bundle(asked) == bundle(asked)
 
 
@@ -185,8 +185,8 @@ def test_unserializable_data_falls_back_to_the_text() -> None:
 
 def test_images_are_shown_above_the_answer_with_captions() -> None:
     images = (
-        picture(),
-        picture(source="b.png", original_size=(640, 480), note="first of 12 frames"),
+        image_input(),
+        image_input(source="b.png", original_size=(640, 480), note="first of 12 frames"),
     )
     found = page(bundle(result(images=images))["text/html"])
     first, second = found.all("img")
@@ -219,7 +219,7 @@ def test_no_images_means_no_image_row() -> None:
 
 def test_hostile_image_name_is_escaped() -> None:
     name = "\"><script>alert(1)</script>\x1b[2J\u202e'.png"
-    html = thumbnails_html([picture(source=name, note="<b>")])
+    html = thumbnails_html([image_input(source=name, note="<b>")])
     found = page(html)
     assert [tag for tag, _ in found.tags] == ["div", "figure", "img", "figcaption"]
     assert found.all("img")[0]["alt"] == "\"><script>alert(1)</script>'.png"
@@ -228,13 +228,13 @@ def test_hostile_image_name_is_escaped() -> None:
 
 
 def test_long_image_name_is_truncated() -> None:
-    alt = page(thumbnails_html([picture(source="x" * 500)])).all("img")[0]["alt"]
+    alt = page(thumbnails_html([image_input(source="x" * 500)])).all("img")[0]["alt"]
     assert alt is not None
     assert len(alt) == 80
 
 
 def test_styles_are_inline_and_every_color_has_a_fallback() -> None:
-    html = bundle(result(images=(picture(),), finish="length"))["text/html"]
+    html = bundle(result(images=(image_input(),), finish="length"))["text/html"]
     assert "<style" not in html
     assert set(re.findall(r'class="([^"]*)"', html)) == {formulas.UNSET}
     assert "#000" not in html
@@ -244,7 +244,7 @@ def test_styles_are_inline_and_every_color_has_a_fallback() -> None:
 
 
 def test_html_without_styles_reads_in_the_same_order() -> None:
-    html = bundle(result(images=(picture(),), finish="length"))["text/html"]
+    html = bundle(result(images=(image_input(),), finish="length"))["text/html"]
     bare = page(re.sub(r' style="[^"]*"', "", html))
     assert re.sub(r"\s+", " ", bare.text) == (
         "cat.png · 64 × 48A red square. demo · cut off at max_tokens"  # noqa: RUF001

@@ -213,7 +213,7 @@ def test_any_escaped_markdown_has_no_links_images_or_html(text: str) -> None:
         ("3. a", '<ol start="3">\n<li>a</li>\n</ol>\n'),
         ("`x < 1`", "<p><code>x &lt; 1</code></p>\n"),
         ("<b>", "<p>&lt;b&gt;</p>\n"),
-        ("![a *cat*](http://x/y.png)", "<p>[picture: a *cat*]</p>\n"),
+        ("![a *cat*](http://x/y.png)", "<p>[image: a *cat*]</p>\n"),
         ("a\r\nb\rc", "<p>a\nb\nc</p>\n"),
         ("", ""),
     ],

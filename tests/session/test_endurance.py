@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks import endurance
-from benchmarks.endurance_plan import Plan, pictures
+from benchmarks.endurance_plan import Plan, drawn_images
 from benchmarks.endurance_session import Cutting
 from mlx_magic.backends.batching.batch import Batch, Slot
 from mlx_magic.engine.request import Sampling
@@ -35,7 +35,7 @@ def session() -> Iterator[Cutting]:
 
 
 def test_leaks_would_be_detected(session: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan("What is it?", tuple(pictures()[:1]), Sampling(max_tokens=2))
+    plan = Plan("What is it?", tuple(drawn_images()[:1]), Sampling(max_tokens=2))
     assert session.begin(plan).future.result(120).finish_reason == "length"
     session.settle()
     assert set(session.left().values()) == {0}

@@ -27,7 +27,7 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
 from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.engine.result import GenerationChunk, VisionResult
-from mlx_magic.images import opening as pictures
+from mlx_magic.images import opening as images_opening
 from mlx_magic.session import Session
 from tests.model_folders import smollm2_folder
 
@@ -377,8 +377,8 @@ def test_weights_that_do_not_match_the_config_are_refused_and_freed(
     assert len(session.pool) == loaded
 
 
-def opened(*images: Image.Image) -> tuple[pictures.ImageInput, ...]:
-    return tuple(pictures.open_images(list(images)))
+def opened(*images: Image.Image) -> tuple[images_opening.ImageInput, ...]:
+    return tuple(images_opening.open_images(list(images)))
 
 
 def square() -> Image.Image:

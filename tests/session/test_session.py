@@ -43,7 +43,7 @@ def text(tmp_path: Path) -> str:
     return str(checkpoints.good_text(tmp_path / "reader"))
 
 
-def picture() -> Image.Image:
+def red_image() -> Image.Image:
     return Image.new("RGB", (20, 10), "red")
 
 
@@ -58,7 +58,7 @@ def wait_for_phase(work: Task[Any], phase: str) -> None:
 
 def test_question_about_an_image_is_answered(session: Session, vision: str) -> None:
     sink = RecordingSink()
-    generation = session.start(question(vision), images=[("img", picture())], sink=sink)
+    generation = session.start(question(vision), images=[("img", red_image())], sink=sink)
     result = generation.future.result(10)
 
     assert result.text == sink.text == "It is a red circle."
@@ -89,7 +89,7 @@ def test_thumbnails_are_made_only_for_sinks_that_show_them(
         for thread in threading.enumerate():
             if thread.name == "mlx-magic-prepare":
                 thread.join(10)
-        return generation.pictures
+        return generation.images
 
     assert ask((20, 10), thumbnails=False) == ()
     assert made == []
@@ -108,14 +108,14 @@ def test_prefetched_inputs_live_as_long_as_their_request(
     threads: list[str] = []
 
     def ahead(request: GenerationRequest, cancel: CancelToken) -> PrefetchedInputs:
-        assert [image.size for image in request.images] == [(20, 10)], "pictures are open by then"
+        assert [image.size for image in request.images] == [(20, 10)], "images are open by then"
         threads.append(threading.current_thread().name)
         held = PrefetchedInputs()
         made.append(weakref.ref(held))
         return held
 
     script.prefetch = ahead
-    asked = partial(session.start, question(vision), images=[("img", picture())])
+    asked = partial(session.start, question(vision), images=[("img", red_image())])
     asked().future.result(10)
     assert made == [], "the model was not there yet"
     script.hold = "decode"
@@ -149,7 +149,7 @@ def test_cancel_does_not_wait_for_prefetch(
 ) -> None:
     session.start(question(vision)).future.result(10)
     script.prefetch = ahead = SlowPrefetch()
-    generation = session.start(question(vision), images=[("img", picture())])
+    generation = session.start(question(vision), images=[("img", red_image())])
     assert ahead.came.wait(10)
     generation.cancel()
     result = generation.future.result(10)
@@ -204,7 +204,7 @@ def test_images_for_a_text_model_are_refused_before_the_load(
     session: Session, script: ScriptedBackend, text: str
 ) -> None:
     with pytest.raises(ImagesNotSupportedError, match="demo") as caught:
-        session.start(question(text), images=[("img", picture())]).future.result(10)
+        session.start(question(text), images=[("img", red_image())]).future.result(10)
     assert caught.value.vision_models == ("demo",)
     assert script.loads == 0
     assert session.start(question(text)).future.result(10).text
@@ -236,7 +236,7 @@ def test_cancel_works_in_every_phase_and_leaves_the_model_usable(
 ) -> None:
     script.hold = phase  # type: ignore[assignment]
     sink = RecordingSink()
-    generation = session.start(question(vision, max_tokens=10**6), images=[("i", picture())],
+    generation = session.start(question(vision, max_tokens=10**6), images=[("i", red_image())],
                                sink=sink)  # fmt: skip
     wait_for_phase(generation, phase)
     assert session.cancel() == 1
@@ -503,7 +503,7 @@ def test_cancelled_load_leaves_no_alias(
 def test_images_of_earlier_turns_are_refused_by_a_text_model(
     session: Session, script: ScriptedBackend, text: str
 ) -> None:
-    seen = tuple(open_images(picture()))
+    seen = tuple(open_images(red_image()))
     chat = GenerationRequest(prompt="Why?", model=text, history=(Exchange("What?", "It.", seen),))
     with pytest.raises(ImagesNotSupportedError, match="begin a new conversation") as caught:
         session.start(chat).future.result(10)
@@ -514,10 +514,10 @@ def test_images_of_earlier_turns_are_refused_by_a_text_model(
 def test_scripted_model_gets_earlier_turns(
     session: Session, script: ScriptedBackend, vision: str
 ) -> None:
-    seen = tuple(open_images(picture()))
+    seen = tuple(open_images(red_image()))
     history = (Exchange("What is it?", "A circle.", seen),)
     chat = GenerationRequest(prompt="And this?", model=vision, history=history)
-    result = session.start(chat, images=[("img", picture())]).future.result(10)
+    result = session.start(chat, images=[("img", red_image())]).future.result(10)
 
     assert script.requests[-1].history == history
     assert (result.usage.prompt_tokens, result.usage.image_tokens) == (7, 32)

@@ -228,8 +228,8 @@ def test_changelog_has_this_version() -> None:
 def test_readme_image_is_sharp_and_small() -> None:
     path = ROOT / "docs" / "images" / "quickstart.png"
     assert path.stat().st_size < 400_000
-    with Image.open(path) as picture:
-        assert picture.width >= 1200
+    with Image.open(path) as image:
+        assert image.width >= 1200
 
 
 def test_example_notebooks_exist() -> None:

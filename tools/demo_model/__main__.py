@@ -1,4 +1,4 @@
-"""Run a step: ``python -m tools.demo_model train`` or ``evaluate`` or ``pictures``.
+"""Run a step: ``python -m tools.demo_model train`` or ``evaluate`` or ``sample_images``.
 
 The steps are imported late, because each process that makes data imports this module again.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-STEPS = ("train", "evaluate", "pictures")
+STEPS = ("train", "evaluate", "sample_images")
 
 
 def main() -> None:

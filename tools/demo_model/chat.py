@@ -1,4 +1,4 @@
-"""Questions that need no picture: sums, opposites, greetings, and what the model can do."""
+"""Questions that need no image: sums, opposites, greetings, and what the model can do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TALK: tuple[tuple[tuple[str, ...], str], ...] = (
     (("How many sides does a square have?", "How many corners does a square have?"),
      "A square has 4."),
 )  # fmt: skip
-NO_PICTURE = (
+NO_IMAGE = (
     "What shape is this?", "What colour is it?", "Describe the {pic}.", "What is in the {pic}?",
     "How many shapes are there?", "What does it say?", "What digit is this?", "Read the word.",
     "What colour is the circle?", "Is there a red square?", "What do you see?",
@@ -91,6 +91,6 @@ def talk(rng: Random) -> Turn:
     return Turn(rng.choice(asks), answer, "talk")
 
 
-def no_picture(rng: Random) -> Turn:
-    """Ask about a picture where there is none."""
-    return Turn(pick(rng, *NO_PICTURE), "There is no picture.", "absent")
+def no_image(rng: Random) -> Turn:
+    """Ask about an image where there is none."""
+    return Turn(pick(rng, *NO_IMAGE), "There is no picture.", "absent")

@@ -22,21 +22,21 @@ from tools.demo_model.scene import Scene
 from tools.demo_model.tokenizer import SPECIAL, load
 
 Drawn = dict[int, dict[str, NDArray[np.uint8]]]
-IGNORED = 255  # the mark of a picture that is not there
+IGNORED = 255  # the mark of an image that is not there
 KINDS = (
     "shape", "colour", "count", "total", "yes/no", "where", "background", "describe", "detail",
-    "json", "digit", "two digits", "word", "number", "which picture", "compare", "one of two",
+    "json", "digit", "two digits", "word", "number", "which image", "compare", "one of two",
     "both", "absent", "sum", "opposite", "talk", "unknown", "one word",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """The shape of a batch: rows, tokens a row, and pictures."""
+    """The shape of a batch: rows, tokens a row, and images."""
 
     rows: int
     length: int
-    pictures: int
+    images: int
 
     def fields(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return each array's shape and type."""
@@ -46,9 +46,9 @@ class Bucket:
             "weights": (grid, "float32"),
             "features": (grid, "int32"),
             "answers": (grid, "int32"),
-            "pictures": ((self.pictures, SIDE, SIDE, 3), "uint8"),
-            "patches": ((self.pictures, PATCHES * PATCHES), "uint8"),
-            "cells": ((self.pictures, CELLS * CELLS), "uint8"),
+            "images": ((self.images, SIDE, SIDE, 3), "uint8"),
+            "patches": ((self.images, PATCHES * PATCHES), "uint8"),
+            "cells": ((self.images, CELLS * CELLS), "uint8"),
         }
 
     def arrays(self, memory: Any) -> dict[str, NDArray[Any]]:
@@ -92,20 +92,20 @@ class Filler:
     def __init__(self, bucket: Bucket, drawn: Drawn) -> None:
         self.bucket, self.drawn = bucket, drawn
         self.items: list[tuple[Sample, tuple[list[int], list[float], list[int]]]] = []
-        self.pictures = 0
+        self.images = 0
 
     def add(self, made: Sample, encoded: tuple[list[int], list[float], list[int]]) -> bool:
         """Add a conversation; return whether the batch is full."""
         self.items.append((made, encoded))
-        self.pictures += len(made.scenes)
+        self.images += len(made.scenes)
         full = len(self.items) == self.bucket.rows
-        return full or self.pictures > self.bucket.pictures - 2
+        return full or self.images > self.bucket.images - 2
 
     def write(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Draw the pictures and write the batch, then start anew."""
+        """Draw the images and write the batch, then start anew."""
         for name in ("tokens", "weights", "answers"):
             arrays[name][:] = 0
-        arrays["features"][:] = self.bucket.pictures * IMAGE_TOKENS
+        arrays["features"][:] = self.bucket.images * IMAGE_TOKENS
         arrays["patches"][:] = arrays["cells"][:] = IGNORED
         image, at = SPECIAL.index(IMAGE), 0
         for row, (made, (tokens, weights, answers)) in enumerate(self.items):
@@ -118,16 +118,16 @@ class Filler:
                 for name, value in self.look(scene).items():
                     arrays[name][at] = value
                 at += 1
-        self.items, self.pictures = [], 0
+        self.items, self.images = [], 0
 
     def look(self, scene: Scene) -> dict[str, NDArray[np.uint8]]:
-        """Return a picture and its marks, drawn now or, at its second use, before."""
+        """Return an image and its marks, drawn now or, at its second use, before."""
         if scene.seed in self.drawn:
             return self.drawn.pop(scene.seed)
-        picture, characters = draw(scene)
+        image, characters = draw(scene)
         patches, cells = targets(scene, characters)
         made = {
-            "pictures": model_input(picture),
+            "images": model_input(image),
             "patches": patches.ravel(),
             "cells": cells.ravel(),
         }
@@ -140,7 +140,7 @@ class Filler:
 
 def shrunk(divisor: int) -> tuple[Bucket, ...]:
     """Return the shapes of batches so many times smaller, for a try on a small machine."""
-    return tuple(Bucket(b.rows // divisor, b.length, b.pictures // divisor) for b in BUCKETS)
+    return tuple(Bucket(b.rows // divisor, b.length, b.images // divisor) for b in BUCKETS)
 
 
 def worker(

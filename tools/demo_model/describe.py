@@ -32,7 +32,7 @@ def said(scene: Scene) -> str:
 
 
 def describe(rng: Random, scene: Scene) -> Turn | None:
-    """Ask for the picture in one sentence."""
+    """Ask for the image in one sentence."""
     answer = summary(scene)
     question = pick(
         rng,
@@ -75,7 +75,7 @@ def detail(rng: Random, scene: Scene) -> Turn | None:
 
 
 def as_json(rng: Random, scene: Scene) -> Turn | None:
-    """Ask for the picture as JSON."""
+    """Ask for the image as JSON."""
     shapes = scene.ordered
     if shapes is None:
         return None

@@ -1,4 +1,4 @@
-"""Draw a scene as a picture, and mark what lies in which cell of the model's grid."""
+"""Draw a scene as an image, and mark what lies in which cell of the model's grid."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def outline(kind: str, rng: Random) -> list[tuple[float, float]]:
 
 
 def _draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, scene: Scene, k: int, rng: Random) -> None:
-    """Draw one shape on a canvas that is ``k`` times the picture's size."""
+    """Draw one shape on a canvas that is ``k`` times the image's size."""
     size = shape.radius * math.sqrt(scene.width * scene.height) * k
     x, y = shape.x * scene.width * k, shape.y * scene.height * k
     fill, edge, thick = paint(rng, shape.colour), None, 0
@@ -166,13 +166,13 @@ def draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, float, float]]]:
     Returns
     -------
     image
-        The picture, in the scene's size.
+        The image, in the scene's size.
     characters
         Each printed character with its center, as fractions of width and height.
     """
     rng = Random(scene.seed)
     ground = backdrop(rng, scene.background)
-    # Small pictures are mostly drawn larger and reduced, which gives them smooth edges.
+    # Small images are mostly drawn larger and reduced, which gives them smooth edges.
     smooth = rng.random() < 0.75
     k = max(1, min(4, 360 // max(scene.width, scene.height))) if smooth and scene.shapes else 1
     image = Image.new("RGB", (scene.width * k, scene.height * k), ground)
@@ -192,7 +192,7 @@ def draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, float, float]]]:
 
 
 def model_input(image: Image.Image) -> NDArray[np.uint8]:
-    """Return a picture as the model's image processor resizes it, height by width by colour."""
+    """Return an image as the model's image processor resizes it, height by width by colour."""
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 

@@ -28,7 +28,7 @@ READING = ("word", "number")
 
 @dataclass
 class Chat:
-    """A conversation with a loaded model, which keeps its pictures and messages."""
+    """A conversation with a loaded model, which keeps its images and messages."""
 
     model: Any
     processor: Any
@@ -36,7 +36,7 @@ class Chat:
     images: list[Image.Image] = field(default_factory=list)
 
     def ask(self, question: str, images: list[Image.Image] | None = None) -> str:
-        """Ask, with pictures or without, and return the model's answer."""
+        """Ask, with images or without, and return the model's answer."""
         from mlx_vlm import generate
         from mlx_vlm.prompt_utils import apply_chat_template
 
@@ -74,7 +74,7 @@ def held_out_samples(number: int, seed: int) -> list[Sample]:
 
 
 def measure(model: Any, processor: Any, samples: list[Sample]) -> dict[str, Any]:
-    """Return the share of exact answers by kind, by number of pictures and by turn.
+    """Return the share of exact answers by kind, by number of images and by turn.
 
     Parameters
     ----------
@@ -86,17 +86,17 @@ def measure(model: Any, processor: Any, samples: list[Sample]) -> dict[str, Any]
     hits: dict[str, list[bool]] = defaultdict(list)
     wrong: list[dict[str, str]] = []
     for made in samples:
-        pictures = [draw(scene)[0] for scene in made.scenes]
+        images = [draw(scene)[0] for scene in made.scenes]
         chat = Chat(model, processor)
         if made.system:
             chat.messages.append({"role": "system", "content": made.system})
         for number, turn in enumerate(made.turns, 1):
             shown = len(chat.images)
-            answer = chat.ask(turn.question, pictures[shown : shown + turn.images])
+            answer = chat.ask(turn.question, images[shown : shown + turn.images])
             right = answer == turn.answer
             hits[turn.kind].append(right)
             hits[f"turn {number}"].append(right)
-            hits[f"{len(chat.images)} picture(s)"].append(right)
+            hits[f"{len(chat.images)} image(s)"].append(right)
             hits["all"].append(right)
             if turn.kind in READING:
                 hits["reading (word and number)"].append(right)

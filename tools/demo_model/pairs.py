@@ -1,4 +1,4 @@
-"""Questions on two pictures."""
+"""Questions on two images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOTH = {(True, True): "Both pictures show", (False, False): "Neither picture sho
 
 
 def which(rng: Random, scenes: list[Scene]) -> Turn | None:
-    """Ask which of two pictures shows something."""
+    """Ask which of two images shows something."""
     held = scenes[0].shapes + scenes[1].shapes
     near = rng.choice(held) if held else None
     kind = near.kind if near and rng.random() < 0.85 else rng.choice(SHAPES)
@@ -35,12 +35,12 @@ def which(rng: Random, scenes: list[Scene]) -> Turn | None:
     both = found[0], found[1]
     start = BOTH.get(both) or f"The {ORDINALS[found.index(True)]} picture shows"
     word = "Both" if all(found) else "Neither" if not any(found) else None
-    return Turn(question, f"{start} {article(noun)}.", "which picture",
+    return Turn(question, f"{start} {article(noun)}.", "which image",
                 word or capital(ORDINALS[found.index(True)]))  # fmt: skip
 
 
 def compare(rng: Random, scenes: list[Scene]) -> Turn | None:
-    """Ask which of two pictures has more shapes."""
+    """Ask which of two images has more shapes."""
     first, second = (len(scene.shapes) for scene in scenes)
     if not first + second:
         return None
@@ -59,7 +59,7 @@ def compare(rng: Random, scenes: list[Scene]) -> Turn | None:
 
 
 def describe_one(rng: Random, scenes: list[Scene]) -> Turn | None:
-    """Ask for one of the two pictures."""
+    """Ask for one of the two images."""
     i = rng.randrange(2)
     answer = summary(scenes[i])
     question = pick(
@@ -73,7 +73,7 @@ def describe_one(rng: Random, scenes: list[Scene]) -> Turn | None:
 
 
 def describe_both(rng: Random, scenes: list[Scene]) -> Turn | None:
-    """Ask for both pictures."""
+    """Ask for both images."""
     first, second = (summary(scene) for scene in scenes)
     question = pick(rng, "Describe both {pic}s.", "Describe the two {pic}s.",
                     "What is in the two {pic}s?", "Describe the {pic}s.",
@@ -84,7 +84,7 @@ def describe_both(rng: Random, scenes: list[Scene]) -> Turn | None:
 
 
 def ask_one(rng: Random, scenes: list[Scene]) -> Turn | None:
-    """Ask what is asked of a single picture, naming the picture."""
+    """Ask what is asked of a single image, naming the image."""
     i = rng.randrange(2)
     scene, place = scenes[i], f"in the {ORDINALS[i]} {pick(rng, '{pic}')}"
     if scene.text is not None:

@@ -7,7 +7,7 @@ from tools.demo_model.samples import Sample
 START, STOP = "<|im_start|>", "<end_of_utterance>"
 FAKE, IMAGE, GLOBAL = "<fake_token_around_image>", "<image>", "<global-img>"
 IMAGE_TOKENS = 64
-PICTURE = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
+IMAGE_BLOCK = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
 
 TEMPLATE = """<|im_start|>{% for message in messages -%}
 {{ message['role'] | capitalize }}:
@@ -40,7 +40,7 @@ def pieces(made: Sample) -> list[tuple[str, int]]:
     system = f"System: {made.system}{STOP}\n" if made.system else ""
     text, parts = START + system, []
     for i, turn in enumerate(made.turns):
-        text += f"User:{PICTURE * turn.images} {turn.question}{STOP}\nAssistant:"
+        text += f"User:{IMAGE_BLOCK * turn.images} {turn.question}{STOP}\nAssistant:"
         parts += [(text, -1), (f" {turn.answer}{STOP}", i)]
         text = "\n"
     return parts

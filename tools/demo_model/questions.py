@@ -1,4 +1,4 @@
-"""Questions on one picture, and how often each is asked."""
+"""Questions on one image, and how often each is asked."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def background(rng: Random, scene: Scene) -> Turn | None:
 
 
 def absent(rng: Random, scene: Scene) -> Turn | None:
-    """Ask about a shape, digit or text that the picture does not hold."""
+    """Ask about a shape, digit or text that the image does not hold."""
     here = {shape.kind for shape in scene.shapes}
     missing = rng.choice([kind for kind in SHAPES if kind not in here] or ["none"])
     asks: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Put pictures and questions together to a conversation of one to three turns or more."""
+"""Put images and questions together to a conversation of one to three turns or more."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass
 class Sample:
-    """A conversation: its pictures in order, its turns, and the system prompt if any."""
+    """A conversation: its images in order, its turns, and the system prompt if any."""
 
     scenes: list[Scene] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -52,7 +52,7 @@ def digit_rows(train: bool) -> dict[int, list[int]]:
 def any_scene(
     rng: Random, rows: dict[int, list[int]], train: bool, pool: list[Scene] | None = None
 ) -> Scene:
-    """Return a picture of any sort, half of the time one from the pool if there is one."""
+    """Return an image of any sort, half of the time one from the pool if there is one."""
     if pool is not None:
         if len(pool) > 200 and rng.random() < 0.5:
             return pool.pop(rng.randrange(len(pool)))
@@ -67,12 +67,12 @@ def any_scene(
 
 
 def asks_for(scene: Scene) -> Sequence[tuple[Ask, int]]:
-    """Return the questions that suit a picture, with their weights."""
+    """Return the questions that suit an image, with their weights."""
     return TEXT_ASKS if scene.text else DIGIT_ASKS if scene.digits else SHAPE_ASKS
 
 
 def ask(rng: Random, scene: Scene) -> Turn:
-    """Ask something about one picture."""
+    """Ask something about one image."""
     while True:
         turn = weighted(rng, asks_for(scene))(rng, scene)
         if turn is not None:
@@ -80,15 +80,15 @@ def ask(rng: Random, scene: Scene) -> Turn:
 
 
 def ask_pair(rng: Random, scenes: list[Scene]) -> Turn:
-    """Ask something about two pictures."""
+    """Ask something about two images."""
     while True:
         turn = weighted(rng, PAIR_ASKS)(rng, scenes)
         if turn is not None:
             return turn
 
 
-def plain(rng: Random, train: bool, pictures: bool) -> Turn:
-    """Ask something that needs no picture."""
+def plain(rng: Random, train: bool, has_images: bool) -> Turn:
+    """Ask something that needs no image."""
     chance = rng.random()
     if chance < 0.52:
         return unknown(rng, train)
@@ -96,7 +96,7 @@ def plain(rng: Random, train: bool, pictures: bool) -> Turn:
         return chat.total(rng, train)
     if chance < 0.81:
         return chat.opposite(rng)
-    return chat.talk(rng) if pictures or chance < 0.9 else chat.no_picture(rng)
+    return chat.talk(rng) if has_images or chance < 0.9 else chat.no_image(rng)
 
 
 def sample(
@@ -116,7 +116,7 @@ def sample(
     train
         Whether it may show only what is not held out.
     pool
-        Pictures to use a second time; this fills it. Drawing takes most of the time.
+        Images to use a second time; this fills it. Drawing takes most of the time.
     """
     made = Sample()
     chance = rng.random()
@@ -129,7 +129,7 @@ def sample(
             other = rng.random() < (0.07 if i == 0 else 0.11)
             made.turns.append(plain(rng, train, True) if other else ask(rng, made.scenes[0]))
     else:
-        _two_pictures(rng, made, count, rows, train, pool)
+        _two_images(rng, made, count, rows, train, pool)
     # A repeated answer could be copied from the text: nothing is learnt from it.
     made.turns = [t for i, t in enumerate(made.turns)
                   if t.images or t.answer not in {u.answer for u in made.turns[:i]}]  # fmt: skip
@@ -139,7 +139,7 @@ def sample(
     return made
 
 
-def _two_pictures(
+def _two_images(
     rng: Random,
     made: Sample,
     count: int,
@@ -147,12 +147,12 @@ def _two_pictures(
     train: bool,
     pool: list[Scene] | None,
 ) -> None:
-    """Fill a conversation on two pictures, given together or one after the other."""
+    """Fill a conversation on two images, given together or one after the other."""
     made.scenes = [any_scene(rng, rows, train, pool) for _ in range(2)]
     if rng.random() < 0.5:
         made.scenes = [shapes_scene(rng, rng.randint(1, 4)) for _ in range(2)]
     if rng.random() < 0.3 and count > 1:
-        # The second picture comes with a later turn, whose question is about that one.
+        # The second image comes with a later turn, whose question is about that one.
         first = ask(rng, made.scenes[0])
         second = ask(rng, made.scenes[1])
         first.images = second.images = 1

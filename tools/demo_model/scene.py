@@ -1,4 +1,4 @@
-"""What a picture holds: shapes, handwritten digits or printed text, drawn from a random source."""
+"""What an image holds: shapes, handwritten digits or printed text, drawn from a random source."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 BACKGROUNDS = ("white", "grey", "black")
 SMALLEST, LARGEST = 48, 512
-# Thirds of the picture, with a gap between them, so that no place is in doubt.
+# Thirds of the image, with a gap between them, so that no place is in doubt.
 THIRDS = ((0.0, 0.34), (0.44, 0.56), (0.66, 1.0))
 SIZES = (("small", 0.0, 0.092), ("medium", 0.12, 0.155), ("large", 0.2, 1.0))
-# The largest radius by number of shapes, as a fraction of the root of the picture's area.
+# The largest radius by number of shapes, as a fraction of the root of the image's area.
 LARGEST_RADIUS = {1: 0.38, 2: 0.23, 3: 0.19, 4: 0.15, 5: 0.13, 6: 0.115}
 
 
@@ -84,7 +84,7 @@ class Text:
 
 @dataclass
 class Scene:
-    """A whole picture, before it is drawn."""
+    """A whole image, before it is drawn."""
 
     width: int
     height: int
@@ -102,11 +102,11 @@ class Scene:
 
 
 def third(value: float) -> int | None:
-    """Return 0, 1 or 2 for the third of the picture that a place is in; None in between."""
+    """Return 0, 1 or 2 for the third of the image that a place is in; None in between."""
     return next((i for i, (low, high) in enumerate(THIRDS) if low <= value <= high), None)
 
 
-def picture_size(rng: Random, smallest: int = SMALLEST) -> tuple[int, int]:
+def image_size(rng: Random, smallest: int = SMALLEST) -> tuple[int, int]:
     """Return a width and height, a third of the time not square."""
     side = math.exp(rng.uniform(math.log(smallest), math.log(LARGEST)))
     aspect = math.exp(rng.uniform(-0.55, 0.55)) if rng.random() < 0.35 else 1.0
@@ -166,7 +166,7 @@ def _fits(scene: Scene, shape: Shape, root: float, in_order: bool) -> bool:
 
 
 def shapes_scene(rng: Random, count: int | None = None) -> Scene:
-    """Return a picture of one to six shapes."""
+    """Return an image of one to six shapes."""
     while True:
         number = count or rng.choice((1, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6))
         scene = _empty(rng, 48 if number < 4 else 72 if number < 5 else 96)
@@ -177,7 +177,7 @@ def shapes_scene(rng: Random, count: int | None = None) -> Scene:
 def digit_scene(
     rng: Random, samples: dict[int, list[int]], count: int = 1, bend: bool = False
 ) -> Scene:
-    """Return a picture of one digit, or of two side by side.
+    """Return an image of one digit, or of two side by side.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ def digit_scene(
 
 
 def text_scene(rng: Random, text: str, shapes: int | None = None) -> Scene:
-    """Return a picture of a printed word or number, at times with a shape or two.
+    """Return an image of a printed word or number, at times with a shape or two.
 
     Parameters
     ----------
@@ -241,6 +241,6 @@ def text_scene(rng: Random, text: str, shapes: int | None = None) -> Scene:
 
 
 def _empty(rng: Random, smallest: int = SMALLEST) -> Scene:
-    """Return a picture with nothing on it yet."""
-    width, height = picture_size(rng, smallest)
+    """Return an image with nothing on it yet."""
+    width, height = image_size(rng, smallest)
     return Scene(width, height, rng.choice(BACKGROUNDS), seed=rng.getrandbits(32))

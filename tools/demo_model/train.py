@@ -36,16 +36,16 @@ class Trainee(nn.Module):  # type: ignore[misc]
     def __call__(self, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
         """Return the logits of the next tokens, of the patches and of the cells."""
         model = self.model
-        pictures = batch["pictures"].astype(self.cell_head.weight.dtype) / 127.5 - 1.0
-        # Without a mask the patches are numbered in order, as they are for a full picture.
-        seen = model.vision_model(pictures, None)[0]
+        images = batch["images"].astype(self.cell_head.weight.dtype) / 127.5 - 1.0
+        # Without a mask the patches are numbered in order, as they are for a full image.
+        seen = model.vision_model(images, None)[0]
         features = model.connector(seen)
         flat = features.reshape(-1, features.shape[-1])
         flat = mx.concatenate([flat, mx.zeros((1, flat.shape[1]), flat.dtype)])
         index = batch["features"]
         words = model.language_model.embed_tokens(batch["tokens"])
-        is_picture = (index < flat.shape[0] - 1)[..., None]
-        embedded = mx.where(is_picture, flat[index], words)
+        is_image = (index < flat.shape[0] - 1)[..., None]
+        embedded = mx.where(is_image, flat[index], words)
         logits = model.language_model(batch["tokens"], inputs_embeds=embedded).logits
         return logits, self.patch_head(seen), self.cell_head(features)
 

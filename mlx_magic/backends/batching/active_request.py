@@ -96,7 +96,7 @@ class ActiveRequest:
         self.cancel.checkpoint()
         seen = done * self.images // total if total >= self.images else done
         if self.images > 1 and (seen or total >= self.images):
-            self.report(replace(self._chunk("vision"), pictures_seen=seen, pictures=self.images))
+            self.report(replace(self._chunk("vision"), images_seen=seen, image_count=self.images))
 
     def _chunk(
         self, phase: Phase, *, text: str = "", read: int = 0, written: int = 0

@@ -171,7 +171,7 @@ def require_memory(
         return
     remedies = []
     if image_tokens > prompt_tokens // 2:
-        remedies.append("a smaller --max-pixels or fewer pictures")
+        remedies.append("a smaller --max-pixels or fewer images")
     if max_tokens > prompt_tokens:
         remedies.append("a smaller --max-tokens")
     if may_quantize and needed.cache > needed.reading:
@@ -179,7 +179,7 @@ def require_memory(
     remedies.append("unloading another model")
     raise MemoryBudgetError(
         f"{model} would need {needed.total / 1e9:.2f} GB to read {prompt_tokens:,} tokens "
-        f"({image_tokens:,} of pictures) and write up to {max_tokens:,}, but "
+        f"({image_tokens:,} of images) and write up to {max_tokens:,}, but "
         f"{max(free, 0) / 1e9:.2f} GB are free: {', '.join(remedies)} would help.",
         model=model,
         needed_bytes=needed.total,

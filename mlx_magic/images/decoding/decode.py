@@ -143,9 +143,9 @@ def pixels_of(data: bytes) -> int:
     kind = image_format(data[:SNIFF_BYTES])
     if kind not in _DECODERS:
         return 0
-    watch = DecodeDeadline("picture", None)
+    watch = DecodeDeadline("image", None)
     try:
-        decoder = _decoder(kind, "picture")
+        decoder = _decoder(kind, "image")
         file = WatchedBytes(data, watch, small_reads=kind in _BYTEWISE_FORMATS)
         with quiet():
             width, height = _guarded(lambda: decoder(file), watch, kind).size
@@ -180,7 +180,7 @@ def decode_image(
     """
     watch = DecodeDeadline(label, cancel)
     watch.checkpoint()
-    kind = image.format or "picture"
+    kind = image.format or "image"
 
     def inspect() -> tuple[Count | None, Image.Image | None]:
         data = _file_of(image)
@@ -238,7 +238,7 @@ def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile
         registered = Image.OPEN.get("HEIF")
         if registered is None:
             raise ImageDecodeError(
-                f"{label} is a HEIC/HEIF picture, which needs one more package: "
+                f"{label} is a HEIC/HEIF image, which needs one more package: "
                 "pip install pillow-heif, then pillow_heif.register_heif_opener().",
                 source=label,
             )

@@ -273,7 +273,7 @@ def _check_page(page: Page, data: bytes, watch: DecodeDeadline) -> None:
     check_pixels(page.size, watch.label)
     tile = page.number(TAG_TILE_WIDTH) * page.number(TAG_TILE_LENGTH)
     if tile > max(4 * page.size[0] * page.size[1], 4_000_000):
-        _refuse(watch, "is a TIFF whose tiles are far larger than the picture")
+        _refuse(watch, "is a TIFF whose tiles are far larger than the image")
     for offsets, counts in zip(TAG_OFFSETS, TAG_BYTE_COUNTS, strict=True):
         sizes = page.tags.get(counts, ())
         if sum(sizes) > _SHARED * len(data) + _SHARED_BYTES:

@@ -144,7 +144,7 @@ class UrlFetcher:
         except (FetchError, Cancelled):
             raise
         except TooMuchReceived:
-            _refuse(label, f"{target.host} sent too many headers, or far more than the picture")
+            _refuse(label, f"{target.host} sent too many headers, or far more than the image")
         except TimeoutError:
             _refuse(label, f"{target.host} did not answer in time{_proxy_hint()}")
         except ssl.SSLCertVerificationError as error:
@@ -205,7 +205,7 @@ def _content(response: http.client.HTTPResponse, label: str, timed: TimedSocket)
     data = bytearray(response.read(SNIFF_BYTES))
     kind = response.headers.get_content_type()
     if not kind.startswith("image/") and image_format(bytes(data)) is None:
-        _refuse(label, f"it sent {short_label(kind, 40)}, not a picture")
+        _refuse(label, f"it sent {short_label(kind, 40)}, not an image")
     while block := response.read(_BLOCK):
         timed.allow(len(block))
         data += block

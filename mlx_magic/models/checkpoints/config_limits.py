@@ -149,7 +149,7 @@ def _require_image_size(
     if patch is not None and area / patch**2 > MOST_PATCHES:
         raise _refused(
             model, file, f"{prefix}patch_size", patch,
-            f"with {area:,.0f} pixels that makes more than {MOST_PATCHES:,} patches a picture",
+            f"with {area:,.0f} pixels that makes more than {MOST_PATCHES:,} patches an image",
         )  # fmt: skip
 
 

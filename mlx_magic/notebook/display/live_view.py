@@ -159,9 +159,9 @@ class WidgetView:
             self._next_line = self._clock() + 0.5
 
     def _show_thumbnails(self, generation: Generation) -> None:
-        if self._thumbnails is None and generation.pictures:
+        if self._thumbnails is None and generation.images:
             self._thumbnails = self._widgets.HTML(
-                render.thumbnails_html(generation.pictures), **self._shared_style
+                render.thumbnails_html(generation.images), **self._shared_style
             )
             self._box.children = (self._bar, self._thumbnails, self._text)
 

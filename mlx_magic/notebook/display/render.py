@@ -37,7 +37,7 @@ def bundle(result: VisionResult) -> dict[str, str]:
         return {"text/plain": printable(to_plain(result.text))}
     plain, answer = _answer(result)
     finish = finish_words(result)
-    pictures = thumbnails_html(result.images, result.seen)
+    thumbnails = thumbnails_html(result.images, result.seen)
     shown = {
         "text/plain": printable(
             "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part)
@@ -46,7 +46,7 @@ def bundle(result: VisionResult) -> dict[str, str]:
         # formulas and stacked accents can be of any size.
         "text/html": (
             f'<div class="{formulas.UNSET}" style="overflow-wrap:anywhere;overflow:auto">'
-            f"{pictures}{answer}{_footer(result)}</div>"
+            f"{thumbnails}{answer}{_footer(result)}</div>"
         ),
     }
     if result.format == "markdown":
@@ -119,7 +119,7 @@ def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> s
     if not figures:
         return ""
     return (
-        f'<div class="{formulas.UNSET}" role="list" aria-label="Pictures of this question" '
+        f'<div class="{formulas.UNSET}" role="list" aria-label="Images of this question" '
         f'style="display:flex;flex-wrap:wrap;gap:8px;margin-bottom:8px">{figures}</div>'
     )
 

@@ -141,4 +141,4 @@ def _describe_image(
     self: object, tokens: Sequence[Token], index: int, options: object, env: object
 ) -> str:
     """Show the description of an image; its URL is dropped."""
-    return f"[picture: {escape(tokens[index].content)}]"
+    return f"[image: {escape(tokens[index].content)}]"

@@ -16,16 +16,16 @@ from mlx_magic.images.opening import open_images
 from mlx_magic.interrupts import Interrupt, deferred
 from mlx_magic.notebook.kernel import click_routing
 from mlx_magic.notebook.panel.control.draft import Editing
+from mlx_magic.notebook.panel.control.image_tray import Tray
 from mlx_magic.notebook.panel.control.models import Models
 from mlx_magic.notebook.panel.control.namespace import Namespace
-from mlx_magic.notebook.panel.control.picture_tray import Tray
-from mlx_magic.notebook.panel.control.pictures import Pictures
+from mlx_magic.notebook.panel.control.question_images import QuestionImages
 from mlx_magic.notebook.panel.control.status_line import activity
 from mlx_magic.notebook.panel.control.turn_actions import TurnActions
 from mlx_magic.notebook.panel.control.turns import Turns
 from mlx_magic.notebook.panel.control.update_thread import Updates
 from mlx_magic.notebook.panel.state import export, pixel_budget
-from mlx_magic.notebook.panel.state.conversation import Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import PanelImage, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
 from mlx_magic.notebook.panel.widgets.controls import fold, set_trait
 from mlx_magic.notebook.panel.widgets.guarded import guarded
@@ -66,14 +66,14 @@ class Panel:
         self._sent_at = 0.0
         self._updates = Updates(self._update)
         self._names = Namespace(ipython)
-        self._pictures = Pictures(self._changed, self._held_images)
+        self._images = QuestionImages(self._changed, self._held_images)
         self._tray = Tray(
-            self._pictures, run=self._run_prompt, cancel=self.cancel, say=self._show_problem
+            self._images, run=self._run_prompt, cancel=self.cancel, say=self._show_problem
         )
         self._composer = Composer(self._tray.view)
         if (defaults := self._names.defaults()) is not None:
             self._composer.options.write(defaults)
-        self._editing = Editing(self._composer, self._pictures)
+        self._editing = Editing(self._composer, self._images)
         self._models = Models(self._session, self._changed)
         self._turns = Turns()
         self._actions = TurnActions(
@@ -119,13 +119,13 @@ class Panel:
             If the question cannot be asked: no prompt, or an image that cannot be opened.
         """
         opened = open_images(images, name="images") if images is not None else []
-        known = [*(picture.image for picture in self._pictures.ready), *self._held_images()]
+        known = [*(panel_image.image for panel_image in self._images.ready), *self._held_images()]
         opened = pixel_budget.shared(opened, known)
         pixel_budget.require_room("images", pixel_budget.added(opened, known), (), known)
-        pictures = [Picture(f"a{at}", image) for at, image in enumerate(opened)]
+        panel_images = [PanelImage(f"a{at}", image) for at, image in enumerate(opened)]
         chosen = [models] if isinstance(models, str) else models or self._composer.chosen
         with deferred() as interrupt:
-            turn = self._ask(prompt, list(chosen), pictures)
+            turn = self._ask(prompt, list(chosen), panel_images)
             for answer in turn.answers:
                 if answer.generation is not None:
                     self._wait_for(answer.generation, interrupt)
@@ -180,9 +180,9 @@ class Panel:
     def _held_images(self) -> list[ImageInput]:
         """Return the images of the saved draft and of earlier turns."""
         kept = list(self._editing.kept)
-        found = [picture.image for picture in kept]
+        found = [panel_image.image for panel_image in kept]
         for turn in self.turns:
-            found += [picture.image for picture in turn.pictures]
+            found += [panel_image.image for panel_image in turn.images]
             for answer in turn.answers:
                 # The images as the model received them, possibly scaled down.
                 found += answer.result.images if answer.result is not None else ()
@@ -241,11 +241,11 @@ class Panel:
             form, turns = self._composer, self._turns
             choices = self._models.show()
             form.offer(choices, self._session.default_model or DEMO)
-            set_trait(form.word, "options", self._names.picture_names())
+            set_trait(form.word, "options", self._names.image_names())
             kinds = {choice.name: choice.kind for choice in choices}
             text_only = [name for name in form.chosen if kinds.get(name) == "text"]
             self._tray.show(
-                f"{text_only[0]} is a text model and cannot see pictures" if text_only else ""
+                f"{text_only[0]} is a text model and cannot see images" if text_only else ""
             )
             why = self._why_not_run(text_only)
             form.set_enabled(form.run, why, "Ask (Ctrl-Enter or Cmd-Enter)")
@@ -272,10 +272,10 @@ class Panel:
             return "Write a prompt first"
         if not self._composer.chosen:
             return "Choose a model first"
-        if self._pictures.opening:
-            return "The pictures are being opened"
-        if text_only and self._pictures.ready:
-            return f"{text_only[0]} cannot see pictures: remove them, or choose a vision model"
+        if self._images.opening:
+            return "The images are being opened"
+        if text_only and self._images.ready:
+            return f"{text_only[0]} cannot see images: remove them, or choose a vision model"
         return ""
 
     def _hint(self, why: str) -> tuple[str, bool]:
@@ -311,15 +311,15 @@ class Panel:
                 self._ask(
                     form.prompt.value,
                     form.chosen,
-                    self._pictures.ready,
+                    self._images.ready,
                     replaces=self._editing.turn,
                 )
                 form.prompt.value = ""
-                self._pictures.clear()
+                self._images.clear()
                 self._editing.end()
 
     def _ask(
-        self, prompt: str, models: list[str], pictures: Sequence[Picture], replaces: str = ""
+        self, prompt: str, models: list[str], images: Sequence[PanelImage], replaces: str = ""
     ) -> Turn:
         form = self._composer
         with self._lock:
@@ -327,7 +327,7 @@ class Panel:
                 self._session,
                 prompt,
                 models,
-                pictures=pictures,
+                images=images,
                 settings=form.options.read(),
                 follows=form.follow.value,
                 replaces=replaces,
@@ -351,8 +351,8 @@ class Panel:
     def _add_word(self) -> None:
         with guarded(self._show_problem):
             word = self._composer.word.value
-            for name, value, text in self._names.pictures(word):
-                self._pictures.open(value, name, text)
+            for name, value, text in self._names.named_images(word):
+                self._images.open(value, name, text)
             self._composer.word.value = ""
 
     def _word_submitted(self, content: Any) -> None:

@@ -18,8 +18,8 @@ from mlx_magic.errors import ImageTooLargeError
 from mlx_magic.images import opening as images_opening
 from mlx_magic.images.decoding.decode import pixels_of
 from mlx_magic.images.limits import MAX_IMAGES
-from mlx_magic.notebook.panel.control import pictures
-from mlx_magic.notebook.panel.control.pictures import MOST_PROBLEMS, Opening, Pictures
+from mlx_magic.notebook.panel.control import question_images
+from mlx_magic.notebook.panel.control.question_images import MOST_PROBLEMS, Opening, QuestionImages
 from mlx_magic.notebook.panel.state import pixel_budget, uploads
 from mlx_magic.notebook.panel.widgets import front
 from mlx_magic.testing import ScriptedBackend
@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(driven: DrivenPanel) -> list[str]:
-    return [picture["name"] for picture in driven.tray.pictures]
+    return [image["name"] for image in driven.tray.images]
 
 
 def problems(driven: DrivenPanel) -> list[str]:
@@ -81,7 +81,7 @@ def test_file_that_cannot_fit_is_not_decoded(
 def test_images_of_the_notebook_count_toward_the_same_limit(driven: DrivenPanel) -> None:
     for at in range(4):
         image = Image.new("RGB", (40, 20), COLOURS[at])
-        driven.panel._pictures.open(image, f"v{at}", f"v{at}")
+        driven.panel._images.open(image, f"v{at}", f"v{at}")
         driven.opened()
     assert names(driven) == ["v0", "v1", "v2"]
     (said,) = problems(driven)
@@ -92,10 +92,10 @@ def test_images_of_the_notebook_count_toward_the_same_limit(driven: DrivenPanel)
 def test_repeated_image_is_stored_once(driven: DrivenPanel) -> None:
     for at in range(8):
         driven.upload("same.png", png(), key=f"u{at}")
-        if len(driven.tray.pictures) == 2:
+        if len(driven.tray.images) == 2:
             driven.ask("What?")
             driven.finish()
-    found = [p.image for turn in driven.panel.turns for p in turn.pictures]
+    found = [p.image for turn in driven.panel.turns for p in turn.images]
     assert len(found) == 8
     assert len({id(image.pixels) for image in found}) == 1
     assert problems(driven) == []
@@ -116,7 +116,7 @@ def test_images_of_earlier_turns_count_until_a_new_conversation(driven: DrivenPa
     assert said.startswith("more.png was not added: with the earlier turns")
     assert "start a new conversation" in said
     # Nothing of before is lost, and taking a question back costs nothing.
-    assert [len(turn.pictures) for turn in driven.panel.turns] == [2, 2]
+    assert [len(turn.images) for turn in driven.panel.turns] == [2, 2]
     driven.page("edit", turn=driven.panel.turns[0].id)
     assert names(driven) == ["00.png", "01.png"]
     driven.click("Stop editing")
@@ -154,7 +154,7 @@ HOLDING = """
 import io, resource, sys, threading
 from PIL import Image
 from mlx_magic.notebook.panel.state import pixel_budget as held
-from mlx_magic.notebook.panel.control.pictures import Pictures
+from mlx_magic.notebook.panel.control.question_images import QuestionImages
 side, limit = int(sys.argv[1]), int(sys.argv[2])
 if limit:
     held.MOST_READY = limit
@@ -166,14 +166,14 @@ for at in range(40):
     file = io.BytesIO()
     Image.new("RGB", (side, side), (at, 0, 0)).save(file, "PNG", compress_level=1)
     files.append(file.getvalue())
-pictures = Pictures(lambda: None)
+images = QuestionImages(lambda: None)
 before = peak()
 for at, file in enumerate(files):
-    pictures.open(file, f"{at}.png")
+    images.open(file, f"{at}.png")
 for thread in threading.enumerate():
     if thread.name == "mlx-magic-open":
         thread.join()
-print(len(pictures.ready), len(pictures.problems), len(files[0]), peak() - before)
+print(len(images.ready), len(images.problems), len(files[0]), peak() - before)
 """
 
 
@@ -221,7 +221,7 @@ def test_stalled_upload_is_reported(driven: DrivenPanel, monkeypatch: pytest.Mon
     assert problems(driven) == ["a.png was not received completely: add it again."]
 
 
-class Waiting(Pictures):
+class Waiting(QuestionImages):
     """Opens nothing: what is to be opened stays where it waits."""
 
     def _open_queued(self) -> None:
@@ -229,7 +229,7 @@ class Waiting(Pictures):
 
 
 def test_queue_of_files_to_open_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST_WAITING", 10_000)
+    monkeypatch.setattr(question_images, "MOST_WAITING", 10_000)
     waiting = Waiting(lambda: None)
     for at in range(12):
         waiting.open(bytes(1_000), f"{at}.png", as_id=f"u{at}")
@@ -250,7 +250,7 @@ def test_upload_with_a_reused_id_is_another_image(driven: DrivenPanel) -> None:
     driven.upload("a.png", png("red"), key="u")
     driven.upload("b.png", png("blue"), key="u")
     assert names(driven) == ["a.png", "b.png"]
-    assert len({picture["id"] for picture in driven.tray.pictures}) == 2
+    assert len({image["id"] for image in driven.tray.images}) == 2
 
 
 numbers = st.integers(-3, 5) | st.sampled_from([2**31, 2**53, 10**400, 10**4_000]) | st.floats()
@@ -317,7 +317,7 @@ def test_any_page_message_neither_raises_nor_grows_the_panel(
     state = driven.tray.get_state()
     assert len(state["opening"]) <= MAX_IMAGES
     assert len(state["problems"]) <= MOST_PROBLEMS + 1
-    assert len(state["pictures"]) <= MAX_IMAGES
+    assert len(state["images"]) <= MAX_IMAGES
     for item in [*state["opening"], *state["problems"]]:
         assert len(item["id"]) <= 200
         assert len(item.get("name", "")) <= 80

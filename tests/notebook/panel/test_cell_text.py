@@ -25,7 +25,7 @@ from mlx_magic.notebook.panel.state.cell_text import (
     what_is_left_out,
     words_for,
 )
-from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Answer, PanelImage, Turn
 from mlx_magic.options import Settings
 from mlx_magic.testing import ScriptedBackend
 
@@ -34,20 +34,20 @@ def image(name: str = "cat.png") -> ImageInput:
     return make_image_input(Image.new("RGB", (8, 6), "red"), name)
 
 
-def pictures(count: int) -> tuple[Picture, ...]:
-    return tuple(Picture(f"p{at}", image()) for at in range(count))
+def panel_images(count: int) -> tuple[PanelImage, ...]:
+    return tuple(PanelImage(f"p{at}", image()) for at in range(count))
 
 
 def asked(
     prompt: str = "What is it?",
     *,
-    pictures: tuple[Picture, ...] = (),
+    images: tuple[PanelImage, ...] = (),
     sampling: Sampling | None = None,
     follows: bool = True,
     **values: object,
 ) -> Turn:
     settings = Settings(**asdict(sampling or Sampling()), **values)
-    return Turn("t1", prompt, pictures, settings=settings, follows=follows)
+    return Turn("t1", prompt, images, settings=settings, follows=follows)
 
 
 def literal(expression: str) -> object:
@@ -83,7 +83,7 @@ def test_plain_question_is_a_short_cell() -> None:
 
 def test_options_that_differ_from_the_defaults_are_written() -> None:
     turn = asked(
-        pictures=pictures(2),
+        images=panel_images(2),
         system="Be brief.",
         sampling=Sampling(100, temperature=0.0, top_p=0.5, top_k=0, seed=7),
         max_pixels=250_000,
@@ -142,7 +142,7 @@ def test_prompt_that_ipython_would_change_is_a_string_literal(prompt: str, writt
 
 
 def test_multiline_system_prompt_becomes_a_run_cell_magic_call() -> None:
-    turn = asked("Is {x} \n \nit?", pictures=pictures(1), system='Be brief.\nIt\'s "nice".')
+    turn = asked("Is {x} \n \nit?", images=panel_images(1), system='Be brief.\nIt\'s "nice".')
     cell = cell_text(turn, "demo", ["cat.png"])
     assert cell.startswith("get_ipython().run_cell_magic('vision', ")
     assert len(cell.splitlines()) == 1
@@ -198,7 +198,7 @@ def test_copied_cell_sends_the_same_request(
 ) -> None:
     turn = asked(
         prompt,
-        pictures=pictures(len(words)),
+        images=panel_images(len(words)),
         system=system,
         sampling=sampling,
         max_pixels=max_pixels,
@@ -216,7 +216,7 @@ def test_copied_cell_sends_the_same_request(
     assert arguments.settings.kv_bits == kv_bits
     assert arguments.settings.output == output
     assert len(arguments.images) == len(words)
-    alone = [cell_text(asked(pictures=pictures(1)), "m", [word]) for word in words]
+    alone = [cell_text(asked(images=panel_images(1)), "m", [word]) for word in words]
     assert arguments.images == tuple(read_back(cell)[0].images[0] for cell in alone)
 
 
@@ -237,7 +237,7 @@ def test_copied_cell_sends_the_same_request(
     ],
 )
 def test_image_word_is_quoted_as_one_word(word: str, text: str, quoted: bool) -> None:
-    arguments, _ = read_back(cell_text(asked(pictures=pictures(1)), "demo", [word]))
+    arguments, _ = read_back(cell_text(asked(images=panel_images(1)), "demo", [word]))
     assert [(token.text, token.quoted) for token in arguments.images] == [(text, quoted)]
 
 
@@ -245,20 +245,20 @@ def test_image_word_is_quoted_as_one_word(word: str, text: str, quoted: bool) ->
 def test_copied_cell_runs_in_the_notebook(
     system: str | None, shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
-    tray = (Picture("p1", image("a (1).png")), Picture("p2", image(), "[img]"))
-    turn = asked("Is\n  \n{x} it {?", pictures=tray, system=system, max_pixels=20)
+    tray = (PanelImage("p1", image("a (1).png")), PanelImage("p2", image(), "[img]"))
+    turn = asked("Is\n  \n{x} it {?", images=tray, system=system, max_pixels=20)
     found = words_for(tray, shell.user_ns)
     shell.user_ns.update(found.variables)
     shell.run_cell(cell_text(turn, "demo", found.words, output="r")).raise_error()
     [request] = script.requests
     assert (request.prompt, request.system) == (turn.prompt, system)
-    assert [picture.size for picture in request.images] == [(5, 3), (6, 3)]
+    assert [image.size for image in request.images] == [(5, 3), (6, 3)]
     assert shell.user_ns["r"].text == "It is **red**."
 
 
 def test_number_of_words_must_match_the_images() -> None:
-    with pytest.raises(RequestError, match="2 pictures have 1 words"):
-        cell_text(asked(pictures=pictures(2)), "demo", ["a.png"])
+    with pytest.raises(RequestError, match="2 images have 1 words"):
+        cell_text(asked(images=panel_images(2)), "demo", ["a.png"])
 
 
 def test_ten_thousand_braces_are_escaped_quickly() -> None:
@@ -272,11 +272,11 @@ def test_image_word_is_kept_and_an_upload_gets_a_variable(
     monkeypatch.chdir(tmp_path)
     first, second = image("receipt (1).jpg"), image("receipt (1).jpg")
     tray = [
-        Picture("p1", image(), "img"),
-        Picture("p2", first),
-        Picture("p3", second),
-        Picture("p4", first),
-        Picture("p5", image(), "my photo.jpg"),
+        PanelImage("p1", image(), "img"),
+        PanelImage("p2", first),
+        PanelImage("p3", second),
+        PanelImage("p4", first),
+        PanelImage("p5", image(), "my photo.jpg"),
     ]
     found = words_for(tray, {"img": 1})
     assert found.words == ("img", "receipt_1", "receipt_1_2", "receipt_1", "'my photo.jpg'")
@@ -291,8 +291,8 @@ def test_variable_is_not_shadowed_by_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "receipt").write_text("no picture")
-    found = words_for([Picture("p1", image("receipt.jpg"))], {})
+    (tmp_path / "receipt").write_text("no image")
+    found = words_for([PanelImage("p1", image("receipt.jpg"))], {})
     assert found.words == ("(receipt)",)
     namespace: dict[str, object] = {**found.variables}
     tokens = split_line(found.words[0])

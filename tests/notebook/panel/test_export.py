@@ -12,7 +12,7 @@ from PIL import Image
 
 from mlx_magic.engine.result import Timings, Usage, VisionResult
 from mlx_magic.images.image import ImageInput, make_image_input
-from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+from mlx_magic.notebook.panel.state.conversation import Answer, PanelImage, Turn
 from mlx_magic.notebook.panel.state.export import FORMAT, VERSION, file_name, to_json, to_markdown
 from mlx_magic.options import Settings
 
@@ -112,7 +112,7 @@ def conversation(hostile: str = "A **cat**.") -> list[Turn]:
         Turn(
             "t1",
             hostile,
-            (Picture("p1", image(), "cat.png"), Picture("p2", image(hostile), hostile)),
+            (PanelImage("p1", image(), "cat.png"), PanelImage("p2", image(hostile), hostile)),
             [
                 Answer("demo", result=result(hostile)),
                 Answer(odd, result=result("cut", finish_reason="length")),
@@ -127,7 +127,7 @@ def test_turn_is_exported_as_markdown() -> None:
     turn = Turn(
         "t1",
         "What is it?\n  Is it [a] cat_fish?\n\n1. Say.",
-        (Picture("p1", image(), "cat.png"),),
+        (PanelImage("p1", image(), "cat.png"),),
         [Answer("demo", result=result("# It\n\nis a **cat**."))],
         Settings(max_tokens=100, temperature=0.0),
     )
@@ -233,12 +233,13 @@ def test_json_export_has_everything_but_the_pixels() -> None:
         "max_pixels": None,
         "kv_bits": None,
     }
-    assert first["pictures"][0] == {
+    assert "pictures" not in first
+    assert first["images"][0] == {
         "name": "cat.png",
         "word": "cat.png",
         "width": 8,
         "height": 6,
-        "sha256": turns[0].pictures[0].image.digest,
+        "sha256": turns[0].images[0].image.digest,
         "note": "first of 2 frames",
     }
     answer = first["answers"][0]

@@ -18,7 +18,7 @@ from mlx_magic.notebook.panel.widgets import front
 from mlx_magic.notebook.panel.widgets.front import (
     ConversationEvents,
     ConversationView,
-    PictureTray,
+    ImageTray,
     TrayEvents,
 )
 
@@ -56,8 +56,8 @@ def heard() -> Heard:
 
 
 @pytest.fixture
-def tray(heard: Heard) -> Iterator[PictureTray]:
-    tray = PictureTray(heard, max_pictures=3)
+def tray(heard: Heard) -> Iterator[ImageTray]:
+    tray = ImageTray(heard, max_images=3)
     yield tray
     tray.close()
 
@@ -80,14 +80,14 @@ def hear(widget: Any, content: Any, *buffers: bytes) -> None:
     widget._handle_msg({"content": {"data": data}, "buffers": [memoryview(b) for b in buffers]})
 
 
-def test_widgets_name_their_kind(tray: PictureTray, talk: ConversationView) -> None:
+def test_widgets_name_their_kind(tray: ImageTray, talk: ConversationView) -> None:
     assert tray.get_state()["role"] == "tray"
-    assert tray.get_state()["max_pictures"] == 3
+    assert tray.get_state()["max_images"] == 3
     assert talk.get_state()["role"] == "conversation"
 
 
 def test_both_widgets_use_one_self_contained_module(
-    tray: PictureTray, talk: ConversationView
+    tray: ImageTray, talk: ConversationView
 ) -> None:
     state = tray.get_state()
     assert state["_esm"] == talk.get_state()["_esm"] == front.SCRIPT
@@ -117,13 +117,13 @@ def test_every_source_is_bundled_and_names_are_declared_once() -> None:
     ],
 )
 def test_tray_messages_become_method_calls(
-    tray: PictureTray, heard: Heard, content: dict[str, Any], values: dict[str, Any]
+    tray: ImageTray, heard: Heard, content: dict[str, Any], values: dict[str, Any]
 ) -> None:
     hear(tray, content)
     assert heard.calls == [(content["type"], values)]
 
 
-def test_upload_chunk_has_its_bytes(tray: PictureTray, heard: Heard) -> None:
+def test_upload_chunk_has_its_bytes(tray: ImageTray, heard: Heard) -> None:
     hear(tray, {**PIECE, "piece": 1, "pieces": 2}, b"abc")
     name, values = heard.calls.pop()
     assert name == "file"
@@ -184,7 +184,7 @@ def test_every_message_has_a_method_and_every_method_a_message(messages: Any, ev
     ],
 )
 def test_invalid_message_is_logged_and_dropped(
-    tray: PictureTray, heard: Heard, caplog: pytest.LogCaptureFixture, content: Any
+    tray: ImageTray, heard: Heard, caplog: pytest.LogCaptureFixture, content: Any
 ) -> None:
     with caplog.at_level(logging.WARNING, front.__name__):
         hear(tray, content)
@@ -211,7 +211,7 @@ def test_values_of_the_wrong_type_are_dropped(
 
 @pytest.mark.parametrize("piece", [(2, 2), (5, 1), (0, 0)])
 def test_chunk_beyond_the_file_is_dropped(
-    tray: PictureTray, heard: Heard, piece: tuple[int, int]
+    tray: ImageTray, heard: Heard, piece: tuple[int, int]
 ) -> None:
     hear(tray, {**PIECE, "piece": piece[0], "pieces": piece[1]}, b"abc")
     assert heard.calls == []
@@ -278,11 +278,11 @@ def test_messages_to_the_page(talk: ConversationView, monkeypatch: pytest.Monkey
     ]
 
 
-def test_page_cannot_set_widget_state(tray: PictureTray, talk: ConversationView) -> None:
+def test_page_cannot_set_widget_state(tray: ImageTray, talk: ConversationView) -> None:
     """A list without ids would stop every later update of the tray."""
-    for widget, state in ((tray, {"pictures": [{}], "max_bytes": -1}), (talk, {"turns": [{}]})):
+    for widget, state in ((tray, {"images": [{}], "max_bytes": -1}), (talk, {"turns": [{}]})):
         data: dict[str, Any] = {"method": "update", "state": state, "buffer_paths": []}
         widget._handle_msg({"content": {"data": data}, "buffers": []})
-    assert tray.pictures == []
+    assert tray.images == []
     assert tray.max_bytes > 0
     assert talk.turns == []

@@ -131,19 +131,19 @@ def test_missing_model_fails_in_its_answer(driven: DrivenPanel) -> None:
     assert "There is no" in turn.answers[0].error
 
 
-class TestPictures:
+class TestImages:
     def test_upload_is_opened_and_sent_with_the_question(
         self, driven: DrivenPanel, script: ScriptedBackend
     ) -> None:
         driven.upload("red.png", png())
-        (shown,) = driven.tray.pictures
+        (shown,) = driven.tray.images
         assert (shown["name"], shown["width"], shown["height"]) == ("red.png", 40, 20)
         assert shown["thumb"].startswith("data:image/")
         driven.ask("What?")
         driven.finish()
         assert [image.size for image in script.requests[0].images] == [(40, 20)]
-        assert driven.tray.pictures == []
-        assert driven.panel._turns.state()[0]["pictures"][0]["name"] == "red.png"
+        assert driven.tray.images == []
+        assert driven.panel._turns.state()[0]["images"][0]["name"] == "red.png"
 
     def test_upload_chunks_are_joined(self, driven: DrivenPanel) -> None:
         data = png(size=(300, 200))
@@ -154,7 +154,7 @@ class TestPictures:
         assert "opened" in driven.form.hint.value or driven.button("Run").disabled
         driven.page("file", **fields, piece=1, data=data[half:])
         driven.opened()
-        assert [p["width"] for p in driven.tray.pictures] == [300]
+        assert [p["width"] for p in driven.tray.images] == [300]
         assert driven.tray.opening == []
 
     def test_file_that_is_not_an_image_is_an_error_that_can_be_dismissed(
@@ -174,7 +174,7 @@ class TestPictures:
             driven.upload(f"{colour}.png", png(colour), key=f"u{at}")
         driven.page("order", ids=["u2", "u0", "u1"])
         driven.page("remove", id="u0")
-        assert [p["name"] for p in driven.tray.pictures] == ["blue.png", "green.png"]
+        assert [p["name"] for p in driven.tray.images] == ["blue.png", "green.png"]
         driven.ask("What?")
         driven.finish()
         assert [i.source for i in script.requests[0].images] == ["blue.png", "green.png"]
@@ -187,7 +187,7 @@ class TestPictures:
         driven.update()
         driven.click("Add")
         driven.opened()
-        assert [p["name"] for p in driven.tray.pictures] == ["img"]
+        assert [p["name"] for p in driven.tray.images] == ["img"]
         driven.ask("What?")
         driven.finish()
         assert driven.answers()[0]["cell"] == "%%vision img -m demo\nWhat?"
@@ -214,11 +214,11 @@ class TestPictures:
         driven.update()
         driven.form.model.value = name
         driven.update()
-        assert "cannot see pictures" in driven.tray.why_not
+        assert "cannot see images" in driven.tray.why_not
         driven.upload("red.png", png())
         driven.write("What?")
         assert driven.button("Run").disabled
-        assert "words cannot see pictures" in driven.button("Run").tooltip
+        assert "words cannot see images" in driven.button("Run").tooltip
         driven.form.model.value = "demo"
         driven.update()
         assert not driven.button("Run").disabled
@@ -272,7 +272,7 @@ class TestConversation:
         driven.write("A draft")
         driven.page("edit", turn=driven.panel.turns[0].id)
         assert driven.form.prompt.value == "One?"
-        assert [p["name"] for p in driven.tray.pictures] == ["red.png"]
+        assert [p["name"] for p in driven.tray.images] == ["red.png"]
         assert "Editing turn 1" in driven.hint
         driven.ask("One, again?")
         driven.finish()
@@ -734,4 +734,4 @@ def test_ask_from_python_does_not_change_the_controls(
     assert driven.form.prompt.value == "One?"
     driven.click("Stop editing")
     assert driven.form.prompt.value == "A draft"
-    assert [p["name"] for p in driven.tray.pictures] == ["red.png"]
+    assert [p["name"] for p in driven.tray.images] == ["red.png"]

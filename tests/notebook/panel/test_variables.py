@@ -23,7 +23,7 @@ from mlx_magic.notebook.panel.state.variables import (
     MOST_VARIABLES,
     describe_existing,
     free_name,
-    picture_variables,
+    image_variables,
 )
 
 
@@ -39,7 +39,7 @@ def red() -> Image.Image:
 
 
 def what(value: object) -> str:
-    return "".join(found.what for found in picture_variables({"x": value}))
+    return "".join(found.what for found in image_variables({"x": value}))
 
 
 def values() -> Iterator[tuple[object, str]]:
@@ -49,13 +49,13 @@ def values() -> Iterator[tuple[object, str]]:
     yield np.zeros((20, 40, 3)), "array 20x40x3"
     yield np.zeros((3, 20, 40), np.float32), "array 3x20x40"
     yield np.zeros((5, 20, 40, 4), np.uint8), "array 5x20x40x4"
-    yield image, "picture 40x20"
-    yield VisionResult("a", "m", "stop", images=(image,)), "result with 1 picture"
-    yield VisionResult("a", "m", "stop", images=(image, image)), "result with 2 pictures"
+    yield image, "image 40x20"
+    yield VisionResult("a", "m", "stop", images=(image,)), "result with 1 image"
+    yield VisionResult("a", "m", "stop", images=(image, image)), "result with 2 images"
     yield "cat.png", "file cat.png"
     yield Path("cat.png"), "file cat.png"
-    yield [red()], "1 picture"
-    yield (red(), "cat.png", np.zeros((20, 40))), "3 pictures"
+    yield [red()], "1 image"
+    yield (red(), "cat.png", np.zeros((20, 40))), "3 images"
 
 
 @pytest.mark.parametrize(("value", "expected"), list(values()), ids=lambda value: str(value)[:20])
@@ -117,8 +117,8 @@ def test_matplotlib_figures_and_pandas_columns_are_listed() -> None:
     figure = Figure()
     assert what(figure) == "figure"
     assert what(figure.subplots()) == "axes"
-    assert what(pandas.Series([red(), red()])) == "2 pictures"
-    assert what(pandas.Series(["cat.png"])) == "1 picture"
+    assert what(pandas.Series([red(), red()])) == "2 images"
+    assert what(pandas.Series(["cat.png"])) == "1 image"
     assert what(pandas.Series(["cat", "dog"])) == ""
     assert what(pandas.Series([1, 2])) == ""
     assert what(pandas.DataFrame({"a": [1]})) == ""
@@ -126,13 +126,13 @@ def test_matplotlib_figures_and_pandas_columns_are_listed() -> None:
 
 def test_ipython_and_private_names_are_not_listed() -> None:
     namespace: dict[str, object] = dict.fromkeys(["_", "_1", "_x", "In", "Out", "b", "A"], red())
-    assert [found.name for found in picture_variables(namespace)] == ["A", "b"]
+    assert [found.name for found in image_variables(namespace)] == ["A", "b"]
 
 
 def test_no_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PIL.Image", "numpy", "pandas", "matplotlib.figure", "matplotlib.axes"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    assert picture_variables({"x": 3, "y": object()}) == []
+    assert image_variables({"x": 3, "y": object()}) == []
     assert not {"numpy", "pandas", "matplotlib.figure"} & sys.modules.keys()
 
 
@@ -159,7 +159,7 @@ def test_no_property_of_an_unknown_class_is_read() -> None:
         def __iter__(self) -> Any:
             raise AssertionError("read")
 
-    assert picture_variables({"x": Trap(), "y": Words(["a"])}) == []
+    assert image_variables({"x": Trap(), "y": Words(["a"])}) == []
 
 
 def test_failing_subclass_is_not_listed() -> None:
@@ -168,7 +168,7 @@ def test_failing_subclass_is_not_listed() -> None:
         def size(self) -> Any:
             raise OSError
 
-    assert picture_variables({"x": Broken(), "y": red()}) == picture_variables({"y": red()})
+    assert image_variables({"x": Broken(), "y": red()}) == image_variables({"y": red()})
 
 
 def test_ten_thousand_names_and_huge_lists_are_scanned_quickly() -> None:
@@ -176,7 +176,7 @@ def test_ten_thousand_names_and_huge_lists_are_scanned_quickly() -> None:
     namespace["long"] = ["cat.png"] * 10_000_000
     namespace |= {f"path{at}": f"missing{at}.png" for at in range(10_000)}
     began = time.process_time()
-    assert picture_variables(namespace) == []
+    assert image_variables(namespace) == []
     assert time.process_time() - began < 1
 
 
@@ -188,13 +188,13 @@ def test_number_of_file_checks_is_limited(monkeypatch: pytest.MonkeyPatch) -> No
         return False
 
     monkeypatch.setattr(Path, "is_file", is_file)
-    picture_variables({f"path{at}": f"{at}.png" for at in range(1_000)})
+    image_variables({f"path{at}": f"{at}.png" for at in range(1_000)})
     assert len(asked) == MOST_STATS
 
 
 def test_length_of_the_list_is_limited() -> None:
     image = red()
-    assert len(picture_variables({f"n{at}": image for at in range(1_000)})) == MOST_VARIABLES
+    assert len(image_variables({f"n{at}": image for at in range(1_000)})) == MOST_VARIABLES
 
 
 @pytest.mark.parametrize(
@@ -202,14 +202,14 @@ def test_length_of_the_list_is_limited() -> None:
     [
         ("receipt (1).jpg", "receipt_1"),
         ("C:\\photos\\My Cat.PNG", "My_Cat"),
-        ("/home/x/2024-05-01.png", "picture_2024_05_01"),
-        ("class.png", "picture_class"),
-        ("list.png", "picture_list"),
-        ("exit", "picture_exit"),
+        ("/home/x/2024-05-01.png", "image_2024_05_01"),
+        ("class.png", "image_class"),
+        ("list.png", "image_list"),
+        ("exit", "image_exit"),
         ("__init__.png", "init"),
         (".png", "png"),
-        ("", "picture"),
-        ("???", "picture"),
+        ("", "image"),
+        ("???", "image"),
         ("größe.jpg", "größe"),
         ("\ufb01g.png", "fig"),
         ("x\u00b2.png", "x2"),
@@ -229,7 +229,7 @@ def test_a_taken_name_gets_a_number_unless_it_is_the_value_itself() -> None:
     assert free_name("cat.png", {"cat": mine}, mine) == "cat"
 
 
-@given(st.text(), st.dictionaries(st.sampled_from(["picture", "a", "a_2"]), st.just(1)))
+@given(st.text(), st.dictionaries(st.sampled_from(["image", "a", "a_2"]), st.just(1)))
 def test_any_text_gives_a_valid_variable_name(wanted: str, namespace: dict[str, object]) -> None:
     name = free_name(wanted, namespace, red())
     assert check_name(name) == name

@@ -32,14 +32,14 @@ class Namespace:
         """The variables and their values."""
         return {} if self._ip is None else self._ip.user_ns
 
-    def picture_names(self) -> tuple[str, ...]:
+    def image_names(self) -> tuple[str, ...]:
         """Return the variables that hold images; updated after each cell."""
         if self._cached_names is None:
-            found = variables.picture_variables(self.values)
+            found = variables.image_variables(self.values)
             self._cached_names = tuple(variable.name for variable in found)
         return self._cached_names
 
-    def pictures(self, words: str) -> list[tuple[str, Any, str]]:
+    def named_images(self, words: str) -> list[tuple[str, Any, str]]:
         """Return name, value and source text of each image that a line names.
 
         Parameters

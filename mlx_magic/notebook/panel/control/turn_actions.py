@@ -52,7 +52,7 @@ class TurnActions:
 
     def prepare(self, turn: Turn, live: LiveAnswer) -> None:
         """Write the cell that says the same as a turn, ready to be copied."""
-        words = cell_text.words_for(turn.pictures, self._names.values).words
+        words = cell_text.words_for(turn.images, self._names.values).words
         live.cell = cell_text.cell_text(
             turn, live.answer.model, words, defaults=self._names.defaults()
         )
@@ -81,7 +81,7 @@ class TurnActions:
         found, live = self._turns.find(turn), self._turns.live(turn, index)
         copied_cell = live.cell
         self.prepare(found, live)
-        variables = cell_text.words_for(found.pictures, self._names.values).variables
+        variables = cell_text.words_for(found.images, self._names.values).variables
         for name, image in variables.items():
             self._names.define(name, image)
         if live.cell != copied_cell:

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import MlxMagicError, RequestError
 from mlx_magic.notebook.panel.control.live_answer import AnswerMessages, LiveAnswer
-from mlx_magic.notebook.panel.control.pictures import picture_state
+from mlx_magic.notebook.panel.control.question_images import image_state
 from mlx_magic.notebook.panel.state.conversation import (
     MOST_MODELS,
     Answer,
-    Picture,
+    PanelImage,
     Turn,
     history,
 )
@@ -68,7 +68,7 @@ class Turns:
         prompt: str,
         models: Sequence[str],
         *,
-        pictures: Sequence[Picture] = (),
+        images: Sequence[PanelImage] = (),
         settings: Settings,
         follows: bool = True,
         replaces: str = "",
@@ -80,7 +80,7 @@ class Turns:
         session : Session
         prompt : str
         models : sequence of str
-        pictures : sequence of Picture
+        images : sequence of PanelImage
         settings : Settings
         follows : bool
             Whether the earlier turns are sent with it.
@@ -111,8 +111,8 @@ class Turns:
             turn = Turn(
                 f"t{next(self._ids)}",
                 prompt,
-                tuple(pictures),
-                [_start_answer(session, request, pictures, settings) for request in requests],
+                tuple(images),
+                [_start_answer(session, request, images, settings) for request in requests],
                 settings=settings,
                 follows=follows,
             )
@@ -156,7 +156,7 @@ class Turns:
         """Send the whole state of an answer."""
         with self._lock:
             result = live.answer.result
-            if result is not None and result.seen and turn.pictures:
+            if result is not None and result.seen and turn.images:
                 self._out.turn(self.turn_state(turn))
             else:
                 self._out.answer(turn.id, live.index, live.state())
@@ -212,15 +212,15 @@ class Turns:
     def turn_state(self, turn: Turn) -> dict[str, Any]:
         """Return the state of one turn."""
         seen = next((a.result.seen for a in turn.answers if a.result and a.result.seen), ())
-        sizes = seen if len(seen) == len(turn.pictures) else [""] * len(turn.pictures)
+        sizes = seen if len(seen) == len(turn.images) else [""] * len(turn.images)
         return {
             "id": turn.id,
             "number": self.number(turn),
             "prompt": turn.prompt,
             "system": turn.settings.system or "",
-            "pictures": [
-                picture_state(picture, size)
-                for picture, size in zip(turn.pictures, sizes, strict=True)
+            "images": [
+                image_state(panel_image, size)
+                for panel_image, size in zip(turn.images, sizes, strict=True)
             ],
             "answers": [live.state() for live in self._live[turn.id]],
             "follows": turn.follows,
@@ -261,13 +261,13 @@ class Turns:
 
 
 def _start_answer(
-    session: Session, request: GenerationRequest, pictures: Sequence[Picture], settings: Settings
+    session: Session, request: GenerationRequest, images: Sequence[PanelImage], settings: Settings
 ) -> Answer:
     """Start a request; an error of the start is a failed answer."""
     answer = Answer(request.model)
-    images = [(picture.name, picture.image) for picture in pictures]
+    opened = [(panel_image.name, panel_image.image) for panel_image in images]
     try:
-        answer.generation = session.start(request, images=images, max_pixels=settings.max_pixels)
+        answer.generation = session.start(request, images=opened, max_pixels=settings.max_pixels)
     except MlxMagicError as error:
         answer.error = str(error)
     return answer

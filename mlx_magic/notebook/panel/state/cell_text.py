@@ -13,7 +13,7 @@ from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import parse_expression
 from mlx_magic.notebook.magic_line.template import escape, fill
 from mlx_magic.notebook.magic_line.tokens import quote, split_line
-from mlx_magic.notebook.panel.state.conversation import Picture, Turn, history
+from mlx_magic.notebook.panel.state.conversation import PanelImage, Turn, history
 from mlx_magic.notebook.panel.state.variables import SUFFIXES, free_name
 from mlx_magic.options import RequestOption, Settings
 
@@ -36,13 +36,13 @@ _NOT_IN_A_BODY = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class PictureWords:
-    """The words of a ``%%vision`` line for the pictures of a turn.
+class ImageWords:
+    """The words of a ``%%vision`` line for the images of a turn.
 
     Attributes
     ----------
     words : tuple of str
-        One word for each picture, in order.
+        One word for each image, in order.
     variables : dict
         Variables that the words need: names and values.
     """
@@ -51,15 +51,15 @@ class PictureWords:
     variables: dict[str, ImageInput] = field(default_factory=dict)
 
 
-def words_for(pictures: Sequence[Picture], namespace: Mapping[str, object]) -> PictureWords:
-    """Return the word of a ``%%vision`` line for each picture.
+def words_for(images: Sequence[PanelImage], namespace: Mapping[str, object]) -> ImageWords:
+    """Return the word of a ``%%vision`` line for each image.
 
-    A picture that was dropped, pasted or photographed has no name in the notebook: it gets a
+    An image that was dropped, pasted or photographed has no name in the notebook: it gets a
     variable, which is used again once it is defined.
 
     Parameters
     ----------
-    pictures : sequence of Picture
+    images : sequence of PanelImage
     namespace : mapping
         The notebook's variables; not changed.
     """
@@ -67,15 +67,15 @@ def words_for(pictures: Sequence[Picture], namespace: Mapping[str, object]) -> P
     new: dict[str, object] = {}
     taken = ChainMap(new, dict(namespace))
     words = []
-    for picture in pictures:
-        if picture.word.strip():
-            words.append(_one_word(picture.word))
+    for panel_image in images:
+        if panel_image.word.strip():
+            words.append(_one_word(panel_image.word))
             continue
-        name = free_name(picture.name, taken, picture.image)
-        new[name] = variables[name] = picture.image
+        name = free_name(panel_image.name, taken, panel_image.image)
+        new[name] = variables[name] = panel_image.image
         # In brackets, as a file of this name would take precedence over the variable.
         words.append(f"({name})" if Path(name).is_file() else name)
-    return PictureWords(tuple(words), variables)
+    return ImageWords(tuple(words), variables)
 
 
 def cell_text(
@@ -88,7 +88,7 @@ def cell_text(
 ) -> str:
     """Return the cell that asks a model the question of a turn.
 
-    Prompt, pictures, model, system prompt, sampling and image size are the same when the cell is
+    Prompt, images, model, system prompt, sampling and image size are the same when the cell is
     parsed. Text that an editor or IPython would change in a prompt (spaces on an otherwise empty
     line, ``>>>``, a carriage return) is written as ``{'…'}``, and braces that would be evaluated
     are doubled. A system prompt of several lines does not fit on a magic's line: then the cell is
@@ -104,7 +104,7 @@ def cell_text(
     model : str
         The model of the cell.
     words : sequence of str
-        Word of each picture; see `words_for`.
+        Word of each image; see `words_for`.
     output : str, optional
         Variable that receives the result.
     defaults : Settings, optional
@@ -113,11 +113,11 @@ def cell_text(
     Raises
     ------
     RequestError
-        If the numbers of words and pictures differ.
+        If the numbers of words and images differ.
     """
-    if len(words) != len(turn.pictures):
+    if len(words) != len(turn.images):
         raise RequestError(
-            f"{len(turn.pictures)} pictures have {len(words)} words: give one for each.",
+            f"{len(turn.images)} images have {len(words)} words: give one for each.",
             option="images",
         )
     options = _options(turn, model, output, defaults or Settings())
@@ -182,11 +182,11 @@ def _one_word(word: str) -> str:
         return word
     # `a if b else c` needs brackets; `my photo.jpg` needs quotes.
     bracketed = f"({word})"
-    expression = parse_expression(bracketed) is not None and not _names_a_picture(word)
+    expression = parse_expression(bracketed) is not None and not _names_an_image(word)
     return bracketed if expression and _is_one_word(bracketed) else quote(word)
 
 
-def _names_a_picture(word: str) -> bool:
+def _names_an_image(word: str) -> bool:
     return word.lower().endswith(tuple(SUFFIXES))
 
 

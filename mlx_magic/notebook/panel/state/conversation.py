@@ -18,8 +18,8 @@ AnswerState = Literal["running", "done", "cancelled", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture in a panel.
+class PanelImage:
+    """An image in a panel.
 
     Attributes
     ----------
@@ -79,14 +79,14 @@ class Answer:
 
 @dataclass(slots=True)
 class Turn:
-    """A question with its pictures, and the answer of each model.
+    """A question with its images, and the answer of each model.
 
     Attributes
     ----------
     id : str
         Unique within the panel.
     prompt : str
-    pictures : tuple of Picture
+    images : tuple of PanelImage
     answers : list of Answer
         One, or several to compare.
     settings : Settings
@@ -96,7 +96,7 @@ class Turn:
 
     id: str
     prompt: str
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[PanelImage, ...] = ()
     answers: list[Answer] = field(default_factory=list)
     settings: Settings = field(default_factory=Settings)
     follows: bool = True

@@ -3,7 +3,7 @@
 The JSON is one object. Unknown values are null, sizes are in pixels, times in seconds:
 
     format      "mlx-magic conversation"
-    version     1
+    version     2
     turns       list of
       number    int, from 1
       follows   bool: whether the earlier turns were sent with it
@@ -12,7 +12,7 @@ The JSON is one object. Unknown values are null, sizes are in pixels, times in s
       options   {max_tokens: int, temperature, top_p: float, top_k: int, min_p,
                 repetition_penalty: float, seed: int, stop: list of str, timeout: float,
                 max_pixels, kv_bits: int}
-      pictures  list of {name: str, word: str, width, height: int, sha256: str, note: str}
+      images    list of {name: str, word: str, width, height: int, sha256: str, note: str}
       answers   list of {model: str, state: "running" | "done" | "cancelled" | "failed",
                 text: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
                 usage: {prompt_tokens, image_tokens, cached_tokens, completion_tokens: int},
@@ -20,8 +20,9 @@ The JSON is one object. Unknown values are null, sizes are in pixels, times in s
                 prompt_tps, generation_tps: float}, peak_memory: int (bytes),
                 seen: list of str, error: str}
 
-It does not contain the pictures: "word" is the source of one, "sha256" (over mode, size and pixels)
-identifies it. Texts are unchanged: a program that shows them must sanitize them.
+It does not contain the images: "word" is the source of one, "sha256" (over mode, size and pixels)
+identifies it. Version 1 called "images" "pictures". Texts are unchanged: a program that shows them
+must sanitize them.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from mlx_magic.notebook.magic_line.expressions import one_line
 from mlx_magic.options import OPTIONS, RequestOption
 
 if TYPE_CHECKING:
-    from mlx_magic.notebook.panel.state.conversation import Answer, Picture, Turn
+    from mlx_magic.notebook.panel.state.conversation import Answer, PanelImage, Turn
 
 FORMAT = "mlx-magic conversation"
-VERSION = 1
+VERSION = 2
 
 THUMBNAIL_SIDE = 256
 """Pixels."""
@@ -122,8 +123,8 @@ def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
     if number > 1 and not turn.follows:
         yield "*Standalone question (earlier turns not sent).*"
     yield _quoted(_as_written(turn.prompt))
-    if turn.pictures:
-        yield "\n".join(map(_picture, turn.pictures))
+    if turn.images:
+        yield "\n".join(map(_image_markdown, turn.images))
     if turn.settings.system is not None:
         yield "System prompt:"
         yield _quoted(_as_written(turn.settings.system))
@@ -156,10 +157,12 @@ def _options_line(turn: Turn) -> str:
     return _inline(", ".join(parts), 500)
 
 
-def _picture(picture: Picture) -> str:
-    thumbnail = picture.image.thumbnail(THUMBNAIL_SIDE)
+def _image_markdown(panel_image: PanelImage) -> str:
+    thumbnail = panel_image.image.thumbnail(THUMBNAIL_SIDE)
     data = b64encode(thumbnail.data).decode("ascii")
-    caption = "{} {}x{}".format(one_line(sanitize.to_plain(picture.name)), *picture.image.size)
+    caption = "{} {}x{}".format(
+        one_line(sanitize.to_plain(panel_image.name)), *panel_image.image.size
+    )
     return f"![{_inline(caption, 2 * _LONGEST_NAME)}](data:{thumbnail.mime};base64,{data})"
 
 
@@ -205,7 +208,7 @@ def _turn_data(turn: Turn, number: int) -> dict[str, Any]:
         "prompt": turn.prompt,
         "system": turn.settings.system,
         "options": _options(turn),
-        "pictures": [_picture_data(picture) for picture in turn.pictures],
+        "images": [_image_data(panel_image) for panel_image in turn.images],
         "answers": [_answer_data(answer) for answer in turn.answers],
     }
 
@@ -227,15 +230,15 @@ def _plain(option: RequestOption, value: Any) -> Any:
     return list(value) if option.kind == "texts" else value
 
 
-def _picture_data(picture: Picture) -> dict[str, Any]:
-    width, height = picture.image.size
+def _image_data(panel_image: PanelImage) -> dict[str, Any]:
+    width, height = panel_image.image.size
     return {
-        "name": picture.name,
-        "word": picture.word or None,
+        "name": panel_image.name,
+        "word": panel_image.word or None,
         "width": width,
         "height": height,
-        "sha256": picture.image.digest,
-        "note": picture.image.note,
+        "sha256": panel_image.image.digest,
+        "note": panel_image.image.note,
     }
 
 

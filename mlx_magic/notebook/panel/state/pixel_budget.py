@@ -36,7 +36,7 @@ def shared(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> list[Im
 def require_room(
     name: str, new: int, ready: Sequence[ImageInput], earlier: Iterable[ImageInput]
 ) -> None:
-    """Check that a picture does not exceed the limits.
+    """Check that an image does not exceed the limits.
 
     Parameters
     ----------

@@ -162,7 +162,7 @@ class Uploads:
         name: Any = message.get("name")
         size: Any = message.get("size")
         pieces: Any = message.get("pieces")
-        label = short_label(name) if isinstance(name, str) and name.strip() else "picture"
+        label = short_label(name) if isinstance(name, str) and name.strip() else "image"
         if not _whole(size) or size < 0 or not _whole(pieces) or pieces < 1:
             raise _contradiction(label)
         if size == 0:
@@ -218,7 +218,7 @@ def _whole(value: object) -> bool:
 def _key(message: Mapping[str, Any]) -> str:
     key = message.get("id")
     if not isinstance(key, str) or not 0 < len(key) <= _LONGEST_ID:
-        raise ImageError("A picture arrived without an id: add it again.", source="picture")
+        raise ImageError("An image arrived without an id: add it again.", source="image")
     return key
 
 

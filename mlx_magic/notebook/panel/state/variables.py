@@ -36,7 +36,7 @@ _CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class PictureVariable:
+class ImageVariable:
     """A variable that holds one or more images.
 
     Attributes
@@ -50,7 +50,7 @@ class PictureVariable:
     what: str
 
 
-def picture_variables(namespace: Mapping[str, object]) -> list[PictureVariable]:
+def image_variables(namespace: Mapping[str, object]) -> list[ImageVariable]:
     """Return the variables that hold images, sorted by name.
 
     Only types are inspected: no library is imported, no image read, no code of an unknown class
@@ -62,12 +62,12 @@ def picture_variables(namespace: Mapping[str, object]) -> list[PictureVariable]:
         The notebook's variables. Names that begin with ``_`` and IPython's own are left out.
     """
     inspector = _Inspector()
-    found: list[PictureVariable] = []
+    found: list[ImageVariable] = []
     for name, value in list(namespace.items()):
         if name.startswith("_") or is_ipython_name(name) or len(found) >= MOST_VARIABLES:
             continue
         if what := inspector.at(value):
-            found.append(PictureVariable(name, what))
+            found.append(ImageVariable(name, what))
     return sorted(found, key=lambda variable: (variable.name.casefold(), variable.name))
 
 
@@ -87,9 +87,9 @@ def free_name(wanted: str, namespace: Mapping[str, object], value: object) -> st
     # Python normalizes identifiers to NFKC.
     stem = unicodedata.normalize("NFKC", stem)
     kept = "".join(char if f"_{char}".isidentifier() else "_" for char in stem)
-    name = re.sub("__+", "_", kept)[:_LONGEST_NAME].strip("_") or "picture"
+    name = re.sub("__+", "_", kept)[:_LONGEST_NAME].strip("_") or "image"
     if not name.isidentifier() or is_reserved(name):
-        name = f"picture_{name}"
+        name = f"image_{name}"
     free, number = name, 1
     while free in namespace and namespace[free] is not value:
         number += 1
@@ -150,7 +150,7 @@ class _Inspector:
             return ""
         if not all(self.at(value, inside=True) for value in values):
             return ""
-        return "1 picture" if count == 1 else f"{count} pictures"
+        return "1 image" if count == 1 else f"{count} images"
 
     def _file(self, value: str | Path) -> str:
         text = str.__str__(value) if isinstance(value, str) else str(value)
@@ -178,9 +178,9 @@ class _NeverInstantiated:
 
 def _describe_own(value: ImageInput | VisionResult) -> str:
     if isinstance(value, ImageInput):
-        return "picture {}x{}".format(*value.size)
+        return "image {}x{}".format(*value.size)
     count = len(value.images)
-    return f"result with {count} picture{'' if count == 1 else 's'}" if count else ""
+    return f"result with {count} image{'' if count == 1 else 's'}" if count else ""
 
 
 def _array(array: Any) -> str:

@@ -110,7 +110,7 @@ class Conversation {
   }
 }
 
-/** One turn: the question, its pictures, and the answers side by side. */
+/** One turn: the question, its images, and the answers side by side. */
 class TurnView {
   constructor(turns, id) {
     this.turns = turns;
@@ -156,9 +156,9 @@ class TurnView {
     const number = make("span", { class: "mlxv-number" }, String(turn.number));
     const head = make("div", { class: "mlxv-question" }, number, asked, edit);
     this.node.setAttribute("aria-label", `Question ${turn.number}`);
-    const pictures = turn.pictures.length ? [makeAsked(turn.pictures)] : [];
+    const images = turn.images.length ? [makeAsked(turn.images)] : [];
     for (const part of [...this.node.children]) if (part !== this.columns) part.remove();
-    this.node.prepend(head, ...pictures);
+    this.node.prepend(head, ...images);
     this.node.append(this.columns);
   }
 
@@ -169,14 +169,14 @@ class TurnView {
   }
 }
 
-/** Make the row of a question's pictures. */
-function makeAsked(pictures) {
-  const list = make("ul", { class: "mlxv-asked-about", "aria-label": "Pictures of this question" });
-  for (const picture of pictures) {
-    const { name, note, thumb } = picture;
-    const seen = (picture.seen ?? "").replace(/ ?x ?/, " × ");
-    const sized = seen && seen !== sizeOf(picture) ? `seen at ${seen}` : "";
-    const details = [sizeOf(picture), sized, note].filter(Boolean).join(" · ");
+/** Make the row of a question's images. */
+function makeAsked(images) {
+  const list = make("ul", { class: "mlxv-asked-about", "aria-label": "Images of this question" });
+  for (const image of images) {
+    const { name, note, thumb } = image;
+    const seen = (image.seen ?? "").replace(/ ?x ?/, " × ");
+    const sized = seen && seen !== sizeOf(image) ? `seen at ${seen}` : "";
+    const details = [sizeOf(image), sized, note].filter(Boolean).join(" · ");
     const title = make("span", { class: "mlxv-name" }, name);
     const caption = make("span", { class: "mlxv-size" }, details);
     const words = make("span", { class: "mlxv-caption" }, title, caption);

@@ -65,7 +65,7 @@ function bindEscape(node, close) {
   });
 }
 
-/** Receive files dropped on the panel, and pictures pasted into it. */
+/** Receive files dropped on the panel, and images pasted into it. */
 function bindFiles(root, add, signal) {
   const drop = (event) => {
     if (!event.dataTransfer?.types.includes("Files")) return;
@@ -83,7 +83,7 @@ function bindFiles(root, add, signal) {
     const data = event.clipboardData;
     const files = [...(data?.files ?? [])].filter((file) => file.type.startsWith("image/"));
     const typing = event.target.closest?.("input, textarea");
-    // Cells of a spreadsheet are both text and picture: in a text field they are text.
+    // Cells of a spreadsheet are both text and image: in a text field they are text.
     if (!files.length || (typing && data.types.includes("text/plain"))) return;
     event.preventDefault();
     add(files.map((file) => named(file, "pasted")));

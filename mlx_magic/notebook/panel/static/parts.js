@@ -37,7 +37,7 @@ function setText(node, text) {
   node.hidden = !text;
 }
 
-/** Make a picture from a data URI; any other URL is never requested. */
+/** Make an image from a data URI; any other URL is never requested. */
 function makeThumb(source) {
   const image = make("img", { class: "mlxv-thumb", alt: "", draggable: "false" });
   if (/^data:image\//i.test(source ?? "")) image.src = source;

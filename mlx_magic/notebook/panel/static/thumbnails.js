@@ -1,76 +1,76 @@
 // The thumbnails of the tray: remove and reorder by mouse and keyboard.
 
-/** The pictures of the next question. A change is shown at once, then sent to Python. */
+/** The images of the next question. A change is shown at once, then sent to Python. */
 class Thumbnails {
   constructor(model, fallback, say) {
     this.model = model;
-    this.fallback = fallback; // gets the focus when no picture is left
+    this.fallback = fallback; // gets the focus when no image is left
     this.say = say;
     this.views = new Map();
     this.known = null;
     this.dragged = null;
     this.clear = makeButton("Remove all", () => this.removeAll(), { kind: "mlxv-quiet" });
-    this.node = make("ul", { class: "mlxv-pictures", "aria-label": "Pictures to ask about" });
+    this.node = make("ul", { class: "mlxv-images", "aria-label": "Images to ask about" });
   }
 
   /** Update the thumbnails. */
-  draw(pictures) {
-    this.announce(pictures);
-    reconcile(this.node, pictures, this.views, (picture) => this.makePicture(picture));
-    this.clear.hidden = pictures.length < 2;
+  draw(images) {
+    this.announce(images);
+    reconcile(this.node, images, this.views, (image) => this.makeImage(image));
+    this.clear.hidden = images.length < 2;
   }
 
-  /** Announce added and removed pictures to screen readers. */
-  announce(pictures) {
-    const now = new Map(pictures.map((picture) => [picture.id, picture.name]));
+  /** Announce added and removed images to screen readers. */
+  announce(images) {
+    const now = new Map(images.map((image) => [image.id, image.name]));
     const before = this.known ?? now;
     this.known = now;
-    const came = pictures.filter(({ id }) => !before.has(id)).map(({ name }) => `${name} added`);
+    const came = images.filter(({ id }) => !before.has(id)).map(({ name }) => `${name} added`);
     const went = [...before].filter(([id]) => !now.has(id)).map(([, name]) => `${name} removed`);
     const words = [...came, ...went].join(", ");
     if (words) this.say(`${words}. ${now.size} in all.`);
   }
 
-  /** Return a picture's index. */
+  /** Return an image's index. */
   placeOf(id) {
-    return this.model.get("pictures").findIndex((picture) => picture.id === id);
+    return this.model.get("images").findIndex((image) => image.id === id);
   }
 
   /** Show a change and send it to Python. */
-  change(pictures, message) {
-    this.model.set("pictures", pictures);
+  change(images, message) {
+    this.model.set("images", images);
     this.model.send(message);
   }
 
-  /** Remove a picture; the focus goes to its neighbor. */
+  /** Remove an image; the focus goes to its neighbor. */
   remove(id) {
-    const pictures = this.model.get("pictures");
+    const images = this.model.get("images");
     const place = this.placeOf(id);
-    const next = pictures[place + 1] ?? pictures[place - 1];
-    const rest = pictures.filter((picture) => picture.id !== id);
+    const next = images[place + 1] ?? images[place - 1];
+    const rest = images.filter((image) => image.id !== id);
     this.change(rest, { type: "remove", id });
     (next ? this.views.get(next.id).node : this.fallback).focus();
   }
 
-  /** Remove every picture. */
+  /** Remove every image. */
   removeAll() {
     this.change([], { type: "clear" });
     this.fallback.focus();
   }
 
-  /** Move a picture to another index. */
+  /** Move an image to another index. */
   move(id, to) {
-    const pictures = [...this.model.get("pictures")];
+    const images = [...this.model.get("images")];
     const from = this.placeOf(id);
-    if (from < 0 || to < 0 || to >= pictures.length || from === to) return;
-    const [picture] = pictures.splice(from, 1);
-    pictures.splice(to, 0, picture);
-    this.change(pictures, { type: "order", ids: pictures.map((one) => one.id) });
-    this.say(`${picture.name}: now ${to + 1} of ${pictures.length}`);
+    if (from < 0 || to < 0 || to >= images.length || from === to) return;
+    const [image] = images.splice(from, 1);
+    images.splice(to, 0, image);
+    this.change(images, { type: "order", ids: images.map((one) => one.id) });
+    this.say(`${image.name}: now ${to + 1} of ${images.length}`);
   }
 
   /** Make a thumbnail with its buttons. */
-  makePicture({ id, name, thumb }) {
+  makeImage({ id, name, thumb }) {
     const step = (by) => this.move(id, this.placeOf(id) + by);
     const left = makeIcon("‹", "Move left", `Move ${name} left`, () => step(-1));
     const right = makeIcon("›", "Move right", `Move ${name} right`, () => step(1));
@@ -79,15 +79,15 @@ class Thumbnails {
     const frame = make("div", { class: "mlxv-frame" }, makeThumb(thumb), tools);
     const title = make("span", { class: "mlxv-name" }, name);
     const size = make("span", { class: "mlxv-size" });
-    const look = { class: "mlxv-picture", tabindex: "0", draggable: "true" };
+    const look = { class: "mlxv-image", tabindex: "0", draggable: "true" };
     const node = make("li", look, frame, title, size);
     this.bindKeys(node, id, step);
     this.bindDrag(node, id);
-    const update = (picture, at, count) => {
+    const update = (image, at, count) => {
       [left.disabled, right.disabled] = [at === 0, at === count - 1];
       left.title = left.disabled ? "Already first" : "Move left";
       right.title = right.disabled ? "Already last" : "Move right";
-      size.textContent = [sizeOf(picture), picture.note].filter(Boolean).join(" · ");
+      size.textContent = [sizeOf(image), image.note].filter(Boolean).join(" · ");
       node.title = `${name}\n${size.textContent}\nDrag, or Alt with an arrow key, to move it`;
       node.setAttribute("aria-label", `${at + 1} of ${count}: ${name}, ${size.textContent}`);
     };

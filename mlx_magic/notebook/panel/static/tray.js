@@ -1,8 +1,8 @@
-// The picture tray: drop zone, uploads, problems.
+// The image tray: drop zone, uploads, problems.
 
 const PIECE = 512 * 1024; // bytes of a file in one message
 const FILE_TYPES = "image/*,.heic,.heif,.avif,.tif,.tiff,.jxl,.jp2";
-const TRAY_TRAITS = ["pictures", "opening", "problems", "why_not", "max_pictures"];
+const TRAY_TRAITS = ["images", "opening", "problems", "why_not", "max_images"];
 
 /** Draw the tray; return its cleanup function. */
 function renderTray(model, el) {
@@ -47,27 +47,27 @@ class Tray {
     this.thumbnails = new Thumbnails(this.model, this.choose, (text) => this.say(text));
     const { clear } = this.thumbnails;
     this.reason = make("p", { class: "mlxv-reason", hidden: true });
-    this.busy = make("ul", { class: "mlxv-busy", "aria-label": "Pictures being received" });
+    this.busy = make("ul", { class: "mlxv-busy", "aria-label": "Images being received" });
     this.problems = make("ul", { class: "mlxv-problems" });
     const alert = make("div", { role: "alert" }, this.problems);
     this.spoken = make("div", { class: "mlxv-spoken", role: "status" });
-    const hint = make("span", { class: "mlxv-hint" }, "Drop, paste or choose pictures");
+    const hint = make("span", { class: "mlxv-hint" }, "Drop, paste or choose images");
     const buttons = [this.choose, this.camera.button, clear, this.input];
     const bar = make(
       "div", { class: "mlxv-bar" }, hint, make("span", { class: "mlxv-buttons" }, ...buttons),
     );
     const inside = [bar, this.reason, this.camera.reason, this.camera.node, this.thumbnails.node];
     this.zone = make("div", { class: "mlxv-zone" }, ...inside, this.busy);
-    const group = { class: `mlxm-tray ${UNSET}`, role: "group", "aria-label": "Pictures" };
+    const group = { class: `mlxm-tray ${UNSET}`, role: "group", "aria-label": "Images" };
     this.node = make("div", group, this.zone, alert, this.spoken);
   }
 
   /** Update the tray from the model. */
   draw() {
-    const [pictures, opening, problems, why] = TRAY_TRAITS.map((name) => this.model.get(name));
-    const told = new Set([...pictures, ...opening, ...problems].map((item) => item.id));
+    const [images, opening, problems, why] = TRAY_TRAITS.map((name) => this.model.get(name));
+    const told = new Set([...images, ...opening, ...problems].map((item) => item.id));
     this.sending = this.sending.filter((item) => !told.has(item.id));
-    this.thumbnails.draw(pictures);
+    this.thumbnails.draw(images);
     const busy = [...opening, ...this.sending];
     reconcile(this.busy, busy, this.busyViews, (item) => this.makeBusy(item));
     const wrong = [...problems, ...this.refused];
@@ -100,13 +100,13 @@ class Tray {
 
   /** Return whether a file is within the limits; show why not. */
   accept(file) {
-    const [most, limit] = [this.model.get("max_pictures"), this.model.get("max_bytes")];
-    const there = this.model.get("pictures").length + this.model.get("opening").length;
+    const [most, limit] = [this.model.get("max_images"), this.model.get("max_bytes")];
+    const there = this.model.get("images").length + this.model.get("opening").length;
     if (file.size > limit) {
-      const sizes = `${bytesOf(file.size)}, the limit for one picture is ${bytesOf(limit)}`;
+      const sizes = `${bytesOf(file.size)}, the limit for one image is ${bytesOf(limit)}`;
       this.refuse(`${file.name} was not added: it has ${sizes}.`);
     } else if (there + this.sending.length >= most) {
-      this.refuse(`${file.name} was not added: the limit is ${most} pictures.`);
+      this.refuse(`${file.name} was not added: the limit is ${most} images.`);
     } else return true;
     return false;
   }

@@ -1,4 +1,4 @@
-"""The controls of a question: pictures, prompt, models, options, Run and Cancel."""
+"""The controls of a question: images, prompt, models, options, Run and Cancel."""
 
 from __future__ import annotations
 

@@ -34,19 +34,19 @@ STYLE = _joined(_STYLES, "css")
 
 
 class TrayEvents(Protocol):
-    """Events of a `PictureTray`; called on the kernel's message thread."""
+    """Events of an `ImageTray`; called on the kernel's message thread."""
 
     def file(self, id: str, name: str, size: int, piece: int, pieces: int, data: bytes) -> None:
         """Receive a piece of a file: number `piece` of `pieces`, `size` bytes in all."""
 
     def remove(self, id: str) -> None:
-        """Remove a picture, or cancel one that is being opened."""
+        """Remove an image, or cancel one that is being opened."""
 
     def order(self, ids: list[str]) -> None:
-        """Reorder the pictures."""
+        """Reorder the images."""
 
     def clear(self) -> None:
-        """Remove all pictures."""
+        """Remove all images."""
 
     def dismiss(self, id: str) -> None:
         """Dismiss a problem."""
@@ -80,7 +80,7 @@ class ConversationEvents(Protocol):
         """Send a turn again, or that it was dropped: the page missed a message."""
 
 
-class PictureTray(anywidget.AnyWidget):
+class ImageTray(anywidget.AnyWidget):
     """Drop zone, file chooser, camera and thumbnails; also the panel's keys.
 
     Parameters
@@ -91,7 +91,7 @@ class PictureTray(anywidget.AnyWidget):
 
     Attributes
     ----------
-    pictures : list of dict
+    images : list of dict
         ``id``, ``name``, ``width`` and ``height`` (pixels), ``note``, and ``thumb``, a data
         URI of at most 128 pixels a side.
     opening : list of dict
@@ -99,8 +99,8 @@ class PictureTray(anywidget.AnyWidget):
     problems : list of dict
         ``id`` and ``text`` (one line).
     why_not : str
-        Why no pictures can be added now; ``""`` if they can.
-    max_bytes, max_pictures : int
+        Why no images can be added now; ``""`` if they can.
+    max_bytes, max_images : int
         Limits of a file and of the tray.
     """
 
@@ -108,12 +108,12 @@ class PictureTray(anywidget.AnyWidget):
     _css = STYLE
 
     role = traitlets.Unicode("tray", read_only=True).tag(sync=True)
-    pictures = traitlets.List(traitlets.Dict()).tag(sync=True)
+    images = traitlets.List(traitlets.Dict()).tag(sync=True)
     opening = traitlets.List(traitlets.Dict()).tag(sync=True)
     problems = traitlets.List(traitlets.Dict()).tag(sync=True)
     why_not = traitlets.Unicode("").tag(sync=True)
     max_bytes = traitlets.Int(50_000_000).tag(sync=True)
-    max_pictures = traitlets.Int(32).tag(sync=True)
+    max_images = traitlets.Int(32).tag(sync=True)
 
     def __init__(self, events: TrayEvents, **state: Any) -> None:
         super().__init__(**state)

@@ -57,7 +57,7 @@ class OptionsForm:
         self.seed = widgets.Text(
             description="Seed", placeholder="none (sampled answers vary)", **wide
         )
-        self.max_pixels = widgets.Dropdown(description="Pictures", options=_sizes(0), **wide)
+        self.max_pixels = widgets.Dropdown(description="Images", options=_sizes(0), **wide)
         self.others = widgets.Label()
         self.others.layout.display = "none"
         self._settings = Settings()

@@ -1,4 +1,4 @@
-"""Draw the five sample pictures: ``python -m tools.demo_model.pictures``."""
+"""Draw the five sample images: ``python -m tools.demo_model.sample_images``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEED = 8
 
 
 def scenes() -> dict[str, Scene]:
-    """Return what the pictures hold, by file name."""
+    """Return what the images hold, by file name."""
     shapes = [
         Shape("circle", "red", 0.22, 0.27, 0.13),
         Shape("square", "blue", 0.5, 0.74, 0.13),
@@ -48,19 +48,19 @@ def handwritten(value: int) -> int:
 
 
 def draw_all() -> dict[str, Image.Image]:
-    """Return the pictures by file name."""
+    """Return the images by file name."""
     return {name: draw(scene)[0] for name, scene in scenes().items()}
 
 
 def main() -> None:
-    """Write the pictures."""
+    """Write the images."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("notebooks/pictures"))
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in draw_all().items():
-        picture.save(folder / name, optimize=True)
-        print(name, picture.size, (folder / name).stat().st_size)
+    for name, image in draw_all().items():
+        image.save(folder / name, optimize=True)
+        print(name, image.size, (folder / name).stat().st_size)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pictures of the next question, opened on a thread."""
+"""The images of the next question, opened on a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES
 from mlx_magic.notebook.display.sanitize import to_plain
 from mlx_magic.notebook.panel.state import pixel_budget
-from mlx_magic.notebook.panel.state.conversation import Picture
+from mlx_magic.notebook.panel.state.conversation import PanelImage
 
 THUMBNAIL_SIDE = 128
 """Pixels."""
@@ -37,7 +37,7 @@ _MORE = "more"
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A picture that is being received or opened.
+    """An image that is being received or opened.
 
     Attributes
     ----------
@@ -51,10 +51,10 @@ class Opening:
     fraction: float = 1.0
 
 
-class Pictures:
-    """Ordered pictures, pictures being opened, and problems.
+class QuestionImages:
+    """Ordered images, images being opened, and problems.
 
-    Pictures are decoded and scaled on one thread, one at a time: so the kernel's event loop
+    Images are decoded and scaled on one thread, one at a time: so the kernel's event loop
     does not wait, and memory does not hold thirty decodes at once.
 
     Parameters
@@ -73,7 +73,7 @@ class Pictures:
         self._changed = changed
         self._held_images = held_images
         self._lock = threading.RLock()
-        self._ready: list[Picture] = []
+        self._ready: list[PanelImage] = []
         self._opening: dict[str, Opening] = {}
         self._current: tuple[str, CancelToken] | None = None
         self._problems: OrderedDict[str, str] = OrderedDict()
@@ -83,14 +83,14 @@ class Pictures:
         self._thread_running = False
 
     @property
-    def ready(self) -> tuple[Picture, ...]:
-        """The pictures, in order."""
+    def ready(self) -> tuple[PanelImage, ...]:
+        """The images, in order."""
         with self._lock:
             return tuple(self._ready)
 
     @property
     def opening(self) -> list[Opening]:
-        """The pictures being received or opened."""
+        """The images being received or opened."""
         with self._lock:
             return list(self._opening.values())
 
@@ -103,7 +103,7 @@ class Pictures:
             return {_MORE: f"… and {self._dropped_problems} earlier problems.", **self._problems}
 
     def announce(self, opening: Opening) -> None:
-        """Show a picture that is being received."""
+        """Show an image that is being received."""
         with self._lock:
             if opening.id in self._opening or len(self._opening) < MAX_IMAGES:
                 self._opening[opening.id] = replace(opening, name=short_label(opening.name))
@@ -143,7 +143,7 @@ class Pictures:
     def _why_not(self, key: str, name: str, value: Any) -> str:
         """Return why a value cannot be queued; ``""`` if it can."""
         if len(self._ready) + len({*self._opening, key}) > MAX_IMAGES:
-            return f"{name}: a question takes at most {MAX_IMAGES} pictures; remove some first."
+            return f"{name}: a question takes at most {MAX_IMAGES} images; remove some first."
         queued = [found for _, _, found in self._queue.values()]
         size = sum(len(found) for found in [*queued, value] if isinstance(found, bytes))
         if size > MOST_WAITING:
@@ -153,14 +153,14 @@ class Pictures:
             )
         return ""
 
-    def put(self, pictures: Iterable[Picture]) -> None:
-        """Replace all pictures by those of an earlier question."""
+    def put(self, images: Iterable[PanelImage]) -> None:
+        """Replace all images by those of an earlier question."""
         with self._lock:
-            self._ready = list(pictures)
+            self._ready = list(images)
         self._changed()
 
     def fail(self, key: str, text: str) -> None:
-        """Report a problem with an announced picture."""
+        """Report a problem with an announced image."""
         with self._lock:
             self._forget(key)
             if not 0 < len(key) <= _LONGEST_ID or key == _MORE:
@@ -173,9 +173,9 @@ class Pictures:
         self._changed()
 
     def remove(self, key: str) -> None:
-        """Remove a picture, or cancel its opening."""
+        """Remove an image, or cancel its opening."""
         with self._lock:
-            self._ready = [picture for picture in self._ready if picture.id != key]
+            self._ready = [panel_image for panel_image in self._ready if panel_image.id != key]
             self._forget(key)
             self._stop_opening(key)
         self._changed()
@@ -189,14 +189,14 @@ class Pictures:
         self._changed()
 
     def order(self, keys: Iterable[str]) -> None:
-        """Reorder the pictures; those not named stay at the end."""
+        """Reorder the images; those not named stay at the end."""
         with self._lock:
             positions = {key: at for at, key in enumerate(keys)}
-            self._ready.sort(key=lambda picture: positions.get(picture.id, len(positions)))
+            self._ready.sort(key=lambda panel_image: positions.get(panel_image.id, len(positions)))
         self._changed()
 
     def clear(self) -> None:
-        """Remove all pictures and problems."""
+        """Remove all images and problems."""
         with self._lock:
             self._ready.clear()
             self._opening.clear()
@@ -243,16 +243,15 @@ class Pictures:
                     return
                 if len(self._ready) + len(opened) > MAX_IMAGES:
                     raise RequestError(
-                        f"{name}: a question takes at most {MAX_IMAGES} pictures; "
-                        "remove some first.",
+                        f"{name}: a question takes at most {MAX_IMAGES} images; remove some first.",
                         option="images",
                     )
-                known = [*(picture.image for picture in self._ready), *self._held_images()]
+                known = [*(panel_image.image for panel_image in self._ready), *self._held_images()]
                 opened = pixel_budget.shared(opened, known)
                 self._require_room(name, pixel_budget.added(opened, known))
                 words = _words(word, value, len(opened))
                 self._ready += [
-                    Picture(self._unused_id(f"{key}.{at}" if at else key), image, words[at])
+                    PanelImage(self._unused_id(f"{key}.{at}" if at else key), image, words[at])
                     for at, image in enumerate(opened)
                 ]
                 del self._opening[key]
@@ -268,19 +267,19 @@ class Pictures:
 
     def _require_room(self, name: str, new: int) -> None:
         with self._lock:
-            ready = [picture.image for picture in self._ready]
+            ready = [panel_image.image for panel_image in self._ready]
             pixel_budget.require_room(name, new, ready, self._held_images())
 
     def _unused_id(self, key: str) -> str:
-        """Return `key`, or a new id if a picture has it: the page chooses the ids of files."""
-        taken = {picture.id for picture in self._ready}
+        """Return `key`, or a new id if an image has it: the page chooses the ids of files."""
+        taken = {panel_image.id for panel_image in self._ready}
         while key in taken:
             key = f"p{next(self._numbers)}"
         return key
 
 
 def _words(word: str, value: Any, count: int) -> list[str]:
-    """Return the text in a ``%%vision`` line for each picture of a value."""
+    """Return the text in a ``%%vision`` line for each image of a value."""
     if count == 1 or not word:
         return [word] * count
     if isinstance(value, (list, tuple)) and len(value) == count and word.isidentifier():
@@ -288,14 +287,14 @@ def _words(word: str, value: Any, count: int) -> list[str]:
     return [""] * count
 
 
-def picture_state(picture: Picture, seen: str = "") -> dict[str, Any]:
-    """Return the data of a picture for the page."""
-    image = picture.image
+def image_state(panel_image: PanelImage, seen: str = "") -> dict[str, Any]:
+    """Return the data of an image for the page."""
+    image = panel_image.image
     thumbnail = image.thumbnail(THUMBNAIL_SIDE)
     data = b64encode(thumbnail.data).decode("ascii")
     return {
-        "id": picture.id,
-        "name": to_plain(picture.name),
+        "id": panel_image.id,
+        "name": to_plain(panel_image.name),
         "width": image.size[0],
         "height": image.size[1],
         "note": to_plain(image.note or ""),
