@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.task import Task
 from mlx_magic.notebook.display import formulas, render, sanitize, terminal
-from mlx_magic.notebook.display.blocks import Blocks
+from mlx_magic.notebook.display.live_text import Growth, LiveText
 from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.notebook.display.throttle import Throttle
 
@@ -20,9 +20,10 @@ _SIZE = "font-size:var(--jp-content-font-size1,14px);line-height:var(--jp-conten
 _BLOCK = f"overflow-wrap:anywhere;overflow:auto;{_SIZE}"
 _TEXT = f"white-space:pre-wrap;{_BLOCK}"
 
-_MAX_CHARACTERS_PER_UPDATE = 2_000
-"""Maximum number of characters that one update adds. Each block is a widget: a megabyte at
-once would be two thousand widgets, and keep the page busy for longer than the answer takes."""
+
+MOST_CHARACTERS = 2_000
+"""Maximum number of characters that one update adds. Each block is a widget: a megabyte at once
+would be two thousand widgets, and keep the page busy for longer than the answer takes."""
 
 
 class View(Protocol):
@@ -69,9 +70,14 @@ class WidgetView:
 
         self._widgets = widgets
         self._task = task
-        self._blocks = Blocks()
-        self._shown_text = 0
-        self._throttle = Throttle(clock)
+        progress = task.progress
+        self._live = LiveText(
+            clock,
+            Throttle(clock),
+            most=MOST_CHARACTERS,
+            line=phase_line(progress),
+            phase=progress.phase,
+        )
         self._thumbnails: Any = None
         self._handle: Any = None
         self.button = widgets.Button(
@@ -83,7 +89,7 @@ class WidgetView:
         self._tail = widgets.HTML()
         # Shared by all: each own layout and style would open two more comms (1 ms of the GIL).
         self._shared_style = {"layout": self._tail.layout, "style": self._tail.style}
-        self._status = widgets.HTML(_status(phase_line(task.progress)), **self._shared_style)
+        self._status = widgets.HTML(_status(self._live.line), **self._shared_style)
         bar = [self.button, self._status]
         if why_no_click:
             bar.append(widgets.HTML(_status(why_no_click), **self._shared_style))
@@ -91,10 +97,6 @@ class WidgetView:
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
         # The button is at the top, so that it does not move while the text grows.
         self._box = widgets.VBox([self._bar, self._text], layout=self._text.layout)
-        self._clock = clock
-        self._last_line = self._status.value
-        self._last_phase = task.progress.phase
-        self._next_line = 0.0
 
     def show(self) -> None:
         """Display the view in the cell that is running."""
@@ -131,11 +133,12 @@ class WidgetView:
             snapshot = self._task.snapshot()
             tokens, text = snapshot.completion_tokens, snapshot.text
             self._show_thumbnails(self._task)
-        self._show_phase()
-        new = text[self._shown_text : self._shown_text + _MAX_CHARACTERS_PER_UPDATE]
-        if new and self._throttle.allows(len(new) + len(self._blocks.tail), tokens):
-            self._throttle.sent(*self._grow(new))
-            self._shown_text += len(new)
+        line = self._live.new_line(self._task.progress)
+        if line is not None:
+            self._status.value = _status(line)
+        growth = self._live.grow(text, tokens)
+        if growth is not None:
+            self._live.throttle.sent(*self._add(growth))
 
     def close(self) -> None:
         """Close every widget, so that none stays in the kernel."""
@@ -145,19 +148,6 @@ class WidgetView:
         for widget in {id(w): w for w in (*parts, *styles)}.values():
             widget.close()
 
-    def _show_phase(self) -> None:
-        """Show a new phase at once, and progress within a phase twice a second.
-
-        Not counted by the throttle: a long download must not use up the bytes of the text.
-        """
-        progress = self._task.progress
-        line = _status(phase_line(progress))
-        due = progress.phase != self._last_phase or self._clock() >= self._next_line
-        if line != self._last_line and due:
-            self._status.value = self._last_line = line
-            self._last_phase = progress.phase
-            self._next_line = self._clock() + 0.5
-
     def _show_thumbnails(self, generation: Generation) -> None:
         if self._thumbnails is None and generation.images:
             self._thumbnails = self._widgets.HTML(
@@ -165,18 +155,18 @@ class WidgetView:
             )
             self._box.children = (self._bar, self._thumbnails, self._text)
 
-    def _grow(self, text: str) -> list[int]:
-        before = len(self._blocks.finished)
-        self._blocks.feed(text)
-        new = self._blocks.finished[before:]
+    def _add(self, growth: Growth) -> list[int]:
+        """Show new text; return the bytes of each message."""
         sizes = []
-        if new:
-            blocks = [self._widgets.HTML(_block(*block), **self._shared_style) for block in new]
+        if growth.blocks:
+            blocks = [
+                self._widgets.HTML(_block(*block), **self._shared_style) for block in growth.blocks
+            ]
             children = (*self._text.children[:-1], *blocks, self._tail)
             # Each widget sends all its traits when it opens, and one message when it closes.
             sizes += [len(b.value) + 1_500 for b in blocks] + [45 * len(children)]
             self._text.children = children
-        self._tail.value = _plain(self._blocks.tail)
+        self._tail.value = _plain(growth.tail)
         return [*sizes, len(self._tail.value)]
 
 

@@ -8,16 +8,12 @@ from typing import Any, Protocol
 
 from mlx_magic.engine.task import Progress
 from mlx_magic.notebook.display import render, sanitize
-from mlx_magic.notebook.display.blocks import Blocks
-from mlx_magic.notebook.display.phase_line import phase_line
+from mlx_magic.notebook.display.live_text import Growth, LiveText
 from mlx_magic.notebook.display.throttle import Throttle
 from mlx_magic.notebook.panel.state.conversation import Answer
 
 LONGEST_SHOWN = 100_000
 """Maximum number of characters of an answer on the page; the result has all of them."""
-
-STATUS_INTERVAL = 0.5
-"""Seconds between two updates of progress within a phase."""
 
 _HEAD_START = 20_000
 _BYTES_PER_TOKEN = 88
@@ -67,17 +63,12 @@ class LiveAnswer:
         self.saved = ""
         self.cell = ""
         self._out = out
-        self._clock = clock
-        self._blocks = Blocks()
-        self._html: list[str] = []
-        self._shown = 0
-        self._throttle = Throttle(
+        throttle = Throttle(
             clock, head_start=_HEAD_START, bytes_per_token=_BYTES_PER_TOKEN, overhead=_OVERHEAD
         )
-        self._status = "waiting …"
+        self._live = LiveText(clock, throttle, most=LONGEST_SHOWN, line="waiting …")
+        self._html: list[str] = []
         self._fraction = -1.0
-        self._phase: object = None
-        self._next_status = 0.0
 
     def update(self) -> bool:
         """Send new text and progress, throttled by time and bytes.
@@ -96,13 +87,11 @@ class LiveAnswer:
         snapshot = generation.snapshot()
         self._show_phase(snapshot.progress)
         tokens, text = snapshot.completion_tokens, snapshot.text[:LONGEST_SHOWN]
-        new = text[self._shown :]
-        if new and self._throttle.allows(min(len(new), 2_000), tokens):
-            # Advanced first, so that text is not appended twice if sending fails. A page that
-            # missed a message requests the whole turn.
-            self._shown = len(text)
-            self._throttle.sent(*self._send_text(new, self._token_status(tokens)))
-        elif len(snapshot.text) > LONGEST_SHOWN and not new:
+        # A page that missed a message requests the whole turn.
+        growth = self._live.grow(text, tokens)
+        if growth is not None:
+            self._live.throttle.sent(*self._send_text(growth, self._token_status(tokens)))
+        elif len(snapshot.text) > LONGEST_SHOWN == self._live.shown:
             self._show_progress(tokens)
         return False
 
@@ -112,7 +101,7 @@ class LiveAnswer:
         return {
             "model": answer.model,
             "state": answer.state,
-            "status": self._status if answer.state == "running" else "",
+            "status": self._live.line if answer.state == "running" else "",
             "fraction": self._fraction,
             "blocks": list(self._html),
             "tail": self._tail() if answer.state == "running" else "",
@@ -143,48 +132,41 @@ class LiveAnswer:
 
     def _show_phase(self, progress: Progress) -> None:
         """Show a new phase at once, and progress within a phase twice a second."""
-        line = phase_line(progress)
-        new = progress.phase != self._phase
-        if not new and (progress.phase == "decode" or self._clock() < self._next_status):
+        if progress.phase == "decode" == self._live.phase:
+            # The status comes with the text.
             return
-        self._phase = progress.phase
-        if line != self._status:
-            self._status = line
+        line = self._live.new_line(progress)
+        if line is not None:
             self._fraction = progress.done / progress.total if progress.total > 0 else -1.0
-            self._next_status = self._clock() + STATUS_INTERVAL
             self._out.status(self.turn, self.index, line, self._fraction)
 
     def _token_status(self, tokens: int, remark: str = "") -> str:
         """Return the status with the token count, at most twice a second; sent with the text."""
-        if self._clock() < self._next_status:
+        if not self._live.line_due():
             return ""
-        self._next_status = self._clock() + STATUS_INTERVAL
-        self._status = f"writing · {tokens:,} tokens{remark}"
-        return self._status
+        return self._live.set_line(f"writing · {tokens:,} tokens{remark}")
 
     def _show_progress(self, tokens: int) -> None:
         """Update the token count after the text has reached its limit on the page."""
-        if not self._throttle.allows(100, tokens):
+        if not self._live.throttle.allows(100, tokens):
             return
         status = self._token_status(tokens, f" · the first {LONGEST_SHOWN:,} characters shown")
         if status:
             self._out.status(self.turn, self.index, status, self._fraction)
-            self._throttle.sent(len(status))
+            self._live.throttle.sent(len(status))
 
     def _tail(self) -> str:
-        return sanitize.to_plain(self._blocks.tail)
+        return sanitize.to_plain(self._live.tail)
 
-    def _send_text(self, text: str, status: str) -> list[int]:
+    def _send_text(self, growth: Growth, status: str) -> list[int]:
         """Send new text; return the bytes of each message."""
-        tail, finished = self._tail(), len(self._blocks.finished)
-        self._blocks.feed(text)
-        new = self._blocks.finished[finished:]
-        if new:
-            html = [_block(*block) for block in new]
+        tail = sanitize.to_plain(growth.old_tail)
+        if growth.blocks:
+            html = [_block(*block) for block in growth.blocks]
             before = len(self._html)
             self._html += html
             self._out.blocks(self.turn, self.index, before, html, self._tail())
-            sizes = [sum(map(len, html)) + len(self._blocks.tail)]
+            sizes = [sum(map(len, html)) + len(growth.tail)]
             if status:
                 # If each update ends a block, no `delta` message would carry the status.
                 self._out.status(self.turn, self.index, status, self._fraction)
