@@ -1,18 +1,16 @@
 from __future__ import annotations
 
-import io
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from IPython.core.completer import provisionalcompleter, rectify_completions
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
 from mlx_magic.notebook.kernel import completer
-from mlx_magic.notebook.kernel.completer import could_be_image, list_folder
+from mlx_magic.notebook.kernel.completer import list_folder
 
 
 @pytest.fixture
@@ -122,56 +120,6 @@ def test_uninstall_removes_the_completer(shell: InteractiveShell) -> None:
     assert shell.Completer.custom_matchers == [print]
     shell.Completer.custom_matchers.clear()
     assert "%%vision --temperature" not in completed(shell, "%%vision --te")
-
-
-class Expensive:
-    def __getattr__(self, name: str) -> object:
-        raise AssertionError(f"looked at {name}")
-
-    def __len__(self) -> int:
-        raise AssertionError("counted")
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (Image.new("RGB", (1, 1)), True),
-        (np.zeros((2, 2)), True),
-        (Path("a.png"), True),
-        (b"\x89PNG", True),
-        ("a.JPG", True),
-        ("https://example.org", True),
-        ("data:image/png;base64,", True),
-        (["a.png"], True),
-        ((Path("x"),), True),
-        ([], False),
-        ("a text", False),
-        (3, False),
-        (None, False),
-        ({"a": 1}, False),
-        (io.StringIO(), False),
-    ],
-)
-def test_image_is_recognized_by_its_type(value: object, expected: bool) -> None:
-    assert could_be_image(value) is expected
-
-
-def test_value_is_not_accessed_to_recognize_its_type() -> None:
-    assert could_be_image(Expensive()) is False
-    assert could_be_image([Expensive()]) is False
-
-
-def test_figure_and_column_may_be_images() -> None:
-    figure = pytest.importorskip("matplotlib.figure").Figure()
-    column = pytest.importorskip("pandas").Series(["a.png"])
-    assert could_be_image(figure)
-    assert could_be_image(column)
-
-
-def test_recursive_list_is_not_an_image() -> None:
-    loop: list[object] = []
-    loop.append(loop)
-    assert could_be_image(loop) is False
 
 
 def test_completed_folders_end_with_a_slash(tmp_path: Path) -> None:

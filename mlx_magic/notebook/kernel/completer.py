@@ -14,7 +14,8 @@ from IPython.core.completer import (
     context_matcher,
 )
 
-from mlx_magic.notebook.magic_line.completions import IMAGE_SUFFIXES, complete
+from mlx_magic.notebook.magic_line.completions import complete
+from mlx_magic.notebook.magic_line.image_variables import image_variables
 from mlx_magic.user_folders import expanded
 
 if TYPE_CHECKING:
@@ -25,17 +26,6 @@ MOST_ENTRIES = 2_000
 """Maximum number of entries of a folder that are read."""
 
 _PRIORITY = 1_000  # above all other matchers, so that ours suppresses them
-_IMAGE_TYPES = {
-    ("PIL", "Image"),
-    ("matplotlib", "Figure"),
-    ("mlx", "array"),
-    ("mlx_magic", "ImageInput"),
-    ("mlx_magic", "VisionResult"),
-    ("numpy", "ndarray"),
-    ("pandas", "Series"),
-    ("pathlib", "PurePath"),
-    ("builtins", "bytes"),
-}
 
 
 def install(ip: InteractiveShell, models: Callable[[], Iterable[str]]) -> None:
@@ -94,26 +84,12 @@ def list_folder(folder: str) -> list[str]:
 
 
 def variables(ip: InteractiveShell) -> list[str]:
-    """Return the user's variables, those that may hold images first."""
+    """Return the user's variables, those that hold images first."""
     hidden: Mapping[str, object] = ip.user_ns_hidden
     own = {
         name: value
         for name, value in list(ip.user_ns.items())
         if not isinstance(value, ModuleType) and not (name in hidden and hidden[name] is value)
     }
-    return sorted(own, key=lambda name: (not could_be_image(own[name]), name))
-
-
-def could_be_image(value: object) -> bool:
-    """Guess from the type of `value` whether it is one or more images, or a path or URL of one."""
-    if type(value) in (list, tuple):
-        value = next(iter(value), None)  # type: ignore[call-overload]
-    if type(value) is str:
-        text = value[:2_000].lower()
-        return text.startswith(("http://", "https://", "data:image/")) or text.endswith(
-            tuple(IMAGE_SUFFIXES)
-        )
-    return any(
-        (kind.__module__.partition(".")[0], kind.__name__) in _IMAGE_TYPES
-        for kind in type(value).__mro__
-    )
+    images = {variable.name for variable in image_variables(own)}
+    return sorted(own, key=lambda name: (name not in images, name))

@@ -6,13 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from mlx_magic.notebook.magic_line.image_variables import IMAGE_SUFFIXES
 from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, MODEL_VERBS, Option
 from mlx_magic.notebook.magic_line.tokens import Fragment, Token, quote, split_unfinished
-
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
-    | {".ppm", ".pgm", ".pbm", ".ico", ".jp2"}
-)
 
 _MAGIC = re.compile(r"\s*%(%?)vision(?=\s)")
 _NAME_AT_END = re.compile(r"(?<![\w.])[^\W\d]\w*$")

@@ -17,14 +17,13 @@ from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
 from mlx_magic.images.image import make_image_input
 from mlx_magic.images.opening import open_images
-from mlx_magic.notebook.magic_line.variable_names import check_name
-from mlx_magic.notebook.panel.state.variables import (
+from mlx_magic.notebook.magic_line.image_variables import (
     MOST_STATS,
     MOST_VARIABLES,
-    describe_existing,
-    free_name,
     image_variables,
 )
+from mlx_magic.notebook.magic_line.variable_names import check_name
+from mlx_magic.notebook.panel.state.variables import describe_existing, free_name
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from typing import Any
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import evaluator
 from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.image_variables import image_variables
 from mlx_magic.notebook.magic_line.tokens import split_line
 from mlx_magic.notebook.magic_line.variable_names import check_name
 from mlx_magic.notebook.panel.state import variables
@@ -35,7 +36,7 @@ class Namespace:
     def image_names(self) -> tuple[str, ...]:
         """Return the variables that hold images; updated after each cell."""
         if self._cached_names is None:
-            found = variables.image_variables(self.values)
+            found = image_variables(self.values)
             self._cached_names = tuple(variable.name for variable in found)
         return self._cached_names
 

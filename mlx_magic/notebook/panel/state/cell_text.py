@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import parse_expression
+from mlx_magic.notebook.magic_line.image_variables import IMAGE_SUFFIXES
 from mlx_magic.notebook.magic_line.template import escape, fill
 from mlx_magic.notebook.magic_line.tokens import quote, split_line
 from mlx_magic.notebook.panel.state.conversation import PanelImage, Turn, history
-from mlx_magic.notebook.panel.state.variables import SUFFIXES, free_name
+from mlx_magic.notebook.panel.state.variables import free_name
 from mlx_magic.options import RequestOption, Settings
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _one_word(word: str) -> str:
 
 
 def _names_an_image(word: str) -> bool:
-    return word.lower().endswith(tuple(SUFFIXES))
+    return word.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
 def _is_one_word(word: str) -> bool:
