@@ -27,8 +27,8 @@ from mlx_magic.notebook.kernel import click_routing
 from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import commands, template
 from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
-from mlx_magic.notebook.magic_line.expressions import evaluator
-from mlx_magic.notebook.magic_line.help_text import help_text
+from mlx_magic.notebook.magic_line.expressions import evaluator, variables_in_scope
+from mlx_magic.notebook.magic_line.help_text import asks_for_help, help_text
 from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.options import OPTIONS, RequestOption, Settings
 
@@ -112,6 +112,9 @@ class VisionMagics(Magics):
     def vision_cell(self, line: str, cell: str) -> VisionResult | None:
         """``%%vision``; its help is in help_text."""
         with _usage_errors():
+            if asks_for_help(line):
+                terminal.say(help_text("cell"))
+                return None
             question = self._question(line, cell)
             # The request starts and ends within this block, so that an interrupt cannot leave it
             # running.
@@ -136,6 +139,9 @@ class VisionMagics(Magics):
     async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
         """Run a cell that begins with a magic; such cells are rewritten to call this."""
         with _usage_errors():
+            if cell is not None and asks_for_help(line):
+                terminal.say(help_text("cell"))
+                return None
             if cell is None:
                 command = commands.parse_line(line)
                 if isinstance(command, commands.ListCommand | commands.ModelsCommand):
@@ -174,9 +180,10 @@ class VisionMagics(Magics):
         with contextlib.ExitStack() as cleanup, capture_output() as captured:
             # What the expressions printed is shown after the capture has ended, also on errors.
             cleanup.callback(captured.show)
-            evaluate = evaluator(self._ip)
-            prompt = template.fill(arguments.prompt, evaluate).strip("\n")
-            images = image_values(arguments.images, self._ip.user_ns, evaluate)
+            variables = variables_in_scope(self._ip)
+            evaluate = evaluator(self._ip, variables)
+            prompt = template.fill(arguments.prompt, evaluate, terminal.say).strip("\n")
+            images = image_values(arguments.images, variables, evaluate)
         has_output = bool(captured.stdout or captured.stderr or captured.outputs)
         request = arguments.settings.request(prompt)
         return _Question(arguments, request, images, has_output)
@@ -233,6 +240,11 @@ class VisionMagics(Magics):
             self._demo_noted = True
             terminal.say(DEMO_NOTE)
 
+    def displayed(self, value: object) -> None:
+        """Display what a ``%vision`` line returns that is not the last one of its cell."""
+        if value is not None:
+            display(value)
+
     def defaults(self) -> Settings:
         """Return the settings of a cell without flags."""
         values = {option.name: getattr(self, option.name) for option in OPTIONS}
@@ -251,7 +263,9 @@ class VisionMagics(Magics):
                 from mlx_magic.notebook.display.tables import SummaryTable
 
                 return SummaryTable.of(session, model)
-            case commands.StatusCommand() | commands.HelpCommand():
+            case commands.HelpCommand():
+                terminal.say(help_text("line"))
+            case commands.StatusCommand():
                 from mlx_magic.notebook.display.tables import StatusTable
 
                 return StatusTable.of(session, default=self.model)

@@ -78,6 +78,22 @@ def test_other_cells_are_unchanged(cells: AwaitedCells, line: str) -> None:
     assert cells.transform([line]) == [line]
 
 
+def test_values_of_all_but_the_last_line_are_displayed(cells: AwaitedCells) -> None:
+    status = "get_ipython().run_line_magic('vision', 'status')\n"
+    alone = "get_ipython().run_line_magic('vision', '')"
+    lines = ["if x:\n", f"    {status}", status, alone, "# the end\n"]
+    shown = "get_ipython().magics_manager.registry['VisionMagics'].displayed("
+    assert cells.transform(lines) == [
+        "if x:\n",
+        f"    {shown}{status.strip()})\n",
+        f"{shown}{status.strip()})\n",
+        alone,
+        "# the end\n",
+    ]
+    listed = cells.transform(["get_ipython().run_line_magic('vision', 'list')\n", status])
+    assert listed == [f"{shown}{AWAITED}True, 'list'))\n", status]
+
+
 def test_nothing_is_awaited_inside_a_running_cell(
     cells: AwaitedCells, ipython: SimpleNamespace
 ) -> None:

@@ -23,8 +23,12 @@ from mlx_magic.notebook.magic_line.commands import (
 @pytest.mark.parametrize(
     ("line", "command"),
     [
-        ("", HelpCommand()),
-        ("  ", HelpCommand()),
+        ("", StatusCommand()),
+        ("  ", StatusCommand()),
+        ("help", HelpCommand()),
+        ("--help", HelpCommand()),
+        ("load -h", HelpCommand()),
+        ("load x --as y --help", HelpCommand()),
         ("list", ListCommand()),
         ("models org/name", ModelsCommand("org/name")),
         ("status", StatusCommand()),
@@ -65,7 +69,7 @@ def test_each_subcommand_is_parsed(line: str, command: Command) -> None:
         (
             "photo.jpg",
             "Unknown subcommand 'photo.jpg': use one of load, unload, pin, unpin, list, models, "
-            "status, use, cancel, panel; questions start with %%vision.",
+            "status, use, cancel, panel, help; questions start with %%vision.",
         ),
         ("load", "%vision load needs a MODEL."),
         ("load ''", "%vision load needs a MODEL."),

@@ -158,6 +158,7 @@ def test_completion_after_an_equals_sign_replaces_only_the_value() -> None:
                 "use",
                 "cancel",
                 "panel",
+                "help",
             ],
         ),
         ("%vision l", ["load", "list"]),

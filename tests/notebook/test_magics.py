@@ -51,6 +51,75 @@ def test_cell_streams_and_stores_its_result(
     assert "bundled demo model" in out
 
 
+def test_magic_in_a_function_sees_the_variables_of_the_function(
+    shell: InteractiveShell, script: ScriptedBackend
+) -> None:
+    shell.user_ns["thing"] = "sky"
+    shell.run_cell(
+        "def ask(picture, thing):\n"
+        "    numbers = [1, 2]\n"
+        "    get_ipython().run_cell_magic('vision', 'picture --no-show',\n"
+        "        'What {thing} is it, {[n for n in numbers if thing]}?')\n"
+        "ask(img, 'shape')\n"
+        "get_ipython().run_cell_magic('vision', '--no-show', 'Is the {thing} blue?')\n"
+    ).raise_error()
+    asked, then = script.requests
+    assert asked.prompt == "What shape is it, [1, 2]?"
+    assert [image.size for image in asked.images] == [(40, 20)]
+    assert then.prompt == "Is the sky blue?"
+
+
+def test_function_in_braces_is_not_filled_in_and_a_line_says_so(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell(shell, "", "Use {max} here.")
+    assert script.requests[0].prompt == "Use {max} here."
+    assert "{max} is a builtin of Python: it stays as written.\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("body", "prompt"),
+    [
+        ("#| echo: false\n#| label: fig\nWhat is it?", "What is it?"),
+        ("  #|export\n\nWhat is it?", "What is it?"),
+        ("What is it?\n#| echo: false", "What is it?\n#| echo: false"),
+        ("# What is it?", "# What is it?"),
+    ],
+)
+def test_cell_options_of_quarto_and_nbdev_are_not_part_of_the_question(
+    shell: InteractiveShell, script: ScriptedBackend, body: str, prompt: str
+) -> None:
+    cell(shell, "", body)
+    assert script.requests[0].prompt == prompt
+
+
+def test_cell_with_options_of_quarto_only_has_no_question(shell: InteractiveShell) -> None:
+    with pytest.raises(UsageError, match="empty"):
+        cell(shell, "", "#| echo: false\n")
+
+
+def test_help_is_shown_and_nothing_is_asked(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ("--help", "a.png -h"):
+        cell(shell, words)
+        assert "%%vision [IMAGE ...] [OPTIONS]" in capsys.readouterr().out
+    for words in ("help", "--help", "load --help"):
+        line(shell, words)
+        assert "%vision unload" in capsys.readouterr().out
+    assert not script.requests
+
+
+def test_every_line_of_a_cell_shows_what_it_returns(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_cell("%vision list\n\nif True:\n    %vision list\n%vision list\nx = 1").raise_error()
+    assert capsys.readouterr().out.count("bundled, fits") == 3
+    shell.run_cell("x = %vision list").raise_error()
+    assert capsys.readouterr().out == ""
+    assert shell.user_ns["x"] is not None
+
+
 def test_bundled_model_note_is_shown_once_and_only_without_a_chosen_model(
     shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import json
 import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -109,6 +111,33 @@ def test_expressions_are_evaluated_once_from_left_to_right() -> None:
     seen: list[str] = []
     fill("{b} {a()} {b}", lambda text: seen.append(text))
     assert seen == ["b", "a()", "b"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "kind"),
+    [
+        ("max", "a builtin of Python"),
+        ("list", "a builtin of Python"),
+        ("copyright", "a builtin of Python"),
+        ("json", "a module"),
+        ("json.dumps", "a function"),
+        ("'x'.upper", "a function"),
+        ("Path", "a class"),
+        ("(lambda: 1)", "a function"),
+    ],
+)
+def test_function_class_or_module_stays_as_written_and_is_noted(expression: str, kind: str) -> None:
+    names = {"json": json, "Path": Path}
+    notes: list[str] = []
+    prompt = f"What is the {{{expression}}} here?"
+    assert fill(prompt, lambda text: eval(text, dict(names)), notes.append) == prompt
+    assert notes == [f"{{{expression}}} is {kind}: it stays as written."]
+
+
+def test_variable_that_hides_a_builtin_is_substituted() -> None:
+    notes: list[str] = []
+    assert fill("{max} {id}", lambda text: {"max": 7, "id": "x"}[text], notes.append) == "7 x"
+    assert notes == []
 
 
 def test_unknown_name_error_says_how_to_write_a_brace() -> None:

@@ -9,6 +9,12 @@ from typing import Any
 _CALL = re.compile(r"get_ipython\(\)\.run_(?:cell|line)_magic\('vision', ")
 _CELL = re.compile(r"get_ipython\(\)\.run_cell_magic\('vision', ")
 _LINE = re.compile(r"get_ipython\(\)\.run_line_magic\('vision', '\s*(?:load|unload|list|models)\b")
+# A `%vision …` with a value to display, as a statement of its own, perhaps within a block.
+_STATEMENT = re.compile(
+    r"(\s*)get_ipython\(\)\.run_line_magic\('vision', "
+    r"'\s*(?:(?:list|models|status|panel)\b.*)?'\)(\s*)$"
+)
+_DISPLAYED = "get_ipython().magics_manager.registry['VisionMagics'].displayed("
 _AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited("
 
 
@@ -47,11 +53,23 @@ class AwaitedCells:
 
     def transform(self, lines: list[str]) -> list[str]:
         """Rewrite the lines of one cell."""
-        if self.nested or not self._can_await():
-            return lines
-        # If it is the first statement, the cell has no earlier output that clearing could remove.
         code = [i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] != "#"]
-        return [self._rewrite(line, first=[i] == code[:1]) for i, line in enumerate(lines)]
+        awaits = not self.nested and self._can_await()
+        rewritten = []
+        for i, line in enumerate(lines):
+            # If it is the first statement, the cell has no earlier output to clear.
+            new = self._rewrite(line, first=[i] == code[:1]) if awaits else line
+            rewritten.append(self._display(line, new, last=[i] == code[-1:]))
+        return rewritten
+
+    @staticmethod
+    def _display(line: str, rewritten: str, *, last: bool) -> str:
+        """Let a line display its value: IPython displays that of a cell's last statement only."""
+        statement = _STATEMENT.match(line)
+        if statement is None or (last and not statement[1]):
+            return rewritten
+        call = rewritten.strip()
+        return f"{statement[1]}{_DISPLAYED}{call}){statement[2]}"
 
     def _can_await(self) -> bool:
         ipython = self._ipython

@@ -51,12 +51,21 @@ def parse_cell(line: str, body: str, defaults: Settings | None = None) -> CellAr
     for option, value in settings:
         if option.check is not None and value is not None:
             option.check(value, option.flag)
+    body = _without_cell_options(body)
     if not body.strip():
         raise RequestError(
             "The prompt is empty: write a question below the %%vision line.", option="prompt"
         )
     _ = settings.sampling  # checks its values
     return CellArguments(body, parsed.positional, settings)
+
+
+def _without_cell_options(body: str) -> str:
+    """Return a body without the ``#| option`` lines of Quarto and nbdev at its top."""
+    lines = body.splitlines(keepends=True)
+    while lines and lines[0].lstrip().startswith("#|"):
+        del lines[0]
+    return "".join(lines)
 
 
 def _value(option: RequestOption, text: str) -> object:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import one_line
+from mlx_magic.notebook.magic_line.help_text import HELP_FLAGS
 from mlx_magic.notebook.magic_line.options import (
     LINE_OPTIONS,
     MODEL_VERBS,
@@ -80,7 +81,7 @@ class PanelCommand:
 
 @dataclass(frozen=True, slots=True)
 class HelpCommand:
-    """``%vision`` alone: status and a short help."""
+    """Show the help of ``%vision``."""
 
 
 Command = (
@@ -107,6 +108,8 @@ def parse_line(line: str) -> Command:
     """
     tokens = split_line(line)
     if not tokens:
+        return StatusCommand()
+    if any(token.raw in HELP_FLAGS for token in tokens):
         return HelpCommand()
     verb = tokens[0].text
     if verb not in LINE_OPTIONS:
@@ -134,6 +137,7 @@ def _command(verb: str, parsed: ParsedOptions) -> Command:
         "status": StatusCommand(),
         "cancel": CancelCommand(),
         "panel": PanelCommand(),
+        "help": HelpCommand(),
     }
     return simple[verb]
 

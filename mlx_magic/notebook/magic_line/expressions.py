@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -41,14 +42,42 @@ def undefined_names(tree: ast.Expression, namespace: Mapping[str, object]) -> li
     ]
 
 
-def evaluator(ipython: Any) -> Evaluate:
-    """Return a function that evaluates an expression in the notebook's namespace.
+def variables_in_scope(ipython: Any) -> dict[str, Any]:
+    """Return the variables that the code sees which has called a magic.
+
+    At the top of a cell they are the notebook's. In a function they are the function's, and
+    those of the notebook that it does not hide: IPython's local scope.
 
     Parameters
     ----------
     ipython : InteractiveShell
     """
-    return lambda expression: eval(expression, ipython.user_global_ns, ipython.user_ns)
+    notebook: dict[str, Any] = ipython.user_ns
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    if frame.f_locals is frame.f_globals or frame.f_locals is notebook:
+        return notebook
+    return {**notebook, **frame.f_locals}
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("mlx_magic", "IPython", "decorator")
+
+
+def evaluator(ipython: Any, variables: dict[str, Any]) -> Evaluate:
+    """Return a function that evaluates an expression in a scope.
+
+    Parameters
+    ----------
+    ipython : InteractiveShell
+    variables : dict
+        See `variables_in_scope`.
+    """
+    if variables is ipython.user_ns:
+        return lambda expression: eval(expression, ipython.user_global_ns, variables)
+    # As globals, so that comprehensions and lambdas see them, too.
+    return lambda expression: eval(expression, variables)
 
 
 def one_line(text: str, limit: int = 120) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, SETTINGS, Option
+from mlx_magic.notebook.magic_line.tokens import split_line
 
 _CELL_HEAD = """\
 Ask a vision-language model about images.
@@ -39,7 +40,10 @@ _LINE_TEXT = {
     "use": ("MODEL", "make it the default model"),
     "cancel": ("", "cancel everything that runs or waits"),
     "panel": ("", "open the panel"),
+    "help": ("", "this text"),
 }
+
+HELP_FLAGS = ("--help", "-h")
 
 _LINE_HEAD = """\
 Manage the models of %%vision.
@@ -58,6 +62,11 @@ Examples
 
 
 _OPTIONS_HEAD = f"{'Options':<40} {'':<37} %config VisionMagics."
+
+
+def asks_for_help(line: str) -> bool:
+    """Whether a magic's line has a flag for help."""
+    return any(token.raw in HELP_FLAGS for token in split_line(line))
 
 
 def help_text(kind: Literal["cell", "line"]) -> str:

@@ -77,6 +77,7 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
     "use": (),
     "cancel": (),
     "panel": (),
+    "help": (),
 }
 
 MODEL_VERBS = ("load", "use", "pin", "unpin", "models")

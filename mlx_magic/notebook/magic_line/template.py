@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import functools
+import inspect
 import re
+from collections.abc import Callable
 
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import Evaluate, describe, one_line, parse_expression
@@ -22,12 +26,18 @@ _CODE = re.compile(
 _BRACES = re.compile(r"[{}]")
 
 
-def fill(prompt: str, evaluate: Evaluate) -> str:
+Note = Callable[[str], object]
+"""Takes one line for the person who asks."""
+
+
+def fill(prompt: str, evaluate: Evaluate, note: Note = lambda line: None) -> str:
     """Replace each ``{expression}`` of a prompt by the text of its value.
 
     Text in braces that is not a complete Python expression stays as written: ``{}``,
     ``{key: value}``, ``{"a": 1}``, ``{x:.2f}``, and also ``{...}``. ``{{`` becomes ``{``. ``}}``
-    becomes ``}`` where it closes such a ``{{``, and stays two braces elsewhere.
+    becomes ``}`` where it closes such a ``{{``, and stays two braces elsewhere. A function, a class
+    or a module stays as written, too: its text is of no use to a model, and ``{max}`` was hardly
+    meant as Python's function.
 
     Parameters
     ----------
@@ -35,6 +45,8 @@ def fill(prompt: str, evaluate: Evaluate) -> str:
         The body of the cell.
     evaluate : callable
         Evaluates an expression in the notebook; called once for each, from left to right.
+    note : callable
+        Takes a line about each value that was not filled in.
 
     Raises
     ------
@@ -47,7 +59,7 @@ def fill(prompt: str, evaluate: Evaluate) -> str:
     while (brace := _BRACES.search(prompt, at)) is not None:
         start = brace.start()
         parts.append(prompt[at:start])
-        text, at = _brace(prompt, start, open_braces, evaluate)
+        text, at = _brace(prompt, start, open_braces, evaluate, note)
         parts.append(text)
     parts.append(prompt[at:])
     return "".join(parts)
@@ -69,7 +81,9 @@ def escape(text: str) -> str:
     return "".join(parts)
 
 
-def _brace(prompt: str, start: int, open_braces: list[str], evaluate: Evaluate) -> tuple[str, int]:
+def _brace(
+    prompt: str, start: int, open_braces: list[str], evaluate: Evaluate, note: Note
+) -> tuple[str, int]:
     """Return the replacement of the brace at `start`, and the position after it."""
     if prompt[start] == "}":
         escaped = bool(open_braces) and open_braces[-1] == "{{"
@@ -86,7 +100,7 @@ def _brace(prompt: str, start: int, open_braces: list[str], evaluate: Evaluate) 
     if expression is None:
         open_braces.append("{")
         return "{", start + 1
-    return _value(expression, evaluate), start + 1 + len(expression) + 1
+    return _value(expression, evaluate, note), start + 1 + len(expression) + 1
 
 
 def _expression_at(prompt: str, start: int) -> str | None:
@@ -118,12 +132,36 @@ def _is_expression(tree: ast.Expression | None) -> bool:
     return not (isinstance(tree.body, ast.Constant) and tree.body.value is ...)
 
 
-def _value(expression: str, evaluate: Evaluate) -> str:
+def _value(expression: str, evaluate: Evaluate, note: Note) -> str:
     try:
-        return str(evaluate(expression.strip()))
+        value = evaluate(expression.strip())
+        kind = _kind_of_code(expression.strip(), value)
+        if kind:
+            note(f"{{{one_line(expression, 60)}}} is {kind}: it stays as written.")
+            return f"{{{expression}}}"
+        return str(value)
     except Exception as error:
         shown = one_line(expression, 60)
         raise RequestError(
             f"{{{shown}}}: {describe(error)}; write {{{{{shown}}}}} for a literal brace.",
             option="prompt",
         ) from error
+
+
+def _kind_of_code(expression: str, value: object) -> str:
+    """Return what a value is that has no text of its own, such as "a function"; else ``""``."""
+    if expression.isidentifier() and getattr(builtins, expression, _MISSING) is value:
+        return "a builtin of Python"
+    kind = type(value)
+    if kind.__module__ == "IPython.core.autocall":
+        return "a command of IPython"
+    if inspect.isclass(value):
+        return "a class"
+    if inspect.ismodule(value):
+        return "a module"
+    if inspect.isroutine(value) or isinstance(value, functools.partial) or kind.__name__ == "ufunc":
+        return "a function"
+    return ""
+
+
+_MISSING = object()

@@ -58,7 +58,7 @@ class Namespace:
         tokens = split_line(words)
         if not tokens:
             raise RequestError("Enter a variable, path or URL first.", option="images")
-        values = image_values(tokens, self.values, evaluator(self._ip))
+        values = image_values(tokens, self.values, evaluator(self._ip, self._ip.user_ns))
         return [
             (name, value, token.raw) for token, (name, value) in zip(tokens, values, strict=True)
         ]
