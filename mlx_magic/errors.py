@@ -2,6 +2,7 @@
 
     MlxMagicError
     ├── RequestError             an option, a prompt or an expression cannot be used
+    │   └── ContextLengthError   the prompt is longer than the model's context   .needed_tokens
     ├── ImageError               an image cannot be used                       .source
     │   ├── ImageNotFoundError   no such file, or a glob that matches nothing
     │   ├── ImageDecodeError     not an image, damaged or cut short
@@ -64,6 +65,29 @@ class RequestError(MlxMagicError):
     def __init__(self, message: str, *, option: str | None = None) -> None:
         super().__init__(message)
         self.option = option
+
+
+class ContextLengthError(RequestError):
+    """Raised when a prompt is longer than the context of its model.
+
+    Attributes
+    ----------
+    model : str
+        Alias, folder or repository id, as it was requested.
+    needed_tokens, image_tokens : int
+        Tokens of the prompt, and how many of them stand for images.
+    limit_tokens : int
+        The model's context.
+    """
+
+    def __init__(
+        self, message: str, *, model: str, needed_tokens: int, image_tokens: int, limit_tokens: int
+    ) -> None:
+        super().__init__(message, option="prompt")
+        self.model = model
+        self.needed_tokens = needed_tokens
+        self.image_tokens = image_tokens
+        self.limit_tokens = limit_tokens
 
 
 class ImageError(MlxMagicError):

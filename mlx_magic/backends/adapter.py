@@ -106,6 +106,9 @@ class ModelAdapter(Protocol):
         Empty if the inputs do not tell; None without images.
         """
 
+    def fewer_image_tokens(self, prompt: Prompt, max_pixels: int) -> int | None:
+        """Return how many image tokens ``max_pixels`` would leave; None if it has no effect."""
+
     def start(self, prompt: Prompt) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""
 

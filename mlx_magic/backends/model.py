@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,21 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
-from mlx_magic.errors import GenerationError
+from mlx_magic.errors import ContextLengthError, GenerationError
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.checkpoints.context_length import context_length
 
 if TYPE_CHECKING:
     from mlx_magic.engine.engine import Steps
+
+
+MANY_IMAGE_TOKENS = 4_000
+"""Image tokens from which on the view says what they cost: reading them takes seconds on a GPU,
+and minutes on a CPU."""
+
+PIXELS = (4_000_000, 2_000_000, 1_000_000, 500_000, 250_000, 100_000)
+"""Values of ``--max-pixels`` that are suggested, the largest that helps."""
 
 
 class LibraryModel:
@@ -64,6 +74,7 @@ class LibraryModel:
         self._name = checkpoint.name
         self._adapter = adapter
         self._nbytes = nbytes
+        self._context = context_length(checkpoint.config)
         self._began = time.monotonic() if began is None else began
         self._chunk = policy.chunk(nbytes)
         probe = ModelProbe(adapter, lambda recorder: self._new_batch(2, sampler=recorder))
@@ -130,11 +141,12 @@ class LibraryModel:
             adapter.prompt(request, cancel), cancel
         )
         active.prompt_tokens, active.image_tokens = len(prompt.tokens), prompt.image_tokens
+        self._fit_context(active, prompt)
         admitted = yield from self._admission.reserve(
             self._answering.limits(request.kv_bits),
             prompt_tokens=active.prompt_tokens,
             image_tokens=active.image_tokens,
-            max_tokens=request.sampling.max_tokens,
+            max_tokens=active.sampling.max_tokens,
             kv_bits=request.kv_bits,
             cancel=cancel,
             on_wait=active.report_queued,
@@ -142,8 +154,8 @@ class LibraryModel:
         with admitted as active.reservation, adapter.keyed(request, prompt):
             seen = adapter.seen_sizes(request, prompt)
             if seen is not None:
-                report(GenerationChunk("vision", seen=seen))
-            params = adapter.sampling_params(request.sampling)
+                report(GenerationChunk("vision", seen=seen, hint=self._hint(prompt)))
+            params = adapter.sampling_params(active.sampling)
             return (
                 yield from self._answering.answer(
                     active,
@@ -151,6 +163,61 @@ class LibraryModel:
                     partial(self._batched, prompt, active, params),
                 )
             )
+
+    def _fit_context(self, active: ActiveRequest, prompt: Prompt) -> None:
+        """Limit the answer to what the model's context leaves.
+
+        Raises
+        ------
+        ContextLengthError
+            The prompt alone is too long: what a model writes then is of no use.
+        """
+        if self._context is None:
+            return
+        left = self._context - active.prompt_tokens
+        if left < 1:
+            raise self._too_long(active, prompt, self._context)
+        sampling = active.sampling
+        if sampling.max_tokens > left:
+            active.request = replace(active.request, sampling=replace(sampling, max_tokens=left))
+
+    def _too_long(self, active: ActiveRequest, prompt: Prompt, limit: int) -> ContextLengthError:
+        remedies = []
+        if active.image_tokens:
+            fits = self._pixels_that_fit(prompt, active.image_tokens, active.prompt_tokens - limit)
+            remedies = [f"--max-pixels {fits}"] if fits else []
+            remedies += ["fewer images"] if active.images > 1 else []
+        if active.image_tokens < active.prompt_tokens // 2 or not remedies:
+            remedies.append("a shorter prompt" if not active.request.history else "a new chat")
+        return ContextLengthError(
+            f"{self._name}: the prompt has {active.prompt_tokens:,} tokens "
+            f"({active.image_tokens:,} of images) and the answer up to "
+            f"{active.sampling.max_tokens:,}, but the model's context is {limit:,}: "
+            f"{' or '.join(remedies)} would help.",
+            model=self._name,
+            needed_tokens=active.prompt_tokens,
+            image_tokens=active.image_tokens,
+            limit_tokens=limit,
+        )
+
+    def _pixels_that_fit(self, prompt: Prompt, now: int, excess: int) -> int | None:
+        """Return a round number of pixels that leaves out `excess` image tokens and a quarter."""
+        for pixels in PIXELS:
+            tokens = self._adapter.fewer_image_tokens(prompt, pixels)
+            if tokens is not None and tokens <= (now - excess) * 3 // 4:
+                return pixels
+        return None
+
+    def _hint(self, prompt: Prompt) -> str:
+        """Return a line about the cost of many image tokens, and what would save most of it."""
+        if prompt.image_tokens < MANY_IMAGE_TOKENS:
+            return ""
+        many = f"{prompt.image_tokens:,} image tokens"
+        for pixels in PIXELS:
+            tokens = self._adapter.fewer_image_tokens(prompt, pixels)
+            if tokens is not None and tokens <= prompt.image_tokens // 2:
+                return f"{many}; --max-pixels {pixels} takes {tokens:,}"
+        return many
 
     def _new_batch(
         self,

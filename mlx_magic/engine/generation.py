@@ -83,6 +83,7 @@ class Generation(Task[VisionResult]):
         self._first_token_at: float | None = None
         self._last_token_at: float | None = None
         self._seen: tuple[str, ...] = ()
+        self._hint = ""
         self._observers = Observers(clock, self.snapshot)
 
     def observe(self, callback: OnProgress) -> Callable[[], None]:
@@ -137,12 +138,15 @@ class Generation(Task[VisionResult]):
         if chunk.phase == "queued":
             self._advance(0, 0, note="waiting for memory")
         if chunk.phase == "vision" and chunk.seen:
-            self._advance(0, 0, note=_vision_note(chunk.seen))
+            self._hint = chunk.hint
+            note = _vision_note(chunk.seen)
+            self._advance(0, 0, note=f"{note} · {chunk.hint}" if chunk.hint else note)
         if chunk.phase == "vision" and chunk.image_count:
             done, total = chunk.images_seen, chunk.image_count
             self._advance(done, total, note=_vision_progress_note(done + 1, total, self._seen))
         if chunk.phase == "prefill":
-            self._advance(chunk.prompt_read, chunk.prompt_tokens)
+            note = f"reading the prompt ({self._hint})" if self._hint else ""
+            self._advance(chunk.prompt_read, chunk.prompt_tokens, note=note)
         self._show(chunk if text == chunk.text else replace(chunk, text=text))
         if stopped:
             raise Stopped

@@ -87,6 +87,8 @@ class GenerationChunk:
         The size at which the model sees each image, once that is known.
     images_seen, image_count : int
         Images encoded so far, and all images; 0 is unknown.
+    hint : str
+        What the request costs and what would cost less, to be shown before a slow prefill.
     """
 
     phase: Phase
@@ -100,6 +102,7 @@ class GenerationChunk:
     cached_tokens: int = 0
     images_seen: int = 0
     image_count: int = 0
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

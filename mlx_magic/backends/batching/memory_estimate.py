@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.errors import MemoryBudgetError
+from mlx_magic.models.checkpoints.context_length import TEXT_PARTS
 
-_TEXT_PARTS = ("text_config", "llm_config", "language_config", "llm", "language_model")
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 _KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
 _HEADS = ("num_attention_heads", "n_heads", "n_head")
@@ -46,7 +46,7 @@ class ModelDimensions:
     def of(cls, config: Mapping[str, Any]) -> ModelDimensions:
         """Read the dimensions from a parsed config.json."""
         text: Mapping[str, Any] = next(
-            (config[p] for p in _TEXT_PARTS if isinstance(config.get(p), dict)), {}
+            (config[p] for p in TEXT_PARTS if isinstance(config.get(p), dict)), {}
         )
         both = {**config, **text}
         heads, width = _first(both, _HEADS), _first(both, _WIDTH)

@@ -89,6 +89,9 @@ class TextAdapter:
     def seen_sizes(self, request: GenerationRequest, prompt: Prompt) -> None:
         """Return None: a text model has no images."""
 
+    def fewer_image_tokens(self, prompt: Prompt, max_pixels: int) -> None:
+        """Return None: a text model has no images."""
+
     def start(self, prompt: Prompt) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""
         return self.prompt_cache.start(lambda: PromptKeys(list(prompt.tokens)))

@@ -25,7 +25,7 @@ from mlx_magic.backends.vision.caches import VisionCaches
 from mlx_magic.backends.vision.embeddings import Embedder
 from mlx_magic.backends.vision.forward import VisionForward
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
-from mlx_magic.backends.vision.image_sizes import seen_sizes
+from mlx_magic.backends.vision.image_sizes import fewer_tokens, seen_sizes
 from mlx_magic.backends.vision.inputs import VisionInputs
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -133,10 +133,18 @@ class VisionAdapter:
         count = len(chat_messages.images(request))
         if not count:
             return None
-        patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
-        seen = seen_sizes(prompt.inputs, count, patch)
+        seen = seen_sizes(prompt.inputs, count, self._patch_size)
         # The sizes of earlier turns were reported with these turns.
         return seen[count - len(request.images) :] if seen else seen
+
+    def fewer_image_tokens(self, prompt: Prompt, max_pixels: int) -> int | None:
+        """Return how many image tokens ``max_pixels`` would leave. See `fewer_tokens`."""
+        return fewer_tokens(prompt.inputs, self._patch_size, prompt.image_tokens, max_pixels)
+
+    @property
+    def _patch_size(self) -> int:
+        patch = getattr(getattr(self._model.config, "vision_config", None), "patch_size", 14)
+        return patch if isinstance(patch, int) else 14
 
     def start(self, prompt: Prompt) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""

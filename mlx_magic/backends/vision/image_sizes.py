@@ -45,6 +45,34 @@ def seen_sizes(inputs: Mapping[str, Any], count: int, patch: int) -> tuple[str, 
     return (size if each == 1 else f"{each} tiles of {size}",) * count
 
 
+def fewer_tokens(inputs: Mapping[str, Any], patch: int, tokens: int, max_pixels: int) -> int | None:
+    """Return how many image tokens there would be if images had at most `max_pixels` pixels.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The processor's output.
+    patch : int
+        Side of a patch in pixels.
+    tokens : int
+        Image tokens now.
+    max_pixels : int
+
+    Returns
+    -------
+    int or None
+        None unless the model's tokens follow the size of the image: then the processor gives an
+        ``image_grid_thw``.
+    """
+    grid = inputs.get("image_grid_thw")
+    if grid is None:
+        return None
+    patches = [(int(t), int(h) * int(w)) for t, h, w in grid.tolist()]
+    now = sum(t * area for t, area in patches)
+    most = max_pixels // patch**2
+    return tokens * sum(t * min(area, most) for t, area in patches) // max(now, 1)
+
+
 def _size(shape: tuple[int, ...]) -> str:
     channels_last = shape[-1] in (1, 3) and shape[-3] not in (1, 3)
     height, width = shape[-3:-1] if channels_last else shape[-2:]
