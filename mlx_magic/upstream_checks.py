@@ -203,9 +203,7 @@ def _accepts(found: Any, name: Name) -> bool:
     if names[: len(positional)] != positional:
         return False
     try:
-        signature.replace(parameters=parameters).bind(
-            *positional, **dict.fromkeys(name.keywords)
-        )
+        signature.replace(parameters=parameters).bind(*positional, **dict.fromkeys(name.keywords))
     except TypeError:
         return False
     known = {p.name for p in parameters}

@@ -14,7 +14,6 @@ from mlx_magic.upstream_checks import Mechanism, Name
 
 _LM, _LM_CACHE = "mlx_lm.generate", "mlx_lm.models.cache"
 _VLM, _VLM_CACHE = "mlx_vlm.generate.common", "mlx_vlm.models.cache"
-_AR = "mlx_vlm.generate.ar"
 
 
 def _caches(module: str) -> tuple[Name, ...]:
@@ -24,6 +23,18 @@ def _caches(module: str) -> tuple[Name, ...]:
         Name(module, "KVCache.update_and_fetch", ("keys", "values")),
         Name(module, "KVCache.to_quantized", (), ("group_size", "bits")),
         Name(module, "KVCache.state"),
+    )
+
+
+def _batch_caches(module: str) -> tuple[Name, ...]:
+    return (
+        Name(module, "KVCache.merge", ("caches",)),
+        Name(module, "BatchKVCache.extend", ("other",)),
+        Name(module, "BatchKVCache.filter", ("batch_indices",)),
+        Name(module, "BatchKVCache.prepare", (), ("right_padding",)),
+        Name(module, "BatchKVCache.finalize", ()),
+        Name(module, "BatchKVCache.size", ()),
+        Name(module, "BatchKVCache.state"),
     )
 
 
@@ -47,32 +58,11 @@ TEXT_CACHES = Mechanism("the choice of KV caches of text models", *_caches(_LM_C
 TEXT_BATCHES = Mechanism(
     "batching of text models",
     *_caches(_LM_CACHE),
-    Name(_LM_CACHE, "KVCache.merge", ("caches",)),
-    Name(_LM_CACHE, "BatchKVCache.filter", ("batch_indices",)),
-    Name(_LM_CACHE, "BatchKVCache.prepare", (), ("right_padding",)),
-    Name(_LM_CACHE, "BatchKVCache.finalize", ()),
+    *_batch_caches(_LM_CACHE),
     Name(_LM, "generation_stream"),
     Name(_LM, "wired_limit", ("model", "streams")),
-    Name(_LM, "StopSequences", ()),
-    Name(
-        _LM,
-        "GenerationBatch",
-        (
-            "model",
-            "uids",
-            "inputs",
-            "prompt_cache",
-            "tokens",
-            "samplers",
-            "fallback_sampler",
-            "logits_processors",
-            "stop_sequences",
-            "max_tokens",
-        ),
-    ),
-    Name(_LM, "GenerationBatch.next", ()),
-    Name(_LM, "GenerationBatch.extend", ("batch",)),
-    Name(_LM, "GenerationBatch.filter", ("keep",)),
+    Name("mlx_lm.tokenizer_utils", "TokenizerWrapper.detokenizer"),
+    Name("mlx_lm.tokenizer_utils", "StreamingDetokenizer.last_segment"),
 )
 """Otherwise requests are answered one at a time, by ``mlx_lm.stream_generate``."""
 
@@ -114,64 +104,39 @@ VISION_CACHES = Mechanism("the choice of KV caches of vision models", *_caches(_
 VISION_BATCHES = Mechanism(
     "batching of vision models",
     *_caches(_VLM_CACHE),
-    Name(_VLM_CACHE, "KVCache.merge", ("caches",)),
+    *_batch_caches(_VLM_CACHE),
     Name(_VLM, "generation_stream"),
     Name(_VLM, "wired_limit", ("model", "streams")),
     Name(_VLM, "resolve_sampling_defaults", ("config",), ("temperature", "top_p", "top_k")),
+    Name(
+        _VLM,
+        "_chunked_prefill_enabled",
+        ("model",),
+        ("input_ids", "inputs_embeds", "prompt_cache", "prefill_kwargs"),
+    ),
     Name("mlx_vlm.tokenizer_utils", "make_streaming_detokenizer", ("processor",)),
     Name("mlx_vlm.models.base", "InputEmbeddingsFeatures.to_dict", ()),
-    Name(_AR, "GenerationBatch"),
-    Name(
-        _AR,
-        "GenerationBatch.empty",
-        ("model", "sampler", "stop_criteria"),
-        ("compute_logprobs", "greedy_sampling"),
-    ),
-    Name(_AR, "GenerationBatch.next", ()),
-    Name(_AR, "GenerationBatch.extend", ("other",)),
-    Name(_AR, "GenerationBatch.filter", ("keep",)),
-    Name(
-        _AR,
-        "PromptProcessingBatch",
-        ("model", "uids", "input_ids", "max_tokens", "inputs_embeds", "prompt_kwargs"),
-        (
-            "prefill_step_size",
-            "warm_cache",
-            "logits_processors",
-            "right_pad_per_row",
-            "suffix_lens",
-        ),
-    ),
-    Name(_AR, "PromptProcessingBatch.needs_processing", ()),
-    Name(_AR, "PromptProcessingBatch.prompt_step", ()),
-    Name(
-        _AR,
-        "PromptProcessingBatch.generate",
-        ("sampler", "stop_criteria"),
-        ("compute_logprobs",),
-    ),
-    Name(_AR, "PromptProcessingBatch.remove", ("uid",)),
 )
 """Otherwise requests are answered one at a time, by ``mlx_vlm.stream_generate``."""
 
 VISION_PREFIXES = Mechanism("the prefix cache of vision models", library="mlx-vlm")
 """Turned off if a model stores something of a prompt in itself that `POSITIONS` does not name."""
 
-POSITIONS = ("_rope_deltas", "_position_ids", "get_rope_index")
-"""Attributes of language models of mlx-vlm that store the positions of the last prompt, and the
-method that computes them."""
+ROPE_DELTAS = "_rope_deltas"
+"""Attribute of language models of mlx-vlm with rotary positions in three parts: what the positions
+of the last prompt add to the count of its tokens."""
 
-WHOLE_INPUTS = "_prompt_length_aware_keys"
-"""Attribute of mlx-vlm's PromptProcessingBatch: the inputs that it cuts to each chunk."""
+POSITIONS = (ROPE_DELTAS, "_position_ids", "get_rope_index")
+"""Attributes of such models that store the positions of the last prompt, and the method that
+computes them."""
 
-FAST_MODULES = Mechanism("faster modules", Name("mlx.nn", "Linear"), Name("mlx.nn", "Module"))
+FAST_MODULES = Mechanism("faster modules", library="mlx")
 """Otherwise the library's own modules are used."""
 
 CPU_ENCODERS = Mechanism(
     "faster vision encoders on this CPU",
     Name("mlx_vlm.models.attention", "VisionAttention", ("dims", "num_heads")),
     Name("mlx_vlm.models.attention", "VisionAttention.__call__", ("x", "mask")),
-    Name("mlx.nn", "GELU", (), ("approx",)),
 )
 """Otherwise the library's own modules are used."""
 
@@ -272,6 +237,11 @@ def set_rust_tokenizer(tokenizer: Any, made: Any) -> None:
 def keeps_positions(language_model: Any) -> bool:
     """Whether a language model stores the positions of the last prompt in itself."""
     return any(hasattr(language_model, name) for name in POSITIONS)
+
+
+def positions_are_known(language_model: Any) -> bool:
+    """Whether the positions that a language model computes, if it does, can be read."""
+    return not hasattr(language_model, POSITIONS[-1]) or hasattr(language_model, ROPE_DELTAS)
 
 
 def loaded_streams() -> list[Any]:

@@ -21,7 +21,6 @@ from mlx_magic.backends.chat_templates.limits import (
     budget,
 )
 
-
 if TYPE_CHECKING:
     from jinja2.compiler import CodeGenerator, Frame
 else:

@@ -158,9 +158,7 @@ class ControlTokens:
         backend, names = self._copy
         reader = copy.copy(self._tokenizer)
         check = partial(self._require_same, masked)
-        upstream.set_rust_tokenizer(
-            reader, _Reader(self._backend, backend, names, masked, check)
-        )
+        upstream.set_rust_tokenizer(reader, _Reader(self._backend, backend, names, masked, check))
         return reader
 
     def processor(self, processor: Any, masked: Masked) -> Any:
