@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mlx_magic import argument_checks
+from mlx_magic import argument_checks, upstream_checks
 from mlx_magic.backends.base import Backend, LoadedModel
 from mlx_magic.backends.batching import admission_queue
 from mlx_magic.backends.cache_stats import CacheStats
@@ -280,6 +280,14 @@ class ModelPool:
     def reuse(self) -> CacheStats:
         """Cache statistics, summed over all models."""
         return CacheStats.total(model.reuse for model in self._registry.loaded)
+
+    @property
+    def switched_off(self) -> tuple[str, ...]:
+        """Mechanisms that are off with the installed libraries, a line each with the reason.
+
+        Requests are then answered in the library's own way. Empty as long as all work.
+        """
+        return upstream_checks.switched_off()
 
     def forget(self) -> int:
         """Clear the models' image and prefix caches.

@@ -103,7 +103,7 @@ def rendered(source: str, *, like_transformers: bool = False, **variables: Any) 
         It is not a valid template, or refuses the conversation.
     """
     if not upstream.TEMPLATE_SANDBOX.is_on(_agrees_with_jinja):
-        return _by_jinja(source, like_transformers=like_transformers).render(variables)
+        return str(_by_jinja(source, like_transformers=like_transformers).render(variables))
     from mlx_magic.backends.chat_templates.sandbox import compiled
 
     return compiled(source, like_transformers=like_transformers).render(variables)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 
-def captured_inputs(config: Any, processor: Any, images: list[Any] | None, text: Any) -> Any:
+def captured_inputs(
+    config: Any, processor: Any, images: list[Any] | None, text: Any
+) -> dict[str, Any]:
     """Let mlx-vlm call the processor, and return what it would give to the model.
 
     Parameters

@@ -314,7 +314,9 @@ def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any] | None:
     if upstream.PROGRESS.off is not None:
         return None
 
-    class Bar(upstream.PROGRESS.names.tqdm):  # type: ignore[misc]
+    tqdm: Any = upstream.PROGRESS.names.tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             # Only one of the client's bars counts bytes on disk. The others count files, or the
             # same bytes as network traffic.
