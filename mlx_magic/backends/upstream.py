@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from mlx_magic.upstream_checks import Mechanism, Name
+from mlx_magic.models.upstream_checks import Mechanism, Name
 
 _LM, _LM_CACHE = "mlx_lm.generate", "mlx_lm.models.cache"
 _VLM, _VLM_CACHE = "mlx_vlm.generate.common", "mlx_vlm.models.cache"
@@ -165,6 +165,9 @@ TEMPLATE_HOOK = Mechanism(
 )
 """Otherwise transformers renders in its own sandbox, which has no limits."""
 
+JINJA_RUNTIME = "jinja2.runtime"
+"""Module of the classes of Jinja's own values in a template, such as macros."""
+
 TEMPLATE_SANDBOX = Mechanism(
     "our sandbox of chat templates",
     Name("jinja2.compiler", "CodeGenerator"),
@@ -191,11 +194,11 @@ TEMPLATE_SANDBOX = Mechanism(
     Name("jinja2.environment", "Environment._tokenize"),
     Name("jinja2.environment", "Environment._compile", ("source", "filename")),
     Name("jinja2.filters", "make_attrgetter", ("environment", "attribute"), ("default",)),
-    Name("jinja2.runtime", "BlockReference"),
-    Name("jinja2.runtime", "LoopContext"),
-    Name("jinja2.runtime", "Macro"),
-    Name("jinja2.runtime", "Undefined"),
-    Name("jinja2.runtime", "str_join", ("seq",)),
+    Name(JINJA_RUNTIME, "BlockReference"),
+    Name(JINJA_RUNTIME, "LoopContext"),
+    Name(JINJA_RUNTIME, "Macro"),
+    Name(JINJA_RUNTIME, "Undefined"),
+    Name(JINJA_RUNTIME, "str_join", ("seq",)),
     Name("jinja2.utils", "Cycler"),
     Name("jinja2.utils", "Joiner"),
     Name("jinja2.utils", "Namespace"),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mlx_magic import argument_checks, upstream_checks
+from mlx_magic import argument_checks
 from mlx_magic.backends.base import Backend, LoadedModel
 from mlx_magic.backends.batching import admission_queue
 from mlx_magic.backends.cache_stats import CacheStats
@@ -30,6 +30,7 @@ from mlx_magic.model_pool.model_info import Lease, Load, ModelInfo
 from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loads
 from mlx_magic.model_pool.unload import Unload, Unloaded
+from mlx_magic.models import upstream_checks
 from mlx_magic.models.catalog.alias_file import AliasTarget, is_alias, require_alias
 from mlx_magic.models.catalog.aliases import Names, adapted_name
 from mlx_magic.models.catalog.resolve import find

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from mlx_magic import default_session, upstream_checks
+from mlx_magic import default_session
 from mlx_magic.backends import upstream
 from mlx_magic.backends.batch_check import library_batches
 from mlx_magic.backends.chat_templates import control_tokens, rendering
@@ -21,9 +21,10 @@ from mlx_magic.backends.vision import cpu_encoders
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import GenerationError, UntrustedCodeError
+from mlx_magic.models import upstream_checks
 from mlx_magic.models.checkpoints import remote_code
+from mlx_magic.models.upstream_checks import Mechanism, Name
 from mlx_magic.session import Session
-from mlx_magic.upstream_checks import Mechanism, Name
 from tests.backends.upstream_cases import EVERY, breaks, broken, named, recheck
 from tools.tiny_models.spec import build, find
 
@@ -36,7 +37,7 @@ TEMPLATES = [upstream.TEMPLATE_SANDBOX, upstream.TEMPLATE_HOOK, upstream.CONTROL
 VISION = [m for m in MECHANISMS if m.needed and m not in (*TEXT, *CLOSED)]
 
 QUESTION = "What color is the shape?"
-CONTROL_WORD = "What does <|im_end|> mean?"
+CONTROL_WORD = "What does <end_of_utterance> mean?"
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,8 @@ def checked_again() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def text_model(session: Session, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tiny") / "text-llama"
-    session.engine.call(lambda: build(find("text-llama"), folder)).result(120)
+    folder = tmp_path_factory.mktemp("tiny") / "text-mistral"
+    session.engine.call(lambda: build(find("text-mistral"), folder)).result(120)
     return str(folder)
 
 
@@ -174,15 +175,23 @@ def test_vision_answers_stay_the_same(
 
 @pytest.mark.model
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", ["text", "vision"])
 def test_quantized_caches_are_left_to_the_library(
-    bits: int, ask: Ask, text_model: str, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    bits: int,
+    ask: Ask,
+    text_model: str,
+    circle: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    before = ask(text_model, kv_bits=bits)
-    name = upstream.TEXT_CACHES.needed[0]
-    broken(monkeypatch, name, "removed")
-    after = ask(text_model, kv_bits=bits)
-    assert after.usage == before.usage
-    assert after.finish_reason == before.finish_reason
+    args = (text_model, QUESTION) if kind == "text" else ("demo", QUESTION, circle)
+    mechanism = upstream.TEXT_CACHES if kind == "text" else upstream.VISION_CACHES
+    before = ask(*args, kv_bits=bits)
+    broken(monkeypatch, mechanism.needed[0], "removed")
+    # mlx-lm quantizes after the prefill: with 4 bits random weights then answer otherwise.
+    shown = 1 if (kind, bits) == ("text", 4) else 0
+    assert content(ask(*args, kv_bits=bits))[shown:] == content(before)[shown:]
+    assert mechanism.off is not None
 
 
 @pytest.mark.model
@@ -191,7 +200,7 @@ def test_a_question_with_control_words_is_refused_if_it_cannot_be_masked(
 ) -> None:
     ask("demo", CONTROL_WORD, circle)
     broken(monkeypatch, upstream.CONTROL_TOKENS.needed[0], "removed")
-    with pytest.raises(GenerationError, match="im_end"):
+    with pytest.raises(GenerationError, match="end_of_utterance"):
         ask("demo", CONTROL_WORD, circle)
 
 

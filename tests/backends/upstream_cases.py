@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlx_magic import upstream_checks
-from mlx_magic.upstream_checks import Mechanism, Name
+from mlx_magic.models import upstream_checks
+from mlx_magic.models.upstream_checks import Mechanism, Name
 
 Break = tuple[Mechanism, Name, str]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlx_magic.backends.batching.memory_estimate import GROUPS, ModelDimensions
 from mlx_magic.errors import GenerationError
-from mlx_magic.upstream_checks import Mechanism
+from mlx_magic.models.upstream_checks import Mechanism
 
 
 def caches_nbytes(caches: list[Any]) -> int:

@@ -10,9 +10,9 @@ from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache, reuse_limit
 from mlx_magic.backends.prefix_cache.prompt_keys import prompt_keys_of
+from mlx_magic.backends.prefix_cache.stored_state import StoredState
 from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup
 from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
-from mlx_magic.backends.vision.stored_state import StoredState
 
 T = TypeVar("T")
 

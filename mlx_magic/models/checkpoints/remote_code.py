@@ -19,7 +19,7 @@ from mlx_magic.errors import CheckpointError, UntrustedCodeError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import architectures, strict_json, tokenizer_file
 from mlx_magic.models.checkpoints.strict_json import JsonLimits, UnreadableFileError
-from mlx_magic.upstream_checks import Mechanism
+from mlx_magic.models.upstream_checks import Mechanism
 
 FETCHED_CODE = Mechanism("the search for code that mlx-vlm fetches itself", library="mlx-vlm")
 """Otherwise models that `_from_architecture` cannot vouch for are refused."""
@@ -354,7 +354,10 @@ def _is_found(_: object) -> bool:
 def _is_harmless(config: Mapping[str, Any], sources: Mapping[str, str]) -> bool:
     """Whether a model cannot make mlx-vlm fetch code, whatever the search misses."""
     if sources:
-        return not any(re.search(r"trust_remote_code|huggingface", s) for s in sources.values())
+        return not any(
+            re.search(r"trust_remote_code|hf_hub_download|snapshot_download", s)
+            for s in sources.values()
+        )
     # mlx-lm loads text models, and fetches no code.
     is_text = not any(map(_OF_IMAGES.search, map(str, config)))
     return is_text and architectures.knows(architectures.TEXT_LIBRARY, config) is True

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mlx_magic.upstream_checks import Mechanism, Name
+from mlx_magic.models.upstream_checks import Mechanism, Name
 
 _UTILS, _CONSTANTS = "huggingface_hub.utils", "huggingface_hub.constants"
 _HEADERS = Name(_UTILS, "build_hf_headers", ())

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
-from mlx_magic import upstream_checks
-from mlx_magic.upstream_checks import Mechanism, MechanismOffError, Name
+from mlx_magic.models import upstream_checks
+from mlx_magic.models.upstream_checks import Mechanism, MechanismOffError, Name
 
 
 class Thing:
