@@ -10,7 +10,7 @@ import pytest
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import DownloadError, UntrustedCodeError
 from mlx_magic.models import upstream_checks
-from mlx_magic.models.checkpoints import remote_code
+from mlx_magic.models.checkpoints import architectures, remote_code
 from mlx_magic.models.hub import upstream
 from mlx_magic.models.hub.download import download
 from mlx_magic.models.hub.resumable import PART
@@ -144,7 +144,6 @@ def test_models_that_could_fetch_code_are_refused_if_the_search_finds_nothing(
 def test_only_text_models_are_trusted_if_mlx_vlm_has_another_layout(
     config: dict[str, object], refused: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    architectures = remote_code.architectures
     real = architectures.library
     monkeypatch.setattr(
         architectures, "library", lambda name: None if name == "mlx_vlm" else real(name)
