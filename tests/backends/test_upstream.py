@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from mlx_magic import default_session
 from mlx_magic.backends import upstream
-from mlx_magic.backends.batch_check import library_batches
+from mlx_magic.backends.batch_check import library_caches
 from mlx_magic.backends.chat_templates import control_tokens, rendering
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
@@ -116,8 +116,8 @@ def answers_as_before(
 
 def test_all_mechanisms_are_on() -> None:
     comparisons: dict[Mechanism, Callable[[Any], bool]] = {
-        upstream.TEXT_BATCHES: library_batches.text_batches_count,
-        upstream.VISION_BATCHES: library_batches.vision_batches_count,
+        upstream.TEXT_BATCHES: library_caches.batch_caches_work,
+        upstream.VISION_BATCHES: library_caches.batch_caches_work,
         upstream.FAST_MODULES: fast_modules._agree_with_mlx,
         upstream.CPU_ENCODERS: cpu_encoders._agree_with_the_library,
         upstream.TEMPLATE_SANDBOX: rendering._agrees_with_jinja,
@@ -288,10 +288,10 @@ def test_status_shows_what_is_off(session: Session, monkeypatch: pytest.MonkeyPa
     from mlx_magic.notebook.display.tables import StatusTable
 
     assert "switched off" not in repr(StatusTable.of(session, default=None))
-    broken(monkeypatch, Name("mlx_lm.generate", "StopSequences"), "removed")
+    broken(monkeypatch, Name("mlx_lm.generate", "wired_limit"), "removed")
     reason = str(upstream.TEXT_BATCHES.off)
     assert "batching of text models is off: mlx-lm" in reason
-    assert "has no StopSequences" in reason
+    assert "has no wired_limit" in reason
     shown = repr(StatusTable.of(session, default=None))
     assert "switched off" in shown
     assert reason in shown

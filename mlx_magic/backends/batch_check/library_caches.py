@@ -30,8 +30,8 @@ def batch_caches_work(names: Any) -> bool:
         steps.append(_holds([[1, 2, 3, 4], [5, 6, 7], [8]], batch))
         batch.filter(mx.array([0, 2], mx.int32))
         # The second row is padded on the right, and the padding moves to the left.
-        batch.prepare(right_padding=[0, 1])
         _add(batch, [[11, 12], [9, 0]])
+        batch.prepare(right_padding=[0, 1])
         batch.finalize()
         steps.append(_holds([[1, 2, 3, 4, 11, 12], [8, 9]], batch))
         mx.eval(batch.state)
