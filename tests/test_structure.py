@@ -28,7 +28,6 @@ BACKENDS_ONLY = {"mlx", "mlx_vlm", "mlx_lm", "transformers", "tokenizers"}
 AT_HAND = {"certifi", "ipykernel", "matplotlib", "pandas", "tornado", "zmq"}
 # What brings these is a dependency, and its version decides which of these fits.
 BROUGHT_ALONG = {
-    "transformers": "mlx-vlm",
     "tokenizers": "mlx-vlm",
     "jinja2": "mlx-lm",
     "traitlets": "ipython",

@@ -41,6 +41,7 @@ def _batch_caches(module: str) -> tuple[Name, ...]:
 TEXT_LOAD = Mechanism(
     "loading of text models in slices",
     Name("mlx_lm.utils"),
+    Name("mlx_lm.utils", "mx"),
     Name("mlx_lm.utils", "load_model", ("model_path",), ("lazy", "trust_remote_code")),
     Name("mlx_lm.utils", "load_adapters", ("model", "adapter_path")),
     Name(
@@ -61,7 +62,10 @@ TEXT_BATCHES = Mechanism(
     *_batch_caches(_LM_CACHE),
     Name(_LM, "generation_stream"),
     Name(_LM, "wired_limit", ("model", "streams")),
+    Name("mlx_lm.tokenizer_utils", "TokenizerWrapper.eos_token_ids"),
     Name("mlx_lm.tokenizer_utils", "TokenizerWrapper.detokenizer"),
+    Name("mlx_lm.tokenizer_utils", "StreamingDetokenizer.add_token", ("token",)),
+    Name("mlx_lm.tokenizer_utils", "StreamingDetokenizer.finalize", ()),
     Name("mlx_lm.tokenizer_utils", "StreamingDetokenizer.last_segment"),
 )
 """Otherwise requests are answered one at a time, by ``mlx_lm.stream_generate``."""
@@ -69,6 +73,7 @@ TEXT_BATCHES = Mechanism(
 VISION_LOAD = Mechanism(
     "loading of vision models in slices",
     Name("mlx_vlm.utils"),
+    Name("mlx_vlm.utils", "mx"),
     Name("mlx_vlm.utils", "load_model", ("model_path",), ("lazy", "strict", "trust_remote_code")),
     Name("mlx_vlm.utils", "load_image_processor", ("model_path",), ("trust_remote_code",)),
     Name(
@@ -115,6 +120,14 @@ VISION_BATCHES = Mechanism(
         ("input_ids", "inputs_embeds", "prompt_cache", "prefill_kwargs"),
     ),
     Name("mlx_vlm.tokenizer_utils", "make_streaming_detokenizer", ("processor",)),
+    Name(
+        "mlx_vlm.tokenizer_utils",
+        "StreamingDetokenizer.add_token",
+        ("token",),
+        ("skip_special_token_ids",),
+    ),
+    Name("mlx_vlm.tokenizer_utils", "StreamingDetokenizer.finalize", ()),
+    Name("mlx_vlm.tokenizer_utils", "StreamingDetokenizer.last_segment"),
     Name("mlx_vlm.models.base", "InputEmbeddingsFeatures.to_dict", ()),
 )
 """Otherwise requests are answered one at a time, by ``mlx_vlm.stream_generate``."""

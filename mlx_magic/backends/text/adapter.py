@@ -55,7 +55,7 @@ class TextAdapter:
         chunk: int,
         nbytes: int,
     ) -> None:
-        self.forward = TextForward(model, tokenizer.eos_token_ids)
+        self.forward = TextForward(model, getattr(tokenizer, "eos_token_ids", ()))
         self.prompt_cache = PromptCache(reuse_limit(nbytes), plain=plain)
         self._defaults = generation_config(checkpoint)
         self._inputs = TextInputs(tokenizer, checkpoint.name)
