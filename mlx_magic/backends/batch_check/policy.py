@@ -7,7 +7,9 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, rows_agree
+from mlx_magic.backends.batch_check.library_caches import batch_caches_work
 from mlx_magic.backends.batch_check.model_signature import signature
 from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
 from mlx_magic.backends.batching.kv_cache import leaf_caches
@@ -126,4 +128,9 @@ def batch_policy(
         table_verdict = replace(
             table_verdict, together=False, why="its caches cannot be put together"
         )
+    batches = upstream.VISION_BATCHES if kind == "vision" else upstream.TEXT_BATCHES
+    if not batches.is_on(batch_caches_work):
+        table_verdict = replace(table_verdict, together=False, why=str(batches.off))
+    elif not upstream.positions_are_known(language_model):
+        table_verdict = replace(table_verdict, together=False, why="its positions cannot be read")
     return BatchPolicy(table_verdict, VerdictCache(checkpoint))

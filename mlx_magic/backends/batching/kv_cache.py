@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_magic.backends.batching.memory_estimate import GROUPS, ModelDimensions
 from mlx_magic.errors import GenerationError
+from mlx_magic.models.upstream_checks import Mechanism
 
 
 def caches_nbytes(caches: list[Any]) -> int:
@@ -17,6 +18,40 @@ def caches_nbytes(caches: list[Any]) -> int:
         for value in vars(cache).values()
         for array in _arrays(value)
     )
+
+
+def made(mechanism: Mechanism, language_model: Any) -> list[Any]:
+    """Return new caches of a request, one per layer; none if only the library can make them.
+
+    Parameters
+    ----------
+    mechanism : Mechanism
+        `upstream.TEXT_CACHES` or `upstream.VISION_CACHES`.
+    language_model : module
+    """
+    if mechanism.off is not None:
+        return []
+    caches: list[Any] = mechanism.names.make_prompt_cache(language_model)
+    return caches
+
+
+def library_options(
+    caches: list[Any], kv_bits: int | None, shape: ModelDimensions
+) -> dict[str, Any]:
+    """Return the arguments of ``stream_generate`` for its caches.
+
+    Parameters
+    ----------
+    caches : list
+        Empty if the library is to make them itself.
+    kv_bits : {4, 8} or None
+    shape : ModelDimensions
+    """
+    if caches:
+        return {"prompt_cache": caches}
+    if kv_bits is None:
+        return {}
+    return {"kv_bits": int(kv_bits), "kv_group_size": shape.kv_group, "quantized_kv_start": 0}
 
 
 def require_bits(kv_bits: int | None, shape: ModelDimensions, model: str) -> None:
@@ -48,7 +83,7 @@ def quantized(
     Parameters
     ----------
     caches : list
-        Empty caches as the library makes them, one per layer.
+        Empty caches as the library makes them, one per layer. None if it makes them itself.
     kv_bits : {4, 8} or None
         None returns the caches unchanged.
     shape : ModelDimensions
@@ -60,7 +95,7 @@ def quantized(
     GenerationError
         None of the caches is a plain KV cache.
     """
-    if kv_bits is None:
+    if kv_bits is None or not caches:
         return caches
     # Other kinds keep a window or a state of fixed size, where quantization saves little.
     plain = [all_plain([cache]) for cache in caches]

@@ -11,10 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
-from jinja2 import utils
-from jinja2.filters import make_attrgetter
-from jinja2.sandbox import SandboxedFormatter
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates import growth
 from mlx_magic.backends.chat_templates.limits import (
     TemplateBudget,
@@ -24,7 +22,13 @@ from mlx_magic.backends.chat_templates.limits import (
 )
 
 if TYPE_CHECKING:
-    from jinja2.sandbox import SandboxedEnvironment
+    from jinja2.filters import make_attrgetter
+    from jinja2.sandbox import SandboxedEnvironment, SandboxedFormatter
+    from jinja2.utils import Namespace, _PassArg
+else:
+    _names = upstream.TEMPLATE_SANDBOX.names
+    make_attrgetter, SandboxedFormatter = _names.make_attrgetter, _names.SandboxedFormatter
+    Namespace, _PassArg = _names.Namespace, _names._PassArg
 
 _REFUSED_FILTERS = ("pprint", "striptags", "urlize", "wordwrap", "xmlattr")
 # Filters that read all of an iterator, or each character of a text, before they return.
@@ -122,14 +126,14 @@ class Dictionaries:
         return dict.fromkeys(*args)
 
 
-class PlainNamespace(utils.Namespace):
+class PlainNamespace(Namespace):
     """The template's ``namespace``, without private attributes, and with a constant repr."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         attributes = dict(*args[1:], **kwargs)
         for name in attributes:
             _require_public(name)
-        utils.Namespace.__init__(args[0], attributes)
+        Namespace.__init__(args[0], attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
         _require_public(name)
@@ -141,7 +145,7 @@ class PlainNamespace(utils.Namespace):
 
 def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Limit the input and output of a filter."""
-    kind = utils._PassArg.from_obj(function)
+    kind = _PassArg.from_obj(function)
 
     @jinja2.pass_context
     def limited(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -162,7 +166,7 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _test(function: Callable[..., Any]) -> Callable[..., Any]:
     """Limit the input of a test."""
-    kind = utils._PassArg.from_obj(function)
+    kind = _PassArg.from_obj(function)
 
     @jinja2.pass_environment
     def limited(environment: Any, *args: Any, **kwargs: Any) -> Any:

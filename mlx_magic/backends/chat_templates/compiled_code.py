@@ -8,18 +8,23 @@ Imports jinja2: import it inside functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates.limits import (
     TemplateLimitError,
     UnsafeTemplateError,
     budget,
 )
+
+if TYPE_CHECKING:
+    from jinja2.compiler import CodeGenerator, Frame
+else:
+    CodeGenerator = upstream.TEMPLATE_SANDBOX.names.CodeGenerator
 
 
 class CountingCode(CodeGenerator):

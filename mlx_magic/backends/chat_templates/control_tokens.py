@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
 from mlx_magic.formatting import shown
@@ -74,8 +75,8 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any, model: str, processor: Any = None) -> None:
         self._model = model
-        self._tokenizer = _unwrapped(tokenizer)
-        self._backend: Any = getattr(self._tokenizer, "_tokenizer", None)
+        self._tokenizer = upstream.inner_tokenizer(tokenizer)
+        self._backend: Any = upstream.rust_tokenizer(self._tokenizer)
         if not hasattr(self._backend, "encode_batch") or not hasattr(self._backend, "to_str"):
             self._backend = None
         if self._backend is not None:
@@ -147,6 +148,8 @@ class ControlTokens:
         """
         if not masked.words:
             return self._tokenizer
+        if not upstream.CONTROL_TOKENS.is_on(_is_replaceable):
+            raise self._refused(next(iter(masked.words.values())))
         if self._copy is None:
             try:
                 self._copy = _renamed(self._backend)
@@ -154,9 +157,8 @@ class ControlTokens:
                 raise self._refused(next(iter(masked.words.values()))) from error
         backend, names = self._copy
         reader = copy.copy(self._tokenizer)
-        reader._tokenizer = _Reader(
-            self._backend, backend, names, masked, partial(self._require_same, masked)
-        )
+        check = partial(self._require_same, masked)
+        upstream.set_rust_tokenizer(reader, _Reader(self._backend, backend, names, masked, check))
         return reader
 
     def processor(self, processor: Any, masked: Masked) -> Any:
@@ -439,14 +441,16 @@ def _renamed(backend: Any) -> tuple[Any, dict[str, str]]:
     return made, names
 
 
-def _unwrapped(tokenizer: Any) -> Any:
-    """Return transformers' tokenizer inside mlx-lm's wrapper."""
-    inner = getattr(tokenizer, "_tokenizer", None)
-    return (
-        inner
-        if inner is not None and hasattr(inner, "decode") and hasattr(inner, "all_special_tokens")
-        else tokenizer
-    )
+def _is_replaceable(names: Any) -> bool:
+    """Whether a copy of transformers' tokenizer can be given another Rust tokenizer."""
+    from tokenizers import Tokenizer, models
+
+    def made(token: int) -> Any:
+        return Tokenizer(models.WordLevel({"a": token}, unk_token="a"))
+
+    tokenizer = copy.copy(names.PreTrainedTokenizerFast(tokenizer_object=made(0)))
+    upstream.set_rust_tokenizer(tokenizer, made(1))
+    return bool(tokenizer.encode("a", add_special_tokens=False) == [1])
 
 
 def _texts(request: GenerationRequest) -> list[str]:

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.cancellation import CancelToken
 
 ITEM = 32
@@ -320,6 +321,6 @@ def _is_data(value: Any) -> bool:
     if value is None or isinstance(value, (str, int, float, range, *_CONTAINERS)):
         return True
     kind = type(value)
-    if kind.__module__ == "jinja2.runtime":
+    if kind.__module__ == upstream.JINJA_RUNTIME:
         return kind.__name__ == "Undefined"
     return isinstance(value, Iterator)

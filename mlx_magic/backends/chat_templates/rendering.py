@@ -7,7 +7,9 @@ render in our sandbox.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import re
 import sys
 import threading
@@ -16,15 +18,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates import chat_messages
-from mlx_magic.backends.chat_templates.limits import BUDGET, TemplateBudget
+from mlx_magic.backends.chat_templates.limits import (
+    BUDGET,
+    TemplateBudget,
+    TemplateLimitError,
+    UnsafeTemplateError,
+)
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
 from mlx_magic.formatting import without_frames
 from mlx_magic.models.checkpoints import architectures
 
-_HOOK = "_compile_jinja_template"
 _lock = threading.Lock()
 
 
@@ -95,6 +102,8 @@ def rendered(source: str, *, like_transformers: bool = False, **variables: Any) 
     jinja2.TemplateError
         It is not a valid template, or refuses the conversation.
     """
+    if not upstream.TEMPLATE_SANDBOX.is_on(_agrees_with_jinja):
+        return str(_by_jinja(source, like_transformers=like_transformers).render(variables))
     from mlx_magic.backends.chat_templates.sandbox import compiled
 
     return compiled(source, like_transformers=like_transformers).render(variables)
@@ -172,23 +181,93 @@ def _mentions_jinja(source: str) -> bool:
     return re.search(r"\bjinja2\b", source) is not None
 
 
-def _hook_transformers() -> None:
-    """Wrap the function with which transformers compiles templates, once for the process."""
-    from transformers.utils import chat_template_utils
+def _by_jinja(source: str, *, like_transformers: bool) -> Any:
+    """Compile a template for Jinja's own sandbox, which runs no code but has no limits."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+    return ImmutableSandboxedEnvironment(
+        trim_blocks=like_transformers,
+        lstrip_blocks=like_transformers,
+        extensions=["jinja2.ext.loopcontrols"],
+    ).from_string(source)
+
+
+_SAMPLE = """{% macro turn(m) %}<{{ m.role|upper }}>{{ m['content'][:3] ~ '!' }}{% endmacro %}
+{%- set ns = namespace(n=0) %}
+{% for m in messages if m.role != 'x' %}
+{%- set ns.n = ns.n + loop.index %}{{ turn(m) }}{{ loop.last and ', '.join(['a', 'b']) }}
+{% else %}none{% endfor %}{{ ns.n }} {{ [1, 2]|length }} {{ messages|map(attribute='role')|list }}
+"""
+_ENDLESS = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
+
+
+def _agrees_with_jinja(_: object) -> bool:
+    """Whether our sandbox renders as Jinja's, refuses what is unsafe, and keeps its limits."""
+    from mlx_magic.backends.chat_templates.sandbox import compiled
+
+    variables = {"messages": [{"role": "user", "content": "Hello"}, {"role": "a", "content": "b"}]}
+    ticks = itertools.count()
+    token = BUDGET.set(TemplateBudget())
+    try:
+        ours = compiled(_SAMPLE, like_transformers=True).render(variables)
+        if ours != _by_jinja(_SAMPLE, like_transformers=True).render(variables):
+            return False
+        for source, refusal in (
+            (_ENDLESS, TemplateLimitError),
+            ("{{ ''.__class__.__mro__ }}", UnsafeTemplateError),
+            ("{{ '%0100000000d' % 1 }}", TemplateLimitError),
+        ):
+            # A clock that ticks at each look at it, so that the limit is reached soon.
+            BUDGET.set(TemplateBudget(clock=lambda: next(ticks) / 20))
+            with contextlib.suppress(refusal):
+                compiled(source, like_transformers=False).render()
+                return False
+    finally:
+        BUDGET.reset(token)
+    return True
+
+
+def _hook_transformers() -> None:
+    """Let transformers compile templates with our sandbox, unless that is off."""
+    if upstream.TEMPLATE_SANDBOX.is_on(_agrees_with_jinja):
+        upstream.TEMPLATE_HOOK.is_on(_install_hook)
+
+
+def _install_hook(names: Any) -> bool:
+    """Wrap the function with which transformers compiles templates, once for the process.
+
+    Returns
+    -------
+    bool
+        Whether transformers calls it.
+    """
+    module = names.chat_template_utils
     with _lock:
-        original: Callable[[str], Any] | None = getattr(chat_template_utils, _HOOK, None)
-        # Another version of transformers has its own sandbox, though without our limits.
-        if original is None or hasattr(original, "__wrapped_by_mlx_magic__"):
-            return
+        original: Callable[[str], Any] = getattr(module, upstream.COMPILES)
+        if hasattr(original, "__wrapped_by_mlx_magic__"):
+            return True
+        compiled_here: list[str] = []
 
         @functools.wraps(original)
         def compile_template(chat_template: str) -> Any:
             if BUDGET.get() is None:
                 return original(chat_template)
+            compiled_here[:] = [chat_template]
             from mlx_magic.backends.chat_templates.sandbox import compiled
 
             return compiled(chat_template, like_transformers=True)
 
         compile_template.__wrapped_by_mlx_magic__ = True  # type: ignore[attr-defined]
-        setattr(chat_template_utils, _HOOK, compile_template)
+        setattr(module, upstream.COMPILES, compile_template)
+        token = BUDGET.set(TemplateBudget())
+        try:
+            names.render_jinja_template(
+                conversations=[[{"role": "user", "content": "a"}]],
+                chat_template="{{ messages[0].content }}",
+                add_generation_prompt=False,
+            )
+        finally:
+            BUDGET.reset(token)
+            if not compiled_here:
+                setattr(module, upstream.COMPILES, original)
+        return bool(compiled_here)

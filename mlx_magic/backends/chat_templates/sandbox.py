@@ -9,12 +9,12 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import BuiltinMethodType, MethodType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jinja2
-from jinja2 import runtime, utils
 from jinja2.sandbox import ImmutableSandboxedEnvironment, modifies_known_mutable
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates import builtins, growth
 from mlx_magic.backends.chat_templates.compiled_code import CountingCode, GenerationTag
 from mlx_magic.backends.chat_templates.limits import (
@@ -22,6 +22,11 @@ from mlx_magic.backends.chat_templates.limits import (
     UnsafeTemplateError,
     budget,
 )
+
+if TYPE_CHECKING:
+    from jinja2 import runtime, utils
+else:
+    runtime = utils = upstream.TEMPLATE_SANDBOX.names
 
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic import forks, user_folders
+from mlx_magic.backends import upstream
 from mlx_magic.backends.device import jit_folder, openblas, platform
 from mlx_magic.backends.device.jit_folder import Compiling
 from mlx_magic.backends.device.openblas import Blas
@@ -375,10 +376,8 @@ def settle() -> None:
 
     mx.synchronize()
     # Each library has a stream of its own for generation.
-    for name in ("mlx_lm.generate", "mlx_vlm.generate.common"):
-        stream = getattr(sys.modules.get(name), "generation_stream", None)
-        if stream is not None:
-            mx.synchronize(stream)
+    for stream in upstream.loaded_streams():
+        mx.synchronize(stream)
 
 
 def release_thread() -> None:

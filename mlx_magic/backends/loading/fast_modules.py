@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from mlx_magic.backends import upstream
+
 
 def speed_up(model: Any) -> None:
     """Cache a model's submodules as attributes, and transpose its weights once.
@@ -27,9 +29,43 @@ def speed_up(model: Any) -> None:
     model : module
         The complete model with its weights in memory; on the inference thread.
     """
+    if not upstream.FAST_MODULES.is_on(_agree_with_mlx):
+        return
     modules = model.modules()
     _cache_submodules(modules)
     _transpose_weights(modules)
+
+
+def _agree_with_mlx(_: object) -> bool:
+    """Whether a sped-up module gives the same numbers as MLX's own."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    class Tiny(nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 6, bias=True), nn.Linear(6, 4, bias=False)
+            self.layers = [nn.RMSNorm(4)]
+
+        def __call__(self, x: Any) -> Any:
+            return self.layers[0](self.down(self.up(x)))
+
+    tiny, x = Tiny(), mx.arange(12).reshape(3, 4) / 8
+    before = [tiny(x)]
+    weights = [tiny.up.weight * 2, tiny.up.weight]
+    _cache_submodules(tiny.modules())
+    _transpose_weights(tiny.modules())
+    after = [tiny(x)]
+    # A replaced weight is used, too.
+    tiny.up.weight = weights[0]
+    after.append(tiny(x))
+    before.append(tiny.layers[0](x @ weights[0].T @ tiny.down.weight.T + _bias(tiny)))
+    close = [mx.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in zip(before, after, strict=True)]
+    return bool(mx.all(mx.stack(close)))
+
+
+def _bias(tiny: Any) -> Any:
+    return tiny.up.bias @ tiny.down.weight.T
 
 
 def _cache_submodules(modules: list[Any]) -> None:

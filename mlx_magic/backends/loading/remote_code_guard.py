@@ -25,10 +25,12 @@ from pathlib import Path
 from types import CodeType
 from typing import Any, NoReturn, TypeVar
 
+from mlx_magic.backends import upstream
 from mlx_magic.errors import UntrustedCodeError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import remote_code, strict_json
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.hub import upstream as hub_upstream
 
 T = TypeVar("T")
 
@@ -61,7 +63,7 @@ class Guard:
         self.refused: list[str] = []
         self.unreached: list[str] = []
         self._folders = tuple(dict.fromkeys(f for p in folders for f in _path_and_target(p)))
-        self._foreign = (*self._folders, *_caches())
+        self._foreign = (*self._folders, *_caches(model))
 
     def require_nothing_refused(self) -> None:
         """Refuse the load if code was refused, even if a library has caught the error.
@@ -342,17 +344,30 @@ def _is_module(path: str) -> bool:
     return False
 
 
-def _caches() -> tuple[str, ...]:
-    """Return the folders of transformers' copied code, and of the Hub client's repositories."""
-    from huggingface_hub import constants
+def _caches(model: str) -> tuple[str, ...]:
+    """Return the folders of transformers' copied code, and of the Hub client's repositories.
 
-    home = constants.HF_HOME
+    Raises
+    ------
+    UntrustedCodeError
+        They are unknown.
+    """
+    home = str(hub_upstream.home_folder())
     modules = os.environ.get("HF_MODULES_CACHE") or os.path.join(home, "modules")  # noqa: PTH118
-    hub = sys.modules.get("transformers.utils.hub")
-    found = [modules, constants.HF_HUB_CACHE, home, getattr(hub, "HF_MODULES_CACHE", None)]
-    return tuple(
-        dict.fromkeys(variant for path in found if path for variant in _path_and_target(path))
-    )
+    found = [modules, str(hub_upstream.cache_folder()), home]
+    why = hub_upstream.FOLDERS.off
+    if "transformers" in sys.modules:
+        why = why or upstream.COPIED_CODE.off
+        if why is None:
+            found.append(upstream.COPIED_CODE.names.HF_MODULES_CACHE)
+    if why is not None:
+        raise UntrustedCodeError(
+            f"{model}: a checkpoint's code cannot be kept from running ({why}): load it with "
+            "--trust-remote-code if you trust it.",
+            model=model,
+            wanted=(),
+        )
+    return tuple(dict.fromkeys(variant for path in found for variant in _path_and_target(path)))
 
 
 @functools.cache

@@ -87,10 +87,15 @@ class PromptCache:
         Maximum bytes.
     plain : bool
         Whether the model's prompts may be cached.
+    may_keep : callable
+        Called before a prompt is cached; if it returns False, no prompt is cached any more.
     """
 
-    def __init__(self, limit: int, *, plain: bool) -> None:
+    def __init__(
+        self, limit: int, *, plain: bool, may_keep: Callable[[], bool] = lambda: True
+    ) -> None:
         self._prefixes = PrefixCache(limit)
+        self._may_keep = may_keep
         self._plain = plain
 
     @property
@@ -142,7 +147,11 @@ class PromptCache:
             Keys and values after the cached prefix: those of the whole prompt, and of more or
             fewer tokens than `answer` has. What both have is cached.
         """
-        if start.prompt_keys is None or not rows:
+        if start.prompt_keys is None or not rows or not self._plain:
+            return
+        if not self._may_keep():
+            self._plain = False
+            self.clear()
             return
         prompt = len(start.prompt_keys.keys) - start.count
         both = min(rows[0][0].shape[2] - prompt, len(answer))

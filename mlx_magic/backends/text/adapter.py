@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.adapter import Prompt
 from mlx_magic.backends.batch_check.policy import batch_policy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
+from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.batching.sampling import SamplingParams, processors, sampler_of_one
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.model import LibraryModel
@@ -53,13 +55,14 @@ class TextAdapter:
         chunk: int,
         nbytes: int,
     ) -> None:
-        self.forward = TextForward(model, tokenizer.eos_token_ids)
+        self.forward = TextForward(model, getattr(tokenizer, "eos_token_ids", ()))
         self.prompt_cache = PromptCache(reuse_limit(nbytes), plain=plain)
         self._defaults = generation_config(checkpoint)
         self._inputs = TextInputs(tokenizer, checkpoint.name)
         self._model = model
         self._tokenizer = tokenizer
         self._chunk = chunk
+        self._shape = ModelDimensions.of(checkpoint.config)
 
     @property
     def stats(self) -> CacheStats:
@@ -131,7 +134,7 @@ class TextAdapter:
         self, prompt: Prompt, active: ActiveRequest, caches: list[Any]
     ) -> Iterator[Iterator[Any]]:
         """Answer through mlx-lm's own generation. See `ModelAdapter.streaming`."""
-        from mlx_lm.generate import stream_generate
+        from mlx_lm import stream_generate
 
         def read(done: int, total: int) -> None:
             active.cancel.checkpoint()
@@ -144,9 +147,9 @@ class TextAdapter:
             max_tokens=active.sampling.max_tokens,
             sampler=sampler_of_one(self.sampling_params(active.sampling)),
             logits_processors=processors(active.sampling, len(prompt.tokens)),
-            prompt_cache=caches,
             prefill_step_size=self._chunk,
             prompt_progress_callback=read,
+            **kv_cache.library_options(caches, active.request.kv_bits, self._shape),
         )
         with contextlib.closing(stream):
             yield stream
@@ -182,9 +185,7 @@ def text_model(
     began : float, optional
         Start of the load, in seconds of `time.monotonic`.
     """
-    from mlx_lm.models.cache import make_prompt_cache
-
-    caches = make_prompt_cache(model)
+    caches = kv_cache.made(upstream.TEXT_CACHES, model)
     policy = batch_policy("mlx-lm", checkpoint, model, getattr(model, "args", None), caches)
     adapter = TextAdapter(
         checkpoint,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from functools import partial
+from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.base import LoadProgress
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules, lora_check, materialize
@@ -40,33 +42,45 @@ class TextBackend:
         progress(0, 0, "loading: importing mlx-lm")
         yield
         cancel.checkpoint()
-        from mlx_lm import utils
+        import mlx_lm
 
         progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
         yield
         cancel.checkpoint()
         origins = Origins()
-        with origins.recording(utils):
-            model, config = utils.load_model(
-                checkpoint.path, lazy=True, trust_remote_code=trust_remote_code
-            )
         adapter = lora_check.folder(checkpoint)
-        if adapter is not None:
-            model = utils.load_adapters(model, adapter)
-            model.eval()
+        tokenizer_config = {"trust_remote_code": trust_remote_code}
+        loading_tokenizer: BackgroundCall[Any]
+        if upstream.TEXT_LOAD.off is not None:
+            model, loaded = mlx_lm.load(
+                str(checkpoint.path),
+                tokenizer_config=tokenizer_config,
+                adapter_path=adapter,
+                lazy=True,
+                trust_remote_code=trust_remote_code,
+            )
+            loading_tokenizer = BackgroundCall(lambda: loaded, here=True)
+        else:
+            names = upstream.TEXT_LOAD.names
+            with origins.recording(names.utils):
+                model, config = names.load_model(
+                    checkpoint.path, lazy=True, trust_remote_code=trust_remote_code
+                )
+            if adapter is not None:
+                model = names.load_adapters(model, adapter)
+                model.eval()
+            loading_tokenizer = BackgroundCall(
+                partial(
+                    names.load_tokenizer,
+                    checkpoint.path,
+                    tokenizer_config,
+                    eos_token_ids=config.get("eos_token_id"),
+                ),
+                here=trust_remote_code,
+            )
         lora_check.require_fit(model, checkpoint)
         yield
         cancel.checkpoint()
-        loading_tokenizer = BackgroundCall(
-            partial(
-                utils.load_tokenizer,
-                checkpoint.path,
-                {"trust_remote_code": trust_remote_code},
-                eos_token_ids=config.get("eos_token_id"),
-            ),
-            here=trust_remote_code,
-        )
-        yield
         size, tokenizer = yield from materialize.materialize(
             model, cancel=cancel, progress=progress, origins=origins, beside=loading_tokenizer
         )

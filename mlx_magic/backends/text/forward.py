@@ -6,6 +6,8 @@ from collections.abc import Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
+from mlx_magic.backends import upstream
+from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.forward import Inputs
 
 
@@ -20,18 +22,17 @@ class TextForward:
     """
 
     def __init__(self, model: Any, stop_tokens: Collection[int]) -> None:
-        from mlx_lm.generate import generation_stream
-
         self._model = model
         self._stop_tokens = frozenset(stop_tokens)
-        self.stream: Any = generation_stream
+
+    @property
+    def stream(self) -> Any:
+        """The MLX stream on which mlx-lm runs its models."""
+        return upstream.TEXT_BATCHES.names.generation_stream
 
     def new_caches(self) -> list[Any]:
         """Return empty caches of one request. See `ForwardModel`."""
-        from mlx_lm.models.cache import make_prompt_cache
-
-        caches: list[Any] = make_prompt_cache(self._model)
-        return caches
+        return kv_cache.made(upstream.TEXT_CACHES, self._model)
 
     def is_stop_token(self, token: int) -> bool:
         """Whether a token ends an answer."""
@@ -58,9 +59,8 @@ class TextForward:
 
     def wired(self) -> AbstractContextManager[None]:
         """Wire the weights meanwhile. See `ForwardModel`."""
-        from mlx_lm.generate import wired_limit
-
-        limit: AbstractContextManager[None] = wired_limit(self._model, [self.stream])
+        names = upstream.TEXT_BATCHES.names
+        limit: AbstractContextManager[None] = names.wired_limit(self._model, [self.stream])
         return limit
 
     def close(self) -> None:

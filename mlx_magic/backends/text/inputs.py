@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
 from mlx_magic.backends.chat_templates.rendering import rendering
@@ -36,7 +37,7 @@ class TextInputs:
 
         The result raises `GenerationError` if the chat template refuses the request.
         """
-        inner = getattr(self._tokenizer, "_tokenizer", self._tokenizer)
+        inner = upstream.inner_tokenizer(self._tokenizer)
         return BackgroundCall(
             partial(self._tokens, request, cancel), here=not is_known(self._tokenizer, inner)
         )

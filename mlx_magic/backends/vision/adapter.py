@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Generator, Iterator
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.adapter import Prompt
 from mlx_magic.backends.batch_check.policy import batch_policy
 from mlx_magic.backends.batching import kv_cache
@@ -87,9 +88,11 @@ class VisionAdapter:
         self._inputs: Any = VisionInputs(self._name, model.config, processor)
         self._caches = VisionCaches(model, nbytes, prompts=plain)
         self._embedder: Any = Embedder(model, self._caches)
-        self.forward = VisionForward(model.language_model, self._tokenizer.stopping_criteria)
-        vocabulary = ModelDimensions.of(checkpoint.config).vocabulary
-        self.joint_tokens = platform.read_at_once(vocabulary)
+        self.forward = VisionForward(
+            model.language_model, getattr(self._tokenizer, "stopping_criteria", None)
+        )
+        self._shape = ModelDimensions.of(checkpoint.config)
+        self.joint_tokens = platform.read_at_once(self._shape.vocabulary)
 
     @property
     def prompt_cache(self) -> PromptCache:
@@ -181,9 +184,9 @@ class VisionAdapter:
 
     def sampling_params(self, sampling: Sampling) -> SamplingParams:
         """Return sampling parameters, with the checkpoint's as defaults."""
-        from mlx_vlm.generate.common import resolve_sampling_defaults
-
-        temperature, top_p, top_k = resolve_sampling_defaults(
+        if upstream.VISION_BATCHES.off is not None:
+            return SamplingParams()  # not used: only batches sample with them
+        temperature, top_p, top_k = upstream.VISION_BATCHES.names.resolve_sampling_defaults(
             self._model.config,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -195,9 +198,8 @@ class VisionAdapter:
 
     def detokenizer(self) -> _Detokenizer:
         """Return a new detokenizer."""
-        from mlx_vlm.tokenizer_utils import make_streaming_detokenizer
-
-        return _Detokenizer(make_streaming_detokenizer(self._processor), self._special)
+        names = upstream.VISION_BATCHES.names
+        return _Detokenizer(names.make_streaming_detokenizer(self._processor), self._special)
 
     @contextlib.contextmanager
     def streaming(
@@ -225,7 +227,7 @@ class VisionAdapter:
                     "",
                     **prompt.inputs,
                     **{key: value for key, value in extra.items() if value is not None},
-                    prompt_cache=caches,
+                    **kv_cache.library_options(caches, active.request.kv_bits, self._shape),
                     max_tokens=sampling.max_tokens,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
@@ -297,9 +299,10 @@ def vision_model(
     began : float, optional
         Start of the load, in seconds of `time.monotonic`.
     """
-    from mlx_vlm.models.cache import make_prompt_cache
-
-    caches = make_prompt_cache(model.language_model)
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not callable(getattr(tokenizer, "stopping_criteria", None)):
+        upstream.VISION_BATCHES.turn_off("sets no stopping_criteria")
+    caches = kv_cache.made(upstream.VISION_CACHES, model.language_model)
     policy = batch_policy("mlx-vlm", checkpoint, model.language_model, model.config, caches)
     adapter = VisionAdapter(
         checkpoint,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.base import LoadProgress
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules, lora_check, materialize
@@ -94,27 +95,27 @@ def _opened(
     ------
     Cancelled
     """
-    from mlx_vlm import utils
-    from mlx_vlm.trainer.peft.utils import apply_lora_layers
-
     # An explicit False: by default transformers would prompt on the terminal.
     options = {"trust_remote_code": trust_remote_code}
-    with origins.recording(utils):
-        model: Any = utils.load_model(checkpoint.path, lazy=True, strict=True, **options)
     adapter = lora_check.folder(checkpoint)
+    if upstream.VISION_LOAD.off or (adapter is not None and upstream.VISION_ADAPTERS.off):
+        return _in_one_piece(checkpoint, adapter, options)
+    names = upstream.VISION_LOAD.names
+    with origins.recording(names.utils):
+        model: Any = names.load_model(checkpoint.path, lazy=True, strict=True, **options)
     if adapter is not None:
-        model = apply_lora_layers(model, adapter)
+        model = upstream.VISION_ADAPTERS.names.apply_lora_layers(model, adapter)
         model.eval()
     lora_check.require_fit(model, checkpoint)
     yield
     cancel.checkpoint()
-    image_processor = utils.load_image_processor(checkpoint.path, **options)
+    image_processor = names.load_image_processor(checkpoint.path, **options)
     yield
     cancel.checkpoint()
     stop_tokens = getattr(model.config, "eos_token_id", None)
 
     def processor() -> Any:
-        made: Any = utils.load_processor(
+        made: Any = names.load_processor(
             checkpoint.path, True, eos_token_ids=stop_tokens, **options
         )
         if image_processor is not None:
@@ -123,3 +124,14 @@ def _opened(
 
     makes_arrays = checkpoint.config.get("model_type") in MAKES_ARRAYS
     return model, BackgroundCall(processor, here=trust_remote_code or makes_arrays)
+
+
+def _in_one_piece(
+    checkpoint: Checkpoint, adapter: str | None, options: dict[str, Any]
+) -> tuple[Any, BackgroundCall[Any]]:
+    """Let mlx-vlm open the checkpoint, with its processor."""
+    from mlx_vlm import load
+
+    model, processor = load(str(checkpoint.path), adapter_path=adapter, lazy=True, **options)
+    lora_check.require_fit(model, checkpoint)
+    return model, BackgroundCall(lambda: processor, here=True)

@@ -10,6 +10,7 @@ from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache, reuse_limit
 from mlx_magic.backends.prefix_cache.prompt_keys import prompt_keys_of
+from mlx_magic.backends.prefix_cache.stored_state import StoredState
 from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup
 from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 
@@ -49,12 +50,11 @@ class VisionCaches:
         self._limit = reuse_limit(nbytes)
         self._features = FeatureCache(int(self._limit * SHARE_OF_IMAGES))
         self.processor_cache = ProcessorCache(int(self._limit * SHARE_OF_INPUTS))
-        language = getattr(model, "language_model", None)
-        # Such models store the positions of the last prompt in themselves.
-        own_positions = hasattr(language, "_rope_deltas") or hasattr(language, "_position_ids")
+        self._stored = StoredState(getattr(model, "language_model", None))
         self.prompt_cache = PromptCache(
             self._limit - self._features.limit - self.processor_cache.limit,
-            plain=prompts and not own_positions,
+            plain=prompts and not self._stored.has_positions,
+            may_keep=lambda: not self._stored.has_changed,
         )
         config = getattr(model, "config", None)
         named = (getattr(config, key, None) for key in ("image_token_id", "image_token_index"))
@@ -83,6 +83,7 @@ class VisionCaches:
 
     def start(self, inputs: Mapping[str, Any], image_keys: ImageKeys | None) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""
+        self._stored.look()
         return self.prompt_cache.start(
             lambda: prompt_keys_of(inputs, self._image_token, image_keys)
         )
@@ -104,5 +105,6 @@ class VisionCaches:
         size = self.counts.nbytes
         self._features.clear()
         self.prompt_cache.clear()
+        self._stored.forget()
         self.processor_cache.clear()
         return size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.proxy import Proxy, install_proxy
 from mlx_magic.backends.vision.image_cache.encoders import vision_encoders
 
@@ -32,9 +33,11 @@ def use_numpy_exponentials(model: Any) -> int:
         As mlx-vlm loads it.
     """
     import mlx.nn as nn
-    from mlx_vlm.models.attention import VisionAttention
 
-    made: dict[type, type[Proxy]] = {nn.GELU: _Gelu, VisionAttention: _Attention}
+    if not upstream.CPU_ENCODERS.is_on(_agree_with_the_library):
+        return 0
+    attention = upstream.CPU_ENCODERS.names.VisionAttention
+    made: dict[type, type[Proxy]] = {nn.GELU: _Gelu, attention: _Attention}
     replaced = 0
     for _, _, tower in vision_encoders(model):
         for owner in tower.modules():
@@ -45,14 +48,32 @@ def use_numpy_exponentials(model: Any) -> int:
     return replaced
 
 
+def _agree_with_the_library(names: Any) -> bool:
+    """Whether the parts give the library's numbers, on tiny ones."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    x = (mx.arange(40).reshape(1, 5, 8) % 7 - 3) / 2
+    attention = names.VisionAttention(8, 2)
+    pairs = [(attention(x), _Attention(attention).attended(x))]
+    for approx in ("precise", "tanh", "fast"):
+        gelu = nn.GELU(approx=approx)
+        pairs.append((gelu(x), _Gelu(gelu).activated(x)))
+    return all(bool(mx.allclose(a, b, rtol=1e-4, atol=1e-5)) for a, b in pairs)
+
+
 class _Gelu(Proxy):
     def __call__(self, x: Any) -> Any:
+        if self._approx not in _ACTIVATIONS or not _is_worth(x.dtype, x.size):
+            return self._part(x)
+        return self.activated(x)
+
+    def activated(self, x: Any) -> Any:
+        """Return the activation of an array, by NumPy."""
         import mlx.core as mx
         import numpy as np
 
-        act = {"precise": _by_tanh, "tanh": _by_tanh, "fast": _by_sigmoid}.get(self._approx)
-        if act is None or not _is_worth(x.dtype, x.size):
-            return self._part(x)
+        act = _ACTIVATIONS[self._approx]
         mx.eval(x)
         values = np.asarray(x).reshape(-1)
         out = np.empty_like(values)
@@ -86,16 +107,24 @@ def _by_sigmoid(x: Any, out: Any) -> None:
     np.divide(x, out, out=out)
 
 
+_ACTIVATIONS = {"precise": _by_tanh, "tanh": _by_tanh, "fast": _by_sigmoid}
+
+
 class _Attention(Proxy):
     """`VisionAttention` with NumPy's softmax."""
 
     def __call__(self, x: Any, mask: Any = None) -> Any:
+        batch, length, _ = x.shape
+        if mask is not None or not _is_worth(x.dtype, batch * self.num_heads * length * length):
+            return self._part(x, mask)
+        return self.attended(x)
+
+    def attended(self, x: Any) -> Any:
+        """Return the attention's output without a mask."""
         import mlx.core as mx
 
         batch, length, _ = x.shape
         heads = self.num_heads
-        if mask is not None or not _is_worth(x.dtype, batch * heads * length * length):
-            return self._part(x, mask)
 
         def split(projected: Any) -> Any:
             return projected.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
@@ -104,7 +133,7 @@ class _Attention(Proxy):
         keys = split(self.k_proj(x)).swapaxes(-1, -2)
         values = split(self.v_proj(x))
         if values.dtype != mx.float32:
-            return self._part(x, mask)
+            return self._part(x)
         rows = max(MOST_SCORES // (batch * heads * length), 1)
         outputs = []
         for at in range(0, length, rows):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
@@ -78,7 +79,6 @@ class Embedder:
     ) -> dict[str, Any]:
         """Let the model make embeddings; its vision encoder runs for new images only."""
         import mlx.core as mx
-        from mlx_vlm.generate.common import generation_stream
 
         extra = {
             key: value
@@ -93,5 +93,5 @@ class Embedder:
             mx.eval(output.inputs_embeds)
             return {key: value for key, value in output.to_dict().items() if value is not None}
 
-        with mx.stream(generation_stream):
+        with mx.stream(upstream.VISION_BATCHES.names.generation_stream):
             return self._caches.encode(self._model, embed, active.vision_progress, image_keys)

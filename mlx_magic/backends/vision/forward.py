@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from mlx_magic.backends import upstream
+from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.forward import Inputs
 
 
@@ -19,35 +20,32 @@ class VisionForward:
     Parameters
     ----------
     language_model : module
-    is_stop_token : callable
-        Whether a token ends an answer.
+    is_stop_token : callable or None
+        Whether a token ends an answer. None only if requests are never batched.
     """
 
-    def __init__(self, language_model: Any, is_stop_token: Callable[[int], bool]) -> None:
-        from mlx_vlm.generate.common import generation_stream
-
+    def __init__(self, language_model: Any, is_stop_token: Any) -> None:
         self._model = language_model
         self._is_stop_token = is_stop_token
-        self.stream: Any = generation_stream
+
+    @property
+    def stream(self) -> Any:
+        """The MLX stream on which mlx-vlm runs its models."""
+        return upstream.VISION_BATCHES.names.generation_stream
 
     def new_caches(self) -> list[Any]:
         """Return empty caches of one request. See `ForwardModel`."""
-        from mlx_vlm.models.cache import make_prompt_cache
-
-        caches: list[Any] = make_prompt_cache(self._model)
-        return caches
+        return kv_cache.made(upstream.VISION_CACHES, self._model)
 
     def is_stop_token(self, token: int) -> bool:
         """Whether a token ends an answer."""
-        return self._is_stop_token(token)
+        return bool(self._is_stop_token(token))
 
     def reads_in_chunks(self, tokens: Any, caches: list[Any], inputs: Inputs) -> bool:
         """Whether a prompt may be read in chunks, as the model's own policy says."""
-        from mlx_vlm.generate.common import _chunked_prefill_enabled
-
         extra = {key: value for key, value in inputs.items() if key != "inputs_embeds"}
         return bool(
-            _chunked_prefill_enabled(
+            upstream.VISION_BATCHES.names._chunked_prefill_enabled(
                 self._model,
                 input_ids=tokens,
                 inputs_embeds=inputs.get("inputs_embeds"),
@@ -74,9 +72,9 @@ class VisionForward:
 
         offsets = inputs.get("rope_deltas")
         if offsets is None:
-            if not hasattr(self._model, "_rope_deltas"):
+            if not hasattr(self._model, upstream.ROPE_DELTAS):
                 return None
-            offsets = self._model._rope_deltas
+            offsets = getattr(self._model, upstream.ROPE_DELTAS)
         if offsets is None:
             return mx.zeros((rows, 1), dtype=mx.int32)
         return mx.broadcast_to(offsets.reshape(-1, 1)[:rows], (rows, 1))
@@ -89,9 +87,8 @@ class VisionForward:
 
     def wired(self) -> AbstractContextManager[None]:
         """Wire the weights meanwhile. See `ForwardModel`."""
-        from mlx_vlm.generate.common import wired_limit
-
-        limit: AbstractContextManager[None] = wired_limit(self._model, [self.stream])
+        names = upstream.VISION_BATCHES.names
+        limit: AbstractContextManager[None] = names.wired_limit(self._model, [self.stream])
         return limit
 
     def close(self) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.chat_templates import rendering as chat_templates_rendering
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
 from mlx_magic.backends.loading.background import BackgroundCall, is_known
+from mlx_magic.backends.vision.captured_inputs import captured_inputs
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
@@ -70,18 +72,10 @@ class VisionInputs:
         GenerationError
             The processor refuses the request.
         """
-        from mlx_vlm.utils import prepare_inputs, should_add_special_tokens
-
         config, processor = self._config, self._control.processor(self._processor, prompt.masked)
         try:
-            inputs: dict[str, Any] = prepare_inputs(
-                processor,
-                images=[image.pixels for image in chat_messages.images(prompt.masked.request)]
-                or None,
-                prompts=prompt.text,
-                image_token_index=getattr(config, "image_token_index", None),
-                add_special_tokens=should_add_special_tokens(config.model_type, processor),
-            )
+            images = [image.pixels for image in chat_messages.images(prompt.masked.request)] or None
+            inputs = _prepared(config, processor, images, prompt.text)
         except GenerationError:
             raise
         except Exception as error:
@@ -115,6 +109,21 @@ class VisionInputs:
             self._control.require_template(text, masked, rendered)
         chat_messages.require_whole(text, masked.request, model=self._model)
         return PreparedPrompt(text, masked)
+
+
+def _prepared(config: Any, processor: Any, images: list[Any] | None, text: Any) -> dict[str, Any]:
+    """Call the processor as mlx-vlm does."""
+    if upstream.VISION_INPUTS.off is not None:
+        return captured_inputs(config, processor, images, text)
+    names = upstream.VISION_INPUTS.names
+    inputs: dict[str, Any] = names.prepare_inputs(
+        processor,
+        images=images,
+        prompts=text,
+        image_token_index=getattr(config, "image_token_index", None),
+        add_special_tokens=names.should_add_special_tokens(config.model_type, processor),
+    )
+    return inputs
 
 
 def image_tokens(inputs: Mapping[str, Any], config: Any) -> int:

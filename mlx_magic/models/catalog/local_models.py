@@ -16,6 +16,7 @@ from mlx_magic.errors import ModelError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import checkpoint, files, strict_json, weight_size
 from mlx_magic.models.checkpoints.strict_json import JsonLimits, SlowToReadError
+from mlx_magic.models.hub import upstream
 from mlx_magic.models.hub.resumable import PART
 from mlx_magic.user_folders import expanded
 
@@ -229,9 +230,7 @@ def _from_cache(cache: Path | None) -> Iterator[tuple[str, Path]]:
     The Hub client's own look-up is not used: its import takes a quarter of a second, at the
     first Tab.
     """
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    root = Path(HF_HUB_CACHE) if cache is None else cache
+    root = upstream.cache_folder() if cache is None else cache
     for folder in root.glob("models--*"):
         named = _REPOSITORY.fullmatch(folder.name)
         # Repository ids have no double dash or dot: such a folder name is ambiguous.

@@ -7,6 +7,7 @@ code is not passed to a library without permission.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import unicodedata
@@ -18,6 +19,18 @@ from mlx_magic.errors import CheckpointError, UntrustedCodeError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import architectures, strict_json, tokenizer_file
 from mlx_magic.models.checkpoints.strict_json import JsonLimits, UnreadableFileError
+from mlx_magic.models.upstream_checks import Mechanism
+
+FETCHED_CODE = Mechanism("the search for code that mlx-vlm fetches itself", library="mlx-vlm")
+"""Otherwise models that `_from_architecture` cannot vouch for are refused."""
+
+# A call that names a repository itself: by a constant of the module, or as organization/name.
+_NAMES_REPOSITORY = re.compile(
+    r"""(?:from_pretrained|hf_hub_download|snapshot_download)\(\s*(?:repo_id\s*=\s*)?"""
+    r"""(?:[A-Z][A-Z0-9_]+\b|["'][\w.-]+/[\w.-]+["'])"""
+)
+_FETCHES = "moondream3"  # an architecture of which mlx-vlm fetches code
+_OF_IMAGES = re.compile(r"vision|visual|image|mm_|embd_layer|thinker")
 
 # Large vocabularies, which no library reads as a configuration.
 _VOCABULARY_FILES = frozenset({"tokenizer.json", "vocab.json", "tekken.json"})
@@ -315,12 +328,39 @@ def _auto_maps(value: Any, path: str = "") -> Iterator[str]:
 def _from_architecture(config: Mapping[str, Any]) -> list[str]:
     """List the code of other repositories that mlx-vlm would run for this architecture."""
     sources = architectures.vision_sources(config)
-    if not any(re.search(r"\bTOKENIZER_REPO\b", text) for text in sources.values()):
+    named = f"config.json: model_type = {_short(config.get('model_type'))}"
+    if any(map(_fetches_code, sources.values())):
+        return [
+            f"{named}, for which mlx-vlm may fetch a tokenizer from another repository and run "
+            "its code"
+        ]
+    if not config or FETCHED_CODE.is_on(_is_found) or _is_harmless(config, sources):
         return []
-    return [
-        f"config.json: model_type = {_short(config.get('model_type'))}, for which mlx-vlm may "
-        "fetch a tokenizer from another repository and run its code"
-    ]
+    return [f"{named}, for which it is unknown what code mlx-vlm fetches: {FETCHED_CODE.off}"]
+
+
+def _fetches_code(source: str) -> bool:
+    return "trust_remote_code" in source and _NAMES_REPOSITORY.search(source) is not None
+
+
+def _is_found(_: object) -> bool:
+    """Whether the search finds the code that mlx-vlm is known to fetch."""
+    if architectures.library(architectures.VISION_LIBRARY) is None:
+        return importlib.util.find_spec(architectures.VISION_LIBRARY) is None
+    known = architectures.vision_sources({"model_type": _FETCHES})
+    return any(map(_fetches_code, known.values()))
+
+
+def _is_harmless(config: Mapping[str, Any], sources: Mapping[str, str]) -> bool:
+    """Whether a model cannot make mlx-vlm fetch code, whatever the search misses."""
+    if sources:
+        return not any(
+            re.search(r"trust_remote_code|hf_hub_download|snapshot_download", s)
+            for s in sources.values()
+        )
+    # mlx-lm loads text models, and fetches no code.
+    is_text = not any(map(_OF_IMAGES.search, map(str, config)))
+    return is_text and architectures.knows(architectures.TEXT_LIBRARY, config) is True
 
 
 def _short(value: Any) -> str:

@@ -20,10 +20,12 @@ from mlx_magic.models.checkpoints.architectures import Kind
 from mlx_magic.models.checkpoints.checkpoint import inspect_config, is_offline, kind_of
 from mlx_magic.models.checkpoints.files import INDEX, is_complete, read_object
 from mlx_magic.models.hub import listing as hub_listing
+from mlx_magic.models.hub import upstream
 from mlx_magic.models.hub.errors import translated
 from mlx_magic.models.hub.listing import ListedFile, Listing
 from mlx_magic.models.hub.resumable import (
     RemoteFile,
+    damaged,
     fetch,
     find,
     link,
@@ -163,9 +165,7 @@ def require_config(listing: Listing) -> None:
 
 def repository_folder(repo_id: str, cache: Path | None) -> Path:
     """Return a repository's folder in the Hub's cache."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    root = Path(HF_HUB_CACHE) if cache is None else cache
+    root = upstream.cache_folder() if cache is None else cache
     return expanded(root).resolve() / f"models--{repo_id.replace('/', '--')}"
 
 
@@ -267,10 +267,11 @@ class _Fetch:
         return {file.name: found[file.name] for file in files}
 
     def _fetch_with_client(self, file: ListedFile) -> None:
-        """Let the Hub client fetch a file that is too large for one request."""
+        """Let the Hub client fetch a file that `find` leaves to it."""
         from huggingface_hub import snapshot_download
 
         self._cancel.checkpoint()
+        before = self._done
         snapshot_download(
             self._listing.repo_id,
             revision=self._listing.commit,
@@ -284,6 +285,14 @@ class _Fetch:
                 f"{self._listing.repo_id}: {file.name} did not arrive completely: try again.",
                 model=self._listing.repo_id,
             )
+        path = self.folder / file.name
+        # The client compares sizes only.
+        if file.digest is not None and not matches_hash(path, file.digest, self.check_cancel):
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+            raise damaged(self._listing.repo_id, file.name)
+        # Bytes that the client's bars did not count.
+        self.advance(before + (file.size or 0) - self._done)
 
     def check_cancel(self) -> None:
         """Raise `Cancelled` if the download was cancelled."""
@@ -297,11 +306,17 @@ class _Fetch:
             self._progress(self._done, self._total)
 
 
-def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any]:
-    """Return a progress bar class without output, which counts bytes and checks for a cancel."""
-    from huggingface_hub.utils import tqdm
+def _bar_class(fetching: _Fetch, *, counts: bool = True) -> type[Any] | None:
+    """Return a progress bar class without output, which counts bytes and checks for a cancel.
 
-    class Bar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+    None stands for the client's own bars.
+    """
+    if upstream.PROGRESS.off is not None:
+        return None
+
+    tqdm: Any = upstream.PROGRESS.names.tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             # Only one of the client's bars counts bytes on disk. The others count files, or the
             # same bytes as network traffic.

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from mlx_magic.errors import CheckpointError, DownloadError
 from mlx_magic.formatting import shown
 from mlx_magic.models.checkpoints import remote_code, strict_json
+from mlx_magic.models.hub import upstream
 
 MOST_BYTES = 8 * 2**20
 """Maximum bytes of a listing; one of 10,000 files has about 3 MB."""
@@ -146,14 +147,18 @@ def read(
         Exceptions of the Hub client, when the Hub refuses or is out of reach.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import validate_repo_id
 
-    validate_repo_id(repo_id)
-    require_revision(revision, repo_id)
-    url = f"{HfApi(endpoint=endpoint).endpoint}/api/models/{repo_id}"
-    if revision is not None:
-        url += f"/revision/{quote(revision, safe='')}"
-    listing = _parse_listing(_answer(url, repo_id, check_cancel), repo_id)
+    api = HfApi(endpoint=endpoint)
+    if upstream.LISTINGS.off is not None:
+        require_revision(revision, repo_id)
+        listing = _parse_listing(_asked_by_client(api, repo_id, revision), repo_id)
+    else:
+        upstream.LISTINGS.names.validate_repo_id(repo_id)
+        require_revision(revision, repo_id)
+        url = f"{api.endpoint}/api/models/{repo_id}"
+        if revision is not None:
+            url += f"/revision/{quote(revision, safe='')}"
+        listing = _parse_listing(_answer(url, repo_id, check_cancel), repo_id)
     if revision is not None and _COMMIT.fullmatch(revision) and listing.commit != revision:
         raise _invalid_listing(repo_id, "it lists another commit than was requested")
     return listing
@@ -207,18 +212,17 @@ def digest_of(text: object) -> str | None:
 
 
 def _answer(url: str, repo_id: str, check_cancel: Callable[[], None]) -> bytes:
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
+    names = upstream.LISTINGS.names
     # No compression: a few compressed bytes could become very many.
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    headers = {**names.build_hf_headers(), "Accept-Encoding": "identity"}
     request = {"headers": headers, "params": {"blobs": True}, "timeout": _TIMEOUT}
-    with get_session().stream("GET", url, **request) as response:
+    with names.get_session().stream("GET", url, **request) as response:
         if response.status_code != 200:
             # Without the body, which the client would read completely.
             error_headers = {
                 k: v for k, v in response.headers.items() if k.lower().startswith("x-error")
             }
-            hf_raise_for_status(
+            names.hf_raise_for_status(
                 type(response)(
                     response.status_code, headers=error_headers, request=response.request
                 )
@@ -231,6 +235,21 @@ def _answer(url: str, repo_id: str, check_cancel: Callable[[], None]) -> bytes:
             if len(raw) > MOST_BYTES:
                 raise _invalid_listing(repo_id, f"it is larger than {MOST_BYTES / 1e6:.0f} MB")
     return bytes(raw)
+
+
+def _asked_by_client(api: Any, repo_id: str, revision: str | None) -> bytes:
+    """Let the Hub client read the listing, without a limit of its size."""
+    info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+    siblings = [
+        {
+            "rfilename": file.rfilename,
+            "size": file.size,
+            "blobId": file.blob_id,
+            "lfs": None if file.lfs is None else {"sha256": file.lfs.sha256},
+        }
+        for file in info.siblings or ()
+    ]
+    return json.dumps({"sha": info.sha, "siblings": siblings}).encode()
 
 
 def _parse_listing(raw: bytes, repo_id: str) -> Listing:

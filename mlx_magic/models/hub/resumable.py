@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import DownloadError
 from mlx_magic.formatting import shown
+from mlx_magic.models.hub import upstream
 from mlx_magic.models.hub.listing import ListedFile, Listing, digest_of
 
 PART = ".mlx-magic.part"
@@ -98,6 +99,9 @@ def find(
 ) -> RemoteFile | None:
     """Query the Hub for a file's size and hash; None if only the Hub client can download it.
 
+    That is so for very large files, and for all if downloads cannot be resumed
+    (`upstream.RESUMABLE`).
+
     Parameters
     ----------
     listing : Listing
@@ -115,7 +119,7 @@ def find(
     CheckpointError
         When the file is too large.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     repo_id, name = listing.repo_id, listed.name
     url = hf_hub_url(repo_id, name, revision=listing.commit, endpoint=endpoint)
@@ -134,7 +138,9 @@ def find(
     if listed.size is not None and size > listed.size:
         raise _contradicted(listing, name, "is larger")
     listed.require_size(size, repo_id)
-    if size > getattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 50 * 10**9):
+    if upstream.RESUMABLE.off is not None:
+        return None
+    if size > upstream.most_in_one_request():
         return None
     file = RemoteFile(repo_id, name, url, size, digest, repository)
     return replace(file, had=file.arrived)
@@ -190,7 +196,7 @@ def run_parallel(
 
 
 def fetch(
-    files: Sequence[RemoteFile], *, cancel: CancelToken, arrived: Arrived, bar: type[Any]
+    files: Sequence[RemoteFile], *, cancel: CancelToken, arrived: Arrived, bar: type[Any] | None
 ) -> None:
     """Download files in parallel, resuming partial ones.
 
@@ -200,8 +206,8 @@ def fetch(
     cancel : CancelToken
     arrived : callable
         Called with the bytes that arrive beyond `RemoteFile.had`, from several threads.
-    bar : type
-        A progress bar class without output.
+    bar : type or None
+        A progress bar class without output; None for the Hub client's own.
 
     Raises
     ------
@@ -238,11 +244,9 @@ def write_ref(repository: Path, revision: str, commit: str) -> None:
 
 
 def _fetch(
-    file: RemoteFile, check_cancel: Callable[[], None], arrived: Arrived, bar: type[Any]
+    file: RemoteFile, check_cancel: Callable[[], None], arrived: Arrived, bar: type[Any] | None
 ) -> None:
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
-
+    names = upstream.RESUMABLE.names
     with _locked(file, check_cancel):
         if _is_damaged(file, check_cancel):
             file.blob.unlink()
@@ -253,12 +257,12 @@ def _fetch(
             return
         try:
             with file.part.open("ab") as opened:
-                http_get(
+                names.http_get(
                     file.url,
                     _CountingFile(opened, check_cancel, arrived, file),
                     resume_size=present,
                     # No compression: a few compressed bytes could become very many.
-                    headers={**build_hf_headers(), "Accept-Encoding": "identity"},
+                    headers={**names.build_hf_headers(), "Accept-Encoding": "identity"},
                     expected_size=file.size,
                     displayed_filename=file.name,
                     tqdm_class=bar,
@@ -283,15 +287,14 @@ def _fetch(
 @contextlib.contextmanager
 def _locked(file: RemoteFile, check_cancel: Callable[[], None]) -> Iterator[None]:
     """Hold the file's lock; call `check_cancel` regularly while waiting for it."""
-    from huggingface_hub.utils import WeakFileLock
-
+    lock = upstream.RESUMABLE.names.WeakFileLock
     for folder in (file.lock.parent, file.blob.parent):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         while True:
             check_cancel()
             with contextlib.suppress(TimeoutError):
-                stack.enter_context(WeakFileLock(file.lock, timeout=0.5))
+                stack.enter_context(lock(file.lock, timeout=0.5))
                 break
         yield
 

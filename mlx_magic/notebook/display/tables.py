@@ -173,6 +173,7 @@ class StatusTable:
             *_eviction_rows(session.pool),
             ("running", "; ".join(phase_line(w.progress) for w in session.running) or "nothing"),
             *_batching_rows(session.pool),
+            *_off_rows(session.pool),
             ("cache hits", _cache_hits(session.pool.reuse)),
             *session.device(),
         ]
@@ -193,6 +194,11 @@ def _batching_rows(pool: ModelPool) -> list[tuple[str, str]]:
     """Return whether each loaded model is batched."""
     words = [f"{model.name} {Verdict(model.together, True, model.why_apart)}" for model in pool]
     return [("concurrent requests", "; ".join(words))] if words else []
+
+
+def _off_rows(pool: ModelPool) -> list[tuple[str, str]]:
+    """Return what does not work with the installed versions of the libraries."""
+    return [("switched off" if at == 0 else "", line) for at, line in enumerate(pool.switched_off)]
 
 
 def _eviction_rows(pool: ModelPool) -> list[tuple[str, str]]:

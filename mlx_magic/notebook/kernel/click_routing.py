@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic.interrupts import Interrupt
-from mlx_magic.notebook.kernel.shell_tap import Kernel, ShellTap, context_for_threads
+from mlx_magic.notebook.kernel.shell_tap import TAP, Kernel, ShellTap, context_for_threads
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
@@ -254,6 +254,9 @@ def _current_kernel() -> Kernel:
 def _tap_of(kernel: Kernel) -> ShellTap | None:
     global _tap
     if kernel is None or not ShellTap.supported(kernel):
+        # Other kernels than ipykernel's never had such a channel.
+        if type(kernel).__module__.partition(".")[0] == "ipykernel":
+            TAP.turn_off("has another shell channel")
         return None
     if _tap is None or _tap.kernel is not kernel:
         _tap = ShellTap(kernel)

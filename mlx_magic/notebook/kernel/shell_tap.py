@@ -18,6 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mlx_magic.models.upstream_checks import Mechanism
+
+TAP = Mechanism("Cancel in cells that do not await", library="ipykernel")
+"""Otherwise only the kernel's interrupt stops such a cell, and its button says so."""
+
 Kernel = Any  # an ipykernel.kernelbase.Kernel; ipykernel is not a dependency
 
 _log = logging.getLogger(__name__)
