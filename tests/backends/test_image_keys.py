@@ -48,11 +48,25 @@ def test_image_has_the_same_key_alone_and_beside_others(lead: bool) -> None:
     assert one.whole != both.whole
 
 
-def test_packed_pixels_have_one_key() -> None:
-    packed = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
-    assert packed.rows == []
-    again = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 1]]))
-    other = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array([[1, 1, 2]]))
+def test_packed_image_has_the_same_key_alone_and_beside_others() -> None:
+    def of(*images: tuple[int, int, int]) -> ImageKeys:
+        patches = [pixels(*(seed + n for n in range(h * w)), shape=(12,)) for seed, h, w in images]
+        grid = np.array([[1, h, w] for _, h, w in images])
+        return keys_of(pixel_values=np.concatenate(patches), image_grid_thw=grid)
+
+    one, both = of((1, 2, 4)), of((50, 2, 2), (1, 2, 4))
+    assert (one.patches, both.patches) == ([8], [4, 8])
+    assert both.rows == [of((50, 2, 2)).rows[0], one.rows[0]]
+    assert one.rows[0] != of((1, 4, 2)).rows[0], "the same patches in another order"
+    assert one.whole != both.whole
+
+
+@pytest.mark.parametrize("grid", [[[1, 1, 2]], [[1, 1, 1], [0, 1, 1]], [1, 1, 1], []])
+def test_packed_images_that_cannot_be_split_have_one_key(grid: Any) -> None:
+    packed = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array(grid))
+    assert (packed.rows, packed.patches) == ([], [])
+    again = keys_of(pixel_values=pixels(1, shape=(12,)), image_grid_thw=np.array(grid))
+    other = keys_of(pixel_values=pixels(2, shape=(12,)), image_grid_thw=np.array(grid))
     assert packed.whole == again.whole != other.whole
 
 

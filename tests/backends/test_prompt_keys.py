@@ -95,6 +95,29 @@ def test_ambiguous_image_positions_match_only_identical_images() -> None:
     assert found.keys[0] == (found.mark, 1)
 
 
+def packed(tokens: list[int], *sizes: tuple[int, int]) -> dict[str, Any]:
+    count = sum(h * w for h, w in sizes)
+    pixels = mx.arange(count * 12).reshape(count, 12).astype(mx.float32)
+    grid = mx.array([[1, h, w] for h, w in sizes])
+    return {"input_ids": mx.array([tokens]), "pixel_values": pixels, "image_grid_thw": grid}
+
+
+def test_packed_images_of_different_sizes_have_keys_of_their_own() -> None:
+    one = packed([1, IMAGE, 2], (2, 2))
+    two = packed([1, IMAGE, 2, IMAGE, IMAGE, 3], (2, 2), (2, 4))
+    assert common(one, two) == 3
+    found = places(two, IMAGE)
+    assert found is not None
+    assert found.mark is None
+    assert len(found.fingerprints) == 2
+
+
+def test_packed_images_whose_tokens_are_not_in_proportion_match_as_a_whole_only() -> None:
+    found = places(packed([1, IMAGE, IMAGE, 2, IMAGE, 3], (2, 2), (2, 4)), IMAGE)
+    assert found is not None
+    assert found.mark is not None
+
+
 def test_inputs_without_a_fingerprint_have_no_prompt_keys() -> None:
     assert places(prompt(1, A), None) is None
     assert places({**prompt(1, 2), "pixel_values": mx.ones((1, 3, 4, 4))}, IMAGE) is None

@@ -67,23 +67,24 @@ def test_caches_that_do_not_cover_the_prompt_are_not_kept(count: int) -> None:
     assert recall.counts.prefix_bytes == 0
 
 
-@pytest.mark.parametrize(
-    "recall",
-    [
-        VisionCaches(model(_rope_deltas=None), 0, prompts=True),
-        VisionCaches(model(_position_ids=None), 0, prompts=True),
-        VisionCaches(model(), 0, prompts=False),
-    ],
-    ids=["rope deltas", "position ids", "answered alone"],
-)
-def test_models_with_their_own_position_ids_prefill_every_prompt(
-    recall: VisionCaches,
-) -> None:
+def test_prompts_of_a_model_without_batching_are_not_kept() -> None:
+    recall = VisionCaches(model(), 0, prompts=False)
     for _ in range(2):
         start = recall.start(inputs(TOKENS), None)
         assert (start.count, start.prompt_keys, start.caches(new_caches)) == (0, None, None)
         recall.prompt_cache.keep(start, [], rows(40))
     assert recall.counts.prefix_bytes == recall.counts.prefix_misses == 0
+
+
+@pytest.mark.parametrize("name", ["_rope_deltas", "_position_ids"])
+def test_model_with_positions_of_its_own_follows_a_prefix_only_with_positions(name: str) -> None:
+    keeps = VisionCaches(model(**{name: None}), 0, prompts=True)
+    assert not keeps.may_follow_prefix([])
+    assert keeps.may_follow_prefix(["position_ids", "rope_deltas"])
+    plain = VisionCaches(model(), 0, prompts=True)
+    assert plain.may_follow_prefix([])
+    for either in (keeps, plain):
+        assert not either.may_follow_prefix(["position_ids", "attention_mask_4d"])
 
 
 def test_image_encoder_runs_only_if_an_image_follows_the_cached_prefix() -> None:

@@ -34,13 +34,14 @@ class Asked:
     Attributes
     ----------
     text : str
-    tokens : int
+    tokens, cached : int
+        Of the answer; of the prompt, from the prefix cache.
     error : BaseException or None
     done : bool
     """
 
     def __init__(self, model: LoadedModel, question: Question, files: Mapping[str, Path]) -> None:
-        self.text, self.tokens = "", 0
+        self.text, self.tokens, self.cached = "", 0, 0
         self.error: BaseException | None = None
         self.done = False
         self._cancel = CancelToken()
@@ -72,6 +73,7 @@ class Asked:
     def _report(self, chunk: GenerationChunk) -> None:
         self.text += chunk.text
         self.tokens = max(self.tokens, chunk.completion_tokens)
+        self.cached = chunk.cached_tokens
 
 
 class OurModel:

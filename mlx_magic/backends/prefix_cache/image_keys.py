@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlx_magic.backends.prefix_cache.fingerprints import Fingerprint, as_numpy, is_array
@@ -23,10 +24,13 @@ class ImageKeys:
     rows : list of Fingerprint
         One per image (or tile), with the other inputs that belong to it; empty if the inputs
         cannot be split by image.
+    patches : list of int
+        Patches of each image, if the images are packed as patches; else empty.
     """
 
     whole: Fingerprint
     rows: list[Fingerprint]
+    patches: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> ImageKeys | None:
@@ -43,7 +47,11 @@ class ImageKeys:
             if key not in TEXT
         }
         try:
-            return cls(Fingerprint(extra), _rows(extra)) if extra else None
+            if not extra:
+                return None
+            patches = _patches(extra)
+            rows = _packed_rows(extra, patches) if patches else _rows(extra)
+            return cls(Fingerprint(extra), rows, patches)
         except TypeError:
             return None
 
@@ -52,6 +60,28 @@ class ImageKeys:
         for fingerprint in (self.whole, *self.rows):
             if fingerprint.used:
                 fingerprint.settle()
+
+
+def _patches(extra: Mapping[str, Any]) -> list[int]:
+    """Return the patches of each image of the Qwen-VL families, whose images are packed."""
+    pixels: Any = extra.get("pixel_values")
+    grid: Any = extra.get("image_grid_thw")
+    if not is_array(pixels) or not is_array(grid) or len(pixels.shape) != 2:
+        return []
+    if len(grid.shape) != 2 or grid.shape[1] != 3:
+        return []
+    counts = [int(count) for count in grid.astype("int64").prod(axis=1)]
+    return counts if min(counts, default=0) > 0 and sum(counts) == pixels.shape[0] else []
+
+
+def _packed_rows(extra: Mapping[str, Any], patches: list[int]) -> list[Fingerprint]:
+    pixels, grid = extra["pixel_values"], extra["image_grid_thw"]
+    common = {k: v for k, v in extra.items() if k not in ("pixel_values", "image_grid_thw")}
+    ends = list(itertools.accumulate(patches))
+    return [
+        Fingerprint(common, pixels[end - count : end], grid[at])
+        for at, (count, end) in enumerate(zip(patches, ends, strict=True))
+    ]
 
 
 def _rows(extra: Mapping[str, Any]) -> list[Fingerprint]:

@@ -42,7 +42,8 @@ def prompt_keys_of(
 
     Two prompts have the same keys and values as far as their cache keys are equal. The key of an
     image token is the image's fingerprint and the token's position within the image. That needs
-    as many runs of image tokens, all of one length, as the processor made images (or tiles).
+    as many runs of image tokens as the processor made images (or tiles), all of one length, or in
+    proportion to the patches of the images.
     Otherwise every key, of text tokens too, includes the fingerprint of all images, so that only
     prompts with the same images match.
 
@@ -68,11 +69,24 @@ def prompt_keys_of(
     if image_token is None or image_token not in tokens:
         return None
     runs = [len(list(run)) for token, run in itertools.groupby(tokens) if token == image_token]
-    if len(set(runs)) != 1 or len(runs) != len(image_keys.rows):
+    if len(runs) != len(image_keys.rows) or not _are_images(runs, image_keys.patches):
         return _marked(tokens, image_keys.whole)
-    within = ((fingerprint, at) for fingerprint in image_keys.rows for at in range(runs[0]))
+    within = (
+        (fingerprint, at)
+        for fingerprint, length in zip(image_keys.rows, runs, strict=True)
+        for at in range(length)
+    )
     found: list[Hashable] = [next(within) if token == image_token else token for token in tokens]
     return PromptKeys(found, fingerprints=tuple(image_keys.rows))
+
+
+def _are_images(runs: list[int], patches: list[int]) -> bool:
+    """Whether runs of image tokens can stand for one image each."""
+    if not patches:
+        return len(set(runs)) == 1
+    return all(
+        run * patches[0] == runs[0] * count for run, count in zip(runs, patches, strict=True)
+    )
 
 
 def _marked(tokens: list[int], mark: Fingerprint) -> PromptKeys:

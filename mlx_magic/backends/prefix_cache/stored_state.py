@@ -1,4 +1,4 @@
-"""Whether a language model stores something of a prompt in itself, so that no prefix fits it."""
+"""What a language model stores of a prompt in itself, which must not leak into another prompt."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mlx_magic.backends import upstream
 class StoredState:
     """Attributes of a language model that a prompt may change.
 
-    Such models store the positions of the last prompt, so that a later prompt after a cached
-    prefix would get wrong ones. mlx-vlm's names for them are known, and since a release may rename
-    them, all plain attributes are compared around a prompt, too.
+    Some models store the positions of the last prompt, and a later prompt after a cached prefix
+    would get wrong ones, unless it hands over its own. mlx-vlm's names for them are known. Since a
+    release may rename them, all other plain attributes are compared around a prompt, too.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ class StoredState:
 
     def _attributes(self) -> dict[str, Any]:
         # A module of MLX keeps arrays among its parts, and anything else as attributes.
-        return {**getattr(self._model, "__dict__", {}), **dict(_items(self._model))}
+        found = {**getattr(self._model, "__dict__", {}), **dict(_items(self._model))}
+        return {name: value for name, value in found.items() if name not in upstream.POSITIONS}
 
 
 def _items(module: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from mlx_magic.backends.cache_stats import CacheStats
@@ -23,13 +23,20 @@ SHARE_OF_INPUTS = 1 / 4
 """Share of the image processor's outputs."""
 
 
+CUT_BY_MODEL = frozenset(
+    {"position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"}
+)
+"""Inputs that the language models of mlx-vlm cut at the number of cached tokens, and under which
+no token depends on later ones (read in mlx-vlm 0.7.10: the Qwen-VL families)."""
+
+
 class VisionCaches:
     """Image features, processor outputs and prompt prefixes of one model.
 
     Prompts are cached for models that are batched (their KV caches are plain ones) and whose
-    ``get_input_embeddings`` returns embeddings and nothing else: position ids, masks and features
-    for deeper layers would have to be cut with the prompt. Other models read each prompt from
-    its start.
+    ``get_input_embeddings`` returns nothing that makes a token depend on later ones: embeddings,
+    rotary positions in three parts, features for deeper layers. See `may_follow_prefix`. Other
+    models read each prompt from its start.
 
     Parameters
     ----------
@@ -53,7 +60,7 @@ class VisionCaches:
         self._stored = StoredState(getattr(model, "language_model", None))
         self.prompt_cache = PromptCache(
             self._limit - self._features.limit - self.processor_cache.limit,
-            plain=prompts and not self._stored.has_positions,
+            plain=prompts,
             may_keep=lambda: not self._stored.has_changed,
         )
         config = getattr(model, "config", None)
@@ -87,6 +94,21 @@ class VisionCaches:
         return self.prompt_cache.start(
             lambda: prompt_keys_of(inputs, self._image_token, image_keys)
         )
+
+    @property
+    def keeps_positions(self) -> bool:
+        """Whether the model stores the positions of the last prompt."""
+        return self._stored.has_positions
+
+    def may_follow_prefix(self, extra: Collection[str]) -> bool:
+        """Whether a prompt with these inputs beside its embeddings can follow a cached prefix.
+
+        A cached prefix is then the same as the end of a prefill chunk: the model gets these inputs
+        whole, and cuts them at the number of cached tokens.
+        """
+        if not CUT_BY_MODEL.issuperset(extra):
+            return False
+        return not self.keeps_positions or "position_ids" in extra
 
     def has_images(self, inputs: Mapping[str, Any], start: int) -> bool:
         """Whether a prompt has image tokens at or after position `start`."""

@@ -55,21 +55,20 @@ class Embedder:
         Cancelled
             Between two groups of images.
         """
-        has_images = self._caches.has_images(inputs, start.count)
-        # Without images after the prefix, the vision encoder need not run.
-        text_only = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = self._embed(
-            inputs if has_images or not start.count else text_only, image_keys, active
-        )
-        length = int(embeds["inputs_embeds"].shape[1])
-        if set(embeds) != {"inputs_embeds"} or length + (not has_images) * start.count != (
-            active.prompt_tokens
-        ):
-            # The prompt has more than embeddings: read it as a whole, and do not cache it.
+        caches = self._caches
+        # Without images after the prefix, the vision encoder need not run; but the positions of
+        # some models depend on the images of the whole prompt, whose features are cached.
+        whole = not start.count or caches.keeps_positions or caches.has_images(inputs, start.count)
+        suffix = {"input_ids": inputs["input_ids"][:, start.count :]}
+        embeds = self._embed(inputs if whole else suffix, image_keys, active)
+        length = int(embeds["inputs_embeds"].shape[1]) + (0 if whole else start.count)
+        extra = embeds.keys() - {"inputs_embeds"}
+        if not caches.may_follow_prefix(extra) or length != active.prompt_tokens:
+            # Something of the prompt depends on all of it: read it as a whole, do not cache it.
             if start.count:
                 return self.embeds(inputs, image_keys, start.without_cache(), active)
             start.without_cache()
-        if start.count and has_images:
+        if start.count and whole:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
         active.expand_image_tokens(length)
         return embeds
