@@ -182,6 +182,15 @@ def find(name: Name) -> Any:
     return found
 
 
+def accepted(function: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that a documented function takes by keyword."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return options
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in options.items() if name in names}
+
+
 def versioned(distribution: str) -> str:
     """Return a distribution with its installed version."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

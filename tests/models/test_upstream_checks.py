@@ -122,6 +122,12 @@ def test_a_failed_comparison_turns_a_mechanism_off() -> None:
     assert str(mechanism.off).endswith("could not be compared: KeyError")
 
 
+def test_only_options_that_a_function_takes_are_passed() -> None:
+    options = {"named": 1, "new": 2}
+    assert upstream_checks.accepted(Thing, options) == {"named": 1}
+    assert upstream_checks.accepted(lambda **anything: None, options) == options
+
+
 def test_nothing_is_compared_if_a_name_is_missing() -> None:
     mechanism = Mechanism("flying", Name("made_up", "Other"))
     assert not mechanism.is_on(lambda names: pytest.fail("compared"))

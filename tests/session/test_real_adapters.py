@@ -12,10 +12,12 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 from mlx_magic import default_session
+from mlx_magic.backends import upstream
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import CheckpointError
 from mlx_magic.session import Session
 from tests import checkpoints
+from tests.backends.upstream_cases import broken, recheck
 from tests.model_folders import smollm2_folder
 
 pytestmark = pytest.mark.model
@@ -140,6 +142,34 @@ def test_vision_adapter_answers_equal_mlx_vlm(session: Session, vision_adapter: 
 
     assert ours == session.engine.call(raw).result(120)
     session.pool.unload("same")
+
+
+@pytest.mark.parametrize("how", ["removed", "other arguments"])
+@pytest.mark.parametrize("kind", ["vision", "text"])
+def test_an_adapter_that_the_library_loads_in_one_piece_answers_the_same(
+    kind: str,
+    how: str,
+    session: Session,
+    vision_adapter: Path,
+    text_adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if kind == "vision":
+        base, adapter, mechanism = "demo", vision_adapter, upstream.VISION_ADAPTERS
+    else:
+        base, adapter = str(smollm2_folder(quantized=False)), text_adapter
+        mechanism = upstream.TEXT_LOAD
+    name = next(n for n in mechanism.needed if n.path in ("apply_lora_layers", "load_adapters"))
+    answers = []
+    for _ in range(2):
+        session.pool.load(base, alias="piece", adapter=str(adapter))
+        answers.append(ask(session, "piece", QUESTION))
+        session.pool.unload("piece")
+        broken(monkeypatch, name, how)
+    assert answers[0] == answers[1]
+    assert mechanism.off in session.pool.switched_off
+    monkeypatch.undo()
+    recheck()
 
 
 def test_text_adapter_changes_its_answer_and_not_that_of_the_base(

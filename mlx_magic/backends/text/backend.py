@@ -17,6 +17,7 @@ from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.text.adapter import text_model
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.upstream_checks import accepted
 
 
 class TextBackend:
@@ -57,7 +58,8 @@ class TextBackend:
                 tokenizer_config=tokenizer_config,
                 adapter_path=adapter,
                 lazy=True,
-                trust_remote_code=trust_remote_code,
+                # Some releases have no such argument; a checkpoint with code was refused before.
+                **accepted(mlx_lm.load, {"trust_remote_code": trust_remote_code}),
             )
             loading_tokenizer = BackgroundCall(lambda: loaded, here=True)
         else:
