@@ -255,6 +255,18 @@ def keeps_positions(language_model: Any) -> bool:
     return any(hasattr(language_model, name) for name in POSITIONS)
 
 
+def stored_positions(language_model: Any) -> dict[str, Any]:
+    """Return the positions of the last prompt that a language model has stored in itself."""
+    names = (name for name in POSITIONS[:-1] if hasattr(language_model, name))
+    return {name: getattr(language_model, name) for name in names}
+
+
+def restore_positions(language_model: Any, positions: dict[str, Any]) -> None:
+    """Let a language model have the positions of another prompt."""
+    for name, value in positions.items():
+        setattr(language_model, name, value)
+
+
 def positions_are_known(language_model: Any) -> bool:
     """Whether the positions that a language model computes, if it does, can be read."""
     return not hasattr(language_model, POSITIONS[-1]) or hasattr(language_model, ROPE_DELTAS)

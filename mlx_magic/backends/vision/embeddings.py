@@ -10,6 +10,7 @@ from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
 from mlx_magic.backends.vision.caches import VisionCaches
+from mlx_magic.backends.vision.forward import STORED
 
 
 class Embedder:
@@ -71,6 +72,9 @@ class Embedder:
         if start.count and whole:
             embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
         active.expand_image_tokens(length)
+        if caches.keeps_positions and "position_ids" not in extra:
+            # The model has stored them in itself, where the next prompt's would replace them.
+            embeds[STORED] = upstream.stored_positions(self._model.language_model)
         return embeds
 
     def _embed(

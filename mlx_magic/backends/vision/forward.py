@@ -9,6 +9,9 @@ from mlx_magic.backends import upstream
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.forward import Inputs
 
+STORED = "stored_positions"
+"""Key of `Inputs` for positions that the model keeps in itself instead of returning them."""
+
 
 class VisionForward:
     """See `ForwardModel`.
@@ -43,7 +46,7 @@ class VisionForward:
 
     def reads_in_chunks(self, tokens: Any, caches: list[Any], inputs: Inputs) -> bool:
         """Whether a prompt may be read in chunks, as the model's own policy says."""
-        extra = {key: value for key, value in inputs.items() if key != "inputs_embeds"}
+        extra = {k: value for k, value in inputs.items() if k not in ("inputs_embeds", STORED)}
         return bool(
             upstream.VISION_BATCHES.names._chunked_prefill_enabled(
                 self._model,
@@ -56,22 +59,24 @@ class VisionForward:
 
     def prefill(self, tokens: Any, caches: list[Any], inputs: Inputs) -> None:
         """Read tokens that are not the last ones of their prompts."""
-        self._model(tokens, cache=caches, n_to_process=tokens.shape[1], **inputs)
+        self._call(tokens, caches, inputs, n_to_process=tokens.shape[1])
 
     def prefill_end(self, tokens: Any, caches: list[Any], inputs: Inputs, keep: int) -> Any:
         """Read the last tokens of prompts. See `ForwardModel`."""
-        return self._model(tokens, cache=caches, logits_to_keep=keep, **inputs).logits
+        return self._call(tokens, caches, inputs, logits_to_keep=keep).logits
 
     def read_whole(self, tokens: Any, inputs: Inputs) -> Any:
         """Read prompts in one call; return all logits that the model gives."""
-        return self._model(tokens, cache=self.new_caches(), **inputs).logits
+        return self._call(tokens, self.new_caches(), inputs).logits
 
     def position_offsets(self, inputs: Inputs, rows: int) -> Any:
         """Return what rotary positions in three parts add to the count of tokens."""
         import mlx.core as mx
 
         offsets = inputs.get("rope_deltas")
-        if offsets is None:
+        if offsets is None and STORED in inputs:
+            offsets = inputs[STORED].get(upstream.ROPE_DELTAS)
+        elif offsets is None:
             if not hasattr(self._model, upstream.ROPE_DELTAS):
                 return None
             offsets = getattr(self._model, upstream.ROPE_DELTAS)
@@ -83,7 +88,21 @@ class VisionForward:
         """Read one token of each row; return logits."""
         extra = {} if offsets is None else {"rope_deltas": offsets}
         inner = getattr(self._model, "language_model", self._model)
+        if offsets is not None:
+            # Some models look at those that they have stored, even if they are handed others.
+            upstream.restore_positions(inner, {upstream.ROPE_DELTAS: offsets})
         return inner(tokens, cache=caches, **extra).logits[:, -1]
+
+    def _call(self, tokens: Any, caches: list[Any], inputs: Inputs, **options: Any) -> Any:
+        """Read tokens, with the positions of this prompt in the model, which may update them."""
+        stored = inputs.get(STORED)
+        if stored is None:
+            return self._model(tokens, cache=caches, **options, **inputs)
+        given = {key: value for key, value in inputs.items() if key != STORED}
+        upstream.restore_positions(self._model, stored)
+        output = self._model(tokens, cache=caches, **options, **given)
+        stored.update(upstream.stored_positions(self._model))
+        return output
 
     def wired(self) -> AbstractContextManager[None]:
         """Wire the weights meanwhile. See `ForwardModel`."""
