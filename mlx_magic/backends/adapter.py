@@ -29,6 +29,8 @@ class Prompt:
         How many of the tokens stand for images.
     inputs : mapping
         The processor's output; empty for a text model.
+    image_end : int
+        Position after the last image token; 0 without images, or if it is not known.
     image_keys : ImageKeys or None
         Keys of the inputs other than text, within `ModelAdapter.keyed`.
     """
@@ -36,6 +38,7 @@ class Prompt:
     tokens: list[int]
     image_tokens: int = 0
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    image_end: int = 0
     image_keys: ImageKeys | None = None
 
 

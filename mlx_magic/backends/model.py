@@ -263,6 +263,10 @@ class LibraryModel:
             inputs=inputs,
             cache=start.caches(adapter.forward.new_caches),
             processors=processors(active.sampling),
+            checkpoint_at=self._checkpoint(prompt, start, active),
+            on_checkpoint=lambda caches: adapter.prompt_cache.keep_state(
+                start, prompt.image_end, [], caches
+            ),
         )
         del inputs
         try:
@@ -270,13 +274,29 @@ class LibraryModel:
                 reason = yield from self._stream_answer(batch, slot, answer, active, reported)
             except Stopped:
                 # Ended by a stop sequence: what was computed so far is valid.
-                adapter.prompt_cache.keep(start, answer, batch.row(slot, start.count))
+                self._keep(start, answer, batch, slot)
                 raise
             # Not before: a cancelled or failed answer must not be cached.
-            adapter.prompt_cache.keep(start, answer, batch.row(slot, start.count))
+            self._keep(start, answer, batch, slot)
             return reason
         finally:
             batch.leave(slot)
+
+    def _checkpoint(self, prompt: Prompt, start: CachedPrefix, active: ActiveRequest) -> int:
+        """Return where the state of the caches is worth keeping: at the end of the last image."""
+        known = start.prompt_keys is not None and len(prompt.tokens) == active.prompt_tokens
+        if not self._adapter.prompt_cache.takes_states or not known:
+            return 0
+        return max(prompt.image_end - start.count, 0)
+
+    def _keep(self, start: CachedPrefix, answer: list[int], batch: ModelBatch, slot: Slot) -> None:
+        """Let the prefix cache keep a prompt and its answer."""
+        cache = self._adapter.prompt_cache
+        if not cache.takes_states:
+            cache.keep(start, answer, batch.row(slot, start.count))
+        elif start.prompt_keys is not None:
+            read = answer[: max(slot.position - 1, 0)]
+            cache.keep_state(start, len(start.prompt_keys.keys), read, batch.state(slot))
 
     def _stream_answer(
         self,

@@ -7,7 +7,9 @@ are used. Hub names are in `models.hub.upstream`, ipykernel's in `notebook.kerne
 
 from __future__ import annotations
 
+import inspect
 import sys
+from pathlib import Path
 from typing import Any
 
 from mlx_magic.models.upstream_checks import Mechanism, Name
@@ -265,6 +267,18 @@ def restore_positions(language_model: Any, positions: dict[str, Any]) -> None:
     """Let a language model have the positions of another prompt."""
     for name, value in positions.items():
         setattr(language_model, name, value)
+
+
+def ignored_inputs(language_model: Any) -> frozenset[str]:
+    """Return the inputs that ``get_input_embeddings`` gives and a language model never reads.
+
+    gemma3's is ``attention_mask_4d``: its language model names no such argument (mlx-vlm 0.7.10).
+    """
+    source = inspect.getsourcefile(type(language_model)) if language_model is not None else None
+    if source is None:
+        return frozenset()
+    text = Path(source).read_text("utf-8", "replace")
+    return frozenset(name for name in ("attention_mask_4d",) if name not in text)
 
 
 def positions_are_known(language_model: Any) -> bool:

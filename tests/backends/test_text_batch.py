@@ -437,7 +437,7 @@ def test_end_token_ends_an_answer_and_is_included(model: Any) -> None:
 def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) -> None:
     watched = RecordingModel(model)
     together = batch(watched)
-    recall = PromptCache(10**9, plain=together.plain)
+    recall = PromptCache(10**9, kind="plain" if together.plain else None)
     asked = prompts(1 + company, seed=2, lengths=(30, 33, 41))
     jobs = [BatchRequest(together, tokens, count=5 + at) for at, tokens in enumerate(asked)]
     for job in jobs:
@@ -465,7 +465,7 @@ def test_cached_prefix_is_reused_alone_and_in_a_batch(model: Any, company: int) 
 @pytest.mark.parametrize("make", [sliding, lfm2])
 def test_caches_that_cannot_be_trimmed_are_not_kept(make: Callable[[], Any]) -> None:
     together = batch(make())
-    recall = PromptCache(10**9, plain=together.plain)
+    recall = PromptCache(10**9, kind="plain" if together.plain else None)
     job = BatchRequest(together, prompts(1, lengths=(40,))[0])
     rows: list[Any] = []
     job.at_end = lambda seat: rows.append(together.row(seat, 0))

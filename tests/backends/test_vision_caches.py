@@ -38,7 +38,7 @@ def inputs(tokens: list[int]) -> dict[str, Any]:
 
 
 def test_prompt_and_answer_are_reused_by_the_next_prompt() -> None:
-    recall = VisionCaches(model(), 0, prompts=True)
+    recall = VisionCaches(model(), 0, kind="plain")
     recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(42))
     start = recall.start(inputs([*TOKENS, 50, 52, 53]), None)
     assert start.count == 41
@@ -52,7 +52,7 @@ def test_prompt_and_answer_are_reused_by_the_next_prompt() -> None:
 
 @pytest.mark.parametrize(("held", "kept"), [(40, 40), (41, 41), (43, 42)])
 def test_only_tokens_whose_keys_and_values_are_held_are_kept(held: int, kept: int) -> None:
-    recall = VisionCaches(model(), 0, prompts=True)
+    recall = VisionCaches(model(), 0, kind="plain")
     recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(held))
     assert recall.counts.prefix_bytes == kept * 2 * 4 * 4
     assert recall.start(inputs([*TOKENS, 50, 51, 52]), None).count == kept
@@ -60,7 +60,7 @@ def test_only_tokens_whose_keys_and_values_are_held_are_kept(held: int, kept: in
 
 @pytest.mark.parametrize("count", [39, 0])
 def test_caches_that_do_not_cover_the_prompt_are_not_kept(count: int) -> None:
-    recall = VisionCaches(model(), 0, prompts=True)
+    recall = VisionCaches(model(), 0, kind="plain")
     recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], rows(count))
     recall.prompt_cache.keep(recall.start(inputs(TOKENS), None), [50, 51], None)
     recall.prompt_cache.keep(CachedPrefix(), [50, 51], rows(2))
@@ -68,7 +68,7 @@ def test_caches_that_do_not_cover_the_prompt_are_not_kept(count: int) -> None:
 
 
 def test_prompts_of_a_model_without_batching_are_not_kept() -> None:
-    recall = VisionCaches(model(), 0, prompts=False)
+    recall = VisionCaches(model(), 0, kind=None)
     for _ in range(2):
         start = recall.start(inputs(TOKENS), None)
         assert (start.count, start.prompt_keys, start.caches(new_caches)) == (0, None, None)
@@ -78,17 +78,17 @@ def test_prompts_of_a_model_without_batching_are_not_kept() -> None:
 
 @pytest.mark.parametrize("name", ["_rope_deltas", "_position_ids"])
 def test_model_with_positions_of_its_own_follows_a_prefix_only_with_positions(name: str) -> None:
-    keeps = VisionCaches(model(**{name: None}), 0, prompts=True)
+    keeps = VisionCaches(model(**{name: None}), 0, kind="plain")
     assert not keeps.may_follow_prefix([])
     assert keeps.may_follow_prefix(["position_ids", "rope_deltas"])
-    plain = VisionCaches(model(), 0, prompts=True)
+    plain = VisionCaches(model(), 0, kind="plain")
     assert plain.may_follow_prefix([])
     for either in (keeps, plain):
         assert not either.may_follow_prefix(["position_ids", "attention_mask_4d"])
 
 
 def test_image_encoder_runs_only_if_an_image_follows_the_cached_prefix() -> None:
-    recall = VisionCaches(model(), 0, prompts=True)
+    recall = VisionCaches(model(), 0, kind="plain")
     assert not recall.has_images(inputs([1, 9, 2]), 0), "there are no pixels"
     shown = {**inputs([1, 9, 2]), "pixel_values": mx.ones((1, 3, 4, 4))}
     assert [recall.has_images(shown, at) for at in range(3)] == [True, True, False]
@@ -101,7 +101,7 @@ def test_cache_limit_depends_on_model_and_machine(
     assert reuse_limit(10**6) == LEAST_BYTES
     assert reuse_limit(2 * 10**9) == 10**9
     assert reuse_limit(10**12) == 2 * 2**30
-    assert VisionCaches(model(), 2 * 10**9, prompts=True).counts.limit_bytes == 10**9
+    assert VisionCaches(model(), 2 * 10**9, kind="plain").counts.limit_bytes == 10**9
     monkeypatch.setattr(platform, "total_memory", lambda: 0)
     assert reuse_limit(10**12) == LEAST_BYTES, "how much there is, is not known"
 

@@ -12,8 +12,10 @@ from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, row
 from mlx_magic.backends.batch_check.library_caches import batch_caches_work
 from mlx_magic.backends.batch_check.model_signature import signature
 from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
+from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.kv_cache import leaf_caches
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.prefix_cache.prompt_cache import CacheKind
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.formatting import one_line
 from mlx_magic.models.checkpoints import architectures, batch_support
@@ -60,6 +62,17 @@ class BatchPolicy:
     def possible(self) -> bool:
         """Whether requests are batched, now or after a comparison of the weights."""
         return self.together or self.not_compared
+
+    def cache_kind(self, caches: list[Any]) -> CacheKind | None:
+        """Return how prompts may be cached; None if they must not be.
+
+        A cached prefix is the end of a prefill chunk, so the model must read prompts in chunks.
+        """
+        if not self.possible:
+            return None
+        if kv_cache.all_plain(caches):
+            return "plain"
+        return "states" if self._table_verdict.chunks else None
 
     @property
     def not_compared(self) -> bool:

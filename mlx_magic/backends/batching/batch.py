@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,11 @@ class Slot:
         Further inputs of the prompt, see `forward.Inputs`; emptied when prefill begins.
     cache : list or None
         KV caches filled with a prefix, one per layer, owned by this slot until prefill begins.
+    checkpoint_at : int
+        Position in `tokens` at which prefill pauses for `on_checkpoint`; 0 for none. For a prompt
+        that is read alone.
+    on_checkpoint : callable or None
+        Takes the caches when they have read so far.
     params : SamplingParams
     processors : list of callable
         Logits processors.
@@ -90,6 +95,8 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     inputs: Inputs = field(default_factory=dict)
     cache: list[Any] | None = None
+    checkpoint_at: int = 0
+    on_checkpoint: Callable[[list[Any]], None] | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
     processors: list[LogitsProcessor] = field(default_factory=list)
     read: int = 0

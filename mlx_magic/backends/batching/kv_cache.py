@@ -115,18 +115,30 @@ def all_plain(caches: list[Any]) -> bool:
     return all(type(cache).__name__ == "KVCache" for cache in caches)
 
 
+def as_batch_is_needless(cache: Any) -> bool:
+    """Whether a cache has a row per request already."""
+    parts = getattr(cache, "caches", ()) or (cache,)
+    return all(hasattr(part, "filter") and hasattr(part, "extend") for part in parts)
+
+
 def as_batch(cache: Any) -> Any:
     """Return a cache that has a row per request, made of a single request's cache if need be."""
-    parts = getattr(cache, "caches", ())
-    whole = parts or (cache,)
-    if all(hasattr(part, "filter") and hasattr(part, "extend") for part in whole):
-        return cache
-    return type(cache).merge([cache])
+    return cache if as_batch_is_needless(cache) else type(cache).merge([cache])
 
 
 def merged(*requests: list[Any]) -> list[Any]:
     """Merge the caches of requests into caches with a row per request, one per layer."""
     return [type(layer[0]).merge(list(layer)) for layer in zip(*requests, strict=True)]
+
+
+def extracted(caches: list[Any], row: int) -> list[Any] | None:
+    """Return the caches of one row, one per layer; None if a cache cannot give it."""
+    if all(as_batch_is_needless(cache) for cache in caches):
+        if not all(hasattr(cache, "extract") for cache in caches):
+            return None
+        return [cache.extract(row) for cache in caches]
+    # Caches of a single request.
+    return caches if row == 0 else None
 
 
 def states(caches: list[Any]) -> list[Any]:

@@ -81,9 +81,18 @@ class ModelBatch(Batch):
         inputs: Inputs | None = None,
         cache: list[Any] | None = None,
         processors: Iterable[LogitsProcessor] = (),
+        checkpoint_at: int = 0,
+        on_checkpoint: Callable[[list[Any]], None] | None = None,
     ) -> Slot:
         """Add a request. For the parameters see `Slot`."""
-        slot = self.take_slot(tokens=tokens, params=params, inputs=inputs or {}, cache=cache)
+        slot = self.take_slot(
+            tokens=tokens,
+            params=params,
+            inputs=inputs or {},
+            cache=cache,
+            checkpoint_at=checkpoint_at,
+            on_checkpoint=on_checkpoint,
+        )
         slot.processors = [guarded(processor, slot.fail) for processor in processors]
         self._waiting.append(slot)
         return slot
@@ -107,6 +116,17 @@ class ModelBatch(Batch):
         if not self.plain or decode is None or slot not in decode.slots:
             return None
         return cut_out(decode.caches, [(decode.slots.index(slot), start)])[0]
+
+    def state(self, slot: Slot) -> list[Any] | None:
+        """Return the caches of a request in decode, one per layer.
+
+        They have read the prompt and the answer up to the token before ``slot.position``. None if
+        the request is not in decode, or its row cannot be taken out.
+        """
+        decode = self._decode_batch
+        if decode is None or slot not in decode.slots:
+            return None
+        return kv_cache.extracted(decode.caches, decode.slots.index(slot))
 
     def close(self) -> None:
         """Release the model at once: the batch itself is part of a reference cycle."""

@@ -56,6 +56,7 @@ class PrefillBatch:
         whole = mx.array([slots[0].tokens]) if len(slots) == 1 else None
         if whole is not None and not forward.reads_in_chunks(whole, caches, slots[0].inputs):
             chunk = len(slots[0].tokens)
+            slots[0].checkpoint_at = 0
         self._chunk = max(1, chunk // len(slots))
         plain = all(slot.plain for slot in slots)
         self._joint = min(joint_tokens // len(slots), self._chunk + 1) if plain else 0
@@ -69,8 +70,10 @@ class PrefillBatch:
 
         lengths = [len(slot.tokens) for slot in self.slots]
         longest = max(lengths)
-        if longest - self._done > self._joint or min(lengths) <= self._done:
-            end = min(self._done + self._chunk, longest - 1)
+        pause = self.slots[0].checkpoint_at if len(self.slots) == 1 else 0
+        pauses = self._done < pause < longest
+        if pauses or longest - self._done > self._joint or min(lengths) <= self._done:
+            end = min(self._done + self._chunk, longest - 1, pause if pauses else longest)
             if end > self._done:
                 # The last token of each prompt is left for `prefill_end`.
                 tokens, inputs = self._columns(end, [length - 1 for length in lengths])
@@ -82,6 +85,8 @@ class PrefillBatch:
                 self._done = end
                 for slot, length in zip(self.slots, lengths, strict=True):
                     slot.read = min(end, length - 1)
+                if end == pause and self.slots[0].on_checkpoint is not None:
+                    self.slots[0].on_checkpoint(self.caches)
                 if longest - end > 1:
                     return None
         if longest - self._done <= self._joint and min(lengths) > self._done:

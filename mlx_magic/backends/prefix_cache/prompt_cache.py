@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.prefix_cache.checkpoints import CheckpointCache
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
 from mlx_magic.backends.prefix_cache.radix_tree import PrefixCache, Rows
+
+CacheKind = Literal["plain", "states"]
+"""Plain KV caches, which can be cut anywhere; or others, whose states are kept as a whole."""
 
 SHARE = 1 / 2
 """Maximum of a model's caches, as a share of the bytes of its weights."""
@@ -44,18 +48,21 @@ class CachedPrefix:
     count : int
         Number of cached tokens.
     rows : list
-        Keys and values of the cached tokens.
+        Keys and values of the cached tokens, of plain caches.
+    states : list
+        Caches that have read the cached tokens, of other kinds; owned by this prompt.
     prompt_keys : PromptKeys or None
         Keys of the prompt's tokens; None if the prompt must not be cached.
     """
 
     count: int = 0
     rows: Rows = field(default_factory=list)
+    states: list[Any] = field(default_factory=list)
     prompt_keys: PromptKeys | None = None
 
     def without_cache(self) -> CachedPrefix:
         """Start at the beginning of the prompt, and do not cache it."""
-        self.count, self.rows, self.prompt_keys = 0, [], None
+        self.count, self.rows, self.states, self.prompt_keys = 0, [], [], None
         return self
 
     def caches(self, new_caches: Callable[[], list[Any]]) -> list[Any] | None:
@@ -68,6 +75,9 @@ class CachedPrefix:
         """
         if not self.count:
             return None
+        if self.states:
+            states, self.states = self.states, []
+            return states
         made = new_caches()
         for cache, (keys, values) in zip(made, self.rows, strict=True):
             cache.keys, cache.values, cache.offset = keys, values, self.count
@@ -76,47 +86,54 @@ class CachedPrefix:
 
 
 class PromptCache:
-    """Keys and values of prompt prefixes, for a model whose caches are all plain.
+    """Keys and values of prompt prefixes.
 
-    Caches of a sliding window or of a recurrence cannot be cut at any position: such a model
-    reads each prompt from its start.
+    Plain caches are kept in a tree, and cut anywhere. Caches of a sliding window or of a recurrence
+    cannot be cut: of these, whole states are kept, at the end of a prompt's last image and at the
+    end of an answer.
 
     Parameters
     ----------
     limit : int
         Maximum bytes.
-    plain : bool
-        Whether the model's prompts may be cached.
+    kind : {"plain", "states"} or None
+        Kind of the model's caches; None if its prompts must not be cached.
     may_keep : callable
         Called before a prompt is cached; if it returns False, no prompt is cached any more.
     """
 
     def __init__(
-        self, limit: int, *, plain: bool, may_keep: Callable[[], bool] = lambda: True
+        self, limit: int, *, kind: CacheKind | None, may_keep: Callable[[], bool] = lambda: True
     ) -> None:
         self._prefixes = PrefixCache(limit)
+        self._states = CheckpointCache(limit)
         self._may_keep = may_keep
-        self._plain = plain
+        self._kind = kind
+
+    @property
+    def takes_states(self) -> bool:
+        """Whether whole states are kept."""
+        return self._kind == "states"
 
     @property
     def limit(self) -> int:
         """Maximum bytes; 0 if no prompt is ever cached."""
-        return self._prefixes.limit if self._plain else 0
+        return self._prefixes.limit if self._kind else 0
 
     @property
     def hits(self) -> int:
         """Prompts with a cached prefix."""
-        return self._prefixes.hits
+        return self._prefixes.hits + self._states.hits
 
     @property
     def misses(self) -> int:
         """Prompts that were read from the start, of a model whose prompts are cached."""
-        return self._prefixes.misses
+        return self._prefixes.misses + self._states.misses
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._prefixes.nbytes
+        return self._prefixes.nbytes + self._states.nbytes
 
     def start(self, prompt_keys: Callable[[], PromptKeys | None]) -> CachedPrefix:
         """Look a prompt up.
@@ -127,11 +144,14 @@ class PromptCache:
             Returns the keys of the prompt, or None if it must not be cached. Not called for a
             model whose prompts are never cached.
         """
-        keys = prompt_keys() if self._plain else None
+        keys = prompt_keys() if self._kind else None
         if keys is None:
             return CachedPrefix()
+        if self.takes_states:
+            count, states = self._states.find(keys.keys)
+            return CachedPrefix(count, states=states, prompt_keys=keys)
         count, rows = self._prefixes.find(keys.keys)
-        return CachedPrefix(count, rows, keys)
+        return CachedPrefix(count, rows, prompt_keys=keys)
 
     def keep(self, start: CachedPrefix, answer: list[int], rows: Rows | None) -> None:
         """Add the prompt and the answer of a finished request.
@@ -147,11 +167,7 @@ class PromptCache:
             Keys and values after the cached prefix: those of the whole prompt, and of more or
             fewer tokens than `answer` has. What both have is cached.
         """
-        if start.prompt_keys is None or not rows or not self._plain:
-            return
-        if not self._may_keep():
-            self._plain = False
-            self.clear()
+        if start.prompt_keys is None or not rows or not self._kind or not self._allowed():
             return
         prompt = len(start.prompt_keys.keys) - start.count
         both = min(rows[0][0].shape[2] - prompt, len(answer))
@@ -163,10 +179,43 @@ class PromptCache:
             fingerprint.settle()
         self._prefixes.keep(start.prompt_keys.followed_by(answer[:both]), cut, start.count)
 
+    def keep_state(
+        self, start: CachedPrefix, length: int, answer: list[int], caches: list[Any] | None
+    ) -> None:
+        """Keep the state of caches that cannot be cut.
+
+        Parameters
+        ----------
+        start : CachedPrefix
+        length : int
+            Tokens of the prompt that they have read.
+        answer : list of int
+            Tokens of the answer that they have read.
+        caches : list or None
+            One per layer. They may go on to be used.
+        """
+        keys = start.prompt_keys
+        if keys is None or not caches or not self.takes_states or not self._allowed():
+            return
+        for fingerprint in keys.fingerprints:
+            fingerprint.settle()
+        read = keys.keys[:length] if length < len(keys.keys) else keys.followed_by(answer)
+        self._states.keep(read, caches)
+
+    def _allowed(self) -> bool:
+        """Whether prompts may be cached still; otherwise drop all."""
+        if self._may_keep():
+            return True
+        self._kind = None
+        self.clear()
+        return False
+
     def reset_counts(self) -> None:
         """Reset the counts of hits and misses."""
-        self._prefixes.hits = self._prefixes.misses = 0
+        for part in (self._prefixes, self._states):
+            part.hits = part.misses = 0
 
     def clear(self) -> None:
         """Drop all prompts."""
         self._prefixes.clear()
+        self._states.clear()

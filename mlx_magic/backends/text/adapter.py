@@ -16,7 +16,12 @@ from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.batching.sampling import SamplingParams, processors, sampler_of_one
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.model import LibraryModel
-from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache, reuse_limit
+from mlx_magic.backends.prefix_cache.prompt_cache import (
+    CachedPrefix,
+    CacheKind,
+    PromptCache,
+    reuse_limit,
+)
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
 from mlx_magic.backends.text.forward import TextForward
 from mlx_magic.backends.text.inputs import TextInputs
@@ -34,8 +39,8 @@ class TextAdapter:
     checkpoint : Checkpoint
     model, tokenizer : object
         As mlx-lm loads them.
-    plain : bool
-        Whether prompts may be cached.
+    kind : {"plain", "states"} or None
+        See `PromptCache`.
     chunk, nbytes : int
         Prompt tokens per prefill chunk; bytes of the weights.
     """
@@ -51,12 +56,12 @@ class TextAdapter:
         model: Any,
         tokenizer: Any,
         *,
-        plain: bool,
+        kind: CacheKind | None,
         chunk: int,
         nbytes: int,
     ) -> None:
         self.forward = TextForward(model, getattr(tokenizer, "eos_token_ids", ()))
-        self.prompt_cache = PromptCache(reuse_limit(nbytes), plain=plain)
+        self.prompt_cache = PromptCache(reuse_limit(nbytes), kind=kind)
         self._defaults = generation_config(checkpoint)
         self._inputs = TextInputs(tokenizer, checkpoint.name)
         self._model = model
@@ -191,7 +196,7 @@ def text_model(
         checkpoint,
         model,
         tokenizer,
-        plain=policy.possible and kv_cache.all_plain(caches),
+        kind=policy.cache_kind(caches),
         chunk=policy.chunk(nbytes),
         nbytes=nbytes,
     )

@@ -19,7 +19,7 @@ from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
-from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
+from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
 from mlx_magic.backends.vision import inputs as vision_inputs
 from mlx_magic.backends.vision import prefill_hooks
 from mlx_magic.backends.vision.caches import VisionCaches
@@ -60,8 +60,8 @@ class VisionAdapter:
     checkpoint : Checkpoint
     model, processor : object
         As mlx-vlm loads them.
-    plain : bool
-        Whether prompts may be cached.
+    kind : {"plain", "states"} or None
+        See `PromptCache`.
     chunk, nbytes : int
         Prompt tokens per prefill chunk; bytes of the weights.
     """
@@ -75,7 +75,7 @@ class VisionAdapter:
         model: Any,
         processor: Any,
         *,
-        plain: bool,
+        kind: CacheKind | None,
         chunk: int,
         nbytes: int,
     ) -> None:
@@ -86,7 +86,7 @@ class VisionAdapter:
         self._chunk = chunk
         self._special = set(getattr(self._tokenizer, "all_special_ids", None) or ())
         self._inputs: Any = VisionInputs(self._name, model.config, processor)
-        self._caches = VisionCaches(model, nbytes, prompts=plain)
+        self._caches = VisionCaches(model, nbytes, kind=kind)
         self._embedder: Any = Embedder(model, self._caches)
         self.forward = VisionForward(
             model.language_model, getattr(self._tokenizer, "stopping_criteria", None)
@@ -121,7 +121,8 @@ class VisionAdapter:
         ):
             inputs = self._inputs.make_inputs(rendered)
         tokens = as_numpy(inputs["input_ids"]).reshape(-1).tolist()
-        return Prompt(tokens, vision_inputs.image_tokens(inputs, self._model.config), inputs)
+        count = vision_inputs.image_tokens(inputs, self._model.config)
+        return Prompt(tokens, count, inputs, image_end=self._caches.image_end(tokens))
 
     @contextlib.contextmanager
     def keyed(self, request: GenerationRequest, prompt: Prompt) -> Iterator[None]:
@@ -308,7 +309,7 @@ def vision_model(
         checkpoint,
         model,
         processor,
-        plain=policy.possible and kv_cache.all_plain(caches),
+        kind=policy.cache_kind(caches),
         chunk=policy.chunk(nbytes),
         nbytes=nbytes,
     )

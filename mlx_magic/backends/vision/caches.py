@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
+from mlx_magic.backends import upstream
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache, reuse_limit
+from mlx_magic.backends.prefix_cache.prompt_cache import (
+    CachedPrefix,
+    CacheKind,
+    PromptCache,
+    reuse_limit,
+)
 from mlx_magic.backends.prefix_cache.prompt_keys import prompt_keys_of
 from mlx_magic.backends.prefix_cache.stored_state import StoredState
 from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup
@@ -25,9 +31,10 @@ SHARE_OF_INPUTS = 1 / 4
 
 CUT_BY_MODEL = frozenset(
     {"position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"}
+    | {"per_layer_inputs"}
 )
 """Inputs that the language models of mlx-vlm cut at the number of cached tokens, and under which
-no token depends on later ones (read in mlx-vlm 0.7.10: the Qwen-VL families)."""
+no token depends on later ones (read in mlx-vlm 0.7.10: the Qwen-VL families, gemma3n, gemma4)."""
 
 
 class VisionCaches:
@@ -43,8 +50,8 @@ class VisionCaches:
     model : module
     nbytes : int
         Bytes of its weights.
-    prompts : bool
-        Whether prompts may be cached at all.
+    kind : {"plain", "states"} or None
+        See `PromptCache`.
 
     Attributes
     ----------
@@ -53,16 +60,17 @@ class VisionCaches:
     prompt_cache : PromptCache
     """
 
-    def __init__(self, model: Any, nbytes: int, *, prompts: bool) -> None:
+    def __init__(self, model: Any, nbytes: int, *, kind: CacheKind | None) -> None:
         self._limit = reuse_limit(nbytes)
         self._features = FeatureCache(int(self._limit * SHARE_OF_IMAGES))
         self.processor_cache = ProcessorCache(int(self._limit * SHARE_OF_INPUTS))
         self._stored = StoredState(getattr(model, "language_model", None))
         self.prompt_cache = PromptCache(
             self._limit - self._features.limit - self.processor_cache.limit,
-            plain=prompts,
+            kind=kind,
             may_keep=lambda: not self._stored.has_changed,
         )
+        self._ignored = upstream.ignored_inputs(getattr(model, "language_model", None))
         config = getattr(model, "config", None)
         named = (getattr(config, key, None) for key in ("image_token_id", "image_token_index"))
         self._image_token = next((token for token in named if isinstance(token, int)), None)
@@ -95,10 +103,20 @@ class VisionCaches:
             lambda: prompt_keys_of(inputs, self._image_token, image_keys)
         )
 
+    def image_end(self, tokens: Sequence[int]) -> int:
+        """Return the position after the last image token; 0 without images."""
+        if self._image_token is None or self._image_token not in tokens:
+            return 0
+        return len(tokens) - list(reversed(tokens)).index(self._image_token)
+
     @property
     def keeps_positions(self) -> bool:
         """Whether the model stores the positions of the last prompt."""
         return self._stored.has_positions
+
+    def needs_whole(self, extra: Collection[str]) -> bool:
+        """Whether these inputs are cut by the model, which then needs them of the whole prompt."""
+        return not self._ignored.issuperset(extra)
 
     def may_follow_prefix(self, extra: Collection[str]) -> bool:
         """Whether a prompt with these inputs beside its embeddings can follow a cached prefix.
@@ -106,7 +124,7 @@ class VisionCaches:
         A cached prefix is then the same as the end of a prefill chunk: the model gets these inputs
         whole, and cuts them at the number of cached tokens.
         """
-        if not CUT_BY_MODEL.issuperset(extra):
+        if not (CUT_BY_MODEL | self._ignored).issuperset(extra):
             return False
         return not self.keeps_positions or "position_ids" in extra
 

@@ -26,6 +26,7 @@ class Embedder:
     def __init__(self, model: Any, caches: VisionCaches) -> None:
         self._model = model
         self._caches = caches
+        self._needs_whole = caches.keeps_positions
 
     def embeds(
         self,
@@ -57,13 +58,15 @@ class Embedder:
             Between two groups of images.
         """
         caches = self._caches
-        # Without images after the prefix, the vision encoder need not run; but the positions of
-        # some models depend on the images of the whole prompt, whose features are cached.
-        whole = not start.count or caches.keeps_positions or caches.has_images(inputs, start.count)
+        # Without images after the prefix, the vision encoder need not run. But some models cut
+        # further inputs themselves, and need those of the whole prompt: positions depend on all
+        # images, whose features are cached.
+        whole = not start.count or self._needs_whole or caches.has_images(inputs, start.count)
         suffix = {"input_ids": inputs["input_ids"][:, start.count :]}
         embeds = self._embed(inputs if whole else suffix, image_keys, active)
         length = int(embeds["inputs_embeds"].shape[1]) + (0 if whole else start.count)
         extra = embeds.keys() - {"inputs_embeds"}
+        self._needs_whole = self._needs_whole or caches.needs_whole(extra)
         if not caches.may_follow_prefix(extra) or length != active.prompt_tokens:
             # Something of the prompt depends on all of it: read it as a whole, do not cache it.
             if start.count:
