@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from mlx_magic.engine.task import Task
@@ -21,7 +22,7 @@ class RunningTasks:
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self._tell = tell
-        self._tasks: set[Task[Any]] = set()
+        self._tasks: dict[Future[Any], Task[Any]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -29,7 +30,7 @@ class RunningTasks:
     def tasks(self) -> list[Task[Any]]:
         """The tasks that have not ended."""
         with self._lock:
-            return [task for task in self._tasks if not task.future.done()]
+            return [task for future, task in self._tasks.items() if not future.done()]
 
     def add(self, task: Task[Any]) -> None:
         """Add a task, and remove it when it ends.
@@ -42,14 +43,15 @@ class RunningTasks:
         with self._lock:
             if self._closed:
                 raise EngineError("This session is closed: restart the kernel.")
-            self._tasks.add(task)
+            self._tasks[task.future] = task
+        task.future.add_done_callback(self._ended)
+        self._tell()
 
-        def ended(_: object) -> None:
-            with self._lock:
-                self._tasks.discard(task)
-            self._tell()
-
-        task.future.add_done_callback(ended)
+    def _ended(self, future: Future[Any]) -> None:
+        # Not a closure over the task: a future keeps its callbacks, and task and future would then
+        # hold each other, with the request's images, until the next garbage collection.
+        with self._lock:
+            self._tasks.pop(future, None)
         self._tell()
 
     def cancel(self) -> int:
