@@ -70,10 +70,6 @@ class ScoreRecorder(RowSampler):
         """Remove a row."""
         self.draws.pop(uid, None)
 
-    def is_greedy(self, uids: Sequence[int]) -> bool:
-        """Return False: a greedy batch would not pass its scores to the sampler."""
-        return False
-
     def sample_target(
         self, logprobs: Any, *, row_ids: Sequence[int], positions: Sequence[int]
     ) -> Any:

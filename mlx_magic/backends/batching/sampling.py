@@ -176,7 +176,8 @@ class RowSampler:
         draws = [self.draws[uid] for uid in self.rows]
         sampled_rows = [at for at, params in enumerate(draws) if params.temperature > 0]
         if not sampled_rows:
-            return self.likeliest(logprobs)
+            # A view saves the operation of a cast.
+            return self._checked(mx.argmax(logprobs, axis=-1).view(mx.int32), logprobs)
         tokens = sampled = _sampled(
             logprobs[mx.array(sampled_rows)] if len(sampled_rows) < len(draws) else logprobs,
             [draws[at] for at in sampled_rows],
@@ -187,37 +188,15 @@ class RowSampler:
             tokens[mx.array(sampled_rows)] = sampled
         return self._checked(tokens, logprobs)
 
-    def likeliest(self, scores: Any) -> Any:
-        """Return the likeliest token of each row.
-
-        Parameters
-        ----------
-        scores : mlx.core.array
-            Logits or log-probabilities, shape (rows, vocabulary).
-
-        Returns
-        -------
-        mlx.core.array
-            Shape (rows,), int32; `BAD` for invalid logits.
-        """
-        import mlx.core as mx
-
-        # A view saves the operation of a cast.
-        return self._checked(mx.argmax(scores, axis=-1).view(mx.int32), scores)
-
-    def is_greedy(self, uids: Sequence[int]) -> bool:
-        """Whether all of these requests are greedy."""
-        return all(self.draws[uid].temperature <= 0 for uid in uids)
-
-    def _checked(self, tokens: Any, scores: Any) -> Any:
-        """Store the sampled tokens, with `BAD` for rows whose scores are invalid."""
+    def _checked(self, tokens: Any, logprobs: Any) -> Any:
+        """Store the sampled tokens, with `BAD` for rows whose logits are invalid."""
         import mlx.core as mx
 
         if self._bad is None:
             self._bad = mx.array(BAD, mx.int32)
         # A NaN makes the maximum NaN (read in mlx 0.32's three backends), and an infinite maximum
         # minus itself is NaN. Minus infinity is valid: models rule out tokens with it.
-        most = mx.max(scores, axis=-1)
+        most = mx.max(logprobs, axis=-1)
         self.drawn = mx.where(mx.isnan(most - most), self._bad, tokens)
         return self.drawn
 

@@ -10,7 +10,6 @@ from typing import Any
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.admission_queue import BatchLimits
 from mlx_magic.backends.batching.batch import MAX_PREFILL_BATCH, Batch, NextToken, Slot
-from mlx_magic.backends.batching.greedy_decode import GreedyModel
 from mlx_magic.backends.batching.sampling import (
     LogitsProcessor,
     RowSampler,
@@ -77,7 +76,6 @@ class VisionBatch(Batch):
         self._most = most
         self._stream = generation_stream
         self._sampler = sampler or RowSampler()
-        self._greedy_model: Any = GreedyModel(language_model, self._sampler)
         self._waiting: list[VisionPrompt] = []
         self._prompts: dict[int, VisionPrompt] = {}
         self._rows: dict[int, Rows] = {}
@@ -123,7 +121,7 @@ class VisionBatch(Batch):
 
     def close(self) -> None:
         """Release the model at once: the batch itself is part of a reference cycle."""
-        self._model = self._greedy_model = self._make_cache = None
+        self._model = self._make_cache = None
         self._end_all()
 
     def _held(self) -> int:
@@ -133,7 +131,7 @@ class VisionBatch(Batch):
 
     def _empty_batch(self) -> Any:
         return self._empty(
-            self._greedy_model,
+            self._model,
             self._sampler,
             _never_stop,
             compute_logprobs=False,
@@ -168,8 +166,6 @@ class VisionBatch(Batch):
         """Decode a token of each request, and remove the requests that have ended."""
         batch = self._decode_batch
         self._sampler.rows = list(batch.uids)
-        plain = not any(self._prompts[uid].processors for uid in batch.uids)
-        batch.greedy_sampling = plain and self._sampler.is_greedy(batch.uids)
         remaining, kept = [], []
         # mlx-vlm gets a stop test that never fires; otherwise it drops the row before its cache is
         # copied.
@@ -210,7 +206,7 @@ class VisionBatch(Batch):
             rows = [prompt.embeds["inputs_embeds"] for prompt in prompts]
             embeds, extra = padded(rows, left=caches is None), {}
         self._prefill_batch = PromptProcessingBatch(
-            self._greedy_model,
+            self._model,
             [prompt.slot.uid for prompt in prompts],
             [prompt.tokens for prompt in prompts],
             [_ENDLESS] * len(prompts),
