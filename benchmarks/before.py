@@ -1,10 +1,11 @@
-"""Compares this checkout with another one of the project, such as the commit before a change.
+"""Compares this checkout with others of the project, such as the commit before a change.
 
     git worktree add ../before COMMIT
     python -m benchmarks.before ../before --pairs 40
 
-Both run in the same environment, in separate processes, and take turns. The report has the median
-of the ratios, and an interval that contains the true median with 95 % confidence.
+All run in the same environment, in separate processes, and take turns. The report has the median
+of the ratios, and an interval that contains the true median with 95 % confidence. A checkout
+without one of the mechanisms shows what that mechanism is worth.
 """
 
 from __future__ import annotations
@@ -13,130 +14,200 @@ import argparse
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
+import psutil  # type: ignore[import-untyped]
+
 from benchmarks import cell, live, machine, random_model
 from benchmarks.engine import in_turn
-from benchmarks.figures import Report, interval, ratios
+from benchmarks.figures import Report, bootstrapped, ratios
 from benchmarks.live import ROOT, LiveKernel, live_kernel
-from benchmarks.peers import Peer, Worker, resting, running
+from benchmarks.peers import MemoryWatch, Worker, resting, running
 from benchmarks.reuse import twice
-from benchmarks.workload import Burst, DrawnImages, load, matches
+from benchmarks.workload import Ask, Burst, DrawnImages, load, matches
 from mlx_magic.backends.device import platform
 from mlx_magic.demo import folder as bundled
 
 LEAST = 0.97
 MANY = 32
+SEVERAL = 4
 TOKENS = 64
+NOW = "now"
+
+Seen = dict[str, dict[str, list[float]]]
 
 
 def main() -> None:
     """Measure, print the table and write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.before", description=__doc__)
-    parser.add_argument("checkout", type=Path)
+    parser.add_argument("checkouts", type=Path, nargs="+", metavar="checkout")
     parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--bursts", type=int, help="pairs of 32 questions; a fourth by default")
+    parser.add_argument("--loads", type=int, default=0, help="pairs of loads")
+    parser.add_argument("--model", type=Path, help="the bundled model's weights by default")
+    parser.add_argument("--tokens", type=int, default=3 * TOKENS, help="of a single answer")
+    parser.add_argument("--no-cells", action="store_true", help="measure no kernels")
+    parser.add_argument("--name", default="before", help="of the JSON file")
+    parser.add_argument("--seconds", type=float, default=86400, help="no pair begins after this")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     given = parser.parse_args()
     platform.prepare()
     host = machine.describe()
     with tempfile.TemporaryDirectory() as scratch:
-        report = measure(given.checkout.resolve(), Path(scratch), pairs=given.pairs)
+        report = measure(given, Path(scratch))
     print(report.table())
     print(f"  -> {report.save(given.out, host, machine.label(host))}")
 
 
-def measure(checkout: Path, folder: Path, *, pairs: int) -> Report:
-    """Ask both checkouts the same questions, in turns.
+def measure(given: argparse.Namespace, folder: Path) -> Report:
+    """Ask all checkouts the same questions, in turns.
 
     Parameters
     ----------
-    checkout : Path
-        The other checkout.
+    given : Namespace
+        The arguments of the command line.
     folder : Path
         Empty folder for images, a model and logs.
-    pairs : int
-        Pairs of each kind; a fourth of that for many concurrent questions.
     """
-    report = Report("before", {"other checkout": checkout.name, "pairs": pairs})
-    model = random_model.build("endless", bundled(), folder / "endless")
-    seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with running(
-        [
-            lambda: _worker("before", checkout, model, folder),
-            lambda: _worker("now", ROOT, model, folder),
-        ]
-    ) as peers:
-        _engine(peers, folder, seen, pairs, report)
-    with ExitStack() as stack:
-        kernels = {
-            name: stack.enter_context(_kernel(root))
-            for name, root in (("before", checkout), ("now", ROOT))
-        }
-        _cells(kernels, folder, model, seen, pairs)
-    for what, held in seen.items():
-        # All values are rates, so above 1 is better.
-        found = ratios(held["now"], held["before"])
-        report.add(f"{what}, now/before", "", found)
-        low, high = interval(found)
-        report.settings[what] = f"95 %: {low:.3f} to {high:.3f}"
-        report.expect(f"{what}: upper end of the interval", high, LEAST, at_least=True)
+    roots = {NOW: ROOT, **{path.name: path.resolve() for path in given.checkouts}}
+    model = given.model or random_model.build("endless", bundled(), folder / "endless")
+    report = Report(given.name, {"model": model.name, "other checkouts": ", ".join(_others(roots))})
+    seen: Seen = defaultdict(lambda: defaultdict(list))
+    starts = [_starter(name, root, model, folder) for name, root in roots.items()]
+    with running(starts) as peers:
+        workers = [peer for peer in peers if isinstance(peer, Worker)]
+        with MemoryWatch(workers) as memory:
+            _engine(workers, folder, seen, given, report)
+        _loads(workers, seen, given.loads)
+    if not given.no_cells:
+        with ExitStack() as stack:
+            kernels = {name: stack.enter_context(_kernel(root)) for name, root in roots.items()}
+            _cells(kernels, folder, model, seen, given.pairs)
+    for name in _others(roots):
+        for what, held in seen.items():
+            # All values are rates, so above 1 is better for this checkout.
+            found = ratios(held[NOW], held[name])
+            report.add(f"{what}, now/{name}", "", found)
+            low, high = bootstrapped(found)
+            report.settings[f"{what}, now/{name}"] = f"95 %: {low:.3f} to {high:.3f}"
+            report.expect(f"{what}, now/{name}: upper end", high, LEAST, at_least=True)
+    for name, most in memory.most.items():
+        report.add(f"{name}: most memory of the process", "MiB", [most / 2**20])
     report.samples = {what: dict(held) for what, held in seen.items()}
     return report
 
 
+def _others(roots: dict[str, Path]) -> list[str]:
+    """Return the names of the other checkouts."""
+    return [name for name in roots if name != NOW]
+
+
 def _engine(
-    peers: list[Peer],
+    peers: list[Worker],
     folder: Path,
-    seen: dict[str, dict[str, list[float]]],
-    pairs: int,
+    seen: Seen,
+    given: argparse.Namespace,
     report: Report,
 ) -> None:
     images = DrawnImages(folder / "images")
     for peer in peers:
+        # The first ones compile kernels, and show how the image processor is called.
         for count in (1, 8, MANY):
-            peer.answer(load(images, count, 0, same=False), TOKENS)
+            _timed(peer, peers, load(images, count, 0, same=False), TOKENS)
+        _timed(peer, peers, [_about_several(images, 0)], 8)
+    bursts = given.pairs // 4 if given.bursts is None else given.bursts
     same = total = 0
-    for turn in range(1, pairs + 1):
-        plan = [(1, 3 * TOKENS)] + ([(MANY, TOKENS)] if turn % 4 == 1 else [])
-        for count, tokens in plan:
-            asks = load(images, count, turn, same=False)
-            bursts: dict[str, Burst] = {}
-            for peer in in_turn(peers, turn):
-                with resting(peers, but=peer):
-                    bursts[peer.name] = peer.answer(asks, tokens)
-            same += matches(bursts["now"].texts, bursts["before"].texts)
-            total += count
-            for name, burst in bursts.items():
-                _note(seen, count, name, burst)
-        image = images.draw()
-        for peer in in_turn(peers, turn):
+    end = time.monotonic() + given.seconds
+    for turn in range(1, given.pairs + 1):
+        if time.monotonic() > end:
+            break
+        plan = [("alone", load(images, 1, turn, same=False), given.tokens)]
+        plan.append(("several images", [_about_several(images, turn)], 8))
+        if turn * bursts // given.pairs > (turn - 1) * bursts // given.pairs:
+            plan.append((f"{MANY} at once", load(images, MANY, turn, same=False), TOKENS // 2))
+        for what, asks, tokens in plan:
+            found: dict[str, Burst] = {}
+            for peer in _order(peers, turn):
+                burst, spent = _timed(peer, peers, asks, tokens)
+                found[peer.name] = burst
+                _note(seen, what, peer.name, burst, spent)
+            for name in found:
+                if name != NOW:
+                    same += matches(found[NOW].texts, found[name].texts)
+                    total += len(asks)
+        picture = images.draw()
+        for peer in _order(peers, turn):
             with resting(peers, but=peer):
-                _, second = twice(peer, image, turn, 16)
-            seen["reuse, first token of a second question"][peer.name].append(1 / second.first)
+                _, second = twice(peer, picture, turn, 16)
+            seen["second question, first token"][peer.name].append(1 / second.first)
+    report.settings["pairs"] = len(seen["alone, decode"][NOW])
     report.settings["same text"] = f"{same} of {total}"
 
 
-def _note(seen: dict[str, dict[str, list[float]]], count: int, name: str, burst: Burst) -> None:
-    if count == 1:
-        seen["engine, alone, decode"][name].append(burst.answers[0].decode)
-        seen["engine, alone, first token"][name].append(1 / burst.answers[0].first)
+def _order(peers: list[Worker], turn: int) -> list[Worker]:
+    """Return the peers in an order in which each follows each other one at times."""
+    order = in_turn(peers, turn)
+    return order if turn // len(peers) % 2 else order[::-1]
+
+
+def _about_several(images: DrawnImages, turn: int) -> Ask:
+    names = [images.draw() for _ in range(SEVERAL)]
+    return Ask(f"Question {turn}: What is the difference?", names[0], more=tuple(names[1:]))
+
+
+def _timed(
+    peer: Worker, peers: Sequence[Worker], asks: list[Ask], tokens: int
+) -> tuple[Burst, float]:
+    """Return the answers, and the seconds of processor time that they took."""
+    process = psutil.Process(peer.pid)
+    with resting(peers, but=peer):
+        before = process.cpu_times()
+        burst = peer.answer(asks, tokens)
+        after = process.cpu_times()
+    return burst, after.user + after.system - before.user - before.system
+
+
+def _note(seen: Seen, what: str, name: str, burst: Burst, spent: float) -> None:
+    if what == "alone":
+        seen["alone, decode"][name].append(burst.answers[0].decode)
+        seen["alone, median step"][name].append(1 / burst.answers[0].step)
+    if len(burst.answers) == 1:
+        seen[f"{what}, first token"][name].append(1 / burst.answers[0].first)
     else:
-        seen[f"engine, {count} at once"][name].append(burst.rate)
+        seen[what][name].append(burst.rate)
+        seen[f"{what}, last first token"][name].append(1 / burst.last_first)
+    seen[f"{what}, processor time"][name].append(1 / max(spent, 0.01))
+
+
+def _loads(peers: list[Worker], seen: Seen, count: int) -> None:
+    """Load the model again, without and with a cancel in the middle."""
+    usual = 1.0
+    for turn in range(count + 1):
+        for peer in _order(peers, turn):
+            with resting(peers, but=peer):
+                whole = peer.load_again()
+                usual = whole["seconds"] if not turn else usual
+                stopped = peer.load_again(usual * (0.1 + 0.8 * turn / (count + 1)))
+            if turn:
+                seen["load"][peer.name].append(1 / whole["seconds"])
+                seen["load, longest slice"][peer.name].append(1 / whole["slice"])
+                seen["load, peak memory of MLX"][peer.name].append(1 / whole["peak"])
+                seen["load, cancel to a free thread"][peer.name].append(1 / stopped["seconds"])
 
 
 def _cells(
     kernels: dict[str, LiveKernel],
     folder: Path,
     model: Path,
-    seen: dict[str, dict[str, list[float]]],
+    seen: Seen,
     pairs: int,
 ) -> None:
-    image = cell.draw_image(folder)
+    picture = cell.draw_image(folder)
     code = (
-        f"%%vision {str(image)!r} -m {str(model)!r} --max-tokens {3 * TOKENS} "
+        f"%%vision {str(picture)!r} -m {str(model)!r} --max-tokens {3 * TOKENS} "
         "--temperature 0 -o answer\nDescribe this picture in every detail."
     )
     for kernel in kernels.values():
@@ -154,11 +225,15 @@ def _cells(
             seen["cell, first token"][name].append(1 / numbers["ttft"])
 
 
-def _worker(name: str, root: Path, model: Path, folder: Path) -> Worker:
-    """Start a session of a checkout in a separate process."""
-    worker = Worker("ours", model, folder, root=root)
-    worker.name = name
-    return worker
+def _starter(name: str, root: Path, model: Path, folder: Path) -> Callable[[], Worker]:
+    """Return a function that starts a session of a checkout in a separate process."""
+
+    def start() -> Worker:
+        worker = Worker("ours", model, folder, root=root)
+        worker.name = name
+        return worker
+
+    return start
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.figures import Report, ratios, summary
 from benchmarks.peers import MemoryWatch, Peer, Worker, on_cores, resting, running
@@ -27,6 +28,8 @@ WORDS = {
     "ours": "ours",
 }
 SERVER_NEEDS = ("fastapi", "uvicorn")
+
+P = TypeVar("P", bound=Peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,7 @@ def _plan(rounds: int, singles: int) -> Iterator[tuple[int, bool]]:
                 yield count, True
 
 
-def in_turn(peers: Sequence[Peer], turn: int) -> list[Peer]:
+def in_turn(peers: Sequence[P], turn: int) -> list[P]:
     """Return the peers in an order that begins with a different one at each turn."""
     at = turn % len(peers)
     return [*peers[at:], *peers[:at]]

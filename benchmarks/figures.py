@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
         below += 1
     at = max(below - 1, 0)
     return held[at], held[count - 1 - at]
+
+
+def bootstrapped(values: Sequence[float], draws: int = 4000) -> tuple[float, float]:
+    """Return the 95 % interval of the median, from samples drawn with replacement."""
+    chance = random.Random(0)
+    found = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(draws))
+    return found[draws // 40], found[draws - 1 - draws // 40]
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,14 @@ class Worker:
         writer.flush()
         return Burst.from_json(self._read())
 
+    def load_again(self, cancel_after: float | None = None) -> dict[str, float]:
+        """Load its model again. See `benchmarks.ways.Ours.load_again`."""
+        writer = self._process.process.stdin
+        assert writer is not None
+        writer.write(json.dumps({"cancel_after": cancel_after}) + "\n")
+        writer.flush()
+        return self._read()
+
     def _read(self) -> dict[str, Any]:
         reader = self._process.process.stdout
         assert reader is not None

@@ -6,8 +6,10 @@ import argparse
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,46 @@ class Ours:
         )
         return Burst(wall, answers, max(result.peak_memory for result in results))
 
+    def load_again(self, cancel_after: float | None) -> dict[str, float]:
+        """Unload the model and load it again.
+
+        Parameters
+        ----------
+        cancel_after : float or None
+            Seconds after which the load is canceled; then it is loaded once more.
+
+        Returns
+        -------
+        dict
+            Seconds of the load (or from the cancel until other requests have their turn), the
+            longest slice that all other requests wait for, and MLX's peak in bytes.
+        """
+        engine, ended, gaps = self._session.engine, threading.Event(), [0.0]
+
+        def watch() -> Generator[None, None, None]:
+            while not ended.is_set():
+                began = time.perf_counter()
+                yield
+                gaps.append(time.perf_counter() - began)
+
+        self._session.pool.unload(self._folder)
+        engine.call(platform.reset_peak).result()
+        engine.submit(watch(), lambda _: None)
+        began = time.perf_counter()
+        load = self._session.pool.submit_load(self._folder)
+        if cancel_after is not None:
+            time.sleep(cancel_after)
+            began = time.perf_counter()
+            load.cancel()
+        with suppress(Exception):
+            load.future.result()
+        engine.call(lambda: None).result()
+        seconds = time.perf_counter() - began
+        ended.set()
+        peak = engine.call(platform.peak).result()
+        self._session.pool.submit_load(self._folder).future.result()
+        return {"seconds": seconds, "slice": max(gaps), "peak": peak}
+
     def _begin(self, ask: Ask, max_tokens: int, sink: Callable[[Any], None]) -> Any:
         from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
         from mlx_magic.images.opening import open_images
@@ -197,7 +239,7 @@ class Ours:
             sampling=Sampling(max_tokens, temperature=0.0),
             history=history,
         )
-        own = [] if ask.history else [(None, ask.image)]
+        own = [] if ask.history else [(None, image) for image in (ask.image, *ask.more)]
         return self._session.start(request, images=own, sink=sink)
 
 
@@ -229,8 +271,17 @@ def main() -> None:
     print(json.dumps({"ready": True}), file=replies, flush=True)
     for line in sys.stdin:
         order = json.loads(line)
+        if "cancel_after" in order:
+            assert isinstance(way, Ours)
+            print(json.dumps(way.load_again(order["cancel_after"])), file=replies, flush=True)
+            continue
         asks = [
-            Ask(held["question"], held["image"], tuple(map(tuple, held["history"])))
+            Ask(
+                held["question"],
+                held["image"],
+                tuple(map(tuple, held["history"])),
+                tuple(held["more"]),
+            )
             for held in order["asks"]
         ]
         burst = way.answer(asks, order["max_tokens"])

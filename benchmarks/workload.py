@@ -36,11 +36,14 @@ class Ask:
         Path of the file. In a chat it belongs to the first turn.
     history : tuple of (str, str)
         Earlier questions and answers, oldest first.
+    more : tuple of str
+        Further pictures of the question; for ours only.
     """
 
     question: str
     image: str
     history: tuple[tuple[str, str], ...] = ()
+    more: tuple[str, ...] = ()
 
     def messages(self, image: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the chat in the format of OpenAI's endpoints and of chat templates.

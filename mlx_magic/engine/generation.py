@@ -84,7 +84,7 @@ class Generation(Task[VisionResult]):
         self._last_token_at: float | None = None
         self._seen: tuple[str, ...] = ()
         self._hint = ""
-        self._observers = Observers(clock, self.snapshot)
+        self._observers = Observers[Snapshot](clock)
 
     def observe(self, callback: OnProgress) -> Callable[[], None]:
         """Call `callback` with snapshots: at most 20 times a second, and at the end.
@@ -186,7 +186,7 @@ class Generation(Task[VisionResult]):
         self._changed()
 
     def _changed(self, *, at_end: bool = False) -> None:
-        self._observers.notify(at_end=at_end)
+        self._observers.notify(self.snapshot, at_end=at_end)
 
     def snapshot(self) -> Snapshot:
         """Return the current state; safe from any thread."""

@@ -29,13 +29,10 @@ class Observers(Generic[S]):
     ----------
     clock : callable
         Seconds, monotonic.
-    snapshot : callable
-        Returns the snapshot for the observers; safe from any thread.
     """
 
-    def __init__(self, clock: Callable[[], float], snapshot: Callable[[], S]) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._snapshot = snapshot
         # Held during the calls, so that no observer gets an older snapshot after a newer one.
         # Never taken while the task's lock is held.
         self._lock = threading.RLock()
@@ -65,8 +62,16 @@ class Observers(Generic[S]):
 
         return remove
 
-    def notify(self, *, at_end: bool = False) -> None:
-        """Call the observers that are due; at the end, all of them."""
+    def notify(self, snapshot: Callable[[], S], *, at_end: bool = False) -> None:
+        """Call the observers that are due; at the end, all of them.
+
+        Parameters
+        ----------
+        snapshot : callable
+            Returns the snapshot for the observers; safe from any thread. It is not kept: that of a
+            task would hold the task, and with it the images, until the next garbage collection.
+        at_end : bool
+        """
         if not self._observers:
             return
         with self._lock:
@@ -74,11 +79,11 @@ class Observers(Generic[S]):
             for observer in list(self._observers):
                 if at_end or now - observer.last >= INTERVAL:
                     observer.last = now
-                    self._call(observer)
+                    self._call(observer, snapshot)
 
-    def _call(self, observer: _Observer[S]) -> None:
+    def _call(self, observer: _Observer[S], snapshot: Callable[[], S]) -> None:
         try:
-            observer.callback(self._snapshot())
+            observer.callback(snapshot())
         except BaseException:
             # BaseException, since asyncio's CancelledError is not an Exception: a failing observer
             # must not end the task.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from mlx_magic.cancellation import Cancelled
@@ -30,7 +31,7 @@ class RunningTasks:
     def __init__(self, clock: Clock) -> None:
         self.deadlines = Deadlines(clock)
         self._listeners = ChangeListeners()
-        self._tasks: set[Task[Any]] = set()
+        self._tasks: dict[Future[Any], Task[Any]] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -38,7 +39,7 @@ class RunningTasks:
     def tasks(self) -> list[Task[Any]]:
         """The tasks that have not ended."""
         with self._lock:
-            return [task for task in self._tasks if not task.future.done()]
+            return [task for future, task in self._tasks.items() if not future.done()]
 
     def watch(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback`, under no lock, when a task begins or has ended.
@@ -107,14 +108,15 @@ class RunningTasks:
         with self._lock:
             if self._closed:
                 raise EngineError("This session is closed: restart the kernel.")
-            self._tasks.add(task)
+            self._tasks[task.future] = task
+        task.future.add_done_callback(self._ended)
+        self._listeners.notify()
 
-        def ended(_: object) -> None:
-            with self._lock:
-                self._tasks.discard(task)
-            self._listeners.notify()
-
-        task.future.add_done_callback(ended)
+    def _ended(self, future: Future[Any]) -> None:
+        # Not a closure over the task: a future keeps its callbacks, and task and future would then
+        # hold each other, with the request's images, until the next garbage collection.
+        with self._lock:
+            self._tasks.pop(future, None)
         self._listeners.notify()
 
     def cancel(self) -> int:

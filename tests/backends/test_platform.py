@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,41 @@ def test_cycle_collection_runs_only_if_memory_is_still_held(
         return before - device_platform.memory().active - nbytes, len(searches)
 
     assert engine.call(work).result(30) == (0, int(in_a_cycle))
+
+
+@linux
+@pytest.mark.parametrize("own", [{}, {"MALLOC_ARENA_MAX": "3"}], ids=["default", "user's own"])
+def test_arenas_of_malloc_are_limited_unless_the_user_has_set_their_number(
+    own: dict[str, str],
+) -> None:
+    """Many threads allocate at once; malloc_info counts the arenas that this made."""
+    code = """
+import ctypes, sys, tempfile, threading
+from mlx_magic.backends.device import platform
+platform.limit_arenas()
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "malloc_info"):
+    sys.exit()
+barrier = threading.Barrier(40)
+def work():
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc(1000)
+    barrier.wait(30)
+threads = [threading.Thread(target=work) for _ in range(40)]
+[each.start() for each in threads]
+[each.join() for each in threads]
+libc.fopen.restype = ctypes.c_void_p
+path = tempfile.mktemp().encode()
+file = ctypes.c_void_p(libc.fopen(path, b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(path).read().count("<heap nr"))
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env={**clean, **own}, capture_output=True, text=True, timeout=100, check=True
+    )
+    if done.stdout:
+        most = int(own.get("MALLOC_ARENA_MAX", max(2, os.cpu_count() or 1)))
+        assert int(done.stdout) <= most

@@ -134,6 +134,23 @@ def test_nan_logits_affect_only_their_row() -> None:
     ]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_greedy_row_ends_with_nan_or_infinite_logits_and_not_with_ruled_out_tokens(
+    dtype: str,
+) -> None:
+    import mlx.core as mx
+
+    # No row has equal values in any of these types.
+    rows = [mx.random.permutation(100, key=mx.random.key(row)) for row in range(4)]
+    logits = mx.stack(rows).astype(getattr(mx, dtype))
+    best: Any = mx.argmax(logits, axis=-1).tolist()
+    logits[0], logits[3, 50] = -mx.inf, mx.inf
+    logits[1, (best[1] + 1) % 100] = mx.nan
+    logits[2, (best[2] + 1) % 100] = -mx.inf
+    found = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    assert draw(found, [SamplingParams()] * 4) == [BAD, BAD, best[2], BAD]
+
+
 def test_repetition_penalty_lowers_generated_tokens_and_not_the_prompt() -> None:
     import mlx.core as mx
 

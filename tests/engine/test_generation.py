@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import GenerationChunk
+from mlx_magic.engine.running_tasks import RunningTasks
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.notebook.display.phase_line import phase_line
@@ -202,3 +205,22 @@ def test_waiting_for_memory_is_reported_and_cancel_ends_it_at_once(generation: G
     assert phase_line(generation.progress) == "waiting for memory …"
     generation.cancel()
     assert generation.future.result(0).stopped_in == "queued"
+
+
+def test_ended_request_is_freed_at_once(clock: ManualClock) -> None:
+    """Its images would otherwise stay until a garbage collection of the oldest generation."""
+    running = RunningTasks(clock)
+    generation = Generation(GenerationRequest(prompt="What?"), clock=clock)
+    running.add(generation)
+    generation.observe(lambda _: None)
+    generation.report(text_chunk("A cat.", 3))
+    freed = weakref.ref(generation)
+    gc.disable()
+    try:
+        generation.finish("stop")
+        assert generation.future.result().text == "A cat."
+        del generation
+        assert freed() is None
+    finally:
+        gc.enable()
+    assert running.tasks == []

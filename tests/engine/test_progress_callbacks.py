@@ -36,11 +36,11 @@ def text_chunk(count: int) -> GenerationChunk:
 @given(st.lists(st.floats(0, 0.2), max_size=60))
 def test_callback_is_called_at_most_twenty_times_a_second(steps: list[float]) -> None:
     clock, times = ManualClock(0.0), []
-    observers: Observers[int] = Observers(clock, lambda: 0)
+    observers: Observers[int] = Observers(clock)
     observers.add(lambda _: times.append(clock()))
     for seconds in steps:
         clock.advance(seconds)
-        observers.notify()
+        observers.notify(lambda: 0)
     assert all(later - earlier >= INTERVAL for earlier, later in itertools.pairwise(times))
     # None that was due is left out.
     assert bool(times) == bool(steps)
@@ -101,7 +101,7 @@ def test_observer_can_cancel_and_unsubscribe(generation: Generation, clock: Manu
     assert generation.future.result().finish_reason == "cancelled"
     leave()
     clock.advance(1)
-    generation._observers.notify(at_end=True)
+    generation._observers.notify(generation.snapshot, at_end=True)
     assert [each.progress.phase for each in seen] == ["loading", "done"]
 
 

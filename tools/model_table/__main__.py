@@ -2,6 +2,7 @@
 
 python -m tools.model_table                 all; writes the package's table and docs/models.md
 python -m tools.model_table NAME ...        these, and prints what was seen
+python -m tools.model_table --update NAME   these, and puts them into the table and the page
 python -m tools.model_table --one NAME      one in this process, as JSON on the last line
 """
 
@@ -24,6 +25,8 @@ from tools.tiny_models.spec import TinyModel, all_models, build, find, shrunk
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "tiny_models"
+TABLE = ROOT / "mlx_magic" / "models" / "checkpoints" / "together.json"
+PAGE = ROOT / "docs" / "models.md"
 SECONDS = 600
 """For one checkpoint."""
 
@@ -35,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.model_table", description=__doc__)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--one", action="store_true", help="in this process")
+    parser.add_argument("--update", action="store_true", help="write the rows of these names")
     options = parser.parse_args()
     if options.one:
         print(MARK + json.dumps(_one(find(options.names[0]))))
@@ -48,8 +52,10 @@ def main() -> int:
             print(f"{len(rows):3}/{len(chosen)}  {row['name']:32} {written.line(row)}", flush=True)
     print(f"{len(rows)} checkpoints in {time.monotonic() - began:.0f} s")
     if not options.names:
-        written.table(rows, ROOT / "mlx_magic" / "inference" / "together.json")
-        written.page(rows, ROOT / "docs" / "models.md")
+        written.table(rows, TABLE)
+        written.page(rows, PAGE)
+    elif options.update:
+        written.update(rows, TABLE, PAGE)
     return 1 if any(row["failed"] for row in rows) else 0
 
 

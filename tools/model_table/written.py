@@ -59,6 +59,25 @@ def table(rows: Sequence[Row], path: Path) -> None:
     path.write_text(f'{{"versions": {versions},\n"models": [\n{text}\n]}}\n', encoding="utf-8")
 
 
+def update(rows: Sequence[Row], table_path: Path, page_path: Path) -> None:
+    """Put the rows of some checkpoints into the table and the page; the others stay."""
+    held = json.loads(table_path.read_text("utf-8"))
+    new = {row["name"]: _entry(row) for row in rows if row.get("signature")}
+    entries = [new.pop(entry["name"], entry) for entry in held["models"]] + list(new.values())
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
+    text = f'{{"versions": {json.dumps(held["versions"])},\n"models": [\n{lines}\n]}}\n'
+    table_path.write_text(text, encoding="utf-8")
+    page_lines = page_path.read_text("utf-8").splitlines(keepends=True)
+    for row in rows:
+        line = _row(row)
+        # Names of vision and text models differ in their signature at least.
+        start = "|".join(line.split("|")[:3]) + "|"
+        at = [n for n, old in enumerate(page_lines) if old.startswith(start)]
+        if len(at) == 1:
+            page_lines[at[0]] = line
+    page_path.write_text("".join(page_lines), encoding="utf-8")
+
+
 def page(rows: Sequence[Row], path: Path) -> None:
     """Write the page, with the architectures that were not compared."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())

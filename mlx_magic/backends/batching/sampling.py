@@ -146,10 +146,6 @@ def sample_rows(logits: Any, draws: Sequence[SamplingParams], positions: Sequenc
     """
     import mlx.core as mx
 
-    if logits.dtype == mx.float32 and all(params.temperature <= 0 for params in draws):
-        # A maximum needs no probabilities: the sum over the vocabulary takes 1 % of a small
-        # model's step on a CPU. In lower precision the subtraction makes ties, which decide.
-        return _checked(mx.argmax(logits, axis=-1).view(mx.int32), logits)
     return sample_normalized(
         logits - mx.logsumexp(logits, axis=-1, keepdims=True), draws, positions
     )

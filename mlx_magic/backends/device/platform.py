@@ -45,6 +45,12 @@ SHORT = 128
 # many), so that fewer calls are quicker.
 LOGITS_CUDA = 256 * 2**20
 
+ARENAS = "MALLOC_ARENA_MAX"
+"""The user's own setting of glibc."""
+
+M_ARENA_MAX = -8
+"""The same for its function `mallopt`, from malloc.h."""
+
 STAYS = 0.001
 """Share of a model's bytes that may stay allocated without a garbage collection."""
 
@@ -90,6 +96,7 @@ def prepare() -> Blas:
     """
     global _blas
     if _blas is None:
+        limit_arenas()
         _blas = _prepare()
         forks.register_library_threads(openblas)
     return _blas
@@ -359,6 +366,20 @@ def give_back() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def limit_arenas() -> None:
+    """Let malloc have one arena per core, unless the user has set another number.
+
+    By default glibc makes eight per core for threads that allocate at the same time, such as those
+    that open the images of concurrent requests, and each keeps what it once held. A process that
+    had answered 32 questions at once took 75 MB more for that (two cores, the bundled model).
+    """
+    if ARENAS in os.environ or "arena_max" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None:
+        set_option(M_ARENA_MAX, max(2, os.cpu_count() or 1))
 
 
 @cache

@@ -16,8 +16,8 @@ from mlx_magic.backends import upstream
 def speed_up(model: Any) -> None:
     """Cache a model's submodules as attributes, and transpose its weights once.
 
-    Measured with the bundled model on two x86 cores (Python 3.11, mlx 0.32.4, medians of 40
-    pairs in one process): both together take 4 to 5 % off a step, transposed weights alone 2 %.
+    Measured in pairs with and without (Python 3.12, mlx 0.32.4): a 2 B model on an H200 decoded 7 %
+    quicker (58 pairs, 95 % interval 2 to 14 %). On CPU cores no difference was seen.
 
     Arrays may still be replaced at any time: a layer with a new weight then works as MLX's own.
     Submodules must not be replaced or quantized any more; adapters replace theirs during the
