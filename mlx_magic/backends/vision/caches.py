@@ -61,7 +61,7 @@ class VisionCaches:
         self.prompt_cache = PromptCache(
             self._limit - self._features.limit - self.processor_cache.limit,
             plain=prompts,
-            may_keep=lambda: not self._stored.has_changed,
+            may_keep=self._stored.is_unchanged,
         )
         config = getattr(model, "config", None)
         named = (getattr(config, key, None) for key in ("image_token_id", "image_token_index"))
