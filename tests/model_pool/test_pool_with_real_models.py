@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 from mlx_magic import default_session
+from mlx_magic.backends import upstream
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import cache_limit
 from mlx_magic.backends.loading import materialize
@@ -197,15 +197,15 @@ def test_answer_finishes_while_another_model_reads_its_tokenizer(
 ) -> None:
     session.pool.submit_load(copies[0]).future.result(60)
     begun, gate = threading.Event(), threading.Event()
-    utils = importlib.import_module(f"{library}.utils")
-    real = getattr(utils, f"load_{reads}")
+    mechanism = upstream.VISION_LOAD if library == "mlx_vlm" else upstream.TEXT_LOAD
+    real = getattr(mechanism.names, f"load_{reads}")
 
     def held(*args: Any, **kwargs: Any) -> Any:
         begun.set()
         gate.wait(60)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(utils, f"load_{reads}", held)
+    monkeypatch.setattr(mechanism.names, f"load_{reads}", held)
     load = session.pool.submit_load(copies[1] if library == "mlx_vlm" else str(smollm2_folder()))
     try:
         assert begun.wait(60)
@@ -225,7 +225,7 @@ def failures(session: Session, model: str, image: Image.Image) -> list[object]:
     """Return errors whose tracebacks are kept, as a notebook does."""
     with pytest.MonkeyPatch.context() as patch:
         # Asked for on the inference thread, by frames that hold the model.
-        patch.setattr("mlx_vlm.utils.prepare_inputs", refuse)
+        patch.setattr(upstream.VISION_INPUTS.names, "prepare_inputs", refuse)
         asked = start(session, model, image).future
         with pytest.raises(GenerationError) as caught:
             asked.result(60)

@@ -24,6 +24,7 @@ from mlx_magic.backends.chat_templates.limits import (
     BUDGET,
     TemplateBudget,
     TemplateLimitError,
+    TemplateLimits,
     UnsafeTemplateError,
 )
 from mlx_magic.cancellation import Cancelled, CancelToken
@@ -218,7 +219,7 @@ def _agrees_with_jinja(_: object) -> bool:
             ("{{ '%0100000000d' % 1 }}", TemplateLimitError),
         ):
             # A clock that ticks at each look at it, so that the limit is reached soon.
-            BUDGET.set(TemplateBudget(clock=lambda: next(ticks) / 20))
+            BUDGET.set(TemplateBudget(TemplateLimits(seconds=2), lambda: next(ticks) / 20))
             with contextlib.suppress(refusal):
                 compiled(source, like_transformers=False).render()
                 return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 from mlx_magic.backends import upstream
@@ -20,7 +22,8 @@ class StoredState:
     """
 
     def __init__(self, language_model: Any) -> None:
-        self._model = language_model
+        # Not the model itself: an unloaded one must be freed without a search for cycles.
+        self._model = _weakly(language_model)
         self._before: dict[str, Any] | None = None
         self.has_positions = upstream.keeps_positions(language_model)
 
@@ -29,9 +32,8 @@ class StoredState:
         if self._before is None:
             self._before = self._attributes()
 
-    @property
-    def has_changed(self) -> bool:
-        """Whether an attribute has changed since `look`."""
+    def is_unchanged(self) -> bool:
+        """Whether no attribute has changed since `look`."""
         now = self._attributes()
         before = self._before if self._before is not None else now
         changed = before.keys() != now.keys() or any(
@@ -39,7 +41,7 @@ class StoredState:
         )
         if changed:
             upstream.VISION_PREFIXES.turn_off("keeps positions of a prompt under other names")
-        return changed
+        return not changed
 
     def forget(self) -> None:
         """Release the attributes."""
@@ -47,8 +49,16 @@ class StoredState:
 
     def _attributes(self) -> dict[str, Any]:
         # A module of MLX keeps arrays among its parts, and anything else as attributes.
-        found = {**getattr(self._model, "__dict__", {}), **dict(_items(self._model))}
+        model = self._model()
+        found = {**getattr(model, "__dict__", {}), **dict(_items(model))}
         return {name: value for name, value in found.items() if name not in upstream.POSITIONS}
+
+
+def _weakly(thing: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(thing)
+    except TypeError:  # None, or an object without weak references
+        return lambda: thing
 
 
 def _items(module: Any) -> Any:

@@ -68,7 +68,7 @@ class VisionCaches:
         self.prompt_cache = PromptCache(
             self._limit - self._features.limit - self.processor_cache.limit,
             kind=kind,
-            may_keep=lambda: not self._stored.has_changed,
+            may_keep=self._stored.is_unchanged,
         )
         self._ignored = upstream.ignored_inputs(getattr(model, "language_model", None))
         config = getattr(model, "config", None)
