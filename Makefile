@@ -12,6 +12,9 @@ SMOLLM2 := 0.1.2
 
 # Releases of the libraries that the contract tests run on: `--resolution` of uv.
 RELEASES := lowest-direct highest
+# `make newest` ignores the upper ends of pyproject.toml's ranges for these.
+RESOLUTION = $(if $(filter newest,$*),highest,$*)
+UNBOUND := "mlx; sys_platform == 'darwin'" "mlx[cpu]; sys_platform == 'linux'" mlx-lm mlx-vlm
 UPSTREAM := .cache/upstream
 UV := $(VENV)/bin/uv
 CONTRACTS := tests/models/test_upstream_checks.py tests/models/test_hub_upstream.py tests/backends/test_upstream.py
@@ -30,8 +33,8 @@ install = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || { \
 	echo "uv failed; trying pip."; $(PY) -m pip install --quiet $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test fast notebooks check lint types bench models upstream wheel kernels smollm2 \
-	browser venv constraints clean
+.PHONY: help demo lab test fast notebooks check lint types bench models upstream newest wheel kernels \
+	smollm2 browser venv constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -53,9 +56,11 @@ notebooks: venv  ## run the notebooks and compare their outputs
 
 check: lint types test  ## run lint, types and all tests
 
-lint: venv  ## check style and format with ruff
+lint: venv  ## check style and format with ruff, and the workflows of CI with zizmor and their schema
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/zizmor --offline --quiet --strict-collection --pedantic .github
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 types: venv  ## check types with mypy
 	$(PY) -m mypy
@@ -68,11 +73,15 @@ models: venv  ## compare tiny checkpoints of all architectures with their librar
 
 upstream: $(RELEASES:%=upstream-%)  ## test the oldest and the newest releases of the libraries
 
+newest: upstream-newest  ## test the newest mlx, mlx-vlm and mlx-lm, also those that pyproject.toml excludes
+
 # An environment of its own for each, made anew: the newest release may be of today.
 upstream-%: | venv
 	@echo "Testing the $* releases in $(UPSTREAM)/$*"
 	@$(UV) venv --quiet --clear --python $(PY) $(UPSTREAM)/$*
-	@$(UV) pip install --quiet --python $(UPSTREAM)/$*/bin/python --resolution $* . $(CONTRACT_NEEDS)
+	@printf '%s\n' $(if $(filter newest,$*),$(UNBOUND)) > $(UPSTREAM)/$*/overrides.txt
+	@$(UV) pip install --quiet --python $(UPSTREAM)/$*/bin/python --resolution $(RESOLUTION) \
+		--overrides $(UPSTREAM)/$*/overrides.txt . $(CONTRACT_NEEDS)
 	@$(UV) pip list --quiet --python $(UPSTREAM)/$*/bin/python \
 		| grep -E '^(mlx|mlx-lm|mlx-vlm|transformers|huggingface.hub|jinja2) '
 	$(UPSTREAM)/$*/bin/python -m pytest -p no:cacheprovider $(CONTRACTS)
