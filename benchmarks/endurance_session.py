@@ -17,6 +17,7 @@ from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import DEMO, Exchange, GenerationRequest
 from mlx_magic.engine.result import GenerationChunk, Phase
+from mlx_magic.images.opening import take_images
 from mlx_magic.model_pool.pool import ModelPool
 from mlx_magic.session import Session
 
@@ -73,10 +74,10 @@ class Cutting(Session):
             plan.prompt, sampling=plan.sampling, timeout=plan.timeout, history=history
         )
         asked = Cuttable(request, plan)
-        values = [(f"image {at}", each) for at, each in enumerate(plan.images)]
+        taken = take_images((f"image {at}", each) for at, each in enumerate(plan.images))
         self.pool.running.begin(
             asked,
-            lambda: self._prepare(asked, [*values], None, thumbnails=False),
+            lambda: self._prepare(asked, taken, thumbnails=False),
             failure=partial(preparing_error, request.model),
         )
         asked.happens("asked")

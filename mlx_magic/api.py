@@ -21,6 +21,7 @@ from mlx_magic.engine.request import (
 )
 from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.engine.task import outcome, wait
+from mlx_magic.images.opening import TakenImages, take_images
 from mlx_magic.interrupts import deferred
 
 Model = str | os.PathLike[str] | None
@@ -45,6 +46,7 @@ def ask(
     stop: str | Sequence[str] = (),
     format: OutputFormat = "text",
     max_pixels: int | None = None,
+    normalize: bool = True,
     timeout: float | None = None,
     kv_bits: int | None = None,
     on_progress: OnProgress | None = None,
@@ -57,7 +59,8 @@ def ask(
         The question.
     images : object, optional
         A path, glob, URL, data URI, PIL image, NumPy array, matplotlib figure,
-        bytes, pandas Series, an earlier result, or a list of these.
+        bytes, a column of pandas, polars, pyarrow or a Hugging Face dataset, an earlier result,
+        or a list of these. The model sees them as they are at the time of the call.
     model : str or path, optional
         Alias, folder or Hub repository id; by default the default model.
     system : str, optional
@@ -72,6 +75,9 @@ def ask(
         ``"json"`` parses the answer into `VisionResult.data`.
     max_pixels : int, optional
         Larger images are scaled down to this many pixels.
+    normalize : bool
+        Whether values wider than 8 bits are scaled to black to white by the smallest depth (8,
+        10, 12, 14 or 16 bits) that holds them; `ImageInput.note` says what was done.
     timeout : float, optional
         Seconds, after which the answer ends with the text generated so far
         (``finish_reason`` "timeout").
@@ -95,7 +101,8 @@ def ask(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
     request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
-    return outcome(lambda: _start(request, images, max_pixels, on_progress=on_progress))
+    taken = _taken(images, max_pixels, normalize, on_progress)
+    return outcome(lambda: _start(request, taken, on_progress=on_progress))
 
 
 def stream(
@@ -114,6 +121,7 @@ def stream(
     stop: str | Sequence[str] = (),
     format: OutputFormat = "text",
     max_pixels: int | None = None,
+    normalize: bool = True,
     timeout: float | None = None,
     kv_bits: int | None = None,
     on_progress: OnProgress | None = None,
@@ -131,7 +139,8 @@ def stream(
         max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
     )
     request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
-    return TextStream(request, images, max_pixels, on_progress)
+    taken = _taken(images, max_pixels, normalize, on_progress)
+    return TextStream(request, taken, on_progress)
 
 
 def demo_model() -> Path:
@@ -147,8 +156,7 @@ class TextStream:
     def __init__(
         self,
         request: GenerationRequest,
-        images: Any,
-        max_pixels: int | None,
+        images: TakenImages,
         on_progress: OnProgress | None = None,
     ) -> None:
         pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -160,9 +168,7 @@ class TextStream:
         self._pieces = pieces
         self._ended = False
         with deferred():
-            self._generation = _start(
-                request, images, max_pixels, sink=take, on_progress=on_progress
-            )
+            self._generation = _start(request, images, sink=take, on_progress=on_progress)
             # Leaving the loop early deletes this object, which stops the model. So neither the
             # sink nor the callback may hold a reference to it.
             weakref.finalize(self, self._generation.cancel)
@@ -254,17 +260,26 @@ def _model_name(model: Model) -> str:
     return argument_checks.name("model", model)
 
 
+def _taken(
+    images: Any, max_pixels: int | None, normalize: bool, on_progress: OnProgress | None
+) -> TakenImages:
+    """Take the images as they are now. An interrupt is not deferred: it may take long."""
+    argument_checks.function("on_progress", on_progress)
+    nothing = images is None or (isinstance(images, list | tuple) and not images)
+    taken = take_images(
+        [] if nothing else [(None, images)], max_pixels=max_pixels, normalize=normalize
+    )
+    taken.read()
+    return taken
+
+
 def _start(
     request: GenerationRequest,
-    images: Any,
-    max_pixels: int | None,
+    images: TakenImages,
     *,
     sink: Sink | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generation:
-    argument_checks.function("on_progress", on_progress)
-    nothing = images is None or (isinstance(images, list | tuple) and not images)
-    values = [] if nothing else [(None, images)]
     return default_session.current().start(
-        request, images=values, max_pixels=max_pixels, sink=sink, on_progress=on_progress
+        request, images=images, sink=sink, on_progress=on_progress
     )

@@ -158,6 +158,13 @@ OPTIONS: tuple[RequestOption, ...] = (
         check=_one_or_more,
     ),
     RequestOption(
+        "normalize",
+        "switch",
+        "keep the numbers of deep images",
+        target="images",
+        default=True,
+    ),
+    RequestOption(
         "kv_bits", "integer", "quantize the KV cache: less memory", "4|8", check=check_kv_bits
     ),
 )

@@ -22,6 +22,7 @@ from mlx_magic.errors import (
 )
 from mlx_magic.formatting import without_frames
 from mlx_magic.images import opening
+from mlx_magic.images.opening import TakenImages
 from mlx_magic.model_pool.model_info import no_images
 from mlx_magic.model_pool.pool import ModelPool
 from mlx_magic.models.catalog import model_summary
@@ -124,22 +125,26 @@ class Session:
         self,
         request: GenerationRequest,
         *,
-        images: Sequence[NamedImage] = (),
+        images: Sequence[NamedImage] | TakenImages = (),
         max_pixels: int | None = None,
+        normalize: bool = True,
         sink: Sink | None = None,
         on_progress: OnProgress | None = None,
         thumbnails: bool = False,
     ) -> Generation:
-        """Begin to answer a request; returns at once.
+        """Begin to answer a request; returns once its images are taken.
 
         Parameters
         ----------
         request : GenerationRequest
             Its `images` come before those of the parameter `images`.
-        images : sequence of (name, value)
-            Images to open: anything that `images.open_images` accepts.
+        images : sequence of (name, value), or TakenImages
+            Images to open: anything that `images.open_images` accepts. They are taken on this
+            thread, as they are now.
         max_pixels : int, optional
             Larger images are scaled down to this many pixels.
+        normalize : bool
+            See `images.open_images`. Both are those of `TakenImages`, if such are given.
         sink : callable, optional
             Called with each `GenerationChunk`, on the inference thread.
         on_progress : callable, optional
@@ -153,14 +158,23 @@ class Session:
         -------
         Generation
             Its future gets the `VisionResult` or an `MlxMagicError`.
+
+        Raises
+        ------
+        ImageError
+            If a value is not an image, or a file cannot be read. Errors of decoding and fetching
+            are those of the future.
         """
+        taken = images
+        if not isinstance(taken, TakenImages):
+            taken = opening.take_images(taken, max_pixels=max_pixels, normalize=normalize)
+            taken.read()
         generation = Generation(request, clock=self._clock, sink=sink)
         if on_progress is not None:
             generation.observe(on_progress)
-        values = list(images)
         self._running.begin(
             generation,
-            lambda: self._prepare(generation, values, max_pixels, thumbnails=thumbnails),
+            lambda: self._prepare(generation, taken, thumbnails=thumbnails),
             failure=partial(preparing_error, request.model),
         )
         return generation
@@ -215,26 +229,26 @@ class Session:
     def _prepare(
         self,
         generation: Generation,
-        values: list[NamedImage],
-        max_pixels: int | None,
+        taken: TakenImages,
         *,
         thumbnails: bool,
     ) -> None:
         request = generation.request
         found = self.pool.find(request.model, generation)
         before = any(exchange.images for exchange in request.history)
-        if found.kind == "text" and (values or request.images or before):
+        if found.kind == "text" and (taken or request.images or before):
             raise no_images(request.model, self.pool, before=before)
-        opened = [
-            *request.images,
-            *opening.open_named_images(values, max_pixels=max_pixels, cancel=generation.token),
-        ]
+        opened = [*request.images, *taken.open(generation.token)]
         generation.prepared(replace(request, images=tuple(opened)))
-        # Only the steps hold the prefetched inputs, so that these are freed with them.
+        earlier = [image for exchange in request.history for image in exchange.images]
+        # Decoded here and not on the inference thread, and only once.
+        pixels = [image.pixels for image in (*earlier, *opened)]
+        # Only the steps hold the prefetched inputs and the pixels, so that these are freed with
+        # them.
         steps = self._steps(
             generation,
             found,
-            self.pool.prefetch_if_loaded(found, generation.request, generation.token),
+            (self.pool.prefetch_if_loaded(found, generation.request, generation.token), pixels),
         )
         generation.on_cancel = partial(self.engine.prioritize, steps)
         self.engine.submit(steps, generation.fail)
@@ -247,7 +261,7 @@ class Session:
     def _steps(self, generation: Generation, found: Checkpoint, ready: object = None) -> Steps:
         """Load the model if needed, then answer, in steps on the inference thread.
 
-        `ready` is not used: the generator keeps the prefetched inputs alive.
+        `ready` is not used: the generator keeps prefetched inputs and pixels alive.
         """
         request = generation.request
         try:
@@ -267,3 +281,7 @@ class Session:
         except Exception as error:
             failure = generation_error(request.model, error)
             raise failure from without_frames(error)
+        finally:
+            # From now on an image is its file, which is decoded when it is used again.
+            for image in request.images:
+                image.stored.release()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import mlx_magic
 from mlx_magic import default_session
@@ -120,3 +123,47 @@ def test_progress_is_reported_and_can_be_polled(script: ScriptedBackend, model: 
     assert list(stream) == ["One ", "two ", "three."]
     assert stream.progress.progress == seen[-1].progress
     assert stream.progress.text == seen[-1].text == "One two three."
+
+
+def test_stream_sees_images_as_they_were_at_the_call(
+    script: ScriptedBackend, model: Path, tmp_path: Path
+) -> None:
+    array = np.full((4, 6, 3), 200, np.uint8)
+    path = tmp_path / "tmp.png"
+    Image.fromarray(array).save(path)
+    frames = (array for _ in range(2))
+    script.hold = "decode"
+    for value, count in ((array, 1), (path, 1), (str(path), 1), (frames, 2), ([array, path], 2)):
+        stream = mlx_magic.stream("What?", value, model)
+        array.fill(7)
+        path.write_bytes(b"")
+        stream.cancel()
+        images = stream.result.images
+        array.fill(200)
+        Image.fromarray(array).save(path)
+        assert [image.pixels.getpixel((0, 0)) for image in images] in ([(200,) * 3] * count, [])
+
+
+def test_numbers_of_deep_images_can_be_kept(script: ScriptedBackend, model: Path) -> None:
+    array = np.full((4, 6), 4095, np.uint16)
+    for normalize, level in ((True, 255), (False, 16)):
+        (image,) = mlx_magic.ask("What?", array, model, normalize=normalize).images
+        assert image.pixels.getpixel((0, 0)) == (level,) * 3
+    with pytest.raises(RequestError, match="normalize is 0: use True or False"):
+        mlx_magic.ask("What?", array, model, normalize=0)  # type: ignore[arg-type]
+
+
+def test_result_keeps_the_file_of_its_image(
+    script: ScriptedBackend, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.effect_noise((800, 600), 40).convert("RGB").save(path)
+    result = mlx_magic.ask("What?", path, model)
+    (image,) = result.images
+    before = image.pixels.tobytes()
+    size = path.stat().st_size
+    assert image.stored.nbytes == size
+    assert len(pickle.dumps(result)) <= 1.2 * size + 2_000
+    again = pickle.loads(pickle.dumps(result))
+    assert again.images[0].pixels.tobytes() == before
+    assert mlx_magic.ask("And?", result, model).images[0].digest == image.digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -10,20 +11,42 @@ from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError
 from mlx_magic.formatting import short_label
-from mlx_magic.images.color_modes import sixteen_to_eight
+from mlx_magic.images.color_modes import NEARLY_BLACK
 from mlx_magic.images.limits import MAX_IMAGES, check_pixels
+from mlx_magic.images.value_range import (
+    DEPTHS,
+    Levels,
+    ValueRange,
+    float_levels,
+    integer_levels,
+    of_top,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    _Scale = Callable[[NDArray[Any]], NDArray[np.uint8]]
-
 _CHANNELS = (1, 3, 4)
-# Filters overshoot slightly: values beyond the range by this much are clipped, others refused.
-_OVERSHOOT = 0.001
+_DARK_MASK = "uint8 values all 0 and 1: nearly black; for a mask use x.astype(bool)"
 # Maximum number of values that are converted at a time.
 _SLICE_VALUES = 4_000_000
+
+
+class FrameGroup:
+    """Arrays that are parts of one array, such as the frames of a stack: they share one range.
+
+    Otherwise a dark frame would be as bright as its neighbors.
+    """
+
+    def __init__(self) -> None:
+        self.members: list[ArrayImages] = []
+        self._range: ValueRange | None = None
+
+    def range(self, checkpoint: Callable[[], None]) -> ValueRange:
+        """Return the range of all members, computed once."""
+        if self._range is None:
+            ranges = [ValueRange.of(_parts(each.colors, checkpoint)) for each in self.members]
+            self._range = ValueRange.union(ranges)
+        return self._range
 
 
 @dataclass(slots=True)
@@ -32,15 +55,52 @@ class ArrayImages:
 
     An array may be far larger than its memory: `numpy.broadcast_to` makes 100 GB of one byte. So
     no copy of the whole array is made.
+
+    Attributes
+    ----------
+    label : str
+    batch : numpy.ndarray
+        N x H x W x C.
+    note : tuple of str
+    normalize : bool
+        False keeps the numbers; see `array_images`.
+    group : FrameGroup
     """
 
     label: str
     batch: NDArray[Any]
     note: tuple[str, ...]
-    _range: tuple[float, float] | None = field(default=None, init=False)
+    normalize: bool = True
+    group: FrameGroup = field(default_factory=FrameGroup)
+    _levels: tuple[Levels, Levels] | None = field(default=None, init=False)
 
     def __len__(self) -> int:
         return len(self.batch)
+
+    @property
+    def colors(self) -> NDArray[Any]:
+        """The values without an alpha channel."""
+        return self.batch[..., :3] if self.batch.shape[3] == 4 else self.batch
+
+    def changed_by_normalize(self, checkpoint: Callable[[], None]) -> bool:
+        """Return whether `normalize` makes a difference for these values."""
+        kind, size = self.batch.dtype.kind, self.batch.dtype.itemsize
+        if kind == "b" or (kind == "u" and size == 1):
+            return False
+        values = self.group.range(checkpoint)
+        if kind == "f":
+            return not values.finite
+        deepest = 2 ** DEPTHS[-2]
+        return values.high < deepest if kind == "u" and size == 2 else not 1 < values.high <= 255
+
+    def take(self) -> None:
+        """Copy the values, which the user's code may change from now on."""
+        self.batch = _copy(self.batch)
+
+    def join(self, group: FrameGroup) -> None:
+        """Share the range of a group."""
+        self.group = group
+        group.members.append(self)
 
     def image_at(
         self, index: int, checkpoint: Callable[[], None]
@@ -60,55 +120,93 @@ class ArrayImages:
         """
         import numpy as np
 
-        scale, notes = self._scale(checkpoint)
+        if self._levels is None:
+            self._levels = self._find_levels(checkpoint)
+        colors, alpha = self._levels
         values = self.batch[index]
         pixels = np.empty(values.shape, np.uint8)
         for part in _slices(values):
             checkpoint()
-            pixels[part] = scale(values[part])
+            pixels[part] = colors.scale(values[part])
+            if values.shape[2] == 4:
+                pixels[part][..., 3] = alpha.scale(values[part][..., 3])
         if pixels.shape[2] == 1:
             pixels = pixels[..., 0]
-        return Image.fromarray(pixels), (*self.note, *notes)
+        return Image.fromarray(pixels), (*self.note, *filter(None, [colors.note]))
 
-    def _scale(self, checkpoint: Callable[[], None]) -> tuple[_Scale, tuple[str, ...]]:
-        """Return the conversion to 0..255, by the type or the range of the whole batch."""
+    def _find_levels(self, checkpoint: Callable[[], None]) -> tuple[Levels, Levels]:
+        """Return the levels of colors, and those of an alpha channel, which has its own range."""
         import numpy as np
 
         kind, size = self.batch.dtype.kind, self.batch.dtype.itemsize
         if kind == "b":
-            return (lambda values: values.astype(np.uint8) * np.uint8(255)), ()
+            same = Levels(lambda values: values.astype(np.uint8) * np.uint8(255))
+            return same, same
         if kind == "u" and size == 1:
-            return (lambda values: values.astype(np.uint8)), ()
-        if kind not in "iuf":
+            low_mask = self._is_dark_mask(checkpoint) if self.normalize else False
+            same = Levels(lambda values: values.astype(np.uint8), _DARK_MASK if low_mask else "")
+            return same, same
+        if not self.group.members:
+            self.join(self.group)
+        colors = self._levels_of(self.group.range(checkpoint))
+        if self.batch.shape[3] != 4:
+            return colors, colors
+        return colors, self._levels_of(ValueRange.of(_parts(self.batch[..., 3:], checkpoint)))
+
+    def _levels_of(self, values: ValueRange) -> Levels:
+        kind, size = self.batch.dtype.kind, self.batch.dtype.itemsize
+        if kind == "f":
+            if not (self.normalize or values.finite):
+                _refuse(
+                    self.label,
+                    "holds NaN or infinity: replace them, for example with np.nan_to_num(x), or "
+                    "leave normalize on, which shows them as black and white",
+                )
+            return float_levels(values) or self._no_float_levels(values)
+        if not self.normalize and kind == "u" and size == 2:
+            return Levels(of_top(65_535), NEARLY_BLACK if values.high <= 255 else "")
+        found = integer_levels(values)
+        if found is None or (not self.normalize and values.high > 255):
             _refuse(
-                self.label, f"holds {_type(self.batch)} values: use uint8, or floats from 0 to 1"
+                self.label,
+                f"holds integers from {values.low} to {values.high}: scale them to 0..255, "
+                "or use uint16 for 0..65535",
             )
-        if self._range is None:
-            self._range = _lowest_and_highest(self.batch, checkpoint)
-        low, high = self._range
-        if kind == "u" and size == 2:
-            note = (
-                "16-bit values all under 256: nearly black; for 8-bit values use x.astype('uint8')"
-            )
-            return sixteen_to_eight, (note,) if high <= 255 else ()
-        if kind in "iu":
-            return _from_integers(low, high, self.label), ()
-        return _from_floats(low, high, self.label)
+        return found if self.normalize else Levels(of_top(255))
+
+    def _no_float_levels(self, values: ValueRange) -> NoReturn:
+        _refuse(
+            self.label,
+            f"holds floats from {values.low:g} to {values.high:g}: scale them to 0..1 (or to "
+            "0..255), for example with (x - x.min()) / np.ptp(x), or np.clip(x, 0, 1)",
+        )
+
+    def _is_dark_mask(self, checkpoint: Callable[[], None]) -> bool:
+        # The first values tell nearly always, so that a photo costs nothing.
+        if self.batch[0, :8, :8].max() > 1:
+            return False
+        return all(part.max() <= 1 for part in _parts(self.batch, checkpoint)) and any(
+            part.max() for part in _parts(self.batch, checkpoint)
+        )
 
 
-def array_images(array: NDArray[Any], label: str) -> ArrayImages:
+def array_images(array: NDArray[Any], label: str, *, normalize: bool = True) -> ArrayImages:
     """Interpret an array as one image, or a batch as several.
 
     Shapes are HxW, HxWxC or NxHxWxC with 1, 3 (RGB) or 4 (RGBA) channels. Channels may also come
     first, if the last axis cannot be a channel axis and H and W are over 4; this is noted. bool
-    is black and white, uint8 is unchanged, uint16 is scaled from 0..65535. Other integers must be
-    0..255. Floats must be 0..1, or 0..255 (noted) if the highest is 2 or more.
+    is black and white, uint8 is unchanged. Other integers must be 0..65535, and are divided by
+    the largest number of 8, 10, 12, 14 or 16 bits, whichever holds the highest of all images of
+    the array; masks of 0 and 1 become black and white. Floats must be 0..1, or 0..255 if the
+    highest is 2 or more; NaN becomes black and infinity white. All of this is noted.
 
     Parameters
     ----------
     array : numpy.ndarray
     label : str
         The name given by the user, for messages.
+    normalize : bool
+        False: uint16 is scaled from 0..65535, other integers must be 0..255, and NaN is refused.
 
     Raises
     ------
@@ -127,9 +225,39 @@ def array_images(array: NDArray[Any], label: str) -> ArrayImages:
         )
     if batch.dtype.kind not in "biuf":
         _refuse(label, f"holds {_type(batch)} values: use uint8, or floats from 0 to 1")
-    return ArrayImages(
-        label, batch, (f"channel-first array {_shape(array.shape)}",) if channel_first else ()
-    )
+    note = (f"channel-first array {_shape(array.shape)}",) if channel_first else ()
+    return ArrayImages(label, batch, note, normalize)
+
+
+def owner_of(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array that owns the memory of a view."""
+    import numpy as np
+
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _copy(array: NDArray[Any]) -> NDArray[Any]:
+    """Copy an array; axes along which it repeats itself stay views."""
+    import numpy as np
+
+    once = tuple(slice(0, 1) if step == 0 else slice(None) for step in array.strides)
+    return np.broadcast_to(array[once].copy(), array.shape)
+
+
+def taken_bytes(array: NDArray[Any]) -> int:
+    """Return the number of bytes of a copy that `ArrayImages.take` makes."""
+    sizes: list[int] = [n for n, step in zip(array.shape, array.strides, strict=True) if step]
+    return int(array.dtype.itemsize) * math.prod(sizes)
+
+
+def _parts(batch: NDArray[Any], checkpoint: Callable[[], None]) -> Iterator[NDArray[Any]]:
+    """Yield all values of a batch, in slices."""
+    for values in batch:
+        for part in _slices(values):
+            checkpoint()
+            yield values[part]
 
 
 def _slices(values: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
@@ -140,21 +268,6 @@ def _slices(values: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
     for top in range(0, height, down):
         for left in range(0, width, across):
             yield slice(top, top + down), slice(left, left + across)
-
-
-def _lowest_and_highest(batch: NDArray[Any], checkpoint: Callable[[], None]) -> tuple[float, float]:
-    """Return the range of all values; NaN if a value is NaN."""
-    import numpy as np
-
-    lows: list[Any] = []
-    highs: list[Any] = []
-    for values in batch:
-        for part in _slices(values):
-            checkpoint()
-            lows.append(values[part].min())
-            highs.append(values[part].max())
-    low, high = np.min(lows), np.max(highs)
-    return (low.item(), high.item()) if batch.dtype.itemsize <= 8 else (float(low), float(high))
 
 
 def _as_batch(array: NDArray[Any], label: str) -> tuple[NDArray[Any], bool]:
@@ -175,44 +288,6 @@ def _as_batch(array: NDArray[Any], label: str) -> tuple[NDArray[Any], bool]:
     if array.ndim == 3:
         advice += "; for several grayscale images use list(x)"
     _refuse(label, f"has the shape {_shape(shape)}: {advice}")
-
-
-def _from_integers(low: float, high: float, label: str) -> _Scale:
-    import numpy as np
-
-    if low < 0 or high > 255:
-        _refuse(
-            label,
-            f"holds integers from {low} to {high}: scale them to 0..255, "
-            "or use uint16 for 0..65535",
-        )
-    return lambda values: values.astype(np.uint8)
-
-
-def _from_floats(low: float, high: float, label: str) -> tuple[_Scale, tuple[str, ...]]:
-    import numpy as np
-
-    notes: tuple[str, ...] = ()
-    if not (np.isfinite(low) and np.isfinite(high)):
-        _refuse(label, "holds NaN or infinity: replace them, for example with np.nan_to_num(x)")
-    if low >= -_OVERSHOOT and high <= 1 + _OVERSHOOT:
-        top = 1.0
-    elif low >= 0 and 2 <= high <= 255:
-        top, notes = 255.0, ("floats read as 0..255",)
-    else:
-        _refuse(
-            label,
-            f"holds floats from {low:g} to {high:g}: scale them to 0..1 (or to "
-            "0..255), for example with (x - x.min()) / np.ptp(x), or np.clip(x, 0, 1)",
-        )
-
-    def scale(values: NDArray[Any]) -> NDArray[np.uint8]:
-        # float16 could overflow; float32 is exact enough for 8 bits.
-        scaled = np.clip(values.astype(np.float32) * np.float32(255.0 / top), 0, 255)
-        rounded: NDArray[np.uint8] = np.rint(scaled).astype(np.uint8)
-        return rounded
-
-    return scale, notes
 
 
 def _type(array: NDArray[Any]) -> str:

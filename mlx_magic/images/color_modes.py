@@ -3,27 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from mlx_magic.images.value_range import (
+    Levels,
+    ValueRange,
+    float_levels,
+    integer_levels,
+    of_top,
+    spread,
+    stretched,
+)
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 WHITE = (255, 255, 255)
+DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
+"""Modes of Pillow with values wider than 8 bits."""
+
+NEARLY_BLACK = "16-bit values all under 256: nearly black; for 8-bit values use x.astype('uint8')"
 # Maximum number of pixels that are converted at a time.
 _SLICE_PIXELS = 1_000_000
 
 
-def to_rgb(
-    image: Image.Image, *, owned: bool = False, checkpoint: Callable[[], None] | None = None
-) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return an RGB copy of a loaded image, and notes for the user.
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """An RGB copy of an image.
 
-    16-bit gray is scaled from its whole range (not clipped). 32-bit integers are scaled from
-    0..255 or 0..65535, and floats from 0..1 or 0..255, if they are in that range; otherwise from
-    their lowest to highest value, which is noted. Transparent parts become white.
+    Attributes
+    ----------
+    pixels : PIL.Image.Image
+    notes : tuple of str
+        Conversions for the user to know.
+    deep : bool
+        Whether its values are wider than 8 bits, so that `normalize` matters.
+    """
+
+    pixels: Image.Image
+    notes: tuple[str, ...] = ()
+    deep: bool = False
+
+
+def to_rgb(
+    image: Image.Image,
+    *,
+    owned: bool = False,
+    checkpoint: Callable[[], None] | None = None,
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """Return an RGB copy of a loaded image, and notes for the user; see `converted`."""
+    done = converted(image, owned=owned, checkpoint=checkpoint)
+    return done.pixels, done.notes
+
+
+def converted(
+    image: Image.Image,
+    *,
+    owned: bool = False,
+    checkpoint: Callable[[], None] | None = None,
+    normalize: bool = True,
+    high: float | None = None,
+) -> Converted:
+    """Return an RGB copy of a loaded image.
+
+    Values wider than 8 bits become levels as `value_range` describes, which is noted; integers
+    and floats without such levels are stretched from their lowest to their highest value.
+    Transparent parts become white.
 
     Parameters
     ----------
@@ -33,27 +81,26 @@ def to_rgb(
         Whether no other code uses the image. RGB pixels are then not copied.
     checkpoint : callable, optional
         Called between slices of deep gray images; may raise.
-
-    Returns
-    -------
-    pixels : PIL.Image.Image
-        RGB.
-    notes : tuple of str
+    normalize : bool
+        False: 16-bit gray is scaled from its whole range, other numbers must be 0..255, or
+        floats from 0 to 1.
+    high : float, optional
+        Highest value of all pages of the file, so that the pages stay comparable.
 
     Raises
     ------
     ValueError
-        If the mode cannot be converted to RGB, or a value is NaN or infinite.
+        If the mode cannot be converted to RGB, or the values without `normalize`.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
-        return (_plain(image) if owned else image.copy()), ()
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _deep_gray(image, checkpoint or (lambda: None))
+        return Converted(_plain(image) if owned else image.copy())
+    if image.mode in DEEP_MODES:
+        return _deep_gray(image, checkpoint or (lambda: None), normalize=normalize, high=high)
     if image.mode == "LAB":
-        return _from_lab(image), ()
+        return Converted(_from_lab(image))
     if image.has_transparency_data:
-        return _on_white(image), ()
-    return image.convert("RGB"), ()
+        return Converted(_on_white(image))
+    return Converted(image.convert("RGB"))
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -84,26 +131,45 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _deep_gray(
-    image: Image.Image, checkpoint: Callable[[], None]
-) -> tuple[Image.Image, tuple[str, ...]]:
+    image: Image.Image, checkpoint: Callable[[], None], *, normalize: bool, high: float | None
+) -> Converted:
     """Scale in slices, since a large image would take gigabytes as float64."""
     import numpy as np
 
-    scale: Callable[[NDArray[Any]], NDArray[np.uint8]] = sixteen_to_eight
-    notes: tuple[str, ...] = ()
-    if not image.mode.startswith("I;16"):
-        low, high = _range(image, checkpoint)
-        scale, notes = _fit_range(low, high, floats=image.mode == "F")
+    def parts() -> Iterator[tuple[tuple[int, int, int, int], NDArray[Any]]]:
+        for box in _slices(image.size):
+            checkpoint()
+            yield box, np.asarray(image.crop(box))
+
+    values = ValueRange.of(part for _, part in parts())
+    if high is not None:
+        values = replace(values, high=max(values.high, high))
+    levels = (_normalized if normalize else _unchanged)(image.mode, values)
     transparent = image.info.get("transparency")
     gray = Image.new("L", image.size)
-    for box in _slices(image.size):
-        checkpoint()
-        values = np.asarray(image.crop(box))
-        part = scale(values)
+    for box, part in parts():
+        scaled = levels.scale(part)
         if isinstance(transparent, int):
-            part = np.where(values == transparent, np.uint8(255), part)
-        gray.paste(Image.fromarray(part), box)
-    return gray.convert("RGB"), notes
+            scaled = np.where(part == transparent, np.uint8(255), scaled)
+        gray.paste(Image.fromarray(scaled), box)
+    return Converted(gray.convert("RGB"), (levels.note,) if levels.note else (), deep=True)
+
+
+def _normalized(mode: str, values: ValueRange) -> Levels:
+    return (float_levels if mode == "F" else integer_levels)(values) or stretched(values)
+
+
+def _unchanged(mode: str, values: ValueRange) -> Levels:
+    if mode.startswith("I;16"):
+        return Levels(of_top(65_535), NEARLY_BLACK if values.high <= 255 else "")
+    low, high = values.low, values.high
+    if not values.finite:
+        raise ValueError("it holds NaN or infinity; normalize shows these as black and white")
+    if mode == "F" and low >= 0 and high <= 1:
+        return Levels(spread(0.0, 1.0))
+    if low < 0 or high > 255:
+        raise ValueError(f"it holds values from {low:g} to {high:g}, which normalize would scale")
+    return Levels(spread(0.0, 255.0))
 
 
 def _slices(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
@@ -114,57 +180,3 @@ def _slices(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     for top in range(0, height, down):
         for left in range(0, width, across):
             yield left, top, min(left + across, width), min(top + down, height)
-
-
-def _range(image: Image.Image, checkpoint: Callable[[], None]) -> tuple[float, float]:
-    """Return the lowest and the highest value.
-
-    Raises
-    ------
-    ValueError
-        If one is NaN or infinite.
-    """
-    import numpy as np
-
-    lows: list[float] = []
-    highs: list[float] = []
-    for box in _slices(image.size):
-        checkpoint()
-        values = np.asarray(image.crop(box))
-        if not np.isfinite(values).all():
-            raise ValueError("it holds NaN or infinity")
-        lows.append(float(values.min()))
-        highs.append(float(values.max()))
-    return min(lows), max(highs)
-
-
-def sixteen_to_eight(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Scale 0..65535 to 0..255, with rounding to the nearest."""
-    import numpy as np
-
-    scaled: NDArray[np.uint8] = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return scaled
-
-
-def _fit_range(
-    low: float, high: float, *, floats: bool
-) -> tuple[Callable[[NDArray[Any]], NDArray[np.uint8]], tuple[str, ...]]:
-    import numpy as np
-
-    notes: tuple[str, ...] = ()
-    base = 0.0
-    if low >= 0 and high <= 1 and floats:
-        top = 1.0
-    elif low >= 0 and high <= 255:
-        top = 255.0
-    elif low >= 0 and high <= 65535 and not floats:
-        top = 65535.0
-    else:
-        notes = (f"values {low:g} to {high:g} stretched to black to white",)
-        base, top = low, (high - low) or 1.0
-
-    def scale(values: NDArray[Any]) -> NDArray[np.uint8]:
-        wide = values.astype(np.float64)
-        return np.rint((wide - base) * (255.0 / top)).astype(np.uint8)
-
-    return scale, notes

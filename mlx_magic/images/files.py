@@ -1,9 +1,7 @@
-"""Images from strings: paths, globs and data URIs."""
+"""Images from strings: paths and globs."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import difflib
 import glob
 import io
@@ -13,18 +11,17 @@ import stat
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import unquote_to_bytes
 
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.errors import ImageDecodeError, ImageError, ImageNotFoundError
-from mlx_magic.formatting import amount, reason, short_label
+from mlx_magic.errors import ImageError, ImageNotFoundError
+from mlx_magic.formatting import reason, short_label
 from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.globs import match_files
 from mlx_magic.images.limits import MAX_IMAGES, check_bytes
+from mlx_magic.images.typed import lookalikes
 from mlx_magic.user_folders import cwd, expanded
 
 _PIECE = 1 << 20
-_MAX_ESCAPES = 3_000_000
 # Matches of a glob that are counted exactly; more are too many in any case.
 _GLOB_LIMIT = 10_000
 
@@ -69,8 +66,12 @@ def find_files(
         raise ImageNotFoundError("An empty string is not a path to an image.", source=label)
     try:
         path = folder / expanded(text)
-        if path.exists():
-            return [_regular_file(path, label)]
+        same = lookalikes.find(path)
+        if len(same) == 1:
+            return [_regular_file(same[0], label)]
+        if same:
+            message = lookalikes.ambiguity(f"'{label}'", same)
+            raise ImageNotFoundError(message, source=label)
         if not glob.has_magic(text):
             raise ImageNotFoundError(_missing(path, label), source=label)
         matches = _glob(text, folder, label, cancel)
@@ -84,6 +85,14 @@ def find_files(
             f"No file matches '{label}' in {short_label(str(folder))}.", source=label
         )
     return matches
+
+
+def exists(text: str, base: Path | None = None) -> bool:
+    """Return whether there is a file of exactly this name."""
+    try:
+        return ((cwd() if base is None else base) / expanded(text)).exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a NUL, of an unknown ~user
+        return False
 
 
 def path_label(path: Path, text: str, base: Path | None = None) -> str:
@@ -167,53 +176,6 @@ def _open_nonblocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
-def is_data_uri(text: str) -> bool:
-    """Return whether `text` is a ``data:`` URI."""
-    return text[:5].lower() == "data:"
-
-
-def data_uri_label(text: str) -> str:
-    """Return a label for a data URI, without its content."""
-    return f"data URI ({amount(len(text))})"
-
-
-def read_data_uri(text: str, label: str) -> bytes:
-    """Return the content of a ``data:`` URI; its media type is ignored.
-
-    Raises
-    ------
-    ImageDecodeError
-        If it has no comma, too many escapes, or invalid base64.
-    ImageTooLargeError
-        If it has more than `MAX_FILE_BYTES`.
-    """
-    header, comma, body = text.partition(",")
-    if not comma:
-        raise ImageDecodeError(
-            f"{label} has no comma: write data:image/png;base64,… with the content after it.",
-            source=label,
-        )
-    check_bytes(len(body) * 3 // 4, label)
-    # `unquote_to_bytes` makes an object of each.
-    if body.count("%") > _MAX_ESCAPES:
-        raise ImageDecodeError(
-            f"{label} has more than {_MAX_ESCAPES} escapes with %: write it as base64.",
-            source=label,
-        )
-    content = unquote_to_bytes(body)
-    if not header.lower().rstrip().endswith(";base64"):
-        check_bytes(len(content), label)
-        return content
-    content = content.translate(None, b" \t\r\n\v\f").rstrip(b"=")
-    check_bytes(len(content) * 3 // 4, label)
-    try:
-        return base64.b64decode(content + b"=" * (-len(content) % 4), altchars=None, validate=True)
-    except binascii.Error as error:
-        raise ImageDecodeError(
-            f"{label} holds damaged base64: {reason(error)}.", source=label
-        ) from error
-
-
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Return a case-insensitive sort key that puts ``a2`` before ``a10``."""
     parts = re.split(r"([0-9]+)", text)
@@ -255,4 +217,9 @@ def _missing(path: Path, label: str) -> str:
     by_case = {name.casefold(): name for name in sorted(names, reverse=True)}
     near = difflib.get_close_matches(path.name.casefold(), sorted(by_case), n=1, cutoff=0.6)
     message = f"No file '{short_label(path.name)}' in {short_label(str(folder))}"
-    return f"{message}; did you mean '{short_label(by_case[near[0]])}'?" if near else f"{message}."
+    if not near:
+        return f"{message}."
+    name = by_case[near[0]]
+    unseen = lookalikes.difference(name, path.name)
+    # The code points last: they are what tells two names apart that look the same.
+    return f"{message}; did you mean '{short_label(name)}'?{f' Its {unseen}.' if unseen else ''}"

@@ -6,7 +6,7 @@ SNIFF_BYTES = 512
 """Number of first bytes for `image_format` and `unsupported_reason`."""
 
 READABLE = ("PNG", "JPEG", "GIF", "WebP", "BMP", "TIFF", "AVIF", "JPEG 2000", "PPM", "QOI")
-"""Supported formats; also HEIF, once pillow-heif is registered."""
+"""Supported formats; also HEIF, where pillow-heif is installed."""
 
 _STARTS = {
     b"\x89PNG\r\n\x1a\n": "PNG",

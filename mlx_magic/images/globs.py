@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mlx_magic.errors import ImageError
 from mlx_magic.formatting import short_label
+from mlx_magic.images.typed import lookalikes
 
 MAX_ENTRIES = 100_000
 """Maximum number of folder entries that a glob may visit."""
@@ -65,11 +66,19 @@ class _Walk:
             self._count()
             here = os.path.join(parent, part)  # noqa: PTH118 - Path would drop "./"
             if rest:
-                yield from self.match(here, rest, frozenset())
+                names = [part]
+                if not os.path.lexists(self.folder / here):
+                    names = lookalikes.same_looks(self.folder / parent, part)
+                for name in names:
+                    here = os.path.join(parent, name)  # noqa: PTH118
+                    yield from self.match(here, rest, frozenset())
             elif os.path.lexists(self.folder / here):
                 yield here
+            else:
+                for name in lookalikes.same_looks(self.folder / parent, part):
+                    yield os.path.join(parent, name)  # noqa: PTH118
         else:
-            matches = re.compile(fnmatch.translate(part)).match
+            matches = _matcher(part)
             hidden = part.startswith(".")
             for entry in self._entries(parent):
                 if not matches(entry.name) or (entry.name.startswith(".") and not hidden):
@@ -121,6 +130,13 @@ class _Walk:
                 "begin it with a smaller folder.",
                 source=self.label,
             )
+
+
+def _matcher(pattern: str) -> Callable[[str], object]:
+    """Return a function that matches names with a pattern, whatever spaces and accents they use."""
+    exact = re.compile(fnmatch.translate(pattern)).match
+    seen = re.compile(fnmatch.translate(lookalikes.look(pattern))).match
+    return lambda name: exact(name) or (not name.isascii() and seen(lookalikes.look(name)))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -6,11 +6,12 @@ import hashlib
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mlx_magic.argument_checks import short_repr
 from mlx_magic.errors import RequestError
+from mlx_magic.images.stored import Encoded, StoredPixels, shrink
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,14 +41,23 @@ class Thumbnail:
     height: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class ImageInput:
-    """One image of a request. Treat `pixels` as read-only.
+    """One image of a request. It cannot be changed; treat `pixels` as read-only.
+
+    It keeps the file that the image came from, or else its pixels compressed losslessly, and
+    decodes them when they are used.
+
+    Parameters
+    ----------
+    pixels : PIL.Image.Image or StoredPixels
+        RGB and upright.
+    source, original_size, digest, note
+        See the attributes.
+    normalized : bool, optional
+        Whether its numbers became levels with `normalize`; None if it makes no difference.
 
     Attributes
     ----------
-    pixels : PIL.Image.Image
-        RGB and upright, exactly what the model is given.
     source : str
         The name given by the user, shortened for display.
     original_size : tuple of int
@@ -58,22 +68,83 @@ class ImageInput:
         Conversions for the user to know (``"first of 12 frames"``), joined by ``"; "``.
     """
 
-    pixels: Image.Image
+    __slots__ = (
+        "__weakref__", "_thumbnails", "digest", "normalized", "note", "original_size", "source",
+        "stored",
+    )  # fmt: skip
+
     source: str
     original_size: tuple[int, int]
     digest: str
-    note: str | None = None
-    # Filled on demand. Two threads may compute the same entry: the results are equal.
-    _thumbnails: dict[int, Thumbnail] = field(default_factory=dict, init=False)
+    note: str | None
+    normalized: bool | None
+    stored: StoredPixels
+    _thumbnails: dict[int, Thumbnail]
+
+    def __init__(
+        self,
+        pixels: Image.Image | StoredPixels,
+        source: str,
+        original_size: tuple[int, int],
+        digest: str,
+        note: str | None = None,
+        *,
+        normalized: bool | None = None,
+    ) -> None:
+        stored = pixels if isinstance(pixels, StoredPixels) else StoredPixels(pixels)
+        # Filled on demand. Two threads may compute the same entry: the results are equal.
+        thumbnails: dict[int, Thumbnail] = {}
+        self.__setstate__(
+            {
+                "source": source,
+                "original_size": original_size,
+                "digest": digest,
+                "note": note,
+                "normalized": normalized,
+                "stored": stored,
+                "_thumbnails": thumbnails,
+            }
+        )
+
+    @property
+    def pixels(self) -> Image.Image:
+        """RGB and upright, exactly what the model is given; decoded now if needed."""
+        return self.stored.pixels
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of `pixels`."""
-        return self.pixels.size
+        return self.stored.size
 
     def __repr__(self) -> str:
         width, height = self.size
         return f"<ImageInput {self.source!r} {width}x{height}>"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"ImageInput cannot be changed: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"ImageInput cannot be changed: {name}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = [name for name in self.__slots__ if name != "__weakref__"]
+        state = {name: getattr(self, name) for name in names}
+        return {**state, "_thumbnails": dict(self._thumbnails)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        # Earlier releases pickled the pixels.
+        if (pixels := state.pop("pixels", None)) is not None:
+            state = {"normalized": None, "stored": StoredPixels(pixels), **state}
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def sharing(self, stored: StoredPixels) -> ImageInput:
+        """Return the same image with the pixels of an equal one."""
+        state = {**self.__getstate__(), "stored": stored, "_thumbnails": self._thumbnails}
+        shared = ImageInput.__new__(ImageInput)
+        shared.__setstate__(state)
+        return shared
 
     def thumbnail(self, max_side: int = THUMBNAIL_SIDE) -> Thumbnail:
         """Return a copy that fits into a square of `max_side` pixels; it is not enlarged.
@@ -99,6 +170,8 @@ def make_image_input(
     original_size: tuple[int, int] | None = None,
     notes: Iterable[str] = (),
     max_pixels: int | None = None,
+    encoded: Encoded | None = None,
+    normalized: bool | None = None,
 ) -> ImageInput:
     """Build an `ImageInput` from RGB pixels, scaled down to `max_pixels` if needed.
 
@@ -114,6 +187,10 @@ def make_image_input(
         Conversions so far.
     max_pixels : int, optional
         Maximum of width times height.
+    encoded : Encoded, optional
+        The file that the pixels come from, before they were scaled.
+    normalized : bool, optional
+        See `ImageInput`.
 
     Raises
     ------
@@ -127,11 +204,12 @@ def make_image_input(
         pixels = shrink(pixels, target)
         all_notes.append(f"scaled down from {width}x{height} to {target[0]}x{target[1]}")
     return ImageInput(
-        pixels=pixels,
-        source=source,
-        original_size=original_size or (width, height),
-        digest=_digest(pixels),
-        note="; ".join(all_notes) or None,
+        StoredPixels(pixels, encoded),
+        source,
+        original_size or (width, height),
+        _digest(pixels),
+        "; ".join(all_notes) or None,
+        normalized=normalized,
     )
 
 
@@ -166,13 +244,6 @@ def fit_pixels(size: tuple[int, int], max_pixels: int | None) -> tuple[int, int]
     new_height = max(1, math.floor(height * scale))
     # If one side is clamped to 1, the other one must be clamped, too.
     return min(new_width, limit // new_height or 1), min(new_height, limit // new_width or 1)
-
-
-def shrink(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return `image` at a smaller `size` (Lanczos filter after a box reduction)."""
-    from PIL.Image import Resampling
-
-    return image.resize(size, Resampling.LANCZOS, reducing_gap=3.0)
 
 
 def _encode_thumbnail(pixels: Image.Image, side: int) -> Thumbnail:

@@ -14,6 +14,9 @@ MAX_PIXELS_TOTAL = 256_000_000
 MAX_FILE_BYTES = 200_000_000
 """Maximum bytes of a local file, data URI or bytes object."""
 
+MAX_TAKEN_BYTES = 4_000_000_000
+"""Maximum bytes that are read or copied of all images of a request, before they are decoded."""
+
 MAX_IMAGES = 64
 """Maximum number of images of a request."""
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import sys
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError
 from mlx_magic.formatting import reason
 from mlx_magic.images.files import read_limited
-from mlx_magic.images.limits import check_pixels
+from mlx_magic.images.foreign import containers, figures
+from mlx_magic.images.formats import SNIFF_BYTES, image_format
+from mlx_magic.images.limits import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUPPORTED = (
-    "a path, glob, URL, data URI, bytes, PIL image, NumPy array, matplotlib figure, pandas "
-    "column, an earlier result, or a list of these"
+    "a path, glob, URL, data URI, bytes, PIL image, NumPy array, matplotlib figure, a column of "
+    "images, an earlier result, or a list of these"
 )
+
+
+# What a notebook asks an object for, the image formats first.
+_METHODS = ("_repr_png_", "_repr_jpeg_")
 
 
 def describe_object(value: Any) -> str:
@@ -46,12 +51,12 @@ def renderer(
     """
     if isinstance(value, type):
         return None  # a class, such as io.BytesIO without parentheses
-    figure = _figure(value)
+    figure = figures.figure_of(value)
     if figure is not None:
-        return lambda: _render_figure(figure, label)
+        return lambda: figures.draw(figure, label)
     if callable(getattr(value, "read", None)):
         return lambda: _read_open_file(value, label, cancel)
-    methods = [getattr(type(value), name, None) for name in ("_repr_png_", "_repr_jpeg_")]
+    methods = [getattr(type(value), name, None) for name in _METHODS]
     if any(map(callable, methods)) and displayed_url(value) is None:
         return lambda: _displayed_image(value, label)
     return None
@@ -80,7 +85,7 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
             f"{label} is an MLX array, which belongs to one thread: give np.array(x).",
             source=label,
         )
-    if _is_dataframe(value) or not hasattr(type(value), "__array__"):
+    if containers.table_advice(value, label) or not hasattr(type(value), "__array__"):
         return None
     import numpy as np
 
@@ -95,36 +100,31 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
     return array if array.ndim else None
 
 
-def is_series(value: Any) -> bool:
-    """Return whether `value` is a pandas Series."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(value, pandas.Series)
+def as_buffer(value: Any) -> memoryview | None:
+    """Return the bytes of an object with a buffer of bytes, such as an array.array; else None."""
+    try:
+        view = memoryview(value)
+    except (TypeError, BufferError, ValueError):
+        return None
+    return view if view.format in ("B", "b", "c") and view.ndim == 1 else None
 
 
-def series_items(value: Any, label: str) -> Iterator[tuple[object, Any]]:
-    """Yield index and value of each row of a pandas Series.
-
-    Raises
-    ------
-    ImageError
-        If a row has no value.
-    """
-    pandas = sys.modules["pandas"]
-    for key, item in value.items():
-        if item is None or (pandas.api.types.is_scalar(item) and pandas.isna(item)):
-            raise ImageError(
-                f"{label} has no value at index {key!r}: leave such rows out with .dropna().",
-                source=label,
-            )
-        yield repr(key), item
+def encoded_file(array: NDArray[Any]) -> bytes | None:
+    """Return the bytes of an array that holds a file, as `cv2.imencode` gives; else None."""
+    flat = array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)
+    if not flat or array.dtype.kind != "u" or array.dtype.itemsize != 1 or not array.size:
+        return None
+    head = array[:SNIFF_BYTES].tobytes()
+    # Broadcast arrays may be far larger than they look; they hold no file.
+    if image_format(head) is None or array.nbytes > MAX_FILE_BYTES:
+        return None
+    return array.tobytes()
 
 
 def refusal_message(value: Any, label: str) -> str:
     """Return the message for a value that is not an image."""
-    if _is_dataframe(value):
-        columns = [str(column) for column in value.columns]
-        column = columns[0] if len(columns) == 1 else "column"
-        return f'{label} is a whole DataFrame: give its column of images, df["{column}"].'
+    if advice := containers.table_advice(value, label):
+        return advice
     if isinstance(value, Mapping):
         return f"{label} is a dictionary: give one of its values, or list(d.values())."
     if isinstance(value, Set):
@@ -134,44 +134,15 @@ def refusal_message(value: Any, label: str) -> str:
     return f"{label} {is_a} an image: use {SUPPORTED}."
 
 
-def _is_dataframe(value: Any) -> bool:
-    return hasattr(value, "columns") and any(
-        kind.__name__ in ("DataFrame", "LazyFrame") for kind in type(value).__mro__
-    )
-
-
-def _figure(value: Any) -> Any | None:
-    module = sys.modules.get("matplotlib.figure")
-    if module is None:
-        return None
-    # Axes, lines, sub-figures and seaborn grids have an attribute `figure`.
-    for _ in range(3):
-        if isinstance(value, module.Figure):
-            return value
-        value = getattr(value, "figure", None)
-    return None
-
-
-def _render_figure(figure: Any, label: str) -> bytes:
-    width, height = (round(float(side * figure.dpi)) for side in figure.get_size_inches())
-    check_pixels((width, height), label)
-    buffer = io.BytesIO()
-    try:
-        # backend="agg" draws on a temporary canvas, and restores the figure's own one.
-        figure.savefig(buffer, format="png", backend="agg", dpi="figure", transparent=False)
-    # Foreign code: drawing uses the user's texts, fonts and callbacks.
-    except Exception as error:
-        raise ImageDecodeError(
-            f"{label} cannot be drawn: {reason(error)}.", source=label
-        ) from error
-    return buffer.getvalue()
-
-
 def _read_open_file(file: Any, label: str, cancel: CancelToken | None) -> bytes:
     if isinstance(file, io.TextIOBase):
         raise _opened_for_text(label)
     try:
-        if not (callable(getattr(file, "seekable", None)) and file.seekable()):
+        # Before Python 3.13 an mmap cannot say so.
+        seekable = getattr(
+            file, "seekable", lambda: hasattr(file, "seek") and hasattr(file, "tell")
+        )
+        if not (callable(seekable) and seekable()):
             return read_limited(file, label, cancel)
         # From the start: after image.save(buffer) the position is at the end.
         at = file.tell()
@@ -199,7 +170,7 @@ def _displayed_image(value: Any, label: str) -> bytes:
     data = getattr(value, "data", None)
     if isinstance(data, bytes):
         return data
-    for name in ("_repr_png_", "_repr_jpeg_"):
+    for name in _METHODS:
         method = getattr(value, name, None)
         try:
             encoded = method() if callable(method) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
+from mlx_magic.images.opening import TakenImages, take_images
 from mlx_magic.interrupts import Interrupt, deferred
 from mlx_magic.model_pool.budget import check_setting, check_ttl
 from mlx_magic.notebook import pool_commands
@@ -116,6 +117,7 @@ class VisionMagics(Magics):
                 terminal.say(help_text("cell"))
                 return None
             question = self._question(line, cell)
+            question.images.read()
             # The request starts and ends within this block, so that an interrupt cannot leave it
             # running.
             with deferred() as interrupt:
@@ -154,6 +156,11 @@ class VisionMagics(Magics):
                 return await pool_commands.awaited(self._ip, _session(), command, alone=first)
             question = self._question(line, cell)
             with deferred() as interrupt:
+                if question.images.has_files:
+                    # Many files, or a slow disk, must not block the event loop.
+                    await click_routing.in_thread(question.images.read, interrupt)
+                    if interrupt.came:
+                        return None
                 active = self._start(question)
                 await self._running_cell(active, awaited=True, first=first).awaited(interrupt)
                 if not interrupt.came:
@@ -184,18 +191,19 @@ class VisionMagics(Magics):
             evaluate = evaluator(self._ip, variables)
             prompt = template.fill(arguments.prompt, evaluate, terminal.say).strip("\n")
             images = image_values(arguments.images, variables, evaluate)
+            request = arguments.settings.request(prompt)
+            # Drawing a figure or draining an iterator runs the notebook's code, too.
+            taken = take_images(
+                images,
+                max_pixels=arguments.settings.max_pixels,
+                normalize=arguments.settings.normalize,
+            )
         has_output = bool(captured.stdout or captured.stderr or captured.outputs)
-        request = arguments.settings.request(prompt)
-        return _Question(arguments, request, images, has_output)
+        return _Question(arguments, request, taken, has_output)
 
     def _start(self, question: _Question) -> _ActiveRequest:
         arguments = question.arguments
-        generation = _session().start(
-            question.request,
-            images=question.images,
-            max_pixels=arguments.settings.max_pixels,
-            thumbnails=True,
-        )
+        generation = _session().start(question.request, images=question.images, thumbnails=True)
         return _ActiveRequest(arguments, generation, question.has_output)
 
     async def _render_in_thread(self, active: _ActiveRequest, interrupt: Interrupt) -> None:
@@ -303,7 +311,7 @@ class _Question:
 
     arguments: CellArguments
     request: GenerationRequest
-    images: Sequence[tuple[str | None, Any]]
+    images: TakenImages
     has_output: bool
 
 

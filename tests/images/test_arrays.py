@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image, ImageSequence
 
-from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
+from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError, RequestError
 from mlx_magic.images.opening import MAX_IMAGES, open_images
 
 SIDES = st.integers(1, 12)
@@ -44,21 +48,182 @@ def test_floats_from_0_to_1_round_to_the_nearest_level(
     assert off.max() <= 0.5 + 1e-4
 
 
-@settings(max_examples=40, deadline=None)
-@given(hnp.arrays(np.uint16, st.tuples(SIDES, SIDES)))
-def test_uint16_is_scaled_from_its_full_range(array: np.ndarray[Any, Any]) -> None:
-    assert np.abs(pixels(array)[..., 0] - array / 257).max() <= 0.5
+WIDE = [np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
+DEPTHS = (8, 10, 12, 14, 16)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    hnp.arrays(np.uint8, st.tuples(SIDES, SIDES, st.just(3))),
-    st.sampled_from([np.int16, np.int32, np.int64, np.uint32, np.uint64]),
-)
-def test_other_integers_from_0_to_255_are_pixel_levels(
-    array: np.ndarray[Any, Any], dtype: Any
+def top_of(highest: int) -> int:
+    """Return the largest number of the smallest depth that holds the highest value."""
+    return 1 if highest <= 1 else next(2**bits - 1 for bits in DEPTHS if highest < 2**bits)
+
+
+@st.composite
+def wide(draw: st.DrawFn) -> np.ndarray[Any, Any]:
+    """Draw integers of a wide type, of any depth."""
+    dtype: Any = draw(st.sampled_from(WIDE))
+    top = min(2 ** draw(st.integers(0, 16)), np.iinfo(dtype).max)
+    shape = draw(st.tuples(SIDES, SIDES, st.sampled_from([1, 3])))
+    return draw(hnp.arrays(dtype, shape, elements=st.integers(0, min(top, 65_535))))
+
+
+@settings(max_examples=100, deadline=None)
+@given(wide())
+def test_wide_integers_are_divided_by_the_smallest_depth_that_holds_them(
+    array: np.ndarray[Any, Any],
 ) -> None:
-    assert (pixels(array.astype(dtype)) == array).all()
+    (image,) = open_images(array)
+    top = top_of(int(array.max()))
+    off = np.abs(np.asarray(image.pixels) - array.astype(np.float64) * 255 / top)
+    assert off.max() <= 0.5 + 1e-9
+    assert bool(image.note) == bool(array.max())
+    if top > 1:
+        assert f"0..{top} " in str(image.note)
+
+
+def png_of(array: np.ndarray[Any, Any]) -> bytes:
+    """Return a PNG with 16 bits a channel, which Pillow cannot write for colors."""
+    height, width, bands = array.shape
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[bands]
+    header = struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in array.astype(">u2")))
+    chunks = ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def tiff_of(array: np.ndarray[Any, Any], order: str) -> bytes:
+    """Return an uncompressed TIFF with 16 bits a channel."""
+    height, width, bands = array.shape
+    data = array.astype(f"{order}u2").tobytes()
+    tags = [
+        (256, "L", [width]), (257, "L", [height]), (258, "H", [16] * bands), (259, "H", [1]),
+        (262, "H", [2 if bands > 2 else 1]), (273, "L", [8]), (277, "H", [bands]),
+        (278, "L", [height]), (279, "L", [len(data)]),
+    ]  # fmt: skip
+    if bands == 4:
+        tags.append((338, "H", [2]))
+    after = 8 + len(data) + 2 + 12 * len(tags) + 4
+    directory, rest = struct.pack(f"{order}H", len(tags)), b""
+    for tag, code, values in tags:
+        packed = struct.pack(f"{order}{len(values)}{code}", *values)
+        kind = 3 if code == "H" else 4
+        if len(packed) > 4:
+            where, rest = struct.pack(f"{order}L", after + len(rest)), rest + packed
+        else:
+            where = packed.ljust(4, b"\0")
+        directory += struct.pack(f"{order}HHL", tag, kind, len(values)) + where
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8 + len(data))
+    return head + data + directory + struct.pack(f"{order}L", 0) + rest
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from([1, 3, 4]), st.integers(0, 16), st.booleans())
+def test_arrays_png_and_tiff_with_the_same_values_are_the_same_image(
+    data: st.DataObject, bands: int, bits: int, normalize: bool
+) -> None:
+    shape = (data.draw(SIDES), data.draw(SIDES), bands)
+    array = data.draw(hnp.arrays(np.uint16, shape, elements=st.integers(0, 2**bits - 1)))
+    (expected,) = open_images(array, normalize=normalize)
+    for file in (png_of(array), tiff_of(array, "<"), tiff_of(array, ">")):
+        (image,) = open_images(file, normalize=normalize)
+        assert image.digest == expected.digest
+        if normalize:
+            assert image.note == expected.note
+
+
+def test_compressed_tiff_of_12_bits_equals_its_array() -> None:
+    array = np.random.default_rng(0).integers(0, 4096, (20, 30)).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "TIFF", compression="tiff_lzw")
+    assert open_images(buffer.getvalue())[0].digest == open_images(array)[0].digest
+
+
+def test_pages_of_a_tiff_stay_comparable() -> None:
+    dark, bright = np.full((4, 5), 200, np.uint16), np.full((4, 5), 4000, np.uint16)
+    for compression in (None, "tiff_lzw"):
+        buffer = io.BytesIO()
+        Image.fromarray(dark).save(
+            buffer,
+            "TIFF",
+            save_all=True,
+            append_images=[Image.fromarray(bright)],
+            compression=compression,
+        )
+        pages = Image.open(io.BytesIO(buffer.getvalue()))
+        images = open_images(ImageSequence.Iterator(pages))
+        assert [image.pixels.getpixel((0, 0)) for image in images] == [(12,) * 3, (249,) * 3]
+        assert open_images(buffer.getvalue())[0].pixels.getpixel((0, 0)) == (12,) * 3
+
+
+def test_frames_of_one_array_stay_comparable() -> None:
+    stack = np.zeros((2, 4, 5), np.uint16)
+    stack[0], stack[1] = 200, 4000
+    for value in (stack[..., None], list(stack), iter(stack)):
+        images = open_images(value)
+        assert [image.pixels.getpixel((0, 0)) for image in images] == [(12,) * 3, (249,) * 3]
+    apart = open_images([stack[0].copy(), stack[1].copy()])
+    assert [image.pixels.getpixel((0, 0)) for image in apart] == [(200,) * 3, (249,) * 3]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, *WIDE])
+def test_masks_of_0_and_1_are_black_and_white(dtype: Any) -> None:
+    (image,) = open_images(np.array([[0, 1]], dtype))
+    assert np.asarray(image.pixels)[0, :, 0].tolist() == [0, 255]
+    assert image.note == "mask of 0 and 1 shown as black and white"
+
+
+def test_uint8_mask_is_unchanged_and_noted() -> None:
+    (image,) = open_images(np.array([[0, 1]], np.uint8))
+    assert np.asarray(image.pixels)[0, :, 0].tolist() == [0, 1]
+    assert image.note == "uint8 values all 0 and 1: nearly black; for a mask use x.astype(bool)"
+    assert open_images(np.zeros((2, 2), np.uint8))[0].note is None
+
+
+def test_nan_is_darkest_and_infinity_brightest_and_both_are_counted() -> None:
+    values = np.array([[0.2, np.nan, 1.0, np.inf, -np.inf, np.nan]])
+    tiff = io.BytesIO()
+    Image.fromarray(values.astype(np.float32)).save(tiff, "TIFF")
+    for value in (values, Image.fromarray(values.astype(np.float32)), tiff):
+        (image,) = open_images(value)
+        assert np.asarray(image.pixels)[0, :, 0].tolist() == [51, 0, 255, 255, 0, 0]
+        assert image.note == "2 NaN shown as black, 1 +inf shown as white, 1 -inf shown as black"
+
+
+def test_without_normalize_numbers_keep_their_meaning() -> None:
+    def plain(array: Any) -> list[int]:
+        (image,) = open_images(array, normalize=False)
+        levels: list[int] = np.asarray(image.pixels)[0, :, 0].tolist()
+        return levels
+
+    assert plain(np.array([[0, 4095]], np.uint16)) == [0, 16]
+    assert plain(np.array([[0, 1]], np.int64)) == [0, 1]
+    with pytest.raises(ImageDecodeError, match="NaN or infinity"):
+        plain(np.array([[0.0, np.nan]]))
+    with pytest.raises(ImageDecodeError, match="integers from 0 to 300"):
+        plain(np.array([[0, 300]]))
+    with pytest.raises(RequestError, match="normalize is 1: use True or False"):
+        open_images(np.zeros((2, 2)), normalize=1)  # type: ignore[arg-type]
+
+
+def test_opened_image_follows_normalize_if_its_file_was_kept() -> None:
+    # Large enough that the file is smaller than its pixels.
+    values = np.full((50, 50), 4095, np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    (opened,) = open_images(buffer)
+    (plain,) = open_images(opened, normalize=False)
+    assert (opened.pixels.getpixel((0, 0)), plain.pixels.getpixel((0, 0))) == (
+        (255,) * 3,
+        (16,) * 3,
+    )
+    assert open_images(plain)[0].digest == opened.digest
+    (from_array,) = open_images(values, name="x")
+    with pytest.raises(RequestError, match="x was opened with normalize=True"):
+        open_images(from_array, normalize=False)
+    (photo,) = open_images(np.zeros((2, 2), np.uint8))
+    assert open_images(photo, normalize=False) == [photo]
 
 
 @settings(max_examples=300, deadline=None)
@@ -100,8 +265,9 @@ def test_a_small_overshoot_is_clipped() -> None:
 
 def test_uint16_with_8_bit_values_gets_a_note() -> None:
     (image,) = open_images(np.full((2, 2), 200, np.uint16))
-    assert image.note is not None
-    assert "x.astype('uint8')" in image.note
+    assert image.note == "values up to 200 read as 0..255 (8-bit)"
+    (image,) = open_images(np.full((2, 2), 200, np.uint16), normalize=False)
+    assert "x.astype('uint8')" in str(image.note)
 
 
 def test_channel_first_array_is_transposed_with_a_note() -> None:
@@ -131,8 +297,6 @@ def test_batch_becomes_images_scaled_by_one_range() -> None:
         (np.zeros((3, 4, 4, 2), np.uint8), "has the shape 3x4x4x2"),
         (np.zeros((3, 4, 5), np.uint8), "has the shape 3x4x5"),
         (np.zeros((2, 2, 2, 2, 3)), "has the shape 2x2x2x2x3"),
-        (np.full((2, 2), np.nan), "x holds NaN or infinity: replace them, .*nan_to_num"),
-        (np.full((2, 2), np.inf), "x holds NaN or infinity"),
         (np.array([[-1.0, 1.0]]), r"x holds floats from -1 to 1: scale them to 0\.\.1"),
         (np.array([[0.0, 1.4]]), r"x holds floats from 0 to 1\.4: .*np\.clip"),
         (np.array([[0.0, 300.0]]), "floats from 0 to 300"),

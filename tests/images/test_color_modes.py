@@ -29,25 +29,27 @@ def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def in_one_piece(image: Image.Image) -> tuple[bytes, tuple[str, ...]]:
-    """Convert deep gray as it was done before there were slices."""
+    """Convert deep gray at once, as `value_range` describes."""
     values = np.asarray(image)
     notes: tuple[str, ...] = ()
-    if image.mode.startswith("I;16"):
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    wide = values.astype(np.float64)
+    low, high = float(wide.min()), float(wide.max())
+    floats = image.mode == "F"
+    if low >= 0 and high <= 1:
+        top = 1.0
+        notes = () if floats or not high else ("mask of 0 and 1 shown as black and white",)
+    elif low >= 0 and 2 <= high <= 255 and floats:
+        top, notes = 255.0, ("floats read as 0..255",)
+    elif low >= 0 and high <= 65535 and not floats:
+        bits = next(bits for bits in (8, 10, 12, 14, 16) if high < 2**bits)
+        top = 2.0**bits - 1
+        notes = (f"values up to {high:.0f} read as 0..{top:.0f} ({bits}-bit)",)
     else:
-        wide = values.astype(np.float64)
-        low, high = float(wide.min()), float(wide.max())
-        floats = image.mode == "F"
-        if low >= 0 and high <= 1 and floats:
-            top = 1.0
-        elif low >= 0 and high <= 255:
-            top = 255.0
-        elif low >= 0 and high <= 65535 and not floats:
-            top = 65535.0
-        else:
-            notes = (f"values {low:g} to {high:g} stretched to black to white",)
-            wide, top = wide - low, (high - low) or 1.0
-        grey = np.rint(wide * (255.0 / top)).astype(np.uint8)
+        notes = (f"values {low:g} to {high:g} stretched to black to white",)
+        wide, top = wide - low, (high - low) or 1.0
+    if floats and top in (1.0, 255.0) and low >= 0 and not wide[wide < 0].size:
+        wide = wide.astype(np.float32)
+    grey = np.rint(wide * wide.dtype.type(255.0 / top)).astype(np.uint8)
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey = np.where(values == clear, np.uint8(255), grey)
@@ -88,11 +90,15 @@ def test_deep_gray_in_slices_equals_conversion_at_once(slices: None, image: Imag
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_are_refused_in_any_slice(slices: None, value: float) -> None:
-    values = np.zeros((9, 9), np.float32)
+def test_nan_and_infinity_are_counted_in_any_slice(slices: None, value: float) -> None:
+    values = np.full((9, 9), 0.5, np.float32)
     values[8, 7] = value
-    with pytest.raises(ImageDecodeError, match="NaN or infinity"):
-        open_images(Image.fromarray(values))
+    for shown in (Image.fromarray(values), values):
+        (image,) = open_images(shown)
+        assert image.pixels.getpixel((7, 8)) == ((255,) * 3 if value == np.inf else (0,) * 3)
+        assert str(image.note).startswith("1 ")
+        with pytest.raises(ImageDecodeError, match="NaN or infinity"):
+            open_images(shown, normalize=False)
 
 
 KINDS: list[Any] = [np.bool_, np.uint8, np.uint16, np.int64, np.float16, np.float32, np.float64]
@@ -107,8 +113,9 @@ def test_arrays_in_slices_equal_conversion_at_once(slices: None, data: st.DataOb
     array = (np.random.default_rng(data.draw(st.integers(0, 99))).random(shape) * top).astype(kind)
     (image,) = open_images(array)
     high = array.max()
-    if kind is np.uint16:
-        plain = ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if kind in (np.uint16, np.int64):
+        # 0 if all values are below 1, else a mask, or levels.
+        plain = (array * (255 if high <= 1 else 1)).astype(np.uint8)
     elif array.dtype.kind == "f":
         scale = np.float32(255.0 if high <= 1.001 else 1.0)
         if not (high <= 1.001 or high >= 2):

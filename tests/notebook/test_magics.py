@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import importlib
+import io
 import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
 
 from mlx_magic import default_session, session
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import GenerationError
+from mlx_magic.images import files
 from mlx_magic.models.catalog.alias_file import AliasFile, AliasTarget
+from mlx_magic.notebook.display import render
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
@@ -56,9 +62,9 @@ def test_magic_in_a_function_sees_the_variables_of_the_function(
 ) -> None:
     shell.user_ns["thing"] = "sky"
     shell.run_cell(
-        "def ask(picture, thing):\n"
+        "def ask(image, thing):\n"
         "    numbers = [1, 2]\n"
-        "    get_ipython().run_cell_magic('vision', 'picture --no-show',\n"
+        "    get_ipython().run_cell_magic('vision', 'image --no-show',\n"
         "        'What {thing} is it, {[n for n in numbers if thing]}?')\n"
         "ask(img, 'shape')\n"
         "get_ipython().run_cell_magic('vision', '--no-show', 'Is the {thing} blue?')\n"
@@ -475,3 +481,78 @@ def test_awaited_list_reads_the_disk_off_the_event_loop(
     assert "demo" in repr(table)
     assert threads
     assert threading.main_thread() not in threads
+
+
+def test_awaited_cell_takes_its_images_before_it_waits(
+    shell: InteractiveShell,
+    script: ScriptedBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    where: list[tuple[str, bool]] = []
+    main = threading.current_thread()
+
+    def note(what: str) -> None:
+        where.append((what, threading.current_thread() is main))
+
+    real_read, real_start = files.read_file, session.Session.start
+
+    def read_file(*args: Any) -> bytes:
+        note("file")
+        return real_read(*args)
+
+    def start(*args: Any, **options: Any) -> Any:
+        note("start")
+        return real_start(*args, **options)
+
+    def frames() -> Any:
+        note("iterator")
+        yield np.full((4, 6), 4095, np.uint16)
+
+    monkeypatch.setattr(files, "read_file", read_file)
+    monkeypatch.setattr(session.Session, "start", start)
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    Image.new("RGB", (6, 4)).save(tmp_path / "b.png")
+    shell.user_ns["frames"] = frames
+    magics: Any = shell.magics_manager.registry["VisionMagics"]
+    asyncio.run(magics.awaited(True, f"'{tmp_path}/*.png' frames() -o r", "What?"))
+    assert where == [("iterator", True), ("file", False), ("file", False), ("start", True)]
+    images = shell.user_ns["r"].images
+    assert [image.size for image in images] == [(6, 4)] * 3
+    assert images[2].note == "values up to 4095 read as 0..4095 (12-bit)"
+    assert (
+        "values up to 4095 read as 0..4095 (12-bit)"
+        in render.bundle(shell.user_ns["r"])["text/html"]
+    )
+
+
+def test_no_normalize_keeps_the_numbers(shell: InteractiveShell, script: ScriptedBackend) -> None:
+    shell.user_ns["deep"] = np.full((4, 6), 4095, np.uint16)
+    cell(shell, "deep --no-normalize -o r")
+    assert shell.user_ns["r"].images[0].pixels.getpixel((0, 0)) == (16,) * 3
+
+
+def test_typed_names_find_files_that_look_the_same(
+    shell: InteractiveShell,
+    script: ScriptedBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (6, 4)).save("Screenshot 3.14\u202fPM.png")
+    Image.new("RGB", (6, 4)).save("cafe\u0301.png")
+    cell(shell, "'Screenshot 3.14 PM.png' caf\u00e9.png -o r")
+    assert len(shell.user_ns["r"].images) == 2
+    Image.new("RGB", (6, 4)).save("p\u0430per.png")
+    with pytest.raises(UsageError, match=r"U\+0430 CYRILLIC SMALL LETTER A, not U\+0061"):
+        cell(shell, "paper.png")
+
+
+def test_pasted_base64_is_an_image(shell: InteractiveShell, script: ScriptedBackend) -> None:
+    buffer = io.BytesIO()
+    for kind in ("PNG", "JPEG"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (6, 4)).save(buffer, kind)
+        text = base64.b64encode(buffer.getvalue()).decode()
+        cell(shell, f"{text} 'data:image/png;base64,{text}' -o r")
+        assert [image.size for image in shell.user_ns["r"].images] == [(6, 4)] * 2

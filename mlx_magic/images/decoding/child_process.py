@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,15 @@ _PROGRAM_BYTES = 600_000_000
 
 
 def decode_in_child(
-    kind: str, data: bytes, watch: DecodeDeadline, *, seconds: int, memory: int, frame: int = 0
+    kind: str,
+    data: bytes,
+    watch: DecodeDeadline,
+    *,
+    seconds: int,
+    memory: int,
+    frame: int = 0,
+    raw_mode: str = "",
+    packages: Sequence[str] = (),
 ) -> Image.Image | None:
     """Return a loaded image in the mode of Pillow's decoder; palette images as RGB or RGBA.
 
@@ -45,11 +54,16 @@ def decode_in_child(
         Maximum bytes, in addition to those of Python and Pillow.
     frame : int
         Index of the page.
+    raw_mode : str
+        Reads the file in this raw mode of Pillow instead of its own.
+    packages : sequence of str
+        Folders with the decoder's package, besides that of Pillow.
 
     Returns
     -------
     PIL.Image.Image or None
-        None if Python is embedded in another program and cannot be started.
+        None if Python is embedded in another program and cannot be started. Of a page of deep
+        gray, ``info["high"]`` is the highest value of all pages that were read in time.
 
     Raises
     ------
@@ -64,7 +78,7 @@ def decode_in_child(
         return None
     command = [
         sys.executable, "-I", str(_SCRIPT), kind, str(seconds), str(memory + _PROGRAM_BYTES),
-        str(frame), str(Path(PIL.__file__).parents[1]),
+        str(frame), raw_mode, str(Path(PIL.__file__).parents[1]), *packages,
     ]  # fmt: skip
     with subprocess.Popen(
         command,
@@ -116,6 +130,7 @@ def _exchange(
             strip = Image.frombytes(head["mode"], (width, rows), process.stdout.read(size))
             image.paste(strip, (0, top))
         image.getexif()[0x0112] = head["orientation"]
+        image.info.update(head["info"])
         answers.append(image)
     except (OSError, ValueError):
         return

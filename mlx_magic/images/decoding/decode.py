@@ -9,7 +9,7 @@ import importlib
 import io
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, TypeVar
 
 from PIL import ExifTags, Image, ImageFile
@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageFile
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
 from mlx_magic.formatting import reason
-from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.color_modes import DEEP_MODES, converted
 from mlx_magic.images.decoding.child_process import decode_in_child
 from mlx_magic.images.decoding.file_structure import (
     MAX_MEMORY,
@@ -25,14 +25,17 @@ from mlx_magic.images.decoding.file_structure import (
     check_memory,
     check_structure,
 )
-from mlx_magic.images.decoding.jpeg2000 import decode_jpeg2000
-from mlx_magic.images.decoding.netpbm import decode_netpbm
+from mlx_magic.images.decoding.own import color16
+from mlx_magic.images.decoding.own.heif import decode_heif
+from mlx_magic.images.decoding.own.jpeg2000 import decode_jpeg2000
+from mlx_magic.images.decoding.own.netpbm import decode_netpbm
+from mlx_magic.images.decoding.own.qoi import decode_qoi
 from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
-from mlx_magic.images.decoding.qoi import decode_qoi
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadline, WatchedBytes
 from mlx_magic.images.formats import SNIFF_BYTES, image_format, unsupported_reason
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
+from mlx_magic.images.value_range import Levels, ValueRange, integer_levels, of_top
 
 _T = TypeVar("_T")
 
@@ -50,6 +53,7 @@ _DECODERS = {
 }
 # For formats that Pillow decodes too slowly or uninterruptibly. Returning None means: use Pillow.
 _OWN_DECODERS: dict[str, Callable[[bytes, DecodeDeadline], Image.Image | None]] = {
+    "HEIF": decode_heif,
     "JPEG 2000": decode_jpeg2000,
     "PPM": decode_netpbm,
     "QOI": decode_qoi,
@@ -80,13 +84,26 @@ class Decoded:
         RGB and upright; not shared with other code.
     notes : tuple of str
         Such as ``"first of 12 frames"``.
+    deep : bool
+        Whether its values are wider than 8 bits, so that `normalize` matters.
+    turned : int
+        EXIF orientation that was applied; 1 is none.
     """
 
     pixels: Image.Image
     notes: tuple[str, ...] = ()
+    deep: bool = False
+    turned: int = 1
 
 
-def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> Decoded:
+def decode_bytes(
+    data: bytes,
+    label: str,
+    cancel: CancelToken | None = None,
+    *,
+    frame: int = 0,
+    normalize: bool = True,
+) -> Decoded:
     """Decode an image file.
 
     Parameters
@@ -98,6 +115,10 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
     cancel : CancelToken, optional
         Checked whenever the decoder reads. The WebP decoder reads the file at once, so that it
         is checked only before and after it.
+    frame : int
+        Index of the page of a TIFF.
+    normalize : bool
+        See `color_modes.converted`.
 
     Raises
     ------
@@ -110,29 +131,43 @@ def decode_bytes(data: bytes, label: str, cancel: CancelToken | None = None) -> 
         If `cancel` was cancelled.
     """
     with quiet():
-        return _decode_bytes(data, label, cancel)
+        return _decode_bytes(data, label, cancel, frame, normalize)
 
 
-def _decode_bytes(data: bytes, label: str, cancel: CancelToken | None) -> Decoded:
+def _decode_bytes(
+    data: bytes, label: str, cancel: CancelToken | None, frame: int, normalize: bool
+) -> Decoded:
     check_bytes(len(data), label)
     kind = image_format(data[:SNIFF_BYTES])
     if kind is None:
         raise ImageDecodeError(f"{label} {unsupported_reason(data[:SNIFF_BYTES])}", source=label)
     watch = DecodeDeadline(label, cancel)
     watch.checkpoint()
-    counted = _guarded(lambda: _check(kind, data, watch), watch, kind)
+    # Only the first page is checked for its bytes.
+    check = check_structure if frame else _check
+    counted = _guarded(lambda: check(kind, data, watch), watch, kind)
     own = _OWN_DECODERS.get(kind)
     image = None if own is None else _guarded(lambda: own(data, watch), watch, kind)
-    if image is None:
-        decoder = _decoder(kind, label)
-        file = WatchedBytes(data, watch, small_reads=kind in _BYTEWISE_FORMATS)
-        image = _guarded(lambda: decoder(file), watch, kind)
-        check_pixels(image.size, label)
-        check_memory(kind, image.size, label)
-    opened = image
-    from_child = _guarded(lambda: _decoded_in_child(opened, data, watch), watch, kind)
+    if image is not None:
+        return _finish(image, None, watch, kind, counted=counted, owned=True, normalize=normalize)
+    decoder = _decoder(kind)
+
+    def opened() -> ImageFile.ImageFile:
+        found = decoder(WatchedBytes(data, watch, small_reads=kind in _BYTEWISE_FORMATS))
+        if frame:
+            found.seek(frame)
+        return found
+
+    image = _guarded(opened, watch, kind)
+    check_pixels(image.size, label)
+    check_memory(kind, image.size, label)
+    page = image
+    deep = _guarded(lambda: _deep_colors(page, opened, data, watch), watch, kind)
+    if deep is not None:
+        return _finish_deep(page, deep, watch, kind, counted=counted, normalize=normalize)
+    from_child = _guarded(lambda: _decoded_in_child(page, data, watch), watch, kind)
     # The image must stay open, since its pixels are used. A BytesIO need not be closed.
-    return _finish(image, from_child, watch, kind, counted=counted, owned=True)
+    return _finish(image, from_child, watch, kind, counted=counted, owned=True, normalize=normalize)
 
 
 def pixels_of(data: bytes) -> int:
@@ -145,7 +180,7 @@ def pixels_of(data: bytes) -> int:
         return 0
     watch = DecodeDeadline("image", None)
     try:
-        decoder = _decoder(kind, "image")
+        decoder = _decoder(kind)
         file = WatchedBytes(data, watch, small_reads=kind in _BYTEWISE_FORMATS)
         with quiet():
             width, height = _guarded(lambda: decoder(file), watch, kind).size
@@ -155,9 +190,17 @@ def pixels_of(data: bytes) -> int:
 
 
 def decode_image(
-    image: Image.Image, label: str, cancel: CancelToken | None = None, *, owned: bool = False
+    image: Image.Image,
+    label: str,
+    cancel: CancelToken | None = None,
+    *,
+    owned: bool = False,
+    normalize: bool = True,
 ) -> Decoded:
     """Copy the current frame of a Pillow image. The original is not changed.
+
+    Pixels are those that a notebook shows: only an image as it was opened is turned upright. A
+    copy of one, which may have been turned already, keeps its pixels as they are.
 
     Parameters
     ----------
@@ -168,6 +211,8 @@ def decode_image(
         Checked before and after the file of the image is decoded.
     owned : bool
         Whether no other code uses the image. RGB pixels are then not copied.
+    normalize : bool
+        See `color_modes.converted`.
 
     Raises
     ------
@@ -183,7 +228,7 @@ def decode_image(
     kind = image.format or "image"
 
     def inspect() -> tuple[Count | None, Image.Image | None]:
-        data = _file_of(image)
+        data = file_of(image)
         found = image_format(data[:SNIFF_BYTES])
         if found is None:
             return None, None
@@ -194,7 +239,57 @@ def decode_image(
 
     with quiet():
         counted, from_child = _guarded(inspect, watch, kind)
-        return _finish(image, from_child, watch, kind, counted=counted, owned=owned)
+        done = _finish(
+            image,
+            from_child,
+            watch,
+            kind,
+            counted=counted,
+            owned=owned,
+            normalize=normalize,
+            # A copy may have been turned by hand, and keeps the tag.
+            upright=isinstance(image, ImageFile.ImageFile),
+        )
+    note = turned_note(done.turned)
+    left = _orientation(image)
+    if not note and not isinstance(image, ImageFile.ImageFile) and left in _ORIENTATIONS:
+        note = (f"not turned: EXIF orientation {left} is left from the file it was made of",)
+    return Decoded(done.pixels, (*done.notes, *note), done.deep)
+
+
+def unread_file(image: Image.Image, data: bytes) -> tuple[bytes, int] | None:
+    """Return file and frame of an opened image whose pixels were not read yet, else None.
+
+    `data` is the content of its file. The pixels that it gives are then those of the image.
+    """
+    if getattr(image, "_im", None) is not None and getattr(image, "tile", None) == []:
+        return None
+    kind = image_format(data[:SNIFF_BYTES])
+    if kind not in _DECODERS or not isinstance(image, ImageFile.ImageFile):
+        return None
+    frame = image.tell()
+    if frame and kind != "TIFF":
+        return None
+    try:
+        with quiet():
+            fresh = _decoder(kind)(io.BytesIO(data))
+            if frame:
+                fresh.seek(frame)
+    # Damaged in a way that only this second opening shows: decoding reports it.
+    except Exception:
+        return None
+    # The first image of an MPO is a plain JPEG.
+    names = ("size", "mode") if image.format == "MPO" else ("format", "size", "mode", "tile")
+    same = all(getattr(fresh, name) == getattr(image, name) for name in names)
+    kept = fresh.info.get("transparency") == image.info.get("transparency")
+    return (data, frame) if same and kept else None
+
+
+def turned_note(orientation: int) -> tuple[str, ...]:
+    """Return a note if an EXIF tag was applied to a Pillow image, which a notebook does not do."""
+    if orientation not in _ORIENTATIONS:
+        return ()
+    return (f"turned upright (EXIF orientation {orientation})",)
 
 
 def _check(kind: str, data: bytes, watch: DecodeDeadline) -> Count | None:
@@ -207,20 +302,89 @@ def _check(kind: str, data: bytes, watch: DecodeDeadline) -> Count | None:
 def _decoded_in_child(image: Image.Image, data: bytes, watch: DecodeDeadline) -> Image.Image | None:
     """Return a page decoded by libtiff or libavif in a child process; None for other images."""
     kind = image.format or ""
-    by_libtiff = getattr(image, "use_load_libtiff", False) and getattr(image, "tile", None)
-    if kind != "AVIF" and not (kind == "TIFF" and by_libtiff):
+    if kind != "AVIF" and not (kind == "TIFF" and getattr(image, "tile", None)):
+        return None
+    # The child process also finds the range of all pages.
+    pages = image.mode in DEEP_MODES and image.mode != "F" and _has_pages(image)
+    if kind == "TIFF" and not (getattr(image, "use_load_libtiff", False) or pages):
         return None
     return decode_in_child(
         kind, data, watch, seconds=int(DECODE_SECONDS), memory=_MEMORY[kind], frame=image.tell()
     )
 
 
-def _file_of(image: Image.Image) -> bytes:
+def _has_pages(image: Any) -> bool:
+    """Return whether a TIFF has more than one page; reads only the offset of the second."""
+    return bool(getattr(image, "is_animated", False))
+
+
+def _deep_colors(
+    image: ImageFile.ImageFile,
+    opened: Callable[[], ImageFile.ImageFile],
+    data: bytes,
+    watch: DecodeDeadline,
+) -> color16.DeepColors | None:
+    """Return an image with colors of 16 bits; None for other images."""
+    mode = color16.raw_mode(image) if image.format in ("PNG", "TIFF") else ""
+    if not mode:
+        return None
+    in_child = bool(getattr(image, "use_load_libtiff", False))
+    read: list[Image.Image] = []
+    for plane in color16.planes(mode):
+        watch.checkpoint()
+        if in_child:
+            part = decode_in_child(
+                "TIFF",
+                data,
+                watch,
+                seconds=int(DECODE_SECONDS),
+                memory=_MEMORY["TIFF"],
+                frame=image.tell(),
+                raw_mode=plane,
+            )
+            if part is None:
+                return None
+        else:
+            part = opened()
+            color16.set_raw_mode(part, plane)
+            part.load()
+        read.append(part)
+    return color16.DeepColors(mode, read, read[0].info.get("transparency"))
+
+
+def _finish_deep(
+    image: ImageFile.ImageFile,
+    deep: color16.DeepColors,
+    watch: DecodeDeadline,
+    kind: str,
+    *,
+    counted: Count | None,
+    normalize: bool,
+) -> Decoded:
+    def scaled() -> tuple[Image.Image, str]:
+        step = watch.checkpoint
+        whole = Levels(of_top(65_535))
+        if not normalize:
+            return deep.scaled(whole.scale, whole.scale, step), ""
+        colors = integer_levels(ValueRange.of(deep.parts(alpha=False, checkpoint=step)))
+        alpha = integer_levels(ValueRange.of(deep.parts(alpha=True, checkpoint=step)))
+        colors, alpha = colors or whole, alpha or whole
+        return deep.scaled(colors.scale, alpha.scale, step), colors.note
+
+    pixels, note = _guarded(scaled, watch, kind)
+    turn = _orientation(image)
+    if turn in _ORIENTATIONS:
+        pixels.getexif()[ExifTags.Base.Orientation] = turn
+    done = _finish(image, pixels, watch, kind, counted=counted, owned=True, normalize=normalize)
+    return replace(done, notes=(*done.notes, *filter(None, [note])), deep=True)
+
+
+def file_of(image: Image.Image) -> bytes:
     """Return the content of the file of a lazily loaded Pillow image; keep its position."""
     if not isinstance(image, ImageFile.ImageFile):
         return b""
     file: Any = getattr(image, "_fp", None) or image.fp
-    if not hasattr(file, "read"):  # closed, or already loaded
+    if not hasattr(file, "read") or getattr(file, "closed", False):  # already loaded
         return b""
     at = file.tell()
     try:
@@ -233,16 +397,7 @@ def _file_of(image: Image.Image) -> bytes:
     return data
 
 
-def _decoder(kind: str, label: str) -> Callable[[IO[bytes]], ImageFile.ImageFile]:
-    if kind == "HEIF":
-        registered = Image.OPEN.get("HEIF")
-        if registered is None:
-            raise ImageDecodeError(
-                f"{label} is a HEIC/HEIF image, which needs one more package: "
-                "pip install pillow-heif, then pillow_heif.register_heif_opener().",
-                source=label,
-            )
-        return lambda file: registered[0](file, "")
+def _decoder(kind: str) -> Callable[[IO[bytes]], ImageFile.ImageFile]:
     module, name = _DECODERS[kind]
     decoder: Callable[[IO[bytes]], ImageFile.ImageFile] = getattr(
         importlib.import_module(f"PIL.{module}"), name
@@ -258,6 +413,8 @@ def _finish(
     *,
     counted: Count | None,
     owned: bool,
+    normalize: bool,
+    upright: bool = True,
 ) -> Decoded:
     """Convert the image from the child process, or else `image` itself."""
     width, height = image.size
@@ -270,16 +427,22 @@ def _finish(
         loaded = image if from_child is None else from_child
         loaded.load()  # mode, size and info are final only now
         watch.checkpoint()
-        pixels, done = to_rgb(
-            loaded, owned=owned or from_child is not None, checkpoint=watch.checkpoint
+        done = converted(
+            loaded,
+            owned=owned or from_child is not None,
+            checkpoint=watch.checkpoint,
+            normalize=normalize,
+            high=loaded.info.get("high") if from_child is not None else None,
         )
-        transpose_method = _ORIENTATIONS.get(_orientation(loaded))
+        pixels = done.pixels
+        turned = _orientation(loaded) if upright else 1
+        transpose_method = _ORIENTATIONS.get(turned)
         frames = _frames_note(image, counted)
         watch.checkpoint()
         pixels = pixels.transpose(transpose_method) if transpose_method is not None else pixels
         # Metadata (profiles, comments, transparency) describes the original.
         pixels.info.clear()
-        return Decoded(pixels, (*frames, *done))
+        return Decoded(pixels, (*frames, *done.notes), done.deep, turned)
 
     decoded = _guarded(convert, watch, kind)
     check_pixels(decoded.pixels.size, label)

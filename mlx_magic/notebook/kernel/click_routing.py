@@ -213,8 +213,17 @@ async def pause(seconds: float, interrupt: Interrupt) -> None:
 
 async def in_thread(function: Callable[[], object], interrupt: Interrupt) -> None:
     """Call a function on a thread and wait for it; an interrupt ends the wait, and is noted."""
-    future = asyncio.get_running_loop().run_in_executor(None, function)
-    await wait_async(future.done, lambda: None, interrupt, 0.02)
+    # Not the executor's own future, whose end would be noticed only at the next tick.
+    future: concurrent.futures.Future[object] = concurrent.futures.Future()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    asyncio.get_running_loop().run_in_executor(None, call)
+    await wait_async(future, lambda: None, interrupt)
     if future.done():
         future.result()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mlx_magic.errors import ImageError, ImageNotFoundError
 from mlx_magic.images.globs import match_files
+from mlx_magic.images.typed import lookalikes, pasted
 from mlx_magic.notebook.magic_line.expressions import (
     Evaluate,
     describe,
@@ -79,12 +80,19 @@ class _Resolver:
         folder = _safe_check(path.is_dir)
         if _safe_check(path.exists) and not folder:
             return one_line(text, 80), Path(text)
-        if _URL.match(text):
-            return one_line(text, 80), text
+        inner = pasted.unwrapped(text)
+        if _URL.match(inner) or pasted.looks_like_base64(inner):
+            return one_line(inner, 80), inner
+        same = self._same_looks(path)
+        if len(same) == 1 and same[0].is_file():
+            return one_line(text, 80), Path(text)
         tree = None if token.quoted else parse_expression(token.raw)
         unknown = undefined_names(tree, self.namespace) if tree else []
         if tree and not unknown:
             return one_line(token.raw, 80), self._value(token)
+        if len(same) > 1:
+            message = lookalikes.ambiguity(one_line(text, 80), same)
+            raise ImageNotFoundError(message, source=one_line(text, 80))
         if folder or (_WILDCARD.search(text) and self._matches(text)):
             return one_line(text, 80), Path(text) if folder else text
         if unknown and not _FILE_NAME.fullmatch(text):
@@ -103,6 +111,13 @@ class _Resolver:
             return self.base / expanded(text)
         except RuntimeError:  # ~user without a home folder
             return self.base / text
+
+    def _same_looks(self, path: Path) -> list[Path]:
+        """Return the paths that only differ from `path` in kinds of spaces or normal form."""
+        try:
+            return lookalikes.find(path)
+        except (OSError, ValueError):
+            return []
 
     def _matches(self, pattern: str) -> bool:
         try:
@@ -128,6 +143,9 @@ class _Resolver:
         shown = one_line(token.text, 80)
         close = self._similar(wanted)
         hint = f"; did you mean {' or '.join(close)}?" if close else "."
+        unseen = lookalikes.difference(close[0], wanted) if close else ""
+        if unseen:
+            hint += f" Its {unseen}."
         return ImageNotFoundError(f"{shown}: {what}{hint}", source=shown)
 
     def _similar(self, wanted: str) -> list[str]:

@@ -66,7 +66,9 @@ class Panel:
         self._sent_at = 0.0
         self._updates = Updates(self._update)
         self._names = Namespace(ipython)
-        self._images = QuestionImages(self._changed, self._held_images)
+        self._images = QuestionImages(
+            self._changed, self._held_images, lambda: self._composer.options.normalize
+        )
         self._tray = Tray(
             self._images, run=self._run_prompt, cancel=self.cancel, say=self._show_problem
         )
@@ -118,7 +120,10 @@ class Panel:
         MlxMagicError
             If the question cannot be asked: no prompt, or an image that cannot be opened.
         """
-        opened = open_images(images, name="images") if images is not None else []
+        normalize = self._composer.options.normalize
+        opened = (
+            open_images(images, name="images", normalize=normalize) if images is not None else []
+        )
         known = [*(panel_image.image for panel_image in self._images.ready), *self._held_images()]
         opened = pixel_budget.shared(opened, known)
         pixel_budget.require_room("images", pixel_budget.added(opened, known), (), known)

@@ -231,6 +231,7 @@ def test_json_export_has_everything_but_the_pixels() -> None:
         "stop": [],
         "timeout": None,
         "max_pixels": None,
+        "normalize": True,
         "kv_bits": None,
     }
     assert "pictures" not in first

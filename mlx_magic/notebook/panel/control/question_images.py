@@ -17,6 +17,7 @@ from mlx_magic.images import opening as images_opening
 from mlx_magic.images.decoding.decode import pixels_of
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES
+from mlx_magic.images.opening import TakenImages
 from mlx_magic.notebook.display.sanitize import to_plain
 from mlx_magic.notebook.panel.state import pixel_budget
 from mlx_magic.notebook.panel.state.conversation import PanelImage
@@ -63,14 +64,18 @@ class QuestionImages:
         Called on any thread when the state has changed.
     held_images : callable
         Returns the other images that the panel holds, such as those of earlier turns.
+    normalize : callable
+        Returns the setting with which images are opened.
     """
 
     def __init__(
         self,
         changed: Callable[[], None],
         held_images: Callable[[], Sequence[ImageInput]] = lambda: (),
+        normalize: Callable[[], bool] = lambda: True,
     ) -> None:
         self._changed = changed
+        self._normalize = normalize
         self._held_images = held_images
         self._lock = threading.RLock()
         self._ready: list[PanelImage] = []
@@ -79,7 +84,7 @@ class QuestionImages:
         self._problems: OrderedDict[str, str] = OrderedDict()
         self._dropped_problems = 0
         self._numbers = itertools.count(1)
-        self._queue: OrderedDict[str, tuple[str, str, Any]] = OrderedDict()
+        self._queue: OrderedDict[str, tuple[str, str, Any, TakenImages | None]] = OrderedDict()
         self._thread_running = False
 
     @property
@@ -110,7 +115,7 @@ class QuestionImages:
         self._changed()
 
     def open(self, value: Any, name: str, word: str = "", *, as_id: str = "") -> None:
-        """Queue a value to be opened; returns at once.
+        """Take a value as it is now, and queue it to be opened.
 
         Parameters
         ----------
@@ -128,8 +133,13 @@ class QuestionImages:
             key = as_id or f"p{next(self._numbers)}"
             reason = self._why_not(key, name, value)
             if not reason:
+                try:
+                    taken = self._take(name, value)
+                except MlxMagicError as error:
+                    reason = str(error)
+            if not reason:
                 self._opening[key] = Opening(key, name)
-                self._queue[key] = (name, word, value)
+                self._queue[key] = (name, word, value, taken)
                 if not self._thread_running:
                     self._thread_running = True
                     threading.Thread(
@@ -140,11 +150,17 @@ class QuestionImages:
             return
         self._changed()
 
+    def _take(self, name: str, value: Any) -> TakenImages | None:
+        """Take a value as it is now; None for bytes, which cannot change."""
+        if isinstance(value, bytes):
+            return None
+        return images_opening.take_images([(name, value)], normalize=self._normalize())
+
     def _why_not(self, key: str, name: str, value: Any) -> str:
         """Return why a value cannot be queued; ``""`` if it can."""
         if len(self._ready) + len({*self._opening, key}) > MAX_IMAGES:
             return f"{name}: a question takes at most {MAX_IMAGES} images; remove some first."
-        queued = [found for _, _, found in self._queue.values()]
+        queued = [found for _, _, found, _ in self._queue.values()]
         size = sum(len(found) for found in [*queued, value] if isinstance(found, bytes))
         if size > MOST_WAITING:
             return (
@@ -221,12 +237,12 @@ class QuestionImages:
                 if not self._queue:
                     self._thread_running = False
                     return
-                key, (name, word, value) = self._queue.popitem(last=False)
-            self._open(key, name, word, value)
+                key, (name, word, value, taken) = self._queue.popitem(last=False)
+            self._open(key, name, word, value, taken)
             # Free the file before the next one is opened.
-            del value
+            del value, taken
 
-    def _open(self, key: str, name: str, word: str, value: Any) -> None:
+    def _open(self, key: str, name: str, word: str, value: Any, taken: TakenImages | None) -> None:
         token = CancelToken()
         with self._lock:
             if key not in self._opening:
@@ -235,7 +251,12 @@ class QuestionImages:
         try:
             if isinstance(value, bytes):
                 self._require_room(name, pixels_of(value))  # before it is decoded
-            opened = images_opening.open_images(value, name=name, cancel=token)
+            if taken is None:
+                opened = images_opening.open_images(
+                    value, name=name, normalize=self._normalize(), cancel=token
+                )
+            else:
+                opened = taken.open(token)
             for image in opened:
                 image.thumbnail(THUMBNAIL_SIDE)
             with self._lock:

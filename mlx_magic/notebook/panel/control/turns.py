@@ -267,7 +267,12 @@ def _start_answer(
     answer = Answer(request.model)
     opened = [(panel_image.name, panel_image.image) for panel_image in images]
     try:
-        answer.generation = session.start(request, images=opened, max_pixels=settings.max_pixels)
+        answer.generation = session.start(
+            request,
+            images=opened,
+            max_pixels=settings.max_pixels,
+            normalize=settings.normalize,
+        )
     except MlxMagicError as error:
         answer.error = str(error)
     return answer

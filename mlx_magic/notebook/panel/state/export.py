@@ -11,7 +11,7 @@ The JSON is one object. Unknown values are null, sizes are in pixels, times in s
       system    str
       options   {max_tokens: int, temperature, top_p: float, top_k: int, min_p,
                 repetition_penalty: float, seed: int, stop: list of str, timeout: float,
-                max_pixels, kv_bits: int}
+                max_pixels: int, normalize: bool, kv_bits: int}
       images    list of {name: str, word: str, width, height: int, sha256: str, note: str}
       answers   list of {model: str, state: "running" | "done" | "cancelled" | "failed",
                 text: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from mlx_magic.errors import ImageTooLargeError
 from mlx_magic.formatting import short_label
@@ -25,11 +24,11 @@ def shared(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> list[Im
     images : iterable of ImageInput
     known : iterable of ImageInput
     """
-    known_pixels = {image.digest: image.pixels for image in known}
+    known_pixels = {image.digest: image.stored for image in known}
     found: list[ImageInput] = []
     for image in images:
-        pixels = known_pixels.setdefault(image.digest, image.pixels)
-        found.append(image if pixels is image.pixels else replace(image, pixels=pixels))
+        stored = known_pixels.setdefault(image.digest, image.stored)
+        found.append(image if stored is image.stored else image.sharing(stored))
     return found
 
 
@@ -76,7 +75,7 @@ def require_room(
 
 
 def _pixels(images: Iterable[ImageInput]) -> int:
-    return sum({id(image.pixels): image.size[0] * image.size[1] for image in images}.values())
+    return sum({id(image.stored): image.size[0] * image.size[1] for image in images}.values())
 
 
 def added(images: Iterable[ImageInput], known: Iterable[ImageInput]) -> int:

@@ -78,6 +78,11 @@ class OptionsForm:
         )
         self.box.add_class("mlxm-options")
 
+    @property
+    def normalize(self) -> bool:
+        """Whether images are opened with `normalize`."""
+        return bool(self._settings.normalize)
+
     def read(self) -> Settings:
         """Return the settings of the next question.
 

@@ -1,0 +1,1 @@
+"""Objects of other libraries: figures, columns and records."""

@@ -1,0 +1,1 @@
+"""Text that a person typed or pasted: names of files, base64."""
