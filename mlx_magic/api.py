@@ -21,6 +21,8 @@ from mlx_magic.engine.request import (
 )
 from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.engine.task import outcome, wait
+from mlx_magic.errors import ShortTraceback
+from mlx_magic.images.image import fit_pixels
 from mlx_magic.interrupts import deferred
 
 Model = str | os.PathLike[str] | None
@@ -91,11 +93,12 @@ def ask(
     MlxMagicError
         See `mlx_magic.errors`.
     """
-    sampling = Sampling(
-        max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
-    )
-    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
-    return outcome(lambda: _start(request, images, max_pixels, on_progress=on_progress))
+    with ShortTraceback():
+        sampling = Sampling(
+            max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
+        )
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
+        return outcome(lambda: _start(request, images, max_pixels, on_progress=on_progress))
 
 
 def stream(
@@ -127,11 +130,12 @@ def stream(
     TextStream
         Yields str; has `cancel()`, `progress` and `result`.
     """
-    sampling = Sampling(
-        max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
-    )
-    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
-    return TextStream(request, images, max_pixels, on_progress)
+    with ShortTraceback():
+        sampling = Sampling(
+            max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
+        )
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
+        return TextStream(request, images, max_pixels, on_progress)
 
 
 def demo_model() -> Path:
@@ -172,11 +176,12 @@ class TextStream:
         return self
 
     def __next__(self) -> str:
-        try:
-            return self._next()
-        except KeyboardInterrupt:
-            self.cancel()
-            raise
+        with ShortTraceback():
+            try:
+                return self._next()
+            except KeyboardInterrupt:
+                self.cancel()
+                raise
 
     def _next(self) -> str:
         while not self._ended:
@@ -215,7 +220,8 @@ class TextStream:
     @property
     def result(self) -> VisionResult:
         """The result; waits for the end of the answer."""
-        return wait(self._generation.future, self._generation.cancel)
+        with ShortTraceback():
+            return wait(self._generation.future, self._generation.cancel)
 
 
 TextStream.__module__ = "mlx_magic"
@@ -263,6 +269,8 @@ def _start(
     on_progress: OnProgress | None = None,
 ) -> Generation:
     argument_checks.function("on_progress", on_progress)
+    # Checked here, since a model may be downloaded before the images are opened.
+    fit_pixels((1, 1), max_pixels)
     nothing = images is None or (isinstance(images, list | tuple) and not images)
     values = [] if nothing else [(None, images)]
     return default_session.current().start(
