@@ -29,6 +29,10 @@ _MAX_ESCAPES = 3_000_000
 _GLOB_LIMIT = 10_000
 
 
+# Python decodes bytes of file names that are not UTF-8 to U+DC80 to U+DCFF.
+_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+
+
 class Readable(Protocol):
     """The protocol of an open file."""
 
@@ -67,6 +71,12 @@ def find_files(
     folder = cwd() if base is None else base
     if not text.strip():
         raise ImageNotFoundError("An empty string is not a path to an image.", source=label)
+    if (bad := _NO_NAME.search(text)) is not None:
+        what = "a zero byte" if bad[0] == "\0" else f"{bad[0]!a}, half of a surrogate pair,"
+        raise ImageNotFoundError(
+            f"'{label}' has {what} at position {bad.start()}: no file has such a name.",
+            source=label,
+        )
     try:
         path = folder / expanded(text)
         if path.exists():
@@ -200,7 +210,13 @@ def read_data_uri(text: str, label: str) -> bytes:
             f"{label} has more than {_MAX_ESCAPES} escapes with %: write it as base64.",
             source=label,
         )
-    content = unquote_to_bytes(body)
+    try:
+        content = unquote_to_bytes(body)
+    except UnicodeEncodeError as error:
+        raise ImageDecodeError(
+            f"{label} has {body[error.start]!a}, half of a surrogate pair: copy it again.",
+            source=label,
+        ) from error
     if not header.lower().rstrip().endswith(";base64"):
         check_bytes(len(content), label)
         return content

@@ -105,6 +105,7 @@ class Finder:
             self._single(value, label, named=name is not None)
 
     def _single(self, value: Any, label: str, *, named: bool) -> None:
+        objects.refuse_closed(value, label)
         if isinstance(value, str):
             self._string(str(value))
         elif isinstance(value, os.PathLike):

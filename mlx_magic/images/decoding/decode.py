@@ -220,7 +220,10 @@ def _file_of(image: Image.Image) -> bytes:
     if not isinstance(image, ImageFile.ImageFile):
         return b""
     file: Any = getattr(image, "_fp", None) or image.fp
-    if not hasattr(file, "read"):  # closed, or already loaded
+    try:
+        if not hasattr(file, "read") or getattr(file, "closed", False) is True:
+            return b""  # already loaded
+    except ValueError:  # closed by Pillow after it was loaded
         return b""
     at = file.tell()
     try:
@@ -328,7 +331,10 @@ def _frames_note(image: Image.Image, counted: Count | None) -> tuple[str, ...]:
         return ()  # further images of an MPO are depth maps or previews, not frames
     what = "page" if image.format == "TIFF" else "frame"
     if counted is None:
-        if not getattr(image, "is_animated", False):
+        try:
+            if not getattr(image, "is_animated", False):
+                return ()
+        except ValueError:  # a GIF that was closed after it was loaded cannot count its frames
             return ()
         # For these two formats, n_frames would walk through the whole file.
         if image.format in ("TIFF", "GIF"):
