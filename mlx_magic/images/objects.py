@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError
 from mlx_magic.formatting import reason
+from mlx_magic.images.decoding.quiet_libraries import without_log_lines
 from mlx_magic.images.files import read_limited
 from mlx_magic.images.limits import check_pixels
 
@@ -197,7 +198,8 @@ def _render_figure(figure: Any, label: str) -> bytes:
     buffer = io.BytesIO()
     try:
         # backend="agg" draws on a temporary canvas, and restores the figure's own one.
-        figure.savefig(buffer, format="png", backend="agg", dpi="figure", transparent=False)
+        with without_log_lines("matplotlib", "PIL"):
+            figure.savefig(buffer, format="png", backend="agg", dpi="figure", transparent=False)
     # Foreign code: drawing uses the user's texts, fonts and callbacks.
     except Exception as error:
         raise ImageDecodeError(

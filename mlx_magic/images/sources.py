@@ -17,7 +17,7 @@ from mlx_magic.formatting import amount, short_label
 from mlx_magic.images import files, objects
 from mlx_magic.images.arrays import ArrayImages, array_images
 from mlx_magic.images.decoding.decode import Decoded, decode_bytes, decode_image
-from mlx_magic.images.decoding.pillow_warnings import quiet
+from mlx_magic.images.decoding.quiet_libraries import quiet
 from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES, check_bytes

@@ -27,9 +27,9 @@ from mlx_magic.images.decoding.file_structure import (
 )
 from mlx_magic.images.decoding.jpeg2000 import decode_jpeg2000
 from mlx_magic.images.decoding.netpbm import decode_netpbm
-from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
 from mlx_magic.images.decoding.qoi import decode_qoi
+from mlx_magic.images.decoding.quiet_libraries import quiet
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadline, WatchedBytes
 from mlx_magic.images.formats import SNIFF_BYTES, image_format, unsupported_reason
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
