@@ -21,6 +21,7 @@ from mlx_magic.engine.request import (
 )
 from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.engine.task import outcome, wait
+from mlx_magic.errors import ShortTraceback
 from mlx_magic.images.opening import TakenImages, take_images
 from mlx_magic.interrupts import deferred
 
@@ -97,12 +98,13 @@ def ask(
     MlxMagicError
         See `mlx_magic.errors`.
     """
-    sampling = Sampling(
-        max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
-    )
-    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
-    taken = _taken(images, max_pixels, normalize, on_progress)
-    return outcome(lambda: _start(request, taken, on_progress=on_progress))
+    with ShortTraceback():
+        sampling = Sampling(
+            max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
+        )
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
+        taken = _taken(images, max_pixels, normalize, on_progress)
+        return outcome(lambda: _start(request, taken, on_progress=on_progress))
 
 
 def stream(
@@ -135,12 +137,13 @@ def stream(
     TextStream
         Yields str; has `cancel()`, `progress` and `result`.
     """
-    sampling = Sampling(
-        max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
-    )
-    request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
-    taken = _taken(images, max_pixels, normalize, on_progress)
-    return TextStream(request, taken, on_progress)
+    with ShortTraceback():
+        sampling = Sampling(
+            max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
+        )
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
+        taken = _taken(images, max_pixels, normalize, on_progress)
+        return TextStream(request, taken, on_progress)
 
 
 def demo_model() -> Path:
@@ -178,11 +181,12 @@ class TextStream:
         return self
 
     def __next__(self) -> str:
-        try:
-            return self._next()
-        except KeyboardInterrupt:
-            self.cancel()
-            raise
+        with ShortTraceback():
+            try:
+                return self._next()
+            except KeyboardInterrupt:
+                self.cancel()
+                raise
 
     def _next(self) -> str:
         while not self._ended:
@@ -221,7 +225,8 @@ class TextStream:
     @property
     def result(self) -> VisionResult:
         """The result; waits for the end of the answer."""
-        return wait(self._generation.future, self._generation.cancel)
+        with ShortTraceback():
+            return wait(self._generation.future, self._generation.cancel)
 
 
 TextStream.__module__ = "mlx_magic"

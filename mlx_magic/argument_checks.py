@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 from typing import Any
@@ -27,8 +28,33 @@ def short_repr(value: object, most: int = 80) -> str:
         return f"a value of type {shown(type(value).__name__, 40)}"
 
 
+def plain(value: Any) -> Any:
+    """Return a NumPy number (or another Integral or Real) as an int or a float.
+
+    NumPy's numbers have a limited range: sums of small ones overflow, and not all functions of
+    the standard library take them. bool and values that are no numbers are returned unchanged.
+    """
+    if isinstance(value, bool):
+        return value
+    try:
+        if isinstance(value, numbers.Integral):
+            return int(value)
+        if isinstance(value, numbers.Real):
+            return float(value)
+    # Foreign code, or a fraction that is too large: refused by the check of the option.
+    except Exception:
+        return value
+    return value
+
+
+def plain_flag(value: Any) -> Any:
+    """Return NumPy's bool as a bool; other values unchanged. NumPy is not imported."""
+    is_numpy = f"{type(value).__module__}.{type(value).__name__}" in _NUMPY
+    return bool(value) if is_numpy else value
+
+
 def text(argument: str, value: object) -> str:
-    """Return a text that tokenizers accept.
+    """Return a text that tokenizers accept, as a plain str.
 
     Raises
     ------
@@ -45,7 +71,7 @@ def text(argument: str, value: object) -> str:
             "a character: remove it, or read the text as UTF-8.",
             option=argument,
         ) from None
-    return value
+    return str.__str__(value)
 
 
 def name(argument: str, value: object) -> str:
@@ -84,9 +110,9 @@ def flag(argument: str, value: object) -> bool:
     ------
     RequestError
     """
-    # NumPy's bools are recognized without importing NumPy.
-    if isinstance(value, bool) or f"{type(value).__module__}.{type(value).__name__}" in _NUMPY:
-        return bool(value)
+    value = plain_flag(value)
+    if isinstance(value, bool):
+        return value
     raise RequestError(f"{argument} is {short_repr(value)}: use True or False.", option=argument)
 
 

@@ -25,7 +25,13 @@ Every message is one line of at most 1,000 characters: what went wrong, where, a
 
 from __future__ import annotations
 
+import logging
+import sys
+import traceback
 from collections.abc import Sequence
+from types import TracebackType
+
+_log = logging.getLogger(__name__)
 
 LONGEST = 1000
 """Maximum characters of a message. The middle of a longer one is left out."""
@@ -239,3 +245,54 @@ class GenerationError(MlxMagicError):
 
 class EngineError(MlxMagicError):
     """Raised when the inference thread is closed or has died."""
+
+
+# What failed inside of a library: its error says more than ours.
+_WITH_CAUSE = (GenerationError, EngineError)
+
+
+class ShortTraceback:
+    """Context manager for the body of a public function, which shortens tracebacks.
+
+    An answer is made on several threads: without this a typing error in a file name would be shown
+    below the frames of a dozen of our modules. An error of ours, or a KeyboardInterrupt, has one
+    frame below the caller's: that of the function. Its cause is kept only if a model or the engine
+    failed, without frames. The whole traceback is logged at level DEBUG. Other exceptions are not
+    changed.
+    """
+
+    __slots__ = ("_handled",)
+
+    def __enter__(self) -> None:
+        # Code that calls us from an `except` block should see its own error as the context.
+        self._handled = sys.exc_info()[1]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, MlxMagicError | KeyboardInterrupt) or trace is None:
+            return
+        if isinstance(error, MlxMagicError) and _log.isEnabledFor(logging.DEBUG):
+            # As text: a record with the traceback would be cut with it.
+            whole = "".join(traceback.format_exception(error)).rstrip()
+            _log.debug("The whole traceback of an error:\n%s", whole)
+        trace.tb_next = None
+        cause = error.__cause__ if isinstance(error, _WITH_CAUSE) else None
+        for link in _chain(cause):
+            link.__traceback__ = None
+        within = any(error is link for link in _chain(self._handled))
+        error.__cause__ = cause
+        error.__context__ = None if within else self._handled
+        error.__suppress_context__ = cause is not None
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """Return an exception with its causes and contexts."""
+    found: list[BaseException] = []
+    while error is not None and not any(error is link for link in found):
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found

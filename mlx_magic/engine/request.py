@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mlx_magic.argument_checks import name as require_name
-from mlx_magic.argument_checks import short_repr
+from mlx_magic.argument_checks import plain, short_repr
 from mlx_magic.argument_checks import text as require_text
 from mlx_magic.errors import RequestError
 
@@ -57,6 +57,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "seed", "min_p"):
+            _set(self, name, plain(getattr(self, name)))
+        _set(self, "repetition_penalty", plain(self.repetition_penalty))
         _whole("max_tokens", self.max_tokens, at_least=1)
         _number("temperature", self.temperature)
         _number("top_p", self.top_p)
@@ -81,6 +84,11 @@ class Sampling:
             )
         _positive("repetition_penalty", self.repetition_penalty, unit="number")
         _texts("stop", self.stop)
+
+
+def _set(target: object, name: str, value: object) -> None:
+    """Set a field of a frozen dataclass that is being created."""
+    object.__setattr__(target, name, value)
 
 
 def _number(name: str, value: object) -> None:
@@ -110,13 +118,19 @@ def _texts(name: str, value: object) -> None:
 
 
 def _whole(name: str, value: object, *, at_least: int) -> None:
-    # NumPy's integers are allowed, too.
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise RequestError(
             f"{name} is {short_repr(value)}: use a whole number of {at_least} or more.", option=name
         )
-    # MLX's integers have 64 bits. A larger seed is reduced to one of them.
-    if name != "seed" and int(value) >= 2**63:
+    if name == "seed" and value >= 2**64:
+        # Reduced to 64 bits it would give the answers of another seed.
+        raise RequestError(
+            f"{name} is {short_repr(value)}, which has more than 64 bits: use a number below "
+            "2**64.",
+            option=name,
+        )
+    # MLX's integers have 64 bits, with a sign.
+    if name != "seed" and value >= 2**63:
         raise RequestError(f"{name} is {short_repr(value)}: use a smaller number.", option=name)
 
 
@@ -184,9 +198,11 @@ class GenerationRequest:
     kv_bits: int | None = None
 
     def __post_init__(self) -> None:
-        require_text("prompt", self.prompt)
+        for name in ("timeout", "kv_bits"):
+            _set(self, name, plain(getattr(self, name)))
+        _set(self, "prompt", require_text("prompt", self.prompt))
         if self.system is not None:
-            require_text("system", self.system)
+            _set(self, "system", require_text("system", self.system))
         require_name("model", self.model)
         form: object = self.format  # may be of any type at runtime
         if not isinstance(form, str) or form not in get_args(OutputFormat):
@@ -195,6 +211,7 @@ class GenerationRequest:
                 f"use one of {', '.join(get_args(OutputFormat))}.",
                 option="format",
             )
+        _set(self, "format", str.__str__(form))
         if not self.prompt.strip():
             raise RequestError("The prompt is empty: write a question.", option="prompt")
         _positive("timeout", self.timeout, unit="number of seconds")

@@ -26,6 +26,10 @@ _PIECE = 1 << 20
 _GLOB_LIMIT = 10_000
 
 
+# Python decodes bytes of file names that are not UTF-8 to U+DC80 to U+DCFF.
+_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+
+
 class Readable(Protocol):
     """The protocol of an open file."""
 
@@ -64,6 +68,12 @@ def find_files(
     folder = cwd() if base is None else base
     if not text.strip():
         raise ImageNotFoundError("An empty string is not a path to an image.", source=label)
+    if (bad := _NO_NAME.search(text)) is not None:
+        what = "a zero byte" if bad[0] == "\0" else f"{bad[0]!a}, half of a surrogate pair,"
+        raise ImageNotFoundError(
+            f"'{label}' has {what} at position {bad.start()}: no file has such a name.",
+            source=label,
+        )
     try:
         path = folder / expanded(text)
         same = lookalikes.find(path)

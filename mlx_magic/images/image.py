@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mlx_magic.argument_checks import short_repr
+from mlx_magic.argument_checks import plain, short_repr
 from mlx_magic.errors import RequestError
 from mlx_magic.images.stored import Encoded, StoredPixels, shrink
 
@@ -269,6 +269,7 @@ def _digest(pixels: Image.Image) -> str:
 
 
 def _whole_positive(name: str, value: object) -> int:
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise RequestError(
             f"{name} is {short_repr(value)}: use a whole number of 1 or more.", option=name

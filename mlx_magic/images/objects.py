@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import sys
 from collections.abc import Callable, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,45 @@ def describe_object(value: Any) -> str:
     if package == "builtins":
         return kind.__name__
     return known.get(package, f"{package} {kind.__name__}")
+
+
+def refuse_closed(value: Any, label: str) -> None:
+    """Refuse a Pillow image, a file or a buffer that was closed.
+
+    Raises
+    ------
+    ImageDecodeError
+    """
+    if isinstance(value, memoryview):
+        try:
+            _ = value.nbytes
+        except ValueError as error:
+            message = f"{label} was released: pass its bytes, bytes(view), before that."
+            raise ImageDecodeError(message, source=label) from error
+    elif _is_closed_image(value):
+        raise ImageDecodeError(
+            f"{label} is closed: ask before image.close() or the end of its with block, or open it "
+            "again.",
+            source=label,
+        )
+    elif callable(getattr(value, "read", None)) and getattr(value, "closed", False) is True:
+        raise ImageDecodeError(f"{label} is closed: open it again.", source=label)
+
+
+def _is_closed_image(value: Any) -> bool:
+    """Return whether a Pillow image has neither pixels nor an open file."""
+    module = sys.modules.get("PIL.Image")
+    if module is None or not isinstance(value, module.Image):
+        return False
+    try:
+        # Raises ValueError if the image was closed, AssertionError if it is not loaded yet.
+        _ = value.im
+    except ValueError:
+        return True
+    except Exception:
+        file = getattr(value, "fp", value)
+        return file is None or getattr(file, "closed", False) is True
+    return False
 
 
 def renderer(

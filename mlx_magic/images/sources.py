@@ -43,7 +43,7 @@ from mlx_magic.images.decoding.decode import (
     turned_note,
     unread_file,
 )
-from mlx_magic.images.decoding.pillow_warnings import quiet
+from mlx_magic.images.decoding.quiet_libraries import quiet
 from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 from mlx_magic.images.foreign import containers, figures
 from mlx_magic.images.image import ImageInput
@@ -205,6 +205,7 @@ class Finder:
             self._single(value, label, named=name is not None)
 
     def _single(self, value: Any, label: str, *, named: bool) -> None:
+        objects.refuse_closed(value, label)
         if isinstance(value, str):
             self._string(str(value))
         elif isinstance(value, os.PathLike):

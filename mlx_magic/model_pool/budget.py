@@ -8,7 +8,7 @@ import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_magic.argument_checks import short_repr
+from mlx_magic.argument_checks import plain, short_repr
 from mlx_magic.errors import MemoryBudgetError, RequestError
 from mlx_magic.formatting import amount
 
@@ -198,7 +198,7 @@ def evictions_for_budget(
 
 
 def check_setting(setting: object) -> Setting:
-    """Return a budget setting unchanged, if it is valid.
+    """Return a budget setting, if it is valid; NumPy's numbers as plain ones.
 
     Raises
     ------
@@ -206,6 +206,7 @@ def check_setting(setting: object) -> Setting:
         When it is not one of: None, bytes (an int above 0), a share of the memory (a float
         above 0, up to 1), a text such as ``"8 GB"`` or ``"60%"``.
     """
+    setting = plain(setting)
     match setting:
         case None:
             return None
@@ -233,6 +234,7 @@ def check_ttl(seconds: object) -> float | None:
     """
     if seconds is None:
         return None
+    seconds = plain(seconds)
     if isinstance(seconds, int | float) and not isinstance(seconds, bool) and seconds > 0:
         with contextlib.suppress(OverflowError):
             return float(seconds)

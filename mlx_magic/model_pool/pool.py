@@ -20,7 +20,7 @@ from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.engine import Engine, StepSignal
 from mlx_magic.engine.running_tasks import RunningTasks
 from mlx_magic.engine.task import Clock, Task, outcome, wait
-from mlx_magic.errors import EngineError, ModelError, RequestError
+from mlx_magic.errors import EngineError, ModelError, RequestError, ShortTraceback
 from mlx_magic.formatting import amount
 from mlx_magic.model_pool.budget import ModelUsage, Refusal, Setting, check_ttl, choose_evictions
 from mlx_magic.model_pool.eviction import Eviction
@@ -134,13 +134,14 @@ class ModelPool:
         ModelError
             When it cannot be loaded, or the load was cancelled.
         """
-        return self._load_by_name(
-            model,
-            alias=None if alias is None else argument_checks.name("alias", alias),
-            trust_remote_code=argument_checks.flag("trust_remote_code", trust_remote_code),
-            pin=argument_checks.flag("pin", pin),
-            adapter=None if adapter is None else argument_checks.name("adapter", adapter),
-        )
+        with ShortTraceback():
+            return self._load_by_name(
+                model,
+                alias=None if alias is None else argument_checks.name("alias", alias),
+                trust_remote_code=argument_checks.flag("trust_remote_code", trust_remote_code),
+                pin=argument_checks.flag("pin", pin),
+                adapter=None if adapter is None else argument_checks.name("adapter", adapter),
+            )
 
     def unload(self, name: str, *, force: bool = False) -> int:
         """Unload a model, and wait until its memory is free.
@@ -168,10 +169,12 @@ class ModelPool:
         ModelError
             When the unload was cancelled or withdrawn.
         """
-        freed = outcome(lambda: self.submit_unload(name, force=force))
-        if freed is None:
-            raise ModelError(f"The unload of {name} was cancelled: it is still there.", model=name)
-        return freed
+        with ShortTraceback():
+            freed = outcome(lambda: self.submit_unload(name, force=force))
+            if freed is None:
+                message = f"The unload of {name} was cancelled: it is still there."
+                raise ModelError(message, model=name)
+            return freed
 
     @contextlib.contextmanager
     def lease(self, name: str) -> Iterator[ModelInfo]:
@@ -191,12 +194,15 @@ class ModelPool:
         ModelError
             When it cannot be loaded.
         """
-        argument_checks.name("model", name)
         hold = Lease()
         try:
-            info = self._registry.hold(name, hold)
-            self._tell()
-            yield info or self._load_by_name(name, hold=hold)
+            # Not around the block: an error in it is the caller's.
+            with ShortTraceback():
+                argument_checks.name("model", name)
+                info = self._registry.hold(name, hold)
+                self._tell()
+                info = info or self._load_by_name(name, hold=hold)
+            yield info
         finally:
             self._eviction.release(hold)
 
@@ -208,16 +214,18 @@ class ModelPool:
         ModelNotFoundError
             When no such model is in memory.
         """
-        info = self._registry.pin(argument_checks.name("model", name), pinned=True)
-        self._tell()
-        return info
+        with ShortTraceback():
+            info = self._registry.pin(argument_checks.name("model", name), pinned=True)
+            self._tell()
+            return info
 
     def unpin(self, name: str) -> ModelInfo:
         """Allow a model to be evicted. See `pin`."""
-        info = self._registry.pin(argument_checks.name("model", name), pinned=False)
-        self._eviction.enforce_budget()
-        self._tell()
-        return info
+        with ShortTraceback():
+            info = self._registry.pin(argument_checks.name("model", name), pinned=False)
+            self._eviction.enforce_budget()
+            self._tell()
+            return info
 
     @property
     def budget(self) -> Setting:
@@ -231,7 +239,8 @@ class ModelPool:
 
     @budget.setter
     def budget(self, setting: Setting) -> None:
-        _, refused = self.set_budget(setting)
+        with ShortTraceback():
+            _, refused = self.set_budget(setting)
         if refused is not None:
             warnings.warn(refused.over_budget_message, stacklevel=2)
 
@@ -243,9 +252,10 @@ class ModelPool:
         RequestError
             When the setting is not valid.
         """
-        changed = self._eviction.set_budget(setting)
-        self._tell()
-        return changed
+        with ShortTraceback():
+            changed = self._eviction.set_budget(setting)
+            self._tell()
+            return changed
 
     @property
     def budget_bytes(self) -> int:
@@ -264,7 +274,8 @@ class ModelPool:
 
     @idle_ttl.setter
     def idle_ttl(self, seconds: float | None) -> None:
-        self._eviction.idle_ttl = check_ttl(seconds)
+        with ShortTraceback():
+            self._eviction.idle_ttl = check_ttl(seconds)
         self._timer.wake()
 
     @property
@@ -298,7 +309,8 @@ class ModelPool:
         int
             Bytes that were freed.
         """
-        return wait(self._engine.call(self._registry.forget, soon=True))
+        with ShortTraceback():
+            return wait(self._engine.call(self._registry.forget, soon=True))
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -315,7 +327,8 @@ class ModelPool:
         return isinstance(name, str) and self._registry.find(name) is not None
 
     def __getitem__(self, name: str) -> ModelInfo:
-        return self._registry.info(self._registry.named(argument_checks.name("model", name)))
+        with ShortTraceback():
+            return self._registry.info(self._registry.named(argument_checks.name("model", name)))
 
     def __repr__(self) -> str:
         names = ", ".join(

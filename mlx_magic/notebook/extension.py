@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlx_magic.notebook.display import terminal
-from mlx_magic.notebook.kernel import click_routing, completer
+from mlx_magic.notebook.kernel import cell_errors, click_routing, completer
 from mlx_magic.notebook.kernel.async_cells import AwaitedCells
 from mlx_magic.notebook.magics import VisionMagics
 
@@ -25,6 +25,7 @@ def load(ipython: Any) -> None:
     ipython.magics_manager.registry["VisionMagics"] = magics
     cells = AwaitedCells(ipython)
     cells.install()
+    cell_errors.install(ipython)
     completer.install(ipython, _model_names)
     _install_formatters(ipython)
     _installed[id(ipython)] = cells
@@ -36,6 +37,7 @@ def unload(ipython: Any) -> None:
     if cells is None:
         return
     cells.uninstall()
+    cell_errors.uninstall(ipython)
     completer.uninstall(ipython)
     click_routing.uninstall()
     manager = ipython.magics_manager

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.error import UsageError
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
 from IPython.utils.capture import capture_output
 from traitlets import Any as Any_
 from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe, validate
 
+from mlx_magic.argument_checks import plain, plain_flag
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import VisionResult
-from mlx_magic.errors import EngineError, GenerationError, MlxMagicError, RequestError
+from mlx_magic.errors import RequestError
 from mlx_magic.images.opening import TakenImages, take_images
 from mlx_magic.interrupts import Interrupt, deferred
 from mlx_magic.model_pool.budget import check_setting, check_ttl
 from mlx_magic.notebook import pool_commands
 from mlx_magic.notebook.display import pool_messages, render, terminal
 from mlx_magic.notebook.kernel import click_routing
+from mlx_magic.notebook.kernel.cell_errors import one_line_errors
 from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import commands, template
 from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
@@ -40,7 +40,36 @@ if TYPE_CHECKING:
 DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vision use MODEL."
 
 
-_TRAITS: dict[str, Any] = {"text": Unicode, "integer": Int, "number": Float, "switch": Bool}
+class _Integer(Int[Any, Any]):
+    """A whole number, also one of NumPy; kept as an int."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Return the value as an int, or raise TraitError."""
+        return super().validate(obj, plain(value))
+
+
+class _Number(Float[Any, Any]):
+    """A number, also one of NumPy; kept as a float."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Return the value as a float, or raise TraitError."""
+        return super().validate(obj, plain(value))
+
+
+class _Switch(Bool[Any, Any]):
+    """True or False, also those of NumPy; kept as a bool."""
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        """Return the value as a bool, or raise TraitError."""
+        return super().validate(obj, plain_flag(value))
+
+
+_TRAITS: dict[str, Any] = {
+    "text": Unicode,
+    "integer": _Integer,
+    "number": _Number,
+    "switch": _Switch,
+}
 
 
 def _trait(option: RequestOption) -> Any:
@@ -69,7 +98,7 @@ class VisionMagics(Magics):
     memory_budget = Any_(None, help="Memory for models: '8 GB', 0.6 of it, None: no limit.").tag(
         config=True
     )
-    idle_ttl = Float(None, allow_none=True, help="Seconds until an idle model is unloaded.").tag(
+    idle_ttl = _Number(None, allow_none=True, help="Seconds until an idle model is unloaded.").tag(
         config=True
     )
     model_folders = List(Unicode(), help="Folders with models, besides the Hub's cache.").tag(
@@ -112,7 +141,7 @@ class VisionMagics(Magics):
     @cell_magic("vision")  # type: ignore[arg-type]
     def vision_cell(self, line: str, cell: str) -> VisionResult | None:
         """``%%vision``; its help is in help_text."""
-        with _usage_errors():
+        with one_line_errors():
             if asks_for_help(line):
                 terminal.say(help_text("cell"))
                 return None
@@ -132,7 +161,7 @@ class VisionMagics(Magics):
     @line_magic("vision")  # type: ignore[arg-type]
     def vision_line(self, line: str) -> Any:
         """``%vision``; its help is in help_text."""
-        with _usage_errors():
+        with one_line_errors():
             command = commands.parse_line(line)
             if not isinstance(command, pool_commands.WAITING_COMMANDS):
                 return self._run(command)
@@ -140,7 +169,7 @@ class VisionMagics(Magics):
 
     async def awaited(self, first: bool, line: str, cell: str | None = None) -> Any:
         """Run a cell that begins with a magic; such cells are rewritten to call this."""
-        with _usage_errors():
+        with one_line_errors():
             if cell is not None and asks_for_help(line):
                 terminal.say(help_text("cell"))
                 return None
@@ -322,18 +351,6 @@ class _ActiveRequest:
     arguments: CellArguments
     generation: Generation
     has_output: bool
-
-
-@contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Raise user errors as UsageError (one line); other errors keep their traceback."""
-    try:
-        yield
-    except (GenerationError, EngineError):
-        raise
-    except MlxMagicError as error:
-        # Not a subclass: IPython shows a traceback for those.
-        raise UsageError(str(error)) from None
 
 
 VisionMagics.vision_cell.__doc__ = help_text("cell")  # type: ignore[assignment]

@@ -82,7 +82,7 @@ def test_suggestion_of_fewer_pixels_is_computed_from_the_grid() -> None:
 def test_error_is_one_line_in_a_cell(tmp_path: Path) -> None:
     from IPython.core.error import UsageError
 
-    from mlx_magic.notebook import magics
+    from mlx_magic.notebook.kernel.cell_errors import one_line_errors
 
-    with pytest.raises(UsageError, match="context"), magics._usage_errors():
+    with pytest.raises(UsageError, match="context"), one_line_errors():
         mlx_magic.ask("a red square " * 2_000, model="demo")

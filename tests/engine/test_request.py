@@ -41,6 +41,14 @@ def test_value_out_of_range_is_refused_with_its_name(field: str, value: float) -
     assert "\n" not in str(caught.value)
 
 
+def test_seed_of_more_than_64_bits_is_refused_as_such() -> None:
+    assert Sampling(seed=2**64 - 1).seed == 2**64 - 1
+    for seed in (2**64, 10**30):
+        with pytest.raises(RequestError, match="more than 64 bits: use a number below") as caught:
+            Sampling(seed=seed)
+        assert caught.value.option == "seed"
+
+
 @pytest.mark.parametrize("value", [0, 2, 3, 16, 8.0, True, "8", float("nan")])
 def test_kv_bits_other_than_4_and_8_are_refused(value: Any) -> None:
     with pytest.raises(RequestError, match=r"kv_bits is .*: use 4 or 8\.") as caught:

@@ -166,7 +166,7 @@ def test_impossible_path_is_refused_at_once(name: str | Path) -> None:
 def test_ordinary_arguments_are_accepted(model: str) -> None:
     assert mlx_magic.ask("Hi\0 \U0001f600 模型", model=Path(model)).text == "An answer."
     numbers: dict[str, Any] = {"max_tokens": np.int64(5), "temperature": np.float32(0)}
-    found = mlx_magic.ask("Hi", model=model, seed=2**70, stop=["zzz"], timeout=1e9, **numbers)
+    found = mlx_magic.ask("Hi", model=model, seed=2**64 - 1, stop=["zzz"], timeout=1e9, **numbers)
     assert found.text == "An answer."
 
 
@@ -189,7 +189,7 @@ def test_error_before_a_request_is_one_line(model: str, monkeypatch: pytest.Monk
         raise OSError(24, "Too many open files")
 
     now = default_session.current()
-    monkeypatch.setattr(now, "_find", full)
+    monkeypatch.setattr(now.pool, "find", full)
     with pytest.raises(GenerationError, match="was not asked: OSError: Too many open files"):
         mlx_magic.ask("Hi", model=model)
     with pytest.raises(GenerationError, match="Too many open files"):

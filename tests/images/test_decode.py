@@ -286,11 +286,40 @@ def test_a_corrupt_png_is_refused() -> None:
         open_images(bytes(data), name="x")
 
 
-def test_a_closed_pillow_image_is_refused() -> None:
-    image = Image.open(io.BytesIO(encode(two_tone(), "PNG")))
+def _opened(kind: str, folder: Path) -> tuple[Path, Image.Image]:
+    path = folder / f"image.{kind.lower()}"
+    path.write_bytes(encode(two_tone(), kind))
+    return path, Image.open(path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "JPEG", "WEBP"])
+def test_closed_pillow_image_is_refused_as_closed(kind: str, tmp_path: Path) -> None:
+    _, image = _opened(kind, tmp_path)
     image.close()
-    with pytest.raises(ImageDecodeError, match="img cannot be decoded"):
-        open_images(image, name="img")
+    _, loaded = _opened(kind, tmp_path)
+    loaded.load()
+    loaded.close()
+    path, left = _opened(kind, tmp_path)
+    with left:
+        pass
+    with path.open("rb") as file:
+        of_closed_file = Image.open(file)
+    for closed in (image, loaded, left, of_closed_file):
+        with pytest.raises(ImageDecodeError, match=r"^img is closed: ask before"):
+            open_images(closed, name="img")
+    created = two_tone()
+    created.close()
+    with pytest.raises(ImageDecodeError, match=r"^img is closed: ask before"):
+        open_images(created, name="img")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "JPEG", "WEBP"])
+def test_pillow_image_loaded_before_its_file_was_closed_is_used(kind: str, tmp_path: Path) -> None:
+    _, image = _opened(kind, tmp_path)
+    with image:
+        image.load()
+    [found] = open_images(image, name="img")
+    assert found.size == image.size
 
 
 def test_an_image_without_pixels_is_refused() -> None:

@@ -210,10 +210,23 @@ def test_unreadable_files_are_an_image_error(folder: Path) -> None:
     closed.close()
     with Path("notes.txt").open() as text, pytest.raises(ImageDecodeError, match="'rb'"):
         open_images(text, name="file")
-    with pytest.raises(ImageDecodeError, match="file cannot be read: I/O operation on closed"):
+    with pytest.raises(ImageDecodeError, match=r"^file is closed: open it again"):
         open_images(closed, name="file")
+    view = memoryview(bytearray(png()))
+    view.release()
+    with pytest.raises(ImageDecodeError, match=r"^view was released"):
+        open_images(view, name="view")
     with pytest.raises(ImageDecodeError, match="not an image"):
         open_images(io.BytesIO)
+
+
+@pytest.mark.parametrize("name", ["a\ud800.png", "*\udfff*", "~/\udbff", "a\0.png"])
+def test_name_that_no_file_can_have_says_why(name: str) -> None:
+    why = "a zero byte" if "\0" in name else "half of a surrogate pair"
+    with pytest.raises(ImageNotFoundError, match=f"has .*{why}.* at position .: no file has such"):
+        open_images(name)
+    with pytest.raises(ImageDecodeError, match="half of a surrogate pair: copy it again"):
+        open_images("data:image/png;base64,\ud800")
 
 
 def test_nested_lists_keep_their_order(folder: Path) -> None:

@@ -30,8 +30,8 @@ from mlx_magic.images.decoding.own.heif import decode_heif
 from mlx_magic.images.decoding.own.jpeg2000 import decode_jpeg2000
 from mlx_magic.images.decoding.own.netpbm import decode_netpbm
 from mlx_magic.images.decoding.own.qoi import decode_qoi
-from mlx_magic.images.decoding.pillow_warnings import quiet
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
+from mlx_magic.images.decoding.quiet_libraries import quiet
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadline, WatchedBytes
 from mlx_magic.images.formats import SNIFF_BYTES, image_format, unsupported_reason
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
@@ -384,7 +384,10 @@ def file_of(image: Image.Image) -> bytes:
     if not isinstance(image, ImageFile.ImageFile):
         return b""
     file: Any = getattr(image, "_fp", None) or image.fp
-    if not hasattr(file, "read") or getattr(file, "closed", False):  # already loaded
+    try:
+        if not hasattr(file, "read") or getattr(file, "closed", False):  # already loaded
+            return b""
+    except ValueError:  # closed by Pillow after it was loaded
         return b""
     at = file.tell()
     try:
@@ -491,7 +494,10 @@ def _frames_note(image: Image.Image, counted: Count | None) -> tuple[str, ...]:
         return ()  # further images of an MPO are depth maps or previews, not frames
     what = "page" if image.format == "TIFF" else "frame"
     if counted is None:
-        if not getattr(image, "is_animated", False):
+        try:
+            if not getattr(image, "is_animated", False):
+                return ()
+        except ValueError:  # a GIF that was closed after it was loaded cannot count its frames
             return ()
         # For these two formats, n_frames would walk through the whole file.
         if image.format in ("TIFF", "GIF"):

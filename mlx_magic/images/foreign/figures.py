@@ -9,6 +9,7 @@ from typing import Any
 
 from mlx_magic.errors import ImageDecodeError
 from mlx_magic.formatting import reason
+from mlx_magic.images.decoding.quiet_libraries import without_log_lines
 from mlx_magic.images.limits import check_pixels
 
 _TIGHT: Mapping[str, Any] = {"bbox_inches": "tight"}
@@ -79,7 +80,8 @@ def draw(figure: Any, label: str) -> bytes:
             box = figure.get_tightbbox()
             _check_size([box.width, box.height], options["dpi"], figure, label)
         # backend="agg" draws on a temporary canvas, and restores the figure's own one.
-        figure.canvas.print_figure(buffer, backend="agg", **options)
+        with without_log_lines("matplotlib", "PIL"):
+            figure.canvas.print_figure(buffer, backend="agg", **options)
     except ImageDecodeError:
         raise
     # Foreign code: drawing uses the user's texts, fonts and callbacks.

@@ -118,12 +118,22 @@ def read_data_uri(text: str, label: str) -> bytes:
             source=label,
         )
     if not header.lower().endswith(";base64"):
-        content = unquote_to_bytes(body)
+        content = _unquoted(body, label)
         check_bytes(len(content), label)
         return content
-    content = unquote_to_bytes(_compact(body))
+    content = _unquoted(_compact(body), label)
     check_bytes(len(content) * 3 // 4, label)
     return _decoded(content, label)
+
+
+def _unquoted(body: str, label: str) -> bytes:
+    try:
+        return unquote_to_bytes(body)
+    except UnicodeEncodeError as error:
+        raise ImageDecodeError(
+            f"{label} has {body[error.start]!a}, half of a surrogate pair: copy it again.",
+            source=label,
+        ) from error
 
 
 def _compact(text: str) -> str:

@@ -13,6 +13,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
+from mlx_magic.images.decoding.quiet_libraries import without_log_lines
 from mlx_magic.notebook.display import formulas
 
 if TYPE_CHECKING:
@@ -119,7 +120,10 @@ def _blocks(text: str) -> list[_Block]:
     """Return the blocks that are code, contain code, or are a rule of dashes."""
     lines = text.split("\n")
     found: list[_Block] = []
-    for token in _parser().parse(text):
+    parser = _parser()
+    with without_log_lines("markdown_it"):
+        tokens = parser.parse(text)
+    for token in tokens:
         if token.map is None or token.nesting < 0:
             continue
         begin, end = token.map

@@ -8,6 +8,7 @@ from functools import cache
 from html import escape
 from typing import TYPE_CHECKING
 
+from mlx_magic.images.decoding.quiet_libraries import without_log_lines
 from mlx_magic.notebook.display import formulas, markdown_text
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def to_html(text: str) -> str:
     if not _is_rich(text):
         return preformatted(text)
     try:
-        rendered = str(_markdown().render(text))
+        parser = _markdown()
+        with without_log_lines("markdown_it"):
+            rendered = str(parser.render(text))
     except Exception:  # the parser's own limits, e.g. RecursionError; the text is still shown
         return preformatted(text)
     return nh3.clean(
