@@ -40,7 +40,13 @@ if TYPE_CHECKING:
 DEMO_NOTE = "This is the bundled demo model; choose another with -m MODEL or %vision use MODEL."
 
 
-_TRAITS: dict[str, Any] = {"text": Unicode, "integer": Int, "number": Float, "switch": Bool}
+_TRAITS: dict[str, Any] = {
+    "text": Unicode,
+    "integer": Int,
+    "number": Float,
+    "switch": Bool,
+    "optional switch": Bool,
+}
 
 
 def _trait(option: RequestOption) -> Any:

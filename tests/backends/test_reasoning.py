@@ -32,7 +32,7 @@ def answer(pieces: list[str], marks: Marks, prompt_end: str = "") -> tuple[str, 
 
 TEMPLATES = {
     "qwen": (QWEN, THINK),
-    "opened in the prompt": ("{{ '<｜Assistant｜><think>\\n' }}", THINK),
+    "opened in the prompt": ("{{ '<Assistant><think>\\n' }}", THINK),
     "kimi": ("{{ '◁think▷' }}", Pair("◁think▷", "◁/think▷")),
     "magistral": ("[THINK]thoughts[/THINK]", Pair("[THINK]", "[/THINK]")),
     "cohere": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TAIL_TOKENS = 64
 """Tokens at the end of a prompt in which a mark is looked for; a mark in pieces has some ten."""
@@ -121,6 +121,20 @@ def _replaced(mark: str, order: list[str], words: Mapping[str, str]) -> str:
     return mark
 
 
+def template_source(*holders: Any) -> str:
+    """Return the chat template of the first of these objects that has one; ``""`` if none has.
+
+    Of a set of templates it is all of them.
+    """
+    for holder in holders:
+        template = getattr(holder, "chat_template", None)
+        if isinstance(template, str):
+            return template
+        if isinstance(template, Mapping):
+            return "\n".join(text for text in template.values() if isinstance(text, str))
+    return ""
+
+
 def marks_of(template: str, model_type: str = "") -> Marks:
     """Return the marks that a chat template shows.
 
@@ -141,9 +155,7 @@ def marks_of(template: str, model_type: str = "") -> Marks:
         opening = _opening_of(tag, tags)
         if opening is not None and all(pair.closing != tag for pair in pairs):
             pairs.append(Pair(opening, tag))
-    silent = [
-        pair for kind, pair in _SILENT.items() if kind == model_type and pair not in pairs
-    ]
+    silent = [pair for kind, pair in _SILENT.items() if kind == model_type and pair not in pairs]
     if not pairs and not silent:
         return Marks()
     wrappers = [pair for pair in _WRAPPERS if all(mark in template for mark in pair)]
@@ -209,6 +221,9 @@ def _hidden(marks: Marks, skipped: Mapping[int, str]) -> dict[int, tuple[str, st
     }
 
 
+_Step = Callable[[bool], Split]
+
+
 class ReasoningStream:
     """Separates thoughts and text of one answer that arrives in pieces.
 
@@ -232,7 +247,7 @@ class ReasoningStream:
         self._hidden = {token: sign for token, (_, sign) in hidden.items()}
         self._signs = dict.fromkeys(map(ord, self._hidden.values()))
         self._marks = marks.rewritten(dict(hidden.values()))
-        self._step = self._in_answer_start if closed else self._at_start
+        self._step: _Step = self._in_answer_start if closed else self._at_start
         self._closing, self._end = "", ""
         self._buffer = ""
         if inside is not None:
@@ -305,7 +320,7 @@ class ReasoningStream:
         """Before the first word of the answer, which may be marked, too."""
         return self._begin_answer(last, otherwise=self._in_rest)
 
-    def _begin_answer(self, last: bool, *, otherwise: Callable[[bool], Split]) -> Split:
+    def _begin_answer(self, last: bool, *, otherwise: _Step) -> Split:
         wrapped = [pair for pair in self._marks.wrappers if pair.opening]
         opened = self._begins([pair.opening for pair in wrapped], last=last)
         if opened is None:

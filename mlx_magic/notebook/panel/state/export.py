@@ -122,12 +122,12 @@ def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
     yield f"## Question {number}"
     if number > 1 and not turn.follows:
         yield "*Standalone question (earlier turns not sent).*"
-    yield _quoted(_as_written(turn.prompt))
+    yield render.quote_block(_as_written(turn.prompt))
     if turn.images:
         yield "\n".join(map(_image_markdown, turn.images))
     if turn.settings.system is not None:
         yield "System prompt:"
-        yield _quoted(_as_written(turn.settings.system))
+        yield render.quote_block(_as_written(turn.settings.system))
     if options := _options_line(turn):
         yield f"Options: {options}"
     for answer in turn.answers:
@@ -138,8 +138,10 @@ def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
 def _answer_blocks(answer: Answer) -> Iterator[str]:
     result = answer.result
     if result is not None:
+        if result.reasoning:
+            yield render.thoughts_markdown(result.reasoning).strip("\n")
         text = sanitize.to_markdown(result.text, guarded=False).strip("\n")
-        yield _quoted(text) if text.strip() else "*(no text)*"
+        yield render.quote_block(text) if text.strip() else "*(no text)*"
     if answer.error:
         yield f"**Failed:** {_inline(answer.error, 500)}"
     elif result is None:
@@ -164,11 +166,6 @@ def _image_markdown(panel_image: PanelImage) -> str:
         one_line(sanitize.to_plain(panel_image.name)), *panel_image.image.size
     )
     return f"![{_inline(caption, 2 * _LONGEST_NAME)}](data:{thumbnail.mime};base64,{data})"
-
-
-def _quoted(markdown: str) -> str:
-    """Return Markdown as a block quote."""
-    return "\n".join(f"> {line}" if line else ">" for line in markdown.split("\n"))
 
 
 def _inline(text: str, limit: int = _LONGEST_NAME) -> str:
@@ -248,6 +245,7 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
         "model": answer.model,
         "state": answer.state,
         "text": None,
+        "reasoning": None,
         "finish_reason": None,
         "usage": None,
         "timings": None,
@@ -258,6 +256,7 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
     if result is not None:
         data |= {
             "text": result.text,
+            "reasoning": result.reasoning or None,
             "finish_reason": result.finish_reason,
             "usage": asdict(result.usage),
             "timings": dict(_finite(asdict(result.timings).items())),
