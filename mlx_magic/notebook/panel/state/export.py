@@ -11,10 +11,11 @@ The JSON is one object. Unknown values are null, sizes are in pixels, times in s
       system    str
       options   {max_tokens: int, temperature, top_p: float, top_k: int, min_p,
                 repetition_penalty: float, seed: int, stop: list of str, timeout: float,
-                max_pixels: int, normalize: bool, kv_bits: int}
+                max_pixels: int, normalize: bool, kv_bits: int,
+                think: bool}
       images    list of {name: str, word: str, width, height: int, sha256: str, note: str}
       answers   list of {model: str, state: "running" | "done" | "cancelled" | "failed",
-                text: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
+                text, reasoning: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
                 usage: {prompt_tokens, image_tokens, cached_tokens, completion_tokens: int},
                 timings: {queued, load, vision, prefill, decode, time_to_first_token: float,
                 prompt_tps, generation_tps: float}, peak_memory: int (bytes),
