@@ -104,10 +104,10 @@ def test_think_reaches_the_request_and_thoughts_are_not_streamed(
 ) -> None:
     script.reasoning = ["So ", "it is."]
     result = mlx_magic.ask("What?", model=model, think=True)
-    assert (result.reasoning, result.text) == ("So it is.", "One two three")
+    assert (result.reasoning, result.text) == ("So it is.", "One two three.")
     assert script.requests[-1].think is True
     stream = mlx_magic.stream("What?", model=model, think=False)
-    assert list(stream) == ["One ", "two ", "three"]
+    assert list(stream) == ["One ", "two ", "three."]
     assert stream.result.reasoning == stream.progress.reasoning == "So it is."
     assert script.requests[-1].think is False
 

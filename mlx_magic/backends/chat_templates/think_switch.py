@@ -91,12 +91,17 @@ def _is_known(value: Any, source: str) -> bool:
 
 
 def _parameters(renderer: Any) -> set[str]:
-    """Return the parameters of a method that is not transformers' own."""
+    """Return the parameters of a method that is not transformers' own.
+
+    One that passes any argument on may take ``enable_thinking``, as mlx-lm and mlx-vlm call it.
+    """
     kind = type(renderer)
     owner = next((c for c in kind.__mro__ if "apply_chat_template" in vars(c)), None)
     if owner is None or owner.__module__.partition(".")[0] in ("transformers", "mlx_magic"):
         return set()
     try:
-        return set(inspect.signature(vars(owner)["apply_chat_template"]).parameters)
+        parameters = inspect.signature(vars(owner)["apply_chat_template"]).parameters
     except (TypeError, ValueError):
         return set()
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {*parameters, "enable_thinking"} if takes_any else set(parameters)

@@ -74,7 +74,8 @@ class TextAdapter:
         self._tokenizer = tokenizer
         self._chunk = chunk
         self._marks = marks_of(
-            template_source(tokenizer), str(checkpoint.config.get("model_type", ""))
+            template_source(tokenizer) or _marks_of_code(tokenizer),
+            str(checkpoint.config.get("model_type", "")),
         )
         self._shape = ModelDimensions.of(checkpoint.config)
 
@@ -188,6 +189,13 @@ class TextAdapter:
         """Release the model."""
         self._model = self._tokenizer = None
         self.forward.close()
+
+
+def _marks_of_code(tokenizer: Any) -> str:
+    """Return the reasoning marks that mlx-lm knows, if its own code renders the prompts."""
+    if not getattr(tokenizer, "has_chat_template", False):
+        return ""
+    return f"{tokenizer.think_start or ''}{tokenizer.think_end or ''}"
 
 
 def text_model(

@@ -45,7 +45,9 @@ class TextInputs:
 
     def _tokens(self, request: GenerationRequest, cancel: CancelToken) -> list[int]:
         masked = self._control.masked(request)
-        if self._tokenizer.chat_template is None:
+        template_of = self._tokenizer
+        # mlx-lm renders some models' prompts by its own code.
+        if not getattr(template_of, "has_chat_template", template_of.chat_template is not None):
             # A base model has no chat template: it continues the text.
             if request.think is not None:
                 raise think_switch.no_switch(request.think, model=self._model)
@@ -70,7 +72,7 @@ class TextInputs:
             extra |= think_switch.arguments(
                 request.think,
                 template_source(self._tokenizer),
-                upstream.inner_tokenizer(self._tokenizer),
+                self._tokenizer,
                 lambda arguments: rendered(masked.request, **arguments),
                 model=self._model,
             )
