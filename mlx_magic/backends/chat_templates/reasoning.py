@@ -57,11 +57,12 @@ _FAMILIES: tuple[tuple[Pair, tuple[tuple[str, ...], ...]], ...] = (
     ),
 )
 # Marks around the answer itself.
+_RESPONSE = Pair("<|open|>response<|sep|>", "<|close|>response<|sep|>")
 _WRAPPERS = (
     Pair("<answer>", "</answer>"),
     Pair("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     Pair("<|START_TEXT|>", "<|END_TEXT|>"),
-    Pair("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+    _RESPONSE,
 )
 # gpt-oss without thoughts, and the end of Apriel's answer, whose beginning ends the thoughts.
 _HARMONY_ANSWER = "<|channel|>final<|message|>"
@@ -71,6 +72,8 @@ _SILENT = {
     "kimi_vl": Pair("◁think▷", "◁/think▷"),
     "glm4v": Pair("<think>", "</think>"),
     "glm4v_moe": Pair("<think>", "</think>"),
+    # mlx-vlm renders its prompts by code.
+    "kimi_k3": Pair("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
 }
 _TAG = re.compile(
     r"[<\[◁]\|?/?[\w:.-]{0,40}(?:think|thought|reason)[\w:.-]{0,40}\|?[>\]▷]", re.IGNORECASE
@@ -159,6 +162,8 @@ def marks_of(template: str, model_type: str = "") -> Marks:
     if not pairs and not silent:
         return Marks()
     wrappers = [pair for pair in _WRAPPERS if all(mark in template for mark in pair)]
+    if any(pair.opening.startswith("<|open|>") for pair in silent):
+        wrappers.append(_RESPONSE)
     if any(pair.opening.startswith("<|channel|>") for pair in pairs):
         wrappers.append(Pair(_HARMONY_ANSWER, ""))
     if _APRIEL_END in template:
