@@ -50,6 +50,7 @@ def ask(
     normalize: bool = True,
     timeout: float | None = None,
     kv_bits: int | None = None,
+    think: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> VisionResult:
     """Ask a model, and wait for the whole answer.
@@ -71,7 +72,7 @@ def ask(
     temperature, top_p, top_k, seed, min_p, repetition_penalty : optional
         Sampling parameters; by default those of the checkpoint. Temperature 0 is greedy.
     stop : str or sequence of str
-        Stop sequences: the answer ends before the first of them.
+        Stop sequences: the answer ends before the first of them. Thoughts do not count.
     format : {"text", "markdown", "json", "raw"}
         ``"json"`` parses the answer into `VisionResult.data`.
     max_pixels : int, optional
@@ -84,6 +85,9 @@ def ask(
         (``finish_reason`` "timeout").
     kv_bits : {4, 8}, optional
         Quantizes the KV cache of this request, to save memory.
+    think : bool, optional
+        Whether a model that reasons thinks before it answers; by default its chat template
+        decides. An error if the template has no switch for it.
     on_progress : callable, optional
         Called with a `Snapshot` (phase, prompt and completion tokens, tokens per second, text),
         at most 20 times a second and at the end of the answer. It runs on another thread and
@@ -102,7 +106,7 @@ def ask(
         sampling = Sampling(
             max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
         )
-        request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think)
         taken = _taken(images, max_pixels, normalize, on_progress)
         return outcome(lambda: _start(request, taken, on_progress=on_progress))
 
@@ -126,6 +130,7 @@ def stream(
     normalize: bool = True,
     timeout: float | None = None,
     kv_bits: int | None = None,
+    think: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> TextStream:
     """Ask a model, and iterate over the text of the answer while it is generated.
@@ -135,13 +140,14 @@ def stream(
     Returns
     -------
     TextStream
-        Yields str; has `cancel()`, `progress` and `result`.
+        Yields str; has `cancel()`, `progress` and `result`. Thoughts are not yielded: they are
+        in ``progress.reasoning`` and ``result.reasoning``.
     """
     with ShortTraceback():
         sampling = Sampling(
             max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
         )
-        request = _request(prompt, model, system, sampling, format, timeout, kv_bits)
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think)
         taken = _taken(images, max_pixels, normalize, on_progress)
         return TextStream(request, taken, on_progress)
 
@@ -240,6 +246,7 @@ def _request(
     format: OutputFormat,
     timeout: float | None,
     kv_bits: int | None,
+    think: bool | None,
 ) -> GenerationRequest:
     return GenerationRequest(
         prompt=prompt,
@@ -249,6 +256,7 @@ def _request(
         format=format,
         timeout=timeout,
         kv_bits=kv_bits,
+        think=think,
     )
 
 

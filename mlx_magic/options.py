@@ -18,10 +18,11 @@ from mlx_magic.engine.request import (
     OutputFormat,
     Sampling,
     check_kv_bits,
+    check_think,
 )
 from mlx_magic.errors import RequestError
 
-Kind = Literal["text", "integer", "number", "texts", "choice", "switch"]
+Kind = Literal["text", "integer", "number", "texts", "choice", "switch", "optional switch"]
 
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
 
@@ -51,8 +52,9 @@ class RequestOption:
     ----------
     name : str
         Name of the trait, of the keyword and, with dashes, of the flag.
-    kind : {"text", "integer", "number", "texts", "choice", "switch"}
-        A switch is on by default; its flag ``--no-name`` turns it off.
+    kind : {"text", "integer", "number", "texts", "choice", "switch", "optional switch"}
+        A switch is on by default; its flag ``--no-name`` turns it off. An optional switch has
+        both flags, and without them leaves the matter to the checkpoint.
     help : str
         One line.
     metavar : str
@@ -89,13 +91,15 @@ class RequestOption:
 
     @property
     def flag(self) -> str:
-        """The long flag."""
-        no = "no-" if self.kind == "switch" else ""
-        return f"--{no}{self.name.replace('_', '-')}"
+        """The long flag; of an optional switch, the one that turns it on."""
+        name = self.name.replace("_", "-")
+        return f"--no-{name}" if self.kind == "switch" else f"--{name}"
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Its flags, the short one first."""
+        """Its flags, the short one first; of an optional switch, those for on and off."""
+        if self.kind == "optional switch":
+            return (self.flag, f"--no-{self.flag.removeprefix('--')}")
         return (self.short, self.flag) if self.short else (self.flag,)
 
 
@@ -130,6 +134,12 @@ OPTIONS: tuple[RequestOption, ...] = (
     ),
     RequestOption(
         "timeout", "number", "stop after S seconds, keep the text", "S", check=_above_zero
+    ),
+    RequestOption(
+        "think",
+        "optional switch",
+        "think before the answer, or not",
+        check=check_think,
     ),
     RequestOption(
         "format",

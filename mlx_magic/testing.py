@@ -71,8 +71,13 @@ class RecordingSink:
 
     @property
     def text(self) -> str:
-        """All text so far."""
+        """All text so far, without thoughts."""
         return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def reasoning(self) -> str:
+        """All thoughts so far."""
+        return "".join(chunk.reasoning for chunk in self.chunks)
 
 
 class ScriptedBackend:
@@ -87,6 +92,8 @@ class ScriptedBackend:
         answer's pieces until then.
     error : BaseException, optional
         Raised instead of the first piece. A ``SystemExit`` ends the inference thread.
+    reasoning : str or iterable of str
+        Thoughts before the answer, split in the same way.
 
     Attributes
     ----------
@@ -114,9 +121,10 @@ class ScriptedBackend:
         *,
         hold: HoldPhase | None = None,
         error: BaseException | None = None,
+        reasoning: str | Iterable[str] = (),
     ) -> None:
-        words = pieces.replace(" ", " \0").split("\0") if isinstance(pieces, str) else pieces
-        self.pieces = [piece for piece in words if piece]
+        self.pieces = _words(pieces)
+        self.reasoning = _words(reasoning)
         self.hold = hold
         self.error = error
         self.requests: list[GenerationRequest] = []
@@ -231,11 +239,14 @@ class ScriptedModel:
         yield from self._pause("prefill", cancel)
         if script.error is not None:
             raise script.error
+        thoughts = len(script.reasoning)
         for count, piece in enumerate(self._pieces(), start=1):
+            thinks = count <= thoughts
             report(
                 GenerationChunk(
                     "decode",
-                    text=piece,
+                    text="" if thinks else piece,
+                    reasoning=piece if thinks else "",
                     prompt_read=prompt_tokens,
                     prompt_tokens=prompt_tokens,
                     image_tokens=16 * images,
@@ -244,7 +255,8 @@ class ScriptedModel:
             )
             if count >= request.sampling.max_tokens:
                 return "length"
-            if script.hold == "decode" and count >= len(script.pieces) and not script.is_released:
+            told = count >= thoughts + len(script.pieces)
+            if script.hold == "decode" and told and not script.is_released:
                 cancel.wait(_PACE)
             cancel.checkpoint()
             yield None
@@ -259,9 +271,15 @@ class ScriptedModel:
             yield from self._backend.held(cancel)
 
     def _pieces(self) -> Iterable[str]:
+        yield from self._backend.reasoning
         yield from self._backend.pieces
         while self._backend.hold == "decode" and not self._backend.is_released:
             yield from self._backend.pieces
+
+
+def _words(pieces: str | Iterable[str]) -> list[str]:
+    words = pieces.replace(" ", " \0").split("\0") if isinstance(pieces, str) else pieces
+    return [piece for piece in words if piece]
 
 
 def scripted_session(
@@ -271,12 +289,13 @@ def scripted_session(
     backend: ScriptedBackend | None = None,
     threaded: bool = True,
     clock: Clock = time.perf_counter,
+    reasoning: str | Iterable[str] = (),
 ) -> Session:
     """Return a session whose models, of either kind, follow a script.
 
     Parameters
     ----------
-    pieces, hold
+    pieces, hold, reasoning
         For a new `ScriptedBackend`.
     backend : ScriptedBackend, optional
         Use this one instead.
@@ -285,14 +304,17 @@ def scripted_session(
     clock : callable
         Seconds, monotonic; a `ManualClock` for deadlines.
     """
-    script = backend or ScriptedBackend(pieces, hold=hold)
+    script = backend or ScriptedBackend(pieces, hold=hold, reasoning=reasoning)
     engine = Engine(threaded=threaded)
     pool = ModelPool(engine, {"vision": script, "text": script}, clock=clock, memory=script.memory)
     return Session(engine, pool, clock=clock)
 
 
 def use_scripted(
-    pieces: str | Iterable[str] = "An answer.", *, hold: HoldPhase | None = None
+    pieces: str | Iterable[str] = "An answer.",
+    *,
+    hold: HoldPhase | None = None,
+    reasoning: str | Iterable[str] = (),
 ) -> ScriptedBackend:
     """Replace this process's session by a scripted one, for kernels under test.
 
@@ -302,7 +324,7 @@ def use_scripted(
     """
     from mlx_magic import default_session
 
-    script = ScriptedBackend(pieces, hold=hold)
+    script = ScriptedBackend(pieces, hold=hold, reasoning=reasoning)
     before = default_session.replace_current(scripted_session(backend=script))
     if before is not None:
         before.close()

@@ -99,6 +99,19 @@ def test_stop_sequences_sampling_and_timeout_reach_the_request(
     assert script.requests[-1].kv_bits == 8
 
 
+def test_think_reaches_the_request_and_thoughts_are_not_streamed(
+    script: ScriptedBackend, model: Path
+) -> None:
+    script.reasoning = ["So ", "it is."]
+    result = mlx_magic.ask("What?", model=model, think=True)
+    assert (result.reasoning, result.text) == ("So it is.", "One two three.")
+    assert script.requests[-1].think is True
+    stream = mlx_magic.stream("What?", model=model, think=False)
+    assert list(stream) == ["One ", "two ", "three."]
+    assert stream.result.reasoning == stream.progress.reasoning == "So it is."
+    assert script.requests[-1].think is False
+
+
 @pytest.mark.parametrize("stop", [5, None, "", ["a", 5]])
 def test_stop_sequence_that_is_not_a_string_is_refused(stop: object) -> None:
     with pytest.raises(RequestError, match="stop"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
 import pickle
 import pickletools
+from dataclasses import replace
 
 from mlx_magic import VisionResult
 
@@ -32,6 +34,7 @@ def test_a_result_of_an_earlier_version_loads() -> None:
     assert result.text == "Two red squares."
     assert [image.size for image in result.images] == [(8, 6)]
     assert result.usage.completion_tokens > 0
+    assert result.reasoning == ""
 
 
 def test_a_result_is_pickled_by_its_public_name() -> None:
@@ -41,3 +44,9 @@ def test_a_result_is_pickled_by_its_public_name() -> None:
     assert VisionResult.__module__ == "mlx_magic"
     assert not any(name.startswith("mlx_magic.inference") for name in names)
     assert pickle.loads(written).text == result.text
+
+
+def test_a_result_with_thoughts_is_pickled_whole() -> None:
+    result = VisionResult("Red.", "demo", "stop", reasoning="So it is.")
+    for made in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result), replace(result)):
+        assert (made.text, made.reasoning, made.images) == ("Red.", "So it is.", ())

@@ -12,6 +12,7 @@ from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import ForwardModel, Inputs
 from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.cache_stats import CacheStats
+from mlx_magic.backends.chat_templates.reasoning import ReasoningStream
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
 from mlx_magic.cancellation import CancelToken
@@ -134,6 +135,9 @@ class ModelAdapter(Protocol):
 
     def sampling_params(self, sampling: Sampling) -> SamplingParams:
         """Return sampling parameters, with the checkpoint's as defaults."""
+
+    def reasoning(self, prompt: Prompt) -> ReasoningStream | None:
+        """Return what separates the thoughts of an answer; None if the model has no marks."""
 
     def detokenizer(self) -> Detokenizer:
         """Return a new detokenizer."""

@@ -26,7 +26,7 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.dispatch import Dispatch
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
 from mlx_magic.backends.probe import ModelProbe
-from mlx_magic.cancellation import CancelToken
+from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.stop_sequences import Stopped
@@ -156,13 +156,18 @@ class LibraryModel:
             if seen is not None:
                 report(GenerationChunk("vision", seen=seen, hint=self._hint(prompt)))
             params = adapter.sampling_params(active.sampling)
-            return (
-                yield from self._answering.answer(
+            active.reasoning = adapter.reasoning(prompt)
+            try:
+                reason = yield from self._answering.answer(
                     active,
                     lambda: self._sequential(prompt, active),
                     partial(self._batched, prompt, active, params),
                 )
-            )
+            except Cancelled:
+                active.report_rest()
+                raise
+            active.report_rest()
+            return reason
 
     def _fit_context(self, active: ActiveRequest, prompt: Prompt) -> None:
         """Limit the answer to what the model's context leaves.
@@ -323,7 +328,7 @@ class LibraryModel:
             reason = self._detokenize(next_token, detokenizer, len(answer), active.sampling)
             segment = detokenizer.last_segment
             if len(answer) > len(reported):
-                active.report_text(segment, len(answer))
+                active.report_text(segment, len(answer), next_token.token)
             elif answer[-1] != reported[len(answer) - 1]:
                 raise GenerationError(
                     f"{self._name}: a step of its batch failed, and the answer could not be "
@@ -353,7 +358,7 @@ class LibraryModel:
         with self._adapter.streaming(prompt, active, caches) as stream:
             for response in stream:
                 require_number(response.token, self._name)
-                active.report_text(response.text, response.generation_tokens)
+                active.report_text(response.text, response.generation_tokens, int(response.token))
                 if response.finish_reason is not None:
                     return "stop" if response.finish_reason == "stop" else "length"
                 active.cancel.checkpoint()

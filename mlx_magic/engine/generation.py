@@ -30,13 +30,15 @@ class Snapshot:
     ----------
     progress : Progress
     text : str
-        All text so far.
+        All text so far, without thoughts.
     prompt_tokens, prompt_read, completion_tokens : int
         Tokens of the prompt, of its part in the KV cache, and of the answer; 0 if not yet known.
     elapsed : float
         Seconds since the request.
     generation_tps : float
         Tokens per second since the first token; 0 before the second one.
+    reasoning : str
+        All thoughts so far of a model that reasons.
     """
 
     progress: Progress
@@ -46,6 +48,7 @@ class Snapshot:
     completion_tokens: int
     elapsed: float
     generation_tps: float
+    reasoning: str = ""
 
 
 OnProgress = Callable[[Snapshot], object]
@@ -78,6 +81,7 @@ class Generation(Task[VisionResult]):
         self._sink = sink
         self._stop_sequences = StopSequences(request.sampling.stop)
         self._parts: list[str] = []
+        self._thoughts: list[str] = []
         self._text_started = False
         self._last = GenerationChunk("queued")
         self._first_token_at: float | None = None
@@ -129,7 +133,11 @@ class Generation(Task[VisionResult]):
             self._enter(chunk.phase)
         self._seen = chunk.seen or self._seen
         stopped = False
-        text = chunk.text
+        if chunk.all_reasoning:
+            self._move_text_to_thoughts()
+        text, reasoning = chunk.text, chunk.reasoning
+        if reasoning and not self._thoughts:
+            reasoning = reasoning.lstrip()
         if text:
             # Several tokenizers put a space before the first word of an answer.
             text = text if self._text_started else text.lstrip()
@@ -147,7 +155,8 @@ class Generation(Task[VisionResult]):
         if chunk.phase == "prefill":
             note = f"reading the prompt ({self._hint})" if self._hint else ""
             self._advance(chunk.prompt_read, chunk.prompt_tokens, note=note)
-        self._show(chunk if text == chunk.text else replace(chunk, text=text))
+        changed = text != chunk.text or reasoning != chunk.reasoning
+        self._show(replace(chunk, text=text, reasoning=reasoning) if changed else chunk)
         if stopped:
             raise Stopped
 
@@ -164,12 +173,24 @@ class Generation(Task[VisionResult]):
     def _flush(self) -> None:
         """Report the text that was held back as a possible start of a stop sequence."""
         if not self._ended and (text := self._stop_sequences.flush()):
-            self._show(replace(self._last, text=text))
+            self._show(replace(self._last, text=text, reasoning="", all_reasoning=False))
+
+    def _move_text_to_thoughts(self) -> None:
+        """Take all text so far for thoughts: the model had left out the mark before them."""
+        with self._lock:
+            text = [*self._parts, self._stop_sequences.flush()]
+            self._thoughts += filter(None, text)
+            self._parts.clear()
+            self._text_started = False
 
     def _show(self, chunk: GenerationChunk) -> None:
         with self._lock:
             # Under one lock: a snapshot must contain both or neither.
             self._last = chunk
+            if chunk.reasoning:
+                self._thoughts.append(chunk.reasoning)
+            if self._thoughts:
+                self._advance(0, 0, note="" if self._text_started else "thinking")
             if chunk.text:
                 self._parts.append(chunk.text)
             if chunk.completion_tokens:
@@ -201,6 +222,8 @@ class Generation(Task[VisionResult]):
                 completion_tokens=last.completion_tokens,
                 elapsed=self.elapsed,
                 generation_tps=_rate(last.completion_tokens - 1, seconds),
+                # Its end may still grow: a view must not show what is taken away again.
+                reasoning="".join(self._thoughts).rstrip(),
             )
 
     def _cancelled_outcome(self) -> VisionResult:
@@ -244,6 +267,7 @@ class Generation(Task[VisionResult]):
             seen=self._seen,
             stopped_in=None if requested_at is None else self._last_phase,
             stopping=None if requested_at is None else max(self._since - requested_at, 0.0),
+            reasoning="".join(self._thoughts).strip(),
         )
 
 

@@ -146,6 +146,17 @@ def check_kv_bits(value: object, name: str = "kv_bits") -> None:
         raise RequestError(f"{name} is {short_repr(value)}: use 4 or 8.", option="kv_bits")
 
 
+def check_think(value: object, name: str = "think") -> None:
+    """Refuse a value that is neither None nor a bool.
+
+    Raises
+    ------
+    RequestError
+    """
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{name} is {short_repr(value)}: use True or False.", option="think")
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """An earlier question of a conversation and its answer.
@@ -185,6 +196,8 @@ class GenerationRequest:
         Seconds from the request, after which the answer ends with the text so far.
     kv_bits : {4, 8} or None
         Bits to which the KV cache is quantized, to save memory; None is not quantized.
+    think : bool or None
+        Whether the model thinks before it answers; None is the chat template's default.
     """
 
     prompt: str
@@ -196,6 +209,7 @@ class GenerationRequest:
     history: tuple[Exchange, ...] = ()
     timeout: float | None = None
     kv_bits: int | None = None
+    think: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("timeout", "kv_bits"):
@@ -216,3 +230,4 @@ class GenerationRequest:
             raise RequestError("The prompt is empty: write a question.", option="prompt")
         _positive("timeout", self.timeout, unit="number of seconds")
         check_kv_bits(self.kv_bits)
+        check_think(self.think)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
 from mlx_magic.engine.request import OutputFormat
@@ -87,6 +88,11 @@ class GenerationChunk:
         The size at which the model sees each image, once that is known.
     images_seen, image_count : int
         Images encoded so far, and all images; 0 is unknown.
+    reasoning : str
+        New text of the model's thoughts, which are not part of its answer; before `text`.
+    all_reasoning : bool
+        Whether all text before this chunk was reasoning, too: the model left out the mark that
+        begins its thoughts, and has now ended them.
     hint : str
         What the request costs and what would cost less, to be shown before a slow prefill.
     """
@@ -103,6 +109,8 @@ class GenerationChunk:
     images_seen: int = 0
     image_count: int = 0
     hint: str = ""
+    reasoning: str = ""
+    all_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +120,8 @@ class VisionResult:
     Attributes
     ----------
     text : str
-        The answer; the part so far if it was cancelled or timed out.
+        The answer; the part so far if it was cancelled or timed out. Empty if it ended within
+        the thoughts.
     data : object or None
         The parsed value for format ``"json"``.
     data_error : str or None
@@ -136,6 +145,8 @@ class VisionResult:
         The phase in which the request was cancelled or timed out.
     stopping : float or None
         Seconds from the cancellation or timeout to the end.
+    reasoning : str
+        The model's thoughts before its answer, without their marks; empty if it has none.
     """
 
     text: str
@@ -152,6 +163,14 @@ class VisionResult:
     seen: tuple[str, ...] = ()
     stopped_in: Phase | None = None
     stopping: float | None = None
+    reasoning: str = ""
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """Restore a pickled result; one of an earlier version has fewer fields, in this order."""
+        for at, each in enumerate(fields(self)):
+            factory = each.default_factory
+            default = each.default if factory is MISSING else factory()
+            object.__setattr__(self, each.name, state[at] if at < len(state) else default)
 
     def __str__(self) -> str:
         return self.text

@@ -69,6 +69,7 @@ _TRAITS: dict[str, Any] = {
     "integer": _Integer,
     "number": _Number,
     "switch": _Switch,
+    "optional switch": _Switch,
 }
 
 

@@ -224,3 +224,64 @@ def test_ended_request_is_freed_at_once(clock: ManualClock) -> None:
     finally:
         gc.enable()
     assert running.tasks == []
+
+
+def thought(text: str, count: int, **more: Any) -> GenerationChunk:
+    return GenerationChunk("decode", reasoning=text, completion_tokens=count, **more)
+
+
+def test_thoughts_are_not_part_of_the_text(clock: ManualClock) -> None:
+    sink = RecordingSink()
+    generation = Generation(GenerationRequest(prompt="What?"), clock=clock, sink=sink)
+    generation.report(thought("\nSo it", 1))
+    assert generation.progress.note == "thinking"
+    generation.report(thought(" is. \n", 2))
+    assert generation.snapshot().reasoning == "So it is."
+    generation.report(text_chunk("\n\nRed.", 3))
+    assert generation.progress.note == ""
+    generation.finish("stop")
+    result = generation.future.result(0)
+    assert (result.reasoning, result.text) == ("So it is.", "Red.")
+    assert result.usage.completion_tokens == 3
+    assert (sink.reasoning, sink.text) == ("So it is. \n", "Red.")
+
+
+def test_data_are_parsed_from_the_text_alone(clock: ManualClock) -> None:
+    request = GenerationRequest(prompt="What?", format="json")
+    generation = Generation(request, clock=clock)
+    generation.report(thought('{"draft": 1}', 1))
+    generation.report(text_chunk('{"final": 2}', 2))
+    generation.finish("stop")
+    assert generation.future.result(0).data == {"final": 2}
+
+
+def test_stop_sequences_do_not_apply_to_thoughts(clock: ManualClock) -> None:
+    request = GenerationRequest(prompt="What?", sampling=Sampling(stop=("END",)))
+    generation = Generation(request, clock=clock)
+    generation.report(thought("the END is E", 1))
+    with pytest.raises(Stopped):
+        generation.report(text_chunk("NDRed END", 2))
+    generation.finish("stop")
+    result = generation.future.result(0)
+    assert (result.reasoning, result.text) == ("the END is E", "NDRed ")
+
+
+def test_text_before_a_closing_mark_alone_becomes_thoughts(clock: ManualClock) -> None:
+    request = GenerationRequest(prompt="What?", sampling=Sampling(stop=("END",)))
+    generation = Generation(request, clock=clock)
+    generation.report(text_chunk("So it E", 1))
+    assert generation.snapshot().text == "So it "
+    generation.report(thought("is.", 2, all_reasoning=True))
+    assert generation.snapshot().text == ""
+    generation.report(text_chunk("\nRed.", 3))
+    generation.finish("stop")
+    result = generation.future.result(0)
+    assert (result.reasoning, result.text) == ("So it Eis.", "Red.")
+
+
+def test_answer_that_is_cancelled_in_its_thoughts_has_no_text(generation: Generation) -> None:
+    generation.report(thought("So it", 1))
+    generation.cancel()
+    generation.stopped()
+    result = generation.future.result(0)
+    assert (result.reasoning, result.text, result.finish_reason) == ("So it", "", "cancelled")

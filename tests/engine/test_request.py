@@ -49,6 +49,15 @@ def test_seed_of_more_than_64_bits_is_refused_as_such() -> None:
         assert caught.value.option == "seed"
 
 
+@pytest.mark.parametrize("value", ["yes", 1, 0, "auto"])
+def test_think_is_true_false_or_none(value: Any) -> None:
+    with pytest.raises(RequestError, match=r"think is .*: use True or False\.") as caught:
+        GenerationRequest(prompt="What?", think=value)
+    assert caught.value.option == "think"
+    for allowed in (True, False, None):
+        assert GenerationRequest(prompt="What?", think=allowed).think is allowed
+
+
 @pytest.mark.parametrize("value", [0, 2, 3, 16, 8.0, True, "8", float("nan")])
 def test_kv_bits_other_than_4_and_8_are_refused(value: Any) -> None:
     with pytest.raises(RequestError, match=r"kv_bits is .*: use 4 or 8\.") as caught:

@@ -74,6 +74,9 @@ def test_defaults_apply_without_a_flag() -> None:
     found = parse("", defaults)
     assert found == CellArguments(prompt="What is it?\n", settings=defaults)
     assert parse("--kv-bits 4", defaults).settings.kv_bits == 4
+    assert parse("--no-think", Settings(think=True)).settings.think is False
+    assert parse("--think", Settings(think=False)).settings.think is True
+    assert parse("").settings.think is None
     assert parse("--temperature 0 -f text -m n", defaults).settings.sampling.temperature == 0
     assert parse("--system ''", defaults).settings.system == ""
     assert parse("--stop z", defaults).settings.sampling.stop == ("z",)
@@ -159,6 +162,9 @@ def test_a_planned_flag_is_never_suggested() -> None:
         ("-m a -m b", "-m is given twice."),
         ("-m a --model b", "--model is given twice."),
         ("--no-show=1", "--no-show takes no value."),
+        ("--think=1", "--think takes no value."),
+        ("--think --think", "--think is given twice."),
+        ("--think --no-think", "--think and --no-think exclude each other."),
         ("'open", "A quote is not closed: 'open"),
     ],
 )

@@ -105,7 +105,7 @@ def test_an_open_bracket_offers_each_variable() -> None:
     ("line", "expected"),
     [
         ("%%vision --m", ["--model", "--max-tokens", "--min-p", "--max-pixels"]),
-        ("%%vision a.jpg --no", ["--no-show", "--no-normalize"]),
+        ("%%vision a.jpg --no", ["--no-think", "--no-show", "--no-normalize"]),
         ("%%vision -m demo --m", ["--max-tokens", "--min-p", "--max-pixels"]),
         ("%%vision --max-tokens=3 --max-", ["--max-pixels"]),
         ("%%vision --st", ["--stop"]),

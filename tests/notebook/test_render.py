@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from mlx_magic.engine.json_output import parse_json
@@ -283,3 +284,45 @@ def test_any_answer_can_be_shown_and_saved(text: str, shown_as: OutputFormat) ->
 )
 def test_usage_line_has_the_counts(usage: Usage, timings: Timings, line: str) -> None:
     assert usage_line(result(usage=usage, timings=timings)) == line
+
+
+HOSTILE_THOUGHTS = "So </details><script>x</script> **it** is\n\n```\n</details> open"
+
+
+def test_thoughts_are_folded_before_the_answer() -> None:
+    shown = bundle(result("Red.", reasoning="It **is** red."))
+    assert shown["text/plain"] == "Red."
+    head, fold, rest = re.split(r"(<details.*</details>)", shown["text/html"], flags=re.DOTALL)
+    assert "<summary" in fold
+    assert "It <strong>is</strong> red." in fold
+    assert " open" not in fold.partition(">")[0]
+    assert "Red." not in head + fold
+    assert "Red." in rest
+    markdown = shown["text/markdown"]
+    assert markdown.startswith("<details>\n<summary>Thinking</summary>\n\n> It **is** red.\n")
+    assert markdown.endswith("</details>\n\nRed.")
+
+
+def test_thoughts_cannot_end_their_fold() -> None:
+    shown = bundle(result("Red.", reasoning=HOSTILE_THOUGHTS))
+    for page in (shown["text/html"], MarkdownIt().render(shown["text/markdown"])):
+        assert page.count("<details") == page.count("</details>") == 1
+        assert "<script" not in page
+        assert "Red." in page.partition("</details>")[2]
+
+
+@pytest.mark.parametrize("shown_as", ["text", "json"])
+def test_thoughts_are_folded_in_other_formats(shown_as: OutputFormat) -> None:
+    shown = bundle(result("[1]", shown_as=shown_as, reasoning="So."))
+    assert "So." in shown["text/html"]
+    assert "So." not in shown["text/plain"]
+
+
+def test_answer_that_was_cut_in_its_thoughts_says_so() -> None:
+    shown = bundle(result("", finish="length", reasoning="So it"))
+    assert shown["text/plain"] == "[cut off at max_tokens while thinking]"
+
+
+def test_result_without_thoughts_has_no_fold() -> None:
+    shown = bundle(result("Red."))
+    assert "details" not in shown["text/html"] + shown["text/markdown"]

@@ -16,6 +16,7 @@ from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.images.opening import open_images
 from mlx_magic.model_pool.model_info import Load
+from mlx_magic.notebook.display import terminal
 from mlx_magic.notebook.display.live_view import TerminalView, WidgetView
 from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.testing import ManualClock
@@ -215,3 +216,84 @@ def test_download_progress_is_completed_before_the_text(
     write(generation, "A", 1)
     tick(view, clock)
     assert view._tail.value
+
+
+def think(generation: Generation, thoughts: str, count: int, **more: Any) -> None:
+    generation.report(
+        GenerationChunk("decode", reasoning=thoughts, completion_tokens=count, **more)
+    )
+
+
+def folds(view: WidgetView) -> list[Any]:
+    return [w for w in all_widgets(view) if isinstance(w, widgets.Accordion)]
+
+
+def test_thoughts_are_folded_and_apart_from_the_text(
+    view: WidgetView, generation: Generation, clock: ManualClock
+) -> None:
+    tick(view, clock)
+    assert not folds(view)
+    think(generation, "So <b>it is", 3)
+    tick(view, clock)
+    assert "thinking …" in shown(view)
+    [fold] = folds(view)
+    assert fold.selected_index is None
+    assert fold.titles == ("Thinking",)
+    assert "So &lt;b&gt;it is" in fold.children[0].children[-1].value
+    write(generation, "Red.", 5)
+    tick(view, clock)
+    assert "writing …" in shown(view)
+    assert "Red." in view._tail.value
+    assert [fold] == folds(view)
+
+
+def test_text_that_was_thoughts_moves_into_the_fold(
+    view: WidgetView, generation: Generation, clock: ManualClock
+) -> None:
+    write(generation, "So it is.\n\nAnd", 5)
+    tick(view, clock)
+    think(generation, " red.", 6, all_reasoning=True)
+    write(generation, "Red.", 7)
+    tick(view, clock)
+    tick(view, clock)
+    assert view._text.children == (view._tail,)
+    assert html.unescape(re.sub(r"<[^>]*>", "", view._tail.value)) == "Red."
+    [fold] = folds(view)
+    assert "And red." in fold.children[0].children[-1].value
+
+
+def test_view_of_thoughts_closes_every_widget(generation: Generation, clock: ManualClock) -> None:
+    view = WidgetView(generation, clock=clock)
+    think(generation, "So it is.\n\nAnd", 5)
+    tick(view, clock)
+    [fold] = folds(view)
+    parts = [fold, *fold.children, *fold.children[0].children]
+    assert len(parts) == 4
+    view.close()
+    assert all(part.comm is None for part in parts)
+
+
+def test_terminal_shows_thoughts_dim(
+    generation: Generation, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "is_terminal", lambda: True)
+    view = TerminalView(generation)
+    think(generation, "So \x1b[31mit ", 2)
+    view.update()
+    think(generation, "is.\n", 3)
+    view.update()
+    assert capsys.readouterr().out == "\x1b[2mSo it\x1b[22m\x1b[2m is.\x1b[22m"
+    write(generation, "Red", 4)
+    view.leave(alone=False)
+    assert capsys.readouterr().out == "\n\nRed\n"
+
+
+def test_output_that_is_no_terminal_gets_the_text_only(
+    generation: Generation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = TerminalView(generation)
+    think(generation, "So it is.", 2)
+    view.update()
+    write(generation, "Red", 4)
+    view.leave(alone=False)
+    assert capsys.readouterr().out == "Red\n"

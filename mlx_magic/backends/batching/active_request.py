@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from mlx_magic.backends.base import Report
 from mlx_magic.backends.batching.admission_queue import Reservation
+from mlx_magic.backends.chat_templates.reasoning import ReasoningStream, Split
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -29,6 +30,8 @@ class ActiveRequest:
         Prompt tokens whose keys and values are cached.
     reservation : Reservation or None
         The memory that it may take; None before it is admitted.
+    reasoning : ReasoningStream or None
+        Separates the thoughts of the answer; None if the model has no marks for them.
     """
 
     request: GenerationRequest
@@ -39,6 +42,8 @@ class ActiveRequest:
     image_tokens: int = 0
     cached_tokens: int = 0
     reservation: Reservation | None = None
+    reasoning: ReasoningStream | None = None
+    _written: int = 0
 
     @property
     def sampling(self) -> Sampling:
@@ -58,10 +63,32 @@ class ActiveRequest:
         """Report prefill progress: prompt tokens read so far, after the cached ones."""
         self.report(self._chunk("prefill", read=read))
 
-    def report_text(self, text: str, written: int) -> None:
-        """Report the text since the last report, and the answer's token count so far."""
+    def report_text(self, text: str, written: int, token: int) -> None:
+        """Report what a token added to the answer.
+
+        Parameters
+        ----------
+        text : str
+            The text since the last report.
+        written : int
+            Tokens of the answer so far.
+        token : int
+            The last one.
+        """
         self.prefilling(False)
-        self.report(self._chunk("decode", text=text, written=written))
+        chunk = self._chunk("decode", text=text, written=written)
+        if self.reasoning is not None:
+            # A library may report its last token twice, at the end with the rest of the text.
+            is_new = written > self._written
+            chunk = _split(chunk, self.reasoning.feed(text, token if is_new else None))
+        self._written = written
+        self.report(chunk)
+
+    def report_rest(self) -> None:
+        """Report text that was held back as a possible start of a mark, as the answer ends."""
+        rest = Split() if self.reasoning is None else self.reasoning.finish()
+        if rest != Split():
+            self.report(_split(self._chunk("decode", written=self._written), rest))
 
     def expand_image_tokens(self, length: int) -> None:
         """Raise the counts if one image token became many embeddings.
@@ -124,3 +151,10 @@ class ActiveRequest:
             peak_memory=platform.peak() if writing else 0,
             cached_tokens=self.cached_tokens,
         )
+
+
+def _split(chunk: GenerationChunk, split: Split) -> GenerationChunk:
+    """Return a chunk with the thoughts and the text of a part of the answer."""
+    return replace(
+        chunk, text=split.text, reasoning=split.reasoning, all_reasoning=split.all_reasoning
+    )

@@ -118,6 +118,25 @@ def compiled(source: str, *, like_transformers: bool) -> jinja2.Template:
         raise TemplateLimitError("it nests too deeply") from None
 
 
+@functools.lru_cache(maxsize=16)
+def template_names(source: str) -> frozenset[str]:
+    """Return the names that a chat template reads, its own variables included; none if invalid.
+
+    Only within the limits of `compiled`.
+    """
+    limit = budget()
+    if not source or len(source) > limit.limits.source:
+        return frozenset()
+    try:
+        with limit.running():
+            tree = _sandbox(True).parse(source)
+            # Not only undeclared ones: a template may set the default of a variable itself.
+            names = frozenset(name.name for name in tree.find_all(jinja2.nodes.Name))
+    except (jinja2.TemplateError, RecursionError):
+        return frozenset()
+    return names
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Translate the error of Jinja's sandbox."""

@@ -15,6 +15,12 @@ from mlx_magic.backends.batching.forward import Inputs
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.batching.sampling import SamplingParams, processors, sampler_of_one
 from mlx_magic.backends.cache_stats import CacheStats
+from mlx_magic.backends.chat_templates.reasoning import (
+    TAIL_TOKENS,
+    ReasoningStream,
+    marks_of,
+    template_source,
+)
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.prompt_cache import (
     CachedPrefix,
@@ -67,6 +73,10 @@ class TextAdapter:
         self._model = model
         self._tokenizer = tokenizer
         self._chunk = chunk
+        self._marks = marks_of(
+            template_source(tokenizer) or _marks_of_code(tokenizer),
+            str(checkpoint.config.get("model_type", "")),
+        )
         self._shape = ModelDimensions.of(checkpoint.config)
 
     @property
@@ -130,6 +140,12 @@ class TextAdapter:
         """Return sampling parameters, with the checkpoint's as defaults."""
         return sampling_params(sampling, self._defaults)
 
+    def reasoning(self, prompt: Prompt) -> ReasoningStream | None:
+        """Return what separates the thoughts of an answer. See `ModelAdapter.reasoning`."""
+        if not self._marks:
+            return None
+        return ReasoningStream(self._marks, self._tokenizer.decode(prompt.tokens[-TAIL_TOKENS:]))
+
     def detokenizer(self) -> Any:
         """Return a new detokenizer: the property makes one each time."""
         return self._tokenizer.detokenizer
@@ -173,6 +189,13 @@ class TextAdapter:
         """Release the model."""
         self._model = self._tokenizer = None
         self.forward.close()
+
+
+def _marks_of_code(tokenizer: Any) -> str:
+    """Return the reasoning marks that mlx-lm knows, if its own code renders the prompts."""
+    if not getattr(tokenizer, "has_chat_template", False):
+        return ""
+    return f"{tokenizer.think_start or ''}{tokenizer.think_end or ''}"
 
 
 def text_model(

@@ -16,6 +16,12 @@ from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.batching.sampling import SamplingParams, fresh_seed
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.backends.chat_templates.reasoning import (
+    TAIL_TOKENS,
+    ReasoningStream,
+    marks_of,
+    template_source,
+)
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
@@ -85,6 +91,10 @@ class VisionAdapter:
         self._tokenizer = getattr(processor, "tokenizer", processor)
         self._chunk = chunk
         self._special = set(getattr(self._tokenizer, "all_special_ids", None) or ())
+        self._marks = marks_of(
+            template_source(processor, self._tokenizer),
+            str(checkpoint.config.get("model_type", "")),
+        )
         self._inputs: Any = VisionInputs(self._name, model.config, processor)
         self._caches = VisionCaches(model, nbytes, kind=kind)
         self._embedder: Any = Embedder(model, self._caches)
@@ -196,6 +206,18 @@ class VisionAdapter:
         seed = fresh_seed() if sampling.seed is None else sampling.seed
         min_p = sampling.min_p or 0.0
         return SamplingParams(float(temperature), float(top_p) or 1.0, int(top_k), min_p, seed)
+
+    def reasoning(self, prompt: Prompt) -> ReasoningStream | None:
+        """Return what separates the thoughts of an answer. See `ModelAdapter.reasoning`."""
+        if not self._marks:
+            return None
+        # Some libraries use negative numbers for images.
+        tail = [token for token in prompt.tokens[-TAIL_TOKENS:] if token >= 0]
+        prompt_end = self._tokenizer.decode(tail, skip_special_tokens=False)
+        texts = {token: self._tokenizer.convert_ids_to_tokens(token) for token in self._special}
+        # mlx-vlm's detokenizers leave these out.
+        skipped = {token: text for token, text in texts.items() if isinstance(text, str)}
+        return ReasoningStream(self._marks, prompt_end, skipped)
 
     def detokenizer(self) -> _Detokenizer:
         """Return a new detokenizer."""

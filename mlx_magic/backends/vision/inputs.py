@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.backends import upstream
-from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.backends.chat_templates import chat_messages, think_switch
 from mlx_magic.backends.chat_templates import rendering as chat_templates_rendering
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
+from mlx_magic.backends.chat_templates.reasoning import template_source
 from mlx_magic.backends.loading.background import BackgroundCall, is_known
 from mlx_magic.backends.vision.captured_inputs import captured_inputs
 from mlx_magic.cancellation import CancelToken
@@ -96,15 +97,26 @@ class VisionInputs:
 
         masked = self._control.masked(request)
 
-        def rendered(variant: GenerationRequest) -> Any:
+        tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        extra: dict[str, Any] = {}
+
+        def rendered(variant: GenerationRequest, **arguments: Any) -> Any:
             return apply_chat_template(
                 chat_templates_rendering.processor_for(self._processor, self._config.model_type),
                 self._config,
                 chat_messages.messages(variant, _content),
                 num_images=len(chat_messages.images(request)),
+                **{**extra, **arguments},
             )
 
         with chat_templates_rendering.rendering(request, cancel, model=self._model):
+            extra |= think_switch.arguments(
+                request.think,
+                template_source(self._processor, tokenizer),
+                self._processor,
+                lambda arguments: rendered(masked.request, **arguments),
+                model=self._model,
+            )
             text = rendered(masked.request)
             self._control.require_template(text, masked, rendered)
         chat_messages.require_whole(text, masked.request, model=self._model)

@@ -107,6 +107,11 @@ class LiveText:
         self._blocks.feed(new)
         return Growth(before, self._blocks.finished[before:], old_tail, self._blocks.tail)
 
+    def restart(self) -> None:
+        """Begin again with an empty text: what was sent was taken back."""
+        self.shown = 0
+        self._blocks = Blocks()
+
     def new_line(self, progress: Progress) -> str | None:
         """Return the status line if it has to be sent: a new phase at once, progress now and then.
 

@@ -26,6 +26,9 @@ MOST_CHARACTERS = 2_000
 would be two thousand widgets, and keep the page busy for longer than the answer takes."""
 
 
+_DIM, _NOT_DIM = "\x1b[2m", "\x1b[22m"
+
+
 class View(Protocol):
     """The view of a running task."""
 
@@ -78,7 +81,9 @@ class WidgetView:
             line=phase_line(progress),
             phase=progress.phase,
         )
+        self._thinking = LiveText(clock, self._live.throttle, most=MOST_CHARACTERS, line="")
         self._thumbnails: Any = None
+        self._fold: Any = None
         self._handle: Any = None
         self.button = widgets.Button(
             description="Cancel",
@@ -128,21 +133,27 @@ class WidgetView:
 
     def update(self) -> None:
         """Show new text and progress, throttled by time and bytes."""
-        tokens, text = 0, ""
+        tokens, text, thoughts = 0, "", ""
         if isinstance(self._task, Generation):
             snapshot = self._task.snapshot()
             tokens, text = snapshot.completion_tokens, snapshot.text
+            thoughts = snapshot.reasoning
             self._show_thumbnails(self._task)
         line = self._live.new_line(self._task.progress)
         if line is not None:
             self._status.value = _status(line)
-        growth = self._live.grow(text, tokens)
+        if len(text) < self._live.shown:
+            self._take_text_back()
+        growth, column = self._live.grow(text, tokens), self._text
+        if growth is None and thoughts:
+            growth, column = self._thinking.grow(thoughts, tokens), self._thoughts()
         if growth is not None:
-            self._live.throttle.sent(*self._add(growth))
+            self._live.throttle.sent(*self._add(growth, column))
 
     def close(self) -> None:
         """Close every widget, so that none stays in the kernel."""
-        blocks = [*self._text.children, *self._box.children, *self._bar.children]
+        fold = [] if self._fold is None else [*self._fold.children, *self._thoughts().children]
+        blocks = [*self._text.children, *self._box.children, *self._bar.children, *fold]
         parts = [w for parent in (self._box, *blocks) for w in (parent, parent.layout)]
         styles = [w.style for w in blocks if hasattr(w, "style")]
         for widget in {id(w): w for w in (*parts, *styles)}.values():
@@ -153,21 +164,46 @@ class WidgetView:
             self._thumbnails = self._widgets.HTML(
                 render.thumbnails_html(generation.images), **self._shared_style
             )
-            self._box.children = (self._bar, self._thumbnails, self._text)
+            self._arrange()
 
-    def _add(self, growth: Growth) -> list[int]:
-        """Show new text; return the bytes of each message."""
+    def _thoughts(self) -> Any:
+        """Return the column of the thoughts; folded, and added to the view by the first call."""
+        if self._fold is None:
+            tail = self._widgets.HTML(**self._shared_style)
+            column = self._widgets.VBox([tail], layout=self._tail.layout)
+            self._fold = self._widgets.Accordion(
+                [column], titles=("Thinking",), selected_index=None, layout=self._tail.layout
+            )
+            self._arrange()
+        return self._fold.children[0]
+
+    def _arrange(self) -> None:
+        parts = (self._bar, self._thumbnails, self._fold, self._text)
+        self._box.children = tuple(part for part in parts if part is not None)
+
+    def _take_text_back(self) -> None:
+        """Remove all text: it has turned out to be thoughts."""
+        self._live.restart()
+        *blocks, _ = self._text.children
+        self._text.children = (self._tail,)
+        self._tail.value = ""
+        for block in blocks:
+            block.close()
+
+    def _add(self, growth: Growth, column: Any) -> list[int]:
+        """Show new text in a column; return the bytes of each message."""
+        tail = column.children[-1]
         sizes = []
         if growth.blocks:
             blocks = [
                 self._widgets.HTML(_block(*block), **self._shared_style) for block in growth.blocks
             ]
-            children = (*self._text.children[:-1], *blocks, self._tail)
+            children = (*column.children[:-1], *blocks, tail)
             # Each widget sends all its traits when it opens, and one message when it closes.
             sizes += [len(b.value) + 1_500 for b in blocks] + [45 * len(children)]
-            self._text.children = children
-        self._tail.value = _plain(growth.tail)
-        return [*sizes, len(self._tail.value)]
+            column.children = children
+        tail.value = _plain(growth.tail)
+        return [*sizes, len(tail.value)]
 
 
 def import_libraries() -> None:
@@ -180,12 +216,14 @@ def import_libraries() -> None:
 class TerminalView:
     """Streams the text to standard output, for IPython in a terminal.
 
-    Before the first text the phase is shown on standard error, if that is a terminal.
+    Before the first text the phase is shown on standard error, if that is a terminal. Thoughts
+    are shown dim if standard output is one, else not at all.
     """
 
     def __init__(self, task: Task[Any]) -> None:
         self._task = task
         self._shown = 0
+        self._thoughts_shown = 0
         self._phase = ""
 
     def show(self) -> None:
@@ -193,23 +231,37 @@ class TerminalView:
 
     def update(self) -> None:
         """Write new text."""
-        text = self._task.snapshot().text if isinstance(self._task, Generation) else ""
+        text = ""
+        if isinstance(self._task, Generation):
+            snapshot = self._task.snapshot()
+            text = snapshot.text
+            self._write_thoughts(snapshot.reasoning)
         if len(text) > self._shown:
             self._write_phase("")
+            if self._thoughts_shown and not self._shown:
+                terminal.write("\n\n")
             terminal.write(sanitize.to_plain(text[self._shown :]))
             self._shown = len(text)
-        elif not self._shown:
+        elif not self._shown and not self._thoughts_shown:
             self._write_phase(phase_line(self._task.progress))
 
     def leave(self, *, alone: bool) -> None:
         """Write the rest and end the line."""
         self.update()
         self._write_phase("")
-        if self._shown:
+        if self._shown or self._thoughts_shown:
             terminal.write("\n")
 
     def close(self) -> None:
         """Do nothing: there are no widgets."""
+
+    def _write_thoughts(self, thoughts: str) -> None:
+        new = thoughts[self._thoughts_shown :]
+        # Text that is shown already may turn out to be thoughts: it is not shown twice.
+        if new and not self._shown and terminal.is_terminal():
+            self._write_phase("")
+            terminal.write(f"{_DIM}{sanitize.to_plain(new)}{_NOT_DIM}")
+            self._thoughts_shown = len(thoughts)
 
     def _write_phase(self, line: str) -> None:
         if line != self._phase and sys.stderr is not None and sys.stderr.isatty():

@@ -9,7 +9,7 @@ from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING
 
-from mlx_magic.notebook.display import formulas
+from mlx_magic.notebook.display import formulas, markdown_text
 from mlx_magic.notebook.display.sanitize import preformatted, to_html, to_markdown, to_plain
 from mlx_magic.notebook.display.terminal import printable
 from mlx_magic.notebook.magic_line.expressions import one_line
@@ -31,12 +31,14 @@ def bundle(result: VisionResult) -> dict[str, str]:
     """Return a result's MIME bundle, without timings, rates and memory.
 
     Formats "text" and "json" have no ``text/markdown``; "raw" has only ``text/plain``. Terminal
-    sequences and control characters are removed in each; ``result.text`` keeps them.
+    sequences and control characters are removed in each; ``result.text`` keeps them. Thoughts
+    are folded, and not in ``text/plain``.
     """
     if result.format == "raw":
         return {"text/plain": printable(to_plain(result.text))}
     plain, answer = _answer(result)
     finish = finish_words(result)
+    thoughts = thoughts_html(result.reasoning)
     thumbnails = thumbnails_html(result.images, result.seen)
     shown = {
         "text/plain": printable(
@@ -46,12 +48,14 @@ def bundle(result: VisionResult) -> dict[str, str]:
         # formulas and stacked accents can be of any size.
         "text/html": (
             f'<div class="{formulas.UNSET}" style="overflow-wrap:anywhere;overflow:auto">'
-            f"{thumbnails}{answer}{_footer(result)}</div>"
+            f"{thumbnails}{thoughts}{answer}{_footer(result)}</div>"
         ),
     }
     if result.format == "markdown":
         ending = f"\n\n*{finish}*" if finish else ""
-        shown["text/markdown"] = to_markdown(result.text) + ending
+        shown["text/markdown"] = thoughts_markdown(result.reasoning) + (
+            to_markdown(result.text) + ending
+        )
     return shown
 
 
@@ -70,9 +74,36 @@ def answer_html(text: str) -> str:
     return to_html(plain) if plain.strip() else "<p><em>(no text)</em></p>"
 
 
+def thoughts_html(reasoning: str) -> str:
+    """Return the thoughts before an answer as a folded element; ``""`` if there are none."""
+    plain = to_plain(reasoning)
+    if not plain.strip():
+        return ""
+    return (
+        f'<details style="{_QUIET};margin-bottom:6px"><summary style="cursor:pointer">Thinking'
+        f"</summary>{to_html(plain)}</details>"
+    )
+
+
+def thoughts_markdown(reasoning: str) -> str:
+    """Return the thoughts before an answer as a folded block; ``""`` if there are none."""
+    if not to_plain(reasoning).strip():
+        return ""
+    quoted = quote_block(to_markdown(reasoning, guarded=False).strip("\n"))
+    thoughts = markdown_text.guarded(f"{quoted}\n")
+    return f"<details>\n<summary>Thinking</summary>\n\n{thoughts}\n</details>\n\n"
+
+
+def quote_block(markdown: str) -> str:
+    """Return Markdown as a block quote, in which an open code block ends with the quote."""
+    return "\n".join(f"> {line}" if line else ">" for line in markdown.split("\n"))
+
+
 def finish_words(result: VisionResult) -> str:
     """Return why an answer ended early; ``""`` if it did not."""
-    return _FINISH.get(result.finish_reason, "")
+    words = _FINISH.get(result.finish_reason, "")
+    thinking = words and result.reasoning and not result.text.strip()
+    return f"{words} while thinking" if thinking else words
 
 
 def _answer(result: VisionResult) -> tuple[str, str]:

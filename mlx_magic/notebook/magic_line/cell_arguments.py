@@ -82,6 +82,8 @@ def _value(option: RequestOption, text: str) -> object:
             return _choice(option, text)
         case "switch":
             return False
+        case "optional switch":
+            return text == option.flag
     return text
 
 

@@ -106,7 +106,7 @@ class ParsedOptions:
     positional : tuple of Token
         Words that belong to no flag, in order.
     values : dict
-        Value of each given flag, by `Option.name`; ``""`` for a switch.
+        Value of each given flag, by `Option.name`; a flag without a value is its own value.
     """
 
     positional: tuple[Token, ...] = ()
@@ -140,10 +140,14 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> ParsedOp
         flag, equals, value = token.text.partition("=")
         option = _option(flag, by_flag)
         if option.name in values:
-            raise RequestError(f"{flag} is given twice.", option=option.name)
+            both = f"{values[option.name]} and {flag} exclude each other."
+            twice = f"{flag} is given twice."
+            differ = not option.metavar and values[option.name] != flag
+            raise RequestError(both if differ else twice, option=option.name)
         if not option.metavar:
             if equals:
                 raise RequestError(f"{flag} takes no value.", option=option.name)
+            value = flag
         elif not equals:
             value = _next_value(flag, option, remaining, by_flag)
         values[option.name] = value

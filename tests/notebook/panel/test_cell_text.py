@@ -181,10 +181,11 @@ WORDS = st.sampled_from(
     max_pixels=st.none() | st.integers(1, 10**9),
     timeout=st.none() | st.floats(0, 1e9, exclude_min=True),
     kv_bits=st.sampled_from([None, 4, 8]),
+    think=st.sampled_from([None, True, False]),
     output=st.sampled_from([None, "r", "größe"]),
 )
-@example("\n\n%%time\n  a  ", None, "demo", [], Sampling(), None, None, None, None)
-@example("{'\x0b'}\x0b{x}", "--", "-m", ["-m", "["], Sampling(), None, None, 8, "r")
+@example("\n\n%%time\n  a  ", None, "demo", [], Sampling(), None, None, None, None, None)
+@example("{'\x0b'}\x0b{x}", "--", "-m", ["-m", "["], Sampling(), None, None, 8, True, "r")
 def test_copied_cell_sends_the_same_request(
     prompt: str,
     system: str | None,
@@ -194,6 +195,7 @@ def test_copied_cell_sends_the_same_request(
     max_pixels: int | None,
     timeout: float | None,
     kv_bits: int | None,
+    think: bool | None,
     output: str | None,
 ) -> None:
     turn = asked(
@@ -204,6 +206,7 @@ def test_copied_cell_sends_the_same_request(
         max_pixels=max_pixels,
         timeout=timeout,
         kv_bits=kv_bits,
+        think=think,
     )
     arguments, asks = read_back(cell_text(turn, model, words, output=output))
     # IPython ends a cell with a line feed; the magic takes those around the prompt off.
@@ -214,6 +217,7 @@ def test_copied_cell_sends_the_same_request(
     assert arguments.settings.max_pixels == max_pixels
     assert arguments.settings.timeout == timeout
     assert arguments.settings.kv_bits == kv_bits
+    assert arguments.settings.think == think
     assert arguments.settings.output == output
     assert len(arguments.images) == len(words)
     alone = [cell_text(asked(images=panel_images(1)), "m", [word]) for word in words]

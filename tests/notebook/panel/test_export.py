@@ -233,6 +233,7 @@ def test_json_export_has_everything_but_the_pixels() -> None:
         "max_pixels": None,
         "normalize": True,
         "kv_bits": None,
+        "think": None,
     }
     assert "pictures" not in first
     assert first["images"][0] == {

@@ -23,6 +23,7 @@ class Page:
     def __init__(self) -> None:
         self.html: list[str] = []
         self.tail = ""
+        self.thought = ""
         self.lines: list[str] = []
         self.messages = 0
 
@@ -42,6 +43,16 @@ class Page:
         self.lines.append(status)
         self.messages += 1
 
+    def thoughts(self, turn: str, index: int, before: int, text: str) -> None:
+        assert before == len(self.thought)
+        self.thought += text
+        self.messages += 1
+
+    def answer(self, turn: str, index: int, answer: dict[str, Any]) -> None:
+        self.html = list(answer["blocks"])
+        self.tail, self.thought = answer["tail"], answer["thoughts"]
+        self.messages += 1
+
 
 class Asked:
     """An answer on its way, its page, and the clock of both."""
@@ -57,6 +68,14 @@ class Asked:
     def write(self, text: str, tokens: int = 50) -> bool:
         self.written += tokens
         self.generation.report(GenerationChunk("decode", text=text, completion_tokens=self.written))
+        self.clock.advance(1.0)
+        return self.live.update()
+
+    def think(self, thoughts: str, **more: Any) -> bool:
+        self.written += 50
+        self.generation.report(
+            GenerationChunk("decode", reasoning=thoughts, completion_tokens=self.written, **more)
+        )
         self.clock.advance(1.0)
         return self.live.update()
 
@@ -192,3 +211,30 @@ def test_page_content_always_equals_the_state(pieces: list[str]) -> None:
     state = asked.state()
     assert asked.page.html == state["blocks"]
     assert asked.page.tail == state["tail"]
+
+
+def test_thoughts_are_sent_apart_from_the_text(asked: Asked) -> None:
+    asked.think("So \x1b[31mit ")
+    asked.think("is <red>")
+    assert (asked.page.thought, asked.page.tail) == ("So it is <red>", "")
+    assert asked.page.lines[-1].startswith("thinking ")
+    asked.write("Red.")
+    asked.write(" Yes.")
+    assert (asked.page.thought, asked.page.tail) == ("So it is <red>", "Red. Yes.")
+    assert asked.page.lines[-1].startswith("writing ")
+    asked.generation.finish("stop")
+    assert asked.live.update()
+    state = asked.state()
+    assert state["thoughts"] == "So it is <red>"
+    assert state["text"] == "Red. Yes."
+
+
+def test_text_that_was_thoughts_is_taken_back(asked: Asked) -> None:
+    asked.write("So it\n\nis red")
+    asked.think(".", all_reasoning=True)
+    asked.clock.advance(1.0)
+    asked.live.update()
+    assert (asked.page.html, asked.page.tail) == ([], "")
+    assert asked.page.thought == "So it\n\nis red."
+    asked.write("Red.")
+    assert asked.page.tail == "Red."

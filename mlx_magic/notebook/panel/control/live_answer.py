@@ -32,6 +32,12 @@ class AnswerMessages(Protocol):
     def status(self, turn: str, index: int, status: str, fraction: float) -> None:
         """Show a phase and its progress, from 0 to 1 (-1: unknown)."""
 
+    def thoughts(self, turn: str, index: int, before: int, text: str) -> None:
+        """Append plain text to the thoughts, which have `before` characters."""
+
+    def answer(self, turn: str, index: int, answer: dict[str, Any]) -> None:
+        """Replace the whole state of an answer."""
+
 
 class LiveAnswer:
     """The state of one answer on the page.
@@ -68,6 +74,8 @@ class LiveAnswer:
         )
         self._live = LiveText(clock, throttle, most=LONGEST_SHOWN, line="waiting …")
         self._html: list[str] = []
+        self._thoughts = ""
+        self._thoughts_read = 0
         self._fraction = -1.0
 
     def update(self) -> bool:
@@ -87,10 +95,15 @@ class LiveAnswer:
         snapshot = generation.snapshot()
         self._show_phase(snapshot.progress)
         tokens, text = snapshot.completion_tokens, snapshot.text[:LONGEST_SHOWN]
+        if len(text) < self._live.shown:
+            self._take_text_back()
         # A page that missed a message requests the whole turn.
         growth = self._live.grow(text, tokens)
         if growth is not None:
             self._live.throttle.sent(*self._send_text(growth, self._token_status(tokens)))
+        elif self._send_thoughts(snapshot.reasoning[:LONGEST_SHOWN], tokens):
+            if not text and (status := self._token_status(tokens, doing="thinking")):
+                self._out.status(self.turn, self.index, status, self._fraction)
         elif len(snapshot.text) > LONGEST_SHOWN == self._live.shown:
             self._show_progress(tokens)
         return False
@@ -105,6 +118,7 @@ class LiveAnswer:
             "fraction": self._fraction,
             "blocks": list(self._html),
             "tail": self._tail() if answer.state == "running" else "",
+            "thoughts": self._thoughts,
             "text": result.text[:LONGEST_SHOWN] if result else "",
             "cell": self.cell,
             "footer": _footer(answer),
@@ -121,7 +135,10 @@ class LiveAnswer:
         else:
             self.answer.result = generation.future.result()
         result = self.answer.result
-        text = result.text if result else generation.snapshot().text
+        snapshot = generation.snapshot()
+        text = result.text if result else snapshot.text
+        thoughts = result.reasoning if result else snapshot.reasoning
+        self._thoughts = sanitize.to_plain(thoughts[:LONGEST_SHOWN])
         shown = text[:LONGEST_SHOWN]
         self._html = [render.answer_html(shown)] if result else _failed_html(shown)
         if len(text) > LONGEST_SHOWN:
@@ -140,11 +157,29 @@ class LiveAnswer:
             self._fraction = progress.done / progress.total if progress.total > 0 else -1.0
             self._out.status(self.turn, self.index, line, self._fraction)
 
-    def _token_status(self, tokens: int, remark: str = "") -> str:
+    def _send_thoughts(self, thoughts: str, tokens: int) -> bool:
+        """Send new thoughts; return whether there were some."""
+        new = thoughts[self._thoughts_read :]
+        if not new or not self._live.throttle.allows(len(new), tokens):
+            return False
+        self._thoughts_read += len(new)
+        before, text = len(self._thoughts), sanitize.to_plain(new)
+        self._thoughts += text
+        self._out.thoughts(self.turn, self.index, before, text)
+        self._live.throttle.sent(len(text))
+        return True
+
+    def _take_text_back(self) -> None:
+        """Remove all text: it has turned out to be thoughts."""
+        self._live.restart()
+        self._html = []
+        self._out.answer(self.turn, self.index, self.state())
+
+    def _token_status(self, tokens: int, remark: str = "", *, doing: str = "writing") -> str:
         """Return the status with the token count, at most twice a second; sent with the text."""
         if not self._live.line_due():
             return ""
-        return self._live.set_line(f"writing · {tokens:,} tokens{remark}")
+        return self._live.set_line(f"{doing} · {tokens:,} tokens{remark}")
 
     def _show_progress(self, tokens: int) -> None:
         """Update the token count after the text has reached its limit on the page."""

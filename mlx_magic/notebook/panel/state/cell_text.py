@@ -152,7 +152,7 @@ def _options(turn: Turn, model: str, output: str | None, defaults: Settings) -> 
         if option.target == "cell" or option.name == "model":
             continue
         if value != getattr(defaults, option.name) and (text := _written(option, value)):
-            yield f"{option.flags[0]} {text}"
+            yield text if option.kind == "optional switch" else f"{option.flags[0]} {text}"
 
 
 def _written(option: RequestOption, value: Any) -> str:
@@ -162,6 +162,8 @@ def _written(option: RequestOption, value: Any) -> str:
         if value is None:
             return ""
     match option.kind:
+        case "optional switch":
+            return option.flags[0 if value else 1]
         case "integer":
             return str(int(value))
         case "number":

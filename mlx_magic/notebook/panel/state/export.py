@@ -11,10 +11,11 @@ The JSON is one object. Unknown values are null, sizes are in pixels, times in s
       system    str
       options   {max_tokens: int, temperature, top_p: float, top_k: int, min_p,
                 repetition_penalty: float, seed: int, stop: list of str, timeout: float,
-                max_pixels: int, normalize: bool, kv_bits: int}
+                max_pixels: int, normalize: bool, kv_bits: int,
+                think: bool}
       images    list of {name: str, word: str, width, height: int, sha256: str, note: str}
       answers   list of {model: str, state: "running" | "done" | "cancelled" | "failed",
-                text: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
+                text, reasoning: str, finish_reason: "stop" | "length" | "cancelled" | "timeout",
                 usage: {prompt_tokens, image_tokens, cached_tokens, completion_tokens: int},
                 timings: {queued, load, vision, prefill, decode, time_to_first_token: float,
                 prompt_tps, generation_tps: float}, peak_memory: int (bytes),
@@ -122,12 +123,12 @@ def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
     yield f"## Question {number}"
     if number > 1 and not turn.follows:
         yield "*Standalone question (earlier turns not sent).*"
-    yield _quoted(_as_written(turn.prompt))
+    yield render.quote_block(_as_written(turn.prompt))
     if turn.images:
         yield "\n".join(map(_image_markdown, turn.images))
     if turn.settings.system is not None:
         yield "System prompt:"
-        yield _quoted(_as_written(turn.settings.system))
+        yield render.quote_block(_as_written(turn.settings.system))
     if options := _options_line(turn):
         yield f"Options: {options}"
     for answer in turn.answers:
@@ -138,8 +139,10 @@ def _turn_blocks(turn: Turn, number: int) -> Iterator[str]:
 def _answer_blocks(answer: Answer) -> Iterator[str]:
     result = answer.result
     if result is not None:
+        if result.reasoning:
+            yield render.thoughts_markdown(result.reasoning).strip("\n")
         text = sanitize.to_markdown(result.text, guarded=False).strip("\n")
-        yield _quoted(text) if text.strip() else "*(no text)*"
+        yield render.quote_block(text) if text.strip() else "*(no text)*"
     if answer.error:
         yield f"**Failed:** {_inline(answer.error, 500)}"
     elif result is None:
@@ -164,11 +167,6 @@ def _image_markdown(panel_image: PanelImage) -> str:
         one_line(sanitize.to_plain(panel_image.name)), *panel_image.image.size
     )
     return f"![{_inline(caption, 2 * _LONGEST_NAME)}](data:{thumbnail.mime};base64,{data})"
-
-
-def _quoted(markdown: str) -> str:
-    """Return Markdown as a block quote."""
-    return "\n".join(f"> {line}" if line else ">" for line in markdown.split("\n"))
 
 
 def _inline(text: str, limit: int = _LONGEST_NAME) -> str:
@@ -248,6 +246,7 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
         "model": answer.model,
         "state": answer.state,
         "text": None,
+        "reasoning": None,
         "finish_reason": None,
         "usage": None,
         "timings": None,
@@ -258,6 +257,7 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
     if result is not None:
         data |= {
             "text": result.text,
+            "reasoning": result.reasoning or None,
             "finish_reason": result.finish_reason,
             "usage": asdict(result.usage),
             "timings": dict(_finite(asdict(result.timings).items())),

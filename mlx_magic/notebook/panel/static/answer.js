@@ -21,7 +21,11 @@ class AnswerView {
     this.actions = new Actions(this);
     const head = make("div", { class: "mlxv-who" }, this.model, this.status, this.stop);
     const text = make("div", { class: "mlxv-text" }, this.blocks, this.tail);
-    const parts = [head, this.bar.node, text, this.error, this.footer, this.actions.node];
+    this.thoughts = make("div", { class: "mlxv-tail" });
+    const summary = make("summary", {}, "Thinking");
+    this.fold = make("details", { class: "mlxv-thoughts", hidden: true }, summary, this.thoughts);
+    const parts = [head, this.bar.node, this.fold, text, this.error, this.footer];
+    parts.push(this.actions.node);
     this.node = make("section", { class: "mlxv-answer" }, ...parts);
   }
 
@@ -36,13 +40,15 @@ class AnswerView {
     this.bar.set(answer.fraction);
     this.stop.hidden = !(running && this.several);
     this.actions.show(running);
-    return this.drawBlocks(answer, room) || this.drawTail(answer, room);
+    const left = this.drawThoughts(answer, room);
+    return this.drawBlocks(answer, room) || this.drawTail(answer, room) || left;
   }
 
   /** Start over with a new state of the answer. */
   reset(answer) {
     this.answer = answer;
-    [this.blocksShown, this.tailShown, this.times] = [0, 0, 0];
+    [this.blocksShown, this.tailShown, this.times, this.thoughtsShown] = [0, 0, 0, 0];
+    this.thoughts.replaceChildren();
     this.blocks.replaceChildren();
     this.tail.replaceChildren();
     this.node.setAttribute("aria-label", `Answer of ${answer.model}`);
@@ -70,6 +76,17 @@ class AnswerView {
       this.blocks.append(block);
     }
     return this.blocksShown < blocks.length;
+  }
+
+  /** Append new thoughts; return whether some are left. */
+  drawThoughts({ thoughts = "" }, room) {
+    this.fold.hidden = !thoughts;
+    const most = Math.min(thoughts.length, MOST_SHOWN);
+    const end = wholeTo(thoughts, Math.min(most, this.thoughtsShown + Math.max(room.left, 0)));
+    appendText(this.thoughts, thoughts.slice(this.thoughtsShown, end));
+    room.left -= end - this.thoughtsShown;
+    this.thoughtsShown = end;
+    return end < most;
   }
 
   /** Append new text of the tail; return whether some is left. */

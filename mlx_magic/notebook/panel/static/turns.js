@@ -20,7 +20,8 @@ class Turns {
     this.notes = new Map(); // note about an answer, by turn and index
     this.awaited = new Map(); // id of a turn -> when it was requested again
     this.exporting = false;
-    this.tails = new WeakMap(); // answer -> length of its tail, and number of replacements
+    // answer -> lengths of its tail and of its thoughts, and number of replacements of the tail
+    this.tails = new WeakMap();
     this.adopt();
     model.on("change:turns", () => this.adopt());
     model.on("msg:custom", (message) => this.receive(message));
@@ -46,7 +47,8 @@ class Turns {
   /** Return the state of a tail. */
   tailOf(answer) {
     if (!this.tails.has(answer)) {
-      this.tails.set(answer, { length: lengthOf(answer.tail), times: 0 });
+      const thoughts = lengthOf((answer.thoughts ??= ""));
+      this.tails.set(answer, { length: lengthOf(answer.tail), times: 0, thoughts });
     }
     return this.tails.get(answer);
   }
@@ -59,6 +61,7 @@ class Turns {
     else if (type === "answer") this.putAnswer(message);
     else if (type === "d") this.grow(message);
     else if (type === "b") this.finish(message);
+    else if (type === "r") this.think(message);
     else if (type === "s") this.report(message);
     else if (type === "download") this.download(message);
     else if (type === "said") this.note(message.turn, message.index, message);
@@ -115,6 +118,15 @@ class Turns {
     this.tailOf(answer).length += lengthOf(message.x);
     answer.tail += message.x;
     if (message.s) answer.status = message.s;
+    this.tell({ turn: message.t });
+  }
+
+  /** Append to the thoughts. */
+  think(message) {
+    const answer = this.target(message, (one) => this.tailOf(one).thoughts === message.n);
+    if (!answer) return;
+    this.tailOf(answer).thoughts += lengthOf(message.x);
+    answer.thoughts += message.x;
     this.tell({ turn: message.t });
   }
 

@@ -196,6 +196,10 @@ class ConversationView(anywidget.AnyWidget):
         """Show a phase and its progress, from 0 to 1 (-1: unknown)."""
         self.send({"type": "s", "t": turn, "i": index, "s": status, "f": round(fraction, 3)})
 
+    def thoughts(self, turn: str, index: int, before: int, text: str) -> None:
+        """Append plain text to the thoughts, which have `before` characters."""
+        self.send({"type": "r", "t": turn, "i": index, "n": before, "x": text})
+
     def download(self, name: str, mime: str, text: str) -> None:
         """Download a file in the browser that requested it."""
         self.send({"type": "download", "name": name, "mime": mime, "text": text})
