@@ -124,6 +124,9 @@ _COUNT = re.compile(r"\{[0-9]{1,2}\}")
 _NEVER = re.compile('[%#$`"@\0-\x09\x0b-\x1f\x7f]|\\^\\^|//|\n[ \t]*\n')
 _CATEGORIES = "Lu Ll Lt Lm Lo Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs"
 _VISIBLE = frozenset(_CATEGORIES.split())
+_SEPARATORS = tuple(":/,;|-\u2013\u2014")
+_COMMAND = re.compile(r"\\[A-Za-z]+ *(?:\{[^{}]*\})?|\\.")
+_WORDS = re.compile(r"[^\W\d_]{2,} +[^\W\d_]{2,}|(?:^|[ \d]) *(?:and|each|for|or|per|to) ")
 _BLANK_LINE = re.compile(r"\n[ \t>]*\n")
 _OPENING = re.compile(r"\\begin\{([A-Za-z]{1,20}\*?)\}")
 
@@ -269,15 +272,14 @@ def find(text: str, at: int) -> Formula | None:
     """
     limit = at + 2 * LONGEST
     if text.startswith("$$", at):
-        return _between(text, at, "$$", "$$", "display")
+        found = _between(text, at, "$$", "$$", "display")
+        # "$$5 and $$6" is not a formula.
+        return None if found is None or text[found.end : found.end + 1].isdigit() else found
     if text[at] == "$":
         end = at + 1
         while (end := text.find("$", end, limit)) != -1 and text[end - 1] == "\\":
             end += 1
-        # "$5 and $6" is not a formula.
-        if end == -1 or text[at + 1 : at + 2].isspace() or text[end - 1].isspace():
-            return None
-        if text[end + 1 : end + 2].isdigit():
+        if end == -1 or _are_prices(text, at, end):
             return None
         return _formula(text, at, end + 1, at + 1, end, "inline")
     if text.startswith("\\(", at):
@@ -300,6 +302,25 @@ def find(text: str, at: int) -> Formula | None:
             return _formula(text, at, end, at, end, kind)
         depth -= 1
     return None
+
+
+def _are_prices(text: str, at: int, end: int) -> bool:
+    """Return whether two dollar signs are those of prices or of variables of a shell.
+
+    As in pandoc no space follows the first or precedes the last one, and no digit follows the
+    last one: "$5 and $6". Formulas do not look like the other cases.
+    """
+    inside, after = text[at + 1 : end], text[end + 1 : end + 3]
+    if inside[:1].isspace() or inside[-1:].isspace() or after[:1].isdigit():
+        return True
+    # "5$/10$", but not "90$^\\circ$".
+    if text[max(0, at - 1) : at].isdigit() and inside[:1] not in ("^", "_", "\\", "{"):
+        return True
+    # "$.50/$.75", "$HOME:$PATH".
+    if inside[-1:] in _SEPARATORS and (after[:1].isalnum() or after[:1] in ("_", "{", ".")):
+        return True
+    # "$5 each or 3 for 10$".
+    return inside[:1].isdigit() and _WORDS.search(_COMMAND.sub(" ", inside)) is not None
 
 
 def _between(text: str, at: int, opening: str, closing: str, kind: str) -> Formula | None:
