@@ -219,7 +219,7 @@ def _engine(
 
 
 def _model(given: argparse.Namespace, scratch: Path) -> Path:
-    if given.model in ("tiny", "2b", "endless"):
+    if given.model in random_model.names():
         return random_model.build(given.model, given.base, scratch / given.model)
     return Path(given.model).resolve()
 
@@ -230,8 +230,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--model",
         default="tiny",
-        help="tiny or 2b (random weights), endless (the base's own), or a folder made by "
-        "benchmarks.random_model",
+        help="a folder made by benchmarks.random_model, or a name that it knows: tiny or 2b "
+        "(random weights), endless (the base's own), qwen2_5_vl-3b, gemma3-4b, or a vision model "
+        "of tools.tiny_models",
     )
     parser.add_argument(
         "--manager", type=Path, help="python of an environment with mlx-manager, to compare with"
@@ -246,6 +247,8 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no run after these")
     given = parser.parse_args()
+    if given.model not in random_model.names() and not Path(given.model).is_dir():
+        parser.error(f"there is no model and no folder {given.model!r}")
     unknown = [name for name in given.names if name not in NAMES]
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]!r}: use {', '.join(NAMES)}")

@@ -27,6 +27,7 @@ WORDS = {
     "mlx-manager": "mlx-manager",
     "ours": "ours",
 }
+NEEDED = ("raw", "ours")
 SERVER_NEEDS = ("fastapi", "uvicorn")
 
 P = TypeVar("P", bound=Peer)
@@ -139,19 +140,46 @@ def measure(
         See `starts`.
     """
     images = DrawnImages(folder / "images")
-    with running(starts(model, folder, manager=manager)) as peers:
-        for peer in peers:
-            # Compiles the kernels of a GPU, for a batch of each size.
-            for count in COUNTS:
-                peer.answer(load(images, count, 0, same=False), tokens)
+    with running(starts(model, folder, manager=manager)) as started:
+        peers, failed = _warmed_up(started, images, tokens)
         with MemoryWatch(peers) as memory:
             plan = _plan(rounds, singles)
             held = _run(peers, images, plan, tokens, deadline, few_cores=gpu)
     limits = GPU_LIMITS if gpu else CPU_LIMITS
     report = _report(held, [peer.name for peer in peers], limits, memory.most)
     lengths = f"{3 * tokens} alone, {tokens} together"
-    report.settings = {"model": model.name, "tokens": lengths, **report.settings}
+    report.settings = {"model": model.name, "tokens": lengths, **report.settings, **failed}
     return report
+
+
+def _warmed_up(
+    peers: Sequence[Peer], images: DrawnImages, tokens: int
+) -> tuple[list[Peer], dict[str, str]]:
+    """Let the peers answer once; returns those that can, and why the others cannot.
+
+    Some architectures fail in the library's batch or server, and are compared with the rest.
+
+    Raises
+    ------
+    RuntimeError
+        Raw or ours failed.
+    """
+    able: list[Peer] = []
+    failed: dict[str, str] = {}
+    for peer in peers:
+        try:
+            # Compiles the kernels of a GPU, for a batch of each size.
+            for count in COUNTS:
+                peer.answer(load(images, count, 0, same=False), tokens)
+        except RuntimeError as error:
+            if peer.name in NEEDED:
+                raise
+            peer.close()
+            first, *_, last = str(error).splitlines() * 2
+            failed[WORDS[peer.name]] = f"failed: {first.removesuffix('; it wrote last:')}: {last}"
+        else:
+            able.append(peer)
+    return able, failed
 
 
 def _run(

@@ -10,10 +10,10 @@ from pathlib import Path
 from benchmarks.engine import WORDS, in_turn, starts
 from benchmarks.figures import Report, ratios
 from benchmarks.peers import Peer, running
+from benchmarks.random_model import LEAST_IMAGE_TOKENS
 from benchmarks.workload import QUESTIONS, Answer, Ask, DrawnImages, matches
 
 TURNS = 10
-LEAST_IMAGE_TOKENS = 1000
 MOST_SECOND = 0.15
 MOST_READ_AGAIN = 0.05
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +66,44 @@ def test_report_counts_answers_that_differ() -> None:
     made = report(rounds(ours="other"), CPU_LIMITS)
     assert made.settings["same text, ours and raw"] == "0 of 82"
     assert made.settings["same text, one BatchGenerator and raw"] == "82 of 82"
+
+
+class FakePeer:
+    """Answers, or fails as a process does that wrote an error and ended."""
+
+    pid = 0
+
+    def __init__(self, name: str, error: str = "") -> None:
+        self.name, self._error, self.closed = name, error, False
+
+    def wait(self) -> None:
+        pass
+
+    def answer(self, asks: Sequence[Ask], max_tokens: int) -> Burst:
+        if self._error and len(asks) > 1:
+            raise RuntimeError(self._error)
+        return burst(len(asks), 1.0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_peer_that_cannot_answer_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    error = "The process of 'batch' ended; it wrote last:\nTraceback\nValueError: mask"
+    raw, batch = FakePeer("raw"), FakePeer("batch", error)
+    able, failed = engine._warmed_up([raw, batch], DrawnImages(tmp_path, (8, 8)), 4)
+    assert able == [raw]
+    assert batch.closed
+    assert not raw.closed
+    assert failed == {
+        "one BatchGenerator": "failed: The process of 'batch' ended: ValueError: mask"
+    }
+
+
+@pytest.mark.parametrize("name", ["raw", "ours"])
+def test_raw_and_ours_must_answer(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RuntimeError, match="broken"):
+        engine._warmed_up([FakePeer(name, "broken")], DrawnImages(tmp_path, (8, 8)), 4)
 
 
 def test_each_peer_starts_first_once() -> None:

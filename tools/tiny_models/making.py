@@ -354,13 +354,44 @@ def vlm_weights(
     import mlx.core as mx
 
     mx.random.seed(seed)
-    model = _vlm_model(config)
+    model = vlm_model(config)
     if prepare:
         prepare(model)
     randomize(model, seed, gain, gains)
     _end_rarely(model, config)
     save(folder, model)
     return model
+
+
+def vlm_model(given: Mapping[str, Any]) -> Any:
+    """
+    Make a model of mlx-vlm with the weights of its initialization, which are not computed yet.
+
+    Parameters
+    ----------
+    given
+        The configuration. It is not changed.
+
+    Returns
+    -------
+    mlx.nn.Module
+        The model.
+    """
+    from mlx_vlm.utils import get_model_and_args, update_module_configs
+
+    # As mlx_vlm.load_model reads a configuration. The library changes what it is given.
+    config = copy.deepcopy(dict(given))
+    model_class, _ = get_model_and_args(config)
+    config.setdefault("text_config", config.pop("llm_config", {}))
+    config.setdefault("vision_config", {})
+    config.setdefault("audio_config", {})
+    model_config = update_module_configs(
+        model_class.ModelConfig.from_dict(config),
+        model_class,
+        config,
+        ["text", "vision", "perceiver", "projector", "audio"],
+    )
+    return model_class.Model(model_config)
 
 
 def lm_weights(
@@ -507,7 +538,7 @@ def quantize(
     from mlx_vlm.utils import skip_multimodal_module
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = _vlm_model(config) if library == "mlx-vlm" else _lm_model(config)
+    model = vlm_model(config) if library == "mlx-vlm" else _lm_model(config)
     model.load_weights(str(folder / "model.safetensors"))
 
     def quantized(path: str, module: Any) -> bool:
@@ -541,24 +572,6 @@ def _end_rarely(model: Any, config: Mapping[str, Any]) -> None:
         if array.ndim == 2 and array.shape[0] == len(rows)
     ]
     model.update(tree_unflatten(made))
-
-
-def _vlm_model(given: Mapping[str, Any]) -> Any:
-    from mlx_vlm.utils import get_model_and_args, update_module_configs
-
-    # As mlx_vlm.load_model reads a configuration. The library changes what it is given.
-    config = copy.deepcopy(dict(given))
-    model_class, _ = get_model_and_args(config)
-    config.setdefault("text_config", config.pop("llm_config", {}))
-    config.setdefault("vision_config", {})
-    config.setdefault("audio_config", {})
-    model_config = update_module_configs(
-        model_class.ModelConfig.from_dict(config),
-        model_class,
-        config,
-        ["text", "vision", "perceiver", "projector", "audio"],
-    )
-    return model_class.Model(model_config)
 
 
 def _lm_model(given: Mapping[str, Any]) -> Any:

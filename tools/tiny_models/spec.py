@@ -183,6 +183,24 @@ def shrunk(architecture: str) -> None:
         _shrunk.add(architecture)
 
 
+def is_shrunk(architecture: str) -> bool:
+    """
+    Tell whether mlx-vlm hard-codes sizes of an architecture, so that `shrunk` changes them.
+
+    Parameters
+    ----------
+    architecture
+        Module under ``mlx_vlm.models``.
+
+    Returns
+    -------
+    bool
+        If true, a process that does not call `shrunk` cannot load the checkpoint.
+    """
+    _import_specs()
+    return architecture in _shrinkers
+
+
 def all_models() -> tuple[TinyModel, ...]:
     """
     List the models.
