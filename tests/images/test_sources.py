@@ -283,7 +283,9 @@ def test_matplotlib_figures_and_axes_are_rendered() -> None:
     (line,) = axes.plot([1, 2])
     canvas, dpi, open_figures = figure.canvas, figure.dpi, plt.get_fignums()
     (whole,) = open_images(figure, name="fig")
-    assert whole.size == (100, 50)
+    # Cut around what is drawn, as in a notebook.
+    assert abs(whole.size[0] - 100) < 20
+    assert abs(whole.size[1] - 50) < 20
     assert whole.source == "fig"
     assert np.asarray(whole.pixels).std() > 0
     for part in (axes, line):
