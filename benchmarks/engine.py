@@ -28,6 +28,8 @@ WORDS = {
     "ours": "ours",
 }
 NEEDED = ("raw", "ours")
+LONGEST = 160
+"""Characters of a line that says why a peer failed."""
 SERVER_NEEDS = ("fastapi", "uvicorn")
 
 P = TypeVar("P", bound=Peer)
@@ -175,11 +177,18 @@ def _warmed_up(
             if peer.name in NEEDED:
                 raise
             peer.close()
-            first, *_, last = str(error).splitlines() * 2
-            failed[WORDS[peer.name]] = f"failed: {first.removesuffix('; it wrote last:')}: {last}"
+            failed[WORDS[peer.name]] = f"failed: {_reason(error)}"
         else:
             able.append(peer)
     return able, failed
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return the first line of a process's error, and the last line that it wrote."""
+    first, *wrote = str(error).splitlines()
+    first = first.removesuffix("; it wrote last:")
+    parts = [first, *(line for line in wrote[-1:] if line.partition(": ")[2] not in first)]
+    return ": ".join(part if len(part) <= LONGEST else f"{part[:LONGEST]}…" for part in parts)
 
 
 def _run(

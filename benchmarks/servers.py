@@ -107,7 +107,10 @@ class Server:
         if failures:
             raise self._process.failed(f"{self.name}: {failures[0]}") from failures[0]
         # Parsed only now: until the last token the processor belongs to the server.
-        read = [read_events(held, max_tokens) for held in events]
+        try:
+            read = [read_events(held, max_tokens) for held in events]
+        except ValueError as error:
+            raise self._process.failed(f"{self.name}: {error}") from error
         return Burst(wall, tuple(one for one, _ in read), max(peak for _, peak in read))
 
     def _body(self, ask: Ask, max_tokens: int) -> bytes:
@@ -152,11 +155,13 @@ def read_events(events: Sequence[tuple[float, bytes]], max_tokens: int) -> tuple
     Raises
     ------
     ValueError
-        There was no text.
+        There was no text, or the server reported an error.
     """
     times, parts, tokens, prompt, peak = [], [], max_tokens, 0, 0.0
     for at, line in events:
         held = json.loads(line)
+        if error := held.get("error"):
+            raise ValueError(f"A stream ended with an error: {str(error)[:500]}")
         for choice in held.get("choices") or ():
             text = (choice.get("delta") or {}).get("content")
             if text:

@@ -44,6 +44,12 @@ def test_a_stream_without_text_is_an_error() -> None:
         read_events([(0.1, event(""))], 9)
 
 
+def test_an_error_in_a_stream_is_an_error() -> None:
+    events = [(0.1, event("a")), (0.2, event(error={"message": "no batch"}))]
+    with pytest.raises(ValueError, match="no batch"):
+        read_events(events, 9)
+
+
 class Endpoint(BaseHTTPRequestHandler):
     """Answers once the expected number of requests is waiting."""
 
