@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.chat_templates.reasoning import (
     Marks,
     Pair,
     ReasoningStream,
     marks_of,
 )
+from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.result import GenerationChunk
 
 QWEN = "{% if '</think>' in content %}{% endif %}{{ '<|im_start|>assistant\\n' }}"
 THINK = Pair("<think>", "</think>")
@@ -195,3 +199,39 @@ def test_skipped_tokens_change_nothing_in_an_answer_without_thoughts() -> None:
     splits = [stream.feed("a </think> b", 20), stream.feed("c", 9), stream.finish()]
     assert "".join(split.text for split in splits) == "a </think> bc"
     assert not any(split.reasoning for split in splits)
+
+
+def reported(pieces: list[str], prompt_end: str = "") -> list[GenerationChunk]:
+    chunks: list[GenerationChunk] = []
+    active = ActiveRequest(GenerationRequest("What?"), CancelToken(), chunks.append)
+    active.reasoning = ReasoningStream(MARKS, prompt_end)
+    for count, piece in enumerate(pieces, 1):
+        active.report_text(piece, count, 0)
+    active.report_rest()
+    return chunks
+
+
+def test_chunks_have_thoughts_and_text_apart() -> None:
+    chunks = reported(["so</th", "ink>fo", "ur"], "<think>")
+    assert [(chunk.reasoning, chunk.text) for chunk in chunks] == [
+        ("so", ""),
+        ("", "fo"),
+        ("", "ur"),
+    ]
+    assert [chunk.completion_tokens for chunk in chunks] == [1, 2, 3]
+
+
+def test_text_that_was_held_back_is_reported_at_the_end() -> None:
+    *_, last = reported(["so</th"], "<think>")
+    assert (last.reasoning, last.text, last.completion_tokens) == ("</th", "", 1)
+    *_, last = reported(["four <", "/"])
+    assert (last.reasoning, last.text, last.completion_tokens) == ("", "</", 2)
+
+
+def test_a_token_that_is_reported_twice_counts_once() -> None:
+    active = ActiveRequest(GenerationRequest("What?"), CancelToken(), lambda chunk: None)
+    stream = active.reasoning = ReasoningStream(MARKS, "<think>", {7: "<think>", 8: "</think>"})
+    active.report_text("so", 1, 20)
+    active.report_text("", 2, 8)
+    active.report_text("", 2, 8)
+    assert stream.feed("four", 21).text == "four"

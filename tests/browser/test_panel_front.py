@@ -430,22 +430,24 @@ def test_answer_streams_and_ends(show: Show) -> None:
 def test_thoughts_are_folded_above_the_answer(show: Show) -> None:
     front = show(
         ASKED,
-        'talk.thoughts("t1", 0, 0, "So 🟥 it ")\ntalk.thoughts("t1", 0, 5, "is <b>red</b>.")',
+        'talk.thoughts("t1", 0, 0, "So 🟥 it ")\ntalk.thoughts("t1", 0, 8, "is <b>red</b>.")',
         'talk.delta("t1", 0, 0, "Red.")',
         'talk.answer("t1", 0, answer("smol", blocks=["<p>Red.</p>"], text="Red.",'
         ' thoughts="So it is."))',
     )
     fold = front.answer.locator("details.mlxv-thoughts")
-    expect(fold).to_be_hidden()
     front.notebook.run(1)
-    expect(fold.locator("summary")).to_have_text("Thinking")
-    expect(fold.locator(".mlxv-tail")).to_be_hidden()
-    fold.locator("summary").click()
-    expect(fold.locator(".mlxv-tail")).to_have_text("So 🟥 it is <b>red</b>.")
+    expect(front.answer).to_be_visible()
+    expect(fold).to_be_hidden()
     front.notebook.run(2)
-    expect(front.answer.locator(".mlxv-text")).to_have_text("Red.")
+    expect(fold.locator("summary")).to_have_text("Thinking")
+    expect(fold.locator(".mlxv-thought")).to_be_hidden()
+    fold.locator("summary").click()
+    expect(fold.locator(".mlxv-thought")).to_have_text("So 🟥 it is <b>red</b>.")
     front.notebook.run(3)
-    expect(fold.locator(".mlxv-tail")).to_have_text("So it is.")
+    expect(front.answer.locator(".mlxv-text")).to_have_text("Red.")
+    front.notebook.run(4)
+    expect(fold.locator(".mlxv-thought")).to_have_text("So it is.")
     expect(front.answer.locator(".mlxv-text")).to_have_text("Red.")
     assert front.heard() == []
 

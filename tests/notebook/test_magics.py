@@ -57,6 +57,20 @@ def test_cell_streams_and_stores_its_result(
     assert "bundled demo model" in out
 
 
+def test_cell_of_a_model_that_reasons(
+    shell: InteractiveShell, script: ScriptedBackend, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script.reasoning, script.pieces = ['{"draft": 1} ', "[2]"], ['{"final": 3}']
+    cell(shell, "-o r --think -f json")
+    result = shell.user_ns["r"]
+    assert (result.reasoning, result.data) == ('{"draft": 1} [2]', {"final": 3})
+    assert [request.think for request in script.requests] == [True]
+    assert "draft" not in capsys.readouterr().out
+    shell.run_line_magic("config", "VisionMagics.think = False")
+    cell(shell, "")
+    assert script.requests[-1].think is False
+
+
 def test_magic_in_a_function_sees_the_variables_of_the_function(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:

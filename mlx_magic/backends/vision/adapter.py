@@ -95,6 +95,10 @@ class VisionAdapter:
             template_source(processor, self._tokenizer),
             str(checkpoint.config.get("model_type", "")),
         )
+        known = self._special if self._marks else ()
+        texts = {token: self._tokenizer.convert_ids_to_tokens(token) for token in known}
+        # mlx-vlm's detokenizers leave these out.
+        self._skipped = {token: text for token, text in texts.items() if isinstance(text, str)}
         self._inputs: Any = VisionInputs(self._name, model.config, processor)
         self._caches = VisionCaches(model, nbytes, kind=kind)
         self._embedder: Any = Embedder(model, self._caches)
@@ -214,10 +218,7 @@ class VisionAdapter:
         # Some libraries use negative numbers for images.
         tail = [token for token in prompt.tokens[-TAIL_TOKENS:] if token >= 0]
         prompt_end = self._tokenizer.decode(tail, skip_special_tokens=False)
-        texts = {token: self._tokenizer.convert_ids_to_tokens(token) for token in self._special}
-        # mlx-vlm's detokenizers leave these out.
-        skipped = {token: text for token, text in texts.items() if isinstance(text, str)}
-        return ReasoningStream(self._marks, prompt_end, skipped)
+        return ReasoningStream(self._marks, prompt_end, self._skipped)
 
     def detokenizer(self) -> _Detokenizer:
         """Return a new detokenizer."""

@@ -21,7 +21,7 @@ class AnswerView {
     this.actions = new Actions(this);
     const head = make("div", { class: "mlxv-who" }, this.model, this.status, this.stop);
     const text = make("div", { class: "mlxv-text" }, this.blocks, this.tail);
-    this.thoughts = make("div", { class: "mlxv-tail" });
+    this.thoughts = make("div", { class: "mlxv-thought" });
     const summary = make("summary", {}, "Thinking");
     this.fold = make("details", { class: "mlxv-thoughts", hidden: true }, summary, this.thoughts);
     const parts = [head, this.bar.node, this.fold, text, this.error, this.footer];
