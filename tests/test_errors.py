@@ -17,6 +17,7 @@ from mlx_magic.errors import (
     GenerationError,
     ImageNotFoundError,
     MlxMagicError,
+    ModelNotFoundError,
     RequestError,
     ShortTraceback,
 )
@@ -74,8 +75,8 @@ PUBLIC: dict[str, tuple[Callable[[str], object], str]] = {
     "a file": (lambda model: mlx_magic.ask("a", "nowhere.png", model), "ask"),
     "a model": (lambda _: mlx_magic.ask("a", model="nothing-there"), "ask"),
     "stream": (lambda model: mlx_magic.stream(" ", model=model), "stream"),
-    "next": (lambda model: next(mlx_magic.stream("a", "nowhere.png", model)), "__next__"),
-    "result": (lambda model: mlx_magic.stream("a", "nowhere.png", model).result, "result"),
+    "next": (lambda _: next(mlx_magic.stream("a", model="nothing-there")), "__next__"),
+    "result": (lambda _: mlx_magic.stream("a", model="nothing-there").result, "result"),
     "load": (lambda _: mlx_magic.pool.load("nothing-there"), "load"),
     "unload": (lambda _: mlx_magic.pool.unload("nothing-there"), "unload"),
     "pin": (lambda _: mlx_magic.pool.pin("nothing-there"), "pin"),
@@ -105,7 +106,7 @@ def test_error_has_the_frames_of_the_caller_and_the_public_function(
 def test_error_of_a_stream_stays_short_when_it_is_raised_again(
     script: ScriptedBackend, model: str
 ) -> None:
-    stream = mlx_magic.stream("a", "nowhere.png", model)
+    stream = mlx_magic.stream("a", model="nothing-there")
     for _ in range(3):
         error = raised(lambda: stream.result)
         assert frames(error) == ["result"]
@@ -141,12 +142,12 @@ def test_error_within_an_except_block_keeps_the_callers_own_error_as_context(
 def test_error_raised_while_it_is_handled_is_not_its_own_context(
     script: ScriptedBackend, model: str
 ) -> None:
-    stream = mlx_magic.stream("a", "nowhere.png", model)
+    stream = mlx_magic.stream("a", model="nothing-there")
 
     def again() -> None:
         try:
             _ = stream.result
-        except ImageNotFoundError:
+        except ModelNotFoundError:
             _ = stream.result
 
     assert raised(again).__context__ is None

@@ -52,9 +52,7 @@ def test_answers_equal_those_of_the_library(name: str, tiny: Build, files: dict[
 
 # docs/models.md says what is wrong with these. A library release that fixes one of them
 # makes its case here fail: then run `make models` to write a new table.
-@pytest.mark.parametrize(
-    "name", ["paligemma", "mllama", "phi3_v-rope-su", "text-afm7"]
-)
+@pytest.mark.parametrize("name", ["paligemma", "mllama", "phi3_v-rope-su", "text-afm7"])
 @pytest.mark.xfail(strict=True, reason="the library's batches are wrong for it")
 def test_architectures_that_are_wrong_in_batches_are_still_wrong(
     name: str, tiny: Build, files: dict[str, Path]

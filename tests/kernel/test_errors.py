@@ -82,7 +82,7 @@ def test_failure_of_a_model_in_a_cell_is_one_line(client: Client) -> None:
 
 
 def test_error_from_python_shows_the_cell_and_the_function(client: Client) -> None:
-    cell = client.run("mlx_magic.ask('What?', 'nofile.png')")
+    cell = client.run("mlx_magic.ask('What?', 'nofile.png')", timeout=60)
     shown = "\n".join(error_of(cell)["traceback"])
     assert shown.count("mlx_magic/") == 1
     assert "mlx_magic/api.py" in shown

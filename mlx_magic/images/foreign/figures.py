@@ -75,12 +75,12 @@ def draw(figure: Any, label: str) -> bytes:
         )
     buffer = io.BytesIO()
     try:
-        if options.get("bbox_inches") == "tight" and "bbox_extra_artists" not in options:
-            figure.draw_without_rendering()
-            box = figure.get_tightbbox()
-            _check_size([box.width, box.height], options["dpi"], figure, label)
-        # backend="agg" draws on a temporary canvas, and restores the figure's own one.
         with without_log_lines("matplotlib", "PIL"):
+            if options.get("bbox_inches") == "tight" and "bbox_extra_artists" not in options:
+                figure.draw_without_rendering()
+                box = figure.get_tightbbox()
+                _check_size([box.width, box.height], options["dpi"], figure, label)
+            # backend="agg" draws on a temporary canvas, and restores the figure's own one.
             figure.canvas.print_figure(buffer, backend="agg", **options)
     except ImageDecodeError:
         raise

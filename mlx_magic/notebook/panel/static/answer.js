@@ -66,16 +66,29 @@ class AnswerView {
   }
 
   /** Append finished blocks; return whether some are left. */
-  drawBlocks({ blocks }, room) {
+  drawBlocks({ blocks, state }, room) {
     while (this.blocksShown < blocks.length && room.left > 0) {
       const html = blocks[this.blocksShown++];
-      const block = make("div", { class: "mlxv-block", dir: "auto" });
+      const block = make("div", { class: `mlxv-block ${UNSET}`, dir: "auto" });
       if (html.length > LONGEST_HTML) appendText(block, plainOf(html).slice(0, MOST_SHOWN));
       else block.innerHTML = html;
       room.left -= html.length;
       this.blocks.append(block);
+      this.typesetDone = false;
     }
-    return this.blocksShown < blocks.length;
+    const left = this.blocksShown < blocks.length;
+    if (!left && state !== "running" && !this.typesetDone) this.typeset();
+    return left;
+  }
+
+  /** Typeset the formulas of an answer that has ended, if the page has MathJax for its outputs. */
+  typeset() {
+    this.typesetDone = true;
+    if (!this.blocks.querySelector(SET)) return;
+    const manager = this.turns.model.widget_manager;
+    const typesetter = (manager?.rendermime ?? manager?._rendermime)?.latexTypesetter;
+    // Blocks are elements that MathJax skips, apart from the formulas that Python allowed.
+    typesetter?.typeset(this.blocks);
   }
 
   /** Append new thoughts; return whether some are left. */

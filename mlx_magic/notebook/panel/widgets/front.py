@@ -28,7 +28,8 @@ def _joined(names: tuple[str, ...], ending: str) -> str:
     return "\n".join((folder / f"{name}.{ending}").read_text("utf-8") for name in names)
 
 
-SCRIPT = f'const UNSET = "{formulas.UNSET}";\n{_joined(_SCRIPTS, "js")}'
+_CLASSES = f'const UNSET = "{formulas.UNSET}", SET = ".{formulas.SET_CLASSES[0]}";'
+SCRIPT = f"{_CLASSES}\n{_joined(_SCRIPTS, 'js')}"
 """One JavaScript module for both widgets, as anywidget loads a single file."""
 STYLE = _joined(_STYLES, "css")
 
