@@ -158,7 +158,7 @@ def test_raw_format_has_no_terminal_escapes() -> None:
 
 
 def test_json_is_shown_indented() -> None:
-    shown = bundle(result('Sure: {"a":"<é>"}', shown_as="json"))
+    shown = bundle(result('Sure:\n{"a":"<é>"}', shown_as="json"))
     assert shown["text/plain"] == '{\n  "a": "<é>"\n}'
     assert '{\n  "a": "<é>"\n}' in page(shown["text/html"]).texts
     assert set(shown) == {"text/plain", "text/html"}

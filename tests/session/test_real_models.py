@@ -24,6 +24,7 @@ from mlx_magic.backends.batching.memory_estimate import (
     estimate_request,
 )
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision.forward import VisionForward
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
 from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
 from mlx_magic.engine.result import GenerationChunk, VisionResult
@@ -228,10 +229,8 @@ def test_prefill_chunk_size_is_that_of_the_device(
     at_once: int,
     calls: int,
 ) -> None:
-    from mlx_vlm.generate.ar import PromptProcessingBatch
-
-    told, reckoned, steps = [], [], []
-    real = PromptProcessingBatch.prompt_step
+    told, reckoned, chunks = [], [], []
+    real = VisionForward.prefill
 
     def read_at_once(vocabulary: int) -> int:
         told.append(vocabulary)
@@ -241,18 +240,18 @@ def test_prefill_chunk_size_is_that_of_the_device(
         reckoned.append(given["at_once"])
         return estimate_request(shape, **given)
 
-    def step(self: Any) -> Any:
-        steps.append(self)
-        return real(self)
+    def prefill(self: VisionForward, tokens: Any, caches: list[Any], inputs: Any) -> None:
+        chunks.append(tokens.shape)
+        real(self, tokens, caches, inputs)
 
     whole = ask(session, "What shape is that?", circle, temperature=0).text
     session.pool.unload("demo")
     monkeypatch.setattr(platform, "read_at_once", read_at_once)
     session.pool.load("demo")
     monkeypatch.setattr(admission, "estimate_request", noted)
-    monkeypatch.setattr(PromptProcessingBatch, "prompt_step", step)
+    monkeypatch.setattr(VisionForward, "prefill", prefill)
     assert ask(session, "What shape is that?", circle, temperature=0).text == whole
-    assert (told, set(reckoned), len(steps)) == ([1_024], {at_once}, calls)
+    assert (told, set(reckoned), len(chunks)) == ([1_024], {at_once}, calls)
     session.pool.unload("demo")
 
 
