@@ -274,11 +274,12 @@ def ignored_inputs(language_model: Any) -> frozenset[str]:
 
     gemma3's is ``attention_mask_4d``: its language model names no such argument (mlx-vlm 0.7.10).
     """
-    source = inspect.getsourcefile(type(language_model)) if language_model is not None else None
-    if source is None:
+    kind = type(language_model)
+    if kind.__module__ != "mlx_vlm.models.gemma3.language":
         return frozenset()
-    text = Path(source).read_text("utf-8", "replace")
-    return frozenset(name for name in ("attention_mask_4d",) if name not in text)
+    source = inspect.getsourcefile(kind)
+    text = "" if source is None else Path(source).read_text("utf-8", "replace")
+    return frozenset(name for name in ("attention_mask_4d",) if text and name not in text)
 
 
 def positions_are_known(language_model: Any) -> bool:

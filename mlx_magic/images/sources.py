@@ -133,7 +133,14 @@ class Finder:
             If a value is not an image, there is no image, or there are too many.
         """
         before = len(self.found)
-        self._walk(value, name, depth=0)
+        try:
+            self._walk(value, name, depth=0)
+        except (MlxMagicError, MemoryError, Cancelled):
+            raise
+        # Foreign code: methods of the value, which may raise anything.
+        except Exception as error:
+            what = short_label(name) if name else objects.describe_object(value)
+            raise ImageError(f"{what} cannot be read: {reason(error)}.", source=what) from error
         if len(self.found) == before:
             what = short_label(name) if name else "The list of images"
             raise ImageError(f"{what} is empty: there is no image in it.", source=what)

@@ -27,7 +27,7 @@ from mlx_magic.errors import GenerationError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests.backends import test_text_batch
 from tests.backends.batch_verdicts import let_answer
-from tests.backends.test_text_batch import CHUNK, TextRequest, byte_tokenizer, sliding
+from tests.backends.test_text_batch import CHUNK, TextRequest, byte_tokenizer, lfm2, sliding
 
 pytestmark = pytest.mark.usefixtures("templates_render_here")
 
@@ -283,17 +283,51 @@ def test_warm_up_is_neither_cached_nor_counted(model: LibraryModel) -> None:
     assert model.reuse == CacheStats(limit_bytes=model.reuse.limit_bytes)
 
 
-@pytest.mark.parametrize("make", [sliding, None], ids=["sliding window", "answered alone"])
-def test_models_without_prefix_caching_prefill_every_prompt(
-    weights: Any,
-    make: Callable[[], Any] | None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_models_answered_one_at_a_time_prefill_every_prompt(
+    weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if make is None:
-        let_answer(monkeypatch, together_=False)
-    model = made(make() if make else weights, tmp_path, monkeypatch)
+    let_answer(monkeypatch, together_=False)
+    model = made(weights, tmp_path, monkeypatch)
     first, again = asked(model, LONG), asked(model, LONG)
     assert (first.text, again.cached) == (again.text, 0)
     assert model.reuse == CacheStats()
     assert model.forget() == 0
+
+
+@pytest.mark.parametrize("make", [sliding, lfm2])
+def test_next_turn_of_a_model_whose_caches_cannot_be_cut_begins_after_the_answer(
+    make: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = make()
+    model = made(weights, tmp_path, monkeypatch)
+    reused = 0
+    for seed in range(16):
+        count = 1 + seed % 2
+        prompt = f"{seed}. {LONG}"
+        first = asked(model, prompt, temperature=0.5, seed=seed, max_tokens=count)
+        follows = asked(model, prompt + first.text + "Why?")
+        assert follows.text == mlx_lm_answer(weights, prompt + first.text + "Why?")
+        if count == 1:
+            assert follows.cached == len(prompt), "the only token was not read any more"
+        else:
+            # Decoded bytes of a random model do not always encode to the same tokens.
+            assert follows.cached in (0, len(prompt) + 2)
+        reused += follows.cached > 0
+    assert 8 <= reused == model.reuse.prefix_hits
+    held = model.reuse.prefix_bytes
+    assert 0 < held == model.forget()
+    assert model.reuse.prefix_bytes == 0
+
+
+def test_states_are_dropped_when_they_exceed_their_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(sliding(), tmp_path, monkeypatch)
+    asked(model, LONG)
+    one = model.reuse.prefix_bytes
+    model.forget()
+    monkeypatch.setattr(adapter, "reuse_limit", lambda nbytes: 3 * one)
+    model = made(sliding(), tmp_path, monkeypatch)
+    for turn in range(6):
+        asked(model, f"{turn}. {LONG}")
+        assert model.reuse.prefix_bytes <= 3 * one

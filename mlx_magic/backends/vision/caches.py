@@ -114,9 +114,9 @@ class VisionCaches:
         """Whether the model stores the positions of the last prompt."""
         return self._stored.has_positions
 
-    def needs_whole(self, extra: Collection[str]) -> bool:
-        """Whether these inputs are cut by the model, which then needs them of the whole prompt."""
-        return not self._ignored.issuperset(extra)
+    def without_ignored(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the inputs that the language model reads."""
+        return {name: value for name, value in inputs.items() if name not in self._ignored}
 
     def may_follow_prefix(self, extra: Collection[str]) -> bool:
         """Whether a prompt with these inputs beside its embeddings can follow a cached prefix.
@@ -124,7 +124,7 @@ class VisionCaches:
         A cached prefix is then the same as the end of a prefill chunk: the model gets these inputs
         whole, and cuts them at the number of cached tokens.
         """
-        if not (CUT_BY_MODEL | self._ignored).issuperset(extra):
+        if not CUT_BY_MODEL.issuperset(extra):
             return False
         return not self.keeps_positions or "position_ids" in extra
 

@@ -63,10 +63,13 @@ class Embedder:
         # images, whose features are cached.
         whole = not start.count or self._needs_whole or caches.has_images(inputs, start.count)
         suffix = {"input_ids": inputs["input_ids"][:, start.count :]}
-        embeds = self._embed(inputs if whole else suffix, image_keys, active)
+        embeds = caches.without_ignored(
+            self._embed(inputs if whole else suffix, image_keys, active)
+        )
         length = int(embeds["inputs_embeds"].shape[1]) + (0 if whole else start.count)
         extra = embeds.keys() - {"inputs_embeds"}
-        self._needs_whole = self._needs_whole or caches.needs_whole(extra)
+        # These are cut by the model, which then needs them of the whole prompt.
+        self._needs_whole = self._needs_whole or bool(extra)
         if not caches.may_follow_prefix(extra) or length != active.prompt_tokens:
             # Something of the prompt depends on all of it: read it as a whole, do not cache it.
             if start.count:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.models.upstream_checks import Mechanism, Name
+from mlx_magic.user_folders import expanded
 
 _UTILS, _CONSTANTS = "huggingface_hub.utils", "huggingface_hub.constants"
 _HEADERS = Name(_UTILS, "build_hf_headers", ())
@@ -67,8 +68,8 @@ def cache_folder() -> Path:
 
 def home_folder() -> Path:
     """Return the Hub client's folder, which holds its cache and copied code."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(_constant("HF_HOME") or Path(caches) / "huggingface")
+    caches = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return Path(_constant("HF_HOME") or caches / "huggingface")
 
 
 def most_in_one_request() -> int:
