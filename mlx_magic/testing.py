@@ -255,8 +255,8 @@ class ScriptedModel:
             )
             if count >= request.sampling.max_tokens:
                 return "length"
-            told = count >= thoughts + len(script.pieces)
-            if script.hold == "decode" and told and not script.is_released:
+            waits = script.hold == "decode" and not script.is_released
+            if waits and count >= thoughts + len(script.pieces):
                 cancel.wait(_PACE)
             cancel.checkpoint()
             yield None

@@ -27,11 +27,12 @@ import threading
 import mlx_magic
 from mlx_magic import testing
 from mlx_magic import default_session
+from mlx_magic.models.catalog.alias_file import AliasTarget
 
 def prepare(models, **how):
     script = testing.use_scripted(**how)
     for name, folder in models.items():
-        default_session.current()._alias(name, folder)
+        default_session.current().pool.give_alias(name, AliasTarget(folder))
     default_session.current().default_model = next(iter(models))
     return script
 

@@ -30,7 +30,7 @@ folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
 now = default_session.current()
 said = []
 for trusted in (False, True):
-    error = now.load(folder, trust_remote_code=trusted).future.exception(240)
+    error = now.pool.submit_load(folder, trust_remote_code=trusted).future.exception(240)
     said.append([type(error).__name__, str(error), mark.exists()])
 now.close()
 print(json.dumps(said))
@@ -83,7 +83,7 @@ folder, mark = sys.argv[1], pathlib.Path(sys.argv[2])
 now = default_session.current()
 said = []
 for trusted in (False, True):
-    error = now.load(folder, trust_remote_code=trusted).future.exception(240)
+    error = now.pool.submit_load(folder, trust_remote_code=trusted).future.exception(240)
     said.append([type(error).__name__, str(error), mark.exists()])
     try:
         mlx_magic.ask("Hi", model=folder, max_tokens=2)
@@ -192,7 +192,7 @@ for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     mark = folder.with_name(folder.name + ".ran")
     said[folder.name] = []
     for trusted in (False, True):
-        error = now.load(str(folder), trust_remote_code=trusted).future.exception(240)
+        error = now.pool.submit_load(str(folder), trust_remote_code=trusted).future.exception(240)
         said[folder.name].append([type(error).__name__, str(error), mark.exists()])
 now.close()
 print(json.dumps(said))

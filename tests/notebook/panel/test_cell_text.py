@@ -172,7 +172,7 @@ WORDS = st.sampled_from(
         temperature=st.none() | st.floats(0, 1e300),
         top_p=st.none() | st.floats(0, 1, exclude_min=True),
         top_k=st.none() | st.integers(0, 1_000),
-        seed=st.none() | st.integers(0),
+        seed=st.none() | st.integers(0, 2**64 - 1),
         min_p=st.none() | st.floats(0, 1),
         repetition_penalty=st.none() | st.floats(0, 1e300, exclude_min=True),
         # A backslash before an n is the end of a line, to the magic.
