@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +31,10 @@ class DrivenPanel:
         self.panel._actions.view.send = self._send
         self.form = self.panel._composer
         self.tray = self.panel._tray.view
+        # Its list of the models on disk would arrive at any moment.
+        for thread in threading.enumerate():
+            if thread.name == "mlx-magic-disk":
+                thread.join(WAIT)
         self.update()
 
     def _send(self, content: dict[str, Any], buffers: Any = None) -> None:
