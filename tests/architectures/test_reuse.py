@@ -25,7 +25,9 @@ BOTH = replace(TWO, name="both, again", prompt="Which one is larger?")
 QUESTIONS = (FIRST, ALSO, FOLLOWS, ADDS, FIRST, TWO, BOTH, ALSO)
 
 
-NAMES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3", "gemma4"]
+# Not gemma4: in a process that has loaded certain other models, transformers does not find its
+# feature extractor, for mlx-vlm alone as well.
+NAMES = ["qwen2_5_vl", "qwen3_vl", "qwen3_5", "gemma3"]
 if os.environ.get("MLX_MAGIC_EVERY"):
     NAMES += ["smolvlm", "qwen2_vl", "lfm2_vl", "gemma3n", "aya_vision", "qwen3_vl_moe"]
 
@@ -52,7 +54,7 @@ def test_second_question_about_an_image_reads_only_what_is_new(
     assert cached["follows"] > 16
     added = asked(ADDS)
     # Where tokens cannot be told by image, all images have one key.
-    one_key = name in ("lfm2_vl", "gemma3n", "gemma4")
+    one_key = name in ("lfm2_vl", "gemma3n")
     assert added.cached > 16 or one_key, "the earlier turn and its image are known"
     for question in QUESTIONS[4:]:
         asked(question)
