@@ -82,6 +82,8 @@ def test_failure_of_a_model_in_a_cell_is_one_line(client: Client) -> None:
 
 
 def test_error_from_python_shows_the_cell_and_the_function(client: Client) -> None:
+    # In a cell of its own: the error's cell is one line.
+    client.run("import mlx_magic")
     cell = client.run("mlx_magic.ask('What?', 'nofile.png')", timeout=60)
     shown = "\n".join(error_of(cell)["traceback"])
     assert shown.count("mlx_magic/") == 1
