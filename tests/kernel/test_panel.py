@@ -63,7 +63,7 @@ PHASES = {"loading": "loading", "prefill": "reading", "decode": "writing"}
 OpenPage = Callable[..., Page]
 
 # One ipykernel for each way of handling widget messages, for the slower tests.
-each_way = pytest.mark.parametrize("version", ["6.29.5", "7.0.1", "7.3.0", "7.4.0"], indirect=True)
+each_way = pytest.mark.parametrize("version", ["6.29.5", "7.3.0", "7.4.0"], indirect=True)
 oldest_and_newest = pytest.mark.parametrize("version", ["6.29.5", "7.4.0"], indirect=True)
 
 
