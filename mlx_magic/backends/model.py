@@ -189,8 +189,10 @@ class LibraryModel:
     def _too_long(self, active: ActiveRequest, prompt: Prompt, limit: int) -> ContextLengthError:
         remedies = []
         if active.image_tokens:
-            fits = self._pixels_that_fit(prompt, active.image_tokens, active.prompt_tokens - limit)
-            remedies = [f"--max-pixels {fits}"] if fits else []
+            # A quarter less than what fits, for the answer.
+            most = (active.image_tokens - (active.prompt_tokens - limit)) * 3 // 4
+            fewer = self._fewer_pixels(prompt, most)
+            remedies = [f"--max-pixels {fewer[0]}"] if fewer else []
             remedies += ["fewer images"] if active.images > 1 else []
         if active.image_tokens < active.prompt_tokens // 2 or not remedies:
             remedies.append("a shorter prompt" if not active.request.history else "a new chat")
@@ -205,12 +207,12 @@ class LibraryModel:
             limit_tokens=limit,
         )
 
-    def _pixels_that_fit(self, prompt: Prompt, now: int, excess: int) -> int | None:
-        """Return a round number of pixels that leaves out `excess` image tokens and a quarter."""
+    def _fewer_pixels(self, prompt: Prompt, most: int) -> tuple[int, int] | None:
+        """Return pixels for which images take at most `most` tokens, and the tokens they take."""
         for pixels in PIXELS:
             tokens = self._adapter.fewer_image_tokens(prompt, pixels)
-            if tokens is not None and tokens <= (now - excess) * 3 // 4:
-                return pixels
+            if tokens is not None and tokens <= most:
+                return pixels, tokens
         return None
 
     def _hint(self, prompt: Prompt) -> str:
@@ -218,11 +220,8 @@ class LibraryModel:
         if prompt.image_tokens < MANY_IMAGE_TOKENS:
             return ""
         many = f"{prompt.image_tokens:,} image tokens"
-        for pixels in PIXELS:
-            tokens = self._adapter.fewer_image_tokens(prompt, pixels)
-            if tokens is not None and tokens <= prompt.image_tokens // 2:
-                return f"{many}; --max-pixels {pixels} takes {tokens:,}"
-        return many
+        fewer = self._fewer_pixels(prompt, prompt.image_tokens // 2)
+        return f"{many}; --max-pixels {fewer[0]} takes {fewer[1]:,}" if fewer else many
 
     def _new_batch(
         self,

@@ -115,15 +115,15 @@ def all_plain(caches: list[Any]) -> bool:
     return all(type(cache).__name__ == "KVCache" for cache in caches)
 
 
-def as_batch_is_needless(cache: Any) -> bool:
-    """Whether a cache has a row per request already."""
+def has_rows(cache: Any) -> bool:
+    """Whether a cache has a row per request."""
     parts = getattr(cache, "caches", ()) or (cache,)
     return all(hasattr(part, "filter") and hasattr(part, "extend") for part in parts)
 
 
 def as_batch(cache: Any) -> Any:
     """Return a cache that has a row per request, made of a single request's cache if need be."""
-    return cache if as_batch_is_needless(cache) else type(cache).merge([cache])
+    return cache if has_rows(cache) else type(cache).merge([cache])
 
 
 def merged(*requests: list[Any]) -> list[Any]:
@@ -133,7 +133,7 @@ def merged(*requests: list[Any]) -> list[Any]:
 
 def extracted(caches: list[Any], row: int) -> list[Any] | None:
     """Return the caches of one row, one per layer; None if a cache cannot give it."""
-    if all(as_batch_is_needless(cache) for cache in caches):
+    if all(has_rows(cache) for cache in caches):
         if not all(hasattr(cache, "extract") for cache in caches):
             return None
         return [cache.extract(row) for cache in caches]
