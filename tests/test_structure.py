@@ -125,6 +125,7 @@ def test_import_scan_finds_modules() -> None:
 
 ROOMS = (
     "notebook",
+    "data",
     "default_session",
     "session",
     "model_pool",
