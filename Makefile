@@ -28,6 +28,7 @@ endif
 export CHROMIUM
 
 NBVAL := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # uv is fast; pip is the fallback where only pip is configured to reach an index.
 install = $(VENV)/bin/uv pip install --quiet --python $(PY) $(1) || { \
 	echo "uv failed; trying pip."; $(PY) -m pip install --quiet $(1); }
@@ -45,8 +46,12 @@ demo: venv  ## run the quickstart notebook with the bundled model, in this termi
 lab: venv  ## open the quickstart notebook in JupyterLab
 	$(PY) -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/quickstart.ipynb
 
+# Files side by side, each in one process; then the browser, whose tests measure what a person waits.
 test: venv kernels smollm2 browser  ## run all tests and the notebooks
-	$(PY) -m pytest $(NBVAL) $(if $(CHROMIUM),,-m "not browser") tests notebooks
+	@status=0; \
+	$(PY) -m pytest $(NBVAL) $(SIDE_BY_SIDE) -m "not browser" tests notebooks || status=$$?; \
+	$(if $(CHROMIUM),$(PY) -m pytest -m browser tests/browser || status=$$?;) \
+	exit $$status
 
 fast: venv  ## run the tests that need no weights, kernel or browser
 	$(PY) -m pytest -m "not model and not kernel and not browser"

@@ -16,6 +16,11 @@ from mlx_magic.engine.engine import Engine
 from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend, scripted_session
 
+# Tests that run side by side share the processor's cores.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (cores or 1) // int(workers))))
+
 # Before any of them imports MLX: afterwards it would be too late, and forty times as slow.
 platform.prepare()
 
@@ -42,11 +47,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the architectures late and the browser last.
+    """Run real models first, the architectures late and the browser last.
 
-    The architectures import every model of both libraries, and each search for cycles takes
-    longer afterwards. While Playwright's loop runs, no other event loop can.
+    Side by side, a long file that began last would be waited for. The architectures import
+    every model of both libraries, and each search for cycles takes longer afterwards. While Playwright's loop runs, no other event loop can.
     """
+    items.sort(key=lambda item: item.get_closest_marker("model") is None)
     items.sort(key=lambda item: "tests/architectures/" in item.nodeid)
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
