@@ -54,11 +54,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def templates_render_here() -> Iterator[None]:
     """Render templates on this thread, so that a request takes the same slices each time."""
-    from mlx_magic.backends.text import inputs as text_inputs
+    from mlx_magic.backends.text import adapter
     from mlx_magic.backends.vision import inputs as vision_inputs
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (text_inputs, vision_inputs):
+        for module in (adapter, vision_inputs):
             patch.setattr(module, "is_known", lambda *things: False)
         yield
 

@@ -315,7 +315,7 @@ class VisionMagics(Magics):
                     else "Nothing is running."
                 )
             case commands.PanelCommand():
-                from mlx_magic.notebook.panel.open import panel
+                from mlx_magic.notebook.panel.panel import panel
 
                 return panel(ipython=self._ip)
             case commands.UseCommand(model):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens
 from mlx_magic.backends.loading.background import is_known
-from mlx_magic.backends.text.inputs import TextInputs
+from mlx_magic.backends.text.adapter import TextInputs
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import Exchange, GenerationRequest
 from mlx_magic.errors import GenerationError

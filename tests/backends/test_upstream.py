@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from mlx_magic import default_session
 from mlx_magic.backends import upstream
-from mlx_magic.backends.batch_check import library_caches
+from mlx_magic.backends.batch_check import policy
 from mlx_magic.backends.chat_templates import control_tokens, rendering
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
@@ -116,8 +116,8 @@ def answers_as_before(
 
 def test_all_mechanisms_are_on() -> None:
     comparisons: dict[Mechanism, Callable[[Any], bool]] = {
-        upstream.TEXT_BATCHES: library_caches.batch_caches_work,
-        upstream.VISION_BATCHES: library_caches.batch_caches_work,
+        upstream.TEXT_BATCHES: policy.batch_caches_work,
+        upstream.VISION_BATCHES: policy.batch_caches_work,
         upstream.FAST_MODULES: fast_modules._agree_with_mlx,
         upstream.CPU_ENCODERS: cpu_encoders._agree_with_the_library,
         upstream.TEMPLATE_SANDBOX: rendering._agrees_with_jinja,

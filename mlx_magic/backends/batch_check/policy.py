@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from mlx_magic.backends import upstream
 from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, rows_agree
-from mlx_magic.backends.batch_check.library_caches import batch_caches_work
-from mlx_magic.backends.batch_check.model_signature import signature
-from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
+from mlx_magic.backends.batch_check.verdict_cache import VerdictCache, signature
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.kv_cache import leaf_caches
 from mlx_magic.backends.device import platform
@@ -147,3 +146,58 @@ def batch_policy(
     elif not upstream.positions_are_known(language_model):
         table_verdict = replace(table_verdict, together=False, why="its positions cannot be read")
     return BatchPolicy(table_verdict, VerdictCache(checkpoint))
+
+
+_MODEL = SimpleNamespace(layers=[None])
+
+
+def batch_caches_work(names: Any) -> bool:
+    """Whether rows of a batch's caches join, leave and move as expected; on the inference thread.
+
+    Parameters
+    ----------
+    names : object
+        The names of `upstream.TEXT_BATCHES` or `upstream.VISION_BATCHES`.
+    """
+    import mlx.core as mx
+
+    with mx.stream(names.generation_stream):
+        first, second, third = (_filled(names, row) for row in ([1, 2, 3], [5, 6], [8]))
+        if not _holds([[1, 2, 3]], first):
+            return False
+        batch = type(first).merge([first, second])
+        steps = [_holds([[1, 2, 3], [5, 6]], batch)]
+        _add(batch, [[4], [7]])
+        steps.append(_holds([[1, 2, 3, 4], [5, 6, 7]], batch))
+        batch.extend(type(third).merge([third]))
+        steps.append(_holds([[1, 2, 3, 4], [5, 6, 7], [8]], batch))
+        batch.filter(mx.array([0, 2], mx.int32))
+        # The second row is padded on the right, and the padding moves to the left.
+        _add(batch, [[11, 12], [9, 0]])
+        batch.prepare(right_padding=[0, 1])
+        batch.finalize()
+        steps.append(_holds([[1, 2, 3, 4, 11, 12], [8, 9]], batch))
+        mx.eval(batch.state)
+        bits = _filled(names, [1]).to_quantized(group_size=32, bits=8)
+    return all(steps) and hasattr(bits, "update_and_fetch")
+
+
+def _filled(names: Any, row: list[int]) -> Any:
+    cache = names.make_prompt_cache(_MODEL)[0]
+    _add(cache, [row])
+    return cache
+
+
+def _add(cache: Any, rows: list[list[int]]) -> None:
+    import mlx.core as mx
+
+    keys = mx.repeat(mx.array(rows, mx.float32)[:, None, :, None], 32, axis=-1)
+    cache.update_and_fetch(keys, keys)
+
+
+def _holds(rows: list[list[int]], cache: Any) -> bool:
+    """Whether a cache holds these rows, read as `radix_tree.cut_out` does."""
+    from mlx_magic.backends.prefix_cache.radix_tree import cut_out
+
+    found = cut_out([cache], [(at, 0) for at in range(len(rows))])
+    return rows == [[int(x) for x in layers[0][0][0, 0, :, 0].tolist()] for layers in found]

@@ -26,10 +26,8 @@ from mlx_magic.images.decoding.file_structure import (
     check_structure,
 )
 from mlx_magic.images.decoding.own import color16
-from mlx_magic.images.decoding.own.heif import decode_heif
-from mlx_magic.images.decoding.own.jpeg2000 import decode_jpeg2000
-from mlx_magic.images.decoding.own.netpbm import decode_netpbm
-from mlx_magic.images.decoding.own.qoi import decode_qoi
+from mlx_magic.images.decoding.own.in_child import decode_heif, decode_jpeg2000
+from mlx_magic.images.decoding.own.without_pillow import decode_netpbm, decode_qoi
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
 from mlx_magic.images.decoding.quiet_libraries import quiet
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadline, WatchedBytes
