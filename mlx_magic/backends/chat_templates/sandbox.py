@@ -20,7 +20,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, modifies_known_mutable
 
 from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates import builtins, growth
-from mlx_magic.backends.chat_templates.limits import TemplateLimitError, UnsafeTemplateError, budget
+from mlx_magic.backends.chat_templates.limits import (
+    BUDGET,
+    TemplateLimitError,
+    UnsafeTemplateError,
+    budget,
+)
 
 if TYPE_CHECKING:
     from jinja2.compiler import CodeGenerator, Frame
@@ -281,7 +286,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def tick(self) -> None:
         """Check the time. Returns None, which is false."""
-        budget().tick()
+        (BUDGET.get() or budget()).tick()
 
     def count_value(self, value: Any) -> Any:
         """Count a list, or a part of one, and return it."""
@@ -302,7 +307,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         """Return ``obj[argument]``."""
-        budget().tick()
+        (BUDGET.get() or budget()).tick()
         return super().getitem(obj, argument)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805

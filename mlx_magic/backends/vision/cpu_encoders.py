@@ -123,17 +123,15 @@ class _Attention(Proxy):
         """Return the attention's output without a mask."""
         import mlx.core as mx
 
+        part = self._part
         batch, length, _ = x.shape
-        heads = self.num_heads
-
-        def split(projected: Any) -> Any:
-            return projected.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
-
-        queries = split(self.q_proj(x) * self.scale)
-        keys = split(self.k_proj(x)).swapaxes(-1, -2)
-        values = split(self.v_proj(x))
+        heads = part.num_heads
+        by_head = (batch, length, heads, -1)
+        queries = (part.q_proj(x) * part.scale).reshape(by_head).transpose(0, 2, 1, 3)
+        keys = part.k_proj(x).reshape(by_head).transpose(0, 2, 3, 1)
+        values = part.v_proj(x).reshape(by_head).transpose(0, 2, 1, 3)
         if values.dtype != mx.float32:
-            return self._part(x)
+            return part(x)
         rows = max(MOST_SCORES // (batch * heads * length), 1)
         outputs = []
         for at in range(0, length, rows):
@@ -143,7 +141,7 @@ class _Attention(Proxy):
             if rows < length:
                 mx.eval(outputs[-1])
         joined = mx.concatenate(outputs, axis=2) if len(outputs) > 1 else outputs[0]
-        return self.out_proj(joined.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return part.out_proj(joined.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
 
 def _softmax(scores: Any) -> Any:

@@ -187,7 +187,16 @@ def mapped(function: Callable[[Any], Any], output: Any) -> Any:
     if output is None or isinstance(output, LeftOut):
         return output
     if type(output) in (list, tuple):
-        return type(output)(mapped(function, each) for each in output)
+        made = []
+        # An encoder returns the states of all its layers: most items need no call of their own.
+        for each in output:
+            if isinstance(each, mx.array):
+                made.append(function(each))
+            elif each is None or isinstance(each, LeftOut):
+                made.append(each)
+            else:
+                made.append(mapped(function, each))
+        return type(output)(made)
     raise TypeError(f"{type(output).__name__} cannot be kept.")
 
 
@@ -207,9 +216,12 @@ def joined(rows: Sequence[Any]) -> Any:
 
 def has_left_out(output: Any) -> bool:
     """Whether a part of an output was not cached."""
-    if isinstance(output, list | tuple):
-        return any(has_left_out(each) for each in output)
-    return isinstance(output, LeftOut)
+    if not isinstance(output, list | tuple):
+        return isinstance(output, LeftOut)
+    for each in output:
+        if isinstance(each, LeftOut) or (isinstance(each, list | tuple) and has_left_out(each)):
+            return True
+    return False
 
 
 def recording_access(output: Any) -> Any:
@@ -220,7 +232,7 @@ def recording_access(output: Any) -> Any:
     """
     if type(output) not in (list, tuple):
         return output
-    return type(output)(_watch(each) for each in output)
+    return type(output)([_watch(each) for each in output])
 
 
 def _watch(inner: Any) -> Any:
@@ -236,10 +248,12 @@ def without_unused(output: Any, watch: Any) -> Any:
     if type(output) not in (list, tuple):
         return output
     return type(output)(
-        type(inner)(each if at in seen.used else LeftOut() for at, each in enumerate(inner))
-        if isinstance(seen, _Watched)
-        else inner
-        for inner, seen in zip(output, watch, strict=True)
+        [
+            type(inner)([each if at in seen.used else LeftOut() for at, each in enumerate(inner)])
+            if isinstance(seen, _Watched)
+            else inner
+            for inner, seen in zip(output, watch, strict=True)
+        ]
     )
 
 
@@ -262,7 +276,7 @@ def mark_used_by(watch: Any, result: object) -> None:
     for inner in watch if type(watch) in (list, tuple) else ():
         if isinstance(inner, _Watched):
             held = _inside(inner)
-            if id(inner) in found or any(id(each) in found for each in held):
+            if id(inner) in found or not found.isdisjoint(map(id, held)):
                 inner.used.update(range(len(held)))
 
 

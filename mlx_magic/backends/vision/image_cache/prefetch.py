@@ -247,7 +247,7 @@ class Prefetch:
 
 def key_of(images: Sequence[ImageInput]) -> Hashable:
     """Return the cache key of a request's images."""
-    return tuple(image.digest for image in images)
+    return tuple([image.digest for image in images])
 
 
 def _no_entry() -> Prefetched | None:
