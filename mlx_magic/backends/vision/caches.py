@@ -52,7 +52,7 @@ class StoredState:
         now = self._attributes()
         before = self._before if self._before is not None else now
         changed = before.keys() != now.keys() or any(
-            [before[name] is not value for name, value in now.items()]
+            before[name] is not value for name, value in now.items()
         )
         if changed:
             upstream.VISION_PREFIXES.turn_off("keeps positions of a prompt under other names")
