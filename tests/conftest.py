@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.loading import fast_modules
 from mlx_magic.engine.engine import Engine
 from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend, scripted_session
@@ -49,6 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     items.sort(key=lambda item: "tests/architectures/" in item.nodeid)
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def modules_are_sped_up() -> Iterator[None]:
+    """Speed up modules as on a GPU, so that answers are compared with these on a CPU, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_modules, "is_worth", lambda: True)
+        yield
 
 
 @pytest.fixture
