@@ -206,8 +206,9 @@ class PromptCache:
     def __init__(
         self, limit: int, *, kind: CacheKind | None, may_keep: Callable[[], bool] = lambda: True
     ) -> None:
-        self._prefixes = PrefixCache(limit)
-        self._states = CheckpointCache(limit)
+        self._held: PrefixCache | CheckpointCache = (
+            CheckpointCache(limit) if kind == "states" else PrefixCache(limit)
+        )
         self._may_keep = may_keep
         self._kind = kind
 
@@ -219,22 +220,22 @@ class PromptCache:
     @property
     def limit(self) -> int:
         """Maximum bytes; 0 if no prompt is ever cached."""
-        return self._prefixes.limit if self._kind else 0
+        return self._held.limit if self._kind else 0
 
     @property
     def hits(self) -> int:
         """Prompts with a cached prefix."""
-        return self._prefixes.hits + self._states.hits
+        return self._held.hits
 
     @property
     def misses(self) -> int:
         """Prompts that were read from the start, of a model whose prompts are cached."""
-        return self._prefixes.misses + self._states.misses
+        return self._held.misses
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._prefixes.nbytes + self._states.nbytes
+        return self._held.nbytes
 
     def start(self, prompt_keys: Callable[[], PromptKeys | None]) -> CachedPrefix:
         """Look a prompt up.
@@ -248,10 +249,10 @@ class PromptCache:
         keys = prompt_keys() if self._kind else None
         if keys is None:
             return CachedPrefix()
-        if self.takes_states:
-            count, states = self._states.find(keys.keys)
+        if isinstance(self._held, CheckpointCache):
+            count, states = self._held.find(keys.keys)
             return CachedPrefix(count, states=states, prompt_keys=keys)
-        count, rows = self._prefixes.find(keys.keys)
+        count, rows = self._held.find(keys.keys)
         return CachedPrefix(count, rows, prompt_keys=keys)
 
     def keep(self, start: CachedPrefix, answer: list[int], rows: Rows | None) -> None:
@@ -268,7 +269,10 @@ class PromptCache:
             Keys and values after the cached prefix: those of the whole prompt, and of more or
             fewer tokens than `answer` has. What both have is cached.
         """
-        if start.prompt_keys is None or not rows or not self._kind or not self._allowed():
+        held = self._held
+        if isinstance(held, CheckpointCache) or start.prompt_keys is None or not rows:
+            return
+        if not self._kind or not self._allowed():
             return
         prompt = len(start.prompt_keys.keys) - start.count
         both = min(rows[0][0].shape[2] - prompt, len(answer))
@@ -278,7 +282,7 @@ class PromptCache:
         cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
         for fingerprint in start.prompt_keys.fingerprints:
             fingerprint.settle()
-        self._prefixes.keep(start.prompt_keys.followed_by(answer[:both]), cut, start.count)
+        held.keep(start.prompt_keys.followed_by(answer[:both]), cut, start.count)
 
     def keep_state(
         self, start: CachedPrefix, length: int, answer: list[int], caches: list[Any] | None
@@ -295,13 +299,15 @@ class PromptCache:
         caches : list or None
             One per layer. They may go on to be used.
         """
-        keys = start.prompt_keys
-        if keys is None or not caches or not self.takes_states or not self._allowed():
+        keys, held = start.prompt_keys, self._held
+        if isinstance(held, PrefixCache) or keys is None or not caches:
+            return
+        if not self._kind or not self._allowed():
             return
         for fingerprint in keys.fingerprints:
             fingerprint.settle()
         read = keys.keys[:length] if length < len(keys.keys) else keys.followed_by(answer)
-        self._states.keep(read, caches)
+        held.keep(read, caches)
 
     def _allowed(self) -> bool:
         """Whether prompts may be cached still; otherwise drop all."""
@@ -313,10 +319,8 @@ class PromptCache:
 
     def reset_counts(self) -> None:
         """Reset the counts of hits and misses."""
-        for part in (self._prefixes, self._states):
-            part.hits = part.misses = 0
+        self._held.hits = self._held.misses = 0
 
     def clear(self) -> None:
         """Drop all prompts."""
-        self._prefixes.clear()
-        self._states.clear()
+        self._held.clear()

@@ -64,7 +64,7 @@ def _agree_with_the_library(names: Any) -> bool:
 
 class _Gelu(Proxy):
     def __call__(self, x: Any) -> Any:
-        if self._approx not in _ACTIVATIONS or not _is_worth(x.dtype, x.size):
+        if self._part._approx not in _ACTIVATIONS or not _is_worth(x.dtype, x.size):
             return self._part(x)
         return self.activated(x)
 
@@ -73,7 +73,7 @@ class _Gelu(Proxy):
         import mlx.core as mx
         import numpy as np
 
-        act = _ACTIVATIONS[self._approx]
+        act = _ACTIVATIONS[self._part._approx]
         mx.eval(x)
         values = np.asarray(x).reshape(-1)
         out = np.empty_like(values)
@@ -115,7 +115,9 @@ class _Attention(Proxy):
 
     def __call__(self, x: Any, mask: Any = None) -> Any:
         batch, length, _ = x.shape
-        if mask is not None or not _is_worth(x.dtype, batch * self.num_heads * length * length):
+        if mask is not None or not _is_worth(
+            x.dtype, batch * self._part.num_heads * length * length
+        ):
             return self._part(x, mask)
         return self.attended(x)
 
