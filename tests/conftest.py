@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from PIL import Image, ImageDraw
 
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
@@ -70,6 +71,14 @@ def templates_render_here() -> Iterator[None]:
         for module in (adapter, vision_inputs):
             patch.setattr(module, "is_known", lambda *things: False)
         yield
+
+
+@pytest.fixture(scope="module")
+def circle() -> Image.Image:
+    """A red circle on white."""
+    image = Image.new("RGB", (200, 150), "white")
+    ImageDraw.Draw(image).ellipse((60, 30, 140, 110), fill="red")
+    return image
 
 
 @pytest.fixture

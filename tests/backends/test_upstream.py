@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mlx_magic import default_session
 from mlx_magic.backends import upstream
@@ -60,13 +60,6 @@ def text_model(session: Session, tmp_path_factory: pytest.TempPathFactory) -> st
     folder = tmp_path_factory.mktemp("tiny") / "text-mistral"
     session.engine.call(lambda: build(find("text-mistral"), folder)).result(120)
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def circle() -> Image.Image:
-    image = Image.new("RGB", (200, 150), "white")
-    ImageDraw.Draw(image).ellipse((60, 30, 140, 110), fill="red")
-    return image
 
 
 Ask = Callable[..., VisionResult]
