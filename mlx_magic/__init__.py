@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlx_magic.api import TextStream, ask, demo_model, stream
     from mlx_magic.engine.result import VisionResult
     from mlx_magic.model_pool.pool import ModelPool
-    from mlx_magic.notebook.panel.open import panel
+    from mlx_magic.notebook.panel.panel import panel
 
     pool: ModelPool
 
@@ -35,7 +35,7 @@ _MODULES = {
     "ask": "mlx_magic.api",
     "stream": "mlx_magic.api",
     "demo_model": "mlx_magic.api",
-    "panel": "mlx_magic.notebook.panel.open",
+    "panel": "mlx_magic.notebook.panel.panel",
     "TextStream": "mlx_magic.api",
     "VisionResult": "mlx_magic.engine.result",
 }

@@ -212,7 +212,7 @@ class Settings:
 
     def __iter__(self) -> Iterator[tuple[RequestOption, Any]]:
         """Iterate over the options and their values, in the order of the table."""
-        return ((option, self._values[option.name]) for option in OPTIONS)
+        return iter([(option, self._values[option.name]) for option in OPTIONS])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Settings) and self._values == other._values

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from PIL import Image, ImageDraw
 
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.loading import fast_modules
 from mlx_magic.engine.engine import Engine
 from mlx_magic.session import Session
 from mlx_magic.testing import ScriptedBackend, scripted_session
@@ -57,16 +59,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def modules_are_sped_up() -> Iterator[None]:
+    """Speed up modules as on a GPU, so that answers are compared with these on a CPU, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_modules, "is_worth", lambda: True)
+        yield
+
+
 @pytest.fixture
 def templates_render_here() -> Iterator[None]:
     """Render templates on this thread, so that a request takes the same slices each time."""
-    from mlx_magic.backends.text import inputs as text_inputs
+    from mlx_magic.backends.text import adapter
     from mlx_magic.backends.vision import inputs as vision_inputs
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (text_inputs, vision_inputs):
+        for module in (adapter, vision_inputs):
             patch.setattr(module, "is_known", lambda *things: False)
         yield
+
+
+@pytest.fixture(scope="module")
+def circle() -> Image.Image:
+    """A red circle on white."""
+    image = Image.new("RGB", (200, 150), "white")
+    ImageDraw.Draw(image).ellipse((60, 30, 140, 110), fill="red")
+    return image
 
 
 @pytest.fixture

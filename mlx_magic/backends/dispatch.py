@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel
 from mlx_magic.backends.batch_check.policy import BatchPolicy
 from mlx_magic.backends.batching.active_request import ActiveRequest
-from mlx_magic.backends.batching.admission_queue import BatchLimits
+from mlx_magic.backends.batching.admission import BatchLimits
 from mlx_magic.backends.batching.batch import MAX_DECODE_BATCH, StepFailedError
 from mlx_magic.backends.batching.model_batch import ModelBatch
-from mlx_magic.backends.batching.request_queue import RequestQueue
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.result import FinishReason
+
+
+class RequestQueue:
+    """FIFO queue: the first request runs and the others wait."""
+
+    def __init__(self) -> None:
+        self._queue: deque[QueuedRequest] = deque()
+
+    def __len__(self) -> int:
+        """Return the number of requests, the running one included."""
+        return len(self._queue)
+
+    @contextlib.contextmanager
+    def queued(self) -> Iterator[QueuedRequest]:
+        """Join the queue; leave it at the exit of the context."""
+        turn = QueuedRequest(self._queue)
+        self._queue.append(turn)
+        try:
+            yield turn
+        finally:
+            self._queue.remove(turn)
+
+
+class QueuedRequest:
+    """A request's position in a queue."""
+
+    def __init__(self, queue: deque[QueuedRequest]) -> None:
+        self._queue = queue
+
+    def wait(
+        self, cancel: CancelToken, *, unless: Callable[[], bool] = lambda: False
+    ) -> Generator[None, None, None]:
+        """Wait until this request is the first of its queue; one check per slice.
+
+        Parameters
+        ----------
+        cancel : CancelToken
+        unless : callable
+            Returns true once the request need not wait any more.
+
+        Raises
+        ------
+        Cancelled
+            While the request waits.
+        """
+        while self._queue[0] is not self and not unless():
+            cancel.checkpoint()
+            yield
+
 
 T = TypeVar("T")
 Answer = Generator[None, None, FinishReason]

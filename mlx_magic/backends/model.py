@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_magic.backends import warmup
 from mlx_magic.backends.adapter import Detokenizer, ModelAdapter, Prompt
 from mlx_magic.backends.base import LoadProgress, PrefetchFunction, Report
-from mlx_magic.backends.batch_check.compare_rows import Budget
+from mlx_magic.backends.batch_check.compare_rows import Budget, ModelProbe
 from mlx_magic.backends.batch_check.policy import BatchPolicy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
@@ -25,7 +25,6 @@ from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.dispatch import Dispatch
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
-from mlx_magic.backends.probe import ModelProbe
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk

@@ -103,7 +103,7 @@ VISION_INPUTS = Mechanism(
     ),
     Name("mlx_vlm.utils", "should_add_special_tokens", ("model_type", "processor")),
 )
-"""Otherwise ``mlx_vlm.stream_generate`` calls the processor. See `vision.captured_inputs`."""
+"""Otherwise ``mlx_vlm.stream_generate`` calls the processor. See `vision.inputs`."""
 
 VISION_CACHES = Mechanism("the choice of KV caches of vision models", *_caches(_VLM_CACHE))
 """Otherwise mlx-vlm makes the caches itself."""

@@ -315,10 +315,10 @@ class Engine:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                while not self._has_work:
+                while not (has_work := self._has_work):
                     if not self._changed.wait(IDLE if self._untidy else None):
+                        has_work = self._has_work
                         break
-                has_work = self._has_work
                 if self._rests:
                     self._rest_until_released()
                     continue

@@ -48,17 +48,6 @@ class Converted:
     deep: bool = False
 
 
-def to_rgb(
-    image: Image.Image,
-    *,
-    owned: bool = False,
-    checkpoint: Callable[[], None] | None = None,
-) -> tuple[Image.Image, tuple[str, ...]]:
-    """Return an RGB copy of a loaded image, and notes for the user; see `converted`."""
-    done = converted(image, owned=owned, checkpoint=checkpoint)
-    return done.pixels, done.notes
-
-
 def converted(
     image: Image.Image,
     *,

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_magic import argument_checks
 from mlx_magic.backends.base import Backend, LoadedModel
-from mlx_magic.backends.batching import admission_queue
+from mlx_magic.backends.batching import admission
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import preparing_error
@@ -23,8 +23,7 @@ from mlx_magic.engine.task import Clock, Task, outcome, wait
 from mlx_magic.errors import EngineError, ModelError, RequestError, ShortTraceback
 from mlx_magic.formatting import amount
 from mlx_magic.model_pool.budget import ModelUsage, Refusal, Setting, check_ttl, choose_evictions
-from mlx_magic.model_pool.eviction import Eviction
-from mlx_magic.model_pool.idle_timer import IdleTimer
+from mlx_magic.model_pool.eviction import Eviction, IdleTimer
 from mlx_magic.model_pool.loader import Loader
 from mlx_magic.model_pool.model_info import Lease, Load, ModelInfo
 from mlx_magic.model_pool.registry import Registry
@@ -483,7 +482,7 @@ class ModelPool:
         """Drop every model: the arrays belong to a thread that has died."""
         waited = self._registry.clear()
         self._loads.forget()
-        admission_queue.SHARED.forget()
+        admission.SHARED.forget()
         for unload in waited:
             unload.fail(EngineError("The inference thread died, and its models are gone."))
         self._tell()

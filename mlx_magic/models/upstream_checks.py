@@ -95,7 +95,7 @@ class Mechanism:
         ------
         MechanismOffError
         """
-        if self.off is not None or self._held is None:
+        if self._held is None and (self.off is not None or self._held is None):
             raise MechanismOffError(self._reason)
         return self._held
 

@@ -27,10 +27,10 @@ from mlx_magic.notebook.kernel import click_routing
 from mlx_magic.notebook.kernel.cell_errors import one_line_errors
 from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import commands, template
-from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
 from mlx_magic.notebook.magic_line.expressions import evaluator, variables_in_scope
 from mlx_magic.notebook.magic_line.help_text import asks_for_help, help_text
 from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.options import CellArguments, parse_cell
 from mlx_magic.options import OPTIONS, RequestOption, Settings
 
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ class VisionMagics(Magics):
                     else "Nothing is running."
                 )
             case commands.PanelCommand():
-                from mlx_magic.notebook.panel.open import panel
+                from mlx_magic.notebook.panel.panel import panel
 
                 return panel(ipython=self._ip)
             case commands.UseCommand(model):

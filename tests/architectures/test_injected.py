@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.text.inputs import TextInputs
+from mlx_magic.backends.text.adapter import TextInputs
 from mlx_magic.backends.vision.inputs import VisionInputs
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest

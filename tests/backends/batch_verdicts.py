@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
+from mlx_magic.backends.batch_check.policy import VerdictCache
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import Verdict
 

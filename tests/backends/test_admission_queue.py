@@ -9,8 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batching.admission import MemoryAdmission
-from mlx_magic.backends.batching.admission_queue import AdmissionQueue, BatchLimits, Reservation
+from mlx_magic.backends.batching.admission import (
+    AdmissionQueue,
+    BatchLimits,
+    MemoryAdmission,
+    Reservation,
+)
 from mlx_magic.backends.batching.memory_estimate import (
     ModelDimensions,
     RequestMemory,

@@ -8,22 +8,13 @@ import re
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.vision.backend import MAKES_ARRAYS
 from mlx_magic.cancellation import Cancelled, CancelToken
-
-
-def run_to_end(steps: Any) -> Any:
-    """Run a generator to its end; return its value."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+from tests.generators import run_to_end
 
 
 def test_background_call_runs_on_another_thread_and_is_awaited_in_slices() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from mlx_magic.backends import library_backend
 from mlx_magic.backends.base import LoadProgress
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.loading import chunked_read, materialize
+from mlx_magic.backends.loading import chunked_read
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.cancellation import Cancelled, CancelToken
@@ -58,7 +59,7 @@ def reading(
     progress: LoadProgress = lambda done, total, note: None,
 ) -> Any:
     beside = BackgroundCall(lambda: None, here=True)
-    return materialize.materialize(
+    return library_backend.materialize(
         model, cancel=cancel, progress=progress, beside=beside, origins=origins
     )
 

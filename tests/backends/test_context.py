@@ -70,7 +70,7 @@ def test_many_image_tokens_are_announced_before_they_are_read(
 
 def test_suggestion_of_fewer_pixels_is_computed_from_the_grid() -> None:
     np = pytest.importorskip("numpy")
-    from mlx_magic.backends.vision.image_sizes import fewer_tokens
+    from mlx_magic.backends.vision.inputs import fewer_tokens
 
     inputs = {"image_grid_thw": np.array([[1, 100, 200], [1, 10, 10]])}
     tokens = (20_000 + 100) // 4

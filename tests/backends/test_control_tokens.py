@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens
 from mlx_magic.backends.loading.background import is_known
-from mlx_magic.backends.text.inputs import TextInputs
+from mlx_magic.backends.text.adapter import TextInputs
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import Exchange, GenerationRequest
 from mlx_magic.errors import GenerationError
+from tests.generators import run_to_end
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "[INST]", "<image>"]
 MARKUP = ["<think>", "</think>"]
@@ -98,16 +99,8 @@ def tokens(kind: str, prompt: str, **more: Any) -> list[int]:
     made = TextInputs(TokenizerWrapper(tokenizer(kind)), "m").start_tokenizing(
         request, CancelToken()
     )
-    found: list[int] = run(made.result(CancelToken()))
+    found: list[int] = run_to_end(made.result(CancelToken()))
     return found
-
-
-def run(steps: Any) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def control(kind: str, prompt: list[int]) -> list[int]:
@@ -241,7 +234,7 @@ def asked(known: Any, words: str, **more: Any) -> list[int]:
 
     request = GenerationRequest(prompt=words, model="m", **more)
     steps = TextInputs(TokenizerWrapper(known), "m").start_tokenizing(request, CancelToken())
-    found: list[int] = run(steps.result(CancelToken()))
+    found: list[int] = run_to_end(steps.result(CancelToken()))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,13 @@ def mlx() -> None:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Record the bytes of each hash call."""
+    """Record the bytes of each array that is hashed."""
     found: list[int] = []
     feed = fingerprints._feed
 
-    def noted(state: Any, part: Any) -> None:
-        if isinstance(part, np.ndarray):
-            found.append(part.nbytes)
-        feed(state, part)
+    def noted(state: Any, parts: Sequence[Any]) -> None:
+        found.extend(part.nbytes for part in parts if isinstance(part, np.ndarray))
+        feed(state, parts)
 
     monkeypatch.setattr(fingerprints, "_feed", noted)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.backends.vision.image_sizes import seen_sizes
+from mlx_magic.backends.vision.inputs import seen_sizes
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlx_magic.backends import library_backend
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.loading import materialize
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
@@ -23,7 +23,7 @@ def reading(model: Any, cancel: CancelToken, **how: Any) -> Any:
     """Read a model's weights without a background task."""
     how.setdefault("progress", lambda done, total, note: None)
     how.setdefault("beside", BackgroundCall(lambda: None, here=True))
-    return materialize.materialize(model, cancel=cancel, **how)
+    return library_backend.materialize(model, cancel=cancel, **how)
 
 
 def layers(count: int, *, quantize: bool = False) -> Any:
@@ -41,7 +41,7 @@ def layers(count: int, *, quantize: bool = False) -> Any:
 def test_slices_report_bytes_and_can_be_cancelled_between(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(materialize, "SLICE_BYTES", 2 * BYTES)
+    monkeypatch.setattr(library_backend, "SLICE_BYTES", 2 * BYTES)
 
     def work() -> list[tuple[int, int]]:
         seen: list[tuple[int, int]] = []
@@ -55,15 +55,15 @@ def test_slices_report_bytes_and_can_be_cancelled_between(
 
 def test_large_array_is_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other requests wait for the largest array only, not also for those before it."""
-    monkeypatch.setattr(materialize, "SLICE_BYTES", 64)
+    monkeypatch.setattr(library_backend, "SLICE_BYTES", 64)
     sizes = [10, 30, 70, 10, 64, 50, 20, 5]
     arrays = [np.zeros(size, np.uint8) for size in sizes]
-    slices = [[array.nbytes for array in part] for part in materialize._slices(arrays)]
+    slices = [[array.nbytes for array in part] for part in library_backend._slices(arrays)]
     assert slices == [[10, 30], [70], [10], [64], [50, 20], [5]]
 
 
 def test_cancelled_load_frees_its_memory(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(materialize, "SLICE_BYTES", BYTES)
+    monkeypatch.setattr(library_backend, "SLICE_BYTES", BYTES)
 
     def work() -> tuple[int, int, int]:
         before = platform.memory().active
@@ -85,7 +85,7 @@ def test_cancelled_load_frees_its_memory(engine: Engine, monkeypatch: pytest.Mon
 def test_failing_background_task_ends_the_read_and_frees_memory(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(materialize, "SLICE_BYTES", BYTES)
+    monkeypatch.setattr(library_backend, "SLICE_BYTES", BYTES)
 
     def work() -> tuple[int, int, bool]:
         failed = threading.Event()
@@ -138,13 +138,13 @@ def test_quantized_weights_are_dequantized_on_a_cpu(engine: Engine) -> None:
         import mlx.core as mx
 
         packed = layers(2, quantize=True)
-        elements = materialize._elements(packed)
+        elements = library_backend._elements(packed)
         inputs = mx.random.normal((3, SIDE))
         expected = packed(inputs)
         for _ in reading(packed, CancelToken()):
             pass
         difference = float(mx.abs(packed(inputs) - expected).max())
-        return platform.is_gpu(), elements, materialize.weights_nbytes(packed), difference
+        return platform.is_gpu(), elements, library_backend.weights_nbytes(packed), difference
 
     gpu, elements, nbytes, difference = engine.call(work).result(30)
     # Weights, and a scale and a bias for each group of 32.

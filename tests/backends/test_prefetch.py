@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.image_cache import thread_safety
+from mlx_magic.backends.vision.image_cache import prefetch
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch, Prefetched
 from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 from mlx_magic.cancellation import Cancelled, CancelToken
@@ -31,7 +31,7 @@ def mlx() -> None:
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_safety, "KNOWN", (*thread_safety.KNOWN, __name__.partition(".")[0]))
+    monkeypatch.setattr(prefetch, "KNOWN", (*prefetch.KNOWN, __name__.partition(".")[0]))
 
 
 def seeded_images(*seeds: int, height: int = 4) -> list[ImageInput]:

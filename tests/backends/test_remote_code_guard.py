@@ -23,6 +23,7 @@ from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import UntrustedCodeError
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from tests import checkpoints
+from tests.generators import run_to_end
 
 
 @pytest.fixture
@@ -251,18 +252,10 @@ def steps_of(function: Callable[[], Any]) -> Generator[None, None, str]:
     return "loaded"
 
 
-def run(steps: Generator[None, None, Any]) -> Any:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
 def test_load_without_permission_names_the_refused_code(evil: Path) -> None:
     steps = steps_of(lambda: imported(evil / "evil.py"))
     with pytest.raises(UntrustedCodeError, match=r"^m wants to run its own code \(evil.py\), and"):
-        run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=False))
+        run_to_end(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=False))
 
 
 def test_load_fails_even_if_the_library_swallows_the_refusal(evil: Path) -> None:
@@ -271,7 +264,9 @@ def test_load_fails_even_if_the_library_swallows_the_refusal(evil: Path) -> None
             imported(evil / "evil.py")
 
     with pytest.raises(UntrustedCodeError, match="wants to run its own code"):
-        run(remote_code_guard.guarded(steps_of(swallows), as_checkpoint(evil), allowed=False))
+        run_to_end(
+            remote_code_guard.guarded(steps_of(swallows), as_checkpoint(evil), allowed=False)
+        )
     assert not checkpoints.mark_of(evil).exists()
 
 
@@ -305,13 +300,15 @@ def test_loaded_model_is_closed_if_the_refusal_came_last(evil: Path) -> None:
         return Made()
 
     with pytest.raises(UntrustedCodeError):
-        run(remote_code_guard.guarded(steps(), as_checkpoint(evil), allowed=False))
+        run_to_end(remote_code_guard.guarded(steps(), as_checkpoint(evil), allowed=False))
     assert len(closed) == 1
 
 
 def test_load_with_permission_runs_the_code(evil: Path) -> None:
     steps = steps_of(lambda: imported(evil / "evil.py"))
-    assert run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=True)) == "loaded"
+    assert (
+        run_to_end(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=True)) == "loaded"
+    )
     assert checkpoints.mark_of(evil).exists()
 
 
@@ -357,5 +354,5 @@ def test_load_is_refused_without_audit_hooks(evil: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "audit", lambda *args: None)
     steps = steps_of(lambda: imported(evil / "evil.py"))
     with pytest.raises(UntrustedCodeError, match="audit hooks do not work in this Python"):
-        run(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=False))
+        run_to_end(remote_code_guard.guarded(steps, as_checkpoint(evil), allowed=False))
     assert not checkpoints.mark_of(evil).exists()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batching.request_queue import RequestQueue
+from mlx_magic.backends.dispatch import RequestQueue
 from mlx_magic.cancellation import Cancelled, CancelToken
 
 

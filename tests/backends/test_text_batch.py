@@ -15,8 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batching.admission import MemoryAdmission
-from mlx_magic.backends.batching.admission_queue import AdmissionQueue
+from mlx_magic.backends.batching.admission import AdmissionQueue, MemoryAdmission
 from mlx_magic.backends.batching.batch import Slot
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions, estimate_request
 from mlx_magic.backends.batching.model_batch import ModelBatch
@@ -25,8 +24,8 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
+from mlx_magic.backends.text.adapter import TextForward
 from mlx_magic.backends.text.adapter import text_model as loaded_model
-from mlx_magic.backends.text.forward import TextForward
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import GenerationRequest, Sampling

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.vision.image_cache import thread_safety
-from mlx_magic.backends.vision.image_cache.thread_safety import is_mlx_free
+from mlx_magic.backends.vision.image_cache import prefetch
+from mlx_magic.backends.vision.image_cache.prefetch import is_mlx_free
 
 VLM = "mlx_vlm.models"
 
@@ -57,7 +57,7 @@ class Plain:
 
 def test_classes_outside_the_libraries_are_not_mlx_free(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_mlx_free(Plain())
-    monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
+    monkeypatch.setattr(prefetch, "KNOWN", ("tests",))
     assert is_mlx_free(Plain())
 
 
@@ -102,5 +102,5 @@ class Inherits(Imports):
 def test_mlx_import_is_detected_in_every_kind_of_method(
     kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thread_safety, "KNOWN", ("tests",))
+    monkeypatch.setattr(prefetch, "KNOWN", ("tests",))
     assert not is_mlx_free(kind())

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from mlx_magic import default_session
 from mlx_magic.backends import upstream
-from mlx_magic.backends.batch_check import library_caches
+from mlx_magic.backends.batch_check import policy
 from mlx_magic.backends.chat_templates import control_tokens, rendering
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
@@ -60,13 +60,6 @@ def text_model(session: Session, tmp_path_factory: pytest.TempPathFactory) -> st
     folder = tmp_path_factory.mktemp("tiny") / "text-mistral"
     session.engine.call(lambda: build(find("text-mistral"), folder)).result(120)
     return str(folder)
-
-
-@pytest.fixture(scope="module")
-def circle() -> Image.Image:
-    image = Image.new("RGB", (200, 150), "white")
-    ImageDraw.Draw(image).ellipse((60, 30, 140, 110), fill="red")
-    return image
 
 
 Ask = Callable[..., VisionResult]
@@ -116,8 +109,8 @@ def answers_as_before(
 
 def test_all_mechanisms_are_on() -> None:
     comparisons: dict[Mechanism, Callable[[Any], bool]] = {
-        upstream.TEXT_BATCHES: library_caches.batch_caches_work,
-        upstream.VISION_BATCHES: library_caches.batch_caches_work,
+        upstream.TEXT_BATCHES: policy.batch_caches_work,
+        upstream.VISION_BATCHES: policy.batch_caches_work,
         upstream.FAST_MODULES: fast_modules._agree_with_mlx,
         upstream.CPU_ENCODERS: cpu_encoders._agree_with_the_library,
         upstream.TEMPLATE_SANDBOX: rendering._agrees_with_jinja,

@@ -31,6 +31,7 @@ from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import GenerationError
 from mlx_magic.images import opening as images_opening
 from mlx_magic.models.checkpoints.checkpoint import inspect
+from tests.generators import run_to_end
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("templates_render_here")]
 
@@ -105,7 +106,7 @@ class ModelBench:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
-        self.model: LibraryModel = engine.call(lambda: _finished(_load(folder))).result(120)
+        self.model: LibraryModel = engine.call(lambda: run_to_end(_load(folder))).result(120)
 
     def ask(
         self,
@@ -164,14 +165,6 @@ def _load(folder: Path) -> Generator[None, None, LibraryModel]:
         cancel=CancelToken(),
         progress=lambda done, total, note: None,
     )
-
-
-def _finished(steps: Generator[None, None, LibraryModel]) -> LibraryModel:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

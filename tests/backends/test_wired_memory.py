@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from mlx_magic.backends.device.wired_memory import Wired
+from mlx_magic.backends.batching.forward import Wired
 
 
 def test_last_user_restores_the_limit_set_by_the_first() -> None:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.deadlines import Deadlines
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import VisionResult
+from mlx_magic.engine.running_tasks import Deadlines
 from mlx_magic.engine.task import Task
 from mlx_magic.models.hub import download as hub_download
 from mlx_magic.session import Session

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.engine.generation import Generation, Snapshot
-from mlx_magic.engine.progress_callbacks import INTERVAL, Observers
+from mlx_magic.engine.generation import INTERVAL, Generation, Observers, Snapshot
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.testing import ManualClock

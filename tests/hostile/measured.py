@@ -11,7 +11,7 @@ import sys
 import time
 
 from mlx_magic.engine.result import VisionResult
-from mlx_magic.notebook.display.blocks import Blocks
+from mlx_magic.notebook.display.live_text import Blocks
 from mlx_magic.notebook.display.render import bundle
 from mlx_magic.notebook.display.sanitize import to_html, to_markdown, to_plain
 

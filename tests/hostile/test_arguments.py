@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import mlx_magic
 from mlx_magic import default_session, user_folders
-from mlx_magic.backends.batch_check.verdict_cache import default_path as confirmed_path
-from mlx_magic.engine.deadlines import Deadlines
+from mlx_magic.backends.batch_check.policy import default_path as confirmed_path
+from mlx_magic.engine.running_tasks import Deadlines
 from mlx_magic.errors import (
     CheckpointError,
     GenerationError,

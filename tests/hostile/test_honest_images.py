@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mlx_magic.errors import ImageError
-from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.color_modes import converted
 from mlx_magic.images.opening import open_images
 from tests.hostile.image_cases import encode, segment
 
@@ -24,7 +24,7 @@ def by_pillow(data: bytes) -> tuple[tuple[int, int], bytes]:
     """Return what plain Pillow makes of a file."""
     image = Image.open(io.BytesIO(data))
     image.load()
-    pixels, _ = to_rgb(image)
+    pixels = converted(image).pixels
     return pixels.size, pixels.tobytes()
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError
-from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.color_modes import converted
 from mlx_magic.images.opening import open_images
 from tests.hostile.image_cases import CASES, encode, scans, segment
 from tests.hostile.test_cancel import CancelAtCheck
@@ -108,5 +108,5 @@ def test_scans_behind_the_end_of_a_jpeg_are_not_counted() -> None:
 
 def test_dark_16_bit_pgm_is_as_bright_as_in_plain_pillow() -> None:
     data = b"P5 2 1 1000\n" + struct.pack(">HH", 1, 3)
-    plain, _ = to_rgb(Image.open(io.BytesIO(data)))
+    plain = converted(Image.open(io.BytesIO(data))).pixels
     assert open_images(data)[0].pixels.tobytes() == plain.tobytes()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mlx_magic.errors import ImageDecodeError
 from mlx_magic.images import arrays, color_modes
-from mlx_magic.images.color_modes import to_rgb
+from mlx_magic.images.color_modes import converted
 from mlx_magic.images.opening import open_images
 
 SLICED = settings(
@@ -83,9 +83,9 @@ def deep(draw: st.DrawFn) -> Image.Image:
 @given(image=deep())
 def test_deep_gray_in_slices_equals_conversion_at_once(slices: None, image: Image.Image) -> None:
     before = image.tobytes()
-    pixels, notes = to_rgb(image)
-    assert (pixels.tobytes(), notes) == in_one_piece(image)
-    assert pixels.size == image.size
+    made = converted(image)
+    assert (made.pixels.tobytes(), made.notes) == in_one_piece(image)
+    assert made.pixels.size == image.size
     assert image.tobytes() == before
 
 
@@ -125,7 +125,7 @@ def test_arrays_in_slices_equal_conversion_at_once(slices: None, data: st.DataOb
         plain = array.astype(np.uint8) * np.uint8(255 if kind is np.bool_ else 1)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[shape[2]]
     layer = Image.frombytes(mode, shape[1::-1], plain.tobytes())
-    expected, _ = to_rgb(layer)
+    expected = converted(layer).pixels
     assert image.pixels.tobytes() == expected.tobytes()
 
 
@@ -158,7 +158,7 @@ def test_tiffs_equal_plain_pillow(mode: str, compression: str | None) -> None:
             pytest.skip("Pillow does not write it")
         plain = Image.open(io.BytesIO(buffer.getvalue()))
         plain.load()
-        expected, _ = to_rgb(plain)
+        expected = converted(plain).pixels
         (read,) = open_images(buffer.getvalue())
         assert (read.size, read.pixels.tobytes()) == (expected.size, expected.tobytes())
         opened = Image.open(io.BytesIO(buffer.getvalue()))

@@ -15,10 +15,9 @@ from PIL import Image, ImageDraw
 
 import mlx_magic
 from mlx_magic import default_session
-from mlx_magic.backends import upstream
+from mlx_magic.backends import library_backend, upstream
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device.platform import cache_limit
-from mlx_magic.backends.loading import materialize
 from mlx_magic.backends.vision.backend import VisionBackend
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -159,11 +158,11 @@ def test_cancelled_load_frees_memory_without_cycle_collection(
     session: Session, copies: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = copies[0] if kind == "vision" else str(smollm2_folder())
-    monkeypatch.setattr(materialize, "SLICE_BYTES", 2**20)
+    monkeypatch.setattr(library_backend, "SLICE_BYTES", 2**20)
     size = session.pool.load(model).nbytes
     session.pool.unload(model)
     before = active(session)
-    real, begun, during = materialize._read, threading.Event(), []
+    real, begun, during = library_backend._read, threading.Event(), []
 
     def cut(*args: Any) -> Generator[int, None, None]:
         for number, slice_ in enumerate(real(*args)):
@@ -173,7 +172,7 @@ def test_cancelled_load_frees_memory_without_cycle_collection(
                 load.cancel()
             yield slice_
 
-    monkeypatch.setattr(materialize, "_read", cut)
+    monkeypatch.setattr(library_backend, "_read", cut)
     # Simulate memory that is not freed at once, as on CUDA.
     monkeypatch.setattr(platform, "STAYS", -1.0)
     with searches_for_cycles() as searches:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlx_magic.backends.batch_check.verdict_cache import VerdictCache, fingerprint
+from mlx_magic.backends.batch_check.policy import VerdictCache, fingerprint
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import (
     UNTESTED,

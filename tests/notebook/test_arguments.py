@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mlx_magic.engine.request import DEFAULT_MAX_TOKENS, Sampling
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
+from mlx_magic.notebook.magic_line.options import CellArguments, parse_cell
 from mlx_magic.notebook.magic_line.tokens import quote
 from mlx_magic.options import Settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.notebook.display.blocks import LONGEST_TAIL, Blocks
+from mlx_magic.notebook.display.live_text import LONGEST_TAIL, Blocks
 
 
 def fed(*pieces: str) -> Blocks:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.completions import Completion, complete
+from mlx_magic.notebook.kernel.completer import Completion, complete
 from mlx_magic.notebook.magic_line.tokens import split_line
 
 FOLDERS = {

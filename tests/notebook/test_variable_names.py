@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.cell_arguments import parse_cell
+from mlx_magic.notebook.magic_line.options import parse_cell
 from mlx_magic.notebook.magic_line.variable_names import check_name
 from mlx_magic.notebook.panel.control.namespace import Namespace
 from mlx_magic.options import Settings

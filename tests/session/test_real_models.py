@@ -47,13 +47,6 @@ def session() -> Iterator[Session]:
     default_session.replace_current(before)
 
 
-@pytest.fixture(scope="module")
-def circle() -> Image.Image:
-    image = Image.new("RGB", (200, 150), "white")
-    ImageDraw.Draw(image).ellipse((60, 30, 140, 110), fill="red")
-    return image
-
-
 def ask(
     session: Session,
     prompt: str,

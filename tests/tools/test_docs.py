@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 import mlx_magic
-from mlx_magic.notebook.magic_line.cell_arguments import parse_cell
 from mlx_magic.notebook.magic_line.commands import parse_line
-from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, SETTINGS
+from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, SETTINGS, parse_cell
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "mlx_magic"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_magic.backends.batch_check.compare_rows import Budget, rows_agree
-from mlx_magic.backends.batch_check.model_signature import signature
+from mlx_magic.backends.batch_check.policy import signature
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.batch_support import Signature, Verdict
 from tools.model_table.ours import Asked, OurModel, as_if, finished, small_chunks

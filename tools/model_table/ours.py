@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from unittest import mock
 
 from mlx_magic.backends.base import Backend, LoadedModel
-from mlx_magic.backends.batch_check.verdict_cache import VerdictCache
+from mlx_magic.backends.batch_check.policy import VerdictCache
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.text.backend import TextBackend
 from mlx_magic.backends.vision.backend import VisionBackend

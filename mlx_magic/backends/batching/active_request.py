@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from mlx_magic.backends.base import Report
-from mlx_magic.backends.batching.admission_queue import Reservation
+from mlx_magic.backends.batching.admission import Reservation
 from mlx_magic.backends.chat_templates.reasoning import ReasoningStream, Split
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken

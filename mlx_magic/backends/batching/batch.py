@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.batching.admission_queue import BatchLimits
+from mlx_magic.backends.batching.admission import BatchLimits
 from mlx_magic.backends.batching.forward import Inputs
 from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams
 from mlx_magic.cancellation import CancelToken

@@ -1,8 +1,9 @@
-"""Protocol of a language model's forward pass, as a batch uses it."""
+"""Protocol of a language model's forward pass, as a batch uses it, and its wired limit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -50,3 +51,38 @@ class ForwardModel(Protocol):
 
     def wired(self) -> AbstractContextManager[None]:
         """Wire the weights meanwhile, if the platform has a wired limit."""
+
+
+class Wired:
+    """Reference count of the process's wired limit; on the inference thread.
+
+    The first user sets the limit and the last one resets it. Otherwise models that are used in
+    turn would reset each other's limit.
+    """
+
+    def __init__(self) -> None:
+        self._limit = contextlib.ExitStack()
+        self._users = 0
+
+    @contextlib.contextmanager
+    def held(self, limit: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+        """Hold the wired limit within this block.
+
+        Parameters
+        ----------
+        limit : context manager
+            ``wired_limit`` of mlx-vlm or mlx-lm; only the first user enters it.
+        """
+        if not self._users:
+            self._limit.enter_context(limit)
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._limit.close()
+
+
+SHARED = Wired()
+"""The instance of this process."""

@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from mlx_magic.backends.batching import forward as batching_forward
 from mlx_magic.backends.batching import kv_cache
-from mlx_magic.backends.batching.admission_queue import BatchLimits
+from mlx_magic.backends.batching.admission import BatchLimits
 from mlx_magic.backends.batching.batch import MAX_PREFILL_BATCH, Batch, NextToken, Slot
 from mlx_magic.backends.batching.decode import DecodeBatch, Sampler, next_tokens, sample_slots
 from mlx_magic.backends.batching.forward import ForwardModel, Inputs
 from mlx_magic.backends.batching.prefill import PrefillBatch
 from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams, guarded
-from mlx_magic.backends.device import wired_memory
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
 
 CLEAR_EVERY = 256
@@ -260,4 +260,4 @@ class ModelBatch(Batch):
         """Wire the weights while there are requests, if the platform has a wired limit."""
         if self._wired is None:
             self._wired = contextlib.ExitStack()
-            self._wired.enter_context(wired_memory.SHARED.held(self._forward.wired()))
+            self._wired.enter_context(batching_forward.SHARED.held(self._forward.wired()))

@@ -41,7 +41,9 @@ def messages(
 
 def images(request: GenerationRequest) -> tuple[ImageInput, ...]:
     """Return all images of a conversation, in the order of its turns."""
-    before = (image for exchange in request.history for image in exchange.images)
+    if not request.history:
+        return request.images
+    before = [image for exchange in request.history for image in exchange.images]
     return (*before, *request.images)
 
 

@@ -21,6 +21,9 @@ DEPTH = 100
 
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, *_VIEWS)
+_CHECKED = 2**18
+"""Work between two checks of the time and of the cancel token."""
+
 _RECORD = 200
 """Bytes of `TemplateBudget`'s own record of a container."""
 
@@ -120,7 +123,7 @@ class TemplateBudget:
     def allow_for(self, variables: Mapping[str, Any]) -> None:
         """Increase the limits by the size of a template's input."""
         longest, self.longest = self.longest, sys.maxsize
-        weight = sum(self.weight(value) for value in variables.values())
+        weight = sum(map(self.weight, variables.values()))
         self.longest = longest + 2 * weight
         self._memory += 32 * weight
 
@@ -132,7 +135,9 @@ class TemplateBudget:
         TemplateLimitError
             When the time is up.
         """
-        self._work(2**12)
+        self._unchecked += 2**12
+        if self._unchecked >= _CHECKED:
+            self._check()
 
     def work(self, *values: Any) -> None:
         """Count the work of a call that is about to read these values.
@@ -142,7 +147,12 @@ class TemplateBudget:
         TemplateLimitError
             When the time is up, or a value is too large to be read.
         """
-        self._work(2**12 + sum(self.weight(value) for value in values))
+        size = 2**12
+        for value in values:
+            size += self.weight(value)
+        self._unchecked += size
+        if self._unchecked >= _CHECKED:
+            self._check()
 
     def require(self, length: int) -> None:
         """Refuse a value before it is made.
@@ -196,8 +206,7 @@ class TemplateBudget:
         found = []
         for value in values:
             found.append(value)
-            self.require(len(found) * ITEM)
-            self._work(ITEM)
+            self._step(len(found) * ITEM)
         self.count_value(found)
         return found
 
@@ -212,8 +221,7 @@ class TemplateBudget:
         for piece in pieces:
             found.append(piece)
             length += len(piece)
-            self.require(length)
-            self._work(ITEM)
+            self._step(length)
         text: str = self.count_value("".join(found))
         return text
 
@@ -227,7 +235,9 @@ class TemplateBudget:
         self._memory -= size
         if self._memory < 0:
             raise TemplateLimitError("it takes too much memory")
-        self._work(size)
+        self._unchecked += size
+        if self._unchecked >= _CHECKED:
+            self._check()
 
     @contextmanager
     def called(self) -> Iterator[None]:
@@ -256,7 +266,7 @@ class TemplateBudget:
         TemplateLimitError
             The value is too long, or holds anything but plain data.
         """
-        return self.measured(value)[0]
+        return ITEM + len(value) if isinstance(value, str) else self.measured(value)[0]
 
     def measured(self, value: Any) -> tuple[int, int]:
         """Return the weight of a value, and its nesting depth."""
@@ -274,22 +284,31 @@ class TemplateBudget:
         mapping: Any = getattr(value, "mapping") if isinstance(value, _VIEWS) else value  # noqa: B009
         is_mapping = mapping is not value or isinstance(value, dict)
         for part in (*mapping.keys(), *mapping.values()) if is_mapping else mapping:
-            self._work(2 * ITEM)
-            if not _is_data(part):
+            if isinstance(part, str):
+                weight += ITEM + len(part)
+            elif _is_data(part):
+                more, deeper = self.measured(part)
+                weight, depth = weight + more, max(depth, deeper)
+            else:
                 raise TemplateLimitError(
                     f"it puts a {type(part).__name__} into a list, which only plain data may be in"
                 )
-            more, deeper = self.measured(part)
-            weight, depth = weight + more, max(depth, deeper)
-            self.require(weight)
+            # As `_step`, without a call for each part.
+            self._unchecked += 2 * ITEM
+            if weight > self.longest or self._unchecked >= _CHECKED:
+                self._step(weight)
         if mapping is value:
             self._weights[id(value)] = value, weight, depth + 1
         return weight, depth + 1
 
-    def _work(self, size: int) -> None:
-        self._unchecked += size
-        if self._unchecked < 2**18:
-            return
+    def _step(self, length: int) -> None:
+        """Count an item of a value that has this length so far."""
+        self.require(length)
+        self._unchecked += ITEM
+        if self._unchecked >= _CHECKED:
+            self._check()
+
+    def _check(self) -> None:
         self._unchecked = 0
         self._cancel.checkpoint()
         if self._since is None:

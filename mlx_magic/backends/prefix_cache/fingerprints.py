@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 SIZE = 16
@@ -43,33 +44,36 @@ def digest(*parts: Any) -> bytes:
         A part is of another type.
     """
     state = hashlib.sha256()
-    _feed(state, parts)
+    _feed(state, (parts,))
     return state.digest()[:SIZE]
 
 
-def _feed(state: Any, part: Any) -> None:
-    """Hash one part after its kind and length, so that different lists of parts stay different."""
+def _feed(state: Any, parts: Sequence[Any]) -> None:
+    """Hash each part after its kind and length, so that different lists of parts stay different."""
+    import mlx.core as mx
     import numpy as np
 
-    if is_array(part):
-        state.update(f"array {getattr(part, 'dtype', '')} {tuple(part.shape)};".encode())
-        held = np.ascontiguousarray(as_numpy(part))
-        if held.dtype == object:
-            raise TypeError("An array of objects has no digest.")
-        state.update(held.reshape(-1).view(np.uint8).data)
-    elif isinstance(part, bytes):
-        state.update(b"bytes %d;" % len(part) + part)
-    elif part is None or isinstance(part, str | int | float):
-        text = repr(part).encode()
-        state.update(f"{type(part).__name__} {len(text)};".encode() + text)
-    elif isinstance(part, list | tuple):
-        state.update(f"{len(part)} of;".encode())
-        for each in part:
-            _feed(state, each)
-    elif isinstance(part, dict):
-        _feed(state, [item for key in sorted(part, key=str) for item in (str(key), part[key])])
-    else:
-        raise TypeError(f"{type(part).__name__} has no digest.")
+    for part in parts:
+        if isinstance(part, mx.array | np.ndarray):
+            state.update(f"array {getattr(part, 'dtype', '')} {tuple(part.shape)};".encode())
+            held = np.ascontiguousarray(as_numpy(part))
+            if held.dtype == object:
+                raise TypeError("An array of objects has no digest.")
+            state.update(held.reshape(-1).view(np.uint8).data)
+        elif isinstance(part, bytes):
+            state.update(b"bytes %d;" % len(part) + part)
+        elif part is None or isinstance(part, str | int | float):
+            text = repr(part).encode()
+            state.update(f"{type(part).__name__} {len(text)};".encode() + text)
+        elif isinstance(part, list | tuple):
+            state.update(f"{len(part)} of;".encode())
+            _feed(state, part)
+        elif isinstance(part, dict):
+            _feed(
+                state, ([item for key in sorted(part, key=str) for item in (str(key), part[key])],)
+            )
+        else:
+            raise TypeError(f"{type(part).__name__} has no digest.")
 
 
 class Fingerprint:

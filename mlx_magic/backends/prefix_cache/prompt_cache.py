@@ -1,15 +1,116 @@
-"""Prefix cache of one model: keys and values of prompts that were read before."""
+"""Prefix cache of one model: keys and values, or whole states, of prompts that were read before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.checkpoints import CheckpointCache
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
-from mlx_magic.backends.prefix_cache.radix_tree import PrefixCache, Rows
+from mlx_magic.backends.prefix_cache.radix_tree import LEAST, PrefixCache, Rows
+
+
+class CheckpointCache:
+    """States of caches by the prompt that they hold, the least recently used dropped first.
+
+    A sliding window or a recurrence forgets: its state fits the whole prompt only, not a part of
+    it. So a state is found for a prompt that begins with all tokens of an earlier one.
+
+    Parameters
+    ----------
+    limit : int
+        Maximum bytes.
+
+    Attributes
+    ----------
+    hits, misses : int
+        Prompts with and without a state.
+    nbytes : int
+        Bytes held.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.hits = self.misses = self.nbytes = 0
+        self._held: OrderedDict[tuple[Hashable, ...], tuple[list[Any], int]] = OrderedDict()
+
+    def find(self, prompt_keys: Sequence[Hashable]) -> tuple[int, list[Any]]:
+        """Return the length of the longest held beginning of a prompt, and its caches.
+
+        The last token is never taken from a state. The caches are the caller's own.
+        """
+        for length in sorted({len(keys) for keys in self._held}, reverse=True):
+            if not LEAST <= length < len(prompt_keys):
+                continue
+            keys = tuple(prompt_keys[:length])
+            if keys in self._held:
+                self._held.move_to_end(keys)
+                self.hits += 1
+                return length, copied(self._held[keys][0])
+        self.misses += 1
+        return 0, []
+
+    def keep(self, prompt_keys: Sequence[Hashable], caches: list[Any]) -> None:
+        """Hold the state of caches that have read a prompt."""
+        import mlx.core as mx
+
+        keys = tuple(prompt_keys)
+        if keys in self._held:
+            self._held.move_to_end(keys)
+            return
+        made = copied(caches)
+        arrays = list(_arrays(made))
+        size = sum(int(array.nbytes) for array in arrays)
+        if len(keys) < LEAST or size > self.limit:
+            return
+        mx.eval(arrays)
+        self._held[keys] = (made, size)
+        self.nbytes += size
+        while self.nbytes > self.limit:
+            _, (_, dropped) = self._held.popitem(last=False)
+            self.nbytes -= dropped
+
+    def clear(self) -> None:
+        """Drop all states."""
+        self._held.clear()
+        self.nbytes = 0
+
+
+def copied(caches: list[Any]) -> list[Any]:
+    """Return caches that share the arrays, but not their later changes."""
+    return [_copied(cache) for cache in caches]
+
+
+def _copied(value: Any) -> Any:
+    import mlx.core as mx
+
+    if isinstance(value, mx.array):
+        # A new handle: an assignment to a slice changes the handle that it is made to.
+        return mx.array(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(each) for each in value)
+    if hasattr(value, "__dict__") and hasattr(value, "state"):
+        made = copy.copy(value)
+        for name, part in vars(value).items():
+            setattr(made, name, _copied(part))
+        return made
+    return value
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    import mlx.core as mx
+
+    if isinstance(value, mx.array):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _arrays(each)
+    elif hasattr(value, "__dict__"):
+        yield from _arrays(list(vars(value).values()))
+
 
 CacheKind = Literal["plain", "states"]
 """Plain KV caches, which can be cut anywhere; or others, whose states are kept as a whole."""
@@ -105,8 +206,9 @@ class PromptCache:
     def __init__(
         self, limit: int, *, kind: CacheKind | None, may_keep: Callable[[], bool] = lambda: True
     ) -> None:
-        self._prefixes = PrefixCache(limit)
-        self._states = CheckpointCache(limit)
+        self._held: PrefixCache | CheckpointCache = (
+            CheckpointCache(limit) if kind == "states" else PrefixCache(limit)
+        )
         self._may_keep = may_keep
         self._kind = kind
 
@@ -118,22 +220,22 @@ class PromptCache:
     @property
     def limit(self) -> int:
         """Maximum bytes; 0 if no prompt is ever cached."""
-        return self._prefixes.limit if self._kind else 0
+        return self._held.limit if self._kind else 0
 
     @property
     def hits(self) -> int:
         """Prompts with a cached prefix."""
-        return self._prefixes.hits + self._states.hits
+        return self._held.hits
 
     @property
     def misses(self) -> int:
         """Prompts that were read from the start, of a model whose prompts are cached."""
-        return self._prefixes.misses + self._states.misses
+        return self._held.misses
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._prefixes.nbytes + self._states.nbytes
+        return self._held.nbytes
 
     def start(self, prompt_keys: Callable[[], PromptKeys | None]) -> CachedPrefix:
         """Look a prompt up.
@@ -147,10 +249,10 @@ class PromptCache:
         keys = prompt_keys() if self._kind else None
         if keys is None:
             return CachedPrefix()
-        if self.takes_states:
-            count, states = self._states.find(keys.keys)
+        if isinstance(self._held, CheckpointCache):
+            count, states = self._held.find(keys.keys)
             return CachedPrefix(count, states=states, prompt_keys=keys)
-        count, rows = self._prefixes.find(keys.keys)
+        count, rows = self._held.find(keys.keys)
         return CachedPrefix(count, rows, prompt_keys=keys)
 
     def keep(self, start: CachedPrefix, answer: list[int], rows: Rows | None) -> None:
@@ -167,7 +269,10 @@ class PromptCache:
             Keys and values after the cached prefix: those of the whole prompt, and of more or
             fewer tokens than `answer` has. What both have is cached.
         """
-        if start.prompt_keys is None or not rows or not self._kind or not self._allowed():
+        held = self._held
+        if isinstance(held, CheckpointCache) or start.prompt_keys is None or not rows:
+            return
+        if not self._kind or not self._allowed():
             return
         prompt = len(start.prompt_keys.keys) - start.count
         both = min(rows[0][0].shape[2] - prompt, len(answer))
@@ -177,7 +282,7 @@ class PromptCache:
         cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
         for fingerprint in start.prompt_keys.fingerprints:
             fingerprint.settle()
-        self._prefixes.keep(start.prompt_keys.followed_by(answer[:both]), cut, start.count)
+        held.keep(start.prompt_keys.followed_by(answer[:both]), cut, start.count)
 
     def keep_state(
         self, start: CachedPrefix, length: int, answer: list[int], caches: list[Any] | None
@@ -194,13 +299,15 @@ class PromptCache:
         caches : list or None
             One per layer. They may go on to be used.
         """
-        keys = start.prompt_keys
-        if keys is None or not caches or not self.takes_states or not self._allowed():
+        keys, held = start.prompt_keys, self._held
+        if isinstance(held, PrefixCache) or keys is None or not caches:
+            return
+        if not self._kind or not self._allowed():
             return
         for fingerprint in keys.fingerprints:
             fingerprint.settle()
         read = keys.keys[:length] if length < len(keys.keys) else keys.followed_by(answer)
-        self._states.keep(read, caches)
+        held.keep(read, caches)
 
     def _allowed(self) -> bool:
         """Whether prompts may be cached still; otherwise drop all."""
@@ -212,10 +319,8 @@ class PromptCache:
 
     def reset_counts(self) -> None:
         """Reset the counts of hits and misses."""
-        for part in (self._prefixes, self._states):
-            part.hits = part.misses = 0
+        self._held.hits = self._held.misses = 0
 
     def clear(self) -> None:
         """Drop all prompts."""
-        self._prefixes.clear()
-        self._states.clear()
+        self._held.clear()

@@ -71,10 +71,12 @@ def prompt_keys_of(
     runs = [len(list(run)) for token, run in itertools.groupby(tokens) if token == image_token]
     if len(runs) != len(image_keys.rows) or not _are_images(runs, image_keys.patches):
         return _marked(tokens, image_keys.whole)
-    within = (
-        (fingerprint, at)
-        for fingerprint, length in zip(image_keys.rows, runs, strict=True)
-        for at in range(length)
+    within = iter(
+        [
+            (fingerprint, at)
+            for fingerprint, length in zip(image_keys.rows, runs, strict=True)
+            for at in range(length)
+        ]
     )
     found: list[Hashable] = [next(within) if token == image_token else token for token in tokens]
     return PromptKeys(found, fingerprints=tuple(image_keys.rows))

@@ -1,9 +1,11 @@
-"""A text model as mlx-lm loads it: tokenizing, streaming and caches."""
+"""A text model as mlx-lm loads it: tokenizing, forward pass, streaming and caches."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from mlx_magic.backends import upstream
@@ -13,14 +15,23 @@ from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions
-from mlx_magic.backends.batching.sampling import SamplingParams, processors, sampler_of_one
+from mlx_magic.backends.batching.sampling import (
+    SamplingParams,
+    fresh_seed,
+    processors,
+    sampler_of_one,
+)
 from mlx_magic.backends.cache_stats import CacheStats
+from mlx_magic.backends.chat_templates import chat_messages, think_switch
+from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
 from mlx_magic.backends.chat_templates.reasoning import (
     TAIL_TOKENS,
     ReasoningStream,
     marks_of,
     template_source,
 )
+from mlx_magic.backends.chat_templates.rendering import rendering
+from mlx_magic.backends.loading.background import BackgroundCall, is_known
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.prompt_cache import (
     CachedPrefix,
@@ -29,12 +40,149 @@ from mlx_magic.backends.prefix_cache.prompt_cache import (
     reuse_limit,
 )
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
-from mlx_magic.backends.text.forward import TextForward
-from mlx_magic.backends.text.inputs import TextInputs
-from mlx_magic.backends.text.sampling_defaults import generation_config, sampling_params
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.errors import CheckpointError
+from mlx_magic.models.checkpoints import strict_json
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
+
+
+class TextForward:
+    """See `ForwardModel`.
+
+    Parameters
+    ----------
+    model : module
+        A model of mlx-lm.
+    stop_tokens : collection of int
+    """
+
+    def __init__(self, model: Any, stop_tokens: Collection[int]) -> None:
+        self._model = model
+        self._stop_tokens = frozenset(stop_tokens)
+
+    @property
+    def stream(self) -> Any:
+        """The MLX stream on which mlx-lm runs its models."""
+        return upstream.TEXT_BATCHES.names.generation_stream
+
+    def new_caches(self) -> list[Any]:
+        """Return empty caches of one request. See `ForwardModel`."""
+        return kv_cache.made(upstream.TEXT_CACHES, self._model)
+
+    def is_stop_token(self, token: int) -> bool:
+        """Whether a token ends an answer."""
+        return token in self._stop_tokens
+
+    def reads_in_chunks(self, tokens: Any, caches: list[Any], inputs: Inputs) -> bool:
+        """Return True: mlx-lm reads every prompt in chunks."""
+        return True
+
+    def prefill(self, tokens: Any, caches: list[Any], inputs: Inputs) -> None:
+        """Read tokens that are not the last ones of their prompts."""
+        self._model(tokens, cache=caches)
+
+    def prefill_end(self, tokens: Any, caches: list[Any], inputs: Inputs, keep: int) -> Any:
+        """Read the last tokens of prompts. See `ForwardModel`."""
+        return self._model(tokens, cache=caches)
+
+    def position_offsets(self, inputs: Inputs, rows: int) -> None:
+        """Return None: text models count positions by tokens."""
+
+    def decode(self, tokens: Any, caches: list[Any], offsets: Any) -> Any:
+        """Read one token of each row; return logits."""
+        return self._model(tokens, cache=caches)[:, -1]
+
+    def wired(self) -> AbstractContextManager[None]:
+        """Wire the weights meanwhile. See `ForwardModel`."""
+        names = upstream.TEXT_BATCHES.names
+        limit: AbstractContextManager[None] = names.wired_limit(self._model, [self.stream])
+        return limit
+
+    def close(self) -> None:
+        """Release the model."""
+        self._model = None
+
+
+class TextInputs:
+    """Tokenizes requests to one model.
+
+    Parameters
+    ----------
+    tokenizer : object
+        As mlx-lm loads it.
+    model : str
+        Name of the model, for messages.
+    """
+
+    def __init__(self, tokenizer: Any, model: str) -> None:
+        self._tokenizer = tokenizer
+        self._model = model
+        self._control = ControlTokens(tokenizer, model)
+
+    def start_tokenizing(
+        self, request: GenerationRequest, cancel: CancelToken
+    ) -> BackgroundCall[list[int]]:
+        """Start to tokenize a request, on a background thread.
+
+        The result raises `GenerationError` if the chat template refuses the request.
+        """
+        inner = upstream.inner_tokenizer(self._tokenizer)
+        return BackgroundCall(
+            partial(self._tokens, request, cancel), here=not is_known(self._tokenizer, inner)
+        )
+
+    def _tokens(self, request: GenerationRequest, cancel: CancelToken) -> list[int]:
+        masked = self._control.masked(request)
+        template_of = self._tokenizer
+        # mlx-lm renders some models' prompts by its own code.
+        if not getattr(template_of, "has_chat_template", template_of.chat_template is not None):
+            # A base model has no chat template: it continues the text.
+            if request.think is not None:
+                raise think_switch.no_switch(request.think, model=self._model)
+            text = _continued(masked.request)
+            self._control.require_template(text, masked, _continued)
+            return self._encode(text, masked)
+        messages = chat_messages.messages(masked.request)
+        template = self._tokenizer.apply_chat_template
+
+        extra: dict[str, Any] = {}
+
+        def rendered(variant: GenerationRequest, **arguments: Any) -> str:
+            text: str = template(
+                chat_messages.messages(variant),
+                add_generation_prompt=True,
+                tokenize=False,
+                **{**extra, **arguments},
+            )
+            return text
+
+        with rendering(request, cancel, model=self._model):
+            extra |= think_switch.arguments(
+                request.think,
+                template_source(self._tokenizer),
+                self._tokenizer,
+                lambda arguments: rendered(masked.request, **arguments),
+                model=self._model,
+            )
+            if not masked.words:
+                tokens: list[int] = template(messages, add_generation_prompt=True, **extra)
+                if len(messages) == 1 and not self._control.needs_template_check(masked):
+                    return tokens
+            text = rendered(masked.request)
+            self._control.require_template(text, masked, rendered)
+        chat_messages.require_whole(text, masked.request, model=self._model)
+        return self._encode(text, masked, add_special_tokens=False) if masked.words else tokens
+
+    def _encode(self, text: str, masked: Masked, **options: Any) -> list[int]:
+        tokens: list[int] = self._control.reading(masked).encode(text, **options)
+        self._control.require_restored(tokens, masked)
+        return tokens
+
+
+def _continued(request: GenerationRequest) -> str:
+    return "\n\n".join(message["content"] for message in chat_messages.messages(request))
 
 
 class TextAdapter:
@@ -224,3 +372,47 @@ def text_model(
         nbytes=nbytes,
     )
     return LibraryModel(checkpoint, adapter, policy, nbytes, began=began)
+
+
+def sampling_params(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:
+    """Return the sampling parameters of a request, with the checkpoint's as defaults.
+
+    Parameters
+    ----------
+    sampling : Sampling
+    defaults : mapping
+        See `generation_config`.
+    """
+
+    def chosen(value: Any, key: str, fallback: Any) -> Any:
+        return value if value is not None else defaults.get(key) or fallback
+
+    greedy = defaults.get("do_sample") is False
+    return SamplingParams(
+        float(chosen(sampling.temperature, "" if greedy else "temperature", 0.0)),
+        float(chosen(sampling.top_p, "top_p", 1.0)),
+        int(chosen(sampling.top_k, "top_k", 0)),
+        sampling.min_p or 0.0,
+        fresh_seed() if sampling.seed is None else sampling.seed,
+    )
+
+
+def generation_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read the checkpoint's generation_config.json; empty if there is none.
+
+    Raises
+    ------
+    CheckpointError
+        The file cannot be read.
+    """
+    path = checkpoint.path / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = strict_json.read(path)
+    except UnreadableFileError as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: {path} {error}: fetch the model again.",
+            model=checkpoint.name,
+        ) from error
+    return config if isinstance(config, dict) else {}

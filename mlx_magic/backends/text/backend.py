@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from functools import partial
 from typing import Any
 
 from mlx_magic.backends import upstream
-from mlx_magic.backends.base import LoadProgress
-from mlx_magic.backends.device import platform
-from mlx_magic.backends.loading import fast_modules, lora_check, materialize
+from mlx_magic.backends.library_backend import LibraryBackend, Opened
+from mlx_magic.backends.loading import lora_check
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.model import LibraryModel
@@ -20,35 +18,27 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.upstream_checks import accepted
 
 
-class TextBackend:
+class TextBackend(LibraryBackend):
     """Loads text models with mlx-lm."""
 
     library = "mlx-lm"
 
-    def estimate(self, checkpoint: Checkpoint) -> int:
-        """Return the bytes of the weights in memory. See `Backend.estimate`."""
-        return materialize.estimate(checkpoint)
+    def import_library(self) -> None:
+        """Import mlx-lm."""
+        import mlx_lm  # noqa: F401
 
-    def load(
+    def opened(
         self,
         checkpoint: Checkpoint,
         *,
         trust_remote_code: bool,
         cancel: CancelToken,
-        progress: LoadProgress,
-    ) -> Generator[None, None, LibraryModel]:
-        """Load a text model in slices. See `Backend.load`."""
-        began = time.monotonic()
-        platform.prepare()
-        progress(0, 0, "loading: importing mlx-lm")
-        yield
-        cancel.checkpoint()
+        origins: Origins,
+    ) -> Generator[None, None, Opened]:
+        """Make the model with lazy weights. See `LibraryBackend.opened`."""
         import mlx_lm
 
-        progress(0, checkpoint.weight_bytes, "loading: reading the checkpoint")
-        yield
-        cancel.checkpoint()
-        origins = Origins()
+        yield from ()
         adapter = lora_check.folder(checkpoint)
         tokenizer_config = {"trust_remote_code": trust_remote_code}
         loading_tokenizer: BackgroundCall[Any]
@@ -81,10 +71,14 @@ class TextBackend:
                 here=trust_remote_code,
             )
         lora_check.require_fit(model, checkpoint)
-        yield
-        cancel.checkpoint()
-        size, tokenizer = yield from materialize.materialize(
-            model, cancel=cancel, progress=progress, origins=origins, beside=loading_tokenizer
-        )
-        fast_modules.speed_up(model)
-        return text_model(checkpoint, model, tokenizer, size, began=began)
+        return model, loading_tokenizer
+
+    def language_model(self, model: Any) -> Any:
+        """Return the model itself."""
+        return model
+
+    def ready(
+        self, checkpoint: Checkpoint, model: Any, tokenizer: Any, nbytes: int, began: float
+    ) -> LibraryModel:
+        """Return the loaded model. See `text_model`."""
+        return text_model(checkpoint, model, tokenizer, nbytes, began=began)

@@ -26,14 +26,12 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
+from mlx_magic.backends.vision import forward
 from mlx_magic.backends.vision import inputs as vision_inputs
-from mlx_magic.backends.vision import prefill_hooks
 from mlx_magic.backends.vision.caches import VisionCaches
-from mlx_magic.backends.vision.embeddings import Embedder
-from mlx_magic.backends.vision.forward import VisionForward
+from mlx_magic.backends.vision.forward import Embedder, VisionForward
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
-from mlx_magic.backends.vision.image_sizes import fewer_tokens, seen_sizes
-from mlx_magic.backends.vision.inputs import VisionInputs
+from mlx_magic.backends.vision.inputs import VisionInputs, fewer_tokens, seen_sizes
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
@@ -238,10 +236,10 @@ class VisionAdapter:
             platform.fresh_seed()
         extra = {"min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty}
         with (
-            prefill_hooks.cancellable_prefill(
+            forward.cancellable_prefill(
                 caches, active.cancel, active.report_prefill
             ) as remove_hooks,
-            prefill_hooks.replaced(
+            forward.replaced(
                 self._model, "get_input_embeddings", self._reporting_embeddings(prompt, active)
             ),
             contextlib.closing(

@@ -64,7 +64,7 @@ def _agree_with_the_library(names: Any) -> bool:
 
 class _Gelu(Proxy):
     def __call__(self, x: Any) -> Any:
-        if self._approx not in _ACTIVATIONS or not _is_worth(x.dtype, x.size):
+        if self._part._approx not in _ACTIVATIONS or not _is_worth(x.dtype, x.size):
             return self._part(x)
         return self.activated(x)
 
@@ -73,7 +73,7 @@ class _Gelu(Proxy):
         import mlx.core as mx
         import numpy as np
 
-        act = _ACTIVATIONS[self._approx]
+        act = _ACTIVATIONS[self._part._approx]
         mx.eval(x)
         values = np.asarray(x).reshape(-1)
         out = np.empty_like(values)
@@ -115,7 +115,9 @@ class _Attention(Proxy):
 
     def __call__(self, x: Any, mask: Any = None) -> Any:
         batch, length, _ = x.shape
-        if mask is not None or not _is_worth(x.dtype, batch * self.num_heads * length * length):
+        if mask is not None or not _is_worth(
+            x.dtype, batch * self._part.num_heads * length * length
+        ):
             return self._part(x, mask)
         return self.attended(x)
 
@@ -123,17 +125,15 @@ class _Attention(Proxy):
         """Return the attention's output without a mask."""
         import mlx.core as mx
 
+        part = self._part
         batch, length, _ = x.shape
-        heads = self.num_heads
-
-        def split(projected: Any) -> Any:
-            return projected.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
-
-        queries = split(self.q_proj(x) * self.scale)
-        keys = split(self.k_proj(x)).swapaxes(-1, -2)
-        values = split(self.v_proj(x))
+        heads = part.num_heads
+        by_head = (batch, length, heads, -1)
+        queries = (part.q_proj(x) * part.scale).reshape(by_head).transpose(0, 2, 1, 3)
+        keys = part.k_proj(x).reshape(by_head).transpose(0, 2, 3, 1)
+        values = part.v_proj(x).reshape(by_head).transpose(0, 2, 1, 3)
         if values.dtype != mx.float32:
-            return self._part(x)
+            return part(x)
         rows = max(MOST_SCORES // (batch * heads * length), 1)
         outputs = []
         for at in range(0, length, rows):
@@ -143,7 +143,7 @@ class _Attention(Proxy):
             if rows < length:
                 mx.eval(outputs[-1])
         joined = mx.concatenate(outputs, axis=2) if len(outputs) > 1 else outputs[0]
-        return self.out_proj(joined.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+        return part.out_proj(joined.transpose(0, 2, 1, 3).reshape(batch, length, -1))
 
 
 def _softmax(scores: Any) -> Any:

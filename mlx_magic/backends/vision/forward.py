@@ -1,13 +1,24 @@
-"""Forward pass of the language model of a vision model, as mlx-vlm calls it."""
+"""Calls of a vision model, as mlx-vlm makes them: embeddings, prefill and decode.
+
+mlx-vlm's own prefill has neither cancellation points nor progress; hooks add both.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 from mlx_magic.backends import upstream
 from mlx_magic.backends.batching import kv_cache
+from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
+from mlx_magic.backends.batching.kv_cache import leaf_caches
+from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
+from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
+from mlx_magic.backends.vision.caches import VisionCaches
+from mlx_magic.cancellation import CancelToken
 
 STORED = "stored_positions"
 """Key of `Inputs` for positions that the model keeps in itself instead of returning them."""
@@ -113,3 +124,157 @@ class VisionForward:
     def close(self) -> None:
         """Release the model."""
         self._model = None
+
+
+class Embedder:
+    """Makes embeddings after the cached prefix, and encodes only images that are not cached.
+
+    Parameters
+    ----------
+    model : module
+        As mlx-vlm loads it.
+    caches : VisionCaches
+    """
+
+    def __init__(self, model: Any, caches: VisionCaches) -> None:
+        self._model = model
+        self._caches = caches
+        self._needs_whole = caches.keeps_positions
+
+    def embeds(
+        self,
+        inputs: Mapping[str, Any],
+        image_keys: ImageKeys | None,
+        start: CachedPrefix,
+        active: ActiveRequest,
+    ) -> dict[str, Any]:
+        """Return the language model's inputs after the cached prefix.
+
+        Parameters
+        ----------
+        inputs : mapping
+            The processor's output.
+        image_keys : ImageKeys or None
+        start : CachedPrefix
+            Reset to no prefix if the prefix cannot be used.
+        active : ActiveRequest
+            Its token counts are updated.
+
+        Returns
+        -------
+        dict
+            ``inputs_embeds`` of shape (1, tokens, width), and the model's further outputs.
+
+        Raises
+        ------
+        Cancelled
+            Between two groups of images.
+        """
+        caches = self._caches
+        # Without images after the prefix, the vision encoder need not run. But some models cut
+        # further inputs themselves, and need those of the whole prompt: positions depend on all
+        # images, whose features are cached.
+        whole = not start.count or self._needs_whole or caches.has_images(inputs, start.count)
+        suffix = {"input_ids": inputs["input_ids"][:, start.count :]}
+        embeds = caches.without_ignored(
+            self._embed(inputs if whole else suffix, image_keys, active)
+        )
+        length = int(embeds["inputs_embeds"].shape[1]) + (0 if whole else start.count)
+        extra = embeds.keys() - {"inputs_embeds"}
+        # These are cut by the model, which then needs them of the whole prompt.
+        self._needs_whole = self._needs_whole or bool(extra)
+        if not caches.may_follow_prefix(extra) or length != active.prompt_tokens:
+            # Something of the prompt depends on all of it: read it as a whole, do not cache it.
+            if start.count:
+                return self.embeds(inputs, image_keys, start.without_cache(), active)
+            start.without_cache()
+        if start.count and whole:
+            embeds["inputs_embeds"] = embeds["inputs_embeds"][:, start.count :]
+        active.expand_image_tokens(length)
+        if caches.keeps_positions and "position_ids" not in extra:
+            # The model has stored them in itself, where the next prompt's would replace them.
+            embeds[STORED] = upstream.stored_positions(self._model.language_model)
+        return embeds
+
+    def _embed(
+        self, inputs: Mapping[str, Any], image_keys: ImageKeys | None, active: ActiveRequest
+    ) -> dict[str, Any]:
+        """Let the model make embeddings; its vision encoder runs for new images only."""
+        import mlx.core as mx
+
+        extra = {
+            key: value
+            for key, value in inputs.items()
+            if key not in ("input_ids", "pixel_values", "mask")
+        }
+
+        def embed() -> dict[str, Any]:
+            output = self._model.get_input_embeddings(
+                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **extra
+            )
+            mx.eval(output.inputs_embeds)
+            return {key: value for key, value in output.to_dict().items() if value is not None}
+
+        with mx.stream(upstream.VISION_BATCHES.names.generation_stream):
+            return self._caches.encode(self._model, embed, active.vision_progress, image_keys)
+
+
+@contextlib.contextmanager
+def cancellable_prefill(
+    caches: list[Any], cancel: CancelToken, tokens_read: Callable[[int], None]
+) -> Iterator[Callable[[], None]]:
+    """Check `cancel` whenever a layer stores keys and values.
+
+    An instance attribute overrides ``update_and_fetch``, so the cache's class is unchanged.
+    Discard a cache whose update was cancelled.
+
+    Parameters
+    ----------
+    caches : list of KV caches, one per layer
+    cancel : CancelToken
+    tokens_read : callable
+        Takes the number of tokens stored so far, once per chunk.
+
+    Yields
+    ------
+    callable
+        Removes the hooks. Call it after prefill: the decode loop checks `cancel` itself.
+
+    Raises
+    ------
+    Cancelled
+        From within the model's forward pass.
+    """
+    layers = [c for c in leaf_caches(caches) if hasattr(c, "update_and_fetch")]
+
+    def hook(cache: Any, first: bool) -> None:
+        original = cache.update_and_fetch
+
+        def update_and_fetch(*args: Any, **kwargs: Any) -> Any:
+            cancel.checkpoint()
+            if first:
+                tokens_read(int(getattr(cache, "offset", 0)))
+            return original(*args, **kwargs)
+
+        cache.update_and_fetch = update_and_fetch
+
+    def remove_hooks() -> None:
+        for cache in layers:
+            cache.__dict__.pop("update_and_fetch", None)
+
+    for index, cache in enumerate(layers):
+        hook(cache, first=index == 0)
+    try:
+        yield remove_hooks
+    finally:
+        remove_hooks()
+
+
+@contextlib.contextmanager
+def replaced(obj: Any, name: str, value: Any) -> Iterator[None]:
+    """Override a method by an instance attribute within this block."""
+    setattr(obj, name, value)
+    try:
+        yield
+    finally:
+        delattr(obj, name)

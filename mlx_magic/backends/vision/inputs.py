@@ -1,4 +1,7 @@
-"""Inputs of a vision model, made by its own processor: tokens, pixels and masks."""
+"""Inputs of a vision model, made by its own processor: tokens, pixels and masks.
+
+The sizes at which the model sees the images are read from them.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,68 @@ from mlx_magic.backends.chat_templates import rendering as chat_templates_render
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
 from mlx_magic.backends.chat_templates.reasoning import template_source
 from mlx_magic.backends.loading.background import BackgroundCall, is_known
-from mlx_magic.backends.vision.captured_inputs import captured_inputs
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.errors import GenerationError
 from mlx_magic.formatting import one_line, without_frames
+
+
+def captured_inputs(
+    config: Any, processor: Any, images: list[Any] | None, text: Any
+) -> dict[str, Any]:
+    """Let mlx-vlm call the processor, and return what it would give to the model.
+
+    Parameters
+    ----------
+    config, processor : object
+        The model's.
+    images : list of PIL.Image.Image or None
+    text : object
+        The rendered prompt.
+
+    Returns
+    -------
+    dict
+        The processor's output: ``input_ids``, ``attention_mask``, pixels and what else there is.
+
+    Raises
+    ------
+    Exception
+        The processor's.
+    """
+    from mlx_vlm import stream_generate
+
+    model = _Catcher(config)
+    # A cache of no layers: mlx-vlm would ask the model for one.
+    options: dict[str, Any] = {"max_tokens": 1, "prompt_cache": []}
+    try:
+        for _ in stream_generate(model, processor, text, image=images, **options):
+            break
+    except _CaughtError as caught:
+        return caught.inputs
+    raise TypeError("mlx-vlm did not ask the model for embeddings")
+
+
+class _CaughtError(Exception):
+    """Ends mlx-vlm's generation once the inputs are known."""
+
+    def __init__(self, inputs: dict[str, Any]) -> None:
+        super().__init__("the inputs are known")
+        self.inputs = inputs
+
+
+class _Catcher:
+    """Stands for the model up to the call of ``get_input_embeddings``."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.language_model = self
+
+    def get_input_embeddings(self, input_ids: Any, pixel_values: Any = None, **data: Any) -> Any:
+        """Raise the inputs as `_CaughtError`."""
+        data["attention_mask"] = data.pop("mask", None)
+        inputs = {"input_ids": input_ids, "pixel_values": pixel_values, **data}
+        raise _CaughtError({key: value for key, value in inputs.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,3 +220,76 @@ def _content(text: str, image_count: int) -> str | list[dict[str, str]]:
     if not image_count:
         return text
     return [*({"type": "image"} for _ in range(image_count)), {"type": "text", "text": text}]
+
+
+def seen_sizes(inputs: Mapping[str, Any], count: int, patch: int) -> tuple[str, ...]:
+    """Return for each image the size at which the model sees it.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The processor's output: ``pixel_values`` of shape (images, 3, H, W) or
+        (1, tiles, 3, H, W), also with channels last, or a list of such arrays; or packed
+        patches with ``image_grid_thw`` of shape (images, 3).
+    count : int
+        Number of images.
+    patch : int
+        Side of a patch in pixels, for packed patches.
+
+    Returns
+    -------
+    tuple of str
+        Such as ``"128 x 128"`` or ``"5 tiles of 384 x 384"``; empty if the shapes do not
+        tell.
+    """
+    grid = inputs.get("image_grid_thw")
+    if grid is not None and len(grid) == count:
+        rows = [[int(n) for n in row] for row in grid.tolist()]
+        return tuple(f"{w * patch} x {h * patch}" for _, h, w in rows)
+    pixels = inputs.get("pixel_values")
+    if isinstance(pixels, list | tuple):
+        shapes = [tuple(p.shape) for p in pixels if hasattr(p, "shape")]
+        return tuple(_size(shape) for shape in shapes) if len(shapes) == count else ()
+    shape = tuple(getattr(pixels, "shape", ()))
+    if len(shape) not in (4, 5):
+        return ()
+    tiles = shape[0] if len(shape) == 4 else shape[0] * shape[1]
+    if count == 0 or tiles % count:
+        return ()
+    each = tiles // count
+    size = _size(shape)
+    return (size if each == 1 else f"{each} tiles of {size}",) * count
+
+
+def fewer_tokens(inputs: Mapping[str, Any], patch: int, tokens: int, max_pixels: int) -> int | None:
+    """Return how many image tokens there would be if images had at most `max_pixels` pixels.
+
+    Parameters
+    ----------
+    inputs : mapping
+        The processor's output.
+    patch : int
+        Side of a patch in pixels.
+    tokens : int
+        Image tokens now.
+    max_pixels : int
+
+    Returns
+    -------
+    int or None
+        None unless the model's tokens follow the size of the image: then the processor gives an
+        ``image_grid_thw``.
+    """
+    grid = inputs.get("image_grid_thw")
+    if grid is None:
+        return None
+    patches = [(int(t), int(h) * int(w)) for t, h, w in grid.tolist()]
+    now = sum(t * area for t, area in patches)
+    most = max_pixels // patch**2
+    return tokens * sum(t * min(area, most) for t, area in patches) // max(now, 1)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    channels_last = shape[-1] in (1, 3) and shape[-3] not in (1, 3)
+    height, width = shape[-3:-1] if channels_last else shape[-2:]
+    return f"{width} x {height}"

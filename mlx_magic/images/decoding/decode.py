@@ -18,6 +18,7 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
 from mlx_magic.formatting import reason
 from mlx_magic.images.color_modes import DEEP_MODES, converted
+from mlx_magic.images.decoding import without_pillow
 from mlx_magic.images.decoding.child_process import decode_in_child
 from mlx_magic.images.decoding.file_structure import (
     MAX_MEMORY,
@@ -25,14 +26,11 @@ from mlx_magic.images.decoding.file_structure import (
     check_memory,
     check_structure,
 )
-from mlx_magic.images.decoding.own import color16
-from mlx_magic.images.decoding.own.heif import decode_heif
-from mlx_magic.images.decoding.own.jpeg2000 import decode_jpeg2000
-from mlx_magic.images.decoding.own.netpbm import decode_netpbm
-from mlx_magic.images.decoding.own.qoi import decode_qoi
+from mlx_magic.images.decoding.in_child import decode_heif, decode_jpeg2000
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
 from mlx_magic.images.decoding.quiet_libraries import quiet
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadline, WatchedBytes
+from mlx_magic.images.decoding.without_pillow import decode_netpbm, decode_qoi
 from mlx_magic.images.formats import SNIFF_BYTES, image_format, unsupported_reason
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
 from mlx_magic.images.value_range import Levels, ValueRange, integer_levels, of_top
@@ -323,14 +321,14 @@ def _deep_colors(
     opened: Callable[[], ImageFile.ImageFile],
     data: bytes,
     watch: DecodeDeadline,
-) -> color16.DeepColors | None:
+) -> without_pillow.DeepColors | None:
     """Return an image with colors of 16 bits; None for other images."""
-    mode = color16.raw_mode(image) if image.format in ("PNG", "TIFF") else ""
+    mode = without_pillow.raw_mode(image) if image.format in ("PNG", "TIFF") else ""
     if not mode:
         return None
     in_child = bool(getattr(image, "use_load_libtiff", False))
     read: list[Image.Image] = []
-    for plane in color16.planes(mode):
+    for plane in without_pillow.planes(mode):
         watch.checkpoint()
         if in_child:
             part = decode_in_child(
@@ -346,15 +344,15 @@ def _deep_colors(
                 return None
         else:
             part = opened()
-            color16.set_raw_mode(part, plane)
+            without_pillow.set_raw_mode(part, plane)
             part.load()
         read.append(part)
-    return color16.DeepColors(mode, read, read[0].info.get("transparency"))
+    return without_pillow.DeepColors(mode, read, read[0].info.get("transparency"))
 
 
 def _finish_deep(
     image: ImageFile.ImageFile,
-    deep: color16.DeepColors,
+    deep: without_pillow.DeepColors,
     watch: DecodeDeadline,
     kind: str,
     *,

@@ -6,19 +6,13 @@ pages and tiles of a file, which are counted here without decoding.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
 from mlx_magic.errors import ImageDecodeError, ImageTooLargeError
-from mlx_magic.images.decoding.file_markers import (
-    GIF_BLOCK,
-    JPEG_BARE,
-    JPEG_FRAMES,
-    JPEG_MARKER,
-    gif_colors,
-)
 from mlx_magic.images.decoding.stoppable_file import DecodeDeadline
 from mlx_magic.images.decoding.tiff_structure import (
     SIZE_TAGS,
@@ -31,6 +25,24 @@ from mlx_magic.images.decoding.tiff_structure import (
     Tiff,
 )
 from mlx_magic.images.limits import check_pixels
+
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+"""A marker. Within a scan FF is followed by 0 or a restart marker; fill bytes are FF."""
+
+JPEG_BARE = frozenset({0x01, *range(0xD0, 0xD9)})
+"""Markers without a length."""
+
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of frame headers, which contain width and height."""
+
+GIF_BLOCK = re.compile(rb"[!,;]")
+"""First byte of a GIF block: an extension, an image, the end."""
+
+
+def gif_colors(flags: int) -> int:
+    """Return the size of the color table, in bytes, from the flags."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
 
 MAX_SCANS = 100
 """Maximum scans of a JPEG; encoders make about ten. Each scan is a pass over the image."""

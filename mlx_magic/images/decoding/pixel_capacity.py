@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import NoReturn
 
-from mlx_magic.images.decoding.file_markers import (
+from mlx_magic.images.decoding.file_structure import (
     GIF_BLOCK,
     JPEG_BARE,
     JPEG_FRAMES,

@@ -1,1 +1,1 @@
-"""Parsing of a magic's line and body: arguments, commands, completions, help."""
+"""Parsing of a magic's line and body: arguments, commands, help."""

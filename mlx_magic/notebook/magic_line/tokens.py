@@ -10,6 +10,7 @@ from mlx_magic.notebook.magic_line.expressions import one_line
 
 _CLOSER = {"(": ")", "[": "]", "{": "}"}
 _QUOTES = "\"'"
+_ORDINARY = re.compile(r"[^\s\"'\\()\[\]{}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,12 @@ class _Scanner:
                 continue
             if self._start is None:
                 self._start, self._text, self._only_quoted = at, [], True
+            ordinary = None if self._quote else _ORDINARY.match(self._line, at)
+            if ordinary is not None:
+                self._only_quoted = False
+                self._text.append(ordinary[0])
+                at = ordinary.end()
+                continue
             at += self._inside_quote(at) if self._quote else self._outside_quote(at)
         self._finish(len(self._line))
 

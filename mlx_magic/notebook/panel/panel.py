@@ -1,4 +1,4 @@
-"""The panel: assembles its parts, and is its Python interface."""
+"""The panel: assembles its parts, and is its Python interface. A cell has at most one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets as widgets
 
 from mlx_magic import default_session
+from mlx_magic import session as sessions
+from mlx_magic.argument_checks import short_repr
 from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import RequestError
 from mlx_magic.images.opening import open_images
 from mlx_magic.interrupts import Interrupt, deferred
 from mlx_magic.notebook.kernel import click_routing
-from mlx_magic.notebook.panel.control.draft import Editing
 from mlx_magic.notebook.panel.control.image_tray import Tray
 from mlx_magic.notebook.panel.control.models import Models
 from mlx_magic.notebook.panel.control.namespace import Namespace
 from mlx_magic.notebook.panel.control.question_images import QuestionImages
-from mlx_magic.notebook.panel.control.status_line import activity
-from mlx_magic.notebook.panel.control.turn_actions import TurnActions
+from mlx_magic.notebook.panel.control.turn_actions import Editing, TurnActions
 from mlx_magic.notebook.panel.control.turns import Turns
-from mlx_magic.notebook.panel.control.update_thread import Updates
+from mlx_magic.notebook.panel.control.update_thread import Updates, activity
 from mlx_magic.notebook.panel.state import export, pixel_budget
 from mlx_magic.notebook.panel.state.conversation import PanelImage, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from mlx_magic.engine.result import VisionResult
     from mlx_magic.images.image import ImageInput
     from mlx_magic.session import Session
+
 
 NO_WIDGETS = "The panel needs a front end that shows Jupyter widgets."
 
@@ -378,3 +379,52 @@ def _all_widgets(*boxes: widgets.Widget) -> list[widgets.Widget]:
         parts = (box, getattr(box, "layout", None), getattr(box, "style", None))
         found += [part for part in parts if isinstance(part, widgets.Widget)]
     return found
+
+
+_panel_by_cell: dict[str, Panel] = {}
+
+
+def panel(session: Session | None = None, ipython: Any = None) -> Panel:
+    """Open a panel in the notebook; as the last expression of a cell it is displayed.
+
+    A cell that is run again opens a new panel and closes its previous one.
+
+    Parameters
+    ----------
+    session : Session, optional
+        The session it uses; by default that of the cells.
+    ipython : InteractiveShell, optional
+        The shell whose variables it sees; by default the running one.
+
+    Returns
+    -------
+    Panel
+
+    Raises
+    ------
+    RequestError
+        If `session` is not a Session.
+    """
+    if session is not None and not isinstance(session, sessions.Session):
+        raise RequestError(
+            f"session is {short_repr(session)}: use an mlx_magic session, or leave it out.",
+            option="session",
+        )
+    if ipython is None:
+        from IPython.core.getipython import get_ipython
+
+        ipython = get_ipython()
+    opened = Panel(session, ipython)
+    if cell := _cell_id(ipython):
+        previous = _panel_by_cell.get(cell)
+        _panel_by_cell[cell] = opened
+        if previous is not None:
+            previous.close()
+    return opened
+
+
+def _cell_id(ipython: Any) -> str:
+    """Return the id of the running cell; ``""`` if the front end does not send it."""
+    parent: Any = getattr(ipython, "get_parent", dict)()
+    metadata = parent.get("metadata") if isinstance(parent, Mapping) else None
+    return str(metadata.get("cellId") or "") if isinstance(metadata, Mapping) else ""

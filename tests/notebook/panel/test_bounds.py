@@ -18,9 +18,9 @@ from mlx_magic.errors import ImageTooLargeError
 from mlx_magic.images import opening as images_opening
 from mlx_magic.images.decoding.decode import pixels_of
 from mlx_magic.images.limits import MAX_IMAGES
-from mlx_magic.notebook.panel.control import question_images
+from mlx_magic.notebook.panel.control import image_tray, question_images
 from mlx_magic.notebook.panel.control.question_images import MOST_PROBLEMS, Opening, QuestionImages
-from mlx_magic.notebook.panel.state import pixel_budget, uploads
+from mlx_magic.notebook.panel.state import pixel_budget
 from mlx_magic.notebook.panel.widgets import front
 from mlx_magic.testing import ScriptedBackend
 from tests.notebook.panel.conftest import DrivenPanel, png
@@ -215,7 +215,7 @@ def test_stalled_upload_is_reported(driven: DrivenPanel, monkeypatch: pytest.Mon
     monkeypatch.setattr(driven.panel._tray._uploads, "_clock", lambda: now[0])
     half: dict[str, Any] = {"size": 9, "piece": 0, "pieces": 2, "data": b"abc"}
     driven.page("file", id="a", name="a.png", **half)
-    now[0] = uploads.PATIENCE + 1
+    now[0] = image_tray.PATIENCE + 1
     driven.page("file", id="b", name="b.png", **half)
     assert [opening["id"] for opening in driven.tray.opening] == ["b"]
     assert problems(driven) == ["a.png was not received completely: add it again."]

@@ -15,8 +15,8 @@ from mlx_magic.engine.request import Sampling
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
 from mlx_magic.images.image import ImageInput, make_image_input
-from mlx_magic.notebook.magic_line.cell_arguments import CellArguments, parse_cell
 from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.options import CellArguments, parse_cell
 from mlx_magic.notebook.magic_line.template import fill
 from mlx_magic.notebook.magic_line.tokens import split_line
 from mlx_magic.notebook.panel.state.cell_text import (

@@ -11,8 +11,8 @@ import pytest
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.notebook.display.tables import ModelTable, StatusTable
+from mlx_magic.notebook.panel.control.models import row_html
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice, choices
-from mlx_magic.notebook.panel.widgets.models_section import row_html
 from mlx_magic.session import Session
 from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 from tests import checkpoints

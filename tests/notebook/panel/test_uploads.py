@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.errors import ImageError, ImageTooLargeError
-from mlx_magic.notebook.panel.state.uploads import PATIENCE, PIECE_BYTES, Uploads
+from mlx_magic.notebook.panel.control.image_tray import PATIENCE, PIECE_BYTES, Uploads
 from mlx_magic.testing import ManualClock
 
 

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.proxy import Proxy, install_proxy
-from mlx_magic.backends.vision.image_cache import encoder_outputs
-from mlx_magic.backends.vision.image_cache.encoder_call import EncoderCall
-from mlx_magic.backends.vision.image_cache.encoders import vision_encoders
+from mlx_magic.backends.vision.image_cache import encoders
+from mlx_magic.backends.vision.image_cache.encoders import EncoderCall, vision_encoders
 from mlx_magic.cancellation import Cancelled
 
 T = TypeVar("T")
@@ -110,7 +109,7 @@ class FeatureCache:
 
     def put(self, key: Hashable, output: Any) -> None:
         """Cache an output of evaluated arrays."""
-        size = sum(array.nbytes for array in encoder_outputs.arrays(output))
+        size = sum(array.nbytes for array in encoders.arrays(output))
         if key in self._kept or size > self.limit:
             return
         self._kept[key] = (output, size)
@@ -199,7 +198,7 @@ class _EncoderPass:
         output = self._encode(call, tower, self._done, max(call.image_count, 1))
         self._features.misses += max(call.image_count, 1)
         try:
-            held = encoder_outputs.arrays(output)
+            held = encoders.arrays(output)
         except TypeError:
             return output
         found = {key: output}
@@ -234,7 +233,7 @@ class _EncoderPass:
             found |= zip([keys[at] for at in part], _split(output, len(part)), strict=True)
         self._features.misses += len(new)
         self._features.hits += len(keys) - len(new)
-        whole = encoder_outputs.joined([found[key] if key in found else known[key] for key in keys])
+        whole = encoders.joined([found[key] if key in found else known[key] for key in keys])
         return self._new(found, whole) if found else self._give(whole)
 
     def _encode(self, call: EncoderCall, tower: Any, done: int, image_count: int) -> Any:
@@ -250,11 +249,11 @@ class _EncoderPass:
         return output
 
     def _give(self, output: Any) -> Any:
-        self.missing = self.missing or encoder_outputs.has_left_out(output)
+        self.missing = self.missing or encoders.has_left_out(output)
         return output
 
     def _new(self, found: dict[Hashable, Any], output: Any) -> Any:
-        watch = encoder_outputs.recording_access(output)
+        watch = encoders.recording_access(output)
         self._new_outputs.append(_NewOutputs(found, watch))
         self._give(output)
         return watch
@@ -264,13 +263,13 @@ class _EncoderPass:
         import mlx.core as mx
 
         for entry in self._new_outputs:
-            encoder_outputs.mark_used_by(entry.watch, result)
+            encoders.mark_used_by(entry.watch, result)
             for key, output in entry.found.items():
                 if not self._features.keeps_all:
-                    output = encoder_outputs.without_unused(output, entry.watch)
+                    output = encoders.without_unused(output, entry.watch)
                 # A copy, so that a cached row does not keep its whole batch in memory.
-                own = encoder_outputs.mapped(mx.contiguous, output)
-                mx.eval(encoder_outputs.arrays(own))
+                own = encoders.mapped(mx.contiguous, output)
+                mx.eval(encoders.arrays(own))
                 self._features.put(key, own)
 
 
@@ -289,25 +288,22 @@ def _groups(indices: list[int], *, tried: bool) -> list[list[int]]:
 
 def _is_rows(output: Any, count: int) -> bool:
     try:
-        return bool(encoder_outputs.arrays(output)) and _of_rows(output, count)
+        return bool(encoders.arrays(output)) and _of_rows(output, count)
     except TypeError:
         return False
 
 
 def _first_array(output: Any) -> Any:
     try:
-        return next(iter(encoder_outputs.arrays(output)), None)
+        return next(iter(encoders.arrays(output)), None)
     except TypeError:
         return None
 
 
 def _of_rows(output: Any, count: int) -> bool:
     """Whether each array has a row per image."""
-    return all(array.ndim and array.shape[0] == count for array in encoder_outputs.arrays(output))
+    return all(array.ndim and array.shape[0] == count for array in encoders.arrays(output))
 
 
 def _split(output: Any, count: int) -> list[Any]:
-    return [
-        encoder_outputs.mapped(operator.itemgetter(slice(at, at + 1)), output)
-        for at in range(count)
-    ]
+    return [encoders.mapped(operator.itemgetter(slice(at, at + 1)), output) for at in range(count)]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import threading
 import weakref
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache.processor_call import Call, arrays, held_nbytes
-from mlx_magic.backends.vision.image_cache.thread_safety import is_mlx_free
 from mlx_magic.cancellation import Cancelled
 
 if TYPE_CHECKING:
     from mlx_magic.cancellation import CancelToken
     from mlx_magic.engine.request import GenerationRequest
     from mlx_magic.images.image import ImageInput
+
 
 SLOTS = threading.Semaphore(platform.preprocessing_threads())
 """Shared by all models."""
@@ -244,7 +247,7 @@ class Prefetch:
 
 def key_of(images: Sequence[ImageInput]) -> Hashable:
     """Return the cache key of a request's images."""
-    return tuple(image.digest for image in images)
+    return tuple([image.digest for image in images])
 
 
 def _no_entry() -> Prefetched | None:
@@ -276,3 +279,62 @@ def _is_plain(output: Any) -> bool:
     import mlx.core as mx
 
     return not any(isinstance(array, mx.array) for array in arrays(output))
+
+
+KNOWN = ("transformers", "mlx_vlm")
+"""Packages whose code is inspected; any other code, such as a checkpoint's, may use MLX."""
+
+
+def is_mlx_free(part: object) -> bool:
+    """Whether no method of an object's class refers to MLX.
+
+    It inspects the names in the code, and one level further the functions that these name. Code
+    that reaches MLX in more steps is not detected, so check its output for MLX arrays, too.
+
+    Parameters
+    ----------
+    part : object
+        An image processor, say.
+    """
+    kinds = [kind for kind in type(part).__mro__ if not _is_of(kind, sys.stdlib_module_names)]
+    return all(_is_of(kind, KNOWN) and not any(map(_names_mlx, _functions(kind))) for kind in kinds)
+
+
+def _functions(kind: type) -> Iterator[FunctionType]:
+    for value in vars(kind).values():
+        method: Any = value.fget if isinstance(value, property) else value
+        held = inspect.unwrap(method)
+        if isinstance(held, FunctionType):
+            yield held
+
+
+def _names_mlx(function: FunctionType) -> bool:
+    names = set(_names(function.__code__))
+    held = [function.__globals__.get(name) for name in names]
+    return any(_package(name) == "mlx" for name in names) or any(map(_leads_to_mlx, held))
+
+
+def _leads_to_mlx(value: Any) -> bool:
+    if _is_of(value, ("mlx",)):
+        return True
+    # Such as `to_mlx`, which makes arrays of whatever it is given.
+    return isinstance(value, FunctionType) and any(
+        _is_of(value.__globals__.get(name), ("mlx",)) for name in _names(value.__code__)
+    )
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield the names in code: globals, attributes, imports; those of nested functions, too."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_of(value: Any, packages: Container[str]) -> bool:
+    module = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+    return _package(module if isinstance(module, str) else "") in packages
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]

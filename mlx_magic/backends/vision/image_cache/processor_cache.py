@@ -111,7 +111,7 @@ class ProcessorCache:
             yield image_keys
         finally:
             if image_keys is not None:
-                self._keep_keys(key_of(images), image_keys, sum(map(held_nbytes, inputs.values())))
+                self._keep_keys(key_of(images), image_keys, held_nbytes(list(inputs.values())))
 
     def clear(self) -> None:
         """Clear the cache."""

@@ -7,8 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_magic.backends.prefix_cache.fingerprints import is_array
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -80,33 +78,42 @@ def copied(output: Any) -> Any:
         The output holds anything but arrays, plain values, lists, tuples, dictionaries and
         transformers' BatchFeature.
     """
+    import mlx.core as mx
+    import numpy as np
     from transformers import BatchFeature
 
     if isinstance(output, BatchFeature):
         return type(output)(copied(dict(output.data)))
+    plain = (mx.array, np.ndarray, int, float, str, type(None))
     if type(output) in (list, tuple):
-        return type(output)(copied(each) for each in output)
+        return type(output)([v if isinstance(v, plain) else copied(v) for v in output])
     if type(output) is dict:
-        return {key: copied(each) for key, each in output.items()}
-    if output is None or is_array(output) or isinstance(output, bool | int | float | str):
+        return {key: v if isinstance(v, plain) else copied(v) for key, v in output.items()}
+    if isinstance(output, plain):
         return output
     raise TypeError(f"{type(output).__name__} is not known to be safe to share.")
 
 
 def arrays(value: Any) -> list[Any]:
     """Return all arrays in an output."""
-    if is_array(value):
-        return [value]
-    if isinstance(value, dict):
-        return [array for each in value.values() for array in arrays(each)]
-    if isinstance(value, list | tuple):
-        return [array for each in value for array in arrays(each)]
-    return arrays(value.data) if hasattr(value, "data") else []
+    import mlx.core as mx
+    import numpy as np
+
+    found = []
+    parts = value if isinstance(value, list | tuple) else [value]
+    for part in value.values() if isinstance(value, dict) else parts:
+        if isinstance(part, mx.array | np.ndarray):
+            found.append(part)
+        elif isinstance(part, dict | list | tuple):
+            found += arrays(part)
+        elif hasattr(part, "data"):
+            found += arrays(part.data)
+    return found
 
 
 def held_nbytes(value: Any) -> int:
     """Return the bytes of all arrays in an output."""
-    return sum(int(array.nbytes) for array in arrays(value))
+    return sum([int(array.nbytes) for array in arrays(value)])
 
 
 def _order(given: Any, images: Sequence[Any]) -> Any:
@@ -134,7 +141,7 @@ def _form(value: Any) -> Hashable:
     if value is None or isinstance(value, bool | int | float | str):
         return type(value).__name__, value
     if isinstance(value, list | tuple):
-        return tuple(_form(each) for each in value)
+        return tuple([_form(each) for each in value])
     if isinstance(value, dict):
-        return tuple((str(key), _form(value[key])) for key in sorted(value, key=str))
+        return tuple([(str(key), _form(value[key])) for key in sorted(value, key=str)])
     raise TypeError(f"{type(value).__name__} is no plain option.")
