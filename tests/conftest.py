@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run real models first, the architectures late and the browser last.
 
     Side by side, a long file that began last would be waited for. The architectures import
-    every model of both libraries, and each search for cycles takes longer afterwards. While Playwright's loop runs, no other event loop can.
+    every model of both libraries, and each search for cycles takes longer afterwards. While
+    Playwright's loop runs, no other event loop can.
     """
     items.sort(key=lambda item: item.get_closest_marker("model") is None)
     items.sort(key=lambda item: "tests/architectures/" in item.nodeid)
