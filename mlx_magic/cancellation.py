@@ -69,7 +69,8 @@ class CancelToken:
         ------
         Cancelled
         """
-        if self.requested:
+        # Most tokens have no deadline, and this is called for each token of an answer.
+        if self._event.is_set() or (self._deadline is not None and self.requested):
             raise Cancelled
 
     def wait(self, seconds: float) -> bool:

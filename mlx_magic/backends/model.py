@@ -145,7 +145,7 @@ class LibraryModel:
             self._answering.limits(request.kv_bits),
             prompt_tokens=active.prompt_tokens,
             image_tokens=active.image_tokens,
-            max_tokens=active.sampling.max_tokens,
+            max_tokens=active.request.sampling.max_tokens,
             kv_bits=request.kv_bits,
             cancel=cancel,
             on_wait=active.report_queued,
@@ -154,7 +154,7 @@ class LibraryModel:
             seen = adapter.seen_sizes(request, prompt)
             if seen is not None:
                 report(GenerationChunk("vision", seen=seen, hint=self._hint(prompt)))
-            params = adapter.sampling_params(active.sampling)
+            params = adapter.sampling_params(active.request.sampling)
             active.reasoning = adapter.reasoning(prompt)
             try:
                 reason = yield from self._answering.answer(
@@ -181,7 +181,7 @@ class LibraryModel:
         left = self._context - active.prompt_tokens
         if left < 1:
             raise self._too_long(active, prompt, self._context)
-        sampling = active.sampling
+        sampling = active.request.sampling
         if sampling.max_tokens > left:
             active.request = replace(active.request, sampling=replace(sampling, max_tokens=left))
 
@@ -198,7 +198,7 @@ class LibraryModel:
         return ContextLengthError(
             f"{self._name}: the prompt has {active.prompt_tokens:,} tokens "
             f"({active.image_tokens:,} of images) and the answer up to "
-            f"{active.sampling.max_tokens:,}, but the model's context is {limit:,}: "
+            f"{active.request.sampling.max_tokens:,}, but the model's context is {limit:,}: "
             f"{' or '.join(remedies)} would help.",
             model=self._name,
             needed_tokens=active.prompt_tokens,
@@ -265,7 +265,7 @@ class LibraryModel:
             params,
             inputs=inputs,
             cache=start.caches(adapter.forward.new_caches),
-            processors=processors(active.sampling),
+            processors=processors(active.request.sampling),
             checkpoint_at=self._checkpoint(prompt, start, active),
             on_checkpoint=lambda caches: adapter.prompt_cache.keep_state(
                 start, prompt.image_end, [], caches
@@ -323,7 +323,7 @@ class LibraryModel:
             if next_token is None:
                 continue
             answer.append(next_token.token)
-            reason = self._detokenize(next_token, detokenizer, len(answer), active.sampling)
+            reason = self._detokenize(next_token, detokenizer, len(answer), active.request.sampling)
             segment = detokenizer.last_segment
             if len(answer) > len(reported):
                 active.report_text(segment, len(answer), next_token.token)

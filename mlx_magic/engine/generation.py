@@ -289,7 +289,7 @@ class Generation(Task[VisionResult]):
                 # A failing sink must not end the answer.
                 _log.exception("A sink failed and is not called again.")
                 self._sink = None
-        self._changed()
+        self._observers.notify(self.snapshot)
 
     def _changed(self, *, at_end: bool = False) -> None:
         self._observers.notify(self.snapshot, at_end=at_end)

@@ -9,7 +9,7 @@ from mlx_magic.backends.batching.admission import Reservation
 from mlx_magic.backends.chat_templates.reasoning import ReasoningStream, Split
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
-from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk, Phase
 
 
@@ -44,11 +44,6 @@ class ActiveRequest:
     reservation: Reservation | None = None
     reasoning: ReasoningStream | None = None
     _written: int = 0
-
-    @property
-    def sampling(self) -> Sampling:
-        """Sampling options of the request."""
-        return self.request.sampling
 
     def prefilling(self, prefilling: bool) -> None:
         """Note whether the prompt is still to be read, which takes memory of its own."""

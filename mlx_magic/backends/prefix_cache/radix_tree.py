@@ -26,7 +26,11 @@ class _Node:
 
     @property
     def nbytes(self) -> int:
-        return sum(int(keys.nbytes + values.nbytes) for keys, values in self.rows)
+        return _nbytes(self.rows)
+
+
+def _nbytes(rows: Rows) -> int:
+    return sum([int(keys.nbytes + values.nbytes) for keys, values in rows])
 
 
 class PrefixCache:
@@ -94,7 +98,7 @@ class PrefixCache:
         if known < start or known >= len(prompt_keys):
             return
         path_ids = {id(node) for node, _ in path}
-        each = sum(int(k.nbytes + v.nbytes) for k, v in rows) // max(len(prompt_keys) - start, 1)
+        each = _nbytes(rows) // max(len(prompt_keys) - start, 1)
         free = self._evict(each * (len(prompt_keys) - known), path_ids)
         # If not all of it fits, its beginning is worth keeping too.
         end = min(len(prompt_keys), known + free // max(each, 1))

@@ -230,7 +230,7 @@ class VisionAdapter:
         """Answer through mlx-vlm's own generation. See `ModelAdapter.streaming`."""
         from mlx_vlm import stream_generate
 
-        sampling = active.sampling
+        sampling = active.request.sampling
         if sampling.seed is None:
             # Otherwise the answer would depend on an earlier request's seed.
             platform.fresh_seed()
