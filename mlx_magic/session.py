@@ -11,10 +11,10 @@ from typing import Any
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import generation_error, no_panics, preparing_error
 from mlx_magic.cancellation import Cancelled
-from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.engine import Engine, Steps
 from mlx_magic.engine.generation import Generation, OnProgress, Sink
 from mlx_magic.engine.request import DEMO, GenerationRequest
+from mlx_magic.engine.running_tasks import ChangeListeners
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.engine.task import Clock, Task
 from mlx_magic.errors import (

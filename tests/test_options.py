@@ -29,7 +29,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from mlx_magic.notebook.display import sanitize
 from mlx_magic.notebook.magic_line.options import parse_cell
 from mlx_magic.notebook.kernel.completer import complete
-from mlx_magic.notebook.magic_line.help_text import help_text
+from mlx_magic.notebook.magic_line.options import help_text
 from mlx_magic.notebook.panel.panel import Panel
 from mlx_magic.notebook.panel.state.cell_text import cell_text
 from mlx_magic.notebook.panel.state.conversation import Turn

@@ -13,8 +13,8 @@ from mlx_magic.backends.batching.forward import ForwardModel, Inputs
 from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates.reasoning import ReasoningStream
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 

@@ -19,7 +19,7 @@ from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.models.checkpoints import weight_size
+from mlx_magic.models.checkpoints import checkpoint as checkpoints_checkpoint
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.checkpoints.safetensors import Span
 
@@ -123,7 +123,7 @@ def weights_nbytes(model: Any) -> int:
 def estimate(checkpoint: Checkpoint) -> int:
     """Bytes that a checkpoint's weights will take in memory; on the inference thread."""
     platform.start()
-    return weight_size.expected(checkpoint, float32=platform.wants_float32)
+    return checkpoints_checkpoint.expected(checkpoint, float32=platform.wants_float32)
 
 
 def materialize(

@@ -32,7 +32,7 @@ from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.errors import ContextLengthError, GenerationError
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
-from mlx_magic.models.checkpoints.context_length import context_length
+from mlx_magic.models.checkpoints.config_limits import context_length
 
 if TYPE_CHECKING:
     from mlx_magic.engine.engine import Steps

@@ -22,9 +22,8 @@ from mlx_magic.model_pool.budget import (
     choose_evictions,
     evictions_for_budget,
 )
-from mlx_magic.model_pool.entry import PoolEntry
 from mlx_magic.model_pool.model_info import ModelInfo
-from mlx_magic.model_pool.registry import Registry
+from mlx_magic.model_pool.registry import PoolEntry, Registry
 from mlx_magic.model_pool.shared_load import Loading, Loads
 from mlx_magic.model_pool.unload import Unload, Unloaded, UnloadReason
 

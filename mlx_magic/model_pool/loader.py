@@ -18,10 +18,9 @@ from mlx_magic.engine.engine import WAIT, Steps, StepSignal
 from mlx_magic.engine.task import Task
 from mlx_magic.errors import MlxMagicError
 from mlx_magic.formatting import without_frames
-from mlx_magic.model_pool.entry import ModelKey, PoolEntry
 from mlx_magic.model_pool.eviction import Eviction
 from mlx_magic.model_pool.model_info import Load
-from mlx_magic.model_pool.registry import Registry
+from mlx_magic.model_pool.registry import ModelKey, PoolEntry, Registry
 from mlx_magic.model_pool.shared_load import Loading, Loads
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 

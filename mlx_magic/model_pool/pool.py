@@ -16,9 +16,8 @@ from mlx_magic.backends.batching import admission
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_errors import preparing_error
-from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.engine import Engine, StepSignal
-from mlx_magic.engine.running_tasks import RunningTasks
+from mlx_magic.engine.running_tasks import ChangeListeners, RunningTasks
 from mlx_magic.engine.task import Clock, Task, outcome, wait
 from mlx_magic.errors import EngineError, ModelError, RequestError, ShortTraceback
 from mlx_magic.formatting import amount

@@ -28,9 +28,13 @@ from mlx_magic.notebook.kernel.cell_errors import one_line_errors
 from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import commands, template
 from mlx_magic.notebook.magic_line.expressions import evaluator, variables_in_scope
-from mlx_magic.notebook.magic_line.help_text import asks_for_help, help_text
 from mlx_magic.notebook.magic_line.image_arguments import image_values
-from mlx_magic.notebook.magic_line.options import CellArguments, parse_cell
+from mlx_magic.notebook.magic_line.options import (
+    CellArguments,
+    asks_for_help,
+    help_text,
+    parse_cell,
+)
 from mlx_magic.options import OPTIONS, RequestOption, Settings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache
 from mlx_magic.cancellation import Cancelled
 

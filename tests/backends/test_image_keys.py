@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
-from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys, prompt_keys_of
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys, PromptKeys, prompt_keys_of
 
 mx = pytest.importorskip("mlx.core")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mlx_magic.engine.change_listeners import ChangeListeners
 from mlx_magic.engine.generation import Generation
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk
+from mlx_magic.engine.running_tasks import ChangeListeners
 from mlx_magic.errors import GenerationError
 from mlx_magic.model_pool.model_info import Load
 from mlx_magic.session import Session

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.models.checkpoints.context_length import context_length
+from mlx_magic.models.checkpoints.config_limits import context_length
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 

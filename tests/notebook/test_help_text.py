@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-from mlx_magic.notebook.magic_line.help_text import help_text
-from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS
+from mlx_magic.notebook.magic_line.options import CELL_OPTIONS, LINE_OPTIONS, help_text
 
 
 def test_cell_help_has_every_flag_with_its_trait() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.models.checkpoints.context_length import TEXT_PARTS
+from mlx_magic.models.checkpoints.config_limits import TEXT_PARTS
 
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
 _KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")

@@ -12,14 +12,13 @@ from typing import Any, TypeVar
 from mlx_magic.backends import upstream
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import (
     CachedPrefix,
     CacheKind,
     PromptCache,
     reuse_limit,
 )
-from mlx_magic.backends.prefix_cache.prompt_keys import prompt_keys_of
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys, prompt_keys_of
 from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup
 from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 

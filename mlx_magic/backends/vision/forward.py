@@ -15,8 +15,8 @@ from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
 from mlx_magic.backends.batching.kv_cache import leaf_caches
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.backends.vision.caches import VisionCaches
 from mlx_magic.cancellation import CancelToken
 

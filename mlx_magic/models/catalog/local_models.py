@@ -14,7 +14,7 @@ from mlx_magic import demo
 from mlx_magic.engine.request import DEMO
 from mlx_magic.errors import ModelError
 from mlx_magic.formatting import shown
-from mlx_magic.models.checkpoints import checkpoint, files, strict_json, weight_size
+from mlx_magic.models.checkpoints import checkpoint, files, strict_json
 from mlx_magic.models.checkpoints.strict_json import JsonLimits, SlowToReadError
 from mlx_magic.models.hub import upstream
 from mlx_magic.models.hub.resumable import PART
@@ -171,7 +171,7 @@ def _inspected(name: str, folder: Path, float32: Callable[[int], bool]) -> Model
         model_type=found.model_type,
         quantization=found.quantization,
         nbytes=found.weight_bytes,
-        needed=weight_size.expected(found, float32=float32),
+        needed=checkpoint.expected(found, float32=float32),
         problem=problem,
     )
 

@@ -20,7 +20,6 @@ from mlx_magic.models.checkpoints import (
     files,
     remote_code,
     strict_json,
-    weight_size,
 )
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
@@ -112,7 +111,7 @@ def read(
             found.model_type,
             found.quantization,
             found.weight_bytes,
-            weight_size.expected(found, float32=float32),
+            checkpoint.expected(found, float32=float32),
             _context(found.config),
             _image_tokens(found.config, processor),
             found.wants_code,

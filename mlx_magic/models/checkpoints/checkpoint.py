@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -329,3 +329,26 @@ def _not_found(model: str, target: str, aliases: Mapping[str, str]) -> ModelNotF
         "repository as organization/name.",
         model=model,
     )
+
+
+def expected(checkpoint: Checkpoint, *, float32: Callable[[int], bool]) -> int:
+    """Return the estimated bytes of a checkpoint's weights in memory.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    float32 : callable
+        Called with the bytes of the weights in float32; returns whether they are unpacked to
+        float32.
+    """
+    quantization = checkpoint.config.get("quantization") or {}
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    unpacked = {
+        "F16": 2.0,
+        "BF16": 2.0,
+        "U32": 32 / bits if isinstance(bits, int) and bits > 0 else 1.0,
+    }
+    unpacked_bytes = sum(
+        int(size * unpacked.get(dtype, 1.0)) for dtype, size in checkpoint.bytes_by_dtype.items()
+    )
+    return unpacked_bytes if float32(unpacked_bytes) else checkpoint.weight_bytes

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import one_line
-from mlx_magic.notebook.magic_line.help_text import HELP_FLAGS
 from mlx_magic.notebook.magic_line.options import (
+    HELP_FLAGS,
     LINE_OPTIONS,
     MODEL_VERBS,
     ParsedOptions,

@@ -27,8 +27,7 @@ from mlx_magic.notebook.panel.control.update_thread import Updates, activity
 from mlx_magic.notebook.panel.state import export, pixel_budget
 from mlx_magic.notebook.panel.state.conversation import PanelImage, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
-from mlx_magic.notebook.panel.widgets.controls import fold, set_trait
-from mlx_magic.notebook.panel.widgets.guarded import guarded
+from mlx_magic.notebook.panel.widgets.controls import fold, guarded, set_trait
 
 if TYPE_CHECKING:
     from mlx_magic.engine.generation import Generation

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.backends.prefix_cache.fingerprints import digest, is_array
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 
 TOWERS = (
     "vision_tower",

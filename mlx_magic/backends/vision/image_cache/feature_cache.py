@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.backends.proxy import Proxy, install_proxy
 from mlx_magic.backends.vision.image_cache import encoders
 from mlx_magic.backends.vision.image_cache.encoders import EncoderCall, vision_encoders

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mlx_magic.backends.prefix_cache.image_keys import ImageKeys
+from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch, key_of
 from mlx_magic.backends.vision.image_cache.processor_call import Call, copied, held_nbytes, state
 

@@ -12,9 +12,8 @@ from mlx_magic.errors import ImageError, ImageTooLargeError, MlxMagicError
 from mlx_magic.formatting import amount, short_label
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES
 from mlx_magic.notebook.panel.control.question_images import Opening, QuestionImages, image_state
-from mlx_magic.notebook.panel.widgets.controls import set_trait
+from mlx_magic.notebook.panel.widgets.controls import Guarded, set_trait
 from mlx_magic.notebook.panel.widgets.front import ImageTray
-from mlx_magic.notebook.panel.widgets.guarded import Guarded
 
 PIECE_BYTES = 512 * 1024
 """Maximum size of a piece."""

@@ -16,8 +16,7 @@ from mlx_magic.model_pool.model_info import Load
 from mlx_magic.model_pool.unload import Unload
 from mlx_magic.notebook.display import formulas, pool_messages, sanitize
 from mlx_magic.notebook.panel.state.model_choices import ModelChoice, choices, loading, unloading
-from mlx_magic.notebook.panel.widgets.controls import button, line, message_html, set_trait
-from mlx_magic.notebook.panel.widgets.guarded import guarded
+from mlx_magic.notebook.panel.widgets.controls import button, guarded, line, message_html, set_trait
 from mlx_magic.session import Session
 
 if TYPE_CHECKING:

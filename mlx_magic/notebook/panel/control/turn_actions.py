@@ -12,8 +12,8 @@ from mlx_magic.notebook.panel.control.turns import Turns
 from mlx_magic.notebook.panel.state import cell_text, export
 from mlx_magic.notebook.panel.state.conversation import PanelImage, Turn
 from mlx_magic.notebook.panel.widgets.composer import Composer
+from mlx_magic.notebook.panel.widgets.controls import Guarded
 from mlx_magic.notebook.panel.widgets.front import ConversationView
-from mlx_magic.notebook.panel.widgets.guarded import Guarded
 from mlx_magic.options import Settings
 
 
