@@ -19,8 +19,7 @@ from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.cancellation import Cancelled, CancelToken
-from mlx_magic.models.checkpoints import checkpoint as checkpoints_checkpoint
-from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint, bytes_in_memory
 from mlx_magic.models.checkpoints.safetensors import Span
 
 Opened = tuple[Any, BackgroundCall[Any]]
@@ -34,7 +33,8 @@ class LibraryBackend(ABC):
 
     def estimate(self, checkpoint: Checkpoint) -> int:
         """Return the bytes of the weights in memory. See `Backend.estimate`."""
-        return estimate(checkpoint)
+        platform.start()
+        return bytes_in_memory(checkpoint, float32=platform.wants_float32)
 
     def load(
         self,
@@ -118,12 +118,6 @@ SLICE_BYTES = 64 * 2**20
 def weights_nbytes(model: Any) -> int:
     """Bytes of all parameters of an ``mlx.nn.Module``."""
     return sum(array.nbytes for _, array in _leaves(model))
-
-
-def estimate(checkpoint: Checkpoint) -> int:
-    """Bytes that a checkpoint's weights will take in memory; on the inference thread."""
-    platform.start()
-    return checkpoints_checkpoint.expected(checkpoint, float32=platform.wants_float32)
 
 
 def materialize(

@@ -86,9 +86,8 @@ class Sampling:
         _texts("stop", self.stop)
 
 
-def _set(target: object, name: str, value: object) -> None:
-    """Set a field of a frozen dataclass that is being created."""
-    object.__setattr__(target, name, value)
+_set = object.__setattr__
+"""Sets a field of a frozen dataclass that is being created."""
 
 
 def _number(name: str, value: object) -> None:

@@ -82,7 +82,7 @@ def models_on_disk(
     aliases : mapping
         Alias to folder or repository id; those of folders are listed.
     float32 : callable
-        Whether weights are unpacked here. See `weight_size.expected`.
+        Whether weights are unpacked here. See `checkpoint.bytes_in_memory`.
     folders : sequence of Path
         The user's model folders, with ``name/config.json`` or
         ``organization/name/config.json``.
@@ -171,7 +171,7 @@ def _inspected(name: str, folder: Path, float32: Callable[[int], bool]) -> Model
         model_type=found.model_type,
         quantization=found.quantization,
         nbytes=found.weight_bytes,
-        needed=checkpoint.expected(found, float32=float32),
+        needed=checkpoint.bytes_in_memory(found, float32=float32),
         problem=problem,
     )
 

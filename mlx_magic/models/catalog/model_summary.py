@@ -88,7 +88,7 @@ def read(
         Alias, folder or repository id.
     names : Names
     float32 : callable
-        Whether weights are unpacked on this device. See `weight_size.expected`.
+        Whether weights are unpacked on this device. See `checkpoint.bytes_in_memory`.
     endpoint : str, optional
         Replaces the Hub client's endpoint.
 
@@ -111,7 +111,7 @@ def read(
             found.model_type,
             found.quantization,
             found.weight_bytes,
-            checkpoint.expected(found, float32=float32),
+            checkpoint.bytes_in_memory(found, float32=float32),
             _context(found.config),
             _image_tokens(found.config, processor),
             found.wants_code,

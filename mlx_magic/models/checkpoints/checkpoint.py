@@ -331,7 +331,7 @@ def _not_found(model: str, target: str, aliases: Mapping[str, str]) -> ModelNotF
     )
 
 
-def expected(checkpoint: Checkpoint, *, float32: Callable[[int], bool]) -> int:
+def bytes_in_memory(checkpoint: Checkpoint, *, float32: Callable[[int], bool]) -> int:
     """Return the estimated bytes of a checkpoint's weights in memory.
 
     Parameters
