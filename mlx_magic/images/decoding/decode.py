@@ -19,14 +19,13 @@ from mlx_magic.errors import ImageDecodeError, ImageError, ImageTooLargeError
 from mlx_magic.formatting import reason
 from mlx_magic.images.color_modes import DEEP_MODES, converted
 from mlx_magic.images.decoding import without_pillow
-from mlx_magic.images.decoding.child_process import decode_in_child
+from mlx_magic.images.decoding.child_process import decode_heif, decode_in_child, decode_jpeg2000
 from mlx_magic.images.decoding.file_structure import (
     MAX_MEMORY,
     Count,
     check_memory,
     check_structure,
 )
-from mlx_magic.images.decoding.in_child import decode_heif, decode_jpeg2000
 from mlx_magic.images.decoding.pixel_capacity import check_capacity
 from mlx_magic.images.decoding.quiet_libraries import quiet
 from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadline, WatchedBytes
