@@ -15,8 +15,10 @@ from PIL import Image, ImageDraw
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.loading import fast_modules
 from mlx_magic.engine.engine import Engine
+from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.session import Session
-from mlx_magic.testing import ScriptedBackend, scripted_session
+from mlx_magic.testing import ManualClock, ScriptedBackend, scripted_session
 
 # Tests that run side by side share the processor's cores.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -78,6 +80,24 @@ def templates_render_here() -> Iterator[None]:
         for module in (adapter, vision_inputs):
             patch.setattr(module, "is_known", lambda *things: False)
         yield
+
+
+@pytest.fixture(scope="module")
+def mlx() -> None:
+    """MLX, set up as for a model."""
+    platform.start()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that is set by hand."""
+    return ManualClock(100.0)
+
+
+@pytest.fixture
+def generation(clock: ManualClock) -> Generation:
+    """A question that has not started."""
+    return Generation(GenerationRequest(prompt="What?"), clock=clock)
 
 
 @pytest.fixture(scope="module")

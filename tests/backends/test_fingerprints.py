@@ -11,14 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache import fingerprints
 from mlx_magic.backends.prefix_cache.fingerprints import GLANCE, Fingerprint, digest
 
-
-@pytest.fixture(scope="module", autouse=True)
-def mlx() -> None:
-    platform.start()
+pytestmark = pytest.mark.usefixtures("mlx")
 
 
 @pytest.fixture

@@ -7,13 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 
-
-@pytest.fixture(scope="module", autouse=True)
-def mlx() -> None:
-    platform.start()
+pytestmark = pytest.mark.usefixtures("mlx")
 
 
 def pixels(*seeds: int, shape: tuple[int, ...] = (3, 8, 8)) -> Any:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache import prefetch
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch, Prefetched
 from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
@@ -20,13 +19,10 @@ from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.opening import open_images
 
+pytestmark = pytest.mark.usefixtures("mlx")
+
 SECONDS = 20
 MANY = 10**6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mlx() -> None:
-    platform.start()
 
 
 @pytest.fixture(autouse=True)

@@ -7,15 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.opening import open_images
 
-
-@pytest.fixture(scope="module", autouse=True)
-def mlx() -> None:
-    platform.start()
+pytestmark = pytest.mark.usefixtures("mlx")
 
 
 def seeded_images(*seeds: int) -> list[ImageInput]:

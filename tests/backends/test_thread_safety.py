@@ -7,16 +7,12 @@ from typing import Any
 
 import pytest
 
-from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache import prefetch
 from mlx_magic.backends.vision.image_cache.prefetch import is_mlx_free
 
+pytestmark = pytest.mark.usefixtures("mlx")
+
 VLM = "mlx_vlm.models"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def mlx() -> None:
-    platform.start()
 
 
 def class_named(module: str, name: str) -> Any:

@@ -23,11 +23,6 @@ TIMEOUT = 10.0
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(100.0)
-
-
-@pytest.fixture
 def script() -> ScriptedBackend:
     return ScriptedBackend("a b c")
 

@@ -19,16 +19,6 @@ from mlx_magic.notebook.display.phase_line import phase_line
 from mlx_magic.testing import ManualClock, RecordingSink
 
 
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(100.0)
-
-
-@pytest.fixture
-def generation(clock: ManualClock) -> Generation:
-    return Generation(GenerationRequest(prompt="What?"), clock=clock)
-
-
 def text_chunk(text: str, count: int, **more: Any) -> GenerationChunk:
     return GenerationChunk("decode", text=text, completion_tokens=count, **more)
 

@@ -13,19 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlx_magic.engine.generation import INTERVAL, Generation, Observers, Snapshot
-from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.testing import ManualClock
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(0.0)
-
-
-@pytest.fixture
-def generation(clock: ManualClock) -> Generation:
-    return Generation(GenerationRequest(prompt="What?"), clock=clock)
 
 
 def text_chunk(count: int) -> GenerationChunk:

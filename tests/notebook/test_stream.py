@@ -23,16 +23,6 @@ from mlx_magic.testing import ManualClock
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def generation(clock: ManualClock) -> Generation:
-    return Generation(GenerationRequest(prompt="What?"), clock=clock)
-
-
-@pytest.fixture
 def view(generation: Generation, clock: ManualClock) -> Iterator[WidgetView]:
     view = WidgetView(generation, clock=clock)
     yield view

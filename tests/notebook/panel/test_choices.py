@@ -22,11 +22,6 @@ MB = 10**6
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
 def script() -> ScriptedBackend:
     return ScriptedBackend("Yes.")
 
