@@ -13,10 +13,12 @@ from mlx_magic.backends.batching.forward import ForwardModel, Inputs
 from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates.reasoning import ReasoningStream
-from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
+from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
 from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
+from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.upstream_checks import Mechanism
 
 
 @dataclass(slots=True)
@@ -161,3 +163,40 @@ class ModelAdapter(Protocol):
 
     def close(self) -> None:
         """Release the model."""
+
+
+class AdapterKind(Protocol):
+    """The adapter class of one library."""
+
+    library: str
+    caches: Mechanism
+
+    def language_model(self, model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """Return the part of a model that decodes, and its configuration.
+
+        What the library's batches need of the tokenizer or processor is checked here.
+        """
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        model: Any,
+        tokenizer: Any,
+        /,
+        *,
+        kind: CacheKind | None,
+        chunk: int,
+        nbytes: int,
+    ) -> ModelAdapter:
+        """Make an adapter.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+        model, tokenizer : object
+            As the library loads them; the processor for a vision model.
+        kind : {"plain", "states"} or None
+            See `PromptCache`.
+        chunk, nbytes : int
+            Prompt tokens per prefill chunk; bytes of the weights.
+        """

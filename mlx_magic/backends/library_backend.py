@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
+from mlx_magic.backends.adapter import AdapterKind
 from mlx_magic.backends.base import LoadProgress
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.loading import fast_modules
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
 from mlx_magic.backends.model import LibraryModel
@@ -30,6 +30,7 @@ class LibraryBackend(ABC):
     """Loads models with one library. See `Backend`."""
 
     library: str
+    adapter: AdapterKind
 
     def estimate(self, checkpoint: Checkpoint) -> int:
         """Return the bytes of the weights in memory. See `Backend.estimate`."""
@@ -63,9 +64,8 @@ class LibraryBackend(ABC):
         size, tokenizer = yield from materialize(
             model, cancel=cancel, progress=progress, origins=origins, beside=loading
         )
-        if fast_modules.is_worth():
-            fast_modules.speed_up(self.language_model(model))
-        return self.ready(checkpoint, model, tokenizer, size, began)
+        self.speed_up(model)
+        return LibraryModel.of(self.adapter, checkpoint, model, tokenizer, size, began=began)
 
     @abstractmethod
     def import_library(self) -> None:
@@ -98,14 +98,8 @@ class LibraryBackend(ABC):
         """
 
     @abstractmethod
-    def language_model(self, model: Any) -> Any:
-        """Return the part of a model that decodes."""
-
-    @abstractmethod
-    def ready(
-        self, checkpoint: Checkpoint, model: Any, tokenizer: Any, nbytes: int, began: float
-    ) -> LibraryModel:
-        """Return the loaded model of what the library has loaded."""
+    def speed_up(self, model: Any) -> None:
+        """Replace parts of a model by quicker ones with the same results, once it is loaded."""
 
 
 T = TypeVar("T")

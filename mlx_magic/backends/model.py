@@ -9,10 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mlx_magic.backends import warmup
-from mlx_magic.backends.adapter import Detokenizer, ModelAdapter, Prompt
+from mlx_magic.backends.adapter import AdapterKind, Detokenizer, ModelAdapter, Prompt
 from mlx_magic.backends.base import LoadProgress, PrefetchFunction, Report
 from mlx_magic.backends.batch_check.compare_rows import Budget, ModelProbe
-from mlx_magic.backends.batch_check.policy import BatchPolicy
+from mlx_magic.backends.batch_check.policy import BatchPolicy, batch_policy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.admission import MemoryAdmission
@@ -85,6 +85,44 @@ class LibraryModel:
             at_once=adapter.joint_tokens if self._answering.batch is not None else 0,
             forget=adapter.forget,
         )
+
+    @classmethod
+    def of(
+        cls,
+        adapter: AdapterKind,
+        checkpoint: Checkpoint,
+        model: Any,
+        tokenizer: Any,
+        nbytes: int,
+        *,
+        began: float | None = None,
+    ) -> LibraryModel:
+        """Return the loaded model of what a library has loaded.
+
+        Parameters
+        ----------
+        adapter : AdapterKind
+            The library's adapter.
+        checkpoint : Checkpoint
+        model, tokenizer : object
+            As the library loads them; the processor for a vision model.
+        nbytes : int
+            Bytes of the weights.
+        began : float, optional
+            Start of the load, in seconds of `time.monotonic`.
+        """
+        language_model, config = adapter.language_model(model, tokenizer)
+        caches = kv_cache.made(adapter.caches, language_model)
+        policy = batch_policy(adapter.library, checkpoint, language_model, config, caches)
+        made = adapter(
+            checkpoint,
+            model,
+            tokenizer,
+            kind=policy.cache_kind(caches),
+            chunk=policy.chunk(nbytes),
+            nbytes=nbytes,
+        )
+        return cls(checkpoint, made, policy, nbytes, began=began)
 
     @property
     def nbytes(self) -> int:

@@ -13,7 +13,7 @@ from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.model import LibraryModel
-from mlx_magic.backends.text import adapter
+from mlx_magic.backends.text.adapter import TextAdapter
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -177,9 +177,8 @@ def model() -> Any:
 
 
 def text_model(model: Any, folder: Path, **config: Any) -> LibraryModel:
-    return adapter.text_model(
-        Checkpoint("tiny", folder, "text", "llama", config=config), model, byte_tokenizer(), 1
-    )
+    checkpoint = Checkpoint("tiny", folder, "text", "llama", config=config)
+    return LibraryModel.of(TextAdapter, checkpoint, model, byte_tokenizer(), 1)
 
 
 def quantized_raw(model: Any, prompt: str, bits: int, count: int) -> str:

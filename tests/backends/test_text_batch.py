@@ -24,8 +24,7 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, PromptCache
 from mlx_magic.backends.prefix_cache.prompt_keys import PromptKeys
-from mlx_magic.backends.text.adapter import TextForward
-from mlx_magic.backends.text.adapter import text_model as loaded_model
+from mlx_magic.backends.text.adapter import TextAdapter, TextForward
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -499,7 +498,9 @@ def text_model(
     settings = {"temperature": 0.0, "top_k": 30}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     monkeypatch.setattr(platform, "prefill_chunk", lambda nbytes: CHUNK)
-    return loaded_model(Checkpoint("tiny", tmp_path, "text", "llama"), model, byte_tokenizer(), 1)
+    return LibraryModel.of(
+        TextAdapter, Checkpoint("tiny", tmp_path, "text", "llama"), model, byte_tokenizer(), 1
+    )
 
 
 Outcome = tuple[str, int, int, Any]
@@ -687,8 +688,12 @@ def test_overflow_is_an_error_of_one_line_for_one_request(
     text_model: LibraryModel, model: Any
 ) -> None:
     watched = RecordingModel(model, spoil=byte_tokenizer().encode("!")[0])
-    settled = loaded_model(
-        Checkpoint("tiny", Path("/nowhere"), "text", "llama"), watched, byte_tokenizer(), 1
+    settled = LibraryModel.of(
+        TextAdapter,
+        Checkpoint("tiny", Path("/nowhere"), "text", "llama"),
+        watched,
+        byte_tokenizer(),
+        1,
     )
     questions = [TextRequest(settled, prompt, max_tokens=3) for prompt in ("Hi!", "What is it?")]
     ask(*questions)

@@ -17,7 +17,7 @@ from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.text import adapter
-from mlx_magic.backends.text.adapter import text_model
+from mlx_magic.backends.text.adapter import TextAdapter
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.engine import Engine
 from mlx_magic.engine.request import Exchange
@@ -53,7 +53,8 @@ def model(weights: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Libr
 
 def made(weights: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> LibraryModel:
     monkeypatch.setattr(platform, "prefill_chunk", lambda nbytes: CHUNK)
-    return text_model(Checkpoint("tiny", folder, "text", "llama"), weights, endless(), 1)
+    checkpoint = Checkpoint("tiny", folder, "text", "llama")
+    return LibraryModel.of(TextAdapter, checkpoint, weights, endless(), 1)
 
 
 def endless() -> Any:

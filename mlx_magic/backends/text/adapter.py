@@ -10,7 +10,6 @@ from typing import Any
 
 from mlx_magic.backends import upstream
 from mlx_magic.backends.adapter import Prompt
-from mlx_magic.backends.batch_check.policy import batch_policy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
@@ -32,7 +31,6 @@ from mlx_magic.backends.chat_templates.reasoning import (
 )
 from mlx_magic.backends.chat_templates.rendering import rendering
 from mlx_magic.backends.loading.background import BackgroundCall, is_known
-from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.prompt_cache import (
     CachedPrefix,
     CacheKind,
@@ -200,6 +198,7 @@ class TextAdapter:
     """
 
     library = "mlx-lm"
+    caches = upstream.TEXT_CACHES
     sees_images = False
     joint_tokens = 0
     prefetch = None
@@ -226,6 +225,11 @@ class TextAdapter:
             str(checkpoint.config.get("model_type", "")),
         )
         self._shape = ModelDimensions.of(checkpoint.config)
+
+    @staticmethod
+    def language_model(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """Return the model and its configuration. See `AdapterKind`."""
+        return model, getattr(model, "args", None)
 
     @property
     def stats(self) -> CacheStats:
@@ -344,34 +348,6 @@ def _marks_of_code(tokenizer: Any) -> str:
     if not getattr(tokenizer, "has_chat_template", False):
         return ""
     return f"{tokenizer.think_start or ''}{tokenizer.think_end or ''}"
-
-
-def text_model(
-    checkpoint: Checkpoint, model: Any, tokenizer: Any, nbytes: int, *, began: float | None = None
-) -> LibraryModel:
-    """Return the loaded model of what mlx-lm has loaded.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    model, tokenizer : object
-        As mlx-lm loads them.
-    nbytes : int
-        Bytes of the weights.
-    began : float, optional
-        Start of the load, in seconds of `time.monotonic`.
-    """
-    caches = kv_cache.made(upstream.TEXT_CACHES, model)
-    policy = batch_policy("mlx-lm", checkpoint, model, getattr(model, "args", None), caches)
-    adapter = TextAdapter(
-        checkpoint,
-        model,
-        tokenizer,
-        kind=policy.cache_kind(caches),
-        chunk=policy.chunk(nbytes),
-        nbytes=nbytes,
-    )
-    return LibraryModel(checkpoint, adapter, policy, nbytes, began=began)
 
 
 def sampling_params(sampling: Sampling, defaults: Mapping[str, Any]) -> SamplingParams:

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.backends import upstream
+from mlx_magic.backends.adapter import AdapterKind
 from mlx_magic.backends.library_backend import LibraryBackend, Opened
-from mlx_magic.backends.loading import lora_check
+from mlx_magic.backends.loading import fast_modules, lora_check
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
-from mlx_magic.backends.model import LibraryModel
-from mlx_magic.backends.text.adapter import text_model
+from mlx_magic.backends.text.adapter import TextAdapter
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.upstream_checks import accepted
@@ -22,6 +22,7 @@ class TextBackend(LibraryBackend):
     """Loads text models with mlx-lm."""
 
     library = "mlx-lm"
+    adapter: AdapterKind = TextAdapter
 
     def import_library(self) -> None:
         """Import mlx-lm."""
@@ -73,12 +74,7 @@ class TextBackend(LibraryBackend):
         lora_check.require_fit(model, checkpoint)
         return model, loading_tokenizer
 
-    def language_model(self, model: Any) -> Any:
-        """Return the model itself."""
-        return model
-
-    def ready(
-        self, checkpoint: Checkpoint, model: Any, tokenizer: Any, nbytes: int, began: float
-    ) -> LibraryModel:
-        """Return the loaded model. See `text_model`."""
-        return text_model(checkpoint, model, tokenizer, nbytes, began=began)
+    def speed_up(self, model: Any) -> None:
+        """Speed up the model's modules on a GPU."""
+        if fast_modules.is_worth():
+            fast_modules.speed_up(model)

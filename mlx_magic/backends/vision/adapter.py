@@ -8,7 +8,6 @@ from typing import Any
 
 from mlx_magic.backends import upstream
 from mlx_magic.backends.adapter import Prompt
-from mlx_magic.backends.batch_check.policy import batch_policy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
@@ -23,7 +22,6 @@ from mlx_magic.backends.chat_templates.reasoning import (
     template_source,
 )
 from mlx_magic.backends.device import platform
-from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
 from mlx_magic.backends.vision import forward
@@ -71,6 +69,7 @@ class VisionAdapter:
     """
 
     library = "mlx-vlm"
+    caches = upstream.VISION_CACHES
     sees_images = True
 
     def __init__(
@@ -105,6 +104,14 @@ class VisionAdapter:
         )
         self._shape = ModelDimensions.of(checkpoint.config)
         self.joint_tokens = platform.read_at_once(self._shape.vocabulary)
+
+    @staticmethod
+    def language_model(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+        """Return the language model and the model's configuration. See `AdapterKind`."""
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        if not callable(getattr(tokenizer, "stopping_criteria", None)):
+            upstream.VISION_BATCHES.turn_off("sets no stopping_criteria")
+        return model.language_model, model.config
 
     @property
     def prompt_cache(self) -> PromptCache:
@@ -304,34 +311,3 @@ def _calling_after_first(stream: Iterator[Any], call: Any) -> Iterator[Any]:
         if count == 0:
             call()
         yield response
-
-
-def vision_model(
-    checkpoint: Checkpoint, model: Any, processor: Any, nbytes: int, *, began: float | None = None
-) -> LibraryModel:
-    """Return the loaded model of what mlx-vlm has loaded.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    model, processor : object
-        As mlx-vlm loads them.
-    nbytes : int
-        Bytes of the weights.
-    began : float, optional
-        Start of the load, in seconds of `time.monotonic`.
-    """
-    tokenizer = getattr(processor, "tokenizer", processor)
-    if not callable(getattr(tokenizer, "stopping_criteria", None)):
-        upstream.VISION_BATCHES.turn_off("sets no stopping_criteria")
-    caches = kv_cache.made(upstream.VISION_CACHES, model.language_model)
-    policy = batch_policy("mlx-vlm", checkpoint, model.language_model, model.config, caches)
-    adapter = VisionAdapter(
-        checkpoint,
-        model,
-        processor,
-        kind=policy.cache_kind(caches),
-        chunk=policy.chunk(nbytes),
-        nbytes=nbytes,
-    )
-    return LibraryModel(checkpoint, adapter, policy, nbytes, began=began)

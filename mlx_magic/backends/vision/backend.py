@@ -6,14 +6,14 @@ from collections.abc import Generator
 from typing import Any
 
 from mlx_magic.backends import upstream
+from mlx_magic.backends.adapter import AdapterKind
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.library_backend import LibraryBackend, Opened
-from mlx_magic.backends.loading import lora_check
+from mlx_magic.backends.loading import fast_modules, lora_check
 from mlx_magic.backends.loading.background import BackgroundCall
 from mlx_magic.backends.loading.chunked_read import Origins
-from mlx_magic.backends.model import LibraryModel
 from mlx_magic.backends.vision import cpu_encoders
-from mlx_magic.backends.vision.adapter import vision_model
+from mlx_magic.backends.vision.adapter import VisionAdapter
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
@@ -28,6 +28,7 @@ class VisionBackend(LibraryBackend):
     """Loads vision models with mlx-vlm."""
 
     library = "mlx-vlm"
+    adapter: AdapterKind = VisionAdapter
 
     def import_library(self) -> None:
         """Import mlx-vlm."""
@@ -77,17 +78,12 @@ class VisionBackend(LibraryBackend):
         makes_arrays = checkpoint.config.get("model_type") in MAKES_ARRAYS
         return model, BackgroundCall(processor, here=trust_remote_code or makes_arrays)
 
-    def language_model(self, model: Any) -> Any:
-        """Return the language model of a vision model."""
-        return model.language_model
-
-    def ready(
-        self, checkpoint: Checkpoint, model: Any, tokenizer: Any, nbytes: int, began: float
-    ) -> LibraryModel:
-        """Return the loaded model. See `vision_model`."""
+    def speed_up(self, model: Any) -> None:
+        """Speed up the language model on a GPU, and the vision encoders on some CPUs."""
+        if fast_modules.is_worth():
+            fast_modules.speed_up(model.language_model)
         if not platform.has_vector_math():
             cpu_encoders.use_numpy_exponentials(model)
-        return vision_model(checkpoint, model, tokenizer, nbytes, began=began)
 
 
 def _in_one_piece(checkpoint: Checkpoint, adapter: str | None, options: dict[str, Any]) -> Opened:
