@@ -76,6 +76,15 @@ def test_unknown_values_are_not_guessed(tmp_path: Path) -> None:
     assert (found.context, found.image_tokens, found.quantization) == (None, None, None)
 
 
+def test_context_includes_the_scaling_of_positions(tmp_path: Path) -> None:
+    config = {"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4}}
+    folder = checkpoints.good_text(tmp_path / "m")
+    read = json.loads((folder / "config.json").read_text())
+    checkpoints.write_json(folder / "config.json", {**read, **config})
+    found = model_summary.read(str(folder), Names(), float32=platform.wants_float32)
+    assert found.context == 16_384
+
+
 def test_repository_summary_fetches_only_config_json_and_keeps_nothing(
     hub: fake_hub.FakeHub, tmp_path: Path
 ) -> None:

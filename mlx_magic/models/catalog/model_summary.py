@@ -23,11 +23,11 @@ from mlx_magic.models.checkpoints import (
 )
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.checkpoints.config_limits import context_length
 from mlx_magic.models.checkpoints.strict_json import UnreadableFileError
 
 # Keys for the tokens of an image.
 _IMAGE_TOKENS = ("mm_tokens_per_image", "image_seq_length", "image_seq_len")
-_CONTEXT = ("max_position_embeddings", "max_sequence_length", "n_positions", "seq_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def read(
             found.quantization,
             found.weight_bytes,
             checkpoint.bytes_in_memory(found, float32=float32),
-            _context(found.config),
+            context_length(found.config),
             _image_tokens(found.config, processor),
             found.wants_code,
             together=batch_support.expected(found.kind, found.config),
@@ -137,7 +137,7 @@ def _remote(name: str, repo_id: str, endpoint: str | None) -> ModelSummary:
         checkpoint.quantization_of(config),
         nbytes,
         nbytes,
-        _context(config),
+        context_length(config),
         _image_tokens(config, None),
         wanted,
         _problem(config, name, nbytes),
@@ -154,10 +154,6 @@ def _problem(config: Mapping[str, Any], name: str, nbytes: int) -> str:
         except UnsupportedModelError as error:
             return str(error)
     return ""
-
-
-def _context(config: Mapping[str, Any]) -> int | None:
-    return _number(_CONTEXT, (config.get("text_config"), config.get("llm_config"), config))
 
 
 def _image_tokens(config: Mapping[str, Any], processor: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""Valid variable names for results, for cells and the panel."""
+"""Variable names for results, for cells and the panel: valid ones, and free ones."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import builtins
 import keyword
 import re
 import unicodedata
+from collections.abc import Mapping
 
 from mlx_magic.errors import RequestError
+from mlx_magic.formatting import short_label
 from mlx_magic.notebook.magic_line.expressions import one_line
 
 _SHOWN = 40
@@ -74,3 +76,43 @@ def _reserved_by(name: str) -> str:
     if hasattr(builtins, name) or _DUNDER.fullmatch(name):
         return "Python"
     return ""
+
+
+_LONGEST_NAME = 40
+
+
+def free_name(wanted: str, namespace: Mapping[str, object], value: object) -> str:
+    """Return a variable name for `value` that is not used by another value.
+
+    Parameters
+    ----------
+    wanted : str
+        A file's name, or any other text: ``"receipt (1).jpg"`` gives ``receipt_1``.
+    namespace : mapping
+        The notebook's variables. A name that already holds `value` counts as free.
+    value : object
+    """
+    stem = re.split(r"[/\\]", wanted.rstrip("/\\"))[-1]
+    stem = re.sub(r"(?<=.)\.[A-Za-z]\w{0,4}$", "", stem)
+    # Python normalizes identifiers to NFKC.
+    stem = unicodedata.normalize("NFKC", stem)
+    kept = "".join(char if f"_{char}".isidentifier() else "_" for char in stem)
+    name = re.sub("__+", "_", kept)[:_LONGEST_NAME].strip("_") or "image"
+    if not name.isidentifier() or is_reserved(name):
+        name = f"image_{name}"
+    free, number = name, 1
+    while free in namespace and namespace[free] is not value:
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
+def describe_existing(name: str, namespace: Mapping[str, object]) -> str:
+    """Return the current value's type, as ``"x is a DataFrame"``; ``""`` if undefined."""
+    if name not in namespace:
+        return ""
+    value = namespace[name]
+    if value is None:
+        return f"{name} is None"
+    kind = short_label(type(value).__name__, _LONGEST_NAME)
+    return f"{name} is {'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"

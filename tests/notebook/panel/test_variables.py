@@ -22,8 +22,7 @@ from mlx_magic.notebook.magic_line.image_variables import (
     MOST_VARIABLES,
     image_variables,
 )
-from mlx_magic.notebook.magic_line.variable_names import check_name
-from mlx_magic.notebook.panel.state.variables import describe_existing, free_name
+from mlx_magic.notebook.magic_line.variable_names import check_name, describe_existing, free_name
 
 
 @pytest.fixture(autouse=True)

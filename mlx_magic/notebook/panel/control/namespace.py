@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mlx_magic.errors import RequestError
+from mlx_magic.notebook.magic_line import variable_names
 from mlx_magic.notebook.magic_line.expressions import evaluator
 from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.image_variables import image_variables
 from mlx_magic.notebook.magic_line.tokens import split_line
 from mlx_magic.notebook.magic_line.variable_names import check_name
-from mlx_magic.notebook.panel.state import variables
 from mlx_magic.options import Settings
 
 
@@ -90,7 +90,7 @@ class Namespace:
 
     def existing(self, name: str) -> str:
         """Describe the current value of a variable; ``""`` if it is undefined."""
-        return variables.describe_existing(name, self.values)
+        return variable_names.describe_existing(name, self.values)
 
     def after_cells(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call `callback` after each cell; return a function that ends this."""

@@ -14,8 +14,8 @@ from mlx_magic.notebook.magic_line.expressions import parse_expression
 from mlx_magic.notebook.magic_line.image_variables import IMAGE_SUFFIXES
 from mlx_magic.notebook.magic_line.template import escape, fill
 from mlx_magic.notebook.magic_line.tokens import quote, split_line
+from mlx_magic.notebook.magic_line.variable_names import free_name
 from mlx_magic.notebook.panel.state.conversation import PanelImage, Turn, history
-from mlx_magic.notebook.panel.state.variables import free_name
 from mlx_magic.options import RequestOption, Settings
 
 if TYPE_CHECKING:
