@@ -131,6 +131,7 @@ class Session:
         sink: Sink | None = None,
         on_progress: OnProgress | None = None,
         thumbnails: bool = False,
+        background: bool = False,
     ) -> Generation:
         """Begin to answer a request; returns once its images are taken.
 
@@ -153,6 +154,8 @@ class Session:
             Whether thumbnails are made during the request, for a view that shows them. On two
             cores they take 3 % of a small model's speed. Otherwise they are made when the
             result is shown.
+        background : bool
+            Whether other requests go first; see `Task.background`.
 
         Returns
         -------
@@ -170,6 +173,7 @@ class Session:
             taken = opening.take_images(taken, max_pixels=max_pixels, normalize=normalize)
             taken.read()
         generation = Generation(request, clock=self._clock, sink=sink)
+        generation.background = background
         if on_progress is not None:
             generation.observe(on_progress)
         self._running.begin(
