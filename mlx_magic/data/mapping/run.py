@@ -117,6 +117,7 @@ class MapTask(Task[MapResult]):
         self.latest: deque[MapRow] = deque(maxlen=6)
         self.result._cancel = self.cancel
         self.result._serve = self.serve
+        self.notes += self.result.notes
         self._session = session
         self._events: queue.SimpleQueue[OpenedImage | int | None] = queue.SimpleQueue()
         self._rows: Iterator[InputRow] = plan.rows.rows

@@ -200,10 +200,12 @@ def _table(table: tables.Table, column: str, label: str) -> InputRows:
     def rows() -> Iterator[InputRow]:
         for index, record in table.records():
             value = record[column]
+            beside = value
             if table.folder is not None and isinstance(value, str):
-                value = _beside(table.folder, value)
-            row = _row(index, value, f"{column}[{index!r}]")
-            yield replace(row, columns=record)
+                beside = _beside(table.folder, value)
+            row = _row(index, beside, f"{column}[{index!r}]")
+            source = short_label(value) if beside is not value else row.source
+            yield replace(row, columns=record, source=source)
 
     return InputRows(rows(), table.total, table.columns, table.index_names)
 

@@ -26,6 +26,9 @@ Examples
     %%vision [before, after] --temperature 0 -f json
     List what changed as JSON, for a reader of {language}.
 
+    %%vision photos --map -o table
+    What is in this photo? One word.
+
 The result is in _ (and in NAME with -o). Cancel keeps the text written so far.
 """
 
