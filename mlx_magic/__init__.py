@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlx_magic.api import TextStream, ask, demo_model, map, stream
+    from mlx_magic.api import TextStream, ask, demo_model, stream
+    from mlx_magic.api import map as map
     from mlx_magic.data.mapping.result import MapGallery, MapProgress, MapResult
     from mlx_magic.data.mapping.rows import MapImage, MapRow
     from mlx_magic.engine.result import VisionResult
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "MapGallery",
+    "MapImage",
+    "MapProgress",
+    "MapResult",
+    "MapRow",
     "TextStream",
     "VisionResult",
     "__version__",

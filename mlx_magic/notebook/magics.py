@@ -91,9 +91,7 @@ def _trait(option: RequestOption) -> Any:
     elif option.kind == "choice":
         trait = Enum(option.choices, option.default, help=text)
     elif option.kind == "text or off":
-        trait = Union(
-            [Bool(), Unicode()], default_value=option.default, allow_none=True, help=text
-        )
+        trait = Union([Bool(), Unicode()], default_value=option.default, allow_none=True, help=text)
     else:
         trait = _TRAITS[option.kind](option.default, allow_none=optional, help=text)
     return trait.tag(config=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -152,7 +151,9 @@ class Journal:
         # Before the first write, as it cannot be changed within a transaction.
         mode = "DELETE" if is_shared(self.path.parent) else "WAL"
         self._db.execute(f"PRAGMA journal_mode={mode}")
-        self._db.execute("PRAGMA synchronous=NORMAL" if mode == "WAL" else "PRAGMA synchronous=FULL")
+        self._db.execute(
+            "PRAGMA synchronous=NORMAL" if mode == "WAL" else "PRAGMA synchronous=FULL"
+        )
         self._db.execute("BEGIN IMMEDIATE")
         for statement in _TABLES.split(";"):
             self._db.execute(statement)
@@ -205,7 +206,9 @@ class Journal:
         with self._lock, _errors(self.path):
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", answers)
+                self._db.executemany(
+                    "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", answers
+                )
                 for file in files:
                     self.remember(*file)
                 self._db.execute("COMMIT")
@@ -304,7 +307,7 @@ class Journal:
                     }
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     count += 1
-            os.replace(partial, path)
+            partial.replace(path)
         except (OSError, ValueError) as error:
             partial.unlink(missing_ok=True)
             raise JournalError(f"{shown(str(path))} cannot be written: {reason(error)}.") from error

@@ -125,7 +125,7 @@ def to_parquet(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     partial = target.with_name(f"{target.name}.partial")
     try:
         table.to_parquet(partial)
-        os.replace(partial, target)
+        partial.replace(target)
     except ImportError as error:
         raise RequestError("to_parquet needs pyarrow: pip install pyarrow.") from error
     # pyarrow has classes of its own for values that it cannot store.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -182,7 +183,5 @@ class MapMemory:
         self._answers, self._files = [], []
         self.note(f"From here on nothing is stored for a later run: {shown(str(error), 400)}")
         if journal is not None:
-            try:
+            with contextlib.suppress(JournalError):
                 journal.close()
-            except JournalError:
-                pass

@@ -131,8 +131,8 @@ class Openers:
         except (Cancelled, ImageError) as error:
             return OpenedImage(number, error=error)
         except MemoryError:
-            error = ImageError(f"{row.source} does not fit into memory.", source=row.source)
-            return OpenedImage(number, error=error)
+            failed = ImageError(f"{row.source} does not fit into memory.", source=row.source)
+            return OpenedImage(number, error=failed)
         # Foreign code: methods of the value.
         except Exception as error:
             failed = ImageError(f"{row.source} cannot be read: {reason(error)}.", source=row.source)

@@ -68,7 +68,9 @@ class MapPlan:
         """The prompts as text, for the journal's list."""
         texts = []
         for each in self.questions:
-            parts = (part if isinstance(part, str) else f"{{{part.name}}}" for part in each.prompt.parts)
+            parts = (
+                part if isinstance(part, str) else f"{{{part.name}}}" for part in each.prompt.parts
+            )
             texts.append((f"{each.name}: " if each.name else "") + "".join(parts))
         return "\n".join(texts)
 
@@ -98,11 +100,7 @@ def make_plan(
         raise RequestError(
             f"limit is {short_repr(limit)}: use a whole number of 1 or more.", option="limit"
         )
-    mode: Any = errors
-    if not isinstance(mode, str) or mode not in get_args(Errors):
-        raise RequestError(
-            f'errors is {short_repr(errors)}: use "coerce" or "raise".', option="errors"
-        )
+    mode = _errors(errors)
     place = _journal(journal)
     models = _models(model, default_model)
     _ = settings.sampling  # checks its values
@@ -123,6 +121,15 @@ def make_plan(
     )
 
 
+def _errors(errors: object) -> Errors:
+    if isinstance(errors, str):
+        for mode in get_args(Errors):
+            if errors == mode:
+                found: Errors = mode
+                return found
+    raise RequestError(f'errors is {short_repr(errors)}: use "coerce" or "raise".', option="errors")
+
+
 def _questions(prompt: object, columns: Sequence[str]) -> tuple[Question, ...]:
     if isinstance(prompt, PromptTemplate):
         return (Question("", prompt),)
@@ -130,7 +137,7 @@ def _questions(prompt: object, columns: Sequence[str]) -> tuple[Question, ...]:
         return (Question("", parse(prompt, columns)),)
     if not prompt:
         raise RequestError("prompt is an empty dictionary: name a question.", option="prompt")
-    found = []
+    found: list[Question] = []
     for name, text in prompt.items():
         if not isinstance(name, str) or not name.strip():
             raise RequestError(

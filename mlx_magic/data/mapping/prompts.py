@@ -127,7 +127,7 @@ def _is_missing(value: Any) -> bool:
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     try:
-        return bool(value != value)  # noqa: PLR0124 - NaN
+        return bool(value != value)  # NaN
     # An array has no truth value.
     except Exception:
         return False

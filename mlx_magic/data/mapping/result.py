@@ -83,7 +83,10 @@ class MapResult(Sequence[MapRow]):
     def __init__(self, plan: MapPlan) -> None:
         self._per_image = len(plan.questions) * len(plan.models)
         self._layout = frames.Layout(
-            plan.rows.index_names, plan.named, plan.several_models, frames.answer_kind(plan.settings)
+            plan.rows.index_names,
+            plan.named,
+            plan.several_models,
+            frames.answer_kind(plan.settings),
         )
         self._image_options: tuple[int | None, bool] = (
             plan.settings.max_pixels,
@@ -205,7 +208,13 @@ class MapResult(Sequence[MapRow]):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.rows, self._per_image, self._layout, self._image_options, self.notes)
+        return _restored, (
+            self.rows,
+            self._per_image,
+            self._layout,
+            self._image_options,
+            self.notes,
+        )
 
     def _wait_for(self, at: int) -> MapRow | None:
         """Return a row once it is there; None after the last one."""

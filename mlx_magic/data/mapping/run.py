@@ -245,7 +245,7 @@ class MapTask(Task[MapResult]):
             for name in self.plan.models:
                 found = self._session.pool.find(name, self)
                 if found.kind == "text":
-                    raise no_images(name, self._session.pool)
+                    raise no_images(name, self._session.pool, before=False)
                 self.enter("queued", "reading the model's files")
                 self._memory.know_model(name, found, self.token)
             self._memory.begin()
@@ -419,8 +419,11 @@ class MapTask(Task[MapResult]):
                 self._ask(item, name, missing.popleft())
 
     def _ask(self, item: _Item, model: str, question: int) -> None:
-        """Ask one question. The next one about the same image waits for its end, and then finds
-        the image processed, encoded and in the prefix cache."""
+        """Ask one question.
+
+        The next one about the same image waits for its end, and then finds the image processed,
+        encoded and in the prefix cache.
+        """
         assert item.image is not None
         request = replace(self._request(item, model, question), images=(item.image,))
         key = self._memory.key(request, item.digest)

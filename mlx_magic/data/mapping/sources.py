@@ -97,7 +97,11 @@ def _collection(images: Any) -> InputRows:
     if package == "pyarrow" and names & {"Array", "ChunkedArray"}:
         values = (item.as_py() for item in images)
         return InputRows(_positions(values, "column"), len(images))
-    if package == "numpy" and "ndarray" in names and (images.ndim == 4 or images.dtype.kind in "OU"):
+    if (
+        package == "numpy"
+        and "ndarray" in names
+        and (images.ndim == 4 or images.dtype.kind in "OU")
+    ):
         flat = images if images.ndim == 4 else images.flat
         return InputRows(_positions(iter(flat), "array"), len(images))
     if isinstance(images, list | tuple | ValuesView):
@@ -147,7 +151,11 @@ def _list(values: list[Any]) -> InputRows:
 
 def _records(values: list[Any]) -> InputRows:
     columns = dict.fromkeys(
-        key for value in values if isinstance(value, Mapping) for key in value if isinstance(key, str)
+        key
+        for value in values
+        if isinstance(value, Mapping)
+        for key in value
+        if isinstance(key, str)
     )
     rows = (_record(at, value) for at, value in enumerate(values))
     return InputRows(rows, len(values), tuple(columns))
@@ -316,7 +324,9 @@ def _folder(given: Path, path: Path) -> tuple[list[str | Path], str]:
 def _pattern(text: str) -> list[str | Path]:
     label = short_label(text)
     try:
-        names = [name for name in match_files(str(expanded(text)), cwd()) if (cwd() / name).is_file()]
+        names = [
+            name for name in match_files(str(expanded(text)), cwd()) if (cwd() / name).is_file()
+        ]
     except (OSError, ValueError) as error:
         raise ImageNotFoundError(
             f"{label} is not a path to an image: {reason(error)}.", source=label

@@ -55,7 +55,9 @@ def table_of(value: Any) -> Table | None:
         return _pandas(value)
     if package == "polars" and "DataFrame" in names:
         return Table(
-            tuple(map(str, value.columns)), lambda: enumerate(value.iter_rows(named=True)), len(value)
+            tuple(map(str, value.columns)),
+            lambda: enumerate(value.iter_rows(named=True)),
+            len(value),
         )
     if package == "pyarrow" and "Table" in names:
         return Table(tuple(value.column_names), lambda: enumerate(_arrow(value)), value.num_rows)
@@ -81,7 +83,8 @@ def pandas_column(value: Any) -> Records | None:
     """Return label and value of each row of a pandas Series; None for other values."""
     if package_of(value) != "pandas" or "Series" not in type_names(value):
         return None
-    return iter(value.items())
+    items: Records = iter(value.items())
+    return items
 
 
 def index_names(value: Any) -> tuple[Any, ...]:

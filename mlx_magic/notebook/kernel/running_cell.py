@@ -110,9 +110,7 @@ class RunningCell(Generic[T]):
             if future.done():
                 return
         with self._notes_printed(), self._shown_view() as view:
-            click_routing.wait_blocking(
-                future, partial(self._update, view), lambda: interrupt.came
-            )
+            click_routing.wait_blocking(future, partial(self._update, view), lambda: interrupt.came)
             if not future.done():
                 self._task.cancel()
                 deadline = time.monotonic() + PATIENCE

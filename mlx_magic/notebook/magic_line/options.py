@@ -51,9 +51,7 @@ class Option:
 def _of(option: RequestOption) -> Option:
     """Return the flags of an option of a question."""
     bare = option.flags[-1:] if option.kind == "text or off" else ()
-    return Option(
-        option.name, option.flags, option.metavar, option.help, option.name, bare=bare
-    )
+    return Option(option.name, option.flags, option.metavar, option.help, option.name, bare=bare)
 
 
 def _planned(*flags: str) -> Option:

@@ -85,9 +85,7 @@ def _default_model() -> str:
     return default_session.current().default_model or DEMO
 
 
-def _images(
-    tokens: Iterable[Token], variables: Mapping[str, object], evaluate: Evaluate
-) -> Any:
+def _images(tokens: Iterable[Token], variables: Mapping[str, object], evaluate: Evaluate) -> Any:
     """Return the images of the line: one value as it is, several as a list."""
     values: list[Any] = []
     for token in tokens:
@@ -113,8 +111,10 @@ def _has_columns(images: Any) -> bool:
 
 
 def _is_list_of_records(images: Any) -> bool:
-    return isinstance(images, list | tuple) and bool(images) and all(
-        isinstance(record, Mapping) for record in images
+    return (
+        isinstance(images, list | tuple)
+        and bool(images)
+        and all(isinstance(record, Mapping) for record in images)
     )
 
 
@@ -141,11 +141,15 @@ def _prompt(
         raise RequestError("The prompt has a zero byte: remove it.", option="prompt")
     for name in columns:
         if parse_expression(name) is None:  # such as a name with spaces
-            place = re.compile(rf"(?<!\{{)\{{{re.escape(name)}\}}(?!\}})")
-            text = place.sub(lambda _, name=name: f"{_MARK}{name}{_MARK}", text)
+            text = re.sub(rf"(?<!\{{)\{{{re.escape(name)}\}}(?!\}})", _marked(name), text)
     filled = template.fill(text, value, note).strip("\n")
     parts = filled.split(_MARK)
     found = tuple(
         Column(part) if at % 2 else part for at, part in enumerate(parts) if at % 2 or part
     )
     return PromptTemplate(found)
+
+
+def _marked(name: str) -> str:
+    """Return the mark of a column as the replacement of a regular expression."""
+    return f"{_MARK}{name}{_MARK}".replace("\\", r"\\")
