@@ -96,7 +96,9 @@ def runs(rows: Sequence[MapRow], layout: Layout) -> pd.DataFrame:
     results = [row.result for row in rows]
     made: pd.DataFrame = pandas.DataFrame(
         {
-            "finish_reason": [None if each is None else each.finish_reason for each in results],
+            "finish_reason": _series(
+                pandas, [None if each is None else each.finish_reason for each in results]
+            ),
             "model": [row.model for row in rows],
             "tokens": [0 if each is None else each.usage.total_tokens for each in results],
             "seconds": [0.0 if row.result is None else seconds(row) for row in rows],

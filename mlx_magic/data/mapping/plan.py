@@ -14,6 +14,7 @@ from mlx_magic.data.mapping.prompts import PromptTemplate, parse
 from mlx_magic.data.mapping.rows import InputRows
 from mlx_magic.data.mapping.sources import rows_of
 from mlx_magic.errors import RequestError
+from mlx_magic.images.opening import take_images
 from mlx_magic.options import Settings
 
 Errors = Literal["coerce", "raise"]
@@ -104,6 +105,7 @@ def make_plan(
     place = _journal(journal)
     models = _models(model, default_model)
     _ = settings.sampling  # checks its values
+    take_images([], max_pixels=settings.max_pixels, normalize=settings.normalize)
     rows = rows_of(images, limit)
     questions = _questions(prompt, rows.columns)
     for name in models:

@@ -45,8 +45,10 @@ def follow(
             _wait(task, interrupt)
     result = task.future.result()
     if shell is None:
+        # What a folder left out is in the result; that nothing is stored must not be missed.
         for note in task.notes:
-            warnings.warn(note, stacklevel=3)
+            if note != plan.rows.note:
+                warnings.warn(note, stacklevel=3)
     return result
 
 
