@@ -103,6 +103,7 @@ class VisionMagics(Magics):
 
     # A trait for each option of a question.
     model: str | None
+    journal: str | bool | None
     locals().update({option.name: _trait(option) for option in OPTIONS})
 
     memory_budget = Any_(None, help="Memory for models: '8 GB', 0.6 of it, None: no limit.").tag(
@@ -390,6 +391,10 @@ class VisionMagics(Magics):
                 from mlx_magic.notebook.panel.panel import panel
 
                 return panel(ipython=self._ip)
+            case commands.JournalCommand():
+                from mlx_magic.notebook.maps.journal_command import run
+
+                return run(command, self.journal)
             case commands.UseCommand(model):
                 summary = session.check(model)
                 self.model = model

@@ -18,8 +18,7 @@ from mlx_magic.data.mapping.plan import MapPlan
 from mlx_magic.data.mapping.result import MapProgress, MapResult
 from mlx_magic.data.mapping.rows import InputRow, MapImage, MapRow
 from mlx_magic.data.mapping.speed import Speed
-from mlx_magic.engine.generation import Generation
-from mlx_magic.engine.progress_callbacks import Observers
+from mlx_magic.engine.generation import Generation, Observers
 from mlx_magic.engine.task import Progress, Task
 from mlx_magic.errors import (
     ContextLengthError,

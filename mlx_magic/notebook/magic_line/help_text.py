@@ -43,6 +43,7 @@ _LINE_TEXT = {
     "use": ("MODEL", "make it the default model"),
     "cancel": ("", "cancel everything that runs or waits"),
     "panel": ("", "open the panel"),
+    "journal": ("[N|all]", "the stored answers of maps"),
     "help": ("", "this text"),
 }
 

@@ -91,6 +91,11 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
     "use": (),
     "cancel": (),
     "panel": (),
+    "journal": (
+        Option("export", ("--export",), "PATH", "write the answers as lines of JSON"),
+        Option("forget", ("--forget",), "", "delete the answers of map N, or of all"),
+        Option("journal", ("--journal",), "PATH", "another journal than the notebook's own"),
+    ),
     "help": (),
 }
 
