@@ -131,7 +131,6 @@ class Session:
         sink: Sink | None = None,
         on_progress: OnProgress | None = None,
         thumbnails: bool = False,
-        background: bool = False,
     ) -> Generation:
         """Begin to answer a request; returns once its images are taken.
 
@@ -154,8 +153,6 @@ class Session:
             Whether thumbnails are made during the request, for a view that shows them. On two
             cores they take 3 % of a small model's speed. Otherwise they are made when the
             result is shown.
-        background : bool
-            Whether other requests go first; see `Task.background`.
 
         Returns
         -------
@@ -173,7 +170,6 @@ class Session:
             taken = opening.take_images(taken, max_pixels=max_pixels, normalize=normalize)
             taken.read()
         generation = Generation(request, clock=self._clock, sink=sink)
-        generation.background = background
         if on_progress is not None:
             generation.observe(on_progress)
         self._running.begin(
@@ -255,7 +251,8 @@ class Session:
             (self.pool.prefetch_if_loaded(found, generation.request, generation.token), pixels),
         )
         generation.on_cancel = partial(self.engine.prioritize, steps)
-        self.engine.submit(steps, generation.fail)
+        urgent = None if request.background else generation.is_before_first_token
+        self.engine.submit(steps, generation.fail, urgent=urgent)
         # Made later: at the start they would take a core from the model (4 % of a small
         # model's time to the first token, measured).
         if thumbnails:

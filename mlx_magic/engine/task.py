@@ -67,8 +67,6 @@ class Task(Generic[T]):
         Messages about side effects for display (such as models that were unloaded), a line each.
     on_cancel : callable
         Called when the task was cancelled and has not ended; on any thread, under no lock.
-    background : bool
-        Whether nobody waits for this task alone, such as for one of a map's requests.
     """
 
     def __init__(self, clock: Clock, *, timeout: float | None = None) -> None:
@@ -85,7 +83,6 @@ class Task(Generic[T]):
         self.deadline = None if timeout is None else self.created + timeout
         self.token = CancelToken(deadline=self.deadline, clock=clock)
         self.on_cancel: Callable[[], None] = lambda: None
-        self.background = False
         self._last_phase: Phase = "queued"
         self._spent: dict[Phase, float] = {}
 

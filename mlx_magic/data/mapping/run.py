@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from mlx_magic.images.image import ImageInput
     from mlx_magic.session import Session
 
-AT_ONCE = 40
-"""Requests to a model that batches: its slots, and a prefill that waits for the next free ones."""
+AT_ONCE = 38
+"""Requests to a model that batches: the slots that a map may take, and the next prefill."""
 
 BEFORE_DECODE = 8
 """Of these, the requests that are not in decode yet: a cell that asks meanwhile waits for them."""
@@ -424,9 +424,11 @@ class MapTask(Task[MapResult]):
         encoded and in the prefix cache.
         """
         assert item.image is not None
-        request = replace(self._request(item, model, question), images=(item.image,))
+        request = replace(
+            self._request(item, model, question), images=(item.image,), background=True
+        )
         key = self._memory.key(request, item.digest)
-        generation = self._session.start(request, background=True)
+        generation = self._session.start(request)
         number = next(self._asked_ids)
         item.running.add(model)
         self._asked[number] = _Asked(item, question, generation, key)
@@ -525,8 +527,8 @@ class MapTask(Task[MapResult]):
         """Whether a question of a cell or the panel waits for its first token."""
         return any(
             isinstance(task, Generation)
-            and not task.background
-            and task.progress.phase in ("queued", "vision", "prefill")
+            and not task.request.background
+            and task.is_before_first_token()
             for task in self._session.running
         )
 
