@@ -1,7 +1,7 @@
 """Vision-language models that live in your notebook's kernel.
 
 ``%load_ext mlx_magic`` gives ``%%vision`` and ``%vision``; from Python there are
-`ask`, `stream`, `panel`, `pool` and `demo_model`. Names are loaded on first use: importing
+`ask`, `stream`, `map`, `panel`, `pool` and `demo_model`. Names are loaded on first use: importing
 the package imports no model library.
 """
 
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlx_magic.api import TextStream, ask, demo_model, stream
+    from mlx_magic.api import map as map
+    from mlx_magic.data.mapping.result import MapGallery, MapProgress, MapResult
+    from mlx_magic.data.mapping.rows import MapImage, MapRow
     from mlx_magic.engine.result import VisionResult
     from mlx_magic.model_pool.pool import ModelPool
     from mlx_magic.notebook.panel.panel import panel
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "MapGallery",
+    "MapImage",
+    "MapProgress",
+    "MapResult",
+    "MapRow",
     "TextStream",
     "VisionResult",
     "__version__",
@@ -35,6 +43,13 @@ _MODULES = {
     "ask": "mlx_magic.api",
     "stream": "mlx_magic.api",
     "demo_model": "mlx_magic.api",
+    # Not in __all__: a star import must not hide the builtin.
+    "map": "mlx_magic.api",
+    "MapGallery": "mlx_magic.data.mapping.result",
+    "MapImage": "mlx_magic.data.mapping.rows",
+    "MapProgress": "mlx_magic.data.mapping.result",
+    "MapResult": "mlx_magic.data.mapping.result",
+    "MapRow": "mlx_magic.data.mapping.rows",
     "panel": "mlx_magic.notebook.panel.panel",
     "TextStream": "mlx_magic.api",
     "VisionResult": "mlx_magic.engine.result",

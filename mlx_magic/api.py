@@ -1,16 +1,19 @@
-"""The Python API: `ask` waits for the answer, `stream` yields it while it is generated."""
+"""The Python API: `ask` waits for the answer, `stream` yields it, `map` asks about many images."""
 
 from __future__ import annotations
 
 import os
 import queue
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from mlx_magic import argument_checks, default_session
+from mlx_magic.data.mapping.plan import make_plan
+from mlx_magic.data.mapping.result import MapProgress, MapResult
+from mlx_magic.data.mapping.run import start
 from mlx_magic.engine.generation import Generation, OnProgress, Sink, Snapshot
 from mlx_magic.engine.request import (
     DEFAULT_MAX_TOKENS,
@@ -21,9 +24,11 @@ from mlx_magic.engine.request import (
 )
 from mlx_magic.engine.result import GenerationChunk, VisionResult
 from mlx_magic.engine.task import outcome, wait
-from mlx_magic.errors import ShortTraceback
+from mlx_magic.errors import RequestError, ShortTraceback
 from mlx_magic.images.opening import TakenImages, take_images
 from mlx_magic.interrupts import deferred
+from mlx_magic.notebook.maps.follow import follow
+from mlx_magic.options import Settings
 
 Model = str | os.PathLike[str] | None
 
@@ -236,6 +241,119 @@ class TextStream:
 
 
 TextStream.__module__ = "mlx_magic"
+
+
+def map(
+    prompt: str | Mapping[str, str],
+    images: Any,
+    model: Model | Sequence[str | os.PathLike[str]] = None,
+    *,
+    limit: int | None = None,
+    journal: str | os.PathLike[str] | bool | None = None,
+    errors: Literal["coerce", "raise"] = "coerce",
+    wait: bool = True,
+    client: Any = None,
+    on_progress: Callable[[MapProgress], object] | None = None,
+    system: str | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    stop: str | Sequence[str] = (),
+    format: OutputFormat = "text",
+    max_pixels: int | None = None,
+    normalize: bool = True,
+    timeout: float | None = None,
+    kv_bits: int | None = None,
+    think: bool | None = None,
+) -> MapResult:
+    """Ask about each of many images by itself, and wait for all answers.
+
+    An image is read when its turn comes. Answers are stored in a journal, and are not asked for
+    again as long as the image, the question, the options and the model stay the same.
+
+    Parameters
+    ----------
+    prompt : str or dict
+        The question, or several ``{name: question}``. ``{column}`` is the value of the row, if the
+        images come with columns; ``{{`` is then a brace.
+    images : object
+        A folder (recursive), a glob, ``"rows.csv#column"`` or a Parquet file, a list, an iterator,
+        a column of pandas, polars, pyarrow or a Hugging Face dataset, or ``(table, "column")``.
+    model : str, path or list, optional
+        One model or several.
+    limit : int, optional
+        Number of images, from the first one.
+    journal : str, path or False, optional
+        File of the journal; by default ``.mlx-magic/journal.sqlite`` beside the notebook. False
+        stores nothing.
+    errors : {"coerce", "raise"}
+        What to do if an image cannot be read or answered: make it a row with an error, or raise.
+    wait : bool
+        False returns at once, and the rows arrive later.
+    client : optional
+        Not available yet: an error.
+    on_progress : callable, optional
+        Called with a `MapProgress`, at most 20 times a second and at the end. It runs on another
+        thread and must return quickly.
+    system, max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, stop, format, \
+    max_pixels, normalize, timeout, kv_bits, think : optional
+        The options of each question, as those of `ask`.
+
+    Returns
+    -------
+    MapResult
+        The rows, in the order of the images.
+
+    Raises
+    ------
+    MlxMagicError
+        See `mlx_magic.errors`.
+    """
+    with ShortTraceback():
+        if client is not None:
+            raise RequestError("client is not available yet: leave it out.", option="client")
+        argument_checks.function("on_progress", on_progress)
+        settings = Settings(
+            system=system,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=_texts(stop),
+            format=format,
+            max_pixels=max_pixels,
+            normalize=normalize,
+            timeout=timeout,
+            kv_bits=kv_bits,
+            think=think,
+        )
+        session = default_session.current()
+        plan = make_plan(
+            prompt,
+            images,
+            model,
+            settings,
+            limit=limit,
+            errors=errors,
+            journal=journal,
+            default_model=_model_name(None),
+        )
+        if not argument_checks.flag("wait", wait):
+            if plan.rows.pulled:
+                raise RequestError(
+                    "wait=False needs a list: an iterator is read on the thread that called, which "
+                    "does not wait.",
+                    option="wait",
+                )
+            return start(session, plan, on_progress).result
+        return follow(session, plan, on_progress)
 
 
 def _request(

@@ -22,7 +22,10 @@ from mlx_magic.engine.request import (
 )
 from mlx_magic.errors import RequestError
 
-Kind = Literal["text", "integer", "number", "texts", "choice", "switch", "optional switch"]
+Kind = Literal[
+    "text", "integer", "number", "texts", "choice", "switch", "optional switch", "flag",
+    "text or off",
+]  # fmt: skip
 
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
 
@@ -39,6 +42,11 @@ def _one_or_more(value: int, name: str) -> None:
         )
 
 
+def _first_images(value: int, name: str) -> None:
+    if value < 1:
+        raise RequestError(f"{name} is {value}: use a whole number of 1 or more.", option="limit")
+
+
 def _not_empty(value: str, name: str) -> None:
     if not value.strip():
         raise RequestError(f"{name} is empty.", option=name.lstrip("-"))
@@ -52,9 +60,11 @@ class RequestOption:
     ----------
     name : str
         Name of the trait, of the keyword and, with dashes, of the flag.
-    kind : {"text", "integer", "number", "texts", "choice", "switch", "optional switch"}
+    kind : {"text", "integer", "number", "texts", "choice", "switch", "optional switch", "flag", \
+            "text or off"}
         A switch is on by default; its flag ``--no-name`` turns it off. An optional switch has
-        both flags, and without them leaves the matter to the checkpoint.
+        both flags, and without them leaves the matter to the checkpoint. A flag is off by
+        default. A text or off has a second flag ``--no-name`` without a value.
     help : str
         One line.
     metavar : str
@@ -98,7 +108,7 @@ class RequestOption:
     @property
     def flags(self) -> tuple[str, ...]:
         """Its flags, the short one first; of an optional switch, those for on and off."""
-        if self.kind == "optional switch":
+        if self.kind in ("optional switch", "text or off"):
             return (self.flag, f"--no-{self.flag.removeprefix('--')}")
         return (self.short, self.flag) if self.short else (self.flag,)
 
@@ -158,6 +168,31 @@ OPTIONS: tuple[RequestOption, ...] = (
         target="cell",
         affects_answer=False,
         default=True,
+    ),
+    RequestOption(
+        "map",
+        "flag",
+        "ask each image by itself: a table",
+        target="cell",
+        affects_answer=False,
+        default=False,
+    ),
+    RequestOption(
+        "limit",
+        "integer",
+        "with --map: only the first N images",
+        "N",
+        target="cell",
+        affects_answer=False,
+        check=_first_images,
+    ),
+    RequestOption(
+        "journal",
+        "text or off",
+        "with --map: its journal, or none",
+        "PATH",
+        target="cell",
+        affects_answer=False,
     ),
     RequestOption(
         "max_pixels",

@@ -251,7 +251,8 @@ class Session:
             (self.pool.prefetch_if_loaded(found, generation.request, generation.token), pixels),
         )
         generation.on_cancel = partial(self.engine.prioritize, steps)
-        self.engine.submit(steps, generation.fail)
+        urgent = None if request.background else generation.is_before_first_token
+        self.engine.submit(steps, generation.fail, urgent=urgent)
         # Made later: at the start they would take a core from the model (4 % of a small
         # model's time to the first token, measured).
         if thumbnails:

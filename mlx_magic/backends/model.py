@@ -304,6 +304,7 @@ class LibraryModel:
             inputs=inputs,
             cache=start.caches(adapter.forward.new_caches),
             processors=processors(active.request.sampling),
+            background=active.request.background,
             checkpoint_at=self._checkpoint(prompt, start, active),
             on_checkpoint=lambda caches: adapter.prompt_cache.keep_state(
                 start, prompt.image_end, [], caches

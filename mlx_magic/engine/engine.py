@@ -41,6 +41,10 @@ FORKED = (
     "This process was forked from one with an inference thread, which a fork does not copy: "
     "start it with 'spawn'."
 )
+PRIORITY = 8
+"""Slices of urgent jobs, for one of a job that is not. The others must go on, too: an urgent job
+may wait for the memory that they hold."""
+
 IDLE = 2.0
 """Seconds without jobs after which `tidy` is called."""
 
@@ -58,6 +62,7 @@ _DIED = (
 class _Job:
     steps: Steps
     on_error: OnError
+    urgent: Callable[[], bool] | None = None
 
 
 class Engine:
@@ -109,6 +114,7 @@ class Engine:
         self._urgent_calls: deque[tuple[Callable[[], None], OnError]] = deque()
         self._jobs: deque[_Job] = deque()
         self._idle = 0
+        self._slices_first = 0
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
@@ -129,7 +135,9 @@ class Engine:
         """
         self._when_lost.append(callback)
 
-    def submit(self, steps: Steps, on_error: OnError) -> None:
+    def submit(
+        self, steps: Steps, on_error: OnError, *, urgent: Callable[[], bool] | None = None
+    ) -> None:
         """Add a job to the round.
 
         Parameters
@@ -138,6 +146,9 @@ class Engine:
             The job; runs on the engine's thread.
         on_error : callable
             Called on that thread with the exception of `steps`, or with an `EngineError`.
+        urgent : callable, optional
+            Whether the job has priority now: then it gets `PRIORITY` slices for one of those that
+            have none. Without it, a job never has priority.
 
         Raises
         ------
@@ -146,7 +157,7 @@ class Engine:
         """
         with self._changed:
             self._ensure_thread()
-            self._jobs.append(_Job(steps, on_error))
+            self._jobs.append(_Job(steps, on_error, urgent))
             self._idle = 0
             self._changed.notify()
 
@@ -244,6 +255,7 @@ class Engine:
             return True
         if not self._jobs:
             return False
+        self._put_urgent_first()
         # The job stays in the queue during its slice, so that `_end_all` finds it.
         job = self._jobs[0]
         waits, ended = False, True
@@ -261,6 +273,27 @@ class Engine:
                     self._jobs.append(job)
             self._idle = self._idle + 1 if waits else 0
         return True
+
+    def _put_urgent_first(self) -> None:
+        """Let an urgent job be the next one, unless it is the turn of the others."""
+        if all(job.urgent is not None for job in self._jobs):
+            return  # all are alike
+        with self._changed:
+            at = next(
+                (
+                    at
+                    for at, job in enumerate(self._jobs)
+                    if job.urgent is not None and job.urgent()
+                ),
+                None,
+            )
+            if at is None or self._slices_first >= PRIORITY:
+                self._slices_first = 0
+                return
+            self._slices_first += 1
+            job = self._jobs[at]
+            del self._jobs[at]
+            self._jobs.appendleft(job)
 
     def close(self, timeout: float = 5.0) -> None:
         """Refuse new jobs, drop the present ones, and end the thread.

@@ -194,6 +194,10 @@ class Generation(Task[VisionResult]):
         """Set the request once its images are open; for the preparing thread."""
         self.request = request
 
+    def is_before_first_token(self) -> bool:
+        """Whether the model still reads the question. A load does not count."""
+        return self._progress.phase in ("queued", "vision", "prefill")
+
     def make_thumbnails(self) -> None:
         """Make the images' thumbnails; for the preparing thread.
 

@@ -197,6 +197,8 @@ class GenerationRequest:
         Bits to which the KV cache is quantized, to save memory; None is not quantized.
     think : bool or None
         Whether the model thinks before it answers; None is the chat template's default.
+    background : bool
+        Whether other requests go first: nobody waits for this one alone, such as for one of a map.
     """
 
     prompt: str
@@ -209,6 +211,7 @@ class GenerationRequest:
     timeout: float | None = None
     kv_bits: int | None = None
     think: bool | None = None
+    background: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timeout", "kv_bits"):

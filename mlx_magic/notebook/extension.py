@@ -11,6 +11,8 @@ from mlx_magic.notebook.magics import VisionMagics
 
 _RESULT = ("mlx_magic", "VisionResult")
 _POOL = ("mlx_magic.model_pool.pool", "ModelPool")
+_MAP = ("mlx_magic", "MapResult")
+_GALLERY = ("mlx_magic", "MapGallery")
 
 _installed: dict[int, AwaitedCells] = {}
 
@@ -44,7 +46,7 @@ def unload(ipython: Any) -> None:
     manager.registry.pop("VisionMagics", None)
     for kind in ("line", "cell"):
         manager.magics[kind].pop("vision", None)
-    for module, name in (_RESULT, _POOL):
+    for module, name in (_RESULT, _POOL, _MAP, _GALLERY):
         ipython.display_formatter.mimebundle_formatter.deferred_printers.pop((module, name), None)
         _drop_printer(ipython, module, name)
 
@@ -74,6 +76,19 @@ def _install_formatters(ipython: Any) -> None:
         return {"text/plain": terminal.printable(repr(shown)), "text/html": shown._repr_html_()}
 
     formatter.mimebundle_formatter.for_type_by_name(*_POOL, table)
+
+    def rows(result: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from mlx_magic.notebook.maps.table import bundle
+
+        return bundle(result)
+
+    def gallery(shown: Any, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        from mlx_magic.notebook.maps.table import gallery_bundle
+
+        return gallery_bundle(shown)
+
+    formatter.mimebundle_formatter.for_type_by_name(*_MAP, rows)
+    formatter.mimebundle_formatter.for_type_by_name(*_GALLERY, gallery)
 
 
 def _drop_printer(ipython: Any, module: str, name: str) -> None:

@@ -12,9 +12,10 @@ from IPython.core.magic import Magics, cell_magic, line_magic, magics_class, no_
 from IPython.display import display
 from IPython.utils.capture import capture_output
 from traitlets import Any as Any_
-from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, observe, validate
+from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, Union, observe, validate
 
 from mlx_magic.argument_checks import plain, plain_flag
+from mlx_magic.data.mapping.run import start as start_map
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.errors import RequestError
@@ -35,9 +36,14 @@ from mlx_magic.notebook.magic_line.options import (
     help_text,
     parse_cell,
 )
+from mlx_magic.notebook.maps import cell as map_cell
+from mlx_magic.notebook.maps import table as map_table
 from mlx_magic.options import OPTIONS, RequestOption, Settings
 
 if TYPE_CHECKING:
+    from mlx_magic.data.mapping.plan import MapPlan
+    from mlx_magic.data.mapping.result import MapResult
+    from mlx_magic.data.mapping.run import MapTask
     from mlx_magic.engine.generation import Generation
     from mlx_magic.session import Session
 
@@ -74,6 +80,7 @@ _TRAITS: dict[str, Any] = {
     "number": _Number,
     "switch": _Switch,
     "optional switch": _Switch,
+    "flag": _Switch,
 }
 
 
@@ -87,6 +94,8 @@ def _trait(option: RequestOption) -> Any:
         trait: Any = List(Unicode(), help=text)
     elif option.kind == "choice":
         trait = Enum(option.choices, option.default, help=text)
+    elif option.kind == "text or off":
+        trait = Union([Bool(), Unicode()], default_value=option.default, allow_none=True, help=text)
     else:
         trait = _TRAITS[option.kind](option.default, allow_none=optional, help=text)
     return trait.tag(config=True)
@@ -98,6 +107,7 @@ class VisionMagics(Magics):
 
     # A trait for each option of a question.
     model: str | None
+    journal: str | bool | None
     locals().update({option.name: _trait(option) for option in OPTIONS})
 
     memory_budget = Any_(None, help="Memory for models: '8 GB', 0.6 of it, None: no limit.").tag(
@@ -144,13 +154,16 @@ class VisionMagics(Magics):
 
     @no_var_expand
     @cell_magic("vision")  # type: ignore[arg-type]
-    def vision_cell(self, line: str, cell: str) -> VisionResult | None:
+    def vision_cell(self, line: str, cell: str) -> VisionResult | MapResult | None:
         """``%%vision``; its help is in help_text."""
         with one_line_errors():
             if asks_for_help(line):
                 terminal.say(help_text("cell"))
                 return None
-            question = self._question(line, cell)
+            arguments = parse_cell(line, cell, self.defaults())
+            if arguments.settings.map:
+                return self._map_blocking(arguments)
+            question = self._question(arguments)
             question.images.read()
             # The request starts and ends within this block, so that an interrupt cannot leave it
             # running.
@@ -188,7 +201,10 @@ class VisionMagics(Magics):
                 if not isinstance(command, pool_commands.WAITING_COMMANDS):
                     return self._run(command)
                 return await pool_commands.awaited(self._ip, _session(), command, alone=first)
-            question = self._question(line, cell)
+            arguments = parse_cell(line, cell, self.defaults())
+            if arguments.settings.map:
+                return await self._map_awaited(arguments, first=first)
+            question = self._question(arguments)
             with deferred() as interrupt:
                 if question.images.has_files:
                     # Many files, or a slow disk, must not block the event loop.
@@ -215,9 +231,66 @@ class VisionMagics(Magics):
             show=active.arguments.settings.show,
         )
 
-    def _question(self, line: str, cell: str) -> _Question:
+    def _map_blocking(self, arguments: CellArguments) -> MapResult | None:
+        """Run a cell with ``--map`` that blocks."""
+        plan, _ = self._map_plan(arguments)
+        with deferred() as interrupt:
+            task = start_map(_session(), plan)
+            show = arguments.settings.show
+            map_cell.running_cell(self._ip, task, awaited=False, show=show).blocking(interrupt)
+            if not interrupt.came:
+                return self._map_finish(arguments, task)
+            self._map_partial(arguments, task)
+        return None
+
+    async def _map_awaited(self, arguments: CellArguments, *, first: bool) -> MapResult | None:
+        """Run a cell with ``--map`` that awaits."""
+        plan, has_output = self._map_plan(arguments)
+        with deferred() as interrupt:
+            task = start_map(_session(), plan)
+            running = map_cell.running_cell(
+                self._ip,
+                task,
+                awaited=True,
+                alone=first and not has_output,
+                show=arguments.settings.show,
+            )
+            await running.awaited(interrupt)
+            if not interrupt.came:
+                return self._map_finish(arguments, task)
+            self._map_partial(arguments, task)
+        return None
+
+    def _map_plan(self, arguments: CellArguments) -> tuple[MapPlan, bool]:
+        """List the images and fill the prompt; returns also whether an expression had output."""
+        with contextlib.ExitStack() as cleanup, capture_output() as captured:
+            cleanup.callback(captured.show)
+            variables = variables_in_scope(self._ip)
+            evaluate = evaluator(self._ip, variables)
+            plan = map_cell.plan_of(arguments, variables, evaluate, terminal.say)
+        return plan, bool(captured.stdout or captured.stderr or captured.outputs)
+
+    def _map_finish(self, arguments: CellArguments, task: MapTask) -> MapResult | None:
+        result = task.future.result()
+        if arguments.settings.output is not None:
+            self._ip.user_ns[arguments.settings.output] = result
+        if arguments.settings.show and getattr(self._ip, "kernel", None) is not None:
+            return result
+        if arguments.settings.show:
+            terminal.say(map_table.bundle(result)["text/plain"])
+        self._ip.displayhook.update_user_ns(result)
+        return None
+
+    def _map_partial(self, arguments: CellArguments, task: MapTask) -> None:
+        """Store and show the rows of an interrupted map."""
+        if arguments.settings.output is not None:
+            self._ip.user_ns[arguments.settings.output] = task.result
+        self._ip.displayhook.update_user_ns(task.result)
+        if arguments.settings.show and getattr(self._ip, "kernel", None) is not None:
+            display(task.result)
+
+    def _question(self, arguments: CellArguments) -> _Question:
         """Build the request; expressions are evaluated here, on the notebook's main thread."""
-        arguments = parse_cell(line, cell, self.defaults())
         with contextlib.ExitStack() as cleanup, capture_output() as captured:
             # What the expressions printed is shown after the capture has ended, also on errors.
             cleanup.callback(captured.show)
@@ -322,6 +395,10 @@ class VisionMagics(Magics):
                 from mlx_magic.notebook.panel.panel import panel
 
                 return panel(ipython=self._ip)
+            case commands.JournalCommand():
+                from mlx_magic.notebook.maps.journal_command import run
+
+                return run(command, self.journal)
             case commands.UseCommand(model):
                 summary = session.check(model)
                 self.model = model

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.engine import engine as engine_module
-from mlx_magic.engine.engine import WAIT, Engine, Steps
+from mlx_magic.engine.engine import PRIORITY, WAIT, Engine, Steps
 from mlx_magic.errors import EngineError
 
 
@@ -441,3 +441,33 @@ def _then(ended: threading.Event) -> Generator[None, None, None]:
     for _ in range(101):
         yield
     ended.set()
+
+
+def test_urgent_job_runs_before_the_others_which_still_go_on() -> None:
+    engine = Engine(threaded=False)
+    ran: list[str] = []
+    waits = True
+
+    def job(name: str, count: int) -> Steps:
+        for _ in range(count):
+            ran.append(name)
+            yield None
+
+    def failed(error: BaseException) -> None:
+        raise error
+
+    for at in range(5):
+        engine.submit(job(f"map {at}", 10), failed)
+    engine.submit(job("cell", 40), failed, urgent=lambda: waits)
+    for _ in range(2 * (PRIORITY + 1)):
+        engine.step()
+    # Without priority it would have had three of these slices.
+    assert ran.count("cell") == 2 * PRIORITY
+    assert [name for name in ran if name != "cell"] == ["map 0", "map 1"]
+    waits = False
+    del ran[:]
+    for _ in range(6):
+        engine.step()
+    assert sorted(ran) == ["cell", "map 0", "map 1", "map 2", "map 3", "map 4"]
+    while engine.step():
+        pass

@@ -89,6 +89,8 @@ class Slot:
         Last step of the batch that the request has seen.
     must_yield : bool
         Whether the request took a token in this slice and has to yield before the next one.
+    background : bool
+        Whether other requests go first; see `GenerationRequest`.
     """
 
     uid: int
@@ -107,6 +109,7 @@ class Slot:
     error: BaseException | None = None
     tick: int = -1
     must_yield: bool = False
+    background: bool = False
 
     @property
     def plain(self) -> bool:
@@ -116,6 +119,8 @@ class Slot:
     def shares_prefill_with(self, other: Slot) -> bool:
         """Whether both prompts can share a prefill without much padding."""
         shorter, longer = sorted((len(self.tokens), len(other.tokens)))
+        if self.background and not other.background:
+            return False  # its tokens would delay the first one of the other
         similar = longer <= MAX_LENGTH_RATIO * shorter or longer - shorter <= MAX_LENGTH_DIFFERENCE
         return similar and self.plain and (self.cache is None) == (other.cache is None)
 

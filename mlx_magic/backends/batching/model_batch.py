@@ -16,6 +16,9 @@ from mlx_magic.backends.batching.prefill import PrefillBatch
 from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams, guarded
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
 
+RESERVED = 2
+"""Slots that background requests leave free."""
+
 CLEAR_EVERY = 256
 """Steps after which unused buffers are freed, as in mlx-lm's own generation."""
 
@@ -64,6 +67,8 @@ class ModelBatch(Batch):
         self._joint_tokens = joint_tokens
         self._sampler = sampler
         self._stream = forward.stream
+        # A question beside a full batch of background requests would wait for the end of one.
+        self._reserved = RESERVED if most > 2 * RESERVED else 0
         self._waiting: list[Slot] = []
         self._prefill_batch: PrefillBatch | None = None
         self._decode_batch: DecodeBatch | None = None
@@ -83,6 +88,7 @@ class ModelBatch(Batch):
         processors: Iterable[LogitsProcessor] = (),
         checkpoint_at: int = 0,
         on_checkpoint: Callable[[list[Any]], None] | None = None,
+        background: bool = False,
     ) -> Slot:
         """Add a request. For the parameters see `Slot`."""
         slot = self.take_slot(
@@ -92,6 +98,7 @@ class ModelBatch(Batch):
             cache=cache,
             checkpoint_at=checkpoint_at,
             on_checkpoint=on_checkpoint,
+            background=background,
         )
         slot.processors = [guarded(processor, slot.fail) for processor in processors]
         self._waiting.append(slot)
@@ -166,7 +173,7 @@ class ModelBatch(Batch):
         slots = self._prefill_batch.slots if self._prefill_batch is not None else []
         begun = None
         try:
-            if self._prefill_batch is None and self._waiting and self._free_slots > 0:
+            if self._prefill_batch is None and self._next_slot is not None:
                 slots = self._next_slots()
                 self._prefill_batch = self._start_prefill(slots)
             if self._prefill_batch is not None:
@@ -188,11 +195,23 @@ class ModelBatch(Batch):
     def _free_slots(self) -> int:
         return self._most - (len(self._decode_batch.slots) if self._decode_batch is not None else 0)
 
+    @property
+    def _next_slot(self) -> Slot | None:
+        """The next prompt to read; those in the background come last, and leave slots free."""
+        free = self._free_slots
+        for slot in sorted(self._waiting, key=lambda slot: slot.background):
+            return slot if free > (self._reserved if slot.background else 0) else None
+        return None
+
     def _next_slots(self) -> list[Slot]:
         """Take the prompt that has waited longest, and prompts that can share its prefill."""
-        first = self._waiting[0]
-        most = min(MAX_PREFILL_BATCH, self._free_slots) if self.plain and first.plain else 1
-        sharing = [slot for slot in self._waiting[1:] if slot.shares_prefill_with(first)]
+        first = self._next_slot
+        assert first is not None
+        free = self._free_slots - (self._reserved if first.background else 0)
+        most = min(MAX_PREFILL_BATCH, free) if self.plain and first.plain else 1
+        sharing = [
+            slot for slot in self._waiting if slot is not first and slot.shares_prefill_with(first)
+        ]
         chosen = [first, *sharing[: most - 1]]
         self._waiting = [slot for slot in self._waiting if slot not in chosen]
         return chosen

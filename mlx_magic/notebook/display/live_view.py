@@ -45,6 +45,14 @@ class View(Protocol):
         """Release all widgets."""
 
 
+class LiveWidgets(View, Protocol):
+    """A view with buttons."""
+
+    @property
+    def buttons(self) -> list[tuple[Any, Callable[[], None]]]:
+        """Its buttons, and what a click does; may be called twice for one click."""
+
+
 class WidgetView:
     """Shows a generation or a load with widgets.
 
@@ -102,6 +110,11 @@ class WidgetView:
         self._bar = widgets.HBox(bar, layout=widgets.Layout(align_items="center"))
         # The button is at the top, so that it does not move while the text grows.
         self._box = widgets.VBox([self._bar, self._text], layout=self._text.layout)
+
+    @property
+    def buttons(self) -> list[tuple[Any, Callable[[], None]]]:
+        """The Cancel button. See `LiveWidgets`."""
+        return [(self.button, self._task.cancel)]
 
     def show(self) -> None:
         """Display the view in the cell that is running."""

@@ -12,7 +12,7 @@ _LINE = re.compile(r"get_ipython\(\)\.run_line_magic\('vision', '\s*(?:load|unlo
 # A `%vision …` with a value to display, as a statement of its own, perhaps within a block.
 _STATEMENT = re.compile(
     r"(\s*)get_ipython\(\)\.run_line_magic\('vision', "
-    r"'\s*(?:(?:list|models|status|panel)\b.*)?'\)(\s*)$"
+    r"'\s*(?:(?:list|models|status|panel|journal)\b.*)?'\)(\s*)$"
 )
 _DISPLAYED = "get_ipython().magics_manager.registry['VisionMagics'].displayed("
 _AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited("

@@ -7,13 +7,14 @@ import concurrent.futures
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from mlx_magic.engine.task import Task
 from mlx_magic.interrupts import Interrupt
 from mlx_magic.notebook.display import live_view, terminal
-from mlx_magic.notebook.display.live_view import TerminalView, View, WidgetView
+from mlx_magic.notebook.display.live_view import LiveWidgets, TerminalView, View, WidgetView
 from mlx_magic.notebook.kernel import click_routing
 
 T = TypeVar("T")
@@ -43,6 +44,12 @@ class RunningCell(Generic[T]):
         False shows nothing.
     quick : bool
         Whether the task usually ends at once: then a view is only shown if it does not.
+    widgets : callable
+        Takes why clicks are not received ("" if they are); returns the view of a kernel.
+    terminal : callable
+        Returns the view of a terminal.
+    tick : callable
+        Called before each wait, on the thread that runs cells.
     """
 
     def __init__(
@@ -54,8 +61,14 @@ class RunningCell(Generic[T]):
         alone: bool = False,
         show: bool = True,
         quick: bool = False,
+        widgets: Callable[[str], LiveWidgets] | None = None,
+        terminal: Callable[[], View] | None = None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._task = task
+        self._widgets = widgets or (lambda reason: WidgetView(task, why_no_click=reason))
+        self._terminal = terminal or (lambda: TerminalView(task))
+        self._tick = tick
         self._quick = quick
         self._awaited = awaited
         self._alone = alone
@@ -77,13 +90,13 @@ class RunningCell(Generic[T]):
             return
         with self._notes_printed(), self._shown_view() as view:
             future = self._task.future
-            await click_routing.wait_async(future, view.update, interrupt)
+            await click_routing.wait_async(future, partial(self._update, view), interrupt)
             if not future.done():
                 self._task.cancel()
                 deadline = time.monotonic() + PATIENCE
                 await click_routing.wait_async(
                     lambda: future.done() or interrupt.repeated or time.monotonic() > deadline,
-                    view.update,
+                    partial(self._update, view),
                     Interrupt(),
                 )
                 self._task.abandon()
@@ -97,14 +110,20 @@ class RunningCell(Generic[T]):
             if future.done():
                 return
         with self._notes_printed(), self._shown_view() as view:
-            click_routing.wait_blocking(future, view.update, lambda: interrupt.came)
+            click_routing.wait_blocking(future, partial(self._update, view), lambda: interrupt.came)
             if not future.done():
                 self._task.cancel()
                 deadline = time.monotonic() + PATIENCE
                 click_routing.wait_blocking(
-                    future, view.update, lambda: interrupt.repeated or time.monotonic() > deadline
+                    future,
+                    partial(self._update, view),
+                    lambda: interrupt.repeated or time.monotonic() > deadline,
                 )
                 self._task.abandon()
+
+    def _update(self, view: View) -> None:
+        self._tick()
+        view.update()
 
     async def _head_start(self, interrupt: Interrupt) -> None:
         """Let the model start before the view is built.
@@ -127,7 +146,7 @@ class RunningCell(Generic[T]):
             yield _NullView()
             return
         if not self._has_kernel:
-            view: View = TerminalView(self._task)
+            view: View = self._terminal()
             with self._cancelled_on_error():
                 try:
                     yield view
@@ -135,9 +154,11 @@ class RunningCell(Generic[T]):
                     view.leave(alone=False)
             return
         with self._cancelled_on_error(), click_routing.ClickRoute(awaited=self._awaited) as route:
-            widget = WidgetView(self._task, why_no_click=route.reason)
+            widget = self._widgets(route.reason)
             try:
-                with route.watch(widget.button, self._task.cancel):
+                with contextlib.ExitStack() as watched:
+                    for button, clicked in widget.buttons:
+                        watched.enter_context(route.watch(button, clicked))
                     try:
                         widget.show()
                         yield widget

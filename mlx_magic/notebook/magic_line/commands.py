@@ -80,6 +80,27 @@ class PanelCommand:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalCommand:
+    """List the maps of a journal, export answers, or forget them.
+
+    Attributes
+    ----------
+    number : int or None
+        The map; None is all of them.
+    export : str or None
+        File to write to.
+    forget : bool
+    path : str or None
+        The journal; None is the notebook's own.
+    """
+
+    number: int | None = None
+    export: str | None = None
+    forget: bool = False
+    path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HelpCommand:
     """Show the help of ``%vision``."""
 
@@ -94,6 +115,7 @@ Command = (
     | UseCommand
     | CancelCommand
     | PanelCommand
+    | JournalCommand
     | HelpCommand
 )
 
@@ -124,6 +146,8 @@ def _command(verb: str, parsed: ParsedOptions) -> Command:
     all_models = "all" in parsed.values
     if verb in MODEL_VERBS or (verb == "unload" and not all_models):
         return _model_command(verb, parsed)
+    if verb == "journal":
+        return _journal_command(parsed)
     if parsed.positional:
         raise RequestError(
             f"%vision {verb}{' --all' if all_models else ''} takes no arguments: "
@@ -140,6 +164,31 @@ def _command(verb: str, parsed: ParsedOptions) -> Command:
         "help": HelpCommand(),
     }
     return simple[verb]
+
+
+def _journal_command(parsed: ParsedOptions) -> JournalCommand:
+    words = [token.text for token in parsed.positional]
+    all_maps = words == ["all"]
+    if len(words) > 1 or (words and not all_maps and not words[0].isdecimal()):
+        raise RequestError(
+            f"%vision journal takes the number of a map, not {one_line(words[-1], 40)!r}.",
+            option="journal",
+        )
+    if "export" in parsed.values and "forget" in parsed.values:
+        raise RequestError("--export and --forget exclude each other.", option="journal")
+    if "forget" in parsed.values and not words:
+        raise RequestError("--forget needs the number of a map, or all.", option="forget")
+    if words and not parsed.values.keys() & {"export", "forget"}:
+        raise RequestError(
+            "%vision journal lists all maps: add --export or --forget to a number.",
+            option="journal",
+        )
+    return JournalCommand(
+        int(words[0]) if words and not all_maps else None,
+        parsed.values.get("export"),
+        "forget" in parsed.values,
+        parsed.values.get("journal"),
+    )
 
 
 def _model_command(verb: str, parsed: ParsedOptions) -> Command:

@@ -36,6 +36,8 @@ class Option:
         Its trait ``%config VisionMagics.…``; ``""`` if it has none.
     available : bool
         False for a planned flag: using it is an error.
+    bare : tuple of str
+        Those of its spellings that take no value although the others do.
     """
 
     name: str
@@ -44,6 +46,13 @@ class Option:
     help: str = ""
     trait: str = ""
     available: bool = True
+    bare: tuple[str, ...] = ()
+
+
+def _of(option: RequestOption) -> Option:
+    """Return the flags of an option of a question."""
+    bare = option.flags[-1:] if option.kind == "text or off" else ()
+    return Option(option.name, option.flags, option.metavar, option.help, option.name, bare=bare)
 
 
 def _planned(*flags: str) -> Option:
@@ -51,7 +60,7 @@ def _planned(*flags: str) -> Option:
 
 
 CELL_OPTIONS = (
-    *(Option(each.name, each.flags, each.metavar, each.help, each.name) for each in OPTIONS),
+    *(_of(each) for each in OPTIONS),
     _planned("-c", "--chat"),
     _planned("--reset"),
     _planned("--schema"),
@@ -83,6 +92,11 @@ LINE_OPTIONS: dict[str, tuple[Option, ...]] = {
     "use": (),
     "cancel": (),
     "panel": (),
+    "journal": (
+        Option("export", ("--export",), "PATH", "write the answers as lines of JSON"),
+        Option("forget", ("--forget",), "", "delete the answers of map N, or of all"),
+        Option("journal", ("--journal",), "PATH", "another journal than the notebook's own"),
+    ),
     "help": (),
 }
 
@@ -146,11 +160,12 @@ def read_options(tokens: Iterable[Token], options: Sequence[Option]) -> ParsedOp
         flag, equals, value = token.text.partition("=")
         option = _option(flag, by_flag)
         if option.name in values:
-            both = f"{values[option.name]} and {flag} exclude each other."
+            first = values[option.name] if not option.metavar else option.flags[0]
+            both = f"{first} and {flag} exclude each other."
             twice = f"{flag} is given twice."
-            differ = not option.metavar and values[option.name] != flag
+            differ = (not option.metavar and first != flag) or flag in option.bare
             raise RequestError(both if differ else twice, option=option.name)
-        if not option.metavar:
+        if not option.metavar or flag in option.bare:
             if equals:
                 raise RequestError(f"{flag} takes no value.", option=option.name)
             value = flag
@@ -238,6 +253,8 @@ def parse_cell(line: str, body: str, defaults: Settings | None = None) -> CellAr
         raise RequestError(
             "The prompt is empty: write a question below the %%vision line.", option="prompt"
         )
+    if not settings.map and (extra := [f for f in ("limit", "journal") if f in given]):
+        raise RequestError(f"--{extra[0]} is for a map: add --map.", option=extra[0])
     _ = settings.sampling  # checks its values
     return CellArguments(body, parsed.positional, settings)
 
@@ -266,6 +283,10 @@ def _value(option: RequestOption, text: str) -> object:
             return False
         case "optional switch":
             return text == option.flag
+        case "flag":
+            return True
+        case "text or off":
+            return False if text == option.flags[-1] else text
     return text
 
 
@@ -308,6 +329,9 @@ Examples
     %%vision [before, after] --temperature 0 -f json
     List what changed as JSON, for a reader of {language}.
 
+    %%vision photos --map -o table
+    What is in this photo? One word.
+
 The result is in _ (and in NAME with -o). Cancel keeps the text written so far.
 """
 
@@ -322,6 +346,7 @@ _LINE_TEXT = {
     "use": ("MODEL", "make it the default model"),
     "cancel": ("", "cancel everything that runs or waits"),
     "panel": ("", "open the panel"),
+    "journal": ("[N|all]", "the stored answers of maps"),
     "help": ("", "this text"),
 }
 

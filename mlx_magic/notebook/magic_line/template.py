@@ -140,6 +140,8 @@ def _value(expression: str, evaluate: Evaluate, note: Note) -> str:
             note(f"{{{one_line(expression, 60)}}} is {kind}: it stays as written.")
             return f"{{{expression}}}"
         return str(value)
+    except RequestError:
+        raise
     except Exception as error:
         shown = one_line(expression, 60)
         raise RequestError(

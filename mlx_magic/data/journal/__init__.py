@@ -1,0 +1,1 @@
+"""The journal of maps: answers on disk, by the content of what was asked."""

@@ -1,0 +1,1 @@
+"""One question, or several, about each of many images."""

@@ -1,0 +1,1 @@
+"""Maps in a notebook: the cell, its view, and the table that stays."""
