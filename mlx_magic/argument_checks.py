@@ -11,7 +11,9 @@ from mlx_magic.errors import RequestError
 from mlx_magic.formatting import shown
 
 # U+DC80 to U+DCFF are allowed: Python decodes file names that are not UTF-8 to these.
-_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
+"""Characters that no file has in its name."""
+
 _NUMPY = ("numpy.bool", "numpy.bool_")
 
 
@@ -94,7 +96,7 @@ def name(argument: str, value: object) -> str:
         raise RequestError(
             f"{argument} is empty: use an alias, a folder or a Hub repository.", option=argument
         )
-    if _NO_NAME.search(found):
+    if NO_NAME.search(found):
         raise RequestError(
             f"{argument} is {short_repr(found)}: a name cannot have a zero byte or half of a "
             "surrogate pair.",

@@ -126,7 +126,7 @@ def _deep_gray(
     import numpy as np
 
     def parts() -> Iterator[tuple[tuple[int, int, int, int], NDArray[Any]]]:
-        for box in _slices(image.size):
+        for box in slices(image.size):
             checkpoint()
             yield box, np.asarray(image.crop(box))
 
@@ -161,7 +161,7 @@ def _unchanged(mode: str, values: ValueRange) -> Levels:
     return Levels(spread(0.0, 255.0))
 
 
-def _slices(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+def slices(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     """Yield boxes with a bounded number of pixels, which may be parts of a row."""
     width, height = size
     across = min(width, _SLICE_PIXELS)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from mlx_magic.argument_checks import NO_NAME
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import ImageError, ImageNotFoundError
 from mlx_magic.formatting import reason, short_label
@@ -24,10 +25,6 @@ from mlx_magic.user_folders import cwd, expanded
 _PIECE = 1 << 20
 # Matches of a glob that are counted exactly; more are too many in any case.
 _GLOB_LIMIT = 10_000
-
-
-# Python decodes bytes of file names that are not UTF-8 to U+DC80 to U+DCFF.
-_NO_NAME = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 
 class Readable(Protocol):
@@ -68,7 +65,7 @@ def find_files(
     folder = cwd() if base is None else base
     if not text.strip():
         raise ImageNotFoundError("An empty string is not a path to an image.", source=label)
-    if (bad := _NO_NAME.search(text)) is not None:
+    if (bad := NO_NAME.search(text)) is not None:
         what = "a zero byte" if bad[0] == "\0" else f"{bad[0]!a}, half of a surrogate pair,"
         raise ImageNotFoundError(
             f"'{label}' has {what} at position {bad.start()}: no file has such a name.",

@@ -40,18 +40,19 @@ def check_pixels(size: tuple[int, int], label: str) -> None:
         )
 
 
-def check_bytes(size: int, label: str) -> None:
+def check_bytes(size: int, label: str, most: int | None = None) -> None:
     """Refuse a file or buffer that is too large, before it is read.
 
     Raises
     ------
     ImageTooLargeError
-        If `size` is over `MAX_FILE_BYTES`.
+        If `size` is over `most`, or by default over `MAX_FILE_BYTES`.
     """
-    if size > MAX_FILE_BYTES:
+    limit = MAX_FILE_BYTES if most is None else most
+    if size > limit:
         raise ImageTooLargeError(
-            f"{label} has {amount(size)}; the limit is {amount(MAX_FILE_BYTES)}.",
+            f"{label} has {amount(size)}; the limit is {amount(limit)}.",
             source=label,
             size=size,
-            limit=MAX_FILE_BYTES,
+            limit=limit,
         )

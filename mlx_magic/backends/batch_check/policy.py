@@ -36,6 +36,7 @@ from mlx_magic.models.checkpoints import architectures, batch_support
 from mlx_magic.models.checkpoints.architectures import Kind
 from mlx_magic.models.checkpoints.batch_support import Signature, Verdict, text_part, traits
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
+from mlx_magic.models.checkpoints.config_limits import HEADS
 
 NAME = "together.json"
 MOST = 1000
@@ -130,7 +131,6 @@ def _version(distribution: str) -> str:
 # MLX's own layers and adapters compute each row by itself, and so do this package's subclasses.
 _PLAIN = ("mlx.nn.", "mlx_magic.")
 _ADAPTERS = (".tuner.", ".trainer.")
-_HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads")
 
 
 def signature(library: str, language_model: Any, config: Any, caches: Sequence[Any]) -> Signature:
@@ -173,7 +173,7 @@ def _language_config(language_model: Any, config: Any) -> Mapping[str, Any]:
         if owner is not None
     ]
     plain = [text_part(_plain(each)) for each in (*candidates, config) if each is not None]
-    with_heads = (each for each in plain if any(key in each for key in _HEADS))
+    with_heads = (each for each in plain if any(key in each for key in HEADS))
     return next(with_heads, plain[0] if plain else {})
 
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.errors import MemoryBudgetError
-from mlx_magic.models.checkpoints.config_limits import TEXT_PARTS
+from mlx_magic.models.checkpoints.config_limits import HEADS, KV_HEADS, TEXT_PARTS
 
 _LAYERS = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
-_KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
-_HEADS = ("num_attention_heads", "n_heads", "n_head")
 _WIDTH = ("hidden_size", "dim", "n_embd", "d_model")
 
 GROUPS = (64, 32)
@@ -49,11 +47,11 @@ class ModelDimensions:
             (config[p] for p in TEXT_PARTS if isinstance(config.get(p), dict)), {}
         )
         both = {**config, **text}
-        heads, width = _first(both, _HEADS), _first(both, _WIDTH)
+        heads, width = _first(both, HEADS), _first(both, _WIDTH)
         return cls(
             layers=_first(both, _LAYERS),
             heads=heads,
-            kv_heads=_first(both, _KV_HEADS) or heads,
+            kv_heads=_first(both, KV_HEADS) or heads,
             head_size=_first(both, ("head_dim",)) or (width // heads if heads else 0),
             width=width,
             vocabulary=_first(both, ("vocab_size",)),

@@ -221,7 +221,10 @@ class TemplateBudget:
         for piece in pieces:
             found.append(piece)
             length += len(piece)
-            self._step(length)
+            # As `_step`, without a call for each piece.
+            self._unchecked += ITEM
+            if length > self.longest or self._unchecked >= _CHECKED:
+                self._step(length)
         text: str = self.count_value("".join(found))
         return text
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
+from mlx_magic.images.color_modes import slices
 from mlx_magic.images.decoding.pixel_capacity import truncated
 from mlx_magic.images.limits import check_pixels
 
@@ -267,7 +268,6 @@ _ENDINGS = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B"}
 # are four of 8, and premultiplied colors are divided by alpha after they were scaled.
 _AS_BYTES = "LA;16B"
 _PREMULTIPLIED = "RGBa"
-_SLICE_PIXELS = 1_000_000
 
 
 def raw_mode(image: Any) -> str:
@@ -330,7 +330,7 @@ class DeepColors:
 
     def parts(self, *, alpha: bool, checkpoint: Callable[[], None]) -> Any:
         """Yield the values of the colors, or of alpha, in slices."""
-        for box in self._boxes():
+        for box in slices(self.size):
             checkpoint()
             values = self._values(box)
             yield values[..., self._colors :] if alpha else values[..., : self._colors]
@@ -346,7 +346,7 @@ class DeepColors:
 
         mode = "RGBA" if self._transparent else self.mode
         made = Image.new(mode, self.size)
-        for box in self._boxes():
+        for box in slices(self.size):
             checkpoint()
             values = self._values(box)
             layers = [colors(values[..., : self._colors])]
@@ -359,16 +359,6 @@ class DeepColors:
             size = box[2] - box[0], box[3] - box[1]
             made.paste(Image.frombytes(mode, size, pixels.tobytes()), box)
         return made.convert("RGBA") if mode == _PREMULTIPLIED else made
-
-    def _boxes(self) -> list[tuple[int, int, int, int]]:
-        width, height = self.size
-        across = min(width, _SLICE_PIXELS)
-        down = max(1, _SLICE_PIXELS // across)
-        return [
-            (left, top, min(left + across, width), min(top + down, height))
-            for top in range(0, height, down)
-            for left in range(0, width, across)
-        ]
 
     def _values(self, box: tuple[int, int, int, int]) -> NDArray[np.uint16]:
         import numpy as np

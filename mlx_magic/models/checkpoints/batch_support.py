@@ -11,6 +11,7 @@ from typing import Any
 
 from mlx_magic.models.checkpoints import architectures
 from mlx_magic.models.checkpoints.architectures import Kind
+from mlx_magic.models.checkpoints.config_limits import HEADS, KV_HEADS
 
 TABLE = "together.json"
 """File beside this module; written by `make models`."""
@@ -19,8 +20,6 @@ UNTESTED = "untested: its batched answers were never compared with single ones"
 
 Traits = Mapping[str, str]
 
-_HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads")
-_KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "multi_query_group_num")
 _ROPES = ("rope_scaling", "rope_parameters")
 _KEYS = {
     "window": ("sliding_window", "attention_chunk_size"),
@@ -226,7 +225,7 @@ def _strictest(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def _heads(config: Mapping[str, Any]) -> str:
-    heads, kv_heads = _first(config, _HEADS), _first(config, _KV_HEADS)
+    heads, kv_heads = _first(config, HEADS), _first(config, KV_HEADS)
     if config.get("multi_query") is True and kv_heads is None:
         kv_heads = 1
     if heads is None or kv_heads is None:

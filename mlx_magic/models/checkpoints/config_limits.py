@@ -223,6 +223,12 @@ def _refused(model: str, file: str, where: str, number: float, why: str) -> Chec
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "llm", "language_model")
 """Keys of config.json that hold the configuration of the language model."""
 
+HEADS = ("num_attention_heads", "n_heads", "n_head", "num_heads")
+"""Keys of config.json for the number of attention heads."""
+
+KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "multi_query_group_num")
+"""Keys of config.json for the number of heads that have keys and values of their own."""
+
 _KEYS = (
     "max_position_embeddings",
     "n_positions",

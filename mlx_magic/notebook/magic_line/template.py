@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import Evaluate, describe, one_line, parse_expression
+from mlx_magic.notebook.magic_line.tokens import CLOSERS
 
 LONGEST_EXPRESSION = 2_000
 """Characters; longer text in braces stays as written."""
 
-_CLOSER = {"(": ")", "[": "]", "{": "}"}
 _CODE = re.compile(
     r"""'''.*?'''|\"\"\".*?\"\"\"          # strings, whose brackets do not count
       | '(?:\\.|[^'\\\n])*' | "(?:\\.|[^"\\\n])*"
@@ -112,8 +112,8 @@ def _expression_at(prompt: str, start: int) -> str | None:
     expected: list[str] = []
     for part in _CODE.finditer(prompt, start, end):
         mark = part.group()
-        if mark in _CLOSER:
-            expected.append(_CLOSER[mark])
+        if mark in CLOSERS:
+            expected.append(CLOSERS[mark])
         elif mark == "}" and not expected:
             inner = prompt[start : part.start()]
             return inner if _is_expression(parse_expression(inner)) else None

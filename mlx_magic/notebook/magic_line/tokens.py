@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import one_line
 
-_CLOSER = {"(": ")", "[": "]", "{": "}"}
+CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _QUOTES = "\"'"
 _ORDINARY = re.compile(r"[^\s\"'\\()\[\]{}]+")
 
@@ -172,8 +172,8 @@ class _Scanner:
             return 2
         self._text.append(char)
         if self._brackets:
-            if char in _CLOSER:
-                self._expected.append(_CLOSER[char])
+            if char in CLOSERS:
+                self._expected.append(CLOSERS[char])
             elif char in ")]}" and (not self._expected or self._expected.pop() != char):
                 self.stray_closer = True
         return 1

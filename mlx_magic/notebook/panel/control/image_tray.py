@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_magic.errors import ImageError, ImageTooLargeError, MlxMagicError
 from mlx_magic.formatting import amount, short_label
-from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES
+from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_IMAGES, check_bytes
 from mlx_magic.notebook.panel.control.question_images import Opening, QuestionImages, image_state
 from mlx_magic.notebook.panel.widgets.controls import Guarded, set_trait
 from mlx_magic.notebook.panel.widgets.front import ImageTray
@@ -170,19 +170,10 @@ class Uploads:
             raise _contradiction(label)
         if size == 0:
             raise ImageError(f"{label} is an empty file.", source=label)
-        self._check_size(label, size)
+        check_bytes(size, label, self._max_bytes)
         if pieces > min(size, self._most_pieces):
             raise _contradiction(label)
         return _Upload(label, size, pieces, self._clock())
-
-    def _check_size(self, label: str, size: int) -> None:
-        if size > self._max_bytes:
-            raise ImageTooLargeError(
-                f"{label} has {amount(size)}; the limit is {amount(self._max_bytes)}.",
-                source=label,
-                size=size,
-                limit=self._max_bytes,
-            )
 
     def _begin(self, key: str, declared: _Upload) -> _Upload:
         self._uploads.pop(key, None)
