@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mlx_magic.engine import engine as engine_module
-from mlx_magic.engine.engine import WAIT, Engine, Steps
+from mlx_magic.engine.engine import PRIORITY, WAIT, Engine, Steps
 from mlx_magic.errors import EngineError
 
 

@@ -232,7 +232,12 @@ def test_readme_image_is_sharp_and_small() -> None:
 
 
 def test_example_notebooks_exist() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["panel.ipynb", "pool.ipynb", "quickstart.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == [
+        "map.ipynb",
+        "panel.ipynb",
+        "pool.ipynb",
+        "quickstart.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
