@@ -157,7 +157,7 @@ def test_completion_after_an_equals_sign_replaces_only_the_value() -> None:
                 "status",
                 "use",
                 "cancel",
-                "panel",
+                "panel", "journal",
                 "help",
             ],
         ),
