@@ -70,6 +70,15 @@ def test_functions_take_every_option_with_its_default(function: Any) -> None:
     assert parameters["format"].default == "text"
 
 
+def test_map_takes_every_option_and_its_own() -> None:
+    parameters = inspect.signature(mlx_magic.map).parameters
+    own = {"prompt", "images", "errors", "wait", "client", "on_progress", "limit", "journal"}
+    assert parameters.keys() - own == {option.name for option in OPTIONS} - CELL
+    for option in OPTIONS:
+        if option.name not in CELL and option.name != "format":
+            assert parameters[option.name].default == option.default, option.name
+
+
 def test_requests_have_a_field_for_every_option() -> None:
     for target, kind in (("sampling", Sampling), ("request", GenerationRequest)):
         names = {option.name for option in OPTIONS if option.target == target}

@@ -25,7 +25,7 @@ LARGEST_NOTEBOOK = 400_000
 # Flags of other programs: pip, mypy.
 FOREIGN_FLAGS = {"--help", "--force-reinstall", "--no-deps", "--strict"}
 # Made by make, or a person's own.
-MADE = {".venv", ".cache/ipykernel/"}
+MADE = {".venv", ".cache/ipykernel/", ".mlx-magic/journal.sqlite"}
 TOPS = ("mlx_magic", "tests", "tools", "benchmarks")
 OPTIONS = [*CELL_OPTIONS, *(option for options in LINE_OPTIONS.values() for option in options)]
 
@@ -232,7 +232,12 @@ def test_readme_image_is_sharp_and_small() -> None:
 
 
 def test_example_notebooks_exist() -> None:
-    assert [path.name for path in NOTEBOOKS] == ["panel.ipynb", "pool.ipynb", "quickstart.ipynb"]
+    assert [path.name for path in NOTEBOOKS] == [
+        "map.ipynb",
+        "panel.ipynb",
+        "pool.ipynb",
+        "quickstart.ipynb",
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)

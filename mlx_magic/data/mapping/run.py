@@ -129,6 +129,7 @@ class MapTask(Task[MapResult]):
         self._items: dict[int, _Item] = {}
         self._asked: dict[int, _Asked] = {}
         self._asked_ids = itertools.count()
+        self._answers: list[tuple[_Item, str, int, VisionResult]] = []
         self._open_bytes = 0
         self._openers = Openers(
             plan.settings.max_pixels, plan.settings.normalize, self.token, self._events.put
@@ -277,6 +278,11 @@ class MapTask(Task[MapResult]):
         while event is not _NOTHING:
             self._take_event(event)
             event = self._next_event(wait=False)
+        # A row that is there is stored: what a crash loses was in flight.
+        self._memory.flush()
+        answered, self._answers = self._answers, []
+        for item, model, question, result in answered:
+            self._set_row(item, model, question, result)
         return True
 
     def _next_event(self, *, wait: bool = True) -> object:
@@ -453,7 +459,7 @@ class MapTask(Task[MapResult]):
             self.token.cancel()
             return
         self._memory.store(asked.key, item.row.source, self.plan.questions[question].name, result)
-        self._set_row(item, model, question, result)
+        self._answers.append((item, model, question, result))
 
     def _is_row_error(self, error: BaseException, model: str) -> bool:
         """Whether other rows can be answered although this one cannot."""

@@ -93,23 +93,20 @@ def index_names(value: Any) -> tuple[Any, ...]:
 
 
 def split_name(text: str) -> tuple[Path, str] | None:
-    """Split ``rows.csv#column`` into an existing file of rows and a column, which may be empty.
+    """Split ``rows.csv#column`` into a file of rows and a column, which may be empty.
 
-    None if it is no such name.
+    None if it is no such name. Without a column the file has to exist.
     """
-    path, _, column = text.partition("#")
-    if not path.lower().endswith(FILE_KINDS):
-        return None
+    name, sign, column = text.partition("#")
     try:
-        found = absolute(path)
-        return (found, column) if found.is_file() and not absolute(text).is_file() else _plain(text)
+        if absolute(text).is_file():
+            name, sign, column = text, "", ""
+        found = absolute(name)
+        if not name.lower().endswith(FILE_KINDS) or not (sign or found.is_file()):
+            return None
+        return found, column
     except (OSError, ValueError):
         return None
-
-
-def _plain(text: str) -> tuple[Path, str] | None:
-    found = absolute(text)
-    return (found, "") if found.is_file() and text.lower().endswith(FILE_KINDS) else None
 
 
 def file_table(path: Path) -> Table:
