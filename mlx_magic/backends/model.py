@@ -191,7 +191,9 @@ class LibraryModel:
         with admitted as active.reservation, adapter.keyed(request, prompt):
             seen = adapter.seen_sizes(request, prompt)
             if seen is not None:
-                report(GenerationChunk("vision", seen=seen, hint=self._hint(prompt)))
+                grounding = adapter.grounding(request, prompt)
+                hint = self._hint(prompt)
+                report(GenerationChunk("vision", seen=seen, hint=hint, grounding=grounding))
             params = adapter.sampling_params(active.request.sampling)
             active.reasoning = adapter.reasoning(prompt)
             try:
@@ -201,9 +203,12 @@ class LibraryModel:
                     partial(self._batched, prompt, active, params),
                 )
             except Cancelled:
-                active.report_rest()
+                active.report_rest(adapter.marked)
                 raise
-            active.report_rest()
+            except Stopped:
+                active.report_marked(adapter.marked)
+                raise
+            active.report_rest(adapter.marked)
             return reason
 
     def _fit_context(self, active: ActiveRequest, prompt: Prompt) -> None:

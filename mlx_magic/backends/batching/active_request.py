@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from mlx_magic.backends.base import Report
 from mlx_magic.backends.batching.admission import Reservation
@@ -32,6 +33,8 @@ class ActiveRequest:
         The memory that it may take; None before it is admitted.
     reasoning : ReasoningStream or None
         Separates the thoughts of the answer; None if the model has no marks for them.
+    tokens : list of int
+        The answer so far.
     """
 
     request: GenerationRequest
@@ -43,6 +46,7 @@ class ActiveRequest:
     cached_tokens: int = 0
     reservation: Reservation | None = None
     reasoning: ReasoningStream | None = None
+    tokens: list[int] = field(default_factory=list)
     _written: int = 0
 
     def prefilling(self, prefilling: bool) -> None:
@@ -72,18 +76,38 @@ class ActiveRequest:
         """
         self.prefilling(False)
         chunk = self._chunk("decode", text=text, written=written)
+        # A library may report its last token twice, at the end with the rest of the text.
+        is_new = written > self._written
+        if is_new:
+            self.tokens.append(token)
         if self.reasoning is not None:
-            # A library may report its last token twice, at the end with the rest of the text.
-            is_new = written > self._written
             chunk = _split(chunk, self.reasoning.feed(text, token if is_new else None))
         self._written = written
         self.report(chunk)
 
-    def report_rest(self) -> None:
-        """Report text that was held back as a possible start of a mark, as the answer ends."""
+    def report_rest(self, marked: Callable[[list[int]], str]) -> None:
+        """Report text that was held back as a possible start of a mark, as the answer ends.
+
+        Parameters
+        ----------
+        marked : callable
+            See `report_marked`.
+        """
         rest = Split() if self.reasoning is None else self.reasoning.finish()
         if rest != Split():
             self.report(_split(self._chunk("decode", written=self._written), rest))
+        self.report_marked(marked)
+
+    def report_marked(self, marked: Callable[[list[int]], str]) -> None:
+        """Report the whole answer once more, with the tokens that mark places.
+
+        Parameters
+        ----------
+        marked : callable
+            Returns such a text for the tokens of an answer. See `ModelAdapter.marked`.
+        """
+        if self.tokens and (text := marked(self.tokens)):
+            self.report(replace(self._chunk("decode", written=self._written), marked=text))
 
     def expand_image_tokens(self, length: int) -> None:
         """Raise the counts if one image token became many embeddings.
