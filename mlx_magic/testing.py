@@ -184,10 +184,12 @@ class ScriptedBackend:
 class ScriptedModel:
     """A model of a `ScriptedBackend`."""
 
-    def __init__(self, backend: ScriptedBackend, nbytes: int, grounding: Grounding) -> None:
+    def __init__(
+        self, backend: ScriptedBackend, nbytes: int, grounding: Grounding | None = None
+    ) -> None:
         self._backend = backend
         self._nbytes = nbytes
-        self._grounding = grounding
+        self._grounding = grounding or Grounding()
         backend.active += nbytes
 
     @property

@@ -196,6 +196,7 @@ class LibraryModel:
                 report(GenerationChunk("vision", seen=seen, hint=hint, grounding=grounding))
             params = adapter.sampling_params(active.request.sampling)
             active.reasoning = adapter.reasoning(prompt)
+            active.marked = adapter.marked
             try:
                 reason = yield from self._answering.answer(
                     active,
@@ -203,12 +204,12 @@ class LibraryModel:
                     partial(self._batched, prompt, active, params),
                 )
             except Cancelled:
-                active.report_rest(adapter.marked)
+                active.report_rest()
                 raise
             except Stopped:
-                active.report_marked(adapter.marked)
+                active.report_marked()
                 raise
-            active.report_rest(adapter.marked)
+            active.report_rest()
             return reason
 
     def _fit_context(self, active: ActiveRequest, prompt: Prompt) -> None:

@@ -72,7 +72,7 @@ def test_an_answer_without_places_has_a_plain_thumbnail() -> None:
 
 
 def test_points_are_drawn_and_counted() -> None:
-    places = [Point(1, 1, "nose"), Box(0, 0, 9, 9, "head")]
+    places: list[Box | Point] = [Point(1, 1, "nose"), Box(0, 0, 9, 9, "head")]
     [drawing] = drawings(svg(places, (50, 50), (384, 384)))
     assert len(list(drawing.iter("circle"))) == 1
     assert summary(places) == "1 box and 1 point: nose, head"

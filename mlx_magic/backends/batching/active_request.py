@@ -14,6 +14,10 @@ from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk, Phase
 
 
+def _unmarked(tokens: list[int]) -> str:
+    return ""
+
+
 @dataclass(slots=True)
 class ActiveRequest:
     """A request while it is answered; its counts are updated as they become known.
@@ -33,6 +37,8 @@ class ActiveRequest:
         The memory that it may take; None before it is admitted.
     reasoning : ReasoningStream or None
         Separates the thoughts of the answer; None if the model has no marks for them.
+    marked : callable
+        Returns an answer with the tokens that mark places. See `ModelAdapter.marked`.
     tokens : list of int
         The answer so far.
     """
@@ -46,6 +52,7 @@ class ActiveRequest:
     cached_tokens: int = 0
     reservation: Reservation | None = None
     reasoning: ReasoningStream | None = None
+    marked: Callable[[list[int]], str] = _unmarked
     tokens: list[int] = field(default_factory=list)
     _written: int = 0
 
@@ -85,28 +92,16 @@ class ActiveRequest:
         self._written = written
         self.report(chunk)
 
-    def report_rest(self, marked: Callable[[list[int]], str]) -> None:
-        """Report text that was held back as a possible start of a mark, as the answer ends.
-
-        Parameters
-        ----------
-        marked : callable
-            See `report_marked`.
-        """
+    def report_rest(self) -> None:
+        """Report text that was held back as a possible start of a mark, as the answer ends."""
         rest = Split() if self.reasoning is None else self.reasoning.finish()
         if rest != Split():
             self.report(_split(self._chunk("decode", written=self._written), rest))
-        self.report_marked(marked)
+        self.report_marked()
 
-    def report_marked(self, marked: Callable[[list[int]], str]) -> None:
-        """Report the whole answer once more, with the tokens that mark places.
-
-        Parameters
-        ----------
-        marked : callable
-            Returns such a text for the tokens of an answer. See `ModelAdapter.marked`.
-        """
-        if self.tokens and (text := marked(self.tokens)):
+    def report_marked(self) -> None:
+        """Report the whole answer once more, with the tokens that mark places, if it has any."""
+        if self.tokens and (text := self.marked(self.tokens)):
             self.report(replace(self._chunk("decode", written=self._written), marked=text))
 
     def expand_image_tokens(self, length: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING
@@ -171,6 +172,17 @@ def thumbnails_html(
     return (
         f'<div class="{formulas.UNSET}" role="list" aria-label="Images of this question" '
         f'style="display:flex;flex-wrap:wrap;gap:8px;margin-bottom:8px">{figures}</div>'
+    )
+
+
+def places_html(result: VisionResult) -> str:
+    """Return the images of a question that have places, with these; ``""`` if none has."""
+    places = places_of(result)
+    used = sorted({place.image for place in places})
+    at = {image: number for number, image in enumerate(used)}
+    return thumbnails_html(
+        [result.images[image] for image in used],
+        places=[replace(place, image=at[place.image]) for place in places],
     )
 
 
