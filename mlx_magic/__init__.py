@@ -60,6 +60,8 @@ def __getattr__(name: str) -> Any:
     if name == "pool":
         # Not cached: tests replace the session.
         return import_module("mlx_magic.default_session").current().pool
+    if name == "_places":
+        return import_module("mlx_magic.data.places.reading")
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'mlx_magic' has no attribute {name!r}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable
+from dataclasses import replace
 from typing import Literal
 
 from mlx_magic.backends.base import LoadProgress, PrefetchFunction, Report
@@ -18,6 +19,7 @@ from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.engine import WAIT, Engine, Steps, StepSignal
+from mlx_magic.engine.places.grounding import Grounding
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk
 from mlx_magic.engine.task import Clock
@@ -164,7 +166,8 @@ class ScriptedBackend:
         progress(checkpoint.weight_bytes, checkpoint.weight_bytes, "loading weights")
         yield None
         self.loads += 1
-        return ScriptedModel(self, checkpoint.weight_bytes)
+        grounding = Grounding.of_config(checkpoint.config)
+        return ScriptedModel(self, checkpoint.weight_bytes, grounding)
 
     def held(self, cancel: CancelToken) -> Steps:
         """Wait for `release`; the token is checked in each round."""
@@ -181,9 +184,12 @@ class ScriptedBackend:
 class ScriptedModel:
     """A model of a `ScriptedBackend`."""
 
-    def __init__(self, backend: ScriptedBackend, nbytes: int) -> None:
+    def __init__(
+        self, backend: ScriptedBackend, nbytes: int, grounding: Grounding | None = None
+    ) -> None:
         self._backend = backend
         self._nbytes = nbytes
+        self._grounding = grounding or Grounding()
         backend.active += nbytes
 
     @property
@@ -233,7 +239,9 @@ class ScriptedModel:
         prompt_tokens = sum(len(text.split()) for text in texts)
         images = len(request.images) + sum(len(turn.images) for turn in turns)
         if images:
-            report(GenerationChunk("vision"))
+            earlier = images - len(request.images)
+            grounding = replace(self._grounding, earlier_images=earlier)
+            report(GenerationChunk("vision", grounding=grounding))
             yield from self._pause("vision", cancel)
         report(GenerationChunk("prefill", prompt_tokens=prompt_tokens))
         yield from self._pause("prefill", cancel)

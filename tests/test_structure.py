@@ -25,7 +25,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOK_ONLY = {"IPython", "ipykernel", "ipywidgets", "anywidget", "jupyter_ui_poll", "traitlets"}
 BACKENDS_ONLY = {"mlx", "mlx_vlm", "mlx_lm", "transformers", "tokenizers"}
 # Used when a person has them, or came with them; not needed by the project itself.
-AT_HAND = {"certifi", "ipykernel", "matplotlib", "pandas", "pyarrow", "tornado", "zmq"}
+AT_HAND = {"certifi", "ipykernel", "matplotlib", "pandas", "pyarrow", "supervision"}
+AT_HAND |= {"tornado", "zmq"}
 # What brings these is a dependency, and its version decides which of these fits.
 BROUGHT_ALONG = {
     "tokenizers": "mlx-vlm",

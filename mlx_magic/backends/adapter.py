@@ -16,6 +16,7 @@ from mlx_magic.backends.chat_templates.reasoning import ReasoningStream
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
 from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.places.grounding import Grounding
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 from mlx_magic.models.upstream_checks import Mechanism
@@ -111,6 +112,12 @@ class ModelAdapter(Protocol):
 
         Empty if the inputs do not tell; None without images.
         """
+
+    def grounding(self, request: GenerationRequest, prompt: Prompt) -> Grounding | None:
+        """Return what coordinates in the answer depend on; None if the model sees no images."""
+
+    def marked(self, tokens: list[int]) -> str:
+        """Return an answer with the special tokens that mark places; ``""`` if it has none."""
 
     def fewer_image_tokens(self, prompt: Prompt, max_pixels: int) -> int | None:
         """Return how many image tokens ``max_pixels`` would leave; None if it has no effect."""

@@ -191,9 +191,12 @@ class LibraryModel:
         with admitted as active.reservation, adapter.keyed(request, prompt):
             seen = adapter.seen_sizes(request, prompt)
             if seen is not None:
-                report(GenerationChunk("vision", seen=seen, hint=self._hint(prompt)))
+                grounding = adapter.grounding(request, prompt)
+                hint = self._hint(prompt)
+                report(GenerationChunk("vision", seen=seen, hint=hint, grounding=grounding))
             params = adapter.sampling_params(active.request.sampling)
             active.reasoning = adapter.reasoning(prompt)
+            active.marked = adapter.marked
             try:
                 reason = yield from self._answering.answer(
                     active,
@@ -202,6 +205,9 @@ class LibraryModel:
                 )
             except Cancelled:
                 active.report_rest()
+                raise
+            except Stopped:
+                active.report_marked()
                 raise
             active.report_rest()
             return reason

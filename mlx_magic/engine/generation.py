@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mlx_magic.engine.json_output import parse_json
+from mlx_magic.engine.places.grounding import Grounding
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import FinishReason, GenerationChunk, Timings, Usage, VisionResult
 from mlx_magic.engine.stop_sequences import Stopped, StopSequences
@@ -173,6 +174,8 @@ class Generation(Task[VisionResult]):
         self._last_token_at: float | None = None
         self._seen: tuple[str, ...] = ()
         self._hint = ""
+        self._grounding: Grounding | None = None
+        self._marked = ""
         self._observers = Observers[Snapshot](clock)
 
     def observe(self, callback: OnProgress) -> Callable[[], None]:
@@ -221,6 +224,8 @@ class Generation(Task[VisionResult]):
         if chunk.phase != self._progress.phase:
             self._enter(chunk.phase)
         self._seen = chunk.seen or self._seen
+        self._grounding = chunk.grounding or self._grounding
+        self._marked = chunk.marked or self._marked
         stopped = False
         if chunk.all_reasoning:
             self._move_text_to_thoughts()
@@ -357,7 +362,17 @@ class Generation(Task[VisionResult]):
             stopped_in=None if requested_at is None else self._last_phase,
             stopping=None if requested_at is None else max(self._since - requested_at, 0.0),
             reasoning="".join(self._thoughts).strip(),
+            grounding=self._marked_grounding(),
         )
+
+    def _marked_grounding(self) -> Grounding | None:
+        # What was marked among thoughts is no part of the answer.
+        if self._grounding is None or not self._marked or self._thoughts:
+            return self._grounding
+        marked = self._marked
+        for stop in self.request.sampling.stop:
+            marked = marked.partition(stop)[0]
+        return replace(self._grounding, marked=marked)
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
+from mlx_magic.engine.places.grounding import Grounding, Scale
+from mlx_magic.engine.places.values import Boxes, Points
 from mlx_magic.engine.request import OutputFormat
+from mlx_magic.errors import ShortTraceback
 from mlx_magic.images.image import ImageInput
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Phase = Literal["queued", "downloading", "loading", "vision", "prefill", "decode", "done"]
 
@@ -95,6 +102,10 @@ class GenerationChunk:
         begins its thoughts, and has now ended them.
     hint : str
         What the request costs and what would cost less, to be shown before a slow prefill.
+    grounding : Grounding or None
+        What the coordinates of the answer depend on, with `seen`.
+    marked : str
+        At the end: the whole answer with the special tokens that mark places, if it has any.
     """
 
     phase: Phase
@@ -111,6 +122,8 @@ class GenerationChunk:
     hint: str = ""
     reasoning: str = ""
     all_reasoning: bool = False
+    grounding: Grounding | None = None
+    marked: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,6 +160,8 @@ class VisionResult:
         Seconds from the cancellation or timeout to the end.
     reasoning : str
         The model's thoughts before its answer, without their marks; empty if it has none.
+    grounding : Grounding or None
+        What the coordinates of the answer depend on; None for a model that sees no images.
     """
 
     text: str
@@ -164,6 +179,56 @@ class VisionResult:
     stopped_in: Phase | None = None
     stopping: float | None = None
     reasoning: str = ""
+    grounding: Grounding | None = None
+
+    @property
+    def boxes(self) -> Boxes:
+        """The boxes that the answer writes, in pixels of the upright originals.
+
+        Empty if there are none, or if it is not certain what the numbers mean:
+        ``boxes.note`` then says why. docs/data.md has the models that are known.
+        """
+        found: Boxes = _places().boxes(self)
+        return found
+
+    @property
+    def points(self) -> Points:
+        """The points that the answer writes. See `boxes`."""
+        found: Points = _places().points(self)
+        return found
+
+    @property
+    def annotated(self) -> Image.Image | None:
+        """A copy of the image at its original size, on which boxes and points are drawn.
+
+        Of several images it is the first one that has a place, or else the first. None if the
+        question had no image. Decoded and drawn at each use.
+        """
+        found: Image.Image | None = _places().annotated(self)
+        return found
+
+    def with_dialect(self, dialect: str = "json", *, scale: Scale | None = None) -> VisionResult:
+        """Return the same result with places read from a dialect that you name.
+
+        For models whose way to write places is not known, or that were told another one.
+
+        Parameters
+        ----------
+        dialect : str
+            A name from the table in docs/data.md.
+        scale : float or "pixels", optional
+            The number that stands for the right and the lower edge of the image, such as 1, 100
+            or 1000; "pixels" if the model writes pixels of the image that it saw. By default that
+            of the dialect; "json" has none.
+
+        Raises
+        ------
+        RequestError
+            There is no such dialect, or the scale is missing or is none.
+        """
+        with ShortTraceback():
+            found: VisionResult = _places().with_dialect(self, dialect, scale)
+        return found
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Restore a pickled result; one of an earlier version has fewer fields, in this order."""
@@ -174,6 +239,11 @@ class VisionResult:
 
     def __str__(self) -> str:
         return self.text
+
+
+def _places() -> Any:
+    """Return what reads places: it is above this layer, where only the public face reaches."""
+    return import_module("mlx_magic")._places
 
 
 # The public module name, which pickles and IPython's formatters use.

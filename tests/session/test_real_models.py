@@ -24,6 +24,7 @@ from mlx_magic.backends.batching.memory_estimate import (
     estimate_request,
 )
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.vision import adapter as vision_adapter
 from mlx_magic.backends.vision.forward import VisionForward
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
 from mlx_magic.engine.request import Exchange, GenerationRequest, Sampling
@@ -634,3 +635,24 @@ def test_a_text_models_template_that_drops_turns_is_refused(
         follow(session, chat)
     assert ask(session, "Hi", model=model, max_tokens=1).usage.completion_tokens == 1
     session.pool.unload(model)
+
+
+def test_the_answer_keeps_the_special_tokens_that_mark_places(
+    session: Session, circle: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The bundled model has none: the token that ends its answers is taken for one.
+    end = frozenset({2})
+    text = ask(session, QUESTION, circle).text
+    with monkeypatch.context() as patch:
+        patch.setattr(vision_adapter, "place_tokens", lambda tokenizer, special: end)
+        session.pool.unload("demo")
+        result = ask(session, QUESTION, circle)
+        stopped = ask(session, QUESTION, circle, stop=("red",))
+        session.pool.unload("demo")
+    assert result.grounding is not None
+    assert result.grounding.model_type == "smolvlm"
+    assert result.grounding.marked.strip() == f"{result.text}<end_of_utterance>"
+    assert stopped.finish_reason == "stop"
+    assert stopped.grounding is not None
+    assert stopped.grounding.marked.strip() == stopped.text == "The circle is"
+    assert result.text == text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from mlx_magic.backends.base import Report
 from mlx_magic.backends.batching.admission import Reservation
@@ -11,6 +12,10 @@ from mlx_magic.backends.device import platform
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk, Phase
+
+
+def _unmarked(tokens: list[int]) -> str:
+    return ""
 
 
 @dataclass(slots=True)
@@ -32,6 +37,10 @@ class ActiveRequest:
         The memory that it may take; None before it is admitted.
     reasoning : ReasoningStream or None
         Separates the thoughts of the answer; None if the model has no marks for them.
+    marked : callable
+        Returns an answer with the tokens that mark places. See `ModelAdapter.marked`.
+    tokens : list of int
+        The answer so far.
     """
 
     request: GenerationRequest
@@ -43,6 +52,8 @@ class ActiveRequest:
     cached_tokens: int = 0
     reservation: Reservation | None = None
     reasoning: ReasoningStream | None = None
+    marked: Callable[[list[int]], str] = _unmarked
+    tokens: list[int] = field(default_factory=list)
     _written: int = 0
 
     def prefilling(self, prefilling: bool) -> None:
@@ -72,9 +83,11 @@ class ActiveRequest:
         """
         self.prefilling(False)
         chunk = self._chunk("decode", text=text, written=written)
+        # A library may report its last token twice, at the end with the rest of the text.
+        is_new = written > self._written
+        if is_new:
+            self.tokens.append(token)
         if self.reasoning is not None:
-            # A library may report its last token twice, at the end with the rest of the text.
-            is_new = written > self._written
             chunk = _split(chunk, self.reasoning.feed(text, token if is_new else None))
         self._written = written
         self.report(chunk)
@@ -84,6 +97,12 @@ class ActiveRequest:
         rest = Split() if self.reasoning is None else self.reasoning.finish()
         if rest != Split():
             self.report(_split(self._chunk("decode", written=self._written), rest))
+        self.report_marked()
+
+    def report_marked(self) -> None:
+        """Report the whole answer once more, with the tokens that mark places, if it has any."""
+        if self.tokens and (text := self.marked(self.tokens)):
+            self.report(replace(self._chunk("decode", written=self._written), marked=text))
 
     def expand_image_tokens(self, length: int) -> None:
         """Raise the counts if one image token became many embeddings.

@@ -256,6 +256,13 @@ class TextAdapter:
         """Do nothing: a text model has no images."""
         return contextlib.nullcontext()
 
+    def grounding(self, request: GenerationRequest, prompt: Prompt) -> None:
+        """Return None: the model sees no images."""
+
+    def marked(self, tokens: list[int]) -> str:
+        """Return ``""``: answers have no places."""
+        return ""
+
     def seen_sizes(self, request: GenerationRequest, prompt: Prompt) -> None:
         """Return None: a text model has no images."""
 

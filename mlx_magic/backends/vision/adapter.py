@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 from mlx_magic.backends import upstream
@@ -29,8 +30,15 @@ from mlx_magic.backends.vision import inputs as vision_inputs
 from mlx_magic.backends.vision.caches import VisionCaches
 from mlx_magic.backends.vision.forward import Embedder, VisionForward
 from mlx_magic.backends.vision.image_cache.prefetch import Prefetch
-from mlx_magic.backends.vision.inputs import VisionInputs, fewer_tokens, seen_sizes
+from mlx_magic.backends.vision.inputs import (
+    VisionInputs,
+    fewer_tokens,
+    resized_sizes,
+    seen_sizes,
+)
+from mlx_magic.backends.vision.place_tokens import marked, place_tokens
 from mlx_magic.cancellation import CancelToken
+from mlx_magic.engine.places.grounding import Grounding
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 
@@ -83,6 +91,7 @@ class VisionAdapter:
         nbytes: int,
     ) -> None:
         self._name = checkpoint.name
+        self._config = checkpoint.config
         self._model = model
         self._processor = processor
         self._tokenizer = getattr(processor, "tokenizer", processor)
@@ -94,6 +103,7 @@ class VisionAdapter:
         )
         known = self._special if self._marks else ()
         texts = {token: self._tokenizer.convert_ids_to_tokens(token) for token in known}
+        self._place_tokens = place_tokens(self._tokenizer, self._special)
         # mlx-vlm's detokenizers leave these out.
         self._skipped = {token: text for token, text in texts.items() if isinstance(text, str)}
         self._inputs: Any = VisionInputs(self._name, model.config, processor)
@@ -159,6 +169,22 @@ class VisionAdapter:
         seen = seen_sizes(prompt.inputs, count, self._patch_size)
         # The sizes of earlier turns were reported with these turns.
         return seen[count - len(request.images) :] if seen else seen
+
+    def grounding(self, request: GenerationRequest, prompt: Prompt) -> Grounding:
+        """Return what coordinates in the answer depend on. See `ModelAdapter`."""
+        count, own = len(chat_messages.images(request)), len(request.images)
+        resized = resized_sizes(prompt.inputs, count, self._patch_size)
+        image_processor = getattr(self._processor, "image_processor", None)
+        return replace(
+            Grounding.of_config(self._config),
+            seen=resized[count - own :],
+            cropped=bool(getattr(image_processor, "do_center_crop", False)),
+            earlier_images=count - own,
+        )
+
+    def marked(self, tokens: list[int]) -> str:
+        """Return an answer with the special tokens that mark places. See `ModelAdapter`."""
+        return marked(tokens, self._tokenizer, self._special, self._place_tokens)
 
     def fewer_image_tokens(self, prompt: Prompt, max_pixels: int) -> int | None:
         """Return how many image tokens ``max_pixels`` would leave. See `fewer_tokens`."""

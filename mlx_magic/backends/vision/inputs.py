@@ -242,10 +242,8 @@ def seen_sizes(inputs: Mapping[str, Any], count: int, patch: int) -> tuple[str, 
         Such as ``"128 x 128"`` or ``"5 tiles of 384 x 384"``; empty if the shapes do not
         tell.
     """
-    grid = inputs.get("image_grid_thw")
-    if grid is not None and len(grid) == count:
-        rows = [[int(n) for n in row] for row in grid.tolist()]
-        return tuple(f"{w * patch} x {h * patch}" for _, h, w in rows)
+    if resized := resized_sizes(inputs, count, patch):
+        return tuple(f"{width} x {height}" for width, height in resized)
     pixels = inputs.get("pixel_values")
     if isinstance(pixels, list | tuple):
         shapes = [tuple(p.shape) for p in pixels if hasattr(p, "shape")]
@@ -259,6 +257,26 @@ def seen_sizes(inputs: Mapping[str, Any], count: int, patch: int) -> tuple[str, 
     each = tiles // count
     size = _size(shape)
     return (size if each == 1 else f"{each} tiles of {size}",) * count
+
+
+def resized_sizes(inputs: Mapping[str, Any], count: int, patch: int) -> tuple[tuple[int, int], ...]:
+    """Return the sizes to which whole images were resized, without borders or cuts.
+
+    Parameters
+    ----------
+    inputs, count, patch
+        See `seen_sizes`.
+
+    Returns
+    -------
+    tuple of (int, int)
+        Width and height in pixels; empty unless there are packed patches.
+    """
+    grid = inputs.get("image_grid_thw")
+    if grid is None or len(grid) != count:
+        return ()
+    rows = [[int(n) for n in row] for row in grid.tolist()]
+    return tuple((w * patch, h * patch) for _, h, w in rows)
 
 
 def fewer_tokens(inputs: Mapping[str, Any], patch: int, tokens: int, max_pixels: int) -> int | None:

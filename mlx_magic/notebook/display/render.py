@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING
 
 from mlx_magic.notebook.display import formulas, markdown_text
+from mlx_magic.notebook.display.places import overlay
 from mlx_magic.notebook.display.sanitize import preformatted, to_html, to_markdown, to_plain
 from mlx_magic.notebook.display.terminal import printable
 from mlx_magic.notebook.magic_line.expressions import one_line
 
 if TYPE_CHECKING:
+    from mlx_magic.engine.places.values import Box, Point
     from mlx_magic.engine.result import VisionResult
     from mlx_magic.images.opening import ImageInput
 
 THUMBNAIL_SIDE = 256
 """Pixels."""
+
+PLACES_SIDE = 384
+"""Pixels of an image on which places are drawn."""
 
 _FINISH = {"length": "cut off at max_tokens", "cancelled": "cancelled", "timeout": "timed out"}
 _QUIET = "color:var(--jp-content-font-color2,inherit);font-size:85%"
@@ -39,7 +45,7 @@ def bundle(result: VisionResult) -> dict[str, str]:
     plain, answer = _answer(result)
     finish = finish_words(result)
     thoughts = thoughts_html(result.reasoning)
-    thumbnails = thumbnails_html(result.images, result.seen)
+    thumbnails = thumbnails_html(result.images, result.seen, places_of(result))
     shown = {
         "text/plain": printable(
             "\n".join(part for part in (plain, f"[{finish}]" if finish else "") if part)
@@ -136,7 +142,16 @@ def _footer(result: VisionResult) -> str:
     return f'<div style="{_QUIET};margin-top:6px">{text}</div>'
 
 
-def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> str:
+def places_of(result: VisionResult) -> list[Box | Point]:
+    """Return the boxes and points of an answer, to be drawn over its images."""
+    return [*result.boxes, *result.points] if result.images else []
+
+
+def thumbnails_html(
+    images: Sequence[ImageInput],
+    seen: Sequence[str] = (),
+    places: Sequence[Box | Point] = (),
+) -> str:
     """Return a row of thumbnails with captions; ``""`` if there are no images.
 
     Parameters
@@ -144,9 +159,14 @@ def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> s
     images : sequence of ImageInput
     seen : sequence of str
         The size at which the model sees each image, where known.
+    places : sequence of Box or Point
+        Drawn over the images.
     """
     sizes = seen if len(seen) == len(images) else [""] * len(images)
-    figures = "".join(_figure(image, size) for image, size in zip(images, sizes, strict=True))
+    figures = "".join(
+        _figure(image, size, [place for place in places if place.image == at])
+        for at, (image, size) in enumerate(zip(images, sizes, strict=True))
+    )
     if not figures:
         return ""
     return (
@@ -155,8 +175,23 @@ def thumbnails_html(images: Sequence[ImageInput], seen: Sequence[str] = ()) -> s
     )
 
 
-def _figure(image: ImageInput, seen: str) -> str:
-    thumbnail = image.thumbnail(THUMBNAIL_SIDE)
+def places_html(result: VisionResult) -> str:
+    """Return the images of a question that have places, with these; ``""`` if none has."""
+    places = places_of(result)
+    used = sorted({place.image for place in places})
+    at = {image: number for number, image in enumerate(used)}
+    return thumbnails_html(
+        [result.images[image] for image in used],
+        places=[replace(place, image=at[place.image]) for place in places],
+    )
+
+
+def _figure(image: ImageInput, seen: str, places: Sequence[Box | Point] = ()) -> str:
+    side = PLACES_SIDE if places else THUMBNAIL_SIDE
+    thumbnail = image.thumbnail(side)
+    # A small image is shown larger if labels have to be read on it.
+    factor = max(1.0, side / max(thumbnail.width, thumbnail.height)) if places else 1.0
+    shown = round(thumbnail.width * factor), round(thumbnail.height * factor)
     source = escape(one_line(to_plain(image.source), 80))
     width, height = image.size
     note = one_line(to_plain(image.note or ""))
@@ -168,11 +203,20 @@ def _figure(image: ImageInput, seen: str) -> str:
     if note:
         caption += f" · {escape(note)}"
     data = b64encode(thumbnail.data).decode("ascii")
-    return (
-        f'<figure role="listitem" style="margin:0;max-width:{THUMBNAIL_SIDE}px">'
+    border = "display:block" if places else f"border:{_BORDER};border-radius:2px"
+    picture = (
         f'<img src="data:{escape(thumbnail.mime)};base64,{data}" alt="{source}" '
-        f'width="{thumbnail.width}" height="{thumbnail.height}" '
-        f'style="max-width:100%;height:auto;border:{_BORDER};border-radius:2px">'
+        f'width="{shown[0]}" height="{shown[1]}" style="max-width:100%;height:auto;{border}">'
+    )
+    if places:
+        drawn = overlay.svg(places, image.original_size, shown)
+        picture = (
+            f'<div style="position:relative;width:{shown[0]}px;max-width:100%">{picture}{drawn}'
+            f"</div>"
+        )
+        caption = f"{overlay.legend(places)}<br>{caption}"
+    return (
+        f'<figure role="listitem" style="margin:0;max-width:{max(side, shown[0])}px">{picture}'
         f'<figcaption style="{_QUIET};overflow-wrap:anywhere">{caption}</figcaption></figure>'
     )
 

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mlx_magic.engine.generation import Generation
+from mlx_magic.engine.places.grounding import Grounding
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk
 from mlx_magic.errors import GenerationError
+from mlx_magic.images.opening import open_images
 from mlx_magic.notebook.panel.control.live_answer import LONGEST_SHOWN, LiveAnswer
 from mlx_magic.notebook.panel.state.conversation import Answer
 from mlx_magic.testing import ManualClock
@@ -238,3 +241,20 @@ def test_text_that_was_thoughts_is_taken_back(asked: Asked) -> None:
     assert asked.page.thought == "So it\n\nis red."
     asked.write("Red.")
     assert asked.page.tail == "Red."
+
+
+def test_places_are_drawn_above_the_answer_when_it_ends() -> None:
+    asked = Asked()
+    image = open_images([Image.new("RGB", (40, 20))])[0]
+    asked.generation.prepared(GenerationRequest("?", images=(image,)))
+    text = '{"bbox_2d": [0, 0, 500, 500], "label": "<b>cat</b>"}'
+    known = Grounding(scale=1000.0)
+    asked.generation.report(GenerationChunk("vision", grounding=known))
+    asked.generation.report(GenerationChunk("decode", text=text, completion_tokens=9))
+    asked.generation.finish("stop")
+    asked.live.update()
+    drawing, answer = asked.live.state()["blocks"]
+    assert drawing.count("<svg") == 1
+    assert "&lt;b&gt;cat" in drawing
+    assert "<b>" not in drawing
+    assert "bbox_2d" in answer

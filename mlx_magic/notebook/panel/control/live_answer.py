@@ -141,6 +141,8 @@ class LiveAnswer:
         self._thoughts = sanitize.to_plain(thoughts[:LONGEST_SHOWN])
         shown = text[:LONGEST_SHOWN]
         self._html = [render.answer_html(shown)] if result else _failed_html(shown)
+        if result and (places := render.places_html(result)):
+            self._html.insert(0, places)
         if len(text) > LONGEST_SHOWN:
             self._html.append(
                 f"<p><em>{len(text):,} characters: only the first {LONGEST_SHOWN:,} are shown; "

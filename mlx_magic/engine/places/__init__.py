@@ -1,0 +1,1 @@
+"""Places on an image, as values: boxes, points, and what their coordinates depend on."""

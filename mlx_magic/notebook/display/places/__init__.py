@@ -1,0 +1,1 @@
+"""Places of an answer over the thumbnails of its images."""
