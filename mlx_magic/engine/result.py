@@ -123,9 +123,9 @@ class VisionResult:
         The answer; the part so far if it was cancelled or timed out. Empty if it ended within
         the thoughts.
     data : object or None
-        The parsed value for format ``"json"``.
+        The typed object of a schema, or the parsed value for format ``"json"``.
     data_error : str or None
-        Why `data` could not be parsed.
+        Why there is no `data`.
     images : tuple of ImageInput
         The images of the question.
     model : str
@@ -147,6 +147,11 @@ class VisionResult:
         Seconds from the cancellation or timeout to the end.
     reasoning : str
         The model's thoughts before its answer, without their marks; empty if it has none.
+    partial : dict, list or None
+        With a schema, and if the answer is not `complete`: its fields or items that are.
+    complete : bool
+        Whether the answer is whole: with a schema, whether `data` is its object; otherwise
+        whether the model has ended it.
     """
 
     text: str
@@ -164,13 +169,18 @@ class VisionResult:
     stopped_in: Phase | None = None
     stopping: float | None = None
     reasoning: str = ""
+    partial: Any = None
+    complete: bool = True
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Restore a pickled result; one of an earlier version has fewer fields, in this order."""
+        names = [each.name for each in fields(self)]
         for at, each in enumerate(fields(self)):
             factory = each.default_factory
             default = each.default if factory is MISSING else factory()
             object.__setattr__(self, each.name, state[at] if at < len(state) else default)
+        if len(state) <= names.index("complete"):
+            object.__setattr__(self, "complete", self.finish_reason == "stop")
 
     def __str__(self) -> str:
         return self.text

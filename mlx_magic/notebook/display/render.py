@@ -123,8 +123,12 @@ def _answer(result: VisionResult) -> tuple[str, str]:
 
 def _pretty(result: VisionResult) -> str:
     try:
-        return json.dumps(result.data, indent=2, ensure_ascii=False, default=str)
-    except (TypeError, ValueError, RecursionError):  # data that was set by hand
+        return json.dumps(result.data, indent=2, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # a typed object, or one that was set by hand
+        pass
+    try:
+        return json.dumps(json.loads(result.text), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
         return result.text
 
 
