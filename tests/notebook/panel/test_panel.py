@@ -615,10 +615,15 @@ def test_a_schema_makes_the_answer_an_object(
     assert answer.result is not None
     assert (answer.result.data, answer.result.complete) == ([1, 2], True)
     assert script.requests[0].schema is not None
+    script.pieces = ['{"n": 3}']
+    driven.form.options.schema.value = "n: int"
+    driven.ask("How many?")
+    driven.finish()
+    assert "<th>n</th><td>3</td>" in "".join(driven.answers()[0]["blocks"])
     driven.form.options.schema.value = "list[nothing]"
     driven.ask("Again?")
     assert "'nothing' is not defined" in driven.hint
-    assert len(driven.panel.turns) == 1
+    assert len(driven.panel.turns) == 2
 
 
 def test_settings_without_a_control_are_used_and_shown(
