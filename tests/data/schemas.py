@@ -14,10 +14,6 @@ FORMATS = ("date", "time", "date-time", "duration", "email", "ipv4", "uuid")
 SCALARS: list[Any] = ["red", "light blue", "", 'q"', 0, -3, 2.5, True, None]
 
 
-def _without_none(schema: JsonSchema) -> JsonSchema:
-    return {key: value for key, value in schema.items() if value is not None}
-
-
 @st.composite
 def _strings(draw: st.DrawFn) -> JsonSchema:
     kind = draw(st.sampled_from(("plain", "bounds", "pattern", "format")))
@@ -100,7 +96,7 @@ _NESTED = st.recursive(
 @st.composite
 def json_schemas(draw: st.DrawFn) -> JsonSchema:
     """Return a schema: nested, with optional properties, unions, patterns, bounds, references."""
-    schema = draw(_NESTED)
+    schema: JsonSchema = draw(_NESTED)
     if not draw(st.booleans()):
         return schema
     node = {

@@ -37,14 +37,19 @@ def grammar_tokenizer(tokenizer: Any, stop_tokens: Collection[int], model: str) 
         raise _unreadable(
             model, f"{type(tokenizer).__name__} is Python code, and llguidance reads tokenizer.json"
         )
-    if not stop_tokens:
-        raise _unreadable(model, "it names no token that ends an answer")
     try:
+        size = rust.get_vocab_size(with_added_tokens=True)
+        # Some checkpoints name tokens that their tokenizer has not.
+        stop = sorted(token for token in stop_tokens if 0 <= token < size)
+        if not stop:
+            raise _unreadable(model, "it has no token that ends an answer")
         # Padding and truncation would be a part of what is read.
         rust = copy(rust)
         rust.no_padding()
         rust.no_truncation()
-        return LLTokenizer(rust.to_str(), eos_token=sorted(stop_tokens))
+        return LLTokenizer(rust.to_str(), eos_token=stop)
+    except GenerationError:
+        raise
     except Exception as error:
         raise _unreadable(model, f"llguidance cannot read it: {reason(error)}") from None
 
