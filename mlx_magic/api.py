@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mlx_magic import argument_checks, default_session
+from mlx_magic.data.examples import take_examples
+from mlx_magic.data.schema import Schema, schema_of
 from mlx_magic.data.mapping.plan import make_plan
 from mlx_magic.data.mapping.result import MapProgress, MapResult
 from mlx_magic.data.mapping.run import start
@@ -29,6 +31,7 @@ from mlx_magic.images.opening import TakenImages, take_images
 from mlx_magic.interrupts import deferred
 from mlx_magic.notebook.maps.follow import follow
 from mlx_magic.options import Settings
+from mlx_magic.session import TakenExample
 
 Model = str | os.PathLike[str] | None
 
@@ -56,6 +59,9 @@ def ask(
     timeout: float | None = None,
     kv_bits: int | None = None,
     think: bool | None = None,
+    schema: Any = None,
+    schema_prompt: str | None = None,
+    examples: Sequence[tuple[Any, Any]] = (),
     on_progress: OnProgress | None = None,
 ) -> VisionResult:
     """Ask a model, and wait for the whole answer.
@@ -93,6 +99,15 @@ def ask(
     think : bool, optional
         Whether a model that reasons thinks before it answers; by default its chat template
         decides. An error if the template has no switch for it.
+    schema : object, optional
+        The shape of the answer: a pydantic model, a dataclass, a TypedDict, an Enum or Literal, a
+        type such as ``list[Receipt]``, a JSON schema (a dict, a Path, or a str that ends in
+        ``.json``), or a short form such as ``"shape: str, count: int, color: red|green|blue"``.
+        `VisionResult.data` is then the typed object. See docs/data.md.
+    schema_prompt : str, optional
+        How the model is told of the schema; ``{schema}`` in it is the JSON schema. Empty: not.
+    examples : sequence of (image, object), optional
+        Earlier answers to the same question: they come before it as turns of the conversation.
     on_progress : callable, optional
         Called with a `Snapshot` (phase, prompt and completion tokens, tokens per second, text),
         at most 20 times a second and at the end of the answer. It runs on another thread and
@@ -111,9 +126,16 @@ def ask(
         sampling = Sampling(
             max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
         )
-        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think)
+        shape = _schema(schema, schema_prompt, format)
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think, shape)
+        shown = take_examples(
+            examples,
+            None if shape is None else shape.write,
+            max_pixels=max_pixels,
+            normalize=normalize,
+        )
         taken = _taken(images, max_pixels, normalize, on_progress)
-        return outcome(lambda: _start(request, taken, on_progress=on_progress))
+        return outcome(lambda: _start(request, taken, shown, on_progress=on_progress))
 
 
 def stream(
@@ -136,6 +158,9 @@ def stream(
     timeout: float | None = None,
     kv_bits: int | None = None,
     think: bool | None = None,
+    schema: Any = None,
+    schema_prompt: str | None = None,
+    examples: Sequence[tuple[Any, Any]] = (),
     on_progress: OnProgress | None = None,
 ) -> TextStream:
     """Ask a model, and iterate over the text of the answer while it is generated.
@@ -152,9 +177,16 @@ def stream(
         sampling = Sampling(
             max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
         )
-        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think)
+        shape = _schema(schema, schema_prompt, format)
+        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think, shape)
+        shown = take_examples(
+            examples,
+            None if shape is None else shape.write,
+            max_pixels=max_pixels,
+            normalize=normalize,
+        )
         taken = _taken(images, max_pixels, normalize, on_progress)
-        return TextStream(request, taken, on_progress)
+        return TextStream(request, taken, on_progress, examples=shown)
 
 
 def demo_model() -> Path:
@@ -172,6 +204,8 @@ class TextStream:
         request: GenerationRequest,
         images: TakenImages,
         on_progress: OnProgress | None = None,
+        *,
+        examples: Sequence[TakenExample] = (),
     ) -> None:
         pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
@@ -182,7 +216,7 @@ class TextStream:
         self._pieces = pieces
         self._ended = False
         with deferred():
-            self._generation = _start(request, images, sink=take, on_progress=on_progress)
+            self._generation = _start(request, images, examples, sink=take, on_progress=on_progress)
             # Leaving the loop early deletes this object, which stops the model. So neither the
             # sink nor the callback may hold a reference to it.
             weakref.finalize(self, self._generation.cancel)
@@ -365,6 +399,7 @@ def _request(
     timeout: float | None,
     kv_bits: int | None,
     think: bool | None,
+    schema: Schema | None,
 ) -> GenerationRequest:
     return GenerationRequest(
         prompt=prompt,
@@ -375,7 +410,20 @@ def _request(
         timeout=timeout,
         kv_bits=kv_bits,
         think=think,
+        schema=schema,
     )
+
+
+def _schema(schema: Any, prompt: str | None, format: OutputFormat) -> Schema | None:
+    """Translate a schema, before anything is loaded."""
+    if schema is None:
+        return None
+    if format == "markdown":
+        raise RequestError(
+            "A schema makes the answer JSON: leave out format, or use text, json or raw.",
+            option="format",
+        )
+    return schema_of(schema, prompt)
 
 
 def _texts(stop: Any) -> Any:
@@ -407,10 +455,11 @@ def _taken(
 def _start(
     request: GenerationRequest,
     images: TakenImages,
+    examples: Sequence[TakenExample] = (),
     *,
     sink: Sink | None = None,
     on_progress: OnProgress | None = None,
 ) -> Generation:
     return default_session.current().start(
-        request, images=images, sink=sink, on_progress=on_progress
+        request, images=images, examples=examples, sink=sink, on_progress=on_progress
     )

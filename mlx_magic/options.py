@@ -209,6 +209,7 @@ OPTIONS: tuple[RequestOption, ...] = (
         target="images",
         default=True,
     ),
+    RequestOption("schema", "text", "the shape of the answer: a class, a type, fields", "EXPR"),
     RequestOption(
         "kv_bits", "integer", "quantize the KV cache: less memory", "4|8", check=check_kv_bits
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from mlx_magic.backends.library_errors import generation_error, no_panics, prepa
 from mlx_magic.cancellation import Cancelled
 from mlx_magic.engine.engine import Engine, Steps
 from mlx_magic.engine.generation import Generation, OnProgress, Sink
-from mlx_magic.engine.request import DEMO, GenerationRequest
+from mlx_magic.engine.request import DEMO, Exchange, GenerationRequest
 from mlx_magic.engine.running_tasks import ChangeListeners
 from mlx_magic.engine.stop_sequences import Stopped
 from mlx_magic.engine.task import Clock, Task
@@ -35,6 +35,20 @@ THUMBNAIL_DELAY = 0.08
 """Seconds after the start of a request before its thumbnails are made."""
 
 NamedImage = tuple[str | None, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TakenExample:
+    """An earlier answer to the same question, whose images are not open yet.
+
+    Attributes
+    ----------
+    images : TakenImages
+    answer : str
+    """
+
+    images: TakenImages
+    answer: str
 
 
 class Session:
@@ -126,6 +140,7 @@ class Session:
         request: GenerationRequest,
         *,
         images: Sequence[NamedImage] | TakenImages = (),
+        examples: Sequence[TakenExample] = (),
         max_pixels: int | None = None,
         normalize: bool = True,
         sink: Sink | None = None,
@@ -141,6 +156,8 @@ class Session:
         images : sequence of (name, value), or TakenImages
             Images to open: anything that `images.open_images` accepts. They are taken on this
             thread, as they are now.
+        examples : sequence of TakenExample
+            Turns before those of `request.history`, with the same question.
         max_pixels : int, optional
             Larger images are scaled down to this many pixels.
         normalize : bool
@@ -174,7 +191,7 @@ class Session:
             generation.observe(on_progress)
         self._running.begin(
             generation,
-            lambda: self._prepare(generation, taken, thumbnails=thumbnails),
+            lambda: self._prepare(generation, taken, examples, thumbnails=thumbnails),
             failure=partial(preparing_error, request.model),
         )
         return generation
@@ -230,17 +247,24 @@ class Session:
         self,
         generation: Generation,
         taken: TakenImages,
+        examples: Sequence[TakenExample] = (),
         *,
         thumbnails: bool,
     ) -> None:
         request = generation.request
         found = self.pool.find(request.model, generation)
-        before = any(exchange.images for exchange in request.history)
+        before = any(each.images for each in request.history)
+        before = before or any(each.images for each in examples)
         if found.kind == "text" and (taken or request.images or before):
             raise no_images(request.model, self.pool, before=before)
         opened = [*request.images, *taken.open(generation.token)]
-        generation.prepared(replace(request, images=tuple(opened)))
-        earlier = [image for exchange in request.history for image in exchange.images]
+        shown = [
+            Exchange(request.prompt, each.answer, tuple(each.images.open(generation.token)))
+            for each in examples
+        ]
+        history = (*shown, *request.history)
+        generation.prepared(replace(request, images=tuple(opened), history=history))
+        earlier = [image for exchange in history for image in exchange.images]
         # Decoded here and not on the inference thread, and only once.
         pixels = [image.pixels for image in (*earlier, *opened)]
         # Only the steps hold the prefetched inputs and the pixels, so that these are freed with
@@ -264,7 +288,7 @@ class Session:
 
         `ready` is not used: the generator keeps prefetched inputs and pixels alive.
         """
-        request = generation.request
+        request = generation.request.with_instructions
         try:
             generation.enter("loading")
             lease = yield from self.pool.leased(found, generation)

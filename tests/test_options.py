@@ -15,7 +15,7 @@ from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.options import OPTIONS, Settings
 
 # What `ask` and `stream` take beside the options, and options of cells alone.
-OWN = {"prompt", "images", "on_progress"}
+OWN = {"prompt", "images", "examples", "schema_prompt", "on_progress"}
 CELL = {option.name for option in OPTIONS if option.target == "cell"}
 
 ADD = """

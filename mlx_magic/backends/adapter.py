@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from mlx_magic.backends.base import PrefetchFunction
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import ForwardModel, Inputs
-from mlx_magic.backends.batching.sampling import SamplingParams
+from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates.reasoning import ReasoningStream
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
@@ -151,10 +151,31 @@ class ModelAdapter(Protocol):
     def detokenizer(self) -> Detokenizer:
         """Return a new detokenizer."""
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer, as far as they are known."""
+
     def streaming(
-        self, prompt: Prompt, active: ActiveRequest, caches: list[Any]
+        self,
+        prompt: Prompt,
+        active: ActiveRequest,
+        caches: list[Any],
+        processors: list[LogitsProcessor],
     ) -> AbstractContextManager[Iterator[Any]]:
         """Answer through the library's own generation, with exclusive use of the model.
+
+        Parameters
+        ----------
+        prompt : Prompt
+        active : ActiveRequest
+        caches : list
+            One per layer.
+        processors : list of callable
+            Logits processors, besides those of the sampling parameters.
 
         Yields
         ------

@@ -22,8 +22,12 @@ from mlx_magic.backends.batching.model_batch import ModelBatch
 from mlx_magic.backends.batching.sampling import SamplingParams, processors, require_number
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates import chat_messages
+from mlx_magic.backends.chat_templates.answer_start import AnswerStart
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.dispatch import Dispatch
+from mlx_magic.backends.grammars.compiled import Grammars
+from mlx_magic.backends.grammars.mask import logits_processor
+from mlx_magic.backends.grammars.matcher import GrammarMatcher
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
@@ -76,6 +80,9 @@ class LibraryModel:
         self._context = context_length(checkpoint.config)
         self._began = time.monotonic() if began is None else began
         self._chunk = policy.chunk(nbytes)
+        self._grammars = Grammars(
+            lambda: adapter.tokenizer, lambda: adapter.stop_tokens, checkpoint.name
+        )
         probe = ModelProbe(adapter, lambda recorder: self._new_batch(2, sampler=recorder))
         self._answering = Dispatch(policy, probe, self._new_batch, self._caches)
         self._admission = MemoryAdmission(
@@ -151,6 +158,7 @@ class LibraryModel:
     def close(self) -> None:
         """Release the weights and the caches."""
         self._adapter.forget()
+        self._grammars.clear()
         self._answering.close()
         with platform.freeing(self._nbytes):
             self._adapter.close()
@@ -174,6 +182,9 @@ class LibraryModel:
         platform.reset_peak()
         report(GenerationChunk("vision" if active.images else "prefill"))
         kv_cache.require_bits(request.kv_bits, self._admission.shape, self._name)
+        if request.schema is not None:
+            # Before the prompt: what fails here fails before anything is computed.
+            active.grammar = yield from self._grammars.compile(request.schema.grammar, cancel)
         prompt = yield from self._answering.make_prompt_in_order(
             adapter.prompt(request, cancel), cancel
         )
@@ -197,6 +208,8 @@ class LibraryModel:
             params = adapter.sampling_params(active.request.sampling)
             active.reasoning = adapter.reasoning(prompt)
             active.marked = adapter.marked
+            if active.reasoning is not None and request.schema is not None:
+                active.reasoning.expect_no_thoughts_after_text()
             try:
                 reason = yield from self._answering.answer(
                     active,
@@ -311,6 +324,7 @@ class LibraryModel:
             cache=start.caches(adapter.forward.new_caches),
             processors=processors(active.request.sampling),
             background=active.request.background,
+            matcher=self._matcher(prompt, active),
             checkpoint_at=self._checkpoint(prompt, start, active),
             on_checkpoint=lambda caches: adapter.prompt_cache.keep_state(
                 start, prompt.image_end, [], caches
@@ -329,6 +343,21 @@ class LibraryModel:
             return reason
         finally:
             batch.leave(slot)
+
+    def _matcher(self, prompt: Prompt, active: ActiveRequest) -> GrammarMatcher | None:
+        """Return what follows the answer in the grammar of its schema; None without one."""
+        if active.grammar is None:
+            return None
+        stream = self._adapter.reasoning(prompt)
+        if stream is None:
+            return active.grammar.start()
+        stream.expect_no_thoughts_after_text()
+        thoughts = AnswerStart(stream, self._adapter.detokenizer(), self._encode)
+        return active.grammar.start(thoughts)
+
+    def _encode(self, text: str) -> list[int]:
+        tokens: list[int] = self._adapter.tokenizer.encode(text, add_special_tokens=False)
+        return tokens
 
     def _checkpoint(self, prompt: Prompt, start: CachedPrefix, active: ActiveRequest) -> int:
         """Return where the state of the caches is worth keeping: at the end of the last image."""
@@ -398,7 +427,9 @@ class LibraryModel:
     ) -> Generator[None, None, FinishReason]:
         """Answer through the library's own streaming, with exclusive use of the model."""
         caches = self._caches(active.request.kv_bits)
-        with self._adapter.streaming(prompt, active, caches) as stream:
+        matcher = self._matcher(prompt, active)
+        masks = [] if matcher is None else [logits_processor(matcher)]
+        with self._adapter.streaming(prompt, active, caches, masks) as stream:
             for response in stream:
                 require_number(response.token, self._name)
                 active.report_text(response.text, response.generation_tokens, int(response.token))

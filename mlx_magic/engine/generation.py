@@ -176,6 +176,7 @@ class Generation(Task[VisionResult]):
         self._hint = ""
         self._grounding: Grounding | None = None
         self._marked = ""
+        self._cut_by_stop = False
         self._observers = Observers[Snapshot](clock)
 
     def observe(self, callback: OnProgress) -> Callable[[], None]:
@@ -252,6 +253,7 @@ class Generation(Task[VisionResult]):
         changed = text != chunk.text or reasoning != chunk.reasoning
         self._show(replace(chunk, text=text, reasoning=reasoning) if changed else chunk)
         if stopped:
+            self._cut_by_stop = True
             raise Stopped
 
     def finish(self, reason: FinishReason) -> None:
@@ -330,13 +332,13 @@ class Generation(Task[VisionResult]):
         first_at = self._first_token_at
         text = "".join(self._parts)
         requested_at = self.token.requested_at if reason in ("cancelled", "timeout") else None
-        data, data_error = parse_json(text) if request.format == "json" else (None, None)
+        answer = self._parsed(text, reason)
         return VisionResult(
             text=text,
             model=request.model,
             finish_reason=reason,
-            data=data,
-            data_error=data_error,
+            data=answer.data,
+            data_error=answer.error,
             images=request.images,
             usage=Usage(
                 prompt_tokens=last.prompt_tokens,
@@ -363,6 +365,8 @@ class Generation(Task[VisionResult]):
             stopping=None if requested_at is None else max(self._since - requested_at, 0.0),
             reasoning="".join(self._thoughts).strip(),
             grounding=self._marked_grounding(),
+            partial=answer.partial,
+            complete=answer.complete,
         )
 
     def _marked_grounding(self) -> Grounding | None:
@@ -373,6 +377,42 @@ class Generation(Task[VisionResult]):
         for stop in self.request.sampling.stop:
             marked = marked.partition(stop)[0]
         return replace(self._grounding, marked=marked)
+
+    def _parsed(self, text: str, reason: FinishReason) -> _Parsed:
+        """Return what an answer contains."""
+        schema = self.request.schema
+        if schema is None:
+            value, problem = parse_json(text) if self.request.format == "json" else (None, None)
+            return _Parsed(value, problem, complete=reason == "stop")
+        # Of all JSON only a number does not show its end.
+        ended = reason == "stop" and not self._cut_by_stop
+        if not ended and text.rstrip()[-1:] in (*"0123456789", ""):
+            error: str | None = "it was cut before its end"
+        else:
+            data, error = schema.read(text)
+            if error is None:
+                return _Parsed(data, None)
+        if not ended:
+            error = _CUT.get(reason, "it was cut before its end")
+        return _Parsed(None, error, schema.partial(text), complete=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """The data of an answer, or why there is none; see `VisionResult`."""
+
+    data: object = None
+    error: str | None = None
+    partial: object = None
+    complete: bool = True
+
+
+_CUT: dict[FinishReason, str] = {
+    "length": "it was cut off at max_tokens",
+    "cancelled": "it was cancelled before its end",
+    "timeout": "it timed out before its end",
+    "stop": "a stop sequence ended it",
+}
 
 
 def _rate(count: int, seconds: float) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from mlx_magic.argument_checks import name as require_name
 from mlx_magic.argument_checks import plain, short_repr
@@ -172,6 +172,28 @@ class Exchange:
     images: tuple[ImageInput, ...] = ()
 
 
+class AnswerSchema(Protocol):
+    """The shape of an answer; see `mlx_magic.data.schema.Schema`."""
+
+    @property
+    def grammar(self) -> str:
+        """Grammar of the answer, for llguidance, in Lark's notation."""
+
+    @property
+    def instructions(self) -> str:
+        """What is added to the question; may be empty."""
+
+    @property
+    def key(self) -> str:
+        """Equal for equal schemas, also in another process."""
+
+    def read(self, text: str) -> tuple[Any, str | None]:
+        """Return the object of a whole answer, and None or why there is none."""
+
+    def partial(self, text: str) -> Any:
+        """Return the fields or items that are whole, of an answer that was cut."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One question to one model.
@@ -199,6 +221,8 @@ class GenerationRequest:
         Whether the model thinks before it answers; None is the chat template's default.
     background : bool
         Whether other requests go first: nobody waits for this one alone, such as for one of a map.
+    schema : AnswerSchema or None
+        The shape of the answer; None leaves it to the model.
     """
 
     prompt: str
@@ -212,6 +236,7 @@ class GenerationRequest:
     kv_bits: int | None = None
     think: bool | None = None
     background: bool = False
+    schema: AnswerSchema | None = None
 
     def __post_init__(self) -> None:
         for name in ("timeout", "kv_bits"):
@@ -233,3 +258,15 @@ class GenerationRequest:
         _positive("timeout", self.timeout, unit="number of seconds")
         check_kv_bits(self.kv_bits)
         check_think(self.think)
+        if self.schema is not None and not isinstance(getattr(self.schema, "grammar", None), str):
+            raise RequestError(
+                f"schema is {short_repr(self.schema)}: use mlx_magic.data.schema.schema_of.",
+                option="schema",
+            )
+
+    @property
+    def with_instructions(self) -> GenerationRequest:
+        """The request whose question also tells the model of the schema."""
+        if self.schema is None or not self.schema.instructions.strip():
+            return self
+        return replace(self, prompt=f"{self.prompt}\n\n{self.schema.instructions}")

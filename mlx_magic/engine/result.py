@@ -136,9 +136,9 @@ class VisionResult:
         The answer; the part so far if it was cancelled or timed out. Empty if it ended within
         the thoughts.
     data : object or None
-        The parsed value for format ``"json"``.
+        The typed object of a schema, or the parsed value for format ``"json"``.
     data_error : str or None
-        Why `data` could not be parsed.
+        Why there is no `data`.
     images : tuple of ImageInput
         The images of the question.
     model : str
@@ -162,6 +162,11 @@ class VisionResult:
         The model's thoughts before its answer, without their marks; empty if it has none.
     grounding : Grounding or None
         What the coordinates of the answer depend on; None for a model that sees no images.
+    partial : dict, list or None
+        With a schema, and if the answer is not `complete`: its fields or items that are.
+    complete : bool
+        Whether the answer is whole: with a schema, whether `data` is its object; otherwise
+        whether the model has ended it.
     """
 
     text: str
@@ -180,6 +185,8 @@ class VisionResult:
     stopping: float | None = None
     reasoning: str = ""
     grounding: Grounding | None = None
+    partial: Any = None
+    complete: bool = True
 
     @property
     def boxes(self) -> Boxes:
@@ -232,10 +239,13 @@ class VisionResult:
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Restore a pickled result; one of an earlier version has fewer fields, in this order."""
+        names = [each.name for each in fields(self)]
         for at, each in enumerate(fields(self)):
             factory = each.default_factory
             default = each.default if factory is MISSING else factory()
             object.__setattr__(self, each.name, state[at] if at < len(state) else default)
+        if len(state) <= names.index("complete"):
+            object.__setattr__(self, "complete", self.finish_reason == "stop")
 
     def __str__(self) -> str:
         return self.text

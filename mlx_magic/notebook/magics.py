@@ -28,7 +28,12 @@ from mlx_magic.notebook.kernel import click_routing
 from mlx_magic.notebook.kernel.cell_errors import one_line_errors
 from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import commands, template
-from mlx_magic.notebook.magic_line.expressions import evaluator, variables_in_scope
+from mlx_magic.notebook.magic_line.expressions import (
+    Evaluate,
+    evaluator,
+    expression_or_text,
+    variables_in_scope,
+)
 from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.options import (
     CellArguments,
@@ -113,6 +118,9 @@ class VisionMagics(Magics):
     memory_budget = Any_(None, help="Memory for models: '8 GB', 0.6 of it, None: no limit.").tag(
         config=True
     )
+    schema_prompt = Unicode(
+        None, allow_none=True, help="How the model is told of a {schema}. None: the default."
+    ).tag(config=True)
     idle_ttl = _Number(None, allow_none=True, help="Seconds until an idle model is unloaded.").tag(
         config=True
     )
@@ -298,7 +306,7 @@ class VisionMagics(Magics):
             evaluate = evaluator(self._ip, variables)
             prompt = template.fill(arguments.prompt, evaluate, terminal.say).strip("\n")
             images = image_values(arguments.images, variables, evaluate)
-            request = arguments.settings.request(prompt)
+            request = self._with_schema(arguments.settings, variables, evaluate).request(prompt)
             # Drawing a figure or draining an iterator runs the notebook's code, too.
             taken = take_images(
                 images,
@@ -307,6 +315,18 @@ class VisionMagics(Magics):
             )
         has_output = bool(captured.stdout or captured.stderr or captured.outputs)
         return _Question(arguments, request, taken, has_output)
+
+    def _with_schema(
+        self, settings: Settings, variables: dict[str, Any], evaluate: Evaluate
+    ) -> Settings:
+        """Return settings with the schema that their expression names."""
+        if settings.schema is None:
+            return settings
+        value = expression_or_text(settings.schema, variables, evaluate, option="schema")
+        # Imports pydantic.
+        from mlx_magic.data.schema import schema_of
+
+        return settings.replaced({"schema": schema_of(value, self.schema_prompt)})
 
     def _start(self, question: _Question) -> _ActiveRequest:
         arguments = question.arguments

@@ -112,7 +112,7 @@ def test_an_open_bracket_offers_each_variable() -> None:
         ("%%vision --ti", ["--timeout"]),
         ("%%vision --kv", ["--kv-bits"]),
         ("%%vision --kv-bits ", ["4", "8"]),
-        ("%%vision --sch", []),
+        ("%%vision --sch", ["--schema"]),
         ("%%vision -- --m", []),
         ("%%vision -f ", ["markdown", "text", "json", "raw"]),
         ("%%vision --format j", ["json"]),
@@ -135,7 +135,7 @@ def test_flags_and_their_values_are_completed(line: str, expected: list[str]) ->
 def test_dash_offers_only_implemented_flags() -> None:
     found = {item.text for item in completed("%%vision -")}
     assert {"-m", "--model", "-f", "--no-show"} <= found
-    assert not found & {"-c", "--chat", "--schema", "--detach", "--reset"}
+    assert not found & {"-c", "--chat", "--detach", "--reset"}
 
 
 def test_completion_after_an_equals_sign_replaces_only_the_value() -> None:

@@ -27,7 +27,7 @@ from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
 from tests.models.test_local_models import snapshot
 
-POOL_TRAITS = {"memory_budget", "idle_ttl", "model_folders"}
+POOL_TRAITS = {"memory_budget", "idle_ttl", "model_folders", "schema_prompt"}
 
 
 def cell(shell: InteractiveShell, line: str, body: str = "What is it?") -> object:
@@ -171,6 +171,31 @@ def test_json_is_parsed(shell: InteractiveShell, script: ScriptedBackend) -> Non
     assert shell.user_ns["r"].text == "no json"
 
 
+def test_schema_is_an_expression_a_file_or_fields(
+    shell: InteractiveShell, script: ScriptedBackend, tmp_path: Path
+) -> None:
+    script.pieces = ['{"x": ', "3}"]
+    shell.run_cell("import dataclasses\n@dataclasses.dataclass\nclass Point:\n    x: int")
+    path = tmp_path / "point.json"
+    path.write_text('{"properties": {"x": {"type": "integer"}}}', encoding="utf-8")
+    for schema in ("Point", "'x: int'", str(path), '"Point if True else None"'):
+        cell(shell, f"-o r --schema {schema}", "Where?")
+        result, request = shell.user_ns["r"], script.requests[-1]
+        assert result.complete
+        assert result.format == "json"
+        assert result.prompt == "Where?"
+        assert request.schema is not None
+        assert request.prompt.startswith("Where?\n\nAnswer in JSON that follows this schema:\n{")
+        assert '"x"' in request.prompt
+        assert render.bundle(result)["text/plain"] == '{\n  "x": 3\n}'
+    assert result.data == shell.user_ns["Point"](3)
+    shell.run_line_magic("config", "VisionMagics.schema_prompt = ''")
+    shell.run_line_magic("config", "VisionMagics.schema = 'Point'")
+    cell(shell, "-o r -f text", "Where?")
+    assert script.requests[-1].prompt == "Where?"
+    assert (shell.user_ns["r"].data, shell.user_ns["r"].format) == (result.data, "text")
+
+
 def test_earlier_result_can_be_used_as_an_image(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:
@@ -226,7 +251,10 @@ def usage_errors(tmp_path: Path) -> dict[str, tuple[str, str, str]]:
         "an expression that raises": ("1/0", "?", "1/0"),
         "an expression that is no image": ("len", "?", "len"),
         "an unknown flag": ("--colour", "?", "--colour"),
-        "a flag that is to come": ("--schema x", "?", "not available yet"),
+        "a flag that is to come": ("--reset", "?", "not available yet"),
+        "a schema that is none": ("--schema 3", "?", "schema cannot be used"),
+        "a class that is not defined": ("--schema Recipt", "?", "'Recipt' is not defined"),
+        "a schema as Markdown": ("--schema 'a: int' -f markdown", "?", "-f markdown"),
         "an empty prompt": ("img", "\n", "empty"),
         "no tokens": ("--max-tokens 0", "?", "max_tokens"),
         "fewer than none": ("--max-tokens -4", "?", "max_tokens"),

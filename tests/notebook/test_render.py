@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from mlx_magic.engine.request import OutputFormat
 from mlx_magic.engine.result import FinishReason, Timings, Usage, VisionResult
 from mlx_magic.images.opening import ImageInput, open_images
 from mlx_magic.notebook.display import formulas
-from mlx_magic.notebook.display.render import bundle, thumbnails_html, usage_line
+from mlx_magic.notebook.display.render import bundle, data_html, thumbnails_html, usage_line
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,18 @@ def test_raw_format_is_exactly_the_text() -> None:
 
 def test_raw_format_has_no_terminal_escapes() -> None:
     assert bundle(result("a\x1b]52;c;eA==\x07\x1b[2Jb", shown_as="raw")) == {"text/plain": "ab"}
+
+
+def test_data_is_shown_as_a_table() -> None:
+    table = data_html('{"a": "<b>", "c": [1, null]}')
+    assert table is not None
+    assert "<tr><th>a</th><td>&lt;b&gt;</td></tr><tr><th>c</th><td>[1, null]</td></tr>" in table
+    rows = data_html(json.dumps([{"x": 1}, {"x": 2, "y": "z"}, *[{"x": 0}] * 300]))
+    assert rows is not None
+    assert "<tr><th>x</th><th>y</th></tr><tr><td>1</td><td></td></tr>" in rows
+    assert "102 more" in rows
+    for other in ("3", "[]", "{}", "[1]", "{", "[" * 100_000):
+        assert data_html(other) is None
 
 
 def test_json_is_shown_indented() -> None:

@@ -121,6 +121,19 @@ def test_images_are_processed_off_the_inference_thread(
     assert threads == ["mlx-magic"] * len(colours)
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_an_answer_with_a_schema_is_its_object(
+    session: Session, circle: Image.Image, kv_bits: int | None
+) -> None:
+    fields = "color: red|green|blue, shape: circle|square, count: int"
+    first = mlx_magic.ask("What is it?", circle, schema=fields, kv_bits=kv_bits, temperature=0)
+    again = mlx_magic.ask("What is it?", circle, schema=fields, kv_bits=kv_bits, temperature=0)
+    assert first.complete
+    assert first.data.keys() == {"color", "shape", "count"}
+    assert again.text == first.text
+    assert (again.usage.cached_tokens > 0) == (kv_bits is None)
+
+
 def test_two_images_have_twice_the_image_tokens(session: Session, circle: Image.Image) -> None:
     one = ask(session, QUESTION, circle).usage.image_tokens
     two = ask(session, "Which picture shows a square?", circle, circle).usage.image_tokens

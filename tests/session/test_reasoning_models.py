@@ -262,3 +262,34 @@ def test_a_vision_model_thinks_as_mlx_vlm_does_by_default(
     result = ask(vision_folder, picture)
     assert result.reasoning == ""
     assert result.text == raw.text.lstrip()
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("template", [SWITCH, ALWAYS])
+def test_a_schema_begins_after_the_thoughts(
+    text_folder: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    together: bool,
+    template: str,
+) -> None:
+    folder = text_folder(template)
+    let_answer(monkeypatch, together_=together)
+    for model in mlx_magic.pool:
+        mlx_magic.pool.unload(model.name)
+    free = ask(folder, max_tokens=80, schema_prompt="", schema="color: red|green, ok: bool")
+    assert free.reasoning == ask(folder).reasoning != ""
+    assert free.complete
+    assert free.text.startswith('{"color": ')
+    assert free.data.keys() == {"color", "ok"}
+    if template == SWITCH:
+        without = ask(folder, think=False, max_tokens=80, schema="color: red|green")
+        assert (without.reasoning, without.complete) == ("", True)
+
+
+def test_a_schema_begins_after_the_thoughts_of_a_vision_model(
+    vision_folder: Path, picture: Path
+) -> None:
+    options = {"think": True, "schema_prompt": ""}
+    result = ask(vision_folder, picture, max_tokens=80, schema="ok: bool", **options)
+    assert result.reasoning == ask(vision_folder, picture, think=True).reasoning != ""
+    assert result.data in ({"ok": True}, {"ok": False})

@@ -9,6 +9,7 @@ from mlx_magic.backends.base import Report
 from mlx_magic.backends.batching.admission import Reservation
 from mlx_magic.backends.chat_templates.reasoning import ReasoningStream, Split
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.grammars.compiled import CompiledGrammar
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import GenerationChunk, Phase
@@ -35,6 +36,8 @@ class ActiveRequest:
         Prompt tokens whose keys and values are cached.
     reservation : Reservation or None
         The memory that it may take; None before it is admitted.
+    grammar : CompiledGrammar or None
+        Of the schema of the answer.
     reasoning : ReasoningStream or None
         Separates the thoughts of the answer; None if the model has no marks for them.
     marked : callable
@@ -51,6 +54,7 @@ class ActiveRequest:
     image_tokens: int = 0
     cached_tokens: int = 0
     reservation: Reservation | None = None
+    grammar: CompiledGrammar | None = None
     reasoning: ReasoningStream | None = None
     marked: Callable[[list[int]], str] = _unmarked
     tokens: list[int] = field(default_factory=list)

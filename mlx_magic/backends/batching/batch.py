@@ -12,6 +12,7 @@ from typing import Any
 from mlx_magic.backends.batching.admission import BatchLimits
 from mlx_magic.backends.batching.forward import Inputs
 from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams
+from mlx_magic.backends.grammars.matcher import GrammarMatcher
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import copy_error
@@ -72,6 +73,8 @@ class Slot:
     params : SamplingParams
     processors : list of callable
         Logits processors.
+    matcher : GrammarMatcher or None
+        Grammar of the answer.
     read : int
         Prompt tokens read so far.
     position : int
@@ -101,6 +104,7 @@ class Slot:
     on_checkpoint: Callable[[list[Any]], None] | None = None
     params: SamplingParams = field(default_factory=SamplingParams)
     processors: list[LogitsProcessor] = field(default_factory=list)
+    matcher: GrammarMatcher | None = None
     read: int = 0
     position: int = 0
     answer: list[int] = field(default_factory=list)

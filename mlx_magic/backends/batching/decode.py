@@ -9,6 +9,7 @@ from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.batch import Slot
 from mlx_magic.backends.batching.forward import ForwardModel
 from mlx_magic.backends.batching.sampling import sample_rows
+from mlx_magic.backends.grammars.mask import masked
 
 Sampler = Callable[[Any, Sequence[Slot]], Any]
 """Takes logits of shape (rows, vocabulary) and the rows; returns tokens of shape (rows,)."""
@@ -40,6 +41,8 @@ def next_tokens(logits: Any, slots: Sequence[Slot], sampler: Sampler) -> Any:
                 row = process(mx.array(slot.answer, dtype=mx.int32), row)
             rows.append(row)
         logits = mx.concatenate(rows, axis=0)
+    if any(slot.matcher is not None for slot in slots):
+        logits = masked(logits, [slot.matcher for slot in slots])
     tokens = sampler(logits, slots)
     mx.async_eval(tokens)  # type: ignore[no-untyped-call]
     for slot in slots:
@@ -65,6 +68,8 @@ class DecodeBatch:
         The first token of each answer, shape (rows,).
     offsets : mlx.core.array or None
         See `ForwardModel.position_offsets`.
+    joint : bool
+        Whether several tokens of a row may be read in one call.
     """
 
     def __init__(
@@ -74,27 +79,67 @@ class DecodeBatch:
         caches: list[Any],
         tokens: Any,
         offsets: Any = None,
+        *,
+        joint: bool = False,
     ) -> None:
         self._forward = forward
         self.slots = slots
         self.caches = caches
         self._tokens = tokens
         self._offsets = offsets
+        self._joint = joint
 
-    def step(self, sampler: Sampler) -> list[int]:
-        """Return the pending token of each row, and start to compute the next ones."""
+    def step(self, sampler: Sampler) -> list[list[int]]:
+        """Return the pending tokens of each row, and start to compute the next ones.
+
+        There is one of each row, and several of a row that is alone and whose grammar leaves no
+        choice about what follows.
+        """
         import mlx.core as mx
 
         inputs = self._tokens
         logits = self._forward.decode(inputs[:, None], self.caches, self._offsets)
+        forced: list[int] = []
+        if any(slot.matcher is not None for slot in self.slots):
+            # The grammars are followed while the device computes.
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            self._follow_grammars(inputs.tolist())
+            forced = self._forced()
+        if forced:
+            logits = self._forward.decode(mx.array([forced]), self.caches, self._offsets)
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
+            self.slots[0].position += len(forced)
         if any(slot.processors for slot in self.slots):
             # A processor has to know the token before its logits are sampled.
             for slot, token in zip(self.slots, inputs.tolist(), strict=True):
-                slot.answer.append(token)
+                slot.answer += [token, *forced]
         self._tokens = next_tokens(logits, self.slots, sampler)
         mx.eval(inputs)
-        tokens: list[int] = inputs.tolist()
-        return tokens
+        return [[token, *forced] for token in inputs.tolist()]
+
+    def _forced(self) -> list[int]:
+        """Take the tokens about which the grammar of a single row leaves no choice.
+
+        They are read in one call. In a batch they come one by one, so that rows stay aligned.
+        """
+        matcher = self.slots[0].matcher
+        if not self._joint or len(self.slots) > 1 or self._offsets is not None or matcher is None:
+            return []
+        try:
+            return matcher.take_forced()
+        except Exception as error:
+            self.slots[0].matcher = None
+            self.slots[0].fail(error)
+            return []
+
+    def _follow_grammars(self, tokens: list[int]) -> None:
+        for slot, token in zip(self.slots, tokens, strict=True):
+            if slot.matcher is not None:
+                try:
+                    slot.matcher.advance(token)
+                except Exception as error:
+                    slot.matcher = None
+                    slot.fail(error)
 
     def extend(self, other: DecodeBatch) -> None:
         """Add the rows of another batch."""

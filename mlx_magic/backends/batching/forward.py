@@ -47,7 +47,11 @@ class ForwardModel(Protocol):
         """
 
     def decode(self, tokens: Any, caches: list[Any], offsets: Any) -> Any:
-        """Read one token of each row, shape (rows, 1); return logits (rows, vocabulary)."""
+        """Read tokens of each row; return the logits after the last, shape (rows, vocabulary).
+
+        The tokens have shape (rows, 1). Several tokens are read only of a single row with plain
+        caches and without offsets.
+        """
 
     def wired(self) -> AbstractContextManager[None]:
         """Wire the weights meanwhile, if the platform has a wired limit."""

@@ -14,6 +14,7 @@ from mlx_magic.backends.batching.decode import DecodeBatch, Sampler, next_tokens
 from mlx_magic.backends.batching.forward import ForwardModel, Inputs
 from mlx_magic.backends.batching.prefill import PrefillBatch
 from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams, guarded
+from mlx_magic.backends.grammars.matcher import GrammarMatcher
 from mlx_magic.backends.prefix_cache.radix_tree import Rows, cut_out
 
 RESERVED = 2
@@ -86,6 +87,7 @@ class ModelBatch(Batch):
         inputs: Inputs | None = None,
         cache: list[Any] | None = None,
         processors: Iterable[LogitsProcessor] = (),
+        matcher: GrammarMatcher | None = None,
         checkpoint_at: int = 0,
         on_checkpoint: Callable[[list[Any]], None] | None = None,
         background: bool = False,
@@ -96,6 +98,7 @@ class ModelBatch(Batch):
             params=params,
             inputs=inputs or {},
             cache=cache,
+            matcher=matcher,
             checkpoint_at=checkpoint_at,
             on_checkpoint=on_checkpoint,
             background=background,
@@ -160,13 +163,12 @@ class ModelBatch(Batch):
             mx.clear_cache()
 
     def _decode_step(self, decode: DecodeBatch) -> None:
-        """Decode a token of each request. A request that has ended removes itself."""
-        for slot, token in zip(decode.slots, decode.step(self._sampler), strict=True):
-            if slot.begun:
-                # It was handed out at the end of prefill.
-                slot.begun = False
-            else:
+        """Decode tokens of each request. A request that has ended removes itself."""
+        for slot, tokens in zip(decode.slots, decode.step(self._sampler), strict=True):
+            # The first token of an answer was handed out at the end of prefill.
+            for token in tokens[slot.begun :]:
                 self._hand_out(slot, token)
+            slot.begun = False
 
     def _advance_prefill(self) -> None:
         """Read a chunk of the current prefill, or start the next prefill."""
@@ -230,7 +232,9 @@ class ModelBatch(Batch):
         """Sample the first tokens, and hand them out: the next step returns them a step later."""
         tokens = next_tokens(logits, prefill.slots, self._sampler)
         offsets = prefill.position_offsets()
-        decode = DecodeBatch(self._forward, prefill.slots, prefill.caches, tokens, offsets)
+        decode = DecodeBatch(
+            self._forward, prefill.slots, prefill.caches, tokens, offsets, joint=self.plain
+        )
         for slot, token in zip(prefill.slots, tokens.tolist(), strict=True):
             slot.read = len(slot.tokens)
             self._hand_out(slot, token)

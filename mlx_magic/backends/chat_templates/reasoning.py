@@ -248,6 +248,8 @@ class ReasoningStream:
         self, marks: Marks, prompt_end: str = "", skipped: Mapping[int, str] | None = None
     ) -> None:
         inside, closed = _state_of(prompt_end, marks)
+        self._original = marks
+        self._late_marks = True
         hidden = _hidden(marks, skipped or {})
         self._hidden = {token: sign for token, (_, sign) in hidden.items()}
         self._signs = dict.fromkeys(map(ord, self._hidden.values()))
@@ -258,6 +260,23 @@ class ReasoningStream:
         if inside is not None:
             self._closing = self._marks.opening[marks.opening.index(inside)].closing
             self._step = self._in_opened
+
+    @property
+    def openings(self) -> tuple[str, ...]:
+        """The marks that may open thoughts now: before the first word of an answer."""
+        if self._step != self._at_start:
+            return ()
+        return tuple(pair.opening for pair in self._original.opening)
+
+    @property
+    def answer_begun(self) -> bool:
+        """Whether the answer has begun, so that nothing but its text comes."""
+        thinking = (self._at_start, self._in_opened, self._in_thoughts)
+        return self._step not in thinking
+
+    def expect_no_thoughts_after_text(self) -> None:
+        """Take what looks like a mark for text once the answer has begun."""
+        self._late_marks = False
 
     def feed(self, text: str, token: int | None = None) -> Split:
         """Process the next piece.
@@ -303,7 +322,8 @@ class ReasoningStream:
             )
             self._step = self._in_thoughts
             return Split()
-        return self._begin_answer(last, otherwise=self._in_text)
+        otherwise = self._in_text if self._late_marks else self._in_rest
+        return self._begin_answer(last, otherwise=otherwise)
 
     def _in_opened(self, last: bool) -> Split:
         """In thoughts that the prompt opened: the model may repeat the opening mark."""

@@ -15,11 +15,12 @@ from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.batching.sampling import (
+    LogitsProcessor,
     SamplingParams,
     fresh_seed,
-    processors,
     sampler_of_one,
 )
+from mlx_magic.backends.batching.sampling import processors as sampling_processors
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates import chat_messages, think_switch
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
@@ -58,7 +59,7 @@ class TextForward:
 
     def __init__(self, model: Any, stop_tokens: Collection[int]) -> None:
         self._model = model
-        self._stop_tokens = frozenset(stop_tokens)
+        self.stop_tokens = frozenset(stop_tokens)
 
     @property
     def stream(self) -> Any:
@@ -71,7 +72,7 @@ class TextForward:
 
     def is_stop_token(self, token: int) -> bool:
         """Whether a token ends an answer."""
-        return token in self._stop_tokens
+        return token in self.stop_tokens
 
     def reads_in_chunks(self, tokens: Any, caches: list[Any], inputs: Inputs) -> bool:
         """Return True: mlx-lm reads every prompt in chunks."""
@@ -309,9 +310,23 @@ class TextAdapter:
         """Return a new detokenizer: the property makes one each time."""
         return self._tokenizer.detokenizer
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        return upstream.inner_tokenizer(self._tokenizer)
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self.forward.stop_tokens
+
     @contextlib.contextmanager
     def streaming(
-        self, prompt: Prompt, active: ActiveRequest, caches: list[Any]
+        self,
+        prompt: Prompt,
+        active: ActiveRequest,
+        caches: list[Any],
+        processors: list[LogitsProcessor],
     ) -> Iterator[Iterator[Any]]:
         """Answer through mlx-lm's own generation. See `ModelAdapter.streaming`."""
         from mlx_lm import stream_generate
@@ -326,7 +341,10 @@ class TextAdapter:
             prompt.tokens,
             max_tokens=active.request.sampling.max_tokens,
             sampler=sampler_of_one(self.sampling_params(active.request.sampling)),
-            logits_processors=processors(active.request.sampling, len(prompt.tokens)),
+            logits_processors=[
+                *sampling_processors(active.request.sampling, len(prompt.tokens)),
+                *processors,
+            ],
             prefill_step_size=self._chunk,
             prompt_progress_callback=read,
             **kv_cache.library_options(caches, active.request.kv_bits, self._shape),

@@ -13,7 +13,7 @@ from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.forward import Inputs
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions
-from mlx_magic.backends.batching.sampling import SamplingParams, fresh_seed
+from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams, fresh_seed
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates import chat_messages
 from mlx_magic.backends.chat_templates.reasoning import (
@@ -256,9 +256,28 @@ class VisionAdapter:
         names = upstream.VISION_BATCHES.names
         return _Detokenizer(names.make_streaming_detokenizer(self._processor), self._special)
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer, as far as mlx-vlm's test of a token lists them."""
+        criteria = getattr(self._tokenizer, "stopping_criteria", None)
+        known = getattr(criteria, "eos_token_ids", None)
+        if known is None:
+            known = getattr(self._tokenizer, "eos_token_id", None)
+        listed = [known] if isinstance(known, int) else known or ()
+        return frozenset(token for token in listed if isinstance(token, int))
+
     @contextlib.contextmanager
     def streaming(
-        self, prompt: Prompt, active: ActiveRequest, caches: list[Any]
+        self,
+        prompt: Prompt,
+        active: ActiveRequest,
+        caches: list[Any],
+        processors: list[LogitsProcessor],
     ) -> Iterator[Iterator[Any]]:
         """Answer through mlx-vlm's own generation. See `ModelAdapter.streaming`."""
         from mlx_vlm import stream_generate
@@ -267,7 +286,11 @@ class VisionAdapter:
         if sampling.seed is None:
             # Otherwise the answer would depend on an earlier request's seed.
             platform.fresh_seed()
-        extra = {"min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty}
+        extra: dict[str, Any] = {
+            "min_p": sampling.min_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "logits_processors": processors or None,
+        }
         with (
             forward.cancellable_prefill(
                 caches, active.cancel, active.report_prefill

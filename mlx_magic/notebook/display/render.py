@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mlx_magic.engine.result import VisionResult
     from mlx_magic.images.opening import ImageInput
 
+MOST_ROWS = 200
+"""Rows of a table."""
+
 THUMBNAIL_SIDE = 256
 """Pixels."""
 
@@ -80,6 +83,42 @@ def answer_html(text: str) -> str:
     return to_html(plain) if plain.strip() else "<p><em>(no text)</em></p>"
 
 
+def data_html(text: str) -> str | None:
+    """Return JSON as an HTML table; None if it is no object, and no list of objects.
+
+    Fields of an object are rows, objects of a list are rows with their fields as columns. What is
+    nested stays JSON.
+
+    Parameters
+    ----------
+    text : str
+        An answer that follows a schema.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and value:
+        rows = [[_cell("th", name), _cell("td", each)] for name, each in value.items()]
+    elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        shown = value[:MOST_ROWS]
+        names = list(dict.fromkeys(name for each in shown for name in each))
+        rows = [[_cell("th", name) for name in names]]
+        rows += [[_cell("td", each.get(name, "")) for name in names] for each in shown]
+    else:
+        return None
+    more = len(value) - MOST_ROWS if isinstance(value, list) else 0
+    rest = f"<p><em>{more:,} more</em></p>" if more > 0 else ""
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return f'<table class="{formulas.UNSET}"><tbody>{body}</tbody></table>{rest}'
+
+
+def _cell(tag: str, value: object) -> str:
+    is_text = isinstance(value, str)
+    text = value if is_text else json.dumps(value, ensure_ascii=False)
+    return f"<{tag}>{escape(to_plain(str(text)))}</{tag}>"
+
+
 def thoughts_html(reasoning: str) -> str:
     """Return the thoughts before an answer as a folded element; ``""`` if there are none."""
     plain = to_plain(reasoning)
@@ -129,8 +168,12 @@ def _answer(result: VisionResult) -> tuple[str, str]:
 
 def _pretty(result: VisionResult) -> str:
     try:
-        return json.dumps(result.data, indent=2, ensure_ascii=False, default=str)
-    except (TypeError, ValueError, RecursionError):  # data that was set by hand
+        return json.dumps(result.data, indent=2, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # a typed object, or one that was set by hand
+        pass
+    try:
+        return json.dumps(json.loads(result.text), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
         return result.text
 
 

@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mlx_magic.errors import RequestError
+
 Evaluate = Callable[[str], object]
 """Evaluates an expression in the notebook's namespace."""
 
@@ -78,6 +80,40 @@ def evaluator(ipython: Any, variables: dict[str, Any]) -> Evaluate:
         return lambda expression: eval(expression, ipython.user_global_ns, variables)
     # As globals, so that comprehensions and lambdas see them, too.
     return lambda expression: eval(expression, variables)
+
+
+def expression_or_text(
+    text: str, namespace: Mapping[str, object], evaluate: Evaluate, *, option: str
+) -> object:
+    """Return the value of an option that may be an expression; the text if it is none.
+
+    The name of a ``.json`` file is a text.
+
+    Parameters
+    ----------
+    text : str
+    namespace : mapping
+        The notebook's variables.
+    evaluate : callable
+        Evaluates an expression in them.
+    option : str
+        Name of the option, for messages.
+
+    Raises
+    ------
+    RequestError
+        For an expression that raises, or a name that is not defined.
+    """
+    tree = None if text.strip().lower().endswith(".json") else parse_expression(text)
+    if tree is None:
+        return text
+    shown = f"--{option} {one_line(text, 60)}"
+    if unknown := undefined_names(tree, namespace):
+        raise RequestError(f"{shown}: name {unknown[0]!r} is not defined.", option=option)
+    try:
+        return evaluate(text.strip())
+    except Exception as error:
+        raise RequestError(f"{shown}: {describe(error)}", option=option) from error
 
 
 def one_line(text: str, limit: int = 120) -> str:

@@ -63,7 +63,6 @@ CELL_OPTIONS = (
     *(_of(each) for each in OPTIONS),
     _planned("-c", "--chat"),
     _planned("--reset"),
-    _planned("--schema"),
     _planned("--detach"),
 )
 
@@ -112,6 +111,7 @@ SETTINGS = (
         "memory_budget",
     ),
     Option("idle_ttl", (), "SECONDS", "unload after this idle time; None: never", "idle_ttl"),
+    Option("schema_prompt", (), "TEXT", "tells the model of a {schema}; '': not", "schema_prompt"),
     Option("model_folders", (), "FOLDERS", "with models, besides the Hub's cache", "model_folders"),
 )
 """Settings that have a trait but no flag."""
@@ -243,6 +243,13 @@ def parse_cell(line: str, body: str, defaults: Settings | None = None) -> CellAr
         if option.name in parsed.values
     }
     settings = (defaults or Settings()).replaced(given)
+    if settings.schema is not None and settings.format == "markdown":
+        if "format" in given:
+            raise RequestError(
+                "--schema makes the answer JSON: leave out -f markdown, or use text, json or raw.",
+                option="format",
+            )
+        settings = settings.replaced({"format": "json"})
     if settings.output is not None:
         settings = settings.replaced({"output": check_name(settings.output, "-o ")})
     for option, value in settings:

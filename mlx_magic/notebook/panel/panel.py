@@ -328,12 +328,14 @@ class Panel:
     ) -> Turn:
         form = self._composer
         with self._lock:
+            settings = form.options.read()
             turn = self._turns.ask(
                 self._session,
                 prompt,
                 models,
                 images=images,
-                settings=form.options.read(),
+                settings=settings,
+                schema=self._names.schema(settings.schema),
                 follows=form.follow.value,
                 replaces=replaces,
             )

@@ -604,6 +604,28 @@ def test_the_options_reach_the_request(driven: DrivenPanel, script: ScriptedBack
     assert request.sampling.seed == 3
 
 
+def test_a_schema_makes_the_answer_an_object(
+    driven: DrivenPanel, script: ScriptedBackend, shell: InteractiveShell
+) -> None:
+    script.pieces = ["[1, ", "2]"]
+    driven.form.options.schema.value = "list[int]"
+    driven.ask("Which?")
+    driven.finish()
+    [answer] = driven.panel.turns[0].answers
+    assert answer.result is not None
+    assert (answer.result.data, answer.result.complete) == ([1, 2], True)
+    assert script.requests[0].schema is not None
+    script.pieces = ['{"n": 3}']
+    driven.form.options.schema.value = "n: int"
+    driven.ask("How many?")
+    driven.finish()
+    assert "<th>n</th><td>3</td>" in "".join(driven.answers()[0]["blocks"])
+    driven.form.options.schema.value = "list[nothing]"
+    driven.ask("Again?")
+    assert "'nothing' is not defined" in driven.hint
+    assert len(driven.panel.turns) == 2
+
+
 def test_settings_without_a_control_are_used_and_shown(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:

@@ -143,6 +143,11 @@ class LiveAnswer:
         self._html = [render.answer_html(shown)] if result else _failed_html(shown)
         if result and (places := render.places_html(result)):
             self._html.insert(0, places)
+        if result and result.complete and generation.request.schema is not None:
+            table = render.data_html(text)
+            if table is not None:
+                self._html = [table]
+                return
         if len(text) > LONGEST_SHOWN:
             self._html.append(
                 f"<p><em>{len(text):,} characters: only the first {LONGEST_SHOWN:,} are shown; "

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line import variable_names
-from mlx_magic.notebook.magic_line.expressions import evaluator
+from mlx_magic.notebook.magic_line.expressions import evaluator, expression_or_text
 from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.image_variables import image_variables
 from mlx_magic.notebook.magic_line.tokens import split_line
 from mlx_magic.notebook.magic_line.variable_names import check_name
 from mlx_magic.options import Settings
+
+if TYPE_CHECKING:
+    from mlx_magic.data.schema import Schema
 
 
 class Namespace:
@@ -87,6 +90,27 @@ class Namespace:
         """Return the defaults of cells; None if the magics are not loaded."""
         magics = None if self._ip is None else self._ip.magics_manager.registry.get("VisionMagics")
         return None if magics is None else magics.defaults()
+
+    def schema(self, text: str | None) -> Schema | None:
+        """Return the schema that an expression, a file or a short form names.
+
+        Raises
+        ------
+        RequestError
+            It names none.
+        """
+        if text is None:
+            return None
+        # Imports pydantic.
+        from mlx_magic.data.schema import schema_of
+
+        value: object = text
+        magics = None
+        if self._ip is not None:
+            evaluate = evaluator(self._ip, self._ip.user_ns)
+            value = expression_or_text(text, self.values, evaluate, option="schema")
+            magics = self._ip.magics_manager.registry.get("VisionMagics")
+        return schema_of(value, None if magics is None else magics.schema_prompt)
 
     def existing(self, name: str) -> str:
         """Describe the current value of a variable; ``""`` if it is undefined."""

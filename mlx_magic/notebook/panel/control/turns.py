@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.request import AnswerSchema, GenerationRequest
 from mlx_magic.errors import MlxMagicError, RequestError
 from mlx_magic.notebook.panel.control.live_answer import AnswerMessages, LiveAnswer
 from mlx_magic.notebook.panel.control.question_images import image_state
@@ -70,6 +70,7 @@ class Turns:
         *,
         images: Sequence[PanelImage] = (),
         settings: Settings,
+        schema: AnswerSchema | None = None,
         follows: bool = True,
         replaces: str = "",
     ) -> Turn:
@@ -82,6 +83,8 @@ class Turns:
         models : sequence of str
         images : sequence of PanelImage
         settings : Settings
+        schema : AnswerSchema, optional
+            What the expression in `settings` names.
         follows : bool
             Whether the earlier turns are sent with it.
         replaces : str
@@ -100,8 +103,11 @@ class Turns:
             )
         with self._lock:
             before = self.turns[: self.index_of(replaces)]
+            given = settings
+            if schema is not None:
+                given = settings.replaced({"schema": schema, "format": "json"})
             requests = [
-                settings.request(
+                given.request(
                     prompt, model=model, history=history(before, model) if follows else ()
                 )
                 for model in models

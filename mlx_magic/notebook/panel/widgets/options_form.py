@@ -57,6 +57,12 @@ class OptionsForm:
         self.seed = widgets.Text(
             description="Seed", placeholder="none (sampled answers vary)", **wide
         )
+        self.schema = widgets.Text(
+            description="Schema",
+            placeholder="shape: str, count: int, or a class",
+            tooltip="The shape of the answer: fields, or a class of the notebook",
+            **wide,
+        )
         self.max_pixels = widgets.Dropdown(description="Images", options=_sizes(0), **wide)
         self.others = widgets.Label()
         self.others.layout.display = "none"
@@ -73,6 +79,7 @@ class OptionsForm:
                 self.top_p,
                 self.top_k,
                 self.seed,
+                self.schema,
                 self.others,
             ]
         )
@@ -103,6 +110,7 @@ class OptionsForm:
                 **self._sampling(),
                 "seed": int(text) if text else None,
                 "max_pixels": self.max_pixels.value or None,
+                "schema": self.schema.value.strip() or None,
             }
         )
 
@@ -132,6 +140,7 @@ class OptionsForm:
             {"model": None, "output": None, "format": "markdown", "show": True}
         )
         self.system.value = settings.system or ""
+        self.schema.value = settings.schema or ""
         _put(self.max_tokens, settings.max_tokens)
         chosen = {name: getattr(settings, name) for name in _UNSET}
         self.default_sampling.value = all(value is None for value in chosen.values())

@@ -1,0 +1,1 @@
+"""JSON schemas as grammars, and JSON texts that were cut."""
