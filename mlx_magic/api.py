@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from mlx_magic import argument_checks, default_session
 from mlx_magic.data.examples import take_examples
-from mlx_magic.data.schema import Schema, schema_of
 from mlx_magic.data.mapping.plan import make_plan
 from mlx_magic.data.mapping.result import MapProgress, MapResult
 from mlx_magic.data.mapping.run import start
+from mlx_magic.data.schema import Schema, schema_of
 from mlx_magic.engine.generation import Generation, OnProgress, Sink, Snapshot
 from mlx_magic.engine.request import (
     DEFAULT_MAX_TOKENS,
