@@ -667,5 +667,5 @@ def test_the_answer_keeps_the_special_tokens_that_mark_places(
     assert result.grounding.marked.strip() == f"{result.text}<end_of_utterance>"
     assert stopped.finish_reason == "stop"
     assert stopped.grounding is not None
-    assert stopped.grounding.marked.strip() == stopped.text == "The circle is"
+    assert stopped.grounding.marked.strip() == stopped.text.strip() == "The circle is"
     assert result.text == text
