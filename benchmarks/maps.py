@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.ways import OneBatch, Raw
 from benchmarks.workload import Ask
 from mlx_magic.backends.device import platform
+
+T = TypeVar("T")
 
 PROMPT = "What shape is it?"
 QUESTIONS = {"shape": PROMPT, "color": "Which color is it?", "count": "How many shapes are there?"}
@@ -47,11 +49,17 @@ def drawn(folder: Path, count: int, side: int = 64, *, seed: int = 1) -> list[Pa
     return paths
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
+def timed(work: Callable[..., T], *args: Any, **options: Any) -> tuple[float, T]:
+    """Return the seconds that a call takes, and its value."""
     began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    value = work(*args, **options)
+    return time.perf_counter() - began, value
+
+
+def resident() -> int:
+    """Return the bytes of this process in memory; on Linux."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def speed(folder: Path, count: int, pairs: int) -> dict[str, Any]:
@@ -68,16 +76,13 @@ def speed(folder: Path, count: int, pairs: int) -> dict[str, Any]:
     batch.answer(asks[:2], TOKENS)
     loops, batches, same = [], [], 0
     for _ in range(pairs):
-        held: list[Any] = []
-        ours = seconds(lambda held=held: held.append(mlx_magic.map(PROMPT, paths, **options)))
-        looped: list[Any] = []
-        loop = seconds(lambda held=looped: held.append(raw.answer(asks, TOKENS)))
-        together: list[Any] = []
-        one = seconds(lambda held=together: held.append(batch.answer(asks, TOKENS)))
+        ours, rows = timed(mlx_magic.map, PROMPT, paths, **options)
+        loop, looped = timed(raw.answer, asks, TOKENS)
+        one, _ = timed(batch.answer, asks, TOKENS)
         loops.append(loop / ours)
         batches.append(one / ours)
-        texts = [row.result.text.strip() for row in held[0]]
-        same += sum(a == b for a, b in zip(texts, looped[0].texts, strict=True))
+        texts = ["" if row.result is None else row.result.text.strip() for row in rows]
+        same += sum(a == b for a, b in zip(texts, looped.texts, strict=True))
     return {
         "images": count,
         "times the loop": loops,
@@ -97,8 +102,8 @@ def questions(folder: Path, count: int, pairs: int) -> dict[str, Any]:
     for pair in range(pairs):
         one = drawn(folder / f"one{pair}", count, 512, seed=2 * pair)
         three = drawn(folder / f"three{pair}", count, 512, seed=2 * pair + 1)
-        single = seconds(lambda one=one: mlx_magic.map(PROMPT, one, **options))
-        triple = seconds(lambda three=three: mlx_magic.map(QUESTIONS, three, **options))
+        single, _ = timed(mlx_magic.map, PROMPT, one, **options)
+        triple, _ = timed(mlx_magic.map, QUESTIONS, three, **options)
         found.append(triple / single)
     return {"images": count, "three questions, times one": found}
 
@@ -159,7 +164,7 @@ def journal(folder: Path, rows: int) -> dict[str, Any]:
     held = Journal(folder / "cost.sqlite")
     result = '{"text":"A dot."}' + " " * 800
     costs = [
-        seconds(lambda at=at: held.add([(at.to_bytes(32, "big"), 1, "a.png", "", result)]))
+        timed(held.add, [(at.to_bytes(32, "big"), 1, "a.png", "", result)])[0]
         for at in range(1_000)
     ]
     held.close()
@@ -174,7 +179,6 @@ def journal(folder: Path, rows: int) -> dict[str, Any]:
 
 def memory(folder: Path, rows: int) -> dict[str, Any]:
     """Measure the process's memory at a tenth of the rows and at the end; some of 12 megapixels."""
-    import psutil
     from PIL import Image
 
     from mlx_magic import MapProgress, default_session, map
@@ -189,12 +193,12 @@ def memory(folder: Path, rows: int) -> dict[str, Any]:
     default_session.replace_current(scripted_session(backend=script))
     script.requests = _Dropped()
     checkpoints.good(folder / "model")
-    process, seen = psutil.Process(), {}
+    seen: dict[int, int] = {}
 
     def progress(state: MapProgress) -> None:
         for mark in (rows // 10, rows // 2, rows):
             if state.done >= mark and mark not in seen:
-                seen[mark] = process.memory_info().rss
+                seen[mark] = resident()
 
     map(PROMPT, mixed, str(folder / "model"), on_progress=progress, journal=folder / "j.sqlite")
     return {

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +81,12 @@ def test_key_changes_exactly_with_the_options_that_affect_the_answer(
     after = {**values, changed: VALUES[changed][1]}
     assert (key(**before) != key(**after)) == (changed in KEYED)
     assert key(**before) == key(**dict(reversed(before.items())))
+
+
+def test_key_does_not_depend_on_how_a_value_is_written() -> None:
+    assert key(temperature=0) == key(temperature=0.0) == key(temperature=np.float64(0))
+    assert key(temperature=1, top_k=3) == key(temperature=1.0, top_k=np.int64(3))
+    assert key(max_tokens=512) == key()
 
 
 def test_every_option_is_tried_above() -> None:

@@ -311,7 +311,11 @@ def test_options_reach_every_request(script: ScriptedBackend, model: Path, draw:
 def test_rows_are_light_and_pickle(script: ScriptedBackend, model: Path, draw: Draw) -> None:
     folder = draw(3)
     result = mlx_magic.map("What?", folder, model)
-    assert all(row.result is not None and row.result.images == () for row in result)
+    for row in result:
+        assert row.result is not None
+        [light] = row.result.images
+        assert (light.stored.nbytes, light.size, light.digest) == (0, (6, 4), row.image.digest)
+        assert light.pixels.tobytes() == Image.open(row.image.path).tobytes()
     data = pickle.dumps(result)
     assert len(data) < 3 * 2_000
     again = pickle.loads(data)
@@ -320,6 +324,8 @@ def test_rows_are_light_and_pickle(script: ScriptedBackend, model: Path, draw: D
     assert (image.digest, changed) == (again[1].image.digest, False)
     Image.new("RGB", (6, 4), "white").save(folder / "1.png")
     assert again[1].image.open()[1]
+    with pytest.raises(ImageError, match="has changed since the map"):
+        again[1].result.images[0].pixels  # noqa: B018
     (folder / "1.png").unlink()
     with pytest.raises(ImageError):
         again[1].image.open()

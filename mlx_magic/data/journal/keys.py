@@ -8,8 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlx_magic.argument_checks import plain
 from mlx_magic.engine.request import GenerationRequest
-from mlx_magic.options import OPTIONS, Settings
+from mlx_magic.options import OPTIONS, RequestOption, Settings
 
 _FORMAT = 1
 """Counted up when the meaning of a key changes."""
@@ -47,7 +48,7 @@ def question_digest(request: GenerationRequest, settings: Settings, model: str) 
         Digest of the model's files.
     """
     options = {
-        option.name: value
+        option.name: _same_type(option, value)
         for option, value in settings
         if option.affects_answer
         and option.target in ("request", "sampling")
@@ -63,6 +64,13 @@ def question_digest(request: GenerationRequest, settings: Settings, model: str) 
     }
     text = json.dumps(canonical(content), sort_keys=True, ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _same_type(option: RequestOption, value: Any) -> Any:
+    """Return a number as the type of its option: a cell has 0.0 where Python has 0."""
+    if option.kind == "number" and value is not None:
+        return float(value) + 0.0  # without the sign of zero
+    return plain(value)
 
 
 def canonical(value: Any) -> Any:

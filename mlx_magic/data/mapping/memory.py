@@ -15,6 +15,7 @@ from mlx_magic.data.journal.model_files import model_digest
 from mlx_magic.data.journal.store import FileState, Journal, JournalError
 from mlx_magic.data.mapping.openers import OpenedImage
 from mlx_magic.data.mapping.plan import MapPlan
+from mlx_magic.data.mapping.reopened import ImageFacts
 from mlx_magic.data.mapping.rows import InputRow
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import VisionResult
@@ -96,12 +97,13 @@ class MapMemory:
         except JournalError as error:
             self._give_up(error)
 
-    def known_digest(self, row: InputRow) -> str | None:
-        """Return the digest of a file's pixels, if the file is the same as before."""
+    def known_image(self, row: InputRow) -> ImageFacts | None:
+        """Return what is known about the image of a file that is the same as before."""
         if self.journal is None or row.path is None:
             return None
         try:
-            return self.journal.digest(FileState.of(row.path), self._variant)
+            text = self.journal.digest(FileState.of(row.path), self._variant)
+            return None if text is None else ImageFacts.from_json(text)
         except JournalError as error:
             self._give_up(error)
         except OSError:
@@ -152,9 +154,9 @@ class MapMemory:
         self._answers.append((key, self.number, source, question, packed))
 
     def remember(self, opened: OpenedImage) -> None:
-        """Remember the digest of a file with the next `flush`."""
+        """Remember what a file's image is with the next `flush`."""
         if self.journal is not None and opened.file is not None and opened.image is not None:
-            self._files.append((opened.file, opened.image.digest))
+            self._files.append((opened.file, ImageFacts.of(opened.image).to_json()))
 
     def flush(self) -> None:
         """Write what was stored since the last call."""
@@ -163,7 +165,7 @@ class MapMemory:
             return
         self._answers, self._files = [], []
         try:
-            self.journal.add(answers, [(file, self._variant, digest) for file, digest in files])
+            self.journal.add(answers, [(file, self._variant, facts) for file, facts in files])
         except JournalError as error:
             self._give_up(error)
 

@@ -138,7 +138,7 @@ class MapRow:
     image : MapImage
         Source and digest of the image, not its pixels.
     result : VisionResult or None
-        The answer; None if there is an error. Its `images` is empty.
+        The answer; None if there is an error. Its image is opened again when its pixels are used.
     error : MlxMagicError or None
         Why there is no answer.
     question : str

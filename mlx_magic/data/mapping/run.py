@@ -15,6 +15,7 @@ from mlx_magic.cancellation import Cancelled
 from mlx_magic.data.mapping.memory import MapMemory
 from mlx_magic.data.mapping.openers import AHEAD_BYTES, OpenedImage, Openers
 from mlx_magic.data.mapping.plan import MapPlan
+from mlx_magic.data.mapping.reopened import ImageFacts
 from mlx_magic.data.mapping.result import MapProgress, MapResult
 from mlx_magic.data.mapping.rows import InputRow, MapImage, MapRow
 from mlx_magic.data.mapping.speed import Speed
@@ -69,7 +70,7 @@ class _Item:
     number: int
     row: InputRow
     taken: TakenImages | None = None
-    digest: str = ""
+    facts: ImageFacts | None = None
     image: ImageInput | None = None
     # Held so that all questions have the same object, which is then decoded once.
     pixels: object = None
@@ -79,6 +80,11 @@ class _Item:
     missing: dict[str, deque[int]] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
     unfinished: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Digest of the pixels; empty while they are unknown."""
+        return "" if self.facts is None else self.facts.digest
 
 
 @dataclass(slots=True, eq=False)
@@ -353,9 +359,8 @@ class MapTask(Task[MapResult]):
         if row.error is not None:
             self._fail_item(item, row.error)
             return
-        digest = self._memory.known_digest(row)
-        if digest is not None:
-            item.digest = digest
+        item.facts = self._memory.known_image(row)
+        if item.facts is not None:
             self._look_up(item)
 
     def _look_up(self, item: _Item) -> None:
@@ -392,8 +397,9 @@ class MapTask(Task[MapResult]):
         item.image, item.nbytes = opened.image, opened.nbytes
         item.pixels = opened.image.pixels
         self._open_bytes += item.nbytes
-        if not (item.looked_up and item.digest == opened.image.digest):
-            item.digest = opened.image.digest
+        known = item.looked_up and item.digest == opened.image.digest
+        item.facts = ImageFacts.of(opened.image)
+        if not known:
             self._look_up(item)
 
     def _fail_item(self, item: _Item, error: Exception) -> None:
@@ -453,7 +459,7 @@ class MapTask(Task[MapResult]):
                 raise error
             self._set_row(item, model, question, error=error)
             return
-        result = replace(asked.generation.future.result(), images=())
+        result = asked.generation.future.result()
         if result.finish_reason == "cancelled":
             # By `%vision cancel`, or from code: as the whole map.
             self.token.cancel()
@@ -485,14 +491,15 @@ class MapTask(Task[MapResult]):
         if error is not None:
             plain = _plain_error(error)
             shown = plain if isinstance(plain, MlxMagicError) else MlxMagicError(str(plain))
+        path = "" if item.row.path is None else str(item.row.path)
+        image = MapImage(item.row.source, item.digest, path, item.row.again)
+        if result is not None and item.facts is not None:
+            settings = self.plan.settings
+            light = item.facts.image(image, settings.max_pixels, settings.normalize)
+            result = replace(result, images=(light,))
         row = MapRow(
             item.row.index,
-            MapImage(
-                item.row.source,
-                item.digest,
-                "" if item.row.path is None else str(item.row.path),
-                item.row.again,
-            ),
+            image,
             result,
             shown,
             self.plan.questions[question].name,
