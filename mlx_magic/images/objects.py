@@ -168,7 +168,7 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
         return None
     import numpy as np
 
-    if isinstance(value, np.ma.MaskedArray) and (masked := int(np.ma.count_masked(value))):
+    if isinstance(value, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(value).sum())):
         raise ImageDecodeError(
             f"{label} has {masked} masked values, which no image can show: fill them, for example "
             "with x.filled(0).",

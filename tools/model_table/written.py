@@ -11,7 +11,7 @@ from typing import Any
 
 from mlx_magic.models.checkpoints import architectures
 from tools.model_table import marks
-from tools.tiny_models.spec import all_models
+from tools.tiny_models.spec import TinyModel, all_models
 
 Row = Mapping[str, Any]
 
@@ -127,7 +127,9 @@ def marked(page_path: Path, readme_path: Path, table_path: Path) -> None:
 
 def with_page_marks(page: str) -> str:
     """Return docs/models.md with the columns of `marks`."""
-    known = {(each.library, _label(each.architecture, each.variant)): each for each in all_models()}
+    known: dict[tuple[str, str], TinyModel] = {
+        (each.library, _label(each.architecture, each.variant)): each for each in all_models()
+    }
     library, lines = "", []
     for line in page.splitlines():
         library = next((each for each in VERSIONS if line.endswith(f" models ({each})")), library)

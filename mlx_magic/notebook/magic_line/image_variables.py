@@ -114,7 +114,6 @@ class _Inspector:
             return self._column(kind, value)
         except Exception:  # a subclass whose len, size or dtype fails
             return ""
-        return ""
 
     def _column(self, kind: type, value: Any) -> str:
         """Describe a column of images of another library; ``""`` for other values.
