@@ -7,6 +7,7 @@ image or a one-line `ImageError`, in time, with nothing on standard error. Add f
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import sys
@@ -48,6 +49,14 @@ _TOKENS = [
     b"\x11\x01\x03\0",
     b"meta",
     b"ispe",
+    b"iloc",
+    b"ipco",
+    b"iinf",
+    b"infe",
+    b"pitm",
+    b"grid",
+    b"hvcC",
+    b"mdat",
     b"#",
     b"\n",
     b"65535",
@@ -81,8 +90,26 @@ def _samples() -> dict[str, bytes]:
         buffer = io.BytesIO()
         (image.convert("1") if "fax" in name else image).save(buffer, kind, **options)
         found[name] = buffer.getvalue()
+    found |= _heic_samples(image, frames)
     found["plain ppm"] = b"P3 # c\n4 3 255\n" + b"1 2 300 "[:6] * 12
     found["deep pgm"] = b"P5 4 3 1000\n" + bytes(24)
+    return found
+
+
+def _heic_samples(image: Image.Image, others: list[Image.Image]) -> dict[str, bytes]:
+    """Return files of iPhones: one image, and several in one; none without pillow-heif."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return {}
+    import pillow_heif
+
+    found = {}
+    for name, further in (("heic", []), ("heic of several", others)):
+        file = pillow_heif.from_pillow(image)
+        for other in further:
+            file.add_from_pillow(other)
+        buffer = io.BytesIO()
+        file.save(buffer, quality=50)
+        found[name] = buffer.getvalue()
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 """Modes of Pillow with values wider than 8 bits."""
 
 NEARLY_BLACK = "16-bit values all under 256: nearly black; for 8-bit values use x.astype('uint8')"
+DARK_MASK = "8-bit values all 0 and 1: nearly black; a mask of 0 and 255 would be visible"
 # Maximum number of pixels that are converted at a time.
 _SLICE_PIXELS = 1_000_000
 
@@ -54,7 +55,7 @@ def converted(
     owned: bool = False,
     checkpoint: Callable[[], None] | None = None,
     normalize: bool = True,
-    high: float | None = None,
+    pages: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Return an RGB copy of a loaded image.
 
@@ -73,8 +74,8 @@ def converted(
     normalize : bool
         False: 16-bit gray is scaled from its whole range, other numbers must be 0..255, or
         floats from 0 to 1.
-    high : float, optional
-        Highest value of all pages of the file, so that the pages stay comparable.
+    pages : mapping, optional
+        Range of all pages of the file, so that the pages stay comparable; from `child_process`.
 
     Raises
     ------
@@ -84,12 +85,13 @@ def converted(
     if image.mode == "RGB" and not image.has_transparency_data:
         return Converted(_plain(image) if owned else image.copy())
     if image.mode in DEEP_MODES:
-        return _deep_gray(image, checkpoint or (lambda: None), normalize=normalize, high=high)
+        return _deep_gray(image, checkpoint or (lambda: None), normalize=normalize, pages=pages)
     if image.mode == "LAB":
         return Converted(_from_lab(image))
     if image.has_transparency_data:
         return Converted(_on_white(image))
-    return Converted(image.convert("RGB"))
+    dark = normalize and image.mode == "L" and image.getextrema() == (0, 1)
+    return Converted(image.convert("RGB"), (DARK_MASK,) if dark else ())
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -120,7 +122,11 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _deep_gray(
-    image: Image.Image, checkpoint: Callable[[], None], *, normalize: bool, high: float | None
+    image: Image.Image,
+    checkpoint: Callable[[], None],
+    *,
+    normalize: bool,
+    pages: Mapping[str, Any] | None,
 ) -> Converted:
     """Scale in slices, since a large image would take gigabytes as float64."""
     import numpy as np
@@ -131,8 +137,12 @@ def _deep_gray(
             yield box, np.asarray(image.crop(box))
 
     values = ValueRange.of(part for _, part in parts())
-    if high is not None:
-        values = replace(values, high=max(values.high, high))
+    notes: tuple[str, ...] = ()
+    if pages is not None and normalize:
+        if pages["high"]:
+            low, high = pages["low"][0], pages["high"][1]
+            values = replace(values, low=min(values.low, low), high=max(values.high, high))
+        notes = unread_pages(pages)
     levels = (_normalized if normalize else _unchanged)(image.mode, values)
     transparent = image.info.get("transparency")
     gray = Image.new("L", image.size)
@@ -141,7 +151,15 @@ def _deep_gray(
         if isinstance(transparent, int):
             scaled = np.where(part == transparent, np.uint8(255), scaled)
         gray.paste(Image.fromarray(scaled), box)
-    return Converted(gray.convert("RGB"), (levels.note,) if levels.note else (), deep=True)
+    notes = (*filter(None, [levels.note]), *notes)
+    return Converted(gray.convert("RGB"), notes, deep=True)
+
+
+def unread_pages(pages: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a note if not all pages were read for their range."""
+    if pages["read"] >= pages["count"]:
+        return ()
+    return (f"scaled by the range of {pages['read']} of {pages['count']} pages",)
 
 
 def _normalized(mode: str, values: ValueRange) -> Levels:

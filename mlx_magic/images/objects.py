@@ -28,6 +28,8 @@ SUPPORTED = (
 
 # What a notebook asks an object for, the image formats first.
 _METHODS = ("_repr_png_", "_repr_jpeg_")
+_MIMES = ("image/png", "image/jpeg")
+_ARRAY_METHODS = ("__array__", "__array_interface__", "__array_struct__")
 
 
 def describe_object(value: Any) -> str:
@@ -86,8 +88,8 @@ def renderer(
 ) -> Callable[[], bytes] | None:
     """Return a function that encodes an object as an image file, or None.
 
-    Supported are matplotlib figures (and artists of one), open binary files, and objects with a
-    PNG or JPEG representation, like ``IPython.display.Image``.
+    Supported are matplotlib figures (and artists of one), open binary files, and objects with
+    ``_repr_png_`` or ``_repr_jpeg_``, like ``IPython.display.Image``.
     """
     if isinstance(value, type):
         return None  # a class, such as io.BytesIO without parentheses
@@ -100,6 +102,38 @@ def renderer(
     if any(map(callable, methods)) and displayed_url(value) is None:
         return lambda: _displayed_image(value, label)
     return None
+
+
+def bundled_image(value: Any, label: str) -> bytes | None:
+    """Return the PNG or JPEG that a notebook shows for an object with ``_repr_mimebundle_``.
+
+    Returns
+    -------
+    bytes or None
+        None if it shows no image.
+
+    Raises
+    ------
+    ImageDecodeError
+        If the object fails.
+    """
+    method = getattr(type(value), "_repr_mimebundle_", None)
+    if isinstance(value, type) or not callable(method):
+        return None
+    try:
+        bundle = method(value, include=set(_MIMES), exclude=None)
+    # Foreign code of the object.
+    except Exception as error:
+        raise ImageDecodeError(
+            f"{label} failed to make a PNG or JPEG: {reason(error)}.", source=label
+        ) from error
+    data = bundle[0] if isinstance(bundle, tuple) and bundle else bundle
+    if not isinstance(data, Mapping):
+        return None
+    encoded = next((data[mime] for mime in _MIMES if data.get(mime)), None)
+    if isinstance(encoded, str):
+        return _from_base64(encoded, label)
+    return encoded if isinstance(encoded, bytes) else None
 
 
 def displayed_url(value: Any) -> str | None:
@@ -116,7 +150,7 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
     Raises
     ------
     ImageDecodeError
-        If it is an MLX array, or its conversion to a NumPy array fails.
+        If it is an MLX array, has masked values, or its conversion to a NumPy array fails.
     """
     package = type(value).__module__.partition(".")[0]
     if package == "mlx":
@@ -125,10 +159,21 @@ def as_array(value: Any, label: str) -> NDArray[Any] | None:
             f"{label} is an MLX array, which belongs to one thread: give np.array(x).",
             source=label,
         )
-    if containers.table_advice(value, label) or not hasattr(type(value), "__array__"):
+    if containers.table_advice(value, label) or isinstance(value, type):
+        return None
+    # Of the interface, objects have an attribute of their own.
+    if not hasattr(type(value), _ARRAY_METHODS[0]) and not any(
+        hasattr(value, name) for name in _ARRAY_METHODS[1:]
+    ):
         return None
     import numpy as np
 
+    if isinstance(value, np.ma.MaskedArray) and (masked := int(np.ma.getmaskarray(value).sum())):
+        raise ImageDecodeError(
+            f"{label} has {masked} masked values, which no image can show: fill them, for example "
+            "with x.filled(0).",
+            source=label,
+        )
     try:
         array: NDArray[Any] = np.asarray(value)
     # Foreign code: fails for a tensor on a GPU, one that requires a gradient, ...

@@ -35,6 +35,7 @@ from mlx_magic.images.arrays import (
     owner_of,
     taken_bytes,
 )
+from mlx_magic.images.color_modes import DARK_MASK
 from mlx_magic.images.decoding.decode import (
     Decoded,
     decode_bytes,
@@ -273,6 +274,11 @@ class Finder:
         if buffer is not None:
             self._buffer(buffer, label, named=named)
             return
+        shown = objects.bundled_image(value, label)
+        if shown is not None:
+            self._check_count(label)
+            self._add_file(shown, label)
+            return
         raise ImageDecodeError(objects.refusal_message(value, label), source=label)
 
     def _array(self, array: NDArray[Any], label: str, *, named: bool) -> None:
@@ -385,7 +391,9 @@ def _array_image(images: ArrayImages, index: int, label: str, cancel: CancelToke
         image, notes = images.image_at(index, checkpoint)
         deep = images.changed_by_normalize(checkpoint)
     decoded = decode_image(image, label, cancel, owned=True)
-    return Opened(Decoded(decoded.pixels, (*notes, *decoded.notes), deep))
+    # The array's own notes say what its numbers became.
+    others = [note for note in decoded.notes if note != DARK_MASK]
+    return Opened(Decoded(decoded.pixels, (*notes, *others), deep))
 
 
 def _guarded(items: Iterable[tuple[object, Any]], label: str) -> Iterable[tuple[object, Any]]:

@@ -261,6 +261,60 @@ def test_processor_that_copies_images_is_not_prefetched() -> None:
     assert len(processor.image_processor.threads) == 1, "the same image is known, as ever"
 
 
+class Prepares(Doubler):
+    def preprocess(self, images: Any, scale: int = 2, **options: Any) -> Any:
+        self.threads.append(threading.get_ident())
+        return {"pixel_values": np.stack([np.asarray(each, np.float32) for each in images]) * scale}
+
+
+class CallsPreprocess(Processor):
+    def __call__(self, images: list[ImageInput]) -> Any:
+        pixels = [image.pixels for image in images]
+        once = self.image_processor.preprocess(pixels)["pixel_values"]
+        again = self.image_processor.preprocess(images=pixels, scale=3)["pixel_values"]
+        return {"pixel_values": once + again}
+
+
+def test_calls_of_preprocess_are_prefetched_too() -> None:
+    kept, processor = ProcessorCache(MANY), CallsPreprocess(Prepares())
+    original = processor.image_processor
+    make(kept, processor, seeded_images(1))
+    images = seeded_images(2)
+    held = prefetched(kept, images)
+    assert isinstance(held, Prefetched)
+    found = make(kept, processor, images)
+    assert len(original.threads) == 4, "nothing was made in its turn"
+    assert threading.get_ident() not in original.threads[2:]
+    assert np.array_equal(found, np.stack([np.asarray(images[0].pixels, np.float32)]) * 5)
+
+
+def test_preprocess_without_images_is_called_as_it_was() -> None:
+    class Odd(Prepares):
+        def preprocess(self, image: Any = None, **options: Any) -> Any:  # type: ignore[override]
+            return {"pixel_values": np.asarray(image, np.float32)}
+
+    class Caller(Processor):
+        def __call__(self, images: list[ImageInput]) -> Any:
+            return self.image_processor.preprocess(image=images[0].pixels)
+
+    kept, processor = ProcessorCache(MANY), Caller(Odd())
+    (image,) = seeded_images(1)
+    assert np.array_equal(make(kept, processor, [image]), np.asarray(image.pixels, np.float32))
+    assert prefetched(kept, seeded_images(2)) is None
+
+
+def test_image_processor_keeps_the_name_of_its_class() -> None:
+    class Replaces(Processor):
+        def __call__(self, images: list[ImageInput]) -> Any:
+            if type(self.image_processor).__name__ != "Doubler":
+                self.image_processor = Doubler()
+            return super().__call__(images)
+
+    kept, processor = ProcessorCache(MANY), Replaces()
+    make(kept, processor, seeded_images(1))
+    assert isinstance(prefetched(kept, seeded_images(2)), Prefetched)
+
+
 class Notes(Doubler):
     def made(self, held: list[Any]) -> Any:
         self.last = len(held)

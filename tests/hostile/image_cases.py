@@ -421,6 +421,112 @@ def jpeg2000_of_65535_layers() -> bytes:
     return bytes(data[: len(data) // 2])
 
 
+# HEIC, which pillow-heif writes and reads
+
+
+def heic(*sizes: tuple[int, int]) -> bytes:
+    """Return a HEIC file with an image of each size."""
+    import pillow_heif
+
+    file = pillow_heif.from_pillow(Image.linear_gradient("L").resize(sizes[0]).convert("RGB"))
+    for size in sizes[1:]:
+        file.add_from_pillow(Image.new("RGB", size, "red"))
+    buffer = io.BytesIO()
+    file.save(buffer, quality=50)
+    return buffer.getvalue()
+
+
+def heic_that_says(width: int, height: int, data: bytes) -> bytes:
+    """Return a HEIC file whose header declares another size."""
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
+
+
+def heic_with(box: bytes, offset: int, value: bytes) -> bytes:
+    """Return a HEIC file with other bytes at an offset in a box."""
+    data = heic((64, 48))
+    at = data.index(box) + offset
+    return data[:at] + value + data[at + len(value) :]
+
+
+@case("cannot be decoded as HEIF")
+def heic_that_is_cut_short() -> bytes:
+    data = heic((64, 48))
+    return data[: len(data) - 50]
+
+
+@case("does not say the size")
+def heic_that_ends_in_its_header() -> bytes:
+    return heic((64, 48))[:120]
+
+
+@case("the limit is 64")
+def heic_of_900_megapixels() -> bytes:
+    return heic_that_says(30_000, 30_000, heic((64, 48)))
+
+
+@case("cannot be decoded as HEIF")
+def heic_without_pixels() -> bytes:
+    return heic_that_says(0, 0, heic((64, 48)))
+
+
+@case("cannot be decoded as HEIF")
+def heic_whose_header_says_49_megapixels() -> bytes:
+    return heic_that_says(7000, 7000, heic((64, 48)))
+
+
+@case("cannot be decoded as HEIF")
+def heic_that_is_larger_than_its_header_says() -> bytes:
+    return heic_that_says(64, 48, heic((1500, 1500)))
+
+
+@case(note="the main one of 20 images")
+def heic_of_20_images() -> bytes:
+    return heic(*[(64, 48)] * 20)
+
+
+@case("the limit is 64")
+def heic_whose_second_image_is_huge() -> bytes:
+    data = heic((64, 48), (32, 32))
+    at = data.rindex(b"ispe") + 8
+    return data[:at] + struct.pack(">II", 60_000, 60_000) + data[at + 8 :]
+
+
+@case("cannot be decoded as HEIF")
+def heic_of_65535_items() -> bytes:
+    return heic_with(b"iinf", 8, b"\xff\xff")
+
+
+@case("cannot be decoded as HEIF")
+def heic_whose_image_is_outside_of_the_file() -> bytes:
+    return heic_with(b"iloc", 16, b"\xff\xff\xff\xff")
+
+
+@case("cannot be decoded as HEIF")
+def heic_of_65535_pieces() -> bytes:
+    return heic_with(b"iloc", 20, b"\xff\xff")
+
+
+@case("too many boxes")
+def heic_of_200000_empty_boxes() -> bytes:
+    data = heic((64, 48))
+    return data[:28] + struct.pack(">I4s", 8, b"free") * 200_000 + data[28:]
+
+
+@case("cannot be decoded as HEIF")
+def heic_in_a_box_without_end() -> bytes:
+    return heic_with(b"meta", -4, struct.pack(">I", 1))
+
+
+@case("cannot be decoded as HEIF")
+def heic_in_boxes_inside_of_boxes() -> bytes:
+    data = heic((64, 48))
+    nested = data[28:]
+    for _ in range(5_000):
+        nested = struct.pack(">I4s", len(nested) + 8, b"moov") + nested
+    return data[:28] + nested
+
+
 def webp_canvas(width: int, height: int) -> bytes:
     """Return an animated WebP whose only frame is a pixel."""
     body = encode(Image.new("RGB", (1, 1)), "WEBP", lossless=True)[12:]

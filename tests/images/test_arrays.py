@@ -93,29 +93,33 @@ def png_of(array: np.ndarray[Any, Any]) -> bytes:
     )
 
 
-def tiff_of(array: np.ndarray[Any, Any], order: str) -> bytes:
-    """Return an uncompressed TIFF with 16 bits a channel."""
-    height, width, bands = array.shape
-    data = array.astype(f"{order}u2").tobytes()
-    tags = [
-        (256, "L", [width]), (257, "L", [height]), (258, "H", [16] * bands), (259, "H", [1]),
-        (262, "H", [2 if bands > 2 else 1]), (273, "L", [8]), (277, "H", [bands]),
-        (278, "L", [height]), (279, "L", [len(data)]),
-    ]  # fmt: skip
-    if bands == 4:
-        tags.append((338, "H", [2]))
-    after = 8 + len(data) + 2 + 12 * len(tags) + 4
-    directory, rest = struct.pack(f"{order}H", len(tags)), b""
-    for tag, code, values in tags:
-        packed = struct.pack(f"{order}{len(values)}{code}", *values)
-        kind = 3 if code == "H" else 4
-        if len(packed) > 4:
-            where, rest = struct.pack(f"{order}L", after + len(rest)), rest + packed
-        else:
-            where = packed.ljust(4, b"\0")
-        directory += struct.pack(f"{order}HHL", tag, kind, len(values)) + where
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8 + len(data))
-    return head + data + directory + struct.pack(f"{order}L", 0) + rest
+def tiff_of(order: str, *pages: np.ndarray[Any, Any]) -> bytes:
+    """Return an uncompressed TIFF with 16 bits a channel, with a page for each array."""
+    file, link = bytearray(b"II*\0" if order == "<" else b"MM\0*") + bytes(4), 4
+    for array in pages:
+        height, width, bands = array.shape
+        data = array.astype(f"{order}u2").tobytes()
+        tags = [
+            (256, "L", [width]), (257, "L", [height]), (258, "H", [16] * bands), (259, "H", [1]),
+            (262, "H", [2 if bands > 2 else 1]), (273, "L", [len(file)]), (277, "H", [bands]),
+            (278, "L", [height]), (279, "L", [len(data)]),
+        ]  # fmt: skip
+        if bands == 4:
+            tags.append((338, "H", [2]))
+        file += data
+        struct.pack_into(f"{order}L", file, link, len(file))
+        link = len(file) + 2 + 12 * len(tags)
+        directory, rest = struct.pack(f"{order}H", len(tags)), b""
+        for tag, code, values in tags:
+            packed = struct.pack(f"{order}{len(values)}{code}", *values)
+            kind = 3 if code == "H" else 4
+            if len(packed) > 4:
+                where, rest = struct.pack(f"{order}L", link + 4 + len(rest)), rest + packed
+            else:
+                where = packed.ljust(4, b"\0")
+            directory += struct.pack(f"{order}HHL", tag, kind, len(values)) + where
+        file += directory + bytes(4) + rest
+    return bytes(file)
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,7 +130,7 @@ def test_arrays_png_and_tiff_with_the_same_values_are_the_same_image(
     shape = (data.draw(SIDES), data.draw(SIDES), bands)
     array = data.draw(hnp.arrays(np.uint16, shape, elements=st.integers(0, 2**bits - 1)))
     (expected,) = open_images(array, normalize=normalize)
-    for file in (png_of(array), tiff_of(array, "<"), tiff_of(array, ">")):
+    for file in (png_of(array), tiff_of("<", array), tiff_of(">", array)):
         (image,) = open_images(file, normalize=normalize)
         assert image.digest == expected.digest
         if normalize:
@@ -157,6 +161,61 @@ def test_pages_of_a_tiff_stay_comparable() -> None:
         assert open_images(buffer.getvalue())[0].pixels.getpixel((0, 0)) == (12,) * 3
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("bands", [3, 4])
+def test_pages_of_colors_of_16_bits_stay_comparable(order: str, bands: int) -> None:
+    dark, bright = (np.full((4, 5, bands), value, np.uint16) for value in (200, 4000))
+    dark[..., 3:] = bright[..., 3:] = 65_535
+    data = tiff_of(order, dark, bright)
+    pages = Image.open(io.BytesIO(data))
+    images = open_images(ImageSequence.Iterator(pages))
+    assert [image.pixels.getpixel((0, 0)) for image in images] == [(12,) * 3, (249,) * 3]
+    (first,) = open_images(data)
+    assert first.digest == images[0].digest
+    assert first.note is not None
+    assert "values up to 4000 read as 0..4095 (12-bit)" in first.note
+
+
+def test_pages_of_compressed_colors_stay_comparable() -> None:
+    cv2: Any = pytest.importorskip("cv2")
+    values = np.random.default_rng(0).integers(0, 4096, (2, 20, 30, 3)).astype(np.uint16)
+    values[0] //= 16
+    assert (values[1].max(), values[0].max()) > (255, 0)
+    _, made = cv2.imencodemulti(".tiff", [page[..., ::-1] for page in values])
+    images = open_images(ImageSequence.Iterator(Image.open(io.BytesIO(made.tobytes()))))
+    expected = open_images(values)
+    assert [image.digest for image in images] == [image.digest for image in expected]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(0, 65_535), min_size=2, max_size=4), st.sampled_from([1, 3]))
+def test_highest_value_of_all_pages_decides(highest: list[int], bands: int) -> None:
+    pages = [np.zeros((2, 3, bands), np.uint16) for _ in highest]
+    for page, value in zip(pages, highest, strict=True):
+        page[1, 2, bands - 1] = value
+    (image,) = open_images(tiff_of("<", *pages))
+    top = top_of(max(highest))
+    shown = round(highest[0] * 255 / top)
+    assert abs(int(np.asarray(image.pixels)[1, 2].max()) - shown) <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_pages_of_floats_stay_comparable(compression: str | None, loaded: bool) -> None:
+    pages = [np.full((4, 5), value, np.float32) for value in (0.5, 200.0)]
+    pages[1][0, 0] = np.nan
+    buffer = io.BytesIO()
+    first, second = map(Image.fromarray, pages)
+    first.save(buffer, "TIFF", save_all=True, append_images=[second], compression=compression)
+    file = Image.open(buffer)
+    if loaded:
+        file.load()
+    (image,) = open_images(file)
+    assert image.pixels.getpixel((0, 0)) in ((0,) * 3, (1,) * 3)
+    assert image.note is not None
+    assert "floats read as 0..255" in image.note
+
+
 def test_frames_of_one_array_stay_comparable() -> None:
     stack = np.zeros((2, 4, 5), np.uint16)
     stack[0], stack[1] = 200, 4000
@@ -179,6 +238,29 @@ def test_uint8_mask_is_unchanged_and_noted() -> None:
     assert np.asarray(image.pixels)[0, :, 0].tolist() == [0, 1]
     assert image.note == "uint8 values all 0 and 1: nearly black; for a mask use x.astype(bool)"
     assert open_images(np.zeros((2, 2), np.uint8))[0].note is None
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", None])
+def test_mask_of_8_bits_in_a_file_or_pillow_image_is_unchanged_and_noted(kind: str | None) -> None:
+    mask = Image.fromarray(np.eye(6, dtype=np.uint8))
+    value: Any = mask
+    if kind is not None:
+        value = io.BytesIO()
+        mask.save(value, kind)
+    (image,) = open_images(value)
+    assert np.asarray(image.pixels)[..., 0].tolist() == np.eye(6).tolist()
+    assert image.note is not None
+    assert "8-bit values all 0 and 1: nearly black" in image.note
+    assert open_images(value, normalize=False)[0].note is None
+    assert open_images(Image.new("L", (3, 3), 1))[0].note is None
+
+
+def test_masked_values_are_refused_with_their_number() -> None:
+    masked = np.ma.masked_less(np.arange(64, dtype=np.uint8).reshape(8, 8), 10)
+    with pytest.raises(ImageDecodeError, match=r"x has 10 masked values.*x\.filled\(0\)"):
+        open_images(masked, name="x")
+    assert pixels(masked.filled(0))[0, 0, 0] == 0
+    assert pixels(np.ma.masked_less(masked.data, -1))[0, 1, 0] == 1
 
 
 def test_nan_is_darkest_and_infinity_brightest_and_both_are_counted() -> None:
@@ -342,6 +424,15 @@ def test_objects_with_an_array_method_are_arrays() -> None:
     assert pixels(Tensor()).max() == 7
     with pytest.raises(ImageDecodeError, match="t could not be turned into a NumPy array: can't"):
         open_images(Gpu(), name="t")
+
+
+def test_objects_with_an_array_interface_are_arrays() -> None:
+    class Interface:
+        def __init__(self, array: Any) -> None:
+            self.__array_interface__ = array.__array_interface__
+
+    array = np.full((6, 7, 3), 9, np.uint8)
+    assert (pixels(Interface(array)) == array).all()
 
 
 def test_an_mlx_array_is_refused_with_advice() -> None:

@@ -134,6 +134,7 @@ def test_dictionary_with_one_image_is_a_record() -> None:
     assert colors({"id": 7, "scan": Image.new("RGB", (1, 1), RED)}) == [RED]
     with pytest.raises(ImageError, match=r"x is a dictionary with 2 images: .*'a', 'b'"):
         open_images({"a": png(), "b": png("blue")}, name="x")
+    assert open_images({"image": png()})[0].size == open_images(png())[0].size
     with pytest.raises(ImageDecodeError, match="x is a dictionary: give one of its values"):
         open_images({"a": 1, "b": 2}, name="x")
 

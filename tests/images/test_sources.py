@@ -377,7 +377,7 @@ def test_all_sources_are_resolved_before_any_is_fetched() -> None:
         (5, r"^x is of type int, not an image: use a path, glob, URL"),
         (None, "x is of type NoneType, not an image"),
         (np.int64(3), "x is of type int64, not an image"),
-        ({"a": png()}, r"x is a dictionary: give one of its values, or list\(d.values\(\)\)"),
+        ({"a": 3}, r"x is a dictionary: give one of its values, or list\(d.values\(\)\)"),
         ({"a.png"}, r"x is a set, which has no order: give sorted\(x\)"),
         (object(), "x is of type object, not an image"),
         (Image, "x is of type module, not an image"),
@@ -402,3 +402,30 @@ def test_image_names_are_one_line() -> None:
     (image,) = open_images(png(), name="first\nsecond\u202e")
     assert isinstance(image, ImageInput)
     assert image.source == "first?second?"
+
+
+@pytest.mark.parametrize("wrap", [lambda data: data, lambda data: (data, {"width": 3})])
+@pytest.mark.parametrize("mime", ["image/png", "image/jpeg"])
+def test_object_with_a_mimebundle_gives_the_image_that_a_notebook_shows(
+    wrap: Any, mime: str
+) -> None:
+    class Chart:
+        def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+            return wrap({mime: base64.b64encode(png()).decode(), "text/plain": "chart"})
+
+    assert open_images(Chart())[0].digest == open_images(png())[0].digest
+
+
+def test_object_whose_mimebundle_has_no_image_or_fails_is_refused() -> None:
+    class Page:
+        def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+            return {"text/html": "<b>x</b>"}
+
+    class Broken:
+        def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+            raise ValueError("no renderer")
+
+    with pytest.raises(ImageDecodeError, match="not an image"):
+        open_images(Page(), name="x")
+    with pytest.raises(ImageDecodeError, match="x failed to make a PNG or JPEG: no renderer"):
+        open_images(Broken(), name="x")

@@ -94,6 +94,16 @@ def test_values_of_all_but_the_last_line_are_displayed(cells: AwaitedCells) -> N
     assert listed == [f"{shown}{AWAITED}True, 'list'))\n", status]
 
 
+def test_magic_without_a_body_reaches_the_magic_where_nothing_is_awaited(
+    cells: AwaitedCells, ipython: SimpleNamespace
+) -> None:
+    ipython.kernel = None
+    line = "get_ipython().run_cell_magic('vision', '--help', '')\n"
+    expected = "get_ipython().run_cell_magic('vision', '--help', '\\n')\n"
+    assert cells.transform([line]) == [expected]
+    assert cells.transform([MAGIC]) == [MAGIC]
+
+
 def test_nothing_is_awaited_inside_a_running_cell(
     cells: AwaitedCells, ipython: SimpleNamespace
 ) -> None:

@@ -23,7 +23,7 @@ README_LINES = 150
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST_NOTEBOOK = 400_000
 # Flags of other programs: pip, mypy.
-FOREIGN_FLAGS = {"--help", "--force-reinstall", "--no-deps", "--strict"}
+FOREIGN_FLAGS = {"--help", "--marks", "--force-reinstall", "--no-deps", "--strict"}
 # Made by make, or a person's own.
 MADE = {".venv", ".cache/ipykernel/", ".mlx-magic/journal.sqlite"}
 TOPS = ("mlx_magic", "tests", "tools", "benchmarks")

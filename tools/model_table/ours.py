@@ -19,6 +19,7 @@ from mlx_magic.errors import MlxMagicError
 from mlx_magic.models.checkpoints import batch_support
 from mlx_magic.models.checkpoints.batch_support import Verdict
 from mlx_magic.models.checkpoints.checkpoint import inspect
+from mlx_magic.models.checkpoints.lora import Adapter
 from tools.model_table.questions import Question
 from tools.model_table.raw import Answer
 
@@ -85,12 +86,22 @@ class OurModel:
     library : {"mlx-vlm", "mlx-lm"}
     files : mapping
         The images, by name.
+    adapter : Adapter, optional
+        LoRA adapter to load with it.
     """
 
-    def __init__(self, folder: Path, library: str, files: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        library: str,
+        files: Mapping[str, Path],
+        adapter: Adapter | None = None,
+    ) -> None:
         self._files = files
         backend: Backend = VisionBackend() if library == "mlx-vlm" else TextBackend()
         checkpoint = inspect(folder, "tiny")
+        if adapter is not None:
+            checkpoint = checkpoint.adapted(adapter)
         checkpoint.require_trust(False)
         quiet: Callable[[int, int, str], None] = lambda done, total, note: None  # noqa: E731
         self.loaded = finished(

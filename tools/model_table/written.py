@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_magic.models.checkpoints import architectures
+from tools.model_table import marks
+from tools.tiny_models.spec import TinyModel, all_models
 
 Row = Mapping[str, Any]
 
@@ -28,6 +31,13 @@ after a Cancel.
 - **together**: concurrent requests are batched, and the answers are the same as the library's.
 - **one at a time**: requests are answered in the order of asking, and the answers are the same as
   the library's. The last column says why they are not batched.
+- **reused**: a second question about the same image (for a text model: the same long text) reads
+  only what is new. `usage.cached_tokens` says how many tokens were not read again.
+- **adapter**: a LoRA adapter that the library made for the tiny checkpoint changes its answers. An
+  empty cell: the library could not make one, or it was not measured.
+- **boxes**: how the architecture writes boxes, where that is known.
+- Thoughts depend on the chat template of a checkpoint, not on its architecture: the marks that the
+  template shows are found in every model. Videos are not read by any.
 - Models that are not in this table, or that differ from their row in the signature, answer one at a
   time, with the library's own prefill chunks.
 
@@ -36,6 +46,9 @@ each alone. `%vision models NAME` says what is known of a model before it is loa
 `%vision status` how a loaded model answers.
 
 """
+
+
+_COLUMNS = ("architecture", "signature", "answers", *marks.COLUMNS, "compared", "why not together")
 
 
 def line(row: Row) -> str:
@@ -85,8 +98,7 @@ def page(rows: Sequence[Row], path: Path) -> None:
     for library in ("mlx-vlm", "mlx-lm"):
         kind = "vision" if library == "mlx-vlm" else "text"
         text.append(f"## {kind.capitalize()} models ({library})\n\n")
-        text.append("| architecture | signature | answers | compared | why not together |\n")
-        text.append("|---|---|---|---|---|\n")
+        text.append(_cells(*_COLUMNS) + "|---" * len(_COLUMNS) + "|\n")
         known = [row for row in rows if row["library"] == library]
         text += [_row(row) for row in sorted(known, key=lambda row: str(row["name"]))]
         untested = sorted(_installed(library) - {row["architecture"] for row in known})
@@ -96,13 +108,91 @@ def page(rows: Sequence[Row], path: Path) -> None:
 
 
 def _row(row: Row) -> str:
-    name = row["architecture"] + (f", {row['variant']}" if row["variant"] else "")
+    name = _label(row["architecture"], row["variant"])
     if row["failed"]:
-        return f"| {name} | | failed | 0 | {_cell(row['failed'])} |\n"
+        return _cells(name, "", "failed", *_unmarked(), "0", _cell(row["failed"]))
     verdict = row["verdict"]
     answers = "together" if verdict["together"] else "one at a time"
     count = row["alone"]["compared"] + row["together"]["compared"]
-    return f"| {name} | {_signature(row)} | {answers} | {count} | {_cell(verdict['why'])} |\n"
+    return _cells(name, _signature(row), answers, *_unmarked(), str(count), _cell(verdict["why"]))
+
+
+def marked(page_path: Path, readme_path: Path, table_path: Path) -> None:
+    """Put the marks of `marks` into the tables of the page and of README.md."""
+    page_path.write_text(with_page_marks(page_path.read_text("utf-8")), encoding="utf-8")
+    table = json.loads(table_path.read_text("utf-8"))
+    readme = with_readme_marks(readme_path.read_text("utf-8"), table)
+    readme_path.write_text(readme, encoding="utf-8")
+
+
+def with_page_marks(page: str) -> str:
+    """Return docs/models.md with the columns of `marks`."""
+    known: dict[tuple[str, str], TinyModel] = {
+        (each.library, _label(each.architecture, each.variant)): each for each in all_models()
+    }
+    library, lines = "", []
+    for line in page.splitlines():
+        library = next((each for each in VERSIONS if line.endswith(f" models ({each})")), library)
+        cells = _split(line)
+        model = known.get((library, cells[0])) if cells else None
+        if model is not None:
+            found = marks.cells(model.name, model.architecture)
+            line = _cells(*cells[:3], *found, *cells[-2:]).rstrip("\n")
+        elif cells[:1] == ["architecture"]:
+            line = _cells(*_COLUMNS).rstrip("\n")
+        elif line.startswith("|---"):
+            line = "|---" * len(_COLUMNS) + "|"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def with_readme_marks(readme: str, table: Mapping[str, Any]) -> str:
+    """Return README.md with the marks of the models in its table.
+
+    Parameters
+    ----------
+    readme : str
+    table : mapping
+        Content of together.json.
+    """
+    known = {each.name: each for each in all_models()}
+    together = {entry["name"]: entry["together"] for entry in table["models"]}
+    lines = []
+    for line in readme.splitlines():
+        cells = _split(line)
+        repository = re.match(r"\[mlx-community/([^]]+)\]", cells[1]) if len(cells) > 2 else None
+        model = known.get(marks.README_MODELS.get(repository[1], "")) if repository else None
+        if model is not None:
+            reused, adapter, boxes = marks.cells(model.name, model.architecture)
+            shown = {
+                "together": together.get(model.name),
+                "reused": reused == "yes",
+                "adapter": adapter == "yes",
+                "boxes": boxes,
+            }
+            works = ", ".join(name for name, yes in shown.items() if yes)
+            line = _cells(*cells[:3], works).rstrip("\n")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def _split(line: str) -> list[str]:
+    """Return the cells of a line of a table; nothing for other lines."""
+    if not line.startswith("| "):
+        return []
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip()[1:-1])]
+
+
+def _label(architecture: str, variant: str) -> str:
+    return architecture + (f", {variant}" if variant else "")
+
+
+def _unmarked() -> list[str]:
+    return [""] * len(marks.COLUMNS)
+
+
+def _cells(*cells: str) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells) + "\n"
 
 
 def _signature(row: Row) -> str:

@@ -47,6 +47,7 @@ def decode_in_child(
     memory: int,
     frame: int = 0,
     raw_mode: str = "",
+    planes: Sequence[str] = (),
     packages: Sequence[str] = (),
 ) -> Image.Image | None:
     """Return a loaded image in the mode of Pillow's decoder; palette images as RGB or RGBA.
@@ -66,14 +67,17 @@ def decode_in_child(
         Index of the page.
     raw_mode : str
         Reads the file in this raw mode of Pillow instead of its own.
+    planes : sequence of str
+        The raw modes of the upper and lower bytes of its colors, and its own one, to find the range
+        of all pages.
     packages : sequence of str
         Folders with the decoder's package, besides that of Pillow.
 
     Returns
     -------
     PIL.Image.Image or None
-        None if Python is embedded in another program and cannot be started. Of a page of deep
-        gray, ``info["high"]`` is the highest value of all pages that were read in time.
+        None if Python is embedded in another program and cannot be started. Of a page with values
+        wider than 8 bits, ``info["pages"]`` is the range of all pages that were read in time.
 
     Raises
     ------
@@ -88,7 +92,7 @@ def decode_in_child(
         return None
     command = [
         sys.executable, "-I", str(_SCRIPT), kind, str(seconds), str(memory + _PROGRAM_BYTES),
-        str(frame), raw_mode, str(Path(PIL.__file__).parents[1]), *packages,
+        str(frame), raw_mode, ",".join(planes), str(Path(PIL.__file__).parents[1]), *packages,
     ]  # fmt: skip
     with subprocess.Popen(
         command,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import IO, Any, TypeVar
 
@@ -32,7 +32,7 @@ from mlx_magic.images.decoding.stoppable_file import DECODE_SECONDS, DecodeDeadl
 from mlx_magic.images.decoding.without_pillow import decode_netpbm, decode_qoi
 from mlx_magic.images.formats import SNIFF_BYTES, image_format, unsupported_reason
 from mlx_magic.images.limits import MAX_FILE_BYTES, MAX_PIXELS_DECODED, check_bytes, check_pixels
-from mlx_magic.images.value_range import Levels, ValueRange, integer_levels, of_top
+from mlx_magic.images.value_range import Levels, integer_levels, of_top
 
 _T = TypeVar("_T")
 
@@ -224,18 +224,21 @@ def decode_image(
     watch.checkpoint()
     kind = image.format or "image"
 
-    def inspect() -> tuple[Count | None, Image.Image | None]:
+    def inspect() -> tuple[Count | None, Image.Image | None, Mapping[str, Any] | None]:
         data = file_of(image)
         found = image_format(data[:SNIFF_BYTES])
         if found is None:
-            return None, None
+            return None, None, None
         check_pixels(image.size, label)
         later_page = found == "TIFF" and image.tell() > 0
         counted = check_structure(found, data, watch) if later_page else _check(found, data, watch)
-        return counted, _decoded_in_child(image, data, watch)
+        from_child = _decoded_in_child(image, data, watch)
+        if from_child is None and found == "TIFF" and image.mode in DEEP_MODES:
+            return counted, None, _range_of_pages(image, data, watch)
+        return counted, from_child, None
 
     with quiet():
-        counted, from_child = _guarded(inspect, watch, kind)
+        counted, from_child, pages = _guarded(inspect, watch, kind)
         done = _finish(
             image,
             from_child,
@@ -244,6 +247,7 @@ def decode_image(
             counted=counted,
             owned=owned,
             normalize=normalize,
+            pages=pages,
             # A copy may have been turned by hand, and keeps the tag.
             upright=isinstance(image, ImageFile.ImageFile),
         )
@@ -302,12 +306,24 @@ def _decoded_in_child(image: Image.Image, data: bytes, watch: DecodeDeadline) ->
     if kind != "AVIF" and not (kind == "TIFF" and getattr(image, "tile", None)):
         return None
     # The child process also finds the range of all pages.
-    pages = image.mode in DEEP_MODES and image.mode != "F" and _has_pages(image)
+    pages = image.mode in DEEP_MODES and _has_pages(image)
     if kind == "TIFF" and not (getattr(image, "use_load_libtiff", False) or pages):
         return None
     return decode_in_child(
         kind, data, watch, seconds=int(DECODE_SECONDS), memory=_MEMORY[kind], frame=image.tell()
     )
+
+
+def _range_of_pages(
+    image: Image.Image, data: bytes, watch: DecodeDeadline
+) -> Mapping[str, Any] | None:
+    """Return the range of all pages of a file of which one was loaded already."""
+    if not _has_pages(image):
+        return None
+    page = decode_in_child(
+        "TIFF", data, watch, seconds=int(DECODE_SECONDS), memory=_MEMORY["TIFF"], frame=image.tell()
+    )
+    return None if page is None else page.info.get("pages")
 
 
 def _has_pages(image: Any) -> bool:
@@ -325,11 +341,15 @@ def _deep_colors(
     mode = without_pillow.raw_mode(image) if image.format in ("PNG", "TIFF") else ""
     if not mode:
         return None
-    in_child = bool(getattr(image, "use_load_libtiff", False))
+    compressed = bool(getattr(image, "use_load_libtiff", False))
+    pages = image.format == "TIFF" and _has_pages(image)
     read: list[Image.Image] = []
-    for plane in without_pillow.planes(mode):
+    planes = without_pillow.planes(mode)
+    for plane in planes:
         watch.checkpoint()
-        if in_child:
+        part = None
+        # The child process also finds the range of all pages.
+        if compressed or (pages and not read):
             part = decode_in_child(
                 "TIFF",
                 data,
@@ -338,13 +358,15 @@ def _deep_colors(
                 memory=_MEMORY["TIFF"],
                 frame=image.tell(),
                 raw_mode=plane,
+                planes=(*planes, mode) if pages and not read else (),
             )
-            if part is None:
+            if part is None and compressed:
                 return None
-        else:
-            part = opened()
-            without_pillow.set_raw_mode(part, plane)
-            part.load()
+        if part is None:
+            file = opened()
+            without_pillow.set_raw_mode(file, plane)
+            file.load()
+            part = file
         read.append(part)
     return without_pillow.DeepColors(mode, read, read[0].info.get("transparency"))
 
@@ -358,22 +380,23 @@ def _finish_deep(
     counted: Count | None,
     normalize: bool,
 ) -> Decoded:
-    def scaled() -> tuple[Image.Image, str]:
+    def scaled() -> tuple[Image.Image, tuple[str, ...]]:
         step = watch.checkpoint
         whole = Levels(of_top(65_535))
         if not normalize:
-            return deep.scaled(whole.scale, whole.scale, step), ""
-        colors = integer_levels(ValueRange.of(deep.parts(alpha=False, checkpoint=step)))
-        alpha = integer_levels(ValueRange.of(deep.parts(alpha=True, checkpoint=step)))
+            return deep.scaled(whole.scale, whole.scale, step), ()
+        colors = integer_levels(deep.range(alpha=False, checkpoint=step))
+        alpha = integer_levels(deep.range(alpha=True, checkpoint=step))
         colors, alpha = colors or whole, alpha or whole
-        return deep.scaled(colors.scale, alpha.scale, step), colors.note
+        notes = (*filter(None, [colors.note]), *deep.page_notes)
+        return deep.scaled(colors.scale, alpha.scale, step), notes
 
-    pixels, note = _guarded(scaled, watch, kind)
+    pixels, notes = _guarded(scaled, watch, kind)
     turn = _orientation(image)
     if turn in _ORIENTATIONS:
         pixels.getexif()[ExifTags.Base.Orientation] = turn
     done = _finish(image, pixels, watch, kind, counted=counted, owned=True, normalize=normalize)
-    return replace(done, notes=(*done.notes, *filter(None, [note])), deep=True)
+    return replace(done, notes=(*done.notes, *notes), deep=True)
 
 
 def file_of(image: Image.Image) -> bytes:
@@ -414,6 +437,7 @@ def _finish(
     counted: Count | None,
     owned: bool,
     normalize: bool,
+    pages: Mapping[str, Any] | None = None,
     upright: bool = True,
 ) -> Decoded:
     """Convert the image from the child process, or else `image` itself."""
@@ -432,7 +456,7 @@ def _finish(
             owned=owned or from_child is not None,
             checkpoint=watch.checkpoint,
             normalize=normalize,
-            high=loaded.info.get("high") if from_child is not None else None,
+            pages=pages if from_child is None else from_child.info.get("pages"),
         )
         pixels = done.pixels
         turned = _orientation(loaded) if upright else 1
@@ -489,6 +513,8 @@ def _orientation(image: Image.Image) -> int:
 def _frames_note(image: Image.Image, counted: Count | None) -> tuple[str, ...]:
     if isinstance(image, ImageFile.ImageFile) and image.format == "MPO":
         return ()  # further images of an MPO are depth maps or previews, not frames
+    if (images := image.info.get("images", 1)) > 1:  # of a HEIC
+        return (f"the main one of {images} images",)
     what = "page" if image.format == "TIFF" else "frame"
     if counted is None:
         try:

@@ -12,13 +12,15 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
-from mlx_magic.images.color_modes import slices
+from mlx_magic.images.color_modes import slices, unread_pages
 from mlx_magic.images.decoding.pixel_capacity import truncated
 from mlx_magic.images.limits import check_pixels
+from mlx_magic.images.value_range import ValueRange
 
 if TYPE_CHECKING:
     import numpy as np
@@ -313,6 +315,11 @@ class DeepColors:
         The image in each raw mode of `planes`, loaded.
     transparent : tuple of int or None
         The color that is transparent.
+
+    Attributes
+    ----------
+    page_notes : tuple of str
+        A note if not all pages of the file were read for their range.
     """
 
     def __init__(self, mode: str, read: list[Image.Image], transparent: Any = None) -> None:
@@ -322,14 +329,22 @@ class DeepColors:
         bands = mode[:-4]
         self.mode = {"RGBX": "RGB", _PREMULTIPLIED: _PREMULTIPLIED}.get(bands, bands)
         self._colors = 1 if self.mode == "LA" else 4 if self.mode == "CMYK" else 3
+        pages = read[0].info.get("pages") or {}
+        self._highest: list[int] = pages.get("high", [])
+        self.page_notes = unread_pages(pages) if pages else ()
 
     @property
     def has_alpha(self) -> bool:
         """Whether the last channel is alpha."""
         return self.mode in ("LA", "RGBA", _PREMULTIPLIED)
 
-    def parts(self, *, alpha: bool, checkpoint: Callable[[], None]) -> Any:
-        """Yield the values of the colors, or of alpha, in slices."""
+    def range(self, *, alpha: bool, checkpoint: Callable[[], None]) -> ValueRange:
+        """Return the range of the colors, or of alpha, of this page and all others."""
+        values = ValueRange.of(self._parts(alpha=alpha, checkpoint=checkpoint))
+        others = self._highest[self._colors :] if alpha else self._highest[: self._colors]
+        return replace(values, high=max([values.high, *others]))
+
+    def _parts(self, *, alpha: bool, checkpoint: Callable[[], None]) -> Any:
         for box in slices(self.size):
             checkpoint()
             values = self._values(box)

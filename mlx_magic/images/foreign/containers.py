@@ -132,8 +132,7 @@ def record_image(value: Any, label: str) -> tuple[Any, str] | None:
             "list(d.values()).",
             source=label,
         )
-    # Files of an ipywidgets 7 upload are keyed by name.
-    if not images or (len(value) == 1 and not isinstance(value[images[0]], Mapping)):
+    if not images:
         return None
     return value[images[0]], name or str(images[0])
 

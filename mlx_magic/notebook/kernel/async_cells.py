@@ -14,6 +14,8 @@ _STATEMENT = re.compile(
     r"(\s*)get_ipython\(\)\.run_line_magic\('vision', "
     r"'\s*(?:(?:list|models|status|panel|journal)\b.*)?'\)(\s*)$"
 )
+# IPython refuses a cell magic without a body before the magic is asked: `%%vision --help`.
+_NO_BODY = re.compile(r"(get_ipython\(\)\.run_cell_magic\('vision', .*), ''\)(\s*)$")
 _DISPLAYED = "get_ipython().magics_manager.registry['VisionMagics'].displayed("
 _AWAITED = "await get_ipython().magics_manager.registry['VisionMagics'].awaited("
 
@@ -57,8 +59,10 @@ class AwaitedCells:
         awaits = not self.nested and self._can_await()
         rewritten = []
         for i, line in enumerate(lines):
-            # If it is the first statement, the cell has no earlier output to clear.
-            new = self._rewrite(line, first=[i] == code[:1]) if awaits else line
+            if awaits:  # if it is the first statement, the cell has no earlier output to clear
+                new = self._rewrite(line, first=[i] == code[:1])
+            else:
+                new = _NO_BODY.sub(r"\1, '\\n')\2", line)
             rewritten.append(self._display(line, new, last=[i] == code[-1:]))
         return rewritten
 

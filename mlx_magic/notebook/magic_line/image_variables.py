@@ -10,6 +10,7 @@ from typing import Any
 
 from mlx_magic.engine.result import VisionResult
 from mlx_magic.formatting import short_label
+from mlx_magic.images.formats import SNIFF_BYTES, image_format
 from mlx_magic.images.image import ImageInput
 from mlx_magic.images.limits import MAX_IMAGES, MAX_PIXELS_DECODED
 from mlx_magic.notebook.magic_line.variable_names import is_ipython_name
@@ -81,6 +82,10 @@ class _Inspector:
         self._series = _class("pandas", "Series")
         self._figure = _class("matplotlib.figure", "FigureBase")
         self._axes = _class("matplotlib.axes", "Axes")
+        self._polars = _class("polars", "Series")
+        self._arrow = (_class("pyarrow", "Array"), _class("pyarrow", "ChunkedArray"))
+        self._dataset = _class("datasets.arrow_dataset", "Column")
+        self._streamed = _class("datasets.iterable_dataset", "IterableColumn")
 
     def at(self, value: Any, *, inside: bool = False) -> str:
         """Describe the image that a value is; ``""`` if it is not a supported image."""
@@ -102,18 +107,53 @@ class _Inspector:
                 return "figure"
             if issubclass(kind, self._axes):
                 return "axes"
-            if issubclass(kind, self._series) and not inside and value.dtype.kind == "O":
-                return self._describe_list(len(value), value.iloc[:_FIRST_ITEMS])
+            if issubclass(kind, bytes):
+                return _encoded(value)
+            if inside:
+                return self._record(value) if kind is dict else ""
+            return self._column(kind, value)
         except Exception:  # a subclass whose len, size or dtype fails
             return ""
-        return ""
+
+    def _column(self, kind: type, value: Any) -> str:
+        """Describe a column of images of another library; ``""`` for other values.
+
+        Columns of numbers and of nested lists are not read.
+        """
+        if issubclass(kind, self._series):
+            # Columns of pyarrow's types are not of NumPy's kind "O" in all releases of pandas.
+            first = value.iloc[:_FIRST_ITEMS] if value.dtype.kind == "O" else ()
+        elif issubclass(kind, self._polars):
+            read = str(value.dtype).startswith(("Binary", "String", "Struct", "Object"))
+            first = value[:_FIRST_ITEMS].to_list() if read else ()
+        elif issubclass(kind, self._arrow):
+            read = str(value.type).startswith(("binary", "large_binary", "string", "struct"))
+            first = value[:_FIRST_ITEMS].to_pylist() if read else ()
+        elif issubclass(kind, self._dataset):
+            feature = value.source.features[value.column_name]
+            if _is_image_feature(feature):  # reading one would decode it
+                return _count(len(value))
+            read = getattr(feature, "dtype", "") in ("string", "binary", "large_string")
+            first = value[:_FIRST_ITEMS] if read else ()
+        elif issubclass(kind, self._streamed):
+            features = value.source.features or {}
+            return "images" if _is_image_feature(features.get(value.column_name)) else ""
+        else:
+            return ""
+        return self._describe_list(len(value), first) if len(first) else ""
+
+    def _record(self, value: dict[str, Any]) -> str:
+        """Describe an image of a Hugging Face dataset that is not decoded."""
+        data = value.get("bytes")
+        if type(data) is bytes:
+            return _encoded(data)
+        path = value.get("path")
+        return self._file(path) if data is None and type(path) is str else ""
 
     def _describe_list(self, count: int, values: Any) -> str:
-        if not 0 < count <= MAX_IMAGES:
-            return ""
         if not all(self.at(value, inside=True) for value in values):
             return ""
-        return "1 image" if count == 1 else f"{count} images"
+        return _count(count)
 
     def _file(self, value: str | Path) -> str:
         text = str.__str__(value) if isinstance(value, str) else str(value)
@@ -127,6 +167,23 @@ class _Inspector:
         except (OSError, ValueError, RuntimeError):  # invalid path; no such user
             return ""
         return f"file {short_label(Path(text).name, _LONGEST_NAME)}" if exists else ""
+
+
+def _count(count: int) -> str:
+    """Describe so many images; ``""`` if they do not fit in a request."""
+    if not 0 < count <= MAX_IMAGES:
+        return ""
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _is_image_feature(feature: object) -> bool:
+    return type(feature).__name__ == "Image"
+
+
+def _encoded(data: bytes) -> str:
+    """Describe the content of an image file; ``""`` for other bytes."""
+    name = image_format(bytes.__getitem__(data, slice(SNIFF_BYTES)))
+    return f"{name} file in memory" if name else ""
 
 
 def _class(module: str, name: str) -> type:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import keyword
 import sys
 import time
@@ -122,16 +123,85 @@ def test_matplotlib_figures_and_pandas_columns_are_listed() -> None:
     assert what(pandas.DataFrame({"a": [1]})) == ""
 
 
+def _png() -> bytes:
+    buffer = io.BytesIO()
+    red().save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def columns() -> Iterator[tuple[object, str]]:
+    pandas: Any = pytest.importorskip("pandas")
+    polars: Any = pytest.importorskip("polars")
+    pyarrow: Any = pytest.importorskip("pyarrow")
+    datasets: Any = pytest.importorskip("datasets")
+    png, words = _png(), ["cat", "dog"]
+    record = {"bytes": png, "path": "cat.png"}
+    table = datasets.Dataset.from_dict(
+        {"image": [red(), red()], "file": ["cat.png"] * 2, "label": [1, 2], "word": words},
+        features=datasets.Features(
+            {
+                "image": datasets.Image(),
+                "file": datasets.Value("string"),
+                "label": datasets.Value("int64"),
+                "word": datasets.Value("string"),
+            }
+        ),
+    )
+    undecoded = table.cast_column("image", datasets.Image(decode=False))
+    yield png, "PNG file in memory"
+    yield [png, png], "2 images"
+    yield pandas.Series([png]), "1 image"
+    yield pandas.Series([record, record]), "2 images"
+    for make in (polars.Series, pyarrow.array, lambda values: pyarrow.chunked_array([values])):
+        yield make([png, png]), "2 images"
+        yield make(["cat.png"]), "1 image"
+        yield make([record]), "1 image"
+        yield make([{"bytes": None, "path": "cat.png"}]), "1 image"
+        yield make(words), ""
+        yield make([1, 2]), ""
+        yield make([[1.0] * 9] * 3), ""
+        yield make([b"words"]), ""
+        yield make([png] * 65), ""
+    yield table["image"], "2 images"
+    yield undecoded["image"], "2 images"
+    yield table["file"], "2 images"
+    yield table["label"], ""
+    yield table["word"], ""
+    yield table.to_iterable_dataset()["image"], "images"
+    yield table.to_iterable_dataset()["word"], ""
+    yield table, ""
+
+
+def test_columns_of_other_libraries_are_listed_if_they_hold_images() -> None:
+    for value, expected in columns():
+        assert what(value) == expected, repr(value)[:80]
+        if expected:
+            assert open_images(value)
+
+
+def test_images_of_a_dataset_are_not_decoded_to_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets: Any = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": [red()]}, features=features)
+
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(datasets.Image, "decode_example", decode)
+    assert what(table["image"]) == "1 image"
+
+
 def test_ipython_and_private_names_are_not_listed() -> None:
     namespace: dict[str, object] = dict.fromkeys(["_", "_1", "_x", "In", "Out", "b", "A"], red())
     assert [found.name for found in image_variables(namespace)] == ["A", "b"]
 
 
 def test_no_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("PIL.Image", "numpy", "pandas", "matplotlib.figure", "matplotlib.axes"):
+    libraries = {"numpy", "pandas", "matplotlib.figure", "polars", "pyarrow", "datasets"}
+    for name in (*libraries, "PIL.Image", "matplotlib.axes"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert image_variables({"x": 3, "y": object()}) == []
-    assert not {"numpy", "pandas", "matplotlib.figure"} & sys.modules.keys()
+    assert not libraries & sys.modules.keys()
 
 
 def test_no_property_of_an_unknown_class_is_read() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ class ProcessorCache:
         key = key_of(images)
         known = self._kept.get(key)
         ahead = self.prefetch.take(images)
-        interceptor = _CachedImageProcessor(original, images, known.outputs if known else {}, ahead)
+        # LFM2's processor replaces an image processor whose class has another name.
+        kind = type(type(original).__name__, (_CachedImageProcessor,), {})
+        interceptor = kind(original, images, known.outputs if known else {}, ahead)
         processor.image_processor = interceptor
         try:
             yield
@@ -184,11 +187,16 @@ class _CachedImageProcessor:
         self.calls: list[Call | None] = []
 
     def __call__(self, images: Any = None, *args: Any, **options: Any) -> Any:
+        return self._served("", self._original, images, *args, **options)
+
+    def _served(
+        self, method: str, original: Callable[..., Any], images: Any, *args: Any, **options: Any
+    ) -> Any:
         try:
-            call = Call.of(len(self.calls), images, args, options, self._pixels)
+            call = Call.of(len(self.calls), images, args, options, self._pixels, method)
         except TypeError:
             self.calls.append(None)
-            return self._original(images, *args, **options)
+            return original(images, *args, **options)
         self.calls.append(call)
         if call.form in self._known:
             return copied(self._known[call.form])
@@ -196,7 +204,7 @@ class _CachedImageProcessor:
             output = self._ahead[call.form]
         else:
             before = state(self._original)
-            output = self._original(images, *args, **options)
+            output = original(images, *args, **options)
             if state(self._original) != before:
                 # The call changed the image processor's state, which its processor may read.
                 self.calls[-1] = None
@@ -205,4 +213,15 @@ class _CachedImageProcessor:
         return output
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
+        value = getattr(self._original, name)
+        # The processors of Molmo and MiniCPM do not call the image processor itself.
+        if name == "preprocess" and callable(value):
+            return functools.partial(self._preprocess, value)
+        return value
+
+    def _preprocess(self, original: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if not args and "images" not in options:
+            self.calls.append(None)
+            return original(*args, **options)
+        images, *rest = args or (options.pop("images"),)
+        return self._served("preprocess", original, images, *rest, **options)

@@ -21,16 +21,25 @@ class Call:
         but the request's own images.
     args : tuple
     options : dict
+    method : str
+        ``"preprocess"``, or ``""`` for the call of the processor itself.
     """
 
     form: Hashable
     order: Any
     args: tuple[Any, ...] = field(repr=False)
     options: dict[str, Any] = field(repr=False)
+    method: str = ""
 
     @classmethod
     def of(
-        cls, number: int, given: Any, args: tuple[Any, ...], options: dict[str, Any], images: Any
+        cls,
+        number: int,
+        given: Any,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        images: Any,
+        method: str = "",
     ) -> Call:
         """Describe a call before it is made: the processor may change its arguments.
 
@@ -42,6 +51,8 @@ class Call:
             Arguments of the call.
         images : sequence of PIL.Image.Image
             The request's images.
+        method : str
+            See the attributes.
 
         Raises
         ------
@@ -49,13 +60,14 @@ class Call:
             An option is not of a plain type.
         """
         order = _order(given, images)
-        form = (number, _form(order), _form(args), _form(options))
-        return cls(form, order, copy.deepcopy(args), copy.deepcopy(options))
+        form = (number, method, _form(order), _form(args), _form(options))
+        return cls(form, order, copy.deepcopy(args), copy.deepcopy(options), method)
 
     def repeat(self, processor: Any, images: Sequence[Any]) -> Any:
         """Repeat the call with as many other images; return the output."""
         options = copy.deepcopy(self.options)
-        return processor(_arranged(self.order, images), *copy.deepcopy(self.args), **options)
+        called = getattr(processor, self.method) if self.method else processor
+        return called(_arranged(self.order, images), *copy.deepcopy(self.args), **options)
 
 
 def state(processor: object) -> dict[str, Hashable]:
