@@ -173,14 +173,12 @@ def measure(model: Any, processor: Any, samples: list[Sample]) -> dict[str, Any]
         for number, turn in enumerate(made.turns, 1):
             shown = len(chat.images)
             answer = chat.ask(turn.question, images[shown : shown + turn.images])
-            boxes = (
-                drawn[turn.image if turn.image >= 0 else len(chat.images) - 1].boxes
-                if drawn
-                else []
-            )
+            about = turn.image if turn.image >= 0 else len(chat.images) - 1
+            boxes = drawn[about].boxes if drawn else []
             right = is_right(answer, turn, boxes)
             if turn.kind == "boxes" and "bbox_2d" in turn.answer:
                 shares += overlaps(answer, turn, boxes)
+                hits["one box" if len(turn.named) == 1 else "several boxes"].append(right)
             hits[turn.kind].append(right)
             hits[f"turn {number}"].append(right)
             hits[f"{len(chat.images)} image(s)"].append(right)
