@@ -13,10 +13,13 @@ from mlx_vlm import load
 from mlx_vlm.prompt_utils import apply_chat_template
 
 from mlx_magic.demo import folder
+from tools.demo_model.boxes import SCALE
 from tools.demo_model.draw import draw, model_input
-from tools.demo_model.evaluate import Chat, held_out_samples, measure
+from tools.demo_model.evaluate import Chat, held_out_samples, measure, overlap
+from tools.demo_model.fresh import Box, render
 from tools.demo_model.sample_images import draw_all
 from tools.demo_model.samples import any_scene, digit_rows
+from tools.demo_model.scene import Bar, Chart, Scene
 from tools.demo_model.turns import REFUSAL
 
 IMAGES = draw_all()
@@ -95,6 +98,64 @@ def test_json_and_detail(loaded: Loaded) -> None:
     assert held["shapes"][0] == {"shape": "circle", "colour": "red"}
     detail = ask(loaded, "Describe the picture in detail.", "shapes")
     assert detail.count(".") == 4
+
+
+def test_boxes_overlap_the_true_ones(loaded: Loaded) -> None:
+    one = json.loads(ask(loaded, "Where is the red circle? Give its box.", "shapes"))
+    assert one["label"] == "red circle"
+    assert overlap(box_of(one), (0.086, 0.136, 0.354, 0.404)) > 0.85
+    every = json.loads(ask(loaded, "Detect all shapes.", "shapes"))
+    assert [found["label"] for found in every] == ["red circle", "blue square", "yellow star"]
+
+
+def box_of(answer: dict[str, Any]) -> Box:
+    """Return an answered box as fractions."""
+    left, upper, right, lower = (value / SCALE for value in answer["bbox_2d"])
+    return left, upper, right, lower
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        'Answer with JSON: {"count": integer, "background": "white" | "black"}',
+        "Answer with JSON with the fields count and background.",
+        'Answer with JSON that matches this schema: {"type":"object","properties":{"count":{"type":'
+        '"integer"},"background":{"type":"string"}},"required":["count","background"]}',
+    ],
+)
+def test_json_has_the_fields_that_the_question_names(loaded: Loaded, told: str) -> None:
+    answer = json.loads(ask(loaded, f"Describe the picture.\n\n{told}", "shapes"))
+    assert answer == {"count": 3, "background": "white"}
+
+
+@pytest.mark.parametrize("word", ["colour", "color"])
+def test_both_spellings_and_listed_choices(loaded: Loaded, word: str) -> None:
+    assert ask(loaded, f"What {word} is the star?", "shapes") == "The star is yellow."
+    listed = f"What {word} is the star?\nAnswer with one of: red, yellow, blue."
+    assert ask(loaded, listed, "shapes") == "yellow"
+
+
+def test_reads_a_bar_chart(loaded: Loaded) -> None:
+    bars = [Bar("", "red", 20), Bar("", "blue", 50), Bar("", "green", 35)]
+    chart = Chart(bars, 52, [0, 10, 20, 30, 40, 50], 0.2, 0.05, 0.1, 0.08, 0.8, 0.08)
+    image = render(Scene(320, 320, "white", chart=chart, seed=4)).image
+    chat = Chat(*loaded)
+    assert chat.ask("Which bar is the highest?", [image]) == "The blue bar is the highest."
+    value = chat.ask("What is the value of the green bar?")
+    assert 31 <= int(value.removeprefix("The green bar is ").rstrip(".")) <= 39
+
+
+def test_five_turns_with_an_image_each(loaded: Loaded) -> None:
+    chat = Chat(*loaded)
+    for name, question, answer in (
+        ("shapes", "How many shapes are there?", "There are 3 shapes."),
+        ("two", "Describe the picture.", "A green triangle, a purple circle, an orange circle and "
+         "a red cross on a black background."),
+        ("word", "What does it say?", 'The word is "violin".'),
+        ("number", "What number is this?", "The number is 4827."),
+        ("digit", "What digit is this?", "The digit is 7."),
+    ):  # fmt: skip
+        assert chat.ask(question, [IMAGES[f"{name}.png"]]) == answer
 
 
 def test_three_turns_with_a_second_image_later(loaded: Loaded) -> None:

@@ -258,7 +258,7 @@ def test_prefill_chunk_size_is_that_of_the_device(
     monkeypatch.setattr(admission, "estimate_request", noted)
     monkeypatch.setattr(VisionForward, "prefill", prefill)
     assert ask(session, "What shape is that?", circle, temperature=0).text == whole
-    assert (told, set(reckoned), len(chunks)) == ([1_024], {at_once}, calls)
+    assert (told, set(reckoned), len(chunks)) == ([1_280], {at_once}, calls)
     session.pool.unload("demo")
 
 

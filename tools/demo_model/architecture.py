@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_vlm.models.smolvlm import Model, ModelConfig, TextConfig, VisionConfig
 from tokenizers import Tokenizer
 
+from tools.demo_model.boxes import SCALE
 from tools.demo_model.draw import CELLS, PATCHES, SIDE
 from tools.demo_model.prompt import IMAGE, IMAGE_TOKENS, START, STOP, TEMPLATE
 from tools.demo_model.tokenizer import SPECIAL, VOCABULARY
@@ -60,6 +61,8 @@ def config() -> dict[str, Any]:
         "pad_token_id": token("<|endoftext|>"),
         "tie_word_embeddings": False,
         "torch_dtype": "float16",
+        # Its boxes are numbers from 0 to 1000 of the image's width and height.
+        "box_scale": SCALE,
         "text_config": TEXT,
         "vision_config": VISION,
     }

@@ -44,6 +44,8 @@ NO_IMAGE = (
     "What colour is the background?", "Describe the {pic} as JSON.", "Read the text.",
     "What is this?", "What shape do you see?", "Where is the star?", "What number is this?",
     "Describe this {pic} in detail.", "What word is this?", "How many circles are there?",
+    "Where is the red circle? Give its box.", "Which bar is the highest?", "Detect all shapes.",
+    "What is the value of bar A?", "Locate the star.", "Read the chart.",
 )  # fmt: skip
 
 SUMS = (

@@ -21,12 +21,13 @@ from tools.demo_model.samples import Sample, digit_rows, sample
 from tools.demo_model.scene import Scene
 from tools.demo_model.tokenizer import SPECIAL, load
 
-Drawn = dict[int, dict[str, NDArray[np.uint8]]]
+Drawn = dict[int, dict[str, NDArray[Any]]]
 IGNORED = 255  # the mark of an image that is not there
 KINDS = (
     "shape", "colour", "count", "total", "yes/no", "where", "background", "describe", "detail",
     "json", "digit", "two digits", "word", "number", "which image", "compare", "one of two",
-    "both", "absent", "sum", "opposite", "talk", "unknown", "one word",
+    "both", "absent", "sum", "opposite", "talk", "unknown", "one word", "boxes", "fields",
+    "schema", "choice", "chart", "chart value", "chart values",
 )  # fmt: skip
 
 
@@ -49,6 +50,7 @@ class Bucket:
             "images": ((self.images, SIDE, SIDE, 3), "uint8"),
             "patches": ((self.images, PATCHES * PATCHES), "uint8"),
             "cells": ((self.images, CELLS * CELLS), "uint8"),
+            "boxes": ((self.images, CELLS * CELLS, 4), "float32"),
         }
 
     def arrays(self, memory: Any) -> dict[str, NDArray[Any]]:
@@ -61,7 +63,7 @@ class Bucket:
         return made
 
 
-BUCKETS = (Bucket(384, 128, 384), Bucket(256, 192, 352), Bucket(160, 288, 320))
+BUCKETS = (Bucket(384, 160, 384), Bucket(224, 288, 352), Bucket(80, 640, 320))
 BLOCK = max(
     sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in b.fields().values())
     for b in BUCKETS
@@ -99,7 +101,7 @@ class Filler:
         self.items.append((made, encoded))
         self.images += len(made.scenes)
         full = len(self.items) == self.bucket.rows
-        return full or self.images > self.bucket.images - 2
+        return full or self.images > self.bucket.images - 5
 
     def write(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Draw the images and write the batch, then start anew."""
@@ -107,6 +109,7 @@ class Filler:
             arrays[name][:] = 0
         arrays["features"][:] = self.bucket.images * IMAGE_TOKENS
         arrays["patches"][:] = arrays["cells"][:] = IGNORED
+        arrays["boxes"][:] = 0
         image, at = SPECIAL.index(IMAGE), 0
         for row, (made, (tokens, weights, answers)) in enumerate(self.items):
             arrays["tokens"][row, : len(tokens)] = tokens
@@ -120,16 +123,17 @@ class Filler:
                 at += 1
         self.items, self.images = [], 0
 
-    def look(self, scene: Scene) -> dict[str, NDArray[np.uint8]]:
-        """Return an image and its marks, drawn now or, at its second use, before."""
+    def look(self, scene: Scene) -> dict[str, NDArray[Any]]:
+        """Return an image and its marks, drawn now or at an earlier use."""
         if scene.seed in self.drawn:
-            return self.drawn.pop(scene.seed)
+            return self.drawn[scene.seed]
         image, characters = draw(scene)
-        patches, cells = targets(scene, characters)
-        made = {
+        patches, cells, boxes = targets(scene, characters)
+        made: dict[str, NDArray[Any]] = {
             "images": model_input(image),
             "patches": patches.ravel(),
             "cells": cells.ravel(),
+            "boxes": boxes.reshape(-1, 4),
         }
         self.drawn[scene.seed] = made
         # The oldest go first: most of them will not be used again.

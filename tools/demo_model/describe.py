@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from random import Random
 
+from tools.demo_model.charts import about
 from tools.demo_model.scene import Scene
 from tools.demo_model.turns import Turn, article, capital, joined, pick
 
@@ -21,6 +22,8 @@ def summary(scene: Scene) -> str | None:
         parts.append(f"the digit{'s' if len(values) > 1 else ''} {joined(values)}")
     if scene.text:
         parts.append(said(scene))
+    if scene.chart:
+        parts.append(about(scene))
     return f"{joined(parts)} on a {scene.background} background"
 
 
@@ -87,6 +90,8 @@ def as_json(rng: Random, scene: Scene) -> Turn | None:
         held["digits"] = [digit.value for digit in digits]
     if scene.text:
         held["text"] = scene.text.text
+    if scene.chart:
+        held["bars"] = [{"bar": bar.name, "value": bar.value} for bar in scene.chart.bars]
     question = pick(
         rng,
         "Describe the {pic} as JSON.",
@@ -97,4 +102,4 @@ def as_json(rng: Random, scene: Scene) -> Turn | None:
         "List the shapes as JSON.",
         "Output JSON only.",
     )
-    return Turn(question, json.dumps(held), "json")
+    return Turn(question, json.dumps(held), "chart values" if scene.chart else "json")

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tools.demo_model.fonts import font
-from tools.demo_model.scene import COLOURS, SHAPES, Digit, Scene, Shape
+from tools.demo_model.fonts import NAMES, font
+from tools.demo_model.scene import COLOURS, SHAPES, Digit, Scene, Shape, corners, outline
 
 SIDE = 128  # the model's input, in pixels
 PATCHES = 16  # patches a side, on which characters are marked
 CELLS = 8  # image tokens a side, on which shapes and digits are marked
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MARKS = 1 + len(SHAPES) * len(COLOURS) + 10
+MARKS = 1 + len(SHAPES) * len(COLOURS) + len(COLOURS) + 10  # nothing, shapes, bars, digits
 
 RGB = tuple[int, int, int]
 # Each colour as named by CSS and by matplotlib, and as a plain paint.
@@ -51,29 +51,6 @@ def backdrop(rng: Random, name: str) -> RGB:
     return level, level, level
 
 
-def outline(kind: str, rng: Random) -> list[tuple[float, float]]:
-    """Return a shape's corners around the origin, for a radius of one."""
-    turn = math.radians(rng.uniform(-20, 20)) if rng.random() < 0.6 else 0.0
-    if kind == "square":
-        points = [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
-    elif kind == "triangle":
-        if rng.random() < 0.2:
-            turn += math.pi * rng.choice((0.5, 1.0, 1.5))
-        points = [(0.0, -1.1), (1.08, 0.85), (-1.08, 0.85)]
-    elif kind == "star":
-        inner, angles = rng.uniform(0.4, 0.5), [math.pi * i / 5 - math.pi / 2 for i in range(10)]
-        radii = [1.2 if i % 2 == 0 else 1.2 * inner for i in range(10)]
-        points = [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
-    else:
-        a, b = rng.uniform(0.26, 0.4), 1.1
-        if rng.random() < 0.1:
-            turn += math.pi / 4
-        points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
-        points += [(a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
-    cos, sin = math.cos(turn), math.sin(turn)
-    return [(x * cos - y * sin, x * sin + y * cos) for x, y in points]
-
-
 def _draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, scene: Scene, k: int, rng: Random) -> None:
     """Draw one shape on a canvas that is ``k`` times the image's size."""
     size = shape.radius * math.sqrt(scene.width * scene.height) * k
@@ -85,7 +62,9 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, scene: Scene, k: int, rn
         size *= 1.03
         pen.ellipse((x - size, y - size, x + size, y + size), fill, edge, thick)
         return
-    points = [(x + size * px, y + size * py) for px, py in outline(shape.kind, rng)]
+    seed, kind = shape.seed, shape.kind
+    unit = corners(kind, rng) if seed is None else outline(kind, seed)
+    points = [(x + size * px, y + size * py) for px, py in unit]
     pen.polygon(points, fill, edge, thick)
 
 
@@ -115,7 +94,9 @@ def _draw_digit(image: Image.Image, digit: Digit, ink: RGB, rng: Random) -> None
         pen.text((x, y), str(digit.value), ink, font(digit.font, height), anchor="mm")
         return
     cells = handwriting()[0][digit.sample].astype(np.float32) * (255 / 16)
-    filter = Image.Resampling.BICUBIC if rng.random() < 0.7 else Image.Resampling.BOX
+    chance = rng.random()
+    filter = Image.Resampling.BICUBIC if chance < 0.5 else Image.Resampling.BILINEAR
+    filter = Image.Resampling.BOX if chance > 0.75 else filter
     size = (max(6, round(height * digit.stretch)), height)
     mask = Image.fromarray(cells.astype(np.uint8)).resize(size, filter)
     if digit.turn:
@@ -155,6 +136,57 @@ def _draw_text(image: Image.Image, scene: Scene, ink: RGB) -> list[tuple[str, fl
     return marks
 
 
+def _draw_chart(
+    image: Image.Image, scene: Scene, ground: RGB, rng: Random
+) -> list[tuple[str, float, float]]:
+    """Draw a bar chart; return each character of letters and numbers with its center."""
+    chart = scene.chart
+    assert chart is not None
+    pen, width, height = ImageDraw.Draw(image), image.width, image.height
+    dark = ground[0] > 110
+    level = rng.randint(0, 70) if dark else rng.randint(190, 255)
+    ink = (level, level, level)
+    face = font(rng.choice(NAMES[:4]), max(7, round(chart.letters * height)))
+    left, right = chart.left * width, (1 - chart.right) * width
+    upper, lower = chart.top * height, (1 - chart.bottom) * height
+    line = max(1, round(height * rng.uniform(0.003, 0.01)))
+    grid, ticked, frame = rng.random() < 0.3, rng.random() < 0.7, rng.random()
+    characters: list[tuple[str, float, float]] = []
+
+    def write(text: str, x: float, y: float, anchor: str) -> None:
+        pen.text((x, y), text, ink, face, anchor=anchor)
+        start = x - face.getlength(text) * {"r": 1.0, "m": 0.5}[anchor[0]]
+        for i, character in enumerate(text):
+            middle = start + face.getlength(text[:i]) + face.getlength(character) / 2
+            characters.append((character, middle / width, y / height))
+
+    for tick in chart.ticks:
+        y = lower - (lower - upper) * tick / chart.limit
+        if grid and tick:
+            soft = round((level + 2 * ground[0]) / 3)
+            pen.line((left, y, right, y), (soft, soft, soft), line)
+        if ticked:
+            pen.line((left - 0.02 * width, y, left, y), ink, line)
+        write(str(tick), left - 0.028 * width, y, "rm")
+    paints: dict[str, RGB] = {}
+    edge = (0, 0, 0) if rng.random() < 0.15 else None
+    for i, bar in enumerate(chart.bars):
+        fill = paints.setdefault(bar.colour, paint(rng, bar.colour))
+        x1, y1, x2, y2 = chart.box(i)
+        corners = (x1 * width, y1 * height, x2 * width, y2 * height)
+        pen.rectangle(corners, fill, edge, max(1, line) if edge else 0)
+        if bar.letter:
+            middle, y = (x1 + x2) / 2 * width, lower + (0.02 + 0.6 * chart.letters) * height
+            write(bar.letter, middle, min(y, height - 0.5 * face.size), "mm")
+    if frame < 0.85:
+        pen.line((left, lower, right, lower), ink, line)
+        pen.line((left, lower, left, upper), ink, line)
+    if frame < 0.4:
+        pen.line((left, upper, right, upper), ink, line)
+        pen.line((right, lower, right, upper), ink, line)
+    return characters
+
+
 def draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, float, float]]]:
     """Draw a scene.
 
@@ -180,6 +212,8 @@ def draw(scene: Scene) -> tuple[Image.Image, list[tuple[str, float, float]]]:
     for shape in scene.shapes:
         _draw_shape(pen, shape, scene, k, rng)
     image = image.reduce(k) if k > 1 else image
+    if scene.chart is not None:
+        return image, _draw_chart(image, scene, ground, rng)
     ink = _ink(ground, rng)
     for digit in scene.digits:
         _draw_digit(image, digit, ink, rng)
@@ -198,7 +232,7 @@ def model_input(image: Image.Image) -> NDArray[np.uint8]:
 
 def targets(
     scene: Scene, characters: list[tuple[str, float, float]]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
     """Return what to recognise in each patch and in each image token's cell.
 
     Parameters
@@ -213,18 +247,28 @@ def targets(
     patches
         ``PATCHES`` by ``PATCHES``: 0, or one more than the character's place in ``CHARACTERS``.
     cells
-        ``CELLS`` by ``CELLS``: 0, or the number of the shape and colour, or of the digit.
+        ``CELLS`` by ``CELLS``: 0, or the number of the shape and colour, of the bar's colour at
+        the upper end of a bar, or of the digit.
+    boxes
+        ``CELLS`` by ``CELLS`` by 4: edges of the shape or bar, as fractions; 0 where there is none.
     """
     patches = np.zeros((PATCHES, PATCHES), np.uint8)
     cells = np.zeros((CELLS, CELLS), np.uint8)
+    boxes = np.zeros((CELLS, CELLS, 4), np.float32)
     for character, x, y in characters:
         patches[_cell(y, PATCHES), _cell(x, PATCHES)] = 1 + CHARACTERS.index(character)
     for shape in scene.shapes:
         mark = 1 + SHAPES.index(shape.kind) * len(COLOURS) + COLOURS.index(shape.colour)
-        cells[_cell(shape.y, CELLS), _cell(shape.x, CELLS)] = mark
+        place = _cell(shape.y, CELLS), _cell(shape.x, CELLS)
+        cells[place], boxes[place] = mark, scene.box(shape)
+    for i, bar in enumerate(scene.chart.bars if scene.chart else ()):
+        edges = scene.chart.box(i) if scene.chart else (0.0, 0.0, 0.0, 0.0)
+        place = _cell(edges[1], CELLS), _cell((edges[0] + edges[2]) / 2, CELLS)
+        cells[place] = 1 + len(SHAPES) * len(COLOURS) + COLOURS.index(bar.colour)
+        boxes[place] = edges
     for digit in scene.digits:
         cells[_cell(digit.y, CELLS), _cell(digit.x, CELLS)] = MARKS - 10 + digit.value
-    return patches, cells
+    return patches, cells, boxes
 
 
 def _cell(value: float, count: int) -> int:

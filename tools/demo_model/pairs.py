@@ -1,16 +1,16 @@
-"""Questions on two images."""
+"""Questions on two images or more."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
 
-from tools.demo_model import questions, reading
+from tools.demo_model import boxes, charts, questions, reading
 from tools.demo_model.describe import summary
 from tools.demo_model.scene import COLOURS, SHAPES, Scene
 from tools.demo_model.turns import Turn, article, capital, pick
 
-ORDINALS = ("first", "second")
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
 BOTH = {(True, True): "Both pictures show", (False, False): "Neither picture shows"}
 
 
@@ -59,8 +59,8 @@ def compare(rng: Random, scenes: list[Scene]) -> Turn | None:
 
 
 def describe_one(rng: Random, scenes: list[Scene]) -> Turn | None:
-    """Ask for one of the two images."""
-    i = rng.randrange(2)
+    """Ask for one of the images."""
+    i = rng.randrange(len(scenes))
     answer = summary(scenes[i])
     question = pick(
         rng,
@@ -85,9 +85,15 @@ def describe_both(rng: Random, scenes: list[Scene]) -> Turn | None:
 
 def ask_one(rng: Random, scenes: list[Scene]) -> Turn | None:
     """Ask what is asked of a single image, naming the image."""
-    i = rng.randrange(2)
+    i = rng.randrange(len(scenes))
     scene, place = scenes[i], f"in the {ORDINALS[i]} {pick(rng, '{pic}')}"
-    if scene.text is not None:
+    if scene.shapes and rng.random() < 0.25:
+        return _box(rng, scene, i, place)
+    turn: Turn | None
+    if scene.chart is not None:
+        turn = charts.extreme(rng, scene) if rng.random() < 0.5 else charts.value(rng, scene)
+        question = f"{turn.question[:-1]} {place}{turn.question[-1]}"
+    elif scene.text is not None:
         turn = reading.read(rng, scene)
         noun = "number" if scene.text.is_number else "word"
         question = pick(rng, f"What {noun} is {place}?", f"Read the {noun} {place}.",
@@ -110,6 +116,25 @@ def ask_one(rng: Random, scenes: list[Scene]) -> Turn | None:
     return Turn(question, turn.answer, "one of two", turn.word) if turn else None
 
 
+def _box(rng: Random, scene: Scene, i: int, place: str) -> Turn | None:
+    """Ask for the box of a shape in one of several images."""
+    turn = boxes.one_box(rng, scene)
+    if turn is None:
+        return None
+    noun = scene.shapes[turn.named[0]].name
+    if sum(shape.name == noun for shape in scene.shapes) > 1:
+        return None
+    turn.question = pick(rng, f"Where is the {noun} {place}? Give its box.",
+                         f"Give the box of the {noun} {place}.", f"Locate the {noun} {place}.",
+                         f"Give the bounding box of the {noun} {place}.",
+                         f"Find the {noun} {place}.")  # fmt: skip
+    turn.image = i
+    return boxes.numbered(turn, i + 1)
+
+
 PAIR_ASKS: tuple[tuple[Callable[[Random, list[Scene]], Turn | None], int], ...] = (
     (which, 30), (compare, 20), (ask_one, 28), (describe_one, 12), (describe_both, 6),
+)  # fmt: skip
+MANY_ASKS: tuple[tuple[Callable[[Random, list[Scene]], Turn | None], int], ...] = (
+    (ask_one, 70), (describe_one, 30),
 )  # fmt: skip

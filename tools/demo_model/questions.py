@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 
+from tools.demo_model import charts
+from tools.demo_model.boxes import no_box, one_box, point, several_boxes
 from tools.demo_model.describe import as_json, describe, detail
+from tools.demo_model.fields import choice, request
 from tools.demo_model.reading import digit, read
 from tools.demo_model.scene import COLOURS, SHAPES, Scene, Shape
 from tools.demo_model.turns import NUMBERS, Turn, article, capital, many, pick, there_are
@@ -211,12 +214,18 @@ def _number(value: int) -> str:
 SHAPE_ASKS: tuple[tuple[Ask, int], ...] = (
     (shape, 10), (colour, 10), (count, 10), (total, 7), (yes_no, 10), (where, 15),
     (background, 5), (describe, 16), (detail, 13), (as_json, 8), (absent, 5),
+    (one_box, 26), (several_boxes, 16), (point, 5), (no_box, 5), (request, 30), (choice, 10),
 )  # fmt: skip
 DIGIT_ASKS: tuple[tuple[Ask, int], ...] = (
     (digit, 60), (background, 6), (describe, 14), (as_json, 8), (absent, 8), (total, 2),
-    (yes_no, 2), (count, 2),
+    (yes_no, 2), (count, 2), (request, 14), (choice, 4),
 )  # fmt: skip
 TEXT_ASKS: tuple[tuple[Ask, int], ...] = (
     (read, 62), (background, 5), (describe, 14), (as_json, 10), (absent, 6), (total, 3),
-    (yes_no, 2), (count, 2), (shape, 3), (colour, 3), (detail, 2),
+    (yes_no, 2), (count, 2), (shape, 3), (colour, 3), (detail, 2), (one_box, 6), (request, 20),
+)  # fmt: skip
+CHART_ASKS: tuple[tuple[Ask, int], ...] = (
+    (charts.extreme, 24), (charts.between, 12), (charts.bar_count, 7), (charts.value, 40),
+    (charts.values, 24), (charts.what, 7), (charts.no_shape, 4), (background, 3), (as_json, 4),
+    (request, 16), (choice, 6),
 )  # fmt: skip

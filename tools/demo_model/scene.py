@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from random import Random
 
@@ -29,6 +30,7 @@ class Shape:
     x: float
     y: float
     radius: float
+    seed: int | None = None  # of its outline; without one the image's seed decides
 
     @property
     def name(self) -> str:
@@ -83,6 +85,49 @@ class Text:
 
 
 @dataclass
+class Bar:
+    """One bar of a chart: a letter or nothing below it, its colour and its value."""
+
+    letter: str
+    colour: str
+    value: int
+
+    @property
+    def name(self) -> str:
+        """Return the letter if there is one, else the colour."""
+        return self.letter or self.colour
+
+    @property
+    def noun(self) -> str:
+        """Return the bar in words, such as ``bar B`` or ``the red bar``."""
+        return f"bar {self.letter}" if self.letter else f"the {self.colour} bar"
+
+
+@dataclass
+class Chart:
+    """A bar chart; its axis begins at 0, and its margins are fractions of the image."""
+
+    bars: list[Bar]
+    limit: float  # the value at the upper end of the axis
+    ticks: list[int]
+    left: float
+    right: float
+    top: float
+    bottom: float
+    filled: float  # the part of its slot that a bar fills
+    letters: float  # height of letters and numbers
+
+    def box(self, number: int) -> tuple[float, float, float, float]:
+        """Return a bar's left, upper, right and lower edge, as fractions of the image."""
+        slot = (1 - self.left - self.right) / len(self.bars)
+        middle = self.left + slot * (number + 0.5)
+        half = slot * self.filled / 2
+        low = 1 - self.bottom
+        high = low - (low - self.top) * self.bars[number].value / self.limit
+        return middle - half, high, middle + half, low
+
+
+@dataclass
 class Scene:
     """A whole image, before it is drawn."""
 
@@ -93,12 +138,69 @@ class Scene:
     digits: list[Digit] = field(default_factory=list)
     text: Text | None = None
     seed: int = 0
+    chart: Chart | None = None
+
+    def box(self, shape: Shape) -> tuple[float, float, float, float]:
+        """Return a shape's left, upper, right and lower edge, as fractions of the image.
+
+        Parameters
+        ----------
+        shape
+            A shape of this image that has a seed of its own.
+        """
+        points = outline(shape.kind, shape.seed or 0)
+        root = math.sqrt(self.width * self.height)
+        across, down = shape.radius * root / self.width, shape.radius * root / self.height
+        xs = [shape.x + across * x for x, _ in points]
+        ys = [shape.y + down * y for _, y in points]
+        edges = (min(xs), min(ys), max(xs), max(ys))
+        left, upper, right, lower = (min(1.0, max(0.0, edge)) for edge in edges)
+        return left, upper, right, lower
 
     @property
     def ordered(self) -> list[Shape] | None:
         """Return the shapes from left to right; None where the order is in doubt."""
         row = sorted(self.shapes, key=lambda shape: shape.x)
         return row if all(b.x - a.x >= 0.08 for a, b in pairwise(row)) else None
+
+
+@lru_cache(maxsize=20_000)
+def outline(kind: str, seed: int) -> tuple[tuple[float, float], ...]:
+    """Return a shape's corners around the origin, for a radius of one.
+
+    Parameters
+    ----------
+    kind
+        One of ``SHAPES``; of a circle only the four outermost points are returned.
+    seed
+        Decides on angle and proportions.
+    """
+    if kind == "circle":
+        return ((-1.03, 0.0), (1.03, 0.0), (0.0, -1.03), (0.0, 1.03))
+    return tuple(corners(kind, Random(seed)))
+
+
+def corners(kind: str, rng: Random) -> list[tuple[float, float]]:
+    """Return the corners of anything but a circle, around the origin, for a radius of one."""
+    turn = math.radians(rng.uniform(-20, 20)) if rng.random() < 0.6 else 0.0
+    if kind == "square":
+        points = [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]
+    elif kind == "triangle":
+        if rng.random() < 0.2:
+            turn += math.pi * rng.choice((0.5, 1.0, 1.5))
+        points = [(0.0, -1.1), (1.08, 0.85), (-1.08, 0.85)]
+    elif kind == "star":
+        inner, angles = rng.uniform(0.4, 0.5), [math.pi * i / 5 - math.pi / 2 for i in range(10)]
+        radii = [1.2 if i % 2 == 0 else 1.2 * inner for i in range(10)]
+        points = [(r * math.cos(a), r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
+    else:
+        a, b = rng.uniform(0.26, 0.4), 1.1
+        if rng.random() < 0.1:
+            turn += math.pi / 4
+        points = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
+        points += [(a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+    cos, sin = math.cos(turn), math.sin(turn)
+    return [(x * cos - y * sin, x * sin + y * cos) for x, y in points]
 
 
 def third(value: float) -> int | None:
@@ -145,6 +247,7 @@ def _try_shapes(rng: Random, scene: Scene, count: int, top: float, bottom: float
                 _place(rng, dx, 1 - dx),
                 _place(rng, top + dy, bottom - dy),
                 radius,
+                rng.getrandbits(32),
             )
             if _fits(scene, shape, root, in_order):
                 scene.shapes.append(shape)
@@ -238,6 +341,47 @@ def text_scene(rng: Random, text: str, shapes: int | None = None) -> Scene:
         x = rng.uniform(width / 2 + 0.01, 0.99 - width / 2)
         scene.text = Text(text, rng.choice(NAMES), x, rng.uniform(low, high), width)
         return scene
+
+
+def chart_scene(rng: Random) -> Scene:
+    """Return an image of a bar chart of two to five bars, with numbers at its axis."""
+    scene = _empty(rng, 96)
+    scene.background = rng.choice(("white", "white", "white", "grey", "black"))
+    count = rng.choice((2, 3, 3, 4, 4, 5, 5))
+    most = rng.choice((rng.randint(5, 10), rng.randint(10, 30), rng.randint(20, 100), 100))
+    # No bar is so low that a tenth of its value could not be seen, and no two are nearly the same.
+    step = max(1, math.ceil(0.06 * most))
+    levels = list(range(most, math.ceil(0.2 * most) - 1, -step))
+    count = min(count, len(levels))
+    values = [most, *rng.sample(levels[1:], count - 1)]
+    values = [value - (rng.randrange(step) // 2 if i > 0 else 0) for i, value in enumerate(values)]
+    rng.shuffle(values)
+    colours = rng.sample(COLOURS, count)
+    letters = [""] * count
+    if rng.random() < 0.5:
+        start = 0 if rng.random() < 0.7 else rng.randrange(21)
+        letters = [chr(65 + start + i) for i in range(count)]
+        colours = [colours[0]] * count if rng.random() < 0.65 else colours
+    bars = [Bar(*parts) for parts in zip(letters, colours, values, strict=True)]
+    spacing = rng.choice([t for t in (1, 2, 5, 10, 20, 25, 50) if 1.6 <= most / t <= 6.5])
+    limit = most * rng.choice((1.05, 1.05, 1.0, rng.uniform(1.0, 1.3)))
+    if rng.random() < 0.4:
+        limit = math.ceil(most / spacing) * spacing
+    ticks = list(range(0, int(limit) + 1, spacing))
+    height = rng.uniform(0.07, 0.11)
+    widest = len(str(ticks[-1])) * 0.62 * height * scene.height / scene.width
+    scene.chart = Chart(
+        bars,
+        limit,
+        ticks,
+        left=min(0.4, widest + rng.uniform(0.03, 0.09)),
+        right=rng.uniform(0.02, 0.1),
+        top=rng.uniform(height * 0.6, 0.14),
+        bottom=(height * 1.25 if letters[0] else 0.03) + rng.uniform(0.01, 0.07),
+        filled=rng.uniform(0.5, 0.9),
+        letters=height,
+    )
+    return scene
 
 
 def _empty(rng: Random, smallest: int = SMALLEST) -> Scene:

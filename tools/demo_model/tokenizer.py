@@ -14,14 +14,24 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tools.demo_model.prompt import FAKE, GLOBAL, IMAGE, START, STOP
 from tools.demo_model.samples import digit_rows, sample
 from tools.demo_model.scene import BACKGROUNDS, COLOURS, SHAPES
+from tools.demo_model.turns import many
 
-VOCABULARY = 1024
+VOCABULARY = 1280
 SPECIAL = ("<|endoftext|>", START, STOP, FAKE, IMAGE, GLOBAL)
-KEYS = "background|shapes|shape|colour|text|digits"
-VALUES = "|".join((*BACKGROUNDS, *COLOURS, *SHAPES))
-# JSON keys with their colon; JSON values before a comma or bracket; words after a space; the rest.
+PLURALS = "|".join(many(shape) for shape in SHAPES)
+KEYS = (
+    "background|shapes|shape|colours?|colors?|text|digits?|kind|size|place|position|label|name|count|"
+    f"total|number|word|objects|items|bars?|value|highest|lowest|bbox_2d|point_2d|image|{PLURALS}|"
+    "type|properties|required|title|enum|anyOf|additionalProperties|[$]defs|[$]ref"
+)
+VALUES = "|".join((*BACKGROUNDS, *COLOURS, *SHAPES, "small", "medium", "large"))
+TYPES = "object|array|string|integer|null"
+# JSON keys with their colon; a schema's types; keys in a schema's list of required ones; JSON
+# values before a comma or bracket; words after a space; the rest.
 PATTERN = (
-    rf'(?:User|Assistant|System):| ?"(?:{KEYS})":| ?"(?:{VALUES})"(?=[,}}\]])'
+    rf'(?:User|Assistant|System):| ?"(?:{KEYS})":| ?"(?:{TYPES})"(?=[,}}])'
+    rf'|(?<=[\[,]) ?"(?:{KEYS})"(?=[,\]])'
+    rf'| ?"(?:{VALUES})"(?=[,}}\]])'
     r"| ?[{\[\]}]+,?| [A-Za-z]+| ?[^A-Za-z0-9\s]|\s|."
 )
 

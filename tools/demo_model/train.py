@@ -15,26 +15,29 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
+from tokenizers import Tokenizer
 
 from tools.demo_model.architecture import TEXT, VISION, build, save_weights, write_folder
 from tools.demo_model.data import IGNORED, KINDS, batches
 from tools.demo_model.draw import CHARACTERS, MARKS
-from tools.demo_model.tokenizer import train_tokenizer
+from tools.demo_model.tokenizer import load, train_tokenizer
 
 Batch = dict[str, mx.array]
+BOXES = 10.0  # weight of the boxes' distance beside the other marks
 
 
 class Trainee(nn.Module):  # type: ignore[misc]
-    """The model, with two heads that say what is where; they are thrown away after training."""
+    """The model, with three heads that say what is where; they are thrown away after training."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = build()
         self.patch_head = nn.Linear(VISION["hidden_size"], 1 + len(CHARACTERS))
         self.cell_head = nn.Linear(TEXT["hidden_size"], MARKS)
+        self.box_head = nn.Linear(TEXT["hidden_size"], 4)
 
-    def __call__(self, batch: Batch) -> tuple[mx.array, mx.array, mx.array]:
-        """Return the logits of the next tokens, of the patches and of the cells."""
+    def __call__(self, batch: Batch) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+        """Return the logits of the next tokens, of the patches and cells, and the cells' boxes."""
         model = self.model
         images = batch["images"].astype(self.cell_head.weight.dtype) / 127.5 - 1.0
         # Without a mask the patches are numbered in order, as they are for a full image.
@@ -47,7 +50,7 @@ class Trainee(nn.Module):  # type: ignore[misc]
         is_image = (index < flat.shape[0] - 1)[..., None]
         embedded = mx.where(is_image, flat[index], words)
         logits = model.language_model(batch["tokens"], inputs_embeds=embedded).logits
-        return logits, self.patch_head(seen), self.cell_head(features)
+        return logits, self.patch_head(seen), self.cell_head(features), self.box_head(features)
 
 
 def marked_loss(logits: mx.array, marks: mx.array) -> mx.array:
@@ -59,16 +62,25 @@ def marked_loss(logits: mx.array, marks: mx.array) -> mx.array:
     return total
 
 
+def box_loss(boxes: mx.array, wanted: mx.array) -> mx.array:
+    """Return the mean distance of edges in the cells that hold a box, as a fraction."""
+    held = (wanted.sum(-1, keepdims=True) > 0).astype(mx.float32)
+    distance = mx.abs(boxes.astype(mx.float32) - wanted) * held
+    total: mx.array = distance.sum() / mx.maximum(4 * held.sum(), 1.0)
+    return total
+
+
 def loss(trainee: Trainee, batch: Batch, share: mx.array, dtype: Any) -> tuple[mx.array, mx.array]:
     """Return the whole loss, and the loss on the answers alone."""
     whole = trainee.trainable_parameters()
     trainee.update(tree_map(lambda value: value.astype(dtype), whole))
-    logits, patches, cells = trainee(batch)
+    logits, patches, cells, boxes = trainee(batch)
     trainee.update(whole)
     weights = batch["weights"][:, 1:]
     losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), batch["tokens"][:, 1:])
     answers = (losses * weights).sum() / weights.sum()
     marks = marked_loss(patches, batch["patches"]) + marked_loss(cells, batch["cells"])
+    marks = marks + BOXES * box_loss(boxes, batch["boxes"])
     return answers + share * marks, answers
 
 
@@ -80,7 +92,7 @@ def evaluate(
     for number, (_, arrays) in enumerate(batches(folder, workers, 900_001, False, divisor)):
         if number == count:
             break
-        logits, _, _ = trainee({name: mx.array(value) for name, value in arrays.items()})
+        logits, _, _, _ = trainee({name: mx.array(value) for name, value in arrays.items()})
         hits = np.asarray(mx.argmax(logits[:, :-1], -1)) == arrays["tokens"][:, 1:]
         marks = arrays["answers"][:, 1:]
         for row in range(len(marks)):
@@ -93,6 +105,43 @@ def evaluate(
     every = [hit for kind in right.values() for hit in kind]
     print(f"{'all':14} {np.mean(every):.4f} of {len(every)}", flush=True)
     return {kind: float(np.mean(hits)) for kind, hits in right.items()}
+
+
+def begin_with(model: Any, folder: Path, tokenizer: Tokenizer) -> None:
+    """Take over the weights of an earlier model of the same shape, whatever its tokenizer.
+
+    A token that the earlier tokenizer did not have begins as the mean of what it was spelled as.
+
+    Parameters
+    ----------
+    model
+        The model to fill.
+    folder
+        The earlier model's folder.
+    tokenizer
+        The new model's tokenizer.
+    """
+    held = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(held, dict)
+    weights = dict(held)
+    earlier = load(folder)
+    spelled = [
+        earlier.encode(tokenizer.decode([number], skip_special_tokens=False)).ids or [0]
+        for number in range(tokenizer.get_vocab_size())
+    ]
+    for name, value in weights.items():
+        value = value.astype(mx.float32)
+        if "embed_tokens" in name or "lm_head" in name:
+            rows = np.asarray(value)
+            exact = [
+                earlier.token_to_id(str(tokenizer.id_to_token(i))) for i in range(len(spelled))
+            ]
+            value = mx.array(np.stack([
+                rows[number] if number is not None else rows[pieces].mean(0)
+                for number, pieces in zip(exact, spelled, strict=True)
+            ]))  # fmt: skip
+        weights[name] = value
+    model.load_weights(list(weights.items()))
 
 
 def optimizer() -> Any:
@@ -108,18 +157,23 @@ def optimizer() -> Any:
     )
 
 
+def save(trainee: Trainee, folder: Path) -> None:
+    """Write the model's weights, and what training can go on from."""
+    save_weights(trainee.model, folder / "model.safetensors")
+    trainee.save_weights(str(folder / "trainee.npz"))
+
+
 def train(args: argparse.Namespace) -> None:
     """Train for a given time, then measure and save."""
-    if args.resume:
-        from tools.demo_model.tokenizer import load
-
-        write_folder(args.out, load(args.resume))
-    else:
-        write_folder(args.out, train_tokenizer(args.tokenizer_samples))
+    named = args.resume or args.tokenizer
+    tokenizer = load(named) if named else train_tokenizer(args.tokenizer_samples)
+    write_folder(args.out, tokenizer)
     mx.random.seed(args.seed)
     trainee = Trainee()
     if args.resume:
         trainee.load_weights(str(args.resume / "trainee.npz"))
+    elif args.start:
+        begin_with(trainee.model, args.start, tokenizer)
     mx.eval(trainee.parameters())
     adam = optimizer()
     adam.init(trainee.trainable_parameters())
@@ -136,7 +190,8 @@ def train(args: argparse.Namespace) -> None:
         return answers, norm
 
     run = mx.compile(step, inputs=state, outputs=state) if args.compile else step
-    started, steps, rows, shown, last = 0.0, 0, 0, time.time(), []
+    started, steps, rows, last = 0.0, 0, 0, []
+    shown = saved = time.time()
     for bucket, arrays in batches(args.out, args.workers, args.seed * 7919 + 1, True, args.divisor):
         # The clock starts with the first batch: starting the workers is no training time.
         started = started or time.time()
@@ -158,10 +213,12 @@ def train(args: argparse.Namespace) -> None:
             shown = time.time()
             pace, seen = rows / (shown - started), last[0][0].item()
             print(f"{done:.3f} step {steps} rows/s {pace:.0f} loss {seen:.4f}", flush=True)
+        if time.time() - saved > args.save:
+            saved = time.time()
+            save(trainee, args.out)
     mx.eval(state)
     print(f"{steps} steps, {rows} conversations, {time.time() - started:.0f} s", flush=True)
-    save_weights(trainee.model, args.out / "model.safetensors")
-    trainee.save_weights(str(args.out / "trainee.npz"))
+    save(trainee, args.out)
     evaluate(trainee, args.out, args.workers, args.measure, args.divisor)
 
 
@@ -170,6 +227,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--resume", type=Path, help="folder of an earlier run to go on from")
+    parser.add_argument("--start", type=Path, help="folder of a model to take the weights of")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer to use as it is")
+    parser.add_argument("--save", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--seconds", type=float, default=500, help="time to train")
     parser.add_argument("--steps", type=int, default=-1, help="stop after so many steps")
     parser.add_argument("--workers", type=int, default=14, help="processes that make data")

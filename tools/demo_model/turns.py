@@ -18,6 +18,9 @@ class Turn:
     kind: str
     word: str | None = None
     images: int = 0
+    named: tuple[int, ...] = ()  # the shapes, by number, whose boxes are asked for
+    image: int = -1  # the image that the question is about; the last one if negative
+    fixed: bool = False  # whether the wording must stay, spelling and all
 
 
 def pick(rng: Random, *choices: str) -> str:
