@@ -303,6 +303,8 @@ def map(
     timeout: float | None = None,
     kv_bits: int | None = None,
     think: bool | None = None,
+    schema: Any = None,
+    schema_prompt: str | None = None,
 ) -> MapResult:
     """Ask about each of many images by itself, and wait for all answers.
 
@@ -334,7 +336,7 @@ def map(
         Called with a `MapProgress`, at most 20 times a second and at the end. It runs on another
         thread and must return quickly.
     system, max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, stop, format, \
-    max_pixels, normalize, timeout, kv_bits, think : optional
+    max_pixels, normalize, timeout, kv_bits, think, schema, schema_prompt : optional
         The options of each question, as those of `ask`.
 
     Returns
@@ -367,6 +369,7 @@ def map(
             timeout=timeout,
             kv_bits=kv_bits,
             think=think,
+            schema=_schema(schema, schema_prompt, format),
         )
         session = default_session.current()
         plan = make_plan(

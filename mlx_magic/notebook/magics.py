@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -275,6 +275,8 @@ class VisionMagics(Magics):
             cleanup.callback(captured.show)
             variables = variables_in_scope(self._ip)
             evaluate = evaluator(self._ip, variables)
+            settings = self._with_schema(arguments.settings, variables, evaluate)
+            arguments = replace(arguments, settings=settings)
             plan = map_cell.plan_of(arguments, variables, evaluate, terminal.say)
         return plan, bool(captured.stdout or captured.stderr or captured.outputs)
 

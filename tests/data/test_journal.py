@@ -25,6 +25,7 @@ from mlx_magic.data.journal import location, stored_results
 from mlx_magic.data.journal.keys import answer_key, canonical, question_digest
 from mlx_magic.data.journal.location import is_shared
 from mlx_magic.data.journal.store import FileState, Journal, JournalError
+from mlx_magic.data.schema import schema_of
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import Timings, Usage, VisionResult
 from mlx_magic.options import OPTIONS, Settings
@@ -56,10 +57,11 @@ VALUES: dict[str, tuple[Any, Any]] = {
     "journal": ("a", "b"),
     "map": (True, False),
     "output": ("a", "b"),
+    "schema": (schema_of("a: int"), schema_of("a: str")),
 }
 KEYED = {
     "system", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
-    "seed", "stop", "think", "kv_bits",
+    "seed", "stop", "think", "kv_bits", "schema",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ from mlx_magic.errors import GenerationError, ImageError, RequestError
 from mlx_magic.testing import ScriptedBackend
 
 Draw = Callable[..., Path]
+
+
+@dataclass
+class Receipt:
+    shop: str
+    total: float
 
 
 def sources(result: MapResult) -> list[str]:
@@ -64,6 +71,25 @@ def test_image_that_cannot_be_read_is_a_row_with_an_error(
     assert result.runs["finish_reason"].tolist() == ["stop", "stop", None, "stop"]
     with pytest.raises(ImageError, match=r"2\.png"):
         mlx_magic.map("What?", folder, model, errors="raise")
+
+
+def test_answers_of_a_map_follow_a_schema_and_are_restored(
+    script: ScriptedBackend, model: Path, draw: Draw
+) -> None:
+    script.pieces = ['{"shop": "A", ', '"total": 2.5}']
+    schema = "shop: str, total: float"
+    first = mlx_magic.map("What?", draw(2), model, schema=schema)
+    assert first.frame[["shop", "total"]].to_numpy().tolist() == [["A", 2.5]] * 2
+    assert [request.schema is not None for request in script.requests] == [True, True]
+    again = mlx_magic.map("What?", draw(2), model, schema=Receipt)
+    assert len(script.requests) == 4
+    assert [row.result and row.result.data for row in again] == [Receipt("A", 2.5)] * 2
+    restored = mlx_magic.map("What?", draw(2), model, schema=Receipt)
+    assert len(script.requests) == 4
+    assert [row.result and row.result.data for row in restored] == [Receipt("A", 2.5)] * 2
+    assert restored.frame["total"].tolist() == [2.5, 2.5]
+    with pytest.raises(RequestError, match="schema"):
+        mlx_magic.map("What?", draw(2), model, schema=3)
 
 
 def test_failure_of_one_answer_does_not_end_the_map(

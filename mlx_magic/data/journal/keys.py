@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_magic.argument_checks import plain
+from mlx_magic.data.schema import Schema
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.options import OPTIONS, RequestOption, Settings
 
@@ -103,6 +104,8 @@ def _object(value: Any) -> Any:
     if (digest := getattr(value, "digest", None)) is not None and isinstance(digest, str):
         # An image, such as that of an example.
         return {"digest": digest}
+    if isinstance(value, Schema):
+        return {"schema": value.key, "told": value.instructions}
     schema = getattr(value, "model_json_schema", None)
     if callable(schema):  # a class of pydantic
         return {"schema": canonical(schema())}

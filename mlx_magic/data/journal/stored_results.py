@@ -26,11 +26,16 @@ def pack(result: VisionResult) -> str:
     TypeError
         A field has a value that JSON cannot hold.
     """
-    fields = {
-        each.name: _packed(getattr(result, each.name))
-        for each in dataclasses.fields(result)
-        if each.name not in _NOT_STORED
-    }
+    fields: dict[str, Any] = {}
+    for each in dataclasses.fields(result):
+        if each.name in _NOT_STORED:
+            continue
+        try:
+            fields[each.name] = _packed(getattr(result, each.name))
+        except TypeError:
+            if each.name != "data":
+                raise
+            # The typed object of a schema: the text has all of it.
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -47,7 +52,10 @@ def unpack(text: str, request: GenerationRequest) -> VisionResult:
         known = {each.name for each in dataclasses.fields(VisionResult)}
         if fields.keys() - known:
             raise ValueError("unknown fields")
-        if request.format == "json":
+        if request.schema is not None:
+            if fields.get("complete"):
+                fields["data"], fields["data_error"] = request.schema.read(fields["text"])
+        elif request.format == "json":
             # How an answer is shown is not part of its key.
             fields["data"], fields["data_error"] = parse_json(fields["text"])
         fields |= {"model": request.model, "prompt": request.prompt, "format": request.format}
