@@ -68,6 +68,10 @@ class PrefillBatch:
         if self._pause >= min(self._widths):
             self._pause = 0
         self._pads_ahead = len(slots) > 1 and not kv_cache.all_plain(caches)
+        if self._pads_ahead:
+            self._chunk = max(2, self._chunk)
+            if self._pause < 2 or max(self._widths) - 1 - self._pause < 2:
+                self._pause = 0
         self._left: set[int] = set()
         if self._pads_ahead:
             last = 0 if self._ends_jointly() else 1
@@ -149,7 +153,10 @@ class PrefillBatch:
         """Return where the chunk ends that begins at `done`."""
         longest = max(self._widths)
         pauses = done < self._pause < longest
-        return min(done + self._chunk, longest - 1, self._pause if pauses else longest)
+        stop = self._pause if pauses else longest - 1
+        end = min(done + self._chunk, stop)
+        # A window of mlx-lm takes a single token for decode, and refuses it if there is padding.
+        return stop if self._pads_ahead and stop - end == 1 else end
 
     def _ends_jointly(self) -> bool:
         """Whether the last tokens will be read in one call with others."""
