@@ -16,13 +16,13 @@ from mlx_magic.backends.device import platform
 from mlx_magic.backends.vision.image_cache.encoders import EncoderCall
 from tests.architectures.conftest import Build
 from tools.model_table.compare import Comparison
-from tools.model_table.questions import IMAGE, SECOND_IMAGE, TEXT, TWO
+from tools.model_table.questions import IMAGE, TEXT, TWO
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("templates_render_here")]
 
 QUESTIONS = (
     replace(IMAGE, prompt="What is in this picture?"),
-    replace(SECOND_IMAGE, prompt="Which colours are there, and where?"),
+    replace(IMAGE, name="other", prompt="Which colours are there?", images=TWO.images[1:]),
     TWO,
     replace(IMAGE, name="again", prompt="How many corners has it?"),
     TEXT,
