@@ -23,7 +23,8 @@ from benchmarks import (
     wire,
 )
 from benchmarks.figures import Report
-from benchmarks.live import ROOT, live_kernel
+from benchmarks.live import live_kernel
+from benchmarks.machine import ROOT
 from mlx_magic.backends.device import platform
 from mlx_magic.demo import folder as bundled
 
@@ -83,6 +84,8 @@ def main() -> None:
     # Before any import of MLX.
     platform.prepare()
     size = FULL if given.full else QUICK
+    if given.rounds is not None:
+        size = replace(size, rounds=given.rounds)
     if given.pairs is not None:
         size = replace(size, pairs=given.pairs, chats=max(given.pairs // 6, 1))
     host = machine.describe()
@@ -244,6 +247,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--pairs", type=int, help="of cells and questions of one at a time, in place of 10 or 30"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help="of 8 and 32 questions at once, in place of 2 or 7"
     )
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no run after these")
     given = parser.parse_args()

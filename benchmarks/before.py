@@ -24,7 +24,8 @@ import psutil  # type: ignore[import-untyped]
 from benchmarks import cell, live, machine, random_model
 from benchmarks.engine import in_turn
 from benchmarks.figures import Report, bootstrapped, ratios
-from benchmarks.live import ROOT, LiveKernel, live_kernel
+from benchmarks.live import LiveKernel, live_kernel
+from benchmarks.machine import ROOT
 from benchmarks.peers import MemoryWatch, Worker, resting, running
 from benchmarks.reuse import twice
 from benchmarks.workload import Ask, Burst, DrawnImages, load, matches

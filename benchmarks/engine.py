@@ -170,8 +170,8 @@ def _warmed_up(
     failed: dict[str, str] = {}
     for peer in peers:
         try:
-            # Compiles the kernels of a GPU, for a batch of each size.
-            for count in COUNTS:
+            # Compiles the kernels of a GPU, for a batch of each size. Raw answers one by one.
+            for count in COUNTS[: 1 if peer.name == "raw" else None]:
                 peer.answer(load(images, count, 0, same=False), tokens)
         except RuntimeError as error:
             if peer.name in NEEDED:

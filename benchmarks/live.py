@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import ROOT
 from tests.kernel.kernel_client import Cell, Client, Message
-
-ROOT = Path(__file__).parents[1]
 
 PATIENCE = 600.0
 """Seconds that a cell may take: a GPU's first answer compiles its kernels."""

@@ -10,6 +10,9 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
+"""This checkout."""
+
 PACKAGES = ("mlx", "mlx-cpu", "mlx-cuda-13", "mlx-vlm", "ipykernel", "ipython", "ipywidgets")
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]
 
-from benchmarks.live import ROOT
+from benchmarks.machine import ROOT
 from benchmarks.workload import Ask, Burst
 from mlx_magic.backends.device import openblas
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from benchmarks.figures import Report
-from benchmarks.live import ROOT
+from benchmarks.machine import ROOT
 
 MOST_ADDED = 150.0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Report, ratios
-from benchmarks.live import ROOT
+from benchmarks.machine import ROOT
 from benchmarks.workload import Ask, DrawnImages
 
 MOST = 1.5

@@ -125,6 +125,9 @@ class ModelAdapter(Protocol):
     def start(self, prompt: Prompt) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""
 
+    def waiting(self, prompt: Prompt, start: CachedPrefix) -> AbstractContextManager[None]:
+        """Within this block, a request that makes its embeddings may encode this one's images."""
+
     def embed(self, prompt: Prompt, start: CachedPrefix, active: ActiveRequest) -> Inputs:
         """Return the model's inputs after the cached prefix; `start` is reset if it is of no use.
 

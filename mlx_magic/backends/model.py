@@ -16,7 +16,7 @@ from mlx_magic.backends.batch_check.policy import BatchPolicy, batch_policy
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
 from mlx_magic.backends.batching.admission import MemoryAdmission
-from mlx_magic.backends.batching.batch import NextToken, Slot
+from mlx_magic.backends.batching.batch import JointPrefill, NextToken, Slot
 from mlx_magic.backends.batching.decode import Sampler, sample_slots
 from mlx_magic.backends.batching.model_batch import ModelBatch
 from mlx_magic.backends.batching.sampling import SamplingParams, processors, require_number
@@ -79,11 +79,14 @@ class LibraryModel:
         self._nbytes = nbytes
         self._context = context_length(checkpoint.config)
         self._began = time.monotonic() if began is None else began
+        self._policy = policy
         self._chunk = policy.chunk(nbytes)
         self._grammars = Grammars(
             lambda: adapter.tokenizer, lambda: adapter.stop_tokens, checkpoint.name
         )
-        probe = ModelProbe(adapter, lambda recorder: self._new_batch(2, sampler=recorder))
+        probe = ModelProbe(
+            adapter, lambda recorder, joint: self._new_batch(2, sampler=recorder, joint=joint)
+        )
         self._answering = Dispatch(policy, probe, self._new_batch, self._caches)
         self._admission = MemoryAdmission(
             self._name,
@@ -284,12 +287,15 @@ class LibraryModel:
         most: int,
         make_caches: Callable[[], list[Any]] | None = None,
         sampler: Sampler = sample_slots,
+        joint: JointPrefill | None = None,
     ) -> ModelBatch:
+        policy = self._policy
         return ModelBatch(
             self._adapter.forward,
             chunk=self._chunk,
             most=most,
             joint_tokens=self._adapter.joint_tokens,
+            joint_prefill=lambda: policy.joint_prefill if joint is None else joint,
             make_caches=make_caches,
             sampler=sampler,
         )
@@ -313,7 +319,14 @@ class LibraryModel:
         # The prefix cache is not quantized, so that quantized requests do not use it.
         shared = batch is self._answering.batch
         start = adapter.start(prompt) if shared else CachedPrefix()
-        inputs = adapter.embed(prompt, start, active)
+        if shared and prompt.image_tokens:
+            with adapter.waiting(prompt, start):
+                # Requests that arrive together share a call of the vision encoder.
+                yield
+                active.cancel.checkpoint()
+                inputs = adapter.embed(prompt, start, active)
+        else:
+            inputs = adapter.embed(prompt, start, active)
         active.cached_tokens = start.count
         active.report_prefill()
         yield

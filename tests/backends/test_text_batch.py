@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_magic.backends.batching.admission import AdmissionQueue, MemoryAdmission
-from mlx_magic.backends.batching.batch import Slot
+from mlx_magic.backends.batching.batch import JointPrefill, Slot
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions, estimate_request
 from mlx_magic.backends.batching.model_batch import ModelBatch
 from mlx_magic.backends.batching.sampling import BAD, SamplingParams, sampler_of_one
@@ -187,8 +187,16 @@ def twelve_requests(seed: int) -> tuple[list[list[int]], list[SamplingParams], l
     return asked, draws, [answer(model, tokens, draw, 10) for tokens, draw in pairs]
 
 
-def batch(model: Any, *, most: int = 32, ends: Sequence[int] = ()) -> ModelBatch:
-    return ModelBatch(TextForward(model, ends), chunk=CHUNK, most=most)
+def batch(
+    model: Any,
+    *,
+    most: int = 32,
+    ends: Sequence[int] = (),
+    joint: JointPrefill = "alone",
+    chunk: int = CHUNK,
+) -> ModelBatch:
+    forward = TextForward(model, ends)
+    return ModelBatch(forward, chunk=chunk, most=most, joint_prefill=lambda: joint)
 
 
 def held() -> int:
@@ -201,6 +209,61 @@ def held() -> int:
     mx.synchronize(generation_stream)
     gc.collect()
     return int(mx.get_active_memory())
+
+
+@pytest.mark.parametrize("joint", ["equal", "padded"])
+@pytest.mark.parametrize("make", [sliding, lfm2])
+def test_prompts_of_windows_and_states_share_a_prefill(
+    make: Callable[[], Any], joint: JointPrefill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[list[int]] = []
+    start = ModelBatch._start_prefill
+
+    def noted(self: ModelBatch, slots: list[Slot]) -> Any:
+        rows.append([len(slot.tokens) for slot in slots])
+        return start(self, slots)
+
+    monkeypatch.setattr(ModelBatch, "_start_prefill", noted)
+    model = make()
+    # Longer than the window of 12 tokens, in one chunk and in several.
+    asked = prompts(10, seed=2, lengths=(17, 18, 20, 40, 41))
+    together = batch(model, joint=joint, chunk=8 * CHUNK)
+    jobs = [BatchRequest(together, tokens, count=12) for tokens in asked]
+
+    def between(slice_: int) -> None:
+        if slice_ == 25:
+            jobs[1].cancel.cancel()
+
+    run_requests(jobs, between)
+    assert max(map(len, rows)) > 2
+    assert joint == "padded" or all(len(set(lengths)) == 1 for lengths in rows)
+    for job in jobs:
+        expected = mlx_lm_tokens(model, job.tokens, 12)
+        if job.cancel.requested:
+            assert job.written == expected[: len(job.written)]
+        else:
+            assert (job.error, job.written) == (None, expected)
+
+
+@pytest.mark.parametrize("cancelled_at", [11, 16])
+@pytest.mark.parametrize("make", [sliding, lfm2])
+def test_prompt_that_leaves_a_padded_prefill_does_not_change_the_others(
+    make: Callable[[], Any], cancelled_at: int
+) -> None:
+    model = make()
+    asked = prompts(4, seed=5, lengths=(37, 40, 41))
+    together = batch(model, joint="padded", chunk=2 * CHUNK)
+    jobs = [BatchRequest(together, tokens, count=8) for tokens in asked]
+
+    def between(slice_: int) -> None:
+        if slice_ == cancelled_at:
+            jobs[2].cancel.cancel()
+
+    run_requests(jobs, between)
+    assert isinstance(jobs[2].error, Cancelled)
+    for job in (jobs[0], jobs[1], jobs[3]):
+        assert (job.error, job.written) == (None, mlx_lm_tokens(model, job.tokens, 8))
+    assert len(together) == 0
 
 
 @pytest.mark.parametrize("count", [8, 16])
@@ -610,7 +673,8 @@ def test_batch_size_is_limited_by_memory(text_model: LibraryModel, model: Any) -
     held = text_model._answering.batch.limits.held
     tokens = {"prompt_tokens": len(byte_tokenizer().encode("What is it?")), "max_tokens": 9}
     one = estimate_request(ModelDimensions.of(config), **tokens, chunk=CHUNK, itemsize=4)
-    limit = 2 * one.cache + one.reading
+    # Two prompts may fill a chunk together.
+    limit = 2 * one.cache + min(2 * one.reading, one.joint_reading)
     most: list[int] = []
 
     def memory() -> platform.Memory:

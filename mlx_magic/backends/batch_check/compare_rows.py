@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlx_magic.backends.adapter import ModelAdapter
-from mlx_magic.backends.batching.batch import Batch, Slot
+from mlx_magic.backends.batching.batch import Batch, JointPrefill, Slot
 from mlx_magic.backends.batching.model_batch import ModelBatch
 from mlx_magic.backends.batching.sampling import SamplingParams
 from mlx_magic.cancellation import CancelToken
@@ -89,8 +89,10 @@ class ProbedModel(Protocol):
         Of the last tokens only, if the model returns no others.
         """
 
-    def batch(self, recorder: ScoreRecorder) -> tuple[Batch, Callable[[list[int]], Slot]]:
-        """Return a new batch, and a function that adds a row to it."""
+    def batch(
+        self, recorder: ScoreRecorder, joint: JointPrefill
+    ) -> tuple[Batch, Callable[[list[int]], Slot]]:
+        """Return a new batch whose prompts share a prefill so, and a function that adds a row."""
 
 
 @dataclass(slots=True)
@@ -115,9 +117,21 @@ class Budget:
 
 
 def rows_agree(
-    probed: ProbedModel, budget: Budget, cancel: CancelToken
+    probed: ProbedModel,
+    budget: Budget,
+    cancel: CancelToken,
+    *,
+    joint: JointPrefill = "padded",
 ) -> Generator[None, None, bool | None]:
     """Compare two batched rows with each row alone; one call of the model per slice.
+
+    Parameters
+    ----------
+    probed : ProbedModel
+    budget : Budget
+    cancel : CancelToken
+    joint : {"alone", "equal", "padded"}
+        How the rows share a prefill; with ``"equal"`` they are of one length.
 
     Returns
     -------
@@ -128,7 +142,8 @@ def rows_agree(
     ------
     Cancelled
     """
-    lengths = [n + DECODED_TOKENS for n in LENGTHS]
+    prompts = LENGTHS[:1] * len(LENGTHS) if joint == "equal" else LENGTHS
+    lengths = [n + DECODED_TOKENS for n in prompts]
     rows = [_cut(probed.encode(text), n) for text, n in zip(TEXTS, lengths, strict=True)]
     began = budget.clock()
     expected, durations = [], list[float]()
@@ -142,7 +157,7 @@ def rows_agree(
         if budget.seconds is not None and sum(durations) + remaining > budget.seconds:
             return None
         yield
-    seen = yield from _recorded_scores(probed, rows, cancel)
+    seen = yield from _recorded_scores(probed, rows, cancel, prompts=prompts, joint=joint)
     if seen is None:
         return False
     # Indexed from the end: some models return the last token's logits only.
@@ -151,14 +166,16 @@ def rows_agree(
             logits[at - len(row)] if len(row) - at <= logits.shape[0] else None
             for at in range(n - 1, len(row))
         ]
-        for row, n, logits in zip(rows, LENGTHS, expected, strict=True)
+        for row, n, logits in zip(rows, prompts, expected, strict=True)
     ]
     if _agree(seen, whole):
         return True
     # Some models (gemma3n) give other logits for other chunks: compare with the same chunks.
     cut = []
     for at in range(len(rows)):
-        single = yield from _recorded_scores(probed, rows, cancel, only=at, count=len(seen[at]))
+        single = yield from _recorded_scores(
+            probed, rows, cancel, prompts=prompts, only=at, count=len(seen[at])
+        )
         cut.append(single[at] if single is not None else [])
     return _agree(seen, cut)
 
@@ -168,6 +185,8 @@ def _recorded_scores(
     rows: list[list[int]],
     cancel: CancelToken,
     *,
+    prompts: Sequence[int],
+    joint: JointPrefill = "alone",
     only: int | None = None,
     count: int = 2,
 ) -> Generator[None, None, list[list[Any]] | None]:
@@ -176,10 +195,10 @@ def _recorded_scores(
     With `only`, run that row alone, until there are `count` scores.
     """
     chosen = range(len(rows)) if only is None else (only,)
-    recorder = ScoreRecorder([rows[at][LENGTHS[at] :] for at in chosen])
-    batch, add = probed.batch(recorder)
+    recorder = ScoreRecorder([rows[at][prompts[at] :] for at in chosen])
+    batch, add = probed.batch(recorder, joint)
     try:
-        slots = [add(rows[at][: LENGTHS[at]]) for at in chosen]
+        slots = [add(rows[at][: prompts[at]]) for at in chosen]
         for _ in range(DECODED_TOKENS + len(rows) + 1):
             cancel.checkpoint()
             batch.advance()
@@ -238,11 +257,12 @@ class ModelProbe:
     ----------
     adapter : ModelAdapter
     new_batch : callable
-        Takes a `ScoreRecorder`; returns a batch of two rows that samples with it.
+        Takes a `ScoreRecorder` and how prompts share a prefill; returns a batch of two rows that
+        samples with it.
     """
 
     def __init__(
-        self, adapter: ModelAdapter, new_batch: Callable[[ScoreRecorder], ModelBatch]
+        self, adapter: ModelAdapter, new_batch: Callable[[ScoreRecorder, JointPrefill], ModelBatch]
     ) -> None:
         self._adapter = adapter
         self._new_batch = new_batch
@@ -255,9 +275,11 @@ class ModelProbe:
         """Return the logits of a text on its own."""
         return self._adapter.probe_logits(tokens)
 
-    def batch(self, recorder: ScoreRecorder) -> tuple[ModelBatch, Callable[[list[int]], Slot]]:
+    def batch(
+        self, recorder: ScoreRecorder, joint: JointPrefill
+    ) -> tuple[ModelBatch, Callable[[list[int]], Slot]]:
         """Return a new batch, and a function that adds a text to it."""
-        batch = self._new_batch(recorder)
+        batch = self._new_batch(recorder, joint)
 
         def add(tokens: list[int]) -> Slot:
             return batch.add(tokens, SamplingParams(), inputs=self._adapter.probe_inputs(tokens))

@@ -26,6 +26,7 @@ from mlx_magic import user_folders
 from mlx_magic.backends import upstream
 from mlx_magic.backends.batch_check.compare_rows import Budget, ProbedModel, rows_agree
 from mlx_magic.backends.batching import kv_cache
+from mlx_magic.backends.batching.batch import JointPrefill
 from mlx_magic.backends.batching.kv_cache import leaf_caches
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.device import platform as device_platform
@@ -41,6 +42,8 @@ from mlx_magic.models.checkpoints.config_limits import HEADS
 NAME = "together.json"
 MOST = 1000
 """Maximum number of entries; the oldest are dropped first."""
+
+_JOINT: tuple[JointPrefill, ...] = ("alone", "equal", "padded")
 
 _VERSIONS = ("mlx-magic", "mlx", "mlx-vlm", "mlx-lm", "transformers")
 
@@ -74,24 +77,35 @@ class VerdictCache:
     @property
     def known(self) -> bool:
         """Whether the weights have passed."""
-        with contextlib.suppress(OSError):
-            return self._key in self._read()
-        return False
+        return self._entry() is not None
 
-    def keep(self) -> None:
-        """Store that the weights have passed."""
+    @property
+    def joint_prefill(self) -> JointPrefill:
+        """How prompts may share a prefill with these weights."""
+        how = (self._entry() or "").removeprefix(f"{self._key} ")
+        return next((known for known in _JOINT if known == how), "alone")
+
+    def keep(self, joint_prefill: JointPrefill) -> None:
+        """Store that the weights have passed, and how prompts may share a prefill."""
         path = self._path or default_path()
         if path is None:
             return
         with contextlib.suppress(OSError, ValueError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            keys = [*(key for key in self._read() if key != self._key), self._key][-MOST:]
+            others = (entry for entry in self._read() if not entry.startswith(self._key))
+            keys = [*others, f"{self._key} {joint_prefill}"][-MOST:]
             # Atomic: another kernel reads the old file or the new one.
             with tempfile.NamedTemporaryFile(
                 "w", dir=path.parent, prefix=f".{NAME}.", delete=False, encoding="utf-8"
             ) as file:
                 json.dump(keys, file)
             Path(file.name).replace(path)
+
+    def _entry(self) -> str | None:
+        """Return what is stored about these weights."""
+        with contextlib.suppress(OSError):
+            return next((e for e in self._read() if e.startswith(f"{self._key} ")), None)
+        return None
 
     def _read(self) -> list[str]:
         try:
@@ -210,17 +224,25 @@ class BatchPolicy:
         Verdict of together.json for the model's signature.
     verdict_cache : VerdictCache
         Result of an earlier comparison of these weights.
+    plain : bool
+        Whether all caches are plain KV caches.
 
     Attributes
     ----------
     verdict : Verdict
         The current verdict, for display; safe from any thread.
+    joint_prefill : {"alone", "equal", "padded"}
+        How prompts share a prefill, if not all caches are plain ones.
     """
 
-    def __init__(self, table_verdict: Verdict, verdict_cache: VerdictCache) -> None:
+    def __init__(
+        self, table_verdict: Verdict, verdict_cache: VerdictCache, *, plain: bool = True
+    ) -> None:
         self._table_verdict = table_verdict
         self._verdict_cache = verdict_cache
+        self._plain = plain
         self.verdict = table_verdict
+        self.joint_prefill: JointPrefill = verdict_cache.joint_prefill
         if table_verdict.together and not verdict_cache.known:
             self._disable(NOT_COMPARED)
 
@@ -272,7 +294,7 @@ class BatchPolicy:
         if not self.not_compared:
             return
         try:
-            agree = yield from rows_agree(probed, budget, cancel)
+            agree, joint = yield from self._compare(probed, budget, cancel)
         except Cancelled:
             raise
         except Exception as error:
@@ -280,10 +302,33 @@ class BatchPolicy:
             self._disable(FAILED)
             return
         if agree:
-            self.verdict = self._table_verdict
-            self._verdict_cache.keep()
+            self.verdict, self.joint_prefill = self._table_verdict, joint
+            self._verdict_cache.keep(joint)
         elif agree is not None:
             self._disable(DIFFERENT)
+
+    def _compare(
+        self, probed: ProbedModel, budget: Budget, cancel: CancelToken
+    ) -> Generator[None, None, tuple[bool | None, JointPrefill]]:
+        """Return whether batched rows agree, and how they may share a prefill.
+
+        Rows that do not agree with padding may still do so without it, or read one by one.
+        """
+        agree: bool | None = False
+        try:
+            agree = yield from rows_agree(probed, budget, cancel)
+        except Cancelled:
+            raise
+        except Exception as error:
+            if self._plain:
+                raise
+            _log.info("Padded rows could not be compared: %s", one_line(error))
+        if agree is not False or self._plain:
+            return agree, "padded"
+        if not (yield from rows_agree(probed, Budget(None), cancel, joint="alone")):
+            return False, "alone"
+        equal = yield from rows_agree(probed, Budget(None), cancel, joint="equal")
+        return True, "equal" if equal else "alone"
 
     def _disable(self, why: str) -> None:
         self.verdict = replace(self._table_verdict, together=False, why=why)
@@ -317,7 +362,7 @@ def batch_policy(
         table_verdict = replace(table_verdict, together=False, why=str(batches.off))
     elif not upstream.positions_are_known(language_model):
         table_verdict = replace(table_verdict, together=False, why="its positions cannot be read")
-    return BatchPolicy(table_verdict, VerdictCache(checkpoint))
+    return BatchPolicy(table_verdict, VerdictCache(checkpoint), plain=kv_cache.all_plain(caches))
 
 
 _MODEL = SimpleNamespace(layers=[None])

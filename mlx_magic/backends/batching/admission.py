@@ -155,8 +155,9 @@ def _peak_bytes(limits: BatchLimits, reservations: list[Reservation]) -> int:
     rows = min(len(reservations), limits.most)
     cache = rows * max(reservation.need.cache for reservation in reservations)
     prefilling = [reservation.need for reservation in reservations if reservation.prefilling]
-    # Prompts that share a prefill share its chunk.
-    chunk = max((need.reading for need in prefilling), default=0)
+    # Prompts that share a prefill share its chunk, which short ones fill together only.
+    chunk = max((max(need.reading, need.joint_reading) for need in prefilling), default=0)
+    chunk = min(chunk, sum(need.reading for need in prefilling))
     # One array of logits for all prompts of a prefill.
     logits = max((need.logits for need in prefilling), default=0)
     return max(cache, limits.held()) + chunk + logits

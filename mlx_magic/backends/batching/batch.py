@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mlx_magic.backends.batching.admission import BatchLimits
 from mlx_magic.backends.batching.forward import Inputs
@@ -16,6 +16,9 @@ from mlx_magic.backends.grammars.matcher import GrammarMatcher
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.errors import EngineError
 from mlx_magic.formatting import copy_error
+
+JointPrefill = Literal["alone", "equal", "padded"]
+"""How prompts share a prefill: not at all, only those of equal length, or with padding."""
 
 MAX_DECODE_BATCH = 32
 """Maximum number of requests of one model in decode."""
@@ -66,8 +69,7 @@ class Slot:
     cache : list or None
         KV caches filled with a prefix, one per layer, owned by this slot until prefill begins.
     checkpoint_at : int
-        Position in `tokens` at which prefill pauses for `on_checkpoint`; 0 for none. For a prompt
-        that is read alone.
+        Position in `tokens` at which prefill pauses for `on_checkpoint`; 0 for none.
     on_checkpoint : callable or None
         Takes the caches when they have read so far.
     params : SamplingParams
@@ -115,18 +117,18 @@ class Slot:
     must_yield: bool = False
     background: bool = False
 
-    @property
-    def plain(self) -> bool:
-        """Whether the prompt has tokens and embeddings only, so that it can share a prefill."""
-        return not self.inputs or set(self.inputs) == {"inputs_embeds"}
-
-    def shares_prefill_with(self, other: Slot) -> bool:
-        """Whether both prompts can share a prefill without much padding."""
+    def shares_prefill_with(self, other: Slot, *, padded: bool) -> bool:
+        """Whether both prompts can share a prefill without much padding; or without any."""
         shorter, longer = sorted((len(self.tokens), len(other.tokens)))
         if self.background and not other.background:
             return False  # its tokens would delay the first one of the other
         similar = longer <= MAX_LENGTH_RATIO * shorter or longer - shorter <= MAX_LENGTH_DIFFERENCE
-        return similar and self.plain and (self.cache is None) == (other.cache is None)
+        return (
+            (similar if padded else shorter == longer)
+            and self.inputs.keys() == other.inputs.keys()
+            and (self.cache is None) == (other.cache is None)
+            and self.checkpoint_at == other.checkpoint_at
+        )
 
     def give(self, written: NextToken) -> None:
         """Queue a token for the request, unless the request has failed."""

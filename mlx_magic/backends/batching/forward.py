@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Inputs = Mapping[str, Any]
 """Inputs of a language model beside its tokens: ``inputs_embeds`` of shape (rows, tokens, width),
 and whatever else the model's ``get_input_embeddings`` returns. Empty for a text model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Some tokens of a prompt that shares a prefill.
+
+    Attributes
+    ----------
+    inputs : mapping
+        Its inputs, of shape (1, tokens, …). Those that the model would cut at the number of cached
+        tokens have those tokens, too.
+    length : int
+        Tokens to read, after the cached prefix.
+    begin, end : int
+        Which of these tokens a call reads.
+    """
+
+    inputs: Inputs
+    length: int
+    begin: int = 0
+    end: int = 0
+
+    def cut(self, begin: int, end: int) -> Row:
+        """Return the row with other tokens; none if the prompt ends before `begin`."""
+        return Row(self.inputs, self.length, begin, max(begin, end))
 
 
 class ForwardModel(Protocol):
@@ -27,6 +53,20 @@ class ForwardModel(Protocol):
 
     def reads_in_chunks(self, tokens: Any, caches: list[Any], inputs: Inputs) -> bool:
         """Whether a prompt may be read in several calls; some models need it whole."""
+
+    def joins(self, inputs: Inputs) -> bool:
+        """Whether a prompt with these inputs can share a prefill: `columns` can cut them."""
+
+    def columns(self, rows: Sequence[Row], width: int) -> Inputs:
+        """Return the inputs of several prompts for some of their tokens, in one row each.
+
+        Parameters
+        ----------
+        rows : sequence of Row
+            Their inputs are accepted by `joins`, and all have the same keys.
+        width : int
+            Tokens of the call; a row of fewer tokens is padded on the right.
+        """
 
     def prefill(self, tokens: Any, caches: list[Any], inputs: Inputs) -> None:
         """Read tokens of shape (rows, tokens) that are not the last ones of their prompts."""

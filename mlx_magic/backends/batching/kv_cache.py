@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlx_magic.backends.batching.memory_estimate import GROUPS, ModelDimensions
@@ -131,6 +131,35 @@ def merged(*requests: list[Any]) -> list[Any]:
     return [type(layer[0]).merge(list(layer)) for layer in zip(*requests, strict=True)]
 
 
+def prepare_padding(caches: list[Any], lengths: Sequence[int]) -> None:
+    """Tell caches with a row per request how many of the next tokens of each row are no padding.
+
+    To be followed by `move_padding_left` once these tokens are read, the padding included.
+    """
+    longest = max(lengths)
+    padding = [longest - length for length in lengths]
+    if any(padding):
+        for cache in leaf_caches(caches):
+            # A merged cache of states may note that there is no padding on the left.
+            cache.finalize()
+            cache.prepare(lengths=list(lengths), right_padding=padding)
+
+
+def move_padding_left(caches: list[Any]) -> None:
+    """End what `prepare_padding` began: rows end with their last token again."""
+    for cache in leaf_caches(caches):
+        cache.finalize()
+
+
+def can_pad(caches: list[Any]) -> bool:
+    """Whether caches of single requests, once merged, know of padding on the right."""
+    return all(
+        hasattr(part, "prepare") and hasattr(part, "finalize")
+        for cache in merged(caches, caches)
+        for part in leaf_caches([cache])
+    )
+
+
 def extracted(caches: list[Any], row: int) -> list[Any] | None:
     """Return the caches of one row, one per layer; None if a cache cannot give it."""
     if all(has_rows(cache) for cache in caches):
@@ -139,6 +168,35 @@ def extracted(caches: list[Any], row: int) -> list[Any] | None:
         return [cache.extract(row) for cache in caches]
     # Caches of a single request.
     return caches if row == 0 else None
+
+
+def trimmed(caches: list[Any]) -> list[Any] | None:
+    """Return copies of a request's caches without unused capacity.
+
+    None if there is none, or if that is not possible.
+
+    What has left a sliding window is left out, too. The copies have been rows of a batch, where
+    they have the same content for the model: each model is checked for that before its requests
+    are batched, or its prompts cached.
+    """
+    if all(_is_tight(cache) for cache in leaf_caches(caches)):
+        return None
+    try:
+        # A row of a batch would lose the first tokens that a window keeps.
+        if any(cache.empty() or getattr(cache, "keep", 0) for cache in leaf_caches(caches)):
+            return None
+        return extracted(merged(caches), 0)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+
+
+def _is_tight(cache: Any) -> bool:
+    """Whether a cache has no room for more tokens than it holds; always so for other states."""
+    keys: Any = getattr(cache, "keys", None)
+    offset = getattr(cache, "offset", None)
+    if not hasattr(keys, "shape") or not isinstance(offset, int):
+        return True
+    return int(keys.shape[2]) <= min(offset, getattr(cache, "max_size", None) or offset)
 
 
 def states(caches: list[Any]) -> list[Any]:

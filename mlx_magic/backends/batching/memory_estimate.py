@@ -88,11 +88,15 @@ class RequestMemory:
         Intermediate arrays of one prefill chunk, without logits.
     logits : int
         Logits at the end of prefill, of all prompts that share it.
+    joint_reading : int
+        Intermediate arrays of a chunk that several such prompts fill together; 0 if it is as much
+        as `reading`.
     """
 
     cache: int
     reading: int
     logits: int = 0
+    joint_reading: int = 0
 
     @property
     def total(self) -> int:
@@ -130,12 +134,16 @@ def estimate_request(
         Bits of a quantized KV cache.
     """
     cache = shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
-    chunk = min(chunk, prompt_tokens)
-    streams = chunk * shape.width * _STREAMS_A_TOKEN * itemsize
-    # Attention scores of one layer (if attention is not fused), and one row of logits.
-    scores = chunk * prompt_tokens * shape.heads * itemsize
+    # Attention scores of one layer (if attention is not fused).
+    each = (shape.width * _STREAMS_A_TOKEN + prompt_tokens * shape.heads) * itemsize
+    row = shape.vocabulary * 4
     logits = at_once * shape.vocabulary * itemsize
-    return RequestMemory(cache, streams + scores + shape.vocabulary * 4, logits)
+    return RequestMemory(
+        cache,
+        reading=min(chunk, prompt_tokens) * each + row,
+        logits=logits,
+        joint_reading=chunk * each + row,
+    )
 
 
 def require_memory(

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from mlx_magic.backends.batching import forward as batching_forward
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.admission import BatchLimits
-from mlx_magic.backends.batching.batch import MAX_PREFILL_BATCH, Batch, NextToken, Slot
+from mlx_magic.backends.batching.batch import (
+    MAX_PREFILL_BATCH,
+    Batch,
+    JointPrefill,
+    NextToken,
+    Slot,
+)
 from mlx_magic.backends.batching.decode import DecodeBatch, Sampler, next_tokens, sample_slots
 from mlx_magic.backends.batching.forward import ForwardModel, Inputs
 from mlx_magic.backends.batching.prefill import PrefillBatch
@@ -36,6 +43,9 @@ class ModelBatch(Batch):
         Maximum number of requests in decode; the others wait.
     joint_tokens : int
         See `PrefillBatch`.
+    joint_prefill : callable, optional
+        Returns how prompts share a prefill if not all caches are plain ones; by default they do
+        not. Plain caches can always be padded.
     make_caches : callable, optional
         Makes the caches of a request, if they are not the model's own. Only with `most` 1: such
         caches cannot be merged.
@@ -56,6 +66,7 @@ class ModelBatch(Batch):
         chunk: int,
         most: int,
         joint_tokens: int = 0,
+        joint_prefill: Callable[[], JointPrefill] = lambda: "alone",
         make_caches: Callable[[], list[Any]] | None = None,
         sampler: Sampler = sample_slots,
     ) -> None:
@@ -75,8 +86,9 @@ class ModelBatch(Batch):
         self._decode_batch: DecodeBatch | None = None
         self._steps = 0
         self._wired: contextlib.ExitStack | None = None
-        # Other caches would store the padding of a prompt, and cannot be cut.
+        # Other caches may store the padding of a prompt, and cannot be cut.
         self.plain = make_caches is None and kv_cache.all_plain(forward.new_caches())
+        self._joint_prefill: Any = (lambda: "padded") if self.plain else joint_prefill
         self.limits = BatchLimits(most, self._held)
 
     def add(
@@ -140,7 +152,7 @@ class ModelBatch(Batch):
 
     def close(self) -> None:
         """Release the model at once: the batch itself is part of a reference cycle."""
-        self._forward = self._make_caches = None
+        self._forward = self._make_caches = self._joint_prefill = None
         self._end_all()
 
     def _held(self) -> int:
@@ -209,14 +221,36 @@ class ModelBatch(Batch):
         """Take the prompt that has waited longest, and prompts that can share its prefill."""
         first = self._next_slot
         assert first is not None
-        free = self._free_slots - (self._reserved if first.background else 0)
-        most = min(MAX_PREFILL_BATCH, free) if self.plain and first.plain else 1
-        sharing = [
-            slot for slot in self._waiting if slot is not first and slot.shares_prefill_with(first)
-        ]
-        chosen = [first, *sharing[: most - 1]]
+        chosen = [first]
+        how: JointPrefill = self._joint_prefill()
+        if how != "alone" and self._forward.joins(first.inputs):
+            padded = how == "padded"
+            free = self._free_slots - (self._reserved if first.background else 0)
+            sharing = (
+                slot
+                for slot in self._waiting
+                if slot is not first and slot.shares_prefill_with(first, padded=padded)
+            )
+            most = self._most_sharing(len(first.tokens), free)
+            chosen += itertools.islice(sharing, most - 1)
+        if len(chosen) > 1 and not self._reads_in_chunks(first):
+            chosen = [first]
         self._waiting = [slot for slot in self._waiting if slot not in chosen]
         return chosen
+
+    def _most_sharing(self, length: int, free: int) -> int:
+        """Return how many prompts of about this length share a prefill at most."""
+        most = min(MAX_PREFILL_BATCH, free)
+        # One call for most of them takes less time than two calls for all.
+        fits = self._chunk // length
+        return min(most, fits) if fits >= MAX_PREFILL_BATCH - 2 else most
+
+    def _reads_in_chunks(self, slot: Slot) -> bool:
+        import mlx.core as mx
+
+        caches = slot.cache or self._make_caches()
+        tokens = mx.array([slot.tokens])
+        return bool(self._forward.reads_in_chunks(tokens, caches, slot.inputs))
 
     def _start_prefill(self, slots: list[Slot]) -> PrefillBatch:
         caches = [slot.cache or self._make_caches() for slot in slots]

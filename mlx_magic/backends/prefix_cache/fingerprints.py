@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 SIZE = 16
@@ -118,10 +120,23 @@ class Fingerprint:
 
     def settle(self) -> bytes:
         """Compute the digest, drop the parts, and return the digest."""
+        parts = self._parts
         if self._digest is None:
-            self._digest = digest(*self._parts or ())
-            self._parts = None
+            self._digest = digest(*parts or ())
+        # After the digest, since two threads may settle at once.
+        self._parts = None
         return self._digest
+
+    def settle_soon(self) -> None:
+        """Settle on another thread, which takes 10 to 20 ms for the pixels of a large image."""
+        if self._digest is None:
+            _background().submit(self.settle)
+
+
+@cache
+def _background() -> ThreadPoolExecutor:
+    # Hashing releases Python's lock.
+    return ThreadPoolExecutor(1, "mlx-magic-digests")
 
 
 def _sample(part: Any) -> Any:

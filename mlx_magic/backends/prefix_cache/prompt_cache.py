@@ -14,15 +14,21 @@ from mlx_magic.backends.prefix_cache.radix_tree import LEAST, PrefixCache, Rows
 
 
 class CheckpointCache:
-    """States of caches by the prompt that they hold, the least recently used dropped first.
+    """States of caches by the prompt that they hold.
 
     A sliding window or a recurrence forgets: its state fits the whole prompt only, not a part of
     it. So a state is found for a prompt that begins with all tokens of an earlier one.
+
+    Under pressure, states at the end of an answer go first, as long as no later turn has used them:
+    many answers are never followed up, while the state after an image serves any question about
+    it. Then the least recently used ones go.
 
     Parameters
     ----------
     limit : int
         Maximum bytes.
+    trim : callable
+        Returns caches without unused capacity; see `kv_cache.trimmed`.
 
     Attributes
     ----------
@@ -32,10 +38,14 @@ class CheckpointCache:
         Bytes held.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self, limit: int, trim: Callable[[list[Any]], list[Any] | None] = lambda caches: None
+    ) -> None:
         self.limit = limit
+        self._trim = trim
         self.hits = self.misses = self.nbytes = 0
-        self._held: OrderedDict[tuple[Hashable, ...], tuple[list[Any], int]] = OrderedDict()
+        self._untrimmed: list[tuple[Hashable, ...]] = []
+        self._held: OrderedDict[tuple[Hashable, ...], _State] = OrderedDict()
 
     def find(self, prompt_keys: Sequence[Hashable]) -> tuple[int, list[Any]]:
         """Return the length of the longest held beginning of a prompt, and its caches.
@@ -49,34 +59,84 @@ class CheckpointCache:
             if keys in self._held:
                 self._held.move_to_end(keys)
                 self.hits += 1
-                return length, copied(self._held[keys][0])
+                self._held[keys].unused_end = False
+                return length, copied(self._held[keys].caches)
         self.misses += 1
         return 0, []
 
-    def keep(self, prompt_keys: Sequence[Hashable], caches: list[Any]) -> None:
-        """Hold the state of caches that have read a prompt."""
+    def keep(
+        self, prompt_keys: Sequence[Hashable], caches: list[Any], *, at_end: bool = False
+    ) -> None:
+        """Hold the state of caches that have read a prompt.
+
+        Parameters
+        ----------
+        prompt_keys : sequence
+            Keys of the tokens that they have read.
+        caches : list
+            One per layer. They may go on to be used.
+        at_end : bool
+            Whether an answer has ended, so that there is time to trim what is held: then, and not
+            before a first token, arrays are cut to the tokens in them.
+        """
         import mlx.core as mx
 
         keys = tuple(prompt_keys)
+        if at_end:
+            self._trim_all()
         if keys in self._held:
             self._held.move_to_end(keys)
             return
-        made = copied(caches)
+        made = (self._trim(caches) if at_end else None) or copied(caches)
         arrays = list(_arrays(made))
         size = sum(int(array.nbytes) for array in arrays)
         if len(keys) < LEAST or size > self.limit:
             return
         mx.eval(arrays)
-        self._held[keys] = (made, size)
+        self._held[keys] = _State(made, size, unused_end=at_end)
         self.nbytes += size
-        while self.nbytes > self.limit:
-            _, (_, dropped) = self._held.popitem(last=False)
-            self.nbytes -= dropped
+        if not at_end:
+            self._untrimmed.append(keys)
+        self._evict()
 
     def clear(self) -> None:
         """Drop all states."""
         self._held.clear()
+        self._untrimmed.clear()
         self.nbytes = 0
+
+    def _evict(self) -> None:
+        while self.nbytes > self.limit:
+            # The newest one stays: a chat may go on.
+            older = list(self._held)[:-1]
+            ends = (keys for keys in older if self._held[keys].unused_end)
+            keys = next(ends, None) or next(iter(self._held))
+            self.nbytes -= self._held.pop(keys).nbytes
+
+    def _trim_all(self) -> None:
+        """Cut the arrays of states that were held before a first token."""
+        import mlx.core as mx
+
+        for keys in self._untrimmed:
+            state = self._held.get(keys)
+            if state is None:
+                continue
+            state.caches = self._trim(state.caches) or state.caches
+            arrays = list(_arrays(state.caches))
+            mx.eval(arrays)
+            self.nbytes -= state.nbytes
+            state.nbytes = sum(int(array.nbytes) for array in arrays)
+            self.nbytes += state.nbytes
+        self._untrimmed.clear()
+
+
+@dataclass(slots=True)
+class _State:
+    """Caches, their bytes, and whether they end with an answer that no later turn has used."""
+
+    caches: list[Any]
+    nbytes: int
+    unused_end: bool
 
 
 def copied(caches: list[Any]) -> list[Any]:
@@ -88,8 +148,9 @@ def _copied(value: Any) -> Any:
     import mlx.core as mx
 
     if isinstance(value, mx.array):
-        # A new handle: an assignment to a slice changes the handle that it is made to.
-        return mx.array(value)
+        # A new handle on the same memory: an assignment to a slice changes the handle that it is
+        # made to. ``mx.array(value)`` would copy (mlx 0.32.4).
+        return value[...]
     if isinstance(value, list | tuple):
         return type(value)(_copied(each) for each in value)
     if hasattr(value, "__dict__") and hasattr(value, "state"):
@@ -201,13 +262,20 @@ class PromptCache:
         Kind of the model's caches; None if its prompts must not be cached.
     may_keep : callable
         Called before a prompt is cached; if it returns False, no prompt is cached any more.
+    trim : callable
+        See `CheckpointCache`.
     """
 
     def __init__(
-        self, limit: int, *, kind: CacheKind | None, may_keep: Callable[[], bool] = lambda: True
+        self,
+        limit: int,
+        *,
+        kind: CacheKind | None,
+        may_keep: Callable[[], bool] = lambda: True,
+        trim: Callable[[list[Any]], list[Any] | None] = lambda caches: None,
     ) -> None:
         self._held: PrefixCache | CheckpointCache = (
-            CheckpointCache(limit) if kind == "states" else PrefixCache(limit)
+            CheckpointCache(limit, trim) if kind == "states" else PrefixCache(limit)
         )
         self._may_keep = may_keep
         self._kind = kind
@@ -281,7 +349,7 @@ class PromptCache:
         end = prompt + both
         cut = [(keys[:, :, :end], values[:, :, :end]) for keys, values in rows]
         for fingerprint in start.prompt_keys.fingerprints:
-            fingerprint.settle()
+            fingerprint.settle_soon()
         held.keep(start.prompt_keys.followed_by(answer[:both]), cut, start.count)
 
     def keep_state(
@@ -304,10 +372,12 @@ class PromptCache:
             return
         if not self._kind or not self._allowed():
             return
-        for fingerprint in keys.fingerprints:
-            fingerprint.settle()
-        read = keys.keys[:length] if length < len(keys.keys) else keys.followed_by(answer)
-        held.keep(read, caches)
+        at_end = length >= len(keys.keys)
+        if at_end:
+            for fingerprint in keys.fingerprints:
+                fingerprint.settle_soon()
+        read = keys.followed_by(answer) if at_end else keys.keys[:length]
+        held.keep(read, caches, at_end=at_end)
 
     def _allowed(self) -> bool:
         """Whether prompts may be cached still; otherwise drop all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from mlx_magic.backends import upstream
 from mlx_magic.backends.adapter import Prompt
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
-from mlx_magic.backends.batching.forward import Inputs
+from mlx_magic.backends.batching.forward import Inputs, Row
 from mlx_magic.backends.batching.memory_estimate import ModelDimensions
 from mlx_magic.backends.batching.sampling import (
     LogitsProcessor,
@@ -77,6 +77,14 @@ class TextForward:
     def reads_in_chunks(self, tokens: Any, caches: list[Any], inputs: Inputs) -> bool:
         """Return True: mlx-lm reads every prompt in chunks."""
         return True
+
+    def joins(self, inputs: Inputs) -> bool:
+        """Return whether there are tokens only, as always with mlx-lm."""
+        return not inputs
+
+    def columns(self, rows: Sequence[Row], width: int) -> Inputs:
+        """Return nothing: there are tokens only."""
+        return {}
 
     def prefill(self, tokens: Any, caches: list[Any], inputs: Inputs) -> None:
         """Read tokens that are not the last ones of their prompts."""
@@ -215,7 +223,7 @@ class TextAdapter:
         nbytes: int,
     ) -> None:
         self.forward = TextForward(model, getattr(tokenizer, "eos_token_ids", ()))
-        self.prompt_cache = PromptCache(reuse_limit(nbytes), kind=kind)
+        self.prompt_cache = PromptCache(reuse_limit(nbytes), kind=kind, trim=kv_cache.trimmed)
         self._defaults = generation_config(checkpoint)
         self._inputs = TextInputs(tokenizer, checkpoint.name)
         self._model = model
@@ -273,6 +281,12 @@ class TextAdapter:
     def start(self, prompt: Prompt) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""
         return self.prompt_cache.start(lambda: PromptKeys(list(prompt.tokens)))
+
+    def waiting(
+        self, prompt: Prompt, start: CachedPrefix
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return a block without effect: there are no images."""
+        return contextlib.nullcontext()
 
     def embed(self, prompt: Prompt, start: CachedPrefix, active: ActiveRequest) -> Inputs:
         """Return no inputs: a text model reads tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -198,6 +199,13 @@ class VisionAdapter:
     def start(self, prompt: Prompt) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""
         return self._caches.start(prompt.inputs, prompt.image_keys)
+
+    def waiting(self, prompt: Prompt, start: CachedPrefix) -> AbstractContextManager[None]:
+        """Let others encode the images of a prompt. See `Embedder.waiting`."""
+        waiting: AbstractContextManager[None] = self._embedder.waiting(
+            prompt.inputs, prompt.image_keys, start
+        )
+        return waiting
 
     def embed(self, prompt: Prompt, start: CachedPrefix, active: ActiveRequest) -> Inputs:
         """Return embeddings after the cached prefix. See `Embedder.embeds`."""

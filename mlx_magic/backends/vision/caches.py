@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from mlx_magic.backends import upstream
+from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.prompt_cache import (
@@ -19,7 +20,7 @@ from mlx_magic.backends.prefix_cache.prompt_cache import (
     reuse_limit,
 )
 from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys, prompt_keys_of
-from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup
+from mlx_magic.backends.vision.image_cache.feature_cache import FeatureCache, OnGroup, WaitingImages
 from mlx_magic.backends.vision.image_cache.processor_cache import ProcessorCache
 
 
@@ -128,6 +129,7 @@ class VisionCaches:
             self._limit - self._features.limit - self.processor_cache.limit,
             kind=kind,
             may_keep=self._stored.is_unchanged,
+            trim=kv_cache.trimmed,
         )
         self._ignored = upstream.ignored_inputs(getattr(model, "language_model", None))
         config = getattr(model, "config", None)
@@ -154,6 +156,14 @@ class VisionCaches:
     ) -> T:
         """Make embeddings, and encode new images only. See `FeatureCache.encode`."""
         return self._features.encode(model, embed, on_group, image_keys=image_keys)
+
+    def encode_together(self, model: Any, waiting: Sequence[WaitingImages]) -> None:
+        """Encode the images of several requests in one call. See `FeatureCache`."""
+        self._features.encode_together(model, waiting)
+
+    def forget_ahead(self) -> None:
+        """Drop encoder outputs that no request waits for any more."""
+        self._features.forget_ahead()
 
     def start(self, inputs: Mapping[str, Any], image_keys: ImageKeys | None) -> CachedPrefix:
         """Look a prompt up in the prefix cache."""

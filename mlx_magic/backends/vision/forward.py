@@ -6,18 +6,23 @@ mlx-vlm's own prefill has neither cancellation points nor progress; hooks add bo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from mlx_magic.backends import upstream
 from mlx_magic.backends.batching import kv_cache
 from mlx_magic.backends.batching.active_request import ActiveRequest
-from mlx_magic.backends.batching.forward import Inputs
+from mlx_magic.backends.batching.forward import Inputs, Row
 from mlx_magic.backends.batching.kv_cache import leaf_caches
+from mlx_magic.backends.device import platform
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
 from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
+from mlx_magic.backends.vision import joint_inputs
 from mlx_magic.backends.vision.caches import VisionCaches
+from mlx_magic.backends.vision.image_cache.feature_cache import WaitingImages
 from mlx_magic.cancellation import CancelToken
 
 STORED = "stored_positions"
@@ -67,6 +72,14 @@ class VisionForward:
                 prefill_kwargs=extra,
             )
         )
+
+    def joins(self, inputs: Inputs) -> bool:
+        """Whether a prompt with these inputs can share a prefill. See `ForwardModel`."""
+        return joint_inputs.can_join(inputs)
+
+    def columns(self, rows: Sequence[Row], width: int) -> Inputs:
+        """Return the inputs of several prompts. See `ForwardModel`."""
+        return joint_inputs.columns(rows, width)
 
     def prefill(self, tokens: Any, caches: list[Any], inputs: Inputs) -> None:
         """Read tokens that are not the last ones of their prompts."""
@@ -140,6 +153,26 @@ class Embedder:
         self._model = model
         self._caches = caches
         self._needs_whole = caches.keeps_positions
+        self._waiting: dict[int, WaitingImages] = {}
+        self._numbers = itertools.count()
+
+    @contextlib.contextmanager
+    def waiting(
+        self, inputs: Mapping[str, Any], image_keys: ImageKeys | None, start: CachedPrefix
+    ) -> Iterator[None]:
+        """Let others encode the images of a request together with theirs, within this block.
+
+        Images of the cached prefix need not be encoded.
+        """
+        number = next(self._numbers)
+        if platform.images_at_once() > 1 and self._caches.has_images(inputs, start.count):
+            self._waiting[number] = WaitingImages(partial(self._outputs, inputs), image_keys)
+        try:
+            yield
+        finally:
+            self._waiting.pop(number, None)
+            if not self._waiting:
+                self._caches.forget_ahead()
 
     def embeds(
         self,
@@ -202,21 +235,35 @@ class Embedder:
         """Let the model make embeddings; its vision encoder runs for new images only."""
         import mlx.core as mx
 
+        def embed() -> dict[str, Any]:
+            output = self._outputs(inputs)
+            mx.eval(output.inputs_embeds)
+            return {key: value for key, value in output.to_dict().items() if value is not None}
+
+        with mx.stream(upstream.VISION_BATCHES.names.generation_stream):
+            if self._waiting and inputs.get("pixel_values") is not None:
+                self._encode_waiting(WaitingImages(partial(self._outputs, inputs), image_keys))
+            return self._caches.encode(self._model, embed, active.vision_progress, image_keys)
+
+    def _encode_waiting(self, first: WaitingImages) -> None:
+        """Encode the images of requests that wait, with those of the first one."""
+        others = [
+            each for each in self._waiting.values() if each.image_keys is not first.image_keys
+        ]
+        if others:
+            some = [first, *others[: platform.images_at_once() - 1]]
+            self._caches.encode_together(self._model, some)
+
+    def _outputs(self, inputs: Mapping[str, Any]) -> Any:
+        """Return what the model makes of a processor's output."""
         extra = {
             key: value
             for key, value in inputs.items()
             if key not in ("input_ids", "pixel_values", "mask")
         }
-
-        def embed() -> dict[str, Any]:
-            output = self._model.get_input_embeddings(
-                inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **extra
-            )
-            mx.eval(output.inputs_embeds)
-            return {key: value for key, value in output.to_dict().items() if value is not None}
-
-        with mx.stream(upstream.VISION_BATCHES.names.generation_stream):
-            return self._caches.encode(self._model, embed, active.vision_progress, image_keys)
+        return self._model.get_input_embeddings(
+            inputs["input_ids"], inputs.get("pixel_values"), mask=inputs.get("mask"), **extra
+        )
 
 
 @contextlib.contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mlx_magic.backends.prefix_cache.fingerprints import digest, is_array
@@ -82,6 +84,49 @@ class EncoderCall:
             count = 0
         return cls(name, args, kwargs, count, is_first)
 
+    @property
+    def form(self) -> Hashable:
+        """What calls must have in common to be made as one."""
+        shapes = [_form(value, True) if is_array(value) else value for value in self._values]
+        return (self.name, *(repr(shape) for shape in shapes), tuple(sorted(self.kwargs)))
+
+    @property
+    def parts(self) -> int:
+        """Share of this call in one for several requests; 0 if it cannot be a part of one.
+
+        A single image, or the patches of all images of the Qwen-VL families.
+        """
+        if self.image_count == 1:
+            return 1
+        arrays = [value for value in self._values if is_array(value)]
+        packed = len(arrays) == 2 and all(array.ndim == 2 for array in arrays)
+        if self.image_count or not packed or arrays[1].shape[1] != 3:
+            return 0
+        import numpy as np
+
+        patches = int(np.asarray(arrays[1]).astype("int64").prod(axis=1).sum())
+        return patches if patches == arrays[0].shape[0] else 0
+
+    @classmethod
+    def concatenated(cls, calls: Sequence[EncoderCall]) -> EncoderCall:
+        """Return one call for the images of several, which have the same `form`."""
+        import mlx.core as mx
+
+        def joined(values: Sequence[Any]) -> Any:
+            if not is_array(values[0]):
+                return values[0]
+            return mx.concatenate([mx.array(value) for value in values], axis=0)
+
+        first = calls[0]
+        args = tuple(joined(values) for values in zip(*(c.args for c in calls), strict=True))
+        kwargs = {key: joined([c.kwargs[key] for c in calls]) for key in first.kwargs}
+        count = sum(c.image_count for c in calls)
+        return cls(first.name, args, kwargs, count, first.is_first)
+
+    @property
+    def _values(self) -> list[Any]:
+        return [*self.args, *(value for _, value in sorted(self.kwargs.items()))]
+
     def keys(self, image_keys: ImageKeys | None) -> list[Hashable]:
         """Return each image's key: its fingerprint if the call is for all images, else a digest."""
         if self.is_first and image_keys is not None and len(image_keys.rows) == self.image_count:
@@ -136,6 +181,10 @@ def _form(value: Any, batched: bool) -> Hashable:
 
 
 _MAX_DEPTH = 5
+
+ROUNDING, ROUNDING_HALF = 1e-4, 3e-2
+"""Maximum relative difference of the features of an image that is encoded with others, in float32
+and in half precision."""
 
 
 class LeftOut:
@@ -289,3 +338,38 @@ def _inside(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value.values())
     return list(vars(value).values()) if hasattr(value, "__dict__") else []
+
+
+def split(output: Any, parts: Sequence[int]) -> list[Any] | None:
+    """Split an output for several requests; None if its rows are not in proportion to `parts`."""
+    total = sum(parts)
+    try:
+        held = arrays(output)
+    except TypeError:
+        return None
+    fits = bool(held) and all(
+        array.ndim and not array.shape[0] * part % total for array in held for part in parts
+    )
+    ends = list(itertools.accumulate(parts))
+    pairs = list(zip([0, *ends], ends, strict=False))
+    return [mapped(partial(_share, *pair, total), output) for pair in pairs] if fits else None
+
+
+def _share(begin: int, end: int, total: int, array: Any) -> Any:
+    rows = array.shape[0]
+    return array[rows * begin // total : rows * end // total]
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether the first arrays of two outputs differ by rounding only."""
+    import mlx.core as mx
+
+    a, b = arrays(one)[0], arrays(other)[0]
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    limit = ROUNDING if a.dtype == mx.float32 else ROUNDING_HALF
+    a, b = a.astype(mx.float32), b.astype(mx.float32)
+    difference = mx.linalg.norm(a - b) / mx.maximum(mx.linalg.norm(b), 1e-6)
+    # In this form NaN counts as a difference.
+    found: Any = difference.item()
+    return bool(found <= limit)

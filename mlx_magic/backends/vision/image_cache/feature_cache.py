@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,6 +52,60 @@ class FeatureCache:
         self.keeps_all = False
         self.by_row: dict[str, bool] = {}
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._ahead: dict[Hashable, Any] = {}
+        self._splits: dict[str, bool] = {}
+
+    def encode_together(self, model: Any, waiting: Sequence[WaitingImages]) -> None:
+        """Call the vision encoder once for the images of several requests.
+
+        Each request finds its part when `encode` makes its embeddings. Requests whose encoder is
+        called in another form, or more than once before it returns, are left out.
+
+        Parameters
+        ----------
+        model : module
+        waiting : sequence of WaitingImages
+            At most as many as `platform.images_at_once`.
+        """
+        found: dict[Hashable, list[tuple[Hashable, EncoderCall, Any]]] = {}
+        for each in waiting:
+            captured = _first_call(model, each.embed)
+            if captured is None:
+                continue
+            call, tower = captured
+            try:
+                key = call.key(each.image_keys)
+            except TypeError:
+                continue
+            if call.parts and self.get(key) is None and key not in self._ahead:
+                found.setdefault(call.form, []).append((key, call, tower))
+        for calls in found.values():
+            unique = {key: (call, tower) for key, call, tower in calls}
+            if len(unique) > 1:
+                self._call_together(unique)
+
+    def forget_ahead(self) -> None:
+        """Drop outputs that no request waits for any more."""
+        self._ahead.clear()
+
+    def take_ahead(self, key: Hashable) -> Any:
+        """Return an output that was made with those of other requests, or None."""
+        return self._ahead.pop(key, None)
+
+    def _call_together(self, calls: dict[Hashable, tuple[EncoderCall, Any]]) -> None:
+        parts = [call for call, _ in calls.values()]
+        first, tower = next(iter(calls.values()))
+        if not self._splits.get(first.name, True):
+            return
+        whole = EncoderCall.concatenated(parts)
+        output = tower(*whole.args, **whole.kwargs)
+        split = encoders.split(output, [call.parts for call in parts])
+        if first.name not in self._splits:
+            # Once: an encoder that mixes the images of a call gives other features.
+            alone = tower(*first.args, **first.kwargs)
+            self._splits[first.name] = split is not None and encoders.agree(split[0], alone)
+        if split is not None and self._splits[first.name]:
+            self._ahead.update(zip(calls, split, strict=True))
 
     def encode(
         self,
@@ -117,6 +171,56 @@ class FeatureCache:
         while self.nbytes > self.limit:
             _, (_, size) = self._kept.popitem(last=False)
             self.nbytes -= size
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingImages:
+    """A request whose images are not encoded yet.
+
+    Attributes
+    ----------
+    embed : callable
+        Lets the model make the request's embeddings, without evaluating them.
+    image_keys : ImageKeys or None
+    """
+
+    embed: Callable[[], object]
+    image_keys: ImageKeys | None
+
+
+class _FirstCall(Exception):  # noqa: N818 - it is no error
+    """The first call of a vision encoder, instead of its result."""
+
+    def __init__(self, call: EncoderCall | None, tower: Any) -> None:
+        super().__init__()
+        self.call = call
+        self.tower = tower
+
+
+class _CapturingProxy(Proxy):
+    """Proxy of a vision encoder that reports its first call, and does not make it."""
+
+    def __init__(self, tower: Any, name: str) -> None:
+        super().__init__(tower)
+        self._name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise _FirstCall(EncoderCall.of(self._name, args, kwargs, is_first=True), self._part)
+
+
+def _first_call(model: Any, embed: Callable[[], object]) -> tuple[EncoderCall, Any] | None:
+    """Return the first call of a vision encoder, and the encoder; None if there is none."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, tower in list(vision_encoders(model)):
+            install_proxy(owner, name, _CapturingProxy(tower, name))
+            stack.callback(object.__delattr__, owner, name)
+        try:
+            embed()
+        except _FirstCall as first:
+            return None if first.call is None else (first.call, first.tower)
+        except Exception:
+            return None  # the request will report it
+    return None
 
 
 class _EncoderProxy(Proxy):
@@ -195,7 +299,9 @@ class _EncoderPass:
         if known is not None:
             self._features.hits += 1
             return self._give(known)
-        output = self._encode(call, tower, self._done, max(call.image_count, 1))
+        output = self._features.take_ahead(key)
+        if output is None:
+            output = self._encode(call, tower, self._done, max(call.image_count, 1))
         self._features.misses += max(call.image_count, 1)
         try:
             held = encoders.arrays(output)
