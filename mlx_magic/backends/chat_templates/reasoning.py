@@ -226,6 +226,11 @@ def _hidden(marks: Marks, skipped: Mapping[int, str]) -> dict[int, tuple[str, st
     }
 
 
+def tokens_of_marks(marks: Marks, skipped: Mapping[int, str]) -> frozenset[int]:
+    """Return the skipped tokens that are a part of a mark. Text before them must not be held."""
+    return frozenset(_hidden(marks, skipped))
+
+
 _Step = Callable[[bool], Split]
 
 

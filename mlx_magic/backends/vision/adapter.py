@@ -22,6 +22,7 @@ from mlx_magic.backends.chat_templates.reasoning import (
     ReasoningStream,
     marks_of,
     template_source,
+    tokens_of_marks,
 )
 from mlx_magic.backends.device import platform
 from mlx_magic.backends.given_answers.frame import AnswerFrame
@@ -49,9 +50,10 @@ from mlx_magic.models.checkpoints.checkpoint import Checkpoint
 class _Detokenizer:
     """mlx-vlm's detokenizer, which leaves out special tokens."""
 
-    def __init__(self, detokenizer: Any, special: set[int]) -> None:
+    def __init__(self, detokenizer: Any, special: set[int], marks: frozenset[int]) -> None:
         self._detokenizer = detokenizer
         self._special = special
+        self._marks = marks
 
     @property
     def last_segment(self) -> str:
@@ -59,6 +61,9 @@ class _Detokenizer:
         return segment
 
     def add_token(self, token: int) -> None:
+        if token in self._marks:
+            # The last word is held back until the next one: it stands before the mark.
+            self._detokenizer.finalize()
         self._detokenizer.add_token(token, skip_special_token_ids=self._special)
 
     def finalize(self) -> None:
@@ -109,6 +114,7 @@ class VisionAdapter:
         self._place_tokens = place_tokens(self._tokenizer, self._special)
         # mlx-vlm's detokenizers leave these out.
         self._skipped = {token: text for token, text in texts.items() if isinstance(text, str)}
+        self._mark_tokens = tokens_of_marks(self._marks, self._skipped)
         self._inputs: Any = VisionInputs(self._name, model.config, processor)
         self._caches = VisionCaches(model, nbytes, kind=kind)
         self._embedder: Any = Embedder(model, self._caches)
@@ -283,7 +289,9 @@ class VisionAdapter:
     def detokenizer(self) -> _Detokenizer:
         """Return a new detokenizer."""
         names = upstream.VISION_BATCHES.names
-        return _Detokenizer(names.make_streaming_detokenizer(self._processor), self._special)
+        return _Detokenizer(
+            names.make_streaming_detokenizer(self._processor), self._special, self._mark_tokens
+        )
 
     @property
     def tokenizer(self) -> Any:
