@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from mlx_magic import argument_checks, default_session
+from mlx_magic.data.choices import read_choices
 from mlx_magic.data.examples import take_examples
 from mlx_magic.data.mapping.plan import make_plan
 from mlx_magic.data.mapping.result import MapProgress, MapResult
@@ -20,6 +21,7 @@ from mlx_magic.engine.generation import Generation, OnProgress, Sink, Snapshot
 from mlx_magic.engine.request import (
     DEFAULT_MAX_TOKENS,
     DEMO,
+    Choices,
     GenerationRequest,
     OutputFormat,
     Sampling,
@@ -62,6 +64,8 @@ def ask(
     schema: Any = None,
     schema_prompt: str | None = None,
     examples: Sequence[tuple[Any, Any]] = (),
+    choices: Any = None,
+    multiple: bool = False,
     on_progress: OnProgress | None = None,
 ) -> VisionResult:
     """Ask a model, and wait for the whole answer.
@@ -108,6 +112,14 @@ def ask(
         How the model is told of the schema; ``{schema}`` in it is the JSON schema. Empty: not.
     examples : sequence of (image, object), optional
         Earlier answers to the same question: they come before it as turns of the conversation.
+    choices : object, optional
+        The answers among which the model chooses: a list of str or of Enum members, an Enum class
+        or a Literal type. Nothing is generated, so that sampling options have no effect:
+        `VisionResult.probabilities` has the probability of each answer as the whole answer,
+        and `VisionResult.choice` is the most probable one. See docs/data.md.
+    multiple : bool
+        Whether several of the choices may hold: the model is asked about each, yes or no.
+        `VisionResult.choice` is then a tuple of those above 0.5.
     on_progress : callable, optional
         Called with a `Snapshot` (phase, prompt and completion tokens, tokens per second, text),
         at most 20 times a second and at the end of the answer. It runs on another thread and
@@ -126,11 +138,24 @@ def ask(
         sampling = Sampling(
             max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
         )
-        shape = _schema(schema, schema_prompt, format)
-        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think, shape)
+        shape, picked = _schema(schema, schema_prompt, format), read_choices(choices)
+        request = _request(
+            prompt,
+            model,
+            system,
+            sampling,
+            format,
+            timeout,
+            kv_bits,
+            think,
+            shape,
+            picked,
+            multiple,
+        )
+        writer = shape or picked
         shown = take_examples(
             examples,
-            None if shape is None else shape.write,
+            None if writer is None else writer.write,
             max_pixels=max_pixels,
             normalize=normalize,
         )
@@ -161,6 +186,8 @@ def stream(
     schema: Any = None,
     schema_prompt: str | None = None,
     examples: Sequence[tuple[Any, Any]] = (),
+    choices: Any = None,
+    multiple: bool = False,
     on_progress: OnProgress | None = None,
 ) -> TextStream:
     """Ask a model, and iterate over the text of the answer while it is generated.
@@ -177,11 +204,24 @@ def stream(
         sampling = Sampling(
             max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, _texts(stop)
         )
-        shape = _schema(schema, schema_prompt, format)
-        request = _request(prompt, model, system, sampling, format, timeout, kv_bits, think, shape)
+        shape, picked = _schema(schema, schema_prompt, format), read_choices(choices)
+        request = _request(
+            prompt,
+            model,
+            system,
+            sampling,
+            format,
+            timeout,
+            kv_bits,
+            think,
+            shape,
+            picked,
+            multiple,
+        )
+        writer = shape or picked
         shown = take_examples(
             examples,
-            None if shape is None else shape.write,
+            None if writer is None else writer.write,
             max_pixels=max_pixels,
             normalize=normalize,
         )
@@ -305,6 +345,8 @@ def map(
     think: bool | None = None,
     schema: Any = None,
     schema_prompt: str | None = None,
+    choices: Any = None,
+    multiple: bool = False,
 ) -> MapResult:
     """Ask about each of many images by itself, and wait for all answers.
 
@@ -370,6 +412,8 @@ def map(
             kv_bits=kv_bits,
             think=think,
             schema=_schema(schema, schema_prompt, format),
+            choices=read_choices(choices),
+            multiple=multiple,
         )
         session = default_session.current()
         plan = make_plan(
@@ -403,6 +447,8 @@ def _request(
     kv_bits: int | None,
     think: bool | None,
     schema: Schema | None,
+    choices: Choices | None,
+    multiple: bool,
 ) -> GenerationRequest:
     return GenerationRequest(
         prompt=prompt,
@@ -414,6 +460,8 @@ def _request(
         kv_bits=kv_bits,
         think=think,
         schema=schema,
+        choices=choices,
+        multiple=multiple,
     )
 
 

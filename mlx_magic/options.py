@@ -24,7 +24,7 @@ from mlx_magic.errors import RequestError
 
 Kind = Literal[
     "text", "integer", "number", "texts", "choice", "switch", "optional switch", "flag",
-    "text or off",
+    "text or off", "expression",
 ]  # fmt: skip
 
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
@@ -60,11 +60,11 @@ class RequestOption:
     ----------
     name : str
         Name of the trait, of the keyword and, with dashes, of the flag.
-    kind : {"text", "integer", "number", "texts", "choice", "switch", "optional switch", "flag", \
-            "text or off"}
-        A switch is on by default; its flag ``--no-name`` turns it off. An optional switch has
-        both flags, and without them leaves the matter to the checkpoint. A flag is off by
-        default. A text or off has a second flag ``--no-name`` without a value.
+    kind : str
+        See `Kind`. A switch is on by default; its flag ``--no-name`` turns it off. An optional
+        switch has both flags, and without them leaves the matter to the checkpoint. A flag is off
+        by default. A text or off has a second flag ``--no-name`` without a value. An expression is
+        evaluated in the notebook; its setting is any value.
     help : str
         One line.
     metavar : str
@@ -151,6 +151,10 @@ OPTIONS: tuple[RequestOption, ...] = (
         "think before the answer, or not",
         check=check_think,
     ),
+    RequestOption(
+        "choices", "expression", "choose one: list of str, Enum, Literal", "EXPR", default=None
+    ),
+    RequestOption("multiple", "flag", "each choice yes or no", default=False),
     RequestOption(
         "format",
         "choice",

@@ -85,6 +85,9 @@ class RecordingSink:
 class ScriptedBackend:
     """A backend whose models answer with a given text. Loads any checkpoint.
 
+    To a question with choices they answer with the first one: each choice is three times as
+    probable as the next.
+
     Parameters
     ----------
     pieces : str or iterable of str
@@ -247,6 +250,10 @@ class ScriptedModel:
         yield from self._pause("prefill", cancel)
         if script.error is not None:
             raise script.error
+        if request.choices is not None:
+            yield from self._pause("decode", cancel)
+            report(_chosen(request, prompt_tokens))
+            return "stop"
         thoughts = len(script.reasoning)
         for count, piece in enumerate(self._pieces(), start=1):
             thinks = count <= thoughts
@@ -283,6 +290,24 @@ class ScriptedModel:
         yield from self._backend.pieces
         while self._backend.hold == "decode" and not self._backend.is_released:
             yield from self._backend.pieces
+
+
+def _chosen(request: GenerationRequest, prompt_tokens: int) -> GenerationChunk:
+    """Return the chunk of a choice: the first one is the most probable, 2/3 and more."""
+    assert request.choices is not None
+    labels = request.choices.labels
+    weights = [3.0**-at for at in range(len(labels))]
+    total = 1.0 if request.multiple else sum(weights)
+    probabilities = tuple(weight / total for weight in weights)
+    text = ", ".join(labels[at] for at in request.chosen(probabilities))
+    return GenerationChunk(
+        "decode",
+        text=text,
+        prompt_read=prompt_tokens,
+        prompt_tokens=prompt_tokens,
+        scored=len(labels),
+        probabilities=probabilities,
+    )
 
 
 def _words(pieces: str | Iterable[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +13,8 @@ from mlx_magic.backends.batching.forward import ForwardModel, Inputs
 from mlx_magic.backends.batching.sampling import LogitsProcessor, SamplingParams
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates.reasoning import ReasoningStream
+from mlx_magic.backends.given_answers.frame import AnswerFrame
+from mlx_magic.backends.given_answers.tokens import AnswerTokens
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
 from mlx_magic.backends.prefix_cache.prompt_keys import ImageKeys
 from mlx_magic.cancellation import CancelToken
@@ -37,6 +39,8 @@ class Prompt:
         Position after the last image token; 0 without images, or if it is not known.
     image_keys : ImageKeys or None
         Keys of the inputs other than text, within `ModelAdapter.keyed`.
+    frame : AnswerFrame or None
+        What the template puts around an answer; only for a request with choices.
     """
 
     tokens: list[int]
@@ -44,6 +48,7 @@ class Prompt:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     image_end: int = 0
     image_keys: ImageKeys | None = None
+    frame: AnswerFrame | None = None
 
 
 class Detokenizer(Protocol):
@@ -150,6 +155,19 @@ class ModelAdapter(Protocol):
 
     def reasoning(self, prompt: Prompt) -> ReasoningStream | None:
         """Return what separates the thoughts of an answer; None if the model has no marks."""
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model may write thoughts before its answer."""
+
+    def answer_tokens(self, prompt: Prompt, labels: Sequence[str]) -> AnswerTokens:
+        """Return the tokens of answers as they would stand after a prompt with choices.
+
+        Raises
+        ------
+        GenerationError
+            An answer has a control token.
+        """
 
     def detokenizer(self) -> Detokenizer:
         """Return a new detokenizer."""

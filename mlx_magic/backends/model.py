@@ -29,6 +29,7 @@ from mlx_magic.backends.grammars.compiled import Grammars
 from mlx_magic.backends.grammars.mask import logits_processor
 from mlx_magic.backends.grammars.matcher import GrammarMatcher
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix
+from mlx_magic.backends.scoring.choosing import ChoiceModel
 from mlx_magic.cancellation import Cancelled, CancelToken
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.engine.result import FinishReason, GenerationChunk
@@ -94,6 +95,16 @@ class LibraryModel:
             chunk=self._chunk,
             at_once=adapter.joint_tokens if self._answering.batch is not None else 0,
             forget=adapter.forget,
+        )
+        self._choosing = ChoiceModel(
+            self._name,
+            adapter,
+            self._answering,
+            self._admission,
+            chunk=self._chunk,
+            new_caches=self._caches,
+            fit_context=self._fit_context,
+            hint=self._hint,
         )
 
     @classmethod
@@ -163,6 +174,7 @@ class LibraryModel:
         self._adapter.forget()
         self._grammars.clear()
         self._answering.close()
+        self._choosing.close()
         with platform.freeing(self._nbytes):
             self._adapter.close()
 
@@ -180,9 +192,11 @@ class LibraryModel:
         self, request: GenerationRequest, *, cancel: CancelToken, report: Report
     ) -> Generator[None, None, FinishReason]:
         """Answer one request. See `LoadedModel.generate`."""
+        platform.reset_peak()
+        if request.choices is not None:
+            return (yield from self._choosing.choose(request, cancel, report))
         adapter = self._adapter
         active = ActiveRequest(request, cancel, report, images=len(chat_messages.images(request)))
-        platform.reset_peak()
         report(GenerationChunk("vision" if active.images else "prefill"))
         kv_cache.require_bits(request.kv_bits, self._admission.shape, self._name)
         if request.schema is not None:
@@ -228,8 +242,15 @@ class LibraryModel:
             active.report_rest()
             return reason
 
-    def _fit_context(self, active: ActiveRequest, prompt: Prompt) -> None:
+    def _fit_context(self, active: ActiveRequest, prompt: Prompt, least: int = 1) -> None:
         """Limit the answer to what the model's context leaves.
+
+        Parameters
+        ----------
+        active : ActiveRequest
+        prompt : Prompt
+        least : int
+            Tokens that must be left.
 
         Raises
         ------
@@ -239,7 +260,7 @@ class LibraryModel:
         if self._context is None:
             return
         left = self._context - active.prompt_tokens
-        if left < 1:
+        if left < least:
             raise self._too_long(active, prompt, self._context)
         sampling = active.request.sampling
         if sampling.max_tokens > left:

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mlx_magic.engine.json_output import parse_json
 from mlx_magic.engine.places.grounding import Grounding
@@ -165,7 +165,8 @@ class Generation(Task[VisionResult]):
         self.request = request
         self.images: tuple[ImageInput, ...] = ()
         self._sink = sink
-        self._stop_sequences = StopSequences(request.sampling.stop)
+        # A choice is one of the given answers, whole.
+        self._stop_sequences = StopSequences(() if request.choices else request.sampling.stop)
         self._parts: list[str] = []
         self._thoughts: list[str] = []
         self._text_started = False
@@ -250,6 +251,9 @@ class Generation(Task[VisionResult]):
         if chunk.phase == "prefill":
             note = f"reading the prompt ({self._hint})" if self._hint else ""
             self._advance(chunk.prompt_read, chunk.prompt_tokens, note=note)
+        if chunk.phase == "decode" and self.request.choices is not None:
+            count = len(self.request.choices.labels)
+            self._advance(0, 0, note=f"scored {chunk.scored:,} of {count:,} choices")
         changed = text != chunk.text or reasoning != chunk.reasoning
         self._show(replace(chunk, text=text, reasoning=reasoning) if changed else chunk)
         if stopped:
@@ -367,6 +371,7 @@ class Generation(Task[VisionResult]):
             grounding=self._marked_grounding(),
             partial=answer.partial,
             complete=answer.complete,
+            **choice_fields(request, last.probabilities),
         )
 
     def _marked_grounding(self) -> Grounding | None:
@@ -413,6 +418,20 @@ _CUT: dict[FinishReason, str] = {
     "timeout": "it timed out before its end",
     "stop": "a stop sequence ended it",
 }
+
+
+def choice_fields(request: GenerationRequest, probabilities: tuple[float, ...]) -> dict[str, Any]:
+    """Return the fields of a result that choices have; none before all are scored."""
+    if request.choices is None or not probabilities:
+        return {}
+    values = request.choices.values
+    best = tuple(values[at] for at in request.chosen(probabilities))
+    sure = min(max(p, 1 - p) for p in probabilities) if request.multiple else max(probabilities)
+    return {
+        "choice": best if request.multiple else best[0],
+        "probabilities": dict(zip(values, probabilities, strict=True)),
+        "confidence": sure,
+    }
 
 
 def _rate(count: int, seconds: float) -> float:

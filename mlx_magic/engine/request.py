@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+from mlx_magic.argument_checks import flag as require_flag
 from mlx_magic.argument_checks import name as require_name
 from mlx_magic.argument_checks import plain, short_repr
 from mlx_magic.argument_checks import text as require_text
@@ -23,6 +27,12 @@ KV_BITS = (4, 8)
 
 DEMO = "demo"
 """Name of the bundled model."""
+
+MOST_CHOICES = 1_000
+"""Maximum number of choices of one question."""
+
+HOLDS = 0.5
+"""Probability above which one of several labels holds that do not exclude each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +167,74 @@ def check_think(value: object, name: str = "think") -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """The answers among which a model chooses.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        Text of each answer, as the model would write it.
+    values : tuple of object
+        What the result gives for each answer: the label, or a member of an Enum.
+    """
+
+    labels: tuple[str, ...]
+    values: tuple[object, ...] = ()
+
+    def __post_init__(self) -> None:
+        _set(self, "labels", tuple(_label(label) for label in self.labels))
+        _set(self, "values", self.values or self.labels)
+        if len(self.labels) < 2:
+            raise RequestError(
+                f"choices has {'only one answer' if self.labels else 'no answers'}: "
+                "give two or more.",
+                option="choices",
+            )
+        if len(self.labels) > MOST_CHOICES:
+            raise RequestError(
+                f"choices has {len(self.labels):,} answers: give {MOST_CHOICES:,} or fewer.",
+                option="choices",
+            )
+        seen: set[str] = set()
+        for label in self.labels:
+            if label in seen:
+                raise RequestError(
+                    f"choices has {short_repr(label)} twice: each answer must differ.",
+                    option="choices",
+                )
+            seen.add(label)
+
+    def write(self, value: object) -> str:
+        """Return the text of a choice, for an example.
+
+        Raises
+        ------
+        RequestError
+            There is no such choice.
+        """
+        for label, known in zip(self.labels, self.values, strict=True):
+            if value is known or (type(value) is type(known) and value == known) or value == label:
+                return label
+        raise RequestError(
+            f"An example has the answer {short_repr(value)}, which is none of the choices.",
+            option="examples",
+        )
+
+    @property
+    def digest(self) -> str:
+        """Digest (hex) of what the model is asked, the same in every process."""
+        return hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()
+
+
+def _label(label: object) -> str:
+    # Chat templates trim answers, so that a model never sees the spaces around them.
+    text = require_text("choices", label).strip()
+    if not text:
+        raise RequestError("choices has an empty answer: remove it.", option="choices")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
 class Exchange:
     """An earlier question of a conversation and its answer.
 
@@ -223,6 +301,11 @@ class GenerationRequest:
         Whether other requests go first: nobody waits for this one alone, such as for one of a map.
     schema : AnswerSchema or None
         The shape of the answer; None leaves it to the model.
+    choices : Choices or None
+        The answers among which the model chooses: their probabilities are read, and nothing is
+        generated.
+    multiple : bool
+        Whether several of the choices may hold: each is asked about, yes or no.
     """
 
     prompt: str
@@ -237,6 +320,8 @@ class GenerationRequest:
     think: bool | None = None
     background: bool = False
     schema: AnswerSchema | None = None
+    choices: Choices | None = None
+    multiple: bool = False
 
     def __post_init__(self) -> None:
         for name in ("timeout", "kv_bits"):
@@ -263,6 +348,7 @@ class GenerationRequest:
                 f"schema is {short_repr(self.schema)}: use mlx_magic.data.schema.schema_of.",
                 option="schema",
             )
+        self._check_choices()
 
     @property
     def with_instructions(self) -> GenerationRequest:
@@ -270,3 +356,49 @@ class GenerationRequest:
         if self.schema is None or not self.schema.instructions.strip():
             return self
         return replace(self, prompt=f"{self.prompt}\n\n{self.schema.instructions}")
+
+    def chosen(self, probabilities: Sequence[float]) -> tuple[int, ...]:
+        """Return the positions of the choices that are the answer.
+
+        Parameters
+        ----------
+        probabilities : sequence of float
+            One for each choice.
+
+        Returns
+        -------
+        tuple of int
+            The most probable one; with ``multiple`` those above `HOLDS`, which may be none.
+        """
+        if self.multiple:
+            return tuple(at for at, value in enumerate(probabilities) if value > HOLDS)
+        return (max(range(len(probabilities)), key=probabilities.__getitem__),)
+
+    def _check_choices(self) -> None:
+        """Refuse options that contradict `choices`."""
+        _set(self, "multiple", require_flag("multiple", self.multiple))
+        if self.choices is None:
+            if self.multiple:
+                raise RequestError(
+                    "multiple needs choices: name the labels with choices.", option="multiple"
+                )
+            return
+        if not isinstance(self.choices, Choices):
+            raise RequestError(
+                f"choices is {short_repr(self.choices)}: use Choices.", option="choices"
+            )
+        if self.schema is not None:
+            raise RequestError(
+                "choices and schema exclude each other: leave one of them out.", option="choices"
+            )
+        if self.format == "json":
+            raise RequestError(
+                "choices and the format json exclude each other: the result has choice and "
+                "probabilities.",
+                option="format",
+            )
+        if self.think:
+            raise RequestError(
+                "choices and think exclude each other: choices are scored without thoughts.",
+                option="think",
+            )

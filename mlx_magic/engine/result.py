@@ -106,6 +106,10 @@ class GenerationChunk:
         What the coordinates of the answer depend on, with `seen`.
     marked : str
         At the end: the whole answer with the special tokens that mark places, if it has any.
+    scored : int
+        Choices whose probability is known so far.
+    probabilities : tuple of float
+        Probability of each choice, once all are known.
     """
 
     phase: Phase
@@ -124,6 +128,8 @@ class GenerationChunk:
     all_reasoning: bool = False
     grounding: Grounding | None = None
     marked: str = ""
+    scored: int = 0
+    probabilities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,6 +173,16 @@ class VisionResult:
     complete : bool
         Whether the answer is whole: with a schema, whether `data` is its object; otherwise
         whether the model has ended it.
+    choice : object or None
+        Of a question with choices, the most probable one: a str, or the member of the Enum or
+        Literal. With ``multiple``, a tuple of those above 0.5. None if the request was stopped.
+    probabilities : dict or None
+        Probability of each choice, in the order in which they were given. They sum to 1, except
+        with ``multiple``.
+    confidence : object
+        Of a question with choices, the probability of `choice`. With ``multiple``, how sure the
+        model is of the label that it is least sure of: the larger of the probabilities of yes and
+        no.
     """
 
     text: str
@@ -187,6 +203,9 @@ class VisionResult:
     grounding: Grounding | None = None
     partial: Any = None
     complete: bool = True
+    choice: Any = None
+    probabilities: dict[Any, float] | None = None
+    confidence: Any = None
 
     @property
     def boxes(self) -> Boxes:

@@ -15,6 +15,7 @@ from traitlets import Any as Any_
 from traitlets import Bool, Enum, Float, Int, List, TraitError, Unicode, Union, observe, validate
 
 from mlx_magic.argument_checks import plain, plain_flag
+from mlx_magic.data.choices import read_choices
 from mlx_magic.data.mapping.run import start as start_map
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import VisionResult
@@ -38,6 +39,7 @@ from mlx_magic.notebook.magic_line.image_arguments import image_values
 from mlx_magic.notebook.magic_line.options import (
     CellArguments,
     asks_for_help,
+    evaluated,
     help_text,
     parse_cell,
 )
@@ -86,6 +88,7 @@ _TRAITS: dict[str, Any] = {
     "switch": _Switch,
     "optional switch": _Switch,
     "flag": _Switch,
+    "expression": Any_,
 }
 
 
@@ -144,6 +147,14 @@ class VisionMagics(Magics):
         check = {"memory_budget": check_setting, "idle_ttl": check_ttl}[proposal["trait"].name]
         try:
             return check(proposal["value"])
+        except RequestError as error:
+            raise TraitError(str(error)) from None
+
+    @validate("choices")
+    def _choices_given(self, proposal: Any) -> Any:
+        """Validate the default choices; what are none raises TraitError."""
+        try:
+            return read_choices(proposal["value"])
         except RequestError as error:
             raise TraitError(str(error)) from None
 
@@ -308,6 +319,9 @@ class VisionMagics(Magics):
             evaluate = evaluator(self._ip, variables)
             prompt = template.fill(arguments.prompt, evaluate, terminal.say).strip("\n")
             images = image_values(arguments.images, variables, evaluate)
+            arguments = replace(
+                arguments, settings=evaluated(arguments.settings, variables, evaluate)
+            )
             request = self._with_schema(arguments.settings, variables, evaluate).request(prompt)
             # Drawing a figure or draining an iterator runs the notebook's code, too.
             taken = take_images(

@@ -89,7 +89,8 @@ def test_injected_control_tokens_are_text_for_a_text_model(name: str, tiny: Buil
 
     def read(words: str) -> list[int]:
         request = GenerationRequest(prompt=words, model="tiny")
-        return finished(inputs.start_tokenizing(request, CancelToken()).result(CancelToken()))
+        made = inputs.start_tokenizing(request, CancelToken())
+        return finished(made.result(CancelToken())).tokens
 
     words = injected(tokenizer)
     tokens = read(f"What {words} is it?")

@@ -99,7 +99,7 @@ def tokens(kind: str, prompt: str, **more: Any) -> list[int]:
     made = TextInputs(TokenizerWrapper(tokenizer(kind)), "m").start_tokenizing(
         request, CancelToken()
     )
-    found: list[int] = run_to_end(made.result(CancelToken()))
+    found: list[int] = run_to_end(made.result(CancelToken())).tokens
     return found
 
 
@@ -234,7 +234,7 @@ def asked(known: Any, words: str, **more: Any) -> list[int]:
 
     request = GenerationRequest(prompt=words, model="m", **more)
     steps = TextInputs(TokenizerWrapper(known), "m").start_tokenizing(request, CancelToken())
-    found: list[int] = run_to_end(steps.result(CancelToken()))
+    found: list[int] = run_to_end(steps.result(CancelToken())).tokens
     return found
 
 

@@ -73,6 +73,10 @@ class ActiveRequest:
         """Report prefill progress: prompt tokens read so far, after the cached ones."""
         self.report(self._chunk("prefill", read=read))
 
+    def report_scored(self, count: int) -> None:
+        """Report how many choices are scored."""
+        self.report(replace(self._chunk("decode"), scored=count))
+
     def report_text(self, text: str, written: int, token: int) -> None:
         """Report what a token added to the answer.
 

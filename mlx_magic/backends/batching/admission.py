@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from mlx_magic.backends.batching.memory_estimate import (
+    BLOCK,
     ModelDimensions,
     RequestMemory,
     estimate_request,
@@ -215,8 +216,37 @@ class MemoryAdmission:
         """Dimensions of the model that decide how much memory a token takes."""
         return self._shape
 
+    def rows(self, *, prompt_tokens: int, max_tokens: int, most: int) -> int:
+        """Return how many rows after one prompt fit into the memory that is free now.
+
+        Rows take at most half of it, so that other requests can start.
+
+        Parameters
+        ----------
+        prompt_tokens, max_tokens : int
+            Tokens of the prompt, and of the longest row after it.
+        most : int
+
+        Returns
+        -------
+        int
+            From 1 to `most`.
+        """
+        now = self._memory()
+        row = self._shape.kv_bytes(self._itemsize) * (prompt_tokens + max_tokens + BLOCK)
+        if not now.limit or not row:
+            return most
+        return max(1, min(most, (now.limit - now.active) // 2 // row - 1))
+
     def require(
-        self, *, prompt_tokens: int, image_tokens: int, max_tokens: int, kv_bits: int | None = None
+        self,
+        *,
+        prompt_tokens: int,
+        image_tokens: int,
+        max_tokens: int,
+        kv_bits: int | None = None,
+        rows: int = 1,
+        positions: int = 0,
     ) -> RequestMemory:
         """Refuse a request that would not fit even if no other request were running.
 
@@ -226,6 +256,8 @@ class MemoryAdmission:
             Exact counts of this request.
         kv_bits : {4, 8} or None
             Bits of a quantized KV cache.
+        rows, positions : int
+            See `estimate_request`.
 
         Returns
         -------
@@ -245,6 +277,8 @@ class MemoryAdmission:
             at_once=self._at_once,
             itemsize=self._itemsize,
             kv_bits=kv_bits,
+            rows=rows,
+            positions=positions,
         )
         if not self._memory().limit:
             return needed
@@ -269,6 +303,8 @@ class MemoryAdmission:
         image_tokens: int,
         max_tokens: int,
         kv_bits: int | None = None,
+        rows: int = 1,
+        positions: int = 0,
         cancel: CancelToken,
         on_wait: Callable[[], None],
     ) -> Generator[None, None, AbstractContextManager[Reservation]]:
@@ -278,7 +314,7 @@ class MemoryAdmission:
         ----------
         limits : BatchLimits
             Limits of the batch that will answer it.
-        prompt_tokens, image_tokens, max_tokens, kv_bits : int
+        prompt_tokens, image_tokens, max_tokens, kv_bits, rows, positions : int
             See `require`.
         cancel : CancelToken
         on_wait : callable
@@ -302,6 +338,8 @@ class MemoryAdmission:
             image_tokens=image_tokens,
             max_tokens=max_tokens,
             kv_bits=kv_bits,
+            rows=rows,
+            positions=positions,
         )
 
         def admits(reservation: Reservation) -> bool:

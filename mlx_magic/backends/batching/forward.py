@@ -93,6 +93,15 @@ class ForwardModel(Protocol):
         caches and without offsets.
         """
 
+    def read_rows(self, tokens: Any, caches: list[Any], offsets: Any) -> Any:
+        """Read tokens of each row, shape (rows, tokens), after prompts that were read.
+
+        Returns
+        -------
+        mlx.core.array
+            Logits of shape (rows, tokens, vocabulary).
+        """
+
     def wired(self) -> AbstractContextManager[None]:
         """Wire the weights meanwhile, if the platform has a wired limit."""
 

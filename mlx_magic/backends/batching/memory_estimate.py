@@ -113,6 +113,8 @@ def estimate_request(
     itemsize: int,
     at_once: int = 0,
     kv_bits: int | None = None,
+    rows: int = 1,
+    positions: int = 0,
 ) -> RequestMemory:
     """Estimate the memory of a request.
 
@@ -132,12 +134,17 @@ def estimate_request(
         that may have logits; 0 if the last token has a call of its own.
     kv_bits : {4, 8} or None
         Bits of a quantized KV cache.
+    rows : int
+        Copies of the prompt's keys and values, for answers that are scored.
+    positions : int
+        Tokens of all such rows whose logits are computed at once.
     """
-    cache = shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
+    cache = rows * shape.kv_bytes(itemsize, kv_bits) * (prompt_tokens + max_tokens + BLOCK)
     # Attention scores of one layer (if attention is not fused).
     each = (shape.width * _STREAMS_A_TOKEN + prompt_tokens * shape.heads) * itemsize
     row = shape.vocabulary * 4
-    logits = at_once * shape.vocabulary * itemsize
+    # Scores are computed in float32, beside the model's own.
+    logits = max(at_once * itemsize, positions * (itemsize + 4)) * shape.vocabulary
     return RequestMemory(
         cache,
         reading=min(chunk, prompt_tokens) * each + row,

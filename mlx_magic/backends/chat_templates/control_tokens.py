@@ -138,6 +138,22 @@ class ControlTokens:
             raise self._refused(next(iter(masks)))
         return Masked(changed, {character: word for word, character in masks.items()})
 
+    @property
+    def tokens(self) -> frozenset[int]:
+        """The control tokens that the tokenizer knows."""
+        return self._control
+
+    def require_none(self, texts: Iterable[str]) -> None:
+        """Refuse texts that have words which look like control tokens.
+
+        Raises
+        ------
+        GenerationError
+        """
+        masked = self.masked(GenerationRequest("\n".join(texts)))
+        if masked.words:
+            raise self._refused(next(iter(masked.words.values())))
+
     def reading(self, masked: Masked) -> Any:
         """Return a tokenizer for the prompt of a masked request.
 

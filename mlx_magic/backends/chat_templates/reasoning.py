@@ -242,6 +242,11 @@ class ReasoningStream:
         them.
     skipped : mapping
         Control tokens that the detokenizer leaves out, by id: those of the marks are put back.
+
+    Attributes
+    ----------
+    is_open : bool
+        Whether the prompt has opened thoughts.
     """
 
     def __init__(
@@ -257,6 +262,7 @@ class ReasoningStream:
         self._step: _Step = self._in_answer_start if closed else self._at_start
         self._closing, self._end = "", ""
         self._buffer = ""
+        self.is_open = inside is not None
         if inside is not None:
             self._closing = self._marks.opening[marks.opening.index(inside)].closing
             self._step = self._in_opened

@@ -31,6 +31,7 @@ def arguments(
     render: Callable[[Arguments], object],
     *,
     model: str,
+    for_choices: bool = False,
 ) -> Arguments:
     """Return the template's arguments for `think`; none if it is None.
 
@@ -45,6 +46,8 @@ def arguments(
         Renders a prompt with such arguments.
     model : str
         Name of the model, for messages.
+    for_choices : bool
+        Whether thinking is turned off to score choices, which the message then says.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def arguments(
     names = {*template_names(source), *_parameters(renderer)}
     on, off = dict(_values(names, source, on=True)), dict(_values(names, source, on=False))
     if not on or render(on) == render(off):
-        raise no_switch(think, model=model)
+        raise always_thinks(model) if for_choices else no_switch(think, model=model)
     return on if think else off
 
 
@@ -68,6 +71,15 @@ def no_switch(think: bool, *, model: str) -> GenerationError:
     return GenerationError(
         f"{model}: its chat template has no switch for thinking: leave out "
         f"{'--think' if think else '--no-think'}, or choose another model.",
+        model=model,
+    )
+
+
+def always_thinks(model: str) -> GenerationError:
+    """Return the error for choices with a model whose thoughts cannot be turned off."""
+    return GenerationError(
+        f"{model}: it may think before it answers, and its chat template has no switch for that, "
+        "so that choices cannot be scored: choose another model, or ask without choices.",
         model=model,
     )
 

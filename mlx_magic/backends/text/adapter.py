@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from mlx_magic.backends.batching.sampling import (
 from mlx_magic.backends.batching.sampling import processors as sampling_processors
 from mlx_magic.backends.cache_stats import CacheStats
 from mlx_magic.backends.chat_templates import chat_messages, think_switch
+from mlx_magic.backends.chat_templates.chat_messages import Message
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
 from mlx_magic.backends.chat_templates.reasoning import (
     TAIL_TOKENS,
@@ -31,6 +32,8 @@ from mlx_magic.backends.chat_templates.reasoning import (
     template_source,
 )
 from mlx_magic.backends.chat_templates.rendering import rendering
+from mlx_magic.backends.given_answers.frame import TAIL, AnswerFrame, answer_frame
+from mlx_magic.backends.given_answers.tokens import AnswerTokenizer, AnswerTokens
 from mlx_magic.backends.loading.background import BackgroundCall, is_known
 from mlx_magic.backends.prefix_cache.prompt_cache import (
     CachedPrefix,
@@ -101,6 +104,10 @@ class TextForward:
         """Read one token of each row; return logits."""
         return self._model(tokens, cache=caches)[:, -1]
 
+    def read_rows(self, tokens: Any, caches: list[Any], offsets: Any) -> Any:
+        """Read tokens of each row; return all logits. See `ForwardModel`."""
+        return self._model(tokens, cache=caches)
+
     def wired(self) -> AbstractContextManager[None]:
         """Wire the weights meanwhile. See `ForwardModel`."""
         names = upstream.TEXT_BATCHES.names
@@ -130,17 +137,35 @@ class TextInputs:
 
     def start_tokenizing(
         self, request: GenerationRequest, cancel: CancelToken
-    ) -> BackgroundCall[list[int]]:
+    ) -> BackgroundCall[Prompt]:
         """Start to tokenize a request, on a background thread.
 
         The result raises `GenerationError` if the chat template refuses the request.
         """
         inner = upstream.inner_tokenizer(self._tokenizer)
         return BackgroundCall(
-            partial(self._tokens, request, cancel), here=not is_known(self._tokenizer, inner)
+            partial(self._prompt, request, cancel), here=not is_known(self._tokenizer, inner)
         )
 
-    def _tokens(self, request: GenerationRequest, cancel: CancelToken) -> list[int]:
+    def answer_tokens(
+        self,
+        labels: Sequence[str],
+        frame: AnswerFrame,
+        prompt: Sequence[int],
+        is_stop_token: Callable[[int], bool],
+    ) -> AnswerTokens:
+        """Return the tokens of answers after a prompt. See `AnswerTokenizer.tokens`."""
+        self._control.require_none(labels)
+        return AnswerTokenizer(
+            upstream.inner_tokenizer(self._tokenizer),
+            frame,
+            prompt,
+            is_stop_token=is_stop_token,
+            control=self._control.tokens,
+            model=self._model,
+        ).tokens(labels)
+
+    def _prompt(self, request: GenerationRequest, cancel: CancelToken) -> Prompt:
         masked = self._control.masked(request)
         template_of = self._tokenizer
         # mlx-lm renders some models' prompts by its own code.
@@ -150,18 +175,23 @@ class TextInputs:
                 raise think_switch.no_switch(request.think, model=self._model)
             text = _continued(masked.request)
             self._control.require_template(text, masked, _continued)
-            return self._encode(text, masked)
+            lead = "" if text[-1:].isspace() else " "
+            return Prompt(
+                self._encode(text, masked),
+                frame=None if request.choices is None else AnswerFrame(text[-TAIL:], lead),
+            )
         messages = chat_messages.messages(masked.request)
         template = self._tokenizer.apply_chat_template
 
         extra: dict[str, Any] = {}
 
-        def rendered(variant: GenerationRequest, **arguments: Any) -> str:
+        def rendered(
+            variant: GenerationRequest, more: Sequence[Message] = (), **arguments: Any
+        ) -> str:
             text: str = template(
-                chat_messages.messages(variant),
-                add_generation_prompt=True,
+                [*chat_messages.messages(variant), *more],
                 tokenize=False,
-                **{**extra, **arguments},
+                **{"add_generation_prompt": True, **extra, **arguments},
             )
             return text
 
@@ -172,15 +202,25 @@ class TextInputs:
                 self._tokenizer,
                 lambda arguments: rendered(masked.request, **arguments),
                 model=self._model,
+                for_choices=request.choices is not None,
             )
+            frame = None
             if not masked.words:
                 tokens: list[int] = template(messages, add_generation_prompt=True, **extra)
-                if len(messages) == 1 and not self._control.needs_template_check(masked):
-                    return tokens
+                unchecked = len(messages) == 1 and not self._control.needs_template_check(masked)
+                if unchecked and request.choices is None:
+                    return Prompt(tokens)
             text = rendered(masked.request)
             self._control.require_template(text, masked, rendered)
+            if request.choices is not None:
+                frame = answer_frame(
+                    text,
+                    lambda more: rendered(masked.request, more, add_generation_prompt=False),
+                )
         chat_messages.require_whole(text, masked.request, model=self._model)
-        return self._encode(text, masked, add_special_tokens=False) if masked.words else tokens
+        if masked.words:
+            tokens = self._encode(text, masked, add_special_tokens=False)
+        return Prompt(tokens, frame=frame)
 
     def _encode(self, text: str, masked: Masked, **options: Any) -> list[int]:
         tokens: list[int] = self._control.reading(masked).encode(text, **options)
@@ -257,7 +297,7 @@ class TextAdapter:
         """Tokenize a request; the chat template renders on a background thread."""
         tokenizing = self._inputs.start_tokenizing(request, cancel)
         yield
-        return Prompt((yield from tokenizing.result(cancel)))
+        return (yield from tokenizing.result(cancel))
 
     def keyed(
         self, request: GenerationRequest, prompt: Prompt
@@ -319,6 +359,19 @@ class TextAdapter:
         if not self._marks:
             return None
         return ReasoningStream(self._marks, self._tokenizer.decode(prompt.tokens[-TAIL_TOKENS:]))
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model may write thoughts before its answer."""
+        return bool(self._marks)
+
+    def answer_tokens(self, prompt: Prompt, labels: Sequence[str]) -> AnswerTokens:
+        """Return the tokens of answers after a prompt. See `ModelAdapter`."""
+        frame = prompt.frame or AnswerFrame("")
+        tokens: AnswerTokens = self._inputs.answer_tokens(
+            labels, frame, prompt.tokens, self.forward.is_stop_token
+        )
+        return tokens
 
     def detokenizer(self) -> Any:
         """Return a new detokenizer: the property makes one each time."""

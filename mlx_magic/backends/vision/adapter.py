@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,8 @@ from mlx_magic.backends.chat_templates.reasoning import (
     template_source,
 )
 from mlx_magic.backends.device import platform
+from mlx_magic.backends.given_answers.frame import AnswerFrame
+from mlx_magic.backends.given_answers.tokens import AnswerTokens
 from mlx_magic.backends.prefix_cache.fingerprints import as_numpy
 from mlx_magic.backends.prefix_cache.prompt_cache import CachedPrefix, CacheKind, PromptCache
 from mlx_magic.backends.vision import forward
@@ -152,7 +154,13 @@ class VisionAdapter:
             inputs = self._inputs.make_inputs(rendered)
         tokens = as_numpy(inputs["input_ids"]).reshape(-1).tolist()
         count = vision_inputs.image_tokens(inputs, self._model.config)
-        return Prompt(tokens, count, inputs, image_end=self._caches.image_end(tokens))
+        return Prompt(
+            tokens,
+            count,
+            inputs,
+            image_end=self._caches.image_end(tokens),
+            frame=rendered.frame,
+        )
 
     @contextlib.contextmanager
     def keyed(self, request: GenerationRequest, prompt: Prompt) -> Iterator[None]:
@@ -258,6 +266,19 @@ class VisionAdapter:
         tail = [token for token in prompt.tokens[-TAIL_TOKENS:] if token >= 0]
         prompt_end = self._tokenizer.decode(tail, skip_special_tokens=False)
         return ReasoningStream(self._marks, prompt_end, self._skipped)
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model may write thoughts before its answer."""
+        return bool(self._marks)
+
+    def answer_tokens(self, prompt: Prompt, labels: Sequence[str]) -> AnswerTokens:
+        """Return the tokens of answers after a prompt. See `ModelAdapter`."""
+        frame = prompt.frame or AnswerFrame("")
+        tokens: AnswerTokens = self._inputs.answer_tokens(
+            labels, frame, prompt.tokens, self.forward.is_stop_token
+        )
+        return tokens
 
     def detokenizer(self) -> _Detokenizer:
         """Return a new detokenizer."""

@@ -110,12 +110,16 @@ class VisionForward:
 
     def decode(self, tokens: Any, caches: list[Any], offsets: Any) -> Any:
         """Read one token of each row; return logits."""
+        return self.read_rows(tokens, caches, offsets)[:, -1]
+
+    def read_rows(self, tokens: Any, caches: list[Any], offsets: Any) -> Any:
+        """Read tokens of each row; return all logits. See `ForwardModel`."""
         extra = {} if offsets is None else {"rope_deltas": offsets}
         inner = getattr(self._model, "language_model", self._model)
         if offsets is not None:
             # Some models look at those that they have stored, even if they are handed others.
             upstream.restore_positions(inner, {upstream.ROPE_DELTAS: offsets})
-        return inner(tokens, cache=caches, **extra).logits[:, -1]
+        return inner(tokens, cache=caches, **extra).logits
 
     def _call(self, tokens: Any, caches: list[Any], inputs: Inputs, **options: Any) -> Any:
         """Read tokens, with the positions of this prompt in the model, which may update them."""

@@ -5,7 +5,7 @@ The sizes at which the model sees the images are read from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,8 +13,11 @@ from typing import Any
 from mlx_magic.backends import upstream
 from mlx_magic.backends.chat_templates import chat_messages, think_switch
 from mlx_magic.backends.chat_templates import rendering as chat_templates_rendering
+from mlx_magic.backends.chat_templates.chat_messages import Message
 from mlx_magic.backends.chat_templates.control_tokens import ControlTokens, Masked
 from mlx_magic.backends.chat_templates.reasoning import template_source
+from mlx_magic.backends.given_answers.frame import AnswerFrame, answer_frame
+from mlx_magic.backends.given_answers.tokens import AnswerTokenizer, AnswerTokens
 from mlx_magic.backends.loading.background import BackgroundCall, is_known
 from mlx_magic.cancellation import CancelToken
 from mlx_magic.engine.request import GenerationRequest
@@ -90,10 +93,13 @@ class PreparedPrompt:
         A str for nearly all models.
     masked : Masked
         The request that was rendered.
+    frame : AnswerFrame or None
+        What the template puts around an answer; only for a request with choices.
     """
 
     text: Any
     masked: Masked
+    frame: AnswerFrame | None = None
 
 
 class VisionInputs:
@@ -160,11 +166,13 @@ class VisionInputs:
         tokenizer = getattr(self._processor, "tokenizer", self._processor)
         extra: dict[str, Any] = {}
 
-        def rendered(variant: GenerationRequest, **arguments: Any) -> Any:
+        def rendered(
+            variant: GenerationRequest, more: Sequence[Message] = (), **arguments: Any
+        ) -> Any:
             return apply_chat_template(
                 chat_templates_rendering.processor_for(self._processor, self._config.model_type),
                 self._config,
-                chat_messages.messages(variant, _content),
+                [*chat_messages.messages(variant, _content), *more],
                 num_images=len(chat_messages.images(request)),
                 **{**extra, **arguments},
             )
@@ -176,11 +184,36 @@ class VisionInputs:
                 self._processor,
                 lambda arguments: rendered(masked.request, **arguments),
                 model=self._model,
+                for_choices=request.choices is not None,
             )
             text = rendered(masked.request)
             self._control.require_template(text, masked, rendered)
+            frame = None
+            if request.choices is not None:
+                frame = answer_frame(
+                    text,
+                    lambda more: rendered(masked.request, more, add_generation_prompt=False),
+                )
         chat_messages.require_whole(text, masked.request, model=self._model)
-        return PreparedPrompt(text, masked)
+        return PreparedPrompt(text, masked, frame)
+
+    def answer_tokens(
+        self,
+        labels: Sequence[str],
+        frame: AnswerFrame,
+        prompt: Sequence[int],
+        is_stop_token: Callable[[int], bool],
+    ) -> AnswerTokens:
+        """Return the tokens of answers after a prompt. See `AnswerTokenizer.tokens`."""
+        self._control.require_none(labels)
+        return AnswerTokenizer(
+            getattr(self._processor, "tokenizer", self._processor),
+            frame,
+            prompt,
+            is_stop_token=is_stop_token,
+            control=self._control.tokens,
+            model=self._model,
+        ).tokens(labels)
 
 
 def _prepared(config: Any, processor: Any, images: list[Any] | None, text: Any) -> dict[str, Any]:

@@ -8,12 +8,16 @@ import math
 import sys
 from typing import Any
 
+from mlx_magic.engine.generation import choice_fields
 from mlx_magic.engine.json_output import parse_json
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.engine.result import VisionResult
 
 _NOT_STORED = ("images", "annotated", "model", "prompt", "format")
 """Fields that the request gives back."""
+
+_OF_CHOICES = ("choice", "probabilities")
+"""Fields that may hold members of a person's Enum: the request has these."""
 
 _MARKS = {"!tuple", "!object", "!map", "!float"}
 
@@ -28,7 +32,7 @@ def pack(result: VisionResult) -> str:
     """
     fields: dict[str, Any] = {}
     for each in dataclasses.fields(result):
-        if each.name in _NOT_STORED:
+        if each.name in (*_NOT_STORED, *_OF_CHOICES):
             continue
         try:
             fields[each.name] = _packed(getattr(result, each.name))
@@ -36,6 +40,7 @@ def pack(result: VisionResult) -> str:
             if each.name != "data":
                 raise
             # The typed object of a schema: the text has all of it.
+    fields |= _choice_packed(result)
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -58,6 +63,7 @@ def unpack(text: str, request: GenerationRequest) -> VisionResult:
         elif request.format == "json":
             # How an answer is shown is not part of its key.
             fields["data"], fields["data_error"] = parse_json(fields["text"])
+        fields |= choice_fields(request, tuple(fields.get("probabilities") or ()))
         fields |= {"model": request.model, "prompt": request.prompt, "format": request.format}
         result = VisionResult(**fields)
         if not isinstance(result.text, str):
@@ -65,6 +71,12 @@ def unpack(text: str, request: GenerationRequest) -> VisionResult:
         return result
     except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"a damaged answer: {error}") from error
+
+
+def _choice_packed(result: VisionResult) -> dict[str, Any]:
+    """Return the probabilities of choices, in their order, without the choices."""
+    held = result.probabilities
+    return {} if held is None else {"probabilities": list(held.values())}
 
 
 def _packed(value: Any) -> Any:

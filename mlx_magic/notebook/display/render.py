@@ -11,6 +11,12 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from mlx_magic.notebook.display import formulas, markdown_text
+from mlx_magic.notebook.display.data_views.probabilities import (
+    bars_html,
+    has_probabilities,
+    markdown_list,
+    plain_lines,
+)
 from mlx_magic.notebook.display.places import overlay
 from mlx_magic.notebook.display.sanitize import preformatted, to_html, to_markdown, to_plain
 from mlx_magic.notebook.display.terminal import printable
@@ -30,6 +36,9 @@ THUMBNAIL_SIDE = 256
 PLACES_SIDE = 384
 """Pixels of an image on which places are drawn."""
 
+_NONE = "none of them"
+"""Answer to a question with several labels of which none holds."""
+
 _FINISH = {"length": "cut off at max_tokens", "cancelled": "cancelled", "timeout": "timed out"}
 _QUIET = "color:var(--jp-content-font-color2,inherit);font-size:85%"
 _BORDER = "1px solid var(--jp-border-color2,#8886)"
@@ -46,6 +55,8 @@ def bundle(result: VisionResult) -> dict[str, str]:
     if result.format == "raw":
         return {"text/plain": printable(to_plain(result.text))}
     plain, answer = _answer(result)
+    if has_probabilities(result):
+        plain = f"{plain or _NONE}\n{plain_lines(result)}"
     finish = finish_words(result)
     thoughts = thoughts_html(result.reasoning)
     thumbnails = thumbnails_html(result.images, result.seen, places_of(result))
@@ -62,9 +73,10 @@ def bundle(result: VisionResult) -> dict[str, str]:
     }
     if result.format == "markdown":
         ending = f"\n\n*{finish}*" if finish else ""
-        shown["text/markdown"] = thoughts_markdown(result.reasoning) + (
-            to_markdown(result.text) + ending
-        )
+        text = to_markdown(result.text)
+        if has_probabilities(result):
+            text = markdown_text.guarded(f"{_markdown_choice(result)}\n\n{markdown_list(result)}\n")
+        shown["text/markdown"] = thoughts_markdown(result.reasoning) + (text + ending)
     return shown
 
 
@@ -72,6 +84,8 @@ def ending(result: VisionResult) -> str:
     """Return the lines that a terminal shows after the streamed text."""
     finish = finish_words(result)
     parts = [f"[{finish}]"] if finish else []
+    if has_probabilities(result):
+        parts.append(plain_lines(result))
     if result.data_error is not None:
         parts.append(f"Not valid JSON: {one_line(to_plain(result.data_error))}")
     return "\n".join(parts)
@@ -119,6 +133,25 @@ def _cell(tag: str, value: object) -> str:
     return f"<{tag}>{escape(to_plain(str(text)))}</{tag}>"
 
 
+def result_html(result: VisionResult, text: str | None = None) -> str:
+    """Return the answer of a result as HTML, without thumbnails and footer.
+
+    Parameters
+    ----------
+    result : VisionResult
+    text : str, optional
+        The part of its text to show.
+    """
+    if has_probabilities(result):
+        return preformatted(to_plain(result.text or _NONE)) + bars_html(result)
+    return answer_html(result.text if text is None else text)
+
+
+def _markdown_choice(result: VisionResult) -> str:
+    chosen = to_markdown(result.text or _NONE, guarded=False).strip("\n")
+    return chosen if result.text else f"*{chosen}*"
+
+
 def thoughts_html(reasoning: str) -> str:
     """Return the thoughts before an answer as a folded element; ``""`` if there are none."""
     plain = to_plain(reasoning)
@@ -154,6 +187,8 @@ def finish_words(result: VisionResult) -> str:
 def _answer(result: VisionResult) -> tuple[str, str]:
     """Return the answer as plain text and as HTML."""
     plain = to_plain(result.text)
+    if has_probabilities(result):
+        return plain, result_html(result)
     if result.format == "json":
         if result.data_error is None:
             plain = to_plain(_pretty(result))

@@ -7,12 +7,56 @@ import builtins
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mlx_magic.errors import RequestError
 
 Evaluate = Callable[[str], object]
 """Evaluates an expression in the notebook's namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """The value of a flag that is still to be evaluated in the notebook.
+
+    Attributes
+    ----------
+    text : str
+    """
+
+    text: str
+
+    def value(self, flag: str, namespace: Mapping[str, object], evaluate: Evaluate) -> object:
+        """Evaluate the expression.
+
+        Parameters
+        ----------
+        flag : str
+            For messages.
+        namespace : mapping
+            The notebook's variables.
+        evaluate : callable
+
+        Raises
+        ------
+        RequestError
+            It is not a complete expression, reads a name that is not defined, or raises.
+        """
+        option = flag.lstrip("-")
+        tree = parse_expression(self.text)
+        if tree is None:
+            raise RequestError(
+                f"{flag} {one_line(self.text, 80)} is not a Python expression.", option=option
+            )
+        if unknown := undefined_names(tree, namespace):
+            raise RequestError(f"{flag}: name {unknown[0]!r} is not defined.", option=option)
+        try:
+            return evaluate(self.text.strip())
+        except Exception as error:
+            raise RequestError(
+                f"{flag} {one_line(self.text, 80)}: {describe(error)}", option=option
+            ) from error
 
 
 def parse_expression(text: str) -> ast.Expression | None:

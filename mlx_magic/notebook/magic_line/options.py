@@ -7,12 +7,13 @@ IPython or a model.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlx_magic.data.choices import read_choices
 from mlx_magic.errors import RequestError
-from mlx_magic.notebook.magic_line.expressions import one_line
+from mlx_magic.notebook.magic_line.expressions import Evaluate, Expression, one_line
 from mlx_magic.notebook.magic_line.tokens import Token, split_line
 from mlx_magic.notebook.magic_line.variable_names import check_name
 from mlx_magic.options import OPTIONS, RequestOption, Settings
@@ -253,7 +254,8 @@ def parse_cell(line: str, body: str, defaults: Settings | None = None) -> CellAr
     if settings.output is not None:
         settings = settings.replaced({"output": check_name(settings.output, "-o ")})
     for option, value in settings:
-        if option.check is not None and value is not None:
+        unknown = value is None or isinstance(value, Expression)
+        if option.check is not None and not unknown:
             option.check(value, option.flag)
     body = _without_cell_options(body)
     if not body.strip():
@@ -294,6 +296,8 @@ def _value(option: RequestOption, text: str) -> object:
             return True
         case "text or off":
             return False if text == option.flags[-1] else text
+        case "expression":
+            return Expression(text)
     return text
 
 
@@ -401,3 +405,20 @@ def help_text(kind: Literal["cell", "line"]) -> str:
 def _row(option: Option, indent: int = 4) -> str:
     spelling = f"{', '.join(option.flags)} {option.metavar}".strip()
     return f"{'':{indent}}{spelling:<{40 - indent}} {option.help:<37} {option.trait}".rstrip()
+
+
+def evaluated(settings: Settings, variables: Mapping[str, object], evaluate: Evaluate) -> Settings:
+    """Return the settings of a cell with their expressions evaluated in the notebook.
+
+    Raises
+    ------
+    RequestError
+        An expression fails, or its value cannot be used.
+    """
+    values = {
+        option.name: value.value(option.flag, variables, evaluate)
+        for option, value in settings
+        if isinstance(value, Expression)
+    }
+    settings = settings.replaced(values)
+    return settings.replaced({"choices": read_choices(settings.choices)})

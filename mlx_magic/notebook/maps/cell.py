@@ -19,6 +19,7 @@ from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import template
 from mlx_magic.notebook.magic_line.expressions import Evaluate, parse_expression
 from mlx_magic.notebook.magic_line.image_arguments import image_values
+from mlx_magic.notebook.magic_line.options import evaluated
 from mlx_magic.notebook.maps.terminal_line import TerminalLine
 from mlx_magic.notebook.maps.view import MapView
 
@@ -45,7 +46,7 @@ def plan_of(
     ImageError
         There is no image.
     """
-    settings = arguments.settings
+    settings = evaluated(arguments.settings, variables, evaluate)
     images = _images(arguments.images, variables, evaluate)
     columns = rows_of(images, 1).columns if _has_columns(images) else ()
     if not columns and _is_list_of_records(images):

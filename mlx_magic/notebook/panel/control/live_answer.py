@@ -140,7 +140,7 @@ class LiveAnswer:
         thoughts = result.reasoning if result else snapshot.reasoning
         self._thoughts = sanitize.to_plain(thoughts[:LONGEST_SHOWN])
         shown = text[:LONGEST_SHOWN]
-        self._html = [render.answer_html(shown)] if result else _failed_html(shown)
+        self._html = [render.result_html(result, shown)] if result else _failed_html(shown)
         if result and (places := render.places_html(result)):
             self._html.insert(0, places)
         if result and result.complete and generation.request.schema is not None:

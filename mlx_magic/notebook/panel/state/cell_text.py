@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_magic.engine.request import Choices
 from mlx_magic.errors import RequestError
 from mlx_magic.notebook.magic_line.expressions import parse_expression
 from mlx_magic.notebook.magic_line.image_variables import IMAGE_SUFFIXES
@@ -152,7 +153,8 @@ def _options(turn: Turn, model: str, output: str | None, defaults: Settings) -> 
         if option.target == "cell" or option.name == "model":
             continue
         if value != getattr(defaults, option.name) and (text := _written(option, value)):
-            yield text if option.kind == "optional switch" else f"{option.flags[0]} {text}"
+            alone = option.kind in ("optional switch", "flag")
+            yield text if alone else f"{option.flags[0]} {text}"
 
 
 def _written(option: RequestOption, value: Any) -> str:
@@ -164,6 +166,10 @@ def _written(option: RequestOption, value: Any) -> str:
     match option.kind:
         case "optional switch":
             return option.flags[0 if value else 1]
+        case "flag":
+            return option.flag if value else ""
+        case "expression":
+            return quote(repr(list(value.labels))) if isinstance(value, Choices) else ""
         case "integer":
             return str(int(value))
         case "number":

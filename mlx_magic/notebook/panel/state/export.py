@@ -37,7 +37,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from mlx_magic.engine.request import Choices
 from mlx_magic.notebook.display import markdown_text, render, sanitize
+from mlx_magic.notebook.display.data_views import probabilities
 from mlx_magic.notebook.magic_line.expressions import one_line
 from mlx_magic.options import OPTIONS, RequestOption
 
@@ -143,6 +145,8 @@ def _answer_blocks(answer: Answer) -> Iterator[str]:
             yield render.thoughts_markdown(result.reasoning).strip("\n")
         text = sanitize.to_markdown(result.text, guarded=False).strip("\n")
         yield render.quote_block(text) if text.strip() else "*(no text)*"
+        if probabilities.has_probabilities(result):
+            yield probabilities.markdown_list(result)
     if answer.error:
         yield f"**Failed:** {_inline(answer.error, 500)}"
     elif result is None:
@@ -225,6 +229,8 @@ def _plain(option: RequestOption, value: Any) -> Any:
         return None
     if option.kind in ("integer", "number"):
         return int(value) if option.kind == "integer" else float(value)
+    if isinstance(value, Choices):
+        return list(value.labels)
     return list(value) if option.kind == "texts" else value
 
 
@@ -254,6 +260,11 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
         "seen": [],
         "error": answer.error or None,
     }
+    if result is not None and result.probabilities:
+        data["probabilities"] = [
+            [str(getattr(value, "value", value)), probability]
+            for value, probability in result.probabilities.items()
+        ]
     if result is not None:
         data |= {
             "text": result.text,

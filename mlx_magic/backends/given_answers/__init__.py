@@ -1,0 +1,1 @@
+"""Answers that are given, as they would stand in a conversation."""

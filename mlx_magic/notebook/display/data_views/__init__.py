@@ -1,0 +1,1 @@
+"""Views of answers that are data."""
