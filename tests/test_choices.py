@@ -129,6 +129,8 @@ def test_bad_choices_are_one_line_before_a_load(
         ({"choices": ["x", "y"], "format": "json"}, "exclude each other"),
         ({"choices": ["x", "y"], "think": True}, "exclude each other"),
         ({"choices": ["x", "y"], "multiple": "no"}, "use True or False"),
+        ({"choices": ["x", "y"], "schema": "a: str"}, "choices and schema exclude each other"),
+        ({"choices": ["x", "y"], "examples": [(None, "z")]}, "none of the choices"),
     ],
 )
 def test_options_that_contradict_choices_are_refused(
@@ -228,3 +230,11 @@ def test_map_has_choice_and_probability_and_the_journal_gives_members_back(
     assert again[0].result.probabilities == {Shape.RING: 0.75, Shape.BOX: 0.25}
     mlx_magic.map("Which?", images, choices=["x", "y"], journal=tmp_path / "journal.sqlite")
     assert len(script.requests) == 2 * asked
+
+
+def test_examples_are_earlier_turns_with_the_text_of_a_choice(script: ScriptedBackend) -> None:
+    example = (Image.new("L", (8, 8)), Shape.BOX)
+    assert mlx_magic.ask("Which?", choices=Shape, examples=[example]).choice is Shape.RING
+    [turn] = script.requests[0].history
+    assert turn.answer == "a box"
+    assert len(turn.images) == 1

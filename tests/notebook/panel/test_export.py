@@ -234,6 +234,9 @@ def test_json_export_has_everything_but_the_pixels() -> None:
         "normalize": True,
         "kv_bits": None,
         "think": None,
+        "schema": None,
+        "choices": None,
+        "multiple": False,
     }
     assert "pictures" not in first
     assert first["images"][0] == {
