@@ -43,6 +43,7 @@ def written(grammar: str, chance: random.Random, limit: int = 4_000) -> str | No
     return None
 
 
+@pytest.mark.timeout(1_800 if EXAMPLES > 100 else 120)
 @settings(max_examples=EXAMPLES)
 @given(json_schemas(), st.integers(0, 3))
 def test_whatever_follows_the_grammar_is_valid(schema: dict[str, Any], seed: int) -> None:

@@ -252,7 +252,9 @@ def test_a_mark_that_mlx_vlm_leaves_out_is_found_by_its_token(
     result = ask(vision_folder, picture, think=True)
     assert result.reasoning
     assert result.text
-    assert "".join(f"{result.reasoning}{result.text}".split()) == "".join(raw.text.split())
+    # Half of a character before the mark is dropped: mlx-vlm shows it as a replacement sign.
+    pairs = [f"{result.reasoning}{result.text}", raw.text]
+    assert len({"".join(text.replace("\ufffd", "").split()) for text in pairs}) == 1
 
 
 def test_a_vision_model_thinks_as_mlx_vlm_does_by_default(

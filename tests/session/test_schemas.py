@@ -225,6 +225,7 @@ def test_a_schema_is_checked_before_a_model_is_loaded() -> None:
     assert not list(mlx_magic.pool)
 
 
+@pytest.mark.timeout(1_800 if EVERY else 120)
 @settings(
     max_examples=1000 if EVERY else 12,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
