@@ -147,7 +147,7 @@ class MapMemory:
         if self.journal is None or key is None or result.finish_reason not in _KEPT:
             return
         try:
-            packed = stored_results.pack(result)
+            packed = stored_results.pack(result, schema=self.plan.settings.schema is not None)
         except (TypeError, ValueError) as error:
             self._give_up(JournalError(f"an answer has a value of type {error}."))
             return

@@ -20,6 +20,7 @@ from mlx_magic.data.mapping.result import MapProgress, MapResult
 from mlx_magic.data.mapping.rows import InputRow, MapImage, MapRow
 from mlx_magic.data.mapping.speed import Speed
 from mlx_magic.engine.generation import Generation, Observers
+from mlx_magic.engine.request import Exchange
 from mlx_magic.engine.task import Progress, Task
 from mlx_magic.errors import (
     ContextLengthError,
@@ -135,6 +136,7 @@ class MapTask(Task[MapResult]):
         self._items: dict[int, _Item] = {}
         self._asked: dict[int, _Asked] = {}
         self._asked_ids = itertools.count()
+        self._examples: list[tuple[str, tuple[ImageInput, ...]]] = []
         self._answers: list[tuple[_Item, str, int, VisionResult]] = []
         self._open_bytes = 0
         self._openers = Openers(
@@ -254,11 +256,17 @@ class MapTask(Task[MapResult]):
                     raise no_images(name, self._session.pool, before=False)
                 self.enter("queued", "reading the model's files")
                 self._memory.know_model(name, found, self.token)
+            self._examples = [
+                (each.answer, tuple(each.images.open(self.token))) for each in self.plan.examples
+            ]
+            # Held, so that they are decoded once.
+            held = [image.pixels for _, images in self._examples for image in images]
             self._memory.begin()
             self.enter("decode")
             self._speed.begin()
             while self._step():
                 self.token.checkpoint()
+            del held
             self._close()
             self.succeed(self.result)
         except BaseException:
@@ -382,7 +390,8 @@ class MapTask(Task[MapResult]):
 
     def _request(self, item: _Item, model: str, question: int) -> GenerationRequest:
         prompt = self.plan.questions[question].prompt.fill(item.row.columns)
-        return self.plan.settings.request(prompt, model=model)
+        history = tuple(Exchange(prompt, answer, images) for answer, images in self._examples)
+        return self.plan.settings.request(prompt, model=model, history=history)
 
     def _opened(self, opened: OpenedImage) -> None:
         self._openers.busy -= 1
