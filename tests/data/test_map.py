@@ -426,7 +426,7 @@ class Shop:
 
 
 @dataclass
-class Receipt:
+class Bill:
     total: int
     shop: Shop
 
@@ -435,17 +435,17 @@ def test_fields_of_a_schema_become_columns(
     script: ScriptedBackend, model: Path, draw: Draw
 ) -> None:
     script.pieces = ['{"total": 3, "shop": {"name": "A", "tags": [1]}}']
-    first = mlx_magic.map("What?", draw(2), model, schema=Receipt)
+    first = mlx_magic.map("What?", draw(2), model, schema=Bill)
     expected = ["image", "total", "shop.name", "shop.tags", "confidence", "error"]
     assert list(first.frame.columns) == expected
     assert first.frame["shop.tags"][1] == [1]
     # Stored answers are read as the typed objects again.
-    again = mlx_magic.map("What?", draw(2), model, schema=Receipt)
+    again = mlx_magic.map("What?", draw(2), model, schema=Bill)
     assert [row.reused for row in again] == [True, True]
-    assert [row.result and row.result.data for row in again] == [Receipt(3, Shop("A", [1]))] * 2
+    assert [row.result and row.result.data for row in again] == [Bill(3, Shop("A", [1]))] * 2
     assert again.frame.equals(first.frame)
     asked = len(script.requests)
-    for change in ({"schema": Shop}, {"schema": Receipt, "schema_prompt": ""}, {}):
+    for change in ({"schema": Shop}, {"schema": Bill, "schema_prompt": ""}, {}):
         mlx_magic.map("What?", draw(2), model, **change)
         asked += 2
         assert len(script.requests) == asked
@@ -456,10 +456,10 @@ def test_answer_that_does_not_follow_the_schema_says_why(
 ) -> None:
     script.pieces = ['{"total": "many"']
     for _ in range(2):
-        [row] = mlx_magic.map("What?", draw(1), model, schema=Receipt)
+        [row] = mlx_magic.map("What?", draw(1), model, schema=Bill)
         assert row.result is not None
         assert (row.error, row.result.data, row.result.complete) == (None, None, False)
-        result = mlx_magic.map("What?", draw(1), model, schema=Receipt)
+        result = mlx_magic.map("What?", draw(1), model, schema=Bill)
         assert result.frame["error"][0] == row.result.data_error
     assert len(script.requests) == 1
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_magic.argument_checks import plain
-from mlx_magic.data.schema import Schema
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.options import OPTIONS, RequestOption, Settings
 
