@@ -345,6 +345,7 @@ def map(
     think: bool | None = None,
     schema: Any = None,
     schema_prompt: str | None = None,
+    examples: Sequence[tuple[Any, Any]] = (),
     choices: Any = None,
     multiple: bool = False,
 ) -> MapResult:
@@ -378,7 +379,7 @@ def map(
         Called with a `MapProgress`, at most 20 times a second and at the end. It runs on another
         thread and must return quickly.
     system, max_tokens, temperature, top_p, top_k, seed, min_p, repetition_penalty, stop, format, \
-    max_pixels, normalize, timeout, kv_bits, think, schema, schema_prompt : optional
+    max_pixels, normalize, timeout, kv_bits, think, schema, schema_prompt, examples : optional
         The options of each question, as those of `ask`.
 
     Returns
@@ -395,6 +396,7 @@ def map(
         if client is not None:
             raise RequestError("client is not available yet: leave it out.", option="client")
         argument_checks.function("on_progress", on_progress)
+        shape, picked = _schema(schema, schema_prompt, format), read_choices(choices)
         settings = Settings(
             system=system,
             max_tokens=max_tokens,
@@ -411,9 +413,16 @@ def map(
             timeout=timeout,
             kv_bits=kv_bits,
             think=think,
-            schema=_schema(schema, schema_prompt, format),
-            choices=read_choices(choices),
+            schema=shape,
+            choices=picked,
             multiple=multiple,
+        )
+        writer = shape or picked
+        shown = take_examples(
+            examples,
+            None if writer is None else writer.write,
+            max_pixels=max_pixels,
+            normalize=normalize,
         )
         session = default_session.current()
         plan = make_plan(
@@ -424,6 +433,7 @@ def map(
             limit=limit,
             errors=errors,
             journal=journal,
+            examples=shown,
             default_model=_model_name(None),
         )
         if not argument_checks.flag("wait", wait):

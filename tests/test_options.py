@@ -73,7 +73,7 @@ def test_functions_take_every_option_with_its_default(function: Any) -> None:
 def test_map_takes_every_option_and_its_own() -> None:
     parameters = inspect.signature(mlx_magic.map).parameters
     own = {"prompt", "images", "errors", "wait", "client", "on_progress", "limit", "journal"}
-    own.add("schema_prompt")
+    own |= {"schema_prompt", "examples"}
     assert parameters.keys() - own == {option.name for option in OPTIONS} - CELL
     for option in OPTIONS:
         if option.name not in CELL and option.name != "format":

@@ -286,9 +286,9 @@ class VisionMagics(Magics):
             cleanup.callback(captured.show)
             variables = variables_in_scope(self._ip)
             evaluate = evaluator(self._ip, variables)
-            settings = self._with_schema(arguments.settings, variables, evaluate)
-            arguments = replace(arguments, settings=settings)
-            plan = map_cell.plan_of(arguments, variables, evaluate, terminal.say)
+            settings = evaluated(arguments.settings, variables, evaluate)
+            settings = self._with_schema(settings, variables, evaluate)
+            plan = map_cell.plan_of(arguments, settings, variables, evaluate, terminal.say)
         return plan, bool(captured.stdout or captured.stderr or captured.outputs)
 
     def _map_finish(self, arguments: CellArguments, task: MapTask) -> MapResult | None:

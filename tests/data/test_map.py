@@ -417,3 +417,65 @@ def test_bad_arguments_are_errors_of_one_line(
 def test_map_is_not_imported_by_a_star() -> None:
     assert "map" not in mlx_magic.__all__
     assert MapResult.__module__ == "mlx_magic"
+
+
+@dataclass
+class Shop:
+    name: str
+    tags: list[int]
+
+
+@dataclass
+class Bill:
+    total: int
+    shop: Shop
+
+
+def test_fields_of_a_schema_become_columns(
+    script: ScriptedBackend, model: Path, draw: Draw
+) -> None:
+    script.pieces = ['{"total": 3, "shop": {"name": "A", "tags": [1]}}']
+    first = mlx_magic.map("What?", draw(2), model, schema=Bill)
+    expected = ["image", "total", "shop.name", "shop.tags", "confidence", "error"]
+    assert list(first.frame.columns) == expected
+    assert first.frame["shop.tags"][1] == [1]
+    # Stored answers are read as the typed objects again.
+    again = mlx_magic.map("What?", draw(2), model, schema=Bill)
+    assert [row.reused for row in again] == [True, True]
+    assert [row.result and row.result.data for row in again] == [Bill(3, Shop("A", [1]))] * 2
+    assert again.frame.equals(first.frame)
+    asked = len(script.requests)
+    for change in ({"schema": Shop}, {"schema": Bill, "schema_prompt": ""}, {}):
+        mlx_magic.map("What?", draw(2), model, **change)
+        asked += 2
+        assert len(script.requests) == asked
+
+
+def test_answer_that_does_not_follow_the_schema_says_why(
+    script: ScriptedBackend, model: Path, draw: Draw
+) -> None:
+    script.pieces = ['{"total": "many"']
+    for _ in range(2):
+        [row] = mlx_magic.map("What?", draw(1), model, schema=Bill)
+        assert row.result is not None
+        assert (row.error, row.result.data, row.result.complete) == (None, None, False)
+        result = mlx_magic.map("What?", draw(1), model, schema=Bill)
+        assert result.frame["error"][0] == row.result.data_error
+    assert len(script.requests) == 1
+
+
+def test_examples_come_before_every_question(
+    script: ScriptedBackend, model: Path, draw: Draw
+) -> None:
+    folder = draw(4)
+    images = [folder / "0.png", folder / "1.png"]
+    shown = [(folder / "3.png", "Like this.")]
+    mlx_magic.map("What?", images, model, examples=shown)
+    for request in script.requests:
+        [turn] = request.history
+        assert (turn.prompt, turn.answer, len(turn.images)) == ("What?", "Like this.", 1)
+    assert len(script.requests) == 2
+    mlx_magic.map("What?", images, model, examples=shown)
+    assert len(script.requests) == 2
+    mlx_magic.map("What?", images, model, examples=[(folder / "2.png", "Like this.")])
+    assert len(script.requests) == 4

@@ -97,6 +97,13 @@ def test_mistakes_in_a_cell_are_one_line(
     assert script.requests == []
 
 
+def test_schema_of_a_cell_makes_columns(shell: InteractiveShell, script: ScriptedBackend) -> None:
+    script.pieces = ['{"color": "red", "count": 3}']
+    shell.user_ns["shape"] = "color: str, count: int"
+    result = cell(shell, "shots --limit 2 --schema shape")
+    assert result.frame[["color", "count"]].to_numpy().tolist() == [["red", 3]] * 2
+
+
 def test_table_has_thumbnails_counts_and_errors(
     shell: InteractiveShell, script: ScriptedBackend
 ) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_magic.argument_checks import plain
-from mlx_magic.data.schema import Schema
 from mlx_magic.engine.request import GenerationRequest
 from mlx_magic.options import OPTIONS, RequestOption, Settings
 
@@ -60,7 +59,10 @@ def question_digest(request: GenerationRequest, settings: Settings, model: str) 
         "format": _FORMAT,
         "model": model,
         "prompt": request.prompt,
-        "history": [(turn.prompt, turn.answer) for turn in request.history],
+        "history": [
+            (turn.prompt, turn.answer, [image.digest for image in turn.images])
+            for turn in request.history
+        ],
         "options": options,
     }
     text = json.dumps(canonical(content), sort_keys=True, ensure_ascii=True, allow_nan=False)
@@ -104,8 +106,8 @@ def _object(value: Any) -> Any:
     if (digest := getattr(value, "digest", None)) is not None and isinstance(digest, str):
         # An image, such as that of an example.
         return {"digest": digest}
-    if isinstance(value, Schema):
-        return {"schema": value.key, "told": value.instructions}
+    if isinstance(getattr(value, "grammar", None), str):  # of `mlx_magic.data.schema`
+        return {"schema": value.key, "instructions": value.instructions}
     schema = getattr(value, "model_json_schema", None)
     if callable(schema):  # a class of pydantic
         return {"schema": canonical(schema())}

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_magic.engine.generation import choice_fields
 from mlx_magic.engine.json_output import parse_json
-from mlx_magic.engine.request import GenerationRequest
+from mlx_magic.engine.request import AnswerSchema, GenerationRequest
 from mlx_magic.engine.result import VisionResult
 
 _NOT_STORED = ("images", "annotated", "model", "prompt", "format")
@@ -22,25 +22,30 @@ _OF_CHOICES = ("choice", "probabilities")
 _MARKS = {"!tuple", "!object", "!map", "!float"}
 
 
-def pack(result: VisionResult) -> str:
+_READ_AGAIN = ("data", "partial")
+"""Fields that a schema reads from the text again: they may be objects of a person's class."""
+
+
+def pack(result: VisionResult, *, schema: bool = False) -> str:
     """Return the fields of a result as JSON.
+
+    Parameters
+    ----------
+    result : VisionResult
+    schema : bool
+        Whether the request had a schema.
 
     Raises
     ------
     TypeError
         A field has a value that JSON cannot hold.
     """
-    fields: dict[str, Any] = {}
-    for each in dataclasses.fields(result):
-        if each.name in (*_NOT_STORED, *_OF_CHOICES):
-            continue
-        try:
-            fields[each.name] = _packed(getattr(result, each.name))
-        except TypeError:
-            if each.name != "data":
-                raise
-            # The typed object of a schema: the text has all of it.
-    fields |= _choice_packed(result)
+    fields = {
+        each.name: _packed(getattr(result, each.name))
+        for each in dataclasses.fields(result)
+        if each.name not in (*_NOT_STORED, *_OF_CHOICES)
+        and not (schema and each.name in _READ_AGAIN)
+    } | _choice_packed(result)
     return json.dumps(fields, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -58,8 +63,7 @@ def unpack(text: str, request: GenerationRequest) -> VisionResult:
         if fields.keys() - known:
             raise ValueError("unknown fields")
         if request.schema is not None:
-            if fields.get("complete"):
-                fields["data"], fields["data_error"] = request.schema.read(fields["text"])
+            fields |= _read(request.schema, fields)
         elif request.format == "json":
             # How an answer is shown is not part of its key.
             fields["data"], fields["data_error"] = parse_json(fields["text"])
@@ -77,6 +81,23 @@ def _choice_packed(result: VisionResult) -> dict[str, Any]:
     """Return the probabilities of choices, in their order, without the choices."""
     held = result.probabilities
     return {} if held is None else {"probabilities": list(held.values())}
+
+
+def _read(schema: AnswerSchema, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return what a schema reads in the text of a stored answer."""
+    text = fields["text"]
+    if fields["complete"]:
+        data, error = schema.read(text)
+        if error is None:
+            return {"data": data}
+        # The class is another one now.
+        fields = {"data_error": error}
+    return {
+        "data": None,
+        "data_error": fields["data_error"],
+        "partial": schema.partial(text),
+        "complete": False,
+    }
 
 
 def _packed(value: Any) -> Any:

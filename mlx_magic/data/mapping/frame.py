@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def frame(rows: Sequence[MapRow], layout: Layout) -> pd.DataFrame:
         taken.add(column)
         columns[column] = [record.get(name) for record in records]
     columns["confidence"] = [_confidence(row) for row in rows]
-    columns["error"] = [None if row.error is None else str(row.error) for row in rows]
+    columns["error"] = [_problem(row) for row in rows]
     series = {name: _series(pandas, values) for name, values in columns.items()}
     made: pd.DataFrame = pandas.DataFrame(series)
     made.index = _index(pandas, rows, layout)
@@ -157,8 +158,8 @@ def flattened(data: Any) -> dict[str, Any]:
     """
     if (dump := getattr(data, "model_dump", None)) is not None:
         data = dump()  # of pydantic
-    elif hasattr(data, "__dataclass_fields__"):
-        data = {name: getattr(data, name) for name in data.__dataclass_fields__}
+    elif dataclasses.is_dataclass(data) and not isinstance(data, type):
+        data = dataclasses.asdict(data)
     if data is None:
         return {}
     if not isinstance(data, Mapping):
@@ -179,6 +180,13 @@ def _probability(result: Any, choice: Any) -> Any:
     if isinstance(choice, list | tuple | set):
         return {each: probabilities.get(each) for each in choice}
     return probabilities.get(choice)
+
+
+def _problem(row: MapRow) -> str | None:
+    """Return why a row has no answer, or an answer no data."""
+    if row.error is not None:
+        return str(row.error)
+    return None if row.result is None else row.result.data_error
 
 
 def _confidence(row: MapRow) -> Any:

@@ -129,25 +129,29 @@ class MapMemory:
                 return None
         return answer_key(self._questions[at], digest)
 
-    def find(self, key: bytes | None, request: GenerationRequest) -> VisionResult | None:
-        """Return a stored answer."""
+    def find(self, key: bytes | None) -> str | None:
+        """Return a stored answer, which `unpack` reads."""
         if self.journal is None or key is None:
             return None
         try:
-            text = self.journal.find(key)
-            return None if text is None else stored_results.unpack(text, request)
+            return self.journal.find(key)
         except JournalError as error:
             self._give_up(error)
-        except ValueError:
-            pass  # damaged, or of a later release: asked again
         return None
+
+    def unpack(self, text: str, request: GenerationRequest) -> VisionResult | None:
+        """Read a stored answer; None if it is damaged or of a later release."""
+        try:
+            return stored_results.unpack(text, request)
+        except ValueError:
+            return None
 
     def store(self, key: bytes | None, source: str, question: str, result: VisionResult) -> None:
         """Store an answer with the next `flush`."""
         if self.journal is None or key is None or result.finish_reason not in _KEPT:
             return
         try:
-            packed = stored_results.pack(result)
+            packed = stored_results.pack(result, schema=self.plan.settings.schema is not None)
         except (TypeError, ValueError) as error:
             self._give_up(JournalError(f"an answer has a value of type {error}."))
             return

@@ -16,6 +16,7 @@ from mlx_magic.data.mapping.sources import rows_of
 from mlx_magic.errors import RequestError
 from mlx_magic.images.opening import take_images
 from mlx_magic.options import Settings
+from mlx_magic.session import TakenExample
 
 Errors = Literal["coerce", "raise"]
 
@@ -53,6 +54,8 @@ class MapPlan:
         Whether `prompt` was a dictionary, so that the questions have a column.
     several_models : bool
         Whether `model` was a list, so that the models have a column.
+    examples : tuple of TakenExample
+        Earlier answers to the same question.
     """
 
     rows: InputRows
@@ -63,6 +66,7 @@ class MapPlan:
     journal: Path | Literal[False] | None = None
     named: bool = False
     several_models: bool = False
+    examples: tuple[TakenExample, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -85,6 +89,7 @@ def make_plan(
     limit: object = None,
     errors: object = "coerce",
     journal: object = None,
+    examples: tuple[TakenExample, ...] = (),
     default_model: str,
 ) -> MapPlan:
     """Check the arguments of a map, and list its images.
@@ -120,6 +125,7 @@ def make_plan(
         place,
         named=isinstance(prompt, Mapping),
         several_models=not isinstance(model, str | os.PathLike) and model is not None,
+        examples=examples,
     )
 
 

@@ -20,6 +20,7 @@ from mlx_magic.data.mapping.result import MapProgress, MapResult
 from mlx_magic.data.mapping.rows import InputRow, MapImage, MapRow
 from mlx_magic.data.mapping.speed import Speed
 from mlx_magic.engine.generation import Generation, Observers
+from mlx_magic.engine.request import Exchange
 from mlx_magic.engine.task import Progress, Task
 from mlx_magic.errors import (
     ContextLengthError,
@@ -60,6 +61,9 @@ AHEAD_PULLED = 8
 _TICK = 0.05
 """Seconds between two looks at requests of others, which send no event to a map."""
 
+_SLICE = 0.05
+"""Seconds for rows that are stored, before the map looks at those that are asked again."""
+
 _ROW_ERRORS = (ImageError, ContextLengthError, GenerationError)
 
 
@@ -79,6 +83,8 @@ class _Item:
     opening: bool = False
     missing: dict[str, deque[int]] = field(default_factory=dict)
     running: set[str] = field(default_factory=set)
+    # Found in the journal, not read yet: model, question, request, text.
+    stored: list[tuple[str, int, GenerationRequest, str]] = field(default_factory=list)
     unfinished: int = 0
 
     @property
@@ -133,8 +139,12 @@ class MapTask(Task[MapResult]):
         self._source_error: Exception | None = None
         self._numbers = itertools.count()
         self._items: dict[int, _Item] = {}
+        # Those of which every answer is in the journal: they wait for those that are asked.
+        self._stored: deque[_Item] = deque()
+        self._requests: dict[tuple[str, str], GenerationRequest] = {}
         self._asked: dict[int, _Asked] = {}
         self._asked_ids = itertools.count()
+        self._examples: list[tuple[str, tuple[ImageInput, ...]]] = []
         self._answers: list[tuple[_Item, str, int, VisionResult]] = []
         self._open_bytes = 0
         self._openers = Openers(
@@ -254,11 +264,17 @@ class MapTask(Task[MapResult]):
                     raise no_images(name, self._session.pool, before=False)
                 self.enter("queued", "reading the model's files")
                 self._memory.know_model(name, found, self.token)
+            self._examples = [
+                (each.answer, tuple(each.images.open(self.token))) for each in self.plan.examples
+            ]
+            # Held, so that they are decoded once.
+            held = [image.pixels for _, images in self._examples for image in images]
             self._memory.begin()
             self.enter("decode")
             self._speed.begin()
             while self._step():
                 self.token.checkpoint()
+            del held
             self._close()
             self.succeed(self.result)
         except BaseException:
@@ -276,11 +292,12 @@ class MapTask(Task[MapResult]):
         self._fill()
         self._submit()
         self._memory.flush()
-        if self._source_error is not None and not self._items:
+        self._take_stored_rows()
+        if self._source_error is not None and not (self._items or self._stored):
             raise self._source_error
-        if not self._items and self._source_ended and self._pulled.empty():
+        if not (self._items or self._stored) and self._source_ended and self._pulled.empty():
             return False
-        event = self._next_event()
+        event = self._next_event(wait=not self._stored)
         while event is not _NOTHING:
             self._take_event(event)
             event = self._next_event(wait=False)
@@ -307,7 +324,9 @@ class MapTask(Task[MapResult]):
         """Take rows from the input, and open their images, within the limits."""
         if self.paused:
             return
-        while len(self._items) < AHEAD_ROWS:
+        # Rows whose answers are stored are passed quickly, but not all of them at once.
+        until = time.monotonic() + _SLICE
+        while len(self._items) < AHEAD_ROWS and time.monotonic() < until:
             taken = self._next_row()
             if taken is None:
                 break
@@ -360,8 +379,14 @@ class MapTask(Task[MapResult]):
             self._fail_item(item, row.error)
             return
         item.facts = self._memory.known_image(row)
-        if item.facts is not None:
-            self._look_up(item)
+        if item.facts is None:
+            return
+        self._look_up(item)
+        if item.stored and not any(item.missing.values()):
+            del self._items[item.number]
+            self._stored.append(item)
+        else:
+            self._take_stored(item)
 
     def _look_up(self, item: _Item) -> None:
         """Take what the journal has of an image's answers, and refuse rows without a prompt."""
@@ -375,14 +400,38 @@ class MapTask(Task[MapResult]):
                     self._set_row(item, name, question, error=error)
                     continue
                 key = self._memory.key(request, item.digest)
-                found = self._memory.find(key, request)
-                if found is not None:
+                text = self._memory.find(key)
+                if text is not None:
                     missing.remove(question)
-                    self._set_row(item, name, question, found, reused=True)
+                    item.stored.append((name, question, request, text))
+
+    def _take_stored_rows(self) -> None:
+        """Read stored answers for a moment; the model is not kept waiting by them."""
+        until = time.monotonic() + _SLICE
+        while self._stored and time.monotonic() < until:
+            item = self._stored.popleft()
+            self._items[item.number] = item
+            self._take_stored(item)
+
+    def _take_stored(self, item: _Item) -> None:
+        """Set the rows of an image that the journal has; a damaged answer is asked again."""
+        stored, item.stored = item.stored, []
+        for name, question, request, text in stored:
+            result = self._memory.unpack(text, request)
+            if result is None:
+                item.missing[name].append(question)
+            else:
+                self._set_row(item, name, question, result, reused=True)
 
     def _request(self, item: _Item, model: str, question: int) -> GenerationRequest:
         prompt = self.plan.questions[question].prompt.fill(item.row.columns)
-        return self.plan.settings.request(prompt, model=model)
+        request = self._requests.get((model, prompt))
+        if request is None:
+            history = tuple(Exchange(prompt, answer, images) for answer, images in self._examples)
+            request = self.plan.settings.request(prompt, model=model, history=history)
+            if len(self._requests) < 1_000:  # prompts with a column differ for each row
+                self._requests[model, prompt] = request
+        return request
 
     def _opened(self, opened: OpenedImage) -> None:
         self._openers.busy -= 1
@@ -401,6 +450,7 @@ class MapTask(Task[MapResult]):
         item.facts = ImageFacts.of(opened.image)
         if not known:
             self._look_up(item)
+            self._take_stored(item)
 
     def _fail_item(self, item: _Item, error: Exception) -> None:
         for name, missing in item.missing.items():

@@ -19,13 +19,13 @@ from mlx_magic.notebook.kernel.running_cell import RunningCell
 from mlx_magic.notebook.magic_line import template
 from mlx_magic.notebook.magic_line.expressions import Evaluate, parse_expression
 from mlx_magic.notebook.magic_line.image_arguments import image_values
-from mlx_magic.notebook.magic_line.options import evaluated
 from mlx_magic.notebook.maps.terminal_line import TerminalLine
 from mlx_magic.notebook.maps.view import MapView
 
 if TYPE_CHECKING:
     from mlx_magic.notebook.magic_line.options import CellArguments
     from mlx_magic.notebook.magic_line.tokens import Token
+    from mlx_magic.options import Settings
 
 _MARK = "\0"
 """Around the name of a column in a prompt that is being filled; no text of a person has it."""
@@ -33,11 +33,21 @@ _MARK = "\0"
 
 def plan_of(
     arguments: CellArguments,
+    settings: Settings,
     variables: Mapping[str, object],
     evaluate: Evaluate,
     note: template.Note,
 ) -> MapPlan:
     """Return the plan of a cell; its expressions are evaluated here.
+
+    Parameters
+    ----------
+    arguments : CellArguments
+    settings : Settings
+        Its options, with the schema that they name.
+    variables : mapping
+    evaluate : callable
+    note : callable
 
     Raises
     ------
@@ -46,7 +56,6 @@ def plan_of(
     ImageError
         There is no image.
     """
-    settings = evaluated(arguments.settings, variables, evaluate)
     images = _images(arguments.images, variables, evaluate)
     columns = rows_of(images, 1).columns if _has_columns(images) else ()
     if not columns and _is_list_of_records(images):
