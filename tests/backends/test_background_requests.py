@@ -22,6 +22,14 @@ class Forward:
         """Return no caches."""
         return []
 
+    def joins(self, inputs: object) -> bool:
+        """Return True."""
+        return True
+
+    def reads_in_chunks(self, tokens: object, caches: object, inputs: object) -> bool:
+        """Return True."""
+        return True
+
     def is_stop_token(self, token: int) -> bool:
         """Return False."""
         return False
