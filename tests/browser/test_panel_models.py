@@ -24,9 +24,9 @@ def test_bundled_model_can_be_loaded_and_unloaded_by_its_button(open_panel: Open
     unload = panel.row("demo").get_by_role("button", name="Unload", exact=True)
     expect(unload).to_be_enabled(timeout=LOADING)
     expect(panel.row("demo")).to_contain_text("loaded")
-    expect(panel.row("demo")).to_contain_text("vision · smolvlm · 12 MB")
+    expect(panel.row("demo")).to_contain_text("vision · smolvlm · 13 MB")
     expect(panel.memory).to_have_accessible_name(re.compile(r"MB of .* in use"))
-    expect(panel.root.get_by_text("Loaded demo: vision, 12 MB.")).to_be_visible()
+    expect(panel.root.get_by_text("Loaded demo: vision, 13 MB.")).to_be_visible()
     expect(panel.status).to_have_text("demo loaded · idle")
     panel.screenshot("loaded")
     # A cell sees the same.

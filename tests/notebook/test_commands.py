@@ -69,7 +69,7 @@ def test_each_subcommand_is_parsed(line: str, command: Command) -> None:
         (
             "photo.jpg",
             "Unknown subcommand 'photo.jpg': use one of load, unload, pin, unpin, list, models, "
-            "status, use, cancel, panel, help; questions start with %%vision.",
+            "status, use, cancel, panel, journal, help; questions start with %%vision.",
         ),
         ("load", "%vision load needs a MODEL."),
         ("load ''", "%vision load needs a MODEL."),

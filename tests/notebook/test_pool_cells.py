@@ -265,15 +265,15 @@ def test_four_real_models_on_a_budget_for_two_in_a_notebook(
             said.append([text for text in lines if text.startswith("Unloaded")])
         # c and d are there at first; at the end c is, since it was used last before b came.
         assert said == [
-            ["Unloaded c (12 MB) to make room."],
-            ["Unloaded d (12 MB) to make room."],
-            ["Unloaded a (12 MB) to make room."],
-            ["Unloaded b (12 MB) to make room."],
+            ["Unloaded c (13 MB) to make room."],
+            ["Unloaded d (13 MB) to make room."],
+            ["Unloaded a (13 MB) to make room."],
+            ["Unloaded b (13 MB) to make room."],
             [],
-            ["Unloaded d (12 MB) to make room."],
+            ["Unloaded d (13 MB) to make room."],
         ]
         assert [model.name for model in real.pool] == ["c", "b"]
-        assert "25 MB of 31 MB used." in repr(line(shell, "list"))
+        assert "26 MB of 32 MB used." in repr(line(shell, "list"))
         line(shell, "unload --all")
         assert len(real.pool) == 0
     finally:
