@@ -104,9 +104,15 @@ def test_an_open_bracket_offers_each_variable() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("%%vision --m", ["--model", "--max-tokens", "--min-p", "--multiple", "--map", "--max-pixels"]),
+        (
+            "%%vision --m",
+            ["--model", "--max-tokens", "--min-p", "--multiple", "--map", "--max-pixels"],
+        ),
         ("%%vision a.jpg --no", ["--no-think", "--no-show", "--no-journal", "--no-normalize"]),
-        ("%%vision -m demo --m", ["--max-tokens", "--min-p", "--multiple", "--map", "--max-pixels"]),
+        (
+            "%%vision -m demo --m",
+            ["--max-tokens", "--min-p", "--multiple", "--map", "--max-pixels"],
+        ),
         ("%%vision --max-tokens=3 --max-", ["--max-pixels"]),
         ("%%vision --st", ["--stop"]),
         ("%%vision --ti", ["--timeout"]),
