@@ -233,6 +233,7 @@ def test_readme_image_is_sharp_and_small() -> None:
 
 def test_example_notebooks_exist() -> None:
     assert [path.name for path in NOTEBOOKS] == [
+        "data.ipynb",
         "map.ipynb",
         "panel.ipynb",
         "pool.ipynb",
