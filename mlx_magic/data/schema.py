@@ -153,7 +153,7 @@ def _json_schema(value: object) -> tuple[JsonSchema, Any]:
     if isinstance(value, Mapping):
         return dict(value), None
     if value is None or isinstance(value, bool | int | float | bytes | list | tuple | set):
-        raise SchemaError(f"{short_repr(value)} is none: {_EXPECTED}", "")
+        raise SchemaError(f"{short_repr(value)} is not a schema: {_EXPECTED}", "")
     return _of_type(value)
 
 
@@ -187,7 +187,7 @@ def _of_type(value: object) -> tuple[JsonSchema, Any]:
         name = getattr(value, "__name__", type(value).__name__)
         raise SchemaError(f"{name} is a function: {_EXPECTED}", "")
     if not isinstance(value, type) and typing.get_origin(value) is None and not _is_form(value):
-        raise SchemaError(f"{short_repr(value)} is none: {_EXPECTED}", "")
+        raise SchemaError(f"{short_repr(value)} is not a schema: {_EXPECTED}", "")
     try:
         kind: Any = value
         adapter: Any = TypeAdapter(kind)

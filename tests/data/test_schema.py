@@ -148,7 +148,7 @@ def test_a_schema_is_read_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (3, "3 is none: use a pydantic model"),
+        (3, "3 is not a schema: use a pydantic model"),
         ("receipt", "'receipt' is neither a file nor a short form"),
         ("missing.json", "missing.json: No such file"),
         ({"enum": []}, "enum without values"),
@@ -165,7 +165,7 @@ def test_a_schema_is_read_from_a_file(tmp_path: Path) -> None:
         ("a: int, a: str", "it has two fields a"),
         ("a: red|red", "two alternatives are the same"),
         ("a: list[int", "a bracket or a quote is not closed"),
-        (["a"], "['a'] is none"),
+        (["a"], "['a'] is not a schema"),
         ({"type": "string", "enum": ["x" * 1_100_000]}, "characters as JSON"),
     ],
 )
