@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
 from traitlets import TraitError
 from traitlets.config import Config
 
@@ -32,6 +33,8 @@ INTEGERS = (
 )
 FLOATS = (np.float16, np.float32, np.float64, np.longdouble)
 NUMBERS = [option for option in OPTIONS if option.kind in ("integer", "number")]
+# Those of a cell alone are no part of a request.
+ASKED = [option for option in NUMBERS if option.target != "cell"]
 WORKS = {"top_p": 1, "min_p": 1, "kv_bits": 8}
 """A number that the option takes, where 2 is not one."""
 
@@ -66,7 +69,7 @@ def kept_by(option: RequestOption, value: Any) -> object:
     return plain(value)
 
 
-@given(st.sampled_from(INTEGERS), st.integers(0, 127), st.sampled_from([*NUMBERS]))
+@given(st.sampled_from(INTEGERS), st.integers(0, 127), st.sampled_from(ASKED))
 def test_every_option_takes_each_integer_type_of_numpy(kind: Any, number: int, option: Any) -> None:
     value = WORKS.get(option.name, max(number, 1))
     kept = kept_by(option, kind(value))
@@ -74,7 +77,7 @@ def test_every_option_takes_each_integer_type_of_numpy(kind: Any, number: int, o
     assert type(kept) is int
 
 
-@given(st.sampled_from(FLOATS), st.floats(0.125, 1, width=16), st.sampled_from(NUMBERS))
+@given(st.sampled_from(FLOATS), st.floats(0.125, 1, width=16), st.sampled_from(ASKED))
 def test_every_number_option_takes_each_float_type_of_numpy(
     kind: Any, number: float, option: Any
 ) -> None:
@@ -154,3 +157,15 @@ def test_what_is_no_number_stays_as_it_is() -> None:
 def test_texts_of_numpy_are_kept_as_plain_texts() -> None:
     request = GenerationRequest(prompt=np.str_("a"), system=np.str_("b"), format=np.str_("json"))  # type: ignore[arg-type]
     assert {type(text) for text in (request.prompt, request.system, request.format)} == {str}
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+def test_limit_of_a_map_takes_integers_of_numpy(session: ScriptedBackend, kind: Any) -> None:
+    images = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in (1, 2, 3)]
+    assert len(mlx_magic.map("What?", images, limit=kind(2), journal=False)) == 2
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_limit_of_a_map_takes_no_float(session: ScriptedBackend, kind: Any) -> None:
+    with pytest.raises(RequestError, match="limit"):
+        mlx_magic.map("What?", [Image.new("RGB", (8, 8))], limit=kind(2), journal=False)

@@ -383,7 +383,7 @@ def test_batch_size_is_limited_by_memory(demo: ModelBench, monkeypatch: pytest.M
     demo.forget()
     held = batch.limits.held
     one = demo.model._admission.require(prompt_tokens=78, image_tokens=64, max_tokens=12)
-    limit = 2 * one.cache + one.reading + one.logits
+    limit = 2 * one.cache + one.joint_reading + one.logits
     most: list[int] = []
 
     def memory() -> Memory:

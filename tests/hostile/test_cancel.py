@@ -42,6 +42,10 @@ class CancelAtCheck(CancelToken):
             self._request("cancelled", 0.0)
         return super().requested
 
+    def checkpoint(self) -> None:
+        if self.requested:
+            raise Cancelled
+
 
 def noise(width: int = 600, height: int = 600) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))

@@ -72,8 +72,8 @@ def session(script: SlowBackend, monkeypatch: pytest.MonkeyPatch) -> Iterator[Se
     came = _submitted[session] = []
     submit = session.engine.submit
 
-    def noted(steps: Steps, on_error: OnError) -> None:
-        submit(steps, on_error)
+    def noted(steps: Steps, on_error: OnError, *, urgent: Callable[[], bool] | None = None) -> None:
+        submit(steps, on_error, urgent=urgent)
         came.append(on_error.__self__)  # type: ignore[attr-defined]
 
     monkeypatch.setattr(session.engine, "submit", noted)

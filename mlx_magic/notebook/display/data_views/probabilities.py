@@ -73,7 +73,8 @@ def _rows(result: VisionResult) -> tuple[list[_Row], str]:
     """Return the rows to show, and a line about the others."""
     held = result.probabilities or {}
     chosen = result.choice if isinstance(result.choice, tuple) else (result.choice,)
-    ordered = sorted(held.items(), key=lambda item: -item[1])
+    # As shown: what looks equal stays in the order of the choices, on every machine.
+    ordered = sorted(held.items(), key=lambda item: -round(item[1], 3))
     rows = [
         _Row(_label(value), probability, any(value is each for each in chosen))
         for value, probability in ordered
