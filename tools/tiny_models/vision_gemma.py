@@ -314,6 +314,9 @@ vary(
     moe_intermediate_size=64,
 )
 
+# As gemma-4-26B-A4B and gemma-4-31B: the tokens of an image see each other.
+vary("gemma4", "bidirectional", use_bidirectional_attention="vision")
+
 
 @vision("paligemma")
 def _paligemma(folder: Path, **text: Any) -> None:

@@ -56,12 +56,16 @@ class PrefillBatch:
         self._rows = [Row(slot.inputs, len(slot.tokens)) for slot in slots]
         self._done = 0
         whole = mx.array([slots[0].tokens]) if len(slots) == 1 else None
-        if whole is not None and not forward.reads_in_chunks(whole, caches, slots[0].inputs):
+        # The model's masks may depend on all of the prompt: then it is read in one call.
+        in_one = whole is not None and not forward.reads_in_chunks(whole, caches, slots[0].inputs)
+        if in_one:
             chunk = len(slots[0].tokens)
             slots[0].checkpoint_at = 0
         self._chunk = max(1, chunk // len(slots))
         known = all(forward.joins(slot.inputs) for slot in slots)
         self._joint = min(joint_tokens // len(slots), self._chunk + 1) if known else 0
+        if in_one:
+            self._joint = chunk
         self._widths = [len(slot.tokens) for slot in slots]
         pauses = {slot.checkpoint_at for slot in slots}
         self._pause = pauses.pop() if len(pauses) == 1 else 0

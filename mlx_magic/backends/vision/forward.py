@@ -6,6 +6,7 @@ mlx-vlm's own prefill has neither cancellation points nor progress; hooks add bo
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -143,6 +144,19 @@ class VisionForward:
         self._model = None
 
 
+_TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+"""Outputs of processors that say of each token whether it is text or of an image."""
+
+
+def _takes(language: Any, name: str) -> bool:
+    """Whether a language model, or the model within it, has a parameter of this name."""
+    return any(
+        name in inspect.signature(type(each).__call__).parameters
+        for each in (language, getattr(language, "model", None))
+        if each is not None
+    )
+
+
 class Embedder:
     """Makes embeddings after the cached prefix, and encodes only images that are not cached.
 
@@ -216,6 +230,7 @@ class Embedder:
         embeds = caches.without_ignored(
             self._embed(inputs if whole else suffix, image_keys, active)
         )
+        embeds = {**self._token_types(inputs), **embeds}
         length = int(embeds["inputs_embeds"].shape[1]) + (0 if whole else start.count)
         extra = embeds.keys() - {"inputs_embeds"}
         # These are cut by the model, which then needs them of the whole prompt.
@@ -248,6 +263,24 @@ class Embedder:
             if self._waiting and inputs.get("pixel_values") is not None:
                 self._encode_waiting(WaitingImages(partial(self._outputs, inputs), image_keys))
             return self._caches.encode(self._model, embed, active.vision_progress, image_keys)
+
+    def _token_types(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the processor's types of tokens, if the language model's masks depend on them.
+
+        With ``use_bidirectional_attention`` Gemma 4 lets the tokens of an image see each other:
+        mlx-vlm's `stream_generate` hands on all outputs of the processor. Such a prompt is read
+        in one piece. If the model's policy allows chunks, its masks are causal.
+        """
+        language = getattr(self._model, "language_model", None)
+        given = {
+            name: inputs[name]
+            for name in _TOKEN_TYPES
+            if inputs.get(name) is not None and _takes(language, name)
+        }
+        policy = getattr(language, "chunked_prefill_policy", None)
+        if not given or (policy is not None and policy(prefill_kwargs=given)):
+            return {}
+        return given
 
     def _encode_waiting(self, first: WaitingImages) -> None:
         """Encode the images of requests that wait, with those of the first one."""
