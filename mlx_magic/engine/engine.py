@@ -276,9 +276,9 @@ class Engine:
 
     def _put_urgent_first(self) -> None:
         """Let an urgent job be the next one, unless it is the turn of the others."""
-        if all(job.urgent is not None for job in self._jobs):
-            return  # all are alike
         with self._changed:
+            if all(job.urgent is not None for job in self._jobs):
+                return  # all are alike
             at = next(
                 (
                     at

@@ -471,3 +471,30 @@ def test_urgent_job_runs_before_the_others_which_still_go_on() -> None:
     assert sorted(ran) == ["cell", "map 0", "map 1", "map 2", "map 3", "map 4"]
     while engine.step():
         pass
+
+
+def test_jobs_come_from_another_thread_while_urgent_ones_are_looked_for() -> None:
+    """A switch of threads after each bytecode: without a lock the engine's thread ends."""
+    engine = Engine(threaded=False)
+    failed: list[BaseException] = []
+    ran = [0]
+
+    def job() -> Steps:
+        ran[0] += 1
+        yield None
+
+    def submit() -> None:
+        for _ in range(3000):
+            engine.submit(job(), failed.append, urgent=lambda: False)
+
+    before = sys.getswitchinterval()
+    other = threading.Thread(target=submit)
+    sys.setswitchinterval(1e-6)
+    try:
+        other.start()
+        while other.is_alive() or engine.step():
+            engine.step()
+    finally:
+        sys.setswitchinterval(before)
+        other.join()
+    assert (ran, failed) == ([3000], [])
