@@ -193,7 +193,8 @@ def test_speed_up_keeps_no_reference_to_the_model() -> None:
         del model
         # No reference cycle: it is freed at once.
         assert inner() is None
-        assert mx.get_active_memory() == before
+        # Threads of earlier tests may free theirs meanwhile.
+        assert mx.get_active_memory() <= before
     finally:
         gc.enable()
 

@@ -81,7 +81,10 @@ def test_cycle_collection_runs_only_if_memory_is_still_held(
             del held
         return before - device_platform.memory().active - nbytes, len(searches)
 
-    assert engine.call(work).result(30) == (0, int(in_a_cycle))
+    freed_beside, searches = engine.call(work).result(30)
+    # A search finds what earlier tests left, too.
+    assert freed_beside == 0 or (in_a_cycle and freed_beside > 0)
+    assert searches == int(in_a_cycle)
 
 
 @linux
