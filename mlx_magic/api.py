@@ -152,13 +152,7 @@ def ask(
             picked,
             multiple,
         )
-        writer = shape or picked
-        shown = take_examples(
-            examples,
-            None if writer is None else writer.write,
-            max_pixels=max_pixels,
-            normalize=normalize,
-        )
+        shown = take_examples(examples, shape or picked, max_pixels=max_pixels, normalize=normalize)
         taken = _taken(images, max_pixels, normalize, on_progress)
         return outcome(lambda: _start(request, taken, shown, on_progress=on_progress))
 
@@ -218,13 +212,7 @@ def stream(
             picked,
             multiple,
         )
-        writer = shape or picked
-        shown = take_examples(
-            examples,
-            None if writer is None else writer.write,
-            max_pixels=max_pixels,
-            normalize=normalize,
-        )
+        shown = take_examples(examples, shape or picked, max_pixels=max_pixels, normalize=normalize)
         taken = _taken(images, max_pixels, normalize, on_progress)
         return TextStream(request, taken, on_progress, examples=shown)
 
@@ -417,13 +405,7 @@ def map(
             choices=picked,
             multiple=multiple,
         )
-        writer = shape or picked
-        shown = take_examples(
-            examples,
-            None if writer is None else writer.write,
-            max_pixels=max_pixels,
-            normalize=normalize,
-        )
+        shown = take_examples(examples, shape or picked, max_pixels=max_pixels, normalize=normalize)
         session = default_session.current()
         plan = make_plan(
             prompt,

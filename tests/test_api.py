@@ -12,22 +12,17 @@ import pytest
 from PIL import Image
 
 import mlx_magic
-from mlx_magic import default_session
 from mlx_magic.engine.generation import Snapshot
 from mlx_magic.errors import RequestError
-from mlx_magic.testing import ScriptedBackend, scripted_session
+from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
+from tests.scripted_default import scripted_default
 
 
 @pytest.fixture
 def script() -> Iterator[ScriptedBackend]:
-    script = ScriptedBackend("One two three.")
-    scripted = scripted_session(backend=script)
-    before = default_session.replace_current(scripted)
-    yield script
-    script.release()
-    scripted.close()
-    default_session.replace_current(before)
+    with scripted_default("One two three.") as script:
+        yield script
 
 
 @pytest.fixture

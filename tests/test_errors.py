@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import mlx_magic
-from mlx_magic import default_session
 from mlx_magic.errors import (
     GenerationError,
     ImageNotFoundError,
@@ -21,19 +20,15 @@ from mlx_magic.errors import (
     RequestError,
     ShortTraceback,
 )
-from mlx_magic.testing import ScriptedBackend, scripted_session
+from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
+from tests.scripted_default import scripted_default
 
 
 @pytest.fixture
 def script() -> Iterator[ScriptedBackend]:
-    script = ScriptedBackend("One two three.")
-    scripted = scripted_session(backend=script)
-    before = default_session.replace_current(scripted)
-    yield script
-    script.release()
-    scripted.close()
-    default_session.replace_current(before)
+    with scripted_default("One two three.") as script:
+        yield script
 
 
 @pytest.fixture

@@ -17,15 +17,15 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 import mlx_magic
-from mlx_magic import default_session
 from mlx_magic.argument_checks import plain
 from mlx_magic.engine.request import GenerationRequest, Sampling
 from mlx_magic.errors import RequestError
 from mlx_magic.images.image import fit_pixels
 from mlx_magic.notebook.magics import VisionMagics
 from mlx_magic.options import OPTIONS, RequestOption
-from mlx_magic.testing import ScriptedBackend, scripted_session
+from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
+from tests.scripted_default import scripted_default
 
 INTEGERS = (
     *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
@@ -41,12 +41,8 @@ WORKS = {"top_p": 1, "min_p": 1, "kv_bits": 8}
 
 @pytest.fixture
 def session() -> Iterator[ScriptedBackend]:
-    script = ScriptedBackend("One two three.")
-    scripted = scripted_session(backend=script)
-    before = default_session.replace_current(scripted)
-    yield script
-    scripted.close()
-    default_session.replace_current(before)
+    with scripted_default("One two three.") as script:
+        yield script
 
 
 @pytest.fixture

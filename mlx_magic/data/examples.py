@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mlx_magic.argument_checks import short_repr
+from mlx_magic.data.schema import Schema
+from mlx_magic.engine.request import Choices
 from mlx_magic.errors import RequestError
 from mlx_magic.images.opening import take_images
 from mlx_magic.session import TakenExample
@@ -13,7 +15,7 @@ from mlx_magic.session import TakenExample
 
 def take_examples(
     examples: Any,
-    write: Callable[[object], str] | None = None,
+    shape: Schema | Choices | None = None,
     *,
     max_pixels: int | None = None,
     normalize: bool = True,
@@ -24,8 +26,8 @@ def take_examples(
     ----------
     examples : sequence of (image, object)
         The image may be anything that a question takes, a list of images, or None.
-    write : callable, optional
-        Returns an object as the model would write it. Without it, answers are str.
+    shape : Schema or Choices, optional
+        Writes an object as the model would. Without it, answers are str.
     max_pixels : int, optional
     normalize : bool
         See `images.opening.take_images`.
@@ -44,10 +46,10 @@ def take_examples(
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise _wrong(f"examples[{at}] is {short_repr(pair)}")
         image, value = pair
-        if write is None and not (isinstance(value, str) and value.strip()):
+        if shape is None and not (isinstance(value, str) and value.strip()):
             raise _wrong(f"examples[{at}] has the answer {short_repr(value)}, which is no text")
         try:
-            answer = value if write is None else write(value)
+            answer = value if shape is None else shape.write(value)
         except RequestError as error:
             raise RequestError(f"examples[{at}]: {error}", option="examples") from None
         named = [] if image is None else [(f"examples[{at}]", image)]

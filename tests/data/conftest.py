@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mlx_magic import default_session
-from mlx_magic.testing import ScriptedBackend, scripted_session
+from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
+from tests.scripted_default import scripted_default
 
 
 @pytest.fixture
@@ -18,13 +18,8 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted
     """The backend behind `mlx_magic.map`; the working directory is a folder of the test's own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    script = ScriptedBackend("One two.")
-    session = scripted_session(backend=script)
-    before = default_session.replace_current(session)
-    yield script
-    script.release()
-    session.close()
-    default_session.replace_current(before)
+    with scripted_default("One two.") as script:
+        yield script
 
 
 @pytest.fixture

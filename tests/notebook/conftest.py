@@ -12,9 +12,9 @@ from PIL import Image
 from traitlets.config import Config
 
 import mlx_magic.demo
-from mlx_magic import default_session
-from mlx_magic.testing import ScriptedBackend, scripted_session
+from mlx_magic.testing import ScriptedBackend
 from tests import checkpoints
+from tests.scripted_default import scripted_default
 
 
 @pytest.fixture
@@ -40,10 +40,5 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted
     """The backend behind every model; the bundled one is a folder without real weights."""
     folder = checkpoints.good(tmp_path / "bundled")
     monkeypatch.setattr(mlx_magic.demo, "folder", lambda: folder)
-    script = ScriptedBackend("It is **red**.")
-    scripted = scripted_session(backend=script)
-    before = default_session.replace_current(scripted)
-    yield script
-    script.release()
-    scripted.close()
-    default_session.replace_current(before)
+    with scripted_default("It is **red**.") as script:
+        yield script
