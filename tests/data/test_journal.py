@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -502,3 +503,24 @@ def test_shared_folders_have_no_write_ahead_log(
         journal = Journal(tmp_path / f"{mode}.sqlite")
         assert journal._db.execute("PRAGMA journal_mode").fetchone()[0] == mode
         journal.close()
+
+
+def test_many_maps_may_make_one_journal_at_once(tmp_path: Path) -> None:
+    failed: list[Exception] = []
+
+    def opened(path: Path, together: threading.Barrier) -> None:
+        together.wait(10)
+        try:
+            Journal(path).close()
+        except Exception as error:
+            failed.append(error)
+
+    for at in range(40):
+        together = threading.Barrier(6)
+        path = tmp_path / f"{at}.sqlite"
+        threads = [threading.Thread(target=opened, args=(path, together)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []

@@ -137,10 +137,12 @@ class Journal:
     def _open(self, new: bool) -> None:
         name = shown(str(self.path))
         if not new:
+            # In one transaction: another map may be making the file right now.
+            self._db.execute("BEGIN")
+            empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             application = self._db.execute("PRAGMA application_id").fetchone()[0]
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            # Another notebook may be making it right now: then it is empty.
+            self._db.execute("COMMIT")
             if application != _APPLICATION and not (empty and application == 0):
                 raise JournalError(f"{name} is another program's database: choose another path.")
             if version > VERSION:
@@ -150,7 +152,7 @@ class Journal:
                 )
         # Before the first write, as it cannot be changed within a transaction.
         mode = "DELETE" if is_shared(self.path.parent) else "WAL"
-        self._db.execute(f"PRAGMA journal_mode={mode}")
+        self._set_mode(mode)
         self._db.execute(
             "PRAGMA synchronous=NORMAL" if mode == "WAL" else "PRAGMA synchronous=FULL"
         )
@@ -160,6 +162,18 @@ class Journal:
         self._db.execute(f"PRAGMA application_id={_APPLICATION}")
         self._db.execute(f"PRAGMA user_version={VERSION}")
         self._db.execute("COMMIT")
+
+    def _set_mode(self, mode: str) -> None:
+        """Set the journal mode; SQLite does not wait for others that do the same."""
+        until = time.monotonic() + _WAIT
+        while True:
+            try:
+                self._db.execute(f"PRAGMA journal_mode={mode}")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Close the file."""
